@@ -1,0 +1,127 @@
+"""Checkpoints by orbax: state, data position and config, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import grain.checkpoint
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
+
+from clip_jax.errors import UserError
+
+FOLDER = "checkpoints"
+CONFIG = "config.json"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is there complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_config(workdir: str | Path) -> dict[str, Any]:
+    """The config that a run was started with.
+
+    Raises:
+      UserError: the folder holds no run.
+    """
+    path = Path(workdir) / CONFIG
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{workdir} holds no run: there is no {CONFIG} in it") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error})") from None
+
+
+def latest_step(workdir: str | Path) -> int | None:
+    """The step of a run's newest complete checkpoint."""
+    folder = Path(workdir).absolute() / FOLDER
+    return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
+
+
+class Checkpoints:
+    """The checkpoints of one run: saved in the background, the newest kept."""
+
+    def __init__(
+        self, workdir: str | Path, *, every: int = 1, keep: int = 1, read_only: bool = False
+    ) -> None:
+        self._folder = Path(workdir).absolute() / FOLDER
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                save_decision_policy=save_decision_policy.AnySavePolicy(
+                    [
+                        save_decision_policy.PreemptionCheckpointingPolicy(),
+                        save_decision_policy.FixedIntervalPolicy(every),
+                    ]
+                ),
+                preservation_policy=preservation_policy.LatestN(keep),
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=not read_only,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(
+        self, step: int, state: Any, data: Any, config: dict[str, Any], *, force: bool
+    ) -> None:
+        """Starts a save when the step is due (or forced); returns while it is being written."""
+        if step == self._manager.latest_step():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=grain.checkpoint.CheckpointSave(data),
+                config=ocp.args.JsonSave(config),
+            ),
+            force=force,
+        )
+
+    def restore(self, step: int, like: Any, data: Any) -> Any:
+        """The state of a step, laid out like `like` (shapes with shardings); moves `data` there."""
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(like), data=grain.checkpoint.CheckpointRestore(data)
+            ),
+        )
+        return restored["state"]
+
+    def restore_params(self, step: int, like: Any) -> Any:
+        """Only the parameters of a step, for use without an optimizer."""
+        item = ocp.args.PyTreeRestore(
+            item={"params": like},
+            restore_args={"params": ocp.checkpoint_utils.construct_restore_args(like)},
+            partial_restore=True,
+        )
+        return self._manager.restore(step, args=ocp.args.Composite(state=item))["state"]["params"]
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def bytes_of(tree: Any) -> int:
+    """How large a tree of arrays or shapes is."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

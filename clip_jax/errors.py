@@ -1,0 +1,22 @@
+"""Mistakes of the user and failures of the machine, told from bugs."""
+
+from __future__ import annotations
+
+import errno
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: one clear line that says what to do."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that the disk has no room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(text in str(error) for text in ("No space left", "File too large", "Disk quota")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,89 @@
+"""Features of a whole set, on every device, whatever its size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from clip_jax import partition
+from clip_jax.data.images import decode, resize_and_crop
+from clip_jax.data.sources import Source
+
+Features = Float[np.ndarray, "n embed_dim"]
+
+
+class Encoder:
+    """The two towers of a model as compiled functions from arrays of any length to features.
+
+    Rows are padded to full batches, encoded over the mesh, and cut back: a set of any size gives
+    the same features on any number of devices, and each tower is compiled once.
+    """
+
+    def __init__(self, graph: nnx.GraphDef, params: Any, mesh: Mesh, batch_size: int) -> None:
+        self._params = params
+        self._mesh = mesh
+        shards = partition.batch_shards(mesh)
+        self._rows = max(1, batch_size // shards) * shards
+        out = partition.replicated(mesh)
+        self._image = jax.jit(partial(_encode, graph, "encode_image"), out_shardings=out)
+        self._text = jax.jit(partial(_encode, graph, "encode_text"), out_shardings=out)
+
+    def _all(self, tower: Callable[..., jax.Array], batches: Iterable[np.ndarray]) -> Features:
+        parts = []
+        sharding = partition.batch_sharding(self._mesh)
+        for batch in batches:
+            padded = np.concatenate([batch, np.repeat(batch[:1], self._rows - len(batch), axis=0)])
+            array = jax.make_array_from_callback(padded.shape, sharding, padded.__getitem__)
+            parts.append((tower(self._params, array), len(batch)))
+        return np.concatenate([np.asarray(features)[:n] for features, n in parts])
+
+    def _cut(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        return (rows[i : i + self._rows] for i in range(0, len(rows), self._rows))
+
+    def images(self, source: Source, size: int, threads: int = 2) -> Features:
+        """Unit-norm features of every picture of a source, in its order."""
+
+        def pixels(i: int) -> np.ndarray:
+            pair = source[i]
+            return resize_and_crop(decode(pair.image, pair.name), size)
+
+        with ThreadPoolExecutor(threads) as pool:
+            ranges = range(0, len(source), self._rows)
+            chunks = (range(i, min(i + self._rows, len(source))) for i in ranges)
+            return self._all(self._image, (np.stack(list(pool.map(pixels, c))) for c in chunks))
+
+    def pixels(self, images: np.ndarray) -> Features:
+        """Unit-norm features of uint8 [n, size, size, 3]."""
+        return self._all(self._image, self._cut(images))
+
+    def tokens(self, tokens: np.ndarray) -> Features:
+        """Unit-norm features of int32 [n, context]."""
+        return self._all(self._text, self._cut(tokens))
+
+
+def _encode(graph: nnx.GraphDef, tower: str, params: Any, rows: jax.Array) -> jax.Array:
+    return getattr(nnx.merge(graph, params), tower)(rows, normalized=True)
+
+
+def classifier(
+    encoder: Encoder,
+    tokenize: Callable[..., np.ndarray],
+    labels: Sequence[str],
+    templates: Sequence[str],
+) -> Features:
+    """A row of weights per label: its templates' features averaged and normalised again.
+
+    Source: section 3.1.4, prompt ensembling. `templates` hold `{}` where the label goes.
+    """
+    texts = [template.replace("{}", label) for label in labels for template in templates]
+    features = encoder.tokens(tokenize(texts, truncate=True))
+    mean = features.reshape(len(labels), len(templates), -1).mean(axis=1)
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)

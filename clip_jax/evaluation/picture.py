@@ -1,0 +1,72 @@
+"""Test pictures with their likeliest labels and bars, as in figure 21 of the paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+CELL, SIDE, LINE = (360, 152), 104, 19
+RIGHT, WRONG, OTHER = "#2e7d32", "#c62828", "#b0bec5"
+
+
+class Guess(NamedTuple):
+    """A picture, its true label, and the likeliest labels with probabilities, best first."""
+
+    image: Image.Image
+    truth: str
+    labels: Sequence[str]
+    probabilities: Sequence[float]
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width: int) -> str:
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font) > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _cell(draw: ImageDraw.ImageDraw, canvas: Image.Image, guess: Guess, x: int, y: int) -> None:
+    bold, font = ImageFont.load_default(14), ImageFont.load_default(12)
+    width = CELL[0] - SIDE - 36
+    image = guess.image.copy()
+    image.thumbnail((SIDE, SIDE)) if max(image.size) > SIDE else None
+    scale = SIDE / max(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)))
+    canvas.paste(image, (x + 12, y + 32))
+    right = guess.labels[0] == guess.truth
+    title = _fit(draw, guess.truth, bold, CELL[0] - 24)
+    draw.text((x + 12, y + 8), title, RIGHT if right else "#37474f", bold)
+    for row, (label, share) in enumerate(zip(guess.labels, guess.probabilities, strict=True)):
+        top = y + 34 + row * (LINE + 2)
+        left = x + SIDE + 24
+        color = RIGHT if label == guess.truth else WRONG if row == 0 else OTHER
+        draw.rectangle((left, top, left + max(1, share * width), top + LINE - 1), fill=color)
+        text = _fit(draw, f"{label}  {share:.1%}", font, width)
+        draw.text((left + 4, top + 2), text, "black", font)
+
+
+def draw_guesses(guesses: Sequence[Guess], title: str, columns: int = 3) -> Image.Image:
+    """A sheet of pictures, each with its likeliest labels; green is the true label, red a miss."""
+    rows = math.ceil(len(guesses) / columns)
+    canvas = Image.new("RGB", (CELL[0] * columns, CELL[1] * rows + 34), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((12, 9), title, "black", ImageFont.load_default(15))
+    for i, guess in enumerate(guesses):
+        _cell(draw, canvas, guess, i % columns * CELL[0], i // columns * CELL[1] + 34)
+    return canvas
+
+
+def save_whole(image: Image.Image, path: Path) -> None:
+    """A PNG that is there complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        image.save(temporary, "PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,26 @@
+"""Zero-shot classification: the nearest label's text (section 3.1)."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def top_k(
+    logits: Float[np.ndarray, "n classes"],
+    target: Int[np.ndarray, " n"],
+    ks: tuple[int, ...] = (1, 5),
+) -> dict[str, float]:
+    """The share of rows whose target is among the k likeliest; ties count against the model."""
+    own = np.take_along_axis(logits, target[:, None], axis=1)
+    ahead = (logits >= own).sum(axis=1) - 1
+    return {f"top{k}": float((ahead < k).mean()) for k in ks}
+
+
+def likeliest(
+    logits: Float[np.ndarray, " classes"], k: int
+) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """The k likeliest classes and their probabilities, best first."""
+    shifted = np.exp(logits - logits.max())
+    order = np.argsort(-logits, kind="stable")[:k]
+    return order, (shifted / shifted.sum())[order]

@@ -1,0 +1,136 @@
+"""The command line: `python -m clip_jax.main --config configs/quickstart.py`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from clip_jax.errors import UserError, is_disk_full
+
+MODES = ("train", "evaluate")
+_EPILOG = """\
+any key of the config can be set:  --config.KEY=VALUE   (--config FILE --help lists them)
+  python -m clip_jax.main --config configs/quickstart.py
+  python -m clip_jax.main --config configs/vit_b16.py --config.data.train='/data/{00000..41407}.tar'
+the same command resumes a run that was stopped; Ctrl-C and SIGTERM save first"""
+
+
+class LinesParser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, without the usage before it."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]  # argparse: never returns
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    p = LinesParser(
+        prog="python -m clip_jax.main",
+        description="Trains and evaluates CLIP models.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    p.add_argument("--config", metavar="FILE", help="a config, such as configs/quickstart.py")
+    p.add_argument("--workdir", metavar="FOLDER", help="where the run is kept (config.workdir)")
+    p.add_argument(
+        "--mode", default="train", help=f"one of {', '.join(MODES)} (default: %(default)s)"
+    )
+    p.add_argument("--help", "-h", action="store_true", help="this text, and the config's keys")
+    return p
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`--config.KEY=VALUE` and `--config.KEY VALUE` apart from the other flags."""
+    rest, overrides = [], []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+        else:
+            key = word.removeprefix("--config.")
+            overrides.append(key if "=" in key else f"{key}={next(words, '')}")
+    return rest, overrides
+
+
+def run(argv: Sequence[str]) -> int:
+    """The whole command; returns the exit code.
+
+    Raises:
+      UserError: what the user gave is wrong.
+    """
+    flags, overrides = split_overrides(argv)
+    args = parser().parse_args(flags)
+    if args.mode not in MODES:
+        raise UserError(f"unknown --mode {args.mode!r}; known: {', '.join(MODES)}")
+    if not args.config:
+        if args.help:
+            parser().print_help()
+            return 0
+        raise UserError("--config is missing: try --config configs/quickstart.py")
+
+    from clip_jax import config as config_lib
+
+    if args.workdir:
+        overrides.append(f"workdir={args.workdir}")
+    config, doc = config_lib.load(args.config, overrides)
+    if args.help:
+        parser().print_help()
+        print(f"\n{args.config}: {doc.strip()}\n\nits keys:\n{config_lib.describe(config)}")
+        return 0
+    return _start(args.mode, config)
+
+
+def _start(mode: str, config: object) -> int:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    from clip_jax import train
+
+    jax.config.update("jax_compilation_cache_dir", _compilation_cache())
+    {"train": train.train, "evaluate": train.evaluate}[mode](config)  # type: ignore[arg-type]
+    return 0
+
+
+def _compilation_cache() -> str:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(base, "clip_jax", "xla")
+
+
+def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
+    """Runs a command and exits; a mistake of the user's is one line on stderr and exit code 2."""
+    try:
+        code = command(argv)
+    except UserError as error:
+        code = _fail(str(error), 2)
+    except KeyboardInterrupt:
+        code = _fail("interrupted before anything could be saved", 130)
+    except BrokenPipeError:
+        code = 0
+    except Exception as error:
+        if not (line := _outside(error)):
+            raise
+        code = _fail(line, 1)
+    sys.exit(code)
+
+
+def _outside(error: BaseException) -> str:
+    """What went wrong outside of the program, such as a full disk, in one line; or nothing."""
+    if is_disk_full(error):
+        return "the disk is full: make room and start the same command again, it resumes"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return ""
+
+
+def _fail(line: str, code: int) -> int:
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    report(run, sys.argv[1:])

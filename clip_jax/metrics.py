@@ -1,0 +1,175 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard, the progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl; a line that a crash cut short is left out."""
+    lines = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else []
+    return [json.loads(line) for line in lines if line]
+
+
+class Writer:
+    """Appends metrics to a run's folder, a step's metric once.
+
+    A resumed run does some steps again that were logged before it was killed. What stands in the
+    file already is not written again, and half a line left by a crash is cut off.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, resume_step: int = 0, tensorboard: bool = True
+    ) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        self._seen: dict[int, set[str]] = {}
+        for line in read(self._path):
+            self._seen.setdefault(line["step"], set()).update(line)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._cut_half_line()
+        self._board: Any = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(
+                str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
+            )
+
+    def _cut_half_line(self) -> None:
+        if os.path.isfile(self._path):
+            whole = self._path.read_bytes().rfind(b"\n") + 1
+            if whole < os.fstat(self._file).st_size:
+                os.ftruncate(self._file, whole)
+
+    def seen(self, step: int, name: str) -> bool:
+        """Whether a metric of a step is written already."""
+        return name in self._seen.get(step, ())
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """One line of what is new for this step.
+
+        Raises:
+          OSError: the disk is full; the file then ends with its last whole line.
+        """
+        seen = self._seen.setdefault(step, set())
+        new = {
+            k: v if isinstance(v, int) else float(v) for k, v in metrics.items() if k not in seen
+        }
+        if not new:
+            return
+        line = json.dumps({"step": step, **new}).encode() + b"\n"
+        before = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+            if written < len(line):
+                os.write(self._file, line[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, before)
+            raise
+        seen.update(new)
+        if self._board:
+            for name, value in new.items():
+                self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """A PNG of the run's folder, shown in TensorBoard too."""
+        if self._board:
+            import numpy as np
+            from PIL import Image
+
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            self._board.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush TensorBoard's events and let go of the file."""
+        if self._board:
+            self._board.close()
+        os.close(self._file)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Progress:
+    """A bar with loss, images/s and the time left; plain lines where nobody watches a terminal."""
+
+    def __init__(self, steps: int, done: int, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._since = time.monotonic()
+        self._steps = done
+        self._quiet = not sys.stderr.isatty()
+        self._bar = tqdm(
+            total=steps,
+            initial=done,
+            unit="step",
+            dynamic_ncols=True,
+            disable=self._quiet,
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}]{postfix}",
+        )
+        self._started, self._first = time.monotonic(), done
+        self._total = steps
+
+    def advance(self) -> None:
+        """One more step was dispatched."""
+        self._bar.update()
+
+    def rate(self, step: int) -> float:
+        """Images a second since the last call."""
+        now = time.monotonic()
+        rate = (step - self._steps) * self._batch_size / max(now - self._since, 1e-9)
+        self._since, self._steps = now, step
+        return rate
+
+    def restart(self) -> None:
+        """Leave out the time since the last call: it went into evaluation, not training."""
+        self._since = time.monotonic()
+
+    def show(self, step: int, loss: float, images_per_second: float) -> None:
+        """Loss and speed beside the bar."""
+        text = f"loss {loss:.3f}, {images_per_second:,.0f} images/s"
+        if self._quiet:
+            spent = time.monotonic() - self._started
+            left = spent / max(step - self._first, 1) * (self._total - step)
+            self.say(f"step {step}/{self._total}: {text}, {duration(left)} left")
+        else:
+            self._bar.set_postfix_str(text)
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        if self._quiet:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it is and free the line."""
+        self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """`75` → `1:15`, `3700` → `1:01:40`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

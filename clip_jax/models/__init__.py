@@ -1,0 +1,1 @@
+"""Towers and the models made of them; `zoo` names the architectures."""

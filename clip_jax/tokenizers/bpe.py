@@ -1,0 +1,179 @@
+"""CLIP's byte-level BPE: the ids that OpenAI's released weights were trained on."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+from collections.abc import Iterable, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import chain, islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import regex
+
+from clip_jax.tokenizers import DEFAULT_CONTEXT_LENGTH
+from clip_jax.tokenizers.cleaning import clean
+from clip_jax.tokenizers.packing import check_context_length, pack
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MERGES_FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
+MERGES = 48_894
+FIRST_MERGE = 512
+SOT = FIRST_MERGE + MERGES
+EOT = SOT + 1
+SPECIALS = {"<|startoftext|>": SOT, "<|endoftext|>": EOT}
+
+_WORD = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+    regex.IGNORECASE,
+)
+_CACHED_CHUNKS = 1 << 16
+_CACHED_CHUNK_LENGTH = 64
+
+
+class BPE:
+    """CLIP's tokenizer: lower-case, 49,408 ids, of which the last two are start and end.
+
+    Every text has ids: whatever no merge covers is spelled in bytes.
+    """
+
+    vocab_size: int = EOT + 1
+    sot_id: int = SOT
+    eot_id: int = EOT
+    pad_id: int = 0
+
+    def __init__(self, context_length: int = DEFAULT_CONTEXT_LENGTH) -> None:
+        """Reads the vocabulary once per process. UserError where `context_length` is under 3."""
+        self.context_length = check_context_length(context_length)
+        self._vocabulary = vocabulary()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without start, end or padding, of any length."""
+        # No token spans white space, so what stands between two spaces is encoded on its own.
+        chunks = clean(text).lower().split()
+        return list(chain.from_iterable(map(self._vocabulary.__getitem__, chunks)))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, lower-case, a space between tokens that end a word.
+
+        Start tokens give nothing and the first end token ends the text, so a packed row
+        decodes to its caption. Bytes that are no UTF-8 give U+FFFD.
+
+        Raises:
+            ValueError: an id outside [0, vocab_size).
+        """
+        pieces = self._vocabulary.pieces
+        text = bytearray()
+        for token in ids:
+            if token == EOT:
+                break
+            if not 0 <= token < EOT:
+                raise ValueError(f"token id {token} is outside [0, {self.vocab_size})")
+            if token != SOT:
+                text += pieces[token]
+        return text.decode("utf-8", errors="replace").strip(" ")
+
+    def __call__(
+        self, texts: str | Sequence[str], truncate: bool = False
+    ) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+        """int32 [n, context_length]: start, ids, end, zeros; see `packing.pack` for errors."""
+        return pack(self, texts, truncate)
+
+    def __reduce__(self) -> tuple[type[BPE], tuple[int]]:
+        return type(self), (self.context_length,)
+
+
+class Vocabulary(dict[str, tuple[int, ...]]):
+    """The merges, the bytes of every id, and a bounded cache from chunk to ids.
+
+    A chunk is lower-case text without white space. The class is the cache: a look-up of a chunk
+    it holds costs one C call, and one it lacks is worked out by `__missing__`.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        """`lines` are the merges in order of rank, two symbols each, a space between them."""
+        letters = _byte_letters()
+        order = sorted(range(256), key=lambda byte: (ord(letters[byte]) > 255, byte))
+        self.byte_ids = [order.index(byte) for byte in range(256)]
+        self.pieces = [bytes([byte]) for byte in order]
+        self.pieces += [piece + b" " for piece in self.pieces]
+        ids = {letters[byte]: i for i, byte in enumerate(order)}
+        ids.update({letter + "</w>": i + 256 for letter, i in ids.items()})
+        self.merges: dict[tuple[int, int], int] = {}
+        for merged, line in enumerate(lines, FIRST_MERGE):
+            left, right = line.split()
+            pair = ids[left], ids[right]
+            ids[left + right] = self.merges[pair] = merged
+            self.pieces.append(self.pieces[pair[0]] + self.pieces[pair[1]])
+
+    def __missing__(self, chunk: str) -> tuple[int, ...]:
+        ids = tuple(chain.from_iterable(map(self._word, _WORD.findall(chunk))))
+        if len(chunk) <= _CACHED_CHUNK_LENGTH:
+            if len(self) >= _CACHED_CHUNKS:
+                self.clear()
+            self[chunk] = ids
+        return ids
+
+    def _word(self, word: str) -> list[int]:
+        special = SPECIALS.get(word)
+        if special is not None:
+            return [special]
+        ids = [self.byte_ids[byte] for byte in word.encode()]
+        ids[-1] += 256
+        return self._merge(ids)
+
+    def _merge(self, ids: list[int]) -> list[int]:
+        """Applies the merges to one word's ids, lowest rank first, leftmost first.
+
+        An id grows with its rank and only one merge makes it, so the ids themselves are the
+        priorities. The heap keeps a word of n bytes at n log n: text without spaces is one word.
+        """
+        merges = self.merges
+        after = [*range(1, len(ids)), -1]
+        before = [*range(-1, len(ids) - 1)]
+        heap = [
+            (merged, i)
+            for i, pair in enumerate(pairwise(ids))
+            if (merged := merges.get(pair)) is not None
+        ]
+        heapify(heap)
+        while heap:
+            merged, i = heappop(heap)
+            j = after[i]
+            if j < 0 or merges.get((ids[i], ids[j])) != merged:
+                continue
+            ids[i], ids[j] = merged, -1
+            h, k = before[i], after[j]
+            after[i], after[j] = k, -1
+            if k >= 0:
+                before[k] = i
+                if (above := merges.get((merged, ids[k]))) is not None:
+                    heappush(heap, (above, i))
+            if h >= 0 and (above := merges.get((ids[h], merged))) is not None:
+                heappush(heap, (above, h))
+        return [i for i in ids if i >= 0]
+
+
+@functools.cache
+def vocabulary() -> Vocabulary:
+    """The vocabulary of every `BPE` of this process.
+
+    Source: `bpe_simple_vocab_16e6.txt.gz` of OpenAI's CLIP: a header, then 262,144 merges, of
+    which CLIP uses the first 48,894.
+    """
+    with gzip.open(MERGES_FILE, "rt", encoding="utf-8", newline="\n") as file:
+        return Vocabulary(islice(file, 1, 1 + MERGES))
+
+
+def _byte_letters() -> list[str]:
+    """The printable character that stands for each byte in the merges file.
+
+    Bytes that Latin-1 prints stand for themselves, the others for U+0100 onwards in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

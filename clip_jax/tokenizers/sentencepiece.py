@@ -1,0 +1,249 @@
+"""SentencePiece: any .model file as a tokenizer, and training one from captions.
+
+Command: python -m clip_jax.tokenizers.sentencepiece CAPTIONS.txt OUT.model --vocab-size 4096
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clip_jax.errors import UserError
+from clip_jax.tokenizers import DEFAULT_CONTEXT_LENGTH
+from clip_jax.tokenizers.cleaning import clean
+from clip_jax.tokenizers.packing import check_context_length, pack
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LONGEST_CAPTION_BYTES = 1 << 16
+
+
+class SentencePiece:
+    """A SentencePiece model as a tokenizer.
+
+    The model's n pieces keep their ids; start is n and end is n + 1. So end is the largest id of
+    every row, and a text tower that pools at the argmax of the ids finds it with any vocabulary.
+    """
+
+    pad_id: int = 0
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        context_length: int = DEFAULT_CONTEXT_LENGTH,
+        lower: bool = False,
+    ) -> None:
+        """Reads a model.
+
+        Args:
+            path: a .model file.
+            context_length: the width of the rows.
+            lower: lower-case each text first. A model from `train(lower=True)` folds case itself.
+
+        Raises:
+            UserError: the file is missing or no SentencePiece model, or `context_length` is
+                under 3.
+        """
+        try:
+            model = Path(path).read_bytes()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"cannot read the SentencePiece model {str(path)!r}: {reason}"
+            ) from error
+        try:
+            self._load(model, check_context_length(context_length), lower)
+        except RuntimeError as error:
+            raise UserError(
+                f"{str(path)!r} is not a SentencePiece model: give the .model file that "
+                "SentencePiece training wrote"
+            ) from error
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without start, end or padding, of any length."""
+        text = clean(text)
+        ids: list[int] = self._processor.encode(text.lower() if self.lower else text)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`.
+
+        Start tokens give nothing and the first end token ends the text, so a packed row
+        decodes to its caption.
+
+        Raises:
+            ValueError: an id outside [0, vocab_size).
+        """
+        kept: list[int] = []
+        for token in map(int, ids):
+            if token == self.eot_id:
+                break
+            if not 0 <= token < self.eot_id:
+                raise ValueError(f"token id {token} is outside [0, {self.vocab_size})")
+            if token != self.sot_id:
+                kept.append(token)
+        text: str = self._processor.decode(kept) if kept else ""
+        return text
+
+    def __call__(
+        self, texts: str | Sequence[str], truncate: bool = False
+    ) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+        """int32 [n, context_length]: start, ids, end, zeros; see `packing.pack` for errors."""
+        return pack(self, texts, truncate)
+
+    def __getstate__(self) -> tuple[bytes, int, bool]:
+        # The model itself, not its path: a worker may run in another folder.
+        return self._model, self.context_length, self.lower
+
+    def __setstate__(self, state: tuple[bytes, int, bool]) -> None:
+        self._load(*state)
+
+    def _load(self, model: bytes, context_length: int, lower: bool) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self._model = model
+        self._processor = SentencePieceProcessor()
+        self._processor.LoadFromSerializedProto(model)
+        self.context_length = context_length
+        self.lower = lower
+        self.sot_id: int = self._processor.get_piece_size()
+        self.eot_id: int = self.sot_id + 1
+        self.vocab_size: int = self.sot_id + 2
+        if self.sot_id == 0:
+            raise RuntimeError("the model has no pieces")
+
+
+def train(
+    captions: Iterable[str],
+    path: str | os.PathLike[str],
+    vocab_size: int,
+    *,
+    lower: bool = True,
+    character_coverage: float = 0.9995,
+) -> None:
+    """Trains a SentencePiece model and writes it whole or not at all.
+
+    The same captions give the same bytes. Characters too rare for a piece are spelled in bytes,
+    so no text is unknown, and id 0 (unknown) is free to be padding. Digits stand alone.
+
+    Args:
+        captions: the texts; each is cleaned as `SentencePiece.encode` cleans it, empty ones and
+            those over 65,536 bytes are left out.
+        path: where the .model file goes.
+        vocab_size: the number of pieces, 256 bytes and the unknown piece among them. A tokenizer
+            of this model has two ids more.
+        lower: fold case and compatibility forms (Unicode NFKC) inside the model. When False the
+            model keeps every character as `clean` leaves it.
+        character_coverage: the share of the captions' characters that get a piece of their own.
+
+    Raises:
+        UserError: no captions, a `vocab_size` that they can't fill or that can't hold their
+            characters, or a `path` that can't be written.
+
+    The model is BPE, not unigram: on 90% of 5,928 emoji captions and of 12,000 ImageNet prompts it
+    spelled the rest in 0.5% fewer tokens (emoji, 2,048 pieces) and 18% fewer (prompts, 1,024);
+    only on emoji with 1,024 pieces it took more, by 2%. It also fills vocabularies that unigram
+    refuses.
+
+    Source: Kudo and Richardson, SentencePiece (2018).
+    """
+    import sentencepiece
+
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 1:
+        raise UserError(f"vocab_size must be a whole number above 0, not {vocab_size!r}")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
+    cleaned = (clean(caption) for caption in captions)
+    texts = [text for text in cleaned if text and len(text.encode()) <= LONGEST_CAPTION_BYTES]
+    if not texts:
+        raise UserError("no captions to train a tokenizer on: every text was empty or too long")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            normalization_rule_name="nmt_nfkc_cf" if lower else "identity",
+            character_coverage=character_coverage,
+            byte_fallback=True,
+            split_digits=True,
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            max_sentence_length=LONGEST_CAPTION_BYTES,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).rpartition("] ")[2].replace(" with --character_coverage option", "")
+        raise UserError(f"cannot train {vocab_size} pieces on these captions: {reason}") from error
+    _write_whole(path, model.getvalue())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException as error:
+        os.unlink(name)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise
+
+
+def _read_lines(path: str) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            yield from file
+    except OSError as error:
+        raise UserError(f"cannot read captions from {path!r}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path!r} is not UTF-8 text: {error.reason}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: 0 when the model was written, 2 and one line on stderr when it wasn't."""
+    parser = argparse.ArgumentParser(
+        prog="python -m clip_jax.tokenizers.sentencepiece",
+        description="Train a SentencePiece tokenizer on captions.",
+    )
+    parser.add_argument("captions", metavar="CAPTIONS.txt", help="UTF-8 text, a caption a line")
+    parser.add_argument("model", metavar="OUT.model", help="the file to write")
+    parser.add_argument("--vocab-size", type=int, default=4096, help="pieces (default: 4096)")
+    parser.add_argument(
+        "--lower",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="fold case inside the model (default: yes)",
+    )
+    given = parser.parse_args(arguments)
+    try:
+        train(_read_lines(given.captions), given.model, given.vocab_size, lower=given.lower)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    tokenizer = SentencePiece(given.model)
+    print(f"{given.model}: {tokenizer.sot_id} pieces, vocab_size {tokenizer.vocab_size}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

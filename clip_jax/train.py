@@ -1,0 +1,344 @@
+"""The loop: batch → step → metrics → evaluation → checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from clip_jax import checkpoint, config, metrics, optim, partition, tokenizers
+from clip_jax import step as step_lib
+from clip_jax.data import images, pipeline
+from clip_jax.data.sources import Source, open_source
+from clip_jax.errors import UserError
+from clip_jax.evaluation.features import Encoder
+from clip_jax.evaluation.suite import Suite, table
+from clip_jax.models.clip import parameter_count
+from clip_jax.models.zoo import CLIPConfig
+from clip_jax.objectives import contrastive
+from clip_jax.tokenizers import Tokenizer
+
+
+@dataclasses.dataclass
+class Run:
+    """What a config comes to once everything that it names has been opened and checked."""
+
+    config: ConfigDict
+    model: CLIPConfig
+    tokenizer: Tokenizer
+    source: Source | None
+    suite: Suite
+    workdir: Path
+
+
+def prepare(c: ConfigDict, *, training: bool) -> Run:
+    """Opens what a config names and finds its mistakes, before any device is touched."""
+    if not c.workdir:
+        raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
+    model = CLIPConfig.from_dict(c.model.to_dict())
+    tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
+    if tokenizer.vocab_size > model.text.vocab_size:
+        raise UserError(
+            f"tokenizer {c.tokenizer} has {tokenizer.vocab_size} ids: "
+            f"config.model.text.vocab_size={model.text.vocab_size} is too small"
+        )
+    source = open_source(c.data.train) if training else None
+    suite = Suite(c.evaluate.to_dict(), tokenizer, model.vision.image_size)
+    return Run(c, model, tokenizer, source, suite, Path(c.workdir))
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM as a wish to stop after the step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.name:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    @contextmanager
+    def watching(self) -> Iterator[StopSignal]:
+        """Takes the two signals over while it lasts."""
+        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def claim_workdir(run: Run) -> None:
+    """Writes config.json into a new workdir; in an old one checks that it is the same run.
+
+    Raises:
+      UserError: the folder belongs to a run of another config, or cannot be written.
+    """
+    path = run.workdir / checkpoint.CONFIG
+    if not path.exists():
+        checkpoint.write_whole(path, config.to_json(run.config))
+        return
+    changed = config.differences(checkpoint.read_config(run.workdir), run.config.to_dict())
+    if changed:
+        raise UserError(
+            f"{run.workdir} holds a run of another config ({'; '.join(changed)}): "
+            "give another --workdir, or the values it was started with"
+        )
+
+
+def _check_room(state: Any, workdir: Path, keep: int) -> None:
+    stat = os.statvfs(workdir)
+    free, need = stat.f_bavail * stat.f_frsize, (keep + 1) * checkpoint.bytes_of(state)
+    if free < need:
+        raise UserError(
+            f"{workdir} has {free / 2**30:.1f} GiB free, {keep + 1} checkpoints take "
+            f"{need / 2**30:.1f}: make room, lower config.checkpoint.keep or choose another --workdir"
+        )
+
+
+class Trainer:
+    """A run on its devices: the compiled step, the state, the data."""
+
+    def __init__(self, run: Run) -> None:
+        c = run.config
+        self.run = run
+        self.mesh: Mesh = partition.make_mesh(c.mesh.to_dict())
+        self.schedule = optim.learning_rate(
+            c.optimizer.learning_rate,
+            c.optimizer.warmup_steps,
+            c.steps,
+            c.optimizer.final_learning_rate,
+        )
+        self.optimizer = optim.make_optimizer(c.optimizer, self.schedule)
+        self.model = step_lib.abstract_model(run.model, c.dtype, c.remat)
+        self.graph = nnx.graphdef(self.model)
+        self.state_like = step_lib.abstract_state(run.model, self.optimizer, self.mesh)
+        self.checkpoints = checkpoint.Checkpoints(
+            run.workdir, every=c.checkpoint.every, keep=c.checkpoint.keep
+        )
+
+    def evaluate(self, params: Any, step: int) -> dict[str, float]:
+        """The suite on `params`; pictures go to the run's folder."""
+        encoder = Encoder(self.graph, params, self.mesh, self.run.config.evaluate.batch_size)
+        scale = float(np.exp(params["logit_scale"]))
+        folder = self.run.workdir / "pictures" / f"step_{step}"
+        return self.run.suite(encoder, scale, folder if jax.process_index() == 0 else None)
+
+    def data(self) -> Any:
+        """The iterator over this process's batches."""
+        c, run = self.run.config, self.run
+        assert run.source is not None
+        batches = pipeline.batches(
+            run.source,
+            pipeline.Prepare(
+                run.tokenizer,
+                run.model.vision.image_size,
+                tuple(c.data.captions),
+                images.Augment.from_dict(c.data.augment.to_dict()),
+            ),
+            batch_size=c.batch_size,
+            seed=c.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        return pipeline.iterator(
+            batches, threads=c.data.threads, workers=c.data.workers, prefetch=c.data.prefetch
+        )
+
+    def start(self, data: Any) -> tuple[step_lib.TrainState, int]:
+        """The state to go on from and its step: the newest checkpoint's, or a fresh one's."""
+        step = self.checkpoints.latest()
+        if step is not None:
+            return self.checkpoints.restore(step, self.state_like, data), step
+        c = self.run.config
+        _check_room(self.state_like, self.run.workdir, c.checkpoint.keep)
+        return step_lib.init_state(self.run.model, self.optimizer, c.seed, self.mesh), 0
+
+    def compile(self, batch: dict[str, jax.Array]) -> step_lib.TrainStep:
+        """The step, compiled before the clock of images/s starts."""
+        step = step_lib.make_train_step(
+            self.graph, contrastive, self.optimizer, self.run.config.seed
+        )
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch
+        )
+        jitted = step_lib.compile_step(step, self.state_like, self.mesh)
+        return jitted.lower(self.state_like, like).compile()
+
+
+class Loop:
+    """Steps until the end or a signal; says what happens on the way."""
+
+    def __init__(self, trainer: Trainer, data: Any, stop: StopSignal) -> None:
+        self.trainer, self.data, self.stop = trainer, data, stop
+        self.config = trainer.run.config
+        self.state, self.first = trainer.start(data)
+        self.writer = metrics.Writer(
+            trainer.run.workdir,
+            resume_step=self.first,
+            tensorboard=self.config.log.tensorboard,
+        )
+        self.progress = metrics.Progress(self.config.steps, self.first, self.config.batch_size)
+
+    def _batch(self) -> dict[str, jax.Array]:
+        return partition.global_batch(next(self.data), self.trainer.mesh)
+
+    def _log(self, step: int, out: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in out.items()}
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"the loss is {values['loss']} at step {step}: lower "
+                "config.optimizer.learning_rate or set config.optimizer.clip_norm=1.0; "
+                "the checkpoints before it are kept"
+            )
+        if step % self.config.log.every and step != self.config.steps:
+            return
+        rate = self.progress.rate(step)
+        epoch = step * self.config.batch_size / len(self.trainer.run.source or ())
+        values |= {"images_per_second": rate, "epoch": epoch}
+        values["learning_rate"] = float(self.trainer.schedule(step - 1))
+        self.writer.write(step, values)
+        self.progress.show(step, values["loss"], rate)
+
+    def _evaluate(self, step: int) -> None:
+        began = time.monotonic()
+        found = self.trainer.evaluate(self.state.params, step)
+        self.writer.write(step, found)
+        for path in sorted((self.trainer.run.workdir / "pictures" / f"step_{step}").glob("*.png")):
+            self.writer.picture(step, f"pictures/{path.stem}", path)
+        self.progress.say(f"evaluation at step {step} ({time.monotonic() - began:.0f} s)")
+        self.progress.say(table(found))
+        self.progress.restart()
+
+    def _save(self, step: int, force: bool) -> None:
+        self.trainer.checkpoints.save(
+            step, self.state, self.data, self.config.to_dict(), force=force
+        )
+
+    def run(self) -> int:
+        """Trains; returns the step that it came to."""
+        c, step = self.config, self.first
+        if step >= c.steps:
+            return step
+        batch = self._batch()
+        began = time.monotonic()
+        train_step = self.trainer.compile(batch)
+        self.progress.say(f"compiled the step in {time.monotonic() - began:.0f} s")
+        self.progress.restart()
+        before: tuple[int, dict[str, jax.Array]] | None = None
+        while step < c.steps and not self.stop.name:
+            step += 1
+            self.state, out = train_step(self.state, batch)
+            last = step == c.steps
+            # step N + 1 is dispatched before N's metrics are read: the device never waits
+            if before:
+                self._log(*before)
+            before = (step, out)
+            evaluating = self.trainer.run.suite and (last or step % c.evaluate.every == 0)
+            saving = last or step % c.checkpoint.every == 0
+            if evaluating or saving or self.stop.name:
+                self._log(*before)
+                before = None
+            if evaluating:
+                self._evaluate(step)
+            if saving:
+                self._save(step, force=last)
+            self.progress.advance()
+            if not last:
+                batch = self._batch()
+        if before:
+            self._log(*before)
+        if step > self.first:
+            self._save(step, force=True)
+        return step
+
+    def close(self) -> None:
+        """Waits for the checkpoint under way; closes the files."""
+        self.progress.close()
+        self.trainer.checkpoints.close()
+        self.writer.close()
+
+
+def train(c: ConfigDict) -> None:
+    """Trains as a config says, from its newest checkpoint when there is one.
+
+    Raises:
+      UserError: the config or the data is wrong, the disk is full, the loss is not finite.
+    """
+    run = prepare(c, training=True)
+    claim_workdir(run)
+    with StopSignal().watching() as stop:
+        trainer = Trainer(run)
+        data = trainer.data()
+        loop = Loop(trainer, data, stop)
+        _announce(loop)
+        try:
+            step = loop.run()
+        finally:
+            loop.close()
+    _farewell(run, step, stop)
+
+
+def _announce(loop: Loop) -> None:
+    run, trainer = loop.trainer.run, loop.trainer
+    say = loop.progress.say
+    say(
+        f"{len(run.source or ()):,} pairs, {parameter_count(trainer.model):,} parameters, "
+        f"batch {run.config.batch_size:,} on {jax.device_count()} "
+        f"{jax.devices()[0].platform} device(s), {run.config.dtype}; run folder {run.workdir}"
+    )
+    if loop.first >= run.config.steps:
+        say(f"all {run.config.steps} steps were done before: nothing to train")
+    elif loop.first:
+        say(f"resuming after step {loop.first} of {run.config.steps}")
+
+
+def _farewell(run: Run, step: int, stop: StopSignal) -> None:
+    if step < run.config.steps:
+        print(
+            f"stopped by {stop.name}, saved at step {step}: the same command goes on from there",
+            file=sys.stderr,
+        )
+        return
+    print(
+        f"""done: {step} steps in {run.workdir}
+what to try next:
+  python -m clip_jax.classify --checkpoint {run.workdir} PICTURE.png --labels "a cat,a dog"
+  look at {run.workdir / "pictures" / f"step_{step}"}
+  tensorboard --logdir {run.workdir}
+  train on your own tars: --config.data.train='/path/{{00000..00099}}.tar' --workdir runs/mine"""
+    )
+
+
+def evaluate(c: ConfigDict) -> None:
+    """Judges the newest checkpoint of a run and prints the numbers as a table and as JSON."""
+    import json
+
+    run = prepare(c, training=False)
+    checkpoint.read_config(run.workdir)
+    if not run.suite:
+        raise UserError("config.evaluate.sets is empty: there is nothing to evaluate on")
+    trainer = Trainer(run)
+    step = trainer.checkpoints.latest()
+    if step is None:
+        raise UserError(f"{run.workdir} holds no checkpoint yet")
+    params = trainer.checkpoints.restore_params(step, trainer.state_like.params)
+    found = trainer.evaluate(params, step)
+    trainer.checkpoints.close()
+    print(f"{run.workdir} at step {step}", table(found), sep="\n", file=sys.stderr)
+    print(json.dumps({"step": step, **found}))

@@ -1,0 +1,61 @@
+"""The defaults: CLIP's own hyperparameters (paper, table 18). A config says what differs.
+
+Not a run by itself: use another file of this folder.
+"""
+
+from ml_collections import ConfigDict
+
+from clip_jax.models import zoo
+
+
+def get_config(model: str = "ViT-B/32") -> ConfigDict:
+    c = ConfigDict()
+    c.workdir = ""  # where the run is kept; the same command resumes it
+    c.seed = 0
+    c.batch_size = 32_768  # pairs, over all devices
+    c.steps = 390_625  # 32 epochs of 400 M pairs
+    c.model = ConfigDict(zoo.architecture(model))
+    c.tokenizer = "clip"  # or sentencepiece:PATH.model
+    c.dtype = "bfloat16"  # of matrix products; parameters and sums stay float32
+    c.remat = "full"  # none, dots, full: what of a layer is computed again going backwards
+
+    c.data = ConfigDict()
+    c.data.train = ""  # tars (braces and globs), or tfds:NAME:SPLIT
+    c.data.captions = ("{caption}",)  # templates over the fields of a pair's json
+    c.data.threads = 2  # batches made at once in a process
+    c.data.workers = 0  # processes that make batches; 0: threads of this one
+    c.data.prefetch = 4  # batches made ahead
+    c.data.augment = ConfigDict()
+    c.data.augment.crop_scale = (0.9, 1.0)
+    c.data.augment.crop_ratio = (1.0, 1.0)
+    c.data.augment.flip = 0.0
+    c.data.augment.rotate = 0.0
+    c.data.augment.color = 0.0
+    c.data.augment.hue = 0.0
+    c.data.augment.gray = 0.0
+
+    c.optimizer = ConfigDict()
+    c.optimizer.learning_rate = 5e-4
+    c.optimizer.final_learning_rate = 0.0
+    c.optimizer.warmup_steps = 2_000
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.98
+    c.optimizer.eps = 1e-6
+    c.optimizer.weight_decay = 0.2
+    c.optimizer.clip_norm = 0.0  # 0: no clipping
+
+    c.mesh = ConfigDict()  # their product is the number of devices; -1: all that are left
+    c.mesh.data = -1
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+
+    c.log = ConfigDict({"every": 50, "tensorboard": True})
+    c.checkpoint = ConfigDict({"every": 1_000, "keep": 2})
+    c.evaluate = ConfigDict()
+    c.evaluate.every = 5_000
+    c.evaluate.batch_size = 1_024
+    c.evaluate.pictures = 12  # random test pictures with their likeliest labels; 0: none
+    c.evaluate.templates = ("{}", "a photo of a {}.")
+    c.evaluate.caption = "{caption}"  # of a test picture, in retrieval
+    c.evaluate.sets = ConfigDict()  # name → data, labels (a json list of names), label (a field)
+    return c

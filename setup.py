@@ -1,0 +1,48 @@
+"""clip_jax: contrastive language–image pre-training in JAX."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="clip_jax",
+    version="0.1.0",
+    description="Trains, evaluates and serves CLIP models in JAX: TPU pods, GPUs and laptops",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["clip_jax", "clip_jax.*"]),
+    package_data={
+        "clip_jax.tokenizers": ["*.gz"],
+        "clip_jax.data": ["emoji/*"],
+    },
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "grain>=0.2.18",
+        "ml_collections>=1.1.0",
+        "jaxtyping>=0.3",
+        "numpy>=2.0",
+        "pillow>=11.0",
+        "ftfy>=6.3.1",
+        "regex",
+        "sentencepiece>=0.2.1",
+        "tensorboardX>=2.6.4",
+        "tqdm",
+    ],
+    extras_require={
+        "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
+        "test": [
+            "beartype",
+            "hypothesis",
+            "mypy",
+            "pytest",
+            "ruff",
+            "tensorflow-datasets>=4.9.10",
+            "importlib_resources",
+        ],
+    },
+)
