@@ -1,0 +1,240 @@
+"""The towers: exact sizes, the paper's initialisation, and equalities that must hold."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from clip_jax.errors import UserError
+from clip_jax.models.clip import CLIP, normalize, parameter_count
+from clip_jax.models.transformer import ACTIVATIONS, Block, Transformer
+from clip_jax.models.vit import drop_patches
+from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, TextConfig, VisionConfig, name_of
+
+TINY = CLIPConfig(
+    16,
+    vision=VisionConfig(image_size=16, patch_size=4, width=32, layers=3, heads=4),
+    text=TextConfig(vocab_size=50, context_length=8, width=24, layers=2, heads=2),
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return CLIP(TINY, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (5, 16, 16, 3), np.uint8)
+    tokens = np.zeros((5, 8), np.int32)
+    for row, length in zip(tokens, (3, 8, 5, 4, 6), strict=True):
+        row[:length] = [48, *rng.integers(1, 48, length - 2), 49]
+    return image, tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "visual"),
+    [
+        ("ViT-B/32", 151_277_313, 87_849_216),
+        ("ViT-B/16", 149_620_737, 86_192_640),
+        ("ViT-L/14", 427_616_513, 303_966_208),
+        ("ViT-L/14@336px", 427_944_193, 304_293_888),
+    ],
+)
+def test_parameter_counts_are_the_papers(name, total, visual):
+    shapes = nnx.eval_shape(lambda: CLIP(ARCHITECTURES[name], rngs=nnx.Rngs(0)))
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(shapes)))
+    assert parameter_count(shapes) == total
+    assert parameter_count(shapes.vision) == visual
+    assert name in repr(shapes) and f"{total:,}" in repr(shapes)
+
+
+def test_initialisation_is_the_papers():
+    width, depth = 256, 4
+    config = CLIPConfig(
+        128,
+        vision=VisionConfig(image_size=32, patch_size=4, width=width, layers=depth, heads=4),
+        text=TextConfig(vocab_size=1000, context_length=32, width=width, layers=depth, heads=4),
+    )
+    model = CLIP(config, rngs=nnx.Rngs(0))
+    assert float(model.logit_scale[...]) == pytest.approx(2.6593, abs=1e-4)
+    for tower in (model.vision, model.text):
+        blocks = tower.transformer.blocks
+        expected = {
+            "in": (blocks.attention.qkv.kernel, width**-0.5),
+            "out": (blocks.attention.out.kernel, width**-0.5 * (2 * depth) ** -0.5),
+            "fc": (blocks.mlp.fc.kernel, (2 * width) ** -0.5),
+            "proj": (blocks.mlp.proj.kernel, width**-0.5 * (2 * depth) ** -0.5),
+            "projection": (tower.projection.kernel, width**-0.5),
+        }
+        for name, (kernel, std) in expected.items():
+            assert float(jnp.std(kernel[...])) == pytest.approx(std, rel=0.03), name
+        assert not jnp.any(blocks.attention.qkv.bias[...])
+        first, second = blocks.mlp.fc.kernel[0], blocks.mlp.fc.kernel[1]
+        assert not jnp.allclose(first, second), "every layer has values of its own"
+    assert float(jnp.std(model.text.token_embedding.embedding[...])) == pytest.approx(0.02, rel=0.03)
+    assert float(jnp.std(model.text.positional_embedding[...])) == pytest.approx(0.01, rel=0.03)
+    assert float(jnp.std(model.vision.positional_embedding[...])) == pytest.approx(
+        width**-0.5, rel=0.03
+    )
+
+
+def test_the_scan_is_the_blocks_one_after_the_other():
+    stack = Transformer(
+        32, 3, 4, 4.0, "quick_gelu", causal=True, dtype=jnp.float32, remat="none", rngs=nnx.Rngs(1)
+    )
+    x = jax.random.normal(jax.random.key(0), (2, 6, 32))
+    graph, params = nnx.split(stack.blocks)
+    by_hand = x
+    for i in range(3):
+        block: Block = nnx.merge(graph, jax.tree.map(lambda p, i=i: p[i], params))
+        by_hand = block(by_hand, True)
+    np.testing.assert_allclose(stack(x), by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_the_block_is_the_papers_formula():
+    block = Block(8, 2, 4.0, 1, "quick_gelu", dtype=jnp.float32, rngs=nnx.Rngs(3))
+    x = np.asarray(jax.random.normal(jax.random.key(1), (1, 5, 8)))
+
+    def norm(v):
+        return (v - v.mean(-1, keepdims=True)) / np.sqrt(v.var(-1, keepdims=True) + 1e-5)
+
+    q, k, v = np.split(norm(x) @ np.asarray(block.attention.qkv.kernel[...]), 3, axis=-1)
+    heads = []
+    for h in range(2):
+        part = slice(4 * h, 4 * h + 4)
+        scores = q[0][:, part] @ k[0][:, part].T / 2
+        scores = np.where(np.tril(np.ones((5, 5), bool)), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        heads.append(weights / weights.sum(-1, keepdims=True) @ v[0][:, part])
+    y = x + np.concatenate(heads, -1) @ np.asarray(block.attention.out.kernel[...])
+    hidden = norm(y) @ np.asarray(block.mlp.fc.kernel[...])
+    y = y + hidden / (1 + np.exp(-1.702 * hidden)) @ np.asarray(block.mlp.proj.kernel[...])
+    np.testing.assert_allclose(block(jnp.asarray(x), True), y, rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_on_the_sphere_and_bytes_are_normalised_on_the_device(model, batch):
+    image, tokens = batch
+    output = model(image, tokens)
+    for features in output[:2]:
+        np.testing.assert_allclose(jnp.linalg.norm(features, axis=-1), 1, rtol=1e-5)
+    assert float(output.logit_scale) == pytest.approx(1 / 0.07, rel=1e-5)
+    mean, std = np.array(TINY.vision.mean), np.array(TINY.vision.std)
+    by_hand = ((image / 255 - mean) / std).astype(np.float32)
+    np.testing.assert_allclose(
+        model.encode_image(by_hand), model.encode_image(image), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_scale_is_capped_at_100(batch):
+    model = CLIP(TINY, rngs=nnx.Rngs(0))
+    model.logit_scale[...] = jnp.asarray(7.0)
+    assert float(model(*batch).logit_scale) == pytest.approx(100, rel=1e-5)
+
+
+def test_text_is_read_out_at_its_end_and_what_follows_changes_nothing(model, batch):
+    _, tokens = batch
+    padded = np.where(np.cumsum(tokens == 49, axis=1) - (tokens == 49) > 0, 7, tokens)
+    assert (padded != tokens).any()
+    np.testing.assert_allclose(
+        model.encode_text(padded), model.encode_text(tokens), rtol=1e-5, atol=1e-6
+    )
+    shorter = model.encode_text(tokens[:1, :3])
+    np.testing.assert_allclose(shorter, model.encode_text(tokens[:1]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialisation_changes_no_gradient(remat, batch):
+    def gradient(remat):
+        graph, params = nnx.split(CLIP(TINY, remat=remat, rngs=nnx.Rngs(0)), nnx.Param)
+
+        def total(params):
+            output = nnx.merge(graph, params)(*batch)
+            return jnp.sum(output.image_features[:, 0] * output.text_features[:, 1])
+
+        return jax.grad(total)(params)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        gradient(remat),
+        gradient("none"),
+    )
+
+
+def test_bfloat16_features_point_where_fp32_ones_do(model, batch):
+    half = CLIP(TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    for wide, narrow in zip(model(*batch)[:2], half(*batch)[:2], strict=True):
+        assert narrow.dtype == jnp.float32
+        assert float(jnp.min(jnp.sum(wide * narrow, axis=-1))) > 0.99
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(nnx.state(half, nnx.Param)))
+
+
+def test_patch_dropout_keeps_a_random_subset_and_only_with_a_key(batch):
+    patches = jnp.arange(2 * 16 * 1, dtype=jnp.float32).reshape(2, 16, 1)
+    kept = drop_patches(patches, 0.5, jax.random.key(0))
+    assert kept.shape == (2, 8, 1)
+    for row, whole in zip(kept, patches, strict=True):
+        assert set(row[:, 0].tolist()) <= set(whole[:, 0].tolist())
+        assert len(set(row[:, 0].tolist())) == 8
+    assert not jnp.array_equal(kept, drop_patches(patches, 0.5, jax.random.key(1)))
+    config = dataclasses.replace(TINY, vision=dataclasses.replace(TINY.vision, patch_dropout=0.5))
+    model, plain = CLIP(config, rngs=nnx.Rngs(0)), CLIP(TINY, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(model.encode_image(batch[0]), plain.encode_image(batch[0]))
+    dropped = model.encode_image(batch[0], key=jax.random.key(0))
+    assert not jnp.allclose(dropped, plain.encode_image(batch[0]))
+
+
+def test_activations_have_their_published_values():
+    x = jnp.asarray([-2.0, -0.5, 0.0, 1.0, 3.0])
+    np.testing.assert_allclose(
+        ACTIVATIONS["quick_gelu"](x), [-0.064335, -0.149620, 0.0, 0.845796, 2.981933], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        ACTIVATIONS["gelu"](x), [-0.045500, -0.154269, 0.0, 0.841345, 2.995950], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        ACTIVATIONS["gelu_tanh"](x), [-0.045402, -0.154286, 0.0, 0.841192, 2.996363], atol=1e-5
+    )
+
+
+def test_a_zero_vector_has_a_finite_gradient():
+    assert jnp.isfinite(jax.grad(lambda v: normalize(v).sum())(jnp.zeros(4))).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (dict(vision=VisionConfig(width=100, heads=12)), "model.vision.heads"),
+        (dict(text=TextConfig(width=100, heads=12)), "model.text.heads"),
+        (dict(vision=VisionConfig(patch_size=15)), "model.vision.patch_size"),
+        (dict(vision=VisionConfig(patch_dropout=1.0)), "model.vision.patch_dropout"),
+    ],
+)
+def test_an_impossible_architecture_is_named(change, word):
+    with pytest.raises(UserError, match=word):
+        CLIPConfig(**change)
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(UserError, match="quick_gelu"):
+        CLIP(dataclasses.replace(TINY, activation="swish"), rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="dots"):
+        CLIP(TINY, remat="some", rngs=nnx.Rngs(0))
+
+
+def test_a_config_survives_its_dictionary():
+    for name, config in ARCHITECTURES.items():
+        assert CLIPConfig.from_dict(dataclasses.asdict(config)) == config
+        assert name_of(config) == name
+    assert name_of(TINY) is None
+
+
+def test_wrong_shapes_are_refused(model):
+    with pytest.raises(ValueError, match="16, 16, 3"):
+        model.encode_image(np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match="takes 8"):
+        model.encode_text(np.zeros((1, 9), np.int32))

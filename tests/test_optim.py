@@ -1,0 +1,80 @@
+"""The optimizer against the textbook."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from clip_jax import optim, step
+from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
+
+CONFIG = dict(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, clip_norm=0.0)
+
+
+def test_warm_up_then_cosine():
+    rate = optim.learning_rate(1e-3, 10, 110, final=1e-5)
+    assert float(rate(0)) == 0
+    assert float(rate(5)) == pytest.approx(5e-4)
+    assert float(rate(10)) == pytest.approx(1e-3)
+    assert float(rate(60)) == pytest.approx((1e-3 + 1e-5) / 2)
+    assert float(rate(110)) == pytest.approx(1e-5)
+    assert float(optim.learning_rate(1e-3, 0, 10)(0)) == pytest.approx(1e-3)
+
+
+def test_gains_and_biases_do_not_decay_and_all_the_rest_does():
+    model = step.abstract_model(ARCHITECTURES["ViT-B/32"], "float32", "none")
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    mask = optim.decay_mask(params)
+    decays = {
+        "/".join(str(k.key) for k in path): value
+        for path, value in jax.tree_util.tree_flatten_with_path(mask)[0]
+    }
+    kept = {name for name, value in decays.items() if not value}
+    assert kept == {
+        name
+        for name in decays
+        if name.rsplit("/", 1)[-1] in ("bias", "scale")
+        or name in ("logit_scale", "vision/class_embedding")
+    }
+    assert decays["text/token_embedding/embedding"]
+    assert decays["vision/transformer/blocks/attention/qkv/kernel"]
+    assert not decays["vision/transformer/blocks/ln_1/scale"]
+
+
+def test_adamw_is_the_textbooks():
+    optimizer = optim.make_optimizer(CONFIG, lambda _: 0.01)
+    params = {"kernel": jnp.asarray([1.0, -2.0]), "bias": jnp.asarray([3.0])}
+    grads = [
+        {"kernel": jnp.asarray([0.1, 0.2]), "bias": jnp.asarray([-0.3])},
+        {"kernel": jnp.asarray([-0.4, 0.1]), "bias": jnp.asarray([0.2])},
+    ]
+    state = optimizer.init(params)
+    want = {k: np.asarray(v, np.float64) for k, v in params.items()}
+    m = {k: 0.0 for k in want}
+    v = {k: 0.0 for k in want}
+    for t, grad in enumerate(grads, 1):
+        updates, state = optimizer.update(grad, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        for k in want:
+            g = np.asarray(grad[k], np.float64)
+            m[k] = 0.9 * m[k] + 0.1 * g
+            v[k] = 0.98 * v[k] + 0.02 * g * g
+            adam = (m[k] / (1 - 0.9**t)) / (np.sqrt(v[k] / (1 - 0.98**t)) + 1e-6)
+            decay = 0.2 * want[k] if k == "kernel" else 0.0
+            want[k] = want[k] - 0.01 * (adam + decay)
+    for k in want:
+        np.testing.assert_allclose(params[k], want[k], rtol=1e-5)
+
+
+def test_clipping_bounds_the_gradient():
+    optimizer = optim.make_optimizer({**CONFIG, "clip_norm": 1.0, "b1": 0.0, "b2": 0.0}, lambda _: 1.0)
+    params = {"bias": jnp.zeros(2)}
+    state = optimizer.init(params)
+    _, after = optimizer.update({"bias": jnp.asarray([30.0, 40.0])}, state, params)
+    first_moment = next(x for x in jax.tree.leaves(after) if x.shape == (2,))
+    np.testing.assert_allclose(first_moment, [0.6, 0.8], rtol=1e-5)
+
+
+def test_default_config_is_a_model_people_know():
+    assert CLIPConfig() == ARCHITECTURES["ViT-B/32"]

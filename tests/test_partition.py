@@ -1,0 +1,58 @@
+"""The mesh and the table of rules."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from clip_jax import partition, step
+from clip_jax.errors import UserError
+from clip_jax.models.zoo import ARCHITECTURES
+
+
+def test_minus_one_takes_what_is_left():
+    assert dict(partition.make_mesh(dict(data=-1)).shape) == dict(data=8, fsdp=1, tensor=1)
+    mesh = partition.make_mesh(dict(data=-1, fsdp=2, tensor=2))
+    assert dict(mesh.shape) == dict(data=2, fsdp=2, tensor=2)
+    assert partition.batch_shards(mesh) == 4
+
+
+@pytest.mark.parametrize(
+    "shape", [dict(data=3), dict(data=-1, fsdp=3), dict(data=-1, fsdp=-1), dict(data=0), {}]
+)
+def test_a_mesh_that_does_not_cover_the_devices_is_refused(shape):
+    with pytest.raises(UserError, match=r"config\.mesh .* 8 devices"):
+        partition.make_mesh(shape)
+
+
+def test_every_matrix_of_a_model_has_a_rule_of_its_own():
+    mesh = partition.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    model = step.abstract_model(ARCHITECTURES["ViT-B/16"], "float32", "none")
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    large = {
+        jax.tree_util.keystr(path): sharding.spec
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_flatten_with_path(params)[0],
+            jax.tree.leaves(partition.shardings(params, mesh)),
+            strict=True,
+        )
+        if leaf.size > 100_000
+    }
+    assert len(large) >= 10
+    assert all(any(axis for axis in spec) for spec in large.values()), large
+
+
+def test_an_axis_that_does_not_divide_is_left_out():
+    mesh = partition.make_mesh(dict(data=1, fsdp=4, tensor=2))
+    assert partition.spec_for("text/projection/kernel", (8, 6), mesh) == P("fsdp", "tensor")
+    assert partition.spec_for("text/projection/kernel", (6, 5), mesh) == P(None, None)
+    assert partition.spec_for("logit_scale", (), mesh) == P()
+
+
+def test_a_batch_is_split_over_its_axes():
+    mesh = partition.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    rows = np.arange(8, dtype=np.int32)[:, None]
+    array = partition.global_batch({"tokens": rows}, mesh)["tokens"]
+    np.testing.assert_array_equal(array, rows)
+    assert {shard.data.shape for shard in array.addressable_shards} == {(2, 1)}
