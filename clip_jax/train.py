@@ -47,6 +47,7 @@ class Run:
 
 def prepare(c: ConfigDict, *, training: bool) -> Run:
     """Opens what a config names and finds its mistakes, before any device is touched."""
+    config.check(c, jax.device_count(), jax.process_count())
     if not c.workdir:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     model = CLIPConfig.from_dict(c.model.to_dict())

@@ -9,11 +9,17 @@ import warnings
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clip_jax.errors import UserError
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs
+# What a picture may be. Not EPS, which Pillow hands to a program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_ORIENTATION = 0x0112
+
+# Pillow warns of oddities in EXIF that pictures of the web are full of, and of bombs: see decode.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode(data: bytes, name: str) -> Image.Image:
@@ -23,39 +29,59 @@ def decode(data: bytes, name: str) -> Image.Image:
       UserError: the bytes are no picture, are cut short, or would decode to over 89 megapixels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-                return to_rgb(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} × {image.height} pixels are too many")
+            image.load()
+            return to_rgb(image)
+    except UnidentifiedImageError:
+        kind = "has no bytes" if not data else f"is none of {', '.join(FORMATS)}, or is damaged"
+        raise UserError(f"{name} is not a picture that can be read: it {kind}") from None
+    except Exception as error:  # Pillow's readers fail on damage with errors of every kind
         raise UserError(f"{name} is not a picture that can be read ({error})") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # EXIF that cannot be read says nothing about the pixels
+        return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB of a picture in any mode; what is transparent becomes white."""
-    if image.mode == "RGB":
-        return ImageOps.exif_transpose(image) if "exif" in image.info else image
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    key = image.info.get("transparency")
+    image = _upright(image)
+    if image.mode.startswith("I"):  # 16 bits, whatever the type that holds them
+        upper = np.clip(np.asarray(image, np.int64) >> 8, 0, 255).astype(np.uint8)
+        return Image.fromarray(upper).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or key is not None:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image, np.int64) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The released preprocessing: shorter side to `size` (bicubic), centre crop; uint8 [size, size, 3]."""
+    """The released preprocessing of RGB: shorter side to `size` (bicubic), then its centre.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
     width, height = image.size
     if width < height:
         shape = (size, int(size * height / width))
     else:
         shape = (int(size * width / height), size)
+    left, top = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
+    box = (left, top, left + size, top + size)
+    if shape[0] * shape[1] > MAX_PIXELS:  # a thread of a picture: only its centre is resized
+        wide, tall = width / shape[0], height / shape[1]
+        box = (box[0] * wide, box[1] * tall, box[2] * wide, box[3] * tall)
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box))
     if shape != image.size:
         image = image.resize(shape, Image.Resampling.BICUBIC)
-    left, top = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.asarray(image.crop(box))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +105,32 @@ class Augment:
     hue: float = 0.0
     gray: float = 0.0
 
+    def __post_init__(self) -> None:
+        for key, least, most in (
+            ("crop_scale", 1e-6, 1.0),
+            ("crop_ratio", 1e-3, 1e3),
+            ("flip", 0.0, 1.0),
+            ("rotate", 0.0, 180.0),
+            ("color", 0.0, math.inf),
+            ("hue", 0.0, 0.5),
+            ("gray", 0.0, 1.0),
+        ):
+            value = getattr(self, key)
+            pair = key.startswith("crop")
+            ends = value if pair else (value, value)
+            if len(ends) != 2 or not least <= ends[0] <= ends[1] <= most:
+                kind = "(least, greatest)" if pair else "a number"
+                raise UserError(
+                    f"config.data.augment.{key}={value} must be {kind} in [{least:g}, {most:g}]"
+                )
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Augment:
         """From a config's `data.augment`."""
-        return cls(
-            **{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()}
-        )
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**plain)
 
 
 def random_box(
@@ -97,9 +143,10 @@ def random_box(
     ratio = math.exp(rng.uniform(low, high))
     wide, tall = math.sqrt(area * ratio), math.sqrt(area / ratio)
     shrink = min(1.0, width / wide, height / tall)
-    wide, tall = max(1.0, wide * shrink), max(1.0, tall * shrink)
+    # float rounding may lead out of the picture by a hair
+    wide, tall = np.clip((wide * shrink, tall * shrink), 1.0, size).tolist()
     left, top = rng.uniform(0, width - wide), rng.uniform(0, height - tall)
-    return left, top, left + wide, top + tall
+    return left, top, min(left + wide, width), min(top + tall, height)
 
 
 def _hue_matrix(turn: float) -> np.ndarray:

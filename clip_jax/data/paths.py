@@ -1,4 +1,4 @@
-"""Path patterns: braces, globs, `~`, and `embedded:` for the data sets that ship with the package."""
+"""Path patterns: braces, globs, `~`, and `embedded:` for the data that ships with the package."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from clip_jax.errors import UserError
 
 EMBEDDED = "embedded:"
 _HOME = Path(__file__).parent
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
 def resolve(path: str) -> str:
-    """The path on this machine: `embedded:emoji/x` in the package's folder, `~` expanded."""
+    """The path on this machine: `embedded:emoji/x` in the package's folder, `~` expanded.
+
+    Raises:
+      UserError: it leaves the embedded data, or names an unknown home.
+    """
     if not path.startswith(EMBEDDED):
-        return str(Path(path).expanduser())
+        try:
+            return str(Path(path).expanduser())
+        except RuntimeError:
+            raise UserError(f"{path!r} is in the home of an unknown user") from None
     inner = Path(path.removeprefix(EMBEDDED))
     if inner.is_absolute() or ".." in inner.parts:
         raise UserError(f"{path!r} leaves the embedded data: give a name such as embedded:emoji/x")
@@ -25,16 +31,18 @@ def resolve(path: str) -> str:
 
 
 def braces(pattern: str) -> list[str]:
-    """`a{0..2}b` → a0b, a1b, a2b (widths kept); `{x,y}` → x, y."""
-    if found := _RANGE.search(pattern):
-        first, last = found.groups()
-        parts = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
-    elif found := _CHOICE.search(pattern):
-        parts = found[1].split(",")
-    else:
+    """`a{0..2}b` → a0b, a1b, a2b (widths kept, `{2..0}` counts down); `{x,y}` → x, y."""
+    found = _BRACES.search(pattern)
+    if not found:
         return [pattern]
+    if found[3] is not None:
+        parts = found[3].split(",")
+    else:
+        first, last = int(found[1]), int(found[2])
+        numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+        parts = [str(i).zfill(len(found[1])) for i in numbers]
     head, tail = pattern[: found.start()], pattern[found.end() :]
-    return [whole for part in parts for whole in braces(head + part + tail)]
+    return list(dict.fromkeys(whole for part in parts for whole in braces(head + part + tail)))
 
 
 def expand(pattern: str) -> list[str]:
@@ -45,7 +53,8 @@ def expand(pattern: str) -> list[str]:
     """
     files: list[str] = []
     for path in braces(resolve(pattern)):
-        found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+        magic = glob.has_magic(path) and not Path(path).is_file()
+        found = sorted(glob.glob(path)) if magic else [path]
         missing = [f for f in found if not Path(f).is_file()]
         if missing or not found:
             raise UserError(f"no file {missing[0] if missing else path} (from {pattern!r})")

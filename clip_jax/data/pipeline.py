@@ -8,6 +8,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from clip_jax.data import captions, images
 from clip_jax.data.sources import Source
@@ -86,6 +87,7 @@ def iterator(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
     )
     if workers:
+        flags.FLAGS.mark_as_parsed()  # grain asks absl's flags, which nobody else here uses
         reader = reader.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
         )

@@ -6,12 +6,15 @@ Each picture of a sample is a pair with the sample's text; `0001.a.png` and `000
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import tarfile
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +26,9 @@ from clip_jax.errors import UserError
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 TEXTS = (".json", ".txt")
 MAX_MEMBER = 256 << 20
+MAX_OPEN = 256  # files; a process may open 1,024 on many machines, and a data set have 40,000 tars
+_BLOCK = 512
+_VERSION = 2  # of the cached index
 
 
 class Pair(NamedTuple):
@@ -34,7 +40,11 @@ class Pair(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Where the pairs of one tar stand: int64 [pairs, 4] of image and text (offset, size), names."""
+    """Where the pairs of one tar stand.
+
+    spans: int64 [pairs, 5]: offset and size of the picture, of its text, and whether that is json.
+    names: the pictures' names.
+    """
 
     spans: np.ndarray
     names: np.ndarray
@@ -46,21 +56,23 @@ def _pairs(sample: list[tarfile.TarInfo]) -> Iterator[tuple[tarfile.TarInfo, tar
         yield from ((m, texts[0]) for m in sample if m.name.lower().endswith(IMAGES))
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
-    sample: list[tarfile.TarInfo] = []
-    key = None
+def _members(tar: tarfile.TarFile, length: int) -> Iterator[tarfile.TarInfo]:
     for member in tar:
-        if not member.isfile():
+        if member.size < 0:
+            raise tarfile.ReadError(f"{member.name} has a negative size")
+        if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
             continue
+        if member.offset_data + member.size > length:
+            raise tarfile.ReadError(f"{member.name} is longer than the file")
+        yield member
+
+
+def _samples(members: Iterable[tarfile.TarInfo]) -> Iterator[list[tarfile.TarInfo]]:
+    def key(member: tarfile.TarInfo) -> tuple[str, str]:
         folder, _, base = member.name.rpartition("/")
-        here = (folder, base.split(".", 1)[0])
-        if here != key and sample:
-            yield sample
-            sample = []
-        key = here
-        sample.append(member)
-    if sample:
-        yield sample
+        return folder, base.split(".", 1)[0]
+
+    yield from (list(run) for _, run in itertools.groupby(members, key))
 
 
 def scan(path: str) -> Index:
@@ -70,29 +82,28 @@ def scan(path: str) -> Index:
       UserError: the file is missing, compressed, cut short, or holds no pair.
     """
     spans, names = [], []
-    length = os.path.getsize(path)
     try:
-        with tarfile.open(path, "r:") as tar:
-            for sample in _samples(tar):
-                for member in sample:
-                    if member.offset_data + member.size > length:
-                        raise UserError(
-                            f"{path} is cut short in {member.name}: fetch the file again"
-                        )
-                    if member.size > MAX_MEMBER or member.issparse():
-                        raise UserError(f"{path}: {member.name} is sparse or over 256 MiB")
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for sample in _samples(_members(tar, os.fstat(file.fileno()).st_size)):
                 for image, text in _pairs(sample):
-                    spans.append((image.offset_data, image.size, text.offset_data, text.size))
+                    for member in (image, text):
+                        if member.size > MAX_MEMBER or member.issparse():
+                            raise UserError(f"{path}: {member.name} is sparse or over 256 MiB")
+                    spans.append(
+                        (
+                            *(image.offset_data, image.size, text.offset_data, text.size),
+                            text.name.lower().endswith(".json"),
+                        )
+                    )
                     names.append(image.name)
-    except tarfile.TarError as error:
-        with open(path, "rb") as file:
-            compressed = file.read(2) == b"\x1f\x8b"
-        hint = (
-            "gunzip it first: a compressed tar has no random access"
-            if compressed
-            else ("it is cut short or not a tar: fetch the file again")
-        )
-        raise UserError(f"{path} cannot be read ({error}); {hint}") from None
+            # tarfile ends without a word at a header that it cannot read
+            file.seek(tar.offset)
+            if file.read(_BLOCK) != bytes(_BLOCK):
+                raise tarfile.ReadError(f"no end of archive at byte {tar.offset:,}")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except (tarfile.TarError, ValueError, ArithmeticError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {_hint(path)}") from None
     if not spans:
         raise UserError(
             f"{path} holds no pair: expected members such as 0001.jpg with 0001.txt or 0001.json"
@@ -100,30 +111,60 @@ def scan(path: str) -> Index:
     return Index(np.array(spans, np.int64), np.array(names, np.str_))
 
 
+def _hint(path: str) -> str:
+    with open(path, "rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            return "gunzip it first: a compressed tar has no random access"
+    return "it is cut short or not a tar: fetch the file again"
+
+
 def _cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "clip_jax" / "index"
 
 
-def index(path: str) -> Index:
-    """`scan(path)`, kept in the user's cache folder until the tar changes."""
-    stat = os.stat(path)
-    state = f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns} 1"
-    cached = _cache_folder() / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.npz"
+def _load(cached: Path) -> Index | None:
     try:
         with np.load(cached, allow_pickle=False) as file:
-            return Index(file["spans"], file["names"])
-    except (OSError, ValueError, KeyError, EOFError):
-        pass
+            found = Index(file["spans"], file["names"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    good = found.spans.dtype == np.int64 and found.names.dtype.kind == "U"
+    return found if good and found.spans.shape == (found.names.size, 5) else None
+
+
+def index(path: str) -> Index:
+    """`scan(path)`, kept in the user's cache folder until the tar changes."""
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    state = f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns} {_VERSION}"
+    name = hashlib.sha256(state.encode(errors="surrogateescape")).hexdigest()[:32]
+    cached = _cache_folder() / f"{name}.npz"
+    if found := _load(cached):
+        return found
     built = scan(path)
-    temporary = cached.with_name(f"{cached.stem}.{os.getpid()}.{threading.get_ident()}.tmp.npz")
+    temporary = cached.with_name(f"{name}.{os.getpid()}.{threading.get_ident()}.tmp.npz")
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         np.savez(temporary, spans=built.spans, names=built.names)
         temporary.replace(cached)
     except OSError:  # a cache that cannot be written only costs the next start some seconds
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return built
+
+
+class _Open:
+    """A file open for reading, closed when the last reader has let go of it."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
 
 
 class TarSource:
@@ -138,7 +179,7 @@ class TarSource:
         self.paths = expand(pattern)
         self._indices = [index(path) for path in self.paths]
         self._starts = np.cumsum([0] + [len(i.spans) for i in self._indices])
-        self._files: dict[int, int] = {}
+        self._files: dict[int, _Open] = {}  # the least recently used first
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -153,28 +194,33 @@ class TarSource:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
-    def _file(self, tar: int) -> int:
+    def _file(self, tar: int) -> _Open:
         with self._lock:
-            if tar not in self._files:
-                self._files[tar] = os.open(self.paths[tar], os.O_RDONLY | os.O_CLOEXEC)
-            return self._files[tar]
-
-    def _text(self, raw: bytes, name: str) -> dict[str, Any]:
-        try:
-            text = raw.decode()
-            if not text.lstrip().startswith("{"):
-                return {"caption": text.strip()}
-            return json.loads(text)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(f"{name}: its text cannot be read ({error})") from None
+            file = self._files.pop(tar, None) or _Open(self.paths[tar])
+            self._files[tar] = file
+            if len(self._files) > MAX_OPEN:
+                del self._files[next(iter(self._files))]
+            return file
 
     def __getitem__(self, i: int) -> Pair:
         tar = int(np.searchsorted(self._starts, i, side="right")) - 1
         row = i - int(self._starts[tar])
-        at, size, text_at, text_size = (int(n) for n in self._indices[tar].spans[row])
+        at, size, text_at, text_size, is_json = (int(n) for n in self._indices[tar].spans[row])
         file = self._file(tar)
         name = f"{self.paths[tar]}:{self._indices[tar].names[row]}"
-        image, text = os.pread(file, size, at), os.pread(file, text_size, text_at)
+        image = os.pread(file.number, size, at)
+        text = os.pread(file.number, text_size, text_at)
         if len(image) < size or len(text) < text_size:
             raise UserError(f"{name} is cut short: the tar changed since the run began")
-        return Pair(image, self._text(text, name), name)
+        return Pair(image, _text(text, name, bool(is_json)), name)
+
+
+def _text(raw: bytes, name: str, is_json: bool) -> dict[str, Any]:
+    try:
+        text = raw.decode("utf-8-sig")
+        found = json.loads(text) if is_json else {"caption": text.strip()}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: its text cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f'{name}: its json is no object such as {{"caption": "a cat"}}')
+    return found

@@ -23,7 +23,10 @@ def drop_patches(
 
 
 class VisionTransformer(nnx.Module):
-    """Patches, a class token, learned positions, blocks; read out at the class token."""
+    """Patches, a class token, learned positions, blocks; read out at the class token.
+
+    With `pool="mean"` there is no class token, and the average of the patches is read out.
+    """
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class VisionTransformer(nnx.Module):
         self.config = config
         self.dtype = dtype
         width, patch = config.width, config.patch_size
-        tokens = (config.image_size // patch) ** 2 + 1
+        tokens = (config.image_size // patch) ** 2 + (config.pool == "class")
         scale = nnx.initializers.normal(width**-0.5)
         self.patch_embedding = nnx.Linear(
             patch * patch * 3,
@@ -48,7 +51,8 @@ class VisionTransformer(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.class_embedding = nnx.Param(scale(rngs.params(), (width,)))
+        if config.pool == "class":
+            self.class_embedding = nnx.Param(scale(rngs.params(), (width,)))
         self.positional_embedding = nnx.Param(scale(rngs.params(), (tokens, width)))
         self.ln_pre = layer_norm(width, rngs)
         self.transformer = Transformer(
@@ -91,10 +95,12 @@ class VisionTransformer(nnx.Module):
             image = (image.astype(jnp.float32) - mean) / std
         x = self.patch_embedding(self._patchify(image))
         position = self.positional_embedding[...].astype(self.dtype)
-        x = x + position[1:]
+        x = x + position[-x.shape[1] :]
         if key is not None and self.config.patch_dropout:
             x = drop_patches(x, self.config.patch_dropout, key)
-        first = self.class_embedding[...].astype(self.dtype) + position[0]
-        x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
+        if self.config.pool == "class":
+            first = self.class_embedding[...].astype(self.dtype) + position[0]
+            x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
         x = self.transformer(self.ln_pre(x).astype(self.dtype))
-        return self.projection(self.ln_post(x[:, 0]))
+        x = x[:, 0] if self.config.pool == "class" else x.mean(axis=1)
+        return self.projection(self.ln_post(x))

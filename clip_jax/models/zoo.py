@@ -14,7 +14,11 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """A vision Transformer. Sizes in pixels; `patch_dropout` is the share of patches left out in training."""
+    """A vision Transformer. Sizes in pixels.
+
+    pool: what is read out: `class`, a token of its own, or `mean`, the average of the patches.
+    patch_dropout: the share of patches left out in training.
+    """
 
     image_size: int = 224
     patch_size: int = 32
@@ -22,6 +26,7 @@ class VisionConfig:
     layers: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
+    pool: str = "class"
     patch_dropout: float = 0.0
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
@@ -59,6 +64,8 @@ class CLIPConfig:
                 f"model.vision.patch_size={self.vision.patch_size} does not divide "
                 f"model.vision.image_size={self.vision.image_size}"
             )
+        if self.vision.pool not in ("class", "mean"):
+            raise UserError(f"model.vision.pool={self.vision.pool!r} must be 'class' or 'mean'")
         if not 0 <= self.vision.patch_dropout < 1:
             raise UserError(
                 f"model.vision.patch_dropout={self.vision.patch_dropout} is not in [0, 1)"

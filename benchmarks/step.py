@@ -1,0 +1,165 @@
+"""One ViT-B/32 training step on this CPU, side by side with open_clip's.
+
+    python benchmarks/step.py                # ours alone, when open_clip is not installed
+    pip install open_clip_torch && python benchmarks/step.py
+
+Both do the same: forward of 32 pairs, symmetric cross-entropy, backward, AdamW (0.9, 0.98), fp32,
+the temperature clamped, on fixed random data. Each lives in a process of its own and they take
+turns, so that a machine that slows down slows both; what counts is the median of the ratios of
+neighbouring steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+MODEL = "ViT-B/32"
+ADAM = {"b1": 0.9, "b2": 0.98, "eps": 1e-6, "weight_decay": 0.2, "clip_norm": 0.0}
+RATE = 5e-4
+
+
+def rows(batch_size: int) -> tuple[Any, Any]:
+    """Random pixels uint8 [n, 224, 224, 3] and captions of full length int32 [n, 77]."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 49_406, (batch_size, 77), np.int32)
+    tokens[:, 0], tokens[:, -1] = 49_406, 49_407
+    return rng.integers(0, 256, (batch_size, 224, 224, 3), np.uint8), tokens
+
+
+def ours(batch_size: int, dtype: str, remat: str) -> Callable[[], float]:
+    """A function that does one step of clip_jax and returns the loss."""
+    from flax import nnx
+
+    from clip_jax import optim, partition, step
+    from clip_jax.models.zoo import ARCHITECTURES
+    from clip_jax.objectives import contrastive
+
+    config = ARCHITECTURES[MODEL]
+    mesh = partition.make_mesh({"data": -1})
+    optimizer = optim.make_optimizer(ADAM, lambda _: RATE)
+    state = step.init_state(config, optimizer, 0, mesh)
+    graph = nnx.graphdef(step.abstract_model(config, dtype, remat))
+    train_step = step.compile_step(
+        step.make_train_step(graph, contrastive, optimizer, 0), state, mesh
+    )
+    image, tokens = rows(batch_size)
+    batch = partition.global_batch({"image": image, "tokens": tokens}, mesh)
+
+    def one() -> float:
+        nonlocal state
+        state, metrics = train_step(state, batch)
+        return float(metrics["loss"])
+
+    return one
+
+
+def theirs(batch_size: int, dtype: str, remat: str) -> Callable[[], float]:
+    """A function that does one step of open_clip and returns the loss."""
+    import open_clip
+    import torch
+
+    model = open_clip.create_model(MODEL.replace("/", "-") + "-quickgelu").train()
+    loss_fn = open_clip.ClipLoss()
+    gains = [p for n, p in model.named_parameters() if p.ndim < 2 or "bias" in n or "ln" in n]
+    chosen = {id(p) for p in gains}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    groups = [{"params": gains, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), eps=1e-6)
+    image, tokens = rows(batch_size)
+    pixels = torch.from_numpy(image).permute(0, 3, 1, 2).float().div(255).sub(0.45).div(0.27)
+    pixels, ids = pixels.contiguous(), torch.from_numpy(tokens).long()
+    half = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def one() -> float:
+        optimizer.zero_grad()
+        with half:
+            output = model(pixels, ids)
+            image_features, text_features, scale = (
+                (output["image_features"], output["text_features"], output["logit_scale"])
+                if isinstance(output, dict)
+                else output[:3]
+            )
+            loss = loss_fn(image_features, text_features, scale)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, 4.6052)
+        return loss.item()
+
+    return one
+
+
+class Side:
+    """One of the two, in a process that does a step whenever it is asked to."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", name, "--batch-size", str(args.batch_size),
+             "--dtype", args.dtype, "--remat", args.remat],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def step(self) -> dict[str, float]:
+        """Seconds and loss of one step."""
+        assert self.process.stdin and self.process.stdout
+        print("step", file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("a side died: see above")
+        return json.loads(line)
+
+
+def work(args: argparse.Namespace) -> None:
+    """Answers each line of standard input with one timed step."""
+    one = {"ours": ours, "theirs": theirs}[args.worker](args.batch_size, args.dtype, args.remat)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        loss = one()
+        print(json.dumps({"seconds": time.perf_counter() - began, "loss": loss}), flush=True)
+
+
+def main() -> None:
+    """Runs the sides in turn and prints the medians and their ratio."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=7, help="counted steps of each")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--remat", default="none", choices=["none", "dots", "full"])
+    parser.add_argument("--worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return work(args)
+    names = ["ours"]
+    if importlib.util.find_spec("open_clip"):
+        names.append("theirs")
+    else:
+        print("open_clip is not installed (pip install open_clip_torch): timing clip_jax alone")
+    sides = {name: Side(name, args) for name in names}
+    for name, side in sides.items():
+        print(f"{name}: warm-up {side.step()['seconds']:.1f} s, {side.step()['seconds']:.1f} s")
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(args.steps):
+        for name, side in sides.items():
+            seconds[name].append(side.step()["seconds"])
+        print("  ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items()))
+    print(f"{MODEL}, batch {args.batch_size}, {args.dtype}, {platform.processor() or 'CPU'}")
+    for name, values in seconds.items():
+        print(f"{name}: median {statistics.median(values):.2f} s, best {min(values):.2f} s")
+    if "theirs" in seconds:
+        ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
+        print(f"clip_jax is {statistics.median(ratios):.2f} times as fast as open_clip")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What all tests share: eight pretended devices, a cache folder of their own, small tars."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from support import TarFactory, encoded, picture, write_tar
+
+# Before any test module imports jax. The caches of other sessions must not matter.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+_CACHE = tempfile.TemporaryDirectory(prefix="clip_jax_tests_")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+hypothesis.settings.register_profile(
+    "clip_jax",
+    deadline=None,  # the machines that run these are shared
+    max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("clip_jax")
+
+
+@pytest.fixture
+def tar_factory(tmp_path: Path) -> TarFactory:
+    """`tar_factory("x.tar", pairs=3)`: a WebDataset tar of random pictures, `{"caption": …}` each.
+
+    Arguments: `text`, "json" or "txt"; `kind`, the format of the pictures; `size` (width, height);
+    `first`, the number of the first pair, which seeds its picture too; `fields`, a function from
+    that number to the json.
+    """
+
+    def make(
+        name: str = "pairs.tar",
+        pairs: int = 3,
+        *,
+        first: int = 0,
+        text: str = "json",
+        kind: str = "png",
+        size: tuple[int, int] = (12, 10),
+        fields: Callable[[int], Mapping[str, Any]] = lambda i: {"caption": f"picture {i}"},
+    ) -> Path:
+        members = []
+        for i in range(first, first + pairs):
+            written = json.dumps(fields(i)) if text == "json" else f"picture {i}\n"
+            members.append((f"{i:06}.{kind}", encoded(picture(i, size), kind)))
+            members.append((f"{i:06}.{text}", written.encode()))
+        return write_tar(tmp_path / name, members)
+
+    return make

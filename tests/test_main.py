@@ -1,0 +1,212 @@
+"""The command line: what is wrong is said in one line, before anything is written."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+import runs
+from clip_jax import main
+from clip_jax.errors import UserError
+from support import says, write_tar
+
+
+@pytest.fixture
+def config(tmp_path, tar_factory):
+    return runs.write_config(tmp_path, tar_factory(pairs=20, size=(20, 18)), 20)
+
+
+def fails(argv):
+    """The one line that a command ends with."""
+    with pytest.raises(UserError) as caught:
+        main.run(argv)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def flags(config, *more):
+    return ["--config", str(config), "--workdir", str(config.parent / "run"), *more]
+
+
+def failed(done, *words):
+    """A finished command that failed with one line that names all of `words`."""
+    assert done.returncode not in (0, None), done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and done.stderr.splitlines()[-1] == errors[0], done.stderr
+    for word in words:
+        assert str(word) in errors[0], errors[0]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--confg", "x"], []])
+def test_help_and_a_wrong_flag_import_nothing_heavy(argv):
+    code = (
+        "import sys; from clip_jax import main\n"
+        f"try: main.run({argv!r})\nexcept main.UserError as e: print(e)\n"
+        "heavy = {'jax', 'flax', 'orbax', 'grain', 'optax', 'numpy', 'PIL', 'tensorflow'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=runs.environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--config" in done.stdout
+
+
+def test_help_with_a_config_shows_its_keys(config, capsys):
+    assert main.run(["--config", str(config), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "A run of seconds." in shown
+    assert "--config.batch_size=8" in shown and "--config.optimizer.learning_rate" in shown
+
+
+def test_a_wrong_flag_or_mode_is_named():
+    assert "--confg" in fails(["--confg=x"])
+    assert "evaluate" in fails(["--config", "x", "--mode=tran"])
+    assert "configs/quickstart.py" in fails([])
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known_one(config):
+    assert says(
+        UserError(fails(flags(config, "--config.batchsize=8"))), "batchsize", "config.batch_size"
+    )
+    assert "config.optimizer.learning_rate" in fails(flags(config, "--config.optimizer.lr_rate", "1"))
+    assert not (config.parent / "run").exists()
+
+
+def test_a_batch_that_does_not_divide_over_the_devices(config):
+    line = fails(flags(config, "--config.batch_size=12"))
+    assert "config.batch_size=12" in line and "8 devices" in line and "such as" in line
+    assert not (config.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.steps=0", ["config.steps=0"]),
+        ("--config.steps=abc", ["config.steps", "whole number"]),
+        ("--config.dtype=float8", ["config.dtype", "bfloat16"]),
+        ("--config.remat=some", ["remat", "full"]),
+        ("--config.tokenizer=words", ["words", "sentencepiece:"]),
+        ("--config.mesh.tensor=3", ["config.mesh", "8 devices"]),
+        ("--config.model.text.vocab_size=10", ["vocab_size"]),
+        ("--config.model.vision.patch_size=7", ["patch_size"]),
+        ("--config.data.train=", ["config.data.train"]),
+        ("--config.data.train=/nowhere/{00..01}.tar", ["/nowhere/00.tar"]),
+        ("--config.data.captions=('{title}',)", ["title", "caption"]),
+        ("--config.workdir=", ["--workdir"]),
+    ],
+)
+def test_bad_values_are_one_line_and_leave_no_folder(config, flag, words):
+    argv = flags(config, flag)
+    if flag == "--config.workdir=":
+        argv = ["--config", str(config), flag]
+    line = fails(argv)
+    for word in words:
+        assert word in line
+    assert not (config.parent / "run").exists()
+
+
+def test_a_truncated_tar_is_named(config, tar_factory):
+    path = tar_factory("cut.tar", pairs=9)
+    path.write_bytes(path.read_bytes()[:6000])
+    assert "cut.tar" in fails(flags(config, f"--config.data.train={path}"))
+    assert not (config.parent / "run").exists()
+
+
+def test_a_corrupt_picture_is_named(config, tmp_path):
+    members = [("7.png", b"\x89PNG not really"), ("7.json", b'{"caption": "x"}')]
+    path = write_tar(tmp_path / "bad.tar", members)
+    done = runs.run(config, tmp_path / "run", f"--config.data.train={path}")
+    failed(done, "bad.tar", "7.png")
+
+
+def test_a_corrupt_picture_is_named_by_a_worker_process_too(config, tmp_path):
+    members = [("7.png", b"\x89PNG not really"), ("7.json", b'{"caption": "x"}')]
+    path = write_tar(tmp_path / "bad.tar", members)
+    done = runs.run(
+        config, tmp_path / "run", f"--config.data.train={path}", "--config.data.workers=1"
+    )
+    failed(done, "bad.tar", "7.png")
+
+
+def test_a_folder_of_another_run_is_refused_and_left_as_it_was(config):
+    workdir = config.parent / "run"
+    workdir.mkdir()
+    from clip_jax import config as config_lib
+
+    old, _ = config_lib.load(str(config), ["seed=7"])
+    text = config_lib.to_json(old)
+    (workdir / "config.json").write_text(text)
+    line = fails(flags(config))
+    assert "seed: 7 → 0" in line and str(workdir) in line
+    assert [p.name for p in workdir.iterdir()] == ["config.json"]
+    assert (workdir / "config.json").read_text() == text
+
+
+def test_a_run_may_be_resumed_with_other_intervals(config):
+    from clip_jax import config as config_lib
+
+    old, _ = config_lib.load(str(config), ["checkpoint.every=2", "log.every=7", "data.threads=1"])
+    new, _ = config_lib.load(str(config))
+    assert config_lib.differences(old.to_dict(), new.to_dict()) == []
+
+
+def test_a_full_disk_while_logging(config, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "metrics.jsonl").symlink_to("/dev/full")
+    done = runs.run(config, workdir, "--config.log.tensorboard=false")
+    failed(done, "disk is full", "resumes")
+
+
+def test_a_full_disk_while_saving_leaves_no_half_checkpoint(config, tmp_path):
+    """A limit on the size of files stands for the full disk: the write fails in the same place."""
+    workdir = tmp_path / "run"
+    argv = runs.command(config, workdir, "--config.log.tensorboard=false")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = subprocess.run(
+        argv,
+        env=runs.environment(JAX_ENABLE_COMPILATION_CACHE="false"),
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        cwd=tmp_path,
+    )
+    failed(done, "disk is full")
+    from clip_jax import checkpoint
+
+    assert checkpoint.latest_step(workdir) is None
+    assert all(json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    again = runs.run(config, workdir)
+    assert again.returncode == 0, again.stderr
+    assert runs.values(workdir)[12, "loss"] > 0
+
+
+def test_a_disk_without_room_for_checkpoints_is_found_before_training(config, monkeypatch):
+    real = os.statvfs
+
+    def tiny(path):
+        found = list(real(path))
+        found[4] = 1  # f_bavail
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "statvfs", tiny)
+    assert "GiB free" in fails(flags(config))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    done = runs.run(config, tmp_path / "run", "--config.optimizer.learning_rate=1e30")
+    failed(done, "loss is", "learning_rate")
+
+
+def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = runs.run(config, tmp_path / "file" / "run")
+    failed(done, tmp_path / "file")

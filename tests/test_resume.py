@@ -1,0 +1,103 @@
+"""A run that is stopped, however, ends as one that was left alone."""
+
+import signal
+
+import numpy as np
+import pytest
+
+import runs
+
+PAIRS = 20
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    from support import encoded, picture, write_tar
+
+    folder = tmp_path_factory.mktemp("resume")
+    members = []
+    for i in range(PAIRS):
+        members.append((f"{i:03}.png", encoded(picture(i, (20, 18)))))
+        members.append((f"{i:03}.json", f'{{"caption": "picture {i}"}}'.encode()))
+    return runs.write_config(folder, write_tar(folder / "pairs.tar", members), PAIRS)
+
+
+@pytest.fixture(scope="module")
+def whole(config):
+    """The run that nobody stopped."""
+    workdir = config.parent / "whole"
+    done = runs.run(config, workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def same(first, second):
+    assert runs.values(first) == runs.values(second)
+    ours, theirs = runs.parameters(first), runs.parameters(second)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def test_a_run_logs_every_step_and_its_evaluations(whole):
+    values = runs.values(whole)
+    assert {step for step, name in values if name == "loss"} == set(range(1, 13))
+    names = {name for step, name in values if step == 12}
+    assert {"zero_shot/held/top1", "zero_shot/held/top5"} <= names
+    assert {f"retrieval/held/{way}/r{k}" for way in ("image_to_text", "text_to_image")
+            for k in (1, 5, 10)} <= names  # fmt: skip
+    assert all("images_per_second" in line for line in runs.lines(whole) if "loss" in line)
+    assert (whole / "pictures" / "step_12" / "held.png").exists()
+    assert list((whole / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 11])
+def test_killed_and_started_again_it_ends_the_same_to_the_bit(config, whole, step):
+    workdir = config.parent / f"killed_{step}"
+    process, _ = runs.run_until(config, workdir, step, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    again = runs.run(config, workdir)
+    assert again.returncode == 0, again.stderr
+    same(workdir, whole)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_cleanly(config, whole, how):
+    workdir = config.parent / how.name
+    process, stderr = runs.run_until(config, workdir, 6, how)
+    assert process.returncode == 0, stderr
+    assert f"stopped by {how.name}, saved at step" in stderr and "Traceback" not in stderr
+    assert not [p for p in workdir.rglob("*") if "tmp" in p.name], "nothing half-written is left"
+    last = max(line["step"] for line in runs.lines(workdir))
+    assert 6 <= last < 12
+    again = runs.run(config, workdir)
+    assert again.returncode == 0, again.stderr
+    assert f"resuming after step {last}" in again.stderr
+    same(workdir, whole)
+
+
+def test_a_finished_run_has_nothing_to_do(config, whole):
+    before = (whole / "metrics.jsonl").read_bytes()
+    again = runs.run(config, whole)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to train" in again.stderr
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_worker_processes_give_the_same_batches(config, whole):
+    workdir = config.parent / "workers"
+    done = runs.run(config, workdir, "--config.data.workers=2")
+    assert done.returncode == 0, done.stderr
+    ours = {k: v for k, v in runs.values(workdir).items() if k[1] == "loss"}
+    assert ours == {k: v for k, v in runs.values(whole).items() if k[1] == "loss"}
+
+
+def test_evaluate_gives_the_numbers_of_training(config, whole):
+    import json
+
+    done = runs.run(config, whole, "--mode=evaluate")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("step") == 12
+    trained = runs.values(whole)
+    assert found and all(value == trained[12, name] for name, value in found.items())
