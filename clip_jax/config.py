@@ -6,6 +6,7 @@ import ast
 import difflib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from clip_jax.data import captions, images
 from clip_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # What may differ between a run and its resumption: it changes no number that is trained.
-FREE = ("workdir", "steps_per_log", "log", "checkpoint", "evaluate", "mesh", "remat")
-FREE_DATA = ("data.threads", "data.workers", "data.prefetch")
+FREE = ("workdir", "log", "checkpoint", "evaluate", "mesh", "remat")
+FREE_DATA = ("data.threads", "data.workers", "data.prefetch", "data.cache_mib")
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
@@ -33,7 +35,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
         near = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
         raise UserError(f"no config {path}; in configs/ there are: {', '.join(near)}")
     spec = importlib.util.spec_from_file_location(f"clip_jax_config_{file.stem}", file)
-    assert spec and spec.loader
+    if not spec or not spec.loader:
+        raise UserError(f"config {path} is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(ROOT))
     try:
@@ -41,10 +44,13 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
         config = module.get_config()
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"config {path} fails: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"config {path} fails: {type(error).__name__}: {line}") from error
     finally:
         sys.path.remove(str(ROOT))
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config {path}: get_config() must give a ConfigDict, not {config!r:.40}")
     for item in overrides:
         override(config, item)
     return config.lock(), module.__doc__ or ""
@@ -59,23 +65,42 @@ def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> Iterator[t
             yield f"{prefix}{key}", value
 
 
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _as_type(value: Any, old: Any) -> Any:
+    """`value` as the type of `old` where that loses nothing; else TypeError."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(old, float) and number and math.isfinite(value):
+        return float(value)
+    if type(old) is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if type(value) is not type(old) or isinstance(old, float):
+        raise TypeError
+    return value
+
+
 def _parse(key: str, text: str, old: Any) -> Any:
     """`text` as a value of the type of `old`."""
     if isinstance(old, str):
         return text
+    value = _literal(text)
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = {"true": True, "false": False}.get(text.lower(), text)
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(old, int) and not isinstance(old, bool) and isinstance(value, float):
-        value = int(value) if value == int(value) else value
-    if isinstance(old, tuple) and isinstance(value, (list, str)):
-        value = tuple([value] if isinstance(value, str) else value)
-    if old is not None and type(value) is not type(old):
-        raise UserError(f"config.{key}={text} is not {_kind(old)}; the default is {old!r}")
-    return value
+        if isinstance(old, tuple):
+            like = old[0] if old else ""
+            if not isinstance(value, (tuple, list)):  # one text needs no brackets around it
+                value = (text if isinstance(like, str) else value,)
+                like = like if isinstance(like, str) else old
+            return tuple(_as_type(item, like) for item in value)
+        return value if old is None else _as_type(value, old)
+    except (TypeError, OverflowError):
+        raise UserError(
+            f"config.{key}={text} is not {_kind(old)}; the default is {old!r}"
+        ) from None
 
 
 def _kind(value: Any) -> str:
@@ -97,11 +122,38 @@ def override(config: ConfigDict, item: str) -> None:
         raise UserError(f"unknown config key config.{key}; {hint}")
     if isinstance(node[last], ConfigDict):
         inner = ", ".join(k for k in known if k.startswith(f"{key}."))
-        raise UserError(f"config.{key} is a group of keys: set one of {inner}")
+        instead = f"set one of {inner}" if inner else "fill it in a config file"
+        raise UserError(f"config.{key} is a group of keys: {instead}")
     if not equals:
         raise UserError(f"config.{key} needs a value: --config.{key}=VALUE")
     with node.unlocked():
         node[last] = _parse(key, text, node[last])
+
+
+# The least and the greatest value that a key may have.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "steps": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "seed": (0, 2**32 - 1),
+    "log.every": (1, math.inf),
+    "checkpoint.every": (1, math.inf),
+    "checkpoint.keep": (1, math.inf),
+    "evaluate.every": (1, math.inf),
+    "evaluate.batch_size": (1, math.inf),
+    "evaluate.pictures": (0, math.inf),
+    "data.threads": (1, math.inf),
+    "data.workers": (0, math.inf),
+    "data.prefetch": (1, math.inf),
+    "data.cache_mib": (0, math.inf),
+    "optimizer.learning_rate": (1e-12, math.inf),
+    "optimizer.final_learning_rate": (0, math.inf),
+    "optimizer.warmup_steps": (0, math.inf),
+    "optimizer.b1": (0, 1 - 1e-9),
+    "optimizer.b2": (0, 1 - 1e-9),
+    "optimizer.eps": (1e-30, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.clip_norm": (0, math.inf),
+}
 
 
 def check(config: ConfigDict, devices: int, processes: int = 1) -> None:
@@ -110,20 +162,11 @@ def check(config: ConfigDict, devices: int, processes: int = 1) -> None:
     Raises:
       UserError: names the key, its value and what to do.
     """
-    for key in (
-        "steps",
-        "batch_size",
-        "log.every",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "evaluate.every",
-        "evaluate.batch_size",
-        "data.threads",
-        "data.prefetch",
-    ):
-        value = dict(flatten(config))[key]
-        if value < 1:
-            raise UserError(f"config.{key}={value} must be at least 1")
+    values = dict(flatten(config))
+    for key, (least, most) in _BOUNDS.items():
+        if not least <= values[key] <= most:
+            end = f" and at most {most:.10g}" if most < math.inf else ""
+            raise UserError(f"config.{key}={values[key]} must be at least {least:g}{end}")
     if config.optimizer.warmup_steps >= config.steps:
         raise UserError(
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} must be below "
@@ -131,13 +174,34 @@ def check(config: ConfigDict, devices: int, processes: int = 1) -> None:
         )
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r} must be float32 or bfloat16")
+    images.Augment.from_dict(config.data.augment.to_dict())
+    _check_templates(config)
     tensor = max(1, config.mesh.tensor)
-    shards = max(1, devices // tensor)
-    if config.batch_size % shards or config.batch_size % processes:
+    shards = math.lcm(max(1, devices // tensor), processes)
+    if config.batch_size % shards:
         near = max(shards, round(config.batch_size / shards) * shards)
         raise UserError(
             f"config.batch_size={config.batch_size} does not divide over {shards} devices: "
             f"use a multiple of {shards}, such as {near}"
+        )
+
+
+def _check_templates(config: ConfigDict) -> None:
+    for key, templates in (
+        ("data.captions", config.data.captions),
+        ("evaluate.caption", (config.evaluate.caption,)),
+    ):
+        if not templates:
+            raise UserError(f"config.{key} is empty: give a template such as {{caption}}")
+        for template in templates:
+            try:
+                captions.fields(template)
+            except UserError as error:
+                raise UserError(f"config.{key}: {error}") from None
+    prompts = config.evaluate.templates
+    if not prompts or any("{}" not in prompt for prompt in prompts):
+        raise UserError(
+            f"config.evaluate.templates={prompts!r:.200} must each hold {{}}: the label"
         )
 
 
@@ -159,4 +223,5 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def describe(config: ConfigDict) -> str:
     """The keys and their values, a line each."""
-    return "\n".join(f"  --config.{key}={value!r}" for key, value in flatten(config))
+    values = ((k, {} if isinstance(v, ConfigDict) else v) for k, v in flatten(config))
+    return "\n".join(f"  --config.{key}={value!r}" for key, value in values)

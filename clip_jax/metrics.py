@@ -14,11 +14,68 @@ from typing import Any
 
 from tqdm import tqdm
 
+from clip_jax.errors import UserError
+
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl; a line that a crash cut short is left out."""
-    lines = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else []
-    return [json.loads(line) for line in lines if line]
+    """The whole lines of a metrics.jsonl; a line that a crash cut short is left out.
+
+    Raises:
+      UserError: another line is damaged.
+    """
+    if not Path(path).is_file():  # a device, such as /dev/full, has no end
+        return []
+    found = []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
+        try:
+            values = json.loads(line) if line else None
+            if values is not None:
+                values["step"] = int(values["step"])
+                found.append(values)
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: line {number} is damaged: remove it") from None
+    return found
+
+
+class _Board:
+    """TensorBoard's events, each flushed by whoever writes it.
+
+    tensorboardX's own writer has a thread; once a full disk has ended that, a run hangs for good.
+    """
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event = Event
+        self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        if resume_step:  # what was written of later steps is about to be written again
+            log = SessionLog(status=SessionLog.START)
+            self._file.write_event(Event(step=resume_step + 1, session_log=log))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._write(step, scalar(name, value))
+        self._file.flush()
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        import numpy as np
+        from PIL import Image
+        from tensorboardX.summary import image
+
+        with Image.open(path) as opened:
+            pixels = np.asarray(opened.convert("RGB"))
+        self._write(step, image(name, pixels, dataformats="HWC"))
+        self._file.flush()
+
+    def _write(self, step: int, summary: Any) -> None:
+        self._file.write_event(self._event(step=step, wall_time=time.time(), summary=summary))
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Writer:
@@ -39,13 +96,7 @@ class Writer:
             self._seen.setdefault(line["step"], set()).update(line)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._cut_half_line()
-        self._board: Any = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(
-                str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
-            )
+        self._board = _Board(folder / "tensorboard", resume_step) if tensorboard else None
 
     def _cut_half_line(self) -> None:
         if os.path.isfile(self._path):
@@ -64,12 +115,16 @@ class Writer:
           OSError: the disk is full; the file then ends with its last whole line.
         """
         seen = self._seen.setdefault(step, set())
-        new = {
-            k: v if isinstance(v, int) else float(v) for k, v in metrics.items() if k not in seen
-        }
-        if not new:
-            return
-        line = json.dumps({"step": step, **new}).encode() + b"\n"
+        values = {k: v if isinstance(v, int) else float(v) for k, v in metrics.items()}
+        new = {name: value for name, value in values.items() if name not in seen}
+        if new:
+            self._append({"step": step, **new})
+            seen.update(new)
+        if self._board:
+            self._board.scalars(step, values)
+
+    def _append(self, values: Mapping[str, Any]) -> None:
+        line = json.dumps(values).encode() + b"\n"
         before = os.fstat(self._file).st_size
         try:
             written = os.write(self._file, line)
@@ -79,26 +134,19 @@ class Writer:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, before)
             raise
-        seen.update(new)
-        if self._board:
-            for name, value in new.items():
-                self._board.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """A PNG of the run's folder, shown in TensorBoard too."""
         if self._board:
-            import numpy as np
-            from PIL import Image
-
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            self._board.add_image(name, pixels, step, dataformats="HWC")
+            self._board.picture(step, name, path)
 
     def close(self) -> None:
         """Flush TensorBoard's events and let go of the file."""
-        if self._board:
-            self._board.close()
-        os.close(self._file)
+        try:
+            if self._board:
+                self._board.close()
+        finally:
+            os.close(self._file)
 
     def __enter__(self) -> Writer:
         return self
@@ -126,7 +174,8 @@ class Progress:
             unit="step",
             dynamic_ncols=True,
             disable=self._quiet,
-            bar_format="{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}]{postfix}",
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {n}/{total} "
+            "[{elapsed}<{remaining}]{postfix}",
         )
         self._started, self._first = time.monotonic(), done
         self._total = steps

@@ -151,6 +151,7 @@ class Trainer:
                 run.model.vision.image_size,
                 tuple(c.data.captions),
                 images.Augment.from_dict(c.data.augment.to_dict()),
+                images.Decoder(c.data.cache_mib),
             ),
             batch_size=c.batch_size,
             seed=c.seed,

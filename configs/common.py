@@ -25,6 +25,7 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.data.threads = 2  # batches made at once in a process
     c.data.workers = 0  # processes that make batches; 0: threads of this one
     c.data.prefetch = 4  # batches made ahead
+    c.data.cache_mib = 0  # decoded pictures kept in memory, for sets that fit
     c.data.augment = ConfigDict()
     c.data.augment.crop_scale = (0.9, 1.0)
     c.data.augment.crop_ratio = (1.0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import string
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +11,24 @@ import numpy as np
 
 from clip_jax.errors import UserError
 
+_NAMED = 20  # fields in an error
+
+
+@functools.lru_cache
+def _parse(template: str) -> tuple[tuple[str, str | None], ...]:
+    """What stands before each field, and the field; None after the last."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UserError(f"caption template {template!r}: {error}") from None
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise UserError(f"caption template {template!r}: a field is a plain name, such as {{name}}")
+    return tuple((before, field) for before, field, _, _ in parts)
+
 
 def fields(template: str) -> list[str]:
     """The fields that a template such as `a photo of {name}` asks for."""
-    try:
-        return [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
-    except ValueError as error:
-        raise UserError(f"caption template {template!r}: {error}") from None
+    return [field for _, field in _parse(template) if field is not None]
 
 
 def fill(
@@ -27,23 +39,28 @@ def fill(
     With `rng`, a list gives some of its items in random order: at least one, at most all.
 
     Raises:
-      UserError: a field is missing; `name` says of which picture.
+      UserError: a field is missing or null; `name` says of which picture.
     """
-    values: dict[str, str] = {}
-    for field in fields(template):
-        if field not in text:
+    filled = []
+    for before, field in _parse(template):
+        filled.append(before)
+        if field is None:
+            continue
+        value = text.get(field)
+        if value is None:
+            there = [key for key, known in text.items() if known is not None]
+            shown = ", ".join(there[:_NAMED]) + (", …" if len(there) > _NAMED else "")
             raise UserError(
                 f"{name}: caption template {template!r} needs the field {field!r}; "
-                f"there are: {', '.join(text)}"
+                f"there are: {shown or 'none'}"
             )
-        value = text[field]
         if isinstance(value, list):
             if rng is not None and len(value) > 1:
                 count = int(rng.integers(1, len(value) + 1))
                 value = [value[i] for i in rng.permutation(len(value))[:count]]
             value = ", ".join(str(v) for v in value)
-        values[field] = str(value)
-    return template.format_map(values)
+        filled.append(str(value))
+    return "".join(filled)
 
 
 def sample(

@@ -49,6 +49,31 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+class Decoder:
+    """`decode` that keeps pictures in memory until `cache_mib` are full: for small sets.
+
+    Safe under threads; pickled without what it keeps.
+    """
+
+    def __init__(self, cache_mib: int = 0) -> None:
+        self._cache_mib = cache_mib
+        self._room = cache_mib << 20
+        self._kept: dict[str, Image.Image] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Decoder, (self._cache_mib,)
+
+    def __call__(self, data: bytes, name: str) -> Image.Image:
+        image = self._kept.get(name)
+        if image is None:
+            image = decode(data, name)
+            size = 3 * image.width * image.height
+            if size <= self._room:
+                self._room -= size
+                self._kept[name] = image
+        return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB of a picture in any mode; what is transparent becomes white."""
     key = image.info.get("transparency")
@@ -74,14 +99,13 @@ def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
     else:
         shape = (int(size * width / height), size)
     left, top = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
-    box = (left, top, left + size, top + size)
     if shape[0] * shape[1] > MAX_PIXELS:  # a thread of a picture: only its centre is resized
         wide, tall = width / shape[0], height / shape[1]
-        box = (box[0] * wide, box[1] * tall, box[2] * wide, box[3] * tall)
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box))
+        part = (left * wide, top * tall, (left + size) * wide, (top + size) * tall)
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, part))
     if shape != image.size:
         image = image.resize(shape, Image.Resampling.BICUBIC)
-    return np.asarray(image.crop(box))
+    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 @dataclasses.dataclass(frozen=True)

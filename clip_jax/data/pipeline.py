@@ -15,6 +15,7 @@ from clip_jax.data.sources import Source
 from clip_jax.tokenizers import Tokenizer
 
 Row = dict[str, np.ndarray]
+_ENDLESS = 1 << 53  # rows; grain counts batches in floating point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +26,11 @@ class Prepare(grain.transforms.RandomMap):
     image_size: int
     templates: Sequence[str]
     augment: images.Augment
+    decode: images.Decoder = dataclasses.field(default_factory=images.Decoder)
 
     def random_map(self, pair: Any, rng: np.random.Generator) -> Row:
         """`image` uint8 [size, size, 3], `tokens` int32 [context]; over-long captions are cut."""
-        picture = images.decode(pair.image, pair.name)
+        picture = self.decode(pair.image, pair.name)
         caption = captions.sample(self.templates, pair.text, pair.name, rng)
         return {
             "image": images.random_view(picture, self.image_size, self.augment, rng),
@@ -46,7 +48,7 @@ class _HostRows:
     process_count: int
 
     def __len__(self) -> int:
-        return len(self.rows) // self.process_count
+        return min(len(self.rows), _ENDLESS) // self.process_count
 
     def __getitem__(self, i: Any) -> Row:
         share = self.batch_size // self.process_count
@@ -75,20 +77,65 @@ def batches(
     return grain.MapDataset.source(mine).batch(batch_size // process_count)
 
 
-def iterator(
-    dataset: grain.MapDataset, *, threads: int, workers: int, prefetch: int
-) -> grain.DatasetIterator:
+class Batches(grain.DatasetIterator):
+    """Batches in order, made ahead by threads or processes.
+
+    The state is the step that comes next, whoever makes its batch: it holds for any number of
+    threads, workers and hosts.
+    """
+
+    def __init__(
+        self, dataset: grain.MapDataset, threads: int, workers: int, prefetch: int
+    ) -> None:
+        super().__init__()
+        self._dataset = dataset
+        self._threads, self._workers, self._prefetch = threads, workers, prefetch
+        self._step = 0
+        self._reader: grain.DatasetIterator | None = None
+
+    def _open(self) -> grain.DatasetIterator:
+        rest = self._dataset.slice(slice(self._step, None)).to_iter_dataset(
+            grain.ReadOptions(
+                num_threads=self._threads, prefetch_buffer_size=max(self._prefetch, self._threads)
+            )
+        )
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # grain's workers ask for absl's flags
+                flags.FLAGS.mark_as_parsed()
+            rest = rest.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=self._workers, per_worker_buffer_size=self._prefetch
+                )
+            )
+        return iter(rest)
+
+    def __next__(self) -> Row:
+        if self._reader is None:
+            self._reader = self._open()
+        batch = next(self._reader)
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The step of the next batch."""
+        return {"next_index": self._step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to a step."""
+        self.close()
+        self._step = state["next_index"]
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+
+
+def iterator(dataset: grain.MapDataset, *, threads: int, workers: int, prefetch: int) -> Batches:
     """Reads ahead; its state (the next step) is a small JSON that a checkpoint holds.
 
     threads: batches made at once in a process. workers: processes, 0 for this one alone.
     prefetch: batches made ahead (per worker).
     """
-    reader = dataset.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
-    )
-    if workers:
-        flags.FLAGS.mark_as_parsed()  # grain asks absl's flags, which nobody else here uses
-        reader = reader.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-        )
-    return iter(reader)
+    return Batches(dataset, threads, workers, prefetch)

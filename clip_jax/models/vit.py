@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
-from clip_jax.models.transformer import Transformer, layer_norm
+from clip_jax.models.transformer import ACTIVATIONS, Transformer, layer_norm
 from clip_jax.models.zoo import VisionConfig
 
 
@@ -20,6 +20,56 @@ def drop_patches(
     kept = max(1, round(count * (1 - rate)))
     _, index = jax.lax.top_k(jax.random.uniform(key, (batch, count)), kept)
     return jnp.take_along_axis(patches, index[..., None], axis=1)
+
+
+def patches(
+    image: Float[Array, "batch height width channels"], size: int
+) -> Float[Array, "batch patches pixels"]:
+    """The image's non-overlapping squares, row by row, each as one vector."""
+    batch, height, width, channels = image.shape
+    grid = image.reshape(batch, height // size, size, width // size, size, channels)
+    return grid.swapaxes(2, 3).reshape(batch, -1, size * size * channels)
+
+
+def windows(
+    image: Float[Array, "batch height width channels"], size: int, stride: int
+) -> Float[Array, "batch rows columns pixels"]:
+    """Overlapping squares around a grid of points: a convolution is their matrix product.
+
+    On a CPU the product is several times as fast forwards and backwards as XLA's convolution.
+    """
+    margin = (size - stride + 1) // 2
+    rows, columns = image.shape[1] // stride, image.shape[2] // stride
+    image = jnp.pad(image, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    ends = stride * (rows - 1) + 1, stride * (columns - 1) + 1
+    return jnp.concatenate(
+        [
+            image[:, top : top + ends[0] : stride, left : left + ends[1] : stride]
+            for top in range(size)
+            for left in range(size)
+        ],
+        axis=-1,
+    )
+
+
+class ConvolutionalStem(nnx.Module):
+    """Two convolutions to a grid twice as fine as the patches (Xiao et al. 2021, section 4)."""
+
+    def __init__(
+        self, config: VisionConfig, activation: str, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        self.activation = activation
+        self.size = config.patch_size
+        width, pixels = config.stem, config.patch_size**2 * 3
+        self.first = nnx.Linear(pixels, width, dtype=dtype, rngs=rngs)
+        self.second = nnx.Linear(9 * width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, image: Float[Array, "batch height width 3"]
+    ) -> Float[Array, "batch rows columns stem"]:
+        activate = ACTIVATIONS[self.activation]
+        x = activate(self.first(windows(image, self.size, self.size // 2)))
+        return x + activate(self.second(windows(x, 3, 1)))
 
 
 class VisionTransformer(nnx.Module):
@@ -43,8 +93,10 @@ class VisionTransformer(nnx.Module):
         width, patch = config.width, config.patch_size
         tokens = (config.image_size // patch) ** 2 + (config.pool == "class")
         scale = nnx.initializers.normal(width**-0.5)
+        if config.stem:
+            self.stem = ConvolutionalStem(config, activation, dtype=dtype, rngs=rngs)
         self.patch_embedding = nnx.Linear(
-            patch * patch * 3,
+            4 * config.stem or patch * patch * 3,
             width,
             use_bias=False,
             kernel_init=nnx.initializers.lecun_normal(),
@@ -71,14 +123,6 @@ class VisionTransformer(nnx.Module):
             width, embed_dim, use_bias=False, kernel_init=scale, dtype=dtype, rngs=rngs
         )
 
-    def _patchify(
-        self, image: Float[Array, "batch height width 3"]
-    ) -> Float[Array, "batch patches pixels"]:
-        batch, patch = image.shape[0], self.config.patch_size
-        side = self.config.image_size // patch
-        grid = image.reshape(batch, side, patch, side, patch, 3).swapaxes(2, 3)
-        return grid.reshape(batch, side * side, patch * patch * 3)
-
     def __call__(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch embed_dim"]:
@@ -93,7 +137,10 @@ class VisionTransformer(nnx.Module):
         if image.dtype == jnp.uint8:
             mean, std = (255 * jnp.array(v) for v in (self.config.mean, self.config.std))
             image = (image.astype(jnp.float32) - mean) / std
-        x = self.patch_embedding(self._patchify(image))
+        if self.config.stem:
+            x = self.patch_embedding(patches(self.stem(image), 2))
+        else:
+            x = self.patch_embedding(patches(image, self.config.patch_size))
         position = self.positional_embedding[...].astype(self.dtype)
         x = x + position[-x.shape[1] :]
         if key is not None and self.config.patch_dropout:

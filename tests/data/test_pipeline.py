@@ -1,0 +1,244 @@
+"""The order of the data is a pure function of seed, step and global batch size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clip_jax.data import pipeline
+from clip_jax.data.images import Augment
+from clip_jax.data.sources import open_source
+from clip_jax.data.tars import Pair
+from clip_jax.errors import UserError
+from support import TarFactory, encoded, picture, says, write_tar
+
+
+class Letters:
+    """A tokenizer that spells in code points; picklable, and quick to load in a worker."""
+
+    vocab_size, sot_id, eot_id, pad_id = 0x110000, 1, 2, 0
+
+    def __init__(self, context_length: int = 16) -> None:
+        self.context_length = context_length
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) for c in text]
+
+    def decode(self, ids: Any) -> str:
+        return "".join(chr(i) for i in ids if i > 2)
+
+    def __call__(self, texts: str | Sequence[str], truncate: bool = False) -> np.ndarray:
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = np.zeros((len(texts), self.context_length), np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            ids = [1, *self.encode(text)[: self.context_length - 2], 2]
+            row[: len(ids)] = ids
+        return rows
+
+
+PICTURE = encoded(picture(0, (6, 6)))
+
+
+@dataclasses.dataclass
+class Numbers:
+    """Pairs whose captions are their numbers."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Pair:
+        return Pair(PICTURE, {"caption": str(int(i))}, f"pair {i}")
+
+
+PREPARE = pipeline.Prepare(Letters(), 4, ("{caption}", "no. {caption}"), Augment((0.5, 1.0)))
+Batch = dict[str, np.ndarray]
+
+
+def numbers(batch: Batch) -> list[int]:
+    captions = (Letters().decode(row) for row in batch["tokens"])
+    return [int(c.removeprefix("no. ")) for c in captions]
+
+
+def same(one: Batch, two: Batch) -> bool:
+    return one.keys() == two.keys() and all(np.array_equal(one[k], two[k]) for k in one)
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
+def test_a_batch_is_pixels_and_tokens(tar_factory: TarFactory) -> None:
+    source = open_source(str(tar_factory(pairs=5, size=(20, 9))))
+    batch = pipeline.batches(source, PREPARE, batch_size=8, seed=0)[0]
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+        "image": ((8, 4, 4, 3), np.uint8),
+        "tokens": ((8, 16), np.int32),
+    }
+    captions = {Letters().decode(row) for row in batch["tokens"]}
+    assert captions <= {f"{p}picture {i}"[:14] for p in ("", "no. ") for i in range(5)}
+    assert len(captions) >= 5
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(1, 40),
+    st.sampled_from([4, 8, 12]),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 5) | st.integers(10**6, 10**9),
+)
+def test_the_number_of_processes_changes_nothing(
+    pairs: int, batch_size: int, seed: int, step: int
+) -> None:
+    source = Numbers(pairs)
+    whole = pipeline.batches(source, PREPARE, batch_size=batch_size, seed=seed)[step]
+    for count in (2, 4):
+        parts = [
+            pipeline.batches(
+                source,
+                PREPARE,
+                batch_size=batch_size,
+                seed=seed,
+                process_index=index,
+                process_count=count,
+            )[step]
+            for index in range(count)
+        ]
+        assert all(len(p["image"]) == batch_size // count for p in parts)
+        assert same(joined(parts), whole)
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_every_epoch_has_every_pair_once(pairs: int, batch_size: int, seed: int) -> None:
+    batches = pipeline.batches(Numbers(pairs), PREPARE, batch_size=batch_size, seed=seed)
+    steps = -(-3 * pairs // batch_size)
+    order = [n for step in range(steps) for n in numbers(batches[step])]
+    for epoch in range(3):
+        assert Counter(order[epoch * pairs : (epoch + 1) * pairs]) == Counter(range(pairs))
+
+
+def test_epochs_and_seeds_differ_in_order_and_chance() -> None:
+    def epoch(seed: int, number: int) -> Batch:
+        batches = pipeline.batches(Numbers(50), PREPARE, batch_size=50, seed=seed)
+        return batches[number]
+
+    seen = [epoch(seed, number) for seed in (0, 1, 2**32 - 1) for number in (0, 1, 2)]
+    assert len({tuple(numbers(b)) for b in seen}) == len(seen)
+    by_pair = [b["image"][np.argsort(numbers(b))] for b in seen]
+    for one in range(len(seen)):
+        for two in range(one):
+            alike = (by_pair[one] == by_pair[two]).all(axis=(1, 2, 3))
+            assert alike.mean() < 0.2
+    assert not (np.sort(numbers(seen[0])) == numbers(seen[0])).all()
+
+
+def test_a_batch_that_does_not_divide_is_a_bug() -> None:
+    with pytest.raises(ValueError, match="batch_size=6 does not divide over 4"):
+        pipeline.batches(Numbers(9), PREPARE, batch_size=6, seed=0, process_count=4)
+
+
+def iterate(steps: int, **options: int) -> tuple[list[Batch], Any]:
+    reader = reading(**options)
+    return [next(reader) for _ in range(steps)], reader
+
+
+def reading(*, threads: int = 2, workers: int = 0, prefetch: int = 3, **batches: int) -> Any:
+    dataset = pipeline.batches(Numbers(11), PREPARE, batch_size=4, seed=3, **batches)
+    return pipeline.iterator(dataset, threads=threads, workers=workers, prefetch=prefetch)
+
+
+EXPECTED = pipeline.batches(Numbers(11), PREPARE, batch_size=4, seed=3)
+
+
+def test_threads_keep_the_order() -> None:
+    for threads in (1, 4):
+        found, _ = iterate(12, threads=threads)
+        assert all(same(b, EXPECTED[i]) for i, b in enumerate(found))
+
+
+def through_json(state: Any) -> Any:
+    return json.loads(json.dumps(state))
+
+
+def test_the_state_leads_to_the_same_rest() -> None:
+    _, before = iterate(5)
+    state = through_json(before.get_state())
+    assert same(next(before), EXPECTED[5])  # what was made ahead is not lost by asking
+    for reader in (reading(), iterate(9)[1], reading(threads=1, prefetch=1)):
+        reader.set_state(state)
+        assert through_json(reader.get_state()) == state
+        for step in (5, 6, 7):
+            assert same(next(reader), EXPECTED[step])
+    fresh = reading()
+    assert through_json(fresh.get_state()) != state
+    fresh.set_state(fresh.get_state())
+    assert same(next(fresh), EXPECTED[0])
+
+
+def test_a_run_goes_on_with_fewer_processes() -> None:
+    halves = [iterate(5, process_index=i, process_count=2)[1] for i in range(2)]
+    states = [through_json(half.get_state()) for half in halves]
+    assert states[0] == states[1]
+    alone = reading()
+    alone.set_state(states[0])
+    assert same(next(alone), EXPECTED[5])
+    assert same(joined([next(half) for half in halves]), EXPECTED[5])
+
+
+def test_workers_give_the_same_and_go_on_where_threads_stopped() -> None:
+    state = through_json(iterate(3)[1].get_state())
+    with closing(reading(workers=2)) as reader:
+        reader.set_state(state)
+        for step in (3, 4, 5, 6, 7):
+            assert same(next(reader), EXPECTED[step])
+        state = through_json(reader.get_state())
+    threads = reading()
+    threads.set_state(state)
+    assert same(next(threads), EXPECTED[8])
+
+
+@pytest.fixture
+def broken(tar_factory: TarFactory, tmp_path: Path) -> str:
+    tar_factory("good.tar", pairs=3)
+    bad = [("0007.png", PICTURE[:40]), ("0007.json", b'{"caption": "bad"}')]
+    write_tar(tmp_path / "bad.tar", bad)
+    return f"{tmp_path}/{{good,bad}}.tar"
+
+
+def drain(reader: Any) -> Iterator[Batch]:
+    for _ in range(5):
+        yield next(reader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_named(broken: str, workers: int) -> None:
+    dataset = pipeline.batches(open_source(broken), PREPARE, batch_size=4, seed=0)
+    with (
+        closing(pipeline.iterator(dataset, threads=2, workers=workers, prefetch=2)) as reader,
+        pytest.raises(UserError) as error,
+    ):
+        list(drain(reader))
+    assert says(error.value, "bad.tar:0007.png")
+
+
+def test_a_missing_field_is_named() -> None:
+    prepare = dataclasses.replace(PREPARE, templates=("{colour}",))
+    dataset = pipeline.batches(Numbers(3), prepare, batch_size=1, seed=0)
+    with (
+        closing(pipeline.iterator(dataset, threads=1, workers=0, prefetch=1)) as reader,
+        pytest.raises(UserError) as error,
+    ):
+        next(reader)
+    assert says(error.value, "pair ", "colour", "caption")

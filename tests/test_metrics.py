@@ -1,0 +1,267 @@
+"""metrics.jsonl holds every metric of a step once, in whole lines, whatever happens."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clip_jax import metrics
+from clip_jax.errors import UserError
+from clip_jax.metrics import Progress, Writer, duration
+from support import picture, says
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    raw = (folder / "metrics.jsonl").read_text()
+    assert raw == "" or raw.endswith("\n")
+    return [json.loads(line) for line in raw.splitlines()]
+
+
+def writer(folder: Path, **options: Any) -> Writer:
+    return Writer(folder, tensorboard=False, **options)
+
+
+def test_a_line_a_step(tmp_path: Path) -> None:
+    with writer(tmp_path / "new" / "run") as w:
+        w.write(1, {"loss": np.float32(0.5), "count": 3})
+        w.write(2, {"loss": 0.25})
+        w.write(2, {})
+        assert w.seen(2, "loss")
+        assert not w.seen(2, "accuracy")
+        assert not w.seen(3, "loss")
+    expected = [{"step": 1, "loss": 0.5, "count": 3}, {"step": 2, "loss": 0.25}]
+    assert lines(tmp_path / "new" / "run") == expected
+    assert metrics.read(tmp_path / "new" / "run" / "metrics.jsonl") == expected
+    assert metrics.read(tmp_path / "no such file") == []
+
+
+RUNS = st.lists(
+    st.lists(st.tuples(st.integers(1, 5), st.sampled_from(["a", "b", "c"])), max_size=8), max_size=4
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(RUNS, st.integers(0, 400))
+def test_a_metric_of_a_step_is_never_written_twice(
+    tmp_path: Path, runs: list[list[tuple[int, str]]], cut: int
+) -> None:
+    """Runs one after another in a folder, each killed somewhere, of which the last is whole."""
+    file = tmp_path / "metrics.jsonl"
+    file.unlink(missing_ok=True)
+    for run in [*runs, [(s, n) for s in range(1, 6) for n in "abc"]]:
+        if file.exists():
+            os.truncate(file, max(0, file.stat().st_size - cut % 37))
+        with writer(tmp_path) as w:
+            for step, name in run:
+                w.write(step, {name: step})
+    found = [(line["step"], name) for line in lines(tmp_path) for name in line if name != "step"]
+    assert sorted(found) == [(s, n) for s in range(1, 6) for n in "abc"]
+
+
+def test_resuming_appends_what_is_new(tmp_path: Path) -> None:
+    with writer(tmp_path) as w:
+        for step in (1, 2, 3):
+            w.write(step, {"loss": step})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with writer(tmp_path, resume_step=1) as w:
+        for step in (2, 3, 4):
+            w.write(step, {"loss": -step})
+        w.write(3, {"loss": 0, "accuracy": 1})
+    after = (tmp_path / "metrics.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert lines(tmp_path)[3:] == [{"step": 4, "loss": -4}, {"step": 3, "accuracy": 1}]
+
+
+def test_half_a_line_is_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 1}\n{"step": 2, "lo')
+    assert metrics.read(file) == [{"step": 1, "loss": 1}]
+    with writer(tmp_path) as w:
+        assert file.read_text() == '{"step": 1, "loss": 1}\n'
+        w.write(2, {"loss": 2})
+    assert lines(tmp_path) == [{"step": 1, "loss": 1}, {"step": 2, "loss": 2}]
+
+
+@pytest.mark.parametrize("damage", ["\0\0\0\0", "{", "[1]", '{"loss": 1}', '{"step": "x"}', "3"])
+def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{damage}\n{{"step": 2}}\n')
+    with pytest.raises(UserError) as error:
+        writer(tmp_path)
+    assert says(error.value, tmp_path / "metrics.jsonl", "line 2")
+
+
+def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with writer(tmp_path) as w:
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space") as error:
+                w.write(1, {"loss": 1})
+            assert error.value.errno == errno.ENOSPC
+        assert not w.seen(1, "loss")
+
+
+def test_a_disk_that_fills_within_a_line_keeps_whole_lines(tmp_path: Path) -> None:
+    program = f"""
+import resource, signal
+from clip_jax.metrics import Writer
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with Writer({str(tmp_path)!r}, tensorboard=False) as w:
+    w.write(1, {{"loss": 1}})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))
+    try:
+        w.write(2, {{"loss": 2, "accuracy": 0.5}})
+    except OSError as error:
+        print("full")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    w.write(3, {{"loss": 3}})
+    w.write(2, {{"loss": 2}})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("full\n", "")
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3, 2]
+
+
+def test_many_threads_write_whole_lines(tmp_path: Path) -> None:
+    with writer(tmp_path) as w:
+        threads = [
+            threading.Thread(target=lambda i=i: [w.write(i, {f"m{j}": j}) for j in range(50)])
+            for i in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(lines(tmp_path)) == 200
+
+
+def test_tensorboard_gets_the_same(tmp_path: Path) -> None:
+    picture(0, (8, 8)).save(tmp_path / "x.png")
+    with Writer(tmp_path) as w:
+        w.write(1, {"loss": 0.5})
+        w.picture(1, "pictures/x", tmp_path / "x.png")
+    events = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
+    assert b"loss" in events
+    assert b"pictures/x" in events
+    with writer(tmp_path) as w:
+        w.picture(1, "pictures/x", tmp_path / "no.png")
+
+
+def test_a_resumed_run_stays_whole_in_tensorboard(tmp_path: Path) -> None:
+    """The steps after the checkpoint are hidden there, so they are written again."""
+    with Writer(tmp_path) as w:
+        for step in (1, 2, 3):
+            w.write(step, {"loss": step})
+    with Writer(tmp_path, resume_step=1) as w:
+        for step in (2, 3):
+            w.write(step, {"loss": step})
+    files = sorted((tmp_path / "tensorboard").iterdir())
+    assert [file.read_bytes().count(b"loss") for file in files] == [3, 2]
+    assert len(lines(tmp_path)) == 3
+
+
+def test_a_tensorboard_that_cannot_be_written_is_an_error_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboardX.record_writer import RecordWriter
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    found: list[BaseException] = []
+
+    def use() -> None:
+        with Writer(tmp_path) as w:
+            monkeypatch.setattr(RecordWriter, "write", full)
+            for step in range(40):
+                try:
+                    w.write(step, {"loss": 1, "accuracy": 1})
+                except OSError as error:
+                    found.append(error)
+
+    thread = threading.Thread(target=use, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "the run hangs"
+    assert len(found) == 40
+    assert len(lines(tmp_path)) == 40
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"),
+        (59.9, "0:59"),
+        (75, "1:15"),
+        (3599, "59:59"),
+        (3700, "1:01:40"),
+        (1e5, "27:46:40"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@given(st.integers(0, 10**7))
+def test_duration_reads_back(seconds: int) -> None:
+    parts = [int(p) for p in duration(seconds).split(":")]
+    assert sum(p * 60**i for i, p in enumerate(reversed(parts))) == seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_rate_leaves_out_what_is_no_training(clock: list[float]) -> None:
+    progress = Progress(steps=100, done=10, batch_size=32)
+    clock[0] += 2
+    assert progress.rate(20) == pytest.approx(10 * 32 / 2)
+    clock[0] += 1000  # an evaluation
+    progress.restart()
+    clock[0] += 4
+    assert progress.rate(22) == pytest.approx(2 * 32 / 4)
+    assert progress.rate(22) == 0
+    progress.close()
+
+
+def test_without_a_terminal_lines_tell_the_time_left(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress(steps=100, done=50, batch_size=8)
+    progress.advance()
+    clock[0] += 20
+    progress.show(60, 1.23456, 4321.9)
+    progress.say("a line")
+    progress.close()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "step 60/100: loss 1.235, 4,322 images/s, 1:20 left\na line\n"
+
+
+def test_on_a_terminal_there_is_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = Progress(steps=10, done=4, batch_size=8)
+    progress.advance()
+    progress.show(5, 0.5, 10)
+    progress.say("a line")
+    progress.close()
+    err = capsys.readouterr().err
+    assert "5/10" in err
+    assert "loss 0.500, 10 images/s" in err
+    assert "a line\n" in err
