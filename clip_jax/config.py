@@ -164,7 +164,7 @@ def check(config: ConfigDict, devices: int, processes: int = 1) -> None:
     """
     values = dict(flatten(config))
     for key, (least, most) in _BOUNDS.items():
-        if not least <= values[key] <= most:
+        if key in values and not least <= values[key] <= most:
             end = f" and at most {most:.10g}" if most < math.inf else ""
             raise UserError(f"config.{key}={values[key]} must be at least {least:g}{end}")
     if config.optimizer.warmup_steps >= config.steps:
@@ -212,7 +212,7 @@ def to_json(config: ConfigDict) -> str:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lines `key: old → new` for what a resumed run may not change."""
-    before, after = dict(flatten(old)), dict(flatten(json.loads(json.dumps(new))))
+    before, after = (dict(flatten(json.loads(json.dumps(c)))) for c in (old, new))
     changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     return [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"

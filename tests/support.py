@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from clip_jax.tokenizers.packing import pack
 
 TarFactory = Callable[..., Path]
 
@@ -37,6 +39,24 @@ def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return path
+
+
+class Letters:
+    """A tokenizer whose ids are ASCII codes: picklable, and quick to load in a worker."""
+
+    vocab_size, sot_id, eot_id, pad_id = 128, 1, 127, 0
+
+    def __init__(self, context_length: int = 16) -> None:
+        self.context_length = context_length
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("ascii", errors="replace"))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(chr(i) for i in ids if self.sot_id < i < self.eot_id)
+
+    def __call__(self, texts: str | Sequence[str], truncate: bool = False) -> np.ndarray:
+        return pack(self, texts, truncate)
 
 
 def says(error: BaseException, *words: object) -> bool:

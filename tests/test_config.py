@@ -286,6 +286,7 @@ def test_the_papers_config_is_sound() -> None:
         ("data.threads", 0),
         ("data.workers", -1),
         ("data.prefetch", 0),
+        ("data.cache_mib", -1),
         ("data.captions", ()),
         ("data.captions", ("{caption}", "{x!r}")),
         ("data.augment.flip", 2.0),
@@ -333,6 +334,7 @@ def test_a_batch_that_does_not_divide(
 def test_differences_are_what_changes_the_numbers() -> None:
     old = json.loads(to_json(changed()))
     assert differences(old, changed().to_dict()) == []
+    assert differences(changed().to_dict(), changed().to_dict()) == []
     free = changed(
         workdir="x", log__every=1, checkpoint__keep=9, data__workers=3, mesh__fsdp=2, remat="none"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import threading
 import warnings
 from typing import Any
 
@@ -59,18 +60,21 @@ class Decoder:
         self._cache_mib = cache_mib
         self._room = cache_mib << 20
         self._kept: dict[str, Image.Image] = {}
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Decoder, (self._cache_mib,)
 
     def __call__(self, data: bytes, name: str) -> Image.Image:
+        """`decode(data, name)`; `name` tells pictures apart. What it gives is not to be changed."""
         image = self._kept.get(name)
         if image is None:
             image = decode(data, name)
             size = 3 * image.width * image.height
-            if size <= self._room:
-                self._room -= size
-                self._kept[name] = image
+            with self._lock:
+                if size <= self._room and name not in self._kept:
+                    self._room -= size
+                    self._kept[name] = image
         return image
 
 

@@ -68,9 +68,9 @@ def _members(tar: tarfile.TarFile, length: int) -> Iterator[tarfile.TarInfo]:
 
 
 def _samples(members: Iterable[tarfile.TarInfo]) -> Iterator[list[tarfile.TarInfo]]:
-    def key(member: tarfile.TarInfo) -> tuple[str, str]:
-        folder, _, base = member.name.rpartition("/")
-        return folder, base.split(".", 1)[0]
+    def key(member: tarfile.TarInfo) -> str:
+        folder, slash, base = member.name.rpartition("/")
+        return folder + slash + base.split(".", 1)[0]
 
     yield from (list(run) for _, run in itertools.groupby(members, key))
 

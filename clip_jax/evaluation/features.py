@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -32,9 +32,8 @@ class Encoder:
         self._mesh = mesh
         shards = partition.batch_shards(mesh)
         self._rows = max(1, batch_size // shards) * shards
-        out = partition.replicated(mesh)
-        self._image = jax.jit(partial(_encode, graph, "encode_image"), out_shardings=out)
-        self._text = jax.jit(partial(_encode, graph, "encode_text"), out_shardings=out)
+        self._image = _tower(graph, "encode_image", mesh)
+        self._text = _tower(graph, "encode_text", mesh)
 
     def _all(self, tower: Callable[..., jax.Array], batches: Iterable[np.ndarray]) -> Features:
         parts = []
@@ -69,8 +68,14 @@ class Encoder:
         return self._all(self._text, self._cut(tokens))
 
 
-def _encode(graph: nnx.GraphDef, tower: str, params: Any, rows: jax.Array) -> jax.Array:
-    return getattr(nnx.merge(graph, params), tower)(rows, normalized=True)
+@lru_cache(maxsize=16)
+def _tower(graph: nnx.GraphDef, name: str, mesh: Mesh) -> Callable[..., jax.Array]:
+    """A tower as one function for all encoders: later parameters of a run compile nothing."""
+
+    def encode(params: Any, rows: jax.Array) -> jax.Array:
+        return getattr(nnx.merge(graph, params), name)(rows, normalized=True)
+
+    return jax.jit(encode, out_shardings=partition.replicated(mesh))
 
 
 def classifier(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 CELL, SIDE, LINE = (360, 152), 104, 19
 RIGHT, WRONG, OTHER = "#2e7d32", "#c62828", "#b0bec5"
 
@@ -22,7 +23,8 @@ class Guess(NamedTuple):
     probabilities: Sequence[float]
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width: int) -> str:
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> str:
+    text = " ".join(text.split())
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "…", font) > width:
@@ -33,11 +35,9 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width:
 def _cell(draw: ImageDraw.ImageDraw, canvas: Image.Image, guess: Guess, x: int, y: int) -> None:
     bold, font = ImageFont.load_default(14), ImageFont.load_default(12)
     width = CELL[0] - SIDE - 36
-    image = guess.image.copy()
-    image.thumbnail((SIDE, SIDE)) if max(image.size) > SIDE else None
-    scale = SIDE / max(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)))
-    canvas.paste(image, (x + 12, y + 32))
+    scale = SIDE / max(guess.image.size)
+    wide, high = (max(1, round(side * scale)) for side in guess.image.size)
+    canvas.paste(guess.image.resize((wide, high)), (x + 12, y + 32))
     right = guess.labels[0] == guess.truth
     title = _fit(draw, guess.truth, bold, CELL[0] - 24)
     draw.text((x + 12, y + 8), title, RIGHT if right else "#37474f", bold)
@@ -55,7 +55,8 @@ def draw_guesses(guesses: Sequence[Guess], title: str, columns: int = 3) -> Imag
     rows = math.ceil(len(guesses) / columns)
     canvas = Image.new("RGB", (CELL[0] * columns, CELL[1] * rows + 34), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.text((12, 9), title, "black", ImageFont.load_default(15))
+    font = ImageFont.load_default(15)
+    draw.text((12, 9), _fit(draw, title, font, canvas.width - 24), "black", font)
     for i, guess in enumerate(guesses):
         _cell(draw, canvas, guess, i % columns * CELL[0], i // columns * CELL[1] + 34)
     return canvas

@@ -17,7 +17,8 @@ def recalls(
     """The share of queries with an item of their own group among the k nearest of the gallery.
 
     A query is a hit at k when fewer than k items of other groups come before its first own one;
-    an item as near as that one counts as before it. Works through `rows` queries at a time.
+    an item as near as that one, or not comparable, counts as before it. A query without an own
+    item is none. Works through `rows` queries at a time.
     """
     ahead = np.empty(len(query), np.int64)
     for start in range(0, len(query), rows):
@@ -25,7 +26,8 @@ def recalls(
         similarity = query[part] @ gallery.T
         own = query_group[part, None] == gallery_group[None]
         best = np.where(own, similarity, -np.inf).max(axis=1, keepdims=True)
-        ahead[part] = ((similarity >= best) & ~own).sum(axis=1)
+        before = (~(similarity < best) & ~own).sum(axis=1)
+        ahead[part] = np.where(own.any(axis=1), before, max(ks))
     return {f"r{k}": float((ahead < k).mean()) for k in ks}
 
 

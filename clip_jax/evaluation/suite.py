@@ -33,33 +33,38 @@ class TestSet:
     __test__ = False  # not a test of pytest's
 
     def __init__(self, name: str, values: Mapping[str, Any], caption: str) -> None:
+        for key in ("data", "labels", "label"):
+            if not values.get(key):
+                raise UserError(
+                    f"evaluate.sets.{name} needs data, labels and label: no {key} given"
+                )
         self.name = name
         self.source: Source = open_source(values["data"])
         self.labels = read_labels(values["labels"], name)
-        classes = {label: i for i, label in enumerate(self.labels)}
         texts = [
             (pair.text, pair.name) for pair in map(self.source.__getitem__, range(len(self.source)))
         ]
         self.captions, self.group = np.unique(
             [fill(caption, text, where) for text, where in texts], return_inverse=True
         )
-        try:
-            self.target = np.array([classes[text[values["label"]]] for text, _ in texts])
-        except KeyError as error:
-            raise UserError(
-                f"evaluate.sets.{name}: {error} is no label of {values['labels']} "
-                f"or a picture has no field {values['label']!r}"
-            ) from None
+        classes = {label: i for i, label in enumerate(self.labels)}
+        named = [(fill(f"{{{values['label']}}}", text, where), where) for text, where in texts]
+        for label, where in named:
+            if label not in classes:
+                raise UserError(
+                    f"evaluate.sets.{name}: {label!r} of {where} is no label of {values['labels']}"
+                )
+        self.target = np.array([classes[label] for label, _ in named])
 
 
 def read_labels(path: str, name: str) -> list[str]:
     """The class names in a JSON file: a list, or the list under `name`."""
     file = Path(resolve(path))
     try:
-        labels = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise UserError(f"evaluate.sets.{name}.labels: no file {file}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        labels = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"evaluate.sets.{name}.labels: {file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"evaluate.sets.{name}.labels: {file} is not JSON ({error})") from None
     labels = labels.get(name) if isinstance(labels, dict) else labels
     if not isinstance(labels, list) or len(set(map(str, labels))) != len(labels) or not labels:

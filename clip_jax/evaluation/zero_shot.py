@@ -11,9 +11,12 @@ def top_k(
     target: Int[np.ndarray, " n"],
     ks: tuple[int, ...] = (1, 5),
 ) -> dict[str, float]:
-    """The share of rows whose target is among the k likeliest; ties count against the model."""
+    """The share of rows whose target is among the k likeliest.
+
+    Ties count against the model, and so does what is not a number.
+    """
     own = np.take_along_axis(logits, target[:, None], axis=1)
-    ahead = (logits >= own).sum(axis=1) - 1
+    ahead = (~(logits < own)).sum(axis=1) - 1
     return {f"top{k}": float((ahead < k).mean()) for k in ks}
 
 

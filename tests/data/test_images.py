@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -272,6 +274,25 @@ def test_formats_that_run_programs_are_refused() -> None:
         decode(script, "x.jpg")
     assert says(error.value, "x.jpg")
     assert "Ghostscript" not in str(error.value)
+
+
+def test_a_decoder_keeps_what_fits_and_only_that() -> None:
+    data = [encoded(picture(i, (256, 256))) for i in range(8)]
+    with_cache, without = images.Decoder(cache_mib=1), images.Decoder()
+    with ThreadPoolExecutor(8) as pool:
+        firsts = list(pool.map(lambda i: with_cache(data[i % 8], str(i % 8)), range(64)))
+    assert all(
+        np.array_equal(np.asarray(image), np.asarray(decode(data[i % 8], "x")))
+        for i, image in enumerate(firsts)
+    )
+    kept = [with_cache(data[i], str(i)) is with_cache(data[i], str(i)) for i in range(8)]
+    assert sum(kept) == 5  # 192 KiB each
+    assert without(data[0], "0") is not without(data[0], "0")
+    fresh = pickle.loads(pickle.dumps(with_cache))
+    assert len(pickle.dumps(with_cache)) < 200
+    assert fresh(data[0], "0") is fresh(data[0], "0")
+    with pytest.raises(UserError):
+        with_cache(b"broken", "8")
 
 
 AUGMENTS = st.builds(

@@ -20,31 +20,7 @@ from clip_jax.data.images import Augment
 from clip_jax.data.sources import open_source
 from clip_jax.data.tars import Pair
 from clip_jax.errors import UserError
-from support import TarFactory, encoded, picture, says, write_tar
-
-
-class Letters:
-    """A tokenizer that spells in code points; picklable, and quick to load in a worker."""
-
-    vocab_size, sot_id, eot_id, pad_id = 0x110000, 1, 2, 0
-
-    def __init__(self, context_length: int = 16) -> None:
-        self.context_length = context_length
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(c) for c in text]
-
-    def decode(self, ids: Any) -> str:
-        return "".join(chr(i) for i in ids if i > 2)
-
-    def __call__(self, texts: str | Sequence[str], truncate: bool = False) -> np.ndarray:
-        texts = [texts] if isinstance(texts, str) else texts
-        rows = np.zeros((len(texts), self.context_length), np.int32)
-        for row, text in zip(rows, texts, strict=True):
-            ids = [1, *self.encode(text)[: self.context_length - 2], 2]
-            row[: len(ids)] = ids
-        return rows
-
+from support import Letters, TarFactory, encoded, picture, says, write_tar
 
 PICTURE = encoded(picture(0, (6, 6)))
 

@@ -1,0 +1,124 @@
+"""Features of any set are the model's own, on any number of devices; the ensemble is a mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from clip_jax import partition
+from clip_jax.data.images import decode, resize_and_crop
+from clip_jax.data.sources import open_source
+from clip_jax.evaluation.features import Encoder, classifier
+from clip_jax.models.clip import CLIP
+from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
+from support import Letters, TarFactory
+
+SIZE, CONTEXT = 8, 16
+CONFIG = CLIPConfig(
+    embed_dim=6,
+    vision=VisionConfig(image_size=SIZE, patch_size=4, width=8, layers=1, heads=2),
+    text=TextConfig(vocab_size=128, context_length=CONTEXT, width=8, layers=1, heads=2),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> CLIP:
+    return nnx.jit(lambda: CLIP(CONFIG, rngs=nnx.Rngs(0)))()
+
+
+@nnx.jit
+def own_features(model: CLIP, images: np.ndarray, texts: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    return model.encode_image(images, normalized=True), model.encode_text(texts, normalized=True)
+
+
+Make = Callable[..., Encoder]
+
+
+@pytest.fixture
+def encoder(model: CLIP) -> Make:
+    """`encoder(devices=8, batch_size=8, **mesh)` of the tiny model."""
+
+    def make(devices: int = 8, batch_size: int = 8, **mesh: int) -> Encoder:
+        placed = partition.make_mesh(mesh or {"data": devices}, jax.devices()[:devices])
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        params = jax.device_put(params, partition.shardings(params, placed))
+        return Encoder(nnx.graphdef(model), params, placed, batch_size)
+
+    return make
+
+
+def pixels(n: int) -> np.ndarray:
+    return np.random.default_rng(n).integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def tokens(n: int) -> np.ndarray:
+    return Letters(CONTEXT)([f"text {i}" for i in range(n)])
+
+
+def test_any_length_on_any_mesh_gives_the_models_features(model: CLIP, encoder: Make) -> None:
+    images, texts = (np.asarray(f) for f in own_features(model, pixels(19), tokens(19)))
+    assert np.ptp(images, axis=0).min() > 1e-3
+    meshes: list[dict[str, Any]] = [
+        {"devices": 1, "batch_size": 8},
+        {"devices": 8, "batch_size": 3},
+        {"data": 2, "fsdp": 2, "tensor": 2, "batch_size": 16},
+    ]
+    for options in meshes:
+        made = encoder(**options)
+        for n in (1, 7, 8, 19):
+            found = made.pixels(pixels(19)[:n])
+            assert found.shape == (n, 6)
+            assert np.allclose(found, images[:n], atol=1e-5)
+            assert np.allclose(made.tokens(tokens(19)[:n]), texts[:n], atol=1e-5)
+    assert np.allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
+
+
+def test_pictures_of_a_source_in_their_order(
+    model: CLIP, encoder: Make, tar_factory: TarFactory
+) -> None:
+    source = open_source(str(tar_factory(pairs=11, size=(13, 9))))
+    prepared = [resize_and_crop(decode(source[i].image, source[i].name), SIZE) for i in range(11)]
+    expected, _ = own_features(model, np.stack(prepared), tokens(1))
+    for threads in (1, 3):
+        assert np.allclose(encoder().images(source, SIZE, threads), expected, atol=1e-5)
+
+
+def test_later_parameters_compile_nothing(encoder: Make) -> None:
+    encoder().pixels(pixels(3))
+    encoder().tokens(tokens(3))
+    second = encoder()
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    second.pixels(pixels(21))
+    second.tokens(tokens(2))
+    assert not compiled
+    jax.jit(lambda x: x * 3 + 1)(np.ones(3))
+    assert compiled, "the test sees what is compiled"
+
+
+TEMPLATES = ("{}", "a {}", "the {}!")
+
+
+def test_a_classifier_is_the_normalised_mean_over_templates(encoder: Make) -> None:
+    made, letters = encoder(), Letters(CONTEXT)
+    labels = ["cat", "dog", "{x}", "sun"]
+    found = classifier(made, letters, labels, TEMPLATES)
+    assert found.shape == (4, 6)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    for row, label in zip(found, labels, strict=True):
+        mean = made.tokens(letters([t.replace("{}", label) for t in TEMPLATES])).mean(axis=0)
+        assert np.allclose(row, mean / np.linalg.norm(mean), atol=1e-5)
+    one = classifier(made, letters, labels, ("{}",))
+    assert np.allclose(one, made.tokens(letters(labels)), atol=1e-5)
+    assert not np.allclose(one, found, atol=1e-3)
+
+
+def test_long_labels_are_cut(encoder: Make) -> None:
+    assert classifier(encoder(), Letters(CONTEXT), ["x" * 99], ("{}",)).shape == (1, 6)

@@ -1,0 +1,211 @@
+"""The evaluations of a config: names, numbers, pictures, and mistakes in what it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax.data.sources import Source
+from clip_jax.errors import UserError
+from clip_jax.evaluation.suite import Suite, TestSet, read_labels, table
+from support import Letters, TarFactory, says
+
+LABELS = ["cat", "dog", "sun"]
+
+
+class Perfect:
+    """An encoder that knows what pictures and texts are about: their first letter."""
+
+    def __init__(self) -> None:
+        self.texts: list[np.ndarray] = []
+
+    @staticmethod
+    def _features(letter: str) -> np.ndarray:
+        return np.eye(128, dtype=np.float32)[ord(letter)]
+
+    def images(self, source: Source, size: int, threads: int = 2) -> np.ndarray:
+        return np.stack([self._features(source[i].text["name"][0]) for i in range(len(source))])
+
+    def tokens(self, tokens: np.ndarray) -> np.ndarray:
+        self.texts.append(tokens)
+        return np.stack([self._features(chr(row[1])) for row in tokens])
+
+
+Config = dict[str, Any]
+
+
+@pytest.fixture
+def config(tar_factory: TarFactory, tmp_path: Path) -> Config:
+    tar = tar_factory(
+        pairs=6, fields=lambda i: {"name": LABELS[i % 3], "keywords": ["x", str(i)], "id": i % 3}
+    )
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps(LABELS))
+    one = {"data": str(tar), "labels": str(labels), "label": "name"}
+    return {
+        "every": 1,
+        "batch_size": 8,
+        "pictures": 4,
+        "templates": ("{}", "{} here"),
+        "caption": "{name}",
+        "sets": {"one": one, "two": dict(one)},
+    }
+
+
+def run(config: Config, encoder: Any, folder: Path | None = None) -> dict[str, float]:
+    return Suite(config, Letters(), 8)(encoder, 100.0, folder)
+
+
+NAMES = [
+    *(f"zero_shot/one/top{k}" for k in (1, 5)),
+    *(
+        f"retrieval/one/{way}/r{k}"
+        for way in ("image_to_text", "text_to_image")
+        for k in (1, 5, 10)
+    ),
+]
+
+
+def test_a_perfect_model_gets_everything_right(config: Config) -> None:
+    found = run(config, Perfect())
+    assert list(found) == [*NAMES, *(name.replace("one", "two") for name in NAMES)]
+    assert set(found.values()) == {1.0}
+
+
+def test_a_model_that_knows_nothing_gets_nothing(config: Config) -> None:
+    class Blank(Perfect):
+        def images(self, source: Source, size: int, threads: int = 2) -> np.ndarray:
+            return np.ones((len(source), 128), np.float32)
+
+    found = run(config, Blank())
+    assert {found[n] for n in NAMES if "/r10" not in n and "5" not in n} == {0.0}
+
+
+def test_pictures_of_one_caption_belong_together(config: Config) -> None:
+    config["caption"] = "{name}"
+    assert len(TestSet("one", config["sets"]["one"], "{name}").captions) == 3
+    apart = TestSet("one", config["sets"]["one"], "{name}, {keywords}")
+    assert list(apart.captions) == sorted(f"{LABELS[i % 3]}, x, {i}" for i in range(6))
+    assert [apart.captions[g] for g in apart.group] == [
+        f"{LABELS[i % 3]}, x, {i}" for i in range(6)
+    ]
+    assert apart.target.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_labels_that_are_numbers(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "numbers.json").write_text("[2, 0, 1]")
+    values = {**config["sets"]["one"], "labels": str(tmp_path / "numbers.json"), "label": "id"}
+    assert TestSet("one", values, "{name}").target.tolist() == [1, 2, 0, 1, 2, 0]
+
+
+def test_a_classifier_serves_all_sets_with_its_labels(config: Config, tmp_path: Path) -> None:
+    def classifiers(encoder: Perfect) -> int:
+        return sum(len(rows) == 2 * len(LABELS) for rows in encoder.texts)
+
+    encoder, suite = Perfect(), Suite(config, Letters(), 8)
+    suite(encoder, 1.0, None)
+    assert classifiers(encoder) == 1
+    suite(encoder, 1.0, None)
+    assert classifiers(encoder) == 2, "other parameters, another classifier"
+
+    (tmp_path / "turned.json").write_text(json.dumps(LABELS[::-1]))
+    config["sets"]["two"]["labels"] = str(tmp_path / "turned.json")
+    encoder = Perfect()
+    assert set(run(config, encoder).values()) == {1.0}
+    assert classifiers(encoder) == 2
+
+
+def test_sheets_of_pictures(config: Config, tmp_path: Path) -> None:
+    run(config, Perfect(), tmp_path / "sheets")
+    for name in ("one", "two"):
+        with Image.open(tmp_path / "sheets" / f"{name}.png") as image:
+            assert image.size == (1080, 2 * 152 + 34)
+    config["pictures"] = 0
+    run(config, Perfect(), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    config["pictures"] = 100
+    run(config, Perfect(), tmp_path / "all")
+    with Image.open(tmp_path / "all" / "one.png") as image:
+        assert image.size == (1080, 2 * 152 + 34)
+
+
+def test_a_suite_of_nothing_is_false(config: Config) -> None:
+    assert Suite(config, Letters(), 8)
+    assert not Suite({**config, "sets": {}}, Letters(), 8)
+
+
+def test_table() -> None:
+    lines = table({"zero_shot/a/top1": 0.123456, "retrieval/a/r10": 1.0, "loss": 3.0})
+    assert lines == "  zero_shot/a/top1   12.35%\n  retrieval/a/r10   100.00%"
+    assert table({}) == ""
+
+
+Change = Callable[[dict[str, Any], Path], Any]
+
+
+def labels_file(content: str | bytes) -> Change:
+    def change(values: dict[str, Any], folder: Path) -> None:
+        path = folder / "wrong.json"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        values["labels"] = str(path)
+
+    return change
+
+
+def key(**values: Any) -> Change:
+    return lambda old, folder: old.update(values)
+
+
+def no_key(name: str) -> Change:
+    return lambda old, folder: old.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (labels_file("[1, "), ["wrong.json", "not JSON"]),
+        (labels_file("[" * 100_000), ["wrong.json", "not JSON"]),
+        (labels_file(b"\xff\xfe"), ["wrong.json", "not JSON"]),
+        (labels_file("3"), ["wrong.json", "list of distinct names", "'one'"]),
+        (labels_file("[]"), ["wrong.json", "list"]),
+        (labels_file('["cat", "dog", "cat"]'), ["wrong.json", "distinct"]),
+        (labels_file('{"other": ["cat"]}'), ["wrong.json", "'one'"]),
+        (labels_file('["cat", "dog"]'), ["evaluate.sets.one", "'sun'", "000002.png", "wrong.json"]),
+        (key(labels="/no/labels.json"), ["evaluate.sets.one.labels", "/no/labels.json"]),
+        (key(labels="/"), ["evaluate.sets.one.labels", "/"]),
+        (key(label="colour"), ["'colour'", "000000.png", "name"]),
+        (key(label="keywords"), ["evaluate.sets.one", "'x, 0'"]),
+        (key(data="/no/such.tar"), ["/no/such.tar"]),
+        (key(data=""), ["evaluate.sets.one", "no data"]),
+        (no_key("data"), ["evaluate.sets.one", "no data"]),
+        (no_key("labels"), ["evaluate.sets.one", "no labels"]),
+        (no_key("label"), ["evaluate.sets.one", "no label"]),
+    ],
+)
+def test_mistakes_are_one_line(
+    config: Config, tmp_path: Path, change: Change, words: list[str]
+) -> None:
+    change(config["sets"]["one"], tmp_path)
+    with pytest.raises(UserError) as error:
+        Suite(config, Letters(), 8)
+    assert says(error.value, *words)
+
+
+def test_a_caption_that_asks_too_much_is_named(config: Config) -> None:
+    config["caption"] = "{colour}"
+    with pytest.raises(UserError) as error:
+        Suite(config, Letters(), 8)
+    assert says(error.value, "'colour'", "000000.png")
+
+
+def test_labels_by_the_name_of_the_set(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps({"one": ["é", "b"], "two": ["c"]}), encoding="utf-8")
+    assert read_labels(str(path), "one") == ["é", "b"]
+    assert read_labels(str(path), "two") == ["c"]
