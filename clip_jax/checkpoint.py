@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
@@ -91,21 +90,21 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(data),
+                data=ocp.args.JsonSave(data),
                 config=ocp.args.JsonSave(config),
             ),
             force=force,
         )
 
-    def restore(self, step: int, like: Any, data: Any) -> Any:
-        """The state of a step, laid out like `like` (shapes with shardings); moves `data` there."""
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """The state of a step, laid out like `like` (shapes with shardings), and the data's."""
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like), data=grain.checkpoint.CheckpointRestore(data)
+                state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore()
             ),
         )
-        return restored["state"]
+        return restored["state"], restored["data"]
 
     def restore_params(self, step: int, like: Any) -> Any:
         """Only the parameters of a step, for use without an optimizer."""

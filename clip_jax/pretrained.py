@@ -25,6 +25,7 @@ class Preprocess:
     size: int
 
     def __call__(self, image: Image.Image) -> np.ndarray:
+        """The shorter side to `size`, the centre cut out."""
         return resize_and_crop(to_rgb(image), self.size)
 
 

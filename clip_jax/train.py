@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from clip_jax import checkpoint, config, metrics, optim, partition, tokenizers
 from clip_jax import step as step_lib
-from clip_jax.data import images, pipeline
+from clip_jax.data import captions, images, pipeline
 from clip_jax.data.sources import Source, open_source
 from clip_jax.errors import UserError
 from clip_jax.evaluation.features import Encoder
@@ -58,6 +58,10 @@ def prepare(c: ConfigDict, *, training: bool) -> Run:
             f"config.model.text.vocab_size={model.text.vocab_size} is too small"
         )
     source = open_source(c.data.train) if training else None
+    if source is not None:
+        first = source[0]
+        for template in c.data.captions:
+            captions.fill(template, first.text, first.name)
     suite = Suite(c.evaluate.to_dict(), tokenizer, model.vision.image_size)
     return Run(c, model, tokenizer, source, suite, Path(c.workdir))
 
@@ -108,7 +112,8 @@ def _check_room(state: Any, workdir: Path, keep: int) -> None:
     if free < need:
         raise UserError(
             f"{workdir} has {free / 2**30:.1f} GiB free, {keep + 1} checkpoints take "
-            f"{need / 2**30:.1f}: make room, lower config.checkpoint.keep or choose another --workdir"
+            f"{need / 2**30:.1f}: make room, lower config.checkpoint.keep or choose another "
+            "--workdir"
         )
 
 
@@ -129,9 +134,6 @@ class Trainer:
         self.model = step_lib.abstract_model(run.model, c.dtype, c.remat)
         self.graph = nnx.graphdef(self.model)
         self.state_like = step_lib.abstract_state(run.model, self.optimizer, self.mesh)
-        self.checkpoints = checkpoint.Checkpoints(
-            run.workdir, every=c.checkpoint.every, keep=c.checkpoint.keep
-        )
 
     def evaluate(self, params: Any, step: int) -> dict[str, float]:
         """The suite on `params`; pictures go to the run's folder."""
@@ -140,7 +142,7 @@ class Trainer:
         folder = self.run.workdir / "pictures" / f"step_{step}"
         return self.run.suite(encoder, scale, folder if jax.process_index() == 0 else None)
 
-    def data(self) -> Any:
+    def data(self) -> pipeline.Batches:
         """The iterator over this process's batches."""
         c, run = self.run.config, self.run
         assert run.source is not None
@@ -162,23 +164,17 @@ class Trainer:
             batches, threads=c.data.threads, workers=c.data.workers, prefetch=c.data.prefetch
         )
 
-    def start(self, data: Any) -> tuple[step_lib.TrainState, int]:
-        """The state to go on from and its step: the newest checkpoint's, or a fresh one's."""
-        step = self.checkpoints.latest()
-        if step is not None:
-            return self.checkpoints.restore(step, self.state_like, data), step
-        c = self.run.config
-        _check_room(self.state_like, self.run.workdir, c.checkpoint.keep)
-        return step_lib.init_state(self.run.model, self.optimizer, c.seed, self.mesh), 0
-
-    def compile(self, batch: dict[str, jax.Array]) -> step_lib.TrainStep:
+    def compile(self) -> step_lib.TrainStep:
         """The step, compiled before the clock of images/s starts."""
         step = step_lib.make_train_step(
             self.graph, contrastive, self.optimizer, self.run.config.seed
         )
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch
-        )
+        size, model = self.run.model.vision.image_size, self.run.model
+        rows = self.run.config.batch_size
+        like = {
+            "image": jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8),
+            "tokens": jax.ShapeDtypeStruct((rows, model.text.context_length), np.int32),
+        }
         jitted = step_lib.compile_step(step, self.state_like, self.mesh)
         return jitted.lower(self.state_like, like).compile()
 
@@ -186,16 +182,30 @@ class Trainer:
 class Loop:
     """Steps until the end or a signal; says what happens on the way."""
 
-    def __init__(self, trainer: Trainer, data: Any, stop: StopSignal) -> None:
+    def __init__(self, trainer: Trainer, data: pipeline.Batches, stop: StopSignal) -> None:
         self.trainer, self.data, self.stop = trainer, data, stop
-        self.config = trainer.run.config
-        self.state, self.first = trainer.start(data)
+        self.config = c = trainer.run.config
+        self.checkpoints = checkpoint.Checkpoints(
+            trainer.run.workdir, every=c.checkpoint.every, keep=c.checkpoint.keep
+        )
+        self.state, self.first = self._start()
         self.writer = metrics.Writer(
             trainer.run.workdir,
             resume_step=self.first,
             tensorboard=self.config.log.tensorboard,
         )
         self.progress = metrics.Progress(self.config.steps, self.first, self.config.batch_size)
+
+    def _start(self) -> tuple[step_lib.TrainState, int]:
+        """The state to go on from and its step: the newest checkpoint's, or a fresh one's."""
+        trainer, step = self.trainer, self.checkpoints.latest()
+        if step is not None:
+            state, position = self.checkpoints.restore(step, trainer.state_like)
+            self.data.set_state(position)
+            return state, step
+        run = trainer.run
+        _check_room(trainer.state_like, run.workdir, self.config.checkpoint.keep)
+        return step_lib.init_state(run.model, trainer.optimizer, self.config.seed, trainer.mesh), 0
 
     def _batch(self) -> dict[str, jax.Array]:
         return partition.global_batch(next(self.data), self.trainer.mesh)
@@ -228,32 +238,31 @@ class Loop:
         self.progress.restart()
 
     def _save(self, step: int, force: bool) -> None:
-        self.trainer.checkpoints.save(
-            step, self.state, self.data, self.config.to_dict(), force=force
-        )
+        position = self.data.get_state()
+        self.checkpoints.save(step, self.state, position, self.config.to_dict(), force=force)
 
     def run(self) -> int:
         """Trains; returns the step that it came to."""
         c, step = self.config, self.first
         if step >= c.steps:
             return step
-        batch = self._batch()
         began = time.monotonic()
-        train_step = self.trainer.compile(batch)
+        train_step = self.trainer.compile()
         self.progress.say(f"compiled the step in {time.monotonic() - began:.0f} s")
         self.progress.restart()
         before: tuple[int, dict[str, jax.Array]] | None = None
         while step < c.steps and not self.stop.name:
+            batch = self._batch()
             step += 1
             self.state, out = train_step(self.state, batch)
-            last = step == c.steps
             # step N + 1 is dispatched before N's metrics are read: the device never waits
             if before:
                 self._log(*before)
             before = (step, out)
+            last = step == c.steps
             evaluating = self.trainer.run.suite and (last or step % c.evaluate.every == 0)
             saving = last or step % c.checkpoint.every == 0
-            if evaluating or saving or self.stop.name:
+            if evaluating or saving:
                 self._log(*before)
                 before = None
             if evaluating:
@@ -261,8 +270,6 @@ class Loop:
             if saving:
                 self._save(step, force=last)
             self.progress.advance()
-            if not last:
-                batch = self._batch()
         if before:
             self._log(*before)
         if step > self.first:
@@ -272,7 +279,8 @@ class Loop:
     def close(self) -> None:
         """Waits for the checkpoint under way; closes the files."""
         self.progress.close()
-        self.trainer.checkpoints.close()
+        self.data.close()
+        self.checkpoints.close()
         self.writer.close()
 
 
@@ -283,11 +291,10 @@ def train(c: ConfigDict) -> None:
       UserError: the config or the data is wrong, the disk is full, the loss is not finite.
     """
     run = prepare(c, training=True)
+    trainer = Trainer(run)
     claim_workdir(run)
     with StopSignal().watching() as stop:
-        trainer = Trainer(run)
-        data = trainer.data()
-        loop = Loop(trainer, data, stop)
+        loop = Loop(trainer, trainer.data(), stop)
         _announce(loop)
         try:
             step = loop.run()
@@ -335,12 +342,13 @@ def evaluate(c: ConfigDict) -> None:
     checkpoint.read_config(run.workdir)
     if not run.suite:
         raise UserError("config.evaluate.sets is empty: there is nothing to evaluate on")
-    trainer = Trainer(run)
-    step = trainer.checkpoints.latest()
+    step = checkpoint.latest_step(run.workdir)
     if step is None:
         raise UserError(f"{run.workdir} holds no checkpoint yet")
-    params = trainer.checkpoints.restore_params(step, trainer.state_like.params)
+    trainer = Trainer(run)
+    checkpoints = checkpoint.Checkpoints(run.workdir, read_only=True)
+    params = checkpoints.restore_params(step, trainer.state_like.params)
+    checkpoints.close()
     found = trainer.evaluate(params, step)
-    trainer.checkpoints.close()
     print(f"{run.workdir} at step {step}", table(found), sep="\n", file=sys.stderr)
     print(json.dumps({"step": step, **found}))

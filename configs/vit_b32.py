@@ -13,8 +13,9 @@ Score:    ImageNet zero-shot top-1 63.3 % is what open_clip measures for the rel
 Measured here: the number of parameters. This schedule was not run by us.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config() -> ConfigDict:

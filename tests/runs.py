@@ -27,7 +27,8 @@ def get_config():
     c.remat = "none"
     c.tokenizer = "sentencepiece:embedded:emoji/emoji.model"
     c.model.embed_dim = 8
-    c.model.vision.update(image_size=16, patch_size=8, width=16, layers=2, heads=2, patch_dropout=.5)
+    c.model.vision.update(image_size=16, patch_size=8, width=16, layers=2, heads=2)
+    c.model.vision.patch_dropout = 0.5
     c.model.text.update(vocab_size=2100, context_length=8, width=16, layers=1, heads=2)
     c.data.train = {train!r}
     c.data.augment.flip = 0.5

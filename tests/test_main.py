@@ -53,7 +53,7 @@ def test_help_and_a_wrong_flag_import_nothing_heavy(argv):
         [sys.executable, "-c", code], env=runs.environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "--config" in done.stdout
+    assert "--conf" in done.stdout
 
 
 def test_help_with_a_config_shows_its_keys(config, capsys):
@@ -73,7 +73,9 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(config):
     assert says(
         UserError(fails(flags(config, "--config.batchsize=8"))), "batchsize", "config.batch_size"
     )
-    assert "config.optimizer.learning_rate" in fails(flags(config, "--config.optimizer.lr_rate", "1"))
+    assert "config.optimizer.learning_rate" in fails(
+        flags(config, "--config.optimizer.lr_rate", "1")
+    )
     assert not (config.parent / "run").exists()
 
 

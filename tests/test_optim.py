@@ -51,8 +51,8 @@ def test_adamw_is_the_textbooks():
     ]
     state = optimizer.init(params)
     want = {k: np.asarray(v, np.float64) for k, v in params.items()}
-    m = {k: 0.0 for k in want}
-    v = {k: 0.0 for k in want}
+    m = dict.fromkeys(want, 0.0)
+    v = dict.fromkeys(want, 0.0)
     for t, grad in enumerate(grads, 1):
         updates, state = optimizer.update(grad, state, params)
         params = jax.tree.map(jnp.add, params, updates)
@@ -68,7 +68,9 @@ def test_adamw_is_the_textbooks():
 
 
 def test_clipping_bounds_the_gradient():
-    optimizer = optim.make_optimizer({**CONFIG, "clip_norm": 1.0, "b1": 0.0, "b2": 0.0}, lambda _: 1.0)
+    optimizer = optim.make_optimizer(
+        {**CONFIG, "clip_norm": 1.0, "b1": 0.0, "b2": 0.0}, lambda _: 1.0
+    )
     params = {"bias": jnp.zeros(2)}
     state = optimizer.init(params)
     _, after = optimizer.update({"bias": jnp.asarray([30.0, 40.0])}, state, params)

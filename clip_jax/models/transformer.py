@@ -57,6 +57,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch length width"], causal: bool
     ) -> Float[Array, "batch length width"]:
+        """Every position attends to all of its row, or to those up to itself."""
         batch, length, width = x.shape
         q, k, v = (
             part.reshape(batch, length, self.heads, width // self.heads)
@@ -91,6 +92,7 @@ class MLP(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """Position by position."""
         return self.proj(ACTIVATIONS[self.activation](self.fc(x)))
 
 
@@ -120,6 +122,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch length width"], causal: bool
     ) -> Float[Array, "batch length width"]:
+        """The residual stream after attention and MLP."""
         x = x + self.attention(self.ln_1(x), causal)
         return x + self.mlp(self.ln_2(x))
 
@@ -160,6 +163,7 @@ class Transformer(nnx.Module):
         self.blocks = stack(rngs)
 
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        """All blocks in turn."""
         block, stacked = nnx.split(self.blocks)
 
         def layer(x: Array, params: nnx.State) -> tuple[Array, None]:

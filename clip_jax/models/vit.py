@@ -67,6 +67,7 @@ class ConvolutionalStem(nnx.Module):
     def __call__(
         self, image: Float[Array, "batch height width 3"]
     ) -> Float[Array, "batch rows columns stem"]:
+        """A grid of features, two steps to a patch."""
         activate = ACTIVATIONS[self.activation]
         x = activate(self.first(windows(image, self.size, self.size // 2)))
         return x + activate(self.second(windows(x, 3, 1)))

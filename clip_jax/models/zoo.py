@@ -60,7 +60,8 @@ class CLIPConfig:
         for side, tower in (("vision", self.vision), ("text", self.text)):
             if tower.width % tower.heads:
                 raise UserError(
-                    f"model.{side}.heads={tower.heads} does not divide model.{side}.width={tower.width}"
+                    f"model.{side}.heads={tower.heads} does not divide "
+                    f"model.{side}.width={tower.width}"
                 )
         if self.vision.image_size % self.vision.patch_size:
             raise UserError(

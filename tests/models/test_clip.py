@@ -47,7 +47,9 @@ def batch():
 )
 def test_parameter_counts_are_the_papers(name, total, visual):
     shapes = nnx.eval_shape(lambda: CLIP(ARCHITECTURES[name], rngs=nnx.Rngs(0)))
-    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(shapes)))
+    assert all(
+        isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(shapes))
+    )
     assert parameter_count(shapes) == total
     assert parameter_count(shapes.vision) == visual
     assert name in repr(shapes) and f"{total:,}" in repr(shapes)
@@ -76,7 +78,9 @@ def test_initialisation_is_the_papers():
         assert not jnp.any(blocks.attention.qkv.bias[...])
         first, second = blocks.mlp.fc.kernel[0], blocks.mlp.fc.kernel[1]
         assert not jnp.allclose(first, second), "every layer has values of its own"
-    assert float(jnp.std(model.text.token_embedding.embedding[...])) == pytest.approx(0.02, rel=0.03)
+    assert float(jnp.std(model.text.token_embedding.embedding[...])) == pytest.approx(
+        0.02, rel=0.03
+    )
     assert float(jnp.std(model.text.positional_embedding[...])) == pytest.approx(0.01, rel=0.03)
     assert float(jnp.std(model.vision.positional_embedding[...])) == pytest.approx(
         width**-0.5, rel=0.03
