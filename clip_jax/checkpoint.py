@@ -41,7 +41,7 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{workdir} holds no run: there is no {CONFIG} in it") from None
+        raise UserError(f"{workdir} holds no run: there is no config.json in it") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON ({error})") from None
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from clip_jax.errors import UserError, is_disk_full
 
 MODES = ("train", "evaluate")
+_TUNABLES = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
+    "glibc.malloc.trim_threshold=8589934592"
+)
 _EPILOG = """\
 any key of the config can be set:  --config.KEY=VALUE   (--config FILE --help lists them)
   python -m clip_jax.main --config configs/quickstart.py
@@ -104,6 +109,7 @@ def _compilation_cache() -> str:
 
 def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
     """Runs a command and exits; a mistake of the user's is one line on stderr and exit code 2."""
+    threading.excepthook = _thread_failed
     try:
         code = command(argv)
     except UserError as error:
@@ -117,6 +123,12 @@ def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoRe
             raise
         code = _fail(line, 1)
     sys.exit(code)
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    """Silence for what the main thread will say: checkpoints are written by threads."""
+    if not (args.exc_value and _outside(args.exc_value)):
+        threading.__excepthook__(args)
 
 
 def _outside(error: BaseException) -> str:
@@ -133,5 +145,18 @@ def _fail(line: str, code: int) -> int:
     return code
 
 
+def tune_allocator() -> None:
+    """Starts this command again with a heap of huge pages that is not given back between steps.
+
+    On a CPU a step allocates its activations anew, and without this the kernel zeroes them page
+    by page (docs/benchmarks.md). glibc reads the setting only when a process starts; one
+    that the user made is kept.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = _TUNABLES
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
+    tune_allocator()
     report(run, sys.argv[1:])

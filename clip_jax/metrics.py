@@ -192,8 +192,10 @@ class Progress:
         return rate
 
     def restart(self) -> None:
-        """Leave out the time since the last call: it went into evaluation, not training."""
-        self._since = time.monotonic()
+        """Leave out the time since the last call: it went into compiling or evaluation."""
+        now = time.monotonic()
+        self._started += now - self._since if self._steps > self._first else now - self._started
+        self._since = now
 
     def show(self, step: int, loss: float, images_per_second: float) -> None:
         """Loss and speed beside the bar."""

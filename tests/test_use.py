@@ -1,0 +1,145 @@
+"""Loading a finished run: the library's front and the classify command."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clip_jax
+import runs
+from clip_jax import classify, main
+from clip_jax.errors import UserError
+from support import encoded, picture, write_tar
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished run of a few steps."""
+    folder = tmp_path_factory.mktemp("use")
+    members = []
+    for i in range(16):
+        members.append((f"{i:03}.png", encoded(picture(i, (20, 18)))))
+        members.append((f"{i:03}.json", f'{{"caption": "picture {i}"}}'.encode()))
+    config = runs.write_config(folder, write_tar(folder / "pairs.tar", members), 16)
+    done = runs.run(config, folder / "run", "--config.steps=4")
+    assert done.returncode == 0, done.stderr
+    assert "what to try next" in done.stdout and "clip_jax.classify" in done.stdout
+    return folder / "run"
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "cat.png"
+    picture(3, (40, 30)).save(path)
+    return path
+
+
+def test_the_four_lines_of_the_readme(run, image):
+    model, preprocess, tokenize = clip_jax.load(str(run))
+    pixels = preprocess(Image.open(image))[None]
+    assert pixels.shape == (1, 16, 16, 3) and pixels.dtype == np.uint8
+    tokens = tokenize(["a cat", "a dog"])
+    assert tokens.shape == (2, 8)
+    similarity = model.encode_image(pixels, normalized=True) @ model.encode_text(
+        tokens, normalized=True
+    ).T
+    assert similarity.shape == (1, 2) and abs(similarity).max() <= 1 + 1e-5
+    assert "16px/8" in repr(model) and "parameters" in repr(model) and "\n" not in repr(model)
+
+
+def test_a_checkpoint_of_a_step_can_be_named(run):
+    newest, _, _ = clip_jax.load(str(run))
+    named, _, _ = clip_jax.load(str(run / "checkpoints" / "4"))
+    np.testing.assert_array_equal(newest.logit_scale[...], named.logit_scale[...])
+
+
+def test_loading_changes_nothing_in_the_folder(run):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    clip_jax.load(str(run))
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+def test_scores_add_up_and_are_the_softmax_of_scaled_cosines(run, image):
+    (scores,) = classify.classify(str(run), [str(image)], ["a cat", "a dog", "a car"])
+    assert [s["score"] for s in scores] == sorted((s["score"] for s in scores), reverse=True)
+    assert sum(s["score"] for s in scores) == pytest.approx(1, abs=1e-5)
+    model, preprocess, tokenize = clip_jax.load(str(run))
+    cosine = model.encode_text(tokenize(["a cat", "a dog", "a car"]), normalized=True) @ (
+        model.encode_image(preprocess(Image.open(image))[None], normalized=True)[0]
+    )
+    wanted = np.exp(np.asarray(cosine) * np.exp(float(model.logit_scale[...])))
+    wanted = dict(zip(["a cat", "a dog", "a car"], wanted / wanted.sum(), strict=True))
+    for item in scores:
+        assert item["score"] == pytest.approx(wanted[item["label"]], rel=1e-4)
+
+
+def test_the_command_prints_labels_or_json(run, image):
+    command = [sys.executable, "-m", "clip_jax.classify", "--checkpoint", str(run), str(image)]
+    command += ["--labels", "a cat,a dog"]
+    shown = subprocess.run(command, env=runs.environment(), capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    rows = [line.split("%  ") for line in shown.stdout.splitlines()]
+    assert {label for _, label in rows} == {"a cat", "a dog"}
+    assert float(rows[0][0]) >= float(rows[1][0])
+    machine = subprocess.run(
+        [*command, "--json"], env=runs.environment(), capture_output=True, text=True
+    )
+    found = json.loads(machine.stdout)
+    assert [item["label"] for item in found] == [label for _, label in rows]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--labels", "a,b"], ["IMAGE"]),
+        (["nowhere.png", "--labels", "a,b"], ["nowhere.png"]),
+        (["{image}", "--labels", ","], ["--labels"]),
+        (["{image}", "--labels", "a,b,a"], ["'a'", "twice"]),
+        (["{image}", "--labels", "@nowhere.txt"], ["nowhere.txt"]),
+        (["{image}", "--labels", "a", "--templates", "a photo"], ["a photo", "{}"]),
+        (["{image}", "--labels", "a", "--top", "0"], ["--top"]),
+        (["{broken}", "--labels", "a"], ["broken.png"]),
+    ],
+)
+def test_mistakes_are_one_line(run, image, tmp_path, argv, words):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a picture")
+    argv = [a.format(image=image, broken=broken) if a[0] == "{" else a for a in argv]
+    with pytest.raises(UserError) as caught:
+        classify.run(["--checkpoint", str(run), *argv])
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_labels_from_a_file(tmp_path):
+    (tmp_path / "lines.txt").write_text("a cat\n\n a dog \n")
+    (tmp_path / "list.json").write_text('["a cat", "a dog, perhaps"]')
+    assert classify.read_labels(f"@{tmp_path / 'lines.txt'}") == ["a cat", "a dog"]
+    assert classify.read_labels(f"@{tmp_path / 'list.json'}") == ["a cat", "a dog, perhaps"]
+
+
+def test_a_folder_that_is_no_run(tmp_path, run):
+    with pytest.raises(UserError, match="no run folder"):
+        clip_jax.load(str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match=r"no config\.json"):
+        clip_jax.load(str(tmp_path))
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        clip_jax.load(str(tmp_path))
+
+
+def test_evaluating_what_is_no_run(tmp_path, run):
+    config = run.parent / "config.py"
+    with pytest.raises(UserError, match=r"no config\.json"):
+        main.run(["--config", str(config), "--workdir", str(tmp_path), "--mode=evaluate"])
+
+
+def test_clips_own_tokens_and_models_by_name():
+    tokens = clip_jax.tokenize("a photo of a cat.")
+    assert tokens[0, :8].tolist() == [49406, 320, 1125, 539, 320, 2368, 269, 49407]
+    assert tokens.shape == (1, 77)
+    assert "ViT-B/32" in clip_jax.available_models()
