@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
         heads=4,
         stem=64,
         pool="mean",
+        patch_dropout=0.25,
         mean=(0.8, 0.77, 0.72),
         std=(0.29, 0.28, 0.33),
     )
@@ -33,13 +34,7 @@ def get_config() -> ConfigDict:
 
     c.data.train = "embedded:emoji/train-*.tar"
     c.data.cache_mib = 256
-    c.data.captions = (
-        "{name}",
-        "{name}",
-        "an emoji of {name}",
-        "{name}, {keywords}",
-        "{keywords}",
-    )
+    c.data.captions = ("{name}", "an emoji of {name}", "{name}, {keywords}", "{keywords}")
     c.data.augment.update(
         crop_scale=(0.5, 1.0),
         crop_ratio=(0.85, 1.18),
