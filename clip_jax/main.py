@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from clip_jax.errors import UserError, is_disk_full
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 MODES = ("train", "evaluate")
 _TUNABLES = (
@@ -91,14 +95,15 @@ def run(argv: Sequence[str]) -> int:
     return _start(args.mode, config)
 
 
-def _start(mode: str, config: object) -> int:
+def _start(mode: str, config: ConfigDict) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     from clip_jax import train
 
+    _leave_it_to_the_main_thread()
     jax.config.update("jax_compilation_cache_dir", _compilation_cache())
-    {"train": train.train, "evaluate": train.evaluate}[mode](config)  # type: ignore[arg-type]
+    {"train": train.train, "evaluate": train.evaluate}[mode](config)
     return 0
 
 
@@ -109,7 +114,6 @@ def _compilation_cache() -> str:
 
 def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
     """Runs a command and exits; a mistake of the user's is one line on stderr and exit code 2."""
-    threading.excepthook = _thread_failed
     try:
         code = command(argv)
     except UserError as error:
@@ -125,10 +129,24 @@ def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoRe
     sys.exit(code)
 
 
-def _thread_failed(args: threading.ExceptHookArgs) -> None:
-    """Silence for what the main thread will say: checkpoints are written by threads."""
-    if not (args.exc_value and _outside(args.exc_value)):
-        threading.__excepthook__(args)
+def _leave_it_to_the_main_thread() -> None:
+    """Checkpoints are written by threads; what fails there, `report` says once and in one line."""
+
+    def thread_failed(args: threading.ExceptHookArgs) -> None:
+        if not (args.exc_value and _outside(args.exc_value)):
+            threading.__excepthook__(args)
+
+    def callback_failed(args: sys.UnraisableHookArgs) -> None:
+        if "Event loop is closed" not in str(args.exc_value):  # what else was being written
+            sys.__unraisablehook__(args)
+
+    def worth_logging(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not (error and _outside(error))
+
+    threading.excepthook = thread_failed
+    sys.unraisablehook = callback_failed
+    logging.getLogger("absl").addFilter(worth_logging)
 
 
 def _outside(error: BaseException) -> str:

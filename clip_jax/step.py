@@ -102,7 +102,7 @@ def init_state(
     return jax.jit(partial(_create, config, optimizer, seed), out_shardings=where)()
 
 
-def compile_step(train_step: TrainStep, state: Any, mesh: Mesh) -> TrainStep:
+def compile_step(train_step: TrainStep, state: Any, mesh: Mesh) -> jax.stages.Wrapped:
     """`train_step` jitted over the mesh; it takes over (donates) the state it is given."""
     where = partition.shardings(state, mesh)
     return jax.jit(

@@ -1,6 +1,6 @@
 """A CLIP on the embedded emoji, trained for as long as it pays on two cores.
 
-    python -m clip_jax.main --config configs/emoji.py
+python -m clip_jax.main --config configs/emoji.py
 """
 
 from ml_collections import ConfigDict

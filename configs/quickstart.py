@@ -1,6 +1,6 @@
 """A small CLIP on the embedded emoji, to see the whole of it within minutes.
 
-    python -m clip_jax.main --config configs/quickstart.py
+python -m clip_jax.main --config configs/quickstart.py
 """
 
 from ml_collections import ConfigDict

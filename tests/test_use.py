@@ -43,9 +43,9 @@ def test_the_four_lines_of_the_readme(run, image):
     assert pixels.shape == (1, 16, 16, 3) and pixels.dtype == np.uint8
     tokens = tokenize(["a cat", "a dog"])
     assert tokens.shape == (2, 8)
-    similarity = model.encode_image(pixels, normalized=True) @ model.encode_text(
-        tokens, normalized=True
-    ).T
+    similarity = (
+        model.encode_image(pixels, normalized=True) @ model.encode_text(tokens, normalized=True).T
+    )
     assert similarity.shape == (1, 2) and abs(similarity).max() <= 1 + 1e-5
     assert "16px/8" in repr(model) and "parameters" in repr(model) and "\n" not in repr(model)
 
@@ -67,8 +67,9 @@ def test_scores_add_up_and_are_the_softmax_of_scaled_cosines(run, image):
     assert [s["score"] for s in scores] == sorted((s["score"] for s in scores), reverse=True)
     assert sum(s["score"] for s in scores) == pytest.approx(1, abs=1e-5)
     model, preprocess, tokenize = clip_jax.load(str(run))
-    cosine = model.encode_text(tokenize(["a cat", "a dog", "a car"]), normalized=True) @ (
-        model.encode_image(preprocess(Image.open(image))[None], normalized=True)[0]
+    cosine = (
+        model.encode_text(tokenize(["a cat", "a dog", "a car"]), normalized=True)
+        @ (model.encode_image(preprocess(Image.open(image))[None], normalized=True)[0])
     )
     wanted = np.exp(np.asarray(cosine) * np.exp(float(model.logit_scale[...])))
     wanted = dict(zip(["a cat", "a dog", "a car"], wanted / wanted.sum(), strict=True))

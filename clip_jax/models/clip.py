@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Num
@@ -61,7 +62,7 @@ class CLIP(nnx.Module):
 
     def encode_image(
         self,
-        image: Num[Array, "batch height width 3"],
+        image: Num[Array | np.ndarray, "batch height width 3"],
         *,
         normalized: bool = False,
         key: Key[Array, ""] | None = None,
@@ -71,7 +72,7 @@ class CLIP(nnx.Module):
         return normalize(features) if normalized else features
 
     def encode_text(
-        self, tokens: Int[Array, "batch context"], *, normalized: bool = False
+        self, tokens: Int[Array | np.ndarray, "batch context"], *, normalized: bool = False
     ) -> Float[Array, "batch embed_dim"]:
         """Text features of token ids."""
         features = self.text(jnp.asarray(tokens))
@@ -79,8 +80,8 @@ class CLIP(nnx.Module):
 
     def __call__(
         self,
-        image: Num[Array, "images height width 3"],
-        tokens: Int[Array, "texts context"],
+        image: Num[Array | np.ndarray, "images height width 3"],
+        tokens: Int[Array | np.ndarray, "texts context"],
         *,
         key: Key[Array, ""] | None = None,
     ) -> Output:

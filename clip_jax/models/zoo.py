@@ -84,13 +84,13 @@ class CLIPConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> CLIPConfig:
         """The reverse of `dataclasses.asdict`, from a config file's or a checkpoint's `model`."""
         values = dict(values)
-        vision = {
+        vision: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("vision").items()
         }
         return cls(vision=VisionConfig(**vision), text=TextConfig(**values.pop("text")), **values)
 
 
-def _vit(embed_dim: int, vision: dict[str, int], text: dict[str, int]) -> CLIPConfig:
+def _vit(embed_dim: int, vision: dict[str, Any], text: dict[str, Any]) -> CLIPConfig:
     return CLIPConfig(embed_dim, vision=VisionConfig(**vision), text=TextConfig(**text))
 
 
