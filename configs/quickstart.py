@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     c = common.get_config()
     c.workdir = "runs/quickstart"
     c.batch_size = 128
-    c.steps = 1_500
+    c.steps = 1_250
     c.dtype = "float32"  # a CPU gains nothing from bfloat16
     c.remat = "none"
     c.tokenizer = "sentencepiece:embedded:emoji/emoji.model"
@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
 
     c.log.every = 25
     c.checkpoint.every = 250
-    c.evaluate.every = 750
+    c.evaluate.every = 625
     c.evaluate.batch_size = 512
     c.evaluate.templates = ("{}", "an emoji of {}")
     c.evaluate.caption = "{name}, {keywords}"
