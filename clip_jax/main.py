@@ -146,7 +146,8 @@ def _leave_it_to_the_main_thread() -> None:
 
     threading.excepthook = thread_failed
     sys.unraisablehook = callback_failed
-    logging.getLogger("absl").addFilter(worth_logging)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(worth_logging)
 
 
 def _outside(error: BaseException) -> str:
