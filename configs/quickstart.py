@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
 
     c.data.train = "embedded:emoji/train-*.tar"
     c.data.cache_mib = 256
-    c.data.captions = ("{name}", "{name}", "an emoji of {name}", "{name}, {keywords}")
+    c.data.captions = ("{name}", "{name}", "{name}", "{name}, {keywords}")
     c.data.augment.update(
         crop_scale=(0.6, 1.0), crop_ratio=(0.9, 1.1), flip=0.5, color=0.3, hue=0.02, gray=0.05
     )
@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
     c.checkpoint.every = 250
     c.evaluate.every = 625
     c.evaluate.batch_size = 512
-    c.evaluate.templates = ("{}", "an emoji of {}")
+    c.evaluate.templates = ("{}",)  # the names alone, as most captions say them
     c.evaluate.caption = "{name}, {keywords}"
     for name in ("unseen_drawing", "unseen_concept"):
         c.evaluate.sets[name] = ConfigDict(
