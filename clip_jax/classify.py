@@ -85,10 +85,12 @@ def classify(
             raise UserError(f"{path} cannot be read ({error.strerror})") from None
 
     import numpy as np
+    from absl import logging
 
     from clip_jax import pretrained
     from clip_jax.evaluation.zero_shot import likeliest
 
+    logging.set_verbosity("error")  # orbax warns that a checkpoint is only read
     model, preprocess, tokenize = pretrained.load(checkpoint)
     texts = [template.replace("{}", label) for label in labels for template in templates]
     features = np.asarray(model.encode_text(tokenize(texts), normalized=True))

@@ -1,6 +1,12 @@
 """A small CLIP on the embedded emoji, to see the whole of it within minutes.
 
-python -m clip_jax.main --config configs/quickstart.py
+    python -m clip_jax.main --config configs/quickstart.py
+
+Hardware: two CPU cores.
+Time:     8 minutes, compilation and two evaluations included (measured: 7 min 56 s).
+Memory:   1.7 GiB (measured).
+Score:    top-1 on unseen drawings 15.8 % of 1,914 labels, on unseen concepts 8.5 % of 191
+          (measured, one seed; docs/benchmarks.md).
 """
 
 from ml_collections import ConfigDict
