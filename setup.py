@@ -18,6 +18,7 @@ setup(
         "clip_jax.data": ["emoji/*"],
     },
     install_requires=[
+        "absl-py",
         "jax>=0.10.2",
         "flax>=0.12.8",
         "optax>=0.2.8",
