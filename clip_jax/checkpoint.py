@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,6 @@ from clip_jax.errors import UserError
 
 FOLDER = "checkpoints"
 CONFIG = "config.json"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:

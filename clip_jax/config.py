@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from clip_jax.data import captions, images
 from clip_jax.errors import UserError
+from clip_jax.models.zoo import DTYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -172,8 +173,8 @@ def check(config: ConfigDict, devices: int, processes: int = 1) -> None:
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} must be below "
             f"config.steps={config.steps}"
         )
-    if config.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.dtype={config.dtype!r} must be float32 or bfloat16")
+    if config.dtype not in DTYPES:
+        raise UserError(f"config.dtype={config.dtype!r} must be one of {', '.join(DTYPES)}")
     images.Augment.from_dict(config.data.augment.to_dict())
     _check_templates(config)
     tensor = max(1, config.mesh.tensor)

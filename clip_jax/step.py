@@ -44,7 +44,7 @@ def abstract_model(config: CLIPConfig, dtype: str, remat: str) -> CLIP:
 
 
 def _model(config: CLIPConfig, dtype: str, remat: str, seed: int) -> CLIP:
-    return CLIP(config, dtype=jnp.dtype(dtype), remat=remat, rngs=nnx.Rngs(seed))
+    return CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(seed))
 
 
 def init_params(config: CLIPConfig, seed: int) -> Params:

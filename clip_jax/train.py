@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from clip_jax import checkpoint, config, metrics, optim, partition, tokenizers
+from clip_jax import checkpoint, config, files, metrics, optim, partition, tokenizers
 from clip_jax import step as step_lib
 from clip_jax.data import captions, images, pipeline
 from clip_jax.data.sources import Source, open_source
@@ -96,7 +96,8 @@ def claim_workdir(run: Run) -> None:
     """
     path = run.workdir / checkpoint.CONFIG
     if not path.exists():
-        checkpoint.write_whole(path, config.to_json(run.config))
+        with files.whole(path) as file:
+            file.write(config.to_json(run.config).encode())
         return
     changed = config.differences(checkpoint.read_config(run.workdir), run.config.to_dict())
     if changed:
@@ -237,7 +238,7 @@ class Loop:
         self.progress.say(table(found))
         self.progress.restart()
 
-    def _save(self, step: int, force: bool) -> None:
+    def _save(self, step: int, force: bool = False) -> None:
         position = self.data.get_state()
         self.checkpoints.save(step, self.state, position, self.config.to_dict(), force=force)
 
@@ -261,14 +262,14 @@ class Loop:
             before = (step, out)
             last = step == c.steps
             evaluating = self.trainer.run.suite and (last or step % c.evaluate.every == 0)
-            saving = last or step % c.checkpoint.every == 0
+            saving = step % c.checkpoint.every == 0 and not last  # the last is saved below
             if evaluating or saving:
                 self._log(*before)
                 before = None
             if evaluating:
                 self._evaluate(step)
             if saving:
-                self._save(step, force=last)
+                self._save(step)
             self.progress.advance()
         if before:
             self._log(*before)
@@ -319,9 +320,9 @@ def _announce(loop: Loop) -> None:
 
 def _farewell(run: Run, step: int, stop: StopSignal) -> None:
     if step < run.config.steps:
+        where = f"saved at step {step}" if step else "before the first step"
         print(
-            f"stopped by {stop.name}, saved at step {step}: the same command goes on from there",
-            file=sys.stderr,
+            f"stopped by {stop.name}, {where}: the same command goes on from there", file=sys.stderr
         )
         return
     print(

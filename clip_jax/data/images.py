@@ -172,9 +172,14 @@ def random_box(
     wide, tall = math.sqrt(area * ratio), math.sqrt(area / ratio)
     shrink = min(1.0, width / wide, height / tall)
     # float rounding may lead out of the picture by a hair
-    wide, tall = np.clip((wide * shrink, tall * shrink), 1.0, size).tolist()
+    wide, tall = (min(max(shrink * v, 1.0), most) for v, most in ((wide, width), (tall, height)))
     left, top = rng.uniform(0, width - wide), rng.uniform(0, height - tall)
     return left, top, min(left + wide, width), min(top + tall, height)
+
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_GRAY = np.tile(_LUMA, (3, 1))
+_IDENTITY = np.eye(3, dtype=np.float32)
 
 
 def _hue_matrix(turn: float) -> np.ndarray:
@@ -185,22 +190,23 @@ def _hue_matrix(turn: float) -> np.ndarray:
     return np.array([[a, b, c], [c, a, b], [b, c, a]], np.float32)
 
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-
-
 def recolor(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
     """Brightness, contrast, saturation and hue as one affine map of the colours; uint8 → uint8."""
     low, high = max(0.0, 1 - augment.color), 1 + augment.color
-    brightness, contrast, saturation = rng.uniform(low, high, 3).astype(np.float32)
+    brightness, contrast, saturation = rng.uniform(low, high, 3).tolist()
     if rng.random() < augment.gray:
-        saturation = np.float32(0)
-    luma = np.broadcast_to(_LUMA, (3, 3))
-    matrix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * luma
-    matrix = _hue_matrix(rng.uniform(-augment.hue, augment.hue)) @ matrix
+        saturation = 0.0
+    matrix = saturation * _IDENTITY + (1 - saturation) * _GRAY
+    matrix = (brightness * contrast) * (
+        _hue_matrix(rng.uniform(-augment.hue, augment.hue)) @ matrix
+    )
     x = pixels.reshape(-1, 3).astype(np.float32)
-    mean = float((x @ _LUMA).mean())
-    x = x @ ((brightness * contrast) * matrix).T + brightness * (1 - contrast) * mean
-    return np.clip(x + 0.5, 0, 255).astype(np.uint8).reshape(pixels.shape)
+    mean = float(np.add.reduce(x @ _LUMA)) / len(x)
+    x = x @ matrix.T
+    x += brightness * (1 - contrast) * mean + 0.5
+    np.maximum(x, 0, out=x)
+    np.minimum(x, 255, out=x)
+    return x.astype(np.uint8).reshape(pixels.shape)
 
 
 def random_view(

@@ -12,14 +12,16 @@ from absl import flags
 
 from clip_jax.data import captions, images
 from clip_jax.data.sources import Source
+from clip_jax.data.tars import Pair
 from clip_jax.tokenizers import Tokenizer
 
 Row = dict[str, np.ndarray]
-_ENDLESS = 1 << 53  # rows; grain counts batches in floating point
+_ENDLESS = 1 << 53  # rows
+_ODD = 0x9E3779B1  # spreads epochs over seeds, so that neighbouring seeds share no order
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepare(grain.transforms.RandomMap):
+class Prepare:
     """A pair to a row of a batch: augmented pixels and the tokens of a sampled caption."""
 
     tokenizer: Tokenizer
@@ -28,7 +30,7 @@ class Prepare(grain.transforms.RandomMap):
     augment: images.Augment
     decode: images.Decoder = dataclasses.field(default_factory=images.Decoder)
 
-    def random_map(self, pair: Any, rng: np.random.Generator) -> Row:
+    def __call__(self, pair: Pair, rng: np.random.Generator) -> Row:
         """`image` uint8 [size, size, 3], `tokens` int32 [context]; over-long captions are cut."""
         picture = self.decode(pair.image, pair.name)
         caption = captions.sample(self.templates, pair.text, pair.name, rng)
@@ -39,21 +41,43 @@ class Prepare(grain.transforms.RandomMap):
 
 
 @dataclasses.dataclass(frozen=True)
-class _HostRows:
-    """The rows of one process out of the global order: its share of each global batch."""
+class _Steps:
+    """A process's share of the global batch of every step, as a source of random access.
 
-    rows: grain.MapDataset
+    A whole batch is one element: grain's bookkeeping for an element costs half of what making
+    a small picture does.
+    """
+
+    source: Source
+    prepare: Prepare
     batch_size: int
+    seed: int
     process_index: int
     process_count: int
 
     def __len__(self) -> int:
-        return min(len(self.rows), _ENDLESS) // self.process_count
+        return _ENDLESS // self.batch_size
 
-    def __getitem__(self, i: Any) -> Row:
+    def __getitem__(self, step: Any) -> Row:
         share = self.batch_size // self.process_count
-        step, row = divmod(int(i), share)
-        return self.rows[step * self.batch_size + self.process_index * share + row]
+        first = int(step) * self.batch_size + self.process_index * share
+        rows = [self._row(position) for position in range(first, first + share)]
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def _row(self, position: int) -> Row:
+        """The row at a position of the endless global order."""
+        epoch, place = divmod(position, len(self.source))
+        pair = self.source[
+            grain.experimental.index_shuffle(
+                place,
+                max_index=len(self.source) - 1,
+                seed=(self.seed + _ODD * epoch) % 2**32,
+                rounds=4,
+            )
+        ]
+        # Philox counts: each position has 2**128 draws of its own (Salmon et al. 2011)
+        chance = np.random.Philox(key=self.seed, counter=position << 128)
+        return self.prepare(pair, np.random.Generator(chance))
 
 
 def batches(
@@ -72,9 +96,9 @@ def batches(
     """
     if batch_size % process_count:
         raise ValueError(f"{batch_size=} does not divide over {process_count} processes")
-    rows = grain.MapDataset.source(source).seed(seed).shuffle().random_map(prepare).repeat()
-    mine = _HostRows(rows, batch_size, process_index, process_count)
-    return grain.MapDataset.source(mine).batch(batch_size // process_count)
+    return grain.MapDataset.source(
+        _Steps(source, prepare, batch_size, seed, process_index, process_count)
+    )
 
 
 class Batches(grain.DatasetIterator):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clip_jax import files
 from clip_jax.data.paths import expand
 from clip_jax.errors import UserError
 
@@ -145,14 +146,9 @@ def index(path: str) -> Index:
     if found := _load(cached):
         return found
     built = scan(path)
-    temporary = cached.with_name(f"{name}.{os.getpid()}.{threading.get_ident()}.tmp.npz")
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, spans=built.spans, names=built.names)
-        temporary.replace(cached)
-    except OSError:  # a cache that cannot be written only costs the next start some seconds
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    # a cache that cannot be written only costs the next start some seconds
+    with contextlib.suppress(OSError), files.whole(cached) as file:
+        np.savez(file, spans=built.spans, names=built.names)
     return built
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -60,14 +59,3 @@ def draw_guesses(guesses: Sequence[Guess], title: str, columns: int = 3) -> Imag
     for i, guess in enumerate(guesses):
         _cell(draw, canvas, guess, i % columns * CELL[0], i // columns * CELL[1] + 34)
     return canvas
-
-
-def save_whole(image: Image.Image, path: Path) -> None:
-    """A PNG that is there complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        image.save(temporary, "PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

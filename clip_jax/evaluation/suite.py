@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax import files
 from clip_jax.data.captions import fill
 from clip_jax.data.images import decode
 from clip_jax.data.paths import resolve
@@ -118,7 +119,8 @@ class Suite:
         guesses = [self._guess(test, logits[i], int(i)) for i in chosen]
         title = f"{test.name}: {count} random pictures of {len(test.source):,}, "
         title += f"likeliest of {len(test.labels):,} labels"
-        picture.save_whole(picture.draw_guesses(guesses, title), path)
+        with files.whole(path) as file:
+            picture.draw_guesses(guesses, title).save(file, "PNG")
 
     def _guess(self, test: TestSet, logits: np.ndarray, i: int) -> picture.Guess:
         pair = test.source[i]

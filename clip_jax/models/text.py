@@ -1,4 +1,4 @@
-"""The text Transformer of CLIP (section 2.4; a GPT-2 of 63 M parameters)."""
+"""CLIP's text towers: a Transformer (section 2.4), or a bag of words (section 2.3)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.transformer import Transformer, layer_norm
 from clip_jax.models.zoo import TextConfig
 
 
 class TextTransformer(nnx.Module):
-    """Token and position embeddings, causal blocks; read out at the end of the text."""
+    """Token and position embeddings, causal blocks; read out at the end of the text.
+
+    With `layers=0` it is a bag of words (CBOW): the mean of the tokens' embeddings.
+    """
 
     def __init__(
         self,
@@ -25,28 +29,29 @@ class TextTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
-        self.dtype = dtype
+        self.dtype = activation_dtype(dtype)
         width = config.width
         normal = nnx.initializers.normal
         self.token_embedding = nnx.Embed(
-            config.vocab_size, width, embedding_init=normal(0.02), dtype=dtype, rngs=rngs
+            config.vocab_size, width, embedding_init=normal(0.02), dtype=self.dtype, rngs=rngs
         )
-        self.positional_embedding = nnx.Param(
-            normal(0.01)(rngs.params(), (config.context_length, width))
-        )
-        self.transformer = Transformer(
-            width,
-            config.layers,
-            config.heads,
-            config.mlp_ratio,
-            activation,
-            causal=True,
-            dtype=dtype,
-            remat=remat,
-            rngs=rngs,
-        )
+        if config.layers:
+            self.positional_embedding = nnx.Param(
+                normal(0.01)(rngs.params(), (config.context_length, width))
+            )
+            self.transformer = Transformer(
+                width,
+                config.layers,
+                config.heads,
+                config.mlp_ratio,
+                activation,
+                causal=True,
+                dtype=dtype,
+                remat=remat,
+                rngs=rngs,
+            )
         self.ln_final = layer_norm(width, rngs)
-        self.projection = nnx.Linear(
+        self.projection = linear(
             width,
             embed_dim,
             use_bias=False,
@@ -61,8 +66,23 @@ class TextTransformer(nnx.Module):
             raise ValueError(
                 f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
             )
-        position = self.positional_embedding[: tokens.shape[1]].astype(self.dtype)
-        x = self.transformer(self.token_embedding(tokens) + position)
+        x = self.token_embedding(tokens)
         end = jnp.argmax(tokens, axis=-1)
-        x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        x = self._read_out(x, end) if self.config.layers else _mean(x, end)
         return self.projection(self.ln_final(x))
+
+    def _read_out(
+        self, x: Float[Array, "batch context width"], end: Int[Array, " batch"]
+    ) -> Float[Array, "batch width"]:
+        """What the blocks make of the last token of each text."""
+        x = self.transformer(x + self.positional_embedding[: x.shape[1]].astype(self.dtype))
+        return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+
+
+def _mean(
+    x: Float[Array, "batch context width"], end: Int[Array, " batch"]
+) -> Float[Array, "batch width"]:
+    """The mean over what stands between start and end; zero where nothing does."""
+    place = jnp.arange(x.shape[1])
+    inside = ((place > 0) & (place < end[:, None]))[..., None]
+    return jnp.sum(x * inside, axis=1) / jnp.maximum(end - 1, 1)[:, None].astype(x.dtype)

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from clip_jax.errors import UserError
+from clip_jax.models.linear import linear
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -43,10 +44,10 @@ class Attention(nnx.Module):
         self, width: int, heads: int, depth: int, *, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         self.heads = heads
-        self.qkv = nnx.Linear(
+        self.qkv = linear(
             width, 3 * width, kernel_init=_normal(width**-0.5), dtype=dtype, rngs=rngs
         )
-        self.out = nnx.Linear(
+        self.out = linear(
             width,
             width,
             kernel_init=_normal(width**-0.5 * (2 * depth) ** -0.5),
@@ -80,10 +81,10 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.activation = activation
-        self.fc = nnx.Linear(
+        self.fc = linear(
             width, hidden, kernel_init=_normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs
         )
-        self.proj = nnx.Linear(
+        self.proj = linear(
             hidden,
             width,
             kernel_init=_normal(width**-0.5 * (2 * depth) ** -0.5),

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
+from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.transformer import ACTIVATIONS, Transformer, layer_norm
 from clip_jax.models.zoo import VisionConfig
 
@@ -61,8 +62,8 @@ class ConvolutionalStem(nnx.Module):
         self.activation = activation
         self.size = config.patch_size
         width, pixels = config.stem, config.patch_size**2 * 3
-        self.first = nnx.Linear(pixels, width, dtype=dtype, rngs=rngs)
-        self.second = nnx.Linear(9 * width, width, dtype=dtype, rngs=rngs)
+        self.first = linear(pixels, width, dtype=dtype, rngs=rngs)
+        self.second = linear(9 * width, width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, image: Float[Array, "batch height width 3"]
@@ -90,13 +91,13 @@ class VisionTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
-        self.dtype = dtype
+        self.dtype = activation_dtype(dtype)
         width, patch = config.width, config.patch_size
         tokens = (config.image_size // patch) ** 2 + (config.pool == "class")
         scale = nnx.initializers.normal(width**-0.5)
         if config.stem:
             self.stem = ConvolutionalStem(config, activation, dtype=dtype, rngs=rngs)
-        self.patch_embedding = nnx.Linear(
+        self.patch_embedding = linear(
             4 * config.stem or patch * patch * 3,
             width,
             use_bias=False,
@@ -120,7 +121,7 @@ class VisionTransformer(nnx.Module):
             rngs=rngs,
         )
         self.ln_post = layer_norm(width, rngs)
-        self.projection = nnx.Linear(
+        self.projection = linear(
             width, embed_dim, use_bias=False, kernel_init=scale, dtype=dtype, rngs=rngs
         )
 

@@ -11,6 +11,9 @@ from clip_jax.errors import UserError
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
+# What a model computes in. `mixed`: bfloat16 products between float32 activations.
+DTYPES = ("float32", "bfloat16", "mixed")
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -37,7 +40,10 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """A causal text Transformer, read out at the largest token id (the end of the text)."""
+    """A causal text Transformer, read out at the largest token id (the end of the text).
+
+    layers: 0 for a bag of words, the mean of the tokens (the paper's CBOW, section 2.3).
+    """
 
     vocab_size: int = 49408
     context_length: int = 77
@@ -63,6 +69,11 @@ class CLIPConfig:
                     f"model.{side}.heads={tower.heads} does not divide "
                     f"model.{side}.width={tower.width}"
                 )
+        if self.vision.layers < 1 or self.text.layers < 0:
+            raise UserError(
+                f"model.vision.layers={self.vision.layers} must be at least 1 and "
+                f"model.text.layers={self.text.layers} at least 0 (a bag of words)"
+            )
         if self.vision.image_size % self.vision.patch_size:
             raise UserError(
                 f"model.vision.patch_size={self.vision.patch_size} does not divide "

@@ -9,11 +9,11 @@ import argparse
 import io
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clip_jax import files
 from clip_jax.errors import UserError
 from clip_jax.tokenizers import DEFAULT_CONTEXT_LENGTH
 from clip_jax.tokenizers.cleaning import clean
@@ -187,26 +187,11 @@ def train(
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).rpartition("] ")[2].replace(" with --character_coverage option", "")
         raise UserError(f"cannot train {vocab_size} pieces on these captions: {reason}") from error
-    _write_whole(path, model.getvalue())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with files.whole(path) as file:
+            file.write(model.getvalue())
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException as error:
-        os.unlink(name)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-        raise
 
 
 def _read_lines(path: str) -> Iterator[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
 from clip_jax.evaluation import picture as sheet
-from clip_jax.evaluation.picture import Guess, draw_guesses, save_whole
+from clip_jax.evaluation.picture import Guess, draw_guesses
 from support import picture
 
 
@@ -71,20 +69,3 @@ def test_labels_of_any_kind(label: str) -> None:
 
 def test_no_guess_is_a_title() -> None:
     assert draw_guesses([], "a title").size == (sheet.CELL[0] * 3, 34)
-
-
-def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new" / "sheet.png"
-    save_whole(picture(1), path)
-    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(picture(1)))
-    before = path.read_bytes()
-
-    def fail(self: Image.Image, file: Path, kind: str) -> None:
-        Path(file).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OSError, match="No space"):
-        save_whole(picture(2), path)
-    assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == ["sheet.png"]

@@ -242,3 +242,33 @@ def test_wrong_shapes_are_refused(model):
         model.encode_image(np.zeros((1, 8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="takes 8"):
         model.encode_text(np.zeros((1, 9), np.int32))
+
+
+def test_a_bag_of_words_sees_which_tokens_there_are_and_nothing_else():
+    bag = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, layers=0))
+    model = CLIP(bag, rngs=nnx.Rngs(0))
+    end, start = TINY.text.vocab_size - 1, TINY.text.vocab_size - 2
+    rows = jnp.zeros((4, TINY.text.context_length), jnp.int32)
+    rows = rows.at[0, :5].set(jnp.asarray([start, 3, 4, 5, end]))
+    rows = rows.at[1, :5].set(jnp.asarray([start, 5, 3, 4, end]))
+    rows = rows.at[2, :4].set(jnp.asarray([start, 3, 4, end]))
+    rows = rows.at[3, :2].set(jnp.asarray([start, end]))
+    words, turned, fewer, none = model.encode_text(rows)
+    np.testing.assert_allclose(words, turned, rtol=1e-5, atol=1e-6)
+    assert not jnp.allclose(words, fewer, atol=1e-3)
+    assert not jnp.any(none)  # the mean of nothing, and not NaN
+    padded = model.encode_text(rows[:1].at[0, 7].set(9))
+    np.testing.assert_array_equal(padded[0], words)
+    embedding = nnx.state(model.text, nnx.Param)["token_embedding"]["embedding"][...]
+    by_hand = model.text.projection(model.text.ln_final(embedding[jnp.asarray([3, 4, 5])].mean(0)))
+    np.testing.assert_allclose(words, by_hand, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("vision", "text"), [(0, 1), (1, -1)])
+def test_a_depth_that_cannot_be_is_named(vision, text):
+    with pytest.raises(UserError, match=f"layers={vision if vision < 1 else text} "):
+        dataclasses.replace(
+            TINY,
+            vision=dataclasses.replace(TINY.vision, layers=vision),
+            text=dataclasses.replace(TINY.text, layers=text),
+        )

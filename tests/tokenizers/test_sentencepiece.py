@@ -166,7 +166,7 @@ def test_a_failed_write_leaves_the_old_file(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(UserError, match=r"cannot write .*out\.model': No space left"):
         train(CAPTIONS, path, PIECES)
     assert path.read_bytes() == b"old"

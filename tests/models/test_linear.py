@@ -1,0 +1,55 @@
+"""Products in bfloat16 with sums in float32, forwards and backwards."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from clip_jax.models.linear import activation_dtype, linear, mixed_dot
+from clip_jax.models.zoo import DTYPES
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+X = jax.random.normal(KEYS[0], (3, 5, 64))
+KERNEL = jax.random.normal(KEYS[1], (64, 32))
+GRADIENT = jax.random.normal(KEYS[2], (3, 5, 32))
+
+
+def rounded(x: jax.Array) -> np.ndarray:
+    return np.asarray(x.astype(jnp.bfloat16), np.float64)
+
+
+def test_products_are_of_rounded_factors_and_summed_in_float32():
+    y, backward = jax.vjp(mixed_dot, X, KERNEL)
+    to_x, to_kernel = backward(GRADIENT)
+    assert {a.dtype for a in (y, to_x, to_kernel)} == {jnp.dtype(jnp.float32)}
+    x, kernel, gradient = rounded(X), rounded(KERNEL), rounded(GRADIENT)
+    for found, exact in (
+        (y, x @ kernel),
+        (to_x, gradient @ kernel.T),
+        (to_kernel, np.einsum("bli,blo->io", x, gradient)),
+    ):
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_layer_computes_in_its_type(dtype):
+    layer = linear(64, 32, dtype=dtype, rngs=nnx.Rngs(0))
+    exact = np.asarray(X, np.float64) @ np.asarray(layer.kernel[...], np.float64)
+    y = layer(X)
+    assert y.dtype == activation_dtype(dtype)
+    error = np.abs(np.asarray(y, np.float64) - exact).max() / np.abs(exact).max()
+    least, most = {"float32": (0, 1e-6), "mixed": (1e-4, 1e-2), "bfloat16": (1e-4, 2e-2)}[dtype]
+    assert least <= error < most
+    assert {p.dtype for p in jax.tree.leaves(nnx.state(layer, nnx.Param))} == {
+        jnp.dtype(jnp.float32)
+    }
+
+
+def test_mixed_products_ask_the_compiler_for_bfloat16_factors_and_float32_sums():
+    step = jax.grad(lambda x, kernel: mixed_dot(x, kernel).sum(), argnums=(0, 1))
+    dots = [
+        line for line in jax.jit(step).lower(X, KERNEL).as_text().splitlines() if "dot_g" in line
+    ]
+    assert len(dots) == 2  # the forward product is not needed for these gradients
+    assert all("bf16" in d.split("->")[0] and "f32" in d.split("->")[1] for d in dots)
