@@ -148,6 +148,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "data.cache_mib": (0, math.inf),
     "optimizer.learning_rate": (1e-12, math.inf),
     "optimizer.final_learning_rate": (0, math.inf),
+    "optimizer.muon_learning_rate": (0, math.inf),
     "optimizer.warmup_steps": (0, math.inf),
     "optimizer.b1": (0, 1 - 1e-9),
     "optimizer.b2": (0, 1 - 1e-9),

@@ -16,7 +16,9 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.steps = 390_625  # 32 epochs of 400 M pairs
     c.model = ConfigDict(zoo.architecture(model))
     c.tokenizer = "clip"  # or sentencepiece:PATH.model
-    c.dtype = "bfloat16"  # of matrix products; parameters and sums stay float32
+    # float32, bfloat16, or mixed: bfloat16 products between float32 activations, for CPUs.
+    # Parameters and their updates are float32 in each.
+    c.dtype = "bfloat16"
     c.remat = "full"  # none, dots, full: what of a layer is computed again going backwards
 
     c.data = ConfigDict()
@@ -38,6 +40,7 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.optimizer = ConfigDict()
     c.optimizer.learning_rate = 5e-4
     c.optimizer.final_learning_rate = 0.0
+    c.optimizer.muon_learning_rate = 0.0  # above 0: Muon for the matrices, Adam for the rest
     c.optimizer.warmup_steps = 2_000
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.98

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -80,3 +81,44 @@ def test_clipping_bounds_the_gradient():
 
 def test_default_config_is_a_model_people_know():
     assert CLIPConfig() == ARCHITECTURES["ViT-B/32"]
+
+
+def orthogonality(update: jax.Array) -> tuple[float, float]:
+    values = np.linalg.svd(np.asarray(update, np.float64), compute_uv=False)
+    return values.min(), values.max()
+
+
+def test_muon_moves_matrices_alike_in_all_directions_and_adam_the_rest():
+    config = {**CONFIG, "learning_rate": 0.01, "muon_learning_rate": 0.1, "weight_decay": 0.0}
+    optimizer = optim.make_optimizer(config, lambda _: 0.01)
+    plain = optax.nadam(0.01, b1=0.9, b2=0.98, eps=1e-6)
+    keys = iter(jax.random.split(jax.random.key(0), 8))
+    grads = {
+        "blocks": {"kernel": jax.random.normal(next(keys), (3, 8, 16))},
+        "head": {"kernel": jax.random.normal(next(keys), (16, 8)), "bias": jnp.ones(8)},
+        "embedding": jax.random.normal(next(keys), (20, 8)),
+        "logit_scale": jnp.ones(()),
+    }
+    params = jax.tree.map(jnp.zeros_like, grads)
+    muon, _ = optimizer.update(grads, optimizer.init(params), params)
+    adam, _ = plain.update(grads, plain.init(params), params)
+    for name in ("embedding", "logit_scale"):
+        np.testing.assert_allclose(muon[name], adam[name], rtol=1e-5)
+    np.testing.assert_allclose(muon["head"]["bias"], adam["head"]["bias"], rtol=1e-5)
+    for layer in muon["blocks"]["kernel"]:  # each layer of a stack by itself
+        least, most = orthogonality(layer)
+        assert least / np.sqrt(2) > 0.03 and most / np.sqrt(2) < 0.13  # ~ rate · √(out / in)
+    least, most = orthogonality(muon["head"]["kernel"])
+    assert least > 0.03 and most < 0.13
+    one = np.asarray(grads["blocks"]["kernel"][0], np.float64)
+    assert np.sum(one * np.asarray(muon["blocks"]["kernel"][0])) < 0, "downhill"
+
+
+def test_muon_decays_matrices_alone():
+    config = {**CONFIG, "learning_rate": 0.01, "muon_learning_rate": 0.1, "weight_decay": 0.5}
+    optimizer = optim.make_optimizer(config, lambda _: 0.01)
+    params = {"a": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}, "embedding": jnp.ones((9, 4))}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["a"]["kernel"], -0.1 * 0.5, rtol=1e-5)
+    assert not jnp.any(updates["a"]["bias"]) and not jnp.any(updates["embedding"])
