@@ -142,6 +142,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "evaluate.every": (1, math.inf),
     "evaluate.batch_size": (1, math.inf),
     "evaluate.pictures": (0, math.inf),
+    "data.token_dropout": (0, 1 - 1e-9),
     "data.threads": (1, math.inf),
     "data.workers": (0, math.inf),
     "data.prefetch": (1, math.inf),

@@ -155,6 +155,7 @@ class Trainer:
                 tuple(c.data.captions),
                 images.Augment.from_dict(c.data.augment.to_dict()),
                 images.Decoder(c.data.cache_mib),
+                c.data.token_dropout,
             ),
             batch_size=c.batch_size,
             seed=c.seed,

@@ -24,6 +24,7 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.data = ConfigDict()
     c.data.train = ""  # tars (braces and globs), or tfds:NAME:SPLIT
     c.data.captions = ("{caption}",)  # templates over the fields of a pair's json
+    c.data.token_dropout = 0.0  # share of a caption's tokens left out
     c.data.threads = 2  # batches made at once in a process
     c.data.workers = 0  # processes that make batches; 0: threads of this one
     c.data.prefetch = 4  # batches made ahead

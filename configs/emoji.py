@@ -17,23 +17,17 @@ from configs import quickstart
 def get_config() -> ConfigDict:
     c = quickstart.get_config()
     c.workdir = "runs/emoji"
-    c.steps = 4_000
-    c.model.vision.update(width=256, layers=4, heads=4, patch_dropout=0.25)
-    c.model.text.update(context_length=16, width=256, heads=4)
-    c.data.captions = ("{name}", "an emoji of {name}", "{name}, {keywords}", "{keywords}")
+    c.steps = 4_500
+    c.model.vision.update(image_size=64, patch_size=16, width=256, layers=4, heads=4, stem=128)
+    c.model.text.update(context_length=16, width=256)
+    c.data.captions = ("{name}", "{name}", "{name}, {keywords}")
+    c.data.token_dropout = 0.2
     c.data.augment.update(
-        crop_scale=(0.5, 1.0),
-        crop_ratio=(0.85, 1.18),
-        rotate=10.0,
-        color=0.4,
-        hue=0.04,
-        gray=0.1,
+        crop_scale=(0.5, 1.0), crop_ratio=(0.85, 1.18), rotate=8.0, color=0.4, hue=0.03, gray=0.1
     )
-    c.optimizer.learning_rate = 8e-4
     c.optimizer.warmup_steps = 100
-    c.optimizer.weight_decay = 0.2
-    c.evaluate.templates = ("{}", "an emoji of {}")
+    c.optimizer.weight_decay = 0.1
     c.log.every = 50
     c.checkpoint.every = 500
-    c.evaluate.every = 1_000
+    c.evaluate.every = 1_500
     return c

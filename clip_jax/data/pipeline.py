@@ -29,15 +29,19 @@ class Prepare:
     templates: Sequence[str]
     augment: images.Augment
     decode: images.Decoder = dataclasses.field(default_factory=images.Decoder)
+    token_dropout: float = 0.0
 
     def __call__(self, pair: Pair, rng: np.random.Generator) -> Row:
         """`image` uint8 [size, size, 3], `tokens` int32 [context]; over-long captions are cut."""
         picture = self.decode(pair.image, pair.name)
         caption = captions.sample(self.templates, pair.text, pair.name, rng)
-        return {
-            "image": images.random_view(picture, self.image_size, self.augment, rng),
-            "tokens": self.tokenizer(caption, truncate=True)[0],
-        }
+        image = images.random_view(picture, self.image_size, self.augment, rng)
+        tokens = self.tokenizer(caption, truncate=True)[0]
+        if self.token_dropout:
+            tokens = captions.drop_tokens(
+                tokens, self.token_dropout, self.tokenizer.pad_id, rng
+            )
+        return {"image": image, "tokens": tokens}
 
 
 @dataclasses.dataclass(frozen=True)
