@@ -64,7 +64,7 @@ class CLIPConfig:
 
     def __post_init__(self) -> None:
         for side, tower in (("vision", self.vision), ("text", self.text)):
-            if tower.width % tower.heads:
+            if tower.layers and tower.width % tower.heads:
                 raise UserError(
                     f"model.{side}.heads={tower.heads} does not divide "
                     f"model.{side}.width={tower.width}"
