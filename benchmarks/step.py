@@ -4,9 +4,13 @@
     pip install open_clip_torch && python benchmarks/step.py
 
 Both do the same: forward of 32 pairs, symmetric cross-entropy, backward, AdamW (0.9, 0.98), fp32,
-the temperature clamped, on fixed random data. Each lives in a process of its own and they take
-turns, so that a machine that slows down slows both; what counts is the median of the ratios of
-neighbouring steps.
+the temperature clamped, on fixed random data. With `--dtype mixed` or `bfloat16` open_clip computes
+under bfloat16 autocast. Each lives in a process of its own and they take turns, so that a machine
+that slows down slows both; what counts is the median of the ratios of neighbouring steps.
+
+As in training here, the columns after a batch's longest caption are cut off, which changes nothing
+that a causal tower computes; open_clip has no such thing. `--captions full` leaves nothing to cut.
+Both run with the heap settings of `clip_jax.main`.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -22,28 +27,44 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from clip_jax import main as command
+
 MODEL = "ViT-B/32"
 ADAM = {"b1": 0.9, "b2": 0.98, "eps": 1e-6, "weight_decay": 0.2, "clip_norm": 0.0}
 RATE = 5e-4
 
 
-def rows(batch_size: int) -> tuple[Any, Any]:
-    """Random pixels uint8 [n, 224, 224, 3] and captions of full length int32 [n, 77]."""
+def rows(batch_size: int, captions: str) -> tuple[Any, Any]:
+    """Random pixels uint8 [n, 224, 224, 3] and token ids int32 [n, 77].
+
+    The captions fill all 77 places at random, or are those of the embedded pictures.
+    """
     import numpy as np
 
+    from clip_jax import tokenizers
+    from clip_jax.data.captions import fill
+    from clip_jax.data.sources import open_source
+
     rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (batch_size, 224, 224, 3), np.uint8)
+    if captions == "emoji":
+        source = open_source("embedded:emoji/train-*.tar")
+        pairs = (source[int(i)] for i in rng.choice(len(source), batch_size, replace=False))
+        texts = [fill("an emoji of {name}, {keywords}", pair.text, pair.name) for pair in pairs]
+        return image, tokenizers.load("clip", 77)(texts, truncate=True)
     tokens = rng.integers(1, 49_406, (batch_size, 77), np.int32)
     tokens[:, 0], tokens[:, -1] = 49_406, 49_407
-    return rng.integers(0, 256, (batch_size, 224, 224, 3), np.uint8), tokens
+    return image, tokens
 
 
-def ours(batch_size: int, dtype: str, remat: str) -> Callable[[], float]:
+def ours(batch_size: int, dtype: str, remat: str, captions: str) -> Callable[[], float]:
     """A function that does one step of clip_jax and returns the loss."""
     from flax import nnx
 
     from clip_jax import optim, partition, step
     from clip_jax.models.zoo import ARCHITECTURES
     from clip_jax.objectives import contrastive
+    from clip_jax.tokenizers import packing
 
     config = ARCHITECTURES[MODEL]
     mesh = partition.make_mesh({"data": -1})
@@ -53,8 +74,8 @@ def ours(batch_size: int, dtype: str, remat: str) -> Callable[[], float]:
     train_step = step.compile_step(
         step.make_train_step(graph, contrastive, optimizer, 0), state, mesh
     )
-    image, tokens = rows(batch_size)
-    batch = partition.global_batch({"image": image, "tokens": tokens}, mesh)
+    image, tokens = rows(batch_size, captions)
+    batch = partition.global_batch({"image": image, "tokens": packing.trim(tokens)}, mesh)
 
     def one() -> float:
         nonlocal state
@@ -64,7 +85,7 @@ def ours(batch_size: int, dtype: str, remat: str) -> Callable[[], float]:
     return one
 
 
-def theirs(batch_size: int, dtype: str, remat: str) -> Callable[[], float]:
+def theirs(batch_size: int, dtype: str, remat: str, captions: str) -> Callable[[], float]:
     """A function that does one step of open_clip and returns the loss."""
     import open_clip
     import torch
@@ -76,10 +97,10 @@ def theirs(batch_size: int, dtype: str, remat: str) -> Callable[[], float]:
     rest = [p for p in model.parameters() if id(p) not in chosen]
     groups = [{"params": gains, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), eps=1e-6)
-    image, tokens = rows(batch_size)
+    image, tokens = rows(batch_size, captions)
     pixels = torch.from_numpy(image).permute(0, 3, 1, 2).float().div(255).sub(0.45).div(0.27)
     pixels, ids = pixels.contiguous(), torch.from_numpy(tokens).long()
-    half = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    half = torch.autocast("cpu", torch.bfloat16, enabled=dtype != "float32")
 
     def one() -> float:
         optimizer.zero_grad()
@@ -106,8 +127,9 @@ class Side:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", name, "--batch-size", str(args.batch_size),
-             "--dtype", args.dtype, "--remat", args.remat],
+             "--dtype", args.dtype, "--remat", args.remat, "--captions", args.captions],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={"GLIBC_TUNABLES": command.TUNABLES, **os.environ},
         )  # fmt: skip
 
     def step(self) -> dict[str, float]:
@@ -122,7 +144,8 @@ class Side:
 
 def work(args: argparse.Namespace) -> None:
     """Answers each line of standard input with one timed step."""
-    one = {"ours": ours, "theirs": theirs}[args.worker](args.batch_size, args.dtype, args.remat)
+    make = {"ours": ours, "theirs": theirs}[args.worker]
+    one = make(args.batch_size, args.dtype, args.remat, args.captions)
     for _ in sys.stdin:
         began = time.perf_counter()
         loss = one()
@@ -134,8 +157,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=7, help="counted steps of each")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "mixed"])
     parser.add_argument("--remat", default="none", choices=["none", "dots", "full"])
+    parser.add_argument(
+        "--captions", default="full", choices=["full", "emoji"],
+        help="full: all 77 places taken; emoji: the embedded pictures' captions",
+    )  # fmt: skip
     parser.add_argument("--worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -153,7 +180,10 @@ def main() -> None:
         for name, side in sides.items():
             seconds[name].append(side.step()["seconds"])
         print("  ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items()))
-    print(f"{MODEL}, batch {args.batch_size}, {args.dtype}, {platform.processor() or 'CPU'}")
+    print(
+        f"{MODEL}, batch {args.batch_size}, {args.dtype}, captions {args.captions}, "
+        f"{platform.processor() or 'CPU'}"
+    )
     for name, values in seconds.items():
         print(f"{name}: median {statistics.median(values):.2f} s, best {min(values):.2f} s")
     if "theirs" in seconds:

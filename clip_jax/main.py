@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 MODES = ("train", "evaluate")
-_TUNABLES = (
+TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
     "glibc.malloc.trim_threshold=8589934592"
 )
@@ -171,8 +171,8 @@ def tune_allocator() -> None:
     by page (docs/benchmarks.md). glibc reads the setting only when a process starts; one
     that the user made is kept.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = _TUNABLES
+    if sys.platform == "linux" and "GLIBCTUNABLES" not in os.environ:
+        os.environ["GLIBCTUNABLES"] = TUNABLES
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -191,11 +191,10 @@ class Progress:
         self._since, self._steps = now, step
         return rate
 
-    def restart(self) -> None:
-        """Leave out the time since the last call: it went into compiling or evaluation."""
-        now = time.monotonic()
-        self._started += now - self._since if self._steps > self._first else now - self._started
-        self._since = now
+    def leave_out(self, seconds: float) -> None:
+        """Forget a time that went into compiling or evaluation, not into steps."""
+        self._started += seconds
+        self._since += seconds
 
     def show(self, step: int, loss: float, images_per_second: float) -> None:
         """Loss and speed beside the bar."""

@@ -30,7 +30,7 @@ from clip_jax.evaluation.suite import Suite, table
 from clip_jax.models.clip import parameter_count
 from clip_jax.models.zoo import CLIPConfig
 from clip_jax.objectives import contrastive
-from clip_jax.tokenizers import Tokenizer
+from clip_jax.tokenizers import Tokenizer, packing
 
 
 @dataclasses.dataclass
@@ -166,16 +166,15 @@ class Trainer:
             batches, threads=c.data.threads, workers=c.data.workers, prefetch=c.data.prefetch
         )
 
-    def compile(self) -> step_lib.TrainStep:
-        """The step, compiled before the clock of images/s starts."""
+    def compile(self, context_length: int) -> step_lib.TrainStep:
+        """The step for texts of a width, compiled before the clock of images/s starts."""
         step = step_lib.make_train_step(
             self.graph, contrastive, self.optimizer, self.run.config.seed
         )
-        size, model = self.run.model.vision.image_size, self.run.model
-        rows = self.run.config.batch_size
+        size, rows = self.run.model.vision.image_size, self.run.config.batch_size
         like = {
             "image": jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8),
-            "tokens": jax.ShapeDtypeStruct((rows, model.text.context_length), np.int32),
+            "tokens": jax.ShapeDtypeStruct((rows, context_length), np.int32),
         }
         jitted = step_lib.compile_step(step, self.state_like, self.mesh)
         return jitted.lower(self.state_like, like).compile()
@@ -197,6 +196,7 @@ class Loop:
             tensorboard=self.config.log.tensorboard,
         )
         self.progress = metrics.Progress(self.config.steps, self.first, self.config.batch_size)
+        self.compiled: dict[int, step_lib.TrainStep] = {}  # by the width of the texts
 
     def _start(self) -> tuple[step_lib.TrainState, int]:
         """The state to go on from and its step: the newest checkpoint's, or a fresh one's."""
@@ -210,7 +210,20 @@ class Loop:
         return step_lib.init_state(run.model, trainer.optimizer, self.config.seed, trainer.mesh), 0
 
     def _batch(self) -> dict[str, jax.Array]:
-        return partition.global_batch(next(self.data), self.trainer.mesh)
+        rows = next(self.data)
+        if jax.process_count() == 1:  # many would have to agree on the longest text
+            rows = {**rows, "tokens": packing.trim(rows["tokens"])}
+        return partition.global_batch(rows, self.trainer.mesh)
+
+    def _step_for(self, batch: dict[str, jax.Array]) -> step_lib.TrainStep:
+        width = batch["tokens"].shape[1]
+        if width not in self.compiled:
+            began = time.monotonic()
+            self.compiled[width] = self.trainer.compile(width)
+            seconds = time.monotonic() - began
+            self.progress.say(f"compiled the step for {width} tokens a text in {seconds:.0f} s")
+            self.progress.leave_out(seconds)
+        return self.compiled[width]
 
     def _log(self, step: int, out: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in out.items()}
@@ -235,9 +248,10 @@ class Loop:
         self.writer.write(step, found)
         for path in sorted((self.trainer.run.workdir / "pictures" / f"step_{step}").glob("*.png")):
             self.writer.picture(step, f"pictures/{path.stem}", path)
-        self.progress.say(f"evaluation at step {step} ({time.monotonic() - began:.0f} s)")
+        seconds = time.monotonic() - began
+        self.progress.say(f"evaluation at step {step} ({seconds:.0f} s)")
         self.progress.say(table(found))
-        self.progress.restart()
+        self.progress.leave_out(seconds)
 
     def _save(self, step: int, force: bool = False) -> None:
         position = self.data.get_state()
@@ -248,13 +262,10 @@ class Loop:
         c, step = self.config, self.first
         if step >= c.steps:
             return step
-        began = time.monotonic()
-        train_step = self.trainer.compile()
-        self.progress.say(f"compiled the step in {time.monotonic() - began:.0f} s")
-        self.progress.restart()
         before: tuple[int, dict[str, jax.Array]] | None = None
         while step < c.steps and not self.stop.name:
             batch = self._batch()
+            train_step = self._step_for(batch)
             step += 1
             self.state, out = train_step(self.state, batch)
             # step N + 1 is dispatched before N's metrics are read: the device never waits

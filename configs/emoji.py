@@ -17,7 +17,7 @@ from configs import quickstart
 def get_config() -> ConfigDict:
     c = quickstart.get_config()
     c.workdir = "runs/emoji"
-    c.steps = 4_500
+    c.steps = 3_600
     c.model.vision.update(image_size=64, patch_size=16, width=256, layers=4, heads=4, stem=128)
     c.model.text.update(context_length=16, width=256)
     c.data.captions = ("{name}", "{name}", "{name}, {keywords}")
@@ -29,5 +29,5 @@ def get_config() -> ConfigDict:
     c.optimizer.weight_decay = 0.1
     c.log.every = 50
     c.checkpoint.every = 500
-    c.evaluate.every = 1_500
+    c.evaluate.every = 1_200
     return c

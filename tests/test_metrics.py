@@ -231,7 +231,7 @@ def test_the_rate_leaves_out_what_is_no_training(clock: list[float]) -> None:
     clock[0] += 2
     assert progress.rate(20) == pytest.approx(10 * 32 / 2)
     clock[0] += 1000  # an evaluation
-    progress.restart()
+    progress.leave_out(1000)
     clock[0] += 4
     assert progress.rate(22) == pytest.approx(2 * 32 / 4)
     assert progress.rate(22) == 0

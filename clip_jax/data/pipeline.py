@@ -38,9 +38,7 @@ class Prepare:
         image = images.random_view(picture, self.image_size, self.augment, rng)
         tokens = self.tokenizer(caption, truncate=True)[0]
         if self.token_dropout:
-            tokens = captions.drop_tokens(
-                tokens, self.token_dropout, self.tokenizer.pad_id, rng
-            )
+            tokens = captions.drop_tokens(tokens, self.token_dropout, self.tokenizer.pad_id, rng)
         return {"image": image, "tokens": tokens}
 
 
@@ -116,13 +114,13 @@ class Batches(grain.DatasetIterator):
         self, dataset: grain.MapDataset, threads: int, workers: int, prefetch: int
     ) -> None:
         super().__init__()
-        self._dataset = dataset
+        self.dataset = dataset
         self._threads, self._workers, self._prefetch = threads, workers, prefetch
         self._step = 0
         self._reader: grain.DatasetIterator | None = None
 
     def _open(self) -> grain.DatasetIterator:
-        rest = self._dataset.slice(slice(self._step, None)).to_iter_dataset(
+        rest = self.dataset.slice(slice(self._step, None)).to_iter_dataset(
             grain.ReadOptions(
                 num_threads=self._threads, prefetch_buffer_size=max(self._prefetch, self._threads)
             )

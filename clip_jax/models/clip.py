@@ -39,7 +39,7 @@ class CLIP(nnx.Module):
 
     Args:
       config: the architecture.
-      dtype: the type of matrix products; parameters, LayerNorms and features' norms stay fp32.
+      dtype: one of `zoo.DTYPES`; parameters, LayerNorms and features' norms stay fp32.
       remat: what of a layer is recomputed in the backward pass, see `transformer.Transformer`.
       rngs: where initial values come from.
     """

@@ -60,3 +60,16 @@ def pack(
             ids = [*ids[: width - 1], tokenizer.eot_id]
         row[: len(ids)] = ids
     return rows
+
+
+def trim(rows: np.ndarray, multiple: int = 16) -> np.ndarray:
+    """Rows without the columns after the longest text's end, but for a multiple of columns.
+
+    Exact for a tower that never looks past the end: a causal one, or a bag of words.
+
+    Args:
+        rows: int [n, context_length]; the largest id of a row marks its end.
+        multiple: of how many widths a step may be compiled for: every `multiple`-th.
+    """
+    longest = int(rows.argmax(axis=1).max()) + 1
+    return rows[:, : -(-longest // multiple) * multiple]

@@ -1,0 +1,83 @@
+"""Where a config's time goes: its data alone, and its step alone in each dtype.
+
+    python benchmarks/parts.py --config configs/quickstart.py
+
+Data: batches made in this thread, once the pictures are in memory. Step: the same batch again and
+again, the dtypes in turn, so that a machine that slows down slows all. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from clip_jax.main import tune_allocator
+
+
+def made_in(run: Any, seconds: float) -> float:
+    """Rows a second of the data of a run."""
+    from clip_jax import train
+
+    data = train.Trainer(run).data()
+    batches, size = data.dataset, run.config.batch_size
+    epoch = -(-len(run.source) // size)
+    for step in range(epoch):
+        batches[step]
+    began, step = time.perf_counter(), epoch
+    while time.perf_counter() - began < seconds:
+        batches[step]
+        step += 1
+    return (step - epoch) * size / (time.perf_counter() - began)
+
+
+def step_of(run: Any, dtype: str) -> Callable[[], float]:
+    """A function that does one step of a run's config in a dtype; milliseconds."""
+    import jax
+
+    from clip_jax import partition, train
+    from clip_jax import step as step_lib
+
+    run.config.dtype = dtype
+    trainer = train.Trainer(run)
+    batch = partition.global_batch(trainer.data().dataset[0], trainer.mesh)
+    compiled = trainer.compile(batch["tokens"].shape[1])
+    state = step_lib.init_state(run.model, trainer.optimizer, 0, trainer.mesh)
+
+    def one() -> float:
+        nonlocal state
+        began = time.perf_counter()
+        state, out = compiled(state, batch)
+        jax.block_until_ready(out)
+        return 1e3 * (time.perf_counter() - began)
+
+    one()
+    return one
+
+
+def main() -> None:
+    """Prints rows a second and the median of each dtype's steps."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", default="configs/quickstart.py")
+    parser.add_argument("--steps", type=int, default=20, help="counted steps of each dtype")
+    args = parser.parse_args()
+
+    from clip_jax import config, train
+    from clip_jax.models.zoo import DTYPES
+
+    run = train.prepare(config.load(args.config)[0], training=True)
+    print(f"data alone: {made_in(run, 5):,.0f} rows/s in one thread")
+    steps = {dtype: step_of(run, dtype) for dtype in DTYPES}
+    spent: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
+    for _ in range(args.steps):
+        for dtype, one in steps.items():
+            spent[dtype].append(one())
+    for dtype, times in spent.items():
+        print(f"step, {dtype}: median {statistics.median(times):.0f} ms, best {min(times):.0f} ms")
+
+
+if __name__ == "__main__":
+    tune_allocator()
+    main()
