@@ -129,7 +129,7 @@ class Side:
             [sys.executable, __file__, "--worker", name, "--batch-size", str(args.batch_size),
              "--dtype", args.dtype, "--remat", args.remat, "--captions", args.captions],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={"GLIBC_TUNABLES": command.TUNABLES, **os.environ},
+            env={"GLIBC_TUNABLES": command.heap_settings(), **os.environ},
         )  # fmt: skip
 
     def step(self) -> dict[str, float]:

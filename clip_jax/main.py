@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 MODES = ("train", "evaluate")
-TUNABLES = (
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
-    "glibc.malloc.trim_threshold=8589934592"
-)
 _EPILOG = """\
 any key of the config can be set:  --config.KEY=VALUE   (--config FILE --help lists them)
   python -m clip_jax.main --config configs/quickstart.py
@@ -164,15 +160,30 @@ def _fail(line: str, code: int) -> int:
     return code
 
 
+def heap_settings() -> str:
+    """What glibc is told of the heap: huge pages, and nothing given back between steps.
+
+    The arenas of threads are given back whatever one sets, so on few cores there is only one;
+    on many, threads that decode pictures would wait for each other in it.
+    """
+    settings = {
+        "hugetlb": 1,
+        "mmap_threshold": 1 << 32,
+        "trim_threshold": 1 << 33,
+        **({"arena_max": 1} if (os.cpu_count() or 1) <= 8 else {}),
+    }
+    return ":".join(f"glibc.malloc.{key}={value}" for key, value in settings.items())
+
+
 def tune_allocator() -> None:
-    """Starts this command again with a heap of huge pages that is not given back between steps.
+    """Starts this command again with `heap_settings`.
 
     On a CPU a step allocates its activations anew, and without this the kernel zeroes them page
     by page (docs/benchmarks.md). glibc reads the setting only when a process starts; one
     that the user made is kept.
     """
-    if sys.platform == "linux" and "GLIBCTUNABLES" not in os.environ:
-        os.environ["GLIBCTUNABLES"] = TUNABLES
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = heap_settings()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -212,3 +212,19 @@ def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").write_text("")
     done = runs.run(config, tmp_path / "file" / "run")
     failed(done, tmp_path / "file")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
+@pytest.mark.parametrize("own", [None, "glibc.malloc.check=0"])
+def test_the_command_starts_again_with_its_heap_unless_the_user_chose_one(own):
+    code = (
+        "import os; from clip_jax import main; main.tune_allocator()\n"
+        "print(os.environ['GLIBC_TUNABLES'], sorted(k for k in os.environ if 'TUNABLES' in k))"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    env |= {"GLIBC_TUNABLES": own} if own else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"{own or main.heap_settings()} ['GLIBC_TUNABLES']"
+    assert "hugetlb=1" in main.heap_settings()
