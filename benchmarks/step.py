@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clip_jax import main as command
+from clip_jax.models.zoo import DTYPES
 
 MODEL = "ViT-B/32"
 ADAM = {"b1": 0.9, "b2": 0.98, "eps": 1e-6, "weight_decay": 0.2, "clip_norm": 0.0}
@@ -157,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=7, help="counted steps of each")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "mixed"])
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--remat", default="none", choices=["none", "dots", "full"])
     parser.add_argument(
         "--captions", default="full", choices=["full", "emoji"],

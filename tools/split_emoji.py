@@ -30,8 +30,8 @@ HELD_OUT = 85  # of 1,000
 Sample = dict[str, tuple[tarfile.TarInfo, bytes]]  # by what follows the key
 
 
-def samples() -> Iterator[tuple[str, Sample]]:
-    """The samples of the training tars: key, and members by suffix."""
+def samples() -> Iterator[Sample]:
+    """The samples of the training tars."""
     for path in sorted(EMOJI.glob("train-*.tar")):
         found: defaultdict[str, Sample] = defaultdict(dict)
         with tarfile.open(path) as tar:
@@ -40,7 +40,7 @@ def samples() -> Iterator[tuple[str, Sample]]:
                 if file is not None:
                     key, _, suffix = member.name.partition(".")
                     found[key][suffix] = member, file.read()
-        yield from found.items()
+        yield from found.values()
 
 
 def held_out(variants_of: str) -> bool:
@@ -61,7 +61,7 @@ def main() -> None:
             split: open_tars.enter_context(tarfile.open(out / f"{split}.tar", "w"))
             for split in count
         }
-        for _, sample in samples():
+        for sample in samples():
             text = json.loads(sample["json"][1])
             names["unseen_drawing"].add(text["name"])
             if held_out(text["variants_of"]):
@@ -71,10 +71,10 @@ def main() -> None:
                 drawn = f"{FAMILY}.webp"
                 parts = {"train": set(sample) - {drawn}, "unseen_drawing": {"json", drawn}}
             for split, suffixes in parts.items():
-                chosen = [(s, sample[s]) for s in sorted(sample) if s in suffixes]
+                chosen = [sample[suffix] for suffix in sorted(sample) if suffix in suffixes]
                 if len(chosen) > 1:  # more than the json
                     count[split] += len(chosen) - 1
-                    for _, (member, content) in chosen:
+                    for member, content in chosen:
                         tars[split].addfile(member, io.BytesIO(content))
     labels = {test: sorted(found) for test, found in names.items()}
     (out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False, indent=1))
