@@ -1,4 +1,6 @@
-"""Products in bfloat16 with sums in float32, forwards and backwards."""
+"""Matrix products in each of the types a model computes in, forwards and backwards."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clip_jax.models.linear import activation_dtype, linear, mixed_dot
+from clip_jax.models.linear import RESULT, activation_dtype, linear, product
 from clip_jax.models.zoo import DTYPES
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -15,15 +17,12 @@ KERNEL = jax.random.normal(KEYS[1], (64, 32))
 GRADIENT = jax.random.normal(KEYS[2], (3, 5, 32))
 
 
-def rounded(x: jax.Array) -> np.ndarray:
-    return np.asarray(x.astype(jnp.bfloat16), np.float64)
-
-
-def test_products_are_of_rounded_factors_and_summed_in_float32():
-    y, backward = jax.vjp(mixed_dot, X, KERNEL)
+@pytest.mark.parametrize("factors", [jnp.bfloat16, jnp.float32])
+def test_products_are_of_rounded_factors_and_summed_in_float32(factors):
+    y, backward = jax.vjp(partial(product, factors=factors), X, KERNEL)
     to_x, to_kernel = backward(GRADIENT)
     assert {a.dtype for a in (y, to_x, to_kernel)} == {jnp.dtype(jnp.float32)}
-    x, kernel, gradient = rounded(X), rounded(KERNEL), rounded(GRADIENT)
+    x, kernel, gradient = (np.asarray(a.astype(factors), np.float64) for a in (X, KERNEL, GRADIENT))
     for found, exact in (
         (y, x @ kernel),
         (to_x, gradient @ kernel.T),
@@ -46,10 +45,37 @@ def test_a_layer_computes_in_its_type(dtype):
     }
 
 
+STEP = jax.grad(lambda x, kernel: product(x, kernel, jnp.bfloat16).sum(), argnums=(0, 1))
+
+
+def lowered(platform: str) -> str:
+    return jax.jit(STEP).trace(X, KERNEL).lower(lowering_platforms=(platform,)).as_text()
+
+
 def test_mixed_products_ask_the_compiler_for_bfloat16_factors_and_float32_sums():
-    step = jax.grad(lambda x, kernel: mixed_dot(x, kernel).sum(), argnums=(0, 1))
-    dots = [
-        line for line in jax.jit(step).lower(X, KERNEL).as_text().splitlines() if "dot_g" in line
-    ]
+    dots = [line for line in lowered("cpu").splitlines() if "dot_g" in line]
     assert len(dots) == 2  # the forward product is not needed for these gradients
     assert all("bf16" in d.split("->")[0] and "f32" in d.split("->")[1] for d in dots)
+
+
+def test_only_a_cpu_is_kept_from_fusing_factors_into_their_transposition():
+    assert "optimization_barrier" in lowered("cpu")
+    assert "optimization_barrier" not in lowered("tpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rematerialisation_can_keep_the_results(dtype):
+    first, second = (linear(32, 32, dtype=dtype, rngs=nnx.Rngs(i)) for i in range(2))
+
+    def loss(x, policy):
+        layers = jax.checkpoint(lambda x: second(jnp.sin(first(x))), policy=policy)
+        return layers(x).astype(jnp.float32).sum()
+
+    def products(policy):
+        return str(jax.make_jaxpr(jax.grad(partial(loss, policy=policy)))(X[..., :32])).count(
+            "dot_general["
+        )
+
+    # Forwards two, backwards two for the input's gradient; kernels are constants here.
+    kept = products(jax.checkpoint_policies.save_only_these_names(RESULT))
+    assert kept < products(jax.checkpoint_policies.nothing_saveable)
