@@ -37,12 +37,12 @@ def step_of(run: Any, dtype: str) -> Callable[[], float]:
     """A function that does one step of a run's config in a dtype; milliseconds."""
     import jax
 
-    from clip_jax import partition, train
     from clip_jax import step as step_lib
+    from clip_jax import train
 
     run.config.dtype = dtype
     trainer = train.Trainer(run)
-    batch = partition.global_batch(trainer.data().dataset[0], trainer.mesh)
+    batch = trainer.place(trainer.data().dataset[0])
     compiled = trainer.compile(batch["tokens"].shape[1])
     state = step_lib.init_state(run.model, trainer.optimizer, 0, trainer.mesh)
 

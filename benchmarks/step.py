@@ -10,16 +10,16 @@ that slows down slows both; what counts is the median of the ratios of neighbour
 
 As in training here, the columns after a batch's longest caption are cut off, which changes nothing
 that a causal tower computes; open_clip has no such thing. `--captions full` leaves nothing to cut.
-Both run with the heap settings of `clip_jax.main`.
+Both run with the heap settings of `clip_jax.main`; with `--heap ours` open_clip runs as it comes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -35,7 +35,17 @@ ADAM = {"b1": 0.9, "b2": 0.98, "eps": 1e-6, "weight_decay": 0.2, "clip_norm": 0.
 RATE = 5e-4
 
 
-def rows(batch_size: int, captions: str) -> tuple[Any, Any]:
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What both sides do."""
+
+    batch_size: int
+    dtype: str
+    remat: str  # clip_jax's alone
+    captions: str
+
+
+def rows(setting: Setting) -> tuple[Any, Any]:
     """Random pixels uint8 [n, 224, 224, 3] and token ids int32 [n, 77].
 
     The captions fill all 77 places at random, or are those of the embedded pictures.
@@ -47,18 +57,19 @@ def rows(batch_size: int, captions: str) -> tuple[Any, Any]:
     from clip_jax.data.sources import open_source
 
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (batch_size, 224, 224, 3), np.uint8)
-    if captions == "emoji":
+    image = rng.integers(0, 256, (setting.batch_size, 224, 224, 3), np.uint8)
+    if setting.captions == "emoji":
         source = open_source("embedded:emoji/train-*.tar")
-        pairs = (source[int(i)] for i in rng.choice(len(source), batch_size, replace=False))
+        chosen = rng.choice(len(source), setting.batch_size, replace=False)
+        pairs = (source[int(i)] for i in chosen)
         texts = [fill("an emoji of {name}, {keywords}", pair.text, pair.name) for pair in pairs]
         return image, tokenizers.load("clip", 77)(texts, truncate=True)
-    tokens = rng.integers(1, 49_406, (batch_size, 77), np.int32)
+    tokens = rng.integers(1, 49_406, (setting.batch_size, 77), np.int32)
     tokens[:, 0], tokens[:, -1] = 49_406, 49_407
     return image, tokens
 
 
-def ours(batch_size: int, dtype: str, remat: str, captions: str) -> Callable[[], float]:
+def ours(setting: Setting) -> Callable[[], float]:
     """A function that does one step of clip_jax and returns the loss."""
     from flax import nnx
 
@@ -71,11 +82,11 @@ def ours(batch_size: int, dtype: str, remat: str, captions: str) -> Callable[[],
     mesh = partition.make_mesh({"data": -1})
     optimizer = optim.make_optimizer(ADAM, lambda _: RATE)
     state = step.init_state(config, optimizer, 0, mesh)
-    graph = nnx.graphdef(step.abstract_model(config, dtype, remat))
+    graph = nnx.graphdef(step.abstract_model(config, setting.dtype, setting.remat))
     train_step = step.compile_step(
         step.make_train_step(graph, contrastive, optimizer, 0), state, mesh
     )
-    image, tokens = rows(batch_size, captions)
+    image, tokens = rows(setting)
     batch = partition.global_batch({"image": image, "tokens": packing.trim(tokens)}, mesh)
 
     def one() -> float:
@@ -86,7 +97,7 @@ def ours(batch_size: int, dtype: str, remat: str, captions: str) -> Callable[[],
     return one
 
 
-def theirs(batch_size: int, dtype: str, remat: str, captions: str) -> Callable[[], float]:
+def theirs(setting: Setting) -> Callable[[], float]:
     """A function that does one step of open_clip and returns the loss."""
     import open_clip
     import torch
@@ -98,10 +109,10 @@ def theirs(batch_size: int, dtype: str, remat: str, captions: str) -> Callable[[
     rest = [p for p in model.parameters() if id(p) not in chosen]
     groups = [{"params": gains, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), eps=1e-6)
-    image, tokens = rows(batch_size, captions)
+    image, tokens = rows(setting)
     pixels = torch.from_numpy(image).permute(0, 3, 1, 2).float().div(255).sub(0.45).div(0.27)
     pixels, ids = pixels.contiguous(), torch.from_numpy(tokens).long()
-    half = torch.autocast("cpu", torch.bfloat16, enabled=dtype != "float32")
+    half = torch.autocast("cpu", torch.bfloat16, enabled=setting.dtype != "float32")
 
     def one() -> float:
         optimizer.zero_grad()
@@ -125,13 +136,14 @@ def theirs(batch_size: int, dtype: str, remat: str, captions: str) -> Callable[[
 class Side:
     """One of the two, in a process that does a step whenever it is asked to."""
 
-    def __init__(self, name: str, args: argparse.Namespace) -> None:
+    def __init__(self, name: str, heap: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name, "--batch-size", str(args.batch_size),
-             "--dtype", args.dtype, "--remat", args.remat, "--captions", args.captions],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={"GLIBC_TUNABLES": command.heap_settings(), **os.environ},
-        )  # fmt: skip
+            [sys.executable, __file__, *sys.argv[1:], "--worker", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "GLIBC_TUNABLES": heap},
+        )
 
     def step(self) -> dict[str, float]:
         """Seconds and loss of one step."""
@@ -143,10 +155,8 @@ class Side:
         return json.loads(line)
 
 
-def work(args: argparse.Namespace) -> None:
+def work(one: Callable[[], float]) -> None:
     """Answers each line of standard input with one timed step."""
-    make = {"ours": ours, "theirs": theirs}[args.worker]
-    one = make(args.batch_size, args.dtype, args.remat, args.captions)
     for _ in sys.stdin:
         began = time.perf_counter()
         loss = one()
@@ -164,16 +174,24 @@ def main() -> None:
         "--captions", default="full", choices=["full", "emoji"],
         help="full: all 77 places taken; emoji: the embedded pictures' captions",
     )  # fmt: skip
+    parser.add_argument(
+        "--heap", default="both", choices=["both", "ours"],
+        help="who runs with the heap settings of clip_jax.main: open_clip by itself has none",
+    )  # fmt: skip
     parser.add_argument("--worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    setting = Setting(args.batch_size, args.dtype, args.remat, args.captions)
     if args.worker:
-        return work(args)
+        return work({"ours": ours, "theirs": theirs}[args.worker](setting))
     names = ["ours"]
     if importlib.util.find_spec("open_clip"):
         names.append("theirs")
     else:
         print("open_clip is not installed (pip install open_clip_torch): timing clip_jax alone")
-    sides = {name: Side(name, args) for name in names}
+    heaps = {"ours": command.heap_settings(), "theirs": ""}
+    if args.heap == "both":
+        heaps["theirs"] = heaps["ours"]
+    sides = {name: Side(name, heaps[name]) for name in names}
     for name, side in sides.items():
         print(f"{name}: warm-up {side.step()['seconds']:.1f} s, {side.step()['seconds']:.1f} s")
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -182,8 +200,8 @@ def main() -> None:
             seconds[name].append(side.step()["seconds"])
         print("  ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items()))
     print(
-        f"{MODEL}, batch {args.batch_size}, {args.dtype}, captions {args.captions}, "
-        f"{platform.processor() or 'CPU'}"
+        f"{MODEL}, batch {args.batch_size}, {args.dtype}, remat {args.remat}, "
+        f"captions {args.captions}, heap settings {args.heap}"
     )
     for name, values in seconds.items():
         print(f"{name}: median {statistics.median(values):.2f} s, best {min(values):.2f} s")

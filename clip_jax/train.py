@@ -166,6 +166,12 @@ class Trainer:
             batches, threads=c.data.threads, workers=c.data.workers, prefetch=c.data.prefetch
         )
 
+    def place(self, rows: pipeline.Row) -> dict[str, jax.Array]:
+        """This process's rows as the global batch, without columns that no text reaches."""
+        if jax.process_count() == 1:  # many would have to agree on the longest text
+            rows = {**rows, "tokens": packing.trim(rows["tokens"])}
+        return partition.global_batch(rows, self.mesh)
+
     def compile(self, context_length: int) -> step_lib.TrainStep:
         """The step for texts of a width, compiled before the clock of images/s starts."""
         step = step_lib.make_train_step(
@@ -208,12 +214,6 @@ class Loop:
         run = trainer.run
         _check_room(trainer.state_like, run.workdir, self.config.checkpoint.keep)
         return step_lib.init_state(run.model, trainer.optimizer, self.config.seed, trainer.mesh), 0
-
-    def _batch(self) -> dict[str, jax.Array]:
-        rows = next(self.data)
-        if jax.process_count() == 1:  # many would have to agree on the longest text
-            rows = {**rows, "tokens": packing.trim(rows["tokens"])}
-        return partition.global_batch(rows, self.trainer.mesh)
 
     def _step_for(self, batch: dict[str, jax.Array]) -> step_lib.TrainStep:
         width = batch["tokens"].shape[1]
@@ -264,7 +264,7 @@ class Loop:
             return step
         before: tuple[int, dict[str, jax.Array]] | None = None
         while step < c.steps and not self.stop.name:
-            batch = self._batch()
+            batch = self.trainer.place(next(self.data))
             train_step = self._step_for(batch)
             step += 1
             self.state, out = train_step(self.state, batch)

@@ -17,11 +17,11 @@ from configs import quickstart
 def get_config() -> ConfigDict:
     c = quickstart.get_config()
     c.workdir = "runs/emoji"
-    c.steps = 3_600
+    c.steps = 2_400
     c.model.vision.update(image_size=64, patch_size=16, width=256, layers=4, heads=4, stem=128)
-    c.model.text.update(context_length=16, width=256)
+    c.model.text.width = 256
     c.data.captions = ("{name}", "{name}", "{name}, {keywords}")
-    c.data.token_dropout = 0.2
+    c.data.token_dropout = 0.1
     c.data.augment.update(
         crop_scale=(0.5, 1.0), crop_ratio=(0.85, 1.18), rotate=8.0, color=0.4, hue=0.03, gray=0.1
     )
@@ -29,5 +29,5 @@ def get_config() -> ConfigDict:
     c.optimizer.weight_decay = 0.1
     c.log.every = 50
     c.checkpoint.every = 500
-    c.evaluate.every = 1_200
+    c.evaluate.every = 800
     return c

@@ -68,21 +68,3 @@ def sample(
 ) -> str:
     """A caption through one of the templates at random."""
     return fill(templates[int(rng.integers(len(templates)))], text, name, rng)
-
-
-def drop_tokens(
-    tokens: np.ndarray, rate: float, pad_id: int, rng: np.random.Generator
-) -> np.ndarray:
-    """A row of token ids (start, ids, end, padding) without a share of its ids; one stays.
-
-    The largest id is the end; it moves up to what is left.
-    """
-    end = int(tokens.argmax())
-    kept = rng.random(len(tokens)) >= rate
-    kept[0] = kept[end] = True
-    kept[end + 1 :] = False
-    if end > 1 and not kept[1:end].any():
-        kept[rng.integers(1, end)] = True
-    row = np.full_like(tokens, pad_id)
-    row[: kept.sum()] = tokens[kept]
-    return row

@@ -13,7 +13,7 @@ from absl import flags
 from clip_jax.data import captions, images
 from clip_jax.data.sources import Source
 from clip_jax.data.tars import Pair
-from clip_jax.tokenizers import Tokenizer
+from clip_jax.tokenizers import Tokenizer, packing
 
 Row = dict[str, np.ndarray]
 _ENDLESS = 1 << 53  # rows
@@ -38,7 +38,7 @@ class Prepare:
         image = images.random_view(picture, self.image_size, self.augment, rng)
         tokens = self.tokenizer(caption, truncate=True)[0]
         if self.token_dropout:
-            tokens = captions.drop_tokens(tokens, self.token_dropout, self.tokenizer.pad_id, rng)
+            tokens = packing.drop(tokens, self.token_dropout, self.tokenizer.pad_id, rng)
         return {"image": image, "tokens": tokens}
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import tarfile
 import threading
+import weakref
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -157,10 +158,7 @@ class _Open:
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        weakref.finalize(self, os.close, self.number).atexit = False  # others may still read
 
 
 class TarSource:

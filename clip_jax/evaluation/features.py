@@ -59,10 +59,6 @@ class Encoder:
             chunks = (range(i, min(i + self._rows, len(source))) for i in ranges)
             return self._all(self._image, (np.stack(list(pool.map(pixels, c))) for c in chunks))
 
-    def pixels(self, images: np.ndarray) -> Features:
-        """Unit-norm features of uint8 [n, size, size, 3]."""
-        return self._all(self._image, self._cut(images))
-
     def tokens(self, tokens: np.ndarray) -> Features:
         """Unit-norm features of int32 [n, context]."""
         return self._all(self._text, self._cut(tokens))

@@ -40,15 +40,7 @@ class TextTransformer(nnx.Module):
                 normal(0.01)(rngs.params(), (config.context_length, width))
             )
             self.transformer = Transformer(
-                width,
-                config.layers,
-                config.heads,
-                config.mlp_ratio,
-                activation,
-                causal=True,
-                dtype=dtype,
-                remat=remat,
-                rngs=rngs,
+                config, activation, causal=True, dtype=dtype, remat=remat, rngs=rngs
             )
         self.ln_final = layer_norm(width, rngs)
         self.projection = linear(

@@ -13,6 +13,9 @@ from jaxtyping import Array, Float
 
 from clip_jax.errors import UserError
 from clip_jax.models.linear import RESULT, linear
+from clip_jax.models.zoo import TextConfig, VisionConfig
+
+TowerConfig = VisionConfig | TextConfig
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -37,23 +40,18 @@ def _normal(std: float) -> nnx.Initializer:
     return nnx.initializers.normal(std)
 
 
+def _output_std(config: TowerConfig) -> float:
+    return config.width**-0.5 * (2 * config.layers) ** -0.5
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
-    def __init__(
-        self, width: int, heads: int, depth: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
-        self.heads = heads
-        self.qkv = linear(
-            width, 3 * width, kernel_init=_normal(width**-0.5), dtype=dtype, rngs=rngs
-        )
-        self.out = linear(
-            width,
-            width,
-            kernel_init=_normal(width**-0.5 * (2 * depth) ** -0.5),
-            dtype=dtype,
-            rngs=rngs,
-        )
+    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        width, self.heads = config.width, config.heads
+        common = dict(dtype=dtype, rngs=rngs)
+        self.qkv = linear(width, 3 * width, kernel_init=_normal(width**-0.5), **common)
+        self.out = linear(width, width, kernel_init=_normal(_output_std(config)), **common)
 
     def __call__(
         self, x: Float[Array, "batch length width"], causal: bool
@@ -71,26 +69,13 @@ class MLP(nnx.Module):
     """Two linear layers with an activation between them."""
 
     def __init__(
-        self,
-        width: int,
-        hidden: int,
-        depth: int,
-        activation: str,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        self, config: TowerConfig, activation: str, *, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         self.activation = activation
-        self.fc = linear(
-            width, hidden, kernel_init=_normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs
-        )
-        self.proj = linear(
-            hidden,
-            width,
-            kernel_init=_normal(width**-0.5 * (2 * depth) ** -0.5),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        common = dict(dtype=dtype, rngs=rngs)
+        self.fc = linear(width, hidden, kernel_init=_normal((2 * width) ** -0.5), **common)
+        self.proj = linear(hidden, width, kernel_init=_normal(_output_std(config)), **common)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """Position by position."""
@@ -101,24 +86,16 @@ class Block(nnx.Module):
     """Pre-LayerNorm residual block: attention, then MLP.
 
     Initialised as the paper does (section 2.4): attention and MLP inputs by their width, outputs
-    scaled down by the `depth` of the stack, so that the residual stream keeps its variance.
+    scaled down by the depth of the stack, so that the residual stream keeps its variance.
     """
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp_ratio: float,
-        depth: int,
-        activation: str,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        self, config: TowerConfig, activation: str, *, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
-        self.ln_1 = layer_norm(width, rngs)
-        self.attention = Attention(width, heads, depth, dtype=dtype, rngs=rngs)
-        self.ln_2 = layer_norm(width, rngs)
-        self.mlp = MLP(width, int(width * mlp_ratio), depth, activation, dtype=dtype, rngs=rngs)
+        self.ln_1 = layer_norm(config.width, rngs)
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.ln_2 = layer_norm(config.width, rngs)
+        self.mlp = MLP(config, activation, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length width"], causal: bool
@@ -129,7 +106,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """`layers` blocks whose parameters are stacked on a leading axis and scanned over.
+    """A tower's blocks, whose parameters are stacked on a leading axis and scanned over.
 
     One layer is compiled whatever the depth. `remat` names what of a layer's activations is kept
     for the backward pass: `none` recomputes nothing, `full` recomputes everything, `dots` keeps
@@ -138,10 +115,7 @@ class Transformer(nnx.Module):
 
     def __init__(
         self,
-        width: int,
-        layers: int,
-        heads: int,
-        mlp_ratio: float,
+        config: TowerConfig,
         activation: str,
         *,
         causal: bool,
@@ -156,10 +130,10 @@ class Transformer(nnx.Module):
         self.causal = causal
         self.remat = remat
 
-        @nnx.split_rngs(splits=layers)
+        @nnx.split_rngs(splits=config.layers)
         @nnx.vmap(in_axes=0, out_axes=0)
         def stack(rngs: nnx.Rngs) -> Block:
-            return Block(width, heads, mlp_ratio, layers, activation, dtype=dtype, rngs=rngs)
+            return Block(config, activation, dtype=dtype, rngs=rngs)
 
         self.blocks = stack(rngs)
 

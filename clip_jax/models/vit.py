@@ -110,15 +110,7 @@ class VisionTransformer(nnx.Module):
         self.positional_embedding = nnx.Param(scale(rngs.params(), (tokens, width)))
         self.ln_pre = layer_norm(width, rngs)
         self.transformer = Transformer(
-            width,
-            config.layers,
-            config.heads,
-            config.mlp_ratio,
-            activation,
-            causal=False,
-            dtype=dtype,
-            remat=remat,
-            rngs=rngs,
+            config, activation, causal=False, dtype=dtype, remat=remat, rngs=rngs
         )
         self.ln_post = layer_norm(width, rngs)
         self.projection = linear(

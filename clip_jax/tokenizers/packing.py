@@ -73,3 +73,19 @@ def trim(rows: np.ndarray, multiple: int = 16) -> np.ndarray:
     """
     longest = int(rows.argmax(axis=1).max()) + 1
     return rows[:, : -(-longest // multiple) * multiple]
+
+
+def drop(row: np.ndarray, rate: float, pad_id: int, rng: np.random.Generator) -> np.ndarray:
+    """A row of token ids (start, ids, end, padding) without a share of its ids; one stays.
+
+    The largest id is the end; it moves up to what is left.
+    """
+    end = int(row.argmax())
+    kept = rng.random(len(row)) >= rate
+    kept[0] = kept[end] = True
+    kept[end + 1 :] = False
+    if end > 1 and not kept[1:end].any():
+        kept[rng.integers(1, end)] = True
+    rest = np.full_like(row, pad_id)
+    rest[: kept.sum()] = row[kept]
+    return rest

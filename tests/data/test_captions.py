@@ -83,30 +83,3 @@ def test_a_text_of_many_fields_makes_no_long_line() -> None:
     with pytest.raises(UserError) as error:
         captions.fill("{caption}", text, "x")
     assert says(error.value, "field_0")
-
-
-@given(
-    st.lists(st.integers(1, 97), max_size=9),
-    st.integers(0, 3),
-    st.floats(0, 0.999),
-    st.integers(0, 2**32 - 1),
-)
-def test_dropped_tokens_leave_a_row_of_the_rest(
-    ids: list[int], padding: int, rate: float, seed: int
-) -> None:
-    row = np.array([98, *ids, 99, *[7] * padding], np.int32)
-    kept = captions.drop_tokens(row, rate, 7, np.random.default_rng(seed))
-    assert kept.shape == row.shape and kept.dtype == row.dtype
-    end = int(kept.argmax())
-    assert kept[0] == 98 and kept[end] == 99 and (kept[end + 1 :] == 7).all()
-    rest = iter(ids)
-    assert all(any(token == other for other in rest) for token in kept[1:end]), "in order"
-    assert bool(ids) == (end > 1), "never empty"
-
-
-def test_the_share_of_dropped_tokens() -> None:
-    rng = np.random.default_rng(0)
-    row = np.array([98, *range(1, 41), 99], np.int32)
-    left = [captions.drop_tokens(row, 0.25, 0, rng).argmax() - 1 for _ in range(200)]
-    assert 29 < np.mean(left) < 31
-    assert (captions.drop_tokens(row, 0.0, 0, rng) == row).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,12 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from clip_jax import partition
 from clip_jax.data.images import decode, resize_and_crop
 from clip_jax.data.sources import open_source
+from clip_jax.data.tars import Pair
 from clip_jax.evaluation.features import Encoder, classifier
 from clip_jax.models.clip import CLIP
 from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
@@ -56,6 +59,14 @@ def pixels(n: int) -> np.ndarray:
     return np.random.default_rng(n).integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8)
 
 
+def pictures(images: np.ndarray) -> list[Pair]:
+    def png(pixels: np.ndarray) -> bytes:
+        Image.fromarray(pixels).save(file := io.BytesIO(), "png")
+        return file.getvalue()
+
+    return [Pair(png(pixels), {}, f"{i}.png") for i, pixels in enumerate(images)]
+
+
 def tokens(n: int) -> np.ndarray:
     return Letters(CONTEXT)([f"text {i}" for i in range(n)])
 
@@ -71,7 +82,7 @@ def test_any_length_on_any_mesh_gives_the_models_features(model: CLIP, encoder: 
     for options in meshes:
         made = encoder(**options)
         for n in (1, 7, 8, 19):
-            found = made.pixels(pixels(19)[:n])
+            found = made.images(pictures(pixels(19)[:n]), SIZE)
             assert found.shape == (n, 6)
             assert np.allclose(found, images[:n], atol=1e-5)
             assert np.allclose(made.tokens(tokens(19)[:n]), texts[:n], atol=1e-5)
@@ -89,14 +100,14 @@ def test_pictures_of_a_source_in_their_order(
 
 
 def test_later_parameters_compile_nothing(encoder: Make) -> None:
-    encoder().pixels(pixels(3))
+    encoder().images(pictures(pixels(3)), SIZE)
     encoder().tokens(tokens(3))
     second = encoder()
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
     )
-    second.pixels(pixels(21))
+    second.images(pictures(pixels(21)), SIZE)
     second.tokens(tokens(2))
     assert not compiled
     jax.jit(lambda x: x * 3 + 1)(np.ones(3))

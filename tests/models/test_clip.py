@@ -90,7 +90,12 @@ def test_initialisation_is_the_papers():
 
 def test_the_scan_is_the_blocks_one_after_the_other():
     stack = Transformer(
-        32, 3, 4, 4.0, "quick_gelu", causal=True, dtype=jnp.float32, remat="none", rngs=nnx.Rngs(1)
+        TextConfig(width=32, layers=3, heads=4),
+        "quick_gelu",
+        causal=True,
+        dtype=jnp.float32,
+        remat="none",
+        rngs=nnx.Rngs(1),
     )
     x = jax.random.normal(jax.random.key(0), (2, 6, 32))
     graph, params = nnx.split(stack.blocks)
@@ -102,7 +107,9 @@ def test_the_scan_is_the_blocks_one_after_the_other():
 
 
 def test_the_block_is_the_papers_formula():
-    block = Block(8, 2, 4.0, 1, "quick_gelu", dtype=jnp.float32, rngs=nnx.Rngs(3))
+    block = Block(
+        TextConfig(width=8, layers=1, heads=2), "quick_gelu", dtype=jnp.float32, rngs=nnx.Rngs(3)
+    )
     x = np.asarray(jax.random.normal(jax.random.key(1), (1, 5, 8)))
 
     def norm(v):

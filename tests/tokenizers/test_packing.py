@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_jax.tokenizers.packing import trim
+from clip_jax.tokenizers.packing import drop, trim
 
 START, END = 98, 99
 
@@ -34,3 +34,30 @@ def test_all_texts_stay_whole_and_nothing_else_does(texts: list[list[int]], mult
     assert cut.shape[1] >= longest
     assert cut.shape[1] == rows.shape[1] or cut.shape[1] % multiple == 0
     assert cut.shape[1] - longest < multiple
+
+
+@given(
+    st.lists(st.integers(1, 97), max_size=9),
+    st.integers(0, 3),
+    st.floats(0, 0.999),
+    st.integers(0, 2**32 - 1),
+)
+def test_dropped_tokens_leave_a_row_of_the_rest(
+    ids: list[int], padding: int, rate: float, seed: int
+) -> None:
+    row = np.array([98, *ids, 99, *[7] * padding], np.int32)
+    kept = drop(row, rate, 7, np.random.default_rng(seed))
+    assert kept.shape == row.shape and kept.dtype == row.dtype
+    end = int(kept.argmax())
+    assert kept[0] == 98 and kept[end] == 99 and (kept[end + 1 :] == 7).all()
+    rest = iter(ids)
+    assert all(any(token == other for other in rest) for token in kept[1:end]), "in order"
+    assert bool(ids) == (end > 1), "never empty"
+
+
+def test_the_share_of_dropped_tokens() -> None:
+    rng = np.random.default_rng(0)
+    row = np.array([98, *range(1, 41), 99], np.int32)
+    left = [drop(row, 0.25, 0, rng).argmax() - 1 for _ in range(200)]
+    assert 29 < np.mean(left) < 31
+    assert (drop(row, 0.0, 0, rng) == row).all()
