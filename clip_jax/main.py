@@ -26,7 +26,7 @@ the same command resumes a run that was stopped; Ctrl-C and SIGTERM save first""
 class LinesParser(argparse.ArgumentParser):
     """A parser whose complaint is one line, without the usage before it."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> None:  # type: ignore[override]  # argparse says NoReturn
         """Raises what is wrong instead of exiting."""
         raise UserError(f"{message}; see {self.prog} --help")
 
