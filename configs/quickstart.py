@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c = common.get_config()
     c.workdir = "runs/quickstart"
     c.batch_size = 128
-    c.steps = 1_600
+    c.steps = 1_200
     c.dtype = "mixed"
     c.remat = "dots"  # faster than keeping all: less is written and read
     c.model.embed_dim = 256
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
 
     c.log.every = 25
     c.checkpoint.every = 250
-    c.evaluate.every = 800
+    c.evaluate.every = 600
     c.evaluate.batch_size = 512
     c.evaluate.templates = ("{}",)  # the names alone, as most captions say them
     c.evaluate.caption = "{name}, {keywords}"
