@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from clip_jax.data.tars import Pair, TarSource
 from clip_jax.errors import UserError
 
 
+@runtime_checkable
 class Source(Protocol):
     """A sequence of pairs."""
 
