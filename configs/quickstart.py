@@ -3,9 +3,8 @@
     python -m clip_jax.main --config configs/quickstart.py
 
 Hardware: two CPU cores.
-Time:     5 to 8 minutes, compilation and two evaluations included (measured: 8 min 26 s on a
-          machine that others took half of).
-Memory:   1.8 GiB (measured).
+Time:     5 minutes, compilation and two evaluations included (measured: 4 min 45 s).
+Memory:   1.7 GiB (measured).
 Score:    top-1 on unseen drawings 27.4 % of 1,914 labels, on unseen concepts 14.4 % of 191
           (measured, one seed; docs/benchmarks.md).
 """
