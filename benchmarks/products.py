@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from clip_jax.main import tune_allocator
+
 ROWS, WIDTH, HIDDEN, LAYERS = 1600, 768, 3072, 12
 FLOPS = LAYERS * 2 * 2 * ROWS * WIDTH * HIDDEN
 
@@ -87,7 +89,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from clip_jax.main import tune_allocator
-
     tune_allocator()
     main()

@@ -188,9 +188,8 @@ def main() -> None:
         names.append("theirs")
     else:
         print("open_clip is not installed (pip install open_clip_torch): timing clip_jax alone")
-    heaps = {"ours": command.heap_settings(), "theirs": ""}
-    if args.heap == "both":
-        heaps["theirs"] = heaps["ours"]
+    own = command.heap_settings()
+    heaps = {"ours": own, "theirs": own if args.heap == "both" else ""}
     sides = {name: Side(name, heaps[name]) for name in names}
     for name, side in sides.items():
         print(f"{name}: warm-up {side.step()['seconds']:.1f} s, {side.step()['seconds']:.1f} s")

@@ -154,7 +154,7 @@ def load_emoji(npm: Path) -> tuple[list[Emoji], dict[int, str]]:
 
 # --- Joining drawings to emoji --------------------------------------------------------------------
 
-_NAMES = json.loads(Path(__file__).with_name("emoji_names.json").read_text())
+_NAMES = json.loads(Path(__file__).with_name("emoji_names.json").read_text("utf-8"))
 # Emoji were renamed over the years; the older sets keep the older names.
 OLDER_NAMES: dict[str, str] = _NAMES["older_names"]
 # Firefox OS named its drawings freely, and drew foxes where Unicode has cats (left out).

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from clip_jax.data.tars import Pair, TarSource
 from clip_jax.errors import UserError
 
 
-@runtime_checkable
 class Source(Protocol):
     """A sequence of pairs."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from clip_jax.data.tars import Pair
 from clip_jax.evaluation.features import Encoder, classifier
 from clip_jax.models.clip import CLIP
 from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
-from support import Letters, TarFactory
+from support import Letters, TarFactory, encoded
 
 SIZE, CONTEXT = 8, 16
 CONFIG = CLIPConfig(
@@ -60,11 +59,7 @@ def pixels(n: int) -> np.ndarray:
 
 
 def pictures(images: np.ndarray) -> list[Pair]:
-    def png(pixels: np.ndarray) -> bytes:
-        Image.fromarray(pixels).save(file := io.BytesIO(), "png")
-        return file.getvalue()
-
-    return [Pair(png(pixels), {}, f"{i}.png") for i, pixels in enumerate(images)]
+    return [Pair(encoded(Image.fromarray(image)), {}, f"{i}.png") for i, image in enumerate(images)]
 
 
 def tokens(n: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rows without the columns that no text reaches."""
+"""Rows without the columns that no text reaches, and without some of their tokens."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_all_texts_stay_whole_and_nothing_else_does(texts: list[list[int]], mult
 def test_dropped_tokens_leave_a_row_of_the_rest(
     ids: list[int], padding: int, rate: float, seed: int
 ) -> None:
-    row = np.array([98, *ids, 99, *[7] * padding], np.int32)
+    row = np.array([START, *ids, END, *[7] * padding], np.int32)
     kept = drop(row, rate, 7, np.random.default_rng(seed))
     assert kept.shape == row.shape and kept.dtype == row.dtype
     end = int(kept.argmax())
-    assert kept[0] == 98 and kept[end] == 99 and (kept[end + 1 :] == 7).all()
+    assert kept[0] == START and kept[end] == END and (kept[end + 1 :] == 7).all()
     rest = iter(ids)
     assert all(any(token == other for other in rest) for token in kept[1:end]), "in order"
     assert bool(ids) == (end > 1), "never empty"
@@ -57,7 +57,7 @@ def test_dropped_tokens_leave_a_row_of_the_rest(
 
 def test_the_share_of_dropped_tokens() -> None:
     rng = np.random.default_rng(0)
-    row = np.array([98, *range(1, 41), 99], np.int32)
+    row = np.array([START, *range(1, 41), END], np.int32)
     left = [drop(row, 0.25, 0, rng).argmax() - 1 for _ in range(200)]
     assert 29 < np.mean(left) < 31
     assert (drop(row, 0.0, 0, rng) == row).all()
