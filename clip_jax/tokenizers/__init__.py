@@ -1,7 +1,9 @@
-"""Text to token ids: one protocol, byte-level BPE and SentencePiece behind it.
+"""Text to token ids: one protocol; byte-level BPE, SentencePiece and WordPiece behind it.
 
-`load("clip")` is CLIP's own tokenizer; `load("sentencepiece:PATH.model")` reads any SentencePiece
-model. Importing this package imports neither NumPy nor a tokenizer's library.
+`load("clip")` is CLIP's own tokenizer, `load("sentencepiece:PATH.model")` reads any SentencePiece
+model, `load("wordpiece:PATH")` is ALIGN's and `load("siglip:PATH.model")` SigLIP's; `find` says
+which of them a published model's folder holds. Importing this package imports neither NumPy nor a
+tokenizer's library.
 """
 
 from __future__ import annotations
@@ -10,22 +12,34 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from clip_jax.errors import UserError
+from clip_jax.tokenizers.folders import find
 
 if TYPE_CHECKING:
     import numpy as np
 
+__all__ = ["DEFAULT_CONTEXT_LENGTH", "SHORT_CONTEXT_LENGTH", "Tokenizer", "find", "load"]
+
 DEFAULT_CONTEXT_LENGTH = 77
+SHORT_CONTEXT_LENGTH = 64
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What a text tower, a data pipeline and an evaluator ask of a tokenizer."""
+    """What a text tower, a data pipeline and an evaluator ask of a tokenizer.
+
+    `sot_id` is None where rows have no start, and `eot_id` may be `pad_id` too (SigLIP). A tower
+    that finds the end of a text at the largest id of its row needs `eot_id == vocab_size - 1`.
+    """
 
     vocab_size: int
     context_length: int
-    sot_id: int
     eot_id: int
     pad_id: int
+
+    @property
+    def sot_id(self) -> int | None:
+        """The id that starts a row, or None."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without start, end or padding, of any length."""
@@ -46,23 +60,39 @@ def load(name: str, context_length: int | None = None) -> Tokenizer:
     """The tokenizer that a config names.
 
     Args:
-        name: `"clip"`, or `"sentencepiece:PATH.model"`, where a PATH that starts with `embedded:`
-            is a file that ships with the package.
-        context_length: the width of the rows; 77 when None.
+        name: `"clip"`; `"sentencepiece:PATH.model"`; `"wordpiece:PATH"`, a vocab.txt, a
+            tokenizer.json or a folder that holds one; or `"siglip:PATH.model"`. A PATH that
+            starts with `embedded:` is a file that ships with the package.
+        context_length: the width of the rows; when None 77, or 64 for WordPiece and SigLIP.
 
     Raises:
-        UserError: the name is unknown, the file is missing or no SentencePiece model, or
+        UserError: the name is unknown, the file is missing or not of its kind, or
             `context_length` has no room for a token between start and end.
     """
-    length = DEFAULT_CONTEXT_LENGTH if context_length is None else context_length
     kind, _, path = name.partition(":")
+    if context_length is None:
+        short = kind in ("wordpiece", "siglip")
+        context_length = SHORT_CONTEXT_LENGTH if short else DEFAULT_CONTEXT_LENGTH
     if name == "clip":
         from clip_jax.tokenizers.bpe import BPE
 
-        return BPE(length)
-    if kind == "sentencepiece" and path:
-        from clip_jax.data.paths import resolve
-        from clip_jax.tokenizers.sentencepiece import SentencePiece
+        return BPE(context_length)
+    if kind not in ("sentencepiece", "wordpiece", "siglip") or not path:
+        raise UserError(
+            f"unknown tokenizer {name!r}: use 'clip', 'sentencepiece:PATH.model', "
+            "'wordpiece:PATH' (vocab.txt, tokenizer.json or their folder) or 'siglip:PATH.model'"
+        )
+    from clip_jax.data.paths import resolve
 
-        return SentencePiece(resolve(path), length)
-    raise UserError(f"unknown tokenizer {name!r}: use 'clip' or 'sentencepiece:PATH.model'")
+    path = resolve(path)
+    if kind == "wordpiece":
+        from clip_jax.tokenizers.wordpiece import WordPiece
+
+        return WordPiece(path, context_length)
+    if kind == "siglip":
+        from clip_jax.tokenizers.siglip import SigLIP
+
+        return SigLIP(path, context_length)
+    from clip_jax.tokenizers.sentencepiece import SentencePiece
+
+    return SentencePiece(path, context_length)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import regex
 
-from clip_jax.tokenizers import DEFAULT_CONTEXT_LENGTH
+from clip_jax.tokenizers import DEFAULT_CONTEXT_LENGTH, folders
 from clip_jax.tokenizers.cleaning import clean
 from clip_jax.tokenizers.packing import check_context_length, pack
 
@@ -82,6 +82,10 @@ class BPE:
     ) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
         """int32 [n, context_length]: start, ids, end, zeros; see `packing.pack` for errors."""
         return pack(self, texts, truncate)
+
+    def write_hugging_face(self, folder: Path) -> None:
+        """See the function `write_hugging_face`."""
+        write_hugging_face(folder, self.context_length)
 
     def __reduce__(self) -> tuple[type[BPE], tuple[int]]:
         return type(self), (self.context_length,)
@@ -167,6 +171,54 @@ def vocabulary() -> Vocabulary:
     """
     with gzip.open(MERGES_FILE, "rt", encoding="utf-8", newline="\n") as file:
         return Vocabulary(islice(file, 1, 1 + MERGES))
+
+
+def symbols() -> list[str]:
+    """The 49,408 entries of the vocabulary by id, spelled as in the merges file.
+
+    Every byte is a printable character, and `</w>` ends a word.
+    """
+    letters, merges = _byte_letters(), vocabulary()
+    spelled = [""] * 256
+    for byte, i in enumerate(merges.byte_ids):
+        spelled[i] = letters[byte]
+    spelled += [symbol + "</w>" for symbol in spelled]
+    for left, right in merges.merges:
+        spelled.append(spelled[left] + spelled[right])
+    return [*spelled, *SPECIALS]
+
+
+def write_hugging_face(folder: Path, context_length: int = DEFAULT_CONTEXT_LENGTH) -> None:
+    """Writes what transformers' `CLIPTokenizer` reads; each file whole or not at all.
+
+    It gives the ids of `BPE` wherever cleaning changes nothing but white space: transformers
+    repairs no mojibake and keeps HTML entities; it also lower-cases a Σ that ends a word to σ, not
+    ς. Its padding is the end token instead of 0, which a causal tower, read out at the first end,
+    does not see.
+
+    Args:
+        folder: gets vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json,
+            and is made if need be.
+        context_length: the width of the rows.
+
+    Raises:
+        UserError: the folder can't be written, or `context_length` is under 3.
+    """
+    folder = Path(folder)
+    spelled = symbols()
+    merges = (f"{spelled[left]} {spelled[right]}\n" for left, right in vocabulary().merges)
+    start, end = SPECIALS
+    special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": check_context_length(context_length),
+        "do_lower_case": True,
+        **special,
+    }
+    folders.write_json(folder / "vocab.json", {symbol: i for i, symbol in enumerate(spelled)})
+    folders.write(folder / "merges.txt", ("#version: 0.2\n" + "".join(merges)).encode())
+    folders.write_json(folder / "tokenizer_config.json", settings)
+    folders.write_json(folder / "special_tokens_map.json", special)
 
 
 def _byte_letters() -> list[str]:

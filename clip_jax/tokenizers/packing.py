@@ -36,7 +36,8 @@ def pack(
         truncate: cut an over-long row and put the end token in its last place.
 
     Returns:
-        int32 [n, context_length]: start, ids, end, then padding; n is 1 for a single text.
+        int32 [n, context_length]: start, if the tokenizer has one, ids, end, then padding; n is 1
+        for a single text.
 
     Raises:
         UserError: a text is too long and `truncate` is False, or is no text.
@@ -46,11 +47,12 @@ def pack(
     if isinstance(texts, str):
         texts = [texts]
     width = tokenizer.context_length
+    start = [] if tokenizer.sot_id is None else [tokenizer.sot_id]
     rows = np.full((len(texts), width), tokenizer.pad_id, np.int32)
     for row, text in zip(rows, texts, strict=True):
         if not isinstance(text, str):
             raise UserError(f"a text must be a str, not {type(text).__name__}: {text!r:.80}")
-        ids = [tokenizer.sot_id, *tokenizer.encode(text), tokenizer.eot_id]
+        ids = [*start, *tokenizer.encode(text), tokenizer.eot_id]
         if len(ids) > width:
             if not truncate:
                 raise UserError(
@@ -62,30 +64,47 @@ def pack(
     return rows
 
 
-def trim(rows: np.ndarray, multiple: int = 16) -> np.ndarray:
+def trim(rows: np.ndarray, multiple: int = 16, pad_id: int = 0) -> np.ndarray:
     """Rows without the columns after the longest text's end, but for a multiple of columns.
 
-    Exact for a tower that never looks past the end: a causal one, or a bag of words.
+    Exact for a tower to which padding changes nothing: a causal one that is read out at the end,
+    a bag of words, BERT. Not for SigLIP, which reads its padding and whose end is padding too.
 
     Args:
-        rows: int [n, context_length]; the largest id of a row marks its end.
+        rows: int [n, context_length]; a text ends with the last id that is no padding.
         multiple: of how many widths a step may be compiled for: every `multiple`-th.
+        pad_id: the tokenizer's.
     """
-    longest = int(rows.argmax(axis=1).max()) + 1
+    longest = int(_lengths(rows, pad_id).max())
     return rows[:, : -(-longest // multiple) * multiple]
 
 
-def drop(row: np.ndarray, rate: float, pad_id: int, rng: np.random.Generator) -> np.ndarray:
-    """A row of token ids (start, ids, end, padding) without a share of its ids; one stays.
+def drop(
+    row: np.ndarray, rate: float, pad_id: int, rng: np.random.Generator, marked: bool = True
+) -> np.ndarray:
+    """A row of token ids without a share of its ids; one stays, and what is left moves up.
 
-    The largest id is the end; it moves up to what is left.
+    Args:
+        row: int [context_length]: start, ids, end, padding.
+        rate: the share to drop.
+        pad_id: the tokenizer's.
+        rng: decides which.
+        marked: whether the row has a start and an end, which stay. False for SigLIP's, which have
+            ids and padding alone (`tokenizer.sot_id is None`).
     """
-    end = int(row.argmax())
+    length = int(_lengths(row, pad_id))
+    first, last = (1, length - 1) if marked else (0, length)
     kept = rng.random(len(row)) >= rate
-    kept[0] = kept[end] = True
-    kept[end + 1 :] = False
-    if end > 1 and not kept[1:end].any():
-        kept[rng.integers(1, end)] = True
+    kept[:first] = kept[last:length] = True
+    kept[length:] = False
+    if last > first and not kept[first:last].any():
+        kept[rng.integers(first, last)] = True
     rest = np.full_like(row, pad_id)
     rest[: kept.sum()] = row[kept]
     return rest
+
+
+def _lengths(rows: np.ndarray, pad_id: int) -> np.ndarray:
+    """How many ids of each row stand before its padding: int [n] of [n, width], [] of [width]."""
+    place = np.arange(1, rows.shape[-1] + 1)
+    return np.where(rows != pad_id, place, 0).max(axis=-1)

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_jax import files
 from clip_jax.errors import UserError
-from clip_jax.tokenizers import DEFAULT_CONTEXT_LENGTH
+from clip_jax.tokenizers import DEFAULT_CONTEXT_LENGTH, folders
 from clip_jax.tokenizers.cleaning import clean
 from clip_jax.tokenizers.packing import check_context_length, pack
 
@@ -48,16 +47,10 @@ class SentencePiece:
             lower: lower-case each text first. A model from `train(lower=True)` folds case itself.
 
         Raises:
-            UserError: the file is missing or no SentencePiece model, or `context_length` is
-                under 3.
+            UserError: the file is missing, over 64 MiB or no SentencePiece model, or
+                `context_length` is under 3.
         """
-        try:
-            model = Path(path).read_bytes()
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(
-                f"cannot read the SentencePiece model {str(path)!r}: {reason}"
-            ) from error
+        model = folders.read(Path(path))
         try:
             self._load(model, check_context_length(context_length), lower)
         except RuntimeError as error:
@@ -85,7 +78,7 @@ class SentencePiece:
         for token in map(int, ids):
             if token == self.eot_id:
                 break
-            if not 0 <= token < self.eot_id:
+            if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token id {token} is outside [0, {self.vocab_size})")
             if token != self.sot_id:
                 kept.append(token)
@@ -113,11 +106,12 @@ class SentencePiece:
         self._processor.LoadFromSerializedProto(model)
         self.context_length = context_length
         self.lower = lower
-        self.sot_id: int = self._processor.get_piece_size()
-        self.eot_id: int = self.sot_id + 1
-        self.vocab_size: int = self.sot_id + 2
-        if self.sot_id == 0:
+        pieces: int = self._processor.get_piece_size()
+        if pieces == 0:
             raise RuntimeError("the model has no pieces")
+        self.sot_id: int | None = pieces
+        self.eot_id: int = pieces + 1
+        self.vocab_size: int = pieces + 2
 
 
 def train(
@@ -187,11 +181,7 @@ def train(
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).rpartition("] ")[2].replace(" with --character_coverage option", "")
         raise UserError(f"cannot train {vocab_size} pieces on these captions: {reason}") from error
-    try:
-        with files.whole(path) as file:
-            file.write(model.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    folders.write(path, model.getvalue())
 
 
 def _read_lines(path: str) -> Iterator[str]:

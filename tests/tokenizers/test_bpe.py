@@ -24,7 +24,16 @@ from hypothesis import strategies as st
 from clip_jax.errors import UserError
 from clip_jax.tokenizers import Tokenizer, load
 from clip_jax.tokenizers import bpe as bpe_module
-from clip_jax.tokenizers.bpe import BPE, EOT, FIRST_MERGE, MERGES_FILE, SOT, vocabulary
+from clip_jax.tokenizers.bpe import (
+    BPE,
+    EOT,
+    FIRST_MERGE,
+    MERGES_FILE,
+    SOT,
+    symbols,
+    vocabulary,
+    write_hugging_face,
+)
 from clip_jax.tokenizers.cleaning import clean
 
 GOLDEN: dict[str, Any] = json.loads(
@@ -258,6 +267,47 @@ def test_decode_refuses_ids_out_of_range(tokenizer: BPE, token: int) -> None:
         tokenizer.decode([token])
 
 
+def test_the_vocabulary_is_spelled_as_published() -> None:
+    ids, _ = published_ranks()
+    assert symbols() == sorted(ids, key=ids.__getitem__)
+
+
+def test_transformers_reads_what_is_written(tokenizer: BPE, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    BPE(32).write_hugging_face(tmp_path / "a" / "b")
+    unchanged = ["A photo of a CAT.", "it's DON'T we're", "naïve café —", "日本語 テスト 😀 ไทย"]
+    unchanged += ["2021 3.14", "  white \t space\n", "<|endoftext|> x", "ΟΔΟς", "x" * 300, "", "!"]
+    assert [text for text in unchanged if clean(text) != " ".join(text.split())] == []
+    for kind in ("CLIPTokenizer", "CLIPTokenizerFast", "AutoTokenizer"):
+        theirs = getattr(transformers, kind).from_pretrained(tmp_path / "a" / "b")
+        assert type(theirs).__name__.startswith("CLIPTokenizer")
+        assert (len(theirs), theirs.model_max_length) == (49408, 32)
+        for text in unchanged:
+            ids = tokenizer.encode(text)
+            assert theirs(text).input_ids == [SOT, *ids, EOT], text
+        padded = theirs("a cat", padding="max_length", truncation=True).input_ids
+        assert padded == [SOT, 320, 2368, *[EOT] * 29], "padding is the end"
+        cut = theirs("cat " * 40, padding="max_length", truncation=True).input_ids
+        assert [cut] == BPE(32)("cat " * 40, truncate=True).tolist()
+
+
+def test_what_is_written_for_others(tmp_path: Path) -> None:
+    write_hugging_face(tmp_path)
+    names = ["merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    ids, ranks = published_ranks()
+    assert json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8")) == ids
+    lines = (tmp_path / "merges.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == ["#version: 0.2", *(" ".join(pair) for pair in ranks)]
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["model_max_length"] == 77
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*vocab\.json'"):
+        write_hugging_face(tmp_path / "file")
+    with pytest.raises(UserError, match="context_length is 2"):
+        write_hugging_face(tmp_path, 2)
+
+
 def test_a_text_that_is_no_text_is_named(tokenizer: BPE) -> None:
     with pytest.raises(UserError, match="must be a str, not bytes: b'cat'"):
         tokenizer([b"cat"])  # type: ignore[list-item]
@@ -275,9 +325,11 @@ def test_pickles_are_small_and_share_the_vocabulary(tokenizer: BPE) -> None:
 def test_load_by_name() -> None:
     assert isinstance(load("clip"), BPE)
     assert load("clip", 32)("cat").shape == (1, 32)
-    for name in ("clop", "clip:", "sentencepiece", "sentencepiece:", ""):
-        with pytest.raises(UserError, match=f"unknown tokenizer '{name}'"):
+    for name in ("clop", "clip:", "sentencepiece", "sentencepiece:", "wordpiece:", "siglip", ""):
+        with pytest.raises(UserError, match=f"unknown tokenizer '{name}'") as error:
             load(name)
+        forms = ("'clip'", "'sentencepiece:PATH.model'", "'wordpiece:PATH'", "'siglip:PATH.model'")
+        assert all(form in str(error.value) for form in forms)
 
 
 @pytest.mark.parametrize("length", [2, 0, -1, True, 7.5])

@@ -55,6 +55,41 @@ def test_dropped_tokens_leave_a_row_of_the_rest(
     assert bool(ids) == (end > 1), "never empty"
 
 
+@given(
+    st.lists(st.integers(2, 97), max_size=9),
+    st.integers(1, 3),
+    st.floats(0, 0.999),
+    st.integers(0, 2**32 - 1),
+)
+def test_rows_without_start_may_lose_their_first_and_last_ids(
+    ids: list[int], padding: int, rate: float, seed: int
+) -> None:
+    row = np.array([*ids, *[1] * padding], np.int32)
+    kept = drop(row, rate, 1, np.random.default_rng(seed), marked=False)
+    left = [int(token) for token in kept if token != 1]
+    assert (kept[len(left) :] == 1).all()
+    rest = iter(ids)
+    assert all(any(token == other for other in rest) for token in left), "in order"
+    assert bool(ids) == bool(left), "never empty"
+
+
+def test_every_place_of_a_row_without_start_is_dropped_alike() -> None:
+    row = np.array([10, 11, 12, 13, 1], np.int32)
+    rng = np.random.default_rng(0)
+    left = np.concatenate([drop(row, 0.5, 1, rng, marked=False) for _ in range(1000)])
+    shares = [np.mean(left == token) * len(row) for token in row[:-1]]
+    assert all(0.45 < share < 0.6 for share in shares)
+
+
+def test_the_end_need_not_be_the_largest_id() -> None:
+    rows = np.array([[2, 50, 60, 3, 0, 0, 0, 0], [2, 0, 3, 0, 0, 0, 0, 0]], np.int32)
+    assert trim(rows, 1).tolist() == [[2, 50, 60, 3], [2, 0, 3, 0]]
+    assert drop(rows[0], 0.9999, 0, np.random.default_rng(0)).tolist() in (
+        [[2, 50, 3, 0, 0, 0, 0, 0], [2, 60, 3, 0, 0, 0, 0, 0]]
+    )
+    assert trim(np.where(rows == 0, 9, rows), 1, pad_id=9).shape == (2, 4)
+
+
 def test_the_share_of_dropped_tokens() -> None:
     rng = np.random.default_rng(0)
     row = np.array([START, *range(1, 41), END], np.int32)

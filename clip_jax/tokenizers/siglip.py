@@ -1,0 +1,85 @@
+"""SigLIP's tokenization: a SentencePiece model on text without case and punctuation."""
+
+from __future__ import annotations
+
+import os
+import string
+from pathlib import Path
+
+from clip_jax.errors import UserError
+from clip_jax.tokenizers import SHORT_CONTEXT_LENGTH, folders
+from clip_jax.tokenizers.sentencepiece import SentencePiece
+
+_TO_SPACES_OR_NOTHING = str.maketrans({"▁": " ", **dict.fromkeys(string.punctuation)})
+
+
+class SigLIP(SentencePiece):
+    """A SentencePiece model used as SigLIP uses it: the model's ids, then its `</s>` to the end.
+
+    Rows have no start, and `</s>` is the padding too, so the last id of every row is `</s>`: what
+    SigLIP's tower reads out.
+
+    Source: `SiglipTokenizer` of transformers, whose ids these are for models that normalise by
+    nmt_nfkc, but for a `</s>` or `<unk>` written in a text, which is a special token there and
+    text here. open_clip reads `_` as a space where transformers and this class drop it, and
+    repairs mojibake and HTML entities first.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], context_length: int = SHORT_CONTEXT_LENGTH
+    ) -> None:
+        """Reads a model, such as the `spiece.model` of a published SigLIP.
+
+        Raises:
+            UserError: the file is missing, over 64 MiB, no SentencePiece model or one without an
+                end piece, or `context_length` is under 3.
+        """
+        super().__init__(path, context_length, lower=True)
+        if self.eot_id < 0:
+            raise UserError(
+                f"{str(path)!r} has no end piece (eos_id), with which SigLIP ends a text: "
+                "use it as 'sentencepiece:PATH.model'"
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without end or padding, of any length."""
+        ids: list[int] = self._processor.encode(canonical(text))
+        return ids
+
+    def write_hugging_face(self, folder: Path) -> None:
+        """Writes what transformers' `SiglipTokenizer` reads; each file whole or not at all.
+
+        Args:
+            folder: gets spiece.model, tokenizer_config.json and special_tokens_map.json, and is
+                made if need be.
+
+        Raises:
+            UserError: the folder can't be written.
+        """
+        folder = Path(folder)
+        end = self._processor.id_to_piece(self.eot_id)
+        unknown = self._processor.id_to_piece(self._processor.unk_id())
+        special = {"eos_token": end, "pad_token": end, "unk_token": unknown}
+        settings = {
+            "tokenizer_class": "SiglipTokenizer",
+            "model_max_length": self.context_length,
+            "do_lower_case": True,
+            **special,
+        }
+        folders.write(folder / "spiece.model", self._model)
+        folders.write_json(folder / "tokenizer_config.json", settings)
+        folders.write_json(folder / "special_tokens_map.json", special)
+
+    def _load(self, model: bytes, context_length: int, lower: bool) -> None:
+        super()._load(model, context_length, lower)
+        self.vocab_size = self._processor.get_piece_size()
+        self.sot_id = None
+        self.eot_id = self.pad_id = self._processor.eos_id()
+
+
+def canonical(text: str) -> str:
+    """Lower-case text without ASCII punctuation, every run of white space one space.
+
+    Source: `canonicalize_text` of transformers' `SiglipTokenizer`.
+    """
+    return " ".join(text.lower().translate(_TO_SPACES_OR_NOTHING).split())
