@@ -7,6 +7,7 @@ import io
 import math
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,15 @@ _ORIENTATION = 0x0112
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode(data: bytes, name: str) -> Image.Image:
+def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
     """An RGB picture, upright, transparency on white.
+
+    Args:
+      data: the bytes of a file.
+      name: what an error calls it.
+      at_least: for training alone: a JPEG is read at a half, a quarter or an eighth of its size
+        while its shorter side keeps this many pixels. That is sooner read and resized, but is not
+        what the whole picture would be resized to. 0: the whole, exactly.
 
     Raises:
       UserError: the bytes are no picture, are cut short, or would decode to over 89 megapixels.
@@ -33,6 +41,8 @@ def decode(data: bytes, name: str) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} × {image.height} pixels are too many")
+            if at_least:
+                image.draft(None, (at_least, at_least))
             image.load()
             return to_rgb(image)
     except UnidentifiedImageError:
@@ -53,23 +63,24 @@ def _upright(image: Image.Image) -> Image.Image:
 class Decoder:
     """`decode` that keeps pictures in memory until `cache_mib` are full: for small sets.
 
-    Safe under threads; pickled without what it keeps.
+    `at_least` is `decode`'s; `Augment.least_side` gives what random crops need. Safe under
+    threads; pickled without what it keeps.
     """
 
-    def __init__(self, cache_mib: int = 0) -> None:
-        self._cache_mib = cache_mib
+    def __init__(self, cache_mib: int = 0, at_least: int = 0) -> None:
+        self._cache_mib, self._at_least = cache_mib, at_least
         self._room = cache_mib << 20
         self._kept: dict[str, Image.Image] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Decoder, (self._cache_mib,)
+        return Decoder, (self._cache_mib, self._at_least)
 
     def __call__(self, data: bytes, name: str) -> Image.Image:
-        """`decode(data, name)`; `name` tells pictures apart. What it gives is not to be changed."""
+        """`decode`'s picture; `name` tells pictures apart. What it gives is not to be changed."""
         image = self._kept.get(name)
         if image is None:
-            image = decode(data, name)
+            image = decode(data, name, self._at_least)
             size = 3 * image.width * image.height
             with self._lock:
                 if size <= self._room and name not in self._kept:
@@ -79,7 +90,12 @@ class Decoder:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB of a picture in any mode; what is transparent becomes white."""
+    """Upright RGB of a picture in any mode; what is transparent becomes white.
+
+    The released preprocessing of CLIP drops transparency instead, clips 16 bits to 8, and leaves
+    pictures lying as the camera stored them: there a logo on nothing is black on black, a scan of
+    16 bits all white. Opaque upright pictures of 8 bits or fewer a channel come out the same.
+    """
     key = image.info.get("transparency")
     image = _upright(image)
     if image.mode.startswith("I"):  # 16 bits, whatever the type that holds them
@@ -91,24 +107,42 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
+def shorter_side_to(side: int, size: tuple[int, int]) -> tuple[int, int]:
+    """What `size` (width, height) becomes when its shorter side does `side`; rounded down."""
+    width, height = size
+    if width < height:
+        return side, int(side * height / width)
+    return int(side * width / height), side
+
+
+def resize_and_crop(
+    image: Image.Image,
+    size: int,
+    shape: tuple[int, int] | None = None,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+    half: Callable[[float], int] = round,
+) -> np.ndarray:
     """The released preprocessing of RGB: shorter side to `size` (bicubic), then its centre.
+
+    Args:
+      image: RGB.
+      size: of the crop, pixels a side.
+      shape: (width, height) of the whole that it is cut from, where that is another.
+      resample: the filter.
+      half: rounds the margins at the left and above.
 
     Returns:
       uint8 [size, size, 3].
     """
     width, height = image.size
-    if width < height:
-        shape = (size, int(size * height / width))
-    else:
-        shape = (int(size * width / height), size)
-    left, top = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
+    shape = shape or shorter_side_to(size, image.size)
+    left, top = half((shape[0] - size) / 2), half((shape[1] - size) / 2)
     if shape[0] * shape[1] > MAX_PIXELS:  # a thread of a picture: only its centre is resized
         wide, tall = width / shape[0], height / shape[1]
         part = (left * wide, top * tall, (left + size) * wide, (top + size) * tall)
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, part))
+        return np.asarray(image.resize((size, size), resample, part))
     if shape != image.size:
-        image = image.resize(shape, Image.Resampling.BICUBIC)
+        image = image.resize(shape, resample)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
@@ -151,6 +185,12 @@ class Augment:
                 raise UserError(
                     f"config.data.augment.{key}={value} must be {kind} in [{least:g}, {most:g}]"
                 )
+
+    def least_side(self, size: int) -> int:
+        """The shorter side, pixels, of pictures of which every crop has `size` pixels a side."""
+        low, (narrow, wide) = self.crop_scale[0], self.crop_ratio
+        share = min(1.0, math.sqrt(low * narrow), narrow, math.sqrt(low / wide), 1 / wide)
+        return math.ceil(size / share)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Augment:

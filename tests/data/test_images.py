@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import subprocess
@@ -227,6 +228,87 @@ def test_no_damage_gives_another_error(kind: str, data: st.DataObject) -> None:
         assert image.mode == "RGB"
 
 
+def smooth(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    return picture(8, (8, 8)).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 300))
+@example(640, 480, 240)
+@example(640, 479, 240)
+@example(640, 480, 60)
+@example(640, 480, 1)
+def test_a_jpeg_is_read_no_smaller_than_needed(width: int, height: int, least: int) -> None:
+    found = decode(encoded(Image.new("RGB", (width, height)), "jpeg"), "x", least).size
+    shrink = max(n for n in (1, 2, 4, 8) if n == 1 or min(width, height) >= n * least)
+    assert found == (-(-width // shrink), -(-height // shrink))
+    assert min(found) >= min(width, height, least)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize(("least", "shrink"), [(90, 2), (45, 4), (20, 8)])
+def test_a_jpeg_read_small_shows_the_same(
+    mode: str, options: dict[str, Any], least: int, shrink: int
+) -> None:
+    data = encoded(smooth((256, 192), mode), "jpeg", quality=95, **options)
+    small = decode(data, "x", least)
+    assert small.mode == "RGB"
+    assert small.size == (256 // shrink, 192 // shrink)
+    whole = decode(data, "x").resize(small.size, Image.Resampling.BOX)
+    apart = np.abs(np.asarray(small).astype(int) - np.asarray(whole))
+    assert apart.mean() < 1
+    assert apart.max() <= 12
+
+
+def test_a_jpeg_read_small_is_upright_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(smooth((256, 192)), "jpeg", quality=95, exif=exif)
+    small = decode(data, "x", 90)
+    assert small.size == (96, 128)
+    whole = decode(data, "x").resize(small.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 1
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "gif", "bmp", "tiff"])
+def test_what_is_no_jpeg_is_read_whole(kind: str) -> None:
+    data = encoded(picture(1, (64, 48)), kind)
+    assert np.array_equal(np.asarray(decode(data, "x", 4)), np.asarray(decode(data, "x")))
+
+
+def test_a_jpeg_of_several_pictures_is_its_first() -> None:
+    others = [picture(1, (256, 192))]
+    data = encoded(smooth((256, 192)), "mpo", save_all=True, append_images=others, quality=95)
+    whole = decode(data, "x")
+    small = decode(data, "x", 90)
+    assert (whole.size, small.size) == ((256, 192), (128, 96))
+    whole = whole.resize(small.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 1
+
+
+def test_the_default_reads_a_jpeg_exactly() -> None:
+    data = encoded(smooth((256, 192)), "jpeg")
+    with Image.open(io.BytesIO(data)) as image:
+        assert np.array_equal(np.asarray(decode(data, "x")), np.asarray(image))
+        assert np.array_equal(np.asarray(images.Decoder()(data, "x")), np.asarray(image))
+
+
+def test_a_decoder_reads_small_in_every_process() -> None:
+    data = encoded(smooth((256, 192)), "jpeg")
+    decoder = images.Decoder(1, at_least=90)
+    assert decoder(data, "x").size == (128, 96)
+    assert pickle.loads(pickle.dumps(decoder))(data, "x").size == (128, 96)
+    assert decoder(data, "x") is decoder(data, "x")
+
+
+def test_cut_jpegs_are_refused_however_they_are_read() -> None:
+    data = encoded(picture(0, (256, 192)), "jpeg")[:4000]
+    for least in (0, 20):
+        with pytest.raises(UserError) as error:
+            decode(data, "cut.jpg", least)
+        assert says(error.value, "cut.jpg")
+
+
 def chunk(kind: bytes, content: bytes) -> bytes:
     return (
         struct.pack(">I", len(content))
@@ -324,6 +406,39 @@ def test_a_crop_keeps_its_share_and_shape(seed: int) -> None:
     left, top, right, bottom = random_box((300, 300), augment, np.random.default_rng(seed))
     assert 0.2 - 1e-6 <= (right - left) * (bottom - top) / 300**2 <= 0.3 + 1e-6
     assert 0.5 - 1e-6 <= (right - left) / (bottom - top) <= 2 + 1e-6
+
+
+@given(
+    st.floats(1, 4),
+    st.booleans(),
+    st.integers(1, 400),
+    st.sampled_from([(0.9, 1.0), (1.0, 1.0), (0.08, 1.0), (0.5, 0.5)]),
+    st.sampled_from([(1.0, 1.0), (0.75, 4 / 3), (0.1, 10.0), (2.0, 3.0), (0.25, 0.5)]),
+    st.integers(0, 2**32),
+)
+def test_a_crop_of_the_least_side_has_the_pixels_of_a_view(
+    long: float,
+    upright: bool,
+    size: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    seed: int,
+) -> None:
+    augment = Augment(crop_scale=scale, crop_ratio=ratio)
+    short = augment.least_side(size)
+    shape = (short, int(short * long))
+    left, top, right, bottom = random_box(
+        shape if upright else shape[::-1], augment, np.random.default_rng(seed)
+    )
+    assert min(right - left, bottom - top) > size - 1e-6
+
+
+def test_the_least_side_is_no_more_than_it_takes() -> None:
+    assert Augment(crop_scale=(1.0, 1.0)).least_side(224) == 224
+    assert Augment().least_side(224) == 237  # ⌈224 / √0.9⌉
+    assert Augment(crop_scale=(0.25, 1.0)).least_side(224) == 448
+    assert Augment(crop_scale=(0.25, 1.0), crop_ratio=(0.5, 2.0)).least_side(100) == 283
+    assert Augment(crop_scale=(1.0, 1.0), crop_ratio=(0.5, 2.0)).least_side(100) == 200
 
 
 @given(SIZES, st.integers(1, 32), AUGMENTS, st.integers(0, 2**32))
