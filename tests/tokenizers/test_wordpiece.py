@@ -33,7 +33,8 @@ VOCABULARY = [
 GOLDEN = {
     "The cat, unaffable!": [123, 124, 102, 126, 127, 128, 91],
     "CAFÉ cafe\u0301 café": [130, 130, 130],
-    "ΟΔΟΣ οσ": [1, 42, 84],
+    "ΟΣ οσ ΟΔΟΣ": [42, 84, 42, 84, 1],
+    "a\U0002b820b a\U0002b920b": [1, 5, 1, 6],
     "a photo of 日本漢cat。": [5, 129, 19, 53, 45, 1, 47, 124, 134],
     "x" * 100: [28] + [71] * 99,
     "x" * 101: [1],
@@ -55,7 +56,7 @@ WITH_CASE = {
     "Σ σ 日日 [SEP]": [1, 41, 45, 45, 3],
 }
 HARD = [
-    *["the", "Cat", "unaffable", "photo.", "can't", "CAFÉ", "cafe\u0301", "naïve", "ÅÉÎ", "ΟΔΟΣ"],
+    *["the", "Cat", "unaffable", "photo.", "can't", "CAFÉ", "cafe\u0301", "naïve", "ÅÉÎ", "ΟΣ"],
     *["日本語", "漢cat", "한국어", "ไทย", "हिन्दी", "İstanbul", "ﬁsh", "ǅ", "ẞ", "½", "٣"],
     *["😀", "👩‍👩‍👧", "🇫🇷", "❤️", "—", "…", "“the”", "。", "¿que?", "$9.99", "a_b", "^~`|"],
     *["[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]", "[cls]", "[[SEP]]", "##ing", "##", "[", "]"],
@@ -207,6 +208,11 @@ def test_rows_are_cls_ids_sep_and_padding(folder: Path) -> None:
     with pytest.raises(UserError, match="takes 7 tokens, more than context_length 6"):
         tokenizer("cat " * 5)
     assert tokenizer("cat " * 5, truncate=True).tolist() == [[2, 124, 124, 124, 124, 3]]
+
+
+def test_of_special_tokens_the_longest_counts(tmp_path: Path) -> None:
+    special = {"cls_token": "cat", "mask_token": "c"}
+    assert WordPiece(write(tmp_path, special)).encode("caterc") == [124, 9, 65, 7]
 
 
 def test_decode(tokenizer: WordPiece) -> None:
