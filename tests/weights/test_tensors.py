@@ -630,7 +630,7 @@ def shared_without_end() -> bytes:
 
 
 DEEP = b"N" + b"\x85" * 100_000
-DOUBLED = b"N" + b"q\0h\0\x86" * 64  # a pair of a pair of ...: its hash would take for ever
+PAIRS = b"N" + b"q\0h\0\x86" * 64  # a pair of a pair of ...: its hash would take for ever
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "a call of the system": (named("os system") + several(text("exit")) + b"R", "os system"),
     "a global of builtins": (module(w=named("builtins eval")), "builtins eval"),
@@ -670,10 +670,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a module in itself": (
         named("__torch__ M") + b")\x81q\0}" + text("w") + b"h\0sb", "no name"),
     "modules without end": (shared_without_end(), "more attributes"),
-    "a doubled key": (b"}" + DOUBLED + b"Ns", "no tensors"),
+    "a doubled key": (b"}" + PAIRS + b"Ns", "no tensors"),
     "a deep value": (module(w=DEEP), "no tensors"),
-    "a doubled storage": (several(text("storage"), DOUBLED, text("0"), b"N", b"N") + b"Q", "broken"),
-    "a doubled class": (DOUBLED + b")\x81", "broken"),
+    "a doubled storage": (several(text("storage"), PAIRS, text("0"), b"N", b"N") + b"Q", "broken"),
+    "a doubled class": (PAIRS + b")\x81", "broken"),
 }  # fmt: skip
 
 
