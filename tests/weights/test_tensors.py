@@ -672,7 +672,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "modules without end": (shared_without_end(), "more attributes"),
     "a doubled key": (b"}" + PAIRS + b"Ns", "no tensors"),
     "a deep value": (module(w=DEEP), "no tensors"),
-    "a doubled storage": (several(text("storage"), PAIRS, text("0"), b"N", b"K\1") + b"Q", "broken"),
+    "a doubled storage": (
+        several(text("storage"), PAIRS, text("0"), b"N", b"K\1") + b"Q", "broken"),
     "a doubled class": (PAIRS + b")\x81", "broken"),
 }  # fmt: skip
 
