@@ -74,6 +74,7 @@ def ours(setting: Setting) -> Callable[[], float]:
     from flax import nnx
 
     from clip_jax import optim, partition, step
+    from clip_jax.models.clip import abstract_model
     from clip_jax.models.zoo import ARCHITECTURES
     from clip_jax.objectives import contrastive
     from clip_jax.tokenizers import packing
@@ -82,7 +83,7 @@ def ours(setting: Setting) -> Callable[[], float]:
     mesh = partition.make_mesh({"data": -1})
     optimizer = optim.make_optimizer(ADAM, lambda _: RATE)
     state = step.init_state(config, optimizer, 0, mesh)
-    graph = nnx.graphdef(step.abstract_model(config, setting.dtype, setting.remat))
+    graph = nnx.graphdef(abstract_model(config, setting.dtype, setting.remat))
     train_step = step.compile_step(
         step.make_train_step(graph, contrastive, optimizer, 0), state, mesh
     )

@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from clip_jax.models.clip import CLIP
+    from clip_jax.pretrained import ZeroShotClassifier
 
 __version__ = "0.1.0"
-__all__ = ["available_models", "load", "tokenize"]
+__all__ = ["available_models", "load", "pipeline", "tokenize"]
 
 
 def available_models() -> list[str]:
@@ -21,11 +22,26 @@ def available_models() -> list[str]:
     return list(ARCHITECTURES)
 
 
-def load(path: str) -> tuple[CLIP, Callable[..., Any], Callable[..., np.ndarray]]:
-    """A trained model with its preprocessing and tokenizer; see `pretrained.load`."""
+def load(
+    model: str, weights: str | None = None, **options: Any
+) -> tuple[CLIP, Callable[..., Any], Callable[..., np.ndarray]]:
+    """A trained model with its preprocessing and tokenizer.
+
+    `load("runs/mine")` reads a run, `load("ViT-B/32", weights="ViT-B-32.pt")` another library's
+    file, `load("folder")` one of its folders; `pretrained.load` has the options.
+    """
     from clip_jax import pretrained
 
-    return pretrained.load(path)
+    return pretrained.load(model, weights, **options)
+
+
+def pipeline(
+    task: str = "zero-shot-image-classification", model: str = "", **options: Any
+) -> ZeroShotClassifier:
+    """A function from a picture and labels to labels with scores; see `pretrained.pipeline`."""
+    from clip_jax import pretrained
+
+    return pretrained.pipeline(task, model, **options)
 
 
 def tokenize(

@@ -91,14 +91,17 @@ class Checkpoints:
         )
         return restored["state"], restored["data"]
 
-    def restore_params(self, step: int, like: Any) -> Any:
-        """Only the parameters of a step, for use without an optimizer."""
+    def restore_variables(self, step: int, like: tuple[Any, Any]) -> tuple[Any, Any]:
+        """Only the parameters and batch statistics of a step, for use without an optimizer."""
+        shapes = dict(zip(("params", "stats"), like, strict=True))
+        shapes = {name: tree for name, tree in shapes.items() if tree}
         item = ocp.args.PyTreeRestore(
-            item={"params": like},
-            restore_args={"params": ocp.checkpoint_utils.construct_restore_args(like)},
+            item=shapes,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
             partial_restore=True,
         )
-        return self._manager.restore(step, args=ocp.args.Composite(state=item))["state"]["params"]
+        found = self._manager.restore(step, args=ocp.args.Composite(state=item))["state"]
+        return found["params"], found.get("stats", {})
 
     def close(self) -> None:
         """Waits for what is being written."""

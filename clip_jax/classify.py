@@ -26,7 +26,14 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     p.add_argument("images", nargs="+", metavar="IMAGE", help="pictures (png, jpg, webp, …)")
-    p.add_argument("--checkpoint", required=True, metavar="RUN", help="the folder of a run")
+    p.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="RUN",
+        help="the folder of a run, of transformers or of open_clip, or with --weights a model's "
+        "name such as ViT-B/32",
+    )
+    p.add_argument("--weights", metavar="FILE", help="OpenAI's, open_clip's or transformers' file")
     p.add_argument(
         "--labels",
         required=True,
@@ -73,8 +80,9 @@ def classify(
     images: Sequence[str],
     labels: Sequence[str],
     templates: Sequence[str] = ("{}",),
+    weights: str | None = None,
 ) -> list[list[dict[str, Any]]]:
-    """For each picture `[{"label": …, "score": …}, …]`, best first; the scores add up to one."""
+    """For each picture `[{"label": …, "score": …}, …]`, best first."""
     from clip_jax.data.images import decode
 
     decoded = []
@@ -84,28 +92,13 @@ def classify(
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from None
 
-    import numpy as np
     from absl import logging
 
     from clip_jax import pretrained
-    from clip_jax.evaluation.zero_shot import likeliest
 
     logging.set_verbosity("error")  # orbax warns that a checkpoint is only read
-    model, preprocess, tokenize = pretrained.load(checkpoint)
-    texts = [template.replace("{}", label) for label in labels for template in templates]
-    features = np.asarray(model.encode_text(tokenize(texts), normalized=True))
-    weights = features.reshape(len(labels), len(templates), -1).mean(axis=1)
-    weights /= np.linalg.norm(weights, axis=-1, keepdims=True)
-    pixels = np.stack([preprocess(image) for image in decoded])
-    logits = np.asarray(model.encode_image(pixels, normalized=True)) @ weights.T
-    logits = logits * float(np.exp(model.logit_scale[...]))
-    return [
-        [
-            {"label": labels[i], "score": float(score)}
-            for i, score in zip(*likeliest(row, len(labels)), strict=True)
-        ]
-        for row in logits
-    ]
+    classifier = pretrained.pipeline(model=checkpoint, weights=weights)
+    return classifier(decoded, labels, templates)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -117,9 +110,8 @@ def run(argv: Sequence[str]) -> int:
     templates = args.templates.split("|")
     if wrong := [t for t in templates if "{}" not in t]:
         raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
-    for path, scores in zip(
-        args.images, classify(args.checkpoint, args.images, labels, templates), strict=True
-    ):
+    answers = classify(args.checkpoint, args.images, labels, templates, args.weights)
+    for path, scores in zip(args.images, answers, strict=True):
         shown = scores[: args.top]
         if args.json:
             print(json.dumps(shown))

@@ -93,19 +93,13 @@ def run(argv: Sequence[str]) -> int:
 
 def _start(mode: str, config: ConfigDict) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import jax
-
     from clip_jax import train
+    from clip_jax.cache import use_compilation_cache
 
     _leave_it_to_the_main_thread()
-    jax.config.update("jax_compilation_cache_dir", _compilation_cache())
+    use_compilation_cache()
     {"train": train.train, "evaluate": train.evaluate}[mode](config)
     return 0
-
-
-def _compilation_cache() -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(base, "clip_jax", "xla")
 
 
 def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:

@@ -9,7 +9,9 @@ import jax
 import optax
 
 # Gains, biases and the temperature are not pulled towards zero (section 2.5).
-NO_DECAY = frozenset({"bias", "scale", "logit_scale", "class_embedding"})
+NO_DECAY = frozenset(
+    {"bias", "scale", "logit_scale", "logit_bias", "temperature", "class_embedding", "probe"}
+)
 
 
 def learning_rate(peak: float, warmup_steps: int, steps: int, final: float = 0.0) -> optax.Schedule:
@@ -33,7 +35,7 @@ def _matrices(params: Any) -> Any:
     axes = optax.contrib.MuonDimensionNumbers
 
     def of(path: Any, leaf: Any) -> Any:
-        if path[-1].key != "kernel":
+        if path[-1].key != "kernel" or leaf.ndim > 3:  # a convolution is no matrix
             return None
         return axes((leaf.ndim - 2,), (leaf.ndim - 1,))  # before them: the layers of a stack
 

@@ -17,18 +17,21 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 
 # First match wins; matched against the end of a parameter's path, so that the optimizer's
-# moments, which repeat the names, lie where their parameters lie. Stacked layers lead with None.
+# moments, which repeat the names, lie where their parameters lie. A spec names the last axes of
+# an array: stacked layers lead with one more, convolutions with their windows.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"blocks/attention/qkv/kernel", P(None, "fsdp", "tensor")),
-    (r"blocks/attention/qkv/bias", P(None, "tensor")),
-    (r"blocks/attention/out/kernel", P(None, "tensor", "fsdp")),
-    (r"blocks/mlp/fc/kernel", P(None, "fsdp", "tensor")),
-    (r"blocks/mlp/fc/bias", P(None, "tensor")),
-    (r"blocks/mlp/proj/kernel", P(None, "tensor", "fsdp")),
+    (r"attention/qkv/kernel", P("fsdp", "tensor")),
+    (r"attention/qkv/bias", P("tensor")),
+    (r"attention/out/kernel", P("tensor", "fsdp")),
+    (r"mlp/fc/kernel", P("fsdp", "tensor")),
+    (r"mlp/fc/bias", P("tensor")),
+    (r"mlp/proj/kernel", P("tensor", "fsdp")),
     (r"token_embedding/embedding", P("tensor", "fsdp")),
     (r"patch_embedding/kernel", P(None, "fsdp")),
     (r"positional_embedding", P(None, "fsdp")),
     (r"projection/kernel", P("fsdp", "tensor")),
+    (r"depthwise/kernel", P(None, "fsdp")),
+    (r"kernel", P("fsdp", None)),
     (r".*", P()),
 )
 
@@ -68,7 +71,8 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     spec = next(spec for pattern, spec in RULES if re.search(f"(^|/){pattern}$", path))
     if len(spec) > len(shape):
         return P()
-    fits = (a if a and n % mesh.shape[a] == 0 else None for a, n in zip(spec, shape, strict=False))
+    axes = (*(None,) * (len(shape) - len(spec)), *spec) if spec else ()
+    fits = (a if a and n % mesh.shape[a] == 0 else None for a, n in zip(axes, shape, strict=False))
     return P(*fits)
 
 

@@ -1,32 +1,31 @@
-"""A trained model from a run's folder, ready to use."""
+"""A trained model, from a run's folder or another library's weights, ready to use."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
 
-from clip_jax import checkpoint, step, tokenizers
-from clip_jax.data.images import resize_and_crop, to_rgb
+from clip_jax import tokenizers
+from clip_jax.cache import use_compilation_cache
+from clip_jax.data.images import decode
+from clip_jax.data.preprocess import Preprocess
 from clip_jax.errors import UserError
-from clip_jax.models.clip import CLIP
-from clip_jax.models.zoo import CLIPConfig
+from clip_jax.models import zoo
+from clip_jax.models.clip import CLIP, Variables, abstract_model, variables
+from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
 from clip_jax.tokenizers import Tokenizer
+from clip_jax.weights import library
+from clip_jax.weights.positions import resized
 
-
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """A picture to what the model takes: uint8 [size, size, 3]; the model normalises it."""
-
-    size: int
-
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """The shorter side to `size`, the centre cut out."""
-        return resize_and_crop(to_rgb(image), self.size)
+Tokenize = Tokenizer | Callable[..., np.ndarray]
+ZERO_SHOT = "zero-shot-image-classification"
 
 
 def find_run(path: str | Path) -> tuple[Path, int]:
@@ -35,11 +34,16 @@ def find_run(path: str | Path) -> tuple[Path, int]:
     Raises:
       UserError: there is no checkpoint.
     """
+    from clip_jax import checkpoint
+
     path = Path(path).expanduser()
     if path.name.isdigit() and path.parent.name == checkpoint.FOLDER and path.is_dir():
         return path.parent.parent, int(path.name)
     if not path.is_dir():
-        raise UserError(f"no run folder {path}: train one, or give the --workdir of your run")
+        raise UserError(
+            f"no run folder {path}: train one, give the --workdir of your run, or one of "
+            f"{', '.join(ARCHITECTURES)} with weights=FILE"
+        )
     checkpoint.read_config(path)
     step = checkpoint.latest_step(path)
     if step is None:
@@ -47,29 +51,181 @@ def find_run(path: str | Path) -> tuple[Path, int]:
     return path, step
 
 
-def load(path: str | Path, dtype: str | None = None) -> tuple[CLIP, Preprocess, Tokenizer]:
-    """The model of a run with the newest checkpoint's parameters.
+def read_run(path: str | Path) -> tuple[Variables, CLIPConfig, dict[str, Any]]:
+    """The variables of a run's newest checkpoint (or of RUN/checkpoints/STEP) and its config."""
+    from clip_jax import checkpoint
+
+    workdir, step = find_run(path)
+    config = checkpoint.read_config(workdir)
+    model = CLIPConfig.from_dict(config["model"])
+    where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        variables(abstract_model(model)),
+    )
+    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+    held = checkpoints.restore_variables(step, like)
+    checkpoints.close()
+    return held, model, config
+
+
+def load(
+    model: str | Path,
+    weights: str | Path | None = None,
+    *,
+    dtype: str | None = None,
+    params: str = "float32",
+    image_size: int | None = None,
+    context_length: int | None = None,
+    tokenizer: str | None = None,
+) -> tuple[CLIP, Preprocess, Tokenize]:
+    """A trained model with its preprocessing and tokenizer.
 
     Args:
-      path: a run's folder, or one of its `checkpoints/STEP`.
-      dtype: of matrix products; the run's own when None.
+      model: a run's folder or one of its `checkpoints/STEP`; a folder of transformers' or
+        open_clip's; or the name of an architecture (`clip_jax.available_models()`).
+      weights: for a name, the file or folder of OpenAI's, open_clip's or transformers' weights.
+      dtype: of matrix products, one of `zoo.DTYPES`; a run's own, or float32, when None.
+      params: what parameters are held in: float32, float16, bfloat16, or `keep`: as the file.
+      image_size: for images of another size: positions are resized; None leaves them.
+      context_length: for texts of another length: positions are resized; None leaves them.
+      tokenizer: as `tokenizers.load` takes it, where the model's files hold none.
 
     Returns:
       `model` (`encode_image`, `encode_text`), `preprocess` (a PIL picture to uint8
       [size, size, 3]) and `tokenize` (texts to int32 [texts, context_length]).
+
+    Raises:
+      UserError: no such run, file or architecture, or weights of another model.
     """
-    workdir, at = find_run(path)
-    config = checkpoint.read_config(workdir)
-    model_config = CLIPConfig.from_dict(config["model"])
-    abstract = step.abstract_model(model_config, dtype or config["dtype"], "none")
-    where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        nnx.to_pure_dict(nnx.state(abstract, nnx.Param)),
-    )
-    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
-    params = checkpoints.restore_params(at, like)
-    checkpoints.close()
-    model = nnx.merge(nnx.graphdef(abstract), params)
-    tokenizer = tokenizers.load(config["tokenizer"], model_config.text.context_length)
-    return model, Preprocess(model_config.vision.image_size), tokenizer
+    use_compilation_cache()
+    path = Path(model).expanduser()
+    name = None if weights is None else zoo.name_of(zoo.find(str(model)))
+    if weights is None and library.is_weights(path):
+        weights = path
+    if weights is None and not path.exists() and _is_name(str(model)):
+        raise UserError(
+            f"{model} needs weights: clip_jax.load({str(model)!r}, weights=FILE) reads OpenAI's, "
+            "open_clip's or transformers' files; none are downloaded"
+        )
+    if weights is None:
+        held, config, run = read_run(path)
+        dtype, tokenizer = dtype or run["dtype"], tokenizer or run["tokenizer"]
+        preprocess = library.preprocess_of(config)
+    else:
+        found = library.find(weights, name)
+        held, config, preprocess = library.read(found, params), found.config, found.preprocess
+        tokenizer = tokenizer or found.tokenizer
+    resized_params, config = resized(held[0], config, image_size, context_length)
+    if config.vision.image_size != preprocess.size:
+        preprocess = library.preprocess_of(config)
+    abstract = abstract_model(config, dtype or "float32")
+    built = nnx.merge(nnx.graphdef(abstract), resized_params, held[1])
+    if tokenizer is None:
+        return built, preprocess, _NoTokenizer(str(weights))
+    return built, preprocess, tokenizers.load(tokenizer, config.text.context_length)
+
+
+def _is_name(name: str) -> bool:
+    try:
+        zoo.find(name)
+    except UserError:
+        return False
+    return True
+
+
+class _NoTokenizer:
+    """Stands where a model's files hold no tokenizer, and says so when one is needed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise UserError(
+            f"{self.path} holds no tokenizer that is known here: give load(…, tokenizer=…), such "
+            "as 'siglip:spiece.model' or 'wordpiece:vocab.txt'"
+        )
+
+
+class ZeroShotClassifier:
+    """Says which of some labels pictures show; called as transformers' pipeline of that name."""
+
+    def __init__(self, model: CLIP, preprocess: Preprocess, tokenize: Tokenize) -> None:
+        self.model, self.preprocess, self.tokenize = model, preprocess, tokenize
+
+    def __call__(
+        self,
+        images: Any,
+        candidate_labels: Sequence[str] | str,
+        hypothesis_template: str | Sequence[str] = "This is a photo of {}.",
+    ) -> list[Any]:
+        """Labels with their scores, best first.
+
+        Args:
+          images: a PIL picture, a file's name, or a list of them.
+          candidate_labels: the labels, as a list or between commas.
+          hypothesis_template: the prompt, with {} for the label; the features of several are
+            averaged.
+
+        Returns:
+          `[{"score": …, "label": …}, …]` for a picture, a list of these for a list. Scores are a
+          softmax over the labels, or, for a model with a sigmoid loss, each on its own.
+
+        Raises:
+          UserError: no labels, a template without {}, or a file that is no picture.
+        """
+        several = isinstance(images, (list, tuple))
+        pictures = [_picture(image) for image in (images if several else [images])]
+        if isinstance(candidate_labels, str):
+            candidate_labels = [label.strip() for label in candidate_labels.split(",")]
+        templates = hypothesis_template
+        templates = [templates] if isinstance(templates, str) else list(templates)
+        if not candidate_labels or not pictures:
+            raise UserError("give at least one picture and one label")
+        if wrong := [template for template in templates if "{}" not in template]:
+            raise UserError(f"{wrong[0]!r} has no {{}} for the label")
+        scores = self._scores(pictures, list(candidate_labels), templates)
+        answers = [_ranked(row, candidate_labels) for row in scores]
+        return answers if several else answers[0]
+
+    def _scores(
+        self, pictures: list[Image.Image], labels: list[str], templates: list[str]
+    ) -> np.ndarray:
+        texts = [template.replace("{}", label) for label in labels for template in templates]
+        features = self.model.encode_text(self.tokenize(texts), normalized=True)
+        features = features.reshape(len(labels), len(templates), -1).mean(axis=1)
+        features = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+        pixels = np.stack([self.preprocess(picture) for picture in pictures])
+        logits = self.model.scale * self.model.encode_image(pixels, normalized=True) @ features.T
+        if self.model.config.logit_bias is None:
+            return np.asarray(jax.nn.softmax(logits, axis=-1))
+        return np.asarray(jax.nn.sigmoid(logits + self.model.logit_bias[...]))
+
+
+def _picture(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    try:
+        return decode(Path(image).read_bytes(), str(image))
+    except OSError as error:
+        raise UserError(f"{image} cannot be read ({error.strerror})") from None
+
+
+def _ranked(scores: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    order = np.argsort(-scores, kind="stable")
+    return [{"score": float(scores[i]), "label": labels[i]} for i in order]
+
+
+def pipeline(task: str = ZERO_SHOT, model: str | Path = "", **options: Any) -> ZeroShotClassifier:
+    """A function from a picture and labels to `[{"score": …, "label": …}, …]`.
+
+    Args:
+      task: `zero-shot-image-classification`, the only one.
+      model: as for `load`, with its `options` (`weights`, `dtype`, …).
+
+    Raises:
+      UserError: another task, or what `load` raises.
+    """
+    if task != ZERO_SHOT:
+        raise UserError(f"unknown task {task!r}; known: {ZERO_SHOT}")
+    return ZeroShotClassifier(*load(model, **options))

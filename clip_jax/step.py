@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,71 +16,81 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from clip_jax import partition
-from clip_jax.models.clip import CLIP, MAX_LOGIT_SCALE
+from clip_jax.models.clip import CLIP, Params, Variables, variables
 from clip_jax.models.zoo import CLIPConfig
 from clip_jax.objectives import Objective
 
-Params = dict[str, Any]
 Metrics = dict[str, Float[Array, ""]]
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "stats", "opt_state"],
+    meta_fields=[],
 )
 @dataclasses.dataclass
 class TrainState:
-    """All that a step changes. `step` counts the updates done."""
+    """All that a step changes.
+
+    `step` counts the updates done; `stats` are the running statistics of batch normalisation,
+    empty for a model without it.
+    """
 
     step: Int[Array, ""]
     params: Params
+    stats: Params
     opt_state: Any
+
+    @property
+    def variables(self) -> Variables:
+        """What a model needs of a state."""
+        return self.params, self.stats
 
 
 TrainStep = Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]]
 
 
-def abstract_model(config: CLIPConfig, dtype: str, remat: str) -> CLIP:
-    """The model's structure with shapes in place of arrays: nothing is allocated."""
-    return nnx.eval_shape(partial(_model, config, dtype, remat, 0))
+def init_variables(config: CLIPConfig, seed: int) -> Variables:
+    """Fresh parameters and statistics."""
+    return variables(CLIP(config, rngs=nnx.Rngs(seed)))
 
 
-def _model(config: CLIPConfig, dtype: str, remat: str, seed: int) -> CLIP:
-    return CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(seed))
-
-
-def init_params(config: CLIPConfig, seed: int) -> Params:
-    """Fresh parameters as nested dictionaries of arrays."""
-    return nnx.to_pure_dict(nnx.state(_model(config, "float32", "none", seed), nnx.Param))
-
-
-def clamp_logit_scale(params: Params) -> Params:
-    """The temperature kept where its scale is between 1 and 100 (section 2.5)."""
-    return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, MAX_LOGIT_SCALE)}
+def clamp_logit_scale(params: Params, most: float) -> Params:
+    """The temperature kept where its scale is between 1 and `most` (section 2.5); 0: no bound."""
+    if not most:
+        return params
+    return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(most))}
 
 
 def make_train_step(
-    graph: nnx.GraphDef, objective: Objective, optimizer: optax.GradientTransformation, seed: int
+    graph: nnx.GraphDef,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    max_logit_scale: float = 100.0,
 ) -> TrainStep:
     """The step: loss, gradients, update. Pure; what is random depends on seed and step alone."""
 
     def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def loss_fn(params: Params) -> tuple[Float[Array, ""], Metrics]:
-            return objective(nnx.merge(graph, params), batch, key)
+        def loss_fn(params: Params) -> tuple[Float[Array, ""], tuple[Metrics, Params]]:
+            model = nnx.merge(graph, params, state.stats)
+            loss, metrics = objective(model, batch, key)
+            return loss, (metrics, variables(model)[1])
 
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (loss, (metrics, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = clamp_logit_scale(optax.apply_updates(state.params, updates))
+        params = clamp_logit_scale(optax.apply_updates(state.params, updates), max_logit_scale)
         metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads), **metrics}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, stats, opt_state), metrics
 
     return train_step
 
 
 def _create(config: CLIPConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    params = init_params(config, seed)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    params, stats = init_variables(config, seed)
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
 
 
 def abstract_state(
@@ -100,6 +111,17 @@ def init_state(
     """A fresh state, created where it will live: the same values on any mesh."""
     where = partition.shardings(jax.eval_shape(partial(_create, config, optimizer, 0)), mesh)
     return jax.jit(partial(_create, config, optimizer, seed), out_shardings=where)()
+
+
+def state_of(held: Variables, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A state around variables that were trained before, laid out over the mesh; step 0."""
+
+    def create(params: Params, stats: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+
+    where = partition.shardings(jax.eval_shape(create, *held), mesh)
+    placed = jax.device_put(held, (where.params, where.stats))
+    return jax.jit(create, out_shardings=where)(*placed)
 
 
 def compile_step(train_step: TrainStep, state: Any, mesh: Mesh) -> jax.stages.Wrapped:

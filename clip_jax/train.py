@@ -27,10 +27,12 @@ from clip_jax.data.sources import Source, open_source
 from clip_jax.errors import UserError
 from clip_jax.evaluation.features import Encoder
 from clip_jax.evaluation.suite import Suite, table
-from clip_jax.models.clip import parameter_count
+from clip_jax.models.clip import Variables, abstract_model, parameter_count
+from clip_jax.models import zoo
 from clip_jax.models.zoo import CLIPConfig
 from clip_jax.objectives import contrastive
 from clip_jax.tokenizers import Tokenizer, packing
+from clip_jax.weights import library, positions
 
 
 @dataclasses.dataclass
@@ -43,6 +45,7 @@ class Run:
     source: Source | None
     suite: Suite
     workdir: Path
+    weights: library.Found | None = None
 
 
 def prepare(c: ConfigDict, *, training: bool) -> Run:
@@ -62,8 +65,17 @@ def prepare(c: ConfigDict, *, training: bool) -> Run:
         first = source[0]
         for template in c.data.captions:
             captions.fill(template, first.text, first.name)
-    suite = Suite(c.evaluate.to_dict(), tokenizer, model.vision.image_size)
-    return Run(c, model, tokenizer, source, suite, Path(c.workdir))
+    suite = Suite(c.evaluate.to_dict(), tokenizer, library.preprocess_of(model))
+    weights = _weights(c, model) if training and c.weights.path else None
+    return Run(c, model, tokenizer, source, suite, Path(c.workdir), weights)
+
+
+def _weights(c: ConfigDict, model: CLIPConfig) -> library.Found:
+    """The file that a fresh run starts from, checked against the model that it is for."""
+    found = library.find(c.weights.path, zoo.name_of(model))
+    how = "--config.weights.resize=True"
+    positions.check_fits(found.config, model, c.weights.path, c.weights.resize, how)
+    return found
 
 
 class StopSignal:
@@ -132,16 +144,23 @@ class Trainer:
             c.optimizer.final_learning_rate,
         )
         self.optimizer = optim.make_optimizer(c.optimizer, self.schedule)
-        self.model = step_lib.abstract_model(run.model, c.dtype, c.remat)
+        self.model = abstract_model(run.model, c.dtype, c.remat)
         self.graph = nnx.graphdef(self.model)
         self.state_like = step_lib.abstract_state(run.model, self.optimizer, self.mesh)
 
-    def evaluate(self, params: Any, step: int) -> dict[str, float]:
-        """The suite on `params`; pictures go to the run's folder."""
-        encoder = Encoder(self.graph, params, self.mesh, self.run.config.evaluate.batch_size)
-        scale = float(np.exp(params["logit_scale"]))
+    def evaluate(self, variables: Variables, step: int) -> dict[str, float]:
+        """The suite on a model's variables; pictures go to the run's folder."""
+        encoder = Encoder(self.graph, variables, self.mesh, self.run.config.evaluate.batch_size)
+        scale = float(nnx.merge(self.graph, *variables).scale)
         folder = self.run.workdir / "pictures" / f"step_{step}"
         return self.run.suite(encoder, scale, folder if jax.process_index() == 0 else None)
+
+    def state_from(self, found: library.Found) -> step_lib.TrainState:
+        """A fresh state around the weights of a file, in fp32, resized where the model asks it."""
+        params, stats = library.read(found)
+        vision, text = self.run.model.vision, self.run.model.text
+        params, _ = positions.resized(params, found.config, vision.image_size, text.context_length)
+        return step_lib.state_of((params, stats), self.optimizer, self.mesh)
 
     def data(self) -> pipeline.Batches:
         """The iterator over this process's batches."""
@@ -168,14 +187,19 @@ class Trainer:
 
     def place(self, rows: pipeline.Row) -> dict[str, jax.Array]:
         """This process's rows as the global batch, without columns that no text reaches."""
-        if jax.process_count() == 1:  # many would have to agree on the longest text
+        # many processes would have to agree on the longest text
+        if jax.process_count() == 1 and self.run.model.text.blind_to_padding:
             rows = {**rows, "tokens": packing.trim(rows["tokens"])}
         return partition.global_batch(rows, self.mesh)
 
     def compile(self, context_length: int) -> step_lib.TrainStep:
         """The step for texts of a width, compiled before the clock of images/s starts."""
         step = step_lib.make_train_step(
-            self.graph, contrastive, self.optimizer, self.run.config.seed
+            self.graph,
+            contrastive,
+            self.optimizer,
+            self.run.config.seed,
+            self.run.model.max_logit_scale,
         )
         size, rows = self.run.model.vision.image_size, self.run.config.batch_size
         like = {
@@ -213,6 +237,8 @@ class Loop:
             return state, step
         run = trainer.run
         _check_room(trainer.state_like, run.workdir, self.config.checkpoint.keep)
+        if run.weights:
+            return trainer.state_from(run.weights), 0
         return step_lib.init_state(run.model, trainer.optimizer, self.config.seed, trainer.mesh), 0
 
     def _step_for(self, batch: dict[str, jax.Array]) -> step_lib.TrainStep:
@@ -244,7 +270,7 @@ class Loop:
 
     def _evaluate(self, step: int) -> None:
         began = time.monotonic()
-        found = self.trainer.evaluate(self.state.params, step)
+        found = self.trainer.evaluate(self.state.variables, step)
         self.writer.write(step, found)
         for path in sorted((self.trainer.run.workdir / "pictures" / f"step_{step}").glob("*.png")):
             self.writer.picture(step, f"pictures/{path.stem}", path)
@@ -360,8 +386,8 @@ def evaluate(c: ConfigDict) -> None:
         raise UserError(f"{run.workdir} holds no checkpoint yet")
     trainer = Trainer(run)
     checkpoints = checkpoint.Checkpoints(run.workdir, read_only=True)
-    params = checkpoints.restore_params(step, trainer.state_like.params)
+    variables = checkpoints.restore_variables(step, trainer.state_like.variables)
     checkpoints.close()
-    found = trainer.evaluate(params, step)
+    found = trainer.evaluate(variables, step)
     print(f"{run.workdir} at step {step}", table(found), sep="\n", file=sys.stderr)
     print(json.dumps({"step": step, **found}))

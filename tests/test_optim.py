@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from clip_jax import optim, step
+from clip_jax.models.clip import abstract_model
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
 
 CONFIG = dict(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, clip_norm=0.0)
@@ -24,7 +25,7 @@ def test_warm_up_then_cosine():
 
 
 def test_gains_and_biases_do_not_decay_and_all_the_rest_does():
-    model = step.abstract_model(ARCHITECTURES["ViT-B/32"], "float32", "none")
+    model = abstract_model(ARCHITECTURES["ViT-B/32"], "float32", "none")
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     mask = optim.decay_mask(params)
     decays = {

@@ -6,8 +6,9 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from clip_jax import partition, step
+from clip_jax import partition
 from clip_jax.errors import UserError
+from clip_jax.models.clip import abstract_model
 from clip_jax.models.zoo import ARCHITECTURES
 
 
@@ -28,7 +29,7 @@ def test_a_mesh_that_does_not_cover_the_devices_is_refused(shape):
 
 def test_every_matrix_of_a_model_has_a_rule_of_its_own():
     mesh = partition.make_mesh(dict(data=2, fsdp=2, tensor=2))
-    model = step.abstract_model(ARCHITECTURES["ViT-B/16"], "float32", "none")
+    model = abstract_model(ARCHITECTURES["ViT-B/16"], "float32", "none")
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     large = {
         jax.tree_util.keystr(path): sharding.spec

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from clip_jax import partition
-from clip_jax.data.images import decode, resize_and_crop
+from clip_jax.data.images import decode
+from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
 
 Features = Float[np.ndarray, "n embed_dim"]
@@ -24,11 +25,12 @@ class Encoder:
     """The two towers of a model as compiled functions from arrays of any length to features.
 
     Rows are padded to full batches, encoded over the mesh, and cut back: a set of any size gives
-    the same features on any number of devices, and each tower is compiled once.
+    the same features on any number of devices, and each tower is compiled once. `variables` are a
+    model's parameters and batch statistics.
     """
 
-    def __init__(self, graph: nnx.GraphDef, params: Any, mesh: Mesh, batch_size: int) -> None:
-        self._params = params
+    def __init__(self, graph: nnx.GraphDef, variables: Any, mesh: Mesh, batch_size: int) -> None:
+        self._variables = variables
         self._mesh = mesh
         shards = partition.batch_shards(mesh)
         self._rows = max(1, batch_size // shards) * shards
@@ -41,18 +43,18 @@ class Encoder:
         for batch in batches:
             padded = np.concatenate([batch, np.repeat(batch[:1], self._rows - len(batch), axis=0)])
             array = jax.make_array_from_callback(padded.shape, sharding, padded.__getitem__)
-            parts.append((tower(self._params, array), len(batch)))
+            parts.append((tower(self._variables, array), len(batch)))
         return np.concatenate([np.asarray(features)[:n] for features, n in parts])
 
     def _cut(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         return (rows[i : i + self._rows] for i in range(0, len(rows), self._rows))
 
-    def images(self, source: Source, size: int, threads: int = 2) -> Features:
+    def images(self, source: Source, preprocess: Preprocess, threads: int = 2) -> Features:
         """Unit-norm features of every picture of a source, in its order."""
 
         def pixels(i: int) -> np.ndarray:
             pair = source[i]
-            return resize_and_crop(decode(pair.image, pair.name), size)
+            return preprocess(decode(pair.image, pair.name))
 
         with ThreadPoolExecutor(threads) as pool:
             ranges = range(0, len(source), self._rows)
@@ -68,8 +70,8 @@ class Encoder:
 def _tower(graph: nnx.GraphDef, name: str, mesh: Mesh) -> Callable[..., jax.Array]:
     """A tower as one function for all encoders: later parameters of a run compile nothing."""
 
-    def encode(params: Any, rows: jax.Array) -> jax.Array:
-        return getattr(nnx.merge(graph, params), name)(rows, normalized=True)
+    def encode(variables: Any, rows: jax.Array) -> jax.Array:
+        return getattr(nnx.merge(graph, *variables), name)(rows, normalized=True)
 
     return jax.jit(encode, out_shardings=partition.replicated(mesh))
 

@@ -14,6 +14,7 @@ from clip_jax import files
 from clip_jax.data.captions import fill
 from clip_jax.data.images import decode
 from clip_jax.data.paths import resolve
+from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source, open_source
 from clip_jax.errors import UserError
 from clip_jax.evaluation import picture, retrieval, zero_shot
@@ -79,10 +80,12 @@ class Suite:
     The zero-shot classifier is computed once per parameters, labels and templates.
     """
 
-    def __init__(self, config: Mapping[str, Any], tokenizer: Tokenizer, image_size: int) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], tokenizer: Tokenizer, preprocess: Preprocess
+    ) -> None:
         self._config = config
         self._tokenizer = tokenizer
-        self._size = image_size
+        self._preprocess = preprocess
         self._sets = [TestSet(n, v, config["caption"]) for n, v in config["sets"].items()]
         self._classifiers: dict[str, Features] = {}
 
@@ -103,7 +106,7 @@ class Suite:
         self._classifiers.clear()
         metrics: dict[str, float] = {}
         for test in self._sets:
-            images = encoder.images(test.source, self._size)
+            images = encoder.images(test.source, self._preprocess)
             logits = logit_scale * images @ self._classifier(encoder, test.labels).T
             texts = encoder.tokens(self._tokenizer(list(test.captions), truncate=True))
             found = retrieval.both_ways(images, texts, test.group, np.arange(len(texts)))

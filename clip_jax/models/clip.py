@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +14,44 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Num
 
+from clip_jax.models.bert import BERT
+from clip_jax.models.efficientnet import EfficientNet
+from clip_jax.models.resnet import ModifiedResNet
 from clip_jax.models.text import TextTransformer
 from clip_jax.models.vit import VisionTransformer
-from clip_jax.models.zoo import CLIPConfig, name_of
+from clip_jax.models.zoo import CLIPConfig, VisionConfig, name_of
 
-MAX_LOGIT_SCALE = math.log(100.0)
+_TOWERS: dict[str, Callable[..., nnx.Module]] = {
+    "vit": VisionTransformer,
+    "resnet": ModifiedResNet,
+    "efficientnet": EfficientNet,
+    "transformer": TextTransformer,
+    "bert": BERT,
+}
+
+
+Params = dict[str, Any]
+Variables = tuple[Params, Params]  # parameters and batch statistics
 
 
 class Output(NamedTuple):
-    """What a batch becomes: unit-norm features (fp32) and the factor on their cosines (≤ 100)."""
+    """What a batch becomes: unit-norm features (fp32), the factor on their cosines, a bias."""
 
     image_features: Float[Array, "images embed_dim"]
     text_features: Float[Array, "texts embed_dim"]
     logit_scale: Float[Array, ""]
+    logit_bias: Float[Array, ""] | None = None
+
+    @property
+    def logits_per_image(self) -> Float[Array, "images texts"]:
+        """How well each text fits each image: scaled cosines, and the bias where there is one."""
+        logits = self.logit_scale * self.image_features @ self.text_features.T
+        return logits if self.logit_bias is None else logits + self.logit_bias
+
+    @property
+    def logits_per_text(self) -> Float[Array, "texts images"]:
+        """The transpose of `logits_per_image`."""
+        return self.logits_per_image.T
 
 
 def normalize(features: Float[Array, "*batch embed_dim"]) -> Float[Array, "*batch embed_dim"]:
@@ -54,11 +81,21 @@ class CLIP(nnx.Module):
     ) -> None:
         self.config = config
         common = dict(dtype=dtype, remat=remat, rngs=rngs)
-        self.vision = VisionTransformer(
-            config.vision, config.embed_dim, config.activation, **common
-        )
-        self.text = TextTransformer(config.text, config.embed_dim, config.activation, **common)
-        self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
+        self.vision = _tower(config, config.vision, common)
+        self.text = _tower(config, config.text, common)
+        if config.log_scale:
+            self.logit_scale = nnx.Param(jnp.asarray(-math.log(config.temperature), jnp.float32))
+        else:
+            self.temperature = nnx.Param(jnp.asarray(config.temperature, jnp.float32))
+        if config.logit_bias is not None:
+            self.logit_bias = nnx.Param(jnp.asarray(config.logit_bias, jnp.float32))
+
+    @property
+    def scale(self) -> Float[Array, ""]:
+        """The learned factor on the cosines."""
+        if self.config.log_scale:
+            return jnp.exp(self.logit_scale[...].astype(jnp.float32))
+        return 1 / self.temperature[...].astype(jnp.float32)
 
     def encode_image(
         self,
@@ -68,6 +105,8 @@ class CLIP(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch embed_dim"]:
         """Image features of uint8 pixels (or of floats normalised already)."""
+        if key is None:
+            return self._encode("vision", jnp.asarray(image), normalized)
         features = self.vision(jnp.asarray(image), key=key)
         return normalize(features) if normalized else features
 
@@ -75,8 +114,11 @@ class CLIP(nnx.Module):
         self, tokens: Int[Array | np.ndarray, "batch context"], *, normalized: bool = False
     ) -> Float[Array, "batch embed_dim"]:
         """Text features of token ids."""
-        features = self.text(jnp.asarray(tokens))
-        return normalize(features) if normalized else features
+        return self._encode("text", jnp.asarray(tokens), normalized)
+
+    def _encode(self, tower: str, rows: Array, normalized: bool) -> Float[Array, "batch embed_dim"]:
+        graph, params, stats = nnx.split(self, nnx.Param, nnx.BatchStat)
+        return _features(graph, (params, stats), rows, tower, normalized)
 
     def __call__(
         self,
@@ -85,25 +127,55 @@ class CLIP(nnx.Module):
         *,
         key: Key[Array, ""] | None = None,
     ) -> Output:
-        """Unit-norm features of both and the scale; `logits_per_image` is scale · image · textᵀ."""
+        """Unit-norm features of both and the scale, from which `logits_per_image` are made.
+
+        `key` says that this is training: it turns on what is random, and batch statistics.
+        """
         return Output(
             self.encode_image(image, normalized=True, key=key),
             self.encode_text(tokens, normalized=True),
-            jnp.exp(jnp.minimum(self.logit_scale[...], MAX_LOGIT_SCALE)),
+            self.scale,
+            None if self.config.logit_bias is None else self.logit_bias[...].astype(jnp.float32),
         )
 
     def __repr__(self) -> str:
         c = self.config
+        patch = f"/{c.vision.patch_size}" if isinstance(c.vision, VisionConfig) else ""
         return (
-            f"CLIP({name_of(c) or 'custom'}: "
-            f"image {c.vision.image_size}px/{c.vision.patch_size} "
-            f"{c.vision.layers}×{c.vision.width}, "
-            f"text {c.text.context_length} of {c.text.vocab_size:,} tokens "
-            f"{c.text.layers}×{c.text.width}, embed_dim {c.embed_dim}, "
-            f"{parameter_count(self):,} parameters)"
+            f"CLIP({name_of(c) or 'custom'}: image {c.vision.kind} {c.vision.image_size}px{patch} "
+            f"{_depth(c.vision)}×{c.vision.width}, text {c.text.kind} {c.text.context_length} of "
+            f"{c.text.vocab_size:,} tokens {c.text.layers}×{c.text.width}, "
+            f"embed_dim {c.embed_dim}, {parameter_count(self):,} parameters)"
         )
 
     __str__ = __repr__
+
+
+def _tower(config: CLIPConfig, tower: Any, common: dict[str, Any]) -> Any:
+    return _TOWERS[tower.kind](tower, config.embed_dim, config.activation, **common)
+
+
+# Compiled as a whole, so that a notebook's first call is one program and not hundreds.
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _features(graph: nnx.GraphDef, held: Any, rows: Any, tower: str, normalized: bool) -> Any:
+    features = getattr(nnx.merge(graph, *held), tower)(rows)
+    return normalize(features) if normalized else features
+
+
+def _depth(tower: Any) -> str:
+    depth = tower.depth if tower.kind == "efficientnet" else tower.layers
+    return "-".join(map(str, depth)) if isinstance(depth, tuple) else str(depth)
+
+
+def abstract_model(config: CLIPConfig, dtype: str = "float32", remat: str = "none") -> CLIP:
+    """The model's structure with shapes in place of arrays: nothing is allocated."""
+    return nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
+
+
+def variables(model: CLIP) -> Variables:
+    """A model's parameters and batch statistics as nested dictionaries of arrays (or shapes)."""
+    params, stats = nnx.state(model, nnx.Param, nnx.BatchStat)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
 def parameter_count(model: nnx.Module) -> int:

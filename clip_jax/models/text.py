@@ -13,7 +13,7 @@ from clip_jax.models.zoo import TextConfig
 
 
 class TextTransformer(nnx.Module):
-    """Token and position embeddings, causal blocks; read out at the end of the text.
+    """Token and position embeddings, blocks; read out at the end of the text, or of the row.
 
     With `layers=0` it is a bag of words (CBOW): the mean of the tokens' embeddings.
     """
@@ -40,26 +40,30 @@ class TextTransformer(nnx.Module):
                 normal(0.01)(rngs.params(), (config.context_length, width))
             )
             self.transformer = Transformer(
-                config, activation, causal=True, dtype=dtype, remat=remat, rngs=rngs
+                config, activation, causal=config.causal, dtype=dtype, remat=remat, rngs=rngs
             )
-        self.ln_final = layer_norm(width, rngs)
+        self.ln_final = layer_norm(width, config.eps, rngs)
         self.projection = linear(
             width,
             embed_dim,
-            use_bias=False,
+            use_bias=config.projection_bias,
             kernel_init=normal(width**-0.5),
             dtype=dtype,
             rngs=rngs,
         )
 
     def __call__(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed_dim"]:
-        """Features of token ids, not normalised; the largest id of a row marks the text's end."""
+        """Features of token ids, not normalised; the largest id of a row marks the text's end.
+
+        A tower with `pool="last"` takes whole rows, padding included, as it was trained on them.
+        """
         if tokens.shape[1] > self.config.context_length:
             raise ValueError(
                 f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
             )
         x = self.token_embedding(tokens)
-        end = jnp.argmax(tokens, axis=-1)
+        last = self.config.pool == "last"
+        end = jnp.full(len(x), x.shape[1] - 1) if last else jnp.argmax(tokens, axis=-1)
         x = self._read_out(x, end) if self.config.layers else _mean(x, end)
         return self.projection(self.ln_final(x))
 

@@ -1,4 +1,4 @@
-"""The one Transformer block, and a stack of them scanned over a leading layer axis."""
+"""The Transformer block before or after whose parts a LayerNorm stands, and stacks of it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from clip_jax.errors import UserError
-from clip_jax.models.linear import RESULT, linear
-from clip_jax.models.zoo import TextConfig, VisionConfig
+from clip_jax.models.linear import linear
+from clip_jax.models.stack import check_remat, scan, stack
+from clip_jax.models.zoo import BertConfig, TextConfig, VisionConfig
 
-TowerConfig = VisionConfig | TextConfig
+TowerConfig = VisionConfig | TextConfig | BertConfig
+Mask = Bool[Array, "#batch #heads #queries keys"]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -23,17 +25,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
 }
 
-# What the backward pass finds saved; the rest it computes again.
-REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_only_these_names(RESULT),
-}
 
-
-def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A LayerNorm in fp32, eps 1e-5, whatever the type of its input."""
-    return nnx.LayerNorm(width, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+def layer_norm(width: int, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A LayerNorm in fp32, whatever the type of its input."""
+    return nnx.LayerNorm(width, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
 def _normal(std: float) -> nnx.Initializer:
@@ -54,15 +49,42 @@ class Attention(nnx.Module):
         self.out = linear(width, width, kernel_init=_normal(_output_std(config)), **common)
 
     def __call__(
-        self, x: Float[Array, "batch length width"], causal: bool
+        self, x: Float[Array, "batch length width"], causal: bool, mask: Mask | None = None
     ) -> Float[Array, "batch length width"]:
-        """Every position attends to all of its row, or to those up to itself."""
+        """Every position attends to all of its row (that `mask` allows), or to those up to it."""
         batch, length, width = x.shape
         q, k, v = (
             part.reshape(batch, length, self.heads, width // self.heads)
             for part in jnp.split(self.qkv(x), 3, axis=-1)
         )
-        return self.out(jax.nn.dot_product_attention(q, k, v, is_causal=causal).reshape(x.shape))
+        attended = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+        return self.out(attended.reshape(x.shape))
+
+
+class AttentionPool(nnx.Module):
+    """What one learned query attends to, through an MLP (MAP; Zhai et al. 2022, section 3)."""
+
+    def __init__(
+        self, config: VisionConfig, activation: str, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        width, self.heads = config.width, config.heads
+        common = dict(kernel_init=_normal(width**-0.5), dtype=dtype, rngs=rngs)
+        self.probe = nnx.Param(_normal(width**-0.5)(rngs.params(), (width,)))
+        self.q = linear(width, width, **common)
+        self.kv = linear(width, 2 * width, **common)
+        self.out = linear(width, width, **common)
+        self.ln = layer_norm(width, config.eps, rngs)
+        self.mlp = MLP(config, activation, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
+        """One vector a row."""
+        batch, _, width = x.shape
+        heads = (batch, -1, self.heads, width // self.heads)
+        query = jnp.broadcast_to(self.probe[...].astype(x.dtype), (batch, 1, width))
+        k, v = (part.reshape(heads) for part in jnp.split(self.kv(x), 2, axis=-1))
+        attended = jax.nn.dot_product_attention(self.q(query).reshape(heads), k, v)
+        pooled = self.out(attended.reshape(batch, width))
+        return pooled + self.mlp(self.ln(pooled))
 
 
 class MLP(nnx.Module):
@@ -72,7 +94,7 @@ class MLP(nnx.Module):
         self, config: TowerConfig, activation: str, *, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         self.activation = activation
-        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        width, hidden = config.width, round(config.width * config.mlp_ratio)
         common = dict(dtype=dtype, rngs=rngs)
         self.fc = linear(width, hidden, kernel_init=_normal((2 * width) ** -0.5), **common)
         self.proj = linear(hidden, width, kernel_init=_normal(_output_std(config)), **common)
@@ -83,34 +105,44 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-LayerNorm residual block: attention, then MLP.
+    """A residual block: attention, then MLP.
 
-    Initialised as the paper does (section 2.4): attention and MLP inputs by their width, outputs
+    CLIP's have a LayerNorm before each of the two, BERT's one after each sum (`post_norm`).
+    Initialised as CLIP's paper does (section 2.4): attention and MLP inputs by their width, outputs
     scaled down by the depth of the stack, so that the residual stream keeps its variance.
     """
 
     def __init__(
-        self, config: TowerConfig, activation: str, *, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: TowerConfig,
+        activation: str,
+        *,
+        post_norm: bool = False,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
-        self.ln_1 = layer_norm(config.width, rngs)
+        self.post_norm = post_norm
+        self.ln_1 = layer_norm(config.width, config.eps, rngs)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
-        self.ln_2 = layer_norm(config.width, rngs)
+        self.ln_2 = layer_norm(config.width, config.eps, rngs)
         self.mlp = MLP(config, activation, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch length width"], causal: bool
+        self, x: Float[Array, "batch length width"], causal: bool, mask: Mask | None = None
     ) -> Float[Array, "batch length width"]:
         """The residual stream after attention and MLP."""
-        x = x + self.attention(self.ln_1(x), causal)
+        if self.post_norm:
+            x = self.ln_1(x + self.attention(x, causal, mask)).astype(x.dtype)
+            return self.ln_2(x + self.mlp(x)).astype(x.dtype)
+        x = x + self.attention(self.ln_1(x), causal, mask)
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nnx.Module):
     """A tower's blocks, whose parameters are stacked on a leading axis and scanned over.
 
-    One layer is compiled whatever the depth. `remat` names what of a layer's activations is kept
-    for the backward pass: `none` recomputes nothing, `full` recomputes everything, `dots` keeps
-    the results of the linear layers.
+    `remat` names what of a layer's activations is kept for the backward pass: `none` recomputes
+    nothing, `full` recomputes everything, `dots` keeps the results of the linear layers.
     """
 
     def __init__(
@@ -119,31 +151,23 @@ class Transformer(nnx.Module):
         activation: str,
         *,
         causal: bool,
+        post_norm: bool = False,
         dtype: DTypeLike,
         remat: str,
         rngs: nnx.Rngs,
     ) -> None:
         if activation not in ACTIVATIONS:
             raise UserError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-        if remat not in REMAT_POLICIES:
-            raise UserError(f"unknown remat {remat!r}; known: {', '.join(REMAT_POLICIES)}")
         self.causal = causal
-        self.remat = remat
+        self.remat = check_remat(remat)
+        self.blocks = stack(
+            lambda rngs: Block(config, activation, post_norm=post_norm, dtype=dtype, rngs=rngs),
+            config.layers,
+            rngs,
+        )
 
-        @nnx.split_rngs(splits=config.layers)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stack(rngs: nnx.Rngs) -> Block:
-            return Block(config, activation, dtype=dtype, rngs=rngs)
-
-        self.blocks = stack(rngs)
-
-    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+    def __call__(
+        self, x: Float[Array, "batch length width"], mask: Mask | None = None
+    ) -> Float[Array, "batch length width"]:
         """All blocks in turn."""
-        block, stacked = nnx.split(self.blocks)
-
-        def layer(x: Array, params: nnx.State) -> tuple[Array, None]:
-            return nnx.merge(block, params)(x, self.causal), None
-
-        if self.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-        return jax.lax.scan(layer, x, stacked)[0]
+        return scan(self.blocks, x, lambda block, x: block(x, self.causal, mask), self.remat)

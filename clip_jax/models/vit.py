@@ -9,7 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
 from clip_jax.models.linear import activation_dtype, linear
-from clip_jax.models.transformer import ACTIVATIONS, Transformer, layer_norm
+from clip_jax.models.pixels import normalized
+from clip_jax.models.transformer import ACTIVATIONS, AttentionPool, Transformer, layer_norm
 from clip_jax.models.zoo import VisionConfig
 
 
@@ -26,9 +27,14 @@ def drop_patches(
 def patches(
     image: Float[Array, "batch height width channels"], size: int
 ) -> Float[Array, "batch patches pixels"]:
-    """The image's non-overlapping squares, row by row, each as one vector."""
+    """The image's non-overlapping squares, row by row, each as one vector.
+
+    Pixels at the right and below that fill no square are left out.
+    """
     batch, height, width, channels = image.shape
-    grid = image.reshape(batch, height // size, size, width // size, size, channels)
+    rows, columns = height // size, width // size
+    image = image[:, : rows * size, : columns * size]
+    grid = image.reshape(batch, rows, size, columns, size, channels)
     return grid.swapaxes(2, 3).reshape(batch, -1, size * size * channels)
 
 
@@ -75,10 +81,7 @@ class ConvolutionalStem(nnx.Module):
 
 
 class VisionTransformer(nnx.Module):
-    """Patches, a class token, learned positions, blocks; read out at the class token.
-
-    With `pool="mean"` there is no class token, and the average of the patches is read out.
-    """
+    """Patches, learned positions, blocks; a class token, their mean or a query reads them out."""
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class VisionTransformer(nnx.Module):
         self.patch_embedding = linear(
             4 * config.stem or patch * patch * 3,
             width,
-            use_bias=False,
+            use_bias=config.patch_bias,
             kernel_init=nnx.initializers.lecun_normal(),
             dtype=dtype,
             rngs=rngs,
@@ -108,14 +111,20 @@ class VisionTransformer(nnx.Module):
         if config.pool == "class":
             self.class_embedding = nnx.Param(scale(rngs.params(), (width,)))
         self.positional_embedding = nnx.Param(scale(rngs.params(), (tokens, width)))
-        self.ln_pre = layer_norm(width, rngs)
+        if config.registers:
+            self.registers = nnx.Param(scale(rngs.params(), (config.registers, width)))
+        if config.ln_pre:
+            self.ln_pre = layer_norm(width, config.eps, rngs)
         self.transformer = Transformer(
             config, activation, causal=False, dtype=dtype, remat=remat, rngs=rngs
         )
-        self.ln_post = layer_norm(width, rngs)
-        self.projection = linear(
-            width, embed_dim, use_bias=False, kernel_init=scale, dtype=dtype, rngs=rngs
-        )
+        self.ln_post = layer_norm(width, config.eps, rngs)
+        if config.pool == "map":
+            self.pool = AttentionPool(config, activation, dtype=dtype, rngs=rngs)
+        if config.projection:
+            self.projection = linear(
+                width, embed_dim, use_bias=False, kernel_init=scale, dtype=dtype, rngs=rngs
+            )
 
     def __call__(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, ""] | None = None
@@ -125,12 +134,22 @@ class VisionTransformer(nnx.Module):
         `image` is uint8 in 0…255, normalised here, or floating point and normalised already.
         `key` turns on what is random in training (patch dropout).
         """
-        size = self.config.image_size
-        if image.shape[1:] != (size, size, 3):
-            raise ValueError(f"images are {image.shape[1:]}, this model takes {(size, size, 3)}")
-        if image.dtype == jnp.uint8:
-            mean, std = (255 * jnp.array(v) for v in (self.config.mean, self.config.std))
-            image = (image.astype(jnp.float32) - mean) / std
+        x = self._tokens(normalized(image, self.config), key)
+        if self.config.ln_pre:
+            x = self.ln_pre(x).astype(self.dtype)
+        x = self.transformer(x)
+        if self.config.registers:
+            x = x[:, : -self.config.registers]
+        if self.config.pool == "map":
+            x = self.pool(self.ln_post(x).astype(self.dtype))
+        else:
+            x = self.ln_post(x[:, 0] if self.config.pool == "class" else x.mean(axis=1))
+        return self.projection(x) if self.config.projection else x
+
+    def _tokens(
+        self, image: Float[Array, "batch height width 3"], key: Key[Array, ""] | None
+    ) -> Float[Array, "batch tokens features"]:
+        """What enters the blocks: the class token, the patches in their places, the registers."""
         if self.config.stem:
             x = self.patch_embedding(patches(self.stem(image), 2))
         else:
@@ -141,7 +160,8 @@ class VisionTransformer(nnx.Module):
             x = drop_patches(x, self.config.patch_dropout, key)
         if self.config.pool == "class":
             first = self.class_embedding[...].astype(self.dtype) + position[0]
-            x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
-        x = self.transformer(self.ln_pre(x).astype(self.dtype))
-        x = x[:, 0] if self.config.pool == "class" else x.mean(axis=1)
-        return self.projection(self.ln_post(x))
+            x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, x.shape[2])), x], axis=1)
+        if self.config.registers:
+            registers = self.registers[...].astype(self.dtype)
+            x = jnp.concatenate([x, jnp.broadcast_to(registers, (len(x), *registers.shape))], 1)
+        return x

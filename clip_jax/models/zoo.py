@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from clip_jax.errors import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
 
 # What a model computes in. `mixed`: bfloat16 products between float32 activations.
 DTYPES = ("float32", "bfloat16", "mixed")
@@ -21,10 +23,18 @@ class VisionConfig:
 
     stem: channels of two convolutions before the patches, 0 for the paper's single projection;
       they let small data sets be learned sooner (Xiao et al. 2021).
-    pool: what is read out: `class`, a token of its own, or `mean`, the average of the patches.
+    pool: what is read out: `class`, a token of its own; `mean`, the average of the patches; `map`,
+      what a learned query attends to (SigLIP; Zhai et al. 2022, section 3).
+    registers: tokens without a place that the blocks may think in (Darcet et al. 2023).
+    ln_pre: whether a LayerNorm stands before the blocks (CLIP has one, SigLIP none).
+    patch_bias: whether the projection of the patches has a bias.
+    projection: whether a matrix leads from `width` to `embed_dim`; without, they are the same.
+    ragged: whether pixels at the right and below may fill no patch and be left out.
+    eps: of the LayerNorms.
     patch_dropout: the share of patches left out in training.
     """
 
+    kind: ClassVar[str] = "vit"
     image_size: int = 224
     patch_size: int = 32
     width: int = 768
@@ -33,102 +43,437 @@ class VisionConfig:
     mlp_ratio: float = 4.0
     stem: int = 0
     pool: str = "class"
+    registers: int = 0
+    ln_pre: bool = True
+    patch_bias: bool = False
+    projection: bool = True
+    ragged: bool = False
+    eps: float = 1e-5
     patch_dropout: float = 0.0
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
 
+    def check(self, embed_dim: int) -> None:
+        """Raises UserError where these sizes make no tower."""
+        _check_heads("vision", self)
+        if self.layers < 1:
+            raise UserError(f"model.vision.layers={self.layers} must be at least 1")
+        if not 1 <= self.patch_size <= self.image_size:
+            raise UserError(
+                f"model.vision.patch_size={self.patch_size} must be from 1 to "
+                f"model.vision.image_size={self.image_size}"
+            )
+        if self.image_size % self.patch_size and not self.ragged:
+            raise UserError(
+                f"model.vision.patch_size={self.patch_size} does not divide "
+                f"model.vision.image_size={self.image_size}"
+            )
+        if self.stem and self.patch_size % 2:
+            raise UserError(
+                f"model.vision.stem needs an even model.vision.patch_size, not {self.patch_size}"
+            )
+        if self.pool not in ("class", "mean", "map"):
+            raise UserError(f"model.vision.pool={self.pool!r} must be 'class', 'mean' or 'map'")
+        if not 0 <= self.patch_dropout < 1:
+            raise UserError(f"model.vision.patch_dropout={self.patch_dropout} is not in [0, 1)")
+        if not self.projection and self.width != embed_dim:
+            raise UserError(
+                f"without model.vision.projection, model.vision.width={self.width} must be "
+                f"model.embed_dim={embed_dim}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """CLIP's modified ResNet (section 2.4). Sizes in pixels.
+
+    width: channels after the stem; the last stage has 32 times as many.
+    layers: bottlenecks of the four stages.
+    heads: of the attention that pools the last stage.
+    momentum: the weight of a batch in the running statistics.
+    """
+
+    kind: ClassVar[str] = "resnet"
+    image_size: int = 224
+    width: int = 64
+    layers: tuple[int, ...] = (3, 4, 6, 3)
+    heads: int = 32
+    eps: float = 1e-5
+    momentum: float = 0.1
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    def check(self, embed_dim: int) -> None:
+        """Raises UserError where these sizes make no tower."""
+        if self.image_size % 32:
+            raise UserError(f"model.vision.image_size={self.image_size} is no multiple of 32")
+        if self.heads < 1 or 32 * self.width % self.heads or self.width % 2:
+            raise UserError(
+                f"model.vision.heads={self.heads} does not divide 32 × "
+                f"model.vision.width={self.width}, which must be even"
+            )
+        if len(self.layers) != 4 or min(self.layers) < 1:
+            raise UserError(
+                f"model.vision.layers={self.layers} must be the depths of four stages, 1 or more"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EfficientNetConfig:
+    """EfficientNet without its head (Tan and Le 2019, table 1), as ALIGN uses it.
+
+    width, depth: what channels and repeats of B0 are multiplied by.
+    divisor: channels are rounded to multiples of it.
+    stages: (kernel, stride, expansion, inputs, outputs, repeats) of each stage of B0.
+    symmetric: blocks of stride 2, counted from 0, whose padding is the same on all sides; the
+      others' is one less at the left and above.
+    squeeze: width of the squeeze-and-excite layers, as a share of the block's inputs.
+    momentum: the weight of a batch in the running statistics.
+    """
+
+    kind: ClassVar[str] = "efficientnet"
+    image_size: int = 289
+    width: float = 2.0
+    depth: float = 3.1
+    divisor: int = 8
+    stem: int = 32
+    stages: tuple[tuple[int, ...], ...] = (
+        (3, 1, 1, 32, 16, 1),
+        (3, 2, 6, 16, 24, 2),
+        (5, 2, 6, 24, 40, 2),
+        (3, 2, 6, 40, 80, 3),
+        (5, 1, 6, 80, 112, 3),
+        (5, 2, 6, 112, 192, 4),
+        (3, 1, 6, 192, 320, 1),
+    )
+    symmetric: tuple[int, ...] = ()
+    squeeze: float = 0.25
+    eps: float = 1e-3
+    momentum: float = 0.01
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
+
+    def channels(self, base: int) -> int:
+        """`base` channels of B0, scaled and rounded, never by more than a tenth down."""
+        scaled = base * self.width
+        rounded = max(self.divisor, int(scaled + self.divisor / 2) // self.divisor * self.divisor)
+        return rounded if rounded >= 0.9 * scaled else rounded + self.divisor
+
+    def repeats(self, base: int) -> int:
+        """`base` blocks of B0, scaled."""
+        return math.ceil(self.depth * base)
+
+    def check(self, embed_dim: int) -> None:
+        """Raises UserError where these sizes make no tower."""
+        if not self.stages or any(len(s) != 6 or min(s) < 1 for s in self.stages):
+            raise UserError(
+                "model.vision.stages must hold (kernel, stride, expansion, inputs, outputs, "
+                f"repeats) for each stage, all 1 or more, not {self.stages!r:.80}"
+            )
+        last = self.channels(self.stages[-1][4])
+        if last != embed_dim:
+            raise UserError(
+                f"an EfficientNet of model.vision.width={self.width} gives {last} features: "
+                f"set model.embed_dim={last}, not {embed_dim}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """A causal text Transformer, read out at the largest token id (the end of the text).
+    """A text Transformer.
 
     layers: 0 for a bag of words, the mean of the tokens (the paper's CBOW, section 2.3).
+    causal: whether a token sees only itself and those before it.
+    pool: what is read out: `end`, the largest token id of a row (CLIP), or `last`, its last place,
+      whatever stands there (SigLIP).
+    projection_bias: whether the projection to `embed_dim` has a bias.
+    eps: of the LayerNorms.
     """
 
+    kind: ClassVar[str] = "transformer"
     vocab_size: int = 49408
     context_length: int = 77
     width: int = 512
     layers: int = 12
     heads: int = 8
     mlp_ratio: float = 4.0
+    causal: bool = True
+    pool: str = "end"
+    projection_bias: bool = False
+    eps: float = 1e-5
+
+    def check(self) -> None:
+        """Raises UserError where these sizes make no tower."""
+        if self.layers < 0:
+            raise UserError(f"model.text.layers={self.layers} must be at least 0 (a bag of words)")
+        if self.layers:
+            _check_heads("text", self)
+        if self.pool not in ("end", "last"):
+            raise UserError(f"model.text.pool={self.pool!r} must be 'end' or 'last'")
+
+    @property
+    def blind_to_padding(self) -> bool:
+        """Whether what stands after the end of a text changes nothing."""
+        return not self.layers or (self.causal and self.pool == "end")
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """BERT (Devlin et al. 2018), read out at its first token, as ALIGN uses it.
+
+    positions: length of the table of positions; texts have `context_length` tokens.
+    token_types: length of the table of segments, of which only the first is used.
+    pad_id: the token that fills a row up; nothing attends to it.
+    pooler: whether BERT's tanh layer is carried along; ALIGN does not use it, its files hold it.
+    """
+
+    kind: ClassVar[str] = "bert"
+    vocab_size: int = 30522
+    context_length: int = 64
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    positions: int = 512
+    token_types: int = 2
+    pad_id: int = 0
+    pooler: bool = True
+    projection_bias: bool = True
+    eps: float = 1e-12
+
+    def check(self) -> None:
+        """Raises UserError where these sizes make no tower."""
+        _check_heads("text", self)
+        if self.layers < 1:
+            raise UserError(f"model.text.layers={self.layers} must be at least 1")
+        if self.context_length > self.positions:
+            raise UserError(
+                f"model.text.context_length={self.context_length} is above "
+                f"model.text.positions={self.positions}"
+            )
+
+    @property
+    def blind_to_padding(self) -> bool:
+        """Whether what stands after the end of a text changes nothing."""
+        return True
+
+
+def _check_heads(side: str, tower: VisionConfig | TextConfig | BertConfig) -> None:
+    if tower.heads < 1 or tower.width % tower.heads:
+        raise UserError(
+            f"model.{side}.heads={tower.heads} does not divide model.{side}.width={tower.width}"
+        )
+
+
+ImageTowerConfig = VisionConfig | ResNetConfig | EfficientNetConfig
+TextTowerConfig = TextConfig | BertConfig
+_IMAGE_TOWERS: dict[str, type] = {
+    c.kind: c for c in (VisionConfig, ResNetConfig, EfficientNetConfig)
+}
+_TEXT_TOWERS: dict[str, type] = {c.kind: c for c in (TextConfig, BertConfig)}
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """Two towers and the space they share."""
+    """Two towers and the space they share.
+
+    activation: of the Transformers' MLPs.
+    temperature: where the learned temperature starts; the logit scale is its inverse.
+    log_scale: whether the logarithm of the logit scale is what is learned (CLIP), or the
+      temperature itself (ALIGN).
+    max_logit_scale: what training keeps the logit scale below; 0 for no bound.
+    logit_bias: where the learned bias of a sigmoid loss starts; None for no bias.
+    """
 
     embed_dim: int = 512
     activation: str = "quick_gelu"
-    vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)
-    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    temperature: float = 0.07
+    log_scale: bool = True
+    max_logit_scale: float = 100.0
+    logit_bias: float | None = None
+    vision: ImageTowerConfig = dataclasses.field(default_factory=VisionConfig)
+    text: TextTowerConfig = dataclasses.field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
-        for side, tower in (("vision", self.vision), ("text", self.text)):
-            if tower.layers and tower.width % tower.heads:
-                raise UserError(
-                    f"model.{side}.heads={tower.heads} does not divide "
-                    f"model.{side}.width={tower.width}"
-                )
-        if self.vision.layers < 1 or self.text.layers < 0:
+        self.vision.check(self.embed_dim)
+        self.text.check()
+        if self.max_logit_scale and not self.log_scale:
+            raise UserError("model.max_logit_scale needs model.log_scale: set it to 0")
+        if not self.temperature > 0 or self.max_logit_scale < 0:
             raise UserError(
-                f"model.vision.layers={self.vision.layers} must be at least 1 and "
-                f"model.text.layers={self.text.layers} at least 0 (a bag of words)"
-            )
-        if self.vision.image_size % self.vision.patch_size:
-            raise UserError(
-                f"model.vision.patch_size={self.vision.patch_size} does not divide "
-                f"model.vision.image_size={self.vision.image_size}"
-            )
-        if self.vision.stem and self.vision.patch_size % 2:
-            raise UserError(
-                f"model.vision.stem needs an even model.vision.patch_size, not "
-                f"{self.vision.patch_size}"
-            )
-        if self.vision.pool not in ("class", "mean"):
-            raise UserError(f"model.vision.pool={self.vision.pool!r} must be 'class' or 'mean'")
-        if not 0 <= self.vision.patch_dropout < 1:
-            raise UserError(
-                f"model.vision.patch_dropout={self.vision.patch_dropout} is not in [0, 1)"
+                f"model.temperature={self.temperature} must be above 0 and "
+                f"model.max_logit_scale={self.max_logit_scale} at least 0 (no bound)"
             )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CLIPConfig:
-        """The reverse of `dataclasses.asdict`, from a config file's or a checkpoint's `model`."""
+        """The reverse of `to_dict`, from a config file's or a checkpoint's `model`."""
         values = dict(values)
-        vision: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("vision").items()
-        }
-        return cls(vision=VisionConfig(**vision), text=TextConfig(**values.pop("text")), **values)
+        vision = _tower("vision", values.pop("vision"), _IMAGE_TOWERS)
+        text = _tower("text", values.pop("text"), _TEXT_TOWERS)
+        return cls(vision=vision, text=text, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries; the `kind` of each tower says what it is."""
+        values = dataclasses.asdict(self)
+        for side, tower in (("vision", self.vision), ("text", self.text)):
+            values[side] = {"kind": tower.kind, **values[side]}
+        return values
 
 
-def _vit(embed_dim: int, vision: dict[str, Any], text: dict[str, Any]) -> CLIPConfig:
-    return CLIPConfig(embed_dim, vision=VisionConfig(**vision), text=TextConfig(**text))
+def _tower(side: str, values: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
+    values = {k: _tuples(v) for k, v in values.items()}
+    kind = values.pop("kind", next(iter(kinds)))
+    if kind not in kinds:
+        raise UserError(f"model.{side}.kind={kind!r} must be one of {', '.join(kinds)}")
+    known = {f.name for f in dataclasses.fields(kinds[kind])}
+    if strange := sorted(values.keys() - known):
+        raise UserError(
+            f"model.{side}.{strange[0]} is nothing that a {kind} has; "
+            f"known: {', '.join(sorted(known))}"
+        )
+    return kinds[kind](**values)
 
 
-_BASE = dict(width=768, layers=12, heads=12)
-_LARGE = dict(patch_size=14, width=1024, layers=24, heads=16)
-_TEXT_512 = dict(width=512, heads=8)
-_TEXT_768 = dict(width=768, heads=12)
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
-# Learning Transferable Visual Models From Natural Language Supervision, tables 19 and 20.
-ARCHITECTURES: dict[str, CLIPConfig] = {
-    "ViT-B/32": _vit(512, dict(patch_size=32, **_BASE), _TEXT_512),
-    "ViT-B/16": _vit(512, dict(patch_size=16, **_BASE), _TEXT_512),
-    "ViT-L/14": _vit(768, _LARGE, _TEXT_768),
-    "ViT-L/14@336px": _vit(768, dict(image_size=336, **_LARGE), _TEXT_768),
+
+def _clip(
+    embed_dim: int, vision: ImageTowerConfig, text_width: int = 512, **text: Any
+) -> CLIPConfig:
+    return CLIPConfig(
+        embed_dim,
+        vision=vision,
+        text=TextConfig(width=text_width, heads=text_width // 64, **text),
+    )
+
+
+# Width, depth and resolution of the published EfficientNets (Tan and Le 2019; L2: Xie et al. 2019).
+EFFICIENTNETS: dict[str, tuple[float, float, int]] = {
+    "b0": (1.0, 1.0, 224),
+    "b1": (1.0, 1.1, 240),
+    "b2": (1.1, 1.2, 260),
+    "b3": (1.2, 1.4, 300),
+    "b4": (1.4, 1.8, 380),
+    "b5": (1.6, 2.2, 456),
+    "b6": (1.8, 2.6, 528),
+    "b7": (2.0, 3.1, 600),
+    "l2": (4.3, 5.3, 800),
 }
+
+
+def align(name: str, bert: BertConfig, image_size: int = 289) -> CLIPConfig:
+    """ALIGN's towers: the EfficientNet called `name`, at ALIGN's resolution, and a BERT."""
+    width, depth, _ = EFFICIENTNETS[name]
+    vision = EfficientNetConfig(image_size=image_size, width=width, depth=depth)
+    return CLIPConfig(
+        vision.channels(vision.stages[-1][4]),
+        "gelu",
+        temperature=1.0,
+        log_scale=False,
+        max_logit_scale=0.0,
+        vision=vision,
+        text=bert,
+    )
+
+
+def _siglip(
+    image_size: int,
+    patch_size: int,
+    *,
+    width: int = 768,
+    layers: int = 12,
+    heads: int = 12,
+    mlp_ratio: float = 4.0,
+    vocab_size: int = 32_000,
+) -> CLIPConfig:
+    shape: dict[str, Any] = dict(
+        width=width, layers=layers, heads=heads, mlp_ratio=mlp_ratio, eps=1e-6
+    )
+    return CLIPConfig(
+        width,
+        "gelu_tanh",
+        temperature=0.1,
+        max_logit_scale=0.0,
+        logit_bias=-10.0,
+        vision=VisionConfig(
+            image_size=image_size,
+            patch_size=patch_size,
+            pool="map",
+            ln_pre=False,
+            patch_bias=True,
+            projection=False,
+            ragged=image_size % patch_size > 0,
+            mean=HALF,
+            std=HALF,
+            **shape,
+        ),
+        text=TextConfig(
+            vocab_size=vocab_size,
+            context_length=64,
+            causal=False,
+            pool="last",
+            projection_bias=True,
+            **shape,
+        ),
+    )
+
+
+_LARGE: dict[str, Any] = dict(width=1024, layers=24, heads=16)
+_SO400M: dict[str, Any] = dict(width=1152, layers=27, heads=16, mlp_ratio=4304 / 1152)
+
+ARCHITECTURES: dict[str, CLIPConfig] = {
+    # Learning Transferable Visual Models From Natural Language Supervision, tables 19 and 20.
+    "RN50": _clip(1024, ResNetConfig()),
+    "RN101": _clip(512, ResNetConfig(layers=(3, 4, 23, 3))),
+    "RN50x4": _clip(640, ResNetConfig(288, 80, (4, 6, 10, 6), 40), 640),
+    "RN50x16": _clip(768, ResNetConfig(384, 96, (6, 8, 18, 8), 48), 768),
+    "RN50x64": _clip(1024, ResNetConfig(448, 128, (3, 15, 36, 10), 64), 1024),
+    "ViT-B/32": _clip(512, VisionConfig(patch_size=32)),
+    "ViT-B/16": _clip(512, VisionConfig(patch_size=16)),
+    "ViT-L/14": _clip(768, VisionConfig(patch_size=14, **_LARGE), 768),
+    "ViT-L/14@336px": _clip(768, VisionConfig(336, 14, **_LARGE), 768),
+    # Scaling Up Visual and Vision-Language Representation Learning With Noisy Text Supervision.
+    "align-base": align("b7", BertConfig()),
+    "align-l2": align("l2", BertConfig(**_LARGE)),
+    # Sigmoid Loss for Language Image Pre-Training; the names are those of the released files.
+    "siglip-b16": _siglip(224, 16),
+    "siglip-b16-256": _siglip(256, 16),
+    "siglip-b16-384": _siglip(384, 16),
+    "siglip-b16-512": _siglip(512, 16),
+    "siglip-b16-256-i18n": _siglip(256, 16, vocab_size=250_000),
+    "siglip-l16-256": _siglip(256, 16, **_LARGE),
+    "siglip-l16-384": _siglip(384, 16, **_LARGE),
+    "siglip-so400m14": _siglip(224, 14, **_SO400M),
+    "siglip-so400m14-384": _siglip(384, 14, **_SO400M),
+}
+_ALIASES = {"ViT-L/14@336": "ViT-L/14@336px"}
+
+
+def find(name: str) -> CLIPConfig:
+    """The architecture called `name`; `ViT-B-32` means ViT-B/32, as in file names.
+
+    Raises:
+      UserError: no architecture is called so.
+    """
+    plain = {key.replace("/", "-").replace("@", "-").lower(): key for key in ARCHITECTURES}
+    key = _ALIASES.get(name, name)
+    key = plain.get(key.replace("/", "-").replace("@", "-").lower(), key)
+    if key not in ARCHITECTURES:
+        raise UserError(f"unknown model {name!r}; known: {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[key]
 
 
 def architecture(name: str) -> dict[str, Any]:
     """The architecture called `name` as nested dictionaries, ready for a config's `model`."""
-    if name not in ARCHITECTURES:
-        raise UserError(f"unknown model {name!r}; known: {', '.join(ARCHITECTURES)}")
-    return dataclasses.asdict(ARCHITECTURES[name])
+    return find(name).to_dict()
 
 
 def name_of(config: CLIPConfig) -> str | None:
     """The name under which `config` is known, or None."""
-    plain = dataclasses.replace(
-        config, vision=dataclasses.replace(config.vision, patch_dropout=0.0)
-    )
-    return next((name for name, known in ARCHITECTURES.items() if known == plain), None)
+    if isinstance(config.vision, VisionConfig):
+        config = dataclasses.replace(
+            config, vision=dataclasses.replace(config.vision, patch_dropout=0.0)
+        )
+    return next((name for name, known in ARCHITECTURES.items() if known == config), None)

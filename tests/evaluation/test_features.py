@@ -13,10 +13,11 @@ from PIL import Image
 
 from clip_jax import partition
 from clip_jax.data.images import decode, resize_and_crop
+from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import open_source
 from clip_jax.data.tars import Pair
 from clip_jax.evaluation.features import Encoder, classifier
-from clip_jax.models.clip import CLIP
+from clip_jax.models.clip import CLIP, variables
 from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
 from support import Letters, TarFactory, encoded
 
@@ -47,9 +48,9 @@ def encoder(model: CLIP) -> Make:
 
     def make(devices: int = 8, batch_size: int = 8, **mesh: int) -> Encoder:
         placed = partition.make_mesh(mesh or {"data": devices}, jax.devices()[:devices])
-        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        params = jax.device_put(params, partition.shardings(params, placed))
-        return Encoder(nnx.graphdef(model), params, placed, batch_size)
+        held = variables(model)
+        held = jax.device_put(held, partition.shardings(held, placed))
+        return Encoder(nnx.graphdef(model), held, placed, batch_size)
 
     return make
 
@@ -77,7 +78,7 @@ def test_any_length_on_any_mesh_gives_the_models_features(model: CLIP, encoder: 
     for options in meshes:
         made = encoder(**options)
         for n in (1, 7, 8, 19):
-            found = made.images(pictures(pixels(19)[:n]), SIZE)
+            found = made.images(pictures(pixels(19)[:n]), Preprocess(SIZE))
             assert found.shape == (n, 6)
             assert np.allclose(found, images[:n], atol=1e-5)
             assert np.allclose(made.tokens(tokens(19)[:n]), texts[:n], atol=1e-5)
@@ -91,18 +92,18 @@ def test_pictures_of_a_source_in_their_order(
     prepared = [resize_and_crop(decode(source[i].image, source[i].name), SIZE) for i in range(11)]
     expected, _ = own_features(model, np.stack(prepared), tokens(1))
     for threads in (1, 3):
-        assert np.allclose(encoder().images(source, SIZE, threads), expected, atol=1e-5)
+        assert np.allclose(encoder().images(source, Preprocess(SIZE), threads), expected, atol=1e-5)
 
 
 def test_later_parameters_compile_nothing(encoder: Make) -> None:
-    encoder().images(pictures(pixels(3)), SIZE)
+    encoder().images(pictures(pixels(3)), Preprocess(SIZE))
     encoder().tokens(tokens(3))
     second = encoder()
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
     )
-    second.images(pictures(pixels(21)), SIZE)
+    second.images(pictures(pixels(21)), Preprocess(SIZE))
     second.tokens(tokens(2))
     assert not compiled
     jax.jit(lambda x: x * 3 + 1)(np.ones(3))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
 from clip_jax.evaluation.suite import Suite, TestSet, read_labels, table
@@ -59,7 +60,7 @@ def config(tar_factory: TarFactory, tmp_path: Path) -> Config:
 
 
 def run(config: Config, encoder: Any, folder: Path | None = None) -> dict[str, float]:
-    return Suite(config, Letters(), 8)(encoder, 100.0, folder)
+    return Suite(config, Letters(), Preprocess(8))(encoder, 100.0, folder)
 
 
 NAMES = [
@@ -108,7 +109,7 @@ def test_a_classifier_serves_all_sets_with_its_labels(config: Config, tmp_path: 
     def classifiers(encoder: Perfect) -> int:
         return sum(len(rows) == 2 * len(LABELS) for rows in encoder.texts)
 
-    encoder, suite = Perfect(), Suite(config, Letters(), 8)
+    encoder, suite = Perfect(), Suite(config, Letters(), Preprocess(8))
     suite(encoder, 1.0, None)
     assert classifiers(encoder) == 1
     suite(encoder, 1.0, None)
@@ -136,8 +137,8 @@ def test_sheets_of_pictures(config: Config, tmp_path: Path) -> None:
 
 
 def test_a_suite_of_nothing_is_false(config: Config) -> None:
-    assert Suite(config, Letters(), 8)
-    assert not Suite({**config, "sets": {}}, Letters(), 8)
+    assert Suite(config, Letters(), Preprocess(8))
+    assert not Suite({**config, "sets": {}}, Letters(), Preprocess(8))
 
 
 def test_table() -> None:
@@ -193,14 +194,14 @@ def test_mistakes_are_one_line(
 ) -> None:
     change(config["sets"]["one"], tmp_path)
     with pytest.raises(UserError) as error:
-        Suite(config, Letters(), 8)
+        Suite(config, Letters(), Preprocess(8))
     assert says(error.value, *words)
 
 
 def test_a_caption_that_asks_too_much_is_named(config: Config) -> None:
     config["caption"] = "{colour}"
     with pytest.raises(UserError) as error:
-        Suite(config, Letters(), 8)
+        Suite(config, Letters(), Preprocess(8))
     assert says(error.value, "'colour'", "000000.png")
 
 

@@ -1,6 +1,7 @@
 """The towers: exact sizes, the paper's initialisation, and equalities that must hold."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -142,10 +143,14 @@ def test_features_are_on_the_sphere_and_bytes_are_normalised_on_the_device(model
     )
 
 
-def test_the_scale_is_capped_at_100(batch):
+def test_the_scale_is_used_as_it_is_and_only_training_bounds_it(batch):
     model = CLIP(TINY, rngs=nnx.Rngs(0))
-    model.logit_scale[...] = jnp.asarray(7.0)
-    assert float(model(*batch).logit_scale) == pytest.approx(100, rel=1e-5)
+    model.logit_scale[...] = jnp.asarray(math.log(117.3))  # as SigLIP's released weights have it
+    output = model(*batch)
+    assert float(output.logit_scale) == pytest.approx(117.3, rel=1e-5)
+    cosines = np.asarray(output.image_features) @ np.asarray(output.text_features).T
+    np.testing.assert_allclose(output.logits_per_image, 117.3 * cosines, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(output.logits_per_text, output.logits_per_image.T)
 
 
 def test_text_is_read_out_at_its_end_and_what_follows_changes_nothing(model, batch):
@@ -240,7 +245,7 @@ def test_unknown_names_list_the_known_ones():
 
 def test_a_config_survives_its_dictionary():
     for name, config in ARCHITECTURES.items():
-        assert CLIPConfig.from_dict(dataclasses.asdict(config)) == config
+        assert CLIPConfig.from_dict(config.to_dict()) == config
         assert name_of(config) == name
     assert name_of(TINY) is None
 

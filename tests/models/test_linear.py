@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from clip_jax.models.linear import activation_dtype, linear, product
-from clip_jax.models.transformer import REMAT_POLICIES
+from clip_jax.models.stack import REMAT_POLICIES
 from clip_jax.models.zoo import DTYPES
 
 KEYS = jax.random.split(jax.random.key(0), 3)

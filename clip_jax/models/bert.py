@@ -1,0 +1,56 @@
+"""BERT (Devlin et al. 2018): the text tower of ALIGN."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.transformer import Transformer, layer_norm
+from clip_jax.models.zoo import BertConfig
+
+
+class BERT(nnx.Module):
+    """Token, position and segment embeddings, blocks with LayerNorms after their sums, [CLS]."""
+
+    def __init__(
+        self,
+        config: BertConfig,
+        embed_dim: int,
+        activation: str,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        remat: str = "none",
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.config = config
+        self.dtype = activation_dtype(dtype)
+        width = config.width
+        init = nnx.initializers.normal(0.02)
+        self.token_embedding = nnx.Embed(
+            config.vocab_size, width, embedding_init=init, dtype=self.dtype, rngs=rngs
+        )
+        self.positional_embedding = nnx.Param(init(rngs.params(), (config.positions, width)))
+        self.segment_embedding = nnx.Param(init(rngs.params(), (config.token_types, width)))
+        self.ln_embedding = layer_norm(width, config.eps, rngs)
+        self.transformer = Transformer(
+            config, activation, causal=False, post_norm=True, dtype=dtype, remat=remat, rngs=rngs
+        )
+        common = dict(kernel_init=nnx.initializers.normal(width**-0.5), dtype=dtype, rngs=rngs)
+        if config.pooler:
+            self.pooler = linear(width, width, **common)
+        self.projection = linear(width, embed_dim, use_bias=config.projection_bias, **common)
+
+    def __call__(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed_dim"]:
+        """Features of token ids that start with [CLS], not normalised; padding is not seen."""
+        if tokens.shape[1] > self.config.context_length:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
+            )
+        places = self.positional_embedding[: tokens.shape[1]] + self.segment_embedding[0]
+        x = self.token_embedding(tokens) + places.astype(self.dtype)
+        mask = (tokens != self.config.pad_id)[:, None, None, :]
+        x = self.transformer(self.ln_embedding(x).astype(self.dtype), mask)
+        return self.projection(x[:, 0])

@@ -1,0 +1,109 @@
+"""Convolutions over channels-last images, and batch normalisation with running statistics."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from clip_jax.models.linear import RESULT, activation_dtype
+
+Image = Float[Array, "batch height width channels"]
+Result = Float[Array, "batch rows columns outputs"]
+Padding = tuple[int, int]
+
+
+class Convolution(nnx.Module):
+    """A convolution without bias, of square windows.
+
+    Args:
+      padding: rows and columns of zeros before and after.
+      groups: into how many parts the channels are split; as many as `inputs` for a depthwise one.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: Padding | None = None,
+        groups: int = 1,
+        kernel_init: nnx.Initializer,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.stride, self.groups = stride, groups
+        self.padding = ((size - 1) // 2, size // 2) if padding is None else padding
+        self.dtype = activation_dtype(dtype)
+        shape = (size, size, inputs // groups, outputs)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape))
+
+    def __call__(self, x: Image) -> Result:
+        """The image, `stride` times smaller."""
+        out = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            (self.stride, self.stride),
+            (self.padding, self.padding),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        return checkpoint_name(out, RESULT)
+
+
+class BatchNorm(nnx.Module):
+    """Every channel's mean and variance taken away (Ioffe and Szegedy 2015), in fp32.
+
+    In training they are those of the global batch, whatever device holds its rows, and the running
+    ones follow: by `momentum` times what is new, the variance as of a sample. Otherwise they are
+    the running ones. `batches` counts the updates, as other libraries' files do.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        eps: float,
+        momentum: float,
+        scale: float = 1.0,
+        rngs: nnx.Rngs,
+    ) -> None:
+        del rngs
+        self.eps, self.momentum = eps, momentum
+        self.scale = nnx.Param(jnp.full(channels, scale))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.var = nnx.BatchStat(jnp.ones(channels))
+        self.batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x: Image, train: bool) -> Image:
+        """The image with its channels normalised, scaled and shifted."""
+        y = x.astype(jnp.float32)
+        if train:
+            mean, var = y.mean((0, 1, 2)), y.var((0, 1, 2))
+            count = y.size // y.shape[-1]
+            self._follow(self.mean, mean)
+            self._follow(self.var, var * (count / max(count - 1, 1)))
+            self.batches[...] = self.batches[...] + 1
+        else:
+            mean, var = self.mean[...], self.var[...]
+        factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
+        return ((y - mean) * factor + self.bias[...]).astype(x.dtype)
+
+    def _follow(self, running: nnx.BatchStat, new: Float[Array, " channels"]) -> None:
+        old = running[...]
+        running[...] = old + self.momentum * (jax.lax.stop_gradient(new) - old)
+
+
+def average_pool(x: Image, size: int) -> Result:
+    """The means of squares of `size` pixels; what fills no square is left out."""
+    if size == 1:
+        return x
+    rows, columns = x.shape[1] // size, x.shape[2] // size
+    x = x[:, : rows * size, : columns * size]
+    return x.reshape(len(x), rows, size, columns, size, -1).mean((2, 4))

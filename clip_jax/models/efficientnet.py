@@ -1,0 +1,143 @@
+"""EfficientNet (Tan and Le 2019): the image tower of ALIGN, global pooling and no head."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key, Num
+
+from clip_jax.models.convolution import BatchNorm, Convolution, Image, Result
+from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.pixels import normalized
+from clip_jax.models.resnet import Stage
+from clip_jax.models.stack import check_remat, stack
+from clip_jax.models.zoo import EfficientNetConfig
+
+_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class SqueezeExcite(nnx.Module):
+    """Every channel scaled by what all of them come to over the image (Hu et al. 2017)."""
+
+    def __init__(self, channels: int, inner: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        common = dict(kernel_init=_FAN_OUT, dtype=dtype, rngs=rngs)
+        self.reduce = linear(channels, inner, **common)
+        self.expand = linear(inner, channels, **common)
+
+    def __call__(self, x: Image) -> Image:
+        """The image with its channels scaled."""
+        scale = jax.nn.sigmoid(self.expand(jax.nn.silu(self.reduce(x.mean((1, 2))))))
+        return x * scale[:, None, None, :]
+
+
+class MBConv(nnx.Module):
+    """Wider, depthwise, squeezed and excited, narrow again; the input is added where it fits."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        config: EfficientNetConfig,
+        *,
+        size: int,
+        stride: int,
+        expansion: int,
+        symmetric: bool = False,
+        first: bool = False,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        conv = dict(kernel_init=_FAN_OUT, dtype=dtype, rngs=rngs)
+        norm = dict(eps=config.eps, momentum=config.momentum, rngs=rngs)
+        hidden = inputs * expansion
+        self.expands, self.adds = expansion > 1, not first
+        if self.expands:
+            self.expand = linear(inputs, hidden, use_bias=False, **conv)
+            self.bn_expand = BatchNorm(hidden, **norm)
+        before = size // 2 - (stride > 1 and not symmetric)
+        self.depthwise = Convolution(
+            hidden,
+            hidden,
+            size,
+            stride=stride,
+            padding=(before, size // 2),
+            groups=hidden,
+            **conv,
+        )
+        self.bn_depthwise = BatchNorm(hidden, **norm)
+        inner = max(1, int(inputs * config.squeeze))
+        self.squeeze_excite = SqueezeExcite(hidden, inner, dtype=dtype, rngs=rngs)
+        self.project = linear(hidden, outputs, use_bias=False, **conv)
+        self.bn_project = BatchNorm(outputs, **norm)
+
+    def __call__(self, x: Image, train: bool) -> Result:
+        """The image, `stride` times smaller."""
+        y = x
+        if self.expands:
+            y = jax.nn.silu(self.bn_expand(self.expand(y), train))
+        y = jax.nn.silu(self.bn_depthwise(self.depthwise(y), train))
+        y = self.bn_project(self.project(self.squeeze_excite(y)), train)
+        return x + y if self.adds else y
+
+
+class EfficientNet(nnx.Module):
+    """A strided stem, stages of `MBConv`, the mean over all places."""
+
+    def __init__(
+        self,
+        config: EfficientNetConfig,
+        embed_dim: int,
+        activation: str,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        remat: str = "none",
+        rngs: nnx.Rngs,
+    ) -> None:
+        del embed_dim, activation  # the last stage's channels, and SiLU, whatever the text's
+        check_remat(remat)
+        self.config = config
+        self.dtype = activation_dtype(dtype)
+        stem = config.channels(config.stem)
+        self.stem = Convolution(
+            3, stem, 3, stride=2, padding=(0, 1), kernel_init=_FAN_OUT, dtype=dtype, rngs=rngs
+        )
+        self.bn_stem = BatchNorm(stem, eps=config.eps, momentum=config.momentum, rngs=rngs)
+        block = 0
+        for i, (size, stride, expansion, inputs, outputs, repeats) in enumerate(config.stages):
+            inputs, outputs = config.channels(inputs), config.channels(outputs)
+            make = partial(MBConv, config=config, size=size, expansion=expansion, dtype=dtype)
+            first = make(
+                inputs,
+                outputs,
+                stride=stride,
+                symmetric=block in config.symmetric,
+                first=True,
+                rngs=rngs,
+            )
+            rest = None
+            if (depth := config.repeats(repeats)) > 1:
+                rest = stack(
+                    lambda rngs, make=make, n=outputs: make(n, n, stride=1, rngs=rngs),
+                    depth - 1,
+                    rngs,
+                )
+            setattr(self, f"stage{i + 1}", Stage(first, rest, remat))
+            block += depth
+
+    def __call__(
+        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch embed_dim"]:
+        """Features of images (uint8, or normalised already), not normalised to length one.
+
+        `key` says that this is training: statistics are the batch's, and the running ones follow.
+        """
+        train = key is not None
+        x = self.stem(normalized(image, self.config).astype(self.dtype))
+        x = jax.nn.silu(self.bn_stem(x, train))
+        for i in range(len(self.config.stages)):
+            x = getattr(self, f"stage{i + 1}")(x, train)
+        return x.mean((1, 2))

@@ -1,0 +1,177 @@
+"""CLIP's ResNet (section 2.4): anti-aliased strides, a stem of three, attention in place of a mean.
+
+Strides are average pools before a convolution (Zhang 2019), the stem is ResNet-D's (He et al. 2018).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key, Num
+
+from clip_jax.models.convolution import BatchNorm, Convolution, Image, Result, average_pool
+from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.pixels import normalized
+from clip_jax.models.stack import check_remat, once, scan, stack
+from clip_jax.models.zoo import ResNetConfig
+
+EXPANSION = 4
+_UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Bottleneck(nnx.Module):
+    """1×1, 3×3 and 1×1 convolutions around which the input is added.
+
+    The last scale starts at zero (`residual branch off`), so that a fresh block is its shortcut.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        planes: int,
+        stride: int,
+        config: ResNetConfig,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.stride = stride
+        outputs = EXPANSION * planes
+        conv = dict(kernel_init=_UNIFORM, dtype=dtype, rngs=rngs)
+        norm = dict(eps=config.eps, momentum=config.momentum, rngs=rngs)
+        self.conv1 = linear(inputs, planes, use_bias=False, **conv)
+        self.bn1 = BatchNorm(planes, **norm)
+        self.conv2 = Convolution(planes, planes, 3, **conv)
+        self.bn2 = BatchNorm(planes, **norm)
+        self.conv3 = linear(planes, outputs, use_bias=False, **conv)
+        self.bn3 = BatchNorm(outputs, scale=0.0, **norm)
+        self.shortcut = stride > 1 or inputs != outputs
+        if self.shortcut:
+            self.conv_shortcut = linear(inputs, outputs, use_bias=False, **conv)
+            self.bn_shortcut = BatchNorm(outputs, **norm)
+
+    def __call__(self, x: Image, train: bool) -> Result:
+        """The image, `stride` times smaller, of four times `planes` channels."""
+        y = jax.nn.relu(self.bn1(self.conv1(x), train))
+        y = jax.nn.relu(self.bn2(self.conv2(y), train))
+        y = self.bn3(self.conv3(average_pool(y, self.stride)), train)
+        if self.shortcut:
+            x = self.bn_shortcut(self.conv_shortcut(average_pool(x, self.stride)), train)
+        return jax.nn.relu(x + y)
+
+
+class Stage(nnx.Module):
+    """Blocks of one width: a first of its own kind, and the rest as one stack."""
+
+    def __init__(self, first: nnx.Module, rest: nnx.Module | None, remat: str) -> None:
+        self.first = first
+        self.deep = rest is not None
+        if self.deep:
+            self.rest = rest
+        self.remat = remat
+
+    def __call__(self, x: Image, train: bool) -> Result:
+        """All blocks in turn."""
+        x = once(self.first, x, lambda block, x: block(x, train), self.remat, train)
+        if self.deep:
+            x = scan(self.rest, x, lambda block, x: block(x, train), self.remat, train)
+        return x
+
+
+class Stem(nnx.Module):
+    """Three convolutions and a pool, to a quarter of the size."""
+
+    def __init__(self, config: ResNetConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        width = config.width
+        conv = dict(kernel_init=_UNIFORM, dtype=dtype, rngs=rngs)
+        norm = dict(eps=config.eps, momentum=config.momentum, rngs=rngs)
+        self.conv1 = Convolution(3, width // 2, 3, stride=2, padding=(1, 1), **conv)
+        self.bn1 = BatchNorm(width // 2, **norm)
+        self.conv2 = Convolution(width // 2, width // 2, 3, **conv)
+        self.bn2 = BatchNorm(width // 2, **norm)
+        self.conv3 = Convolution(width // 2, width, 3, **conv)
+        self.bn3 = BatchNorm(width, **norm)
+
+    def __call__(self, x: Image, train: bool) -> Result:
+        """The image, four times smaller, of `width` channels."""
+        x = jax.nn.relu(self.bn1(self.conv1(x), train))
+        x = jax.nn.relu(self.bn2(self.conv2(x), train))
+        x = jax.nn.relu(self.bn3(self.conv3(x), train))
+        return average_pool(x, 2)
+
+
+class SpatialAttentionPool(nnx.Module):
+    """Attention whose query is the mean over all places; positions are learned."""
+
+    def __init__(
+        self, config: ResNetConfig, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        width, self.heads = 32 * config.width, config.heads
+        places = (config.image_size // 32) ** 2 + 1
+        normal = nnx.initializers.normal(width**-0.5)
+        common = dict(kernel_init=normal, dtype=dtype, rngs=rngs)
+        self.positional_embedding = nnx.Param(normal(rngs.params(), (places, width)))
+        self.q = linear(width, width, **common)
+        self.kv = linear(width, 2 * width, **common)
+        self.projection = linear(width, embed_dim, **common)
+
+    def __call__(self, x: Image) -> Float[Array, "batch embed_dim"]:
+        """One vector an image."""
+        batch, width = len(x), x.shape[-1]
+        heads = (batch, -1, self.heads, width // self.heads)
+        x = x.reshape(batch, -1, width)
+        x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
+        x = x + self.positional_embedding[...].astype(x.dtype)
+        k, v = (part.reshape(heads) for part in jnp.split(self.kv(x), 2, axis=-1))
+        attended = jax.nn.dot_product_attention(self.q(x[:, :1]).reshape(heads), k, v)
+        return self.projection(attended.reshape(batch, width))
+
+
+class ModifiedResNet(nnx.Module):
+    """Stem, four stages of bottlenecks, attention pooling."""
+
+    def __init__(
+        self,
+        config: ResNetConfig,
+        embed_dim: int,
+        activation: str,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        remat: str = "none",
+        rngs: nnx.Rngs,
+    ) -> None:
+        del activation  # ReLU, whatever the text's
+        check_remat(remat)
+        self.config = config
+        self.dtype = activation_dtype(dtype)
+        self.stem = Stem(config, dtype=dtype, rngs=rngs)
+        inputs = config.width
+        for i, depth in enumerate(config.layers):
+            planes = config.width * 2**i
+            common = dict(config=config, dtype=dtype)
+            first = Bottleneck(inputs, planes, 2 if i else 1, rngs=rngs, **common)
+            inputs = EXPANSION * planes
+            rest = None
+            if depth > 1:
+                rest = stack(
+                    lambda rngs, a=inputs, b=planes, c=common: Bottleneck(a, b, 1, rngs=rngs, **c),
+                    depth - 1,
+                    rngs,
+                )
+            setattr(self, f"stage{i + 1}", Stage(first, rest, remat))
+        self.pool = SpatialAttentionPool(config, embed_dim, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch embed_dim"]:
+        """Features of images (uint8, or normalised already), not normalised to length one.
+
+        `key` says that this is training: statistics are the batch's, and the running ones follow.
+        """
+        train = key is not None
+        x = self.stem(normalized(image, self.config).astype(self.dtype), train)
+        for i in range(len(self.config.layers)):
+            x = getattr(self, f"stage{i + 1}")(x, train)
+        return self.pool(x)

@@ -1,0 +1,271 @@
+"""A model in another library's files: what it is, its variables, and writing one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from clip_jax import files, tokenizers
+from clip_jax.data import preprocess as preprocessing
+from clip_jax.data.preprocess import Preprocess
+from clip_jax.errors import UserError
+from clip_jax.models import zoo
+from clip_jax.models.clip import Variables, abstract_model, variables
+from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, EfficientNetConfig, VisionConfig
+from clip_jax.tokenizers import Tokenizer
+from clip_jax.weights import arrays, configs
+from clip_jax.weights.names import LIBRARIES, Library, leaves
+from clip_jax.weights.tensors import Tensors, open_tensors, write_safetensors, write_torch
+
+CONFIG = {"hugging_face": "config.json", "open_clip": "open_clip_config.json"}
+PREPROCESSOR = "preprocessor_config.json"
+WEIGHTS = {
+    "hugging_face": "model.safetensors",
+    "open_clip": "open_clip_model.safetensors",
+    "openai": "model.pt",
+}
+# The names that weights have in folders whose configs are about them.
+_USUAL = (*WEIGHTS.values(), "pytorch_model.bin", "open_clip_pytorch_model.bin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a file or folder of weights is.
+
+    path: the file or folder.
+    library: whose names it uses.
+    config: the architecture; sizes are the file's own.
+    preprocess: from a picture to pixels.
+    tokenizer: as for `tokenizers.load`; None where the files hold none.
+    guessed: what was taken for granted, in words, or nothing.
+    """
+
+    path: Path
+    library: Library
+    config: CLIPConfig
+    preprocess: Preprocess
+    tokenizer: str | None
+    guessed: str = ""
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a folder holds another library's model."""
+    if (path / CONFIG["open_clip"]).is_file():
+        return True
+    config = path / CONFIG["hugging_face"]  # a run's folder has one of that name too
+    return config.is_file() and "model_type" in configs.read_json(config)
+
+
+def find(path: str | Path, name: str | None = None) -> Found:
+    """What the weights at `path` are, before they are read.
+
+    Args:
+      path: a file (.safetensors, .bin, .pt), or a folder of transformers' or open_clip's.
+      name: the architecture, as in `zoo.ARCHITECTURES`; needed where no config stands beside the
+        weights and their shapes are those of none that is known.
+
+    Raises:
+      UserError: no such file, no CLIP in it, or another model than `name`.
+    """
+    path = Path(path).expanduser()
+    with open_tensors(path) as tensors:
+        library = _library(tensors)
+        folder = path if path.is_dir() else path.parent
+        beside = folder / CONFIG.get(library, "")
+        if (path.is_dir() or path.name in _USUAL) and beside.is_file():
+            return _described(path, folder, library, beside, name)
+        if library == "open_clip" and not _is_siglip(tensors):
+            library = "openai"
+        guessed = ""
+        if name is None:
+            name = _recognised(tensors, library)
+            guessed = f"no config stands beside {path}: by its shapes it is taken for {name}"
+        config = zoo.find(name)
+    if library == "open_clip" and config.activation == "gelu_tanh":
+        config = dataclasses.replace(config, activation="gelu")  # as open_clip computes SigLIP
+    return Found(path, library, config, preprocess_of(config), _usual_tokenizer(config), guessed)
+
+
+def _library(tensors: Tensors) -> Library:
+    if any(name.startswith("vision_model.") for name in tensors):
+        return "hugging_face"
+    if any(name.startswith("visual.") for name in tensors):
+        return "open_clip"
+    raise UserError(
+        f"{tensors.path} holds no CLIP: no tensor's name starts with visual. (OpenAI, open_clip) "
+        "or vision_model. (transformers)"
+    )
+
+
+def _is_siglip(tensors: Tensors) -> bool:
+    return any(name.startswith("visual.trunk.") for name in tensors)
+
+
+def _described(path: Path, folder: Path, library: Library, beside: Path, name: str | None) -> Found:
+    """What a config says that stands beside the weights."""
+    values = configs.read_json(beside)
+    if library == "hugging_face":
+        config = configs.from_hugging_face(values, str(beside))
+        pixels = folder / PREPROCESSOR
+        preprocess = preprocess_of(config)
+        if pixels.is_file():
+            given = configs.read_json(pixels)
+            preprocess = preprocessing.from_hugging_face(given, str(pixels))
+    else:
+        fields = configs.Fields(values, str(beside))
+        config = configs.from_open_clip(fields.group("model_cfg").values, f"{beside}: model_cfg")
+        preprocess = preprocessing.from_open_clip(
+            fields.group("preprocess_cfg").values, config.vision.image_size, str(beside)
+        )
+    if preprocess.size != config.vision.image_size:
+        if not isinstance(config.vision, EfficientNetConfig):
+            raise UserError(
+                f"{folder / PREPROCESSOR} makes images of {preprocess.size} pixels, "
+                f"{beside} says {config.vision.image_size}"
+            )
+        # any size suits it, and it is the preprocessing that says which is meant
+        vision = dataclasses.replace(config.vision, image_size=preprocess.size)
+        config = dataclasses.replace(config, vision=vision)
+    config = configs.with_normalization(config, preprocess.mean, preprocess.std)
+    if name is not None:
+        known = dataclasses.replace(zoo.find(name), activation=config.activation)
+        _check_name(config, known, path, name)
+    tokenizer = tokenizers.find(folder)
+    return Found(path, library, config, preprocess, tokenizer)
+
+
+def _check_name(found: CLIPConfig, known: CLIPConfig, path: Path, name: str) -> None:
+    shapes = [
+        {key: leaf.shape for key, leaf in arrays.flat(variables(abstract_model(config))[0])}
+        for config in (found, known)
+    ]
+    if shapes[0] != shapes[1]:
+        key = next(k for k in (shapes[0] | shapes[1]) if shapes[0].get(k) != shapes[1].get(k))
+        raise UserError(
+            f"{path} does not hold {name}: its {key} is {shapes[0].get(key)}, not "
+            f"{shapes[1].get(key)}"
+        )
+
+
+def _recognised(tensors: Tensors, library: Library) -> str:
+    """The name of the architecture whose tensors these are."""
+    for name, config in ARCHITECTURES.items():
+        try:
+            shapes = dict(arrays.flat(*variables(abstract_model(config))))
+            arrays.check(tensors, leaves(config, library), shapes)
+        except UserError:
+            continue
+        return name
+    raise UserError(
+        f"{tensors.path} has no config beside it and the shapes of no model that is known here: "
+        f"put its {' or '.join(CONFIG.values())} beside it"
+    )
+
+
+def preprocess_of(config: CLIPConfig) -> Preprocess:
+    """The preprocessing that a kind of model was published with.
+
+    CLIP's cuts out the centre, SigLIP's squashes, ALIGN's does both.
+    """
+    vision = config.vision
+    options: dict[str, Any] = dict(mean=vision.mean, std=vision.std)
+    if isinstance(vision, EfficientNetConfig):
+        return Preprocess(
+            vision.image_size, "squash", round(vision.image_size * 346 / 289), **options
+        )
+    if isinstance(vision, VisionConfig) and vision.pool == "map":
+        return Preprocess(vision.image_size, "squash", **options)
+    return Preprocess(vision.image_size, **options)
+
+
+def _usual_tokenizer(config: CLIPConfig) -> str | None:
+    return "clip" if config.text.vocab_size == 49408 else None
+
+
+def read(found: Found, dtype: str = "float32") -> Variables:
+    """A model's parameters and batch statistics.
+
+    Args:
+      found: by `find`.
+      dtype: of `arrays.DTYPES`: what the parameters are held in; `keep` as the file has them.
+
+    Raises:
+      UserError: a tensor is missing, superfluous, or of another shape; an unknown dtype.
+    """
+    with open_tensors(found.path) as tensors:
+        return arrays.read(tensors, found.config, found.library, _dtype(dtype))
+
+
+def _dtype(name: str) -> Any:
+    if name not in arrays.DTYPES:
+        raise UserError(f"unknown dtype {name!r}; known: {', '.join(arrays.DTYPES)}")
+    return arrays.DTYPES[name]
+
+
+def write(
+    path: str | Path,
+    held: Variables,
+    config: CLIPConfig,
+    library: Library,
+    *,
+    preprocess: Preprocess | None = None,
+    tokenizer: Tokenizer | None = None,
+    dtype: str = "keep",
+) -> Path:
+    """Writes a model for another library; each file is there whole or not at all.
+
+    Args:
+      path: a folder, or the weights' file (.safetensors, .bin, .pt); configs go beside it.
+      held: a model's parameters and batch statistics.
+      config: its architecture.
+      library: for whom.
+      preprocess: of the model; the kind's own when None.
+      tokenizer: of the model; its files go into a folder of transformers'.
+      dtype: of `arrays.DTYPES`: what parameters are written in.
+
+    Returns:
+      The file of the weights.
+
+    Raises:
+      UserError: the library has no such model.
+    """
+    if library not in LIBRARIES:
+        raise UserError(f"unknown library {library!r}; known: {', '.join(LIBRARIES)}")
+    path = Path(path).expanduser()
+    file = path if path.suffix in (".safetensors", ".bin", ".pt") else path / WEIGHTS[library]
+    tensors = arrays.write(held, config, library, _dtype(dtype))
+    documents = _documents(config, library, preprocess or preprocess_of(config))
+    if file.suffix == ".safetensors":
+        write_safetensors(file, tensors)
+    else:
+        write_torch(file, tensors)
+    for name, values in documents.items():
+        with files.whole(file.parent / name) as out:
+            out.write((json.dumps(values, indent=2) + "\n").encode())
+    if library == "hugging_face" and tokenizer is not None:
+        writer = getattr(tokenizer, "write_hugging_face", None)
+        if writer is not None:
+            writer(file.parent)
+    return file
+
+
+def _documents(
+    config: CLIPConfig, library: Library, preprocess: Preprocess
+) -> dict[str, dict[str, Any]]:
+    if library == "hugging_face":
+        values = configs.to_hugging_face(config)
+        kind = values["model_type"]
+        return {
+            CONFIG[library]: values,
+            PREPROCESSOR: preprocessing.to_hugging_face(preprocess, kind),
+        }
+    if library == "open_clip":
+        return {
+            CONFIG[library]: {
+                "model_cfg": configs.to_open_clip(config),
+                "preprocess_cfg": preprocessing.to_open_clip(preprocess),
+            }
+        }
+    return {}
