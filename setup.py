@@ -35,11 +35,17 @@ setup(
         "tqdm",
     ],
     extras_require={
+        # released definitions to compare with; torch's build for CPUs is enough
+        "parity": ["torch==2.13.0", "transformers>=5", "open_clip_torch>=3.3", "safetensors"],
         "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
         "test": [
             "beartype",
             "hypothesis",
+            "ipykernel",
+            "matplotlib",
             "mypy",
+            "nbclient",
+            "nbformat",
             "pytest",
             "ruff",
             "tensorflow-datasets>=4.9.10",

@@ -10,7 +10,7 @@ def use_compilation_cache() -> None:
     """Turns JAX's persistent cache on, unless JAX_COMPILATION_CACHE_DIR or the user set one."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "clip_jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -27,8 +27,8 @@ from clip_jax.data.sources import Source, open_source
 from clip_jax.errors import UserError
 from clip_jax.evaluation.features import Encoder
 from clip_jax.evaluation.suite import Suite, table
-from clip_jax.models.clip import Variables, abstract_model, parameter_count
 from clip_jax.models import zoo
+from clip_jax.models.clip import Variables, abstract_model, parameter_count
 from clip_jax.models.zoo import CLIPConfig
 from clip_jax.objectives import contrastive
 from clip_jax.tokenizers import Tokenizer, packing
@@ -55,11 +55,7 @@ def prepare(c: ConfigDict, *, training: bool) -> Run:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     model = CLIPConfig.from_dict(c.model.to_dict())
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
-    if tokenizer.vocab_size > model.text.vocab_size:
-        raise UserError(
-            f"tokenizer {c.tokenizer} has {tokenizer.vocab_size} ids: "
-            f"config.model.text.vocab_size={model.text.vocab_size} is too small"
-        )
+    _check_tokenizer(c.tokenizer, tokenizer, model.text)
     source = open_source(c.data.train) if training else None
     if source is not None:
         first = source[0]
@@ -68,6 +64,25 @@ def prepare(c: ConfigDict, *, training: bool) -> Run:
     suite = Suite(c.evaluate.to_dict(), tokenizer, library.preprocess_of(model))
     weights = _weights(c, model) if training and c.weights.path else None
     return Run(c, model, tokenizer, source, suite, Path(c.workdir), weights)
+
+
+def _check_tokenizer(name: str, tokenizer: Tokenizer, text: zoo.TextTowerConfig) -> None:
+    """That a tower finds in the tokenizer's rows what it looks for."""
+    if tokenizer.vocab_size > text.vocab_size:
+        raise UserError(
+            f"tokenizer {name} has {tokenizer.vocab_size} ids: "
+            f"config.model.text.vocab_size={text.vocab_size} is too small"
+        )
+    if isinstance(text, zoo.BertConfig):
+        if tokenizer.pad_id != text.pad_id:
+            raise UserError(
+                f"tokenizer {name} pads with {tokenizer.pad_id}: set config.model.text.pad_id to it"
+            )
+    elif (text.pool == "end" or not text.layers) and tokenizer.eot_id != tokenizer.vocab_size - 1:
+        raise UserError(
+            f"config.model.text.pool={text.pool!r} reads a text out at its largest id, which in "
+            f"tokenizer {name} is not its end: use 'clip' or 'sentencepiece:PATH.model'"
+        )
 
 
 def _weights(c: ConfigDict, model: CLIPConfig) -> library.Found:
@@ -166,14 +181,17 @@ class Trainer:
         """The iterator over this process's batches."""
         c, run = self.run.config, self.run
         assert run.source is not None
+        size = run.model.vision.image_size
+        augment = images.Augment.from_dict(c.data.augment.to_dict())
+        enough = augment.least_side(size) if c.data.fast_decode else 0
         batches = pipeline.batches(
             run.source,
             pipeline.Prepare(
                 run.tokenizer,
-                run.model.vision.image_size,
+                size,
                 tuple(c.data.captions),
-                images.Augment.from_dict(c.data.augment.to_dict()),
-                images.Decoder(c.data.cache_mib),
+                augment,
+                images.Decoder(c.data.cache_mib, enough),
                 c.data.token_dropout,
             ),
             batch_size=c.batch_size,
@@ -189,7 +207,8 @@ class Trainer:
         """This process's rows as the global batch, without columns that no text reaches."""
         # many processes would have to agree on the longest text
         if jax.process_count() == 1 and self.run.model.text.blind_to_padding:
-            rows = {**rows, "tokens": packing.trim(rows["tokens"])}
+            pad_id = self.run.tokenizer.pad_id
+            rows = {**rows, "tokens": packing.trim(rows["tokens"], pad_id=pad_id)}
         return partition.global_batch(rows, self.mesh)
 
     def compile(self, context_length: int) -> step_lib.TrainStep:

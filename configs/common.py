@@ -18,7 +18,7 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.weights = ConfigDict()  # what a fresh run starts from, instead of random numbers
     c.weights.path = ""  # a file or folder of OpenAI's, open_clip's or transformers'
     c.weights.resize = False  # positions, where its resolution or context is not the model's
-    c.tokenizer = "clip"  # or sentencepiece:PATH.model
+    c.tokenizer = "clip"  # or sentencepiece:PATH.model, siglip:PATH.model, wordpiece:vocab.txt
     # float32, bfloat16, or mixed: bfloat16 products between float32 activations, for CPUs.
     # Parameters and their updates are float32 in each.
     c.dtype = "bfloat16"
@@ -31,6 +31,7 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.data.threads = 2  # batches made at once in a process
     c.data.workers = 0  # processes that make batches; 0: threads of this one
     c.data.prefetch = 4  # batches made ahead
+    c.data.fast_decode = True  # JPEGs at the scale that the crops need, not the whole
     c.data.cache_mib = 0  # decoded pictures kept in memory, for sets that fit
     c.data.augment = ConfigDict()
     c.data.augment.crop_scale = (0.9, 1.0)

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from clip_jax import optim, step
+from clip_jax import optim
 from clip_jax.models.clip import abstract_model
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
 

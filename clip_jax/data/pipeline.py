@@ -38,7 +38,8 @@ class Prepare:
         image = images.random_view(picture, self.image_size, self.augment, rng)
         tokens = self.tokenizer(caption, truncate=True)[0]
         if self.token_dropout:
-            tokens = packing.drop(tokens, self.token_dropout, self.tokenizer.pad_id, rng)
+            marked = self.tokenizer.sot_id is not None
+            tokens = packing.drop(tokens, self.token_dropout, self.tokenizer.pad_id, rng, marked)
         return {"image": image, "tokens": tokens}
 
 

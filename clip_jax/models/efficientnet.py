@@ -14,7 +14,6 @@ from clip_jax.models.convolution import BatchNorm, Convolution, Image, Result
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.pixels import normalized
 from clip_jax.models.resnet import Stage
-from clip_jax.models.stack import check_remat, stack
 from clip_jax.models.zoo import EfficientNetConfig
 
 _FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -98,7 +97,6 @@ class EfficientNet(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         del embed_dim, activation  # the last stage's channels, and SiLU, whatever the text's
-        check_remat(remat)
         self.config = config
         self.dtype = activation_dtype(dtype)
         stem = config.channels(config.stem)
@@ -118,14 +116,9 @@ class EfficientNet(nnx.Module):
                 first=True,
                 rngs=rngs,
             )
-            rest = None
-            if (depth := config.repeats(repeats)) > 1:
-                rest = stack(
-                    lambda rngs, make=make, n=outputs: make(n, n, stride=1, rngs=rngs),
-                    depth - 1,
-                    rngs,
-                )
-            setattr(self, f"stage{i + 1}", Stage(first, rest, remat))
+            depth = config.repeats(repeats)
+            others = partial(make, outputs, outputs, stride=1)
+            setattr(self, f"stage{i + 1}", Stage(first, others, depth, remat, rngs))
             block += depth
 
     def __call__(

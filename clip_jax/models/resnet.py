@@ -1,9 +1,13 @@
 """CLIP's ResNet (section 2.4): anti-aliased strides, a stem of three, attention in place of a mean.
 
-Strides are average pools before a convolution (Zhang 2019), the stem is ResNet-D's (He et al. 2018).
+Strides are average pools before a convolution (Zhang 2019), the stem is ResNet-D's (He et al.
+2018).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -65,12 +69,19 @@ class Bottleneck(nnx.Module):
 class Stage(nnx.Module):
     """Blocks of one width: a first of its own kind, and the rest as one stack."""
 
-    def __init__(self, first: nnx.Module, rest: nnx.Module | None, remat: str) -> None:
+    def __init__(
+        self,
+        first: nnx.Module,
+        others: Callable[..., nnx.Module],
+        depth: int,
+        remat: str,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.first = first
-        self.deep = rest is not None
+        self.deep = depth > 1
         if self.deep:
-            self.rest = rest
-        self.remat = remat
+            self.rest = stack(others, depth - 1, rngs)
+        self.remat = check_remat(remat)
 
     def __call__(self, x: Image, train: bool) -> Result:
         """All blocks in turn."""
@@ -143,24 +154,17 @@ class ModifiedResNet(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         del activation  # ReLU, whatever the text's
-        check_remat(remat)
         self.config = config
         self.dtype = activation_dtype(dtype)
         self.stem = Stem(config, dtype=dtype, rngs=rngs)
         inputs = config.width
         for i, depth in enumerate(config.layers):
             planes = config.width * 2**i
-            common = dict(config=config, dtype=dtype)
-            first = Bottleneck(inputs, planes, 2 if i else 1, rngs=rngs, **common)
+            make = partial(Bottleneck, planes=planes, config=config, dtype=dtype)
+            first = make(inputs, stride=2 if i else 1, rngs=rngs)
             inputs = EXPANSION * planes
-            rest = None
-            if depth > 1:
-                rest = stack(
-                    lambda rngs, a=inputs, b=planes, c=common: Bottleneck(a, b, 1, rngs=rngs, **c),
-                    depth - 1,
-                    rngs,
-                )
-            setattr(self, f"stage{i + 1}", Stage(first, rest, remat))
+            stage = Stage(first, partial(make, inputs, stride=1), depth, remat, rngs)
+            setattr(self, f"stage{i + 1}", stage)
         self.pool = SpatialAttentionPool(config, embed_dim, dtype=dtype, rngs=rngs)
 
     def __call__(

@@ -30,13 +30,13 @@ def check_remat(remat: str) -> str:
     return remat
 
 
-def stack(make: Callable[[nnx.Rngs], Layer], count: int, rngs: nnx.Rngs) -> Layer:
-    """`count` layers as one module whose variables lead with an axis of that length."""
+def stack(make: Callable[..., Layer], count: int, rngs: nnx.Rngs) -> Layer:
+    """`count` layers of `make(rngs=…)` as one module whose variables lead with such an axis."""
 
     @nnx.split_rngs(splits=count)
     @nnx.vmap(in_axes=0, out_axes=0)
     def stacked(rngs: nnx.Rngs) -> Layer:
-        return make(rngs)
+        return make(rngs=rngs)
 
     return stacked(rngs)
 

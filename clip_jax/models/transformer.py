@@ -161,7 +161,7 @@ class Transformer(nnx.Module):
         self.causal = causal
         self.remat = check_remat(remat)
         self.blocks = stack(
-            lambda rngs: Block(config, activation, post_norm=post_norm, dtype=dtype, rngs=rngs),
+            partial(Block, config, activation, post_norm=post_norm, dtype=dtype),
             config.layers,
             rngs,
         )

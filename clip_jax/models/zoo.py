@@ -170,7 +170,14 @@ class EfficientNetConfig:
                 "model.vision.stages must hold (kernel, stride, expansion, inputs, outputs, "
                 f"repeats) for each stage, all 1 or more, not {self.stages!r:.80}"
             )
-        last = self.channels(self.stages[-1][4])
+        reached = self.stem
+        for stage in self.stages:
+            if stage[3] != reached:
+                raise UserError(
+                    f"model.vision.stages: {stage} takes {stage[3]} channels and is given {reached}"
+                )
+            reached = stage[4]
+        last = self.channels(reached)
         if last != embed_dim:
             raise UserError(
                 f"an EfficientNet of model.vision.width={self.width} gives {last} features: "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,7 +28,7 @@ DTYPES: dict[str, Any] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _ALIGNMENT = 64  # bytes; an aligned array becomes XLA's on a CPU without a copy
-_ROWS = 32  # of a tensor that are transposed at once, to stay in the cache
+_ROWS = 96  # of a tensor that are transposed at once, to stay in the cache
 
 
 def flat(*trees: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -147,9 +150,15 @@ def read(
     }
     work = [piece for leaf in table for piece in pieces(leaf, held[leaf.path])]
 
+    scratch = _Scratch()
+
     def fill(piece: Piece) -> None:
-        tensor = _rows(piece, tensors.read(piece.name).reshape(_their_shape(piece)))
-        _copy(tensor, piece.view)
+        shape, kind = tensors.shapes[piece.name], tensors.dtypes[piece.name]
+        if piece.rows is None and piece.view.flags.carray and piece.view.dtype == kind:
+            tensors.read(piece.name, piece.view.reshape(shape))
+            return
+        tensor = tensors.read(piece.name, scratch.array(shape, kind))
+        _copy(_rows(piece, tensor.reshape(_their_shape(piece))), piece.view)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         list(pool.map(fill, work))
@@ -157,6 +166,19 @@ def read(
     arrays = {path: jax.device_put(array, where, may_alias=True) for path, array in held.items()}
     params, stats = ({path: arrays[path] for path in tree} for tree in shapes)
     return _nested(params), _nested(stats)
+
+
+class _Scratch(threading.local):
+    """Memory that each thread uses again and again: new pages cost as much as reading does."""
+
+    held = np.empty(0, np.uint8)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array whose content lasts until the next."""
+        size = math.prod(shape) * dtype.itemsize
+        if len(self.held) < size:
+            self.held = _aligned((size,), np.dtype(np.uint8))
+        return self.held[:size].view(dtype).reshape(shape)
 
 
 def _copy(tensor: np.ndarray, view: np.ndarray) -> None:
@@ -202,10 +224,7 @@ def write(
         whole = found[0] if len(found) == 1 else np.concatenate(found)
         return np.asarray(whole, shapes[name][1], order="C")
 
-    return {
-        name: Lazy(shape, kind, lambda name=name: made(name))
-        for name, (shape, kind) in shapes.items()
-    }
+    return {name: Lazy(shape, kind, partial(made, name)) for name, (shape, kind) in shapes.items()}
 
 
 def _written_in(held: Any, dtype: np.dtype | None) -> np.dtype:

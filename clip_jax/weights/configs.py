@@ -10,12 +10,14 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.models.zoo import (
+    MEAN,
+    STD,
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,
@@ -27,6 +29,8 @@ from clip_jax.models.zoo import (
 
 MAX_JSON = 4 << 20  # bytes
 MAX_INTEGER = 1 << 24
+MAX_NUMBER = 1e6
+_EPS = dict(least=0.0, most=1.0)
 
 # Theirs → ours; the first of a value's keys is what is written.
 _ACTIVATIONS = {
@@ -80,12 +84,14 @@ class Fields:
             raise self._bad(key, f"a whole number from {least} to {MAX_INTEGER}")
         return value
 
-    def number(self, key: str, default: float) -> float:
-        """A finite number."""
+    def number(
+        self, key: str, default: float, least: float = -MAX_NUMBER, most: float = MAX_NUMBER
+    ) -> float:
+        """A number in [least, most]."""
         value = self.values.get(key)
         value = default if value is None else value
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise self._bad(key, "a number")
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise self._bad(key, f"a number from {least:g} to {most:g}")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -183,13 +189,15 @@ def _read_clip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     text.only("eos_token_id", 2, vocab_size - 1)
     if "eos_token_id" not in text.values and vocab_size != 49408:
         raise UserError(f"{text.where}: eos_token_id must be the last of vocab_size={vocab_size}")
+    image_size, patch_size = _image_size(vision, 224), vision.integer("patch_size", 32)
     return CLIPConfig(
         fields.integer("projection_dim", 512),
         _activation((vision, "quick_gelu"), (text, "quick_gelu")),
         temperature=_temperature(fields, 2.6592),
         vision=VisionConfig(
-            image_size=_image_size(vision, 224),
-            patch_size=vision.integer("patch_size", 32),
+            image_size=image_size,
+            patch_size=patch_size,
+            ragged=image_size % patch_size > 0,
             eps=vision.number("layer_norm_eps", 1e-5),
             **_shape(vision, 768, 12, 12, 3072),
         ),
@@ -327,7 +335,7 @@ def to_hugging_face(config: CLIPConfig) -> dict[str, Any]:
         }
     special = {
         "bos_token_id": text.vocab_size - 2,
-        "eos_token_id": text.vocab_size - 1,
+        "eos_token_id": 2,  # what has transformers read texts out at their largest id, as we do
         "projection_dim": config.embed_dim,
     }
     return {
@@ -393,6 +401,8 @@ _TIMM_SIZES = {
     ("so400m", 14): (224, 378, 384),
     ("so400m", 16): (256, 384, 512),
 }
+_SIGLIP_TOKENIZER = "timm/ViT-B-16-SigLIP"
+_SIGLIP_TOKENIZERS = {250_000: "timm/ViT-B-16-SigLIP-i18n-256"}
 # What may stand in a config without changing the model, or only as given.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "ls_init_value": (),
@@ -473,9 +483,11 @@ def _open_clip_vision(vision: Fields) -> ImageTowerConfig:
     if isinstance(vision.values.get("layers"), (list, tuple)):
         return ResNetConfig(size, width, vision.integers("layers", ()), width * 32 // head)
     vision.only("pool_type", "tok")
+    patch_size = vision.integer("patch_size", 16)
     return VisionConfig(
         image_size=size,
-        patch_size=vision.integer("patch_size", 16),
+        patch_size=patch_size,
+        ragged=size % patch_size > 0,
         width=width,
         layers=vision.integer("layers", 12),
         heads=width // head,
@@ -552,7 +564,7 @@ def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
         if config.activation != "gelu":
             raise UserError(
                 f"open_clip's SigLIP computes the exact GELU, this model {config.activation}: "
-                "write it for hugging_face, or train it with model.activation=gelu"
+                "write it for hugging_face, or accept that with --activation gelu"
             )
         return {
             "embed_dim": config.embed_dim,
@@ -561,7 +573,7 @@ def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
             "vision_cfg": _write_timm(vision),
             "text_cfg": {
                 **words,
-                "hf_tokenizer_name": "timm/ViT-B-16-SigLIP",
+                "hf_tokenizer_name": _SIGLIP_TOKENIZERS.get(text.vocab_size, _SIGLIP_TOKENIZER),
                 "tokenizer_kwargs": {"clean": "canonicalize"},
                 "no_causal_mask": True,
                 "proj_bias": text.projection_bias,
@@ -601,8 +613,8 @@ def _ratio(tower: VisionConfig | TextConfig) -> dict[str, float]:
 
 
 def _write_timm(vision: VisionConfig) -> dict[str, Any]:
-    shape = (vision.width, vision.layers, vision.heads)
-    name = next((n for n, known in _TIMM.items() if known[:3] == shape), None)
+    shape = (vision.width, vision.layers, vision.heads, vision.mlp_ratio)
+    name = next((n for n, known in _TIMM.items() if known == shape), None)
     sizes = _TIMM_SIZES.get((name or "", vision.patch_size), ())
     if vision.image_size not in sizes:
         raise UserError(
@@ -626,3 +638,50 @@ def with_normalization(
     return dataclasses.replace(
         config, vision=dataclasses.replace(config.vision, mean=mean, std=std)
     )
+
+
+# What a library computes with.
+
+
+def essence(config: CLIPConfig) -> dict[str, Any]:
+    """All of an architecture that features depend on, as nested dictionaries.
+
+    Not where training starts, what only training does, and how long the rows of a BERT are.
+    """
+    values = config.to_dict()
+    del values["temperature"], values["max_logit_scale"]
+    values["logit_bias"] = config.logit_bias is not None
+    for tower in (values["vision"], values["text"]):
+        for key in ("patch_dropout", "momentum"):
+            tower.pop(key, None)
+        if "mlp_ratio" in tower:  # which means a whole number
+            tower["mlp_ratio"] = round(tower["width"] * tower["mlp_ratio"]) / tower["width"]
+    if isinstance(config.text, BertConfig):
+        del values["text"]["context_length"]
+    return values
+
+
+def as_openai(config: CLIPConfig) -> dict[str, Any]:
+    """The `essence` of what OpenAI's code, which sees the shapes alone, takes a model for."""
+    values = essence(config)
+    vision, text = values["vision"], values["text"]
+    values["activation"] = "quick_gelu"
+    vision |= dict(heads=max(1, vision["width"] // 64), eps=1e-5, mean=MEAN, std=STD)
+    if isinstance(config.vision, ResNetConfig):
+        vision["heads"] = max(1, vision["width"] // 2)
+    else:
+        vision |= dict(mlp_ratio=4.0, ragged=False)
+    text |= dict(heads=max(1, text["width"] // 64), mlp_ratio=4.0, eps=1e-5)
+    return values
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Where two nested dictionaries differ: the key, such as `vision.eps`, and both values."""
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}", a, b

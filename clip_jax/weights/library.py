@@ -27,7 +27,7 @@ WEIGHTS = {
     "openai": "model.pt",
 }
 # The names that weights have in folders whose configs are about them.
-_USUAL = (*WEIGHTS.values(), "pytorch_model.bin", "open_clip_pytorch_model.bin")
+USUAL = (*WEIGHTS.values(), "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def find(path: str | Path, name: str | None = None) -> Found:
         library = _library(tensors)
         folder = path if path.is_dir() else path.parent
         beside = folder / CONFIG.get(library, "")
-        if (path.is_dir() or path.name in _USUAL) and beside.is_file():
+        if (path.is_dir() or path.name in USUAL) and beside.is_file():
             return _described(path, folder, library, beside, name)
         if library == "open_clip" and not _is_siglip(tensors):
             library = "openai"
@@ -83,6 +83,8 @@ def find(path: str | Path, name: str | None = None) -> Found:
             name = _recognised(tensors, library)
             guessed = f"no config stands beside {path}: by its shapes it is taken for {name}"
         config = zoo.find(name)
+        if guessed and library == "openai":
+            guessed += ", and with QuickGELU, as OpenAI's compute"
     if library == "open_clip" and config.activation == "gelu_tanh":
         config = dataclasses.replace(config, activation="gelu")  # as open_clip computes SigLIP
     return Found(path, library, config, preprocess_of(config), _usual_tokenizer(config), guessed)
@@ -172,9 +174,8 @@ def preprocess_of(config: CLIPConfig) -> Preprocess:
     vision = config.vision
     options: dict[str, Any] = dict(mean=vision.mean, std=vision.std)
     if isinstance(vision, EfficientNetConfig):
-        return Preprocess(
-            vision.image_size, "squash", round(vision.image_size * 346 / 289), **options
-        )
+        side = round(vision.image_size * 346 / 289)
+        return Preprocess(vision.image_size, "squash", side, "bilinear", **options)
     if isinstance(vision, VisionConfig) and vision.pool == "map":
         return Preprocess(vision.image_size, "squash", **options)
     return Preprocess(vision.image_size, **options)
@@ -233,15 +234,14 @@ def write(
     """
     if library not in LIBRARIES:
         raise UserError(f"unknown library {library!r}; known: {', '.join(LIBRARIES)}")
-    path = Path(path).expanduser()
-    file = path if path.suffix in (".safetensors", ".bin", ".pt") else path / WEIGHTS[library]
+    file = weights_file(path, library)
     tensors = arrays.write(held, config, library, _dtype(dtype))
-    documents = _documents(config, library, preprocess or preprocess_of(config))
+    described = documents(config, library, preprocess or preprocess_of(config))
     if file.suffix == ".safetensors":
         write_safetensors(file, tensors)
     else:
         write_torch(file, tensors)
-    for name, values in documents.items():
+    for name, values in described.items():
         with files.whole(file.parent / name) as out:
             out.write((json.dumps(values, indent=2) + "\n").encode())
     if library == "hugging_face" and tokenizer is not None:
@@ -251,21 +251,41 @@ def write(
     return file
 
 
-def _documents(
+def weights_file(path: str | Path, library: Library) -> Path:
+    """Where `write` puts the weights: `path` if it names a file of weights, or in that folder."""
+    path = Path(path).expanduser()
+    return path if path.suffix in (".safetensors", ".bin", ".pt") else path / WEIGHTS[library]
+
+
+def documents(
     config: CLIPConfig, library: Library, preprocess: Preprocess
 ) -> dict[str, dict[str, Any]]:
+    """The JSON files that say what the weights beside them are, by name.
+
+    Raises:
+      UserError: the library has no such model, or would take it for another.
+    """
+    leaves(config, library)
+    if library == "openai":
+        _check_said(config, configs.as_openai(config), library)
+        return {}
     if library == "hugging_face":
         values = configs.to_hugging_face(config)
-        kind = values["model_type"]
-        return {
-            CONFIG[library]: values,
-            PREPROCESSOR: preprocessing.to_hugging_face(preprocess, kind),
-        }
-    if library == "open_clip":
-        return {
-            CONFIG[library]: {
-                "model_cfg": configs.to_open_clip(config),
-                "preprocess_cfg": preprocessing.to_open_clip(preprocess),
-            }
-        }
-    return {}
+        said = configs.from_hugging_face(values)
+        pixels = preprocessing.to_hugging_face(preprocess, values["model_type"])
+        found = {CONFIG[library]: values, PREPROCESSOR: pixels}
+    else:
+        values = configs.to_open_clip(config)
+        said = configs.from_open_clip(values)
+        pixels = preprocessing.to_open_clip(preprocess)
+        found = {CONFIG[library]: {"model_cfg": values, "preprocess_cfg": pixels}}
+    said = configs.with_normalization(said, preprocess.mean, preprocess.std)
+    _check_said(config, configs.essence(said), library)
+    return found
+
+
+def _check_said(config: CLIPConfig, said: dict[str, Any], library: Library) -> None:
+    for key, ours, theirs in configs.differences(configs.essence(config), said):
+        raise UserError(
+            f"{library} has no way to say model.{key}={ours!r}: it would compute with {theirs!r}"
+        )

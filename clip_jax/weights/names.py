@@ -198,14 +198,16 @@ _BLOCKS: dict[str, dict[str, str]] = {
 
 
 def _blocks(tower: str, prefix: str, style: str, layers: int) -> Iterator[Leaf]:
-    options = dict(layers=tuple(range(layers)))
+    options: dict[str, Any] = dict(layers=tuple(range(layers)))
     ours = f"{tower}/transformer/blocks"
     if style == "open_clip":
         yield from _in_projection(f"{ours}/attention/qkv", f"{prefix}.{{}}.attn", **options)
     for path, modules in _BLOCKS[style].items():
-        table = _norm if path.startswith("ln") else _linear
         names = [f"{prefix}.{{}}.{module}" for module in modules.split()]
-        yield from table(f"{ours}/{path}", *names, **options)
+        if path.startswith("ln"):
+            yield from _norm(f"{ours}/{path}", *names, **options)
+        else:
+            yield from _linear(f"{ours}/{path}", *names, **options)
 
 
 # OpenAI and open_clip.

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from clip_jax.errors import UserError
 from clip_jax.models.clip import Params
-from clip_jax.models.zoo import BertConfig, CLIPConfig, EfficientNetConfig, ResNetConfig
+from clip_jax.models.zoo import CLIPConfig, EfficientNetConfig, ResNetConfig, TextConfig
+from clip_jax.weights.configs import differences
 
 
 def _grid(
@@ -33,7 +34,24 @@ def _grid(
 def _line(table: Float[Array, "places width"], new: int) -> Float[Array, "new_places width"]:
     """Positions of texts, of another length: linear, as open_clip does it."""
     shape = new, table.shape[1]
-    return jax.image.resize(table.astype(jnp.float32), shape, "linear").astype(table.dtype)
+    line = jax.image.resize(table.astype(jnp.float32), shape, "linear", antialias=False)
+    return line.astype(table.dtype)
+
+
+def sized(
+    config: CLIPConfig, image_size: int | None = None, context_length: int | None = None
+) -> CLIPConfig:
+    """The same architecture for images or texts of another size; None leaves it as it is.
+
+    Raises:
+      UserError: the model cannot have that size.
+    """
+    vision, text = config.vision, config.text
+    if image_size is not None:
+        vision = dataclasses.replace(vision, image_size=image_size)
+    if context_length is not None:
+        text = dataclasses.replace(text, context_length=context_length)
+    return dataclasses.replace(config, vision=vision, text=text)
 
 
 def resized(
@@ -52,19 +70,13 @@ def resized(
     Raises:
       UserError: the model cannot have that size.
     """
-    vision, text = config.vision, config.text
-    if image_size is not None and image_size != vision.image_size:
-        config = dataclasses.replace(
-            config, vision=dataclasses.replace(vision, image_size=image_size)
-        )
-        params = {**params, "vision": _images(params["vision"], vision, image_size)}
-    if context_length is not None and context_length != text.context_length:
-        config = dataclasses.replace(
-            config, text=dataclasses.replace(text, context_length=context_length)
-        )
-        if not isinstance(text, BertConfig) and text.layers:
-            table = _line(params["text"]["positional_embedding"], context_length)
-            params = {**params, "text": {**params["text"], "positional_embedding": table}}
+    vision, text, config = config.vision, config.text, sized(config, image_size, context_length)
+    if config.vision.image_size != vision.image_size:
+        params = {**params, "vision": _images(params["vision"], vision, config.vision.image_size)}
+    length = config.text.context_length
+    if length != text.context_length and isinstance(text, TextConfig) and text.layers:
+        table = _line(params["text"]["positional_embedding"], length)
+        params = {**params, "text": {**params["text"], "positional_embedding": table}}
     return params, config
 
 
@@ -97,10 +109,9 @@ def check_fits(found: CLIPConfig, wanted: CLIPConfig, path: Any, resize: bool, h
         max_logit_scale=found.max_logit_scale,
         logit_bias=found.logit_bias if wanted.logit_bias is not None else None,
     )
-    differences = list(_differences(found.to_dict(), same.to_dict()))
     sizes = {"vision.image_size", "vision.ragged", "text.context_length"}
     free = {"vision.mean", "vision.std", "vision.patch_dropout"}
-    for key, old, new in differences:
+    for key, old, new in differences(found.to_dict(), same.to_dict()):
         if key in free or (resize and key in sizes):
             continue
         if key in sizes:
@@ -108,12 +119,3 @@ def check_fits(found: CLIPConfig, wanted: CLIPConfig, path: Any, resize: bool, h
                 f"{path} was trained with model.{key}={old}, not {new}: {how} resizes its positions"
             )
         raise UserError(f"{path} holds a model with model.{key}={old!r}, not {new!r}")
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Any:
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key}", a, b

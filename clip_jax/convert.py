@@ -1,0 +1,411 @@
+"""A model from a run, or another library's files, into another library's files.
+
+python -m clip_jax.convert runs/quickstart out --to hugging_face
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clip_jax.errors import UserError, is_disk_full
+from clip_jax.main import LinesParser, report
+from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
+from clip_jax.weights.names import LIBRARIES, Library
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from clip_jax.data.preprocess import Preprocess
+    from clip_jax.models.clip import Variables
+    from clip_jax.tokenizers import Tokenizer
+
+DTYPES = ("keep", "float32", "float16", "bfloat16")
+MAX_SIZE = 8192  # pixels a side, and tokens
+_EXAMPLES = """\
+examples:
+  OpenAI to open_clip         {0} ViT-B-32.pt out --to open_clip
+  OpenAI to transformers      {0} ViT-B-32.pt out --to hugging_face
+  open_clip to transformers   {0} open_clip_folder out --to hugging_face
+  open_clip to OpenAI         {0} open_clip_folder ViT-B-32.pt --to openai
+  transformers to open_clip   {0} clip-vit-base-patch32 out --to open_clip
+  transformers to OpenAI      {0} clip-vit-base-patch32 ViT-B-32.pt --to openai
+  a run to transformers       {0} runs/mine out --to hugging_face
+  a run to open_clip          {0} runs/mine out --to open_clip
+  a run to OpenAI             {0} runs/mine mine.pt --to openai
+
+models that are known by name:
+{1}"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    command = "python -m clip_jax.convert"
+    names = textwrap.fill(", ".join(ARCHITECTURES), 78, initial_indent="  ", subsequent_indent="  ")
+    p = LinesParser(
+        prog=command,
+        description="Writes a model for another library, and reads it back to check.",
+        epilog=_EXAMPLES.format(command, names),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="the folder of a run, of transformers or of open_clip, or a file of weights",
+    )
+    p.add_argument("dest", metavar="DEST", help="a folder, or a .safetensors, .bin or .pt file")
+    p.add_argument("--to", required=True, choices=LIBRARIES, help="whose files to write")
+    p.add_argument("--model", metavar="NAME", help="what it is, where no config says so")
+    p.add_argument(
+        "--dtype", default="keep", choices=DTYPES, help="of the parameters (default: as they are)"
+    )
+    p.add_argument("--image-size", type=int, metavar="N", help="resize the positions to N pixels")
+    p.add_argument(
+        "--context-length", type=int, metavar="N", help="resize the positions to N tokens"
+    )
+    p.add_argument(
+        "--activation",
+        choices=("quick_gelu", "gelu", "gelu_tanh"),
+        help="have it compute another than it was trained with: SigLIP in open_clip needs gelu",
+    )
+    p.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        help="clip, siglip:spiece.model or wordpiece:vocab.txt (default: what SOURCE holds)",
+    )
+    p.add_argument("--overwrite", action="store_true", help="replace files that DEST holds")
+    p.add_argument("--json", action="store_true", help="one JSON object, for machines")
+    return p
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model whose arrays are not read yet.
+
+    library: whose files it is in, in words.
+    config: its architecture.
+    preprocess: from a picture to pixels.
+    tokenizer: as for `tokenizers.load`, or None.
+    read: its parameters and batch statistics, held in a dtype of `DTYPES`.
+    guessed: what was taken for granted, in words, or nothing.
+    """
+
+    library: str
+    config: CLIPConfig
+    preprocess: Preprocess
+    tokenizer: str | None
+    read: Callable[[str], Variables]
+    guessed: str = ""
+
+
+def open_source(path: str | Path, model: str | None = None) -> Source:
+    """What a run, or another library's file or folder, holds.
+
+    Raises:
+      UserError: neither is there, or it is another model than `model`.
+    """
+    from clip_jax import checkpoint, pretrained
+    from clip_jax.weights import library
+
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give the folder of a run or a file of weights")
+    is_step = path.is_dir() and path.name.isdigit() and path.parent.name == checkpoint.FOLDER
+    if is_step or (_config_of(path).is_file() and not library.is_weights(path)):
+        if model is not None:
+            raise UserError(f"{path} is a run, which says what it is: leave out --model")
+        workdir, _ = pretrained.find_run(path)
+        run = checkpoint.read_config(workdir)
+        config = CLIPConfig.from_dict(run["model"])
+        return Source(
+            "a run",
+            config,
+            library.preprocess_of(config),
+            run["tokenizer"],
+            lambda _: pretrained.read_run(path)[0],
+        )
+    found = library.find(path, model)
+    whose = LIBRARIES[found.library].partition(":")[0]
+    return Source(
+        whose,
+        found.config,
+        found.preprocess,
+        found.tokenizer,
+        lambda dtype: library.read(found, dtype),
+        found.guessed,
+    )
+
+
+def _config_of(folder: Path) -> Path:
+    """The name that both a run and transformers have for their config."""
+    return folder / "config.json"
+
+
+def convert(
+    source: str | Path,
+    dest: str | Path,
+    to: Library,
+    *,
+    model: str | None = None,
+    dtype: str = "keep",
+    image_size: int | None = None,
+    context_length: int | None = None,
+    activation: str | None = None,
+    tokenizer: str | None = None,
+    overwrite: bool = False,
+    note: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Writes a model for another library, reads it back and compares.
+
+    Args:
+      source: a run, or another library's file or folder.
+      dest: a folder or a file, as for `library.write`.
+      to: for whom.
+      model: what `source` is, where no config says so.
+      dtype: of `DTYPES`: what parameters are written in.
+      image_size: for images of another size: positions are resized.
+      context_length: for texts of another length: positions are resized.
+      activation: that the model is to compute from now on.
+      tokenizer: as for `tokenizers.load`; what the source holds when None.
+      overwrite: whether files that are there are replaced.
+      note: is given what is worth knowing, a line at a time.
+
+    Returns:
+      What was read and written: `library`, `model`, `parameters`, `dtype`, `files` (bytes by
+      name) and `tensors`.
+
+    Raises:
+      UserError: before anything is written: a source that cannot be read, a model that the library
+        has no place for, or a destination that cannot be written; and files that differ when read.
+    """
+    from clip_jax.models.clip import abstract_model, variables
+    from clip_jax.weights import arrays, library, positions
+
+    file = _destination(dest, to)
+    found = open_source(source, model)
+    if found.guessed:
+        note(found.guessed)
+    config = positions.sized(found.config, image_size, context_length)
+    for line in _resizings(found.config, config):
+        note(line)
+    if activation not in (None, config.activation):
+        note(f"it computes {activation} from here on, not {config.activation}")
+        config = dataclasses.replace(config, activation=activation)
+    preprocess = _preprocess(found.preprocess, config.vision.image_size)
+    described = library.documents(config, to, preprocess)
+    abstract = abstract_model(config)
+    tensors = arrays.write(variables(abstract), config, to, arrays.DTYPES[dtype])
+    words = _tokenizer(tokenizer or found.tokenizer, config, to, note)
+    _check_free(file, list(described), overwrite)
+    _check_room(file, sum(t.dtype.itemsize * _count(t.shape) for t in tensors.values()))
+
+    # resized positions are to be rounded once
+    params, stats = found.read("keep" if dtype == "keep" else "float32")
+    params, _ = positions.resized(params, found.config, image_size, context_length)
+    held = params, stats
+    _check_range(held, dtype)
+    before = _listing(file.parent)
+    try:
+        library.write(file, held, config, to, preprocess=preprocess, tokenizer=words, dtype=dtype)
+    except (OSError, RuntimeError) as error:  # torch makes the one the other
+        if not isinstance(error, OSError) and not is_disk_full(error):
+            raise
+        reason = getattr(error, "strerror", None) or "no space left on the device"
+        raise UserError(f"{file} cannot be written ({reason})") from None
+    after = _listing(file.parent)
+    _check_written(file, to, held, config, preprocess, dtype)
+    return {
+        "library": found.library,
+        "model": str(abstract),
+        "parameters": sum(leaf.size for _, leaf in arrays.flat(params)),
+        "dtype": sorted({str(leaf.dtype) for _, leaf in arrays.flat(params)}),
+        "files": {
+            str(path): path.stat().st_size for path in after if after[path] != before.get(path)
+        },
+        "tensors": len(tensors),
+    }
+
+
+def _destination(dest: str | Path, to: Library) -> Path:
+    """Where the weights go; refused where they cannot."""
+    from clip_jax.weights import library
+
+    file = library.weights_file(dest, to)
+    folder = file.parent
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: name another DEST")
+    if Path(dest).suffix in (".pth", ".ckpt") and not Path(dest).is_dir():
+        raise UserError(f"DEST {dest} is no folder and no .safetensors, .bin or .pt file")
+    if file.suffix != ".safetensors" and find_spec("torch") is None:
+        raise UserError(
+            f"{file} needs torch to be written: pip install torch, or name it "
+            f"{file.with_suffix('.safetensors')}"
+        )
+    there = _nearest(folder)
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{file} cannot be written: {there} is no folder that you may write to")
+    if _config_of(folder).is_file() and not library.is_weights(folder):
+        raise UserError(f"{folder} is the folder of a run: name another DEST")
+    return file
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the first above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _check_free(file: Path, described: Sequence[str], overwrite: bool) -> None:
+    for path in (file, *(file.parent / name for name in (*described, "tokenizer_config.json"))):
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists: give --overwrite, or another DEST")
+
+
+def _check_room(file: Path, size: int) -> None:
+    free = shutil.disk_usage(_nearest(file.parent)).free
+    if size > free:
+        raise UserError(f"{file} needs {_megabytes(size)}, the disk has {_megabytes(free)} left")
+
+
+def _resizings(old: CLIPConfig, new: CLIPConfig) -> Iterator[str]:
+    sizes = old.vision.image_size, new.vision.image_size
+    lengths = old.text.context_length, new.text.context_length
+    if sizes[0] != sizes[1]:
+        yield f"positions of images resized from {sizes[0]} to {sizes[1]} pixels"
+    if lengths[0] != lengths[1]:
+        yield f"positions of texts resized from {lengths[0]} to {lengths[1]} tokens"
+
+
+def _preprocess(preprocess: Preprocess, size: int) -> Preprocess:
+    """The same for pictures of another size."""
+    side = preprocess.resize_size
+    if side is not None:
+        side = round(side * size / preprocess.size)
+    return dataclasses.replace(preprocess, size=size, resize_size=side)
+
+
+def _tokenizer(
+    name: str | None, config: CLIPConfig, to: Library, note: Callable[[str], None]
+) -> Tokenizer | None:
+    """The tokenizer whose files stand beside the weights; says where there will be none."""
+    from clip_jax import tokenizers
+
+    kind = (name or "").partition(":")[0]
+    if name is None:
+        note("no tokenizer is known of it: --tokenizer names one")
+    elif to == "hugging_face" and kind != "sentencepiece":
+        found = tokenizers.load(name, config.text.context_length)
+        if found.vocab_size > config.text.vocab_size:
+            raise UserError(
+                f"the tokenizer {name} has {found.vocab_size} ids, the model only "
+                f"{config.text.vocab_size}"
+            )
+        return found
+    elif to == "hugging_face":
+        note(f"transformers has no tokenizer like {name}: tokenize with clip_jax.tokenizers")
+    elif kind != "clip" and not (kind == "siglip" and to == "open_clip"):
+        note(f"{to} has no place for the tokenizer {name}: tokenize with clip_jax.tokenizers")
+    return None
+
+
+def _check_range(held: Variables, dtype: str) -> None:
+    """Refuses float16 to numbers that are none in it."""
+    import numpy as np
+
+    from clip_jax.weights import arrays
+
+    if dtype != "float16":
+        return
+    for path, leaf in arrays.flat(*held):
+        largest = float(np.abs(np.asarray(leaf)).max(initial=0))
+        if 65504 < largest < float("inf"):
+            raise UserError(f"{path} reaches {largest:g}, too large for float16: use bfloat16")
+
+
+def _check_written(
+    file: Path,
+    to: Library,
+    held: Variables,
+    config: CLIPConfig,
+    preprocess: Preprocess,
+    dtype: str,
+) -> None:
+    """That the files say what was written, and hold it bit for bit."""
+    import numpy as np
+
+    from clip_jax.models.zoo import name_of
+    from clip_jax.weights import arrays, configs, library
+
+    found = library.Found(file, to, config, preprocess, None)
+    if file.name in library.USUAL and (to != "openai" or name_of(config)):
+        found = library.find(file)  # what it says, and not only what it holds
+        said = configs.essence(config), configs.essence(found.config)
+        for key, ours, theirs in configs.differences(*said):
+            raise UserError(f"{file} reads back with model.{key}={theirs!r} in place of {ours!r}")
+    back = dict(arrays.flat(*library.read(found, "keep")))
+    for path, leaf in arrays.flat(*held):
+        ours, theirs = np.asarray(leaf), np.asarray(back[path])
+        if dtype != "keep" and ours.dtype.kind != "i":
+            ours = ours.astype(arrays.DTYPES[dtype])
+        if ours.dtype != theirs.dtype or not np.array_equal(_bits(ours), _bits(theirs)):
+            raise UserError(f"{file}: {path} reads back otherwise than it was written")
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view("u1")
+
+
+def _listing(folder: Path) -> dict[Path, tuple[int, int]]:
+    """The files of a folder, and what changes when one is replaced."""
+    if not folder.is_dir():
+        return {}
+    return {p: (s.st_ino, s.st_mtime_ns) for p in sorted(folder.iterdir()) for s in [p.stat()]}
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    import math
+
+    return math.prod(shape)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
+
+
+def run(argv: Sequence[str]) -> int:
+    """The whole command; returns the exit code."""
+    args = parser().parse_args(argv)
+    for flag in ("image_size", "context_length"):
+        value = getattr(args, flag)
+        if value is not None and not 1 <= value <= MAX_SIZE:
+            shown = flag.replace("_", "-")
+            raise UserError(f"--{shown} {value} must be from 1 to {MAX_SIZE}")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an accelerator would only be taken from others
+
+    from absl import logging
+
+    logging.set_verbosity("error")  # orbax warns that a checkpoint is only read
+    options = {k: v for k, v in vars(args).items() if k != "json"}
+    done = convert(**options, note=lambda line: print(f"note: {line}", file=sys.stderr))
+    if args.json:
+        print(json.dumps(done))
+        return 0
+    print(f"read {args.source} ({done['library']}): {done['model']}, {' and '.join(done['dtype'])}")
+    for path, size in done["files"].items():
+        print(f"wrote {path}  {_megabytes(size)}")
+    print(f"read back: {done['tensors']} tensors, bit for bit")
+    return 0
+
+
+if __name__ == "__main__":
+    report(run, sys.argv[1:])

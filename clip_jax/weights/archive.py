@@ -1,0 +1,310 @@
+"""Torch's archives: the tensors that their pickles describe, read as data.
+
+A small interpreter knows the opcodes that torch writes. It imports nothing and calls nothing, and
+needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import pickletools
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from clip_jax.weights.raw import (
+    BadFileError,
+    Entry,
+    check_name,
+    check_shape,
+    is_count,
+    read_into,
+    size_of,
+)
+
+MAX_PICKLE = 4 << 20  # bytes; those of OpenAI have under 1 MiB
+MAX_OPCODES = 500_000
+_ZIP = b"PK\3\4"
+_BROKEN_ZIP = (  # RuntimeError: encrypted, or of a method that Python lacks
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(ValueError, RuntimeError, EOFError, OverflowError),
+)
+DTYPES = {
+    "torch BoolStorage": np.dtype(np.bool_),
+    "torch ByteStorage": np.dtype(np.uint8),
+    "torch CharStorage": np.dtype(np.int8),
+    "torch ShortStorage": np.dtype(np.int16),
+    "torch IntStorage": np.dtype(np.int32),
+    "torch LongStorage": np.dtype(np.int64),
+    "torch HalfStorage": np.dtype(np.float16),
+    "torch BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch FloatStorage": np.dtype(np.float32),
+    "torch DoubleStorage": np.dtype(np.float64),
+}
+_DICT, _TENSOR, _PARAMETER = (
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+)
+_GLOBALS = {*DTYPES, _DICT, _TENSOR, _PARAMETER, "torch device", "torch Size"}
+
+
+class Archive:
+    """The members of an archive that torch wrote, by their names below its one folder.
+
+    Raises:
+      BadFileError: `file` is none.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        if os.pread(file.fileno(), 4, 0) != _ZIP:
+            raise BadFileError("it is no archive as torch writes them since 1.6")
+        try:
+            self._archive = zipfile.ZipFile(file)
+        except _BROKEN_ZIP as error:
+            raise BadFileError(f"it is a broken archive: {type(error).__name__}") from None
+        self.file = file
+        infos = self._archive.infolist()
+        self._infos = {info.filename.partition("/")[2]: info for info in infos}
+        folders = {info.filename.partition("/")[0] for info in infos}
+        if len(folders) != 1 or len(self._infos) < len(infos):
+            raise BadFileError("it is an archive, and none of torch")
+        for name in self:
+            check_name(name)
+        if "byteorder" in self and self.read("byteorder", 16) != b"little":
+            raise BadFileError("it was written on a big-endian machine")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._infos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A small member."""
+        info = self._infos.get(name)
+        if info is None or info.file_size > limit:
+            raise BadFileError(f"it has no {name}, or one of impossible size")
+        try:
+            return self._archive.read(info)
+        except _BROKEN_ZIP:
+            raise BadFileError(f"its {name} is broken") from None
+
+    def span(self, name: str) -> tuple[int, int]:
+        """Where a member that is not compressed begins in the file, and its size."""
+        info = self._infos.get(name)
+        if info is None:
+            raise BadFileError(f"it has no {name[:80]!a}")
+        head = os.pread(self.file.fileno(), 30, info.header_offset)
+        if len(head) < 30 or head[:4] != _ZIP:
+            raise BadFileError(f"its {name} is not where it should be")
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", head[26:]))
+        stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
+        if not stored or start + info.file_size > size_of(self.file):
+            raise BadFileError(f"its {name} is compressed or cut short")
+        return start, info.file_size
+
+    def unpickled(self) -> Any:
+        """What was saved: plain containers, `Tensor`s and `Object`s."""
+        raw = self.read("data.pkl", MAX_PICKLE)
+        try:
+            return _parse(raw)
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
+            raise BadFileError("its data.pkl is broken") from None
+
+
+class _Storage(NamedTuple):
+    dtype: np.dtype
+    key: str
+    numel: int
+
+
+class Tensor(NamedTuple):
+    """A view of a storage."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def entry(self, archive: Archive, name: str) -> Entry:
+        """Where it is in its archive.
+
+        Raises:
+          BadFileError: the storage is not there, or too small.
+        """
+        check_name(name)
+        (dtype, key, numel), offset, shape, strides = self
+        start, size = archive.span(f"data/{key}")
+        last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        reach = 1 + last if all(shape) else 0
+        if size != numel * dtype.itemsize or offset + reach > numel:
+            raise BadFileError(f"{name} has not the size of its shape")
+        start += offset * dtype.itemsize
+        steps = [
+            s * dtype.itemsize if n > 1 and reach else 0
+            for n, s in zip(shape, strides, strict=True)
+        ]
+
+        def fill(out: np.ndarray) -> None:
+            held = np.empty(reach, dtype)
+            view = np.lib.stride_tricks.as_strided(held, shape, steps)
+            if view.flags.c_contiguous:
+                read_into(archive.file, start, out)
+            else:
+                read_into(archive.file, start, held)
+                np.copyto(out, view)
+
+        return Entry(shape, dtype, fill)
+
+
+class _Global(str):
+    """The name of a class or function; nothing is imported for it."""
+
+
+class Object:
+    """An instance of a class that is only a name."""
+
+    def __init__(self, kind: Any) -> None:
+        if not isinstance(kind, _Global):
+            raise TypeError
+        self.kind = kind
+        self.state: dict[str, Any] = {}
+
+
+def _named(name: str) -> _Global:
+    if name in _GLOBALS or name.startswith(("__torch__", "torch.jit._pickle ")):
+        return _Global(name)
+    raise BadFileError(f"it asks for {name[:80]!a}, which no state dict does")
+
+
+def _called(function: Any, args: Any) -> Any:
+    """What a call would give: a tensor, a dictionary, or a thing that is of no matter."""
+    if not isinstance(function, _Global) or not isinstance(args, tuple):
+        raise TypeError
+    if function == _DICT:
+        return {}
+    if function == _PARAMETER:
+        return args[0]
+    if function != _TENSOR:
+        return None
+    storage, offset, shape, strides = args[:4]
+    if not isinstance(storage, _Storage) or not is_count(offset):
+        raise TypeError
+    if not isinstance(strides, tuple) or not all(map(is_count, strides)):
+        raise TypeError
+    if len(check_shape("a tensor", shape)) != len(strides):
+        raise ValueError
+    return Tensor(storage, offset, shape, strides)
+
+
+def _stored(about: Any) -> _Storage:
+    kind, storage, key, _, numel = about
+    if kind != "storage" or not isinstance(storage, _Global) or not isinstance(key, str):
+        raise TypeError
+    if not is_count(numel):
+        raise ValueError
+    return _Storage(DTYPES[storage], key, numel)
+
+
+def _put(target: Any, keys: list[Any], values: list[Any]) -> None:
+    if type(target) is not dict:
+        raise TypeError
+    # tensors have names; and the hash of a deep tuple has no end
+    target.update((k, v) for k, v in zip(keys, values, strict=True) if type(k) is str)
+
+
+def _parse(raw: bytes) -> Any:
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def since_mark() -> list[Any]:
+        at = marks.pop()
+        if at > len(stack):
+            raise IndexError
+        found = stack[at:]
+        del stack[at:]
+        return found
+
+    opcodes: Iterator[tuple[Any, Any, Any]] = pickletools.genops(raw)
+    for count, (opcode, argument, _) in enumerate(opcodes):
+        if count == MAX_OPCODES:
+            raise BadFileError("its data.pkl is longer than any model's")
+        match opcode.name:
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+                stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append(None)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
+                first = len(stack) - int(name[-1])
+                stack[first:] = [tuple(stack[first:])]
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(since_mark()))
+            case "APPEND":
+                stack.pop()  # of lists nothing is needed
+            case "APPENDS":
+                since_mark()
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _put(stack[-1], [key], [value])
+            case "SETITEMS":
+                items = since_mark()
+                _put(stack[-1], items[::2], items[1::2])
+            case "GLOBAL":
+                stack.append(_named(argument))
+            case "BINPERSID":
+                stack.append(_stored(stack.pop()))
+            case "REDUCE":
+                args, function = stack.pop(), stack.pop()
+                stack.append(_called(function, args))
+            case "NEWOBJ":
+                stack.pop()
+                stack.append(Object(stack.pop()))
+            case "BUILD":
+                state = stack.pop()
+                if type(state) is not dict:
+                    raise TypeError
+                if isinstance(stack[-1], Object):  # and no dictionary, whose _metadata it is
+                    stack[-1].state = state
+            case "STOP":
+                return stack.pop()
+            case "PROTO":
+                pass
+            case unknown:
+                raise BadFileError(f"its data.pkl has the opcode {unknown}")
+    raise ValueError
+
+
+def state_dict(archive: Archive) -> dict[str, Entry]:
+    """The tensors of a state dict, also one under "state_dict"."""
+    found = archive.unpickled()
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    pairs = found.items() if isinstance(found, dict) else ()
+    tensors = {name: value for name, value in pairs if isinstance(value, Tensor)}
+    if not tensors:
+        raise BadFileError("it holds no tensors by name, nor under 'state_dict'")
+    wrapped = all(name.startswith("module.") for name in tensors)
+    return {
+        name: tensor.entry(archive, name)
+        for key, tensor in tensors.items()
+        for name in [key.removeprefix("module.") if wrapped else key]
+    }

@@ -1,0 +1,60 @@
+"""TorchScript archives, as OpenAI released its models."""
+
+from __future__ import annotations
+
+import re
+
+from clip_jax.weights.archive import Archive, Object, Tensor
+from clip_jax.weights.raw import BadFileError, Entry, check_name
+
+MAX_CODE = 16 << 20  # bytes
+MAX_ATTRIBUTES = 200_000
+_MODULE = re.compile(
+    r"^class (\w+)\(Module\):\n((?:  __(?:parameters|buffers)__ = \[.*\]\n)*)", re.MULTILINE
+)
+
+
+def is_torchscript(archive: Archive) -> bool:
+    """Whether an archive holds a program, and no state dict."""
+    return "constants.pkl" in archive
+
+
+def state_dict(archive: Archive) -> dict[str, Entry]:
+    """The parameters and buffers of the modules, as their state dict names them."""
+    declared = _declared(archive)
+    entries = {}
+    waiting, seen = [("", archive.unpickled())], 0
+    while waiting:
+        prefix, module = waiting.pop()
+        # modules may be shared, and a hostile file have them share each other
+        seen += 1 + len(module.state) if isinstance(module, Object) else 1
+        if seen > MAX_ATTRIBUTES:
+            raise BadFileError("it has more attributes than any model")
+        if not isinstance(module, Object) or module.kind not in declared:
+            continue
+        for name, value in module.state.items():
+            check_name(prefix + name)
+            if isinstance(value, Object):
+                waiting.append((f"{prefix}{name}.", value))
+            elif isinstance(value, Tensor) and name in declared[module.kind]:
+                entries[prefix + name] = value.entry(archive, prefix + name)
+    if not entries:
+        raise BadFileError("it holds no tensors")
+    return entries
+
+
+def _declared(archive: Archive) -> dict[str, set[str]]:
+    """Which attributes of each class of modules are its parameters and buffers.
+
+    Other tensors, which the code uses as constants, are no part of a state dict.
+    """
+    found, left = {}, MAX_CODE
+    for member in archive:
+        if not member.startswith("code/") or not member.endswith(".py"):
+            continue
+        code = archive.read(member, left)
+        left -= len(code)
+        package = member.removeprefix("code/").removesuffix(".py").replace("/", ".")
+        for name, lists in _MODULE.findall(code.decode(errors="replace")):
+            found[f"{package} {name}"] = set(re.findall(r'"([^"\\]*)"', lists))
+    return found
