@@ -30,7 +30,6 @@ from clip_jax.models.zoo import (
 MAX_JSON = 4 << 20  # bytes
 MAX_INTEGER = 1 << 24
 MAX_NUMBER = 1e6
-_EPS = dict(least=0.0, most=1.0)
 
 # Theirs → ours; the first of a value's keys is what is written.
 _ACTIVATIONS = {
@@ -94,6 +93,10 @@ class Fields:
             raise self._bad(key, f"a number from {least:g} to {most:g}")
         return float(value)
 
+    def eps(self, key: str, default: float) -> float:
+        """What keeps a norm from dividing by zero."""
+        return self.number(key, default, 0, 1)
+
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false."""
         value = self.values.get(key)
@@ -146,21 +149,23 @@ def from_hugging_face(values: Mapping[str, Any], where: str = "config.json") -> 
     readers = {"clip": _read_clip, "siglip": _read_siglip, "align": _read_align}
     if kind not in readers:
         raise UserError(
-            f"{where}: model_type={kind!r} is not supported here, only {', '.join(readers)}"
+            f"{where}: model_type={kind!r:.60} is not supported here, only {', '.join(readers)}"
         )
     return readers[kind](fields, fields.group("vision_config"), fields.group("text_config"))
 
 
 def _activation(*towers: tuple[Fields, str]) -> str:
     """The one activation of all towers."""
-    found = {fields.text("hidden_act", default) for fields, default in towers}
-    if len(found) > 1:
-        raise UserError(f"{towers[0][0].where}: hidden_act differs between towers: {found}")
-    (name,) = found
-    if name not in _ACTIVATIONS:
+    names = {fields.text("hidden_act", default): fields.where for fields, default in towers}
+    for name, where in names.items():
+        if name not in _ACTIVATIONS:
+            raise UserError(
+                f"{where}: hidden_act={name!r:.60} is not supported here, only "
+                f"{', '.join(_ACTIVATIONS)}"
+            )
+    if len({_ACTIVATIONS[name] for name in names}) > 1:
         raise UserError(
-            f"{towers[0][0].where}: hidden_act={name!r} is not supported here, only "
-            f"{', '.join(_ACTIVATIONS)}"
+            f"{towers[0][0].where}: hidden_act differs between its towers: {', '.join(names)}"
         )
     return _ACTIVATIONS[name]
 
@@ -198,13 +203,13 @@ def _read_clip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
             image_size=image_size,
             patch_size=patch_size,
             ragged=image_size % patch_size > 0,
-            eps=vision.number("layer_norm_eps", 1e-5),
+            eps=vision.eps("layer_norm_eps", 1e-5),
             **_shape(vision, 768, 12, 12, 3072),
         ),
         text=TextConfig(
             vocab_size=vocab_size,
             context_length=text.integer("max_position_embeddings", 77),
-            eps=text.number("layer_norm_eps", 1e-5),
+            eps=text.eps("layer_norm_eps", 1e-5),
             **_shape(text, 512, 12, 8, 2048),
         ),
     )
@@ -228,7 +233,7 @@ def _read_siglip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
         patch_bias=True,
         projection=False,
         ragged=image_size % patch_size > 0,
-        eps=vision.number("layer_norm_eps", 1e-6),
+        eps=vision.eps("layer_norm_eps", 1e-6),
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
         **_shape(vision, 768, 12, 12, 3072),
@@ -247,7 +252,7 @@ def _read_siglip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
             causal=False,
             pool="last",
             projection_bias=True,
-            eps=text.number("layer_norm_eps", 1e-6),
+            eps=text.eps("layer_norm_eps", 1e-6),
             **_shape(text, 768, 12, 12, 3072),
         ),
     )
@@ -276,18 +281,18 @@ def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
         raise UserError(f"{vision.where}: {', '.join(columns)} must be of one length")
     image = EfficientNetConfig(
         image_size=_image_size(vision, 600),
-        width=vision.number("width_coefficient", 2.0),
-        depth=vision.number("depth_coefficient", 3.1),
+        width=vision.number("width_coefficient", 2.0, 0.01, 100),
+        depth=vision.number("depth_coefficient", 3.1, 0.01, 100),
         divisor=vision.integer("depth_divisor", 8),
         stages=tuple(zip(*columns.values(), strict=True)),
         symmetric=vision.integers("depthwise_padding", (), least=0),
-        squeeze=vision.number("squeeze_expansion_ratio", 0.25),
-        eps=vision.number("batch_norm_eps", 1e-3),
+        squeeze=vision.number("squeeze_expansion_ratio", 0.25, 0, 100),
+        eps=vision.eps("batch_norm_eps", 1e-3),
     )
     return CLIPConfig(
         fields.integer("projection_dim", 640),
         _activation((text, "gelu")),
-        temperature=fields.number("temperature_init_value", 1.0),
+        temperature=fields.number("temperature_init_value", 1.0, 1e-6),
         log_scale=False,
         max_logit_scale=0.0,
         vision=image,
@@ -297,7 +302,7 @@ def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
             positions=text.integer("max_position_embeddings", 512),
             token_types=text.integer("type_vocab_size", 2),
             pad_id=text.integer("pad_token_id", 0, least=0),
-            eps=text.number("layer_norm_eps", 1e-12),
+            eps=text.eps("layer_norm_eps", 1e-12),
             **_shape(text, 768, 12, 12, 3072),
         ),
     )
@@ -467,14 +472,15 @@ def _open_clip_text(text: Fields, **special: Any) -> TextConfig:
         layers=text.integer("layers", 12),
         heads=text.integer("heads", 8),
         mlp_ratio=_mlp_ratio(text, text.integer("width", 512)),
-        eps=text.group("norm_kwargs").number("eps", 1e-5),
+        eps=text.group("norm_kwargs").eps("eps", 1e-5),
         **special,
     )
 
 
 def _mlp_ratio(fields: Fields, width: int) -> float:
     """The hidden width of open_clip is rounded down."""
-    return int(width * fields.number("mlp_ratio", 4.0)) / width
+    hidden = int(width * fields.number("mlp_ratio", 4.0, 0, 1000))
+    return max(1, hidden) / width
 
 
 def _open_clip_vision(vision: Fields) -> ImageTowerConfig:
@@ -492,7 +498,7 @@ def _open_clip_vision(vision: Fields) -> ImageTowerConfig:
         layers=vision.integer("layers", 12),
         heads=width // head,
         mlp_ratio=_mlp_ratio(vision, width),
-        eps=vision.group("norm_kwargs").number("eps", 1e-5),
+        eps=vision.group("norm_kwargs").eps("eps", 1e-5),
     )
 
 

@@ -1,0 +1,174 @@
+"""Tables of positions at other sizes, held against open_clip's."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import released
+from clip_jax.errors import UserError
+from clip_jax.models.clip import CLIP, abstract_model, variables
+from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, ResNetConfig, TextConfig, VisionConfig
+from clip_jax.weights import arrays, positions
+from support import says
+
+WORDS = TextConfig(vocab_size=40, context_length=12, width=16, layers=1, heads=2)
+VIT = CLIPConfig(
+    12,
+    vision=VisionConfig(image_size=28, patch_size=4, width=16, layers=1, heads=2),
+    text=WORDS,
+)
+MAP = dataclasses.replace(
+    VIT,
+    embed_dim=16,
+    vision=dataclasses.replace(VIT.vision, pool="map", ln_pre=False, projection=False),
+)
+RESNET = CLIPConfig(12, vision=ResNetConfig(96, 2, (1, 1, 1, 1), 2), text=WORDS)
+MODELS = {"vit": VIT, "map": MAP, "resnet": RESNET}
+IMAGE_TABLE = {
+    "vit": "vision/positional_embedding",
+    "map": "vision/positional_embedding",
+    "resnet": "vision/pool/positional_embedding",
+}
+
+
+def random_params(config: CLIPConfig, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    shapes = variables(abstract_model(config))[0]
+    return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(s.dtype), shapes)
+
+
+def table(params: dict[str, Any], path: str) -> np.ndarray:
+    return np.asarray(dict(arrays.flat(params))[path])
+
+
+def theirs_of_images(held: np.ndarray, side: int, before: int) -> np.ndarray:
+    torch, model = pytest.importorskip("torch"), released.open_clip().model
+    added = np.zeros((1 - before, held.shape[1]), np.float32)  # it counts on a class token
+    state = {"visual.positional_embedding": torch.tensor(np.concatenate([added, held]))}
+    visual = SimpleNamespace(grid_size=(side, side))
+    model.resize_pos_embed(state, SimpleNamespace(visual=visual))
+    return state["visual.positional_embedding"].numpy()[1 - before :]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("size", [32, 64, 128, 160, 256])
+def test_images_as_open_clip_resizes_them(kind: str, size: int) -> None:
+    config = MODELS[kind]
+    unit = 32 if kind == "resnet" else 4
+    params = random_params(config)
+    before = 0 if kind == "map" else 1
+    wanted = theirs_of_images(table(params, IMAGE_TABLE[kind]), size // unit, before)
+    found, new = positions.resized(params, config, image_size=size)
+    assert new.vision.image_size == size and new.text == config.text
+    np.testing.assert_allclose(table(found, IMAGE_TABLE[kind]), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [3, 7, 11, 13, 24, 77])
+def test_texts_as_open_clip_resizes_them(length: int) -> None:
+    torch, model = pytest.importorskip("torch"), released.open_clip().model
+    params = random_params(VIT)
+    state = {"positional_embedding": torch.tensor(table(params, "text/positional_embedding"))}
+    wanted = SimpleNamespace(positional_embedding=torch.zeros(length, 16))
+    model.resize_text_pos_embed(state, wanted)
+    found, new = positions.resized(params, VIT, context_length=length)
+    assert new.text.context_length == length and new.vision == VIT.vision
+    ours = table(found, "text/positional_embedding")
+    np.testing.assert_allclose(ours, state["positional_embedding"].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_is_resized_and_what_is_left(kind: str) -> None:
+    config, params = MODELS[kind], random_params(MODELS[kind])
+    found, new = positions.resized(params, config, 64, 20)
+    shapes = jax.tree.map(lambda s: s.shape, variables(abstract_model(new))[0])
+    assert jax.tree.map(np.shape, found) == shapes
+    moved = {IMAGE_TABLE[kind], "text/positional_embedding"}
+    before, after = dict(arrays.flat(params)), dict(arrays.flat(found))
+    for path in before.keys() - moved:
+        assert after[path] is before[path]
+    if kind != "map":
+        np.testing.assert_array_equal(after[IMAGE_TABLE[kind]][0], before[IMAGE_TABLE[kind]][0])
+
+
+def test_the_same_size_is_the_same_arrays() -> None:
+    params = random_params(VIT)
+    for sizes in ((None, None), (28, 12)):
+        found, new = positions.resized(params, VIT, *sizes)
+        assert new == VIT and found is params
+
+
+def test_a_constant_table_stays_constant_and_a_line_a_line() -> None:
+    params = random_params(VIT)
+    params["vision"]["positional_embedding"] = np.full((50, 16), 3.0, np.float32)
+    ramp = np.repeat(np.arange(12, dtype=np.float32)[:, None], 16, axis=1)
+    params["text"]["positional_embedding"] = ramp
+    found, _ = positions.resized(params, VIT, 64, 24)
+    np.testing.assert_allclose(table(found, "vision/positional_embedding"), 3.0, atol=1e-5)
+    line = table(found, "text/positional_embedding")[:, 0]
+    np.testing.assert_allclose(line[1:-1], np.arange(24)[1:-1] / 2 - 0.25, atol=1e-5)
+    assert line[0] == 0 and line[-1] == 11
+
+
+def test_narrow_tables_stay_narrow() -> None:
+    params = jax.tree.map(lambda x: x.astype(np.float16), random_params(VIT))
+    found, _ = positions.resized(params, VIT, 64, 20)
+    assert table(found, "vision/positional_embedding").dtype == np.float16
+    assert table(found, "text/positional_embedding").dtype == np.float16
+
+
+def test_align_has_no_positions_that_hang_on_sizes() -> None:
+    config = ARCHITECTURES["align-base"]
+    params: dict[str, Any] = {"vision": {}, "text": {}}
+    found, new = positions.resized(params, config, 600, 77)
+    assert found == params
+    assert (new.vision.image_size, new.text.context_length) == (600, 77)
+    with pytest.raises(UserError) as caught:
+        positions.sized(config, context_length=513)
+    assert says(caught.value, "context_length=513", "positions=512")
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "words"),
+    [
+        ("vit", 30, ["patch_size=4", "image_size=30"]),
+        ("vit", 3, ["patch_size=4", "image_size=3"]),
+        ("resnet", 100, ["image_size=100", "multiple of 32"]),
+    ],
+)
+def test_a_size_that_cannot_be(kind: str, size: int, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        positions.resized(random_params(MODELS[kind]), MODELS[kind], image_size=size)
+    assert says(caught.value, *words)
+
+
+def test_the_resized_model_runs() -> None:
+    from flax import nnx
+
+    params, config = positions.resized(random_params(VIT), VIT, 64, 20)
+    model: CLIP = nnx.merge(nnx.graphdef(abstract_model(config)), params, {})
+    images, tokens = np.zeros((1, 64, 64, 3), np.float32), np.ones((1, 20), np.int32)
+    assert model(images, tokens).logits_per_image.shape == (1, 1)
+
+
+def test_a_file_fits_or_its_first_difference_is_named() -> None:
+    def other(**values: Any) -> CLIPConfig:
+        return dataclasses.replace(VIT, **values)
+
+    wide = other(text=dataclasses.replace(WORDS, width=32))
+    large = other(vision=dataclasses.replace(VIT.vision, image_size=64))
+    grey = other(vision=dataclasses.replace(VIT.vision, mean=(0.5,) * 3, patch_dropout=0.5))
+    positions.check_fits(VIT, grey, "x.pt", False, "--resize")
+    positions.check_fits(other(temperature=0.5), VIT, "x.pt", False, "--resize")
+    positions.check_fits(large, VIT, "x.pt", True, "--resize")
+    with pytest.raises(UserError) as caught:
+        positions.check_fits(large, VIT, "x.pt", False, "--resize")
+    assert says(caught.value, "x.pt", "model.vision.image_size=64", "28", "--resize")
+    with pytest.raises(UserError) as caught:
+        positions.check_fits(wide, VIT, "x.pt", True, "--resize")
+    assert says(caught.value, "x.pt", "model.text.width=32", "16")
