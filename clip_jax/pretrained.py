@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
@@ -192,14 +191,17 @@ class ZeroShotClassifier:
         self, pictures: list[Image.Image], labels: list[str], templates: list[str]
     ) -> np.ndarray:
         texts = [template.replace("{}", label) for label in labels for template in templates]
-        features = self.model.encode_text(self.tokenize(texts), normalized=True)
-        features = features.reshape(len(labels), len(templates), -1).mean(axis=1)
-        features = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+        text = self.model.encode_text(self.tokenize(texts), normalized=True)
         pixels = np.stack([self.preprocess(picture) for picture in pictures])
-        logits = self.model.scale * self.model.encode_image(pixels, normalized=True) @ features.T
+        image = self.model.encode_image(pixels, normalized=True)
+        # with NumPy: in JAX each of these operations would be a program to compile
+        features = np.asarray(text).reshape(len(labels), len(templates), -1).mean(axis=1)
+        features = features / np.linalg.norm(features, axis=-1, keepdims=True)
+        logits = np.asarray(self.model.scale) * np.asarray(image) @ features.T
         if self.model.config.logit_bias is None:
-            return np.asarray(jax.nn.softmax(logits, axis=-1))
-        return np.asarray(jax.nn.sigmoid(logits + self.model.logit_bias[...]))
+            shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            return shares / shares.sum(axis=-1, keepdims=True)
+        return np.exp(-np.logaddexp(0, -logits - np.asarray(self.model.logit_bias[...])))
 
 
 def _picture(image: Any) -> Image.Image:
