@@ -16,7 +16,7 @@ from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, EfficientNetConfig, VisionConfig
 from clip_jax.tokenizers import Tokenizer
 from clip_jax.weights import arrays, configs
-from clip_jax.weights.names import LIBRARIES, Library, leaves
+from clip_jax.weights.names import IGNORED, LIBRARIES, Library, leaves
 from clip_jax.weights.tensors import Tensors, open_tensors, write_safetensors, write_torch
 
 CONFIG = {"hugging_face": "config.json", "open_clip": "open_clip_config.json"}
@@ -153,10 +153,14 @@ def _check_name(found: CLIPConfig, known: CLIPConfig, path: Path, name: str) -> 
 
 def _recognised(tensors: Tensors, library: Library) -> str:
     """The name of the architecture whose tensors these are."""
+    named = {name for name in tensors if name not in IGNORED}
     for name, config in ARCHITECTURES.items():
         try:
+            table = leaves(config, library)
+            if named != {tensor for leaf in table for tensor in leaf.tensors}:
+                continue  # which is seen in no time
             shapes = dict(arrays.flat(*variables(abstract_model(config))))
-            arrays.check(tensors, leaves(config, library), shapes)
+            arrays.check(tensors, table, shapes)
         except UserError:
             continue
         return name

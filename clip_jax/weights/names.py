@@ -61,6 +61,13 @@ class Leaf:
     layers: tuple[int, ...] | None = None
     span: tuple[int, int, int] | None = None
 
+    @property
+    def tensors(self) -> list[str]:
+        """The names of all tensors that it is made of."""
+        if self.layers is None:
+            return list(self.names)
+        return [name.replace("{}", str(i)) for i in self.layers for name in self.names]
+
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
