@@ -109,8 +109,13 @@ def init_state(
     config: CLIPConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
 ) -> TrainState:
     """A fresh state, created where it will live: the same values on any mesh."""
-    where = partition.shardings(jax.eval_shape(partial(_create, config, optimizer, 0)), mesh)
-    return jax.jit(partial(_create, config, optimizer, seed), out_shardings=where)()
+    create = partial(_create, config, optimizer, seed)
+    shapes = jax.eval_shape(create)
+    # LLVM takes half a second for each of a ResNet's random arrays, and they are made only once
+    many = len(jax.tree.leaves(shapes.stats)) > 0 and mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if many else None
+    where = partition.shardings(shapes, mesh)
+    return jax.jit(create, out_shardings=where, compiler_options=options)()
 
 
 def state_of(held: Variables, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

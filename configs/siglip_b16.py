@@ -1,0 +1,31 @@
+"""SigLIP B/16 (Zhai et al. 2023): a sigmoid for every pair, on your own pairs.
+
+    python -m clip_jax.main --config configs/siglip_b16.py --workdir runs/siglip_b16 \\
+        --config.data.train='/data/{00000..41407}.tar' --config.tokenizer=siglip:spiece.model
+
+The tokenizer's file comes with the released weights (`spiece.model`); or train one with
+`python -m clip_jax.tokenizers.sentencepiece`. To go on from released weights add
+`--config.weights.path=FOLDER`.
+
+Hardware: TPU or GPU; the batch of 32,768 is global and is split over all devices.
+Time:     not measured.
+Memory:   parameters and Adam's moments take 2.4 GB (12 bytes for each of 203,155,970 parameters),
+          divided by `config.mesh.fsdp`; activations come on top and were not measured.
+Score:    not measured.
+Measured here: the number of parameters. The learning rate and decay are ours, this schedule was not
+run by us.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    c = common.get_config("siglip-b16")
+    c.workdir = "runs/siglip_b16"
+    c.tokenizer = ""  # siglip:spiece.model
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.b2 = 0.95
+    c.optimizer.weight_decay = 1e-4
+    return c

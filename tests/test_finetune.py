@@ -1,0 +1,221 @@
+"""Training goes on from the weights of other libraries, for every kind of model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import clip_jax
+import runs
+from clip_jax import main
+from clip_jax.errors import UserError
+from clip_jax.models.clip import CLIP, variables
+from clip_jax.models.zoo import (
+    BertConfig,
+    CLIPConfig,
+    EfficientNetConfig,
+    ResNetConfig,
+    TextConfig,
+    VisionConfig,
+)
+from clip_jax.weights import library
+from support import encoded, picture, says, write_tar
+
+CONFIG = '''"""A run of seconds from the weights of another library."""
+import json
+from configs import common
+from ml_collections import ConfigDict
+
+def get_config():
+    c = common.get_config()
+    c.model = ConfigDict(json.loads({model!r}))
+    c.weights.path = {weights!r}
+    c.batch_size = 8
+    c.steps = 3
+    c.dtype = "float32"
+    c.remat = "none"
+    c.tokenizer = {tokenizer!r}
+    c.data.train = {train!r}
+    c.optimizer.warmup_steps = 1
+    c.optimizer.learning_rate = 1e-3
+    c.log.every = 1
+    c.log.tensorboard = False
+    return c
+'''
+SMALL = dict(width=16, layers=1, heads=2)
+WORDS = TextConfig(vocab_size=2100, context_length=8, **SMALL)
+IMAGE = VisionConfig(image_size=16, patch_size=8, **SMALL)
+SIGLIP_IMAGE = dataclasses.replace(
+    IMAGE, pool="map", ln_pre=False, patch_bias=True, projection=False, eps=1e-6, mean=(0.5,) * 3
+)
+MODELS = {
+    "clip": (CLIPConfig(12, vision=IMAGE, text=WORDS), "hugging_face"),
+    "resnet": (
+        CLIPConfig(12, vision=ResNetConfig(32, 4, (1, 1, 1, 2), 2), text=WORDS),
+        "open_clip",
+    ),
+    "siglip": (
+        CLIPConfig(
+            16,
+            "gelu_tanh",
+            temperature=0.1,
+            max_logit_scale=0.0,
+            logit_bias=-10.0,
+            vision=dataclasses.replace(SIGLIP_IMAGE, std=(0.5,) * 3),
+            text=TextConfig(
+                vocab_size=64,
+                context_length=8,
+                causal=False,
+                pool="last",
+                projection_bias=True,
+                eps=1e-6,
+                **SMALL,
+            ),
+        ),
+        "hugging_face",
+    ),
+    "align": (
+        CLIPConfig(
+            8,
+            "gelu",
+            temperature=1.0,
+            log_scale=False,
+            max_logit_scale=0.0,
+            vision=EfficientNetConfig(
+                image_size=24,
+                width=0.5,
+                depth=1.0,
+                divisor=4,
+                stages=((3, 1, 1, 32, 16, 1), (5, 2, 4, 16, 16, 2)),
+            ),
+            text=BertConfig(vocab_size=50, context_length=8, positions=12, **SMALL),
+        ),
+        "hugging_face",
+    ),
+}
+
+
+@pytest.fixture
+def tar(tmp_path: Path) -> Path:
+    members = []
+    for i in range(8):
+        members.append((f"{i:03}.png", encoded(picture(i, (40, 36)))))
+        members.append((f"{i:03}.json", json.dumps({"caption": f"picture {i}"}).encode()))
+    return write_tar(tmp_path / "pairs.tar", members)
+
+
+def tokenizer_for(config: CLIPConfig, folder: Path) -> str:
+    if isinstance(config.text, BertConfig):
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "picture", *map(str, range(10))]
+        (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+        return f"wordpiece:{folder / 'vocab.txt'}"
+    if config.text.pool == "last":
+        return f"siglip:{Path(__file__).parent / 'golden' / 'siglip.model'}"
+    return "sentencepiece:embedded:emoji/emoji.model"
+
+
+def write_config(folder: Path, weights: Path, tar: Path, config: CLIPConfig) -> Path:
+    path = folder / "config.py"
+    path.write_text(
+        CONFIG.format(
+            model=json.dumps(config.to_dict()),
+            weights=str(weights),
+            train=str(tar),
+            tokenizer=tokenizer_for(config, folder),
+        )
+    )
+    return path
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_run_starts_from_a_file_trains_resumes_and_is_loaded(family, tar, tmp_path):
+    config, kind = MODELS[family]
+    held = variables(CLIP(config, rngs=nnx.Rngs(3)))
+    library.write(tmp_path / "weights", held, config, kind)
+    path = write_config(tmp_path, tmp_path / "weights", tar, config)
+    still = runs.run(path, tmp_path / "still", "--config.optimizer.learning_rate=1e-12")
+    assert still.returncode == 0, still.stderr
+    run, preprocess, tokenize = clip_jax.load(str(tmp_path / "still"))
+    params = dict(jax.tree_util.tree_flatten_with_path(held[0])[0])
+    for place, value in jax.tree_util.tree_flatten_with_path(variables(run)[0])[0]:
+        np.testing.assert_allclose(value, params[place], rtol=0, atol=1e-6, err_msg=str(place))
+    assert preprocess.size == config.vision.image_size and tokenize(["1"]).shape == (1, 8)
+
+    first = runs.run(path, tmp_path / "run", "--config.checkpoint.every=2")
+    assert first.returncode == 0, first.stderr
+    losses = [line["loss"] for line in runs.lines(tmp_path / "run")]
+    assert len(losses) == 3 and np.isfinite(losses).all()
+    assert losses[0] == pytest.approx(runs.lines(tmp_path / "still")[0]["loss"], rel=1e-6)
+    assert losses[2] != pytest.approx(losses[0], rel=1e-6)
+    trained, _, _ = clip_jax.load(str(tmp_path / "run"))
+    counted = [n for n in jax.tree.leaves(variables(trained)[1]) if n.dtype == np.int32]
+    assert all((np.asarray(n) == 3).all() for n in counted)
+
+
+def test_other_sizes_are_resized_by_choice_only(tar, tmp_path):
+    config, kind = MODELS["clip"]
+    held = variables(CLIP(config, rngs=nnx.Rngs(3)))
+    library.write(tmp_path / "weights", held, config, kind)
+    larger = dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, image_size=32),
+        text=dataclasses.replace(config.text, context_length=12),
+    )
+    path = write_config(tmp_path, tmp_path / "weights", tar, larger)
+    flags = ["--config", str(path), "--workdir", str(tmp_path / "run")]
+    with pytest.raises(UserError) as caught:
+        main.run(flags)
+    assert says(caught.value, "context_length=8", "not 12", "--config.weights.resize=True")
+    assert not (tmp_path / "run").exists()
+    done = runs.run(path, tmp_path / "run", "--config.weights.resize=True")
+    assert done.returncode == 0, done.stderr
+    model, _, _ = clip_jax.load(str(tmp_path / "run"))
+    assert model.vision.positional_embedding.shape == (17, 16)
+    assert model.text.positional_embedding.shape == (12, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(activation="gelu"), ["model.activation='quick_gelu'", "not 'gelu'"]),
+        (dict(embed_dim=16), ["model.embed_dim=12", "not 16"]),
+        (dict(vision=MODELS["resnet"][0].vision), ["model.vision"]),
+    ],
+)
+def test_weights_of_another_model_are_refused(change, words, tar, tmp_path):
+    config, kind = MODELS["clip"]
+    held = variables(CLIP(config, rngs=nnx.Rngs(3)))
+    library.write(tmp_path / "weights", held, config, kind)
+    path = write_config(tmp_path, tmp_path / "weights", tar, dataclasses.replace(config, **change))
+    with pytest.raises(UserError) as caught:
+        main.run(["--config", str(path), "--workdir", str(tmp_path / "run")])
+    assert says(caught.value, "weights", *words)
+
+
+@pytest.mark.parametrize(
+    ("family", "tokenizer", "words"),
+    [
+        ("clip", "align", ["largest id"]),
+        ("clip", "siglip", ["largest id"]),
+        ("align", "siglip", ["pad_id"]),
+    ],
+)
+def test_a_tokenizer_that_the_tower_cannot_read_is_refused(family, tokenizer, words, tar, tmp_path):
+    config = MODELS[family][0]
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=100))
+    path = write_config(tmp_path, Path(), tar, config)
+    other = tokenizer_for(MODELS[tokenizer][0], tmp_path)
+    with pytest.raises(UserError) as caught:
+        main.run(
+            [
+                *("--config", str(path), "--workdir", str(tmp_path / "run")),
+                *(f"--config.tokenizer={other}", "--config.weights.path="),
+            ]
+        )
+    assert says(caught.value, "tokenizer", *words)
