@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip_jax.contrastive import softmax_loss
+from clip_jax import partition
+from clip_jax.contrastive import sigmoid_loss, softmax_loss
 from clip_jax.models.clip import normalize
 
 
@@ -90,3 +91,42 @@ def test_gradients_equal_finite_differences_of_the_definition():
         2 * step
     )
     assert float(grads[2]) == pytest.approx(slope, rel=1e-3)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    n=st.sampled_from([1, 3, 8]),
+    scale=st.sampled_from([1.0, 10.0, 117.0]),
+    bias=st.sampled_from([0.0, -10.0, -16.0]),
+    seed=st.integers(0, 100),
+)
+def test_the_sigmoid_loss_equals_its_definition_and_so_do_its_gradients(n, scale, bias, seed):
+    image, text = features(seed, n, 4)
+
+    def definition(scale, bias):
+        logits = scale * np.asarray(image, np.float64) @ np.asarray(text, np.float64).T + bias
+        signs = 2 * np.eye(n) - 1
+        return np.logaddexp(0, -signs * logits).sum() / n
+
+    loss, (by_scale, by_bias) = jax.value_and_grad(
+        lambda *a: sigmoid_loss(image, text, *a)[0], argnums=(0, 1)
+    )(jnp.float32(scale), jnp.float32(bias))
+    assert float(loss) == pytest.approx(definition(scale, bias), rel=1e-4, abs=1e-4)
+    h = 1e-5
+    for gradient, up, down in (
+        (by_scale, definition(scale + h, bias), definition(scale - h, bias)),
+        (by_bias, definition(scale, bias + h), definition(scale, bias - h)),
+    ):
+        assert float(gradient) == pytest.approx((up - down) / (2 * h), rel=1e-3, abs=1e-3)
+
+
+def test_the_sigmoid_loss_of_a_sharded_batch_is_that_of_the_whole():
+    image, text = features(0, 16, 8)
+    mesh = partition.make_mesh(dict(data=4, fsdp=2))
+    where = partition.batch_sharding(mesh)
+    loss = jax.jit(jax.value_and_grad(lambda *a: sigmoid_loss(*a)[0], argnums=(0, 1)))
+    single = loss(image, text, jnp.float32(10), jnp.float32(-10))
+    sharded = loss(*jax.device_put((image, text), where), jnp.float32(10), jnp.float32(-10))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), single, sharded
+    )

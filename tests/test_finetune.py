@@ -134,28 +134,22 @@ def write_config(folder: Path, weights: Path, tar: Path, config: CLIPConfig) -> 
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_a_run_starts_from_a_file_trains_resumes_and_is_loaded(family, tar, tmp_path):
+def test_a_run_starts_from_a_file_and_is_loaded(family, tar, tmp_path):
     config, kind = MODELS[family]
     held = variables(CLIP(config, rngs=nnx.Rngs(3)))
     library.write(tmp_path / "weights", held, config, kind)
     path = write_config(tmp_path, tmp_path / "weights", tar, config)
     still = runs.run(path, tmp_path / "still", "--config.optimizer.learning_rate=1e-12")
     assert still.returncode == 0, still.stderr
+    losses = [line["loss"] for line in runs.lines(tmp_path / "still")]
+    assert len(losses) == 3 and np.isfinite(losses).all()
     run, preprocess, tokenize = clip_jax.load(str(tmp_path / "still"))
     params = dict(jax.tree_util.tree_flatten_with_path(held[0])[0])
     for place, value in jax.tree_util.tree_flatten_with_path(variables(run)[0])[0]:
         np.testing.assert_allclose(value, params[place], rtol=0, atol=1e-6, err_msg=str(place))
-    assert preprocess.size == config.vision.image_size and tokenize(["1"]).shape == (1, 8)
-
-    first = runs.run(path, tmp_path / "run", "--config.checkpoint.every=2")
-    assert first.returncode == 0, first.stderr
-    losses = [line["loss"] for line in runs.lines(tmp_path / "run")]
-    assert len(losses) == 3 and np.isfinite(losses).all()
-    assert losses[0] == pytest.approx(runs.lines(tmp_path / "still")[0]["loss"], rel=1e-6)
-    assert losses[2] != pytest.approx(losses[0], rel=1e-6)
-    trained, _, _ = clip_jax.load(str(tmp_path / "run"))
-    counted = [n for n in jax.tree.leaves(variables(trained)[1]) if n.dtype == np.int32]
+    counted = [n for n in jax.tree.leaves(variables(run)[1]) if n.dtype == np.int32]
     assert all((np.asarray(n) == 3).all() for n in counted)
+    assert preprocess.size == config.vision.image_size and tokenize(["1"]).shape == (1, 8)
 
 
 def test_other_sizes_are_resized_by_choice_only(tar, tmp_path):
@@ -175,6 +169,8 @@ def test_other_sizes_are_resized_by_choice_only(tar, tmp_path):
     assert not (tmp_path / "run").exists()
     done = runs.run(path, tmp_path / "run", "--config.weights.resize=True")
     assert done.returncode == 0, done.stderr
+    losses = [line["loss"] for line in runs.lines(tmp_path / "run")]
+    assert losses[2] < losses[0]
     model, _, _ = clip_jax.load(str(tmp_path / "run"))
     assert model.vision.positional_embedding.shape == (17, 16)
     assert model.text.positional_embedding.shape == (12, 16)
