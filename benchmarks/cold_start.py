@@ -47,8 +47,6 @@ class Clock:
 def ours(weights: str, picture: str) -> tuple[Clock, Any]:
     """Probabilities by clip_jax."""
     clock = Clock()
-    import jax
-
     import clip_jax.pretrained
 
     clock("import")
@@ -59,9 +57,11 @@ def ours(weights: str, picture: str) -> tuple[Clock, Any]:
     clock("image")
     text = model.encode_text(tokenize(LABELS), normalized=True).block_until_ready()
     clock("text")
-    answer = jax.nn.softmax(model.scale * image @ text.T)[0].tolist()
+    # in NumPy, as clip_jax.pipeline does it
+    logits = np.asarray(model.scale) * np.asarray(image) @ np.asarray(text).T
+    shares = np.exp(logits - logits.max())
     clock("softmax")
-    return clock, answer
+    return clock, (shares / shares.sum())[0].tolist()
 
 
 def theirs(weights: str, picture: str) -> tuple[Clock, Any]:
@@ -99,7 +99,8 @@ def write(folder: Path) -> tuple[str, str]:
 def measure(side: str, files: tuple[str, str], cache: str) -> dict[str, Any]:
     """One answer of a fresh process."""
     command = [sys.executable, __file__, "--worker", side, "--files", *files]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     began = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     seconds = time.perf_counter() - began

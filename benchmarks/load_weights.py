@@ -32,6 +32,7 @@ import numpy as np
 
 from clip_jax.weights.names import Library
 
+
 def write(name: str, folder: Path, library: Library) -> Path:
     """A random model in a library's files; returns that of its weights, which has been read."""
     import jax
