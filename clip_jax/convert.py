@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import shutil
 import sys
@@ -205,9 +206,12 @@ def convert(
     described = library.documents(config, to, preprocess)
     abstract = abstract_model(config)
     tensors = arrays.write(variables(abstract), config, to, arrays.DTYPES[dtype])
+    usual = dataclasses.replace(preprocess, half="even") == type(preprocess)(preprocess.size)
+    if to == "openai" and not usual:
+        note(f"OpenAI's code prepares pictures in its own way, not by {preprocess}")
     words = _tokenizer(tokenizer or found.tokenizer, config, to, note)
     _check_free(file, list(described), overwrite)
-    _check_room(file, sum(t.dtype.itemsize * _count(t.shape) for t in tensors.values()))
+    _check_room(file, sum(t.dtype.itemsize * math.prod(t.shape) for t in tensors.values()))
 
     # resized positions are to be rounded once
     params, stats = found.read("keep" if dtype == "keep" else "float32")
@@ -328,7 +332,7 @@ def _check_range(held: Variables, dtype: str) -> None:
         return
     for path, leaf in arrays.flat(*held):
         largest = float(np.abs(np.asarray(leaf)).max(initial=0))
-        if 65504 < largest < float("inf"):
+        if 65504 < largest < math.inf:
             raise UserError(f"{path} reaches {largest:g}, too large for float16: use bfloat16")
 
 
@@ -370,12 +374,6 @@ def _listing(folder: Path) -> dict[Path, tuple[int, int]]:
     if not folder.is_dir():
         return {}
     return {p: (s.st_ino, s.st_mtime_ns) for p in sorted(folder.iterdir()) for s in [p.stat()]}
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    import math
-
-    return math.prod(shape)
 
 
 def _megabytes(size: int) -> str:
