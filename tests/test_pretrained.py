@@ -1,0 +1,166 @@
+"""The library's front on other libraries' files: load, the tutorial's lines, the pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import clip_jax
+from clip_jax import classify, pretrained
+from clip_jax.errors import UserError
+from clip_jax.models.clip import CLIP, variables
+from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
+from clip_jax.weights import library
+from support import picture, says
+
+GOLDEN = Path(__file__).parent / "golden" / "models"
+SMALL = dict(width=16, layers=1, heads=2)
+CONFIG = CLIPConfig(
+    12,
+    vision=VisionConfig(image_size=16, patch_size=8, **SMALL),
+    text=TextConfig(context_length=12, **SMALL),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small CLIP with CLIP's vocabulary, as transformers writes it."""
+    place = tmp_path_factory.mktemp("weights") / "tiny-clip"
+    library.write(place, variables(CLIP(CONFIG, rngs=nnx.Rngs(1))), CONFIG, "hugging_face")
+    return place
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "cat.png"
+    picture(3, (40, 30)).save(path)
+    return path
+
+
+def test_the_tutorials_lines(folder, image):
+    model, preprocess, tokenize = clip_jax.load(str(folder))
+    pixels = preprocess(Image.open(image))[None]
+    text = tokenize(["a diagram", "a dog", "a cat"])
+    image_features = model.encode_image(pixels)
+    text_features = model.encode_text(text)
+    image_features /= jnp.linalg.norm(image_features, axis=-1, keepdims=True)
+    text_features /= jnp.linalg.norm(text_features, axis=-1, keepdims=True)
+    scale = jnp.exp(model.logit_scale[...])
+    probs = jax.nn.softmax(scale * image_features @ text_features.T, axis=-1)
+    output = model(pixels, text)
+    assert probs.shape == (1, 3) and float(probs.sum()) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(
+        jax.nn.softmax(output.logits_per_image, axis=-1), probs, rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(output.logits_per_text, output.logits_per_image.T)
+
+
+def test_the_pipeline_answers_as_transformers_does(folder, image):
+    classifier = clip_jax.pipeline("zero-shot-image-classification", model=str(folder))
+    one = classifier(str(image), candidate_labels=["a cat", "a dog", "a sun"])
+    assert [set(item) for item in one] == [{"label", "score"}] * 3
+    assert sum(item["score"] for item in one) == pytest.approx(1, abs=1e-5)
+    assert [i["score"] for i in one] == sorted((i["score"] for i in one), reverse=True)
+    several = classifier([Image.open(image), str(image)], "a cat,a dog,a sun")
+    for answer in several:
+        assert [i["label"] for i in answer] == [i["label"] for i in one]
+        for ours, first in zip(answer, one, strict=True):
+            assert ours["score"] == pytest.approx(first["score"], rel=1e-5)
+    ensemble = classifier(image, ["a cat", "a dog"], hypothesis_template=["{}", "a photo of {}."])
+    assert len(ensemble) == 2
+
+
+def test_the_pipeline_of_a_sigmoid_model_scores_each_label_alone():
+    values = dataclasses.replace(
+        CONFIG, embed_dim=16, logit_bias=-1.0, temperature=0.5, max_logit_scale=0.0
+    )
+    model = CLIP(values, rngs=nnx.Rngs(0))
+    classifier = pretrained.ZeroShotClassifier(
+        model, library.preprocess_of(values), lambda texts: clip_jax.tokenize(texts, 12)
+    )
+    labels = ["a cat", "a dog", "a sun"]
+    together = {i["label"]: i["score"] for i in classifier(picture(0), labels)}
+    for label in labels:
+        (alone,) = classifier(picture(0), [label])
+        assert alone["score"] == pytest.approx(together[label], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((["a"], "no place"), ["'no place'", "{}"]),
+        (([],), ["label"]),
+    ],
+)
+def test_mistakes_in_a_call_are_named(folder, image, arguments, words):
+    with pytest.raises(UserError) as caught:
+        clip_jax.pipeline(model=str(folder))(image, *arguments)
+    assert says(caught.value, *words)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda f: clip_jax.load("ViT-B/32"), ["weights=FILE", "downloaded"]),
+        (lambda f: clip_jax.load("ViT-B/33"), ["ViT-B/33", "ViT-B/32"]),
+        (lambda f: clip_jax.load("ViT-B/33", weights=f), ["ViT-B/33", "known"]),
+        (lambda f: clip_jax.load("ViT-B/32", weights=f), ["does not hold ViT-B/32"]),
+        (lambda f: clip_jax.load("RN50", weights=f / "nothing.pt"), ["nothing.pt"]),
+        (lambda f: clip_jax.load(f, params="float8"), ["float8", "bfloat16"]),
+        (lambda f: clip_jax.load(f, image_size=20), ["patch_size=8", "image_size=20"]),
+        (lambda f: clip_jax.pipeline("image-to-text", f), ["image-to-text"]),
+    ],
+)
+def test_mistakes_in_loading_are_named(folder, call, words):
+    with pytest.raises(UserError) as caught:
+        call(folder)
+    assert says(caught.value, *words)
+
+
+def test_a_folder_without_a_tokenizer_says_so_when_one_is_needed(image):
+    model, preprocess, tokenize = clip_jax.load(GOLDEN / "hugging_face_siglip")
+    assert model.encode_image(preprocess(Image.open(image))[None]).shape == (1, 16)
+    with pytest.raises(UserError) as caught:
+        tokenize(["a cat"])
+    assert says(caught.value, "hugging_face_siglip", "tokenizer=")
+    file = GOLDEN.parent / "siglip.model"
+    _, _, tokenize = clip_jax.load(GOLDEN / "hugging_face_siglip", tokenizer=f"siglip:{file}")
+    assert tokenize(["ab"]).shape == (1, 8)
+
+
+def test_parameters_are_kept_or_widened_by_choice(folder, tmp_path):
+    held = variables(CLIP(CONFIG, rngs=nnx.Rngs(1)))
+    library.write(tmp_path, held, CONFIG, "hugging_face", dtype="float16")
+    kept, _, tokenize = clip_jax.load(tmp_path, params="keep")
+    wide, _, _ = clip_jax.load(tmp_path)
+    full, _, _ = clip_jax.load(folder)
+    assert kept.text.projection.kernel[...].dtype == jnp.float16
+    assert wide.text.projection.kernel[...].dtype == jnp.float32
+    tokens = tokenize(["a cat"])
+    np.testing.assert_allclose(kept.encode_text(tokens), wide.encode_text(tokens), atol=1e-4)
+    assert np.abs(np.asarray(wide.encode_text(tokens) - full.encode_text(tokens))).max() > 0
+    np.testing.assert_allclose(wide.encode_text(tokens), full.encode_text(tokens), atol=1e-2)
+
+
+def test_other_sizes_by_choice(folder, image):
+    model, preprocess, tokenize = clip_jax.load(folder, image_size=32, context_length=20)
+    assert preprocess.size == 32 and tokenize(["a cat"]).shape == (1, 20)
+    pixels = preprocess(Image.open(image))[None]
+    assert model.encode_image(pixels).shape == (1, 12)
+    same, _, _ = clip_jax.load(folder)
+    np.testing.assert_array_equal(
+        model.vision.positional_embedding[0], same.vision.positional_embedding[0]
+    )
+
+
+def test_the_classify_command_takes_other_libraries_folders(folder, image, capsys):
+    assert classify.run(["--checkpoint", str(folder), str(image), "--labels", "a cat,a dog"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert {row.split("%  ")[1] for row in rows} == {"a cat", "a dog"}
