@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from clip_jax.errors import UserError
+from clip_jax.files import read_json
 
 FOLDER = "checkpoints"
 CONFIG = "config.json"
@@ -23,12 +23,9 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
       UserError: the folder holds no run.
     """
     path = Path(workdir) / CONFIG
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{workdir} holds no run: there is no config.json in it") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error})") from None
+    if not path.exists():
+        raise UserError(f"{workdir} holds no run: there is no config.json in it")
+    return read_json(path)
 
 
 def latest_step(workdir: str | Path) -> int | None:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import errno
 
+_LONGEST = 500
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: one clear line that says what to do."""
+    """A mistake in what the user gave: one clear line that says what to do.
+
+    What of it stood in a file may be of any length and hold anything: the line is cut in its
+    middle, and what would not print is escaped.
+    """
+
+    def __init__(self, line: str) -> None:
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 3 :]}"
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
 
 
 def is_disk_full(error: BaseException | None) -> bool:

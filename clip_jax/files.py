@@ -1,13 +1,18 @@
-"""Files that are there complete or not at all."""
+"""Files that are there complete or not at all, and small ones from strangers."""
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from clip_jax.errors import UserError
+
+MAX_JSON = 4 << 20  # bytes
 
 
 @contextmanager
@@ -26,3 +31,24 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      UserError: no such plain file, over 4 MiB, no JSON, or no object.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device would never end
+            raise UserError(f"{path} is no plain file")
+        if path.stat().st_size > MAX_JSON:
+            raise UserError(f"{path} is over {MAX_JSON >> 20} MiB: that is no config")
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold an object, not a {type(values).__name__}")
+    return values

@@ -13,6 +13,8 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
+MAX_LAYERS = 1024  # a file may claim any number, and every layer of it would be named
+
 # What a model computes in. `mixed`: bfloat16 products between float32 activations.
 DTYPES = ("float32", "bfloat16", "mixed")
 
@@ -56,8 +58,7 @@ class VisionConfig:
     def check(self, embed_dim: int) -> None:
         """Raises UserError where these sizes make no tower."""
         _check_heads("vision", self)
-        if self.layers < 1:
-            raise UserError(f"model.vision.layers={self.layers} must be at least 1")
+        _check_layers("vision", self.layers, 1)
         if not 1 <= self.patch_size <= self.image_size:
             raise UserError(
                 f"model.vision.patch_size={self.patch_size} must be from 1 to "
@@ -112,10 +113,10 @@ class ResNetConfig:
                 f"model.vision.heads={self.heads} does not divide 32 × "
                 f"model.vision.width={self.width}, which must be even"
             )
-        if len(self.layers) != 4 or min(self.layers) < 1:
-            raise UserError(
-                f"model.vision.layers={self.layers} must be the depths of four stages, 1 or more"
-            )
+        if len(self.layers) != 4:
+            raise UserError(f"model.vision.layers={self.layers} must be the depths of four stages")
+        for depth in self.layers:
+            _check_layers("vision", depth, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +171,10 @@ class EfficientNetConfig:
                 "model.vision.stages must hold (kernel, stride, expansion, inputs, outputs, "
                 f"repeats) for each stage, all 1 or more, not {self.stages!r:.80}"
             )
+        if len(self.stages) > 16:
+            raise UserError(
+                f"model.vision.stages holds {len(self.stages)} stages, at most 16 can be"
+            )
         reached = self.stem
         for stage in self.stages:
             if stage[3] != reached:
@@ -177,6 +182,7 @@ class EfficientNetConfig:
                     f"model.vision.stages: {stage} takes {stage[3]} channels and is given {reached}"
                 )
             reached = stage[4]
+            _check_layers("vision", self.repeats(stage[5]), 1)
         last = self.channels(reached)
         if last != embed_dim:
             raise UserError(
@@ -211,8 +217,7 @@ class TextConfig:
 
     def check(self) -> None:
         """Raises UserError where these sizes make no tower."""
-        if self.layers < 0:
-            raise UserError(f"model.text.layers={self.layers} must be at least 0 (a bag of words)")
+        _check_layers("text", self.layers, 0)
         if self.layers:
             _check_heads("text", self)
         if self.pool not in ("end", "last"):
@@ -251,8 +256,7 @@ class BertConfig:
     def check(self) -> None:
         """Raises UserError where these sizes make no tower."""
         _check_heads("text", self)
-        if self.layers < 1:
-            raise UserError(f"model.text.layers={self.layers} must be at least 1")
+        _check_layers("text", self.layers, 1)
         if self.context_length > self.positions:
             raise UserError(
                 f"model.text.context_length={self.context_length} is above "
@@ -263,6 +267,11 @@ class BertConfig:
     def blind_to_padding(self) -> bool:
         """Whether what stands after the end of a text changes nothing."""
         return True
+
+
+def _check_layers(side: str, layers: int, least: int) -> None:
+    if not least <= layers <= MAX_LAYERS:
+        raise UserError(f"model.{side}.layers={layers} must be from {least} to {MAX_LAYERS}")
 
 
 def _check_heads(side: str, tower: VisionConfig | TextConfig | BertConfig) -> None:

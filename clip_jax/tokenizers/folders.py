@@ -9,7 +9,7 @@ from typing import Any
 from clip_jax import files
 from clip_jax.errors import UserError
 
-LARGEST_FILE = 64 << 20
+LARGEST_FILE = 32 << 20
 CLIP_VOCABULARY = 49_408
 
 _BY_CLASS = {"CLIPTokenizer": "clip", "BertTokenizer": "wordpiece", "SiglipTokenizer": "siglip"}

@@ -7,11 +7,9 @@ module for is refused by name.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from clip_jax.errors import UserError
@@ -27,7 +25,6 @@ from clip_jax.models.zoo import (
     VisionConfig,
 )
 
-MAX_JSON = 4 << 20  # bytes
 MAX_INTEGER = 1 << 24
 MAX_NUMBER = 1e6
 
@@ -38,25 +35,6 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      UserError: no such file, over 4 MiB, no JSON, or no object.
-    """
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise UserError(f"{path} is over {MAX_JSON >> 20} MiB: that is no config")
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold an object, not a {type(values).__name__}")
-    return values
 
 
 class Fields:

@@ -55,7 +55,7 @@ def is_weights(path: Path) -> bool:
     if (path / CONFIG["open_clip"]).is_file():
         return True
     config = path / CONFIG["hugging_face"]  # a run's folder has one of that name too
-    return config.is_file() and "model_type" in configs.read_json(config)
+    return config.is_file() and "model_type" in files.read_json(config)
 
 
 def find(path: str | Path, name: str | None = None) -> Found:
@@ -107,13 +107,13 @@ def _is_siglip(tensors: Tensors) -> bool:
 
 def _described(path: Path, folder: Path, library: Library, beside: Path, name: str | None) -> Found:
     """What a config says that stands beside the weights."""
-    values = configs.read_json(beside)
+    values = files.read_json(beside)
     if library == "hugging_face":
         config = configs.from_hugging_face(values, str(beside))
         pixels = folder / PREPROCESSOR
         preprocess = preprocess_of(config)
         if pixels.is_file():
-            given = configs.read_json(pixels)
+            given = files.read_json(pixels)
             preprocess = preprocessing.from_hugging_face(given, str(pixels))
     else:
         fields = configs.Fields(values, str(beside))

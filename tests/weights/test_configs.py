@@ -14,6 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 import released
+from clip_jax import files
 from clip_jax.errors import UserError
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
 from clip_jax.weights import configs, library
@@ -340,5 +341,5 @@ def test_a_file_that_is_no_config(tmp_path: Path, content: bytes | None, words: 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        configs.read_json(path)
+        files.read_json(path)
     assert says(caught.value, path, *words)

@@ -184,6 +184,11 @@ def efficientnet(stages: int, **values: Any) -> Change:
 
 
 CONFIGS: dict[str, Change] = {
+    "deep tower": vision(num_hidden_layers=HUGE),
+    "deep text": words_tower(num_hidden_layers=HUGE),
+    "deep ResNet": resnet(layers=[HUGE] * 4),
+    "many stages": efficientnet(256),
+    "deep stages": efficientnet(7, num_block_repeats=HUGE),
     "an escape for a kind": keys("config.json", model_type=ESCAPE),
     "a kind without end": keys("config.json", model_type="x" * (1 << 20)),
     "an escape for an activation": vision(hidden_act=ESCAPE),
@@ -219,6 +224,10 @@ CONFIGS: dict[str, Change] = {
     "deep": content("config.json", f'{{"model_type": "clip", "a": {DEEP}}}'),
     "digits without end": content("config.json", '{"model_type": %s}' % ("1" * 5000)),
     "no config but megabytes": content("config.json", "[" + "[],\n" * (2 << 20)),
+    "a config that is a folder": instead("config.json", Path.mkdir),
+    "a config that is a pipe": instead("config.json", os.mkfifo),
+    "a config without end": instead("config.json", lambda path: path.symlink_to("/dev/zero")),
+    "a config of itself": instead("config.json", lambda path: path.symlink_to(path)),
     "pictures without end": pixels(size=HUGE, crop_size=HUGE),
     "pictures of 1e300": pixels(size={"shortest_edge": 1e300}),
     "no pictures": pixels(crop_size=0),
@@ -333,6 +342,13 @@ TOKENIZERS: dict[str, Change] = {
     "words of nothing": several_changes(BERT, content("vocab.txt", b"")),
     "words of noise": several_changes(BERT, content("vocab.txt", bytes(range(256)))),
     "words that are another's": several_changes(BERT, content("vocab.txt", f"{ESCAPE}\n" * 9)),
+    "an escape for a token": several_changes(BERT, tokens(cls_token=ESCAPE)),
+    "a token without end": several_changes(BERT, tokens(cls_token="x" * (1 << 20))),
+    "an escape for a token more": several_changes(
+        BERT, tokens(added_tokens_decoder={"9": {"content": ESCAPE}})),
+    "an escape for a kind": several_changes(
+        tokens(tokenizer_class="BertTokenizer"),
+        keys("tokenizer.json", "model", type=ESCAPE)),
     "settings of text": several_changes(BERT, tokens(do_lower_case=ESCAPE)),
     "settings of a list": several_changes(BERT, content("tokenizer_config.json", "[]")),
     "deep settings": several_changes(BERT, content("tokenizer_config.json", f'{{"a":{DEEP}}}')),
