@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -169,7 +169,13 @@ def _depth(tower: Any) -> str:
 
 def abstract_model(config: CLIPConfig, dtype: str = "float32", remat: str = "none") -> CLIP:
     """The model's structure with shapes in place of arrays: nothing is allocated."""
-    return nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
+    return nnx.merge(*_abstract(config, dtype, remat))
+
+
+@lru_cache(maxsize=32)
+def _abstract(config: CLIPConfig, dtype: str, remat: str) -> tuple[nnx.GraphDef, nnx.State]:
+    model = nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
+    return nnx.split(model)
 
 
 def variables(model: CLIP) -> Variables:

@@ -47,15 +47,17 @@ class BPE:
     pad_id: int = 0
 
     def __init__(self, context_length: int = DEFAULT_CONTEXT_LENGTH) -> None:
-        """Reads the vocabulary once per process. UserError where `context_length` is under 3."""
+        """UserError where `context_length` is under 3.
+
+        The vocabulary is read once per process, when a text is first encoded.
+        """
         self.context_length = check_context_length(context_length)
-        self._vocabulary = vocabulary()
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without start, end or padding, of any length."""
         # No token spans white space, so what stands between two spaces is encoded on its own.
         chunks = clean(text).lower().split()
-        return list(chain.from_iterable(map(self._vocabulary.__getitem__, chunks)))
+        return list(chain.from_iterable(map(vocabulary().__getitem__, chunks)))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, lower-case, a space between tokens that end a word.
@@ -66,7 +68,7 @@ class BPE:
         Raises:
             ValueError: an id outside [0, vocab_size).
         """
-        pieces = self._vocabulary.pieces
+        pieces = vocabulary().pieces
         text = bytearray()
         for token in ids:
             if token == EOT:
