@@ -1,0 +1,94 @@
+"""The values of a stranger's JSON, each checked for its type and size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax.errors import UserError
+
+MAX_INTEGER = 1 << 24
+MAX_NUMBER = 1e6
+
+
+class Fields:
+    """The values of a JSON object by key, each checked; `where` is what messages call it."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values, self.where = values, where
+
+    def _bad(self, key: str, wanted: str) -> UserError:
+        return UserError(f"{self.where}: {key}={self.values.get(key)!r:.60} must be {wanted}")
+
+    def group(self, key: str) -> Fields:
+        """The object under `key`; an empty one where there is none."""
+        value = self.values.get(key) or {}
+        if not isinstance(value, dict):
+            raise self._bad(key, "an object")
+        return Fields(value, f"{self.where}: {key}")
+
+    def integer(self, key: str, default: int, least: int = 1) -> int:
+        """A whole number in [least, 2**24]."""
+        value = self.values.get(key)
+        value = default if value is None else value
+        if type(value) is not int or not least <= value <= MAX_INTEGER:
+            raise self._bad(key, f"a whole number from {least} to {MAX_INTEGER}")
+        return value
+
+    def number(
+        self, key: str, default: float, least: float = -MAX_NUMBER, most: float = MAX_NUMBER
+    ) -> float:
+        """A number in [least, most]."""
+        value = self.values.get(key)
+        value = default if value is None else value
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise self._bad(key, f"a number from {least:g} to {most:g}")
+        return float(value)
+
+    def eps(self, key: str, default: float) -> float:
+        """What keeps a norm from dividing by zero."""
+        return self.number(key, default, 0, 1)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false."""
+        value = self.values.get(key)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise self._bad(key, "true or false")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        """A text."""
+        value = self.values.get(key)
+        value = default if value is None else value
+        if not isinstance(value, str):
+            raise self._bad(key, "a text")
+        return value
+
+    def integers(self, key: str, default: tuple[int, ...], least: int = 1) -> tuple[int, ...]:
+        """A list of at most 256 whole numbers."""
+        value = self.values.get(key)
+        value = default if value is None else value
+        if (
+            not isinstance(value, (list, tuple))
+            or len(value) > 256
+            or any(type(n) is not int or not least <= n <= MAX_INTEGER for n in value)
+        ):
+            raise self._bad(key, f"a list of whole numbers, {least} or more")
+        return tuple(value)
+
+    def only(self, key: str, *wanted: Any) -> None:
+        """Nothing but what we have: refuses any value of `key` that is not among `wanted`."""
+        value = self.values.get(key)
+        if value is not None and value not in wanted:
+            raise UserError(
+                f"{self.where}: {key}={value!r:.60} is not supported here, only "
+                f"{' or '.join(map(repr, wanted)) or 'its absence'}"
+            )
+
+    def image_size(self, default: int) -> int:
+        """Pixels a side, of square images."""
+        value = self.values.get("image_size")
+        if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
+            return Fields({"image_size": value[0]}, self.where).integer("image_size", default)
+        return self.integer("image_size", default)

@@ -1,0 +1,271 @@
+"""Architectures as transformers writes them in config.json, to ours and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax.errors import UserError
+from clip_jax.models.zoo import (
+    BertConfig,
+    CLIPConfig,
+    EfficientNetConfig,
+    TextConfig,
+    VisionConfig,
+)
+from clip_jax.weights.configs.fields import Fields
+
+# Theirs → ours; the first of a value's keys is what is written.
+_ACTIVATIONS = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+
+
+def from_hugging_face(values: Mapping[str, Any], where: str = "config.json") -> CLIPConfig:
+    """The architecture of a `CLIPModel`, `SiglipModel` or `AlignModel` from its config.json.
+
+    Raises:
+      UserError: another kind of model, a value of the wrong type, or something we do not have.
+    """
+    fields = Fields(values, where)
+    kind = fields.text("model_type", "")
+    readers = {"clip": _read_clip, "siglip": _read_siglip, "align": _read_align}
+    if kind not in readers:
+        raise UserError(
+            f"{where}: model_type={kind!r:.60} is not supported here, only {', '.join(readers)}"
+        )
+    return readers[kind](fields, fields.group("vision_config"), fields.group("text_config"))
+
+
+def _activation(*towers: tuple[Fields, str]) -> str:
+    """The one activation of all towers."""
+    names = {fields.text("hidden_act", default): fields.where for fields, default in towers}
+    for name, where in names.items():
+        if name not in _ACTIVATIONS:
+            raise UserError(
+                f"{where}: hidden_act={name!r:.60} is not supported here, only "
+                f"{', '.join(_ACTIVATIONS)}"
+            )
+    if len({_ACTIVATIONS[name] for name in names}) > 1:
+        raise UserError(
+            f"{towers[0][0].where}: hidden_act differs between its towers: {', '.join(names)}"
+        )
+    return _ACTIVATIONS[name]
+
+
+def _shape(fields: Fields, width: int, layers: int, heads: int, hidden: int) -> dict[str, Any]:
+    width = fields.integer("hidden_size", width)
+    return dict(
+        width=width,
+        layers=fields.integer("num_hidden_layers", layers),
+        heads=fields.integer("num_attention_heads", heads),
+        mlp_ratio=fields.integer("intermediate_size", hidden) / width,
+    )
+
+
+def _read_clip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
+    vision.only("num_channels", 3)
+    vocab_size = text.integer("vocab_size", 49408)
+    # transformers looks for the largest id where this is 2, else for this id; we for the largest
+    text.only("eos_token_id", 2, vocab_size - 1)
+    if "eos_token_id" not in text.values and vocab_size != 49408:
+        raise UserError(f"{text.where}: eos_token_id must be the last of vocab_size={vocab_size}")
+    image_size, patch_size = vision.image_size(224), vision.integer("patch_size", 32)
+    return CLIPConfig(
+        fields.integer("projection_dim", 512),
+        _activation((vision, "quick_gelu"), (text, "quick_gelu")),
+        temperature=_temperature(fields, 2.6592),
+        vision=VisionConfig(
+            image_size=image_size,
+            patch_size=patch_size,
+            ragged=image_size % patch_size > 0,
+            eps=vision.eps("layer_norm_eps", 1e-5),
+            **_shape(vision, 768, 12, 12, 3072),
+        ),
+        text=TextConfig(
+            vocab_size=vocab_size,
+            context_length=text.integer("max_position_embeddings", 77),
+            eps=text.eps("layer_norm_eps", 1e-5),
+            **_shape(text, 512, 12, 8, 2048),
+        ),
+    )
+
+
+def _temperature(fields: Fields, default: float) -> float:
+    """What a `logit_scale_init_value` means; ours where it is the rounded usual."""
+    value = fields.number("logit_scale_init_value", default)
+    return 0.07 if abs(value - math.log(1 / 0.07)) < 1e-3 else math.exp(-min(max(value, -50), 50))
+
+
+def _read_siglip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
+    vision.only("num_channels", 3)
+    vision.only("vision_use_head", True)
+    image_size, patch_size = vision.image_size(224), vision.integer("patch_size", 16)
+    image = VisionConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        pool="map",
+        ln_pre=False,
+        patch_bias=True,
+        projection=False,
+        ragged=image_size % patch_size > 0,
+        eps=vision.eps("layer_norm_eps", 1e-6),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        **_shape(vision, 768, 12, 12, 3072),
+    )
+    text.only("projection_size", image.width)
+    return CLIPConfig(
+        image.width,
+        _activation((vision, "gelu_pytorch_tanh"), (text, "gelu_pytorch_tanh")),
+        temperature=0.1,
+        max_logit_scale=0.0,
+        logit_bias=-10.0,
+        vision=image,
+        text=TextConfig(
+            vocab_size=text.integer("vocab_size", 32000),
+            context_length=text.integer("max_position_embeddings", 64),
+            causal=False,
+            pool="last",
+            projection_bias=True,
+            eps=text.eps("layer_norm_eps", 1e-6),
+            **_shape(text, 768, 12, 12, 3072),
+        ),
+    )
+
+
+_STAGES = {
+    "kernel_sizes": 0,
+    "strides": 1,
+    "expand_ratios": 2,
+    "in_channels": 3,
+    "out_channels": 4,
+    "num_block_repeats": 5,
+}
+
+
+def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
+    vision.only("num_channels", 3)
+    vision.only("hidden_act", "swish", "silu")
+    vision.only("pooling_type", "mean")
+    usual = EfficientNetConfig()
+    columns = {
+        key: vision.integers(key, tuple(stage[i] for stage in usual.stages))
+        for key, i in _STAGES.items()
+    }
+    if len({len(column) for column in columns.values()}) != 1:
+        raise UserError(f"{vision.where}: {', '.join(columns)} must be of one length")
+    image = EfficientNetConfig(
+        image_size=vision.image_size(600),
+        width=vision.number("width_coefficient", 2.0, 0.01, 100),
+        depth=vision.number("depth_coefficient", 3.1, 0.01, 100),
+        divisor=vision.integer("depth_divisor", 8),
+        stages=tuple(zip(*columns.values(), strict=True)),
+        symmetric=vision.integers("depthwise_padding", (), least=0),
+        squeeze=vision.number("squeeze_expansion_ratio", 0.25, 0, 100),
+        eps=vision.eps("batch_norm_eps", 1e-3),
+    )
+    return CLIPConfig(
+        fields.integer("projection_dim", 640),
+        _activation((text, "gelu")),
+        temperature=fields.number("temperature_init_value", 1.0, 1e-6),
+        log_scale=False,
+        max_logit_scale=0.0,
+        vision=image,
+        text=BertConfig(
+            vocab_size=text.integer("vocab_size", 30522),
+            context_length=min(64, text.integer("max_position_embeddings", 512)),
+            positions=text.integer("max_position_embeddings", 512),
+            token_types=text.integer("type_vocab_size", 2),
+            pad_id=text.integer("pad_token_id", 0, least=0),
+            eps=text.eps("layer_norm_eps", 1e-12),
+            **_shape(text, 768, 12, 12, 3072),
+        ),
+    )
+
+
+def to_hugging_face(config: CLIPConfig) -> dict[str, Any]:
+    """The config.json that transformers reads a model of ours from; see `names.leaves`."""
+    vision, text = config.vision, config.text
+    activation = next(k for k, v in _ACTIVATIONS.items() if v == config.activation)
+    if isinstance(vision, EfficientNetConfig) and isinstance(text, BertConfig):
+        return _write_align(config, vision, text, activation)
+    assert isinstance(vision, VisionConfig) and isinstance(text, TextConfig)
+    siglip = vision.pool == "map"
+    kind = "siglip" if siglip else "clip"
+
+    def tower(side: str, values: VisionConfig | TextConfig) -> dict[str, Any]:
+        return {
+            "model_type": f"{kind}_{side}_model",
+            "hidden_size": values.width,
+            "intermediate_size": round(values.width * values.mlp_ratio),
+            "num_hidden_layers": values.layers,
+            "num_attention_heads": values.heads,
+            "layer_norm_eps": values.eps,
+            "hidden_act": activation,
+        }
+
+    image = {"image_size": vision.image_size, "patch_size": vision.patch_size, "num_channels": 3}
+    words = {"vocab_size": text.vocab_size, "max_position_embeddings": text.context_length}
+    if siglip:
+        return {
+            "architectures": ["SiglipModel"],
+            "model_type": kind,
+            "vision_config": {**tower("vision", vision), **image},
+            "text_config": {**tower("text", text), **words, "projection_size": config.embed_dim},
+        }
+    special = {
+        "bos_token_id": text.vocab_size - 2,
+        "eos_token_id": 2,  # what has transformers read texts out at their largest id, as we do
+        "projection_dim": config.embed_dim,
+    }
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": kind,
+        "projection_dim": config.embed_dim,
+        "logit_scale_init_value": round(-math.log(config.temperature), 4),
+        "vision_config": {**tower("vision", vision), **image, "projection_dim": config.embed_dim},
+        "text_config": {**tower("text", text), **words, **special},
+    }
+
+
+def _write_align(
+    config: CLIPConfig, vision: EfficientNetConfig, text: BertConfig, activation: str
+) -> dict[str, Any]:
+    columns = {key: [stage[i] for stage in vision.stages] for key, i in _STAGES.items()}
+    return {
+        "architectures": ["AlignModel"],
+        "model_type": "align",
+        "projection_dim": config.embed_dim,
+        "temperature_init_value": config.temperature,
+        "vision_config": {
+            "model_type": "align_vision_model",
+            "image_size": vision.image_size,
+            "width_coefficient": vision.width,
+            "depth_coefficient": vision.depth,
+            "depth_divisor": vision.divisor,
+            **columns,
+            "depthwise_padding": list(vision.symmetric),
+            "squeeze_expansion_ratio": vision.squeeze,
+            "batch_norm_eps": vision.eps,
+            "hidden_dim": max(2560, vision.image_size),
+            "hidden_act": "swish",
+        },
+        "text_config": {
+            "model_type": "align_text_model",
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.width,
+            "intermediate_size": round(text.width * text.mlp_ratio),
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "max_position_embeddings": text.positions,
+            "type_vocab_size": text.token_types,
+            "pad_token_id": text.pad_id,
+            "layer_norm_eps": text.eps,
+            "hidden_act": activation,
+        },
+    }

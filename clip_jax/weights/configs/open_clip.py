@@ -1,0 +1,262 @@
+"""Architectures as open_clip writes them in a model_cfg, to ours and back."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax.errors import UserError
+from clip_jax.models.zoo import (
+    CLIPConfig,
+    EfficientNetConfig,
+    ImageTowerConfig,
+    ResNetConfig,
+    TextConfig,
+    VisionConfig,
+)
+from clip_jax.weights.configs.fields import Fields
+
+# The vision towers of SigLIP, which timm defines by name: width, layers, heads, MLP.
+_TIMM: dict[str, tuple[int, int, int, float]] = {
+    "base": (768, 12, 12, 4.0),
+    "large": (1024, 24, 16, 4.0),
+    "so400m": (1152, 27, 16, 4304 / 1152),
+}
+_TIMM_SIZES = {
+    ("base", 32): (256,),
+    ("base", 16): (224, 256, 384, 512),
+    ("large", 16): (256, 384, 512),
+    ("so400m", 14): (224, 378, 384),
+    ("so400m", 16): (256, 384, 512),
+}
+_SIGLIP_TOKENIZER = "timm/ViT-B-16-SigLIP"
+_SIGLIP_TOKENIZERS = {250_000: "timm/ViT-B-16-SigLIP-i18n-256"}
+# What may stand in a config without changing the model, or only as given.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "ls_init_value": (),
+    "attentional_pool": (False,),
+    "attn_pooler_queries": (256,),
+    "attn_pooler_heads": (8,),
+    "pos_embed_type": ("learnable",),
+    "output_tokens": (False,),
+    "block_type": ("default",),
+    "qk_norm": (False,),
+    "scaled_cosine_attn": (False,),
+    "scale_heads": (False,),
+    "scale_attn_inner": (False,),
+    "scale_attn": (False,),
+    "scale_fc": (False,),
+    "embed_cls": (False,),
+    "proj_type": ("linear",),
+    "final_ln_after_pool": (False,),
+    "no_ln_pre": (False,),
+    "hf_model_name": (),
+}
+
+
+def from_open_clip(values: Mapping[str, Any], where: str = "open_clip_config.json") -> CLIPConfig:
+    """The architecture of a `model_cfg`: a CLIP of a ViT or a ResNet, or a SigLIP.
+
+    Raises:
+      UserError: a value of the wrong type, or something we do not have.
+    """
+    fields = Fields(values, where)
+    vision, text = fields.group("vision_cfg"), fields.group("text_cfg")
+    for group in (vision, text):
+        for key, allowed in _NEUTRAL.items():
+            group.only(key, *allowed)
+    embed_dim = fields.integer("embed_dim", 512)
+    if vision.values.get("timm_model_name") is not None:
+        return _read_timm(fields, vision, text, embed_dim)
+    text.only("pool_type", "argmax")
+    text.only("no_causal_mask", False)
+    text.only("proj_bias", False)
+    fields.only("init_logit_bias")
+    exact = "quick_gelu" if fields.flag("quick_gelu") else "gelu"
+    found = {exact if fields.flag("quick_gelu") else _gelu(group) for group in (vision, text)}
+    if len(found) > 1:
+        raise UserError(f"{where}: act_kwargs differ between vision_cfg and text_cfg")
+    return CLIPConfig(
+        embed_dim, found.pop(), vision=_open_clip_vision(vision), text=_open_clip_text(text)
+    )
+
+
+def _gelu(fields: Fields) -> str:
+    options = fields.group("act_kwargs")
+    options.only("approximate", "none", "tanh")
+    return "gelu_tanh" if options.values.get("approximate") == "tanh" else "gelu"
+
+
+def _open_clip_text(text: Fields, **special: Any) -> TextConfig:
+    return TextConfig(
+        vocab_size=text.integer("vocab_size", 49408),
+        context_length=text.integer("context_length", 77),
+        width=text.integer("width", 512),
+        layers=text.integer("layers", 12),
+        heads=text.integer("heads", 8),
+        mlp_ratio=_mlp_ratio(text, text.integer("width", 512)),
+        eps=text.group("norm_kwargs").eps("eps", 1e-5),
+        **special,
+    )
+
+
+def _mlp_ratio(fields: Fields, width: int) -> float:
+    """The hidden width of open_clip is rounded down."""
+    hidden = int(width * fields.number("mlp_ratio", 4.0, 0, 1000))
+    return max(1, hidden) / width
+
+
+def _open_clip_vision(vision: Fields) -> ImageTowerConfig:
+    width, head = vision.integer("width", 768), vision.integer("head_width", 64)
+    size = vision.image_size(224)
+    if isinstance(vision.values.get("layers"), (list, tuple)):
+        return ResNetConfig(size, width, vision.integers("layers", ()), width * 32 // head)
+    vision.only("pool_type", "tok")
+    patch_size = vision.integer("patch_size", 16)
+    return VisionConfig(
+        image_size=size,
+        patch_size=patch_size,
+        ragged=size % patch_size > 0,
+        width=width,
+        layers=vision.integer("layers", 12),
+        heads=width // head,
+        mlp_ratio=_mlp_ratio(vision, width),
+        eps=vision.group("norm_kwargs").eps("eps", 1e-5),
+    )
+
+
+def _read_timm(fields: Fields, vision: Fields, text: Fields, embed_dim: int) -> CLIPConfig:
+    name = vision.text("timm_model_name", "")
+    match = re.fullmatch(r"vit_(base|large|so400m)_patch(\d{1,3})_siglip_(\d{1,4})", name)
+    if not match:
+        raise UserError(
+            f"{vision.where}: timm_model_name={name!r:.60} is not supported here, only the "
+            "vision towers of SigLIP"
+        )
+    vision.only("timm_pool", "map")
+    vision.only("timm_proj", "none")
+    text.only("pool_type", "last")
+    text.only("no_causal_mask", True)
+    if _gelu(text) != "gelu":
+        raise UserError(
+            f"{fields.where}: text_cfg.act_kwargs is not supported here: the vision tower's GELU "
+            "is exact, and both must be the same"
+        )
+    width, layers, heads, mlp_ratio = _TIMM[match[1]]
+    image_size, patch_size = vision.image_size(int(match[3])), int(match[2])
+    return CLIPConfig(
+        embed_dim,
+        "gelu",
+        temperature=0.1,
+        max_logit_scale=0.0,
+        logit_bias=fields.number("init_logit_bias", -10.0),
+        vision=VisionConfig(
+            image_size=image_size,
+            patch_size=patch_size,
+            width=width,
+            layers=layers,
+            heads=heads,
+            mlp_ratio=mlp_ratio,
+            pool="map",
+            ln_pre=False,
+            patch_bias=True,
+            projection=False,
+            ragged=image_size % patch_size > 0,
+            eps=1e-6,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+        ),
+        text=_open_clip_text(
+            text, causal=False, pool="last", projection_bias=text.flag("proj_bias")
+        ),
+    )
+
+
+def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
+    """The `model_cfg` that open_clip reads a model of ours from; see `names.leaves`.
+
+    Raises:
+      UserError: a SigLIP whose vision tower or activation open_clip has no name for.
+    """
+    vision, text = config.vision, config.text
+    assert isinstance(text, TextConfig) and not isinstance(vision, EfficientNetConfig)
+    words: dict[str, Any] = {
+        "context_length": text.context_length,
+        "vocab_size": text.vocab_size,
+        "width": text.width,
+        "heads": text.heads,
+        "layers": text.layers,
+        **_ratio(text),
+        **({"norm_kwargs": {"eps": text.eps}} if text.eps != 1e-5 else {}),
+    }
+    if isinstance(vision, VisionConfig) and vision.pool == "map":
+        if config.activation != "gelu":
+            raise UserError(
+                f"open_clip's SigLIP computes the exact GELU, this model {config.activation}: "
+                "write it for hugging_face, or accept that with --activation gelu"
+            )
+        return {
+            "embed_dim": config.embed_dim,
+            "init_logit_bias": config.logit_bias,
+            "custom_text": True,
+            "vision_cfg": _write_timm(vision),
+            "text_cfg": {
+                **words,
+                "hf_tokenizer_name": _SIGLIP_TOKENIZERS.get(text.vocab_size, _SIGLIP_TOKENIZER),
+                "tokenizer_kwargs": {"clean": "canonicalize"},
+                "no_causal_mask": True,
+                "proj_bias": text.projection_bias,
+                "pool_type": "last",
+            },
+        }
+    image: dict[str, Any] = {"image_size": vision.image_size, "width": vision.width}
+    if isinstance(vision, ResNetConfig):
+        head = 32 * vision.width // vision.heads
+        image |= {"layers": list(vision.layers), "patch_size": None}
+    else:
+        head = vision.width // vision.heads
+        image |= {"layers": vision.layers, "patch_size": vision.patch_size, **_ratio(vision)}
+        if vision.eps != 1e-5:
+            image["norm_kwargs"] = {"eps": vision.eps}
+    if head != 64:
+        image["head_width"] = head
+    if config.activation == "gelu_tanh":
+        tanh = {"act_kwargs": {"approximate": "tanh"}}
+        image, words = {**image, **tanh}, {**words, **tanh}
+    return {
+        "embed_dim": config.embed_dim,
+        **({"quick_gelu": True} if config.activation == "quick_gelu" else {}),
+        "vision_cfg": image,
+        "text_cfg": words,
+    }
+
+
+def _ratio(tower: VisionConfig | TextConfig) -> dict[str, float]:
+    """A ratio that, times the width and rounded down, is the hidden width."""
+    hidden = round(tower.width * tower.mlp_ratio)
+    if hidden == 4 * tower.width:
+        return {}
+    short = math.ceil(hidden / tower.width * 1e4) / 1e4
+    exact = short if int(tower.width * short) == hidden else (hidden + 0.5) / tower.width
+    return {"mlp_ratio": exact}
+
+
+def _write_timm(vision: VisionConfig) -> dict[str, Any]:
+    shape = (vision.width, vision.layers, vision.heads, vision.mlp_ratio)
+    name = next((n for n, known in _TIMM.items() if known == shape), None)
+    sizes = _TIMM_SIZES.get((name or "", vision.patch_size), ())
+    if vision.image_size not in sizes:
+        raise UserError(
+            f"open_clip has no SigLIP with a vision tower of {vision.layers} × {vision.width}, "
+            f"patches of {vision.patch_size} and {vision.image_size} pixels: write it for "
+            "hugging_face"
+        )
+    return {
+        "image_size": vision.image_size,
+        "timm_model_name": f"vit_{name}_patch{vision.patch_size}_siglip_{vision.image_size}",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    }
