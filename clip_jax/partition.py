@@ -30,7 +30,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"patch_embedding/kernel", P(None, "fsdp")),
     (r"positional_embedding", P(None, "fsdp")),
     (r"projection/kernel", P("fsdp", "tensor")),
-    (r"depthwise/kernel", P(None, "fsdp")),
+    (r"depthwise/kernel", P()),
     (r"kernel", P("fsdp", None)),
     (r".*", P()),
 )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 
-def _torchvision() -> None:
+def torchvision() -> None:
     """Imports torchvision, whose operators may be missing beside a torch for CPUs.
 
     Its Python alone is wanted.
@@ -23,11 +23,11 @@ def _torchvision() -> None:
 
 def open_clip() -> Any:
     """open_clip; the test is skipped without it."""
-    _torchvision()
+    torchvision()
     return pytest.importorskip("open_clip")
 
 
 def transformers() -> Any:
     """transformers; the test is skipped without it."""
-    _torchvision()
+    torchvision()
     return pytest.importorskip("transformers")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +23,7 @@ class Convolution(nnx.Module):
 
     Args:
       padding: rows and columns of zeros before and after.
-      groups: into how many parts the channels are split; as many as `inputs` for a depthwise one.
+      groups: 1, or as many as `inputs`: every channel has a window of its own (depthwise).
     """
 
     def __init__(
@@ -45,15 +47,58 @@ class Convolution(nnx.Module):
 
     def __call__(self, x: Image) -> Result:
         """The image, `stride` times smaller."""
-        out = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            (self.stride, self.stride),
-            (self.padding, self.padding),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        convolve = _convolve if self.groups == 1 else _depthwise
+        return checkpoint_name(convolve(x, kernel, self.stride, self.padding), RESULT)
+
+
+def _convolve(x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        (padding, padding),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    """Every channel by a window of its own.
+
+    Over a mesh whose axes do not all split the batch, XLA's gradient of such a kernel is wrong
+    (jax 0.10.2, CPU): here it is a sum over the places, window by window.
+    """
+    return _convolve(x, kernel, stride, padding, x.shape[-1])
+
+
+def _forward(
+    x: Array, kernel: Array, stride: int, padding: Padding
+) -> tuple[Array, tuple[Array, Array]]:
+    return _depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(
+    stride: int, padding: Padding, saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, kernel = saved
+    (by_x,) = jax.vjp(lambda x: _convolve(x, kernel, stride, padding, x.shape[-1]), x)[1](gradient)
+    rows, columns = (stride * (n - 1) + 1 for n in gradient.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+    by_kernel = [
+        jnp.sum(
+            padded[:, top : top + rows : stride, left : left + columns : stride] * gradient,
+            axis=(0, 1, 2),
+            dtype=jnp.float32,
         )
-        return checkpoint_name(out, RESULT)
+        for top in range(kernel.shape[0])
+        for left in range(kernel.shape[1])
+    ]
+    return by_x, jnp.stack(by_kernel).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_depthwise.defvjp(_forward, _backward)
 
 
 class BatchNorm(nnx.Module):

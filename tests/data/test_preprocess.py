@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import released as installed
 from clip_jax.data.images import resize_and_crop, to_rgb
 from clip_jax.data.preprocess import (
     RESAMPLES,
@@ -104,10 +105,10 @@ def drawing(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
 
 
 def library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:  # torchvision made for another torch
-        pytest.skip(f"{name}: {error}")
+    """A module of an installed library; the test is skipped without it."""
+    installed.torchvision()
+    pytest.importorskip(name.partition(".")[0])
+    return importlib.import_module(name)
 
 
 def released(which: str, preprocess: Preprocess) -> Callable[[Image.Image], np.ndarray]:
