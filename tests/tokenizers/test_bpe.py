@@ -318,7 +318,7 @@ def test_pickles_are_small_and_share_the_vocabulary(tokenizer: BPE) -> None:
     assert len(pickled) < 200
     copy = pickle.loads(pickled)
     assert copy.context_length == 16
-    assert copy._vocabulary is tokenizer._vocabulary
+    assert vars(copy).keys() == {"context_length"}  # the vocabulary is the process's
     assert copy.encode("a cat") == tokenizer.encode("a cat")
 
 
