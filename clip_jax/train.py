@@ -62,7 +62,8 @@ def prepare(c: ConfigDict, *, training: bool) -> Run:
         for template in c.data.captions:
             captions.fill(template, first.text, first.name)
     suite = Suite(c.evaluate.to_dict(), tokenizer, library.preprocess_of(model))
-    weights = _weights(c, model) if training and c.weights.path else None
+    fresh = training and checkpoint.latest_step(c.workdir) is None
+    weights = _weights(c, model) if fresh and c.weights.path else None
     return Run(c, model, tokenizer, source, suite, Path(c.workdir), weights)
 
 
@@ -87,7 +88,8 @@ def _check_tokenizer(name: str, tokenizer: Tokenizer, text: zoo.TextTowerConfig)
 
 def _weights(c: ConfigDict, model: CLIPConfig) -> library.Found:
     """The file that a fresh run starts from, checked against the model that it is for."""
-    found = library.find(c.weights.path, zoo.name_of(model))
+    name = None if c.weights.resize else zoo.name_of(model)  # whose sizes need not be the file's
+    found = library.find(c.weights.path, name)
     how = "--config.weights.resize=True"
     positions.check_fits(found.config, model, c.weights.path, c.weights.resize, how)
     return found
@@ -371,6 +373,14 @@ def _announce(loop: Loop) -> None:
     )
     if loop.first >= run.config.steps:
         say(f"all {run.config.steps} steps were done before: nothing to train")
+    elif run.weights:
+        say(f"starting from {run.weights.path} {run.weights.guessed}".rstrip())
+        old, new = (
+            f"{c.vision.image_size} pixels and {c.text.context_length} tokens"
+            for c in (run.weights.config, run.model)
+        )
+        if run.config.weights.resize and old != new:
+            say(f"its positions are resized: {old} to {new}")
     elif loop.first:
         say(f"resuming after step {loop.first} of {run.config.steps}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -29,6 +30,7 @@ from support import encoded, picture, says, write_tar
 
 CONFIG = '''"""A run of seconds from the weights of another library."""
 import json
+import shutil
 from configs import common
 from ml_collections import ConfigDict
 
@@ -171,6 +173,11 @@ def test_other_sizes_are_resized_by_choice_only(tar, tmp_path):
     assert done.returncode == 0, done.stderr
     losses = [line["loss"] for line in runs.lines(tmp_path / "run")]
     assert losses[2] < losses[0]
+    said = done.stdout + done.stderr
+    assert "resized: 16 pixels and 8 tokens to 32 pixels and 12 tokens" in said
+    shutil.rmtree(tmp_path / "weights")  # a run that has begun needs them no more
+    again = runs.run(path, tmp_path / "run", "--config.weights.resize=True")
+    assert again.returncode == 0 and "nothing to train" in again.stdout + again.stderr
     model, _, _ = clip_jax.load(str(tmp_path / "run"))
     assert model.vision.positional_embedding.shape == (17, 16)
     assert model.text.positional_embedding.shape == (12, 16)
