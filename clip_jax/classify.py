@@ -83,14 +83,9 @@ def classify(
     weights: str | None = None,
 ) -> list[list[dict[str, Any]]]:
     """For each picture `[{"label": …, "score": …}, …]`, best first."""
-    from clip_jax.data.images import decode
+    from clip_jax.data.images import read
 
-    decoded = []
-    for path in images:
-        try:
-            decoded.append(decode(Path(path).read_bytes(), path))
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    decoded = [read(path) for path in images]
 
     from absl import logging
 

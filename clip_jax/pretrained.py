@@ -13,9 +13,10 @@ from PIL import Image
 
 from clip_jax import tokenizers
 from clip_jax.cache import use_compilation_cache
-from clip_jax.data.images import decode
+from clip_jax.data.images import read
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.errors import UserError
+from clip_jax.evaluation.zero_shot import ensemble
 from clip_jax.models import zoo
 from clip_jax.models.clip import CLIP, Variables, abstract_model, variables
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
@@ -174,7 +175,10 @@ class ZeroShotClassifier:
           UserError: no labels, a template without {}, or a file that is no picture.
         """
         several = isinstance(images, (list, tuple))
-        pictures = [_picture(image) for image in (images if several else [images])]
+        pictures = [
+            image if isinstance(image, Image.Image) else read(image)
+            for image in (images if several else [images])
+        ]
         if isinstance(candidate_labels, str):
             candidate_labels = [label.strip() for label in candidate_labels.split(",")]
         templates = hypothesis_template
@@ -195,22 +199,12 @@ class ZeroShotClassifier:
         pixels = np.stack([self.preprocess(picture) for picture in pictures])
         image = self.model.encode_image(pixels, normalized=True)
         # with NumPy: in JAX each of these operations would be a program to compile
-        features = np.asarray(text).reshape(len(labels), len(templates), -1).mean(axis=1)
-        features = features / np.linalg.norm(features, axis=-1, keepdims=True)
+        features = ensemble(np.asarray(text), len(templates))
         logits = np.asarray(self.model.scale) * np.asarray(image) @ features.T
         if self.model.config.logit_bias is None:
             shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
             return shares / shares.sum(axis=-1, keepdims=True)
         return np.exp(-np.logaddexp(0, -logits - np.asarray(self.model.logit_bias[...])))
-
-
-def _picture(image: Any) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    try:
-        return decode(Path(image).read_bytes(), str(image))
-    except OSError as error:
-        raise UserError(f"{image} cannot be read ({error.strerror})") from None
 
 
 def _ranked(scores: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -89,7 +89,10 @@ def make_train_step(
 
 
 def _create(config: CLIPConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    params, stats = init_variables(config, seed)
+    return _around(optimizer, *init_variables(config, seed))
+
+
+def _around(optimizer: optax.GradientTransformation, params: Params, stats: Params) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
 
 
@@ -112,7 +115,7 @@ def init_state(
     create = partial(_create, config, optimizer, seed)
     shapes = jax.eval_shape(create)
     # LLVM takes half a second for each of a ResNet's random arrays, and they are made only once
-    many = len(jax.tree.leaves(shapes.stats)) > 0 and mesh.devices.flat[0].platform == "cpu"
+    many = bool(jax.tree.leaves(shapes.stats)) and mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if many else None
     where = partition.shardings(shapes, mesh)
     return jax.jit(create, out_shardings=where, compiler_options=options)()
@@ -120,10 +123,7 @@ def init_state(
 
 def state_of(held: Variables, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """A state around variables that were trained before, laid out over the mesh; step 0."""
-
-    def create(params: Params, stats: Params) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
-
+    create = partial(_around, optimizer)
     where = partition.shardings(jax.eval_shape(create, *held), mesh)
     placed = jax.device_put(held, (where.params, where.stats))
     return jax.jit(create, out_shardings=where)(*placed)

@@ -8,6 +8,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,18 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
         raise UserError(f"{name} is not a picture that can be read: it {kind}") from None
     except Exception as error:  # Pillow's readers fail on damage with errors of every kind
         raise UserError(f"{name} is not a picture that can be read ({error})") from None
+
+
+def read(path: str | Path) -> Image.Image:
+    """`decode`'s picture of a file.
+
+    Raises:
+      UserError: the file cannot be read, or is no picture.
+    """
+    try:
+        return decode(Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -17,6 +17,7 @@ from clip_jax import partition
 from clip_jax.data.images import decode
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
+from clip_jax.evaluation.zero_shot import ensemble
 
 Features = Float[np.ndarray, "n embed_dim"]
 
@@ -87,6 +88,4 @@ def classifier(
     Source: section 3.1.4, prompt ensembling. `templates` hold `{}` where the label goes.
     """
     texts = [template.replace("{}", label) for label in labels for template in templates]
-    features = encoder.tokens(tokenize(texts, truncate=True))
-    mean = features.reshape(len(labels), len(templates), -1).mean(axis=1)
-    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+    return ensemble(encoder.tokens(tokenize(texts, truncate=True)), len(templates))

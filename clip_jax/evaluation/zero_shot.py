@@ -6,6 +6,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 
+def ensemble(
+    features: Float[np.ndarray, "texts embed_dim"], templates: int
+) -> Float[np.ndarray, "labels embed_dim"]:
+    """The average of each label's `templates` texts, which stand together; of length one."""
+    mean = features.reshape(-1, templates, features.shape[-1]).mean(axis=1)
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+
+
 def top_k(
     logits: Float[np.ndarray, "n classes"],
     target: Int[np.ndarray, " n"],

@@ -394,48 +394,50 @@ def align(name: str, bert: BertConfig, image_size: int = 289) -> CLIPConfig:
     )
 
 
-def _siglip(
-    image_size: int,
-    patch_size: int,
+def siglip(
+    activation: str,
+    vision: dict[str, Any],
+    text: dict[str, Any],
     *,
-    width: int = 768,
-    layers: int = 12,
-    heads: int = 12,
-    mlp_ratio: float = 4.0,
-    vocab_size: int = 32_000,
+    embed_dim: int | None = None,
+    logit_bias: float = -10.0,
 ) -> CLIPConfig:
-    shape: dict[str, Any] = dict(
-        width=width, layers=layers, heads=heads, mlp_ratio=mlp_ratio, eps=1e-6
-    )
+    """SigLIP's towers (Zhai et al. 2023) of these sizes: a query pools, padding is read.
+
+    embed_dim: the vision tower's width when None; nothing leads from one to the other.
+    """
+    ragged = vision["image_size"] % vision["patch_size"] > 0
     return CLIPConfig(
-        width,
-        "gelu_tanh",
+        vision["width"] if embed_dim is None else embed_dim,
+        activation,
         temperature=0.1,
         max_logit_scale=0.0,
-        logit_bias=-10.0,
+        logit_bias=logit_bias,
         vision=VisionConfig(
-            image_size=image_size,
-            patch_size=patch_size,
             pool="map",
             ln_pre=False,
             patch_bias=True,
             projection=False,
-            ragged=image_size % patch_size > 0,
+            ragged=ragged,
             mean=HALF,
             std=HALF,
-            **shape,
+            **vision,
         ),
-        text=TextConfig(
-            vocab_size=vocab_size,
-            context_length=64,
-            causal=False,
-            pool="last",
-            projection_bias=True,
-            **shape,
-        ),
+        text=TextConfig(**{"causal": False, "pool": "last", "projection_bias": True, **text}),
     )
 
 
+def _siglip(
+    image_size: int, patch_size: int, *, vocab_size: int = 32_000, **shape: Any
+) -> CLIPConfig:
+    return siglip(
+        "gelu_tanh",
+        dict(image_size=image_size, patch_size=patch_size, eps=1e-6, **shape),
+        dict(vocab_size=vocab_size, context_length=64, eps=1e-6, **shape),
+    )
+
+
+_BASE: dict[str, Any] = dict(width=768, layers=12, heads=12)
 _LARGE: dict[str, Any] = dict(width=1024, layers=24, heads=16)
 _SO400M: dict[str, Any] = dict(width=1152, layers=27, heads=16, mlp_ratio=4304 / 1152)
 
@@ -454,11 +456,11 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     "align-base": align("b7", BertConfig()),
     "align-l2": align("l2", BertConfig(**_LARGE)),
     # Sigmoid Loss for Language Image Pre-Training; the names are those of the released files.
-    "siglip-b16": _siglip(224, 16),
-    "siglip-b16-256": _siglip(256, 16),
-    "siglip-b16-384": _siglip(384, 16),
-    "siglip-b16-512": _siglip(512, 16),
-    "siglip-b16-256-i18n": _siglip(256, 16, vocab_size=250_000),
+    "siglip-b16": _siglip(224, 16, **_BASE),
+    "siglip-b16-256": _siglip(256, 16, **_BASE),
+    "siglip-b16-384": _siglip(384, 16, **_BASE),
+    "siglip-b16-512": _siglip(512, 16, **_BASE),
+    "siglip-b16-256-i18n": _siglip(256, 16, vocab_size=250_000, **_BASE),
     "siglip-l16-256": _siglip(256, 16, **_LARGE),
     "siglip-l16-384": _siglip(384, 16, **_LARGE),
     "siglip-so400m14": _siglip(224, 14, **_SO400M),

@@ -33,7 +33,7 @@ def find(folder: Path) -> str | None:
         these or lacks its vocabulary.
 
     Raises:
-        UserError: a file that is there can't be read, is over 64 MiB or holds no JSON object.
+        UserError: a file that is there can't be read, is over 32 MiB or holds no JSON object.
     """
     folder = Path(folder)
     config = _settings(folder / "config.json")
@@ -59,7 +59,7 @@ def find(folder: Path) -> str | None:
 
 
 def read(path: Path) -> bytes:
-    """A file's bytes; UserError where it can't be read or is over 64 MiB."""
+    """A file's bytes; UserError where it can't be read or is over 32 MiB."""
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST_FILE + 1)

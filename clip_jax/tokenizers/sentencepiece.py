@@ -47,7 +47,7 @@ class SentencePiece:
             lower: lower-case each text first. A model from `train(lower=True)` folds case itself.
 
         Raises:
-            UserError: the file is missing, over 64 MiB or no SentencePiece model, or
+            UserError: the file is missing, over 32 MiB or no SentencePiece model, or
                 `context_length` is under 3.
         """
         model = folders.read(Path(path))

@@ -31,7 +31,7 @@ class SigLIP(SentencePiece):
         """Reads a model, such as the `spiece.model` of a published SigLIP.
 
         Raises:
-            UserError: the file is missing, over 64 MiB, no SentencePiece model or one without an
+            UserError: the file is missing, over 32 MiB, no SentencePiece model or one without an
                 end piece, or `context_length` is under 3.
         """
         super().__init__(path, context_length, lower=True)

@@ -83,7 +83,7 @@ class WordPiece:
             context_length: the width of the rows.
 
         Raises:
-            UserError: a file is missing, over 64 MiB or no vocabulary of WordPiece, or
+            UserError: a file is missing, over 32 MiB or no vocabulary of WordPiece, or
                 `context_length` is under 3.
         """
         self._start(*_read(Path(path)), check_context_length(context_length))

@@ -105,6 +105,14 @@ def _same(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return found == wanted or {found, wanted} == {(), (1,)}  # a scalar, in some versions
 
 
+def _table(config: CLIPConfig, library: Library, arrays: Mapping[str, Any]) -> list[Leaf]:
+    """The table of a model; UserError where it leaves out one of `arrays`."""
+    table = leaves(config, library)
+    if unnamed := arrays.keys() - {leaf.path for leaf in table}:
+        raise UserError(f"{library} has no place for {sorted(unnamed)[0]} of this model")
+    return table
+
+
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + _ALIGNMENT, np.uint8)
@@ -140,9 +148,7 @@ def read(
     """
     shapes = [dict(flat(tree)) for tree in variables(abstract_model(config))]
     both = shapes[0] | shapes[1]
-    table = leaves(config, library)
-    if unnamed := both.keys() - {leaf.path for leaf in table}:
-        raise UserError(f"{library} has no place for {sorted(unnamed)[0]} of this model")
+    table = _table(config, library, both)
     check(tensors, table, both)
     held = {
         leaf.path: _aligned(both[leaf.path].shape, _held_in(leaf, tensors, both[leaf.path], dtype))
@@ -207,9 +213,7 @@ def write(
     both = dict(flat(*held))
     parts: dict[str, list[tuple[Leaf, int]]] = {}
     shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-    table = leaves(config, library)
-    if unnamed := both.keys() - {leaf.path for leaf in table}:
-        raise UserError(f"{library} has no place for {sorted(unnamed)[0]} of this model")
+    table = _table(config, library, both)
     for leaf in table:
         array = both[leaf.path]
         for i, piece in enumerate(pieces(leaf, _dummy(array.shape))):

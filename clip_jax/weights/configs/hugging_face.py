@@ -13,6 +13,7 @@ from clip_jax.models.zoo import (
     EfficientNetConfig,
     TextConfig,
     VisionConfig,
+    siglip,
 )
 from clip_jax.weights.configs.fields import Fields
 
@@ -104,34 +105,19 @@ def _temperature(fields: Fields, default: float) -> float:
 def _read_siglip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     vision.only("num_channels", 3)
     vision.only("vision_use_head", True)
-    image_size, patch_size = vision.image_size(224), vision.integer("patch_size", 16)
-    image = VisionConfig(
-        image_size=image_size,
-        patch_size=patch_size,
-        pool="map",
-        ln_pre=False,
-        patch_bias=True,
-        projection=False,
-        ragged=image_size % patch_size > 0,
-        eps=vision.eps("layer_norm_eps", 1e-6),
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        **_shape(vision, 768, 12, 12, 3072),
-    )
-    text.only("projection_size", image.width)
-    return CLIPConfig(
-        image.width,
+    shape = _shape(vision, 768, 12, 12, 3072)
+    text.only("projection_size", shape["width"])
+    return siglip(
         _activation((vision, "gelu_pytorch_tanh"), (text, "gelu_pytorch_tanh")),
-        temperature=0.1,
-        max_logit_scale=0.0,
-        logit_bias=-10.0,
-        vision=image,
-        text=TextConfig(
+        dict(
+            image_size=vision.image_size(224),
+            patch_size=vision.integer("patch_size", 16),
+            eps=vision.eps("layer_norm_eps", 1e-6),
+            **shape,
+        ),
+        dict(
             vocab_size=text.integer("vocab_size", 32000),
             context_length=text.integer("max_position_embeddings", 64),
-            causal=False,
-            pool="last",
-            projection_bias=True,
             eps=text.eps("layer_norm_eps", 1e-6),
             **_shape(text, 768, 12, 12, 3072),
         ),

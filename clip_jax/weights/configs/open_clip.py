@@ -15,6 +15,7 @@ from clip_jax.models.zoo import (
     ResNetConfig,
     TextConfig,
     VisionConfig,
+    siglip,
 )
 from clip_jax.weights.configs.fields import Fields
 
@@ -79,7 +80,7 @@ def from_open_clip(values: Mapping[str, Any], where: str = "open_clip_config.jso
     if len(found) > 1:
         raise UserError(f"{where}: act_kwargs differ between vision_cfg and text_cfg")
     return CLIPConfig(
-        embed_dim, found.pop(), vision=_open_clip_vision(vision), text=_open_clip_text(text)
+        embed_dim, found.pop(), vision=_open_clip_vision(vision), text=TextConfig(**_words(text))
     )
 
 
@@ -89,8 +90,9 @@ def _gelu(fields: Fields) -> str:
     return "gelu_tanh" if options.values.get("approximate") == "tanh" else "gelu"
 
 
-def _open_clip_text(text: Fields, **special: Any) -> TextConfig:
-    return TextConfig(
+def _words(text: Fields) -> dict[str, Any]:
+    """The sizes of a text tower."""
+    return dict(
         vocab_size=text.integer("vocab_size", 49408),
         context_length=text.integer("context_length", 77),
         width=text.integer("width", 512),
@@ -98,7 +100,6 @@ def _open_clip_text(text: Fields, **special: Any) -> TextConfig:
         heads=text.integer("heads", 8),
         mlp_ratio=_mlp_ratio(text, text.integer("width", 512)),
         eps=text.group("norm_kwargs").eps("eps", 1e-5),
-        **special,
     )
 
 
@@ -145,33 +146,18 @@ def _read_timm(fields: Fields, vision: Fields, text: Fields, embed_dim: int) -> 
             "is exact, and both must be the same"
         )
     width, layers, heads, mlp_ratio = _TIMM[match[1]]
-    image_size, patch_size = vision.image_size(int(match[3])), int(match[2])
-    return CLIPConfig(
-        embed_dim,
-        "gelu",
-        temperature=0.1,
-        max_logit_scale=0.0,
-        logit_bias=fields.number("init_logit_bias", -10.0),
-        vision=VisionConfig(
-            image_size=image_size,
-            patch_size=patch_size,
-            width=width,
-            layers=layers,
-            heads=heads,
-            mlp_ratio=mlp_ratio,
-            pool="map",
-            ln_pre=False,
-            patch_bias=True,
-            projection=False,
-            ragged=image_size % patch_size > 0,
-            eps=1e-6,
-            mean=(0.5,) * 3,
-            std=(0.5,) * 3,
-        ),
-        text=_open_clip_text(
-            text, causal=False, pool="last", projection_bias=text.flag("proj_bias")
-        ),
+    image = dict(
+        image_size=vision.image_size(int(match[3])),
+        patch_size=int(match[2]),
+        width=width,
+        layers=layers,
+        heads=heads,
+        mlp_ratio=mlp_ratio,
+        eps=1e-6,
     )
+    words = {**_words(text), "projection_bias": text.flag("proj_bias")}
+    bias = fields.number("init_logit_bias", -10.0)
+    return siglip("gelu", image, words, embed_dim=embed_dim, logit_bias=bias)
 
 
 def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
