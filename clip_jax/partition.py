@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
 from clip_jax.errors import UserError
 
@@ -26,14 +28,17 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"mlp/fc/kernel", P("fsdp", "tensor")),
     (r"mlp/fc/bias", P("tensor")),
     (r"mlp/proj/kernel", P("tensor", "fsdp")),
-    (r"token_embedding/embedding", P("tensor", "fsdp")),
+    (r"token_embedding/embedding", P(None, ("fsdp", "tensor"))),
     (r"patch_embedding/kernel", P(None, "fsdp")),
     (r"positional_embedding", P(None, "fsdp")),
-    (r"projection/kernel", P("fsdp", "tensor")),
     (r"depthwise/kernel", P()),
     (r"kernel", P("fsdp", None)),
     (r".*", P()),
 )
+
+# What `gathered` leaves where it lies: stacked layers, which are gathered one at a time
+# (`models.stack`), and the table of `embedded`.
+_STAY = r"(^|/)(blocks|first|rest|token_embedding)/"
 
 
 def make_mesh(shape: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -66,14 +71,23 @@ def _path(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """The rule for a parameter; an axis that does not divide its dimension is left out."""
     spec = next(spec for pattern, spec in RULES if re.search(f"(^|/){pattern}$", path))
     if len(spec) > len(shape):
         return P()
     axes = (*(None,) * (len(shape) - len(spec)), *spec) if spec else ()
-    fits = (a if a and n % mesh.shape[a] == 0 else None for a, n in zip(axes, shape, strict=False))
+    fits = (a if n % _size(mesh, a) == 0 else None for a, n in zip(axes, shape, strict=False))
     return P(*fits)
+
+
+def _names(axes: Any) -> tuple[str, ...]:
+    """An entry of a spec as a tuple of the mesh's axes."""
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes
+
+
+def _size(mesh: Mesh | AbstractMesh, axes: Any) -> int:
+    return math.prod(mesh.shape[axis] for axis in _names(axes))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -81,6 +95,79 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, spec_for(_path(path), leaf.shape, mesh)), tree
     )
+
+
+def _context() -> AbstractMesh | None:
+    """The mesh that a program is being traced for; none in a notebook."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def _constrained(x: Array, *axes: Any) -> Array:
+    return x if _context() is None else jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def rows(x: Array) -> Array:
+    """`x`, whose first axis counts rows of a batch: these lie where the batch's do."""
+    return _constrained(x, *BATCH, *(P.UNCONSTRAINED,) * (x.ndim - 1))
+
+
+def whole_rows(x: Array) -> Array:
+    """`rows` that no other axis splits: what flows between layers."""
+    return _constrained(x, *BATCH)
+
+
+def embedded(embed: Callable[[Array], Array], tokens: Array) -> Array:
+    """`embed(tokens)`, whose table stays where it lies, [batch, context, width].
+
+    Each device looks its features up for all rows of its fsdp and tensor group, and then they
+    change hands: far fewer bytes than the table.
+    """
+    x = embed(_constrained(tokens, "data"))
+    for axes in (("fsdp", "tensor"), "fsdp"):
+        x = _constrained(x, "data", None, axes)
+    return whole_rows(x)
+
+
+def splits(count: int) -> bool:
+    """Whether `count` heads are split over the tensor axis."""
+    mesh = _context()
+    return mesh is not None and mesh.shape["tensor"] > 1 and count % mesh.shape["tensor"] == 0
+
+
+def gathered(params: Any) -> Any:
+    """Parameters as a layer uses them: whole, but for the tensor axis.
+
+    What fsdp spread over devices comes together here; gradients are spread again.
+    """
+    mesh = _context()
+    if mesh is None:
+        return params
+
+    def gather(path: tuple[Any, ...], leaf: Array) -> Array:
+        name = _path(path)
+        held = spec_for(name, leaf.shape, mesh)
+        used = P(*("tensor" if axis == "tensor" else None for axis in held))
+        stays = held == used or re.search(_STAY, name)
+        return leaf if stays else _gather(leaf, held, used)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(leaf: Array, held: P, used: P) -> Array:
+    return jax.lax.with_sharding_constraint(leaf, used)
+
+
+def _gather_forward(leaf: Array, held: P, used: P) -> tuple[Array, None]:
+    return _gather(leaf, held, used), None
+
+
+def _gather_backward(held: P, used: P, _: None, gradient: Array) -> tuple[Array]:
+    return (jax.lax.with_sharding_constraint(gradient, held),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from clip_jax import partition
-from clip_jax.models.clip import CLIP, Params, Variables, variables
+from clip_jax.models.clip import CLIP, Params, Variables, assembled, variables
 from clip_jax.models.zoo import CLIPConfig
 from clip_jax.objectives import Objective
 
@@ -75,7 +75,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def loss_fn(params: Params) -> tuple[Float[Array, ""], tuple[Metrics, Params]]:
-            model = nnx.merge(graph, params, state.stats)
+            model = assembled(graph, (params, state.stats))
             loss, metrics = objective(model, batch, key)
             return loss, (metrics, variables(model)[1])
 
@@ -132,8 +132,13 @@ def state_of(held: Variables, optimizer: optax.GradientTransformation, mesh: Mes
 def compile_step(train_step: TrainStep, state: Any, mesh: Mesh) -> jax.stages.Wrapped:
     """`train_step` jitted over the mesh; it takes over (donates) the state it is given."""
     where = partition.shardings(state, mesh)
+
+    def over_mesh(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return train_step(state, batch)
+
     return jax.jit(
-        train_step,
+        over_mesh,
         in_shardings=(where, partition.batch_sharding(mesh)),
         out_shardings=(where, partition.replicated(mesh)),
         donate_argnums=0,

@@ -7,6 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from clip_jax import partition
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.transformer import Transformer, layer_norm
 from clip_jax.models.zoo import BertConfig
@@ -50,7 +51,7 @@ class BERT(nnx.Module):
                 f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
             )
         places = self.positional_embedding[: tokens.shape[1]] + self.segment_embedding[0]
-        x = self.token_embedding(tokens) + places.astype(self.dtype)
+        x = partition.embedded(self.token_embedding, tokens) + places.astype(self.dtype)
         mask = (tokens != self.config.pad_id)[:, None, None, :]
         x = self.transformer(self.ln_embedding(x).astype(self.dtype), mask)
         return self.projection(x[:, 0])

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Num
 
+from clip_jax import partition
 from clip_jax.models.bert import BERT
 from clip_jax.models.efficientnet import EfficientNet
 from clip_jax.models.resnet import ModifiedResNet
@@ -176,6 +177,12 @@ def abstract_model(config: CLIPConfig, dtype: str = "float32", remat: str = "non
 def _abstract(config: CLIPConfig, dtype: str, remat: str) -> tuple[nnx.GraphDef, nnx.State]:
     model = nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
     return nnx.split(model)
+
+
+def assembled(graph: nnx.GraphDef, held: Variables) -> CLIP:
+    """The model of these variables inside a program over a mesh, see `partition.gathered`."""
+    params, stats = held
+    return nnx.merge(graph, partition.gathered(params), stats)
 
 
 def variables(model: CLIP) -> Variables:

@@ -12,6 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from clip_jax import partition
+
 RESULT = "linear"
 
 
@@ -45,7 +47,8 @@ def _backward(
     factors: DTypeLike, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     result = gradient.dtype
-    x, kernel, gradient = _materialized(*saved, gradient.astype(factors))
+    x, gradient = _materialized(saved[0], gradient.astype(factors))
+    kernel = saved[1]
     rows = tuple(range(x.ndim - 1))
     return (
         _dot(gradient, kernel, ((x.ndim - 1,), (1,)), result),
@@ -75,7 +78,8 @@ def linear(inputs: int, outputs: int, *, dtype: DTypeLike, **options: Any) -> nn
     factors = jnp.bfloat16 if dtype == "mixed" else dtype
 
     def dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-        return checkpoint_name(product(x, kernel, factors), RESULT)
+        y = product(partition.rows(x), kernel, factors)
+        return checkpoint_name(partition.rows(y), RESULT)
 
     return nnx.Linear(
         inputs, outputs, dtype=activation_dtype(dtype), dot_general=dot_general, **options

@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
+from clip_jax import partition
 from clip_jax.errors import UserError
 from clip_jax.models.linear import RESULT
 
@@ -45,8 +46,10 @@ def _pure(graph: nnx.GraphDef, apply: Apply, remat: str) -> Callable[[Array, Any
     """A layer as a function of its input and its (parameters, statistics)."""
 
     def layer(x: Array, variables: tuple[nnx.State, nnx.State]) -> tuple[Array, nnx.State]:
-        module = nnx.merge(graph, *variables)
-        return apply(module, x), nnx.state(module, nnx.BatchStat)
+        params, stats = variables
+        module = nnx.merge(graph, partition.gathered(params), stats)
+        x = partition.whole_rows(apply(module, partition.whole_rows(x)))
+        return x, nnx.state(module, nnx.BatchStat)
 
     if remat == "none":
         return layer

@@ -7,6 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from clip_jax import partition
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.transformer import Transformer, layer_norm
 from clip_jax.models.zoo import TextConfig
@@ -61,7 +62,7 @@ class TextTransformer(nnx.Module):
             raise ValueError(
                 f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
             )
-        x = self.token_embedding(tokens)
+        x = partition.embedded(self.token_embedding, tokens)
         last = self.config.pool == "last"
         end = jnp.full(len(x), x.shape[1] - 1) if last else jnp.argmax(tokens, axis=-1)
         x = self._read_out(x, end) if self.config.layers else _mean(x, end)

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from clip_jax import partition
 from clip_jax.errors import UserError
 from clip_jax.models.linear import linear
 from clip_jax.models.stack import check_remat, scan, stack
@@ -18,6 +19,7 @@ from clip_jax.models.zoo import BertConfig, TextConfig, VisionConfig
 
 TowerConfig = VisionConfig | TextConfig | BertConfig
 Mask = Bool[Array, "#batch #heads #queries keys"]
+Heads = Float[Array, "batch length heads size"]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -52,13 +54,27 @@ class Attention(nnx.Module):
         self, x: Float[Array, "batch length width"], causal: bool, mask: Mask | None = None
     ) -> Float[Array, "batch length width"]:
         """Every position attends to all of its row (that `mask` allows), or to those up to it."""
-        batch, length, width = x.shape
-        q, k, v = (
-            part.reshape(batch, length, self.heads, width // self.heads)
-            for part in jnp.split(self.qkv(x), 3, axis=-1)
-        )
+        q, k, v = self._by_head(x) if partition.splits(self.heads) else self._together(x)
         attended = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
         return self.out(attended.reshape(x.shape))
+
+    def _together(self, x: Float[Array, "batch length width"]) -> list[Heads]:
+        """Queries, keys and values."""
+        shape = (*x.shape[:2], self.heads, -1)
+        return [part.reshape(shape) for part in jnp.split(self.qkv(x), 3, axis=-1)]
+
+    def _by_head(self, x: Float[Array, "batch length width"]) -> list[Heads]:
+        """The same from a kernel in which a head's three stand together, as devices share them."""
+
+        def grouped(param: nnx.Param) -> Array:
+            parts = param[...].reshape(-1, 3, self.heads, x.shape[-1] // self.heads)
+            return parts.swapaxes(1, 2).reshape(param.shape)
+
+        layer = self.qkv
+        y = layer.dot_general(x.astype(layer.dtype or x.dtype), grouped(layer.kernel))
+        y = y + grouped(layer.bias).astype(y.dtype)
+        parts = y.reshape(*x.shape[:2], self.heads, 3, -1)
+        return [parts[..., i, :] for i in range(3)]
 
 
 class AttentionPool(nnx.Module):
