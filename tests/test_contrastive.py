@@ -45,7 +45,7 @@ def test_is_log_n_for_features_that_say_nothing():
     same = jnp.ones((16, 4)) / 2
     loss, metrics = softmax_loss(same, same, jnp.float32(100))
     assert float(loss) == pytest.approx(np.log(16), rel=1e-6)
-    assert float(metrics["image_to_text_accuracy"]) == 1 / 16
+    assert float(metrics["image_to_text_accuracy"]) == 0  # none is likelier than another
 
 
 def test_finite_at_scale_100_for_opposite_pairs():
