@@ -1,0 +1,52 @@
+# shellcheck shell=bash
+# What the launchers share; they source it.
+set -euo pipefail
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
+  fail "bash $BASH_VERSION is too old: 4.4 is needed (macOS: brew install bash)"
+
+say() { echo "launch: $*" >&2; }
+
+# The comment at the head of a launcher is its help.
+usage() { awk 'NR > 1 && !/^#/ {exit} NR > 1 {sub(/^# ?/, ""); print}' "$0"; }
+
+needs_value() {
+  [[ $# -gt 1 && $2 != -- ]] || fail "$1 needs a value; see $0 --help"
+}
+
+whole_number() { # name value least
+  if [[ ! $2 =~ ^[0-9]{1,9}$ ]] || ((10#$2 < $3)); then
+    fail "$1 $2: a whole number of at least $3 is needed"
+  fi
+}
+
+needs_tool() {
+  command -v "$1" > /dev/null || fail "$1 is not installed: $2"
+}
+
+# The words after `--`: flags of clip_jax.main, or another command.
+check_words() {
+  (($#)) || fail "nothing to run: give the flags of clip_jax.main after --, such as -- --config configs/quickstart.py"
+  local word
+  for word; do
+    [[ $word != gs://* && $word != *=gs://* ]] ||
+      fail "$word: clip_jax reads and writes folders; mount the bucket and name the folder (docs/launch.md)"
+  done
+}
+
+# Words as a shell reads them back.
+quoted() {
+  local words
+  printf -v words ' %q' "$@"
+  echo "${words:1}"
+}
+
+# Runs a command, or prints it where $dry_run is set.
+run() {
+  if [[ $dry_run ]]; then quoted "$@"; else "$@"; fi
+}
