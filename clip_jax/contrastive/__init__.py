@@ -9,8 +9,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from clip_jax.contrastive import dense
+from clip_jax.contrastive import dense, tiled
 from clip_jax.contrastive.pairs import caption_ids
+from clip_jax.contrastive.sweep import make_plan
 from clip_jax.errors import UserError
 
 __all__ = ["LAYOUTS", "caption_ids", "sigmoid_loss", "softmax_loss"]
@@ -53,8 +54,11 @@ def softmax_loss(
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing is {label_smoothing}: it is a share, from 0 to below 1")
     _known(layout)
-    ids = _or_rows(ids, len(image_features))
-    return dense.softmax(image_features, text_features, logit_scale, ids, label_smoothing)
+    features, ids = (image_features, text_features), _or_rows(ids, len(image_features))
+    if layout == "dense":
+        return dense.softmax(*features, logit_scale, ids, label_smoothing)
+    plan = make_plan(layout, block, len(image_features))
+    return tiled.softmax(*features, logit_scale, ids, label_smoothing, plan)
 
 
 def sigmoid_loss(
@@ -80,8 +84,11 @@ def sigmoid_loss(
       UserError: there is no such layout.
     """
     _known(layout)
-    ids = _or_rows(ids, len(image_features))
-    return dense.sigmoid(image_features, text_features, logit_scale, logit_bias, ids)
+    features, ids = (image_features, text_features), _or_rows(ids, len(image_features))
+    if layout == "dense":
+        return dense.sigmoid(*features, logit_scale, logit_bias, ids)
+    plan = make_plan(layout, block, len(image_features))
+    return tiled.sigmoid(*features, logit_scale, logit_bias, ids, plan)
 
 
 def _known(layout: str) -> None:

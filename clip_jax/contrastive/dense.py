@@ -19,6 +19,7 @@ def softmax(
     label_smoothing: float,
 ) -> Loss:
     """Symmetric cross-entropy; one matrix of logits serves both directions."""
+    image_features, text_features = _fp32(image_features, text_features)
     counted = negatives(ids, ids)
     logits = logit_scale * product("id,jd->ij", image_features, text_features)
     own = logit_scale * own_cosines(image_features, text_features)
@@ -58,6 +59,7 @@ def sigmoid(
     ids: Integer[Array, "n words"],
 ) -> Loss:
     """The sum of -log σ(±logit) over all pairings that count, by rows."""
+    image_features, text_features = _fp32(image_features, text_features)
     counted = negatives(ids, ids)
     logits = logit_bias + logit_scale * product("id,jd->ij", image_features, text_features)
     own = logit_bias + logit_scale * own_cosines(image_features, text_features)
@@ -65,3 +67,8 @@ def sigmoid(
     masked = jax.lax.stop_gradient(jnp.where(counted, logits, FLOOR))
     most = masked.max(axis=1), masked.max(axis=0)
     return (jax.nn.softplus(-own) + negative).mean(), accuracies(own, most, logit_scale)
+
+
+def _fp32(*features: Float[Array, "n d"]) -> list[Float[Array, "n d"]]:
+    """So that what a gradient is the sum of is rounded to the features' dtype once."""
+    return [x.astype(jnp.float32) for x in features]
