@@ -39,6 +39,14 @@ check_words() {
   done
 }
 
+# Leaves in $command what the words after `--` stand for.
+# shellcheck disable=SC2034
+training_command() {
+  check_words "$@"
+  command=("$@")
+  [[ $1 != -* ]] || command=("${PYTHON:-python}" -m clip_jax.main "$@")
+}
+
 # Words as a shell reads them back.
 quoted() {
   local words

@@ -46,9 +46,7 @@ done
 [[ $n ]] || fail "how many processes? launch/local.sh 2 -- --config configs/quickstart.py"
 whole_number N "$n" 1
 n=$((10#$n))
-check_words "$@"
-command=("$@")
-[[ $1 != -* ]] || command=("${PYTHON:-python}" -m clip_jax.main "$@")
+training_command "$@"
 needs_tool "${command[0]}" "activate its environment, or name it by PYTHON=..."
 
 free_port() {
