@@ -76,7 +76,7 @@ def ours(setting: Setting) -> Callable[[], float]:
     from clip_jax import optim, partition, step
     from clip_jax.models.clip import abstract_model
     from clip_jax.models.zoo import ARCHITECTURES
-    from clip_jax.objectives import contrastive
+    from clip_jax.objectives import Contrastive
     from clip_jax.tokenizers import packing
 
     config = ARCHITECTURES[MODEL]
@@ -85,7 +85,7 @@ def ours(setting: Setting) -> Callable[[], float]:
     state = step.init_state(config, optimizer, 0, mesh)
     graph = nnx.graphdef(abstract_model(config, setting.dtype, setting.remat))
     train_step = step.compile_step(
-        step.make_train_step(graph, contrastive, optimizer, 0), state, mesh
+        step.make_train_step(graph, Contrastive("dense"), optimizer, 0), state, mesh
     )
     image, tokens = rows(setting)
     batch = partition.global_batch({"image": image, "tokens": packing.trim(tokens)}, mesh)

@@ -21,8 +21,11 @@ from clip_jax.models.zoo import DTYPES
 ROOT = Path(__file__).resolve().parent.parent
 
 # What may differ between a run and its resumption: it changes no number that is trained.
-FREE = ("workdir", "log", "checkpoint", "evaluate", "mesh", "remat")
-FREE_DATA = ("data.threads", "data.workers", "data.prefetch", "data.cache_mib")
+FREE = ("workdir", "log", "checkpoint", "evaluate", "mesh", "remat", "accumulate")
+FREE_KEYS = (
+    *("data.threads", "data.workers", "data.prefetch", "data.cache_mib"),
+    *("loss.layout", "loss.block", "optimizer.sharded"),
+)
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
@@ -135,6 +138,7 @@ def override(config: ConfigDict, item: str) -> None:
 _BOUNDS: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf),
     "batch_size": (1, math.inf),
+    "accumulate": (1, math.inf),
     "seed": (0, 2**32 - 1),
     "log.every": (1, math.inf),
     "checkpoint.every": (1, math.inf),
@@ -147,6 +151,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "data.workers": (0, math.inf),
     "data.prefetch": (1, math.inf),
     "data.cache_mib": (0, math.inf),
+    "loss.block": (0, math.inf),
+    "loss.label_smoothing": (0, 1 - 1e-9),
     "optimizer.learning_rate": (1e-12, math.inf),
     "optimizer.final_learning_rate": (0, math.inf),
     "optimizer.muon_learning_rate": (0, math.inf),
@@ -180,12 +186,13 @@ def check(config: ConfigDict, devices: int, processes: int = 1) -> None:
     images.Augment.from_dict(config.data.augment.to_dict())
     _check_templates(config)
     tensor = max(1, config.mesh.tensor)
-    shards = math.lcm(max(1, devices // tensor), processes)
-    if config.batch_size % shards:
-        near = max(shards, round(config.batch_size / shards) * shards)
+    shards, parts = math.lcm(max(1, devices // tensor), processes), config.accumulate
+    if config.batch_size % (shards * parts):
+        near = max(1, round(config.batch_size / (shards * parts))) * shards * parts
+        in_parts = f" in config.accumulate={parts} parts" if parts > 1 else ""
         raise UserError(
-            f"config.batch_size={config.batch_size} does not divide over {shards} devices: "
-            f"use a multiple of {shards}, such as {near}"
+            f"config.batch_size={config.batch_size} does not divide over {shards} devices"
+            f"{in_parts}: use a multiple of {shards * parts}, such as {near}"
         )
 
 
@@ -220,7 +227,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in changed
-        if key.split(".")[0] not in FREE and key not in FREE_DATA
+        if key.split(".")[0] not in FREE and key not in FREE_KEYS
     ]
 
 

@@ -62,7 +62,7 @@ def make_mesh(shape: dict[str, int], devices: Sequence[jax.Device] | None = None
     return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -90,11 +90,68 @@ def _size(mesh: Mesh | AbstractMesh, axes: Any) -> int:
     return math.prod(mesh.shape[axis] for axis in _names(axes))
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
-    """A `NamedSharding` for every leaf of a state (arrays or shapes), by `RULES`."""
+def shardings(tree: Any, mesh: Mesh, *, over_data: bool = False) -> Any:
+    """A `NamedSharding` for every leaf of a tree (arrays or shapes), by `RULES`.
+
+    With `over_data` matrices are spread over the data axis as well, as an optimizer's state may
+    be (ZeRO stage 1, Rajbhandari et al. 2019).
+    """
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, spec_for(_path(path), leaf.shape, mesh)), tree
+        lambda path, leaf: NamedSharding(mesh, _spec(path, leaf, mesh, over_data)), tree
     )
+
+
+def _spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh | AbstractMesh, over_data: bool) -> P:
+    spec = spec_for(_path(path), leaf.shape, mesh)
+    if not over_data or leaf.ndim < 2:
+        return spec
+    axes = [*spec, *(None,) * (leaf.ndim - len(spec))]
+    parts = [_size(mesh, a) for a in axes]
+    for i in sorted(range(leaf.ndim), key=lambda i: -leaf.shape[i] // parts[i]):
+        if leaf.shape[i] % (parts[i] * mesh.shape["data"]) == 0:
+            axes[i] = (*_names(axes[i]), "data")
+            return P(*axes)
+    return spec
+
+
+def spread(tree: Any, *, over_data: bool = False) -> Any:
+    """Parameters or what has their shapes, such as gradients, laid out as `shardings` says."""
+    mesh = _context()
+    if mesh is None:
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: _constrained(x, *_spec(path, x, mesh, over_data)), tree
+    )
+
+
+def cut(batch: Any, parts: int) -> Any:
+    """Arrays [n, …] as [parts, n / parts, …]; of each part every device holds as many rows.
+
+    Nothing moves: a device cuts up its own rows.
+    """
+    shards = _shards()
+
+    def divided(x: Array) -> Array:
+        x = x.reshape(shards, parts, -1, *x.shape[1:]).swapaxes(0, 1)
+        return _constrained(x.reshape(parts, -1, *x.shape[3:]), None, *BATCH)
+
+    return jax.tree.map(divided, batch)
+
+
+def joined(batch: Any) -> Any:
+    """The reverse of `cut`."""
+    shards = _shards()
+
+    def whole(x: Array) -> Array:
+        x = x.reshape(len(x), shards, -1, *x.shape[2:]).swapaxes(0, 1)
+        return whole_rows(x.reshape(-1, *x.shape[3:]))
+
+    return jax.tree.map(whole, batch)
+
+
+def _shards() -> int:
+    mesh = _context()
+    return 1 if mesh is None else batch_shards(mesh)
 
 
 def _context() -> AbstractMesh | None:

@@ -13,14 +13,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from clip_jax import partition
-from clip_jax.models.clip import CLIP, Params, Variables, assembled, variables
+from clip_jax import gradients, partition
+from clip_jax.models.clip import CLIP, Params, Variables, variables
 from clip_jax.models.zoo import CLIPConfig
-from clip_jax.objectives import Objective
-
-Metrics = dict[str, Float[Array, ""]]
+from clip_jax.objectives import Metrics, Objective
 
 
 @partial(
@@ -68,21 +66,32 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     seed: int,
     max_logit_scale: float = 100.0,
+    *,
+    accumulate: int = 1,
+    sharded_optimizer: bool = False,
 ) -> TrainStep:
-    """The step: loss, gradients, update. Pure; what is random depends on seed and step alone."""
+    """The step: loss, gradients, update. Pure; what is random depends on seed and step alone.
+
+    Args:
+      graph: of the model.
+      objective: what is minimised.
+      optimizer: what makes updates of gradients.
+      seed: of what is random.
+      max_logit_scale: see `clamp_logit_scale`.
+      accumulate: the parts that a batch goes through the towers in, see `gradients.cached`.
+      sharded_optimizer: the optimizer's state lies over the data axis too, as in `abstract_state`.
+    """
 
     def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def loss_fn(params: Params) -> tuple[Float[Array, ""], tuple[Metrics, Params]]:
-            model = assembled(graph, (params, state.stats))
-            loss, metrics = objective(model, batch, key)
-            return loss, (metrics, variables(model)[1])
-
-        (loss, (metrics, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        loss, metrics, stats, grads = gradients.of(
+            graph, objective, state.variables, batch, key, accumulate
+        )
+        norm = optax.global_norm(grads)
+        grads = partition.spread(grads, over_data=sharded_optimizer)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = clamp_logit_scale(optax.apply_updates(state.params, updates), max_logit_scale)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads), **metrics}
+        metrics = {"loss": loss, "gradient_norm": norm, **metrics}
         return TrainState(state.step + 1, params, stats, opt_state), metrics
 
     return train_step
@@ -96,20 +105,38 @@ def _around(optimizer: optax.GradientTransformation, params: Params, stats: Para
     return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
 
 
+def _shardings(state: TrainState, mesh: Mesh, sharded_optimizer: bool) -> TrainState:
+    where = partition.shardings(state, mesh)
+    moments = partition.shardings(state.opt_state, mesh, over_data=sharded_optimizer)
+    return dataclasses.replace(where, opt_state=moments)
+
+
 def abstract_state(
-    config: CLIPConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: CLIPConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    sharded_optimizer: bool = False,
 ) -> TrainState:
-    """The state's shapes, each with the sharding that it will have."""
+    """The state's shapes, each with the sharding that it will have.
+
+    With `sharded_optimizer` the optimizer's state is spread over the data axis too.
+    """
     shapes = jax.eval_shape(partial(_create, config, optimizer, 0))
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
-        partition.shardings(shapes, mesh),
+        _shardings(shapes, mesh, sharded_optimizer),
     )
 
 
 def init_state(
-    config: CLIPConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+    config: CLIPConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    *,
+    sharded_optimizer: bool = False,
 ) -> TrainState:
     """A fresh state, created where it will live: the same values on any mesh."""
     create = partial(_create, config, optimizer, seed)
@@ -117,26 +144,35 @@ def init_state(
     # LLVM takes half a second for each of a ResNet's random arrays, and they are made only once
     many = bool(jax.tree.leaves(shapes.stats)) and mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if many else None
-    where = partition.shardings(shapes, mesh)
+    where = _shardings(shapes, mesh, sharded_optimizer)
     return jax.jit(create, out_shardings=where, compiler_options=options)()
 
 
-def state_of(held: Variables, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def state_of(
+    held: Variables,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    sharded_optimizer: bool = False,
+) -> TrainState:
     """A state around variables that were trained before, laid out over the mesh; step 0."""
     create = partial(_around, optimizer)
-    where = partition.shardings(jax.eval_shape(create, *held), mesh)
+    where = _shardings(jax.eval_shape(create, *held), mesh, sharded_optimizer)
     placed = jax.device_put(held, (where.params, where.stats))
     return jax.jit(create, out_shardings=where)(*placed)
 
 
 def compile_step(train_step: TrainStep, state: Any, mesh: Mesh) -> jax.stages.Wrapped:
-    """`train_step` jitted over the mesh; it takes over (donates) the state it is given."""
-    where = partition.shardings(state, mesh)
+    """`train_step` jitted over the mesh for states that lie as `state` (arrays or shapes) does.
+
+    It takes over (donates) the state it is given.
+    """
 
     def over_mesh(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return train_step(state, batch)
 
+    where = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
         over_mesh,
         in_shardings=(where, partition.batch_sharding(mesh)),

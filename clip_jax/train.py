@@ -20,7 +20,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from clip_jax import checkpoint, config, files, metrics, optim, partition, tokenizers
+from clip_jax import checkpoint, config, files, hosts, metrics, optim, partition, tokenizers
+from clip_jax import rows as rows_lib
 from clip_jax import step as step_lib
 from clip_jax.data import captions, images, pipeline
 from clip_jax.data.sources import Source, open_source
@@ -30,7 +31,7 @@ from clip_jax.evaluation.suite import Suite, table
 from clip_jax.models import zoo
 from clip_jax.models.clip import Variables, abstract_model, parameter_count
 from clip_jax.models.zoo import CLIPConfig
-from clip_jax.objectives import contrastive
+from clip_jax.objectives import Contrastive
 from clip_jax.tokenizers import Tokenizer, packing
 from clip_jax.weights import library, positions
 
@@ -41,6 +42,7 @@ class Run:
 
     config: ConfigDict
     model: CLIPConfig
+    objective: Contrastive
     tokenizer: Tokenizer
     source: Source | None
     suite: Suite
@@ -50,10 +52,12 @@ class Run:
 
 def prepare(c: ConfigDict, *, training: bool) -> Run:
     """Opens what a config names and finds its mistakes, before any device is touched."""
-    config.check(c, jax.device_count(), jax.process_count())
+    config.check(c, jax.device_count())
     if not c.workdir:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     model = CLIPConfig.from_dict(c.model.to_dict())
+    objective = Contrastive(**c.loss.to_dict())
+    objective.check(sigmoid=model.logit_bias is not None)
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     _check_tokenizer(c.tokenizer, tokenizer, model.text)
     source = open_source(c.data.train) if training else None
@@ -62,9 +66,9 @@ def prepare(c: ConfigDict, *, training: bool) -> Run:
         for template in c.data.captions:
             captions.fill(template, first.text, first.name)
     suite = Suite(c.evaluate.to_dict(), tokenizer, library.preprocess_of(model))
-    fresh = training and checkpoint.latest_step(c.workdir) is None
+    fresh = training and hosts.from_first(lambda: checkpoint.latest_step(c.workdir)) is None
     weights = _weights(c, model) if fresh and c.weights.path else None
-    return Run(c, model, tokenizer, source, suite, Path(c.workdir), weights)
+    return Run(c, model, objective, tokenizer, source, suite, Path(c.workdir), weights)
 
 
 def _check_tokenizer(name: str, tokenizer: Tokenizer, text: zoo.TextTowerConfig) -> None:
@@ -99,12 +103,12 @@ class StopSignal:
     """Ctrl-C and SIGTERM as a wish to stop after the step; a second one stops at once."""
 
     def __init__(self) -> None:
-        self.name = ""
+        self.number = 0
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.name:
+        if self.number:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        self.number = number
 
     @contextmanager
     def watching(self) -> Iterator[StopSignal]:
@@ -120,9 +124,15 @@ class StopSignal:
 def claim_workdir(run: Run) -> None:
     """Writes config.json into a new workdir; in an old one checks that it is the same run.
 
+    The first process does that for all, before any goes on.
+
     Raises:
       UserError: the folder belongs to a run of another config, or cannot be written.
     """
+    hosts.from_first(lambda: _claim(run))
+
+
+def _claim(run: Run) -> None:
     path = run.workdir / checkpoint.CONFIG
     if not path.exists():
         with files.whole(path) as file:
@@ -163,21 +173,32 @@ class Trainer:
         self.optimizer = optim.make_optimizer(c.optimizer, self.schedule)
         self.model = abstract_model(run.model, c.dtype, c.remat)
         self.graph = nnx.graphdef(self.model)
-        self.state_like = step_lib.abstract_state(run.model, self.optimizer, self.mesh)
+        self.sharded = {"sharded_optimizer": c.optimizer.sharded}
+        self.state_like = step_lib.abstract_state(
+            run.model, self.optimizer, self.mesh, **self.sharded
+        )
 
     def evaluate(self, variables: Variables, step: int) -> dict[str, float]:
         """The suite on a model's variables; pictures go to the run's folder."""
         encoder = Encoder(self.graph, variables, self.mesh, self.run.config.evaluate.batch_size)
         scale = float(nnx.merge(self.graph, *variables).scale)
         folder = self.run.workdir / "pictures" / f"step_{step}"
-        return self.run.suite(encoder, scale, folder if jax.process_index() == 0 else None)
+        return self.run.suite(encoder, scale, folder if hosts.is_first() else None)
 
     def state_from(self, found: library.Found) -> step_lib.TrainState:
         """A fresh state around the weights of a file, in fp32, resized where the model asks it."""
         params, stats = library.read(found)
         vision, text = self.run.model.vision, self.run.model.text
         params, _ = positions.resized(params, found.config, vision.image_size, text.context_length)
-        return step_lib.state_of((params, stats), self.optimizer, self.mesh)
+        return step_lib.state_of((params, stats), self.optimizer, self.mesh, **self.sharded)
+
+    def fresh(self) -> step_lib.TrainState:
+        """A state of random numbers, or around the weights that the config names."""
+        run = self.run
+        if run.weights:
+            return self.state_from(run.weights)
+        seed = run.config.seed
+        return step_lib.init_state(run.model, self.optimizer, seed, self.mesh, **self.sharded)
 
     def data(self) -> pipeline.Batches:
         """The iterator over this process's batches."""
@@ -198,8 +219,7 @@ class Trainer:
             ),
             batch_size=c.batch_size,
             seed=c.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=rows_lib.process_rows(self.mesh, c.batch_size),
         )
         return pipeline.iterator(
             batches, threads=c.data.threads, workers=c.data.workers, prefetch=c.data.prefetch
@@ -208,19 +228,21 @@ class Trainer:
     def place(self, rows: pipeline.Row) -> dict[str, jax.Array]:
         """This process's rows as the global batch, without columns that no text reaches."""
         # many processes would have to agree on the longest text
-        if jax.process_count() == 1 and self.run.model.text.blind_to_padding:
+        if not hosts.many() and self.run.model.text.blind_to_padding:
             pad_id = self.run.tokenizer.pad_id
             rows = {**rows, "tokens": packing.trim(rows["tokens"], pad_id=pad_id)}
-        return partition.global_batch(rows, self.mesh)
+        return rows_lib.global_batch(rows, self.mesh)
 
     def compile(self, context_length: int) -> step_lib.TrainStep:
         """The step for texts of a width, compiled before the clock of images/s starts."""
         step = step_lib.make_train_step(
             self.graph,
-            contrastive,
+            self.run.objective,
             self.optimizer,
             self.run.config.seed,
             self.run.model.max_logit_scale,
+            accumulate=self.run.config.accumulate,
+            **self.sharded,
         )
         size, rows = self.run.model.vision.image_size, self.run.config.batch_size
         like = {
@@ -236,31 +258,36 @@ class Loop:
 
     def __init__(self, trainer: Trainer, data: pipeline.Batches, stop: StopSignal) -> None:
         self.trainer, self.data, self.stop = trainer, data, stop
+        self.any_stop = hosts.AnyOf(trainer.mesh) if hosts.many() else None
+        self.stopped_by = 0  # the number of the signal
         self.config = c = trainer.run.config
         self.checkpoints = checkpoint.Checkpoints(
             trainer.run.workdir, every=c.checkpoint.every, keep=c.checkpoint.keep
         )
         self.state, self.first = self._start()
-        self.writer = metrics.Writer(
-            trainer.run.workdir,
-            resume_step=self.first,
-            tensorboard=self.config.log.tensorboard,
+        self.writer = (
+            metrics.Writer(
+                trainer.run.workdir, resume_step=self.first, tensorboard=c.log.tensorboard
+            )
+            if hosts.is_first()
+            else metrics.Unwritten()
         )
-        self.progress = metrics.Progress(self.config.steps, self.first, self.config.batch_size)
+        self.progress = metrics.Progress(
+            c.steps, self.first, c.batch_size, mute=not hosts.is_first()
+        )
         self.compiled: dict[int, step_lib.TrainStep] = {}  # by the width of the texts
 
     def _start(self) -> tuple[step_lib.TrainState, int]:
         """The state to go on from and its step: the newest checkpoint's, or a fresh one's."""
-        trainer, step = self.trainer, self.checkpoints.latest()
+        trainer, step = self.trainer, hosts.from_first(self.checkpoints.latest)
         if step is not None:
             state, position = self.checkpoints.restore(step, trainer.state_like)
             self.data.set_state(position)
             return state, step
         run = trainer.run
-        _check_room(trainer.state_like, run.workdir, self.config.checkpoint.keep)
-        if run.weights:
-            return trainer.state_from(run.weights), 0
-        return step_lib.init_state(run.model, trainer.optimizer, self.config.seed, trainer.mesh), 0
+        if hosts.is_first():
+            _check_room(trainer.state_like, run.workdir, self.config.checkpoint.keep)
+        return trainer.fresh(), 0
 
     def _step_for(self, batch: dict[str, jax.Array]) -> step_lib.TrainStep:
         width = batch["tokens"].shape[1]
@@ -273,6 +300,8 @@ class Loop:
         return self.compiled[width]
 
     def _log(self, step: int, out: dict[str, jax.Array]) -> None:
+        if self.any_stop:
+            self.stopped_by = int(out.pop("stop"))
         values = {name: float(value) for name, value in out.items()}
         if not math.isfinite(values["loss"]):
             raise UserError(
@@ -304,17 +333,25 @@ class Loop:
         position = self.data.get_state()
         self.checkpoints.save(step, self.state, position, self.config.to_dict(), force=force)
 
+    def _stopping(self) -> bool:
+        """Whether this is the last step; many processes learn it together, with the metrics."""
+        if not self.any_stop:
+            self.stopped_by = self.stop.number
+        return bool(self.stopped_by)
+
     def run(self) -> int:
         """Trains; returns the step that it came to."""
         c, step = self.config, self.first
         if step >= c.steps:
             return step
         before: tuple[int, dict[str, jax.Array]] | None = None
-        while step < c.steps and not self.stop.name:
+        while step < c.steps and not self._stopping():
             batch = self.trainer.place(next(self.data))
             train_step = self._step_for(batch)
             step += 1
             self.state, out = train_step(self.state, batch)
+            if self.any_stop:
+                out = {**out, "stop": self.any_stop(self.stop.number)}
             # step N + 1 is dispatched before N's metrics are read: the device never waits
             if before:
                 self._log(*before)
@@ -336,11 +373,12 @@ class Loop:
             self._save(step, force=True)
         return step
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Waits for the checkpoint under way; closes the files."""
         self.progress.close()
         self.data.close()
-        self.checkpoints.close()
+        if not (failed and hosts.many()):  # the others are not told yet
+            self.checkpoints.close()
         self.writer.close()
 
 
@@ -358,9 +396,16 @@ def train(c: ConfigDict) -> None:
         _announce(loop)
         try:
             step = loop.run()
-        finally:
-            loop.close()
-    _farewell(run, step, stop)
+        except BaseException:
+            loop.close(failed=True)
+            raise
+        loop.close()
+    if hosts.is_first():
+        _farewell(run, step, loop.stopped_by)
+
+
+def _of_processes() -> str:
+    return f" of {jax.process_count()} processes" if hosts.many() else ""
 
 
 def _announce(loop: Loop) -> None:
@@ -369,7 +414,8 @@ def _announce(loop: Loop) -> None:
     say(
         f"{len(run.source or ()):,} pairs, {parameter_count(trainer.model):,} parameters, "
         f"batch {run.config.batch_size:,} on {jax.device_count()} "
-        f"{jax.devices()[0].platform} device(s), {run.config.dtype}; run folder {run.workdir}"
+        f"{jax.devices()[0].platform} device(s){_of_processes()}, {run.config.dtype}; "
+        f"run folder {run.workdir}"
     )
     if loop.first >= run.config.steps:
         say(f"all {run.config.steps} steps were done before: nothing to train")
@@ -385,12 +431,11 @@ def _announce(loop: Loop) -> None:
         say(f"resuming after step {loop.first} of {run.config.steps}")
 
 
-def _farewell(run: Run, step: int, stop: StopSignal) -> None:
+def _farewell(run: Run, step: int, stopped_by: int) -> None:
     if step < run.config.steps:
         where = f"saved at step {step}" if step else "before the first step"
-        print(
-            f"stopped by {stop.name}, {where}: the same command goes on from there", file=sys.stderr
-        )
+        name = signal.Signals(stopped_by).name
+        print(f"stopped by {name}, {where}: the same command goes on from there", file=sys.stderr)
         return
     print(
         f"""done: {step} steps in {run.workdir}
@@ -410,7 +455,7 @@ def evaluate(c: ConfigDict) -> None:
     checkpoint.read_config(run.workdir)
     if not run.suite:
         raise UserError("config.evaluate.sets is empty: there is nothing to evaluate on")
-    step = checkpoint.latest_step(run.workdir)
+    step = hosts.from_first(lambda: checkpoint.latest_step(run.workdir))
     if step is None:
         raise UserError(f"{run.workdir} holds no checkpoint yet")
     trainer = Trainer(run)
@@ -418,5 +463,7 @@ def evaluate(c: ConfigDict) -> None:
     variables = checkpoints.restore_variables(step, trainer.state_like.variables)
     checkpoints.close()
     found = trainer.evaluate(variables, step)
+    if not hosts.is_first():
+        return
     print(f"{run.workdir} at step {step}", table(found), sep="\n", file=sys.stderr)
     print(json.dumps({"step": step, **found}))

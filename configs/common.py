@@ -13,6 +13,7 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.workdir = ""  # where the run is kept; the same command resumes it
     c.seed = 0
     c.batch_size = 32_768  # pairs, over all devices
+    c.accumulate = 1  # parts that a batch goes through the towers in; every negative counts
     c.steps = 390_625  # 32 epochs of 400 M pairs
     c.model = ConfigDict(zoo.architecture(model))
     c.weights = ConfigDict()  # what a fresh run starts from, instead of random numbers
@@ -42,6 +43,14 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.data.augment.hue = 0.0
     c.data.augment.gray = 0.0
 
+    c.loss = ConfigDict()
+    # dense, blockwise or ring: how the batch_size² pairings lie over the devices; auto: the
+    # least memory that costs no time
+    c.loss.layout = "auto"
+    c.loss.block = 0  # rows of a tile; 0: the layout's own
+    c.loss.label_smoothing = 0.0  # share of a target that is spread over the batch
+    c.loss.mask_duplicates = False  # pairs of one caption are not each other's negatives
+
     c.optimizer = ConfigDict()
     c.optimizer.learning_rate = 5e-4
     c.optimizer.final_learning_rate = 0.0
@@ -52,6 +61,7 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.optimizer.eps = 1e-6
     c.optimizer.weight_decay = 0.2
     c.optimizer.clip_norm = 0.0  # 0: no clipping
+    c.optimizer.sharded = False  # its state lies over the data axis too (ZeRO)
 
     c.mesh = ConfigDict()  # their product is the number of devices; -1: all that are left
     c.mesh.data = -1

@@ -31,6 +31,7 @@ _TOWERS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
+Keys = Key[Array, ""] | Key[Array, " images"]
 Params = dict[str, Any]
 Variables = tuple[Params, Params]  # parameters and batch statistics
 
@@ -103,12 +104,13 @@ class CLIP(nnx.Module):
         image: Num[Array | np.ndarray, "batch height width 3"],
         *,
         normalized: bool = False,
-        key: Key[Array, ""] | None = None,
+        key: Keys | None = None,
     ) -> Float[Array, "batch embed_dim"]:
-        """Image features of uint8 pixels (or of floats normalised already)."""
+        """Image features of uint8 pixels (or of floats normalised already); `key` as in a call."""
         if key is None:
             return self._encode("vision", jnp.asarray(image), normalized)
-        features = self.vision(jnp.asarray(image), key=key)
+        keys = key if key.ndim else jax.random.split(key, len(image))
+        features = self.vision(jnp.asarray(image), key=keys)
         return normalize(features) if normalized else features
 
     def encode_text(
@@ -126,18 +128,24 @@ class CLIP(nnx.Module):
         image: Num[Array | np.ndarray, "images height width 3"],
         tokens: Int[Array | np.ndarray, "texts context"],
         *,
-        key: Key[Array, ""] | None = None,
+        key: Keys | None = None,
     ) -> Output:
         """Unit-norm features of both and the scale, from which `logits_per_image` are made.
 
-        `key` says that this is training: it turns on what is random, and batch statistics.
+        `key` says that this is training: it turns on what is random, and batch statistics. It is
+        one for all images, or one for each: an image's chance is then its own in any batch.
         """
-        return Output(
+        return self.compared(
             self.encode_image(image, normalized=True, key=key),
             self.encode_text(tokens, normalized=True),
-            self.scale,
-            None if self.config.logit_bias is None else self.logit_bias[...].astype(jnp.float32),
         )
+
+    def compared(
+        self, image: Float[Array, "images embed_dim"], text: Float[Array, "texts embed_dim"]
+    ) -> Output:
+        """Unit-norm features with the learned numbers that make logits of them."""
+        bias = None if self.config.logit_bias is None else self.logit_bias[...].astype(jnp.float32)
+        return Output(image, text, self.scale, bias)
 
     def __repr__(self) -> str:
         c = self.config

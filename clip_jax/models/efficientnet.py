@@ -122,7 +122,7 @@ class EfficientNet(nnx.Module):
             block += depth
 
     def __call__(
-        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, ""] | None = None
+        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch embed_dim"]:
         """Features of images (uint8, or normalised already), not normalised to length one.
 

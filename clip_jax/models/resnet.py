@@ -168,7 +168,7 @@ class ModifiedResNet(nnx.Module):
         self.pool = SpatialAttentionPool(config, embed_dim, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, ""] | None = None
+        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch embed_dim"]:
         """Features of images (uint8, or normalised already), not normalised to length one.
 

@@ -15,12 +15,13 @@ from clip_jax.models.zoo import VisionConfig
 
 
 def drop_patches(
-    patches: Float[Array, "batch patches width"], rate: float, key: Key[Array, ""]
+    patches: Float[Array, "batch patches width"], rate: float, keys: Key[Array, " batch"]
 ) -> Float[Array, "batch kept width"]:
     """A random subset of each image's patches (FLIP, Li et al. 2022, section 3)."""
-    batch, count, _ = patches.shape
+    count = patches.shape[1]
     kept = max(1, round(count * (1 - rate)))
-    _, index = jax.lax.top_k(jax.random.uniform(key, (batch, count)), kept)
+    chance = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
+    _, index = jax.lax.top_k(chance, kept)
     return jnp.take_along_axis(patches, index[..., None], axis=1)
 
 
@@ -127,12 +128,12 @@ class VisionTransformer(nnx.Module):
             )
 
     def __call__(
-        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, ""] | None = None
+        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch embed_dim"]:
         """Features of images, not normalised.
 
         `image` is uint8 in 0…255, normalised here, or floating point and normalised already.
-        `key` turns on what is random in training (patch dropout).
+        `key`, one an image, turns on what is random in training (patch dropout).
         """
         x = self._tokens(normalized(image, self.config), key)
         if self.config.ln_pre:
@@ -147,7 +148,7 @@ class VisionTransformer(nnx.Module):
         return self.projection(x) if self.config.projection else x
 
     def _tokens(
-        self, image: Float[Array, "batch height width 3"], key: Key[Array, ""] | None
+        self, image: Float[Array, "batch height width 3"], key: Key[Array, " batch"] | None
     ) -> Float[Array, "batch tokens features"]:
         """What enters the blocks: the class token, the patches in their places, the registers."""
         if self.config.stem:

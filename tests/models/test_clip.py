@@ -192,12 +192,15 @@ def test_bfloat16_features_point_where_fp32_ones_do(model, batch):
 
 def test_patch_dropout_keeps_a_random_subset_and_only_with_a_key(batch):
     patches = jnp.arange(2 * 16 * 1, dtype=jnp.float32).reshape(2, 16, 1)
-    kept = drop_patches(patches, 0.5, jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 2)
+    kept = drop_patches(patches, 0.5, keys)
     assert kept.shape == (2, 8, 1)
     for row, whole in zip(kept, patches, strict=True):
         assert set(row[:, 0].tolist()) <= set(whole[:, 0].tolist())
         assert len(set(row[:, 0].tolist())) == 8
-    assert not jnp.array_equal(kept, drop_patches(patches, 0.5, jax.random.key(1)))
+    assert not jnp.array_equal(kept, drop_patches(patches, 0.5, keys[::-1]))
+    alone = drop_patches(patches[1:], 0.5, keys[1:])  # an image's chance is its own
+    np.testing.assert_array_equal(alone[0], kept[1])
     config = dataclasses.replace(TINY, vision=dataclasses.replace(TINY.vision, patch_dropout=0.5))
     model, plain = CLIP(config, rngs=nnx.Rngs(0)), CLIP(TINY, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(model.encode_image(batch[0]), plain.encode_image(batch[0]))

@@ -1,0 +1,98 @@
+"""Training steps of a model small enough for tests, over meshes of pretended devices."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from clip_jax import partition, step
+from clip_jax.models.clip import abstract_model
+from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
+from clip_jax.objectives import Contrastive
+
+TINY = CLIPConfig(
+    16,
+    vision=VisionConfig(image_size=16, patch_size=4, width=32, layers=2, heads=4),
+    text=TextConfig(vocab_size=56, context_length=8, width=32, layers=2, heads=4),
+)
+DENSE = Contrastive("dense")
+ADAM = dict(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, clip_norm=0.0)
+# keeps the gradient as its state and changes nothing
+GRADIENTS = optax.chain(optax.trace(decay=0.0), optax.scale(0.0))
+
+
+def batch(n: int = 16, seed: int = 0, config: CLIPConfig = TINY) -> dict[str, np.ndarray]:
+    """Random rows of the sizes that `config` wants."""
+    rng = np.random.default_rng(seed)
+    size, end = config.vision.image_size, config.text.vocab_size - 1
+    tokens = rng.integers(1, end, (n, config.text.context_length), np.int32)
+    tokens[:, -1] = end
+    return {"image": rng.integers(0, 256, (n, size, size, 3), np.uint8), "tokens": tokens}
+
+
+def mesh_of(shape: dict[str, int]) -> Mesh:
+    """A mesh over as many devices as its axes multiply to."""
+    return partition.make_mesh(shape, jax.devices()[: math.prod(shape.values())])
+
+
+def compiled(
+    mesh: Mesh,
+    config: CLIPConfig = TINY,
+    optimizer: optax.GradientTransformation = GRADIENTS,
+    *,
+    rows: int = 16,
+    seed: int = 0,
+    remat: str = "none",
+    objective: Contrastive = DENSE,
+    accumulate: int = 1,
+    sharded_optimizer: bool = False,
+) -> tuple[step.TrainState, jax.stages.Compiled]:
+    """The shapes of a state, and the step compiled for them."""
+    graph = nnx.graphdef(abstract_model(config, "float32", remat))
+    sharded = {"sharded_optimizer": sharded_optimizer}
+    like = step.abstract_state(config, optimizer, mesh, **sharded)
+    train_step = step.make_train_step(
+        graph, objective, optimizer, seed, accumulate=accumulate, **sharded
+    )
+    shapes = jax.eval_shape(lambda: batch(rows, config=config))
+    return like, step.compile_step(train_step, like, mesh).lower(like, shapes).compile()
+
+
+def run(
+    shape: dict[str, int],
+    *,
+    steps: int = 1,
+    config: CLIPConfig = TINY,
+    optimizer: optax.GradientTransformation = GRADIENTS,
+    seed: int = 0,
+    rows: int = 16,
+    sharded_optimizer: bool = False,
+    **options: Any,
+) -> tuple[Any, Any, list[dict[str, float]]]:
+    """Parameters before, the optimizer's state after (the gradients), metrics of each step."""
+    mesh = mesh_of(shape)
+    sharded = {"sharded_optimizer": sharded_optimizer}
+    state = step.init_state(config, optimizer, seed, mesh, **sharded)
+    before = jax.tree.map(np.asarray, state.params)
+    _, train_step = compiled(mesh, config, optimizer, seed=seed, rows=rows, **sharded, **options)
+    metrics = []
+    for i in range(steps):
+        placed = partition.global_batch(batch(rows, i, config), mesh)
+        state, out = train_step(state, placed)
+        metrics.append({k: float(v) for k, v in out.items()})
+    return before, jax.tree.map(np.asarray, jax.tree.leaves(state.opt_state)), metrics
+
+
+def assert_same_gradients(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
+    """Equal to 1e-6 of the whole gradient's norm."""
+    pairs = list(zip(ours, theirs, strict=True))
+    size = np.sqrt(sum(np.sum(b**2) for _, b in pairs))
+    assert np.sqrt(sum(np.sum((a - b) ** 2) for a, b in pairs)) <= 1e-6 * size
+    for a, b in pairs:  # one array may be an ill-conditioned sum: a wrong one is far off
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
