@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from clip_jax import hosts
 from clip_jax.errors import UserError, is_disk_full
 
 if TYPE_CHECKING:
@@ -20,7 +23,9 @@ _EPILOG = """\
 any key of the config can be set:  --config.KEY=VALUE   (--config FILE --help lists them)
   python -m clip_jax.main --config configs/quickstart.py
   python -m clip_jax.main --config configs/vit_b16.py --config.data.train='/data/{00000..41407}.tar'
-the same command resumes a run that was stopped; Ctrl-C and SIGTERM save first"""
+the same command resumes a run that was stopped; Ctrl-C and SIGTERM save first
+many hosts: the same command on each; on a TPU pod, in Slurm and in Kubernetes that is all,
+elsewhere the three flags, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"""
 
 
 class LinesParser(argparse.ArgumentParser):
@@ -46,8 +51,31 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--mode", default="train", help=f"one of {', '.join(MODES)} (default: %(default)s)"
     )
+    p.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 lets all meet")
+    p.add_argument("--processes", metavar="N", type=_at_least(1), help="how many there are")
+    p.add_argument("--process", metavar="I", type=_at_least(0), help="which one this is, from 0")
+    for name, default, what in (
+        ("connect", hosts.CONNECT_TIMEOUT, "that all processes have to come"),
+        ("heartbeat", hosts.HEARTBEAT_TIMEOUT, "without a sign of life: then one counts as dead"),
+    ):
+        p.add_argument(
+            f"--{name}-timeout",
+            metavar="SECONDS",
+            type=_at_least(1),
+            default=default,
+            help=f"seconds {what} (default: %(default)g)",
+        )
     p.add_argument("--help", "-h", action="store_true", help="this text, and the config's keys")
     return p
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
+        return int(text)
+
+    return number
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -88,18 +116,20 @@ def run(argv: Sequence[str]) -> int:
         parser().print_help()
         print(f"\n{args.config}: {doc.strip()}\n\nits keys:\n{config_lib.describe(config)}")
         return 0
-    return _start(args.mode, config)
-
-
-def _start(mode: str, config: ConfigDict) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    place = hosts.find(args.coordinator, args.processes, args.process, os.environ)
+    with hosts.joined(place, args.connect_timeout, args.heartbeat_timeout):
+        _start(args.mode, config)
+    return 0
+
+
+def _start(mode: str, config: ConfigDict) -> None:
     from clip_jax import train
     from clip_jax.cache import use_compilation_cache
 
     _leave_it_to_the_main_thread()
     use_compilation_cache()
     {"train": train.train, "evaluate": train.evaluate}[mode](config)
-    return 0
 
 
 def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
@@ -113,10 +143,12 @@ def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoRe
     except BrokenPipeError:
         code = 0
     except Exception as error:
-        if not (line := _outside(error)):
-            raise
-        code = _fail(line, 1)
-    sys.exit(code)
+        if line := _outside(error):
+            _fail(line, 1)
+        else:
+            traceback.print_exc()
+        code = 1
+    hosts.leave(code)
 
 
 def _leave_it_to_the_main_thread() -> None:

@@ -160,14 +160,38 @@ class Writer:
         self.close()
 
 
-class Progress:
-    """A bar with loss, images/s and the time left; plain lines where nobody watches a terminal."""
+class Unwritten(Writer):
+    """What the processes beside the first write: nothing."""
 
-    def __init__(self, steps: int, done: int, batch_size: int) -> None:
+    def __init__(self) -> None:
+        pass
+
+    def seen(self, step: int, name: str) -> bool:
+        """False."""
+        return False
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Progress:
+    """A bar with loss, images/s and the time left; plain lines where nobody watches a terminal.
+
+    A `mute` one only measures.
+    """
+
+    def __init__(self, steps: int, done: int, batch_size: int, mute: bool = False) -> None:
         self._batch_size = batch_size
         self._since = time.monotonic()
         self._steps = done
-        self._quiet = not sys.stderr.isatty()
+        self._mute = mute
+        self._quiet = mute or not sys.stderr.isatty()
         self._bar = tqdm(
             total=steps,
             initial=done,
@@ -208,6 +232,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
+        if self._mute:
+            return
         if self._quiet:
             print(line, file=sys.stderr, flush=True)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grain
@@ -45,7 +45,7 @@ class Prepare:
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """A process's share of the global batch of every step, as a source of random access.
+    """A process's rows of the global batch of every step, as a source of random access.
 
     A whole batch is one element: grain's bookkeeping for an element costs half of what making
     a small picture does.
@@ -55,16 +55,14 @@ class _Steps:
     prepare: Prepare
     batch_size: int
     seed: int
-    process_index: int
-    process_count: int
+    rows: tuple[int, ...]
 
     def __len__(self) -> int:
         return _ENDLESS // self.batch_size
 
     def __getitem__(self, step: Any) -> Row:
-        share = self.batch_size // self.process_count
-        first = int(step) * self.batch_size + self.process_index * share
-        rows = [self._row(position) for position in range(first, first + share)]
+        first = int(step) * self.batch_size
+        rows = [self._row(first + row) for row in self.rows]
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
     def _row(self, position: int) -> Row:
@@ -89,19 +87,15 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Iterable[int] | None = None,
 ) -> grain.MapDataset:
-    """Endless batches; element `i` is this process's share of the global batch of step `i`.
+    """Endless batches; element `i` is the global batch of step `i`, or the `rows` of it.
 
     Every epoch is shuffled anew. Which pair stands in which row of which step, and what is
-    random about it, depends on seed and global batch size only, not on the number of processes.
+    random about it, depends on seed and global batch size only, not on who makes which rows.
     """
-    if batch_size % process_count:
-        raise ValueError(f"{batch_size=} does not divide over {process_count} processes")
-    return grain.MapDataset.source(
-        _Steps(source, prepare, batch_size, seed, process_index, process_count)
-    )
+    chosen = tuple(range(batch_size) if rows is None else map(int, rows))
+    return grain.MapDataset.source(_Steps(source, prepare, batch_size, seed, chosen))
 
 
 class Batches(grain.DatasetIterator):

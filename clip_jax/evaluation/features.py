@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from clip_jax import partition
+from clip_jax import partition, rows
 from clip_jax.data.images import decode
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
@@ -38,33 +38,45 @@ class Encoder:
         self._image = _tower(graph, "encode_image", mesh)
         self._text = _tower(graph, "encode_text", mesh)
 
-    def _all(self, tower: Callable[..., jax.Array], batches: Iterable[np.ndarray]) -> Features:
+    def _all(self, tower: Callable[..., jax.Array], batches: Iterable[tuple[Any, int]]) -> Features:
+        """The features of batches, of each this process's rows and how many of all count."""
         parts = []
-        sharding = partition.batch_sharding(self._mesh)
-        for batch in batches:
-            padded = np.concatenate([batch, np.repeat(batch[:1], self._rows - len(batch), axis=0)])
-            array = jax.make_array_from_callback(padded.shape, sharding, padded.__getitem__)
-            parts.append((tower(self._variables, array), len(batch)))
+        for own, count in batches:
+            array = rows.global_batch({"rows": own}, self._mesh)["rows"]
+            parts.append((tower(self._variables, array), count))
         return np.concatenate([np.asarray(features)[:n] for features, n in parts])
 
-    def _cut(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        return (rows[i : i + self._rows] for i in range(0, len(rows), self._rows))
+    def _cut(self, total: int) -> Iterator[tuple[np.ndarray, int]]:
+        """Of each full batch the numbers that this process encodes, and how many of all count.
+
+        What is missing from the last batch is its last number again.
+        """
+        own = rows.process_rows(self._mesh, self._rows)
+        for first in range(0, total, self._rows):
+            yield np.minimum(first + own, total - 1), min(self._rows, total - first)
 
     def images(self, source: Source, preprocess: Preprocess, threads: int = 2) -> Features:
-        """Unit-norm features of every picture of a source, in its order."""
+        """Unit-norm features of every picture of a source, in its order.
+
+        Each process decodes only the pictures that its devices encode.
+        """
 
         def pixels(i: int) -> np.ndarray:
-            pair = source[i]
+            pair = source[int(i)]
             return preprocess(decode(pair.image, pair.name))
 
+        def batches(pool: ThreadPoolExecutor) -> Iterator[tuple[np.ndarray, int]]:
+            for numbers, count in self._cut(len(source)):
+                wanted, where = np.unique(numbers, return_inverse=True)
+                yield np.stack(list(pool.map(pixels, wanted)))[where], count
+
         with ThreadPoolExecutor(threads) as pool:
-            ranges = range(0, len(source), self._rows)
-            chunks = (range(i, min(i + self._rows, len(source))) for i in ranges)
-            return self._all(self._image, (np.stack(list(pool.map(pixels, c))) for c in chunks))
+            return self._all(self._image, batches(pool))
 
     def tokens(self, tokens: np.ndarray) -> Features:
         """Unit-norm features of int32 [n, context]."""
-        return self._all(self._text, self._cut(tokens))
+        cut = self._cut(len(tokens))
+        return self._all(self._text, ((tokens[numbers], count) for numbers, count in cut))
 
 
 @lru_cache(maxsize=16)

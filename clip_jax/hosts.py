@@ -1,0 +1,409 @@
+"""Many hosts as one machine: how their processes find each other, agree, and end together.
+
+Every host runs the same command. `find` tells from flags and environment whether there are
+others, `joined` meets them before JAX touches a device. A process that fails tells the others why;
+of one that dies without a word process 0 notices that its sign of life is missing. Alone, all of
+this does nothing. JAX is imported only when there is something to join.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from clip_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+T = TypeVar("T")
+CONNECT_TIMEOUT, HEARTBEAT_TIMEOUT = 300.0, 60.0  # seconds
+AGAIN = "start the same command again, it resumes"
+_ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+_LINGER = 3.0  # seconds that process 0, where all meet, outlives bad news
+_WORDS, _BEATS, _NEWS, _END = (f"clip_jax/{key}" for key in ("words", "beats", "news", "end"))
+_OF_A_PEER = re.compile(
+    r"gloo|nccl|peer|socket|connection|unavailable|deadline|barrier|coordination", re.IGNORECASE
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One process among others; what is None JAX finds out from the cluster."""
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+
+def find(
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    environment: Mapping[str, str],
+) -> Place | None:
+    """Where this process stands among others; None where it is alone.
+
+    The flags come before JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, these
+    before what a cluster sets. One process is alone whatever else is set.
+
+    Raises:
+      UserError: some of the three are missing or do not fit together.
+    """
+    flags = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    if given := [flag for flag, value in flags.items() if value is not None]:
+        missing = [flag for flag, value in flags.items() if value is None]
+        if processes == 1 and not process:
+            return None
+        if missing:
+            raise UserError(f"{' and '.join(given)} given without {' and '.join(missing)}")
+        return _checked(coordinator, processes, process, "--coordinator", "--processes")
+    address = environment.get(_ADDRESS) or None
+    count, index = _whole(environment, _COUNT), _whole(environment, _INDEX)
+    if count == 1:
+        return None
+    if None not in (address, count, index):
+        return _checked(address, count, index, _ADDRESS, _COUNT)
+    if _cluster_of_many(environment):
+        return Place(address, count, index)
+    if address or count or index is not None:
+        raise UserError(f"{_ADDRESS}, {_COUNT} and {_INDEX} belong together: set all three or none")
+    return None
+
+
+def _whole(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name)
+    if not text:
+        return None
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UserError(f"{name}={text} is no whole number")
+    return int(text)
+
+
+def _checked(address: Any, count: Any, index: Any, called: str, number: str) -> Place:
+    host, _, port = address.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
+        raise UserError(f"{called}={address} is no HOST:PORT, such as 10.0.0.2:8476")
+    if not 0 <= index < count:
+        raise UserError(f"process {index} of {number}={count}: they are counted from 0")
+    return Place(address, count, index)
+
+
+def cluster(environment: Mapping[str, str], on_tpu: bool) -> str:
+    """What started this process as one of several, or may have; an empty string: nothing.
+
+    "slurm", "open_mpi" and "gke_tpu" are certain of it. A "gce_tpu" machine and a pod of a
+    "kubernetes" job tell how many they are only when asked. The same variables as jax's own
+    detection reads, `jax/_src/clusters`.
+    """
+    if "OMPI_MCA_orte_hnp_uri" in environment:
+        return "open_mpi" if _many(environment.get("OMPI_COMM_WORLD_SIZE")) else ""
+    step = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    if all(name in environment for name in step):
+        tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"]
+        return "slurm" if _many(tasks) else ""
+    if on_tpu:
+        names = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
+        if names is None:
+            return "" if "TPU_SKIP_MDS_QUERY" in environment else "gce_tpu"
+        slices = environment.get("MEGASCALE_NUM_SLICES")
+        return "gke_tpu" if "," in names or _many(slices) else ""
+    indexed = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+    return "kubernetes" if indexed else ""
+
+
+def _many(count: str | None) -> bool:
+    return bool(count) and str(count).isdigit() and int(str(count)) > 1
+
+
+def _cluster_of_many(environment: Mapping[str, str]) -> bool:
+    """Whether a cluster started more than one process; asks it where that needs asking."""
+    platforms = environment.get("JAX_PLATFORMS", "")
+    on_tpu = False
+    if not platforms or "tpu" in platforms:
+        import jax  # noqa: F401  # looks for chips
+        from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm as on_tpu
+    kind = cluster(environment, on_tpu)
+    if kind == "gce_tpu":
+        from jax._src.clusters import GceTpuCluster
+
+        # a machine with chips that is not Google's has no such server to ask
+        with contextlib.suppress(Exception):
+            return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
+        return False
+    if kind == "kubernetes":
+        return _pods() > 1
+    return bool(kind)
+
+
+def _pods() -> int:
+    """How many pods the job of this one has at once."""
+    from jax._src.clusters import K8sCluster
+
+    instead = f"or set {_ADDRESS}, {_COUNT} and {_INDEX} ({_COUNT}=1: alone)"
+    try:
+        import kubernetes  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "this pod is one of an indexed job: pip install 'jax[k8s]' to meet the others, "
+            + instead
+        ) from None
+    try:
+        return K8sCluster.get_process_count() if K8sCluster.is_env_present() else 1
+    except Exception as error:
+        raise UserError(
+            f"Kubernetes does not tell of this pod's job ({error}); {instead}"
+        ) from None
+
+
+@contextlib.contextmanager
+def joined(
+    place: Place | None,
+    connect_timeout: float = CONNECT_TIMEOUT,
+    heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+) -> Iterator[None]:
+    """Meets the others and shares their fate: what fails inside ends all of them.
+
+    Args:
+      place: of this process; None does nothing at all.
+      connect_timeout: seconds that all have to come.
+      heartbeat_timeout: seconds without a sign of life after which a process counts as dead.
+
+    Raises:
+      UserError: the others cannot be met.
+    """
+    global _bond
+    if place is None:
+        yield
+        return
+    _bond = _Bond(*_connect(place, connect_timeout, heartbeat_timeout), heartbeat_timeout)
+    try:
+        yield
+    except BaseException as error:
+        _bond.tell(error)
+        raise
+    _bond.part()
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process; one that failed among others does not wait for them."""
+    if _bond and not _bond.parted:
+        sys.stdout.flush()
+        _bond.end("", code)
+    sys.exit(code)
+
+
+def many() -> bool:
+    """Whether there is more than one process."""
+    return _bond is not None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks for all."""
+    return _bond is None or _bond.index == 0
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` gives on the first process (JSON), on every one of them; the others wait."""
+    return _bond.from_first(make) if _bond else make()
+
+
+class AnyOf:
+    """The greatest of the processes' numbers, found on the devices while they work.
+
+    Called once a step, in every process alike.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        import jax
+        import jax.numpy as jnp
+        from jax.sharding import NamedSharding, PartitionSpec
+
+        self._shape = (mesh.size,)
+        self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._max = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def __call__(self, number: int) -> Any:
+        """Starts it; the result is an int32 array of no dimension."""
+        import jax
+        import numpy as np
+
+        own = np.full(self._shape, number, np.int32)
+        return self._max(jax.make_array_from_callback(own.shape, self._split, own.__getitem__))
+
+
+def _connect(place: Place, timeout: float, heartbeat: float) -> tuple[Any, int, int]:
+    """Starts `jax.distributed`; the client, this process's number and that of all."""
+    import jax
+    from jax._src.distributed import global_state
+
+    # SIGTERM is the training loop's to handle
+    jax.config.update("jax_enable_preemption_service", False)
+    _mind_abort()
+    late = threading.Timer(timeout, lambda: _too_late(global_state, place, timeout))
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(
+            place.coordinator,
+            place.processes,
+            place.process,
+            cluster_detection_method="deactivate" if place.processes else None,
+            # of these two JAX makes an abort: ours come first
+            initialization_timeout=int(timeout) + 60,
+            heartbeat_timeout_seconds=int(2 * heartbeat) + 60,
+            shutdown_timeout_seconds=int(heartbeat) + 1,
+        )
+    except (RuntimeError, ValueError) as error:
+        where = global_state.coordinator_address or place.coordinator
+        raise UserError(
+            f"the processes cannot meet at {where} ({str(error).strip()}): "
+            "is the port of process 0 in use?"
+        ) from None
+    finally:
+        late.cancel()
+    return global_state.client, global_state.process_id, global_state.num_processes
+
+
+def _too_late(state: Any, place: Place, timeout: float) -> None:
+    address = state.coordinator_address or place.coordinator or "the cluster's first host"
+    why = f"not all of the {state.num_processes} processes came"
+    if state.process_id:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), 3).close()
+        except (OSError, ValueError) as error:
+            why = f"process 0 does not answer ({error})"
+    _die(
+        f"waited {timeout:g} s for the other processes at {address}: {why}; is every one "
+        "started, with the same address, and its port open between them?",
+        2,
+    )
+
+
+class _Bond:
+    """A process's ties to the others, over the key-value store that jax.distributed keeps."""
+
+    def __init__(self, client: Any, index: int, count: int, timeout: float) -> None:
+        self.index, self.count, self.parted = index, count, False
+        self._client, self._timeout, self._said = client, timeout, 0
+        for watch in (self._listen, self._beat):
+            threading.Thread(target=watch, daemon=True, name=f"hosts{watch.__name__}").start()
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        key = f"{_WORDS}/{self._said}"
+        self._said += 1
+        if self.index == 0:
+            value = make()
+            self._client.key_value_set(key, json.dumps(value))
+            return value
+        return json.loads(self._client.blocking_key_value_get(key, 1 << 40))
+
+    def tell(self, error: BaseException) -> None:
+        """Gives the others the reason; of what comes from another's end, waits for the reason."""
+        if not isinstance(error, (UserError, KeyboardInterrupt)) and _OF_A_PEER.search(str(error)):
+            time.sleep(self._timeout * 1.5 + 5)  # who listens ends this process before
+        line = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}"
+        self._news(self.index, line)
+
+    def part(self) -> None:
+        """The healthy end: once all are there, nobody is missed any more."""
+        try:
+            self._client.wait_at_barrier(_END, int(self._timeout * 1000))
+        except RuntimeError:
+            time.sleep(self._timeout / 2)
+            raise UserError("the other processes did not end with this one") from None
+        self.parted = True
+        import jax
+
+        jax.distributed.shutdown()
+
+    def end(self, line: str, code: int) -> NoReturn:
+        """Ends this process at once."""
+        _die(line, code, _LINGER if self.index == 0 else 0)
+
+    def _news(self, who: int, what: str) -> None:
+        with contextlib.suppress(RuntimeError):  # bad news is there already, or nobody to tell
+            self._client.key_value_set(_NEWS, json.dumps([who, what]))
+
+    def _listen(self) -> None:
+        try:
+            who, what = json.loads(self._client.blocking_key_value_get(_NEWS, 1 << 40))
+        except RuntimeError as error:
+            if self.parted:
+                return
+            reason = str(error).splitlines()[0]
+            who, what = 0, f"died or cannot be reached ({reason}): {AGAIN}"
+        if who != self.index:
+            self.end(f"process {who} of {self.count} {what}", 1)
+
+    def _beat(self) -> None:
+        """Gives signs of life; process 0 looks after those of the others."""
+        period = self._timeout / 6
+        now = time.monotonic()
+        seen = dict.fromkeys(range(self.count), ("", now))
+        while not self.parted:
+            before, now = now, time.monotonic()
+            try:
+                mark = f"{socket.gethostname()} {now}"
+                self._client.key_value_set(f"{_BEATS}/{self.index}", mark, allow_overwrite=True)
+                found = self._client.key_value_dir_get(_BEATS) if self.index == 0 else []
+            except RuntimeError:
+                return  # who listens tells
+            if now - before > self._timeout / 2:  # it was this process that slept
+                seen = {i: (mark, now) for i, (mark, _) in seen.items()}
+            for key, mark in found:
+                i = int(key.rpartition("/")[2])
+                if seen[i][0] != mark:
+                    seen[i] = mark, now
+            for i, (mark, when) in seen.items():
+                if now - when > self._timeout and not self.parted:
+                    host = mark.rpartition(" ")[0] or "a host that never spoke"
+                    what = f"({host}) died or hangs, no sign of life for {self._timeout:g} s"
+                    self._news(i, f"{what}: {AGAIN}")
+            time.sleep(period)
+
+
+_bond: _Bond | None = None
+_last_words = threading.Lock()
+
+
+def _die(line: str, code: int, linger: float = 0) -> NoReturn:
+    """The line, once, and the end of this process and of those that it started."""
+    _last_words.acquire()  # never released: a second thread waits here for the end
+    if line:
+        print(f"error: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    for child in multiprocessing.active_children():
+        child.kill()
+    time.sleep(linger)
+    os._exit(code)
+
+
+def _mind_abort() -> None:
+    """One line as the last one where the runtime aborts, as it does when process 0 is gone."""
+
+    def aborted(_: int) -> None:
+        _die(
+            "process 0, where all processes meet, died or cannot be reached, or this one was "
+            f"aborted: {AGAIN}",
+            1,
+        )
+
+    global _on_abort
+    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
+    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+
+
+_on_abort: Any = None  # C keeps no reference
