@@ -2,8 +2,8 @@
 # Trains on a TPU slice of a GKE cluster: one JobSet, one pod for each host.
 #
 #   launch/gke.sh NAME --image IMAGE --tpu TYPE --topology AxB[xC] [options] -- FLAGS
-#   launch/gke.sh clip --image gcr.io/my-project/clip_jax --tpu v5e --topology 16x16 --spot --bucket my-bucket \
-#       -- --config configs/vit_b16.py --workdir /mnt/my-bucket/vit_b16 \
+#   launch/gke.sh clip --image gcr.io/my-project/clip_jax --tpu v5e --topology 16x16 --spot \
+#       --bucket my-bucket -- --config configs/vit_b16.py --workdir /mnt/my-bucket/vit_b16 \
 #       --config.data.train='/mnt/my-bucket/pairs/{00000..41407}.tar'
 #
 # FLAGS are those of python -m clip_jax.main; a first word without a dash begins another command.

@@ -3,7 +3,8 @@
 #
 #   launch/slurm.sh --nodes N --gpus G [options] -- FLAGS
 #   launch/slurm.sh --nodes 4 --gpus 8 --time 24:00:00 --venv .venv --sbatch=--partition=a100 \
-#       -- --config configs/vit_b16.py --workdir runs/vit_b16 --config.data.train='/data/{00000..41407}.tar'
+#       -- --config configs/vit_b16.py --workdir runs/vit_b16 \
+#       --config.data.train='/data/{00000..41407}.tar'
 #
 # FLAGS are those of python -m clip_jax.main; a first word without a dash begins another command.
 # The checkout, the data and the workdir lie on a disk that all nodes share. The job is queued
