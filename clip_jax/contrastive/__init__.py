@@ -11,12 +11,14 @@ from jaxtyping import Array, Float, Integer
 
 from clip_jax.contrastive import dense, tiled
 from clip_jax.contrastive.pairs import caption_ids
-from clip_jax.contrastive.sweep import make_plan
+from clip_jax.contrastive.sweep import Plan, make_plan
 from clip_jax.errors import UserError
 
-__all__ = ["LAYOUTS", "caption_ids", "sigmoid_loss", "softmax_loss"]
+__all__ = ["LAYOUTS", "caption_ids", "choose_layout", "sigmoid_loss", "softmax_loss"]
 
 LAYOUTS = ("auto", "dense", "blockwise", "ring")
+
+_DENSE_LOGITS = 2**24  # 64 MiB in fp32
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -49,15 +51,16 @@ def softmax_loss(
       The mean of both directions, and the shares of rows whose own partner is the likeliest.
 
     Raises:
-      UserError: there is no such layout, or no such label smoothing.
+      UserError: a layout, block or label smoothing that there is not.
     """
     if not 0 <= label_smoothing < 1:
-        raise UserError(f"label_smoothing is {label_smoothing}: it is a share, from 0 to below 1")
-    _known(layout)
+        raise UserError(
+            f"config.loss.label_smoothing={label_smoothing} must be a share, from 0 to below 1"
+        )
     features, ids = (image_features, text_features), _or_rows(ids, len(image_features))
-    if layout == "dense":
+    plan = _plan(layout, block, len(image_features))
+    if plan.layout == "dense":
         return dense.softmax(*features, logit_scale, ids, label_smoothing)
-    plan = make_plan(layout, block, len(image_features))
     return tiled.softmax(*features, logit_scale, ids, label_smoothing, plan)
 
 
@@ -81,19 +84,32 @@ def sigmoid_loss(
       the likeliest.
 
     Raises:
-      UserError: there is no such layout.
+      UserError: a layout or block that there is not.
     """
-    _known(layout)
     features, ids = (image_features, text_features), _or_rows(ids, len(image_features))
-    if layout == "dense":
+    plan = _plan(layout, block, len(image_features))
+    if plan.layout == "dense":
         return dense.sigmoid(*features, logit_scale, logit_bias, ids)
-    plan = make_plan(layout, block, len(image_features))
     return tiled.sigmoid(*features, logit_scale, logit_bias, ids, plan)
 
 
-def _known(layout: str) -> None:
+def choose_layout(n: int, devices: int = 1) -> str:
+    """What the layout `auto` comes to for n pairs, split over devices.
+
+    Dense while its logits take at most 64 MiB a device: there it is as fast as any and its program
+    the simplest. Beyond that blockwise, which by the table of docs/benchmarks.md needs the least
+    memory, whatever the number of devices.
+    """
+    return "dense" if n * n <= devices * _DENSE_LOGITS else "blockwise"
+
+
+def _plan(layout: str, block: int, n: int) -> Plan:
     if layout not in LAYOUTS:
-        raise UserError(f"loss.layout {layout!r} is not known: one of {', '.join(LAYOUTS)}")
+        raise UserError(f"config.loss.layout={layout!r} must be one of {', '.join(LAYOUTS)}")
+    if block < 0:
+        raise UserError(f"config.loss.block={block} must be a number of rows, or 0 for a default")
+    plan = make_plan(layout, block, n)
+    return plan._replace(layout=choose_layout(n, plan.devices)) if layout == "auto" else plan
 
 
 def _or_rows(ids: Integer[Array, "n words"] | None, n: int) -> Integer[Array, "n words"]:

@@ -105,13 +105,13 @@ class Plan(NamedTuple):
 
     layout: str
     block: int
-    mesh: AbstractMesh | None
+    mesh: AbstractMesh
     axes: tuple[str, ...]
 
     @property
     def devices(self) -> int:
         """Into how many parts the rows are split."""
-        return math.prod(self.mesh.shape[axis] for axis in self.axes) if self.mesh else 1
+        return math.prod(self.mesh.shape[axis] for axis in self.axes)
 
 
 def make_plan(layout: str, block: int, n: int) -> Plan:
@@ -122,12 +122,10 @@ def make_plan(layout: str, block: int, n: int) -> Plan:
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes: tuple[str, ...] = ()
-    parts = 1
-    for axis in () if mesh.empty else partition.AXES:
-        if axis in mesh.shape and n % (parts * mesh.shape[axis]) == 0:
-            axes, parts = (*axes, axis), parts * mesh.shape[axis]
-    if parts == 1:
-        return Plan("blockwise", block or BLOCK, None, ())
+    for axis in partition.AXES:
+        parts = math.prod(mesh.shape[a] for a in axes)
+        if (size := mesh.shape.get(axis, 1)) > 1 and n % (parts * size) == 0:
+            axes = (*axes, axis)
     return Plan(layout, block or BLOCK, mesh, axes)
 
 
@@ -142,7 +140,7 @@ def sweep(tile: Tile, shared: Any, rows: Rows, columns: Rows, plan: Plan) -> tup
       columns: arrays [n, …].
       plan: how to visit them.
     """
-    if plan.mesh is None:
+    if not plan.axes:
         return _walk(tile, plan, shared, rows, columns)
     split = P(plan.axes)
     return jax.shard_map(
@@ -156,24 +154,14 @@ def sweep(tile: Tile, shared: Any, rows: Rows, columns: Rows, plan: Plan) -> tup
 
 def _walk(tile: Tile, plan: Plan, shared: Any, rows: Rows, columns: Rows) -> tuple[Totals, Totals]:
     """The part of one device: all tiles of its rows."""
-    n = _count(columns)
-    walk, wide = _ring, plan.block
-    if plan.layout == "blockwise":
-        walk, wide = _blockwise, -(-plan.block // plan.devices)
-    totals = walk(partial(tile, shared), plan, _blocks(rows, plan.block), _blocks(columns, wide))
+    n, part = _count(columns), partial(tile, shared)
+    rows = _blocks(rows, plan.block)
+    if plan.layout == "ring" and plan.axes:
+        totals = _ring(part, plan, rows, _blocks(columns, plan.block))
+    else:
+        columns = _blocks(columns, -(-plan.block // plan.devices))
+        totals = _tiles(part, rows, columns, _start(part, rows, columns), plan.axes)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], totals)
-
-
-def _blockwise(tile: PartialTile, plan: Plan, rows: Rows, columns: Rows) -> tuple[Totals, Totals]:
-    """Gathers the columns of a tile from all devices; each gets back what its own were given."""
-
-    def gather(block: Rows) -> Rows:
-        return lax.all_gather(block, plan.axes, tiled=True) if plan.axes else block
-
-    def settle(totals: Totals) -> Totals:
-        return tuple(_settle(total, plan.axes) for total in totals) if plan.axes else totals
-
-    return _tiles(tile, rows, columns, _start(tile, rows, columns), gather, settle)
 
 
 def _ring(tile: PartialTile, plan: Plan, rows: Rows, columns: Rows) -> tuple[Totals, Totals]:
@@ -183,7 +171,7 @@ def _ring(tile: PartialTile, plan: Plan, rows: Rows, columns: Rows) -> tuple[Tot
 
     def visit(_: Array, state: Any) -> Any:
         columns, totals = state
-        by_row, by_column = _tiles(tile, rows, columns, totals, _same, _same)
+        by_row, by_column = _tiles(tile, rows, columns, totals)
         return shift(columns), (by_row, shift(by_column))
 
     start = columns, _start(tile, rows, columns)
@@ -195,13 +183,17 @@ def _tiles(
     rows: Rows,
     columns: Rows,
     totals: tuple[Totals, Totals],
-    gather: Callable[[Rows], Rows],
-    settle: Callable[[Totals], Totals],
+    axes: tuple[str, ...] = (),
 ) -> tuple[Totals, Totals]:
-    """Every block of rows with every block of columns, added to what they had."""
+    """Every block of rows with every block of columns, added to what they had.
+
+    A block of columns is gathered along the axes, and each device gets back what its own got.
+    """
 
     def column(c: Array, totals: tuple[Totals, Totals]) -> tuple[Totals, Totals]:
-        block = gather(_take(columns, c))
+        block = _take(columns, c)
+        if axes:
+            block = lax.all_gather(block, axes, tiled=True)
 
         def row(r: Array, totals: tuple[Totals, Totals]) -> tuple[Totals, Totals]:
             by_row, given = totals
@@ -212,7 +204,9 @@ def _tiles(
         shapes = jax.eval_shape(tile, _take(rows, 0), block)[1]
         nothing = tuple(_empty(total) for total in shapes)
         by_row, given = lax.fori_loop(0, _count(rows), row, (by_row, nothing))
-        return by_row, _put(by_column, _merge(_take(by_column, c), settle(given)), c)
+        if axes:
+            given = tuple(_settle(total, axes) for total in given)
+        return by_row, _put(by_column, _merge(_take(by_column, c), given), c)
 
     return lax.fori_loop(0, _count(columns), column, totals)
 
@@ -220,12 +214,12 @@ def _tiles(
 def _start(tile: PartialTile, rows: Rows, columns: Rows) -> tuple[Totals, Totals]:
     """The totals of all blocks before any tile."""
 
-    def stacked(totals: Totals, count: int) -> Totals:
-        repeat = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype)  # noqa: E731
-        return tuple(_empty(total) for total in jax.tree.map(repeat, totals))
+    def blocks(totals: Totals, count: int) -> Totals:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), totals)
+        return tuple(_empty(total) for total in shapes)
 
     by_row, by_column = jax.eval_shape(tile, _take(rows, 0), _take(columns, 0))
-    return stacked(by_row, _count(rows)), stacked(by_column, _count(columns))
+    return blocks(by_row, _count(rows)), blocks(by_column, _count(columns))
 
 
 def _blocks(rows: Rows, most: int) -> Rows:
@@ -254,7 +248,3 @@ def _take(tree: Any, index: Array | int) -> Any:
 
 def _put(tree: Any, part: Any, index: Array) -> Any:
     return jax.tree.map(lambda x, y: lax.dynamic_update_index_in_dim(x, y, index, 0), tree, part)
-
-
-def _same(x: Any) -> Any:
-    return x
