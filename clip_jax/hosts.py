@@ -297,10 +297,18 @@ class _Bond:
     """A process's ties to the others, over the key-value store that jax.distributed keeps."""
 
     def __init__(self, client: Any, index: int, count: int, timeout: float) -> None:
-        self.index, self.count, self.parted = index, count, False
-        self._client, self._timeout, self._said = client, timeout, 0
-        for watch in (self._listen, self._beat):
-            threading.Thread(target=watch, daemon=True, name=f"hosts{watch.__name__}").start()
+        self.index, self.count = index, count
+        self._client, self._timeout = client, timeout
+        self._said, self._telling, self._over = 0, False, threading.Event()
+        watches = [self._listen, self._beat, *([self._look_after] if index == 0 else [])]
+        self._threads = [threading.Thread(target=watch, daemon=True) for watch in watches]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def parted(self) -> bool:
+        """Whether the healthy end was reached."""
+        return self._over.is_set()
 
     def from_first(self, make: Callable[[], Any]) -> Any:
         key = f"{_WORDS}/{self._said}"
@@ -315,6 +323,7 @@ class _Bond:
         """Gives the others the reason; of what comes from another's end, waits for the reason."""
         if not isinstance(error, (UserError, KeyboardInterrupt)) and _OF_A_PEER.search(str(error)):
             time.sleep(self._timeout * 1.5 + 5)  # who listens ends this process before
+        self._telling = True
         line = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}"
         self._news(self.index, line)
 
@@ -325,10 +334,13 @@ class _Bond:
         except RuntimeError:
             time.sleep(self._timeout / 2)
             raise UserError("the other processes did not end with this one") from None
-        self.parted = True
+        self._over.set()
         import jax
 
         jax.distributed.shutdown()
+        for thread in self._threads:  # one that the interpreter's end finds in C++ would abort it
+            thread.join()
+        ctypes.CDLL(None).signal(signal.SIGABRT, 0)  # SIG_DFL
 
     def end(self, line: str, code: int) -> NoReturn:
         """Ends this process at once."""
@@ -346,34 +358,39 @@ class _Bond:
                 return
             reason = str(error).splitlines()[0]
             who, what = 0, f"died or cannot be reached ({reason}): {AGAIN}"
-        if who != self.index:
+        if not self._telling:
             self.end(f"process {who} of {self.count} {what}", 1)
 
     def _beat(self) -> None:
-        """Gives signs of life; process 0 looks after those of the others."""
-        period = self._timeout / 6
+        """Gives signs of life."""
+        with contextlib.suppress(RuntimeError):  # who listens tells
+            while not self.parted:
+                mark = f"{socket.gethostname()} {time.monotonic()}"
+                self._client.key_value_set(f"{_BEATS}/{self.index}", mark, allow_overwrite=True)
+                self._over.wait(self._timeout / 6)
+
+    def _look_after(self) -> None:
+        """Misses the signs of life of the others."""
         now = time.monotonic()
-        seen = dict.fromkeys(range(self.count), ("", now))
+        seen = dict.fromkeys(range(1, self.count), ("", now))
         while not self.parted:
             before, now = now, time.monotonic()
-            try:
-                mark = f"{socket.gethostname()} {now}"
-                self._client.key_value_set(f"{_BEATS}/{self.index}", mark, allow_overwrite=True)
-                found = self._client.key_value_dir_get(_BEATS) if self.index == 0 else []
-            except RuntimeError:
-                return  # who listens tells
             if now - before > self._timeout / 2:  # it was this process that slept
                 seen = {i: (mark, now) for i, (mark, _) in seen.items()}
+            try:
+                found = self._client.key_value_dir_get(_BEATS)
+            except RuntimeError:
+                return
             for key, mark in found:
                 i = int(key.rpartition("/")[2])
-                if seen[i][0] != mark:
+                if i in seen and seen[i][0] != mark:
                     seen[i] = mark, now
             for i, (mark, when) in seen.items():
                 if now - when > self._timeout and not self.parted:
-                    host = mark.rpartition(" ")[0] or "a host that never spoke"
+                    host = mark.rpartition(" ")[0] or "of an unknown host"
                     what = f"({host}) died or hangs, no sign of life for {self._timeout:g} s"
-                    self._news(i, f"{what}: {AGAIN}")
-            time.sleep(period)
+                    return self._news(i, f"{what}: {AGAIN}")
+            self._over.wait(self._timeout / 6)
 
 
 _bond: _Bond | None = None
