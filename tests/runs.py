@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,71 @@ def run_until(config: Path, workdir: Path, step: int, how: signal.Signals, *flag
         time.sleep(0.005)
     _, stderr = process.communicate(timeout=200)
     return process, stderr
+
+
+Meanwhile = Callable[[list[subprocess.Popen[bytes]]], Any]
+
+
+def together(
+    argv: Sequence[str],
+    processes: int,
+    *,
+    devices: int = 1,
+    each: Callable[[int], Sequence[str]] = lambda _: (),
+    meanwhile: Meanwhile = lambda _: None,
+    timeout: float = 240,
+) -> list[subprocess.CompletedProcess[str]]:
+    """A command as that many processes, which meet at a free port; none is left behind.
+
+    `each` gives process I flags of its own; `meanwhile` is called with all once they have started.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = environment(XLA_FLAGS=f"{flags} --xla_backend_optimization_level=0")
+    started: list[subprocess.Popen[bytes]] = []
+    deadline = time.monotonic() + timeout
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for i in range(processes):
+                where = (f"--coordinator=127.0.0.1:{port}", f"--processes={processes}")
+                met = (*where, f"--process={i}") if processes > 1 else ()
+                with open(f"{folder}/{i}.out", "w") as out, open(f"{folder}/{i}.err", "w") as err:
+                    command = [*argv, *met, *each(i)]
+                    started.append(
+                        subprocess.Popen(command, env=env, cwd=folder, stdout=out, stderr=err)
+                    )
+            meanwhile(started)
+            for process in started:
+                process.wait(max(0.1, deadline - time.monotonic()))
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+        return [
+            subprocess.CompletedProcess(
+                process.args,
+                process.returncode,
+                Path(folder, f"{i}.out").read_text(),
+                Path(folder, f"{i}.err").read_text(),
+            )
+            for i, process in enumerate(started)
+        ]
+
+
+def once_logged(workdir: Path, step: int, act: Meanwhile) -> Meanwhile:
+    """Waits until a run has logged a step, or one of its processes ended, and acts on them."""
+
+    def meanwhile(started: list[subprocess.Popen[bytes]]) -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and all(p.poll() is None for p in started):
+            if any(line["step"] >= step for line in lines(workdir)):
+                act(started)
+                return
+            time.sleep(0.005)
+
+    return meanwhile
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:

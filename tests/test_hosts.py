@@ -1,0 +1,241 @@
+"""Many processes are one machine: the same batches, losses and checkpoints, and one end."""
+
+import signal
+import sys
+import time
+
+import pytest
+
+import runs
+from clip_jax import hosts
+from clip_jax.errors import UserError
+from clip_jax.hosts import Place
+from support import encoded, picture, says, write_tar
+
+PAIRS, STEPS = 20, 60
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+GIVEN = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "on_tpu", "kind"),
+    [
+        ({}, False, ""),
+        (SLURM, False, "slurm"),
+        (SLURM | {"SLURM_NTASKS": "1"}, False, ""),
+        (SLURM | {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}, False, ""),
+        # the shell of an allocation, before srun
+        ({k: v for k, v in SLURM.items() if "STEP" not in k}, False, ""),
+        (POD, False, ""),
+        (POD | {"JOB_COMPLETION_INDEX": "0"}, False, "kubernetes"),
+        ({"JOB_COMPLETION_INDEX": "0"}, False, ""),
+        (
+            {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://a:1", "OMPI_COMM_WORLD_SIZE": "2"},
+            False,
+            "open_mpi",
+        ),
+        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://a:1", "OMPI_COMM_WORLD_SIZE": "1"}, False, ""),
+        ({}, True, "gce_tpu"),
+        ({"TPU_SKIP_MDS_QUERY": "1"}, True, ""),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, True, ""),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True, "gke_tpu"),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, True, "gke_tpu"),
+        ({"TPU_PROCESS_ADDRESSES": "local", "TPU_WORKER_HOSTNAMES": "a,b"}, True, ""),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, False, ""),
+        (POD | {"JOB_COMPLETION_INDEX": "0", "TPU_WORKER_HOSTNAMES": "a"}, True, ""),
+    ],
+)
+def test_what_started_this_process(environment, on_tpu, kind):
+    assert hosts.cluster(environment, on_tpu) == kind
+
+
+CPU = {"JAX_PLATFORMS": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "place"),
+    [
+        ((None, None, None), {}, None),
+        (("a:1", 2, 1), {}, Place("a:1", 2, 1)),
+        (("[::1]:80", 3, 2), GIVEN, Place("[::1]:80", 3, 2)),
+        ((None, None, None), GIVEN, Place("a:1", 2, 0)),
+        ((None, None, None), GIVEN | {"JAX_NUM_PROCESSES": "1"}, None),
+        ((None, 1, None), GIVEN, None),
+        ((None, 1, 0), SLURM, None),
+        ((None, None, None), SLURM, Place()),
+        ((None, None, None), SLURM | {"JAX_NUM_PROCESSES": "1"}, None),
+        ((None, None, None), SLURM | {"JAX_COORDINATOR_ADDRESS": "a:1"}, Place("a:1")),
+        ((None, None, None), SLURM | GIVEN, Place("a:1", 2, 0)),
+    ],
+)
+def test_flags_come_before_the_environment_and_this_before_the_cluster(flags, environment, place):
+    assert hosts.find(*flags, CPU | environment) == place
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "words"),
+    [
+        (("a:1", None, None), {}, ["--coordinator", "--processes and --process"]),
+        ((None, 2, 0), GIVEN, ["--processes and --process", "without --coordinator"]),
+        (("a", 2, 0), {}, ["--coordinator=a", "HOST:PORT"]),
+        (("a:0", 2, 0), {}, ["--coordinator=a:0", "HOST:PORT"]),
+        (("a:70000", 2, 0), {}, ["HOST:PORT"]),
+        (("a:1", 2, 2), {}, ["process 2", "--processes=2"]),
+        ((None, None, None), {"JAX_PROCESS_ID": "0"}, ["JAX_COORDINATOR_ADDRESS", "all three"]),
+        ((None, None, None), GIVEN | {"JAX_PROCESS_ID": "x"}, ["JAX_PROCESS_ID=x"]),
+        ((None, None, None), GIVEN | {"JAX_PROCESS_ID": "2"}, ["JAX_NUM_PROCESSES=2"]),
+        (
+            (None, None, None),
+            POD | {"JOB_COMPLETION_INDEX": "0"},
+            ["jax[k8s]", "JAX_NUM_PROCESSES"],
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_one_line(flags, environment, words):
+    with pytest.raises(UserError) as error:
+        hosts.find(*flags, CPU | environment)
+    assert says(error.value, *words)
+
+
+def test_alone_nothing_is_started_or_changed():
+    with hosts.joined(None):
+        assert not hosts.many() and hosts.is_first()
+        assert hosts.from_first(lambda: "x") == "x"
+    import jax
+
+    assert not jax.distributed.is_initialized()
+
+
+# What each of two processes with two devices checks; process 0 ends with a word on stdout.
+PEER = """
+import sys, time
+from clip_jax import hosts, main
+args = main.parser().parse_args(sys.argv[1:])
+place = hosts.find(args.coordinator, args.processes, args.process, {})
+with hosts.joined(place, 60, 60):
+    import jax, numpy as np
+    from jax.experimental import multihost_utils
+    from clip_jax import partition, rows
+    i = jax.process_index()
+    assert hosts.many() and hosts.is_first() == (i == 0) and jax.device_count() == 4
+    a, b, c, d = jax.devices()
+    meshes = [
+        ({"data": 4}, [a, b, c, d], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ({"data": 4}, [a, c, b, d], [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        ({"data": 2, "tensor": 2}, [a, b, c, d], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ({"data": 2, "tensor": 2}, [a, c, d, b], [range(8), range(8)]),
+        ({"fsdp": 2, "tensor": 2}, [d, c, b, a], [[4, 5, 6, 7], [0, 1, 2, 3]]),
+        ({"tensor": 4}, [a, b, c, d], [range(8), range(8)]),
+    ]
+    whole = {"image": np.arange(48, dtype=np.uint8).reshape(8, 2, 3), "tokens": np.arange(8)}
+    for shape, devices, expected in meshes:
+        mesh = partition.make_mesh(shape, devices)
+        own = rows.process_rows(mesh, 8)
+        assert own.tolist() == list(expected[i]), (shape, i, own)
+        batch = rows.global_batch({k: v[own] for k, v in whole.items()}, mesh)
+        for name, array in batch.items():
+            assert array.sharding == partition.batch_sharding(mesh)
+            found = multihost_utils.process_allgather(array, tiled=True)
+            np.testing.assert_array_equal(found, whole[name])
+    assert hosts.from_first(lambda: {"who": i}) == {"who": 0}
+    assert hosts.from_first(lambda: [i]) == [0]
+    latest = hosts.AnyOf(mesh)
+    assert [int(latest(n)) for n in (0, 15 * i, 2 - i)] == [0, 15, 2]
+print("checked")
+hosts.leave(0)
+"""
+
+
+def test_each_process_makes_the_rows_that_its_devices_hold():
+    done = runs.together([sys.executable, "-c", PEER], 2, devices=2)
+    assert [(p.returncode, p.stdout.splitlines()[-1]) for p in done] == [(0, "checked")] * 2, done
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hosts")
+    members = []
+    for i in range(PAIRS):
+        members.append((f"{i:03}.png", encoded(picture(i, (20, 18)))))
+        members.append((f"{i:03}.json", f'{{"caption": "picture {i}"}}'.encode()))
+    path = runs.write_config(folder, write_tar(folder / "pairs.tar", members), PAIRS)
+    more = {"steps": STEPS, "checkpoint.every": 20, "evaluate.every": 30}
+    lines = "".join(f"    c.{key} = {value}\n" for key, value in more.items())
+    path.write_text(path.read_text().replace("    return c\n", f"{lines}    return c\n"))
+    return path
+
+
+def train(config, name, processes, *flags, devices, **options):
+    argv = runs.command(config, config.parent / name, *flags)
+    return runs.together(argv, processes, devices=devices, **options)
+
+
+def healthy(done):
+    for process in done:
+        assert process.returncode == 0 and "rror" not in process.stderr, process.stderr
+    assert all(not process.stderr for process in done[1:]), "only process 0 speaks"
+    return done[0]
+
+
+@pytest.fixture(scope="module")
+def alone(config):
+    """One process with all four devices."""
+    healthy(train(config, "alone", 1, devices=4))
+    return runs.values(config.parent / "alone")
+
+
+def same(found, expected):
+    """The same numbers but for rounding; those that count are the same."""
+    assert found.keys() == expected.keys()
+    for (step, name), value in found.items():
+        near = pytest.approx(expected[step, name], rel=2e-3, abs=1e-5)
+        assert value == near, f"{name} of step {step}"
+
+
+def test_two_processes_train_and_evaluate_as_one(config, alone):
+    done = healthy(train(config, "two", 2, devices=2))
+    assert "4 cpu device(s) of 2 processes" in done.stderr
+    workdir = config.parent / "two"
+    same(runs.values(workdir), alone)
+    assert {step for step, name in alone if name == "loss"} == set(range(1, STEPS + 1))
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+    assert (workdir / "pictures" / f"step_{STEPS}" / "held.png").exists()
+    assert not [p for p in workdir.rglob("*") if "tmp" in p.name]
+
+
+def failed(process, *words):
+    assert process.returncode not in (0, None)
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and process.stderr.splitlines()[-1] == errors[0], process.stderr
+    assert "Traceback" not in process.stderr
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
+def test_a_killed_process_ends_the_others_with_a_line(config):
+    killed_at = []
+
+    def kill(started):
+        started[1].kill()
+        killed_at.append(time.monotonic())
+
+    done = train(
+        config,
+        "killed",
+        2,
+        "--config.steps=100000",
+        "--heartbeat-timeout=10",
+        devices=1,
+        meanwhile=runs.once_logged(config.parent / "killed", 3, kill),
+    )
+    assert time.monotonic() - killed_at[0] < 45
+    assert done[1].returncode == -signal.SIGKILL
+    failed(done[0], "process 1 of 2", "died", "same command again", "resumes")
