@@ -31,11 +31,11 @@ needs_tool() {
 
 # The words after `--`: flags of clip_jax.main, or another command.
 check_words() {
-  (($#)) || fail "nothing to run: give the flags of clip_jax.main after --, such as -- --config configs/quickstart.py"
+  (($#)) || fail "nothing to run: give the training command's flags after --"
   local word
   for word; do
     [[ $word != gs://* && $word != *=gs://* ]] ||
-      fail "$word: clip_jax reads and writes folders; mount the bucket and name the folder (docs/launch.md)"
+      fail "$word: clip_jax reads and writes folders; mount the bucket, see docs/launch.md"
   done
 }
 

@@ -61,8 +61,10 @@ done
 # as a part of the pods' host names it may not be longer
 [[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||
   fail "name $name: up to 40 lower-case letters, digits and dashes, a letter first"
-[[ $image =~ ^[A-Za-z0-9._:/@-]+$ ]] || fail "--image '$image': name an image built from launch/Dockerfile"
-[[ ! $bucket || $bucket =~ ^[a-z0-9][a-z0-9._-]+$ ]] || fail "--bucket $bucket: give the bare name, without gs://"
+[[ $image =~ ^[A-Za-z0-9._:/@-]+$ ]] ||
+  fail "--image '$image': name an image built from launch/Dockerfile"
+[[ ! $bucket || $bucket =~ ^[a-z0-9][a-z0-9._-]+$ ]] ||
+  fail "--bucket $bucket: give the bare name, without gs://"
 for label in "$service_account" "$namespace"; do
   [[ ! $label || $label =~ ^[a-z0-9][a-z0-9.-]*$ ]] || fail "'$label' is no name of Kubernetes"
 done
@@ -82,13 +84,15 @@ else
   [[ $topology =~ ^[1-9][0-9]?x[1-9][0-9]?x[1-9][0-9]?$ ]] ||
     fail "--topology '$topology': $tpu has three dimensions, such as 2x2x1 or 4x4x4"
   IFS=x read -r a b c <<< "$topology"
-  [[ " 2x2x1 2x2x2 2x2x4 2x4x4 " == *" $topology "* ]] || ((a % 4 + b % 4 + c % 4 == 0 && a <= b && b <= c)) ||
+  [[ " 2x2x1 2x2x2 2x2x4 2x4x4 " == *" $topology "* ]] ||
+    ((a % 4 + b % 4 + c % 4 == 0 && a <= b && b <= c)) ||
     fail "--topology $topology: above 2x4x4 the sides are multiples of 4 in rising order, such as 4x4x8"
 fi
 chips=$((${topology//x/*}))
-((${chips_per_host:=$((chips < 4 ? chips : 4))})) || fail "--chips-per-host 0: 1, 4 or 8"
-[[ $chips_per_host == $((chips < 4 ? chips : 4)) || $chips_per_host$topology == 82x4 ]] ||
-  fail "--chips-per-host $chips_per_host: a $tpu $topology has hosts of $((chips < 4 ? chips : 4)) chips$([[ $topology != 2x4 ]] || echo ' or 8')"
+usual=$((chips < 4 ? chips : 4))
+: "${chips_per_host:=$usual}"
+((chips_per_host == usual)) || [[ $chips_per_host == 8 && $topology == 2x4 ]] ||
+  fail "--chips-per-host $chips_per_host: a host of a $tpu $topology has $usual"
 hosts=$((chips / chips_per_host))
 [[ $dry_run ]] || needs_tool kubectl "see https://kubernetes.io/docs/tasks/tools/"
 
@@ -115,6 +119,8 @@ on_spot='' mount='' volume='' account=''
 [[ ! $service_account ]] || account="
               serviceAccountName: $service_account"
 # hosts must see each other's files at once, and a checkpoint takes its name by renaming a folder
+options=implicit-dirs,rename-dir-limit=100000
+options+=,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0
 [[ ! $bucket ]] || mount="
                     - name: bucket
                       mountPath: /mnt/$bucket" volume="
@@ -123,7 +129,9 @@ on_spot='' mount='' volume='' account=''
                     driver: gcsfuse.csi.storage.gke.io
                     volumeAttributes:
                       bucketName: $bucket
-                      mountOptions: implicit-dirs,rename-dir-limit=100000,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0"
+                      mountOptions: $options"
+
+args=$(json "$@")
 
 manifest() {
   cat << END
@@ -181,7 +189,7 @@ spec:
                   image: $image
                   # as PID 1 it passes SIGTERM on, and a run that was stopped is no success
                   command: ["launch/local.sh", "1", "--"]
-                  args: $(json "$@")
+                  args: $args
                   ports:
                     - containerPort: 8471
                     - containerPort: 8482
@@ -199,15 +207,17 @@ END
 }
 
 if [[ $dry_run ]]; then
-  manifest "$@"
+  manifest
   exit
 fi
 kubectl=(kubectl ${namespace:+"--namespace=$namespace"})
-text=$(manifest "$@")
-ended=$("${kubectl[@]}" get jobset "$name" --ignore-not-found --output='jsonpath={.metadata.name} {.status.terminalState}')
+ended=$(
+  "${kubectl[@]}" get jobset "$name" --ignore-not-found \
+    --output='jsonpath={.metadata.name} {.status.terminalState}'
+)
 case $ended in
   '') ;;
   "$name "?*) "${kubectl[@]}" delete jobset "$name" ;;
   *) fail "$name is running: kubectl delete jobset $name stops it, and it saves first" ;;
 esac
-"${kubectl[@]}" create --filename=- <<< "$text"
+"${kubectl[@]}" create --filename=- <<< "$(manifest)"

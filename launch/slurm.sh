@@ -54,9 +54,11 @@ done
 [[ $gpus ]] || fail "how many GPUs has a node? --gpus 8"
 whole_number --nodes "$nodes" 1
 [[ $name =~ ^[A-Za-z0-9._-]+$ ]] || fail "--name $name: letters, digits, dots and dashes only"
-[[ ! $time || $time =~ ^[0-9:-]+$ ]] || fail "--time $time: give it as sbatch takes it, such as 24:00:00"
+[[ ! $time || $time =~ ^[0-9:-]+$ ]] ||
+  fail "--time $time: give it as sbatch takes it, such as 24:00:00"
 for option in ${sbatch[@]+"${sbatch[@]}"} ${srun[@]+"${srun[@]}"}; do
-  [[ $option == -* && $option != *$'\n'* ]] || fail "$option is no option: write --sbatch=--partition=NAME"
+  [[ $option == -* && $option != *$'\n'* ]] ||
+    fail "$option is no option: write --sbatch=--partition=NAME"
 done
 training_command "$@"
 [[ ! $venv || -f $venv/bin/activate ]] || fail "--venv $venv: there is no bin/activate in it"

@@ -71,8 +71,10 @@ while (($#)); do
   esac
 done
 [[ $action && " $actions " == *" $action "* ]] || fail "unknown action '$action': one of $actions"
-[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "the pod's name '$name': lower-case letters, digits and dashes, a letter first"
-[[ ! $bucket || $bucket =~ ^[a-z0-9][a-z0-9._-]+$ ]] || fail "--bucket $bucket: give the bare name, without gs://"
+[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
+  fail "the pod's name '$name': lower-case letters, digits and dashes, a letter first"
+[[ ! $bucket || $bucket =~ ^[a-z0-9][a-z0-9._-]+$ ]] ||
+  fail "--bucket $bucket: give the bare name, without gs://"
 if [[ $action == train || $action == create ]]; then
   case $type in
     '') fail "--type is missing, such as --type v5litepod-16" ;;
@@ -80,7 +82,10 @@ if [[ $action == train || $action == create ]]; then
     v5p-*) : "${runtime:=v2-alpha-tpuv5}" ;;
     v5litepod-*) : "${runtime:=v2-alpha-tpuv5-lite}" ;;
     v[234]-*) : "${runtime:=tpu-ubuntu2204-base}" ;;
-    *) [[ $runtime ]] || fail "--type $type: give its --runtime too, it is none of v4-N, v5litepod-N, v5p-N, v6e-N" ;;
+    *)
+      [[ $runtime ]] ||
+        fail "--type $type: give its --runtime too, it is none of v4-N, v5litepod-N, v5p-N, v6e-N"
+      ;;
   esac
 fi
 if [[ $action == train || $action == start ]]; then
@@ -118,7 +123,9 @@ wait_until_active() {
   local now
   while now=$(state) && [[ $now != ACTIVE ]]; do
     case $now in
-      ABSENT | FAILED | SUSPENDED) fail "$name is $now: launch/tpu_vm.sh delete $name, then create it again" ;;
+      ABSENT | FAILED | SUSPENDED)
+        fail "$name is $now: launch/tpu_vm.sh delete $name, then create it again"
+        ;;
     esac
     say "$name is $now"
     sleep "$every"
@@ -127,9 +134,10 @@ wait_until_active() {
 
 install() {
   local tar=${TMPDIR:-/tmp}/clip_jax_$name.tar.gz
-  run tar -czf "$tar" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude=__pycache__ \
+  run tar -czf "$tar" --exclude='./.*' --exclude=./runs --exclude=__pycache__ \
     -C "$(dirname "${BASH_SOURCE[0]}")/.." . &&
-    run gcloud compute tpus tpu-vm scp "$tar" "$name:clip_jax.tar.gz" --worker=all ${where[@]+"${where[@]}"} &&
+    run gcloud compute tpus tpu-vm scp "$tar" "$name:clip_jax.tar.gz" --worker=all \
+      ${where[@]+"${where[@]}"} &&
     run rm "$tar" &&
     on_worker all 'mkdir -p clip_jax && tar -xzf clip_jax.tar.gz -C clip_jax' &&
     on_workers install ${bucket:+"$bucket"}
@@ -137,10 +145,14 @@ install() {
 
 start() { on_workers start "$restarts" "$@"; }
 
+progress_of_each() {
+  on_worker all 'clip_jax/launch/tpu_worker.sh progress || echo "clip_jax: none"'
+}
+
 # What the workers do together: running, none, an exit code, or UNKNOWN where one gave no answer.
 progress() {
   local lines
-  lines=$(on_workers progress 2> /dev/null | sed -n 's/^clip_jax: //p') || lines=UNKNOWN
+  lines=$(progress_of_each 2> /dev/null | sed -n 's/^clip_jax: //p') || lines=UNKNOWN
   case $'\n'$lines$'\n' in
     *$'\n'running$'\n'*) echo running ;;
     *$'\n'none$'\n'*) echo none ;;
@@ -195,7 +207,7 @@ case $action in
   stop) on_workers stop ;;
   status)
     queued list "--filter=name~(^|/)$name\$"
-    on_workers progress
+    progress_of_each
     ;;
   delete) delete ;;
   train)
@@ -203,7 +215,7 @@ case $action in
       create
       install
       start "$@"
-      on_workers progress
+      progress_of_each
     else
       train "$@"
     fi

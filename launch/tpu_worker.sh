@@ -31,7 +31,7 @@ mount_bucket() {
   fi
   if ! mountpoint -q "/mnt/$1"; then
     sudo mkdir -p "/mnt/$1"
-    sudo chown "$USER" "/mnt/$1"
+    sudo chown "$(id -un)" "/mnt/$1"
     # hosts must see each other's files at once, and a checkpoint takes its name by renaming a folder
     gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 \
       --metadata-cache-negative-ttl-secs=0 "$1" "/mnt/$1"
