@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,8 @@ def latest_step(workdir: str | Path) -> int | None:
 class Checkpoints:
     """The checkpoints of one run: saved in the background, the newest kept."""
 
-    def __init__(
-        self, workdir: str | Path, *, every: int = 1, keep: int = 1, read_only: bool = False
-    ) -> None:
+    def __init__(self, workdir: str | Path, *, every: int = 1, keep: int = 1) -> None:
+        _save_small_arrays_whole()
         self._folder = Path(workdir).absolute() / FOLDER
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -52,9 +52,7 @@ class Checkpoints:
                 ),
                 preservation_policy=preservation_policy.LatestN(keep),
                 enable_async_checkpointing=True,
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
-                create=not read_only,
+                cleanup_tmp_directories=True,
             ),
         )
 
@@ -88,22 +86,36 @@ class Checkpoints:
         )
         return restored["state"], restored["data"]
 
-    def restore_variables(self, step: int, like: tuple[Any, Any]) -> tuple[Any, Any]:
-        """Only the parameters and batch statistics of a step, for use without an optimizer."""
-        shapes = dict(zip(("params", "stats"), like, strict=True))
-        shapes = {name: tree for name, tree in shapes.items() if tree}
-        item = ocp.args.PyTreeRestore(
-            item=shapes,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
-            partial_restore=True,
-        )
-        found = self._manager.restore(step, args=ocp.args.Composite(state=item))["state"]
-        return found["params"], found.get("stats", {})
-
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def read_variables(workdir: str | Path, step: int, like: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Only the parameters and batch statistics of a step, for use without an optimizer.
+
+    like: their shapes, with the shardings that they shall have.
+    """
+    shapes = dict(zip(("params", "stats"), like, strict=True))
+    shapes = {name: tree for name, tree in shapes.items() if tree}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = reader.restore(
+            Path(workdir).absolute() / FOLDER / str(step) / "state",
+            args=ocp.args.PyTreeRestore(
+                item=shapes,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
+                partial_restore=True,
+            ),
+        )
+    return found["params"], found.get("stats", {})
+
+
+@cache
+def _save_small_arrays_whole() -> None:
+    """Orbax cuts what every device holds, so that each writes a part: a program for each shape."""
+    whole = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
+    ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
 
 
 def bytes_of(tree: Any) -> int:

@@ -63,9 +63,7 @@ def read_run(path: str | Path) -> tuple[Variables, CLIPConfig, dict[str, Any]]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         variables(abstract_model(model)),
     )
-    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
-    held = checkpoints.restore_variables(step, like)
-    checkpoints.close()
+    held = checkpoint.read_variables(workdir, step, like)
     return held, model, config
 
 

@@ -459,9 +459,7 @@ def evaluate(c: ConfigDict) -> None:
     if step is None:
         raise UserError(f"{run.workdir} holds no checkpoint yet")
     trainer = Trainer(run)
-    checkpoints = checkpoint.Checkpoints(run.workdir, read_only=True)
-    variables = checkpoints.restore_variables(step, trainer.state_like.variables)
-    checkpoints.close()
+    variables = checkpoint.read_variables(run.workdir, step, trainer.state_like.variables)
     found = trainer.evaluate(variables, step)
     if not hosts.is_first():
         return
