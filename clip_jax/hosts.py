@@ -289,7 +289,7 @@ def _too_late(state: Any, place: Place, timeout: float) -> None:
     _die(
         f"waited {timeout:g} s for the other processes at {address}: {why}; is every one "
         "started, with the same address, and its port open between them?",
-        2,
+        1,  # of a host that was only late a restart is the cure
     )
 
 

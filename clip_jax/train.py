@@ -100,15 +100,19 @@ def _weights(c: ConfigDict, model: CLIPConfig) -> library.Found:
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM as a wish to stop after the step; a second one stops at once."""
+    """Ctrl-C and SIGTERM as a wish to stop after the step; a Ctrl-C after it stops at once.
+
+    Another SIGTERM is the same wish: a machine that shuts down tells a process, and so does the
+    launcher of that process.
+    """
 
     def __init__(self) -> None:
         self.number = 0
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.number:
+        if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number = number
+        self.number = self.number or number
 
     @contextmanager
     def watching(self) -> Iterator[StopSignal]:

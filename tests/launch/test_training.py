@@ -8,6 +8,7 @@ import time
 import pytest
 
 import runs
+from clip_jax import train
 from launchers import ROOT, environment
 from support import encoded, picture, write_tar
 
@@ -51,3 +52,12 @@ def test_a_run_whose_process_was_killed_resumes_to_the_same_numbers(config):
     after = runs.values(workdir)
     assert {step for step, name in after if name == "loss"} == set(range(1, 13))
     assert before.items() <= after.items()
+
+
+def test_a_second_sigterm_is_the_same_wish_and_a_ctrl_c_after_it_is_not():
+    with train.StopSignal().watching() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
