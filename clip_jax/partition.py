@@ -18,6 +18,9 @@ from clip_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 
+# In this order, so that a gradient summed over both lands where its parameter lies.
+_BOTH = ("tensor", "fsdp")
+
 # First match wins; matched against the end of a parameter's path, so that the optimizer's
 # moments, which repeat the names, lie where their parameters lie. A spec names the last axes of
 # an array: stacked layers lead with one more, convolutions with their windows.
@@ -29,10 +32,10 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"mlp/fc/bias", P("tensor")),
     (r"mlp/proj/kernel", P("tensor", "fsdp")),
     (r"token_embedding/embedding", P(None, ("fsdp", "tensor"))),
-    (r"patch_embedding/kernel", P(None, "fsdp")),
-    (r"positional_embedding", P(None, "fsdp")),
+    (r"patch_embedding/kernel", P(None, _BOTH)),
+    (r"positional_embedding", P(None, ("fsdp", "tensor"))),
     (r"depthwise/kernel", P()),
-    (r"kernel", P("fsdp", None)),
+    (r"kernel", P(_BOTH, None)),
     (r".*", P()),
 )
 
@@ -72,13 +75,19 @@ def _path(path: tuple[Any, ...]) -> str:
 
 
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
-    """The rule for a parameter; an axis that does not divide its dimension is left out."""
+    """The rule for a parameter; axes that do not divide its dimension are left out."""
     spec = next(spec for pattern, spec in RULES if re.search(f"(^|/){pattern}$", path))
     if len(spec) > len(shape):
         return P()
     axes = (*(None,) * (len(shape) - len(spec)), *spec) if spec else ()
-    fits = (a if n % _size(mesh, a) == 0 else None for a, n in zip(axes, shape, strict=False))
-    return P(*fits)
+    return P(*(_dividing(n, _names(a), mesh) for n, a in zip(shape, axes, strict=False)))
+
+
+def _dividing(n: int, axes: tuple[str, ...], mesh: Mesh | AbstractMesh) -> Any:
+    """As many of the axes as `n` divides over, as an entry of a spec."""
+    while axes and n % _size(mesh, axes):
+        axes = axes[:-1]
+    return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def _names(axes: Any) -> tuple[str, ...]:
@@ -144,7 +153,7 @@ def joined(batch: Any) -> Any:
 
     def whole(x: Array) -> Array:
         x = x.reshape(len(x), shards, -1, *x.shape[2:]).swapaxes(0, 1)
-        return whole_rows(x.reshape(-1, *x.shape[3:]))
+        return rows(x.reshape(-1, *x.shape[3:]))
 
     return jax.tree.map(whole, batch)
 
@@ -165,12 +174,7 @@ def _constrained(x: Array, *axes: Any) -> Array:
 
 
 def rows(x: Array) -> Array:
-    """`x`, whose first axis counts rows of a batch: these lie where the batch's do."""
-    return _constrained(x, *BATCH, *(P.UNCONSTRAINED,) * (x.ndim - 1))
-
-
-def whole_rows(x: Array) -> Array:
-    """`rows` that no other axis splits: what flows between layers."""
+    """`x`, whose first axis counts rows of a batch: they lie where the batch's do, and whole."""
     return _constrained(x, *BATCH)
 
 
@@ -183,7 +187,7 @@ def embedded(embed: Callable[[Array], Array], tokens: Array) -> Array:
     x = embed(_constrained(tokens, "data"))
     for axes in (("fsdp", "tensor"), "fsdp"):
         x = _constrained(x, "data", None, axes)
-    return whole_rows(x)
+    return rows(x)
 
 
 def splits(count: int) -> bool:

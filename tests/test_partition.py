@@ -48,6 +48,8 @@ def test_an_axis_that_does_not_divide_is_left_out():
     mesh = partition.make_mesh(dict(data=1, fsdp=4, tensor=2))
     assert partition.spec_for("mlp/fc/kernel", (8, 6), mesh) == P("fsdp", "tensor")
     assert partition.spec_for("mlp/fc/kernel", (6, 5), mesh) == P(None, None)
+    assert partition.spec_for("projection/kernel", (16, 6), mesh) == P(("tensor", "fsdp"), None)
+    assert partition.spec_for("projection/kernel", (6, 6), mesh) == P("tensor", None)
     assert partition.spec_for("logit_scale", (), mesh) == P()
 
 

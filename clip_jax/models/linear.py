@@ -12,8 +12,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from clip_jax import partition
-
 RESULT = "linear"
 
 
@@ -78,8 +76,7 @@ def linear(inputs: int, outputs: int, *, dtype: DTypeLike, **options: Any) -> nn
     factors = jnp.bfloat16 if dtype == "mixed" else dtype
 
     def dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-        y = product(partition.rows(x), kernel, factors)
-        return checkpoint_name(partition.rows(y), RESULT)
+        return checkpoint_name(product(x, kernel, factors), RESULT)
 
     return nnx.Linear(
         inputs, outputs, dtype=activation_dtype(dtype), dot_general=dot_general, **options

@@ -48,7 +48,7 @@ def _pure(graph: nnx.GraphDef, apply: Apply, remat: str) -> Callable[[Array, Any
     def layer(x: Array, variables: tuple[nnx.State, nnx.State]) -> tuple[Array, nnx.State]:
         params, stats = variables
         module = nnx.merge(graph, partition.gathered(params), stats)
-        x = partition.whole_rows(apply(module, partition.whole_rows(x)))
+        x = partition.rows(apply(module, partition.rows(x)))
         return x, nnx.state(module, nnx.BatchStat)
 
     if remat == "none":
@@ -62,7 +62,8 @@ def scan(stacked: nnx.Module, x: Array, apply: Apply, remat: str, train: bool = 
     With `train`, what `apply` changes in the layers' batch statistics is kept in `stacked`.
     """
     graph, params, stats = nnx.split(stacked, nnx.Param, nnx.BatchStat)
-    x, stats = jax.lax.scan(_pure(graph, apply, remat), x, (params, stats))
+    x, stats = jax.lax.scan(_pure(graph, apply, remat), partition.rows(x), (params, stats))
+    x = partition.rows(x)
     if train:
         nnx.update(stacked, stats)
     return x
