@@ -76,9 +76,8 @@ start() {
   local i pipe
   port=0
   ((n == 1)) || port=$(free_port)
-  pids=() groups=() readers=()
+  pids=() groups=() told=() readers=()
   for ((i = 0; i < n; i++)); do
-    [[ ! $signal ]] || break
     environment_of "$i"
     set -m
     if ((i == 0)); then
@@ -89,15 +88,15 @@ start() {
       env "${environment[@]}" "${command[@]}" < /dev/null >&"$pipe" 2>&1 {pipe}>&- {guard}>&- &
       exec {pipe}>&-
     fi
-    pids[i]=$! groups[i]=$!
+    pids[i]=$! groups[i]=$! told[i]=0
     set +m
     echo "${groups[@]}" >&"$guard"
   done
 }
 
-signal_all() {
+end_all() {
   local pid
-  for pid in "${pids[@]}"; do kill -s "$1" "$pid" 2> /dev/null || :; done
+  for pid in "${pids[@]}"; do kill -TERM "$pid" || :; done
 }
 
 kill_groups() {
@@ -112,30 +111,28 @@ supervise() {
   code=0
   while ((${#pids[@]})); do
     for i in "${!pids[@]}"; do
-      ! kill -0 "${pids[i]}" || continue
+      if kill -0 "${pids[i]}"; then
+        ((told[i] == signals)) || kill -s "$signal" "${pids[i]}" || :
+        told[i]=$signals
+        continue
+      fi
       ended=0
       wait "${pids[i]}" || ended=$?
       unset "pids[i]"
       ((ended)) || continue
       if ((!deadline)); then
         say "process $i ended with exit code $ended" 2>&3
-        [[ $signal ]] || signal_all TERM
+        [[ $signal ]] || end_all
         deadline=$((SECONDS + grace))
       fi
       ((code && ended != 2)) || code=$ended
     done
-    ((!deadline || SECONDS < deadline)) || kill_groups
-    sleep 0.2
+    if ((signals > 2 || (deadline && SECONDS >= deadline))); then kill_groups; fi
+    sleep 0.2 || : # Ctrl-C ends it
   done
   kill_groups
   echo >&"$guard"
   ((!${#readers[@]})) || wait "${readers[@]}" || :
-}
-
-# shellcheck disable=SC2329  # the traps call it
-stop() {
-  signal=$1
-  if ((++signals < 3)); then signal_all "$1"; else kill_groups; fi
 }
 
 if [[ $dry_run ]]; then
@@ -155,9 +152,9 @@ exec {guard}> >(
   while read -ra line; do groups=("${line[@]}"); done
   kill_groups
 )
-signal='' signals=0 pids=() groups=()
-trap 'stop INT' INT
-trap 'stop TERM' TERM HUP
+signal='' signals=0
+trap 'signal=INT signals=$((signals + 1))' INT
+trap 'signal=TERM signals=$((signals + 1))' TERM HUP
 
 for ((try = 0; ; try++)); do
   start
@@ -166,7 +163,7 @@ for ((try = 0; ; try++)); do
   say "starting again in $pause s (restart $((try + 1)) of $restarts)"
   for ((tenths = 0; tenths < 10 * pause; tenths++)); do
     [[ ! $signal ]] || break 2
-    sleep 0.1
+    sleep 0.1 || :
   done
 done
 if [[ $signal ]]; then

@@ -123,7 +123,7 @@ wait_until_active() {
   local now
   while now=$(state) && [[ $now != ACTIVE ]]; do
     case $now in
-      ABSENT | FAILED | SUSPENDED)
+      FAILED | SUSPENDED)
         fail "$name is $now: launch/tpu_vm.sh delete $name, then create it again"
         ;;
     esac

@@ -1,6 +1,7 @@
 """launch/local.sh: N processes that are told who they are, and that end together."""
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -68,6 +69,7 @@ def running(folder: Path, *args: str):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     try:
         yield process
@@ -194,7 +196,8 @@ def test_a_signal_is_passed_on_once_waited_for_and_the_end(tmp_path, sent, arriv
     command = ["--restarts=3", "--pause=0", "--", sys.executable, "-c", SERVE, "1"]
     with running(tmp_path, "2", *command) as process:
         until(lambda: len(list(tmp_path.glob("signals.0.?"))) == 2)
-        process.send_signal(getattr(signal, sent))
+        # a terminal's Ctrl-C goes to all of the launcher's group
+        os.killpg(process.pid, getattr(signal, sent))
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 128 + getattr(signal, arrives), stderr
     assert [(tmp_path / f"got.{i}").read_text() for i in (0, 1)] == [arrives] * 2
@@ -216,7 +219,7 @@ def test_a_signal_in_the_pause_before_a_restart_ends_it(tmp_path):
         assert process.stderr
         lines = [process.stderr.readline() for _ in range(2)]
         assert "starting again in 60 s" in lines[1]
-        process.terminate()
+        os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=20)
     assert process.returncode == 1
 
