@@ -6,8 +6,9 @@
 RN101, RN50x4, RN50x16 and RN50x64 differ by `common.get_config("RN50x4")` and the peak learning
 rate: 5e-4, 5e-4, 4e-4 and 3.6e-4 (table 20).
 
-Hardware: TPU or GPU; the batch of 32,768 is global and is split over all devices, so lower
-`config.batch_size` to what they hold together. Batch statistics are those of the global batch.
+Hardware: TPU or GPU; the batch of 32,768 is global and is split over all devices, and
+`config.accumulate=16`, say, takes it through the towers in 16 parts where they cannot hold it.
+Batch statistics are those of the global batch, or of such a part.
 Time:     32 epochs of 400 M pairs; the paper gives 18 days on 592 V100 for RN50x64, the largest.
 Memory:   parameters and Adam's moments take 1.2 GB (12 bytes for each of 102,007,137 parameters),
           divided by `config.mesh.fsdp`; activations come on top and were not measured.

@@ -3,8 +3,9 @@
     python -m clip_jax.main --config configs/vit_b16.py --workdir runs/vit_b16 \\
         --config.data.train='/data/{00000..41407}.tar'
 
-Hardware: TPU or GPU; the batch of 32,768 is global and is split over all devices, so lower
-`config.batch_size` to what they hold together. `config.remat=full` and bfloat16 are on.
+Hardware: TPU or GPU; the batch of 32,768 is global and is split over all devices, and
+`config.accumulate=16`, say, takes it through the towers in 16 parts where they cannot hold it.
+`config.remat=full` and bfloat16 are on.
 Time:     32 epochs of 400 M pairs; the paper gives 12 days on 256 V100 for ViT-L/14, the largest,
           and nothing for this one.
 Memory:   parameters and Adam's moments take 1.8 GB (12 bytes for each of 149,620,737 parameters),

@@ -3,8 +3,9 @@
     python -m clip_jax.main --config configs/vit_l14_336.py --workdir runs/vit_l14_336 \\
         --config.data.train='/data/{00000..41407}.tar'
 
-Hardware: TPU or GPU; the batch of 32,768 is global and is split over all devices, so lower
-`config.batch_size` to what they hold together. `config.remat=full` and bfloat16 are on.
+Hardware: TPU or GPU; the batch of 32,768 is global and is split over all devices, and
+`config.accumulate=16`, say, takes it through the towers in 16 parts where they cannot hold it.
+`config.remat=full` and bfloat16 are on.
 Time:     one more epoch after configs/vit_l14.py at the higher resolution; the paper gives no time.
 Memory:   parameters and Adam's moments take 5.1 GB (12 bytes for each of 427,944,193 parameters),
           divided by `config.mesh.fsdp`; activations come on top and were not measured.
