@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,6 @@ class Checkpoints:
     """The checkpoints of one run: saved in the background, the newest kept."""
 
     def __init__(self, workdir: str | Path, *, every: int = 1, keep: int = 1) -> None:
-        _save_small_arrays_whole()
         self._folder = Path(workdir).absolute() / FOLDER
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -54,6 +52,7 @@ class Checkpoints:
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
             ),
+            handler_registry=_handlers(),
         )
 
     def latest(self) -> int | None:
@@ -69,7 +68,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
+                state=ocp.args.PyTreeSave(state),
                 data=ocp.args.JsonSave(data),
                 config=ocp.args.JsonSave(config),
             ),
@@ -80,9 +79,7 @@ class Checkpoints:
         """The state of a step, laid out like `like` (shapes with shardings), and the data's."""
         restored = self._manager.restore(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore()
-            ),
+            args=ocp.args.Composite(state=_as(like), data=ocp.args.JsonRestore()),
         )
         return restored["state"], restored["data"]
 
@@ -100,22 +97,32 @@ def read_variables(workdir: str | Path, step: int, like: tuple[Any, Any]) -> tup
     shapes = dict(zip(("params", "stats"), like, strict=True))
     shapes = {name: tree for name, tree in shapes.items() if tree}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        found = reader.restore(
-            Path(workdir).absolute() / FOLDER / str(step) / "state",
-            args=ocp.args.PyTreeRestore(
-                item=shapes,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
-                partial_restore=True,
-            ),
-        )
+        path = Path(workdir).absolute() / FOLDER / str(step) / "state"
+        found = reader.restore(path, args=_as(shapes, partial_restore=True))
     return found["params"], found.get("stats", {})
 
 
-@cache
-def _save_small_arrays_whole() -> None:
-    """Orbax cuts what every device holds, so that each writes a part: a program for each shape."""
-    whole = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
-    ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
+def _as(like: Any, **options: Any) -> ocp.args.PyTreeRestore:
+    """Restore as `like`: shapes with shardings."""
+    how = ocp.checkpoint_utils.construct_restore_args(like)
+    return ocp.args.PyTreeRestore(item=like, restore_args=how, **options)
+
+
+def _handlers() -> Any:
+    """Orbax's own, but small arrays are written whole.
+
+    What several devices hold it cuts up, so that each writes a part, by a program for each shape.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
+    kinds = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    state = ocp.PyTreeCheckpointHandler(type_handler_registry=kinds)
+    known = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for args in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
+        known.add("state", args, state)
+    for name in ("data", "config"):
+        for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
+            known.add(name, args)
+    return known
 
 
 def bytes_of(tree: Any) -> int:

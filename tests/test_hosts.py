@@ -1,6 +1,8 @@
 """Many processes are one machine: the same batches, losses and checkpoints, and one end."""
 
+import json
 import signal
+import socket
 import sys
 import time
 
@@ -239,3 +241,109 @@ def test_a_killed_process_ends_the_others_with_a_line(config):
     assert time.monotonic() - killed_at[0] < 45
     assert done[1].returncode == -signal.SIGKILL
     failed(done[0], "process 1 of 2", "died", "same command again", "resumes")
+
+
+@pytest.mark.slow
+def test_a_killed_first_process_ends_the_others_with_a_line(config):
+    workdir = config.parent / "beheaded"
+    kill = runs.once_logged(workdir, 3, lambda started: started[0].kill())
+    flags = ("--config.steps=100000", "--heartbeat-timeout=10")
+    done = train(config, "beheaded", 2, *flags, devices=1, meanwhile=kill)
+    assert done[0].returncode == -signal.SIGKILL
+    assert done[1].returncode == 1
+    last = done[1].stderr.splitlines()[-1]
+    assert last.startswith("error: process 0") and "resumes" in last
+
+
+def test_what_one_process_cannot_read_ends_the_others_too(config, alone):
+    """Of 8 rows in a batch the second process holds the last four; only it decodes picture 5."""
+    members = []
+    for i in range(8):
+        content = encoded(picture(i, (20, 18)))
+        members.append((f"{i:03}.png", content[:60] if i == 5 else content))
+        members.append((f"{i:03}.json", f'{{"caption": "picture {i}"}}'.encode()))
+    bad = write_tar(config.parent / "bad.tar", members)
+    flags = ("--mode=evaluate", f"--config.evaluate.sets.held.data={bad}")
+    done = train(config, "alone", 2, *flags, devices=2)
+    failed(done[1], "bad.tar", "005.png")
+    failed(done[0], "process 1 of 2 failed", "bad.tar", "005.png")
+    assert done[0].stdout.count("{") == 0
+
+
+@pytest.mark.slow
+def test_evaluate_gives_the_same_numbers_on_two_processes(config, alone):
+    done = healthy(train(config, "alone", 2, "--mode=evaluate", devices=2))
+    found = json.loads(done.stdout.splitlines()[-1])
+    step = found.pop("step")
+    same(
+        {(step, name): value for name, value in found.items()},
+        {(at, name): v for (at, name), v in alone.items() if at == step and "/" in name},
+    )
+
+
+def test_a_folder_of_another_run_is_refused_by_all(config, alone):
+    done = train(config, "alone", 2, "--config.seed=7", devices=1)
+    failed(done[0], "seed: 0 → 7")
+    failed(done[1], "process 0 of 2 failed", "seed: 0 → 7")
+
+
+def test_whoever_waits_in_vain_says_so(config):
+    """Two processes that look for each other in different places, then a port that is taken."""
+    with socket.socket() as one, socket.socket() as two, socket.socket() as taken:
+        for held in (one, two, taken):
+            held.bind(("127.0.0.1", 0))
+        ports = [s.getsockname()[1] for s in (one, two)]
+        one.close()
+        two.close()
+        taken.listen()
+
+        def each(i):
+            return [f"--coordinator=127.0.0.1:{ports[i]}", "--connect-timeout=4"]
+
+        done = train(config, "never", 2, devices=1, each=each)
+        failed(done[0], "waited 4 s", f"127.0.0.1:{ports[0]}", "not all of the 2 processes came")
+        failed(done[1], "waited 4 s", f"127.0.0.1:{ports[1]}", "process 0 does not answer")
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        argv = runs.command(config, config.parent / "never")
+        flags = (f"--coordinator={where}", "--processes=2", "--process=0")
+        (done,) = runs.together([*argv, *flags], 1)
+        failed(done, where, "in use")
+    assert not (config.parent / "never").exists()
+
+
+def stop(config, name, processes, step, who, **options):
+    """Trains until a step is logged, tells one process to stop, and gives the last step."""
+    workdir = config.parent / name
+    before = max((line["step"] for line in runs.lines(workdir)), default=0)
+    tell = runs.once_logged(
+        workdir, before + step, lambda started: started[who].send_signal(signal.SIGTERM)
+    )
+    done = healthy(train(config, name, processes, meanwhile=tell, **options))
+    last = max(line["step"] for line in runs.lines(workdir))
+    assert before + step <= last < STEPS
+    assert f"stopped by SIGTERM, saved at step {last}:" in done.stderr
+    assert [p.name for p in (workdir / "checkpoints").iterdir()].count(str(last)) == 1
+    return done
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_any_number_of_processes(config, alone):
+    """Saved on 4 and resumed on 1, saved on 1 and resumed on 4, and so between 4 and 2.
+
+    Each part is ended by a signal to one of its processes: all stop after the same step.
+    """
+    name = "moved"
+    stop(config, name, 4, 3, who=2, devices=1)
+    stop(config, name, 1, 3, who=0, devices=4)
+    stop(config, name, 4, 3, who=3, devices=1)
+    stop(config, name, 2, 3, who=1, devices=2)
+    done = healthy(train(config, name, 4, devices=1))
+    assert "resuming after step" in done.stderr
+    same(runs.values(config.parent / name), alone)
+
+
+@pytest.mark.slow
+def test_a_tensor_axis_may_span_processes(config, alone):
+    flags = ("--config.mesh.data=1", "--config.mesh.tensor=4")
+    healthy(train(config, "tensor", 2, *flags, devices=2))
+    same(runs.values(config.parent / "tensor"), alone)
