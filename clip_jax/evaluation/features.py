@@ -18,6 +18,7 @@ from clip_jax.data.images import decode
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.evaluation.zero_shot import ensemble
+from clip_jax.models.clip import assembled
 
 Features = Float[np.ndarray, "n embed_dim"]
 
@@ -84,7 +85,8 @@ def _tower(graph: nnx.GraphDef, name: str, mesh: Mesh) -> Callable[..., jax.Arra
     """A tower as one function for all encoders: later parameters of a run compile nothing."""
 
     def encode(variables: Any, rows: jax.Array) -> jax.Array:
-        return getattr(nnx.merge(graph, *variables), name)(rows, normalized=True)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return getattr(assembled(graph, variables), name)(rows, normalized=True)
 
     return jax.jit(encode, out_shardings=partition.replicated(mesh))
 
