@@ -77,6 +77,7 @@ def ours(setting: Setting) -> Callable[[], float]:
     from clip_jax.models.clip import abstract_model
     from clip_jax.models.zoo import ARCHITECTURES
     from clip_jax.objectives import Contrastive
+    from clip_jax.rows import global_batch
     from clip_jax.tokenizers import packing
 
     config = ARCHITECTURES[MODEL]
@@ -88,7 +89,7 @@ def ours(setting: Setting) -> Callable[[], float]:
         step.make_train_step(graph, Contrastive("dense"), optimizer, 0), state, mesh
     )
     image, tokens = rows(setting)
-    batch = partition.global_batch({"image": image, "tokens": packing.trim(tokens)}, mesh)
+    batch = global_batch({"image": image, "tokens": packing.trim(tokens)}, mesh)
 
     def one() -> float:
         nonlocal state

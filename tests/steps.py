@@ -15,6 +15,7 @@ from clip_jax import partition, step
 from clip_jax.models.clip import abstract_model
 from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.objectives import Contrastive
+from clip_jax.rows import global_batch
 
 TINY = CLIPConfig(
     16,
@@ -83,7 +84,7 @@ def run(
     _, train_step = compiled(mesh, config, optimizer, seed=seed, rows=rows, **sharded, **options)
     metrics = []
     for i in range(steps):
-        placed = partition.global_batch(batch(rows, i, config), mesh)
+        placed = global_batch(batch(rows, i, config), mesh)
         state, out = train_step(state, placed)
         metrics.append({k: float(v) for k, v in out.items()})
     return before, jax.tree.map(np.asarray, jax.tree.leaves(state.opt_state)), metrics

@@ -9,6 +9,7 @@ import pytest
 from clip_jax import partition, step
 from clip_jax.models.zoo import ResNetConfig
 from clip_jax.objectives import Contrastive
+from clip_jax.rows import global_batch
 from steps import GRADIENTS, TINY, assert_same_gradients, batch, compiled, mesh_of, run
 
 DROPPING = dataclasses.replace(TINY, vision=dataclasses.replace(TINY.vision, patch_dropout=0.5))
@@ -64,7 +65,7 @@ def test_batch_statistics_follow_every_part():
     mesh = mesh_of(dict(data=2))
     state = step.init_state(config, GRADIENTS, 0, mesh)
     _, train_step = compiled(mesh, config, accumulate=2)
-    state, metrics = train_step(state, partition.global_batch(batch(config=config), mesh))
+    state, metrics = train_step(state, global_batch(batch(config=config), mesh))
     assert np.isfinite(float(metrics["loss"]))
     counts = [x for x in jax.tree.leaves(state.stats) if x.ndim == 0]
     assert counts and all(int(count) == 2 for count in counts)

@@ -10,6 +10,7 @@ from clip_jax import partition
 from clip_jax.errors import UserError
 from clip_jax.models.clip import abstract_model
 from clip_jax.models.zoo import ARCHITECTURES
+from clip_jax.rows import global_batch
 
 
 def test_minus_one_takes_what_is_left():
@@ -56,6 +57,6 @@ def test_an_axis_that_does_not_divide_is_left_out():
 def test_a_batch_is_split_over_its_axes():
     mesh = partition.make_mesh(dict(data=2, fsdp=2, tensor=2))
     rows = np.arange(8, dtype=np.int32)[:, None]
-    array = partition.global_batch({"tokens": rows}, mesh)["tokens"]
+    array = global_batch({"tokens": rows}, mesh)["tokens"]
     np.testing.assert_array_equal(array, rows)
     assert {shard.data.shape for shard in array.addressable_shards} == {(2, 1)}

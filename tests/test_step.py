@@ -10,9 +10,10 @@ import optax
 import pytest
 from flax import nnx
 
-from clip_jax import optim, partition, step
+from clip_jax import optim, step
 from clip_jax.models.clip import abstract_model
 from clip_jax.objectives import Contrastive
+from clip_jax.rows import global_batch
 from steps import ADAM, TINY, assert_same_gradients, batch, mesh_of, run
 
 MESHES = [
@@ -58,7 +59,7 @@ def test_adam_learns_the_batch_and_the_scale_stays_below_100():
     train_step = step.compile_step(
         step.make_train_step(graph, Contrastive("dense"), optimizer, 0), state, mesh
     )
-    rows = partition.global_batch(batch(), mesh)
+    rows = global_batch(batch(), mesh)
     losses = []
     for _ in range(40):
         state, out = train_step(state, rows)
@@ -85,7 +86,7 @@ def test_the_state_is_donated():
         step.make_train_step(graph, Contrastive("dense"), optimizer, 0), state, mesh
     )
     kernel = state.params["vision"]["projection"]["kernel"]
-    train_step(state, partition.global_batch(batch(), mesh))
+    train_step(state, global_batch(batch(), mesh))
     assert kernel.is_deleted()
 
 

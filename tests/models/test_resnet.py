@@ -13,6 +13,7 @@ from clip_jax.models.convolution import BatchNorm, average_pool
 from clip_jax.models.resnet import Bottleneck
 from clip_jax.models.zoo import BertConfig, CLIPConfig, EfficientNetConfig, ResNetConfig, TextConfig
 from clip_jax.objectives import Contrastive
+from clip_jax.rows import global_batch
 
 TEXT = TextConfig(vocab_size=50, context_length=8, width=16, layers=1, heads=2)
 RESNET = CLIPConfig(
@@ -53,9 +54,11 @@ def one_step(config: CLIPConfig, mesh_shape: dict[str, int], remat: str = "none"
     before = jax.tree.map(np.asarray, state.variables)
     graph = nnx.graphdef(abstract_model(config, "float32", remat))
     train_step = step.compile_step(
-        step.make_train_step(graph, Contrastive("dense"), optimizer, 0, config.max_logit_scale), state, mesh
+        step.make_train_step(graph, Contrastive("dense"), optimizer, 0, config.max_logit_scale),
+        state,
+        mesh,
     )
-    state, metrics = train_step(state, partition.global_batch(batch(config), mesh))
+    state, metrics = train_step(state, global_batch(batch(config), mesh))
     return before, jax.tree.map(np.asarray, state), jax.tree.map(float, metrics)
 
 
