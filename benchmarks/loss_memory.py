@@ -2,9 +2,9 @@
 
     pip install libtpu==0.0.52 && python benchmarks/loss_memory.py
 
-TPU's compiler needs no TPU; only one process at a time may hold it. fp32 features of width 768, split
-over all chips. MiB of HBM a chip: `temporary`, what is neither argument nor result (tiny ones live in
-the chip's VMEM and do not count), and `all`, with arguments and results.
+TPU's compiler needs no TPU; only one process at a time may hold it. fp32 features of width 768,
+split over all chips. MiB of HBM a chip: `temporary` is what is neither argument nor result (what
+the compiler places in a chip's VMEM does not count), `all` is with arguments and results.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def memory(kind: str, layout: str, chips: int, n: int, block: int) -> tuple[floa
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             value = partial(loss, layout=layout, block=block)
             numbers = tuple(range(2 + scalars))
-            return jax.value_and_grad(value, argnums=numbers, has_aux=True)(*args)
+            return jax.value_and_grad(lambda *args: value(*args)[0], argnums=numbers)(*args)
 
     rows, whole = partition.batch_sharding(mesh), partition.replicated(mesh)
     features = jax.ShapeDtypeStruct((n, WIDTH), jnp.float32, sharding=rows)
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-    places = ((whole, whole), (rows, rows, *[whole] * scalars))
+    places = (whole, (rows, rows, *[whole] * scalars))
     lowered = jax.jit(step, out_shardings=places).lower(features, features, *[scalar] * scalars)
     used = lowered.compile().memory_analysis()
     temporary = used.temp_size_in_bytes

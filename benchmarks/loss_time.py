@@ -1,0 +1,192 @@
+"""Time and memory of one step of the contrastive loss, side by side with open_clip's, on the CPU.
+
+    pip install torch open_clip_torch && python benchmarks/loss_time.py
+    python benchmarks/loss_time.py --fits
+
+The loss and its gradients by both features and the scale, fp32, width 512, one device. open_clip's
+`ClipLoss` and the layouts take turns in one process, and what counts is the ratio of medians.
+
+`--fits` looks for the largest N, a multiple of 1,024, whose step takes at most `--gib` GiB, with
+features and gradients. The dense sides run, each try in a fresh process that may not have much
+more: what counts is the most that it had resident beyond what it had before the step. A blockwise
+step of such a size would run for hours: what counts is what XLA lays out for it, and smaller ones
+run to show that they take that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip_jax.main import tune_allocator
+
+SIDES = ("open_clip", "dense", "blockwise")
+SCALE = 50.0
+
+
+def features(n: int, width: int) -> list[np.ndarray]:
+    """Unit-norm random features of n images and n texts."""
+    rng = np.random.default_rng(0)
+    both = [rng.standard_normal((n, width), np.float32) for _ in range(2)]
+    return [x / np.linalg.norm(x, axis=1, keepdims=True) for x in both]
+
+
+def theirs(n: int, width: int) -> Callable[[], float]:
+    """A step of open_clip's loss, which returns the loss."""
+    import load_weights
+    import torch
+
+    load_weights.import_torchvision()
+    from open_clip.loss import ClipLoss
+
+    scale = torch.tensor(SCALE)
+    leaves = [*map(torch.from_numpy, features(n, width)), scale]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    loss = ClipLoss()
+
+    def step() -> float:
+        for leaf in leaves:
+            leaf.grad = None
+        value = loss(*leaves)
+        value.backward()
+        return value.item()
+
+    return step
+
+
+def compiled(layout: str, n: int, width: int) -> Any:
+    """A step of a layout: of both features and the scale, to the loss and its gradients."""
+    import jax
+    import jax.numpy as jnp
+
+    from clip_jax.contrastive import softmax_loss
+
+    def loss(*args: jax.Array) -> jax.Array:
+        return softmax_loss(*args, layout=layout)[0]
+
+    rows, scale = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n, width), ()))
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(rows, rows, scale).compile()
+
+
+def ours(layout: str, n: int, width: int) -> Callable[[], float]:
+    """A step of a layout, which returns the loss."""
+    import jax
+    import jax.numpy as jnp
+
+    args = *map(jnp.asarray, features(n, width)), jnp.float32(SCALE)
+    step = compiled(layout, n, width)
+    return lambda: float(jax.block_until_ready(step(*args))[0])
+
+
+def side(name: str, n: int, width: int) -> Callable[[], float]:
+    """A step of one of `SIDES`."""
+    return theirs(n, width) if name == "open_clip" else ours(name, n, width)
+
+
+def timed(n: int, width: int, repeats: int) -> None:
+    """Prints medians and ratios of all sides, which take turns."""
+    steps = {name: side(name, n, width) for name in SIDES}
+    losses = {name: step() for name, step in steps.items()}
+    if not np.allclose(list(losses.values()), losses["open_clip"], rtol=1e-5):
+        raise SystemExit(f"the losses differ: {losses}")
+    spent: dict[str, list[float]] = {name: [] for name in SIDES}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            spent[name].append(time.perf_counter() - began)
+    for name, times in spent.items():
+        middle = statistics.median(times)
+        ratio = statistics.median(spent["open_clip"]) / middle
+        print(f"N = {n:6,}  {name:10} {middle:7.3f} s   {ratio:.2f} times as fast as open_clip")
+
+
+def memory(field: str) -> int:
+    """A field of this process's status, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(rf"{field}:\s+(\d+) kB", status)[0]) << 10
+
+
+def work(name: str, n: int, width: int, most: float) -> float:
+    """GiB of one step in this process, which may take about as much as `most`."""
+    step = side(name, n, width)
+    before = memory("VmRSS")
+    limit = memory("VmSize") + int((most + 1) * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    step()
+    return (memory("VmHWM") - before + 2 * 4 * n * width) / 2**30
+
+
+def resident(name: str, n: int, width: int, most: float) -> float:
+    """GiB of one step in a fresh process; infinite where it was refused what it asked for."""
+    command = [sys.executable, __file__, "--worker", name, "--sizes", str(n), "--width", str(width)]
+    done = subprocess.run([*command, "--gib", str(most)], capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else float("inf")
+
+
+def laid_out(name: str, n: int, width: int, most: float) -> float:
+    """GiB of one step by XLA's plan for it, which is not run."""
+    plan = compiled(name, n, width).memory_analysis()
+    sizes = plan.temp_size_in_bytes, plan.argument_size_in_bytes, plan.output_size_in_bytes
+    return sum(sizes) / 2**30
+
+
+def largest(taken: Callable[[int], float], most: float) -> tuple[int, float]:
+    """The largest n, a multiple of 1,024, that takes at most that many GiB, and what it takes."""
+    low, high, used = 0, 8, 0.0
+    while (now := taken(1024 * high)) <= most:
+        low, high, used = high, 2 * high, now
+    while high - low > 1:
+        middle = (low + high) // 2
+        if (now := taken(1024 * middle)) <= most:
+            low, used = middle, now
+        else:
+            high = middle
+    return 1024 * low, used
+
+
+def fits(width: int, most: float) -> None:
+    """Prints what fits, of every side."""
+    for name in SIDES:
+        way = laid_out if name == "blockwise" else resident
+        n, used = largest(lambda n, way=way, name=name: way(name, n, width, most), most)
+        print(f"{name:10} N = {n:9,} takes {used:.3f} GiB ({way.__name__.replace('_', ' ')})")
+    for n in (8192, 16384):
+        plan, real = (way("blockwise", n, width, most) for way in (laid_out, resident))
+        print(f"blockwise  N = {n:9,} takes {plan:.3f} GiB laid out, {real:.3f} GiB resident")
+
+
+def main() -> None:
+    """Times the sides, or finds what fits."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 16384])
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--fits", action="store_true", help="find what fits; nothing is timed")
+    parser.add_argument("--gib", type=float, default=8)
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(work(args.worker, args.sizes[0], args.width, args.gib)))
+    elif args.fits:
+        fits(args.width, args.gib)
+    else:
+        for n in args.sizes:
+            timed(n, args.width, args.repeats)
+
+
+if __name__ == "__main__":
+    tune_allocator()
+    main()
