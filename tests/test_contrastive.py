@@ -158,15 +158,16 @@ MESHES = {
 @given(
     seed=st.integers(0, 100),
     nearness=st.floats(0, 3),
-    captions=st.integers(1, 44),
+    repeated=st.integers(0, 44),
     masked=st.booleans(),
     scale=st.sampled_from([1.0, 14.3, 100.0]),
     bias=st.sampled_from([0.0, -10.0]),
 )
 def test_any_layout_on_any_mesh_equals_the_dense_loss_of_one_device(
-    kind, mesh, n, block, layout, seed, nearness, captions, masked, scale, bias
+    kind, mesh, n, block, layout, seed, nearness, repeated, masked, scale, bias
 ):
     image, text = features(seed, n, 16)
+    captions = max(n - repeated, 1)
     text = normalize(nearness * image + text)[np.arange(n) % captions]
     ids = np.arange(n)[:, None] % (captions if masked else n)
     numbers = [scale] if kind == "softmax" else [scale, bias]
@@ -281,12 +282,13 @@ def test_tiles_take_memory_that_grows_as_the_rows_do(kind):
         memory = step.lower(rows, rows, *numbers).compile().memory_analysis()
         return memory.temp_size_in_bytes
 
-    sizes = np.array([1024, 2048, 4096, 8192])
+    sizes = np.array([2048, 4096, 8192, 16384])
     taken = np.array([used("blockwise", n) for n in sizes])
     line = np.polyval(np.polyfit(sizes, taken, 1), sizes)
-    np.testing.assert_allclose(taken, line, rtol=0.05)
-    # not even the logits of a sixteenth of the rows
-    assert taken[-1] < 4 * sizes[-1] ** 2 / 16 < used("dense", sizes[-1])
+    np.testing.assert_allclose(taken, line, rtol=0.1)
+    assert taken[-1] < 2.1 * taken[-2]
+    logits = 4 * sizes[-1] ** 2
+    assert taken[-1] < logits / 100 < logits < used("dense", sizes[-1])
 
 
 @pytest.mark.parametrize(
@@ -336,11 +338,8 @@ def test_an_option_that_there_is_not_is_refused(mistake, words):
     assert says(error.value, *words)
 
 
-@given(
-    hnp.arrays(
-        np.int32, st.tuples(st.integers(1, 8), st.integers(1, 4)), elements=st.integers(0, 2)
-    )
-)
+@settings(max_examples=25)
+@given(hnp.arrays(np.int32, st.tuples(st.just(8), st.integers(1, 3)), elements=st.integers(0, 2)))
 def test_ids_are_equal_where_captions_are(tokens):
     ids = np.asarray(caption_ids(jnp.asarray(tokens)))
     assert ids.shape == (len(tokens), 2)
@@ -348,10 +347,9 @@ def test_ids_are_equal_where_captions_are(tokens):
         assert (ids[i] == ids[j]).all() == (tokens[i] == tokens[j]).all()
 
 
-def test_ids_of_many_captions_that_are_nearly_the_same_differ_in_either_word():
+def test_ids_of_many_captions_that_are_nearly_the_same_differ():
     tokens = np.array(list(itertools.product(range(4), repeat=8)), np.int32)  # 65,536
     ids = np.asarray(caption_ids(jnp.asarray(tokens)))
     assert len(np.unique(ids, axis=0)) == len(tokens)
-    for word in ids.T:  # of 32 bits: half a pair is alike by chance
-        assert len(np.unique(word)) > len(tokens) - 10
+    assert min(len(np.unique(word)) for word in ids.T) > 0.999 * len(tokens)
     assert abs(np.corrcoef(ids.T)[0, 1]) < 0.02

@@ -21,7 +21,7 @@ def softmax(
     """Symmetric cross-entropy; one matrix of logits serves both directions."""
     image_features, text_features = _fp32(image_features, text_features)
     counted = negatives(ids, ids)
-    logits = logit_scale * product("id,jd->ij", image_features, text_features)
+    logits = _rows(logit_scale, ids) * product("id,jd->ij", image_features, text_features)
     own = logit_scale * own_cosines(image_features, text_features)
     directions = [_cross_entropy(logits, counted, own, axis, label_smoothing) for axis in (1, 0)]
     (image_to_text, text_to_image), most = zip(*directions, strict=True)
@@ -61,7 +61,8 @@ def sigmoid(
     """The sum of -log σ(±logit) over all pairings that count, by rows."""
     image_features, text_features = _fp32(image_features, text_features)
     counted = negatives(ids, ids)
-    logits = logit_bias + logit_scale * product("id,jd->ij", image_features, text_features)
+    logits = _rows(logit_scale, ids) * product("id,jd->ij", image_features, text_features)
+    logits += _rows(logit_bias, ids)
     own = logit_bias + logit_scale * own_cosines(image_features, text_features)
     negative = jnp.where(counted, jax.nn.softplus(logits), 0).sum(axis=1)
     masked = jax.lax.stop_gradient(jnp.where(counted, logits, FLOOR))
@@ -72,3 +73,11 @@ def sigmoid(
 def _fp32(*features: Float[Array, "n d"]) -> list[Float[Array, "n d"]]:
     """So that what a gradient is the sum of is rounded to the features' dtype once."""
     return [x.astype(jnp.float32) for x in features]
+
+
+def _rows(x: Float[Array, ""], ids: Integer[Array, "n words"]) -> Float[Array, "n 1"]:
+    """A scalar for every row, so that its gradient is summed by rows first.
+
+    XLA would merge the two sums, and n² terms one after the other lose digits.
+    """
+    return jax.lax.optimization_barrier(jnp.full((len(ids), 1), x))
