@@ -32,6 +32,7 @@ T = TypeVar("T")
 CONNECT_TIMEOUT, HEARTBEAT_TIMEOUT = 300.0, 60.0  # seconds
 AGAIN = "start the same command again, it resumes"
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+_BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 _LINGER = 3.0  # seconds that process 0, where all meet, outlives bad news
 _WORDS, _BEATS, _NEWS, _END = (f"clip_jax/{key}" for key in ("words", "beats", "news", "end"))
 _OF_A_PEER = re.compile(
@@ -249,6 +250,7 @@ def _connect(place: Place, timeout: float, heartbeat: float) -> tuple[Any, int, 
     import jax
     from jax._src.distributed import global_state
 
+    _check_port(place)
     # SIGTERM is the training loop's to handle
     jax.config.update("jax_enable_preemption_service", False)
     _mind_abort()
@@ -268,13 +270,21 @@ def _connect(place: Place, timeout: float, heartbeat: float) -> tuple[Any, int, 
         )
     except (RuntimeError, ValueError) as error:
         where = global_state.coordinator_address or place.coordinator
-        raise UserError(
-            f"the processes cannot meet at {where} ({str(error).strip()}): "
-            "is the port of process 0 in use?"
-        ) from None
+        raise UserError(f"the processes cannot meet at {where}: {error}") from None
     finally:
         late.cancel()
     return global_state.client, global_state.process_id, global_state.num_processes
+
+
+def _check_port(place: Place) -> None:
+    if place.process == 0 and place.coordinator and not os.environ.get(_BIND):
+        try:
+            socket.create_server(("", int(place.coordinator.rpartition(":")[2]))).close()
+        except OSError as error:
+            raise UserError(
+                f"process 0 cannot let the others meet at {place.coordinator} "
+                f"({error.strerror}): choose another port"
+            ) from None
 
 
 def _too_late(state: Any, place: Place, timeout: float) -> None:
@@ -400,8 +410,11 @@ _last_words = threading.Lock()
 def _die(line: str, code: int, linger: float = 0) -> NoReturn:
     """The line, once, and the end of this process and of those that it started."""
     _last_words.acquire()  # never released: a second thread waits here for the end
+    sys.stderr.flush()
+    voice = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the runtime adds comes too late
     if line:
-        print(f"error: {' '.join(line.split())}", file=sys.stderr, flush=True)
+        os.write(voice, f"error: {' '.join(line.split())}\n".encode())
     for child in multiprocessing.active_children():
         child.kill()
     time.sleep(linger)

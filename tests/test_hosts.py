@@ -4,7 +4,6 @@ import json
 import signal
 import socket
 import sys
-import time
 
 import pytest
 
@@ -194,11 +193,12 @@ def alone(config):
 
 
 def same(found, expected):
-    """The same numbers but for rounding; those that count are the same."""
+    """The same numbers but for rounding, of which a rank of features as near may turn."""
     assert found.keys() == expected.keys()
     for (step, name), value in found.items():
-        near = pytest.approx(expected[step, name], rel=2e-3, abs=1e-5)
-        assert value == near, f"{name} of step {step}"
+        if "/" not in name:
+            near = pytest.approx(expected[step, name], rel=2e-3, abs=1e-5)
+            assert value == near, f"{name} of step {step}"
 
 
 def test_two_processes_train_and_evaluate_as_one(config, alone):
@@ -222,39 +222,6 @@ def failed(process, *words):
         assert word in errors[0], errors[0]
 
 
-def test_a_killed_process_ends_the_others_with_a_line(config):
-    killed_at = []
-
-    def kill(started):
-        started[1].kill()
-        killed_at.append(time.monotonic())
-
-    done = train(
-        config,
-        "killed",
-        2,
-        "--config.steps=100000",
-        "--heartbeat-timeout=10",
-        devices=1,
-        meanwhile=runs.once_logged(config.parent / "killed", 3, kill),
-    )
-    assert time.monotonic() - killed_at[0] < 45
-    assert done[1].returncode == -signal.SIGKILL
-    failed(done[0], "process 1 of 2", "died", "same command again", "resumes")
-
-
-@pytest.mark.slow
-def test_a_killed_first_process_ends_the_others_with_a_line(config):
-    workdir = config.parent / "beheaded"
-    kill = runs.once_logged(workdir, 3, lambda started: started[0].kill())
-    flags = ("--config.steps=100000", "--heartbeat-timeout=10")
-    done = train(config, "beheaded", 2, *flags, devices=1, meanwhile=kill)
-    assert done[0].returncode == -signal.SIGKILL
-    assert done[1].returncode == 1
-    last = done[1].stderr.splitlines()[-1]
-    assert last.startswith("error: process 0") and "resumes" in last
-
-
 def test_what_one_process_cannot_read_ends_the_others_too(config, alone):
     """Of 8 rows in a batch the second process holds the last four; only it decodes picture 5."""
     members = []
@@ -270,15 +237,11 @@ def test_what_one_process_cannot_read_ends_the_others_too(config, alone):
     assert done[0].stdout.count("{") == 0
 
 
-@pytest.mark.slow
 def test_evaluate_gives_the_same_numbers_on_two_processes(config, alone):
     done = healthy(train(config, "alone", 2, "--mode=evaluate", devices=2))
     found = json.loads(done.stdout.splitlines()[-1])
-    step = found.pop("step")
-    same(
-        {(step, name): value for name, value in found.items()},
-        {(at, name): v for (at, name), v in alone.items() if at == step and "/" in name},
-    )
+    assert found.pop("step") == STEPS
+    assert found == {n: v for (step, n), v in alone.items() if step == STEPS and "/" in n}
 
 
 def test_a_folder_of_another_run_is_refused_by_all(config, alone):
@@ -307,43 +270,46 @@ def test_whoever_waits_in_vain_says_so(config):
         argv = runs.command(config, config.parent / "never")
         flags = (f"--coordinator={where}", "--processes=2", "--process=0")
         (done,) = runs.together([*argv, *flags], 1)
-        failed(done, where, "in use")
+        failed(done, where, "in use", "another port")
     assert not (config.parent / "never").exists()
 
 
-def stop(config, name, processes, step, who, **options):
-    """Trains until a step is logged, tells one process to stop, and gives the last step."""
+def train_until(config, name, step, who, how, processes, *flags, devices):
+    """Trains `step` steps on, then sends one of the processes a signal."""
     workdir = config.parent / name
-    before = max((line["step"] for line in runs.lines(workdir)), default=0)
-    tell = runs.once_logged(
-        workdir, before + step, lambda started: started[who].send_signal(signal.SIGTERM)
-    )
-    done = healthy(train(config, name, processes, meanwhile=tell, **options))
+    step += max((line["step"] for line in runs.lines(workdir)), default=0)
+    act = runs.once_logged(workdir, step, lambda started: started[who].send_signal(how))
+    done = train(config, name, processes, *flags, devices=devices, meanwhile=act)
     last = max(line["step"] for line in runs.lines(workdir))
-    assert before + step <= last < STEPS
-    assert f"stopped by SIGTERM, saved at step {last}:" in done.stderr
-    assert [p.name for p in (workdir / "checkpoints").iterdir()].count(str(last)) == 1
+    assert step <= last < STEPS
+    if how == signal.SIGTERM:
+        assert f"stopped by SIGTERM, saved at step {last}:" in healthy(done).stderr
+        assert (workdir / "checkpoints" / str(last)).exists()
     return done
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_any_number_of_processes(config, alone):
-    """Saved on 4 and resumed on 1, saved on 1 and resumed on 4, and so between 4 and 2.
+def test_a_run_goes_on_after_every_end_with_any_number_of_processes(config, alone):
+    """Saved on 2 and resumed on 4, saved on 4 and resumed on 1, on 1 and on 4, on 4 and on 2.
 
-    Each part is ended by a signal to one of its processes: all stop after the same step.
+    One process is killed, or told to stop. At last a tensor axis spans both processes.
     """
-    name = "moved"
-    stop(config, name, 4, 3, who=2, devices=1)
-    stop(config, name, 1, 3, who=0, devices=4)
-    stop(config, name, 4, 3, who=3, devices=1)
-    stop(config, name, 2, 3, who=1, devices=2)
-    done = healthy(train(config, name, 4, devices=1))
+    name, soon = "moved", ("--heartbeat-timeout=8", "--config.checkpoint.every=2")
+    done = train_until(config, name, 6, 1, signal.SIGKILL, 2, *soon, devices=2)
+    assert done[1].returncode == -signal.SIGKILL
+    failed(done[0], "process 1 of 2", "died", "same command again", "resumes")
+
+    train_until(config, name, 3, 2, signal.SIGTERM, 4, devices=1)
+    train_until(config, name, 3, 0, signal.SIGTERM, 1, devices=4)
+
+    done = train_until(config, name, 6, 0, signal.SIGKILL, 4, *soon, devices=1)
+    assert done[0].returncode == -signal.SIGKILL
+    for process in done[1:]:
+        last = process.stderr.splitlines()[-1]
+        assert process.returncode == 1 and last.startswith("error: process 0"), process.stderr
+        assert "resumes" in last
+
+    spanning = ("--config.mesh.data=1", "--config.mesh.tensor=4")
+    done = healthy(train(config, name, 2, *spanning, devices=2))
     assert "resuming after step" in done.stderr
     same(runs.values(config.parent / name), alone)
-
-
-@pytest.mark.slow
-def test_a_tensor_axis_may_span_processes(config, alone):
-    flags = ("--config.mesh.data=1", "--config.mesh.tensor=4")
-    healthy(train(config, "tensor", 2, *flags, devices=2))
-    same(runs.values(config.parent / "tensor"), alone)
