@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from clip_jax import metrics
 from clip_jax.errors import UserError
-from clip_jax.metrics import Progress, Writer, duration
+from clip_jax.metrics import Progress, Unwritten, Writer, duration
 from support import picture, says
 
 
@@ -265,3 +265,20 @@ def test_on_a_terminal_there_is_a_bar(
     assert "5/10" in err
     assert "loss 0.500, 10 images/s" in err
     assert "a line\n" in err
+
+
+def test_beside_the_first_process_nothing_is_written_or_said(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Unwritten() as writer:
+        writer.write(1, {"loss": 1.0})
+        writer.picture(1, "sheet", Path("/nowhere.png"))
+        assert not writer.seen(1, "loss")
+    progress = Progress(steps=10, done=0, batch_size=8, mute=True)
+    progress.advance()
+    clock[0] += 2
+    progress.show(5, 0.5, 10)
+    progress.say("a line")
+    assert progress.rate(5) == 20
+    progress.close()
+    assert capsys.readouterr() == ("", "")
