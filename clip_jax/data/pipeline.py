@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -126,7 +129,8 @@ class Batches(grain.DatasetIterator):
             rest = rest.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=self._workers, per_worker_buffer_size=self._prefetch
-                )
+                ),
+                worker_init_fn=_end_with_parent,
             )
         return iter(rest)
 
@@ -151,6 +155,19 @@ class Batches(grain.DatasetIterator):
         if self._reader is not None:
             self._reader.close()
         self._reader = None
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """A worker process ends when the one that it works for is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def iterator(dataset: grain.MapDataset, *, threads: int, workers: int, prefetch: int) -> Batches:

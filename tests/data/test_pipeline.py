@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -170,6 +176,35 @@ def test_workers_give_the_same_and_go_on_where_threads_stopped() -> None:
     threads = reading()
     threads.set_state(state)
     assert same(next(threads), EXPECTED[8])
+
+
+def test_a_killed_process_leaves_no_workers_behind(tmp_path: Path) -> None:
+    code = """
+import multiprocessing, os, signal, sys
+from test_pipeline import reading
+if __name__ == "__main__":
+    reader = reading(workers=1)
+    next(reader)
+    print(*[p.pid for p in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "script.py").write_text(code)
+    here = Path(__file__).parent
+    path = os.pathsep.join(map(str, (here, here.parent, here.parent.parent)))
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    (worker,) = map(int, done.stdout.split())
+    deadline = time.monotonic() + 20
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.kill(worker, 0)
+            time.sleep(0.05)
+        os.kill(worker, signal.SIGKILL)
+        pytest.fail("the worker is still there")
 
 
 @pytest.fixture
