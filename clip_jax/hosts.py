@@ -335,7 +335,7 @@ class _Bond:
             time.sleep(self._timeout * 1.5 + 5)  # who listens ends this process before
         self._telling = True
         line = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}"
-        self._news(self.index, line)
+        self._news(self.index, line, 2 if isinstance(error, UserError) else 1)
 
     def part(self) -> None:
         """The healthy end: once all are there, nobody is missed any more."""
@@ -350,26 +350,26 @@ class _Bond:
         jax.distributed.shutdown()
         for thread in self._threads:  # one that the interpreter's end finds in C++ would abort it
             thread.join()
-        ctypes.CDLL(None).signal(signal.SIGABRT, 0)  # SIG_DFL
+        _at_signal(signal.SIGABRT, signal.SIG_DFL)
 
     def end(self, line: str, code: int) -> NoReturn:
         """Ends this process at once."""
         _die(line, code, _LINGER if self.index == 0 else 0)
 
-    def _news(self, who: int, what: str) -> None:
+    def _news(self, who: int, what: str, code: int = 1) -> None:
         with contextlib.suppress(RuntimeError):  # bad news is there already, or nobody to tell
-            self._client.key_value_set(_NEWS, json.dumps([who, what]))
+            self._client.key_value_set(_NEWS, json.dumps([who, what, code]))
 
     def _listen(self) -> None:
         try:
-            who, what = json.loads(self._client.blocking_key_value_get(_NEWS, 1 << 40))
+            who, what, code = json.loads(self._client.blocking_key_value_get(_NEWS, 1 << 40))
         except RuntimeError as error:
             if self.parted:
                 return
             reason = str(error).splitlines()[0]
-            who, what = 0, f"died or cannot be reached ({reason}): {AGAIN}"
+            who, what, code = 0, f"died or cannot be reached ({reason}): {AGAIN}", 1
         if not self._telling:
-            self.end(f"process {who} of {self.count} {what}", 1)
+            self.end(f"process {who} of {self.count} {what}", code)
 
     def _beat(self) -> None:
         """Gives signs of life."""
@@ -417,8 +417,18 @@ def _die(line: str, code: int, linger: float = 0) -> NoReturn:
         os.write(voice, f"error: {' '.join(line.split())}\n".encode())
     for child in multiprocessing.active_children():
         child.kill()
-    time.sleep(linger)
+    if linger:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a launcher's, whom the others' end told
+            _at_signal(number, signal.SIG_IGN)
+        time.sleep(linger)
     os._exit(code)
+
+
+def _at_signal(number: int, handler: Any) -> None:
+    """As `signal.signal`, from any thread."""
+    if isinstance(handler, signal.Handlers):
+        handler = ctypes.c_void_p(handler)
+    ctypes.CDLL(None).signal(number, handler)
 
 
 def _mind_abort() -> None:
@@ -433,7 +443,7 @@ def _mind_abort() -> None:
 
     global _on_abort
     _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
-    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+    _at_signal(signal.SIGABRT, _on_abort)
 
 
 _on_abort: Any = None  # C keeps no reference

@@ -248,6 +248,7 @@ def test_a_folder_of_another_run_is_refused_by_all(config, alone):
     done = train(config, "alone", 2, "--config.seed=7", devices=1)
     failed(done[0], "seed: 0 → 7")
     failed(done[1], "process 0 of 2 failed", "seed: 0 → 7")
+    assert [process.returncode for process in done] == [2, 2]  # no restart mends it
 
 
 def test_whoever_waits_in_vain_says_so(config):
