@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from clip_jax import hosts
+from clip_jax import clusters, hosts
 from clip_jax.errors import UserError, is_disk_full
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def run(argv: Sequence[str]) -> int:
         print(f"\n{args.config}: {doc.strip()}\n\nits keys:\n{config_lib.describe(config)}")
         return 0
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    place = hosts.find(args.coordinator, args.processes, args.process, os.environ)
+    place = clusters.find(args.coordinator, args.processes, args.process, os.environ)
     with hosts.joined(place, args.connect_timeout, args.heartbeat_timeout):
         _start(args.mode, config)
     return 0

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 import runs
-from clip_jax import hosts
+from clip_jax import clusters, hosts
+from clip_jax.clusters import Place
 from clip_jax.errors import UserError
-from clip_jax.hosts import Place
 from support import encoded, picture, says, write_tar
 
 PAIRS, STEPS = 20, 60
@@ -54,7 +54,7 @@ GIVEN = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCES
     ],
 )
 def test_what_started_this_process(environment, on_tpu, kind):
-    assert hosts.cluster(environment, on_tpu) == kind
+    assert clusters.cluster(environment, on_tpu) == kind
 
 
 CPU = {"JAX_PLATFORMS": "cpu"}
@@ -77,7 +77,7 @@ CPU = {"JAX_PLATFORMS": "cpu"}
     ],
 )
 def test_flags_come_before_the_environment_and_this_before_the_cluster(flags, environment, place):
-    assert hosts.find(*flags, CPU | environment) == place
+    assert clusters.find(*flags, CPU | environment) == place
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_flags_come_before_the_environment_and_this_before_the_cluster(flags, en
 )
 def test_what_does_not_fit_together_is_one_line(flags, environment, words):
     with pytest.raises(UserError) as error:
-        hosts.find(*flags, CPU | environment)
+        clusters.find(*flags, CPU | environment)
     assert says(error.value, *words)
 
 
@@ -117,9 +117,9 @@ def test_alone_nothing_is_started_or_changed():
 # What each of two processes with two devices checks; process 0 ends with a word on stdout.
 PEER = """
 import sys, time
-from clip_jax import hosts, main
+from clip_jax import clusters, hosts, main
 args = main.parser().parse_args(sys.argv[1:])
-place = hosts.find(args.coordinator, args.processes, args.process, {})
+place = clusters.find(args.coordinator, args.processes, args.process, {})
 with hosts.joined(place, 60, 60):
     import jax, numpy as np
     from jax.experimental import multihost_utils

@@ -1,0 +1,150 @@
+"""Whether this process is one of several, and which: from flags, environment and cluster.
+
+Nothing is started here, and JAX is imported only to look for chips or to ask a cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax.errors import UserError
+
+_ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One process among others; what is None JAX finds out from the cluster."""
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether nothing is left to find out."""
+        return None not in dataclasses.astuple(self)
+
+
+def find(
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    environment: Mapping[str, str],
+) -> Place | None:
+    """Where this process stands among others; None where it is alone.
+
+    The flags come before JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, these
+    before what a cluster sets. One process is alone whatever else is set.
+
+    Raises:
+      UserError: some of the three are missing or do not fit together.
+    """
+    flags = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    if given := [flag for flag, value in flags.items() if value is not None]:
+        missing = [flag for flag, value in flags.items() if value is None]
+        if processes == 1 and not process:
+            return None
+        if missing:
+            raise UserError(f"{' and '.join(given)} given without {' and '.join(missing)}")
+        return _checked(coordinator, processes, process, "--coordinator", "--processes")
+    address = environment.get(_ADDRESS) or None
+    count, index = _whole(environment, _COUNT), _whole(environment, _INDEX)
+    if count == 1:
+        return None
+    if None not in (address, count, index):
+        return _checked(address, count, index, _ADDRESS, _COUNT)
+    if _cluster_of_many(environment):
+        return Place(address, count, index)
+    if address or count or index is not None:
+        raise UserError(f"{_ADDRESS}, {_COUNT} and {_INDEX} belong together: set all three or none")
+    return None
+
+
+def _whole(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name)
+    if not text:
+        return None
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UserError(f"{name}={text} is no whole number")
+    return int(text)
+
+
+def _checked(address: Any, count: Any, index: Any, called: str, number: str) -> Place:
+    host, _, port = address.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
+        raise UserError(f"{called}={address} is no HOST:PORT, such as 10.0.0.2:8476")
+    if not 0 <= index < count:
+        raise UserError(f"process {index} of {number}={count}: they are counted from 0")
+    return Place(address, count, index)
+
+
+def cluster(environment: Mapping[str, str], on_tpu: bool) -> str:
+    """What started this process as one of several, or may have; an empty string: nothing.
+
+    "slurm", "open_mpi" and "gke_tpu" are certain of it. A "gce_tpu" machine and a pod of a
+    "kubernetes" job tell how many they are only when asked. The same variables as jax's own
+    detection reads, `jax/_src/clusters`.
+    """
+    if "OMPI_MCA_orte_hnp_uri" in environment:
+        return "open_mpi" if _many(environment.get("OMPI_COMM_WORLD_SIZE")) else ""
+    step = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    if all(name in environment for name in step):
+        tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"]
+        return "slurm" if _many(tasks) else ""
+    if on_tpu:
+        names = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
+        if names is None:
+            return "" if "TPU_SKIP_MDS_QUERY" in environment else "gce_tpu"
+        slices = environment.get("MEGASCALE_NUM_SLICES")
+        return "gke_tpu" if "," in names or _many(slices) else ""
+    indexed = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+    return "kubernetes" if indexed else ""
+
+
+def _many(count: str | None) -> bool:
+    return bool(count) and str(count).isdigit() and int(str(count)) > 1
+
+
+def _cluster_of_many(environment: Mapping[str, str]) -> bool:
+    """Whether a cluster started more than one process; asks it where that needs asking."""
+    platforms = environment.get("JAX_PLATFORMS", "")
+    on_tpu = False
+    if not platforms or "tpu" in platforms:
+        import jax  # noqa: F401  # looks for chips
+        from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm as on_tpu
+    kind = cluster(environment, on_tpu)
+    if kind == "gce_tpu":
+        from jax._src.clusters import GceTpuCluster
+
+        # a machine with chips that is not Google's has no such server to ask
+        with contextlib.suppress(Exception):
+            return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
+        return False
+    if kind == "kubernetes":
+        return _pods() > 1
+    return bool(kind)
+
+
+def _pods() -> int:
+    """How many pods the job of this one has at once."""
+    from jax._src.clusters import K8sCluster
+
+    instead = f"or set {_ADDRESS}, {_COUNT} and {_INDEX} ({_COUNT}=1: alone)"
+    try:
+        import kubernetes  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "this pod is one of an indexed job: pip install 'jax[k8s]' to meet the others, "
+            + instead
+        ) from None
+    try:
+        return K8sCluster.get_process_count() if K8sCluster.is_env_present() else 1
+    except Exception as error:
+        raise UserError(
+            f"Kubernetes does not tell of this pod's job ({error}); {instead}"
+        ) from None
