@@ -165,7 +165,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 }
 
 
-def check(config: ConfigDict, devices: int, processes: int = 1) -> None:
+def check(config: ConfigDict, devices: int) -> None:
     """What can be known to be wrong before any device is touched.
 
     Raises:
@@ -186,7 +186,7 @@ def check(config: ConfigDict, devices: int, processes: int = 1) -> None:
     images.Augment.from_dict(config.data.augment.to_dict())
     _check_templates(config)
     tensor = max(1, config.mesh.tensor)
-    shards, parts = math.lcm(max(1, devices // tensor), processes), config.accumulate
+    shards, parts = max(1, devices // tensor), config.accumulate
     if config.batch_size % (shards * parts):
         near = max(1, round(config.batch_size / (shards * parts))) * shards * parts
         in_parts = f" in config.accumulate={parts} parts" if parts > 1 else ""
