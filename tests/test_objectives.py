@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from clip_jax.contrastive import softmax_loss
@@ -19,7 +18,7 @@ def output(bias=None, n=6):
     return Output(image, text, jnp.float32(20), bias)
 
 
-TOKENS = np.array([[1, 5, 9], [1, 6, 9], [1, 5, 9], [1, 7, 9], [1, 8, 9], [1, 6, 9]], np.int32)
+TOKENS = jnp.array([[1, 5, 9], [1, 6, 9], [1, 5, 9], [1, 7, 9], [1, 8, 9], [1, 6, 9]], jnp.int32)
 
 
 def test_pairs_of_one_caption_are_negatives_unless_they_are_masked():
