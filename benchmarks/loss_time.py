@@ -4,7 +4,8 @@
     python benchmarks/loss_time.py --fits
 
 The loss and its gradients by both features and the scale, fp32, width 512, one device. open_clip's
-`ClipLoss` and the layouts take turns in one process, and what counts is the ratio of medians.
+`ClipLoss` and the layouts take turns in one process, and what counts is the ratio of medians, by
+the clock and, on a machine that others use too, by the time of processors.
 
 `--fits` looks for the largest N, a multiple of 1,024, whose step takes at most `--gib` GiB, with
 features and gradients. The dense sides run, each try in a fresh process whose address space may
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import re
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -99,16 +99,21 @@ def timed(n: int, width: int, repeats: int) -> None:
     losses = {name: step() for name, step in steps.items()}
     if not np.allclose(list(losses.values()), losses["open_clip"], rtol=1e-5):
         raise SystemExit(f"the losses differ: {losses}")
-    spent: dict[str, list[float]] = {name: [] for name in SIDES}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in SIDES}
     for _ in range(repeats):
         for name, step in steps.items():
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             step()
-            spent[name].append(time.perf_counter() - began)
-    for name, times in spent.items():
-        middle = statistics.median(times)
-        ratio = statistics.median(spent["open_clip"]) / middle
-        print(f"N = {n:6,}  {name:10} {middle:7.3f} s   {ratio:.2f} times as fast as open_clip")
+            wall, processor = time.perf_counter() - began[0], time.process_time() - began[1]
+            spent[name].append((wall, processor))
+    middle = {name: np.median(times, axis=0) for name, times in spent.items()}
+    for name, (wall, processor) in middle.items():
+        faster = middle["open_clip"] / (wall, processor)
+        print(
+            f"N = {n:6,}  {name:10} {wall:7.3f} s, {faster[0]:.2f} times as fast as open_clip; "
+            f"{processor:7.3f} s of processors, {faster[1]:.2f} times",
+            flush=True,
+        )
 
 
 def work(name: str, n: int, width: int, most: float) -> None:
