@@ -201,12 +201,14 @@ def _tiles(
             return _put(by_row, _merge(_take(by_row, r), to_row), r), _merge(given, to_column)
 
         by_row, by_column = totals
-        shapes = jax.eval_shape(tile, _take(rows, 0), block)[1]
-        nothing = tuple(_empty(total) for total in shapes)
-        by_row, given = lax.fori_loop(0, _count(rows), row, (by_row, nothing))
+        before = _take(by_column, c)
+        if axes:  # a gathered block comes only once
+            shapes = jax.eval_shape(tile, _take(rows, 0), block)[1]
+            before = tuple(_empty(total) for total in shapes)
+        by_row, given = lax.fori_loop(0, _count(rows), row, (by_row, before))
         if axes:
             given = tuple(_settle(total, axes) for total in given)
-        return by_row, _put(by_column, _merge(_take(by_column, c), given), c)
+        return by_row, _put(by_column, given, c)
 
     return lax.fori_loop(0, _count(columns), column, totals)
 
