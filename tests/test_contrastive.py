@@ -280,7 +280,7 @@ def test_tiles_take_memory_that_grows_as_the_rows_do(kind):
         memory = step.lower(rows, rows, *numbers).compile().memory_analysis()
         return memory.temp_size_in_bytes
 
-    sizes = np.array([2048, 4096, 8192, 16384])
+    sizes = np.array([4096, 8192, 16384, 32768])
     taken = np.array([used("blockwise", n) for n in sizes])
     line = np.polyval(np.polyfit(sizes, taken, 1), sizes)
     np.testing.assert_allclose(taken, line, rtol=0.1)

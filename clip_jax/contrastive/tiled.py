@@ -41,23 +41,20 @@ def _softmax(
     rows, columns = ({"features": x, "ids": ids} for x in (image, text))
     sides = sweep(partial(_softmax_sums, smoothing > 0), scale, rows, columns, plan)
     own = scale * own_cosines(image, text)
-    loss, to_own = jnp.zeros_like(own), jnp.zeros_like(own)
-    kept = []
-    for (top, total), *more in sides:
-        # the log-sum-exp of the negatives, less the own logit
-        behind = jnp.log(total) + (top - own)
-        share = jax.nn.sigmoid(behind)
-        loss += jax.nn.softplus(behind)
-        to_own -= share
-        # a row without negatives has a total of 0; any other's is at least 1
-        kept.append({"top": top, "weight": share / jnp.maximum(total, 1)})
-        if smoothing:
-            others, candidates = more[0].value, 1 + more[1].value
-            spread = smoothing / candidates
-            loss += smoothing * own - spread * (own + others)
-            to_own += smoothing - spread
-            kept[-1]["spread"] = spread
-    metrics = accuracies(own, (kept[0]["top"], kept[1]["top"]), scale)
+    both = jax.tree.map(lambda *sides: jnp.stack(sides), *sides)
+    (top, total), *more = both
+    # the log-sum-exp of the negatives, less the own logit
+    behind = jnp.log(total) + (top - own)
+    share = jax.nn.sigmoid(behind)
+    loss, to_own = jax.nn.softplus(behind).sum(0), -share.sum(0)
+    # a row without negatives has a total of 0; any other's is at least 1
+    kept = {"top": top, "weight": share / jnp.maximum(total, 1)}
+    if smoothing:
+        others, candidates = more[0].value, 1 + more[1].value
+        kept["spread"] = smoothing / candidates
+        loss += (smoothing * own - kept["spread"] * (own + others)).sum(0)
+        to_own += (smoothing - kept["spread"]).sum(0)
+    metrics = accuracies(own, (top[0], top[1]), scale)
     return (loss.mean() / 2, metrics), (image, text, scale, ids, to_own, kept)
 
 
@@ -81,7 +78,8 @@ def _softmax_gradients(
 ) -> tuple[Array, Array, Array, None]:
     image, text, scale, ids, to_own, sides = kept
     rows, columns = (
-        {"features": x, "ids": ids, **side} for x, side in zip((image, text), sides, strict=True)
+        {"features": x, "ids": ids, **{name: of_both[i] for name, of_both in sides.items()}}
+        for i, x in enumerate((image, text))
     )
     (to_image,), (to_text,) = sweep(_softmax_slopes, scale, rows, columns, plan)
     slopes = _with_own(to_image.value, to_text.value, to_own, image, text)
