@@ -64,7 +64,7 @@ done
 [[ $image =~ ^[A-Za-z0-9._:/@-]+$ ]] ||
   fail "--image '$image': name an image built from launch/Dockerfile"
 [[ ! $bucket || $bucket =~ ^[a-z0-9][a-z0-9._-]+$ ]] ||
-  fail "--bucket $bucket: give the bare name, without gs://"
+  fail "--bucket $bucket: give the bare name of a bucket, such as my-bucket, without gs://"
 for label in "$service_account" "$namespace"; do
   [[ ! $label || $label =~ ^[a-z0-9][a-z0-9.-]*$ ]] || fail "'$label' is no name of Kubernetes"
 done
