@@ -37,16 +37,16 @@ def of(
     """
     rows = jnp.arange(len(batch["tokens"]))
     batch = {**batch, "key": jax.vmap(jax.random.fold_in, (None, 0))(key, rows)}
-    return (whole if parts == 1 else cached)(graph, objective, held, batch, parts)
+    if parts == 1:
+        return whole(graph, objective, held, batch)
+    return cached(graph, objective, held, batch, parts)
 
 
 def _forward(model: CLIP, batch: Batch) -> Output:
     return model(batch["image"], batch["tokens"], key=batch["key"])
 
 
-def whole(
-    graph: nnx.GraphDef, objective: Objective, held: Variables, batch: Batch, parts: int = 1
-) -> Found:
+def whole(graph: nnx.GraphDef, objective: Objective, held: Variables, batch: Batch) -> Found:
     """The batch at once; arguments as of `of`, the batch with a `key` for each row."""
     params, stats = held
 

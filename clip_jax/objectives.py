@@ -8,7 +8,8 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from clip_jax.contrastive import LAYOUTS, caption_ids, sigmoid_loss, softmax_loss
+from clip_jax import contrastive
+from clip_jax.contrastive import caption_ids, sigmoid_loss, softmax_loss
 from clip_jax.errors import UserError
 from clip_jax.models.clip import Output
 
@@ -36,10 +37,7 @@ class Contrastive:
     mask_duplicates: bool = False
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise UserError(
-                f"config.loss.layout={self.layout!r} must be one of {', '.join(LAYOUTS)}"
-            )
+        contrastive.check(self.layout, self.block)
 
     def __call__(self, output: Output, batch: dict[str, Any]) -> tuple[Float[Array, ""], Metrics]:
         """The loss of the global batch."""

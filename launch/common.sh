@@ -29,6 +29,11 @@ needs_tool() {
   command -v "$1" > /dev/null || fail "$1 is not installed: $2"
 }
 
+check_bucket() { # name, or nothing
+  [[ ! $1 || $1 =~ ^[a-z0-9][a-z0-9._-]+$ ]] ||
+    fail "--bucket $1: give the bare name of a bucket, such as my-bucket, without gs://"
+}
+
 # The words after `--`: flags of clip_jax.main, or another command.
 check_words() {
   (($#)) || fail "nothing to run: give the training command's flags after --"

@@ -63,8 +63,7 @@ done
   fail "name $name: up to 40 lower-case letters, digits and dashes, a letter first"
 [[ $image =~ ^[A-Za-z0-9._:/@-]+$ ]] ||
   fail "--image '$image': name an image built from launch/Dockerfile"
-[[ ! $bucket || $bucket =~ ^[a-z0-9][a-z0-9._-]+$ ]] ||
-  fail "--bucket $bucket: give the bare name of a bucket, such as my-bucket, without gs://"
+check_bucket "$bucket"
 for label in "$service_account" "$namespace"; do
   [[ ! $label || $label =~ ^[a-z0-9][a-z0-9.-]*$ ]] || fail "'$label' is no name of Kubernetes"
 done

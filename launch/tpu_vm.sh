@@ -73,8 +73,7 @@ done
 [[ $action && " $actions " == *" $action "* ]] || fail "unknown action '$action': one of $actions"
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
   fail "the pod's name '$name': lower-case letters, digits and dashes, a letter first"
-[[ ! $bucket || $bucket =~ ^[a-z0-9][a-z0-9._-]+$ ]] ||
-  fail "--bucket $bucket: give the bare name of a bucket, such as my-bucket, without gs://"
+check_bucket "$bucket"
 if [[ $action == train || $action == create ]]; then
   case $type in
     '') fail "--type is missing, such as --type v5litepod-16" ;;

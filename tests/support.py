@@ -41,6 +41,15 @@ def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
     return path
 
 
+def write_pairs(path: Path, count: int) -> Path:
+    """A tar of random pictures called `picture 0`, `picture 1`, …"""
+    members = []
+    for i in range(count):
+        members.append((f"{i:03}.png", encoded(picture(i, (20, 18)))))
+        members.append((f"{i:03}.json", f'{{"caption": "picture {i}"}}'.encode()))
+    return write_tar(path, members)
+
+
 class Letters:
     """A tokenizer whose ids are ASCII codes: picklable, and quick to load in a worker."""
 

@@ -12,14 +12,10 @@ PAIRS = 20
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    from support import encoded, picture, write_tar
+    from support import write_pairs
 
     folder = tmp_path_factory.mktemp("resume")
-    members = []
-    for i in range(PAIRS):
-        members.append((f"{i:03}.png", encoded(picture(i, (20, 18)))))
-        members.append((f"{i:03}.json", f'{{"caption": "picture {i}"}}'.encode()))
-    return runs.write_config(folder, write_tar(folder / "pairs.tar", members), PAIRS)
+    return runs.write_config(folder, write_pairs(folder / "pairs.tar", PAIRS), PAIRS)
 
 
 @pytest.fixture(scope="module")

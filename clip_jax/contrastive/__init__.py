@@ -14,7 +14,7 @@ from clip_jax.contrastive.pairs import caption_ids
 from clip_jax.contrastive.sweep import Plan, make_plan
 from clip_jax.errors import UserError
 
-__all__ = ["LAYOUTS", "caption_ids", "choose_layout", "sigmoid_loss", "softmax_loss"]
+__all__ = ["LAYOUTS", "caption_ids", "check", "choose_layout", "sigmoid_loss", "softmax_loss"]
 
 LAYOUTS = ("auto", "dense", "blockwise", "ring")
 
@@ -103,11 +103,16 @@ def choose_layout(n: int, devices: int = 1) -> str:
     return "dense" if n * n <= devices * _DENSE_LOGITS else "blockwise"
 
 
-def _plan(layout: str, block: int, n: int) -> Plan:
+def check(layout: str, block: int) -> None:
+    """UserError where there is no such layout, or no tiles of so many rows."""
     if layout not in LAYOUTS:
         raise UserError(f"config.loss.layout={layout!r} must be one of {', '.join(LAYOUTS)}")
     if block < 0:
         raise UserError(f"config.loss.block={block} must be a number of rows, or 0 for a default")
+
+
+def _plan(layout: str, block: int, n: int) -> Plan:
+    check(layout, block)
     plan = make_plan(layout, block, n)
     return plan._replace(layout=choose_layout(n, plan.devices)) if layout == "auto" else plan
 
