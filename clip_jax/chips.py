@@ -1,0 +1,123 @@
+"""Accelerators: how fast each can be at best, and how much it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+
+from clip_jax.errors import UserError
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What one `jax.Device` can do at best: of TPU v2, v3 and 7x that is a core, half a chip.
+
+    name: as in `v5e` or `A100-80GB`.
+    peak: FLOP/s of dense bfloat16 products with float32 sums; of float16 where there is no
+      bfloat16 (V100, T4).
+    hbm: bytes of its memory.
+    clock: GHz of a TPU's matrix units; None where the maker doesn't say.
+    interconnect: bytes/s that it sends over all its links to other TPUs at once, while as many
+      arrive; None where it is unknown or not the chip's (GPUs).
+    cores: TensorCores of a TPU that make one device.
+    """
+
+    name: str
+    peak: float
+    hbm: int
+    clock: float | None = None
+    interconnect: float | None = None
+    cores: int = 1
+
+    def of_cores(self, cores: int) -> Chip:
+        """The same chip where a device is so many of its cores: v4 and v5p may be split."""
+        share = cores / self.cores
+        return dataclasses.replace(
+            self,
+            peak=self.peak * share,
+            hbm=int(self.hbm * share),
+            interconnect=None if self.interconnect is None else self.interconnect * share,
+            cores=cores,
+        )
+
+
+def _gpu(name: str, tflops: float, gib: int) -> Chip:
+    return Chip(name, tflops * 1e12, gib * _GIB)
+
+
+# What `jax.Device.device_kind` may be, without the maker's name and brand, and the chip that it is.
+# A part of a GPU (MIG) is none of these.
+#
+# TPUs: Google's "System architecture" pages (cloud.google.com/tpu/docs/v2 to /tpu7x). Clocks are
+# those at which the matrix units come to that peak. Links: 496 and 656 Gbit/s each of v2 and v3
+# (Jouppi et al. 2020, "A domain-specific supercomputer for training deep neural networks"), 45 GB/s
+# of v4 and v5e and 90 of v5p and v6e ("How to scale your model", part 2), times four in a plane and
+# six in space.
+# GPUs: NVIDIA's datasheets, halved where they count on sparsity: V100, T4, A10, A10G (by AWS), A40,
+# A100, L4, L40, L40S, H100, H200, HGX B200; of RTX cards the whitepapers of GA102, Ada and
+# Blackwell, "BF16 with FP32 accumulate".
+_CHIPS: tuple[tuple[str, Chip], ...] = (
+    ("TPU v2", Chip("v2", 23e12, 8 * _GIB, 0.7, 1.24e11)),
+    ("TPU v3", Chip("v3", 61.5e12, 16 * _GIB, 0.94, 1.64e11)),
+    ("TPU v4", Chip("v4", 275e12, 32 * _GIB, 1.05, 2.7e11, 2)),
+    ("TPU v5( lite|e)", Chip("v5e", 197e12, 16 * _GIB, 1.5, 1.8e11)),
+    ("TPU v5p?", Chip("v5p", 459e12, 95 * _GIB, 1.75, 5.4e11, 2)),
+    ("TPU v6( lite|e)", Chip("v6e", 918e12, 32 * _GIB, 1.75, 3.6e11)),
+    ("TPU7x?", Chip("7x", 1153.5e12, 96 * _GIB)),
+    (r"V100-SXM\d-16GB", _gpu("V100-SXM-16GB", 125, 16)),
+    (r"V100-SXM\d-32GB", _gpu("V100-SXM-32GB", 125, 32)),
+    ("V100-PCIE-16GB", _gpu("V100-PCIE-16GB", 112, 16)),
+    ("V100-PCIE-32GB", _gpu("V100-PCIE-32GB", 112, 32)),
+    ("V100S-PCIE-32GB", _gpu("V100S-32GB", 130, 32)),
+    ("T4", _gpu("T4", 65, 16)),
+    ("A10", _gpu("A10", 125, 24)),
+    ("A10G", _gpu("A10G", 70, 24)),
+    ("A40", _gpu("A40", 149.7, 48)),
+    ("A100-(SXM4|PCIE)-40GB", _gpu("A100-40GB", 312, 40)),
+    ("A100-SXM4-80GB|A100 80GB PCIe", _gpu("A100-80GB", 312, 80)),
+    ("L4", _gpu("L4", 121, 24)),
+    ("L40", _gpu("L40", 181, 48)),
+    ("L40S", _gpu("L40S", 362, 48)),
+    ("H100 PCIe", _gpu("H100-PCIe", 756, 80)),
+    ("H100 80GB HBM3", _gpu("H100-SXM", 989, 80)),
+    ("H100 NVL", _gpu("H100-NVL", 835, 94)),
+    ("H200", _gpu("H200", 989, 141)),
+    ("B200", _gpu("B200", 2250, 180)),
+    ("RTX 3090", _gpu("RTX-3090", 71, 24)),
+    ("RTX 4090", _gpu("RTX-4090", 165.2, 24)),
+    ("RTX 5090", _gpu("RTX-5090", 209.5, 32)),
+)
+
+
+def chip_of(device_kind: str, cores: int | None = None) -> Chip | None:
+    """The chip that JAX calls so; None where its peak is not known here, as a CPU's.
+
+    Args:
+      device_kind: as `jax.Device` has it, such as `TPU v5 lite` or `NVIDIA A100-SXM4-80GB`.
+      cores: a TPU device's `num_cores`; None: as many as devices of its kind usually have.
+    """
+    kind = re.sub(r"^(NVIDIA |Tesla |GeForce )*", "", device_kind)
+    chip = next((chip for known, chip in _CHIPS if re.fullmatch(known, kind)), None)
+    return chip.of_cores(cores) if chip and cores else chip
+
+
+def chip_of_device(device: jax.Device) -> Chip | None:
+    """`chip_of` a device."""
+    return chip_of(device.device_kind, device.num_cores if device.platform == "tpu" else None)
+
+
+def chip_named(name: str) -> Chip:
+    """The chip called `name`, capitals or not.
+
+    Raises:
+      UserError: none is called so.
+    """
+    chips = {chip.name.lower(): chip for _, chip in _CHIPS}
+    if name.lower() not in chips:
+        known = ", ".join(chip.name for chip in chips.values())
+        raise UserError(f"unknown chip {name!r}; known: {known}")
+    return chips[name.lower()]
