@@ -93,7 +93,8 @@ def cached(
         (more,) = pull(by_features)
         return (partition.spread(jax.tree.map(jnp.add, grads, more)), stats), None
 
-    # beginning with those of the scale and the bias, which only the loss knows
+    # beginning with those of the scale and the bias, which only the loss knows; sums are float32
+    grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     begin = (partition.spread(grads), stats)
     (grads, stats), _ = jax.lax.scan(
         backwards, begin, (pieces, partition.cut(tuple(by_features), parts))
