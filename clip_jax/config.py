@@ -164,6 +164,15 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "optimizer.clip_norm": (0, math.inf),
 }
 
+# The values that a key may have.
+_CHOICES: dict[str, Sequence[str]] = {
+    "dtype": tuple(DTYPES),
+    "optimizer.name": ("adamw", "lamb"),
+    "optimizer.schedule": ("cosine", "linear"),
+    "optimizer.moments": ("float32", "bfloat16"),
+    "optimizer.text_weights": ("float32", "bfloat16"),
+}
+
 
 def check(config: ConfigDict, devices: int) -> None:
     """What can be known to be wrong before any device is touched.
@@ -181,8 +190,14 @@ def check(config: ConfigDict, devices: int) -> None:
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} must be below "
             f"config.steps={config.steps}"
         )
-    if config.dtype not in DTYPES:
-        raise UserError(f"config.dtype={config.dtype!r} must be one of {', '.join(DTYPES)}")
+    for key, choices in _CHOICES.items():
+        if key in values and values[key] not in choices:
+            raise UserError(f"config.{key}={values[key]!r} must be one of {', '.join(choices)}")
+    if values.get("optimizer.name") == "lamb" and values.get("optimizer.muon_learning_rate"):
+        raise UserError(
+            f"config.optimizer.muon_learning_rate={config.optimizer.muon_learning_rate} has no "
+            "place in config.optimizer.name=lamb: set it to 0, or the name to adamw"
+        )
     images.Augment.from_dict(config.data.augment.to_dict())
     _check_templates(config)
     tensor = max(1, config.mesh.tensor)
@@ -221,8 +236,15 @@ def to_json(config: ConfigDict) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lines `key: old → new` for what a resumed run may not change."""
+    """Lines `key: old → new` for what a resumed run may not change.
+
+    A run that began before there was a key has that key's default.
+    """
     before, after = (dict(flatten(json.loads(json.dumps(c)))) for c in (old, new))
+    if new_keys := after.keys() - before.keys():
+        common = load(str(ROOT / "configs" / "common.py"))[0].to_dict()
+        defaults = dict(flatten(json.loads(json.dumps(common))))
+        before |= {key: defaults[key] for key in new_keys & defaults.keys()}
     changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     return [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"

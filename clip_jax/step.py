@@ -19,6 +19,7 @@ from clip_jax import gradients, partition
 from clip_jax.models.clip import CLIP, Params, Variables, variables
 from clip_jax.models.zoo import CLIPConfig
 from clip_jax.objectives import Metrics, Objective
+from clip_jax.optim import half
 
 
 @partial(
@@ -30,8 +31,9 @@ from clip_jax.objectives import Metrics, Objective
 class TrainState:
     """All that a step changes.
 
-    `step` counts the updates done; `stats` are the running statistics of batch normalisation,
-    empty for a model without it.
+    `step` counts the updates done; `params` are float32, or bfloat16 where they are to take half
+    the memory; `stats` are the running statistics of batch normalisation, empty for a model
+    without it.
     """
 
     step: Int[Array, ""]
@@ -84,25 +86,42 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, metrics, stats, grads = gradients.of(
-            graph, objective, state.variables, batch, key, accumulate
-        )
-        norm = optax.global_norm(grads)
-        grads = partition.spread(grads, over_data=sharded_optimizer)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = clamp_logit_scale(optax.apply_updates(state.params, updates), max_logit_scale)
+        held = _as_computed(graph, state.variables)
+        loss, metrics, stats, grads = gradients.of(graph, objective, held, batch, key, accumulate)
+        norm = optax.global_norm(half.widened(grads))
+        grads = half.widened(partition.spread(grads, over_data=sharded_optimizer))
+        params = half.widened(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        params = clamp_logit_scale(optax.apply_updates(params, updates), max_logit_scale)
+        params = half.like(state.params, params, state.step)
         metrics = {"loss": loss, "gradient_norm": norm, **metrics}
         return TrainState(state.step + 1, params, stats, opt_state), metrics
 
     return train_step
 
 
-def _create(config: CLIPConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    return _around(optimizer, *init_variables(config, seed))
+def _as_computed(graph: nnx.GraphDef, held: Variables) -> Variables:
+    """Variables whose parameters have the types that their gradients shall have.
+
+    A gradient has its parameter's type. In a model that computes in bfloat16 those of matrices are
+    made in it anyway; in any other they are float32, whatever the matrices are kept in.
+    """
+    dtype = nnx.merge(graph, *held).text.dtype
+    return held if dtype == jnp.bfloat16 else half.widened(held)
 
 
-def _around(optimizer: optax.GradientTransformation, params: Params, stats: Params) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+def _create(
+    config: CLIPConfig, optimizer: optax.GradientTransformation, text_weights: str, seed: int
+) -> TrainState:
+    return _around(optimizer, text_weights, *init_variables(config, seed))
+
+
+def _around(
+    optimizer: optax.GradientTransformation, text_weights: str, params: Params, stats: Params
+) -> TrainState:
+    opt_state = optimizer.init(params)
+    held = half.text_weights(params, text_weights)
+    return TrainState(jnp.zeros((), jnp.int32), held, stats, opt_state)
 
 
 def _shardings(state: TrainState, mesh: Mesh, sharded_optimizer: bool) -> TrainState:
@@ -117,12 +136,14 @@ def abstract_state(
     mesh: Mesh,
     *,
     sharded_optimizer: bool = False,
+    text_weights: str = "float32",
 ) -> TrainState:
     """The state's shapes, each with the sharding that it will have.
 
-    With `sharded_optimizer` the optimizer's state is spread over the data axis too.
+    With `sharded_optimizer` the optimizer's state is spread over the data axis too; `text_weights`
+    is what the text tower's matrices are kept in.
     """
-    shapes = jax.eval_shape(partial(_create, config, optimizer, 0))
+    shapes = jax.eval_shape(partial(_create, config, optimizer, text_weights, 0))
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
@@ -137,9 +158,10 @@ def init_state(
     mesh: Mesh,
     *,
     sharded_optimizer: bool = False,
+    text_weights: str = "float32",
 ) -> TrainState:
     """A fresh state, created where it will live: the same values on any mesh."""
-    create = partial(_create, config, optimizer, seed)
+    create = partial(_create, config, optimizer, text_weights, seed)
     shapes = jax.eval_shape(create)
     # LLVM takes half a second for each of a ResNet's random arrays, and they are made only once
     many = bool(jax.tree.leaves(shapes.stats)) and mesh.devices.flat[0].platform == "cpu"
@@ -154,9 +176,10 @@ def state_of(
     mesh: Mesh,
     *,
     sharded_optimizer: bool = False,
+    text_weights: str = "float32",
 ) -> TrainState:
     """A state around variables that were trained before, laid out over the mesh; step 0."""
-    create = partial(_around, optimizer)
+    create = partial(_around, optimizer, text_weights)
     where = _shardings(jax.eval_shape(create, *held), mesh, sharded_optimizer)
     placed = jax.device_put(held, (where.params, where.stats))
     return jax.jit(create, out_shardings=where)(*placed)

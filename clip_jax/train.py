@@ -20,7 +20,18 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from clip_jax import checkpoint, config, files, hosts, metrics, optim, partition, tokenizers
+from clip_jax import (
+    checkpoint,
+    chips,
+    config,
+    files,
+    flops,
+    hosts,
+    metrics,
+    optim,
+    partition,
+    tokenizers,
+)
 from clip_jax import rows as rows_lib
 from clip_jax import step as step_lib
 from clip_jax.data import captions, images, pipeline
@@ -173,14 +184,15 @@ class Trainer:
             c.optimizer.warmup_steps,
             c.steps,
             c.optimizer.final_learning_rate,
+            c.optimizer.get("schedule", "cosine"),
         )
         self.optimizer = optim.make_optimizer(c.optimizer, self.schedule)
         self.model = abstract_model(run.model, c.dtype, c.remat)
         self.graph = nnx.graphdef(self.model)
         self.sharded = {"sharded_optimizer": c.optimizer.sharded}
-        self.state_like = step_lib.abstract_state(
-            run.model, self.optimizer, self.mesh, **self.sharded
-        )
+        text_weights = c.optimizer.get("text_weights", "float32")
+        self.kept: dict[str, Any] = {**self.sharded, "text_weights": text_weights}
+        self.state_like = step_lib.abstract_state(run.model, self.optimizer, self.mesh, **self.kept)
 
     def evaluate(self, variables: Variables, step: int) -> dict[str, float]:
         """The suite on a model's variables; pictures go to the run's folder."""
@@ -194,7 +206,7 @@ class Trainer:
         params, stats = library.read(found)
         vision, text = self.run.model.vision, self.run.model.text
         params, _ = positions.resized(params, found.config, vision.image_size, text.context_length)
-        return step_lib.state_of((params, stats), self.optimizer, self.mesh, **self.sharded)
+        return step_lib.state_of((params, stats), self.optimizer, self.mesh, **self.kept)
 
     def fresh(self) -> step_lib.TrainState:
         """A state of random numbers, or around the weights that the config names."""
@@ -202,7 +214,7 @@ class Trainer:
         if run.weights:
             return self.state_from(run.weights)
         seed = run.config.seed
-        return step_lib.init_state(run.model, self.optimizer, seed, self.mesh, **self.sharded)
+        return step_lib.init_state(run.model, self.optimizer, seed, self.mesh, **self.kept)
 
     def data(self) -> pipeline.Batches:
         """The iterator over this process's batches."""
@@ -276,9 +288,17 @@ class Loop:
             if hosts.is_first()
             else metrics.Unwritten()
         )
+        devices = trainer.mesh.devices
+        chip = chips.chip_of_device(devices.flat[0])
         self.progress = metrics.Progress(
-            c.steps, self.first, c.batch_size, mute=not hosts.is_first()
+            c.steps,
+            self.first,
+            c.batch_size,
+            devices=devices.size,
+            peak=chip.peak if chip else None,
+            mute=not hosts.is_first(),
         )
+        self.flops = 0  # of the steps since the last line of the log
         self.compiled: dict[int, step_lib.TrainStep] = {}  # by the width of the texts
 
     def _start(self) -> tuple[step_lib.TrainState, int]:
@@ -303,7 +323,8 @@ class Loop:
             self.progress.leave_out(seconds)
         return self.compiled[width]
 
-    def _log(self, step: int, out: dict[str, jax.Array]) -> None:
+    def _log(self, step: int, tokens: int, out: dict[str, jax.Array]) -> None:
+        """Reads a step's metrics, which waits for it; `tokens` is the width of its texts."""
         if self.any_stop:
             self.stopped_by = int(out.pop("stop"))
         values = {name: float(value) for name, value in out.items()}
@@ -313,14 +334,16 @@ class Loop:
                 "config.optimizer.learning_rate or set config.optimizer.clip_norm=1.0; "
                 "the checkpoints before it are kept"
             )
+        run, batch_size = self.trainer.run, self.config.batch_size
+        self.flops += flops.step(run.model, batch_size, tokens=tokens)
         if step % self.config.log.every and step != self.config.steps:
             return
-        rate = self.progress.rate(step)
-        epoch = step * self.config.batch_size / len(self.trainer.run.source or ())
-        values |= {"images_per_second": rate, "epoch": epoch}
+        rates = self.progress.rates(step, self.flops)
+        self.flops = 0
+        values |= {**rates, "epoch": step * batch_size / len(run.source or ())}
         values["learning_rate"] = float(self.trainer.schedule(step - 1))
         self.writer.write(step, values)
-        self.progress.show(step, values["loss"], rate)
+        self.progress.show(step, values["loss"], rates)
 
     def _evaluate(self, step: int) -> None:
         began = time.monotonic()
@@ -348,7 +371,7 @@ class Loop:
         c, step = self.config, self.first
         if step >= c.steps:
             return step
-        before: tuple[int, dict[str, jax.Array]] | None = None
+        before: tuple[int, int, dict[str, jax.Array]] | None = None
         while step < c.steps and not self._stopping():
             batch = self.trainer.place(next(self.data))
             train_step = self._step_for(batch)
@@ -359,7 +382,7 @@ class Loop:
             # step N + 1 is dispatched before N's metrics are read: the device never waits
             if before:
                 self._log(*before)
-            before = (step, out)
+            before = (step, batch["tokens"].shape[1], out)
             last = step == c.steps
             evaluating = self.trainer.run.suite and (last or step % c.evaluate.every == 0)
             saving = step % c.checkpoint.every == 0 and not last  # the last is saved below

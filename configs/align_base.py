@@ -7,14 +7,13 @@
 `c.model = ConfigDict(zoo.align("b3", zoo.BertConfig()).to_dict())`. To go on from released weights
 add `--config.weights.path=FOLDER`.
 
-What differs from the paper: AdamW in place of LAMB, no label smoothing, a cosine in place of the
-linear decay, and square crops of the undistorted picture in place of those of a picture squashed to
-346 × 346 pixels.
+LAMB, the label smoothing and the linear decay are the paper's. What differs: square crops of the
+undistorted picture in place of those of a picture squashed to 346 × 346 pixels.
 
 Hardware: TPU or GPU; the batch of 16,384 is global and is split over all devices. Batch statistics
           are those of the global batch.
 Time:     not measured; the paper trains 1.2 M steps on 1,024 TPU v3 cores.
-Memory:   parameters and Adam's moments take 2.1 GB (12 bytes for each of 172,117,841 parameters),
+Memory:   parameters and LAMB's moments take 2.1 GB (12 bytes for each of 172,117,841 parameters),
           divided by `config.mesh.fsdp`; activations come on top and were not measured.
 Score:    not measured.
 Measured here: the number of parameters. This schedule was not run by us.
@@ -33,6 +32,9 @@ def get_config() -> ConfigDict:
     c.steps = 1_200_000
     c.data.augment.crop_scale = (0.7, 0.7)  # 289² of 346²
     c.data.augment.flip = 0.5
+    c.loss.label_smoothing = 0.1
+    c.optimizer.name = "lamb"
+    c.optimizer.schedule = "linear"
     c.optimizer.learning_rate = 1e-3
     c.optimizer.warmup_steps = 10_000
     c.optimizer.weight_decay = 1e-5

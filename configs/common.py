@@ -21,7 +21,7 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.weights.resize = False  # positions, where its resolution or context is not the model's
     c.tokenizer = "clip"  # or sentencepiece:PATH.model, siglip:PATH.model, wordpiece:vocab.txt
     # float32, bfloat16, or mixed: bfloat16 products between float32 activations, for CPUs.
-    # Parameters and their updates are float32 in each.
+    # Parameters (but see optimizer.text_weights) and their updates are float32 in each.
     c.dtype = "bfloat16"
     c.remat = "full"  # none, dots, full: what of a layer is computed again going backwards
 
@@ -52,16 +52,20 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.loss.mask_duplicates = False  # pairs of one caption are not each other's negatives
 
     c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # or lamb
     c.optimizer.learning_rate = 5e-4
     c.optimizer.final_learning_rate = 0.0
     c.optimizer.muon_learning_rate = 0.0  # above 0: Muon for the matrices, Adam for the rest
     c.optimizer.warmup_steps = 2_000
+    c.optimizer.schedule = "cosine"  # or linear: the way down from learning_rate
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.98
     c.optimizer.eps = 1e-6
     c.optimizer.weight_decay = 0.2
     c.optimizer.clip_norm = 0.0  # 0: no clipping
     c.optimizer.sharded = False  # its state lies over the data axis too (ZeRO)
+    c.optimizer.moments = "float32"  # or bfloat16: half the optimizer's state, rounded by chance
+    c.optimizer.text_weights = "float32"  # or bfloat16: the text tower's matrices, likewise
 
     c.mesh = ConfigDict()  # their product is the number of devices; -1: all that are left
     c.mesh.data = -1
