@@ -1,4 +1,4 @@
-"""What a step costs, counted by formula: the model FLOPs that MFU is a share of.
+"""What a step costs by formula: the model FLOPs of MFU (Chowdhery et al. 2022, appendix B).
 
 Two for each multiplication and addition of matrix products and convolutions, and nothing else.
 Attention counts whole even where a mask hides half of it, a convolution's windows whole even where
@@ -44,8 +44,9 @@ def forward(config: CLIPConfig, *, tokens: int | None = None) -> Forward:
 def step(config: CLIPConfig, batch_size: int, *, tokens: int | None = None) -> int:
     """FLOPs of a training step over a batch, on all devices together.
 
-    Three times the forward pass, as backwards each product has a gradient by either factor. The
-    loss is one product of all images with all texts.
+    Three times the forward pass, as backwards each product has a gradient by either factor; that
+    by the pixels counts too, though nobody asks for it. The loss is one product of all images with
+    all texts.
 
     Args:
       config: the architecture.

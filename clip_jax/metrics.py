@@ -181,13 +181,28 @@ class Unwritten(Writer):
 
 
 class Progress:
-    """A bar with loss, images/s and the time left; plain lines where nobody watches a terminal.
+    """A bar with loss, speed and the time left; plain lines where nobody watches a terminal.
 
-    A `mute` one only measures.
+    Args:
+      steps: of the whole run.
+      done: those before this start.
+      batch_size: images of a step.
+      devices: how many of them train.
+      peak: FLOP/s that each can do at best; None where nobody knows.
+      mute: only measure.
     """
 
-    def __init__(self, steps: int, done: int, batch_size: int, mute: bool = False) -> None:
-        self._batch_size = batch_size
+    def __init__(
+        self,
+        steps: int,
+        done: int,
+        batch_size: int,
+        *,
+        devices: int = 1,
+        peak: float | None = None,
+        mute: bool = False,
+    ) -> None:
+        self._batch_size, self._devices, self._peak = batch_size, devices, peak
         self._since = time.monotonic()
         self._steps = done
         self._mute = mute
@@ -208,21 +223,35 @@ class Progress:
         """One more step was dispatched."""
         self._bar.update()
 
-    def rate(self, step: int) -> float:
-        """Images a second since the last call."""
+    def rates(self, step: int, flops: float) -> dict[str, float]:
+        """How fast the steps since the last call were.
+
+        Args:
+          step: the last of them.
+          flops: model FLOPs of all of them together, see `clip_jax.flops`.
+
+        Returns:
+          `images_per_second` of all devices, `tflops_per_second` of each, and `mfu`, the share that
+          this is of its peak, where that is known.
+        """
         now = time.monotonic()
-        rate = (step - self._steps) * self._batch_size / max(now - self._since, 1e-9)
+        seconds = max(now - self._since, 1e-9)
+        images = (step - self._steps) * self._batch_size
         self._since, self._steps = now, step
-        return rate
+        each = flops / seconds / self._devices
+        found = {"images_per_second": images / seconds, "tflops_per_second": each / 1e12}
+        return found if self._peak is None else {**found, "mfu": each / self._peak}
 
     def leave_out(self, seconds: float) -> None:
         """Forget a time that went into compiling or evaluation, not into steps."""
         self._started += seconds
         self._since += seconds
 
-    def show(self, step: int, loss: float, images_per_second: float) -> None:
-        """Loss and speed beside the bar."""
-        text = f"loss {loss:.3f}, {images_per_second:,.0f} images/s"
+    def show(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
+        """Loss and what `rates` found beside the bar."""
+        text = f"loss {loss:.3f}, {rates['images_per_second']:,.0f} images/s"
+        if "mfu" in rates:
+            text += f", {100 * rates['mfu']:.1f} % MFU"
         if self._quiet:
             spent = time.monotonic() - self._started
             left = spent / max(step - self._first, 1) * (self._total - step)

@@ -172,6 +172,9 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in raw]
 
 
+SPEEDS = ("images_per_second", "tflops_per_second", "mfu")
+
+
 def values(workdir: Path) -> dict[tuple[int, str], float]:
     """(step, name) → value, for all that does not tell the time; fails on one logged twice."""
     found: dict[tuple[int, str], float] = {}
@@ -180,7 +183,7 @@ def values(workdir: Path) -> dict[tuple[int, str], float]:
         for name, value in line.items():
             assert (step, name) not in found, f"{name} of step {step} stands there twice"
             found[step, name] = value
-    return {key: v for key, v in found.items() if key[1] != "images_per_second"}
+    return {key: v for key, v in found.items() if key[1] not in SPEEDS}
 
 
 def parameters(workdir: Path) -> dict[str, np.ndarray]:
