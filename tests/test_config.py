@@ -309,6 +309,32 @@ def test_a_value_out_of_bounds_is_named(key: str, value: Any) -> None:
     assert says(error.value, f"config.{key}")
 
 
+@pytest.mark.parametrize(
+    ("key", "choices"),
+    [
+        ("dtype", "float32, bfloat16, mixed"),
+        ("optimizer.name", "adamw, lamb"),
+        ("optimizer.schedule", "cosine, linear"),
+        ("optimizer.moments", "float32, bfloat16"),
+        ("optimizer.text_weights", "float32, bfloat16"),
+    ],
+)
+def test_a_value_that_there_is_not_is_named_with_those_that_there_are(
+    key: str, choices: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        check(changed(**{key.replace(".", "__"): "half"}), 1)
+    assert says(error.value, f"config.{key}='half'", choices)
+    for value in choices.split(", "):
+        check(changed(**{key.replace(".", "__"): value}), 1)
+
+
+def test_lamb_and_muon_do_not_go_together() -> None:
+    with pytest.raises(UserError) as error:
+        check(changed(optimizer__name="lamb", optimizer__muon_learning_rate=0.02), 1)
+    assert says(error.value, "config.optimizer.muon_learning_rate=0.02", "name=lamb")
+
+
 def test_bounds_themselves_are_good() -> None:
     check(changed(steps=1, optimizer__warmup_steps=0, batch_size=1, data__workers=0), 1)
     check(changed(optimizer__final_learning_rate=0.0, optimizer__b1=0.0, evaluate__pictures=0), 1)
@@ -345,8 +371,23 @@ def test_differences_are_what_changes_the_numbers() -> None:
         "optimizer.learning_rate: 0.0005 → 0.0001",
         "seed: 0 → 3",
     ]
-    del old["seed"]
-    assert differences(old, changed().to_dict()) == ["seed: None → 0"]
+
+
+def test_a_run_older_than_a_key_has_its_default() -> None:
+    old = json.loads(to_json(changed()))
+    for key in ("name", "schedule", "moments", "text_weights"):
+        del old["optimizer"][key]
+    assert differences(old, changed().to_dict()) == []
+    assert differences(old, changed(optimizer__moments="bfloat16").to_dict()) == [
+        "optimizer.moments: 'float32' → 'bfloat16'"
+    ]
+    other = changed().to_dict()
+    del other["seed"]
+    assert differences(json.loads(to_json(changed())), other) == ["seed: 0 → None"]
+    resnet = load(str(ROOT / "configs" / "rn50.py"))[0].to_dict()
+    older = json.loads(json.dumps(resnet))
+    del older["optimizer"]["moments"]
+    assert differences(older, resnet) == [], "defaults fill in what is new, nothing else"
 
 
 def test_check_needs_no_device() -> None:

@@ -24,6 +24,14 @@ def test_warm_up_then_cosine():
     assert float(optim.learning_rate(1e-3, 0, 10)(0)) == pytest.approx(1e-3)
 
 
+def test_warm_up_then_a_line():
+    rate = optim.learning_rate(1e-3, 10, 110, final=1e-4, course="linear")
+    found = [float(rate(step)) for step in (0, 5, 10, 35, 60, 110, 200)]
+    assert found == pytest.approx([0, 5e-4, 1e-3, 7.75e-4, 5.5e-4, 1e-4, 1e-4])
+    at_once = optim.learning_rate(1e-3, 0, 10, course="linear")
+    assert [float(at_once(step)) for step in (0, 5, 10)] == pytest.approx([1e-3, 5e-4, 0])
+
+
 def test_gains_and_biases_do_not_decay_and_all_the_rest_does():
     model = abstract_model(ARCHITECTURES["ViT-B/32"], "float32", "none")
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))

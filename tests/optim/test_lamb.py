@@ -1,0 +1,97 @@
+"""LAMB against optax's, whose layers are not stacked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from clip_jax import optim
+from steps import ADAM
+
+RATE = 0.01
+LAMB = {**ADAM, "name": "lamb"}
+KEYS = jax.random.split(jax.random.key(0), 4)
+
+
+def random(key, scale=1.0):
+    """Parameters of three layers of unlike sizes, and of some that no stack holds."""
+    sizes = jnp.asarray([1.0, 10.0, 0.1])[:, None, None]
+    keys = iter(jax.random.split(key, 5))
+    return {
+        "blocks": {
+            "kernel": scale * sizes * jax.random.normal(next(keys), (3, 4, 6)),
+            "bias": scale * jax.random.normal(next(keys), (3, 6)),
+        },
+        "stem": {"kernel": scale * jax.random.normal(next(keys), (2, 2, 3, 4))},
+        "token_embedding": {"embedding": scale * jax.random.normal(next(keys), (9, 4))},
+        "logit_scale": scale * jax.random.normal(next(keys), ()),
+    }
+
+
+def unstacked(params):
+    """Each layer as a tensor of its own; gains, biases and the temperature left out."""
+    kernel = params["blocks"]["kernel"]
+    return {
+        **{f"layer{i}": kernel[i] for i in range(len(kernel))},
+        "stem": params["stem"]["kernel"],
+        "embedding": params["token_embedding"]["embedding"],
+    }
+
+
+def trained(optimizer, params, grads):
+    state = optimizer.init(params)
+    for grad in grads:
+        updates, state = jax.jit(optimizer.update)(grad, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+PARAMS = random(KEYS[0])
+GRADS = [random(key, 0.1) for key in KEYS[1:]]
+
+
+def test_each_layer_of_a_stack_is_as_if_it_stood_alone():
+    ours = trained(optim.make_optimizer(LAMB, lambda _: RATE), PARAMS, GRADS)
+    theirs = optax.lamb(RATE, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2)
+    want = trained(theirs, unstacked(PARAMS), [unstacked(g) for g in GRADS])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), unstacked(ours), want)
+    together = trained(theirs, {"kernel": PARAMS["blocks"]["kernel"]}, [
+        {"kernel": g["blocks"]["kernel"]} for g in GRADS
+    ])  # fmt: skip
+    off = np.abs(together["kernel"] / ours["blocks"]["kernel"] - 1)
+    assert np.median(off) > 1e-2, "a stack taken for one tensor is another thing"
+
+
+def test_a_step_is_as_long_as_the_layers_weights_are_large():
+    optimizer = optim.make_optimizer(LAMB, lambda _: RATE)
+    updates, _ = optimizer.update(GRADS[0], optimizer.init(PARAMS), PARAMS)
+    for name, update in unstacked(updates).items():
+        length = RATE * np.linalg.norm(unstacked(PARAMS)[name])
+        assert np.linalg.norm(update) == pytest.approx(length, rel=1e-5)
+
+
+def test_gains_biases_and_the_temperature_are_adams():
+    ours = trained(optim.make_optimizer(LAMB, lambda _: RATE), PARAMS, GRADS)
+    adam = trained(optax.adam(RATE, b1=0.9, b2=0.98, eps=1e-6), PARAMS, GRADS)
+    np.testing.assert_allclose(ours["blocks"]["bias"], adam["blocks"]["bias"], rtol=1e-6)
+    np.testing.assert_allclose(ours["logit_scale"], adam["logit_scale"], rtol=1e-6)
+
+
+def test_weights_and_gradients_of_zero_change_nothing_into_nan():
+    optimizer = optim.make_optimizer({**LAMB, "weight_decay": 0.0}, lambda _: RATE)
+    params = {"blocks": {"kernel": jnp.zeros((2, 4, 4))}, "kernel": jnp.ones((4, 4))}
+    grads = {"blocks": {"kernel": jnp.ones((2, 4, 4))}, "kernel": jnp.zeros((4, 4))}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["blocks"]["kernel"], -RATE, rtol=1e-4)
+    assert not np.any(updates["kernel"])
+
+
+def test_with_moments_in_16_bits_it_stays_near():
+    ours = trained(
+        optim.make_optimizer({**LAMB, "moments": "bfloat16"}, lambda _: RATE), PARAMS, GRADS
+    )
+    exact = trained(optim.make_optimizer(LAMB, lambda _: RATE), PARAMS, GRADS)
+    for (name, a), b in zip(unstacked(ours).items(), unstacked(exact).values(), strict=True):
+        moved = np.linalg.norm(b - unstacked(PARAMS)[name])
+        assert 0 < np.linalg.norm(a - b) < 0.01 * moved
