@@ -269,6 +269,18 @@ class Trainer:
         return jitted.lower(self.state_like, like).compile()
 
 
+def _progress(mesh: Mesh, c: ConfigDict, done: int) -> metrics.Progress:
+    chip = chips.chip_of_device(mesh.devices.flat[0])
+    return metrics.Progress(
+        c.steps,
+        done,
+        c.batch_size,
+        devices=mesh.size,
+        peak=chip.peak if chip else None,
+        mute=not hosts.is_first(),
+    )
+
+
 class Loop:
     """Steps until the end or a signal; says what happens on the way."""
 
@@ -288,16 +300,7 @@ class Loop:
             if hosts.is_first()
             else metrics.Unwritten()
         )
-        devices = trainer.mesh.devices
-        chip = chips.chip_of_device(devices.flat[0])
-        self.progress = metrics.Progress(
-            c.steps,
-            self.first,
-            c.batch_size,
-            devices=devices.size,
-            peak=chip.peak if chip else None,
-            mute=not hosts.is_first(),
-        )
+        self.progress = _progress(trainer.mesh, c, self.first)
         self.flops = 0  # of the steps since the last line of the log
         self.compiled: dict[int, step_lib.TrainStep] = {}  # by the width of the texts
 

@@ -10,14 +10,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
-from clip_jax import metrics
+import steps
+from clip_jax import flops as flops_lib
+from clip_jax import metrics, train
 from clip_jax.errors import UserError
 from clip_jax.metrics import Progress, Unwritten, Writer, duration
 from support import picture, says
@@ -226,15 +231,28 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_the_rate_leaves_out_what_is_no_training(clock: list[float]) -> None:
-    progress = Progress(steps=100, done=10, batch_size=32)
+def test_the_rates_leave_out_what_is_no_training(clock: list[float]) -> None:
+    progress = Progress(steps=100, done=10, batch_size=32, devices=4)
     clock[0] += 2
-    assert progress.rate(20) == pytest.approx(10 * 32 / 2)
+    found = progress.rates(20, flops=16e12)
+    assert found == pytest.approx(
+        {"images_per_second": 10 * 32 / 2, "tflops_per_second": 16 / 2 / 4}
+    )
     clock[0] += 1000  # an evaluation
     progress.leave_out(1000)
     clock[0] += 4
-    assert progress.rate(22) == pytest.approx(2 * 32 / 4)
-    assert progress.rate(22) == 0
+    found = progress.rates(22, flops=8e12)
+    assert found == pytest.approx({"images_per_second": 2 * 32 / 4, "tflops_per_second": 8 / 4 / 4})
+    assert progress.rates(22, 0) == {"images_per_second": 0, "tflops_per_second": 0}
+    progress.close()
+
+
+def test_mfu_is_a_share_of_the_peak_of_all_devices(clock: list[float]) -> None:
+    progress = Progress(steps=9, done=0, batch_size=32, devices=4, peak=200e12)
+    clock[0] += 2
+    found = progress.rates(1, flops=400e12)
+    assert found["tflops_per_second"] == pytest.approx(50)
+    assert found["mfu"] == pytest.approx(0.25)
     progress.close()
 
 
@@ -244,12 +262,16 @@ def test_without_a_terminal_lines_tell_the_time_left(
     progress = Progress(steps=100, done=50, batch_size=8)
     progress.advance()
     clock[0] += 20
-    progress.show(60, 1.23456, 4321.9)
+    progress.show(60, 1.23456, {"images_per_second": 4321.9})
+    progress.show(75, 1, {"images_per_second": 4321.9, "mfu": 0.3456})
     progress.say("a line")
     progress.close()
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == "step 60/100: loss 1.235, 4,322 images/s, 1:20 left\na line\n"
+    assert capsys.readouterr() == (
+        "",
+        "step 60/100: loss 1.235, 4,322 images/s, 1:20 left\n"
+        "step 75/100: loss 1.000, 4,322 images/s, 34.6 % MFU, 0:20 left\n"
+        "a line\n",
+    )
 
 
 def test_on_a_terminal_there_is_a_bar(
@@ -258,12 +280,12 @@ def test_on_a_terminal_there_is_a_bar(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     progress = Progress(steps=10, done=4, batch_size=8)
     progress.advance()
-    progress.show(5, 0.5, 10)
+    progress.show(5, 0.5, {"images_per_second": 10, "mfu": 0.5})
     progress.say("a line")
     progress.close()
     err = capsys.readouterr().err
     assert "5/10" in err
-    assert "loss 0.500, 10 images/s" in err
+    assert "loss 0.500, 10 images/s, 50.0 % MFU" in err
     assert "a line\n" in err
 
 
@@ -277,8 +299,46 @@ def test_beside_the_first_process_nothing_is_written_or_said(
     progress = Progress(steps=10, done=0, batch_size=8, mute=True)
     progress.advance()
     clock[0] += 2
-    progress.show(5, 0.5, 10)
+    progress.show(5, 0.5, {"images_per_second": 10})
     progress.say("a line")
-    assert progress.rate(5) == 20
+    assert progress.rates(5, 0)["images_per_second"] == 20
     progress.close()
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_line_of_the_log_counts_the_texts_as_wide_as_they_were(clock: list[float]) -> None:
+    """Steps since the last line, each by its own width."""
+    written: dict[int, dict[str, float]] = {}
+    progress = Progress(steps=9, done=0, batch_size=4, mute=True)
+    loop: Any = SimpleNamespace(
+        any_stop=None,
+        config=ConfigDict({"batch_size": 4, "steps": 9, "log": {"every": 2}}),
+        trainer=SimpleNamespace(
+            run=SimpleNamespace(model=steps.TINY, source=range(8)), schedule=lambda step: step
+        ),
+        flops=0,
+        progress=progress,
+        writer=SimpleNamespace(write=written.__setitem__),
+    )
+    for step, tokens in enumerate((3, 8, 5, 5), 1):
+        clock[0] += 0.5
+        train.Loop._log(loop, step, tokens, {"loss": np.float32(1)})
+    for step, widths in ((2, (3, 8)), (4, (5, 5))):
+        flops = sum(flops_lib.step(steps.TINY, 4, tokens=tokens) for tokens in widths)
+        assert written[step]["tflops_per_second"] == pytest.approx(flops / 1e12)
+        assert written[step]["images_per_second"] == pytest.approx(8)
+        assert written[step]["epoch"] == step / 2
+    assert written.keys() == {2, 4}
+
+
+def test_devices_say_what_the_peak_is(clock: list[float]) -> None:
+    def mesh_of(devices: list[Any]) -> Any:
+        return SimpleNamespace(devices=np.array(devices, object), size=len(devices))
+
+    c = ConfigDict({"batch_size": 4, "steps": 9})
+    tpu = SimpleNamespace(device_kind="TPU v5 lite", platform="tpu", num_cores=1)
+    known = train._progress(mesh_of([tpu] * 4), c, 2)
+    unknown = train._progress(mesh_of(jax.devices()), c, 2)
+    clock[0] += 2
+    assert known.rates(3, 4 * 197e12)["mfu"] == pytest.approx(0.5)
+    assert unknown.rates(3, 8e12) == {"images_per_second": 2, "tflops_per_second": 0.5}

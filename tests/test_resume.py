@@ -1,11 +1,14 @@
 """A run that is stopped, however, ends as one that was left alone."""
 
+import json
 import signal
 
 import numpy as np
 import pytest
 
 import runs
+from clip_jax import flops
+from clip_jax.models.zoo import CLIPConfig
 
 PAIRS = 20
 
@@ -42,7 +45,11 @@ def test_a_run_logs_every_step_and_its_evaluations(whole):
     assert {"zero_shot/held/top1", "zero_shot/held/top5"} <= names
     assert {f"retrieval/held/{way}/r{k}" for way in ("image_to_text", "text_to_image")
             for k in (1, 5, 10)} <= names  # fmt: skip
-    assert all("images_per_second" in line for line in runs.lines(whole) if "loss" in line)
+    model = CLIPConfig.from_dict(json.loads((whole / "config.json").read_text())["model"])
+    for line in runs.lines(whole):
+        if "loss" in line:
+            a_pair = 1e12 * line["tflops_per_second"] / line["images_per_second"]
+            assert a_pair == pytest.approx(flops.step(model, 8) / 8) and "mfu" not in line
     assert (whole / "pictures" / "step_12" / "held.png").exists()
     assert list((whole / "tensorboard").iterdir())
 
