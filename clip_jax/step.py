@@ -106,7 +106,7 @@ def _as_computed(graph: nnx.GraphDef, held: Variables) -> Variables:
     A gradient has its parameter's type. In a model that computes in bfloat16 those of matrices are
     made in it anyway; in any other they are float32, whatever the matrices are kept in.
     """
-    dtype = nnx.merge(graph, *held).text.dtype
+    dtype = jnp.dtype(nnx.merge(graph, *held).text.dtype)
     return held if dtype == jnp.bfloat16 else half.widened(held)
 
 
