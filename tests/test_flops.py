@@ -125,7 +125,7 @@ TINY = {
     "ragged stem": vit(image_size=23, stem=10, ragged=True),
     "resnet": CLIPConfig(24, vision=ResNetConfig(64, 6, (1, 2, 1, 3), 4), text=TEXT),
     "efficientnet": efficientnet(stages=STAGES),
-    "symmetric efficientnet": efficientnet(stages=STAGES, symmetric=(1,), squeeze=0.001),
+    "symmetric efficientnet": efficientnet(stages=STAGES, symmetric=(5,), squeeze=0.001),
     "bert": CLIPConfig(24, vision=VIT, text=BERT),
     "bag of words": CLIPConfig(24, vision=VIT, text=dataclasses.replace(TEXT, layers=0)),
     "both ways": CLIPConfig(
