@@ -1,8 +1,9 @@
 """What a step costs by formula: the model FLOPs of MFU (Chowdhery et al. 2022, appendix B).
 
-Two for each multiplication and addition of matrix products and convolutions, and nothing else.
-Attention counts whole even where a mask hides half of it, a convolution's windows whole even where
-they reach over the edge, and what is computed again to save memory counts once.
+Two for each multiplication and addition of matrix products and convolutions, and nothing else. What
+is computed again to save memory counts once, and whole count attention of which a mask hides half,
+windows that reach over an edge, and a last block of which one place is read: so they do for others,
+whose MFU then tells as much.
 """
 
 from __future__ import annotations
@@ -69,8 +70,7 @@ def _image(tower: ImageTowerConfig, embed_dim: int) -> int:
 
 
 def _text(tower: TextTowerConfig, embed_dim: int, tokens: int) -> int:
-    blocks = _transformer(tower, tokens) if tower.layers else 0
-    return blocks + _product(1, tower.width, embed_dim)
+    return _transformer(tower, tokens) + _product(1, tower.width, embed_dim)
 
 
 def _attention(queries: int, keys: int, width: int) -> int:
