@@ -16,7 +16,8 @@ from jaxtyping import Array
 from clip_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))
+_ROWS = ("data", "fsdp")
+BATCH = P(_ROWS)
 
 # In this order, so that a gradient summed over both lands where its parameter lies.
 _BOTH = ("tensor", "fsdp")
@@ -170,7 +171,35 @@ def _context() -> AbstractMesh | None:
 
 
 def _constrained(x: Array, *axes: Any) -> Array:
-    return x if _context() is None else jax.lax.with_sharding_constraint(x, P(*axes))
+    mesh = _context()
+    if mesh is None or mesh.manual_axes:  # a device by itself
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def by_device(
+    function: Callable[[Any, Any], tuple[Any, Any]], shared: Any, batch: Any
+) -> tuple[Any, Any]:
+    """`function(shared, batch)` by each device, on the rows that it holds of a batch.
+
+    Of the two that it returns the first is summed over the devices, the second are rows again.
+    """
+    mesh = _context()
+    if mesh is None:
+        return function(shared, batch)
+
+    def own(shared: Any, batch: Any) -> tuple[Any, Any]:
+        sums, found = function(shared, batch)
+        return jax.lax.psum(sums, _ROWS), found
+
+    return jax.shard_map(
+        own,
+        mesh=mesh,
+        axis_names=set(_ROWS),
+        in_specs=(P(), BATCH),
+        out_specs=(P(), BATCH),
+        check_vma=False,  # one sum for all rounds of a loop, not one each
+    )(shared, batch)
 
 
 def rows(x: Array) -> Array:

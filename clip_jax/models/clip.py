@@ -20,7 +20,7 @@ from clip_jax.models.efficientnet import EfficientNet
 from clip_jax.models.resnet import ModifiedResNet
 from clip_jax.models.text import TextTransformer
 from clip_jax.models.vit import VisionTransformer
-from clip_jax.models.zoo import CLIPConfig, VisionConfig, name_of
+from clip_jax.models.zoo import BertConfig, CLIPConfig, TextConfig, VisionConfig, name_of
 
 _TOWERS: dict[str, Callable[..., nnx.Module]] = {
     "vit": VisionTransformer,
@@ -70,6 +70,8 @@ class CLIP(nnx.Module):
       config: the architecture.
       dtype: one of `zoo.DTYPES`; parameters, LayerNorms and features' norms stay fp32.
       remat: what of a layer is recomputed in the backward pass, see `transformer.Transformer`.
+      chunks: rows of each device that a layer of the image and of the text Transformer takes at a
+        time; 0: all.
       rngs: where initial values come from.
     """
 
@@ -79,12 +81,13 @@ class CLIP(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         remat: str = "none",
+        chunks: tuple[int, int] = (0, 0),
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
         common = dict(dtype=dtype, remat=remat, rngs=rngs)
-        self.vision = _tower(config, config.vision, common)
-        self.text = _tower(config, config.text, common)
+        self.vision = _tower(config, config.vision, chunks[0], common)
+        self.text = _tower(config, config.text, chunks[1], common)
         if config.log_scale:
             self.logit_scale = nnx.Param(jnp.asarray(-math.log(config.temperature), jnp.float32))
         else:
@@ -160,7 +163,9 @@ class CLIP(nnx.Module):
     __str__ = __repr__
 
 
-def _tower(config: CLIPConfig, tower: Any, common: dict[str, Any]) -> Any:
+def _tower(config: CLIPConfig, tower: Any, chunk: int, common: dict[str, Any]) -> Any:
+    if isinstance(tower, (VisionConfig, TextConfig, BertConfig)):
+        common = {**common, "chunk": chunk}
     return _TOWERS[tower.kind](tower, config.embed_dim, config.activation, **common)
 
 
@@ -176,15 +181,24 @@ def _depth(tower: Any) -> str:
     return "-".join(map(str, depth)) if isinstance(depth, tuple) else str(depth)
 
 
-def abstract_model(config: CLIPConfig, dtype: str = "float32", remat: str = "none") -> CLIP:
+def abstract_model(
+    config: CLIPConfig,
+    dtype: str = "float32",
+    remat: str = "none",
+    chunks: tuple[int, int] = (0, 0),
+) -> CLIP:
     """The model's structure with shapes in place of arrays: nothing is allocated."""
-    return nnx.merge(*_abstract(config, dtype, remat))
+    return nnx.merge(*_abstract(config, dtype, remat, chunks))
 
 
 @lru_cache(maxsize=32)
-def _abstract(config: CLIPConfig, dtype: str, remat: str) -> tuple[nnx.GraphDef, nnx.State]:
-    model = nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
-    return nnx.split(model)
+def _abstract(
+    config: CLIPConfig, dtype: str, remat: str, chunks: tuple[int, int]
+) -> tuple[nnx.GraphDef, nnx.State]:
+    def make() -> CLIP:
+        return CLIP(config, dtype=dtype, remat=remat, chunks=chunks, rngs=nnx.Rngs(0))
+
+    return nnx.split(nnx.eval_shape(make))
 
 
 def assembled(graph: nnx.GraphDef, held: Variables) -> CLIP:

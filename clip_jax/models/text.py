@@ -27,6 +27,7 @@ class TextTransformer(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         remat: str = "none",
+        chunk: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
@@ -41,7 +42,7 @@ class TextTransformer(nnx.Module):
                 normal(0.01)(rngs.params(), (config.context_length, width))
             )
             self.transformer = Transformer(
-                config, activation, causal=config.causal, dtype=dtype, remat=remat, rngs=rngs
+                config, activation, causal=config.causal, dtype=dtype, remat=remat, chunk=chunk, rngs=rngs
             )
         self.ln_final = layer_norm(width, config.eps, rngs)
         self.projection = linear(
@@ -72,8 +73,8 @@ class TextTransformer(nnx.Module):
         self, x: Float[Array, "batch context width"], end: Int[Array, " batch"]
     ) -> Float[Array, "batch width"]:
         """What the blocks make of the last token of each text."""
-        x = self.transformer(x + self.positional_embedding[: x.shape[1]].astype(self.dtype))
-        return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        x = x + self.positional_embedding[: x.shape[1]].astype(self.dtype)
+        return self.transformer(x, at=end)[:, 0]
 
 
 def _mean(

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax import partition
 from clip_jax.errors import UserError
-from clip_jax.models.linear import linear
+from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.stack import check_remat, scan, stack
 from clip_jax.models.zoo import BertConfig, TextConfig, VisionConfig
 
 TowerConfig = VisionConfig | TextConfig | BertConfig
 Mask = Bool[Array, "#batch #heads #queries keys"]
 Heads = Float[Array, "batch length heads size"]
+Place = int | Int[Array, " batch"]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -28,9 +30,24 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def layer_norm(width: int, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A LayerNorm in fp32, whatever the type of its input."""
-    return nnx.LayerNorm(width, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+def layer_norm(
+    width: int, eps: float, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+) -> nnx.LayerNorm:
+    """A LayerNorm in fp32 of inputs in `dtype`.
+
+    Those of bfloat16 are no more exact than E[x²] - E[x]² in fp32 is, which takes one pass.
+    """
+    fast = activation_dtype(dtype) in ("bfloat16", jnp.bfloat16)
+    return nnx.LayerNorm(width, epsilon=eps, dtype=jnp.float32, use_fast_variance=fast, rngs=rngs)
+
+
+def taken(x: Float[Array, "batch length *rest"], at: Place) -> Float[Array, "batch 1 *rest"]:
+    """One position of each row. A sum over all of them, of which one counts: no scattering."""
+    if isinstance(at, int):
+        return x[:, at : at + 1]
+    here = jnp.arange(x.shape[1]) == at[:, None]
+    chosen = jnp.where(here.reshape(*here.shape, *[1] * (x.ndim - 2)), x, 0)
+    return jnp.sum(chosen, axis=1, keepdims=True)
 
 
 def _normal(std: float) -> nnx.Initializer:
@@ -51,17 +68,38 @@ class Attention(nnx.Module):
         self.out = linear(width, width, kernel_init=_normal(_output_std(config)), **common)
 
     def __call__(
-        self, x: Float[Array, "batch length width"], causal: bool, mask: Mask | None = None
-    ) -> Float[Array, "batch length width"]:
-        """Every position attends to all of its row (that `mask` allows), or to those up to it."""
-        q, k, v = self._by_head(x) if partition.splits(self.heads) else self._together(x)
-        attended = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
-        return self.out(attended.reshape(x.shape))
+        self,
+        x: Float[Array, "batch length width"],
+        causal: bool,
+        mask: Mask | None = None,
+        at: Place | None = None,
+    ) -> Float[Array, "batch queries width"]:
+        """Every position attends to all of its row (that `mask` allows), or to those up to it.
 
-    def _together(self, x: Float[Array, "batch length width"]) -> list[Heads]:
-        """Queries, keys and values."""
-        shape = (*x.shape[:2], self.heads, -1)
-        return [part.reshape(shape) for part in jnp.split(self.qkv(x), 3, axis=-1)]
+        With `at`, one position of each row does: [batch, 1, width].
+        """
+        asking = x if at is None else taken(x, at)
+        if partition.splits(self.heads):
+            q, k, v = self._by_head(x)
+            q = q if at is None else taken(q, at)
+        else:
+            q, k, v = self._apart(asking, x)
+        if causal and at is not None:
+            seen = jnp.arange(x.shape[1]) <= jnp.reshape(at, (-1, 1, 1, 1))
+            mask, causal = seen if mask is None else seen & mask, False
+        attended = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+        return self.out(attended.reshape(asking.shape))
+
+    def _apart(
+        self, asking: Float[Array, "batch queries width"], x: Float[Array, "batch length width"]
+    ) -> list[Array]:
+        """Queries, keys and values by three products: nothing has to be cut apart."""
+        layer, parts = self.qkv, []
+        kernels, biases = (jnp.split(p[...], 3, -1) for p in (layer.kernel, layer.bias))
+        for rows, kernel, bias in zip((asking, x, x), kernels, biases, strict=True):
+            y = layer.dot_general(rows.astype(layer.dtype or rows.dtype), kernel)
+            parts.append((y + bias.astype(y.dtype)).reshape(*rows.shape[:2], self.heads, -1))
+        return parts
 
     def _by_head(self, x: Float[Array, "batch length width"]) -> list[Heads]:
         """The same from a kernel in which a head's three stand together, as devices share them."""
@@ -138,19 +176,24 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.post_norm = post_norm
-        self.ln_1 = layer_norm(config.width, config.eps, rngs)
+        self.ln_1 = layer_norm(config.width, config.eps, rngs, dtype)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
-        self.ln_2 = layer_norm(config.width, config.eps, rngs)
+        self.ln_2 = layer_norm(config.width, config.eps, rngs, dtype)
         self.mlp = MLP(config, activation, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch length width"], causal: bool, mask: Mask | None = None
-    ) -> Float[Array, "batch length width"]:
-        """The residual stream after attention and MLP."""
+        self,
+        x: Float[Array, "batch length width"],
+        causal: bool,
+        mask: Mask | None = None,
+        at: Place | None = None,
+    ) -> Float[Array, "batch queries width"]:
+        """The residual stream after attention and MLP; with `at`, of one position of each row."""
+        stream = x if at is None else taken(x, at)
         if self.post_norm:
-            x = self.ln_1(x + self.attention(x, causal, mask)).astype(x.dtype)
+            x = self.ln_1(stream + self.attention(x, causal, mask, at)).astype(x.dtype)
             return self.ln_2(x + self.mlp(x)).astype(x.dtype)
-        x = x + self.attention(self.ln_1(x), causal, mask)
+        x = stream + self.attention(self.ln_1(x), causal, mask, at)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -158,7 +201,8 @@ class Transformer(nnx.Module):
     """A tower's blocks, whose parameters are stacked on a leading axis and scanned over.
 
     `remat` names what of a layer's activations is kept for the backward pass: `none` recomputes
-    nothing, `full` recomputes everything, `dots` keeps the results of the linear layers.
+    nothing, `full` recomputes everything, `dots` keeps the results of the linear layers. With
+    `chunk`, a layer takes so many rows of each device at a time, see `stack.scan`.
     """
 
     def __init__(
@@ -170,12 +214,14 @@ class Transformer(nnx.Module):
         post_norm: bool = False,
         dtype: DTypeLike,
         remat: str,
+        chunk: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
         if activation not in ACTIVATIONS:
             raise UserError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
         self.causal = causal
         self.remat = check_remat(remat)
+        self.chunk = chunk
         self.blocks = stack(
             partial(Block, config, activation, post_norm=post_norm, dtype=dtype),
             config.layers,
@@ -183,7 +229,30 @@ class Transformer(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "batch length width"], mask: Mask | None = None
-    ) -> Float[Array, "batch length width"]:
-        """All blocks in turn."""
-        return scan(self.blocks, x, lambda block, x: block(x, self.causal, mask), self.remat)
+        self,
+        x: Float[Array, "batch length width"],
+        mask: Mask | None = None,
+        at: Place | None = None,
+    ) -> Float[Array, "batch positions width"]:
+        """All blocks in turn.
+
+        With `at`, only that position of each row, [batch, 1, width]: the last block computes no
+        other, since nothing else would read them.
+        """
+        fixed = isinstance(at, int)
+
+        def every(block: Block, x: Array, mask: Any, _: Any) -> Array:
+            return block(x, self.causal, mask)
+
+        def final(block: Block, x: Array, mask: Any, each: Any) -> Array:
+            return block(x, self.causal, mask, at if fixed else each)
+
+        return scan(
+            self.blocks,
+            x,
+            every,
+            self.remat,
+            chunk=self.chunk,
+            rest=(mask, None if fixed else at),
+            last=None if at is None else final,
+        )

@@ -93,6 +93,7 @@ class VisionTransformer(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         remat: str = "none",
+        chunk: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
@@ -118,7 +119,7 @@ class VisionTransformer(nnx.Module):
         if config.ln_pre:
             self.ln_pre = layer_norm(width, config.eps, rngs)
         self.transformer = Transformer(
-            config, activation, causal=False, dtype=dtype, remat=remat, rngs=rngs
+            config, activation, causal=False, dtype=dtype, remat=remat, chunk=chunk, rngs=rngs
         )
         self.ln_post = layer_norm(width, config.eps, rngs)
         if config.pool == "map":
@@ -139,13 +140,16 @@ class VisionTransformer(nnx.Module):
         x = self._tokens(normalized(image, self.config), key)
         if self.config.ln_pre:
             x = self.ln_pre(x).astype(self.dtype)
+        if self.config.pool == "class":
+            x = self.ln_post(self.transformer(x, at=0)[:, 0])
+            return self.projection(x) if self.config.projection else x
         x = self.transformer(x)
         if self.config.registers:
             x = x[:, : -self.config.registers]
         if self.config.pool == "map":
             x = self.pool(self.ln_post(x).astype(self.dtype))
         else:
-            x = self.ln_post(x[:, 0] if self.config.pool == "class" else x.mean(axis=1))
+            x = self.ln_post(x.mean(axis=1))
         return self.projection(x) if self.config.projection else x
 
     def _tokens(
