@@ -1,5 +1,7 @@
 """What is kept in 16 bits: unbiased, never stalled, and nobody else's."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clip_jax import optim
+from clip_jax import optim, partition
 from clip_jax.models.clip import abstract_model, variables
 from clip_jax.models.zoo import find
 from clip_jax.optim import half
@@ -123,13 +125,13 @@ def both(config, params, gradients, steps):
     return [after(optimizer, params, gradients, steps) for optimizer in made]
 
 
-PARAMS = {"kernel": jnp.zeros((64, 16))}
+PARAMS = {"kernel": jnp.zeros((32, 16))}
 
 
 @pytest.mark.parametrize(("b2", "steps"), [(0.999, 1370), (0.9999, 13700)])
 def test_a_second_moment_decays_as_in_float32(b2, steps):
     def gradients(i):  # one, then none
-        return {"kernel": jnp.full((64, 16), (i == 0) / np.sqrt(1 - b2), jnp.float32)}
+        return {"kernel": jnp.full((32, 16), (i == 0) / np.sqrt(1 - b2), jnp.float32)}
 
     naive = jnp.ones((), jnp.bfloat16)
     for _ in range(3):
@@ -138,15 +140,15 @@ def test_a_second_moment_decays_as_in_float32(b2, steps):
     exact, kept = both({**ADAM, "b2": b2}, PARAMS, gradients, steps)
     (theirs,), (ours,) = moment(exact, "nu"), moment(kept, "nu")
     assert theirs[0, 0] == pytest.approx(0.254, abs=1e-3)
-    assert ours.mean() == pytest.approx(theirs[0, 0], rel=0.01)
+    assert ours.mean() == pytest.approx(theirs[0, 0], rel=0.015)
     assert np.all(np.abs(ours / theirs - 1) < 0.5)
 
 
 @pytest.mark.parametrize("b2", [0.98, 0.9999])
 def test_moments_follow_float32_through_noise(b2):
     def gradients(i):
-        sizes = jnp.logspace(-12, 6, 64)[:, None]  # of rows: rare words beside common ones
-        return {"kernel": sizes * jax.random.normal(jax.random.fold_in(KEY, i), (64, 16))}
+        sizes = jnp.logspace(-12, 6, 32)[:, None]  # of rows: rare words beside common ones
+        return {"kernel": sizes * jax.random.normal(jax.random.fold_in(KEY, i), (32, 16))}
 
     exact, kept = both({**ADAM, "b2": b2}, PARAMS, gradients, 300)
     (theirs,), (ours,) = moment(exact, "nu"), moment(kept, "nu")
@@ -163,7 +165,8 @@ def test_the_first_step_is_float32s():
     updates = []
     for config in (ADAM, HALF):
         optimizer = optim.make_optimizer(config, lambda _: 1e-3)
-        updates.append(optimizer.update(grads, optimizer.init(params), params)[0])
+        state = optimizer.init(params)
+        updates.append(jax.jit(optimizer.update)(grads, state, params)[0])
     jax.tree.map(np.testing.assert_array_equal, *updates)
 
 
@@ -197,16 +200,16 @@ def test_small_entries_beside_large_ones_move_as_far():
     optimizer = optim.make_optimizer(config, lambda _: 1e-3)
     grads = {"kernel": jnp.logspace(-15, 15, 31)[None]}
     params = {"kernel": jnp.zeros((1, 31))}
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     for _ in range(20):
-        updates, state = optimizer.update(grads, state, params)
+        updates, state = update(grads, state, params)
         np.testing.assert_allclose(updates["kernel"], -1e-3, rtol=0.05)
 
 
 def test_nothing_moves_where_nothing_pulls():
     optimizer = optim.make_optimizer({**HALF, "weight_decay": 0.0}, lambda _: 1e-3)
     zero = {"kernel": jnp.zeros((4, 4))}
-    updates, state = optimizer.update(zero, optimizer.init(zero), zero)
+    updates, state = jax.jit(optimizer.update)(zero, optimizer.init(zero), zero)
     assert not jnp.any(updates["kernel"]) and not moment(state, "nu")[0].any()
 
 
@@ -214,10 +217,10 @@ def test_two_parameters_and_two_steps_have_chances_of_their_own():
     params = {"a": {"kernel": jnp.zeros((64, 64))}, "b": {"kernel": jnp.zeros((64, 64))}}
     grads = jax.tree.map(lambda p: jnp.full(p.shape, 0.1001), params)
     optimizer = optim.make_optimizer({**HALF, "b1": 0.0}, lambda _: 1e-3)
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     rounded = []
     for _ in range(2):
-        state = optimizer.update(grads, state, params)[1]
+        state = update(grads, state, params)[1]
         rounded += moment(state, "mu")
     assert len(rounded) == 4
     for i, one in enumerate(rounded):
@@ -303,3 +306,21 @@ def test_the_chain_of_names_is_that_of_the_parameters():
     names = [half.name_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
     assert sum(name.endswith("/text/projection/kernel") for name in names) == 2
     assert isinstance(optax.tree.get(state, "mu")["text"]["projection"]["kernel"], jax.Array)
+
+
+def test_each_device_draws_for_its_own_share():
+    """Nothing travels, and no array of a whole parameter is made, that of the chances included."""
+    mesh = mesh_of(dict(fsdp=4))
+    optimizer = optim.make_optimizer(HALF, lambda _: 1e-3)
+    params = {"mlp": {"fc": {"kernel": jnp.ones((32, 96))}}}
+    placed = jax.device_put(params, partition.shardings(params, mesh))
+    state = optimizer.init(params)
+    where = partition.shardings(state, mesh)
+    program = jax.jit(optimizer.update, out_shardings=(partition.shardings(params, mesh), where))
+    lowered = program.lower(placed, jax.device_put(state, where), placed)
+    text = lowered.compile().as_text()
+    assert "u32[8,96]" in text and "[32,96]" not in text
+    assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", text)
+    shared = program(placed, jax.device_put(state, where), placed)
+    alone = jax.jit(optimizer.update)(params, state, params)
+    jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(x) for x in (shared, alone)))

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from clip_jax import optim
-from steps import ADAM
+from clip_jax import optim, partition
+from steps import ADAM, mesh_of
 
 RATE = 0.01
 LAMB = {**ADAM, "name": "lamb"}
@@ -40,10 +40,14 @@ def unstacked(params):
 
 
 def trained(optimizer, params, grads):
+    @jax.jit
+    def step(params, state, grad):
+        updates, state = optimizer.update(grad, state, params)
+        return optax.apply_updates(params, updates), state
+
     state = optimizer.init(params)
     for grad in grads:
-        updates, state = jax.jit(optimizer.update)(grad, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(params, state, grad)
     return params
 
 
@@ -65,7 +69,7 @@ def test_each_layer_of_a_stack_is_as_if_it_stood_alone():
 
 def test_a_step_is_as_long_as_the_layers_weights_are_large():
     optimizer = optim.make_optimizer(LAMB, lambda _: RATE)
-    updates, _ = optimizer.update(GRADS[0], optimizer.init(PARAMS), PARAMS)
+    updates, _ = jax.jit(optimizer.update)(GRADS[0], optimizer.init(PARAMS), PARAMS)
     for name, update in unstacked(updates).items():
         length = RATE * np.linalg.norm(unstacked(PARAMS)[name])
         assert np.linalg.norm(update) == pytest.approx(length, rel=1e-5)
@@ -82,7 +86,7 @@ def test_weights_and_gradients_of_zero_change_nothing_into_nan():
     optimizer = optim.make_optimizer({**LAMB, "weight_decay": 0.0}, lambda _: RATE)
     params = {"blocks": {"kernel": jnp.zeros((2, 4, 4))}, "kernel": jnp.ones((4, 4))}
     grads = {"blocks": {"kernel": jnp.ones((2, 4, 4))}, "kernel": jnp.zeros((4, 4))}
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     np.testing.assert_allclose(updates["blocks"]["kernel"], -RATE, rtol=1e-4)
     assert not np.any(updates["kernel"])
 
@@ -95,3 +99,16 @@ def test_with_moments_in_16_bits_it_stays_near():
     for (name, a), b in zip(unstacked(ours).items(), unstacked(exact).values(), strict=True):
         moved = np.linalg.norm(b - unstacked(PARAMS)[name])
         assert 0 < np.linalg.norm(a - b) < 0.01 * moved
+
+
+def test_the_ratio_is_that_of_the_whole_layer_on_any_mesh():
+    mesh = mesh_of(dict(fsdp=2, tensor=2))
+    optimizer = optim.make_optimizer(LAMB, lambda _: RATE)
+    kernel = {"blocks": {"mlp": {"fc": {"kernel": PARAMS["blocks"]["kernel"]}}}}
+    grads = jax.tree.map(jnp.cos, kernel)
+    where = partition.shardings(kernel, mesh)
+    update = jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p)[0])
+    shared = jax.jit(update, in_shardings=(where, where), out_shardings=where)(kernel, grads)
+    spread = jax.tree.leaves(shared)[0]
+    assert not spread.sharding.is_fully_replicated
+    np.testing.assert_allclose(spread, jax.tree.leaves(update(kernel, grads))[0], rtol=1e-5)
