@@ -68,9 +68,8 @@ class MomentsState(NamedTuple):
 def moments(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """`optimizer` with its first (`mu`) and second (`nu`) moments of matrices in bfloat16.
 
-    It computes in float32 as ever. Both halves of a moment's life need the chance in rounding:
-    with b2 = .999 a second moment shrinks by a thousandth a step, less than half of bfloat16's
-    spacing; rounded to the nearest it would never shrink.
+    It computes in float32 as ever. Without the chance in rounding nothing would decay: with
+    b2 = .999 a second moment shrinks by a thousandth a step, less than half of bfloat16's spacing.
 
     The second moment has the range of float32, and no scale of its tensor (as Dhariwal et al. 2020
     use with float16). An entry depends on nothing but its own gradients: those of a rare word stay
@@ -80,7 +79,7 @@ def moments(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     √(spacing / 2) = 5 %, whatever b2 is: its step is 2.5 % longer or shorter. A float16 root would
     halve that.
 
-    Gains, biases and temperature keep theirs in float32: they are a thousandth of the bytes.
+    Gains, biases and the temperature keep theirs in float32: about a thousandth of the bytes.
     """
 
     def init(params: Any) -> MomentsState:

@@ -7,6 +7,9 @@ import optax
 import pytest
 
 from clip_jax import optim, partition
+from clip_jax.models.clip import abstract_model, variables
+from clip_jax.models.zoo import find
+from clip_jax.optim.masks import is_stacked, name_of
 from steps import ADAM, mesh_of
 
 RATE = 0.01
@@ -65,6 +68,19 @@ def test_each_layer_of_a_stack_is_as_if_it_stood_alone():
     ])  # fmt: skip
     off = np.abs(together["kernel"] / ours["blocks"]["kernel"] - 1)
     assert np.median(off) > 1e-2, "a stack taken for one tensor is another thing"
+
+
+def test_stacks_are_known_by_their_names():
+    """Against the layers of a tower: what is stacked leads with their number."""
+    params, _ = variables(abstract_model(find("RN50")))
+    layers = {"vision/stage1": 2, "vision/stage2": 3, "vision/stage3": 5, "vision/stage4": 2}
+    layers["text/transformer"] = 12
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = name_of(path)
+        depth = layers.get("/".join(name.split("/")[:2]))
+        alone = depth is None or "/first/" in name
+        assert is_stacked(name) is not alone
+        assert alone or leaf.shape[0] == depth
 
 
 def test_a_step_is_as_long_as_the_layers_weights_are_large():
