@@ -21,8 +21,8 @@ from clip_jax.models.zoo import DTYPES
 ROOT = Path(__file__).resolve().parent.parent
 
 # What may differ between a run and its resumption: it changes no number that is trained.
-FREE = ("workdir", "log", "checkpoint", "evaluate", "mesh", "remat", "accumulate")
-FREE_KEYS = (
+FREE = ("workdir", "log", "checkpoint", "evaluate", "mesh", "remat", "accumulate", "chunk")
+FREE = ("workdir", "log", "checkpoint", "evaluate", "mesh", "remat", "accumulate", "chunk")
     *("data.threads", "data.workers", "data.prefetch", "data.cache_mib"),
     *("loss.layout", "loss.block", "optimizer.sharded"),
 )
@@ -139,6 +139,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf),
     "batch_size": (1, math.inf),
     "accumulate": (1, math.inf),
+    "chunk.image": (-1, math.inf),
+    "chunk.text": (-1, math.inf),
     "seed": (0, 2**32 - 1),
     "log.every": (1, math.inf),
     "checkpoint.every": (1, math.inf),
@@ -198,6 +200,12 @@ def check(config: ConfigDict, devices: int) -> None:
             f"config.optimizer.muon_learning_rate={config.optimizer.muon_learning_rate} has no "
             "place in config.optimizer.name=lamb: set it to 0, or the name to adamw"
         )
+    for tower, rows in config.get("chunk", {}).items():
+        if rows > 0 and config.remat != "full":
+            raise UserError(
+                f"config.chunk.{tower}={rows} needs config.remat=full, not {config.remat!r}: going "
+                "backwards every chunk is computed again"
+            )
     images.Augment.from_dict(config.data.augment.to_dict())
     _check_templates(config)
     tensor = max(1, config.mesh.tensor)

@@ -24,6 +24,9 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     # Parameters (but see optimizer.text_weights) and their updates are float32 in each.
     c.dtype = "bfloat16"
     c.remat = "full"  # none, dots, full: what of a layer is computed again going backwards
+    # rows of each device that a layer of a Transformer takes at a time, so that they stay on the
+    # chip; 0: all; -1: what the plans found best for the TPU, where remat is full
+    c.chunk = ConfigDict({"image": -1, "text": -1})
 
     c.data = ConfigDict()
     c.data.train = ""  # tars (braces and globs), or tfds:NAME:SPLIT
