@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What may differ between a run and its resumption: it changes no number that is trained.
 FREE = ("workdir", "log", "checkpoint", "evaluate", "mesh", "remat", "accumulate", "chunk")
-FREE = ("workdir", "log", "checkpoint", "evaluate", "mesh", "remat", "accumulate", "chunk")
+FREE_KEYS = (
     *("data.threads", "data.workers", "data.prefetch", "data.cache_mib"),
     *("loss.layout", "loss.block", "optimizer.sharded"),
 )
