@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -28,8 +27,8 @@ from clip_jax import (
     flops,
     hosts,
     metrics,
-    optim,
     partition,
+    recipe,
     tokenizers,
 )
 from clip_jax import rows as rows_lib
@@ -40,7 +39,7 @@ from clip_jax.errors import UserError
 from clip_jax.evaluation.features import Encoder
 from clip_jax.evaluation.suite import Suite, table
 from clip_jax.models import zoo
-from clip_jax.models.clip import Variables, abstract_model, parameter_count
+from clip_jax.models.clip import Variables, parameter_count
 from clip_jax.models.zoo import CLIPConfig
 from clip_jax.objectives import Contrastive
 from clip_jax.tokenizers import Tokenizer, packing
@@ -63,12 +62,9 @@ class Run:
 
 def prepare(c: ConfigDict, *, training: bool) -> Run:
     """Opens what a config names and finds its mistakes, before any device is touched."""
-    config.check(c, jax.device_count())
+    model, objective = recipe.checked(c, jax.device_count())
     if not c.workdir:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
-    model = CLIPConfig.from_dict(c.model.to_dict())
-    objective = Contrastive(**c.loss.to_dict())
-    objective.check(sigmoid=model.logit_bias is not None)
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     _check_tokenizer(c.tokenizer, tokenizer, model.text)
     source = open_source(c.data.train) if training else None
@@ -172,27 +168,13 @@ def _check_room(state: Any, workdir: Path, keep: int) -> None:
         )
 
 
-class Trainer:
+class Trainer(recipe.Recipe):
     """A run on its devices: the compiled step, the state, the data."""
 
     def __init__(self, run: Run) -> None:
-        c = run.config
         self.run = run
-        self.mesh: Mesh = partition.make_mesh(c.mesh.to_dict())
-        self.schedule = optim.learning_rate(
-            c.optimizer.learning_rate,
-            c.optimizer.warmup_steps,
-            c.steps,
-            c.optimizer.final_learning_rate,
-            c.optimizer.get("schedule", "cosine"),
-        )
-        self.optimizer = optim.make_optimizer(c.optimizer, self.schedule)
-        self.model = abstract_model(run.model, c.dtype, c.remat)
-        self.graph = nnx.graphdef(self.model)
-        self.sharded = {"sharded_optimizer": c.optimizer.sharded}
-        text_weights = c.optimizer.get("text_weights", "float32")
-        self.kept: dict[str, Any] = {**self.sharded, "text_weights": text_weights}
-        self.state_like = step_lib.abstract_state(run.model, self.optimizer, self.mesh, **self.kept)
+        mesh = partition.make_mesh(run.config.mesh.to_dict())
+        super().__init__(run.config, run.model, run.objective, mesh)
 
     def evaluate(self, variables: Variables, step: int) -> dict[str, float]:
         """The suite on a model's variables; pictures go to the run's folder."""
@@ -251,22 +233,7 @@ class Trainer:
 
     def compile(self, context_length: int) -> step_lib.TrainStep:
         """The step for texts of a width, compiled before the clock of images/s starts."""
-        step = step_lib.make_train_step(
-            self.graph,
-            self.run.objective,
-            self.optimizer,
-            self.run.config.seed,
-            self.run.model.max_logit_scale,
-            accumulate=self.run.config.accumulate,
-            **self.sharded,
-        )
-        size, rows = self.run.model.vision.image_size, self.run.config.batch_size
-        like = {
-            "image": jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8),
-            "tokens": jax.ShapeDtypeStruct((rows, context_length), np.int32),
-        }
-        jitted = step_lib.compile_step(step, self.state_like, self.mesh)
-        return jitted.lower(self.state_like, like).compile()
+        return self.lower(context_length).compile()
 
 
 def _progress(mesh: Mesh, c: ConfigDict, done: int) -> metrics.Progress:

@@ -1,0 +1,86 @@
+"""What a config comes to on a mesh: the model, what updates it, and the step that trains it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from clip_jax import config as config_lib
+from clip_jax import optim
+from clip_jax import step as step_lib
+from clip_jax.models.clip import abstract_model
+from clip_jax.models.zoo import CLIPConfig
+from clip_jax.objectives import Contrastive
+
+
+def checked(c: ConfigDict, devices: int) -> tuple[CLIPConfig, Contrastive]:
+    """The architecture and the objective of a config that is right for so many devices.
+
+    Raises:
+      UserError: it is wrong; names the key, its value and what to do.
+    """
+    config_lib.check(c, devices)
+    architecture = CLIPConfig.from_dict(c.model.to_dict())
+    objective = Contrastive(**c.loss.to_dict())
+    objective.check(sigmoid=architecture.logit_bias is not None)
+    return architecture, objective
+
+
+class Recipe:
+    """How a config trains on a mesh, without an array of it.
+
+    Args:
+      c: the config.
+      architecture: of the model, as `checked` gives it.
+      objective: what is minimised, as `checked` gives it.
+      mesh: over devices that are there, or that only a compiler knows.
+    """
+
+    def __init__(
+        self, c: ConfigDict, architecture: CLIPConfig, objective: Contrastive, mesh: Mesh
+    ) -> None:
+        self.config, self.architecture, self.mesh = c, architecture, mesh
+        self.schedule = optim.learning_rate(
+            c.optimizer.learning_rate,
+            c.optimizer.warmup_steps,
+            c.steps,
+            c.optimizer.final_learning_rate,
+            c.optimizer.get("schedule", "cosine"),
+        )
+        self.optimizer = optim.make_optimizer(c.optimizer, self.schedule)
+        chunk = c.get("chunk") or {}
+        chunks = chunk.get("image", 0), chunk.get("text", 0)
+        self.model = abstract_model(architecture, c.dtype, c.remat, chunks)
+        self.graph = nnx.graphdef(self.model)
+        sharded = {"sharded_optimizer": c.optimizer.sharded}
+        text_weights = c.optimizer.get("text_weights", "float32")
+        self.kept: dict[str, Any] = {**sharded, "text_weights": text_weights}
+        self.state_like = step_lib.abstract_state(architecture, self.optimizer, mesh, **self.kept)
+        self.train_step = step_lib.make_train_step(
+            self.graph,
+            objective,
+            self.optimizer,
+            c.seed,
+            architecture.max_logit_scale,
+            accumulate=c.accumulate,
+            **sharded,
+        )
+
+    def batch_like(self, context_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of a whole batch whose texts have so many tokens."""
+        size, rows = self.architecture.vision.image_size, self.config.batch_size
+        return {
+            "image": jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8),
+            "tokens": jax.ShapeDtypeStruct((rows, context_length), np.int32),
+        }
+
+    def lower(self, context_length: int | None = None) -> jax.stages.Lowered:
+        """The step for texts of a width (None: the tower's own), traced but not compiled."""
+        width = self.architecture.text.context_length if context_length is None else context_length
+        jitted = step_lib.compile_step(self.train_step, self.state_like, self.mesh)
+        return jitted.lower(self.state_like, self.batch_like(width))
