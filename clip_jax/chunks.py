@@ -13,7 +13,7 @@ AUTO = -1
 # MB that the widest activation of a chunk, an MLP's hidden layer, takes at the best of the sizes
 # that were tried (docs/benchmarks.md), by the compiler's estimate. A chip that is not here takes
 # all rows at once.
-_WIDEST = {"v5e": 20.5, "v5p": 41.0, "v6e": 20.5}
+_WIDEST = {"v5e": 20.5, "v5p": 78.0, "v6e": 20.5}
 
 
 def picked(

@@ -1,0 +1,169 @@
+"""A stack of layers: in chunks of rows, and of its last layer only what is read out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clip_jax.models.stack import _pieces
+from clip_jax.models.transformer import Transformer, taken
+from clip_jax.models.zoo import BertConfig, CLIPConfig, TextConfig
+from clip_jax.plan import program
+from steps import TINY, assert_same_gradients, compiled, mesh_of, run
+
+LAYERS, LENGTH, WIDTH, ROWS = 3, 7, 16, 12
+MESHES = [
+    dict(data=1),
+    dict(data=8),
+    dict(data=2, fsdp=4),
+    dict(data=2, fsdp=2, tensor=2),
+]
+
+
+def transformer(causal=True, post_norm=False, chunk=0, dtype="float32", layers=LAYERS):
+    config = TextConfig(width=WIDTH, layers=layers, heads=2)
+    return Transformer(
+        config,
+        "quick_gelu",
+        causal=causal,
+        post_norm=post_norm,
+        dtype=dtype,
+        remat="full",
+        chunk=chunk,
+        rngs=nnx.Rngs(0),
+    )
+
+
+def rows(n=ROWS, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(0), (n, LENGTH, WIDTH), dtype)
+
+
+def gradients(stack, x, **options):
+    """Of a number made of all outputs: by the parameters and by the input."""
+    graph, params = nnx.split(stack, nnx.Param)
+
+    def number(params, x):
+        y = nnx.merge(graph, params)(x, **options).astype(jnp.float32)
+        return jnp.sum(jnp.sin(y) * jnp.arange(y.size).reshape(y.shape) / y.size)
+
+    return jax.jit(jax.grad(number, argnums=(0, 1)))(params, x)
+
+
+def close(a, b, off=1e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=off, atol=off * float(jnp.max(jnp.abs(y))))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 12, 100])
+@pytest.mark.parametrize("causal", [True, False])
+def test_chunks_change_neither_output_nor_gradient(chunk, causal):
+    whole, x = transformer(causal), rows()
+    chunked = transformer(causal, chunk=chunk)
+    np.testing.assert_allclose(chunked(x), whole(x), rtol=1e-5, atol=1e-5)
+    close(gradients(chunked, x), gradients(whole, x))
+
+
+def test_a_mask_and_places_are_cut_with_their_rows():
+    at = jax.random.randint(jax.random.key(1), (ROWS,), 0, LENGTH)
+    mask = (jnp.arange(LENGTH) <= jnp.arange(ROWS)[:, None] % LENGTH)[:, None, None, :]
+    x, options = rows(), {"mask": mask, "at": at}
+    whole, chunked = (transformer(False, True, chunk) for chunk in (0, 4))
+    np.testing.assert_allclose(chunked(x, **options), whole(x, **options), rtol=1e-5, atol=1e-5)
+    close(gradients(chunked, x, **options), gradients(whole, x, **options))
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_chunks_are_those_of_a_device(shape):
+    _, expected, before = run(dict(data=1))
+    _, found, metrics = run(shape, remat="full", chunks=(2, 1))
+    assert_same_gradients(found, expected)
+    assert metrics[0] == pytest.approx(before[0], rel=1e-5)
+
+
+def test_bert_in_chunks():
+    bert = BertConfig(vocab_size=56, context_length=8, width=32, layers=2, heads=4, positions=8)
+    config = CLIPConfig(16, vision=TINY.vision, text=bert)
+    _, expected, _ = run(dict(data=1), config=config)
+    _, found, _ = run(dict(data=4), config=config, remat="full", chunks=(1, 2))
+    assert_same_gradients(found, expected)
+
+
+def test_sums_over_chunks_are_float32():
+    """Of 256 rows alike the gradients by bfloat16 sums would stall at a part of the whole."""
+    x = jnp.broadcast_to(rows(1, jnp.bfloat16), (256, LENGTH, WIDTH))
+    whole, chunked = (transformer(chunk=chunk, dtype="bfloat16", layers=1) for chunk in (0, 1))
+
+    def of_bias(stack):
+        graph, params = nnx.split(stack, nnx.Param)
+        by = jax.grad(lambda p: nnx.merge(graph, p)(x).astype(jnp.float32).sum())(params)
+        return by["blocks"]["mlp"]["proj"]["kernel"][...]
+
+    a, b = of_bias(whole), of_bias(chunked)
+    assert b.dtype == jnp.float32
+    assert float(jnp.linalg.norm(a - b)) < 0.01 * float(jnp.linalg.norm(a))
+
+
+def test_an_exchange_between_devices_is_one_for_all_chunks():
+    """Gradients are summed over devices after all chunks, not after each."""
+
+    def sent(chunks):
+        _, step = compiled(mesh_of(dict(data=2)), rows=32, remat="full", chunks=chunks)
+        found = program.read(step.as_text()).collectives
+        return sum(c.size * c.runs for c in found if c.kind == "all-reduce")
+
+    assert sent((1, 1)) == sent((4, 4)) <= 1.1 * sent((0, 0))
+
+
+def test_chunks_take_less_memory():
+    def held(chunks):
+        mesh = mesh_of(dict(data=1))
+        _, step = compiled(mesh, rows=256, remat="full", chunks=chunks)
+        return step.memory_analysis().temp_size_in_bytes
+
+    assert held((8, 8)) < 0.7 * held((0, 0))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("at", [0, 3, LENGTH - 1])
+@pytest.mark.parametrize("chunk", [0, 4])
+def test_one_place_is_that_of_all(causal, at, chunk):
+    stack, x = transformer(causal, chunk=chunk), rows()
+    each = jnp.full(ROWS, at)
+    expected = transformer(causal)(x)[:, at : at + 1]
+    for place in (at, each):
+        np.testing.assert_allclose(stack(x, at=place), expected, rtol=1e-5, atol=1e-5)
+    close(gradients(stack, x, at=at), gradients(stack, x, at=each))
+
+
+def test_a_stack_of_one_layer_is_read_out_too():
+    stack, x = transformer(layers=1), rows()
+    np.testing.assert_allclose(stack(x, at=2), stack(x)[:, 2:3], rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_read_out_is_not_computed():
+    stack, x = transformer(layers=1), rows()
+
+    def flops(**options):
+        analysis = jax.jit(lambda x: stack(x, **options)).lower(x).compile().cost_analysis()
+        return analysis["flops"]
+
+    assert flops(at=0) < 0.5 * flops()
+
+
+def test_taking_a_place_ignores_what_stands_elsewhere():
+    x = rows().at[:, 1].set(jnp.nan)
+    at = jnp.where(jnp.arange(ROWS) % 2, 0, 6)
+    expected = jnp.take_along_axis(x, at[:, None, None], axis=1)
+    np.testing.assert_array_equal(taken(x, at), expected)
+    assert jnp.isfinite(jax.grad(lambda x: taken(x, at).sum())(x)).all()
+
+
+@given(st.integers(1, 60), st.integers(1, 70))
+def test_pieces_are_equal_and_at_most_a_chunk(n, chunk):
+    (pieces,) = _pieces((jnp.arange(n),), chunk)
+    assert pieces.shape[1] <= chunk
+    np.testing.assert_array_equal(pieces.reshape(-1), jnp.arange(n))
+    assert not any(n % m == 0 for m in range(pieces.shape[1] + 1, min(chunk, n) + 1))
