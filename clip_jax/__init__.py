@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from clip_jax import plan
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from clip_jax.pretrained import ZeroShotClassifier
 
 __version__ = "0.1.0"
-__all__ = ["available_models", "load", "pipeline", "tokenize"]
+__all__ = ["available_models", "load", "pipeline", "plan", "tokenize"]
 
 
 def available_models() -> list[str]:

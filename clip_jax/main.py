@@ -18,14 +18,17 @@ from clip_jax.errors import UserError, is_disk_full
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-MODES = ("train", "evaluate")
+MODES = ("train", "evaluate", "plan")
 _EPILOG = """\
 any key of the config can be set:  --config.KEY=VALUE   (--config FILE --help lists them)
   python -m clip_jax.main --config configs/quickstart.py
   python -m clip_jax.main --config configs/vit_b16.py --config.data.train='/data/{00000..41407}.tar'
 the same command resumes a run that was stopped; Ctrl-C and SIGTERM save first
 many hosts: the same command on each; on a TPU pod, in Slurm and in Kubernetes that is all,
-elsewhere the three flags, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"""
+elsewhere the three flags, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
+what a step would take on a TPU slice, asked of its compiler; no TPU, no data (docs/plan.md):
+  python -m clip_jax.main --config configs/vit_l14.py --mode=plan --topology=v5e:16x16
+the exit code is 0 also for a step that does not fit: scripts read "fits" of --json"""
 
 
 class LinesParser(argparse.ArgumentParser):
@@ -51,6 +54,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--mode", default="train", help=f"one of {', '.join(MODES)} (default: %(default)s)"
     )
+    p.add_argument("--topology", metavar="NAME", help="of a plan: v5e:16x16, v5p:4x4x4, cpu:8, …")
+    p.add_argument("--json", action="store_true", help="the plan's last line is JSON")
+    p.add_argument(
+        "--sweep",
+        metavar="KEY=V,V,…",
+        nargs="*",
+        action="extend",
+        help="plans for all of these values, such as config.accumulate=1,4,16 "
+        "config.remat=dots,full; alone: for the usual choices",
+    )
+    p.add_argument("--dump", metavar="FOLDER", help="keeps what the compiler wrote of the step")
     p.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 lets all meet")
     p.add_argument("--processes", metavar="N", type=_at_least(1), help="how many there are")
     p.add_argument("--process", metavar="I", type=_at_least(0), help="which one this is, from 0")
@@ -107,6 +121,11 @@ def run(argv: Sequence[str]) -> int:
             return 0
         raise UserError("--config is missing: try --config configs/quickstart.py")
 
+    if args.mode == "plan":
+        _prepare_plan(args)
+    elif args.topology or args.json or args.sweep is not None or args.dump:
+        raise UserError("--topology, --json, --sweep and --dump belong to --mode=plan")
+
     from clip_jax import config as config_lib
 
     if args.workdir:
@@ -116,11 +135,35 @@ def run(argv: Sequence[str]) -> int:
         parser().print_help()
         print(f"\n{args.config}: {doc.strip()}\n\nits keys:\n{config_lib.describe(config)}")
         return 0
+    if args.mode == "plan":
+        from clip_jax.plan import report
+
+        report.plan(
+            config,
+            args.topology,
+            name=args.config,
+            axes=args.sweep,
+            as_json=args.json,
+            dump=args.dump,
+        )
+        return 0
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     place = clusters.find(args.coordinator, args.processes, args.process, os.environ)
     with hosts.joined(place, args.connect_timeout, args.heartbeat_timeout):
         _start(args.mode, config)
     return 0
+
+
+def _prepare_plan(args: argparse.Namespace) -> None:
+    """What must be set before JAX is imported: a plan leaves this machine's accelerators alone."""
+    from clip_jax.plan import topology
+
+    if not args.topology:
+        raise UserError(f"--mode=plan needs --topology, one of such as {topology.EXAMPLES}")
+    if args.sweep is not None and args.dump:
+        raise UserError("--dump keeps one program: leave out --sweep")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    topology.quiet(os.environ)
 
 
 def _start(mode: str, config: ConfigDict) -> None:

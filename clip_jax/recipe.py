@@ -10,8 +10,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from clip_jax import chips, chunks, optim, partition
 from clip_jax import config as config_lib
-from clip_jax import optim
 from clip_jax import step as step_lib
 from clip_jax.models.clip import abstract_model
 from clip_jax.models.zoo import CLIPConfig
@@ -53,9 +53,14 @@ class Recipe:
             c.optimizer.get("schedule", "cosine"),
         )
         self.optimizer = optim.make_optimizer(c.optimizer, self.schedule)
-        chunk = c.get("chunk") or {}
-        chunks = chunk.get("image", 0), chunk.get("text", 0)
-        self.model = abstract_model(architecture, c.dtype, c.remat, chunks)
+        self.chunks = chunks.picked(
+            c.get("chunk", {"image": 0, "text": 0}),  # runs from before there were chunks
+            architecture,
+            chips.chip_of_device(mesh.devices.flat[0]),
+            c.batch_size // partition.batch_shards(mesh) // c.accumulate,
+            c.remat,
+        )
+        self.model = abstract_model(architecture, c.dtype, c.remat, self.chunks)
         self.graph = nnx.graphdef(self.model)
         sharded = {"sharded_optimizer": c.optimizer.sharded}
         text_weights = c.optimizer.get("text_weights", "float32")

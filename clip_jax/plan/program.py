@@ -1,11 +1,15 @@
-"""What a compiled program does, read from the text that the TPU's compiler leaves of it."""
+"""What a compiled program does, read from the text that the compiler leaves of it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Iterator
+from typing import Any
+
+from clip_jax.plan import loops
+from clip_jax.plan.loops import Operation
 
 KINDS = (
     "all-gather",
@@ -17,46 +21,36 @@ KINDS = (
     "reduce-scatter",
 )
 
+# What leaves a chip at least for each byte of a result, its links being counted together: an
+# all-reduce scatters and gathers, a permute has one link of four.
+_SENT = {"all-reduce": 2, "collective-permute": 4}
+
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
 _HEAD = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
-_OPERATION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$")
-_CALLED = re.compile(
-    r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|"
-    r"false_computation|called_computations)=(\{[^}]*\}|%?[\w.-]+)"
-)
+_OPERATION = re.compile(r"^\s+(ROOT )?%?(\S+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _NONE = 2**62  # what the compiler writes, or nearly, where it has no estimate
 
 
 @dataclasses.dataclass(frozen=True)
-class Operation:
-    """One line of a computation, and how often it runs in a step.
-
-    cycles: the compiler's estimate of one run; None where it gives none.
-    """
-
-    name: str
-    kind: str
-    result: str
-    rest: str
-    runs: int
-    cycles: int | None
-
-    @property
-    def source(self) -> str:
-        """Where in the traced program it comes from."""
-        found = re.search(r'op_name="([^"]*)"', self.rest)
-        return found[1] if found else ""
-
-
-@dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between chips: `size` bytes a chip, `runs` times a step."""
+    """One exchange between chips: a result of `size` bytes on each, `runs` times a step.
+
+    group: how many chips take part; 0 where the program does not say, which means all.
+    """
 
     kind: str
     size: int
     runs: int
     group: int
+
+    @property
+    def sent(self) -> int:
+        """Bytes of a step that keep a chip's links busy, at least."""
+        if self.group == 1:
+            return 0
+        factor = self.group if self.kind == "reduce-scatter" else _SENT.get(self.kind, 1)
+        return factor * self.size * self.runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,19 +58,31 @@ class Program:
     """What a step does on one chip.
 
     cycles: estimated, over all runs of all operations; collectives and kernels are not in it.
-    kernels: custom calls, of which the compiler estimates nothing.
+    kernels: custom calls, of which the compiler estimates nothing, and how often each runs.
     endless: loops whose number of rounds could not be read, counted once.
     """
 
     operations: list[Operation]
     collectives: list[Collective]
-    kernels: list[str]
+    kernels: dict[str, int]
     endless: list[str]
 
     @property
     def cycles(self) -> int:
         """Of one chip in one step."""
         return sum(op.runs * (op.cycles or 0) for op in self.operations)
+
+    def exchanges(self) -> list[dict[str, Any]]:
+        """Collectives, those of one kind, size and group together; what sends most comes first."""
+        alike: dict[tuple[str, int, int], int] = {}
+        for c in self.collectives:
+            key = c.kind, c.size, c.group
+            alike[key] = alike.get(key, 0) + c.runs
+        found = [Collective(kind, size, runs, group) for (kind, size, group), runs in alike.items()]
+        return [
+            {"kind": c.kind, "bytes": c.size, "executions": c.runs, "group_size": c.group}
+            for c in sorted(found, key=lambda c: -c.sent)
+        ]
 
 
 def read(text: str) -> Program:
@@ -86,7 +92,7 @@ def read(text: str) -> Program:
     """
     computations, entry = _computations(text)
     walk = _Walk(computations)
-    walk.follow(entry, 1)
+    walk.follow(entry, 1, ())
     return Program(walk.operations, list(walk.collectives.values()), walk.kernels, walk.endless)
 
 
@@ -112,98 +118,86 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
+def _operation(line: str) -> Operation | None:
+    found = _OPERATION.match(line)
+    if not found:
+        return None
+    root, name, result, kind, rest = found.groups()
+    cycles = _CYCLES.search(rest)
+    estimate = int(cycles[1]) if cycles and int(cycles[1]) < _NONE else None
+    return Operation(name, kind, result, rest, bool(root), estimate)
+
+
 class _Walk:
     """Through the computations that really run, from the entry on."""
 
     def __init__(self, computations: dict[str, list[str]]) -> None:
         self.computations = computations
+        self.table = functools.cache(self._table)
         self.operations: list[Operation] = []
         self.collectives: dict[str, Collective] = {}
-        self.kernels: list[str] = []
+        self.kernels: dict[str, int] = {}
         self.endless: list[str] = []
 
-    def follow(self, computation: str, runs: int) -> None:
-        """Everything that `computation` does when it runs so often."""
-        for op in self._lines(computation, runs):
-            called = self._called(op)
-            self._collective(op)
+    def _table(self, computation: str) -> loops.Table:
+        lines = map(_operation, self.computations.get(computation, ()))
+        return {op.name: op for op in lines if op}
+
+    def follow(self, computation: str, runs: int, args: tuple[loops.Thunk, ...]) -> None:
+        """Everything that `computation` does when it is called so often.
+
+        `args` are what is known of its parameters.
+        """
+        table = self.table(computation)
+        for op in table.values():
+            self._collective(op, runs)
             if op.kind == "while":
-                self._loop(op, runs)
+                self._loop(op, table, runs, args)
             elif op.kind == "conditional":
-                for branch in self._dearest(called, runs):
-                    self.follow(branch, runs)
+                for branch in self._dearest(op.called):
+                    self.follow(branch, runs, ())
             elif op.kind in ("call", "async-start"):
-                for name in called:
-                    self.follow(name, runs)
+                inputs = loops.inputs(op, table, args, self.table)
+                for name in op.called:
+                    self.follow(name, runs, inputs)
             elif op.kind == "fusion":
-                for name in called:
+                for name in op.called:
                     self._look_inside(name, runs)
             elif op.kind == "custom-call":
                 self._custom(op, runs)
             if op.cycles is not None and op.kind not in ("while", "conditional", "call"):
-                self.operations.append(op)
+                self.operations.append(dataclasses.replace(op, runs=runs))
 
-    def _lines(self, computation: str, runs: int) -> Iterator[Operation]:
-        for line in self.computations.get(computation, ()):
-            if found := _OPERATION.match(line):
-                name, result, kind, rest = found.groups()
-                cycles = _CYCLES.search(rest)
-                estimate = int(cycles[1]) if cycles and int(cycles[1]) < _NONE else None
-                yield Operation(name, kind, result, rest, runs, estimate)
-
-    def _called(self, op: Operation) -> list[str]:
-        names = [n for found in _CALLED.findall(op.rest) for n in found.strip("{}").split(",")]
-        return [n.strip().lstrip("%") for n in names]
-
-    def _loop(self, op: Operation, runs: int) -> None:
-        parts = dict(re.findall(r"\b(condition|body)=%?([\w.-]+)", op.rest))
-        rounds = self._rounds(op, parts["condition"])
+    def _loop(
+        self, op: Operation, table: loops.Table, runs: int, args: tuple[loops.Thunk, ...]
+    ) -> None:
+        loop = loops.Loop(op, table, args, self.table)
+        rounds = loop.rounds()
         if rounds is None:
             self.endless.append(op.name)
-        self.follow(parts["body"], runs * (1 if rounds is None else rounds))
+        self.follow(loop.body, runs * (1 if rounds is None else rounds), (loop.unchanging,))
 
-    def _rounds(self, op: Operation, condition: str) -> int | None:
-        """How often a loop turns whose counter begins at 0 and is compared with a constant."""
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', op.rest):
-            return int(known[1])
-        lines = list(self._reached(condition))
-        bounds = [
-            int(found[1])
-            for line in lines
-            if (found := re.search(r"= s32\[\]\S* constant\((\d+)\)", line))
-        ]
-        compared = [line for line in lines if " compare(" in line]
-        if len(bounds) == 1 and len(compared) == 1 and "direction=LT" in compared[0]:
-            return bounds[0]
-        return None
-
-    def _reached(self, computation: str) -> Iterator[str]:
-        for line in self.computations.get(computation, ()):
-            yield line
-            for found in re.findall(r"calls=%?([\w.-]+)", line):
-                yield from self._reached(found)
-
-    def _dearest(self, branches: list[str], runs: int) -> list[str]:
+    def _dearest(self, branches: list[str]) -> list[str]:
         """Of the branches of a conditional the one that costs most."""
 
         def cost(branch: str) -> int:
             walk = _Walk(self.computations)
-            walk.follow(branch, runs)
+            walk.follow(branch, 1, ())
             return sum(op.runs * (op.cycles or 0) for op in walk.operations)
 
         return sorted(branches, key=cost)[-1:]
 
     def _look_inside(self, fused: str, runs: int) -> None:
         """For what a fusion holds that is no computation: exchanges between chips, kernels."""
-        for op in self._lines(fused, runs):
-            self._collective(op)
+        for op in self.table(fused).values():
+            self._collective(op, runs)
             if op.kind in ("fusion", "call", "async-start"):
-                for name in self._called(op):
+                for name in op.called:
                     self._look_inside(name, runs)
             elif op.kind == "custom-call":
                 self._custom(op, runs)
 
-    def _collective(self, op: Operation) -> None:
+    def _collective(self, op: Operation, runs: int) -> None:
         kind = op.kind.removesuffix("-start")
         if kind not in KINDS:
             return
@@ -213,12 +207,15 @@ class _Walk:
             shape = parts[1] if kind != "all-reduce" and len(parts) > 1 else shape
         channel = re.search(r"channel_id=(\d+)", op.rest)
         key = channel[1] if channel else op.name
-        self.collectives.setdefault(key, Collective(kind, size_of(shape), op.runs, _group(op.rest)))
+        # an asynchronous one stands in several fusions
+        before = self.collectives.get(key)
+        if before is None or before.runs < runs:
+            self.collectives[key] = Collective(kind, size_of(shape), runs, _group(op.rest))
 
     def _custom(self, op: Operation, runs: int) -> None:
         target = re.search(r'custom_call_target="([^"]*)"', op.rest)
         if target and target[1] == "tpu_custom_call":
-            self.kernels.extend([op.name] * runs)
+            self.kernels[op.name] = self.kernels.get(op.name, 0) + runs
 
 
 def _group(rest: str) -> int:
