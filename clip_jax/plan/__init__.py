@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import jax
     from ml_collections import ConfigDict
 
-    from clip_jax.plan.estimate import Estimate
+    from clip_jax.plan.cost import Estimate
 
 __all__ = ["estimate", "lower"]
 
@@ -29,7 +29,7 @@ def lower(config: ConfigDict, topology: str) -> jax.stages.Lowered:
     Raises:
       UserError: the config is wrong for so many devices, no such topology, libtpu is missing.
     """
-    from clip_jax.plan.estimate import recipe_of
+    from clip_jax.plan.cost import recipe_of
 
     return recipe_of(config, topology)[0].lower()
 
@@ -45,6 +45,6 @@ def estimate(config: ConfigDict, topology: str, dump: str | None = None) -> Esti
     Raises:
       UserError: as of `lower`, or the folder cannot be written.
     """
-    from clip_jax.plan.estimate import estimated
+    from clip_jax.plan.cost import estimated
 
     return estimated(config, topology, dump)

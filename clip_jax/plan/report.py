@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clip_jax.plan import search
-from clip_jax.plan.estimate import PARTS, Estimate
+from clip_jax.plan.cost import PARTS, Estimate
 from clip_jax.plan.search import Refused
 
 NOTE = "compiler-estimated, not run"
@@ -66,8 +66,10 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _gib(size: int | None) -> str:
-    return "?" if size is None else f"{size / _GIB:.2f} GiB"
+def _size(size: int | None) -> str:
+    if size is None:
+        return "?"
+    return f"{size / _GIB:.2f} GiB" if abs(size) >= _GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def _text(name: str, e: Estimate) -> str:
@@ -78,7 +80,7 @@ def _text(name: str, e: Estimate) -> str:
         _fits(e),
     ]
     if e.fits:
-        lines += [f"    {part:<14}{_gib(e.hbm[part]):>12}" for part in PARTS]
+        lines += [f"    {part:<14}{_size(e.hbm[part]):>12}" for part in PARTS]
     for tower, chunk in zip(("image", "text"), e.chunks, strict=True):
         if chunk:
             lines.append(f"  layers of the {tower} tower take {chunk} rows at a time")
@@ -107,11 +109,11 @@ def _text(name: str, e: Estimate) -> str:
 
 
 def _fits(e: Estimate) -> str:
-    capacity = _gib(e.hbm_capacity_bytes)
+    capacity = _size(e.hbm_capacity_bytes)
     if e.fits:
-        return f"  fits            {_gib(e.hbm_bytes)} of {capacity} a device"
-    over = "" if e.hbm_bytes is None else f": {_gib(e.hbm_bytes - e.hbm_capacity_bytes)} too much"
-    return f"  DOES NOT FIT    {_gib(e.hbm_bytes)} wanted of {capacity} a device{over}"
+        return f"  fits            {_size(e.hbm_bytes)} of {capacity} a device"
+    over = "" if e.hbm_bytes is None else f": {_size(e.hbm_bytes - e.hbm_capacity_bytes)} too much"
+    return f"  DOES NOT FIT    {_size(e.hbm_bytes)} wanted of {capacity} a device{over}"
 
 
 def _collectives(e: Estimate) -> list[str]:
@@ -130,7 +132,7 @@ def _proposed(others: Sequence[Estimate]) -> str:
     lines = ["\nwhat would fit (compiled, too):"]
     for e in others:
         speed = "" if e.step_seconds is None else f", {1e3 * e.step_seconds:.4g} ms a step"
-        lines.append(f"  {search.flags(e.overrides)}\n      {_gib(e.hbm_bytes)} a device{speed}")
+        lines.append(f"  {search.flags(e.overrides)}\n      {_size(e.hbm_bytes)} a device{speed}")
     if any("batch_size" in e.overrides for e in others):
         lines.append("a smaller batch trains something else; the others change no number")
     return "\n".join(lines)

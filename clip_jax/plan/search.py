@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from clip_jax import config as config_lib
 from clip_jax.errors import UserError
-from clip_jax.plan.estimate import Estimate, estimated, recipe_of
+from clip_jax.plan.cost import Estimate, estimated, recipe_of
 
 Say = Callable[[str], None]
 Overrides = dict[str, Any]

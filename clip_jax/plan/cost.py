@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import re
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.layout import Layout
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
@@ -248,7 +250,7 @@ def _capacity(platform: str, name: str) -> int:
 
 
 def _memory(compiled: jax.stages.Compiled, made: recipe.Recipe) -> dict[str, int | None]:
-    """Bytes of a device by what lies there; what the layouts pad is with the activations."""
+    """Bytes of a device by what lies there."""
     used = compiled.memory_analysis()
     assert used is not None
     total = (
@@ -257,23 +259,33 @@ def _memory(compiled: jax.stages.Compiled, made: recipe.Recipe) -> dict[str, int
         + used.output_size_in_bytes
         - used.alias_size_in_bytes
     )
-    state, sharding = made.state_like, partition.batch_sharding(made.mesh)
-    batch = made.batch_like(made.architecture.text.context_length)
+    (state, batch), _ = compiled.input_formats
+    like = made.state_like
     held = {
-        "parameters": _bytes((state.params, state.stats)),
-        "optimizer": _bytes((state.opt_state, state.step)),
-        "batch": _bytes(batch, sharding),
+        "parameters": _bytes((like.params, like.stats), (state.params, state.stats)),
+        "optimizer": _bytes((like.opt_state, like.step), (state.opt_state, state.step)),
+        "batch": _bytes(made.batch_like(made.architecture.text.context_length), batch),
     }
     return {**held, "activations": total - sum(held.values())}
 
 
-def _bytes(tree: Any, sharding: NamedSharding | None = None) -> int:
-    """Of a device's shards."""
+def _bytes(tree: Any, formats: Any) -> int:
+    """Of a device's shards, as they lie: with what their tiles add at the edges."""
     return sum(
-        int(np.prod((sharding or leaf.sharding).shard_shape(leaf.shape), dtype=np.int64))
-        * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
+        _padded(form.sharding.shard_shape(leaf.shape), form.layout) * leaf.dtype.itemsize
+        for leaf, form in zip(jax.tree.leaves(tree), jax.tree.leaves(formats), strict=True)
     )
+
+
+def _padded(shape: tuple[int, ...], layout: Layout | None) -> int:
+    """Elements of an array of a shape with those that only fill its tiles up."""
+    if layout is None or not layout.tiling:
+        return math.prod(shape)
+    sides = [shape[i] for i in layout.major_to_minor]
+    tile = layout.tiling[0]  # those after it only order what is in one
+    sides = [1] * (len(tile) - len(sides)) + sides
+    whole, edges = sides[: len(sides) - len(tile)], sides[len(sides) - len(tile) :]
+    return math.prod(whole) * math.prod(-(-n // t) * t for n, t in zip(edges, tile, strict=True))
 
 
 def _interconnect(read: program.Program, chip: Chip | None) -> float | None:
