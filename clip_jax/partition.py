@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -39,6 +40,9 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"kernel", P(_BOTH, None)),
     (r".*", P()),
 )
+
+# Numbers that a row of a TPU's tile takes: fewer are filled up.
+LANES = 128
 
 # What `gathered` leaves where it lies: stacked layers, which are gathered one at a time
 # (`models.stack`), and the table of `embedded`.
@@ -209,16 +213,47 @@ def rows(x: Array) -> Array:
     return _constrained(x, *BATCH)
 
 
-def embedded(embed: Callable[[Array], Array], tokens: Array) -> Array:
-    """`embed(tokens)`, whose table stays where it lies, [batch, context, width].
+def embedded(table: Array, tokens: Array, dtype: Any) -> Array:
+    """The rows of a `table` [vocabulary, width] that `tokens` name, [batch, context, width].
 
-    Each device looks its features up for all rows of its fsdp and tensor group, and then they
-    change hands: far fewer bytes than the table.
+    A table that is spread over few devices stays where it lies: each looks its features up for all
+    rows of its fsdp and tensor group, and then they change hands, far fewer bytes than the table.
+    Over many devices a feature or two of each would fill a tile of `LANES`; then it is gathered.
     """
-    x = embed(_constrained(tokens, "data"))
+    mesh = _context()
+    if mesh is not None and table.shape[1] < LANES * _size(mesh, _BOTH):
+        return rows(_looked_up(table, rows(tokens), dtype))
+    x = jnp.take(table.astype(dtype), _constrained(tokens, "data"), axis=0)
     for axes in (("fsdp", "tensor"), "fsdp"):
         x = _constrained(x, "data", None, axes)
     return rows(x)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _looked_up(table: Array, tokens: Array, dtype: Any) -> Array:
+    return jnp.take(_constrained(table.astype(dtype), None, None), tokens, axis=0)
+
+
+def _looked_up_forward(table: Array, tokens: Array, dtype: Any) -> tuple[Array, Any]:
+    return _looked_up(table, tokens, dtype), (table, tokens)
+
+
+def _looked_up_backward(dtype: Any, held: Any, gradient: Array) -> tuple[Array, None]:
+    """A token's gradients are summed in float32, however many it has."""
+    table, tokens = held
+
+    def own(_: Any, rows: tuple[Array, Array]) -> tuple[Array, tuple[()]]:
+        zero = jnp.zeros(table.shape, jnp.float32)
+        return zero.at[rows[0]].add(rows[1].astype(jnp.float32)), ()
+
+    sums, _ = by_device(own, (), (tokens, gradient))
+    mesh = _context()
+    if mesh is not None:
+        sums = _constrained(sums, *spec_for("token_embedding/embedding", table.shape, mesh))
+    return sums.astype(table.dtype), None
+
+
+_looked_up.defvjp(_looked_up_forward, _looked_up_backward)
 
 
 def splits(count: int) -> bool:

@@ -1,9 +1,11 @@
 """The mesh and the table of rules."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import partition
@@ -60,3 +62,34 @@ def test_a_batch_is_split_over_its_axes():
     array = global_batch({"tokens": rows}, mesh)["tokens"]
     np.testing.assert_array_equal(array, rows)
     assert {shard.data.shape for shard in array.addressable_shards} == {(2, 1)}
+
+
+@pytest.mark.parametrize("lanes", [1, 128])
+def test_tokens_are_looked_up_alike_wherever_the_table_lies(lanes, monkeypatch):
+    monkeypatch.setattr(partition, "LANES", lanes)
+    table = jax.random.normal(jax.random.key(0), (11, 8))
+    tokens = jax.random.randint(jax.random.key(1), (16, 5), 0, 11)
+    mesh = partition.make_mesh(dict(data=2, fsdp=2, tensor=2), jax.devices()[:8])
+
+    def value(table):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            found = partition.embedded(table, tokens, jnp.float32)
+        return jnp.sum(found * jnp.arange(8)), found
+
+    placed = jax.device_put(table, NamedSharding(mesh, P(None, ("fsdp", "tensor"))))
+    gradient, found = jax.jit(jax.grad(value, has_aux=True))(placed)
+    np.testing.assert_array_equal(found, table[tokens])
+    counts = np.bincount(np.asarray(tokens).ravel(), minlength=11)
+    np.testing.assert_array_equal(gradient, counts[:, None] * np.arange(8.0))
+
+
+def test_a_token_that_is_everywhere_has_the_sum_of_its_gradients():
+    """1,000 ones in bfloat16 add up to 256."""
+    mesh = partition.make_mesh(dict(data=1), jax.devices()[:1])
+
+    def value(table):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            found = partition.embedded(table, jnp.zeros((10, 100), jnp.int32), jnp.bfloat16)
+        return found.astype(jnp.float32).sum()
+
+    assert jax.jit(jax.grad(value))(jnp.ones((2, 4)))[0, 0] == 1000

@@ -88,6 +88,12 @@ def test_nothing_is_replicated_by_accident(shape):
     assert not list(faults(shape))
 
 
+@pytest.mark.parametrize("shape", MESHES[1:], ids=str)
+def test_nor_where_the_table_of_tokens_stays_where_it_lies(shape, monkeypatch):
+    monkeypatch.setattr(partition, "LANES", 1)
+    assert not list(faults(shape))
+
+
 @pytest.mark.parametrize(
     "options",
     [

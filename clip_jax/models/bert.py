@@ -38,7 +38,14 @@ class BERT(nnx.Module):
         self.segment_embedding = nnx.Param(init(rngs.params(), (config.token_types, width)))
         self.ln_embedding = layer_norm(width, config.eps, rngs)
         self.transformer = Transformer(
-            config, activation, causal=False, post_norm=True, dtype=dtype, remat=remat, chunk=chunk, rngs=rngs
+            config,
+            activation,
+            causal=False,
+            post_norm=True,
+            dtype=dtype,
+            remat=remat,
+            chunk=chunk,
+            rngs=rngs,
         )
         common = dict(kernel_init=nnx.initializers.normal(width**-0.5), dtype=dtype, rngs=rngs)
         if config.pooler:
@@ -52,7 +59,8 @@ class BERT(nnx.Module):
                 f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
             )
         places = self.positional_embedding[: tokens.shape[1]] + self.segment_embedding[0]
-        x = partition.embedded(self.token_embedding, tokens) + places.astype(self.dtype)
+        table = self.token_embedding.embedding[...]
+        x = partition.embedded(table, tokens, self.dtype) + places.astype(self.dtype)
         mask = (tokens != self.config.pad_id)[:, None, None, :]
         x = self.transformer(self.ln_embedding(x).astype(self.dtype), mask, at=0)
         return self.projection(x[:, 0])

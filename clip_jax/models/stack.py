@@ -175,7 +175,8 @@ def scan(
     if last is None:
         x, stats = jax.lax.scan(layer(apply), x, (params, stats))
     else:
-        before, final = (jax.tree.map(lambda p: p[i], params) for i in (slice(-1), -1))
+        before = jax.tree.map(lambda p: p[:-1], params)
+        final = jax.tree.map(lambda p: p[-1], params)
         if jax.tree.leaves(before)[0].shape[0]:
             x, _ = jax.lax.scan(layer(apply), x, (before, stats))
         x, _ = layer(last)(partition.rows(x), (final, stats))

@@ -42,7 +42,13 @@ class TextTransformer(nnx.Module):
                 normal(0.01)(rngs.params(), (config.context_length, width))
             )
             self.transformer = Transformer(
-                config, activation, causal=config.causal, dtype=dtype, remat=remat, chunk=chunk, rngs=rngs
+                config,
+                activation,
+                causal=config.causal,
+                dtype=dtype,
+                remat=remat,
+                chunk=chunk,
+                rngs=rngs,
             )
         self.ln_final = layer_norm(width, config.eps, rngs)
         self.projection = linear(
@@ -63,7 +69,8 @@ class TextTransformer(nnx.Module):
             raise ValueError(
                 f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
             )
-        x = partition.embedded(self.token_embedding, tokens)
+        table = self.token_embedding.embedding[...]
+        x = partition.embedded(table, tokens, self.dtype)
         last = self.config.pool == "last"
         end = jnp.full(len(x), x.shape[1] - 1) if last else jnp.argmax(tokens, axis=-1)
         x = self._read_out(x, end) if self.config.layers else _mean(x, end)
