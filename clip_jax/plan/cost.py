@@ -12,11 +12,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental.layout import Layout
+from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
@@ -46,7 +46,7 @@ class Estimate:
     chips: how many are paid for; None for CPUs.
     fits: whether the step fits into the devices' memory.
     hbm_bytes: that it takes of each; of what does not fit, that it asks for.
-    hbm: the same by what lies there (`PARTS`); what does not fit is not divided.
+    hbm: the same by what lies there (`PARTS`); activations are all that is not the rest.
     hbm_capacity_bytes: that there are of each.
     estimated_seconds: of its operations, one after the other; no collective and no kernel is in it.
     interconnect_seconds: that collectives take at least, were every link always busy.
@@ -66,8 +66,8 @@ class Estimate:
     devices: int
     chips: int | None
     fits: bool
-    hbm_bytes: int | None
-    hbm: Mapping[str, int | None]
+    hbm_bytes: int
+    hbm: Mapping[str, int]
     hbm_capacity_bytes: int
     estimated_seconds: float | None
     interconnect_seconds: float | None
@@ -138,39 +138,71 @@ def estimated(
     device = place.devices[0]
     chip = chips.chip_of_device(device)
     began = time.monotonic()
-    lowered = made.lower()
-    with _folder(dump) as folder:
-        compiled, wanted = _compile(lowered, folder, c)
-        read = program.Program([], [], {}, [])
-        if compiled is not None:
-            read = program.read(_text(compiled, Path(folder)))
+    found = compiled(made.lower(), device.platform, dump)
     seconds = time.monotonic() - began
-    held = _memory(compiled, made) if compiled is not None else dict.fromkeys(PARTS)
-    total = wanted if compiled is None else sum(v or 0 for v in held.values())
-    capacity = _capacity(device.platform, place.name)
-    timed = compiled is not None and device.platform == "tpu"
+    held, capacity = _memory(found, made), _capacity(place.name)
+    total = sum(held.values())
     clock = chip.clock if chip else None
+    timed = found.executable is not None and device.platform == "tpu"
     return Estimate(
         topology=place.name,
         overrides=dict(overrides or {}),
         devices=len(place.devices),
         chips=place.chips,
-        fits=compiled is not None and total is not None and total <= capacity,
+        fits=found.executable is not None and total <= capacity,
         hbm_bytes=total,
         hbm=held,
         hbm_capacity_bytes=capacity,
-        estimated_seconds=read.cycles / (clock * 1e9) if timed and clock else None,
-        interconnect_seconds=_interconnect(read, chip) if timed else None,
+        estimated_seconds=found.program.cycles / (clock * 1e9) if timed and clock else None,
+        interconnect_seconds=_interconnect(found.program, chip) if timed else None,
         model_flops=flops.step(made.architecture, c.batch_size),
-        collectives=read.exchanges() if compiled is not None else None,
-        kernels=read.kernels,
-        unread_loops=read.endless,
+        collectives=found.program.exchanges() if found.executable is not None else None,
+        kernels=found.program.kernels,
+        unread_loops=found.program.endless,
         batch_size=c.batch_size,
         chunks=made.chunks,
         steps=c.steps,
         peak=chip.peak if chip else None,
         compile_seconds=seconds,
     )
+
+
+class Compiled(NamedTuple):
+    """What came of compiling.
+
+    executable: the program; None where a device has not the memory for it.
+    wanted: bytes that it then asks for.
+    program: what it does.
+    """
+
+    executable: jax.stages.Compiled | None
+    wanted: int
+    program: program.Program
+
+
+def compiled(lowered: jax.stages.Lowered, platform: str, dump: str | None = None) -> Compiled:
+    """A function lowered for a platform, compiled and read.
+
+    Args:
+      lowered: the function.
+      platform: tpu or cpu.
+      dump: a folder that keeps what the compiler writes; None: nothing is kept.
+
+    Raises:
+      UserError: the compiler fails, not for want of memory; or the folder cannot be written.
+    """
+    options: dict[str, str | bool] = {"xla_dump_hlo_as_text": True}
+    if platform == "cpu":  # what LLVM does changes nothing that is told here
+        options["xla_backend_optimization_level"] = "0"
+    with _folder(dump) as folder, _nothing_cached():
+        try:
+            executable = lowered.compile(compiler_options={"xla_dump_to": folder, **options})
+        except jax.errors.JaxRuntimeError as error:
+            if amounts := _wanted(str(error)):
+                return Compiled(None, amounts[0], program.Program([], [], {}, []))
+            line = " ".join(str(error).split())
+            raise UserError(f"the compiler fails on this step: {line:.600}") from None
+        return Compiled(executable, 0, program.read(_text(executable, Path(folder))))
 
 
 @contextlib.contextmanager
@@ -185,21 +217,6 @@ def _folder(kept: str | None) -> Iterator[str]:
     except OSError as error:
         raise UserError(f"--dump={kept}: {error.strerror}") from None
     yield kept
-
-
-def _compile(
-    lowered: jax.stages.Lowered, folder: str, c: ConfigDict
-) -> tuple[jax.stages.Compiled | None, int | None]:
-    """The program; or None and the bytes that it wants of a device that has fewer."""
-    options: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-    try:
-        with _nothing_cached():
-            return lowered.compile(compiler_options=options), None
-    except jax.errors.JaxRuntimeError as error:
-        if amounts := _wanted(str(error)):
-            return None, amounts[0]
-        line = " ".join(str(error).split())
-        raise UserError(f"the TPU's compiler fails on this step: {line:.600}") from None
 
 
 @contextlib.contextmanager
@@ -224,16 +241,16 @@ def _wanted(message: str) -> tuple[int, int] | None:
     return None
 
 
-def _text(compiled: jax.stages.Compiled, folder: Path) -> str:
+def _text(executable: jax.stages.Compiled, folder: Path) -> str:
     written = sorted(folder.glob("*after_codegen.txt"), key=lambda path: path.stat().st_size)
-    return written[-1].read_text() if written else compiled.as_text() or ""
+    return written[-1].read_text() if written else executable.as_text() or ""
 
 
 @functools.lru_cache
-def _capacity(platform: str, name: str) -> int:
-    """Bytes of a device that a program may use."""
+def _capacity(name: str) -> int:
+    """Bytes of a topology's device that a program may use."""
     place = topology.find(name)
-    if platform == "cpu":
+    if place.devices[0].platform == "cpu":
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return memory // len(place.devices)
     # only the compiler knows what it keeps for itself, and says so when it is asked too much
@@ -249,22 +266,28 @@ def _capacity(platform: str, name: str) -> int:
     return chip.hbm
 
 
-def _memory(compiled: jax.stages.Compiled, made: recipe.Recipe) -> dict[str, int | None]:
-    """Bytes of a device by what lies there."""
-    used = compiled.memory_analysis()
-    assert used is not None
-    total = (
-        used.argument_size_in_bytes
-        + used.temp_size_in_bytes
-        + used.output_size_in_bytes
-        - used.alias_size_in_bytes
-    )
-    (state, batch), _ = compiled.input_formats
-    like = made.state_like
+def _memory(found: Compiled, made: recipe.Recipe) -> dict[str, int]:
+    """Bytes of a device by what lies there; of what does not fit, as if nothing were padded."""
+    like, batch = made.state_like, made.batch_like(made.architecture.text.context_length)
+    where = partition.batch_sharding(made.mesh)
+    state_formats: Any = jax.tree.map(lambda leaf: Format(None, leaf.sharding), like)
+    batch_formats: Any = jax.tree.map(lambda leaf: Format(None, where), batch)
+    total = found.wanted
+    if found.executable is not None:
+        (state_formats, batch_formats), _ = found.executable.input_formats
+        used = found.executable.memory_analysis()
+        assert used is not None
+        total = (
+            used.argument_size_in_bytes
+            + used.temp_size_in_bytes
+            + used.output_size_in_bytes
+            - used.alias_size_in_bytes
+        )
+    f = state_formats
     held = {
-        "parameters": _bytes((like.params, like.stats), (state.params, state.stats)),
-        "optimizer": _bytes((like.opt_state, like.step), (state.opt_state, state.step)),
-        "batch": _bytes(made.batch_like(made.architecture.text.context_length), batch),
+        "parameters": _bytes((like.params, like.stats), (f.params, f.stats)),
+        "optimizer": _bytes((like.opt_state, like.step), (f.opt_state, f.step)),
+        "batch": _bytes(batch, batch_formats),
     }
     return {**held, "activations": total - sum(held.values())}
 

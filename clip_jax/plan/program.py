@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from clip_jax.plan import loops
@@ -93,7 +94,7 @@ def read(text: str) -> Program:
     computations, entry = _computations(text)
     walk = _Walk(computations)
     walk.follow(entry, 1, ())
-    return Program(walk.operations, list(walk.collectives.values()), walk.kernels, walk.endless)
+    return Program(walk.operations, walk.collectives, walk.kernels, walk.endless)
 
 
 def size_of(shape: str) -> int:
@@ -135,7 +136,7 @@ class _Walk:
         self.computations = computations
         self.table = functools.cache(self._table)
         self.operations: list[Operation] = []
-        self.collectives: dict[str, Collective] = {}
+        self.collectives: list[Collective] = []
         self.kernels: dict[str, int] = {}
         self.endless: list[str] = []
 
@@ -189,33 +190,42 @@ class _Walk:
 
     def _look_inside(self, fused: str, runs: int) -> None:
         """For what a fusion holds that is no computation: exchanges between chips, kernels."""
-        for op in self.table(fused).values():
-            self._collective(op, runs)
+        table = self.table(fused)
+        # an asynchronous exchange stands in every fusion from its start to its end
+        under_way = fused.startswith("async_collective_fusion") or any(
+            _target(op) == "AsyncCollectiveDone" for op in table.values()
+        )
+        for op in table.values():
+            if not under_way:
+                scattered = [o.result for o in table.values() if o.root]
+                self._collective(op, runs, scattered if "all-reduce-scatter" in fused else ())
             if op.kind in ("fusion", "call", "async-start"):
                 for name in op.called:
                     self._look_inside(name, runs)
             elif op.kind == "custom-call":
                 self._custom(op, runs)
 
-    def _collective(self, op: Operation, runs: int) -> None:
-        kind = op.kind.removesuffix("-start")
+    def _collective(self, op: Operation, runs: int, scattered: Sequence[str] = ()) -> None:
+        """Notes an exchange; `scattered` is what a fusion keeps of an all-reduce's result."""
+        kind, shape = op.kind.removesuffix("-start"), op.result
         if kind not in KINDS:
             return
-        shape = op.result
         if op.kind.endswith("-start"):  # (operand, result, …)
             parts = re.findall(r"\w+\[[\d,]*\]", shape)
             shape = parts[1] if kind != "all-reduce" and len(parts) > 1 else shape
-        channel = re.search(r"channel_id=(\d+)", op.rest)
-        key = channel[1] if channel else op.name
-        # an asynchronous one stands in several fusions
-        before = self.collectives.get(key)
-        if before is None or before.runs < runs:
-            self.collectives[key] = Collective(kind, size_of(shape), runs, _group(op.rest))
+        if scattered:
+            kind, shape = "reduce-scatter", scattered[0]
+        self.collectives.append(Collective(kind, size_of(shape), runs, _group(op.rest)))
 
     def _custom(self, op: Operation, runs: int) -> None:
-        target = re.search(r'custom_call_target="([^"]*)"', op.rest)
-        if target and target[1] == "tpu_custom_call":
+        if _target(op) == "tpu_custom_call":
             self.kernels[op.name] = self.kernels.get(op.name, 0) + runs
+
+
+def _target(op: Operation) -> str:
+    """What a custom call calls."""
+    found = re.search(r'custom_call_target="([^"]*)"', op.rest)
+    return found[1] if found else ""
 
 
 def _group(rest: str) -> int:

@@ -14,15 +14,15 @@ from clip_jax.plan.cost import PARTS, Estimate
 from clip_jax.plan.search import Refused
 
 NOTE = "compiler-estimated, not run"
-_TRUST = f"""\
-{NOTE}. HBM and whether it fits: what the compiler allots. Time: its cycles for each operation,
-times the rounds of the loops around, over the clock: a model in which a large matrix product comes
-to 88-90 % of the peak. Differences below 10 % mean nothing; infeed, dispatch and waiting for other
-chips are not in it. Interconnect: a lower bound, every link busy all the time. images/s, MFU and
-days take the longer of the two, as if one hid the other: no run will be faster."""
-_TRUST_CPU = f"""\
-{NOTE}. Memory: what XLA allots, against this machine's divided by the devices. Its compiler for
-CPUs estimates no time."""
+_TRUST = """\
+HBM, and whether it fits: what the compiler allots. Time: its cycles of each operation, times the
+rounds of the loops around it, over the clock: a model, in which a large matrix product comes to
+88-90 % of the peak. Differences below 10 % mean nothing; input, dispatch and chips that wait for
+others are not in it. Interconnect: a lower bound, every link busy all the time. images/s, MFU and
+days take the longer of the two, as if it hid the other: no run is faster."""
+_TRUST_CPU = """\
+Memory: what XLA allots, beside this machine's over its devices. Its compiler for CPUs estimates no
+time."""
 _GIB = 2**30
 
 
@@ -66,9 +66,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _size(size: int | None) -> str:
-    if size is None:
-        return "?"
+def _size(size: int) -> str:
     return f"{size / _GIB:.2f} GiB" if abs(size) >= _GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
@@ -79,14 +77,14 @@ def _text(name: str, e: Estimate) -> str:
         f"{name} on {e.topology}: {where}, batch {e.batch_size:,} ({rows:,} a device)",
         _fits(e),
     ]
-    if e.fits:
+    if e.hbm["activations"] > 0:
         lines += [f"    {part:<14}{_size(e.hbm[part]):>12}" for part in PARTS]
     for tower, chunk in zip(("image", "text"), e.chunks, strict=True):
         if chunk:
             lines.append(f"  layers of the {tower} tower take {chunk} rows at a time")
     lines.append(f"  model FLOPs     {e.model_flops:.4g} a step, all chips")
     if e.estimated_seconds is not None:
-        lines.append(f"  compute         {1e3 * e.estimated_seconds:.4g} ms a step")
+        lines.append(f"  compute         {1e3 * e.estimated_seconds:.4g} ms a step, {NOTE}")
     if e.interconnect_seconds is not None:
         lines.append(f"  interconnect    {1e3 * e.interconnect_seconds:.4g} ms a step, at least")
     lines += _collectives(e)
@@ -105,15 +103,16 @@ def _text(name: str, e: Estimate) -> str:
         lines.append(
             f"  {len(e.unread_loops)} loops counted once, their length is unknown: {loops}"
         )
-    return "\n".join(lines) + "\n\n" + (_TRUST_CPU if e.chips is None else _TRUST)
+    trust = _TRUST_CPU if e.chips is None else _TRUST
+    return "\n".join([*lines, "", f"{NOTE[0].upper()}{NOTE[1:]}.", trust])
 
 
 def _fits(e: Estimate) -> str:
     capacity = _size(e.hbm_capacity_bytes)
     if e.fits:
         return f"  fits            {_size(e.hbm_bytes)} of {capacity} a device"
-    over = "" if e.hbm_bytes is None else f": {_size(e.hbm_bytes - e.hbm_capacity_bytes)} too much"
-    return f"  DOES NOT FIT    {_size(e.hbm_bytes)} wanted of {capacity} a device{over}"
+    over = _size(e.hbm_bytes - e.hbm_capacity_bytes)
+    return f"  DOES NOT FIT    {_size(e.hbm_bytes)} wanted of {capacity} a device: {over} too much"
 
 
 def _collectives(e: Estimate) -> list[str]:
@@ -147,7 +146,7 @@ def _table(rows: Sequence[Estimate | Refused]) -> str:
 def _cells(row: Estimate | Refused) -> list[str]:
     if isinstance(row, Refused):
         return ["", "", "", "", row.error]
-    size = "?" if row.hbm_bytes is None else f"{row.hbm_bytes / _GIB:.2f}"
+    size = f"{row.hbm_bytes / _GIB:.2f}"
     if row.estimated_seconds is None:
         return [size, "", "", "", "" if row.fits else "does not fit"]
     milliseconds = [1e3 * row.estimated_seconds, 1e3 * (row.interconnect_seconds or 0)]

@@ -56,9 +56,7 @@ def timed(
     say(f"compiling for {topology}: {flags(overrides or {}) or 'the config as it is'} …")
     began = time.monotonic()
     found = estimated(changed(c, overrides or {}), topology, dump, overrides)
-    said = "fits" if found.fits else "does not fit"
-    if found.hbm_bytes is not None:
-        said += f": {found.hbm_bytes / 2**30:.2f} GiB"
+    said = f"{'fits' if found.fits else 'does not fit'}: {found.hbm_bytes / 2**30:.2f} GiB"
     if found.estimated_seconds:
         said += f", {1e3 * found.estimated_seconds:.4g} ms"
     say(f"  {said} (compiled in {time.monotonic() - began:.0f} s)")
@@ -132,7 +130,7 @@ def _first_that_fits(
         found = timed(c, topology, say, {**base, **more})
         if found.fits:
             return found
-        least = factor * (found.hbm_bytes or 0) / found.hbm_capacity_bytes
+        least = factor * found.hbm_bytes / found.hbm_capacity_bytes
     return None
 
 
@@ -173,9 +171,10 @@ def sweep(
 
     Those that come to the same program are compiled once.
     """
-    choices = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    for choice in choices:
-        changed(c, choice)  # a wrong key is said before anything is compiled
+    choices = []
+    for values in itertools.product(*axes.values()):  # a wrong key is said before all compiling
+        known = dict(config_lib.flatten(changed(c, dict(zip(axes, values, strict=True)))))
+        choices.append({key: known[key] for key in axes})
     found: list[Estimate | Refused] = []
     seen: set[str] = set()
     for number, choice in enumerate(choices, 1):
@@ -202,4 +201,4 @@ def _rank(found: Estimate | Refused) -> tuple[int, float, int]:
     if isinstance(found, Refused):
         return 2, 0.0, 0
     per_image = (found.step_seconds or 0.0) / found.batch_size
-    return (0 if found.fits else 1), per_image, found.hbm_bytes or 0
+    return (0 if found.fits else 1), per_image, found.hbm_bytes

@@ -1,0 +1,235 @@
+"""Reading a compiled program's text: loops, exchanges, what has no estimate."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clip_jax.plan import program
+
+CYCLES = 'backend_config={"window_config":{"estimated_cycles":"%d","x":[]}}'
+
+
+def loop(
+    *, start=0, step=1, bound=7, direction="LT", body="", fused=False, known="", outer=""
+) -> str:
+    """A program whose entry, after the lines `outer`, has one loop around the lines `body`."""
+    test = f"  ROOT %lt = pred[] compare(%i.2, %bound), direction={direction}"
+    compared = ""
+    if fused:
+        test = "  ROOT %lt = pred[]{:T(512)} fusion(%i.2, %bound), kind=kLoop, calls=%compared"
+        compared = f"""
+%compared (p.0: s32[], p.1: s32[]) -> pred[] {{
+  %p.0 = s32[]{{:T(128)}} parameter(0)
+  %p.1 = s32[]{{:T(128)}} parameter(1)
+  ROOT %less = pred[] compare(%p.0, %p.1), direction={direction}
+}}
+"""
+    return f"""HloModule jit_f, is_scheduled=true
+{compared}
+%body (state: (s32[], f32[8], s32[])) -> (s32[], f32[8], s32[]) {{
+  %state = (s32[]{{:T(128)}}, f32[8]{{0:T(128)S(1)}}, s32[]{{:T(128)}}) parameter(0)
+  %i = s32[]{{:T(128)}} get-tuple-element(%state), index=0
+  %by = s32[]{{:T(128)}} get-tuple-element(%state), index=2
+  %next = s32[]{{:T(128)}} add(%i, %by), metadata={{op_name="jit(f)/while/body/add"}}
+  %x = f32[8]{{0:T(128)}} get-tuple-element(%state), index=1
+{body}
+  ROOT %out = (s32[], f32[8], s32[]) tuple(%next, %x, %by)
+}}
+
+%condition (state.1: (s32[], f32[8], s32[])) -> pred[] {{
+  %bound = s32[]{{:T(128)}} constant({bound})
+  %state.1 = (s32[]{{:T(128)}}, f32[8]{{0:T(128)}}, s32[]{{:T(128)}}) parameter(0)
+  %i.2 = s32[]{{:T(128)}} get-tuple-element(%state.1), index=0
+{test}
+}}
+
+ENTRY %main (x.0: f32[8]) -> f32[8] {{
+  %x.0 = f32[8]{{0:T(128)}} parameter(0)
+  %first = s32[]{{:T(128)}} constant({start})
+  %copied = s32[]{{:T(128)}} copy(%first)
+  %by.0 = s32[]{{:T(128)}} constant({step})
+{outer}
+  %begin = (s32[], f32[8], s32[]) tuple(%copied, %x.0, %by.0)
+  %while = (s32[], f32[8], s32[]) while(%begin), condition=%condition, body=%body{known}
+  ROOT %last = f32[8]{{0:T(128)}} get-tuple-element(%while), index=1
+}}
+"""
+
+
+def work(cycles: int, name: str = "work") -> str:
+    return f"  %{name} = f32[8]{{0:T(128)}} negate(%x), {CYCLES % cycles}"
+
+
+@given(
+    start=st.integers(-50, 50),
+    step=st.integers(-7, 7).filter(bool),
+    bound=st.integers(-200, 200),
+    direction=st.sampled_from(["LT", "LE", "GT", "GE"]),
+    fused=st.booleans(),
+)
+def test_rounds_are_those_that_the_loop_would_turn(start, step, bound, direction, fused):
+    goes_on = {
+        "LT": lambda i: i < bound,
+        "LE": lambda i: i <= bound,
+        "GT": lambda i: i > bound,
+        "GE": lambda i: i >= bound,
+    }[direction]
+    rounds, i = 0, start
+    while goes_on(i) and rounds < 1000:
+        rounds, i = rounds + 1, i + step
+    text = loop(start=start, step=step, bound=bound, direction=direction, fused=fused, body=work(3))
+    found = program.read(text)
+    if rounds == 1000:
+        assert found.endless == ["while"] and found.cycles == 3
+    else:
+        assert not found.endless and found.cycles == 3 * rounds
+
+
+def test_what_the_compiler_tells_of_a_loop_is_believed():
+    known = ', backend_config={"known_trip_count":{"n":"12"}}'
+    assert program.read(loop(known=known, body=work(5))).cycles == 60
+
+
+def test_a_loop_that_data_ends_counts_once_and_is_named():
+    text = loop(body=work(5)).replace("copy(%first)", "custom-call(%first)")
+    found = program.read(text)
+    assert found.endless == ["while"] and found.cycles == 5
+
+
+def test_an_estimate_that_is_none_is_left_out():
+    text = loop(body=work(2**63 - 1) + "\n" + work(4, "more"), bound=3)
+    assert program.read(text).cycles == 12
+
+
+GATHER = (
+    "all-gather(%x), channel_id=4, replica_groups=mesh['data'=4,'fsdp'=8] {'fsdp'}, dimensions={0}"
+)
+REDUCE = "all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add"
+
+
+def collective(name: str, what: str, shape: str = "bf16[64,32]{1,0:T(8,128)(2,1)}") -> str:
+    return f"  %{name} = {shape} {what}"
+
+
+def exchanges(text: str) -> list[tuple[str, int, int, int]]:
+    return [tuple(e.values()) for e in program.read(text).exchanges()]
+
+
+def test_an_exchange_in_a_loop_counts_each_round():
+    text = loop(body=collective("g", GATHER), outer=collective("h", GATHER))
+    assert exchanges(text) == [("all-gather", 64 * 32 * 2, 8, 8)]
+
+
+def test_exchanges_of_one_channel_are_not_one():
+    body = collective("r", REDUCE) + "\n" + collective("s", REDUCE, "f32[16]{0}")
+    assert exchanges(loop(body=body)) == [("all-reduce", 4096, 7, 4), ("all-reduce", 64, 7, 4)]
+
+
+def test_an_asynchronous_exchange_counts_once():
+    fusions = "".join(
+        f"""
+%{name} (p: bf16[8,32]) -> bf16[64,32] {{
+  %p = bf16[8,32] parameter(0)
+  %{name}.g = bf16[64,32]{{1,0}} {GATHER}
+  ROOT %{name}.c = bf16[64,32]{{1,0}} {root}
+}}
+"""
+        for name, root in (
+            ("fused.1", 'custom-call(%g), custom_call_target="AsyncCollectiveStart"'),
+            ("async_collective_fusion.2", "add(%g, %g)"),
+            ("fused.3", 'custom-call(%g), custom_call_target="AsyncCollectiveDone"'),
+        )
+    )
+    body = "\n".join(
+        f"  %f.{i} = bf16[64,32]{{1,0}} fusion(%x), kind=kCustom, calls=%{name}"
+        for i, name in enumerate(("fused.1", "async_collective_fusion.2", "fused.3"))
+    )
+    text = loop(body=body).replace("\n%body", fusions + "\n%body")
+    assert exchanges(text) == [("all-gather", 4096, 7, 8)]
+
+
+def test_starts_count_by_their_result_and_ends_do_not():
+    shape = "(bf16[64,4]{1,0}, bf16[64,32]{1,0}, u32[]{:S(2)})"
+    start = collective("s", GATHER.replace("all-gather(", "all-gather-start("), shape)
+    done = collective("d", "all-gather-done(%s)")
+    assert exchanges(loop(body=f"{start}\n{done}")) == [("all-gather", 4096, 7, 8)]
+
+
+def test_a_fusion_that_keeps_its_part_of_a_sum_scatters():
+    fused = f"""
+%all-reduce-scatter.1 (p: f32[64,32]) -> f32[16,32] {{
+  %p = f32[64,32]{{1,0}} parameter(0)
+  %r = f32[64,32]{{1,0}} {REDUCE}
+  ROOT %s = f32[16,32]{{1,0}} dynamic-slice(%r, %p, %p), dynamic_slice_sizes={{16,32}}
+}}
+"""
+    body = "  %f = f32[16,32]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1"
+    text = loop(body=body).replace("\n%body", fused + "\n%body")
+    assert exchanges(text) == [("reduce-scatter", 2048, 7, 4)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "sent"),
+    [
+        ("all-gather", 4, 30),
+        ("all-reduce", 4, 60),
+        ("all-reduce", 1, 0),
+        ("reduce-scatter", 4, 120),
+        ("collective-permute", 0, 120),
+        ("all-to-all", 4, 30),
+    ],
+)
+def test_what_an_exchange_sends(kind, group, sent):
+    assert program.Collective(kind, 10, 3, group).sent == sent
+
+
+@pytest.mark.parametrize(
+    ("rest", "group"),
+    [
+        ("replica_groups=mesh['a'=16,'b'=2] {'a'}", 16),
+        ("replica_groups=mesh['a'=16,'b'=2] {'a','b'}", 32),
+        ("replica_groups=[2,8]<=[16]", 8),
+        ("replica_groups={{0,2},{1,3}}", 2),
+        ("replica_groups={}", 0),
+    ],
+)
+def test_how_many_take_part(rest, group):
+    assert program._group(rest) == group
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("bf16[8,128]{1,0:T(8,128)(2,1)}", 2048),
+        ("f32[]", 4),
+        ("pred[3]", 3),
+        ("s4[10]", 5),
+        ("(f32[2]{0}, (u8[3]{0}, token[]))", 11),
+        ("f8e4m3fn[16]", 16),
+    ],
+)
+def test_the_bytes_of_a_shape(shape, size):
+    assert program.size_of(shape) == size
+
+
+def test_of_two_branches_the_dearer_counts():
+    branches = "".join(
+        f"""
+%{name} (q: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  ROOT{work(cycles).replace("  %", " %")}
+}}
+"""
+        for name, cycles in (("cheap", 10), ("dear", 1000))
+    )
+    body = "  %c = f32[8] conditional(%i, %x, %x), branch_computations={%dear, %cheap}"
+    text = loop(body=body).replace("\n%body", branches + "\n%body")
+    assert program.read(text).cycles == 7000
+
+
+def test_a_kernel_is_counted_in_runs_not_in_cycles():
+    body = '  %k = f32[8] custom-call(%x), custom_call_target="tpu_custom_call"'
+    found = program.read(loop(body=body))
+    assert found.kernels == {"k": 7} and found.cycles == 0
