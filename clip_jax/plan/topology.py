@@ -133,8 +133,9 @@ def _cpus(name: str, size: str) -> Sequence[Any]:
     if not re.fullmatch("[1-9][0-9]{0,3}", size):
         raise UserError(f"unknown topology {name!r}: cpu:N is N devices, such as cpu:8")
     count = int(size)
-    with contextlib.suppress(RuntimeError):  # JAX runs already: with as many as it has
-        jax.config.update("jax_num_cpu_devices", count)
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # JAX runs already, with as many as it has
+            jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise UserError(
