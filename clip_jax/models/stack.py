@@ -81,8 +81,12 @@ def _chunked(
     layer = _layer(graph, apply)
 
     def used(params: nnx.State, dtype: Any) -> nnx.State:
-        """Parameters whole, and matrices as they are multiplied: half the bytes to gather."""
-        return partition.gathered(jax.tree_util.tree_map_with_path(partial(_cast, dtype), params))
+        """Parameters whole, and matrices as they are multiplied: half the bytes to gather.
+
+        Gathered before the loop over chunks: the compiler would move that into it.
+        """
+        params = jax.tree_util.tree_map_with_path(partial(_cast, dtype), params)
+        return jax.lax.optimization_barrier(partition.gathered(params))
 
     def of(params: Any, stats: Any, piece: tuple[Any, ...]) -> Array:
         return layer((params, stats), *piece)[0]
