@@ -73,7 +73,7 @@ def proposals(c: ConfigDict, topology: str, failed: Estimate, say: Say) -> list[
     last, base = failed, dict[str, Any]()
     for more in _ladder(c, topology):
         base |= more
-        last = timed(c, topology, say, base.copy())
+        last = _tried(c, topology, say, base) or last
         if last.fits:
             found.append(last)
             if len(found) == ENOUGH:
@@ -82,6 +82,15 @@ def proposals(c: ConfigDict, topology: str, failed: Estimate, say: Say) -> list[
         fitting = _first_that_fits(c, topology, last, base, shrink, say)
         found += [fitting] if fitting else []
     return found
+
+
+def _tried(c: ConfigDict, topology: str, say: Say, overrides: Overrides) -> Estimate | None:
+    """`timed`; None where the compiler fails, which is then said."""
+    try:
+        return timed(c, topology, say, dict(overrides))
+    except UserError as error:
+        say(f"  {error}")
+        return None
 
 
 def _ladder(c: ConfigDict, topology: str) -> Iterator[Overrides]:
@@ -123,14 +132,15 @@ def _first_that_fits(
 ) -> Estimate | None:
     made, _ = recipe_of(changed(c, base), topology)
     shards = made.mesh.shape["data"] * made.mesh.shape["fsdp"]
-    least = 1.0
+    last_factor = 1
     for factor, more in shrink(c, c.batch_size // shards):
-        if factor * 2 < least:  # by what the compiler said of a larger one it cannot fit
+        # a part of the rows takes at least that part of the memory, and here even half is too much
+        if last.hbm_bytes * last_factor / factor > 2 * last.hbm_capacity_bytes:
             continue
-        found = timed(c, topology, say, {**base, **more})
-        if found.fits:
+        found = _tried(c, topology, say, {**base, **more})
+        if found and found.fits:
             return found
-        least = factor * found.hbm_bytes / found.hbm_capacity_bytes
+        last, last_factor = found or last, factor if found else last_factor
     return None
 
 
