@@ -37,6 +37,8 @@ setup(
     extras_require={
         # released definitions to compare with; torch's build for CPUs is enough
         "parity": ["torch==2.13.0", "transformers>=5", "open_clip_torch>=3.3", "safetensors"],
+        # the TPU's compiler, for --mode=plan: no TPU is needed
+        "plan": ["libtpu==0.0.52; sys_platform == 'linux'"],
         "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
         "test": [
             "beartype",
@@ -44,6 +46,7 @@ setup(
             "ipykernel",
             "jsonschema",
             "kubeflow-trainer-api>=2.3",  # the schemas of JobSet and of Kubernetes' pods
+            "libtpu==0.0.52; sys_platform == 'linux'",  # as in plan
             "matplotlib",
             "mypy",
             "nbclient",

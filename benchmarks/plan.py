@@ -1,0 +1,66 @@
+"""What `--mode=plan` says of the models at their full batches: the table of docs/benchmarks.md.
+
+    pip install -e '.[plan]' && python benchmarks/plan.py configs/vit_b16.py:v5e:16x16
+
+Each is a config, a topology and, after commas, keys that differ, such as
+`configs/vit_b16.py:v5e:2x4,accumulate=16,chunk.image=0`. A step takes minutes to compile; without
+arguments those are compiled that `CASES` lists. Compiler-estimated, not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from clip_jax.plan import topology
+
+os.environ.update(topology.ENVIRONMENT, JAX_PLATFORMS="cpu")
+
+from clip_jax import config as config_lib
+from clip_jax.plan import search
+from clip_jax.plan.cost import Estimate
+
+CASES = tuple(
+    f"configs/{model}.py:{slice_}"
+    for slice_ in ("v5e:16x16", "v5p:4x4x4")
+    for model in ("vit_b16", "vit_l14")
+)
+HEAD = ("case", "HBM GiB", "est ms", "links ms", "images/s/chip", "MFU", "compiled in s")
+
+
+def planned(case: str) -> Estimate:
+    """What one of the arguments comes to."""
+    place, *overrides = case.split(",")
+    path, _, name = place.partition(":")
+    config, _ = config_lib.load(path, overrides)
+    return search.timed(config, name, lambda line: print(line, file=sys.stderr))
+
+
+def row(case: str, found: Estimate) -> list[str]:
+    """Its line of the table."""
+    size = f"{found.hbm_bytes / 2**30:.2f}"
+    if not found.fits or found.estimated_seconds is None:
+        return [case, f"{size} wanted" if not found.fits else size, *[""] * 4, ""]
+    return [
+        case,
+        size,
+        f"{1e3 * found.estimated_seconds:.0f}",
+        f"{1e3 * (found.interconnect_seconds or 0):.0f}",
+        f"{found.images_per_second_per_chip:.0f}",
+        f"{100 * (found.mfu or 0):.1f} %",
+        f"{found.compile_seconds:.0f}",
+    ]
+
+
+def main() -> None:
+    """Prints a row for each case."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cases", nargs="*", default=CASES, metavar="CONFIG:TOPOLOGY[,KEY=VALUE]")
+    print("|", " | ".join(HEAD), "|\n" + "|---" * len(HEAD) + "|")
+    for case in parser.parse_args().cases:
+        print("|", " | ".join(row(case, planned(case))), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
