@@ -71,7 +71,7 @@ def _size(size: int) -> str:
 
 
 def _text(name: str, e: Estimate) -> str:
-    where = f"{e.devices} CPU devices" if e.chips is None else f"{e.chips} chips"
+    where = f"{e.devices} CPU devices" if e.chips is None else f"{e.chips} chip(s)"
     rows = e.batch_size // e.devices
     lines = [
         f"{name} on {e.topology}: {where}, batch {e.batch_size:,} ({rows:,} a device)",

@@ -162,3 +162,15 @@ def test_what_does_not_fit_says_what_it_wants():
     assert found.executable is None
     assert found.wanted == pytest.approx(64 * 2**30, rel=0.01)
     assert cost._capacity("v5e:1x1") == int(15.75 * 2**30)
+
+
+def test_arguments_are_counted_as_they_lie_in_memory():
+    shapes = [shape(3, 5, 700), shape(9), shape(), shape(4, 16, 16, 3, dtype=jnp.uint8)]
+    shapes.append(shape(130, 257, dtype=jnp.float32))
+    where = NamedSharding(mesh_of("v5e:1x1"), P())
+    lowered = jax.jit(lambda xs: sum(jnp.sum(x) for x in xs), in_shardings=where).lower(shapes)
+    compiled = cost.compiled(lowered, "tpu").executable
+    (formats,), _ = compiled.input_formats
+    size = cost._bytes(shapes, formats)
+    assert size == compiled.memory_analysis().argument_size_in_bytes
+    assert size > sum(x.size * x.dtype.itemsize for x in shapes)
