@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clip_jax.plan import search
-from clip_jax.plan.cost import PARTS, Estimate
+from clip_jax.plan.cost import PARTS, Estimate, recipe_of
 from clip_jax.plan.search import Refused
 
 NOTE = "compiler-estimated, not run"
@@ -47,6 +47,7 @@ def plan(
     """
     result: dict[str, Any] = {"config": name, "note": NOTE}
     if axes is None:
+        recipe_of(c, topology)  # what is wrong is said first
         found = search.timed(c, topology, _say, dump=dump)
         print(_text(name, found))
         others = [] if found.fits else search.proposals(c, topology, found, _say)
@@ -70,6 +71,10 @@ def _size(size: int) -> str:
     return f"{size / _GIB:.2f} GiB" if abs(size) >= _GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def _text(name: str, e: Estimate) -> str:
     where = f"{e.devices} CPU devices" if e.chips is None else f"{e.chips} chip(s)"
     rows = e.batch_size // e.devices
@@ -84,16 +89,19 @@ def _text(name: str, e: Estimate) -> str:
             lines.append(f"  layers of the {tower} tower take {chunk} rows at a time")
     lines.append(f"  model FLOPs     {e.model_flops:.4g} a step, all chips")
     if e.estimated_seconds is not None:
-        lines.append(f"  compute         {1e3 * e.estimated_seconds:.4g} ms a step, {NOTE}")
+        lines.append(f"  compute         {_number(1e3 * e.estimated_seconds)} ms a step, {NOTE}")
     if e.interconnect_seconds is not None:
-        lines.append(f"  interconnect    {1e3 * e.interconnect_seconds:.4g} ms a step, at least")
+        lines.append(
+            f"  interconnect    {_number(1e3 * e.interconnect_seconds)} ms a step, at least"
+        )
     lines += _collectives(e)
     if e.images_per_second_per_chip is not None and e.days is not None:
         mfu = "" if e.mfu is None else f", {100 * e.mfu:.1f} % MFU"
-        hours = "" if e.chip_hours is None else f", {e.chip_hours:,.4g} chip-hours"
+        hours = "" if e.chip_hours is None else f", {_number(e.chip_hours)} chip-hours"
+        speed = _number(e.images_per_second_per_chip)
         lines += [
-            f"  speed           {e.images_per_second_per_chip:,.4g} images/s/chip{mfu}, at most",
-            f"  {e.steps:,} steps  {e.days:,.4g} days{hours}, at least",
+            f"  speed           {speed} images/s/chip{mfu}, at most",
+            f"  {e.steps:,} steps  {_number(e.days)} days{hours}, at least",
         ]
     if e.kernels:
         runs = sum(e.kernels.values())
@@ -130,7 +138,7 @@ def _proposed(others: Sequence[Estimate]) -> str:
         return "\nnothing that was tried fits: take more chips or a smaller model"
     lines = ["\nwhat would fit (compiled, too):"]
     for e in others:
-        speed = "" if e.step_seconds is None else f", {1e3 * e.step_seconds:.4g} ms a step"
+        speed = "" if e.step_seconds is None else f", {_number(1e3 * e.step_seconds)} ms a step"
         lines.append(f"  {search.flags(e.overrides)}\n      {_size(e.hbm_bytes)} a device{speed}")
     if any("batch_size" in e.overrides for e in others):
         lines.append("a smaller batch trains something else; the others change no number")
@@ -153,8 +161,8 @@ def _cells(row: Estimate | Refused) -> list[str]:
     mfu = "" if row.mfu is None else f"{100 * row.mfu:.1f} %"
     return [
         size,
-        " + ".join(f"{ms:.4g}" for ms in milliseconds),
-        f"{row.images_per_second_per_chip or 0:,.4g}",
+        " + ".join(map(_number, milliseconds)),
+        _number(row.images_per_second_per_chip or 0),
         mfu,
         "",
     ]
