@@ -27,6 +27,7 @@ from configs import common
 def get_config() -> ConfigDict:
     c = common.get_config("align-base")
     c.workdir = "runs/align_base"
+    c.mesh.update(data=1, fsdp=-1)  # parameters and optimizer over all devices
     c.tokenizer = ""  # wordpiece:vocab.txt
     c.batch_size = 16_384
     c.steps = 1_200_000

@@ -24,6 +24,7 @@ from configs import common
 def get_config() -> ConfigDict:
     c = common.get_config("siglip-b16")
     c.workdir = "runs/siglip_b16"
+    c.mesh.update(data=1, fsdp=-1)  # parameters and optimizer over all devices
     c.tokenizer = ""  # siglip:spiece.model
     c.optimizer.learning_rate = 1e-3
     c.optimizer.b2 = 0.95

@@ -22,4 +22,5 @@ from configs import common
 def get_config() -> ConfigDict:
     c = common.get_config("ViT-B/32")
     c.workdir = "runs/vit_b32"
+    c.mesh.update(data=1, fsdp=-1)  # parameters and optimizer over all devices
     return c
