@@ -17,9 +17,9 @@ from steps import TINY, assert_same_gradients, compiled, mesh_of, run
 LAYERS, LENGTH, WIDTH, ROWS = 3, 7, 16, 12
 MESHES = [
     dict(data=1),
-    dict(data=8),
     dict(data=2, fsdp=4),
     dict(data=2, fsdp=2, tensor=2),
+    dict(data=1, tensor=4),
 ]
 
 
