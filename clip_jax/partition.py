@@ -75,8 +75,9 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def _path(path: tuple[Any, ...]) -> str:
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+def name_of(path: tuple[Any, ...]) -> str:
+    """A leaf's path in a tree as `text/projection/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
@@ -116,7 +117,7 @@ def shardings(tree: Any, mesh: Mesh, *, over_data: bool = False) -> Any:
 
 
 def _spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh | AbstractMesh, over_data: bool) -> P:
-    spec = spec_for(_path(path), leaf.shape, mesh)
+    spec = spec_for(name_of(path), leaf.shape, mesh)
     if not over_data or leaf.ndim < 2:
         return spec
     axes = [*spec, *(None,) * (leaf.ndim - len(spec))]
@@ -272,7 +273,7 @@ def gathered(params: Any) -> Any:
         return params
 
     def gather(path: tuple[Any, ...], leaf: Array) -> Array:
-        name = _path(path)
+        name = name_of(path)
         held = spec_for(name, leaf.shape, mesh)
         used = P(*("tensor" if axis == "tensor" else None for axis in held))
         stays = held == used or re.search(_STAY, name)

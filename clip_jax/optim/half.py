@@ -22,7 +22,8 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, BFloat16, Float32, Int, Key, UInt16, UInt32
 
-from clip_jax.optim.masks import is_matrix, name_of
+from clip_jax.optim.masks import is_matrix
+from clip_jax.partition import name_of
 
 _MOMENT = re.compile(r"(?:^|/)(mu|nu)/(.+)$")
 

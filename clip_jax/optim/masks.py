@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import optax
 
+from clip_jax.partition import name_of
+
 # Gains, biases and the temperature are not pulled towards zero (section 2.5).
 NO_DECAY = frozenset(
     {"bias", "scale", "logit_scale", "logit_bias", "temperature", "class_embedding", "probe"}
@@ -14,11 +16,6 @@ NO_DECAY = frozenset(
 
 # What `models.stack` makes goes by these names.
 _STACKS = frozenset({"blocks", "rest"})
-
-
-def name_of(path: tuple[Any, ...]) -> str:
-    """A leaf's path in a tree as `text/projection/kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def is_matrix(name: str) -> bool:
