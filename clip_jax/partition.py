@@ -76,8 +76,8 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-    """A leaf's path in a tree as `text/projection/kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    """A leaf's path in a tree as `text/projection/kernel`, in a `flax.nnx.State` too."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:

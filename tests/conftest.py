@@ -12,14 +12,10 @@ from typing import Any
 import hypothesis
 import pytest
 
-from support import TarFactory, encoded, picture, write_tar
+from support import QUICK, TarFactory, encoded, picture, write_tar
 
-# Before any test module imports jax. Compiling is most of what these tests take, and programs that
-# LLVM left alone are as right; the commands that tests start are compiled as always. The caches of
-# other sessions must not matter.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+# Before any test module imports jax. The caches of other sessions must not matter.
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 _CACHE = tempfile.TemporaryDirectory(prefix="clip_jax_tests_")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name

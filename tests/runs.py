@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from support import QUICK
+
 ROOT = Path(__file__).parent.parent
 
 CONFIG = '''"""A run of seconds."""
@@ -65,7 +67,7 @@ def command(config: Path, workdir: Path, *flags: str) -> list[str]:
 
 def environment(**more: str) -> dict[str, str]:
     """One device, this tree's code."""
-    return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **more}
+    return {**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT), **more}
 
 
 def run(config: Path, workdir: Path, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -120,7 +122,7 @@ def together(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={devices}"
-    env = environment(XLA_FLAGS=f"{flags} --xla_backend_optimization_level=0")
+    env = environment(XLA_FLAGS=f"{flags} {QUICK}")
     started: list[subprocess.Popen[bytes]] = []
     deadline = time.monotonic() + timeout
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from clip_jax import partition, step
-from clip_jax.models.clip import abstract_model
+from clip_jax.models.clip import Variables, abstract_model
 from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.objectives import Contrastive
 from clip_jax.rows import global_batch
@@ -66,6 +67,18 @@ def compiled(
     return like, step.compile_step(train_step, like, mesh).lower(like, shapes).compile()
 
 
+@functools.cache
+def fresh(config: CLIPConfig, seed: int = 0) -> Variables:
+    """What `step.init_state` starts from, made once."""
+    return jax.device_get(jax.jit(functools.partial(step.init_variables, config, seed))())
+
+
+@functools.cache
+def alone(config: CLIPConfig = TINY) -> tuple[Any, Any, list[dict[str, float]]]:
+    """`run` by one device, made once: what other meshes are held against."""
+    return run(dict(data=1), config=config)
+
+
 def run(
     shape: dict[str, int],
     *,
@@ -80,7 +93,7 @@ def run(
     """Parameters before, the optimizer's state after (the gradients), metrics of each step."""
     mesh = mesh_of(shape)
     sharded = {"sharded_optimizer": sharded_optimizer}
-    state = step.init_state(config, optimizer, seed, mesh, **sharded)
+    state = step.state_of(fresh(config, seed), optimizer, mesh, **sharded)
     before = jax.tree.map(np.asarray, state.params)
     _, train_step = compiled(mesh, config, optimizer, seed=seed, rows=rows, **sharded, **options)
     metrics = []

@@ -22,7 +22,9 @@ def outputs(notebook, kind):
 
 def execute(name, folder, monkeypatch, **environment):
     """A notebook run on one CPU in an empty folder."""
-    for key, value in (runs.environment(**environment) | {"JAX_PLATFORMS": "cpu"}).items():
+    for key, value in (
+        runs.environment(XLA_FLAGS="", **environment) | {"JAX_PLATFORMS": "cpu"}
+    ).items():
         monkeypatch.setenv(key, value)
     monkeypatch.delenv("MPLBACKEND", raising=False)
     notebook = nbformat.read(runs.ROOT / "examples" / name, as_version=4)

@@ -125,9 +125,10 @@ def test_and_seen_in_the_program(monkeypatch, rule):
     assert any(fault.startswith("every layer") for fault in faults(MESHES[2]))
 
 
-def test_a_constraint_that_is_removed_is_missed(monkeypatch):
-    monkeypatch.setattr(partition, "rows", lambda x: x)
-    assert any(fault.startswith("unexpected") for fault in faults(MESHES[1]))
+@pytest.mark.parametrize("constraint", ["rows", "gathered", "spread"])
+def test_a_constraint_that_is_removed_is_missed(monkeypatch, constraint):
+    monkeypatch.setattr(partition, constraint, lambda x, **_: x)
+    assert any(fault.startswith("unexpected") for fault in faults(MESHES[2]))
 
 
 def test_the_optimizer_lies_over_the_data_axis_by_choice():

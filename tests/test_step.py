@@ -16,7 +16,17 @@ from clip_jax.models.clip import abstract_model
 from clip_jax.objectives import Contrastive
 from clip_jax.optim import half
 from clip_jax.rows import global_batch
-from steps import ADAM, TINY, assert_same_gradients, batch, mesh_of, run
+from steps import (
+    ADAM,
+    GRADIENTS,
+    TINY,
+    alone,
+    assert_same_gradients,
+    batch,
+    fresh,
+    mesh_of,
+    run,
+)
 
 MESHES = [
     dict(data=1),
@@ -28,29 +38,32 @@ MESHES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def single():
-    return run(MESHES[0])
+@pytest.mark.parametrize("shape", [MESHES[0], MESHES[-1]], ids=str)
+def test_a_fresh_state_is_the_same_on_any_mesh(shape):
+    state = step.init_state(TINY, GRADIENTS, 0, mesh_of(shape))
+    assert jax.tree.structure(state.params) == jax.tree.structure(fresh(TINY)[0])
+    jax.tree.map(np.testing.assert_array_equal, state.params, fresh(TINY)[0])
 
 
 @pytest.mark.parametrize("shape", MESHES[1:], ids=str)
-def test_loss_and_gradients_are_those_of_one_device(shape, single):
+def test_loss_and_gradients_are_those_of_one_device(shape):
     before, gradients, metrics = run(shape)
-    jax.tree.map(np.testing.assert_array_equal, before, single[0])
-    assert metrics[0]["loss"] == pytest.approx(single[2][0]["loss"], rel=1e-6)
+    _, wanted, expected = alone()
+    assert metrics[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-6)
     assert len(gradients) == len(jax.tree.leaves(before))
-    assert all(np.linalg.norm(theirs) > 0 for theirs in single[1])
-    assert_same_gradients(gradients, single[1])
+    assert all(np.linalg.norm(theirs) > 0 for theirs in wanted)
+    assert_same_gradients(gradients, wanted)
 
 
-def test_the_first_loss_is_the_definition_of_the_global_batch(single):
-    model = nnx.merge(nnx.graphdef(abstract_model(TINY, "float32", "none")), single[0])
+def test_the_first_loss_is_the_definition_of_the_global_batch():
+    before, _, metrics = alone()
+    model = nnx.merge(nnx.graphdef(abstract_model(TINY, "float32", "none")), before)
     rows = batch()
     image, text, scale, _ = model(rows["image"], rows["tokens"])
     logits = np.asarray(scale * image @ text.T, np.float64)
     log_rows = np.log(np.exp(logits).sum(1)) - np.diag(logits)
     log_columns = np.log(np.exp(logits).sum(0)) - np.diag(logits)
-    assert single[2][0]["loss"] == pytest.approx((log_rows + log_columns).mean() / 2, abs=1e-5)
+    assert metrics[0]["loss"] == pytest.approx((log_rows + log_columns).mean() / 2, abs=1e-5)
 
 
 def training(shape, text_weights="float32", **options):
@@ -156,9 +169,9 @@ def test_chance_is_the_same_on_any_mesh(halves):
     assert min(same) > 0.97 and np.mean(same) > 0.99, same
 
 
-def test_a_state_around_given_weights_keeps_them_as_it_shall(single):
+def test_a_state_around_given_weights_keeps_them_as_it_shall():
     optimizer, mesh = optim.make_optimizer(ADAM, lambda _: 1e-3), mesh_of(EIGHT)
-    held = single[0], {}
+    held = alone()[0], {}
     like = step.abstract_state(TINY, optimizer, mesh, text_weights="bfloat16")
     state = step.state_of(held, optimizer, mesh, text_weights="bfloat16")
     jax.tree.map(same_place, like, state)
@@ -169,9 +182,9 @@ def test_a_state_around_given_weights_keeps_them_as_it_shall(single):
     }  # fmt: skip
 
 
-def test_text_weights_in_16_bits_have_the_gradients_of_those_in_32(single):
+def test_text_weights_in_16_bits_have_the_gradients_of_those_in_32():
     graph = nnx.graphdef(abstract_model(TINY, "bfloat16", "none"))
-    kept = half.text_weights(jax.tree.map(jnp.asarray, single[0]), "bfloat16")
+    kept = half.text_weights(jax.tree.map(jnp.asarray, alone()[0]), "bfloat16")
     computed, _ = step._as_computed(graph, (kept, {}))
     tokens = jnp.asarray(batch()["tokens"])
     towards = np.random.default_rng(0).normal(size=(16, 16))
@@ -190,9 +203,9 @@ def test_text_weights_in_16_bits_have_the_gradients_of_those_in_32(single):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed"])
-def test_but_where_the_model_computes_in_32_so_do_they(dtype, single):
+def test_but_where_the_model_computes_in_32_so_do_they(dtype):
     graph = nnx.graphdef(abstract_model(TINY, dtype, "none"))
-    kept = half.text_weights(jax.tree.map(jnp.asarray, single[0]), "bfloat16")
+    kept = half.text_weights(jax.tree.map(jnp.asarray, alone()[0]), "bfloat16")
     computed, _ = step._as_computed(graph, (kept, {}))
     assert {leaf.dtype for leaf in jax.tree.leaves(computed)} == {np.dtype("float32")}
 
@@ -224,10 +237,9 @@ def test_patch_dropout_depends_on_seed_and_step_only():
     config = dataclasses.replace(TINY, vision=vision)
     first, again = run(MESHES[0], config=config)[2], run(MESHES[2], config=config)[2]
     assert first[0]["loss"] == pytest.approx(again[0]["loss"], rel=1e-6)
-    plain = run(MESHES[0])[2]
-    assert abs(first[0]["loss"] - plain[0]["loss"]) > 1e-4
-    same_rows = [run(MESHES[0], config=config, seed=seed)[2][0]["loss"] for seed in (0, 0, 1)]
-    assert same_rows[0] == same_rows[1] == first[0]["loss"] != same_rows[2]
+    assert abs(first[0]["loss"] - alone()[2][0]["loss"]) > 1e-4
+    same, other = (run(MESHES[0], config=config, seed=seed)[2][0]["loss"] for seed in (0, 1))
+    assert same == first[0]["loss"] != other
 
 
 def same_place(a, b):

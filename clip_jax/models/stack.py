@@ -130,7 +130,7 @@ def _chunked(
 
 
 def _cast(dtype: Any, path: Any, param: Array) -> Array:
-    return param.astype(dtype) if "kernel" in str(path[-2:]) else param
+    return param.astype(dtype) if partition.name_of(path).endswith("kernel") else param
 
 
 def _pieces(rows: Any, chunk: int) -> Any:

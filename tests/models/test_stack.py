@@ -12,7 +12,7 @@ from clip_jax.models.stack import _pieces
 from clip_jax.models.transformer import Transformer, taken
 from clip_jax.models.zoo import BertConfig, CLIPConfig, TextConfig
 from clip_jax.plan import program
-from steps import TINY, assert_same_gradients, compiled, mesh_of, run
+from steps import TINY, alone, assert_same_gradients, compiled, mesh_of, run
 
 LAYERS, LENGTH, WIDTH, ROWS = 3, 7, 16, 12
 MESHES = [
@@ -77,7 +77,7 @@ def test_a_mask_and_places_are_cut_with_their_rows():
 
 @pytest.mark.parametrize("shape", MESHES)
 def test_chunks_are_those_of_a_device(shape):
-    _, expected, before = run(dict(data=1))
+    _, expected, before = alone()
     _, found, metrics = run(shape, remat="full", chunks=(2, 1))
     assert_same_gradients(found, expected)
     assert metrics[0] == pytest.approx(before[0], rel=1e-5)
@@ -86,7 +86,7 @@ def test_chunks_are_those_of_a_device(shape):
 def test_bert_in_chunks():
     bert = BertConfig(vocab_size=56, context_length=8, width=32, layers=2, heads=4, positions=8)
     config = CLIPConfig(16, vision=TINY.vision, text=bert)
-    _, expected, _ = run(dict(data=1), config=config)
+    _, expected, _ = alone(config)
     _, found, _ = run(dict(data=4), config=config, remat="full", chunks=(1, 2))
     assert_same_gradients(found, expected)
 
