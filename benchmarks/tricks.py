@@ -11,9 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 
+from clip_jax.plan import topology
+
+os.environ.update(topology.ENVIRONMENT, JAX_PLATFORMS="cpu")
+
 from clip_jax import config as config_lib
 from clip_jax import plan
-from clip_jax.plan import topology
 
 START = ("mesh.data=-1", "mesh.fsdp=1", "dtype=float32", "remat=none", "chunk.image=0")
 TRICKS = (
@@ -33,8 +36,6 @@ TRICKS = (
 def main() -> None:
     """Prints a row for each trick."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    topology.quiet(os.environ)
     parser.add_argument("--config", default="configs/vit_b32.py")
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--batch-size", type=int, default=512)

@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from clip_jax import partition
 from clip_jax.models.linear import RESULT, activation_dtype
 
 Image = Float[Array, "batch height width channels"]
@@ -68,7 +69,7 @@ def _depthwise(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
     """Every channel by a window of its own.
 
     Over a mesh whose axes do not all split the batch, XLA's gradient of such a kernel is wrong
-    (jax 0.10.2, CPU): here it is a sum over the places, window by window.
+    (jax 0.10.2, CPU): here each device makes it of its own rows.
     """
     return _convolve(x, kernel, stride, padding, x.shape[-1])
 
@@ -83,19 +84,18 @@ def _backward(
     stride: int, padding: Padding, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, kernel = saved
-    (by_x,) = jax.vjp(lambda x: _convolve(x, kernel, stride, padding, x.shape[-1]), x)[1](gradient)
-    rows, columns = (stride * (n - 1) + 1 for n in gradient.shape[1:3])
-    padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
-    by_kernel = [
-        jnp.sum(
-            padded[:, top : top + rows : stride, left : left + columns : stride] * gradient,
-            axis=(0, 1, 2),
-            dtype=jnp.float32,
-        )
-        for top in range(kernel.shape[0])
-        for left in range(kernel.shape[1])
-    ]
-    return by_x, jnp.stack(by_kernel).reshape(kernel.shape).astype(kernel.dtype)
+
+    def convolve(x: Array, kernel: Array) -> Array:
+        return _convolve(x, kernel, stride, padding, x.shape[-1])
+
+    def own(kernel: Array, rows: tuple[Array, Array]) -> tuple[Array, tuple[()]]:
+        x, gradient = rows
+        (by_kernel,) = jax.vjp(partial(convolve, x), kernel)[1](gradient)
+        return by_kernel.astype(jnp.float32), ()
+
+    by_kernel, _ = partition.by_device(own, kernel, (x, gradient))
+    (by_x,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
+    return by_x, by_kernel.astype(kernel.dtype)
 
 
 _depthwise.defvjp(_forward, _backward)
@@ -130,7 +130,11 @@ class BatchNorm(nnx.Module):
         """The image with its channels normalised, scaled and shifted."""
         y = x.astype(jnp.float32)
         if train:
-            mean, var = y.mean((0, 1, 2)), y.var((0, 1, 2))
+            mean = y.mean((0, 1, 2))
+            if x.dtype == jnp.bfloat16:  # E[x²] - E[x]² is as exact then, and takes one pass
+                var = jnp.maximum(jnp.square(y).mean((0, 1, 2)) - mean**2, 0)
+            else:
+                var = y.var((0, 1, 2))
             count = y.size // y.shape[-1]
             self._follow(self.mean, mean)
             self._follow(self.var, var * (count / max(count - 1, 1)))

@@ -80,8 +80,8 @@ def same(one, other, tolerance=1e-5):
     jax.tree_util.tree_map_with_path(check, one, other)
 
 
-def test_statistics_are_the_global_batchs_on_any_mesh(trained):
-    mesh = dict(data=2, fsdp=2, tensor=2)
+@pytest.mark.parametrize("mesh", [dict(data=2, fsdp=2, tensor=2), dict(data=1, tensor=2)], ids=str)
+def test_statistics_are_the_global_batchs_on_any_mesh(trained, mesh):
     config, _, single, metrics = trained
     _, sharded, other = one_step(config, mesh)
     assert other["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
@@ -136,6 +136,17 @@ def test_a_batch_norm_is_its_definition():
     again = norm(x, False)
     by_hand = (flat - norm.mean[...]) / np.sqrt(np.asarray(norm.var[...]) + 1e-3)
     np.testing.assert_allclose(np.asarray(again).reshape(-1, 3), by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_the_statistics_of_half_precision_inputs_are_more_exact_than_they():
+    norm = BatchNorm(3, eps=1e-5, momentum=1.0, rngs=nnx.Rngs(0))
+    x = 8 + jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
+    x = x.at[..., 2].set(1 / 3).astype(jnp.bfloat16)
+    norm(x, True)
+    flat = np.asarray(x, np.float64).reshape(-1, 3)
+    np.testing.assert_allclose(norm.mean[...], flat.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(norm.var[...], flat.var(0, ddof=1), rtol=1e-3, atol=1e-6)
+    assert float(norm.var[...].min()) >= 0
 
 
 def test_half_precision_inputs_are_normalised_in_full():
