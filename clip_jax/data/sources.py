@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
+from clip_jax.data.folders import FolderSource
+from clip_jax.data.paths import resolve
 from clip_jax.data.tars import Pair, TarSource
 from clip_jax.errors import UserError
 
@@ -23,8 +26,9 @@ class Source(Protocol):
 def open_source(spec: str) -> Source:
     """The pairs that a config names.
 
-    `spec` is a pattern of tars (`/data/{00000..00099}.tar`, `embedded:emoji/train-*.tar`), or
-    `tfds:NAME:SPLIT` for a prepared TensorFlow data set with `image` and text features.
+    `spec` is a pattern of tars (`/data/{00000..00099}.tar`, `embedded:emoji/train-*.tar`), a folder
+    of pictures (`/data/pictures`), or `tfds:NAME:SPLIT` for a prepared TensorFlow data set with
+    `image` and text features.
 
     Raises:
       UserError: nothing is there, or it cannot be read.
@@ -34,5 +38,10 @@ def open_source(spec: str) -> Source:
 
         return TfdsSource(spec.removeprefix("tfds:"))
     if not spec:
-        raise UserError("no data given: set config.data.train to your tars or tfds:NAME:SPLIT")
+        raise UserError(
+            "no data given: set config.data.train to your tars, a folder of pictures or "
+            "tfds:NAME:SPLIT"
+        )
+    if Path(resolve(spec)).is_dir():
+        return FolderSource(resolve(spec))
     return TarSource(spec)

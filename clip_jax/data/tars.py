@@ -206,10 +206,15 @@ class TarSource:
         text = os.pread(file.number, text_size, text_at)
         if len(image) < size or len(text) < text_size:
             raise UserError(f"{name} is cut short: the tar changed since the run began")
-        return Pair(image, _text(text, name, bool(is_json)), name)
+        return Pair(image, parse_text(text, name, bool(is_json)), name)
 
 
-def _text(raw: bytes, name: str, is_json: bool) -> dict[str, Any]:
+def parse_text(raw: bytes, name: str, is_json: bool) -> dict[str, Any]:
+    """What is written about a picture: an object of JSON, or plain text as its `caption`.
+
+    Raises:
+      UserError: it is neither; `name` says whose it is.
+    """
     try:
         text = raw.decode("utf-8-sig")
         found = json.loads(text) if is_json else {"caption": text.strip()}

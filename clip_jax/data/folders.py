@@ -1,0 +1,125 @@
+"""Pictures in a folder, with captions beside them or in folders named by what they show.
+
+`cats/1.jpg` is described by `cats/1.json` or `cats/1.txt`, and so, as in a tar, is
+`cats/1.large.jpg`, unless `cats/1.large.json` or `cats/1.large.txt` is there. Where no picture of
+the whole folder has such a file, the name of its own folder says it: `golden_retriever/1.jpg` shows
+a golden retriever.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from clip_jax.data.tars import IMAGES, MAX_MEMBER, TEXTS, Pair, parse_text
+from clip_jax.errors import UserError
+
+MAX_TEXT = 1 << 20  # bytes
+_NONE = 2 * len(TEXTS)
+
+
+def _texts(path: bytes) -> list[bytes]:
+    """Where a picture may be described, the first that is there counts."""
+    inner, name = os.path.split(path)
+    stems = (os.path.splitext(name)[0], name.split(b".", 1)[0])
+    return [os.path.join(inner, stem + os.fsencode(end)) for stem in stems for end in TEXTS]
+
+
+def _files(folder: bytes) -> Iterator[tuple[bytes, list[os.DirEntry[bytes]]]]:
+    """Every folder below (relative, ends with a slash or is empty) with the files in it.
+
+    Links to files elsewhere in the folder are followed; no link to a folder is.
+    """
+    home = os.path.realpath(folder) + b"/"
+    waiting = [b""]
+    while waiting:
+        inner = waiting.pop()
+        found = []
+        with os.scandir(os.path.join(folder, inner)) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(inner + entry.name + b"/")
+                elif entry.is_file():
+                    if entry.is_symlink() and not os.path.realpath(entry.path).startswith(home):
+                        raise UserError(f"{os.fsdecode(entry.path)} is a link out of the folder")
+                    found.append(entry)
+        yield inner, found
+
+
+class FolderSource:
+    """The pairs of a folder; `source[i]` reads the i-th, in the order of their paths.
+
+    Raises:
+      UserError: the folder cannot be read, or nothing in it is described.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        try:
+            pictures = sorted(self._pictures())
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or folder} cannot be read ({error.strerror})"
+            ) from None
+        if not pictures:
+            raise UserError(
+                f"{folder} holds no picture: expected files such as cats/1.jpg "
+                f"({', '.join(IMAGES)})"
+            )
+        described = [found for found in pictures if found[1] != _NONE]
+        if not described and any(b"/" not in path for path, _ in pictures):
+            raise UserError(
+                f"{folder} holds pictures of which nothing is said: put 1.txt or 1.json beside "
+                "1.jpg, or the pictures into folders named by what they show"
+            )
+        paths, kinds = zip(*(described or pictures), strict=True)
+        # one string and where each path ends in it: lists of millions take gigabytes
+        self._paths, self._ends = b"".join(paths), np.cumsum([0, *map(len, paths)])
+        self._kinds = np.array(kinds, np.int8)
+        self.undescribed = len(pictures) - len(paths)
+
+    def _pictures(self) -> Iterator[tuple[bytes, int]]:
+        """Paths of pictures, and which of `_texts` is there."""
+        for inner, found in _files(os.fsencode(self.folder)):
+            names = {entry.name for entry in found}
+            for name in names:
+                if os.fsdecode(os.path.splitext(name)[1]).lower() in IMAGES:
+                    beside = [text in names for text in _texts(name)]
+                    yield inner + name, beside.index(True) if any(beside) else _NONE
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def __repr__(self) -> str:
+        return f"FolderSource({self.folder!r}, {len(self):,} pairs)"
+
+    def __getitem__(self, i: int) -> Pair:
+        path, kind = self._paths[self._ends[i] : self._ends[i + 1]], int(self._kinds[i])
+        name = self._whole(path)
+        image = _read(name, MAX_MEMBER)
+        if kind == _NONE:
+            label = Path(name).parent.name
+            return Pair(image, {"caption": label.replace("_", " "), "label": label}, name)
+        beside = self._whole(_texts(path)[kind])
+        return Pair(
+            image, parse_text(_read(beside, MAX_TEXT), beside, beside.endswith(".json")), name
+        )
+
+    def _whole(self, path: bytes) -> str:
+        return os.path.join(self.folder, os.fsdecode(path))
+
+
+def _read(path: str, most: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            found = file.read(most + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    if len(found) > most:
+        raise UserError(f"{path} is over {most >> 20} MiB")
+    return found
