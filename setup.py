@@ -39,6 +39,7 @@ setup(
         "parity": ["torch==2.13.0", "transformers>=5", "open_clip_torch>=3.3", "safetensors"],
         # the TPU's compiler, for --mode=plan: no TPU is needed
         "plan": ["libtpu==0.0.52; sys_platform == 'linux'"],
+        "tables": ["pyarrow>=18"],
         "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
         "test": [
             "beartype",
@@ -51,6 +52,7 @@ setup(
             "mypy",
             "nbclient",
             "nbformat",
+            "pyarrow>=18",
             "pytest",
             "pytest-xdist",
             "pyyaml",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from clip_jax import files
 
 
 def use_compilation_cache() -> None:
@@ -11,6 +10,5 @@ def use_compilation_cache() -> None:
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "clip_jax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(files.cache_folder("xla")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

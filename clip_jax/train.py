@@ -67,7 +67,7 @@ def prepare(c: ConfigDict, *, training: bool) -> Run:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     _check_tokenizer(c.tokenizer, tokenizer, model.text)
-    source = open_source(c.data.train) if training else None
+    source = open_source(c.data.train, c.data.image, c.data.root) if training else None
     if source is not None:
         first = source[0]
         for template in c.data.captions:

@@ -29,7 +29,11 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.chunk = ConfigDict({"image": -1, "text": -1})
 
     c.data = ConfigDict()
-    c.data.train = ""  # tars (braces and globs), a folder of pictures, or tfds:NAME:SPLIT
+    # tars (braces and globs), a folder of pictures, a table (csv, tsv, jsonl, parquet), a folder
+    # that `datasets` saved, or tfds:NAME:SPLIT
+    c.data.train = ""
+    c.data.image = ""  # of a table, the column of the pictures; empty: the one that looks so
+    c.data.root = ""  # of a table, the folder that paths in it start at; empty: its own
     c.data.captions = ("{caption}",)  # templates over the fields of a pair's json
     c.data.token_dropout = 0.0  # share of a caption's tokens left out
     c.data.threads = 2  # batches made at once in a process

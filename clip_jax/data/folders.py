@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clip_jax import files
 from clip_jax.data.tars import IMAGES, MAX_MEMBER, TEXTS, Pair, parse_text
 from clip_jax.errors import UserError
 
@@ -101,25 +102,16 @@ class FolderSource:
     def __getitem__(self, i: int) -> Pair:
         path, kind = self._paths[self._ends[i] : self._ends[i + 1]], int(self._kinds[i])
         name = self._whole(path)
-        image = _read(name, MAX_MEMBER)
+        image = files.read_bytes(name, MAX_MEMBER)
         if kind == _NONE:
             label = Path(name).parent.name
             return Pair(image, {"caption": label.replace("_", " "), "label": label}, name)
         beside = self._whole(_texts(path)[kind])
         return Pair(
-            image, parse_text(_read(beside, MAX_TEXT), beside, beside.endswith(".json")), name
+            image,
+            parse_text(files.read_bytes(beside, MAX_TEXT), beside, beside.endswith(".json")),
+            name,
         )
 
     def _whole(self, path: bytes) -> str:
         return os.path.join(self.folder, os.fsdecode(path))
-
-
-def _read(path: str, most: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            found = file.read(most + 1)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    if len(found) > most:
-        raise UserError(f"{path} is over {most >> 20} MiB")
-    return found

@@ -9,6 +9,8 @@ from pathlib import Path
 from clip_jax.errors import UserError
 
 EMBEDDED = "embedded:"
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+SAVED = "state.json"  # in a folder that `datasets` wrote
 _HOME = Path(__file__).parent
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 

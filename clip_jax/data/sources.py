@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from clip_jax.data.folders import FolderSource
-from clip_jax.data.paths import resolve
+from clip_jax.data.paths import SAVED, TABLES, resolve
 from clip_jax.data.tars import Pair, TarSource
 from clip_jax.errors import UserError
 
@@ -23,12 +23,16 @@ class Source(Protocol):
         ...
 
 
-def open_source(spec: str) -> Source:
+def open_source(spec: str, image: str = "", root: str = "") -> Source:
     """The pairs that a config names.
 
-    `spec` is a pattern of tars (`/data/{00000..00099}.tar`, `embedded:emoji/train-*.tar`), a folder
-    of pictures (`/data/pictures`), or `tfds:NAME:SPLIT` for a prepared TensorFlow data set with
-    `image` and text features.
+    Args:
+      spec: a pattern of tars (`/data/{00000..00099}.tar`, `embedded:emoji/train-*.tar`), a folder
+        of pictures (`/data/pictures`), a table (`/data/*.parquet`, csv, tsv, jsonl), a folder that
+        `datasets` saved, or `tfds:NAME:SPLIT` for a prepared TensorFlow data set with `image` and
+        text features.
+      image: of a table, the column of the pictures; empty: the one that looks so.
+      root: of a table, the folder that paths in it start at and do not leave; empty: its own.
 
     Raises:
       UserError: nothing is there, or it cannot be read.
@@ -39,9 +43,14 @@ def open_source(spec: str) -> Source:
         return TfdsSource(spec.removeprefix("tfds:"))
     if not spec:
         raise UserError(
-            "no data given: set config.data.train to your tars, a folder of pictures or "
+            "no data given: set config.data.train to your tars, a folder of pictures, a table or "
             "tfds:NAME:SPLIT"
         )
-    if Path(resolve(spec)).is_dir():
-        return FolderSource(resolve(spec))
+    path = Path(resolve(spec))
+    if path.suffix.lower() in TABLES or (path / SAVED).is_file():
+        from clip_jax.data.tables import TableSource
+
+        return TableSource(str(path), image, resolve(root) if root else "")
+    if path.is_dir():
+        return FolderSource(str(path))
     return TarSource(spec)

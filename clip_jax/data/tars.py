@@ -120,11 +120,6 @@ def _hint(path: str) -> str:
     return "it is cut short or not a tar: fetch the file again"
 
 
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "clip_jax" / "index"
-
-
 def _load(cached: Path) -> Index | None:
     try:
         with np.load(cached, allow_pickle=False) as file:
@@ -143,7 +138,7 @@ def index(path: str) -> Index:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     state = f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns} {_VERSION}"
     name = hashlib.sha256(state.encode(errors="surrogateescape")).hexdigest()[:32]
-    cached = _cache_folder() / f"{name}.npz"
+    cached = files.cache_folder("index") / f"{name}.npz"
     if found := _load(cached):
         return found
     built = scan(path)

@@ -28,7 +28,8 @@ class TestSet:
     Args:
       name: what its metrics are called by.
       values: `data` (as `config.data.train`), `labels` (a JSON list of names, or an object that
-        holds one under `name`), `label` (the field of a pair's text that names its class).
+        holds one under `name`), `label` (the field of a pair's text that names its class); for a
+        table also `image` and `root`, as in `config.data`.
       caption: template of the text that belongs to a picture in retrieval.
     """
 
@@ -41,7 +42,8 @@ class TestSet:
                     f"evaluate.sets.{name} needs data, labels and label: no {key} given"
                 )
         self.name = name
-        self.source: Source = open_source(values["data"])
+        table = (values.get("image", ""), values.get("root", ""))
+        self.source: Source = open_source(values["data"], *table)
         self.labels = read_labels(values["labels"], name)
         texts = [
             (pair.text, pair.name) for pair in map(self.source.__getitem__, range(len(self.source)))
