@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FREE = ("workdir", "log", "checkpoint", "evaluate", "mesh", "remat", "accumulate", "chunk")
 FREE_KEYS = (
     *("data.threads", "data.workers", "data.prefetch", "data.cache_mib"),
+    "data.max_bad_fraction",
     *("loss.layout", "loss.block", "optimizer.sharded"),
 )
 
@@ -149,6 +150,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "evaluate.batch_size": (1, math.inf),
     "evaluate.pictures": (0, math.inf),
     "data.token_dropout": (0, 1 - 1e-9),
+    "data.max_bad_fraction": (0, 1),
     "data.threads": (1, math.inf),
     "data.workers": (0, math.inf),
     "data.prefetch": (1, math.inf),

@@ -39,22 +39,6 @@ def cache_folder(name: str) -> Path:
     return Path(base) / "clip_jax" / name
 
 
-def read_bytes(path: str | Path, most: int) -> bytes:
-    """What is in a file.
-
-    Raises:
-      UserError: it cannot be read, or holds more than `most` bytes.
-    """
-    try:
-        with open(path, "rb") as file:
-            found = file.read(most + 1)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    if len(found) > most:
-        raise UserError(f"{path} is over {most >> 20} MiB")
-    return found
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 

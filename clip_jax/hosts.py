@@ -91,6 +91,15 @@ def from_first(make: Callable[[], T]) -> T:
     return _bond.from_first(make) if _bond else make()
 
 
+def total(numbers: Any) -> Any:
+    """The sum of an array over all processes, each of which calls this; waits for them."""
+    if not many():
+        return numbers
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(numbers).sum(0)
+
+
 class AnyOf:
     """The greatest of the processes' numbers, found on the devices while they work.
 

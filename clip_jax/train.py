@@ -8,13 +8,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -34,6 +35,7 @@ from clip_jax import (
 from clip_jax import rows as rows_lib
 from clip_jax import step as step_lib
 from clip_jax.data import captions, images, pipeline
+from clip_jax.data.pairs import REASONS, PairError
 from clip_jax.data.sources import Source, open_source
 from clip_jax.errors import UserError
 from clip_jax.evaluation.features import Encoder
@@ -69,13 +71,26 @@ def prepare(c: ConfigDict, *, training: bool) -> Run:
     _check_tokenizer(c.tokenizer, tokenizer, model.text)
     source = open_source(c.data.train, c.data.image, c.data.root) if training else None
     if source is not None:
-        first = source[0]
-        for template in c.data.captions:
-            captions.fill(template, first.text, first.name)
+        _check_captions(source, c.data.captions)
     suite = Suite(c.evaluate.to_dict(), tokenizer, library.preprocess_of(model))
     fresh = training and hosts.from_first(lambda: checkpoint.latest_step(c.workdir)) is None
     weights = _weights(c, model) if fresh and c.weights.path else None
     return Run(c, model, objective, tokenizer, source, suite, Path(c.workdir), weights)
+
+
+def _check_captions(source: Source, templates: Sequence[str]) -> None:
+    """That the first pairs, or one of them where some are broken, have what the templates ask."""
+    wrong: PairError | None = None
+    for i in range(min(len(source), pipeline.ATTEMPTS)):
+        try:
+            first = source[i]
+            for template in templates:
+                captions.fill(template, first.text, first.name)
+            return
+        except PairError as error:
+            wrong = wrong or error
+    if wrong:
+        raise wrong
 
 
 def _check_tokenizer(name: str, tokenizer: Tokenizer, text: zoo.TextTowerConfig) -> None:
@@ -220,7 +235,11 @@ class Trainer(recipe.Recipe):
             rows=rows_lib.process_rows(self.mesh, c.batch_size),
         )
         return pipeline.iterator(
-            batches, threads=c.data.threads, workers=c.data.workers, prefetch=c.data.prefetch
+            batches,
+            threads=c.data.threads,
+            workers=c.data.workers,
+            prefetch=c.data.prefetch,
+            max_bad_fraction=c.data.max_bad_fraction,
         )
 
     def place(self, rows: pipeline.Row) -> dict[str, jax.Array]:
@@ -270,6 +289,8 @@ class Loop:
         self.progress = _progress(trainer.mesh, c, self.first)
         self.flops = 0  # of the steps since the last line of the log
         self.compiled: dict[int, step_lib.TrainStep] = {}  # by the width of the texts
+        self.bad = np.zeros(len(REASONS), np.int64)  # pairs left out since they were last written
+        self.told = False  # of the first of them
 
     def _start(self) -> tuple[step_lib.TrainState, int]:
         """The state to go on from and its step: the newest checkpoint's, or a fresh one's."""
@@ -293,8 +314,11 @@ class Loop:
             self.progress.leave_out(seconds)
         return self.compiled[width]
 
-    def _log(self, step: int, tokens: int, out: dict[str, jax.Array]) -> None:
-        """Reads a step's metrics, which waits for it; `tokens` is the width of its texts."""
+    def _log(self, step: int, tokens: int, bad: np.ndarray, out: dict[str, jax.Array]) -> None:
+        """Reads a step's metrics, which waits for it.
+
+        `tokens` is the width of its texts, `bad` the pairs that were left out of it, by reason.
+        """
         if self.any_stop:
             self.stopped_by = int(out.pop("stop"))
         values = {name: float(value) for name, value in out.items()}
@@ -306,14 +330,28 @@ class Loop:
             )
         run, batch_size = self.trainer.run, self.config.batch_size
         self.flops += flops.step(run.model, batch_size, tokens=tokens)
+        self.bad = self.bad + bad
         if step % self.config.log.every and step != self.config.steps:
             return
         rates = self.progress.rates(step, self.flops)
         self.flops = 0
+        values |= self._left_out()
         values |= {**rates, "epoch": step * batch_size / len(run.source or ())}
         values["learning_rate"] = float(self.trainer.schedule(step - 1))
         self.writer.write(step, values)
         self.progress.show(step, values["loss"], rates)
+
+    def _left_out(self) -> dict[str, int]:
+        """Pairs that all processes left out since they were last written, by reason."""
+        bad = hosts.total(self.bad)
+        self.bad = np.zeros_like(bad)
+        return {f"data/skipped/{r}": int(n) for r, n in zip(REASONS, bad, strict=True) if n}
+
+    def _say_left_out(self) -> None:
+        if not self.told and self.data.complaint:
+            self.told = True
+            self.progress.say(f"a pair is left out: {self.data.complaint}")
+            self.progress.say("  such are counted as data/skipped/… in the metrics")
 
     def _evaluate(self, step: int) -> None:
         began = time.monotonic()
@@ -327,6 +365,8 @@ class Loop:
         self.progress.leave_out(seconds)
 
     def _save(self, step: int, force: bool = False) -> None:
+        if skipped := self._left_out():  # a run that goes on from here does not know them
+            self.writer.write(step, skipped)
         position = self.data.get_state()
         self.checkpoints.save(step, self.state, position, self.config.to_dict(), force=force)
 
@@ -341,9 +381,10 @@ class Loop:
         c, step = self.config, self.first
         if step >= c.steps:
             return step
-        before: tuple[int, int, dict[str, jax.Array]] | None = None
+        before: tuple[int, int, np.ndarray, dict[str, jax.Array]] | None = None
         while step < c.steps and not self._stopping():
             batch = self.trainer.place(next(self.data))
+            self._say_left_out()
             train_step = self._step_for(batch)
             step += 1
             self.state, out = train_step(self.state, batch)
@@ -352,7 +393,7 @@ class Loop:
             # step N + 1 is dispatched before N's metrics are read: the device never waits
             if before:
                 self._log(*before)
-            before = (step, batch["tokens"].shape[1], out)
+            before = (step, batch["tokens"].shape[1], self.data.bad, out)
             last = step == c.steps
             evaluating = self.trainer.run.suite and (last or step % c.evaluate.every == 0)
             saving = step % c.checkpoint.every == 0 and not last  # the last is saved below

@@ -34,6 +34,7 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.data.train = ""
     c.data.image = ""  # of a table, the column of the pictures; empty: the one that looks so
     c.data.root = ""  # of a table, the folder that paths in it start at; empty: its own
+    c.data.max_bad_fraction = 0.01  # of pairs that are broken and left out; more end the run
     c.data.captions = ("{caption}",)  # templates over the fields of a pair's json
     c.data.token_dropout = 0.0  # share of a caption's tokens left out
     c.data.threads = 2  # batches made at once in a process

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.data.pairs import PairError
 from clip_jax.errors import UserError
 
 _NAMED = 20  # fields in an error
+_LONGEST = 1_000_000  # characters
 
 
 @functools.lru_cache
@@ -39,7 +41,7 @@ def fill(
     With `rng`, a list gives some of its items in random order: at least one, at most all.
 
     Raises:
-      UserError: a field is missing or null; `name` says of which picture.
+      PairError: a field is missing or null; `name` says of which picture.
     """
     filled = []
     for before, field in _parse(template):
@@ -50,9 +52,10 @@ def fill(
         if value is None:
             there = [key for key, known in text.items() if known is not None]
             shown = ", ".join(there[:_NAMED]) + (", …" if len(there) > _NAMED else "")
-            raise UserError(
+            raise PairError(
+                "caption",
                 f"{name}: caption template {template!r} needs the field {field!r}; "
-                f"there are: {shown or 'none'}"
+                f"there are: {shown or 'none'}",
             )
         if isinstance(value, list):
             if rng is not None and len(value) > 1:
@@ -66,5 +69,13 @@ def fill(
 def sample(
     templates: Sequence[str], text: dict[str, Any], name: str, rng: np.random.Generator
 ) -> str:
-    """A caption through one of the templates at random."""
-    return fill(templates[int(rng.integers(len(templates)))], text, name, rng)
+    """A caption through one of the templates at random.
+
+    Raises:
+      PairError: a field is missing, or nothing is said, or over a million characters.
+    """
+    caption = fill(templates[int(rng.integers(len(templates)))], text, name, rng)
+    if not caption.strip() or len(caption) > _LONGEST:
+        what = f"over {_LONGEST:,} characters long" if caption.strip() else "empty"
+        raise PairError("caption", f"{name}: its caption is {what}")
+    return caption

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_jax import files
-from clip_jax.data.tars import IMAGES, MAX_MEMBER, TEXTS, Pair, parse_text
+from clip_jax.data.pairs import Pair, parse_text, read_bytes
+from clip_jax.data.tars import IMAGES, MAX_MEMBER, TEXTS
 from clip_jax.errors import UserError
 
 MAX_TEXT = 1 << 20  # bytes
@@ -102,14 +102,14 @@ class FolderSource:
     def __getitem__(self, i: int) -> Pair:
         path, kind = self._paths[self._ends[i] : self._ends[i + 1]], int(self._kinds[i])
         name = self._whole(path)
-        image = files.read_bytes(name, MAX_MEMBER)
+        image = read_bytes(name, MAX_MEMBER)
         if kind == _NONE:
             label = Path(name).parent.name
             return Pair(image, {"caption": label.replace("_", " "), "label": label}, name)
         beside = self._whole(_texts(path)[kind])
         return Pair(
             image,
-            parse_text(files.read_bytes(beside, MAX_TEXT), beside, beside.endswith(".json")),
+            parse_text(read_bytes(beside, MAX_TEXT), beside, beside.endswith(".json")),
             name,
         )
 

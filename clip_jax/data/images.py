@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from clip_jax.data.pairs import PairError
 from clip_jax.errors import UserError
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs
@@ -36,7 +37,7 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
         what the whole picture would be resized to. 0: the whole, exactly.
 
     Raises:
-      UserError: the bytes are no picture, are cut short, or would decode to over 89 megapixels.
+      PairError: the bytes are no picture, are cut short, or would decode to over 89 megapixels.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -48,9 +49,9 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
             return to_rgb(image)
     except UnidentifiedImageError:
         kind = "has no bytes" if not data else f"is none of {', '.join(FORMATS)}, or is damaged"
-        raise UserError(f"{name} is not a picture that can be read: it {kind}") from None
+        raise PairError("picture", f"{name} is not a picture that can be read: it {kind}") from None
     except Exception as error:  # Pillow's readers fail on damage with errors of every kind
-        raise UserError(f"{name} is not a picture that can be read ({error})") from None
+        raise PairError("picture", f"{name} is not a picture that can be read ({error})") from None
 
 
 def read(path: str | Path) -> Image.Image:

@@ -14,12 +14,15 @@ import numpy as np
 from absl import flags
 
 from clip_jax.data import captions, images
+from clip_jax.data.pairs import REASONS, Pair, PairError, described
 from clip_jax.data.sources import Source
-from clip_jax.data.tars import Pair
+from clip_jax.errors import UserError
 from clip_jax.tokenizers import Tokenizer, packing
 
 Row = dict[str, np.ndarray]
 _ENDLESS = 1 << 53  # rows
+ATTEMPTS = 100  # at a row
+_FEW = 1_000  # pairs, of which a share says little
 _ODD = 0x9E3779B1  # spreads epochs over seeds, so that neighbouring seeds share no order
 
 
@@ -69,19 +72,35 @@ class _Steps:
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
     def _row(self, position: int) -> Row:
-        """The row at a position of the endless global order."""
+        """The row at a position of the endless global order.
+
+        In place of a pair that cannot be used stands another, drawn by the position's own chance.
+        """
+        bad, complaint = np.zeros(len(REASONS), np.int32), ""
+        for attempt in range(ATTEMPTS):
+            # Philox counts: each attempt has 2**96 draws of its own (Salmon et al. 2011)
+            counter = (position << 128) + (attempt << 96)
+            rng = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
+            i = int(rng.integers(len(self.source))) if attempt else self._index(position)
+            try:
+                row = self.prepare(self.source[i], rng)
+            except PairError as error:
+                bad[REASONS.index(error.reason)] += 1
+                complaint = str(error)
+            else:
+                return {**row, "bad": bad, "complaint": np.array(complaint)}
+        raise UserError(
+            f"{ATTEMPTS} pairs in a row cannot be used ({described(bad)}), such as: {complaint}"
+        )
+
+    def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.source))
-        pair = self.source[
-            grain.experimental.index_shuffle(
-                place,
-                max_index=len(self.source) - 1,
-                seed=(self.seed + _ODD * epoch) % 2**32,
-                rounds=4,
-            )
-        ]
-        # Philox counts: each position has 2**128 draws of its own (Salmon et al. 2011)
-        chance = np.random.Philox(key=self.seed, counter=position << 128)
-        return self.prepare(pair, np.random.Generator(chance))
+        return grain.experimental.index_shuffle(
+            place,
+            max_index=len(self.source) - 1,
+            seed=(self.seed + _ODD * epoch) % 2**32,
+            rounds=4,
+        )
 
 
 def batches(
@@ -96,6 +115,10 @@ def batches(
 
     Every epoch is shuffled anew. Which pair stands in which row of which step, and what is
     random about it, depends on seed and global batch size only, not on who makes which rows.
+
+    Beside what `prepare` makes a batch has, of each row, `bad`, int32 [rows, reasons]: the pairs
+    that could not be used, for which others stand in; and `complaint`, text [rows]: of the last of
+    them, or empty.
     """
     chosen = tuple(range(batch_size) if rows is None else map(int, rows))
     return grain.MapDataset.source(_Steps(source, prepare, batch_size, seed, chosen))
@@ -105,14 +128,24 @@ class Batches(grain.DatasetIterator):
     """Batches in order, made ahead by threads or processes.
 
     The state is the step that comes next, whoever makes its batch: it holds for any number of
-    threads, workers and hosts.
+    threads, workers and hosts. `bad` counts, by `pairs.REASONS`, the pairs that the newest batch
+    lacks; where more than `max_bad_fraction` of all are bad, the next batch is a UserError.
     """
 
     def __init__(
-        self, dataset: grain.MapDataset, threads: int, workers: int, prefetch: int
+        self,
+        dataset: grain.MapDataset,
+        threads: int,
+        workers: int,
+        prefetch: int,
+        max_bad_fraction: float = 0.0,
     ) -> None:
         super().__init__()
         self.dataset = dataset
+        self.bad = np.zeros(len(REASONS), np.int64)
+        self.complaint = ""  # of the last of them
+        self._max_bad_fraction = max_bad_fraction
+        self._bad, self._seen = self.bad, 0  # of all batches
         self._threads, self._workers, self._prefetch = threads, workers, prefetch
         self._step = 0
         self._reader: grain.DatasetIterator | None = None
@@ -137,9 +170,24 @@ class Batches(grain.DatasetIterator):
     def __next__(self) -> Row:
         if self._reader is None:
             self._reader = self._open()
-        batch = next(self._reader)
+        batch = dict(next(self._reader))
+        self._count(batch.pop("bad"), batch.pop("complaint"))
         self._step += 1
         return batch
+
+    def _count(self, bad: np.ndarray, complaints: np.ndarray) -> None:
+        self.bad = bad.sum(0, dtype=np.int64)
+        self._bad, self._seen = self._bad + self.bad, self._seen + len(bad)
+        if not self.bad.any():
+            return
+        self.complaint = str(complaints[complaints != ""][-1])
+        total = int(self._bad.sum())
+        if total > self._max_bad_fraction * max(self._seen, _FEW):
+            raise UserError(
+                f"{total:,} of {self._seen + total:,} pairs cannot be used "
+                f"({described(self._bad)}), more than config.data.max_bad_fraction="
+                f"{self._max_bad_fraction:g}; such as: {self.complaint}"
+            )
 
     def get_state(self) -> dict[str, int]:
         """The step of the next batch."""
@@ -170,10 +218,17 @@ def _end_with_parent(worker: int, workers: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def iterator(dataset: grain.MapDataset, *, threads: int, workers: int, prefetch: int) -> Batches:
+def iterator(
+    dataset: grain.MapDataset,
+    *,
+    threads: int,
+    workers: int,
+    prefetch: int,
+    max_bad_fraction: float = 0.0,
+) -> Batches:
     """Reads ahead; its state (the next step) is a small JSON that a checkpoint holds.
 
     threads: batches made at once in a process. workers: processes, 0 for this one alone.
-    prefetch: batches made ahead (per worker).
+    prefetch: batches made ahead (per worker). max_bad_fraction: of pairs that may be unusable.
     """
-    return Batches(dataset, threads, workers, prefetch)
+    return Batches(dataset, threads, workers, prefetch, max_bad_fraction)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from clip_jax.data.folders import FolderSource
+from clip_jax.data.pairs import Pair
 from clip_jax.data.paths import SAVED, TABLES, resolve
-from clip_jax.data.tars import Pair, TarSource
+from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from clip_jax import files
+from clip_jax.data.pairs import Pair, PairError, read_bytes
 from clip_jax.data.paths import SAVED, expand
-from clip_jax.data.tars import IMAGES, MAX_MEMBER, Pair
+from clip_jax.data.tars import IMAGES, MAX_MEMBER
 from clip_jax.errors import UserError, is_disk_full
 
 try:
@@ -188,18 +189,23 @@ class TableSource:
         try:
             row = self._batches[at].slice(int(i - self._starts[at]), 1).to_pylist()[0]
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise UserError(f"{self.pattern}: row {i:,} cannot be read ({error})") from None
+            raise PairError(
+                "unreadable", f"{self.pattern}: row {i:,} cannot be read ({error})"
+            ) from None
         value, name = row.pop(self.image), f"{self.pattern}: row {i:,}"
         if isinstance(value, dict):  # as `datasets` keeps a picture
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):
             return Pair(value, row, name)
         if not isinstance(value, str) or not value:
-            raise UserError(f"{name}: {self.image!r} is {value!r}, not a picture or its path")
+            raise PairError(
+                "unreadable", f"{name}: {self.image!r} is {value!r}, not a picture or its path"
+            )
         path = os.path.realpath(os.path.join(self.root, value))
         if not path.startswith(os.path.join(self.root, "")):
-            raise UserError(
+            raise PairError(
+                "unreadable",
                 f"{name}: {value} leaves {self.root}: set config.data.root to the folder of the "
-                "pictures"
+                "pictures",
             )
-        return Pair(files.read_bytes(path, MAX_MEMBER), row, path)
+        return Pair(read_bytes(path, MAX_MEMBER), row, path)

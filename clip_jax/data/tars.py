@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import json
 import os
 import tarfile
 import threading
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clip_jax import files
+from clip_jax.data.pairs import Pair, PairError, parse_text
 from clip_jax.data.paths import expand
 from clip_jax.errors import UserError
 
@@ -31,14 +31,6 @@ MAX_MEMBER = 256 << 20
 MAX_OPEN = 256  # files; a process may open 1,024 on many machines, and a data set have 40,000 tars
 _BLOCK = 512
 _VERSION = 2  # of the cached index
-
-
-class Pair(NamedTuple):
-    """One picture's bytes and what is written about it. `name` says where it stands."""
-
-    image: bytes
-    text: dict[str, Any]
-    name: str
 
 
 class Index(NamedTuple):
@@ -200,21 +192,7 @@ class TarSource:
         image = os.pread(file.number, size, at)
         text = os.pread(file.number, text_size, text_at)
         if len(image) < size or len(text) < text_size:
-            raise UserError(f"{name} is cut short: the tar changed since the run began")
+            raise PairError(
+                "unreadable", f"{name} is cut short: the tar changed since the run began"
+            )
         return Pair(image, parse_text(text, name, bool(is_json)), name)
-
-
-def parse_text(raw: bytes, name: str, is_json: bool) -> dict[str, Any]:
-    """What is written about a picture: an object of JSON, or plain text as its `caption`.
-
-    Raises:
-      UserError: it is neither; `name` says whose it is.
-    """
-    try:
-        text = raw.decode("utf-8-sig")
-        found = json.loads(text) if is_json else {"caption": text.strip()}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: its text cannot be read ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(f'{name}: its json is no object such as {{"caption": "a cat"}}')
-    return found

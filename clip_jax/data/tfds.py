@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clip_jax.data.pairs import Pair, PairError
 from clip_jax.data.paths import resolve
-from clip_jax.data.tars import Pair, TarSource
+from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError, is_disk_full
 
 try:
@@ -348,8 +349,8 @@ class TfdsSource:
             values = {text.field: text.read(example) for text in self._texts}
             image = _at(example, self._image)
         except Exception as error:
-            raise UserError(
-                f"{name} cannot be read from {self._folder} ({_line(error)})"
+            raise PairError(
+                "unreadable", f"{name} cannot be read from {self._folder} ({_line(error)})"
             ) from error
         if self._caption:
             values.setdefault("caption", values[self._caption])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from clip_jax.data.folders import MAX_TEXT, FolderSource
+from clip_jax.data.pairs import Pair
 from clip_jax.data.sources import open_source
-from clip_jax.data.tars import Pair
 from clip_jax.errors import UserError
 from support import encoded, picture, says
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clip_jax.data import pipeline
 from clip_jax.data.images import Augment
+from clip_jax.data.pairs import REASONS, Pair
 from clip_jax.data.sources import open_source
-from clip_jax.data.tars import Pair
 from clip_jax.errors import UserError
 from support import Letters, TarFactory, encoded, picture, says, write_tar
 
@@ -33,15 +33,18 @@ PICTURE = encoded(picture(0, (6, 6)))
 
 @dataclasses.dataclass
 class Numbers:
-    """Pairs whose captions are their numbers."""
+    """Pairs whose captions are their numbers; some may have half a picture, or no caption."""
 
     count: int
+    cut: frozenset[int] = frozenset()
+    silent: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, i: int) -> Pair:
-        return Pair(PICTURE, {"caption": str(int(i))}, f"pair {i}")
+        text = {} if i in self.silent else {"caption": str(int(i))}
+        return Pair(PICTURE[:40] if i in self.cut else PICTURE, text, f"pair {i}")
 
 
 PREPARE = pipeline.Prepare(Letters(), 4, ("{caption}", "no. {caption}"), Augment((0.5, 1.0)))
@@ -67,10 +70,15 @@ def test_a_batch_is_pixels_and_tokens(tar_factory: TarFactory) -> None:
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
         "image": ((8, 4, 4, 3), np.uint8),
         "tokens": ((8, 16), np.int32),
+        "bad": ((8, len(REASONS)), np.int32),
+        "complaint": ((8,), np.dtype("<U1")),
     }
     captions = {Letters().decode(row) for row in batch["tokens"]}
     assert captions <= {f"{p}picture {i}"[:14] for p in ("", "no. ") for i in range(5)}
     assert len(captions) >= 5
+
+
+SETS = st.frozensets(st.integers(0, 39), max_size=12)
 
 
 @settings(max_examples=25)
@@ -81,16 +89,43 @@ def test_a_batch_is_pixels_and_tokens(tar_factory: TarFactory) -> None:
     ),
     st.integers(0, 2**32 - 1),
     st.integers(0, 5) | st.integers(10**6, 10**9),
+    SETS,
+    SETS,
 )
 def test_who_makes_which_rows_changes_nothing(
-    pairs: int, share: tuple[int, set[int]], seed: int, step: int
+    pairs: int,
+    share: tuple[int, set[int]],
+    seed: int,
+    step: int,
+    cut: frozenset[int],
+    silent: frozenset[int],
 ) -> None:
+    assume(len([i for i in cut | silent if i < pairs]) < 0.9 * pairs)
     batch_size, rows = share[0], sorted(share[1])
-    source, options = Numbers(pairs), {"batch_size": batch_size, "seed": seed}
+    source, options = Numbers(pairs, cut, silent), {"batch_size": batch_size, "seed": seed}
     whole = pipeline.batches(source, PREPARE, **options)[step]
     part = pipeline.batches(source, PREPARE, **options, rows=np.array(rows))[step]
     assert len(whole["image"]) == batch_size
     assert same(part, {key: value[rows] for key, value in whole.items()})
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), SETS, SETS)
+def test_in_place_of_a_broken_pair_stands_another(
+    seed: int, cut: frozenset[int], silent: frozenset[int]
+) -> None:
+    batch = pipeline.batches(Numbers(40, cut, silent), PREPARE, batch_size=40, seed=seed)[0]
+    sound = pipeline.batches(Numbers(40), PREPARE, batch_size=40, seed=seed)[0]
+    broken = np.isin(numbers(sound), [*cut | silent])
+    assert not set(numbers(batch)) & (cut | silent)
+    assert np.array_equal(batch["bad"].any(1), broken)
+    assert np.array_equal(batch["complaint"] != "", broken)
+    for key in ("image", "tokens"):
+        assert np.array_equal(batch[key][~broken], sound[key][~broken]), "the others as ever"
+    # at first every broken pair is met once; a stand-in may be broken too
+    caption, picture = (batch["bad"][:, REASONS.index(r)] for r in ("caption", "picture"))
+    assert caption.sum() >= len(silent - cut) and picture.sum() >= len(cut)
+    assert batch["bad"].sum() == caption.sum() + picture.sum()
 
 
 @settings(max_examples=25)
@@ -128,13 +163,15 @@ def reading(*, threads: int = 2, workers: int = 0, prefetch: int = 3, **batches:
     return pipeline.iterator(dataset, threads=threads, workers=workers, prefetch=prefetch)
 
 
-EXPECTED = pipeline.batches(Numbers(11), PREPARE, batch_size=4, seed=3)
+def expected(step: int) -> Batch:
+    whole = pipeline.batches(Numbers(11), PREPARE, batch_size=4, seed=3)[step]
+    return {key: whole[key] for key in ("image", "tokens")}
 
 
 def test_threads_keep_the_order() -> None:
     for threads in (1, 4):
         found, _ = iterate(12, threads=threads)
-        assert all(same(b, EXPECTED[i]) for i, b in enumerate(found))
+        assert all(same(b, expected(i)) for i, b in enumerate(found))
 
 
 def through_json(state: Any) -> Any:
@@ -144,16 +181,16 @@ def through_json(state: Any) -> Any:
 def test_the_state_leads_to_the_same_rest() -> None:
     _, before = iterate(5)
     state = through_json(before.get_state())
-    assert same(next(before), EXPECTED[5])  # what was made ahead is not lost by asking
+    assert same(next(before), expected(5))  # what was made ahead is not lost by asking
     for reader in (reading(), iterate(9)[1], reading(threads=1, prefetch=1)):
         reader.set_state(state)
         assert through_json(reader.get_state()) == state
         for step in (5, 6, 7):
-            assert same(next(reader), EXPECTED[step])
+            assert same(next(reader), expected(step))
     fresh = reading()
     assert through_json(fresh.get_state()) != state
     fresh.set_state(fresh.get_state())
-    assert same(next(fresh), EXPECTED[0])
+    assert same(next(fresh), expected(0))
 
 
 def test_a_run_goes_on_with_fewer_processes() -> None:
@@ -162,8 +199,8 @@ def test_a_run_goes_on_with_fewer_processes() -> None:
     assert states[0] == states[1]
     alone = reading()
     alone.set_state(states[0])
-    assert same(next(alone), EXPECTED[5])
-    assert same(joined([next(half) for half in halves]), EXPECTED[5])
+    assert same(next(alone), expected(5))
+    assert same(joined([next(half) for half in halves]), expected(5))
 
 
 def test_workers_give_the_same_and_go_on_where_threads_stopped() -> None:
@@ -171,11 +208,11 @@ def test_workers_give_the_same_and_go_on_where_threads_stopped() -> None:
     with closing(reading(workers=2)) as reader:
         reader.set_state(state)
         for step in (3, 4, 5, 6, 7):
-            assert same(next(reader), EXPECTED[step])
+            assert same(next(reader), expected(step))
         state = through_json(reader.get_state())
     threads = reading()
     threads.set_state(state)
-    assert same(next(threads), EXPECTED[8])
+    assert same(next(threads), expected(8))
 
 
 def test_a_killed_process_leaves_no_workers_behind(tmp_path: Path) -> None:
@@ -228,7 +265,36 @@ def test_a_broken_picture_is_named(broken: str, workers: int) -> None:
         pytest.raises(UserError) as error,
     ):
         list(drain(reader))
-    assert says(error.value, "bad.tar:0007.png")
+    words = ("1 of 5 pairs", "picture 1", "max_bad_fraction=0", "bad.tar:0007.png")
+    assert says(error.value, *words)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_or_left_out_and_counted(workers: int) -> None:
+    source = Numbers(50, frozenset({3, 4}), frozenset({7}))
+    dataset = pipeline.batches(source, PREPARE, batch_size=10, seed=0)
+    found = np.zeros(len(REASONS), int)
+    with closing(
+        pipeline.iterator(dataset, threads=2, workers=workers, prefetch=2, max_bad_fraction=0.05)
+    ) as reader:
+        for step in range(10):
+            batch = next(reader)
+            assert batch.keys() == {"image", "tokens"}
+            assert np.array_equal(reader.bad, dataset[step]["bad"].sum(0))
+            found += reader.bad
+        assert found[REASONS.index("picture")] >= 4 and found[REASONS.index("caption")] >= 2
+        assert reader.complaint.startswith("pair ")
+        with pytest.raises(UserError) as error:  # 6 % are bad
+            for _ in range(1000):
+                next(reader)
+    assert says(error.value, "cannot be used (picture", "caption", "max_bad_fraction=0.05", "pair ")
+
+
+def test_a_set_of_which_nothing_can_be_used_is_said() -> None:
+    dataset = pipeline.batches(Numbers(9, frozenset(range(9))), PREPARE, batch_size=2, seed=0)
+    with pytest.raises(UserError) as error:
+        dataset[0]
+    assert says(error.value, "100 pairs in a row cannot be used (picture 100)", "pair ")
 
 
 def test_a_missing_field_is_named() -> None:

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clip_jax.data.pairs import Pair
 from clip_jax.data.sources import open_source
 from clip_jax.data.tables import TableSource
-from clip_jax.data.tars import Pair
 from clip_jax.errors import UserError
 from support import says
 

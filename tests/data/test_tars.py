@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from clip_jax.data import tars
+from clip_jax.data.pairs import Pair
 from clip_jax.data.sources import open_source
-from clip_jax.data.tars import Pair, TarSource
+from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError
 from support import TarFactory, says, write_tar
 

@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 
 from clip_jax.data import captions, images, pipeline
+from clip_jax.data.pairs import Pair
 from clip_jax.data.sources import open_source
-from clip_jax.data.tars import Pair, TarSource
+from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets")

@@ -13,9 +13,9 @@ from PIL import Image
 
 from clip_jax import partition
 from clip_jax.data.images import decode, resize_and_crop
+from clip_jax.data.pairs import Pair
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import open_source
-from clip_jax.data.tars import Pair
 from clip_jax.evaluation.features import Encoder, classifier
 from clip_jax.models.clip import CLIP, variables
 from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig

@@ -1,0 +1,71 @@
+"""A picture and what is written about it, and what can be wrong with one of a billion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clip_jax.errors import UserError
+
+# Why a pair cannot be used: its bytes cannot be had, its text cannot be parsed, it makes no
+# caption, its picture cannot be decoded.
+REASONS = ("unreadable", "text", "caption", "picture")
+
+
+class Pair(NamedTuple):
+    """One picture's bytes and what is written about it. `name` says where it stands."""
+
+    image: bytes
+    text: dict[str, Any]
+    name: str
+
+
+class PairError(UserError):
+    """A pair that cannot be used, which training leaves out and counts by `reason`."""
+
+    def __init__(self, reason: str, line: str) -> None:
+        super().__init__(line)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PairError, (self.reason, str(self))
+
+
+def described(counts: Iterable[int]) -> str:
+    """Counts by reason, those that are not zero: `picture 12, text 3`."""
+    found = [(int(n), reason) for n, reason in zip(counts, REASONS, strict=True) if n]
+    return ", ".join(f"{reason} {n:,}" for n, reason in sorted(found, reverse=True))
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """What is in a file of a pair.
+
+    Raises:
+      PairError: it cannot be read, or holds more than `most` bytes.
+    """
+    try:
+        with open(path, "rb") as file:
+            found = file.read(most + 1)
+    except OSError as error:
+        raise PairError("unreadable", f"{path} cannot be read ({error.strerror})") from None
+    if len(found) > most:
+        raise PairError("unreadable", f"{path} is over {most >> 20} MiB")
+    return found
+
+
+def parse_text(raw: bytes, name: str, is_json: bool) -> dict[str, Any]:
+    """What is written about a picture: an object of JSON, or plain text as its `caption`.
+
+    Raises:
+      PairError: it is neither; `name` says whose it is.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+        found = json.loads(text) if is_json else {"caption": text.strip()}
+    except (ValueError, RecursionError) as error:
+        raise PairError("text", f"{name}: its text cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise PairError("text", f'{name}: its json is no object such as {{"caption": "a cat"}}')
+    return found

@@ -1,0 +1,113 @@
+"""What cannot be used is left out of training and counted, exactly, whatever ends the run."""
+
+import signal
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import runs
+from clip_jax import config as config_lib
+from clip_jax import tokenizers
+from clip_jax.data import images, pipeline
+from clip_jax.data.pairs import REASONS
+from clip_jax.data.sources import open_source
+from support import encoded, picture, says, write_pairs, write_tar
+
+PAIRS, STEPS = 20, 12
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    return runs.write_config(folder, write_pairs(folder / "pairs.tar", PAIRS), PAIRS)
+
+
+@pytest.fixture(scope="module")
+def broken(config):
+    """The 20 pairs of the config in another tar, four of them spoilt."""
+    members = []
+    for i in range(PAIRS):
+        data, text = encoded(picture(i)), b'{"caption": "picture %d"}' % i
+        if i in (3, 11):
+            data = data[:60]
+        if i == 7:
+            text = b'{"caption": "never ends'
+        if i == 16:
+            text = b'{"caption": " "}'
+        members += [(f"{i:06}.png", data), (f"{i:06}.json", text)]
+    return write_tar(config.parent / "broken.tar", members)
+
+
+@pytest.fixture(scope="module")
+def wanted(config, broken):
+    """By the definition of the order, all that the run's steps leave out."""
+    c, _ = config_lib.load(str(config))
+    prepare = pipeline.Prepare(
+        tokenizers.load(c.tokenizer, c.model.text.context_length),
+        c.model.vision.image_size,
+        tuple(c.data.captions),
+        images.Augment.from_dict(c.data.augment.to_dict()),
+    )
+    batches = pipeline.batches(
+        open_source(str(broken)), prepare, batch_size=c.batch_size, seed=c.seed
+    )
+    bad = sum(batches[step]["bad"].sum(0) for step in range(STEPS))
+    return {f"data/skipped/{r}": int(n) for r, n in zip(REASONS, bad, strict=True) if n}
+
+
+def skipped(workdir):
+    counts = Counter()
+    for (_, name), value in runs.values(workdir).items():
+        if name.startswith("data/skipped/"):
+            counts[name] += value
+    return dict(counts)
+
+
+def flags(broken, *more, most=0.3):
+    share = f"--config.data.max_bad_fraction={most}"
+    return (f"--config.data.train={broken}", "--config.log.every=5", share, *more)
+
+
+@pytest.fixture(scope="module")
+def whole(config, broken):
+    workdir = config.parent / "whole"
+    done = runs.run(config, workdir, *flags(broken))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("a pair is left out") == 1 and "data/skipped/" in done.stderr
+    return workdir
+
+
+def test_every_pair_that_is_left_out_is_counted(whole, wanted):
+    assert wanted.keys() == {f"data/skipped/{r}" for r in ("picture", "text", "caption")}
+    assert skipped(whole) == wanted
+
+
+def test_and_counted_once_by_a_run_that_was_killed(config, broken, whole, wanted):
+    workdir = config.parent / "killed"
+    process, _ = runs.run_until(config, workdir, 5, signal.SIGKILL, *flags(broken))
+    assert process.returncode == -signal.SIGKILL
+    again = runs.run(config, workdir, *flags(broken, "--config.data.workers=1"))
+    assert again.returncode == 0, again.stderr
+    assert skipped(workdir) == wanted
+    ours, theirs = runs.parameters(workdir), runs.parameters(whole)
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def test_too_many_end_the_run(config, broken):
+    workdir = config.parent / "strict"
+    done = runs.run(config, workdir, *flags(broken, most=0))
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert says(ValueError(line), "pairs cannot be used", "max_bad_fraction=0", "broken.tar:0000")
+
+
+def test_a_broken_first_pair_ends_nothing(config, tmp_path):
+    members = [("0.png", b"no"), ("0.json", b"{")]
+    for i in range(1, 9):
+        members += [(f"{i}.png", encoded(picture(i))), (f"{i}.json", b'{"caption": "x"}')]
+    path = write_tar(tmp_path / "first.tar", members)
+    done = runs.run(config, tmp_path / "run", *flags(path, "--config.steps=3"))
+    assert done.returncode == 0, done.stderr
+    assert set(skipped(tmp_path / "run")) <= {"data/skipped/text"}
