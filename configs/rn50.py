@@ -9,9 +9,9 @@ Hardware: TPU or GPU; the batch of 32,768 is global and is split over all device
 `config.accumulate=16`, say, takes it through the towers in 16 parts where they cannot hold it.
 Batch statistics are those of the global batch, or of such a part.
 Time:     32 epochs of 400 M pairs; the paper gives 18 days on 592 V100 for RN50x64, the largest.
-          Here: on 256 v5e chips 200 ms a step, at least 22 hours (5,556 chip-hours; planned).
+          Here: on 256 v5e chips 152 ms a step, at least 16 hours (4,222 chip-hours; planned).
 Memory:   parameters and Adam's moments take 1.2 GB (12 bytes for each of 102,007,137 parameters),
-          divided by the devices; with activations 3.20 GiB of a v5e's 15.75 (planned).
+          divided by the devices; with activations 3.77 GiB of a v5e's 15.75 (planned).
 Score:    ImageNet zero-shot top-1 59.8 % is what open_clip measures for the released weights.
 Measured here: the number of parameters. Planned with
 `--mode=plan --topology=v5e:16x16`: compiled, not run.
