@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_jax.data.pairs import Pair, parse_text, read_bytes
-from clip_jax.data.tars import IMAGES, MAX_MEMBER, TEXTS
+from clip_jax.data.pairs import IMAGES, MAX_MEMBER, TEXTS, Pair, parse_text, read_bytes
 from clip_jax.errors import UserError
 
 MAX_TEXT = 1 << 20  # bytes

@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 
 from clip_jax.errors import UserError
 
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+TEXTS = (".json", ".txt")
+MAX_MEMBER = 256 << 20  # bytes of a picture or of what is written about it
+
 # Why a pair cannot be used: its bytes cannot be had, its text cannot be parsed, it makes no
 # caption, its picture cannot be decoded.
 REASONS = ("unreadable", "text", "caption", "picture")

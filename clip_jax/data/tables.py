@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from clip_jax import files
-from clip_jax.data.pairs import Pair, PairError, read_bytes
+from clip_jax.data.pairs import IMAGES, MAX_MEMBER, Pair, PairError, read_bytes
 from clip_jax.data.paths import SAVED, expand
-from clip_jax.data.tars import IMAGES, MAX_MEMBER
 from clip_jax.errors import UserError, is_disk_full
 
 try:

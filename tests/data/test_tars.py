@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data import tars
+from clip_jax.data import index, tars
 from clip_jax.data.pairs import Pair
 from clip_jax.data.sources import open_source
 from clip_jax.data.tars import TarSource
@@ -85,10 +85,10 @@ def test_any_tar_gives_the_pairs_of_its_runs(
     path = write_tar(tmp_path / "any.tar", list(content.values()))
     if not expected:
         with pytest.raises(UserError) as error:
-            tars.scan(str(path))
+            index.scan(str(path))
         assert says(error.value, path, "no pair")
         return
-    found = tars.scan(str(path))
+    found = index.scan(str(path))
     raw = path.read_bytes()
     assert [
         (str(name), raw[at : at + size], raw[text_at : text_at + text_size])
@@ -154,27 +154,27 @@ def test_the_index_is_kept_and_built_again_when_the_tar_changes(
     tar_factory: TarFactory, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, scans = tar_factory(pairs=2), []
-    scan = tars.scan
-    monkeypatch.setattr(tars, "scan", lambda p: scans.append(p) or scan(p))
-    first = tars.index(str(path))
-    again = tars.index(str(path))
+    scan = index.scan
+    monkeypatch.setattr(index, "scan", lambda p: scans.append(p) or scan(p))
+    first = index.of(str(path))
+    again = index.of(str(path))
     assert len(scans) == 1
     assert np.array_equal(first.spans, again.spans)
     assert list(first.names) == list(again.names)
     assert [p.suffix for p in cache.iterdir()] == [".npz"]
 
     tar_factory(pairs=5)
-    assert len(tars.index(str(path)).spans) == 5
+    assert len(index.of(str(path)).spans) == 5
     stat = path.stat()
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    tars.index(str(path))
+    index.of(str(path))
     assert len(scans) == 3
 
 
 @pytest.mark.parametrize("damage", ["garbage", "empty", "half", "other arrays", "pickle"])
 def test_a_damaged_cache_is_not_used(tar_factory: TarFactory, cache: Path, damage: str) -> None:
     path = tar_factory(pairs=3)
-    good = tars.index(str(path))
+    good = index.of(str(path))
     (kept,) = cache.iterdir()
     whole = kept.read_bytes()
     if damage == "other arrays":
@@ -189,7 +189,7 @@ def test_a_damaged_cache_is_not_used(tar_factory: TarFactory, cache: Path, damag
             "half": whole[: len(whole) // 2],
         }
         kept.write_bytes(content[damage])
-    again = tars.index(str(path))
+    again = index.of(str(path))
     assert np.array_equal(good.spans, again.spans)
     assert list(good.names) == list(again.names)
     assert TarSource(str(path))[2].text == {"caption": "picture 2"}
@@ -257,7 +257,7 @@ def test_damage_is_said_in_a_line(tar_factory: TarFactory, kind: str, word: str)
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     for path in (tmp_path / "no.tar", tmp_path):
-        for read in (TarSource, tars.scan, tars.index):
+        for read in (TarSource, index.scan, index.of):
             with pytest.raises(UserError) as error:
                 read(str(path))
             assert says(error.value, path)
@@ -273,7 +273,7 @@ def test_no_damage_gives_another_error(tar_factory: TarFactory, data: st.DataObj
         raw[at : at + 8] = data.draw(st.binary(min_size=1, max_size=8))
     path.write_bytes(raw)
     try:
-        spans = tars.scan(str(path)).spans
+        spans = index.scan(str(path)).spans
     except UserError as error:
         assert says(error, path)
     else:
@@ -323,12 +323,12 @@ def test_sparse_pictures_are_refused(tmp_path: Path) -> None:
 def test_only_members_that_are_read_must_be_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tars, "MAX_MEMBER", 10)
+    monkeypatch.setattr(index, "MAX_MEMBER", 10)
     members = [("1.png", b"x" * 10), ("1.txt", b"x"), ("1.mp4", b"x" * 11)]
-    assert len(tars.scan(str(write_tar(tmp_path / "good.tar", members))).spans) == 1
+    assert len(index.scan(str(write_tar(tmp_path / "good.tar", members))).spans) == 1
     members[0] = ("1.png", b"x" * 11)
     with pytest.raises(UserError) as error:
-        tars.scan(str(write_tar(tmp_path / "bad.tar", members)))
+        index.scan(str(write_tar(tmp_path / "bad.tar", members)))
     assert says(error.value, "bad.tar", "1.png")
 
 
