@@ -120,6 +120,9 @@ def _tpus(name: str, kind: str, sides: list[int]) -> Sequence[Any]:
     if any(n % 2 for n in sides[:2]):  # a host has 2×2 chips where nothing else is said
         options["chips_per_host_bounds"] = [1, 1, 1]
     shape = f"{kind}:{'x'.join(map(str, sides))}"
+    # libtpu ends the process at a flag of XLA that it does not know; JAX has read them by now
+    jax.devices("cpu")
+    os.environ.pop("XLA_FLAGS", None)
     try:
         return topologies.get_topology_desc(shape, "tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
