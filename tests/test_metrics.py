@@ -317,12 +317,14 @@ def test_a_line_of_the_log_counts_the_texts_as_wide_as_they_were(clock: list[flo
             run=SimpleNamespace(model=steps.TINY, source=range(8)), schedule=lambda step: step
         ),
         flops=0,
+        bad=0,
+        _left_out=dict,
         progress=progress,
         writer=SimpleNamespace(write=written.__setitem__),
     )
     for step, tokens in enumerate((3, 8, 5, 5), 1):
         clock[0] += 0.5
-        train.Loop._log(loop, step, tokens, {"loss": np.float32(1)})
+        train.Loop._log(loop, step, tokens, np.zeros(4, int), {"loss": np.float32(1)})
     for step, widths in ((2, (3, 8)), (4, (5, 5))):
         flops = sum(flops_lib.step(steps.TINY, 4, tokens=tokens) for tokens in widths)
         assert written[step]["tflops_per_second"] == pytest.approx(flops / 1e12)
