@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from support import QUICK
+from support import QUICK, write_pairs
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,6 +55,11 @@ def write_config(folder: Path, train: Path, pairs: int) -> Path:
     path = folder / "config.py"
     path.write_text(CONFIG.format(train=str(train), labels=str(labels)))
     return path
+
+
+def small_run(folder: Path, pairs: int) -> Path:
+    """`write_config` for that many random pairs in the same folder."""
+    return write_config(folder, write_pairs(folder / "pairs.tar", pairs), pairs)
 
 
 def command(config: Path, workdir: Path, *flags: str) -> list[str]:

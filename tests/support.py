@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from clip_jax.errors import UserError
 from clip_jax.tokenizers.packing import pack
 
 TarFactory = Callable[..., Path]
@@ -76,3 +78,10 @@ def says(error: BaseException, *words: object) -> bool:
     """Whether an error is one line, not too long to read, that names all of `words`."""
     line = str(error)
     return "\n" not in line and len(line) < 500 and all(str(word) in line for word in words)
+
+
+def refused(act: Callable[[], object], *words: object) -> None:
+    """Asserts that `act` ends with such an error, see `says`."""
+    with pytest.raises(UserError) as error:
+        act()
+    assert says(error.value, *words)

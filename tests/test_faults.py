@@ -12,15 +12,14 @@ from clip_jax import tokenizers
 from clip_jax.data import images, pipeline
 from clip_jax.data.pairs import REASONS
 from clip_jax.data.sources import open_source
-from support import encoded, picture, says, write_pairs, write_tar
+from support import encoded, picture, says, write_tar
 
 PAIRS, STEPS = 20, 12
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("faults")
-    return runs.write_config(folder, write_pairs(folder / "pairs.tar", PAIRS), PAIRS)
+    return runs.small_run(tmp_path_factory.mktemp("faults"), PAIRS)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 import runs
 from clip_jax import hosts
-from support import encoded, picture, write_pairs, write_tar
+from support import encoded, picture, write_tar
 
 PAIRS, STEPS = 20, 60
 
@@ -71,7 +71,7 @@ def test_each_process_makes_the_rows_that_its_devices_hold():
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hosts")
-    path = runs.write_config(folder, write_pairs(folder / "pairs.tar", PAIRS), PAIRS)
+    path = runs.small_run(folder, PAIRS)
     more = {"steps": STEPS, "checkpoint.every": 20, "evaluate.every": 30}
     lines = "".join(f"    c.{key} = {value}\n" for key, value in more.items())
     path.write_text(path.read_text().replace("    return c\n", f"{lines}    return c\n"))

@@ -15,10 +15,7 @@ PAIRS = 20
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    from support import write_pairs
-
-    folder = tmp_path_factory.mktemp("resume")
-    return runs.write_config(folder, write_pairs(folder / "pairs.tar", PAIRS), PAIRS)
+    return runs.small_run(tmp_path_factory.mktemp("resume"), PAIRS)
 
 
 @pytest.fixture(scope="module")

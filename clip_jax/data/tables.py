@@ -145,10 +145,12 @@ class TableSource:
 
     def __init__(self, pattern: str, image: str = "", root: str = "") -> None:
         self.pattern = pattern
-        saved = os.path.isdir(pattern)
-        self._streams = _saved(pattern) if saved else self._cached(expand(pattern))
-        first = pattern if saved else os.path.dirname(expand(pattern)[0])
-        self.root = os.path.realpath(root or first)
+        if os.path.isdir(pattern):
+            self._streams, own = _saved(pattern), pattern
+        else:
+            paths = expand(pattern)
+            self._streams, own = self._cached(paths), os.path.dirname(paths[0])
+        self.root = os.path.realpath(root or own)
         self._open()
         if not len(self):
             raise UserError(f"{pattern} holds no rows")

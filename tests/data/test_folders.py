@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ import pytest
 from clip_jax.data.folders import MAX_TEXT, FolderSource
 from clip_jax.data.pairs import Pair
 from clip_jax.data.sources import open_source
-from clip_jax.errors import UserError
-from support import encoded, picture, says
+from support import encoded, picture, refused
 
 
 def write(folder: Path, content: dict[str, bytes | str]) -> Path:
@@ -22,12 +20,6 @@ def write(folder: Path, content: dict[str, bytes | str]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
     return folder
-
-
-def refused(act: Callable[[], object], *words: object) -> None:
-    with pytest.raises(UserError) as error:
-        act()
-    assert says(error.value, *words)
 
 
 def pairs(folder: Path) -> list[Pair]:

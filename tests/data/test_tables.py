@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from hypothesis import strategies as st
 from clip_jax.data.pairs import Pair
 from clip_jax.data.sources import open_source
 from clip_jax.data.tables import TableSource
-from clip_jax.errors import UserError
-from support import says
+from support import refused
 
 ROWS = [
     {"filepath": "in/a.jpg", "title": 'a "quoted", caption', "n": "1"},
@@ -62,12 +60,6 @@ def pairs(spec: object, *more: str) -> list[Pair]:
     found = [source[i] for i in range(len(source))]
     assert [again[i] for i in reversed(range(len(again)))] == found[::-1]
     return found
-
-
-def refused(act: Callable[[], object], *words: object) -> None:
-    with pytest.raises(UserError) as error:
-        act()
-    assert says(error.value, *words)
 
 
 @pytest.mark.parametrize("end", ["csv", "tsv", "jsonl", "parquet"])
