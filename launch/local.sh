@@ -107,13 +107,14 @@ kill_groups() {
 # Waits for all processes and leaves the exit code of the attempt in $code. Speaks on 3: on 2 the
 # shell would report each process that was killed.
 supervise() {
-  local i ended deadline=0
+  local i ended heard deadline=0
   code=0
   while ((${#pids[@]})); do
     for i in "${!pids[@]}"; do
       if kill -0 "${pids[i]}"; then
-        ((told[i] == signals)) || kill -s "$signal" "${pids[i]}" || :
-        told[i]=$signals
+        heard=$signals # read once: a trap may run between any two of these lines
+        ((told[i] == heard)) || kill -s "$signal" "${pids[i]}" || :
+        told[i]=$heard
         continue
       fi
       ended=0
