@@ -24,6 +24,7 @@ from typing import Any
 
 import load_weights
 import numpy as np
+import peers
 from PIL import Image
 
 MODEL = "ViT-B/32"
@@ -67,7 +68,7 @@ def ours(weights: str, picture: str) -> tuple[Clock, Any]:
 def theirs(weights: str, picture: str) -> tuple[Clock, Any]:
     """Probabilities by open_clip."""
     clock = Clock()
-    load_weights.import_torchvision()
+    peers.import_torchvision()
     import open_clip
     import torch
 

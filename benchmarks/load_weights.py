@@ -15,7 +15,6 @@ and with it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 
 from clip_jax.weights.names import Library
 
@@ -68,7 +68,7 @@ def theirs() -> tuple[Callable[[str], Any], Callable[[Any], float]]:
     """transformers' from_pretrained, and what sums all parameters."""
     import torch
 
-    import_torchvision()
+    peers.import_torchvision()
     from transformers import CLIPModel
 
     def total(model: Any) -> float:
@@ -76,22 +76,6 @@ def theirs() -> tuple[Callable[[str], Any], Callable[[Any], float]]:
             return sum(float(p.sum()) for p in model.parameters())
 
     return CLIPModel.from_pretrained, total
-
-
-def import_torchvision() -> None:
-    """Imports torchvision, whose operators may be missing beside a torch for CPUs.
-
-    Both other libraries import it, and need its Python alone here.
-    """
-    import torch
-
-    register = torch.library.register_fake
-    torch.library.register_fake = lambda *_, **__: lambda function: function
-    try:
-        with contextlib.suppress(ImportError):
-            import torchvision  # noqa: F401
-    finally:
-        torch.library.register_fake = register
 
 
 def memory(field: str) -> int:

@@ -42,10 +42,10 @@ def features(n: int, width: int) -> list[np.ndarray]:
 
 def theirs(n: int, width: int) -> Callable[[], float]:
     """A step of open_clip's loss, which returns the loss."""
-    import load_weights
+    import peers
     import torch
 
-    load_weights.import_torchvision()
+    peers.import_torchvision()
     from open_clip.loss import ClipLoss
 
     scale = torch.tensor(SCALE)

@@ -11,21 +11,29 @@ that slows down slows both; what counts is the median of the ratios of neighbour
 As in training here, the columns after a batch's longest caption are cut off, which changes nothing
 that a causal tower computes; open_clip has no such thing. `--captions full` leaves nothing to cut.
 Both run with the heap settings of `clip_jax.main`; with `--heap ours` open_clip runs as it comes.
+`--where` profiles one step of ours instead, and says what its operations take.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
+import gzip
 import importlib.util
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import peers
 
 from clip_jax import main as command
 from clip_jax.models.zoo import DTYPES
@@ -101,6 +109,7 @@ def ours(setting: Setting) -> Callable[[], float]:
 
 def theirs(setting: Setting) -> Callable[[], float]:
     """A function that does one step of open_clip and returns the loss."""
+    peers.import_torchvision()
     import open_clip
     import torch
 
@@ -133,6 +142,31 @@ def theirs(setting: Setting) -> Callable[[], float]:
         return loss.item()
 
     return one
+
+
+def where(one: Callable[[], float]) -> None:
+    """Profiles one step: seconds of XLA's operations by kind; two may run at a time."""
+    import jax
+
+    one()
+    one()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            began = time.perf_counter()
+            one()
+            wall = time.perf_counter() - began
+        (trace,) = Path(folder).rglob("*.trace.json.gz")
+        with gzip.open(trace) as file:
+            events = json.load(file)["traceEvents"]
+    taken: collections.Counter[str] = collections.Counter()
+    for event in events:
+        if name := event.get("args", {}).get("hlo_op"):
+            kind = re.sub(r"(\.\d+)+$", "", name)
+            taken["products" if kind in ("ynn_fusion", "dot") else kind] += event["dur"]
+    print(f"a step: {wall:.2f} s")
+    for kind, microseconds in taken.most_common(12):
+        if not kind.startswith("while"):  # which contains the others
+            print(f"{microseconds / 1e6:8.2f} s  {kind}")
 
 
 class Side:
@@ -180,11 +214,15 @@ def main() -> None:
         "--heap", default="both", choices=["both", "ours"],
         help="who runs with the heap settings of clip_jax.main: open_clip by itself has none",
     )  # fmt: skip
+    parser.add_argument("--where", action="store_true", help="what a step of ours consists of")
     parser.add_argument("--worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     setting = Setting(args.batch_size, args.dtype, args.remat, args.captions)
     if args.worker:
         return work({"ours": ours, "theirs": theirs}[args.worker](setting))
+    if args.where:
+        command.tune_allocator()
+        return where(ours(setting))
     names = ["ours"]
     if importlib.util.find_spec("open_clip"):
         names.append("theirs")

@@ -1,0 +1,21 @@
+"""What the other side of a comparison needs."""
+
+from __future__ import annotations
+
+import contextlib
+
+
+def import_torchvision() -> None:
+    """Imports torchvision, whose operators may be missing beside a torch for CPUs.
+
+    The other libraries import it, and need its Python alone here.
+    """
+    import torch
+
+    register = torch.library.register_fake
+    torch.library.register_fake = lambda *_, **__: lambda function: function
+    try:
+        with contextlib.suppress(ImportError):
+            import torchvision  # noqa: F401
+    finally:
+        torch.library.register_fake = register
