@@ -14,6 +14,8 @@ AUTO = -1
 # that were tried (docs/benchmarks.md), by the compiler's estimate. A chip that is not here takes
 # all rows at once.
 _WIDEST = {"v5e": 20.5, "v5p": 78.0, "v6e": 20.5}
+# Tokens up to which attention is so small that chunks cost time: ViT-B/32 has 50.
+_SHORT = 64
 
 
 def picked(
@@ -34,7 +36,10 @@ def picked(
             return 0
         if asked != AUTO or remat != "full" or chip is None or chip.name not in _WIDEST:
             return max(asked, 0)
-        row = 2 * _tokens(tower) * round(tower.width * tower.mlp_ratio)
+        tokens = _tokens(tower)
+        if tokens <= _SHORT:
+            return 0
+        row = 2 * tokens * round(tower.width * tower.mlp_ratio)
         most = int(_WIDEST[chip.name] * 1e6 / row)
         size = max((m for m in range(1, rows + 1) if rows % m == 0 and m <= most), default=1)
         return size if size < rows else 0

@@ -21,6 +21,7 @@ AUTO = dict(image=-1, text=-1)
         ("ViT-L/14", "v5e", 128, (8, 32)),
         ("ViT-B/16", "v5p", 512, (64, 128)),
         ("ViT-L/14", "v5p", 512, (32, 128)),
+        ("ViT-B/32", "v5e", 128, (0, 64)),  # sequences too short to gain
         ("ViT-B/16", "v5e", 8, (0, 0)),  # all rows are no more than a chunk
         ("ViT-B/16", "v5e", 34, (2, 0)),  # a chunk divides the rows
         ("ViT-B/16", "A100-80GB", 128, (0, 0)),  # never tried
