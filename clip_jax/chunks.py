@@ -14,7 +14,7 @@ AUTO = -1
 # that were tried (docs/benchmarks.md), by the compiler's estimate. A chip that is not here takes
 # all rows at once.
 _WIDEST = {"v5e": 20.5, "v5p": 78.0, "v6e": 20.5}
-# Tokens up to which attention is so small that chunks cost time: ViT-B/32 has 50.
+# Tokens below which attention is so small that chunks cost time: ViT-B/32 has 50.
 _SHORT = 64
 
 
@@ -37,7 +37,7 @@ def picked(
         if asked != AUTO or remat != "full" or chip is None or chip.name not in _WIDEST:
             return max(asked, 0)
         tokens = _tokens(tower)
-        if tokens <= _SHORT:
+        if tokens < _SHORT:
             return 0
         row = 2 * tokens * round(tower.width * tower.mlp_ratio)
         most = int(_WIDEST[chip.name] * 1e6 / row)
