@@ -23,14 +23,14 @@ SIZES = ((640, 480), (1024, 768), (2048, 1536))
 AUGMENT = Augment()
 
 
-def photograph(size: tuple[int, int], seed: int) -> bytes:
+def photograph(size: tuple[int, int], seed: int, detail: float = 2.0) -> bytes:
     """A JPEG of `size` (width, height) with detail at every scale, less the finer it is."""
     rng = np.random.default_rng(seed)
     pixels = np.linspace(40.0, 215.0, size[1])[:, None, None] + np.zeros((1, size[0], 3))
     for cells in 2 ** np.arange(2, 10):
         coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
         fine = coarse.resize(size, Image.Resampling.BICUBIC)
-        pixels += (np.asarray(fine) - 127.5) * (2 / cells**0.5)
+        pixels += (np.asarray(fine) - 127.5) * (detail / cells**0.5)
     file = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "jpeg", quality=90)
     return file.getvalue()

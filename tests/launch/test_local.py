@@ -60,6 +60,16 @@ def alive(pid: int) -> bool:
 
 
 @contextmanager
+def hangup(meaning: signal.Handlers):
+    """What a hangup means to processes begun meanwhile: nohup leaves it ignored to all below it."""
+    before = signal.signal(signal.SIGHUP, meaning)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@contextmanager
 def running(folder: Path, *args: str):
     """local.sh in the background; whatever a test does, it is gone afterwards."""
     process = subprocess.Popen(
@@ -194,7 +204,7 @@ def test_a_mistake_in_the_flags_is_not_started_again(launch, tmp_path):
 )
 def test_a_signal_is_passed_on_once_waited_for_and_the_end(tmp_path, sent, arrives):
     command = ["--restarts=3", "--pause=0", "--", sys.executable, "-c", SERVE, "1"]
-    with running(tmp_path, "2", *command) as process:
+    with hangup(signal.SIG_DFL), running(tmp_path, "2", *command) as process:
         until(lambda: len(list(tmp_path.glob("signals.0.?"))) == 2)
         # a terminal's Ctrl-C goes to all of the launcher's group
         os.killpg(process.pid, getattr(signal, sent))
@@ -202,6 +212,16 @@ def test_a_signal_is_passed_on_once_waited_for_and_the_end(tmp_path, sent, arriv
     assert process.returncode == 128 + getattr(signal, arrives), stderr
     assert [(tmp_path / f"got.{i}").read_text() for i in (0, 1)] == [arrives] * 2
     assert stderr == f"launch: stopped by {arrives}: the same command goes on\n"
+
+
+def test_nohup_is_kept(tmp_path):
+    code = "touch begun; until [[ -e go ]]; do sleep 0.02; done"
+    with hangup(signal.SIG_IGN), running(tmp_path, "1", "--", "bash", "-c", code) as process:
+        until((tmp_path / "begun").exists)
+        os.killpg(process.pid, signal.SIGHUP)
+        (tmp_path / "go").touch()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 def test_the_third_signal_kills(tmp_path):
