@@ -28,6 +28,7 @@ setup(
         "jaxtyping>=0.3",
         "numpy>=2.0",
         "pillow>=11.0",
+        "cykooz.resizer>=4.0.1; platform_machine != 'aarch64'",  # has no wheel for Linux on ARM
         "ftfy>=6.3.1",
         "regex",
         "sentencepiece>=0.2.1",
