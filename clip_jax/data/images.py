@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import logging
 import math
 import threading
 import warnings
@@ -12,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+try:
+    import cykooz_resizer as resizer
+except ImportError:  # no wheel for Linux on ARM
+    resizer = None
 
 from clip_jax.data.pairs import PairError
 from clip_jax.errors import UserError
@@ -20,10 +28,25 @@ from clip_jax.errors import UserError
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs
 # What a picture may be. Not EPS, which Pillow hands to a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-_ORIENTATION = 0x0112
+# A scan of a JPEG goes through all of its pixels, for a few bytes; encoders write some ten.
+MAX_SCANNED = 100 * MAX_PIXELS
+_HUGE = 1 << 25  # pixels: such take up to 1.8 GiB while they are read, so threads take turns
+_TURN = threading.Lock()
+_ORIENTATION, _TILE = 0x0112, (0x0142, 0x0143)  # tags
+_LARGE = 1 << 22  # pixels
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
-# Pillow warns of oddities in EXIF that pictures of the web are full of, and of bombs: see decode.
+# Pillow warns of oddities that pictures of the web are full of, and of bombs: see decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
@@ -41,17 +64,34 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} × {image.height} pixels are too many")
-            if at_least:
-                image.draft(None, (at_least, at_least))
-            image.load()
-            return to_rgb(image)
+            _check(image, data)
+            huge = image.width * image.height > _HUGE
+            if at_least and image.draft(None, (at_least, at_least)):
+                huge &= "progressive" in image.info
+            with _TURN if huge else contextlib.nullcontext():
+                image.load()
+                return to_rgb(image)
     except UnidentifiedImageError:
         kind = "has no bytes" if not data else f"is none of {', '.join(FORMATS)}, or is damaged"
         raise PairError("picture", f"{name} is not a picture that can be read: it {kind}") from None
     except Exception as error:  # Pillow's readers fail on damage with errors of every kind
         raise PairError("picture", f"{name} is not a picture that can be read ({error})") from None
+
+
+def _check(image: Image.Image, data: bytes) -> None:
+    """ValueError where a picture would take too much memory or time."""
+    wide, high = image.size
+    if isinstance(image, TiffImageFile):  # a tile of a small picture may be any size
+        wide, high = (
+            max(n, int(image.tag_v2.get(tag, 0)))
+            for n, tag in zip((wide, high), _TILE, strict=True)
+        )
+    if wide * high > MAX_PIXELS:
+        raise ValueError(f"{wide} × {high} pixels are too many")
+    if image.format in ("JPEG", "MPO"):
+        scans = data.count(b"\xff\xda")
+        if scans * wide * high > MAX_SCANNED:
+            raise ValueError(f"{scans:,} scans of {wide} × {high} pixels are too many")
 
 
 def read(path: str | Path) -> Image.Image:
@@ -68,10 +108,10 @@ def read(path: str | Path) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
     except Exception:  # EXIF that cannot be read says nothing about the pixels
         return image
+    return image if turn is None else image.transpose(turn)
 
 
 class Decoder:
@@ -111,9 +151,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     16 bits all white. Opaque upright pictures of 8 bits or fewer a channel come out the same.
     """
     key = image.info.get("transparency")
+    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes every one for Adobe's, which are inverted
     image = _upright(image)
     if image.mode.startswith("I"):  # 16 bits, whatever the type that holds them
-        upper = np.clip(np.asarray(image, np.int64) >> 8, 0, 255).astype(np.uint8)
+        upper = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
         return Image.fromarray(upper).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or key is not None:
         image = image.convert("RGBA")
@@ -263,6 +305,28 @@ def recolor(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> n
     return x.astype(np.uint8).reshape(pixels.shape)
 
 
+def crop(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
+    """A part of RGB (left, top, right, bottom) by Pillow's bicubic filter; uint8 [size, size, 3].
+
+    Six times as fast as Pillow where cykooz.resizer is installed, and at most 2 of 255 away but at
+    edges so sharp that the filter overshoots. Large pictures, which it would copy twice, go to
+    Pillow.
+    """
+    if resizer is None or image.width * image.height > _LARGE:
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    left, top, right, bottom = box
+    form = resizer.PixelType.U8x3
+    cut = resizer.ResizeOptions(
+        resize_alg=resizer.ResizeAlg.convolution(resizer.FilterType.catmull_rom),
+        crop_box=resizer.CropBox(left, top, right - left, bottom - top),
+        use_alpha=False,
+    )
+    found = resizer.ImageData(size, size, form)
+    whole = resizer.ImageData(image.width, image.height, form, image.tobytes())
+    resizer.Resizer().resize(whole, found, cut)
+    return np.frombuffer(found.get_buffer(), np.uint8).reshape(size, size, 3)
+
+
 def random_view(
     image: Image.Image, size: int, augment: Augment, rng: np.random.Generator
 ) -> np.ndarray:
@@ -270,9 +334,7 @@ def random_view(
     if augment.rotate:
         angle = rng.uniform(-augment.rotate, augment.rotate)
         image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor="white")
-    box = random_box(image.size, augment, rng)
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    pixels = np.asarray(image)
+    pixels = crop(image, size, random_box(image.size, augment, rng))
     if rng.random() < augment.flip:
         pixels = pixels[:, ::-1]
     if augment.color or augment.hue or augment.gray:

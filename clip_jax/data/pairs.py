@@ -11,7 +11,8 @@ from clip_jax.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 TEXTS = (".json", ".txt")
-MAX_MEMBER = 256 << 20  # bytes of a picture or of what is written about it
+MAX_MEMBER = 256 << 20  # bytes of a picture
+MAX_TEXT = 1 << 20  # bytes of what is written about it
 
 # Why a pair cannot be used: its bytes cannot be had, its text cannot be parsed, it makes no
 # caption, its picture cannot be decoded.
@@ -63,8 +64,10 @@ def parse_text(raw: bytes, name: str, is_json: bool) -> dict[str, Any]:
     """What is written about a picture: an object of JSON, or plain text as its `caption`.
 
     Raises:
-      PairError: it is neither; `name` says whose it is.
+      PairError: it is neither, or over `MAX_TEXT`; `name` says whose it is.
     """
+    if len(raw) > MAX_TEXT:  # a file of brackets becomes lists of fifty times its size
+        raise PairError("text", f"{name}: its text is over {MAX_TEXT >> 20} MiB")
     try:
         text = raw.decode("utf-8-sig")
         found = json.loads(text) if is_json else {"caption": text.strip()}
