@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import io
 import logging
@@ -47,6 +48,11 @@ _TURNS = {
 # Pillow warns of oddities that pictures of the web are full of, and of bombs: see decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
+# libtiff itself writes to stderr what it thinks of damage
+for _library in Path(Image.__file__).parent.with_name("pillow.libs").glob("libtiff*"):
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(str(_library)).TIFFSetErrorHandler(None)
+        ctypes.CDLL(str(_library)).TIFFSetWarningHandler(None)
 
 
 def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
