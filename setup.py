@@ -28,11 +28,14 @@ setup(
         "jaxtyping>=0.3",
         "numpy>=2.0",
         "pillow>=11.0",
+        "simplejpeg>=1.8",
         "cykooz.resizer>=4.0.1; platform_machine != 'aarch64'",  # has no wheel for Linux on ARM
         "ftfy>=6.3.1",
         "regex",
         "sentencepiece>=0.2.1",
         "tensorboardX>=2.6.4",
+        "fsspec>=2024.6",
+        "protobuf>=5.28",
         "tqdm",
     ],
     extras_require={
@@ -40,16 +43,19 @@ setup(
         "parity": ["torch==2.13.0", "transformers>=5", "open_clip_torch>=3.3", "safetensors"],
         # the TPU's compiler, for --mode=plan: no TPU is needed
         "plan": ["libtpu==0.0.52; sys_platform == 'linux'"],
+        "remote": ["fsspec[http,s3,gs]>=2024.6"],
         "tables": ["pyarrow>=18"],
         "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
         "test": [
             "beartype",
+            "fsspec[http,s3]>=2024.6",
             "hypothesis",
             "ipykernel",
             "jsonschema",
             "kubeflow-trainer-api>=2.3",  # the schemas of JobSet and of Kubernetes' pods
             "libtpu==0.0.52; sys_platform == 'linux'",  # as in plan
             "matplotlib",
+            "moto[server]>=5",  # S3 on this machine
             "mypy",
             "nbclient",
             "nbformat",

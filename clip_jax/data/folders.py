@@ -8,16 +8,18 @@ a golden retriever.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import PurePath
 
 import numpy as np
 
-from clip_jax.data.pairs import IMAGES, MAX_MEMBER, TEXTS, Pair, parse_text, read_bytes
+from clip_jax.data import storage
+from clip_jax.data.pairs import IMAGES, MAX_MEMBER, MAX_TEXT, TEXTS, Pair, parse_text, read_bytes
 from clip_jax.errors import UserError
 
-MAX_TEXT = 1 << 20  # bytes
 _NONE = 2 * len(TEXTS)
 
 
@@ -28,8 +30,8 @@ def _texts(path: bytes) -> list[bytes]:
     return [os.path.join(inner, stem + os.fsencode(end)) for stem in stems for end in TEXTS]
 
 
-def _files(folder: bytes) -> Iterator[tuple[bytes, list[os.DirEntry[bytes]]]]:
-    """Every folder below (relative, ends with a slash or is empty) with the files in it.
+def _files(folder: bytes) -> Iterator[tuple[bytes, set[bytes]]]:
+    """Every folder below (relative, ends with a slash or is empty) with the names of its files.
 
     Links to files elsewhere in the folder are followed; no link to a folder is.
     """
@@ -37,7 +39,7 @@ def _files(folder: bytes) -> Iterator[tuple[bytes, list[os.DirEntry[bytes]]]]:
     waiting = [b""]
     while waiting:
         inner = waiting.pop()
-        found = []
+        found = set()
         with os.scandir(os.path.join(folder, inner)) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith(b"."):
@@ -47,12 +49,22 @@ def _files(folder: bytes) -> Iterator[tuple[bytes, list[os.DirEntry[bytes]]]]:
                 elif entry.is_file():
                     if entry.is_symlink() and not os.path.realpath(entry.path).startswith(home):
                         raise UserError(f"{os.fsdecode(entry.path)} is a link out of the folder")
-                    found.append(entry)
+                    found.add(entry.name)
         yield inner, found
+
+
+def _far(paths: Iterable[str]) -> Iterator[tuple[bytes, set[bytes]]]:
+    """The same of a folder far away, by all paths in it."""
+    seen = sorted(p for p in paths if not any(part.startswith(".") for part in p.split("/")))
+    folders = sorted(os.path.split(os.fsencode(path)) for path in seen)
+    for inner, found in itertools.groupby(folders, key=lambda parts: parts[0]):
+        yield inner + b"/" if inner else inner, {name for _, name in found}
 
 
 class FolderSource:
     """The pairs of a folder; `source[i]` reads the i-th, in the order of their paths.
+
+    The folder may be far away, where its protocol lists files.
 
     Raises:
       UserError: the folder cannot be read, or nothing in it is described.
@@ -85,8 +97,12 @@ class FolderSource:
 
     def _pictures(self) -> Iterator[tuple[bytes, int]]:
         """Paths of pictures, and which of `_texts` is there."""
-        for inner, found in _files(os.fsencode(self.folder)):
-            names = {entry.name for entry in found}
+        found = _files(os.fsencode(self.folder))
+        if storage.is_remote(self.folder):
+            there = storage.below(self.folder)
+            self.fingerprint = storage.identity([self.folder, *there], [*there.values()])
+            found = _far(there)
+        for inner, names in found:
             for name in names:
                 if os.fsdecode(os.path.splitext(name)[1]).lower() in IMAGES:
                     beside = [text in names for text in _texts(name)]
@@ -103,7 +119,7 @@ class FolderSource:
         name = self._whole(path)
         image = read_bytes(name, MAX_MEMBER)
         if kind == _NONE:
-            label = Path(name).parent.name
+            label = PurePath(name).parent.name
             return Pair(image, {"caption": label.replace("_", " "), "label": label}, name)
         beside = self._whole(_texts(path)[kind])
         return Pair(
@@ -111,6 +127,17 @@ class FolderSource:
             parse_text(read_bytes(beside, MAX_TEXT), beside, beside.endswith(".json")),
             name,
         )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What changes when one of the files does: all are looked at, the first time."""
+        places = zip(self._ends[:-1], self._ends[1:], self._kinds, strict=True)
+        paths = []
+        for start, end, kind in places:
+            path = self._paths[start:end]
+            paths += [path] if kind == _NONE else [path, _texts(path)[kind]]
+        names = [self._whole(path) for path in paths]
+        return storage.identity(names, storage.states(names))
 
     def _whole(self, path: bytes) -> str:
         return os.path.join(self.folder, os.fsdecode(path))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clip_jax.data import storage
 from clip_jax.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
@@ -44,15 +46,25 @@ def described(counts: Iterable[int]) -> str:
     return ", ".join(f"{reason} {n:,}" for n, reason in sorted(found, reverse=True))
 
 
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file without waiting: for the other end of a pipe one would wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_bytes(path: str | Path, most: int) -> bytes:
-    """What is in a file of a pair.
+    """What is in a file of a pair, here or far away.
 
     Raises:
       PairError: it cannot be read, or holds more than `most` bytes.
     """
+    if storage.is_remote(str(path)):
+        try:
+            return storage.whole(str(path), most)
+        except UserError as error:
+            raise PairError("unreadable", str(error)) from None
     try:
-        with open(path, "rb") as file:
-            found = file.read(most + 1)
+        with open(path, "rb", opener=_at_once) as file:
+            found = file.read(most + 1) or b""
     except OSError as error:
         raise PairError("unreadable", f"{path} cannot be read ({error.strerror})") from None
     if len(found) > most:

@@ -1,4 +1,7 @@
-"""Path patterns: braces, globs, `~`, and `embedded:` for the data that ships with the package."""
+"""Path patterns: braces, globs, `~`, and `embedded:` for the data that ships with the package.
+
+What is far away (`gs://bucket/{000..999}.tar`) has braces too, and globs where it can be listed.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,25 @@ import glob
 import re
 from pathlib import Path
 
+from clip_jax.data import storage
 from clip_jax.errors import UserError
 
 EMBEDDED = "embedded:"
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+RECORDS = (".array_record", ".arrayrecord")
 SAVED = "state.json"  # in a folder that `datasets` wrote
 _HOME = Path(__file__).parent
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
 def resolve(path: str) -> str:
-    """The path on this machine: `embedded:emoji/x` in the package's folder, `~` expanded.
+    """The path of a file: `embedded:emoji/x` in the package's folder, `~` expanded.
 
     Raises:
       UserError: it leaves the embedded data, or names an unknown home.
     """
+    if storage.is_remote(path):
+        return path
     if not path.startswith(EMBEDDED):
         try:
             return str(Path(path).expanduser())
@@ -30,6 +37,11 @@ def resolve(path: str) -> str:
     if inner.is_absolute() or ".." in inner.parts:
         raise UserError(f"{path!r} leaves the embedded data: give a name such as embedded:emoji/x")
     return str(_HOME / inner)
+
+
+def suffix(path: str) -> str:
+    """How a path ends, in lower case: `.parquet`; a URL's question does not count."""
+    return Path(storage.shown(path)).suffix.lower()
 
 
 def braces(pattern: str) -> list[str]:
@@ -51,10 +63,14 @@ def expand(pattern: str) -> list[str]:
     """The files that a pattern names, in order.
 
     Raises:
-      UserError: a file or every match of a glob is missing.
+      UserError: a file or every match of a glob is missing. Whether a file that is far away is
+        there shows when it is asked for.
     """
     files: list[str] = []
     for path in braces(resolve(pattern)):
+        if storage.is_remote(path):
+            files += _far(path, pattern)
+            continue
         magic = glob.has_magic(path) and not Path(path).is_file()
         found = sorted(glob.glob(path)) if magic else [path]
         missing = [f for f in found if not Path(f).is_file()]
@@ -62,3 +78,11 @@ def expand(pattern: str) -> list[str]:
             raise UserError(f"no file {missing[0] if missing else path} (from {pattern!r})")
         files += found
     return files
+
+
+def _far(path: str, pattern: str) -> list[str]:
+    if not glob.has_magic(storage.shown(path)):
+        return [path]
+    if found := storage.glob(path):
+        return found
+    raise UserError(f"no file {path} (from {pattern!r})")

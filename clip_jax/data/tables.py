@@ -6,18 +6,19 @@ A column holds the pictures, as paths or as bytes; the others are what captions 
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
 from clip_jax import files
+from clip_jax.data import storage
 from clip_jax.data.pairs import IMAGES, MAX_MEMBER, Pair, PairError, read_bytes
-from clip_jax.data.paths import SAVED, expand
+from clip_jax.data.paths import SAVED, expand, suffix
 from clip_jax.errors import UserError, is_disk_full
 
 try:
@@ -32,23 +33,30 @@ except ImportError as error:
 
 _VERSION = 1  # of the cached table
 _ROWS = 1024  # of a Parquet file read at a time
+_PAGES = 1 << 20  # bytes of a Parquet file held to read from
+_FIRST = 1 << 20  # bytes of CSV, in which the names of its columns are
 _NAMED = 20  # columns in an error
 
 
 def _batches(path: str) -> Iterator[pa.RecordBatch]:
     """A file's rows, some at a time; of CSV and TSV every value is text."""
-    end = Path(path).suffix.lower()
+    end, far = suffix(path), storage.is_remote(path)
     if end == ".parquet":
-        yield from pa.parquet.ParquetFile(path).iter_batches(_ROWS)
+        with storage.open_file(path) if far else pa.OSFile(path) as file:
+            # pages come one by one: a group of rows may be of any size
+            yield from pa.parquet.ParquetFile(file, buffer_size=_PAGES).iter_batches(_ROWS)
     elif end in (".csv", ".tsv"):
         delimiter = "," if end == ".csv" else "\t"
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(file, delimiter=delimiter), [])
+        with storage.open_file(path) as raw:
+            first = raw.read(_FIRST).decode("utf-8-sig", errors="replace")
+        names = next(csv.reader(io.StringIO(first, newline=""), delimiter=delimiter), [])
         text = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
         form = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        yield from pa.csv.open_csv(path, parse_options=form, convert_options=text)
+        with storage.open_file(path) as raw:
+            yield from pa.csv.open_csv(raw, parse_options=form, convert_options=text)
     else:
-        yield from pa.json.open_json(path)
+        with storage.open_file(path) as raw:
+            yield from pa.json.open_json(raw)
 
 
 def _written(paths: list[str]) -> Path:
@@ -56,9 +64,8 @@ def _written(paths: list[str]) -> Path:
 
     Parquet is compressed in groups of rows, and CSV has no index: neither has random access.
     """
-    stats = [(os.path.abspath(p), (s := os.stat(p)).st_size, s.st_mtime_ns) for p in paths]
-    state = json.dumps([_VERSION, pa.__version__, stats]).encode(errors="surrogateescape")
-    path = files.cache_folder("tables") / f"{hashlib.sha256(state).hexdigest()[:32]}.arrow"
+    name = f"{storage.identity(paths, storage.states(paths))}-{_VERSION}-{pa.__version__}.arrow"
+    path = files.cache_folder("tables") / name
     if not path.is_file():
         with files.whole(path) as file:
             _write(paths, file)
@@ -79,12 +86,17 @@ def _write(paths: list[str], file: Any) -> None:
                         f"not {_named(first.names)}, or of other types"
                     )
                 writer.write_batch(batch)
-        except (pa.ArrowException, ValueError, csv.Error) as error:
-            why = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} cannot be read as a table ({why})") from None
+        except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
+            if isinstance(error, OSError) and error.errno:  # of the machine, not of the table
+                raise
+            raise UserError(f"{path} cannot be read as a table ({_why(error)})") from None
     if writer is None:
         raise UserError(f"{paths[0]} holds no rows")
     writer.close()
+
+
+def _why(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _named(names: list[str]) -> str:
@@ -108,8 +120,7 @@ def _opened(path: Path) -> list[pa.RecordBatch]:
     try:
         return pa.ipc.open_stream(pa.memory_map(str(path))).read_all().to_batches()
     except (pa.ArrowException, OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no Arrow stream ({why})") from None
+        raise UserError(f"{path} is no Arrow stream ({_why(error)})") from None
 
 
 def _image_column(batch: pa.RecordBatch, where: str) -> str:
@@ -147,10 +158,13 @@ class TableSource:
         self.pattern = pattern
         if os.path.isdir(pattern):
             self._streams, own = _saved(pattern), pattern
+            own_files = [str(stream) for stream in self._streams]
+            self.fingerprint = storage.identity(own_files, storage.states(own_files))
         else:
             paths = expand(pattern)
             self._streams, own = self._cached(paths), os.path.dirname(paths[0])
-        self.root = os.path.realpath(root or own)
+            self.fingerprint = self._streams[0].stem
+        self.root = _root(root or own)
         self._open()
         if not len(self):
             raise UserError(f"{pattern} holds no rows")
@@ -171,6 +185,9 @@ class TableSource:
     def _open(self) -> None:
         self._batches = [b for stream in self._streams for b in _opened(stream) if b.num_rows]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        types = {batch.schema.remove_metadata() for batch in self._batches}
+        if len(types) > 1:
+            raise UserError(f"{self.pattern}: its files have columns of several names or types")
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_batches", "_starts")}
@@ -185,15 +202,21 @@ class TableSource:
     def __repr__(self) -> str:
         return f"TableSource({self.pattern!r}, {len(self):,} pairs)"
 
-    def __getitem__(self, i: int) -> Pair:
+    def _row(self, i: int, name: str) -> dict[str, Any]:
         at = int(np.searchsorted(self._starts, i, side="right")) - 1
+        row = self._batches[at].slice(int(i - self._starts[at]), 1)
         try:
-            row = self._batches[at].slice(int(i - self._starts[at]), 1).to_pylist()[0]
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise PairError(
-                "unreadable", f"{self.pattern}: row {i:,} cannot be read ({error})"
-            ) from None
-        value, name = row.pop(self.image), f"{self.pattern}: row {i:,}"
+            row.validate(full=True)  # what a stranger wrote may point anywhere
+            if row.nbytes > MAX_MEMBER:
+                raise PairError("unreadable", f"{name} is over {MAX_MEMBER >> 20} MiB")
+            return row.to_pylist()[0]
+        except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
+            raise PairError("unreadable", f"{name} cannot be read ({_why(error)})") from None
+
+    def __getitem__(self, i: int) -> Pair:
+        name = f"{self.pattern}: row {i:,}"
+        row = self._row(i, name)
+        value = row.pop(self.image)
         if isinstance(value, dict):  # as `datasets` keeps a picture
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):
@@ -202,11 +225,25 @@ class TableSource:
             raise PairError(
                 "unreadable", f"{name}: {self.image!r} is {value!r}, not a picture or its path"
             )
-        path = os.path.realpath(os.path.join(self.root, value))
-        if not path.startswith(os.path.join(self.root, "")):
+        if (path := _inside(self.root, value)) is None:
             raise PairError(
                 "unreadable",
                 f"{name}: {value} leaves {self.root}: set config.data.root to the folder of the "
                 "pictures",
             )
-        return Pair(read_bytes(path, MAX_MEMBER), row, path)
+        return Pair(read_bytes(path, MAX_MEMBER), row, storage.shown(path))
+
+
+def _root(folder: str) -> str:
+    return folder.rstrip("/") if storage.is_remote(folder) else os.path.realpath(folder)
+
+
+def _inside(root: str, value: str) -> str | None:
+    """Where a path of a table leads to from `root`; None where it leaves that."""
+    if not storage.is_remote(root):
+        path = os.path.realpath(os.path.join(root, value))
+        return path if path.startswith(os.path.join(root, "")) else None
+    path = value if storage.is_remote(value) else f"{root}/{value}"
+    inner = path.removeprefix(f"{root}/")
+    parts = unquote(inner).replace("\\", "/").split("/")
+    return None if inner == path or ".." in parts or "" in parts[:1] else path

@@ -1,4 +1,4 @@
-"""Random access to the image–text pairs of WebDataset tars."""
+"""Random access to the image–text pairs of WebDataset tars, here or far away."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.data import catalogue
+from clip_jax.data import catalogue, storage
+from clip_jax.data.headers import BLOCK, FAULTS, DamageError, is_header, number
 from clip_jax.data.pairs import Pair, PairError, parse_text
 from clip_jax.data.paths import expand
+from clip_jax.errors import UserError
 
 MAX_OPEN = 256  # files; a process may open 1,024 on many machines, and a data set have 40,000 tars
+MAX_GAP = 1 << 20  # bytes fetched in vain where picture and text come from far away at once
 
 
 class _Open:
@@ -27,14 +30,24 @@ class _Open:
 class TarSource:
     """The pairs of the tars that a pattern names; `source[i]` reads the i-th.
 
+    Args:
+      pattern: files (braces and globs), here or far away.
+      index: where what stands where is kept: '' the user's cache folder, 'beside' each tar, or a
+        folder, here or far away.
+      max_bad_fraction: of many tars, those that may be left out because nothing in them can be
+        read; `warnings` says which.
+
     Raises:
       UserError: no such file, or a tar that cannot be read.
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, index: str = "", max_bad_fraction: float = 0.01) -> None:
         self.pattern = pattern
         self.paths = expand(pattern)
-        self._pairs = catalogue.of(self.paths)
+        states = storage.states(self.paths)
+        self.fingerprint = storage.identity(self.paths, states)
+        self._pairs = catalogue.of(self.paths, states, index)
+        self.warnings = catalogue.check(self._pairs, self.paths, max_bad_fraction)
         self._files: dict[int, _Open] = {}  # the least recently used first
         self._lock = threading.Lock()
 
@@ -64,13 +77,49 @@ class TarSource:
         if not 0 <= i < len(self):
             raise IndexError(f"{self!r} has no pair {i}")
         tar = int(np.searchsorted(self._pairs.starts, i, side="right")) - 1
-        at, size, text_at, text_size, is_json = (int(n) for n in self._pairs.spans[i])
+        path, (*span, kind) = self.paths[tar], (int(n) for n in self._pairs.spans[i])
+        name = f"{storage.shown(path)}:{self._pairs.name(i)}"
+        if fault := kind >> 1:
+            raise PairError("unreadable", f"{name}: the picture or its text {FAULTS[fault]}")
+        read = _from_afar if storage.is_remote(path) else self._from_here
+        try:
+            image, text = read(path, tar, *span)
+        except OSError as error:
+            raise PairError("unreadable", f"{name} cannot be read ({error.strerror})") from None
+        except UserError as error:
+            raise PairError("unreadable", f"{name}: {error}") from None
+        return Pair(image, parse_text(text, name, bool(kind & 1)), name)
+
+    def _from_here(
+        self, path: str, tar: int, at: int, size: int, text_at: int, text_size: int
+    ) -> tuple[bytes, bytes]:
         file = self._file(tar)
-        name = f"{self.paths[tar]}:{self._pairs.name(i)}"
         image = os.pread(file.number, size, at)
         text = os.pread(file.number, text_size, text_at)
         if len(image) < size or len(text) < text_size:
-            raise PairError(
-                "unreadable", f"{name} is cut short: the tar changed since the run began"
-            )
-        return Pair(image, parse_text(text, name, bool(is_json)), name)
+            raise UserError("it is cut short: the tar changed since the run began")
+        return image, text
+
+
+def _from_afar(
+    path: str, _: int, at: int, size: int, text_at: int, text_size: int
+) -> tuple[bytes, bytes]:
+    """Picture and text, in one question where they stand together.
+
+    The header before the picture comes too: it tells whether the tar is still the same.
+    """
+    spans = ((at - BLOCK, BLOCK + size), (text_at, text_size))
+    first, end = min(s for s, _ in spans), max(s + n for s, n in spans)
+    if end - first <= size + text_size + MAX_GAP:
+        found = storage.read(path, first, end - first)
+        image, text = (found[s - first : s - first + n] for s, n in spans)
+    else:
+        image, text = (storage.read(path, s, n) for s, n in spans)
+    header, image = image[:BLOCK], image[BLOCK:]
+    try:
+        same = is_header(header) and number(header[124:136]) == size
+    except DamageError:
+        same = False
+    if not same:
+        raise UserError("the tar changed since the run began")
+    return image, text

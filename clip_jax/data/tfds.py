@@ -333,6 +333,11 @@ class TfdsSource:
                 f"{', '.join(builder.info.splits)} (a part: train[:90%])"
             )
 
+    @property
+    def fingerprint(self) -> str:
+        """What changes when the data does: where it is prepared, its version, the split."""
+        return f"{os.path.abspath(self._folder)} {self.spec} {self._length}"
+
     def __len__(self) -> int:
         return self._length
 

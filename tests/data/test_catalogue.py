@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data import catalogue, index
+from clip_jax.data import catalogue, index, storage
 from clip_jax.data.tars import TarSource
 from support import TarFactory
 
@@ -31,23 +31,27 @@ def folders(cache: Path) -> list[Path]:
     return [path for path in cache.iterdir() if path.is_dir()]
 
 
+def of(paths: list[str]) -> catalogue.Catalogue:
+    return catalogue.of(paths, storage.states(paths))
+
+
 def check(found: catalogue.Catalogue, paths: list[str]) -> None:
     indices = [index.scan(path) for path in paths]
     assert np.array_equal(found.starts, np.cumsum([0, *(len(i.spans) for i in indices)]))
     assert np.array_equal(found.spans, np.concatenate([i.spans for i in indices]))
-    names = [str(name) for i in indices for name in i.names]
+    names = [i.name(k) for i in indices for k in range(len(i.ends))]
     assert [found.name(i) for i in range(len(names))] == names
 
 
 def test_it_is_mapped_from_the_cache_and_made_once(
     paths: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check(catalogue.of(paths), paths)
+    check(of(paths), paths)
     (folder,) = folders(cache)
-    monkeypatch.setattr(index, "of", lambda path: pytest.fail("read again"))
-    again = catalogue.of(paths)
+    monkeypatch.setattr(index, "of", lambda *_: pytest.fail("read again"))
+    again = of(paths)
     check(again, paths)
-    assert all(isinstance(array, np.memmap) for array in again)
+    assert all(isinstance(array, np.memmap) for array in again[:4])
     assert len(pickle.dumps(catalogue.shared(again))) < 1000, "workers map it themselves"
     check(catalogue.received(pickle.loads(pickle.dumps(catalogue.shared(again)))), paths)
     assert folders(cache) == [folder]
@@ -56,9 +60,9 @@ def test_it_is_mapped_from_the_cache_and_made_once(
 def test_a_tar_that_changes_makes_it_anew(
     paths: list[str], cache: Path, tar_factory: TarFactory
 ) -> None:
-    catalogue.of(paths)
+    of(paths)
     tar_factory("2.tar", pairs=7)
-    check(catalogue.of(paths), paths)
+    check(of(paths), paths)
     assert len(folders(cache)) == 2
 
 
@@ -67,14 +71,14 @@ def test_a_tar_that_changes_makes_it_anew(
 def test_one_that_is_damaged_is_made_anew(
     paths: list[str], cache: Path, field: str, damage: str
 ) -> None:
-    catalogue.of(paths)
+    of(paths)
     (folder,) = folders(cache)
     file = folder / field
     content = file.read_bytes()
     file.write_bytes({"cut": content[:-8], "longer": content + content[-40:]}.get(damage, b""))
     if damage == "gone":
         file.unlink()
-    check(catalogue.of(paths), paths)
+    check(of(paths), paths)
     assert file.read_bytes() == content
 
 
@@ -83,7 +87,7 @@ def test_without_a_cache_it_is_in_memory(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    found = catalogue.of(paths)
+    found = of(paths)
     check(found, paths)
     check(catalogue.received(pickle.loads(pickle.dumps(catalogue.shared(found)))), paths)
 

@@ -1,0 +1,169 @@
+"""The members of a tar, by its headers alone: quick, in little memory, whatever a stranger wrote.
+
+The standard library's reader keeps all members in memory, reads a header of any length that the
+file claims, and goes back and forth where a size is negative.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from clip_jax.data.pairs import MAX_MEMBER
+
+BLOCK = 512
+MAX_HEADER = 1 << 20  # bytes of a long name or of what PAX says of a member
+MAX_NAME = 4096  # bytes
+# Why a member cannot be read, by `Member.fault`.
+FAULTS = (
+    "",
+    "is a link",
+    "is no plain file",
+    "is sparse",
+    f"is over {MAX_MEMBER >> 20} MiB",
+    "has a negative size",
+    "is cut short",
+)
+_LINK, _OTHER, _SPARSE, _LARGE, _NEGATIVE, _CUT = range(1, len(FAULTS))
+_OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
+_WITHOUT_DATA = {b"1": _LINK, b"2": _LINK, b"3": _OTHER, b"4": _OTHER, b"6": _OTHER}
+_FOLDER = b"5"
+
+
+class DamageError(ValueError):
+    """A place in a tar from where nothing more can be read."""
+
+
+class Member(NamedTuple):
+    """A member: where its content starts, how long it is, and which of `FAULTS` it has."""
+
+    name: str
+    at: int
+    size: int
+    fault: int
+
+
+def number(field: bytes) -> int:
+    """A number as a header holds it: octal digits, or two's complement where that is too short.
+
+    Raises:
+      DamageError: it is neither.
+    """
+    if field[0] in (0x80, 0xFF):
+        return int.from_bytes(field[1:], "big") - (256 ** len(field[1:]) if field[0] == 0xFF else 0)
+    if not (digits := _OCTAL.fullmatch(field)):
+        raise DamageError(f"no number: {field!r}")
+    return int(digits[1] or b"0", 8)
+
+
+def is_header(block: bytes) -> bool:
+    """Whether a block has the sum that a header has."""
+    try:
+        given = number(block[148:156])
+    except DamageError:
+        return False
+    rest = block[:148] + block[156:BLOCK]
+    plain = sum(rest) + 8 * ord(" ")
+    return given in (plain, plain - 256 * sum(byte > 127 for byte in rest))  # some add them signed
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _records(content: bytes) -> dict[bytes, bytes]:
+    """What PAX says of a member: lines `LENGTH KEY=VALUE`.
+
+    Raises:
+      DamageError: a length is none.
+    """
+    found, at = {}, 0
+    while at < len(content) and content[at]:
+        digits, _, _ = content[at : at + 20].partition(b" ")
+        end = at + int(digits) if digits.isdigit() else at
+        if not at + len(digits) + 1 < end <= len(content):
+            raise DamageError("PAX records of wrong lengths")
+        key, _, value = content[at + len(digits) + 1 : end - 1].partition(b"=")
+        found[key] = value
+        at = end
+    return found
+
+
+def _name(header: bytes) -> bytes:
+    name, prefix = (header[a:b].split(b"\0", 1)[0] for a, b in ((0, 100), (345, 500)))
+    return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
+
+
+def _decimal(digits: bytes) -> int:
+    if not re.fullmatch(rb"-?[0-9]{1,20}", digits):
+        raise DamageError(f"no number: {digits[:30]!r}")
+    return int(digits)
+
+
+def members(file: BinaryIO, length: int) -> Iterator[Member]:
+    """The members of a tar of `length` bytes, without folders.
+
+    Raises:
+      DamageError: the tar ends without its end, or goes on with what is no header; all that can be
+        read has been given before.
+    """
+    at, long, told = 0, b"", dict[bytes, bytes]()
+    while True:
+        file.seek(at)
+        header = file.read(BLOCK)
+        if header == bytes(BLOCK):
+            return
+        if len(header) < BLOCK or not is_header(header):
+            raise DamageError(f"no end of archive, and no header at byte {at:,}")
+        kind, size, at = header[156:157], number(header[124:136]), at + BLOCK
+        if kind in b"LKxgX":
+            if not 0 <= size <= MAX_HEADER:
+                raise DamageError(f"a header of {size:,} bytes before byte {at:,}")
+            content = file.read(size)
+            if kind == b"L":
+                long = content.split(b"\0", 1)[0]
+            elif kind in b"xX":
+                told = _records(content)
+            at += _padded(size)
+            continue
+        name = told.get(b"path") or long or _name(header)
+        if b"size" in told:
+            size = _decimal(told[b"size"])
+        sparse = kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in told)
+        if kind == b"S":
+            at += _extensions(file, header)
+        long, told = b"", {}
+        if kind in (*_WITHOUT_DATA, _FOLDER):
+            if kind != _FOLDER:
+                yield Member(_text(name), at, 0, _WITHOUT_DATA[kind])
+            continue
+        whole = 0 <= size <= length - at
+        if kind != b"\0" or not name.endswith(b"/"):  # a folder, in the oldest tars
+            yield Member(_text(name), at, size if whole else 0, _fault(kind, size, whole, sparse))
+        if not whole:
+            raise DamageError(f"{_text(name)} {FAULTS[_CUT if size > 0 else _NEGATIVE]}")
+        at += _padded(size)
+
+
+def _text(name: bytes) -> str:
+    return name[:MAX_NAME].decode(errors="surrogateescape")
+
+
+def _fault(kind: bytes, size: int, whole: bool, sparse: bool) -> int:
+    if not whole:
+        return _CUT if size > 0 else _NEGATIVE
+    if sparse:
+        return _SPARSE
+    if kind not in (b"0", b"\0", b"7"):
+        return _OTHER
+    return _LARGE if size > MAX_MEMBER else 0
+
+
+def _extensions(file: BinaryIO, header: bytes) -> int:
+    """The bytes of the further blocks that say where a sparse member has holes."""
+    count, more = 0, header[482]
+    while more:
+        block = file.read(BLOCK)
+        count, more = count + BLOCK, block[504] if len(block) == BLOCK else 0
+    return count
