@@ -31,7 +31,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # A scan of a JPEG goes through all of its pixels, for a few bytes; encoders write some ten.
 MAX_SCANNED = 100 * MAX_PIXELS
-_HUGE = 1 << 25  # pixels: such take up to 1.8 GiB while they are read, so threads take turns
+_HUGE = 1 << 24  # pixels: read, such take up to 32 bytes each, so threads take turns
 _TURN = threading.Lock()
 _ORIENTATION, _TILE = 0x0112, (0x0142, 0x0143)  # tags
 _LARGE = 1 << 22  # pixels
