@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from clip_jax.data import captions, images
+from clip_jax.data import captions, entries, images
 from clip_jax.errors import UserError
 from clip_jax.models.zoo import DTYPES
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FREE = ("workdir", "log", "checkpoint", "evaluate", "mesh", "remat", "accumulate", "chunk")
 FREE_KEYS = (
     *("data.threads", "data.workers", "data.prefetch", "data.cache_mib"),
-    "data.max_bad_fraction",
+    *("data.max_bad_fraction", "data.index"),
     *("loss.layout", "loss.block", "optimizer.sharded"),
 )
 
@@ -113,6 +113,24 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), f"a {type(value).__name__}")
 
 
+# Groups whose keys are names of the user's own.
+_NAMED = ("data.mix", "data.filter.least", "data.filter.most", "evaluate.sets")
+
+
+def _group(key: str, text: str) -> ConfigDict:
+    """`{'name': …}` as a group of keys."""
+    try:
+        value = ast.literal_eval(text)
+        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+            return ConfigDict(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        pass
+    raise UserError(
+        f"config.{key}={text:.200} is no group of keys: give one such as {{'name': …}}, set one of "
+        "its keys, or fill it in a config file"
+    )
+
+
 def override(config: ConfigDict, item: str) -> None:
     """Sets one `KEY=VALUE`, KEY dotted; VALUE is read as the type that stands there."""
     key, equals, text = item.partition("=")
@@ -125,6 +143,11 @@ def override(config: ConfigDict, item: str) -> None:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean config.{near[0]}?" if near else "see --help for the keys"
         raise UserError(f"unknown config key config.{key}; {hint}")
+    if key in _NAMED:
+        value = _group(key, text)
+        with node.unlocked():
+            node[last] = value
+        return
     if isinstance(node[last], ConfigDict):
         inner = ", ".join(k for k in known if k.startswith(f"{key}."))
         instead = f"set one of {inner}" if inner else "fill it in a config file"
@@ -209,6 +232,7 @@ def check(config: ConfigDict, devices: int) -> None:
                 "backwards every chunk is computed again"
             )
     images.Augment.from_dict(config.data.augment.to_dict())
+    entries.of(config.data.to_dict())
     _check_templates(config)
     tensor = max(1, config.mesh.tensor)
     shards, parts = max(1, devices // tensor), config.accumulate
@@ -222,17 +246,10 @@ def check(config: ConfigDict, devices: int) -> None:
 
 
 def _check_templates(config: ConfigDict) -> None:
-    for key, templates in (
-        ("data.captions", config.data.captions),
-        ("evaluate.caption", (config.evaluate.caption,)),
-    ):
-        if not templates:
-            raise UserError(f"config.{key} is empty: give a template such as {{caption}}")
-        for template in templates:
-            try:
-                captions.fields(template)
-            except UserError as error:
-                raise UserError(f"config.{key}: {error}") from None
+    try:
+        captions.fields(config.evaluate.caption)
+    except UserError as error:
+        raise UserError(f"config.evaluate.caption: {error}") from None
     prompts = config.evaluate.templates
     if not prompts or any("{}" not in prompt for prompt in prompts):
         raise UserError(
@@ -250,7 +267,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
     A run that began before there was a key has that key's default.
     """
-    before, after = (dict(flatten(json.loads(json.dumps(c)))) for c in (old, new))
+    # a group without keys is none: it may be filled later
+    before, after = (
+        {k: v for k, v in flatten(json.loads(json.dumps(c))) if v != {}} for c in (old, new)
+    )
     if new_keys := after.keys() - before.keys():
         common = load(str(ROOT / "configs" / "common.py"))[0].to_dict()
         defaults = dict(flatten(json.loads(json.dumps(common))))

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -34,9 +34,9 @@ from clip_jax import (
 )
 from clip_jax import rows as rows_lib
 from clip_jax import step as step_lib
-from clip_jax.data import captions, images, pipeline
-from clip_jax.data.pairs import REASONS, PairError
-from clip_jax.data.sources import Source, open_source
+from clip_jax.data import images, mixture, pipeline, selection
+from clip_jax.data.mixture import Mixture
+from clip_jax.data.pairs import REASONS
 from clip_jax.errors import UserError
 from clip_jax.evaluation.features import Encoder
 from clip_jax.evaluation.suite import Suite, table
@@ -56,7 +56,7 @@ class Run:
     model: CLIPConfig
     objective: Contrastive
     tokenizer: Tokenizer
-    source: Source | None
+    data: Mixture | None
     suite: Suite
     workdir: Path
     weights: library.Found | None = None
@@ -69,28 +69,16 @@ def prepare(c: ConfigDict, *, training: bool) -> Run:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     _check_tokenizer(c.tokenizer, tokenizer, model.text)
-    source = open_source(c.data.train, c.data.image, c.data.root) if training else None
-    if source is not None:
-        _check_captions(source, c.data.captions)
+    data = mixture.opened(c.data.to_dict(), c.data.threads, _say_first) if training else None
     suite = Suite(c.evaluate.to_dict(), tokenizer, library.preprocess_of(model))
     fresh = training and hosts.from_first(lambda: checkpoint.latest_step(c.workdir)) is None
     weights = _weights(c, model) if fresh and c.weights.path else None
-    return Run(c, model, objective, tokenizer, source, suite, Path(c.workdir), weights)
+    return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights)
 
 
-def _check_captions(source: Source, templates: Sequence[str]) -> None:
-    """That the first pairs, or one of them where some are broken, have what the templates ask."""
-    wrong: PairError | None = None
-    for i in range(min(len(source), pipeline.ATTEMPTS)):
-        try:
-            first = source[i]
-            for template in templates:
-                captions.fill(template, first.text, first.name)
-            return
-        except PairError as error:
-            wrong = wrong or error
-    if wrong:
-        raise wrong
+def _say_first(line: str) -> None:
+    if hosts.is_first():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _check_tokenizer(name: str, tokenizer: Tokenizer, text: zoo.TextTowerConfig) -> None:
@@ -216,12 +204,12 @@ class Trainer(recipe.Recipe):
     def data(self) -> pipeline.Batches:
         """The iterator over this process's batches."""
         c, run = self.run.config, self.run
-        assert run.source is not None
+        assert run.data is not None
         size = run.model.vision.image_size
         augment = images.Augment.from_dict(c.data.augment.to_dict())
         enough = augment.least_side(size) if c.data.fast_decode else 0
         batches = pipeline.batches(
-            run.source,
+            run.data,
             pipeline.Prepare(
                 run.tokenizer,
                 size,
@@ -289,8 +277,13 @@ class Loop:
         self.progress = _progress(trainer.mesh, c, self.first)
         self.flops = 0  # of the steps since the last line of the log
         self.compiled: dict[int, step_lib.TrainStep] = {}  # by the width of the texts
-        self.bad = np.zeros(len(REASONS), np.int64)  # pairs left out since they were last written
-        self.told = False  # of the first of them
+        assert trainer.run.data is not None
+        self.parts = trainer.run.data.parts
+        mixed = [f"data/source/{part.name}" for part in self.parts if part.name]
+        self.counted = [*(f"data/skipped/{reason}" for reason in REASONS), *mixed]
+        # pairs left out, and rows of each source, since they were last written
+        self.counts = np.zeros(len(self.counted), np.int64)
+        self.told = False  # of the first that was left out
 
     def _start(self) -> tuple[step_lib.TrainState, int]:
         """The state to go on from and its step: the newest checkpoint's, or a fresh one's."""
@@ -314,10 +307,10 @@ class Loop:
             self.progress.leave_out(seconds)
         return self.compiled[width]
 
-    def _log(self, step: int, tokens: int, bad: np.ndarray, out: dict[str, jax.Array]) -> None:
+    def _log(self, step: int, tokens: int, counts: np.ndarray, out: dict[str, jax.Array]) -> None:
         """Reads a step's metrics, which waits for it.
 
-        `tokens` is the width of its texts, `bad` the pairs that were left out of it, by reason.
+        `tokens` is the width of its texts, `counts` what is counted of its data.
         """
         if self.any_stop:
             self.stopped_by = int(out.pop("stop"))
@@ -330,22 +323,27 @@ class Loop:
             )
         run, batch_size = self.trainer.run, self.config.batch_size
         self.flops += flops.step(run.model, batch_size, tokens=tokens)
-        self.bad = self.bad + bad
+        self.counts = self.counts + counts
         if step % self.config.log.every and step != self.config.steps:
             return
         rates = self.progress.rates(step, self.flops)
         self.flops = 0
-        values |= self._left_out()
-        values |= {**rates, "epoch": step * batch_size / len(run.source or ())}
+        values |= self._counted()
+        values |= {**rates, "epoch": step * batch_size / len(run.data or ())}
         values["learning_rate"] = float(self.trainer.schedule(step - 1))
         self.writer.write(step, values)
         self.progress.show(step, values["loss"], rates)
 
-    def _left_out(self) -> dict[str, int]:
-        """Pairs that all processes left out since they were last written, by reason."""
-        bad = hosts.total(self.bad)
-        self.bad = np.zeros_like(bad)
-        return {f"data/skipped/{r}": int(n) for r, n in zip(REASONS, bad, strict=True) if n}
+    def _of_batch(self) -> np.ndarray:
+        """What is counted of the newest batch's rows in this process."""
+        rows = np.bincount(self.data.source, minlength=len(self.parts))
+        return np.concatenate([self.data.bad, rows])[: len(self.counted)]
+
+    def _counted(self) -> dict[str, int]:
+        """What all processes counted since it was last written."""
+        found = hosts.total(self.counts)
+        self.counts = np.zeros_like(found)
+        return {name: int(n) for name, n in zip(self.counted, found, strict=True) if n}
 
     def _say_left_out(self) -> None:
         if not self.told and self.data.complaint:
@@ -365,8 +363,8 @@ class Loop:
         self.progress.leave_out(seconds)
 
     def _save(self, step: int, force: bool = False) -> None:
-        if skipped := self._left_out():  # a run that goes on from here does not know them
-            self.writer.write(step, skipped)
+        if counted := self._counted():  # a run that goes on from here does not know them
+            self.writer.write(step, counted)
         position = self.data.get_state()
         self.checkpoints.save(step, self.state, position, self.config.to_dict(), force=force)
 
@@ -393,7 +391,7 @@ class Loop:
             # step N + 1 is dispatched before N's metrics are read: the device never waits
             if before:
                 self._log(*before)
-            before = (step, batch["tokens"].shape[1], self.data.bad, out)
+            before = (step, batch["tokens"].shape[1], self._of_batch(), out)
             last = step == c.steps
             evaluating = self.trainer.run.suite and (last or step % c.evaluate.every == 0)
             saving = step % c.checkpoint.every == 0 and not last  # the last is saved below
@@ -449,12 +447,15 @@ def _of_processes() -> str:
 def _announce(loop: Loop) -> None:
     run, trainer = loop.trainer.run, loop.trainer
     say = loop.progress.say
+    assert run.data is not None
     say(
-        f"{len(run.source or ()):,} pairs, {parameter_count(trainer.model):,} parameters, "
+        f"{run.data.pairs:,} pairs, {parameter_count(trainer.model):,} parameters, "
         f"batch {run.config.batch_size:,} on {jax.device_count()} "
         f"{jax.devices()[0].platform} device(s){_of_processes()}, {run.config.dtype}; "
         f"run folder {run.workdir}"
     )
+    for part in run.data.parts:
+        _announce_part(loop, part)
     if loop.first >= run.config.steps:
         say(f"all {run.config.steps} steps were done before: nothing to train")
     elif run.weights:
@@ -467,6 +468,22 @@ def _announce(loop: Loop) -> None:
             say(f"its positions are resized: {old} to {new}")
     elif loop.first:
         say(f"resuming after step {loop.first} of {run.config.steps}")
+
+
+def _announce_part(loop: Loop, part: mixture.Part) -> None:
+    """What of a mixture a source is, and what a filter left out of it."""
+    source, of = part.source, f"{part.name}: " if part.name else ""
+    if part.name:
+        share = part.rows / len(source)
+        loop.progress.say(
+            f"{of}{len(source):,} pairs, {part.rows:,} rows an epoch ({share:.3g} of them)"
+        )
+    if isinstance(source, selection.Selected):
+        loop.progress.say(f"{of}the filter left out {selection.described(source)}")
+        if not loop.first:
+            prefix = f"data/filtered/{part.name}/" if part.name else "data/filtered/"
+            left_out = {f"{prefix}{why}": n for why, n in source.left_out.items()}
+            loop.writer.write(0, left_out)
 
 
 def _farewell(run: Run, step: int, stopped_by: int) -> None:

@@ -32,10 +32,30 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     # tars (braces and globs), a folder of pictures, a table (csv, tsv, jsonl, parquet), a folder
     # that `datasets` saved, or tfds:NAME:SPLIT
     c.data.train = ""
+    # several of them, in place of train: name → data, weight or epochs, and what differs of
+    # captions, caption_weights, image, root and filter; a weight is a source's share of the rows,
+    # epochs how often its pairs come in an epoch of the mixture
+    c.data.mix = ConfigDict()
     c.data.image = ""  # of a table, the column of the pictures; empty: the one that looks so
     c.data.root = ""  # of a table, the folder that paths in it start at; empty: its own
+    # where indices of tars are kept: empty: the user's cache folder; beside: next to each tar; or a
+    # folder, local or remote, that many hosts share
+    c.data.index = ""
     c.data.max_bad_fraction = 0.01  # of pairs that are broken and left out; more end the run
-    c.data.captions = ("{caption}",)  # templates over the fields of a pair's json
+    # templates over the fields of a pair's json, one of which is drawn; of a list {tags} says some
+    # items, {tags:one} one, {tags:each} another one every epoch, {tags:all} all
+    c.data.captions = ("{caption}",)
+    c.data.caption_weights = ()  # how often each is drawn; empty: all alike
+    c.data.filter = ConfigDict()  # which pairs are used; 0: all
+    c.data.filter.min_side = 0  # pixels of the shorter side
+    c.data.filter.max_side = 0  # pixels of the longer side
+    c.data.filter.max_aspect = 0.0  # longer side over shorter
+    c.data.filter.min_characters = 0  # of the caption, through the first template that can be
+    c.data.filter.max_characters = 0
+    c.data.filter.least = ConfigDict()  # field → least number, such as {"similarity": 0.3}
+    c.data.filter.most = ConfigDict()  # field → greatest number
+    # a picture with the bytes of one of so many pairs before it is left out; -1: of any before it
+    c.data.filter.duplicates = 0
     c.data.token_dropout = 0.0  # share of a caption's tokens left out
     c.data.threads = 2  # batches made at once in a process
     c.data.workers = 0  # processes that make batches; 0: threads of this one

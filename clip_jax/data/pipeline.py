@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from clip_jax.data import captions, images
+from clip_jax.data.mixture import Mixture
 from clip_jax.data.pairs import REASONS, Pair, PairError, described
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
@@ -23,12 +24,14 @@ Row = dict[str, np.ndarray]
 _ENDLESS = 1 << 53  # rows
 ATTEMPTS = 100  # at a row
 _FEW = 1_000  # pairs, of which a share says little
-_ODD = 0x9E3779B1  # spreads epochs over seeds, so that neighbouring seeds share no order
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """A pair to a row of a batch: augmented pixels and the tokens of a sampled caption."""
+    """A pair to a row of a batch: augmented pixels and the tokens of a sampled caption.
+
+    weights: how often each template is drawn, relative to the others; empty: all alike.
+    """
 
     tokenizer: Tokenizer
     image_size: int
@@ -36,11 +39,15 @@ class Prepare:
     augment: images.Augment
     decode: images.Decoder = dataclasses.field(default_factory=images.Decoder)
     token_dropout: float = 0.0
+    weights: Sequence[float] = ()
 
-    def __call__(self, pair: Pair, rng: np.random.Generator) -> Row:
-        """`image` uint8 [size, size, 3], `tokens` int32 [context]; over-long captions are cut."""
+    def __call__(self, pair: Pair, rng: np.random.Generator, turn: int = 0) -> Row:
+        """`image` uint8 [size, size, 3], `tokens` int32 [context]; over-long captions are cut.
+
+        turn: which of several captions `{captions:each}` is, counted round.
+        """
         picture = self.decode(pair.image, pair.name)
-        caption = captions.sample(self.templates, pair.text, pair.name, rng)
+        caption = captions.sample(self.templates, pair.text, pair.name, rng, self.weights, turn)
         image = images.random_view(picture, self.image_size, self.augment, rng)
         tokens = self.tokenizer(caption, truncate=True)[0]
         if self.token_dropout:
@@ -57,8 +64,8 @@ class _Steps:
     a small picture does.
     """
 
-    source: Source
-    prepare: Prepare
+    mixture: Mixture
+    prepares: tuple[Prepare, ...]  # of each source
     batch_size: int
     seed: int
     rows: tuple[int, ...]
@@ -74,37 +81,33 @@ class _Steps:
     def _row(self, position: int) -> Row:
         """The row at a position of the endless global order.
 
-        In place of a pair that cannot be used stands another, drawn by the position's own chance.
+        In place of a pair that cannot be used stands another of its source, drawn by the
+        position's own chance.
         """
+        part, epoch, i = self.mixture.place(position, self.seed)
+        source = self.mixture.parts[part].source
         bad, complaint = np.zeros(len(REASONS), np.int32), ""
         for attempt in range(ATTEMPTS):
             # Philox counts: each attempt has 2**96 draws of its own (Salmon et al. 2011)
             counter = (position << 128) + (attempt << 96)
             rng = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
-            i = int(rng.integers(len(self.source))) if attempt else self._index(position)
+            if attempt:
+                i = int(rng.integers(len(source)))
             try:
-                row = self.prepare(self.source[i], rng)
+                row = self.prepares[part](source[i], rng, epoch + i)
             except PairError as error:
                 bad[REASONS.index(error.reason)] += 1
                 complaint = str(error)
             else:
-                return {**row, "bad": bad, "complaint": np.array(complaint)}
+                beside = {"source": part, "bad": bad, "complaint": complaint}
+                return row | {key: np.array(value) for key, value in beside.items()}
         raise UserError(
             f"{ATTEMPTS} pairs in a row cannot be used ({described(bad)}), such as: {complaint}"
         )
 
-    def _index(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.source))
-        return grain.experimental.index_shuffle(
-            place,
-            max_index=len(self.source) - 1,
-            seed=(self.seed + _ODD * epoch) % 2**32,
-            rounds=4,
-        )
-
 
 def batches(
-    source: Source,
+    source: Source | Mixture,
     prepare: Prepare,
     *,
     batch_size: int,
@@ -115,13 +118,21 @@ def batches(
 
     Every epoch is shuffled anew. Which pair stands in which row of which step, and what is
     random about it, depends on seed and global batch size only, not on who makes which rows.
+    Where a source of a mixture has templates of its own, its captions are made by these.
 
-    Beside what `prepare` makes a batch has, of each row, `bad`, int32 [rows, reasons]: the pairs
-    that could not be used, for which others stand in; and `complaint`, text [rows]: of the last of
-    them, or empty.
+    Beside what `prepare` makes a batch has, of each row, `source`, int64 [rows]: the number of the
+    mixture's part that it is of; `bad`, int32 [rows, reasons]: the pairs that could not be used,
+    for which others stand in; and `complaint`, text [rows]: of the last of them, or empty.
     """
+    mixture = Mixture.of(source)
+    prepares = tuple(
+        dataclasses.replace(prepare, templates=part.templates, weights=part.weights)
+        if part.templates
+        else prepare
+        for part in mixture.parts
+    )
     chosen = tuple(range(batch_size) if rows is None else map(int, rows))
-    return grain.MapDataset.source(_Steps(source, prepare, batch_size, seed, chosen))
+    return grain.MapDataset.source(_Steps(mixture, prepares, batch_size, seed, chosen))
 
 
 class Batches(grain.DatasetIterator):
@@ -130,6 +141,7 @@ class Batches(grain.DatasetIterator):
     The state is the step that comes next, whoever makes its batch: it holds for any number of
     threads, workers and hosts. `bad` counts, by `pairs.REASONS`, the pairs that the newest batch
     lacks; where more than `max_bad_fraction` of all are bad, the next batch is a UserError.
+    `source` says of each row of the newest batch which part of the mixture it is of.
     """
 
     def __init__(
@@ -143,6 +155,7 @@ class Batches(grain.DatasetIterator):
         super().__init__()
         self.dataset = dataset
         self.bad = np.zeros(len(REASONS), np.int64)
+        self.source = np.zeros(0, np.int64)
         self.complaint = ""  # of the last of them
         self._max_bad_fraction = max_bad_fraction
         self._bad, self._seen = self.bad, 0  # of all batches
@@ -171,6 +184,7 @@ class Batches(grain.DatasetIterator):
         if self._reader is None:
             self._reader = self._open()
         batch = dict(next(self._reader))
+        self.source = batch.pop("source")
         self._count(batch.pop("bad"), batch.pop("complaint"))
         self._step += 1
         return batch

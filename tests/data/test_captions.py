@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from clip_jax.data import captions
 from clip_jax.errors import UserError
-from support import says
+from support import refused, says
 
 TEXT = {"name": "cat", "keywords": ["pet", "purr", "whiskers"], "n": 3, "none": None, "of": []}
+TEXT |= {"meta": {"title": "Tom", "by": {"a.b": "Jo"}}, "meta.by": "x", "some": [None, 1]}
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,13 @@ TEXT = {"name": "cat", "keywords": ["pet", "purr", "whiskers"], "n": 3, "none": 
         ("no field", "no field"),
         ("{{{name}}}", "{cat}"),
         ("{of}", ""),
+        ("{of:all}.", "."),
         ("", ""),
+        ("{meta.title} by {meta.by}", "Tom by x"),
+        ("{keywords:all}", "pet purr whiskers"),
+        ("{keywords:one} {keywords:each}", "pet pet"),
+        ("{name:one} {name:each} {name:all}", "cat cat cat"),
+        ("{some}, {some:one}, {some:all}", "1, 1, 1"),
     ],
 )
 def test_fill(template: str, expected: str) -> None:
@@ -58,7 +66,58 @@ def test_every_item_count_order_and_template_occurs() -> None:
     assert drawn == {"cat", "a cat", "the cat"}
 
 
-@pytest.mark.parametrize("field", ["colour", "none", ""])
+def test_one_of_a_list_is_any_and_each_comes_in_turn() -> None:
+    rng = np.random.default_rng(0)
+    ones = {captions.fill("{keywords:one}", TEXT, "x", rng) for _ in range(50)}
+    assert ones == {"pet", "purr", "whiskers"}
+    before = rng.bit_generator.state
+    turns = [captions.fill("{keywords:each}", TEXT, "x", rng, turn) for turn in range(5, 11)]
+    assert turns == ["whiskers", "pet", "purr"] * 2
+    captions.fill("{keywords:all}", TEXT, "x", rng)
+    assert rng.bit_generator.state == before, "chance has no part in it"
+    assert captions.sample(("{keywords:each}",), TEXT, "x", rng, turn=4) == "purr"
+
+
+def draws(templates: tuple[str, ...], weights: tuple[float, ...] = ()) -> dict[str, int]:
+    rng = np.random.default_rng(1)
+    found = Counter(captions.sample(templates, TEXT, "x", rng, weights) for _ in range(2000))
+    return {caption: round(count / 200) for caption, count in found.items()}
+
+
+def test_templates_are_drawn_by_weight_among_those_that_make_a_caption() -> None:
+    assert draws(("a", "b")) == {"a": 5, "b": 5}
+    assert draws(("a", "b"), (4, 1)) == {"a": 8, "b": 2}
+    assert draws(("{gone}", "a", "{none}", "b", "{of}"), (9, 0.4, 9, 0.1, 9)) == {"a": 8, "b": 2}
+    assert draws(("{gone}", "a", "b")) == {"a": 5, "b": 5}
+
+
+@given(st.integers(0, 2**32), st.integers(1, 6))
+def test_where_the_first_draw_makes_one_no_more_is_drawn(seed: int, count: int) -> None:
+    ours, plain = (np.random.default_rng(seed) for _ in range(2))
+    templates = tuple(f"{i}: {{keywords}}" for i in range(count))
+    found = captions.sample((*templates,), TEXT, "x", ours)
+    assert found == captions.fill(templates[plain.integers(count)], TEXT, "x", plain)
+    assert ours.bit_generator.state == plain.bit_generator.state
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ({"a": ""}, ["empty"]),
+        ({"a": " \n"}, ["empty"]),
+        ({"a": "x" * 1_000_001}, ["1,000,000 characters"]),
+        ({"b": "x"}, ["'{a}'", "there are: b"]),
+        ({"a": None}, ["'{a}'", "none"]),
+    ],
+)
+def test_of_no_caption_the_first_reason_is_said(text: dict[str, Any], words: list[str]) -> None:
+    def sample() -> None:
+        captions.sample(("{a}",) * 3, text, "x.tar:7.png", np.random.default_rng(0))
+
+    refused(sample, "x.tar:7.png", *words)
+
+
+@pytest.mark.parametrize("field", ["colour", "none", "", "meta.of", "name.x", "meta.by.a"])
 def test_a_missing_field_is_named(field: str) -> None:
     template = f"a {{{field}}}"
     with pytest.raises(UserError) as error:
@@ -66,7 +125,9 @@ def test_a_missing_field_is_named(field: str) -> None:
     assert says(error.value, "x.tar:7.png", template, repr(field), "name, keywords, n")
 
 
-@pytest.mark.parametrize("template", ["{name", "name}", "{name!r}", "{name:>9}", "{name:{n}}", "{"])
+@pytest.mark.parametrize(
+    "template", ["{name", "name}", "{name!r}", "{name:>9}", "{name:{n}}", "{", "{name:two}"]
+)
 def test_a_template_that_is_none_is_named(template: str) -> None:
     for use in (captions.fields, lambda t: captions.fill(t, TEXT, "x")):
         with pytest.raises(UserError) as error:
@@ -74,8 +135,14 @@ def test_a_template_that_is_none_is_named(template: str) -> None:
         assert says(error.value, template)
 
 
+@pytest.mark.parametrize("way", ["one", "each"])
+def test_of_an_empty_list_there_is_none(way: str) -> None:
+    refused(lambda: captions.fill(f"{{of:{way}}}", TEXT, "x"), "'of'")
+
+
 def test_fields_come_in_order() -> None:
     assert captions.fields("{b} and {a} and {b}") == ["b", "a", "b"]
+    assert captions.fields("{a:each}{b.c}") == ["a", "b.c"]
 
 
 def test_a_text_of_many_fields_makes_no_long_line() -> None:

@@ -68,6 +68,7 @@ def test_a_batch_is_pixels_and_tokens(tar_factory: TarFactory) -> None:
     source = open_source(str(tar_factory(pairs=5, size=(20, 9))))
     batch = pipeline.batches(source, PREPARE, batch_size=8, seed=0)[0]
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+        "source": ((8,), np.int64),
         "image": ((8, 4, 4, 3), np.uint8),
         "tokens": ((8, 16), np.int32),
         "bad": ((8, len(REASONS)), np.int32),
