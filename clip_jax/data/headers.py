@@ -7,7 +7,7 @@ file claims, and goes back and forth where a size is negative.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import BinaryIO, NamedTuple
 
 from clip_jax.data.pairs import MAX_MEMBER
@@ -63,9 +63,9 @@ def is_header(block: bytes) -> bool:
         given = number(block[148:156])
     except DamageError:
         return False
-    rest = block[:148] + block[156:BLOCK]
-    plain = sum(rest) + 8 * ord(" ")
-    return given in (plain, plain - 256 * sum(byte > 127 for byte in rest))  # some add them signed
+    rest = block[:148] + b" " * 8 + block[156:]
+    plain = sum(rest)
+    return given == plain or given == plain - 256 * sum(byte > 127 for byte in rest)  # signed bytes
 
 
 def _padded(size: int) -> int:
@@ -101,8 +101,8 @@ def _decimal(digits: bytes) -> int:
     return int(digits)
 
 
-def members(file: BinaryIO, length: int) -> Iterator[Member]:
-    """The members of a tar of `length` bytes, without folders.
+def members(file: BinaryIO, length: int) -> Generator[Member, None, int]:
+    """The members of a tar of `length` bytes, without folders; returns where its end stands.
 
     Raises:
       DamageError: the tar ends without its end, or goes on with what is no header; all that can be
@@ -113,7 +113,7 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
         file.seek(at)
         header = file.read(BLOCK)
         if header == bytes(BLOCK):
-            return
+            return at
         if len(header) < BLOCK or not is_header(header):
             raise DamageError(f"no end of archive, and no header at byte {at:,}")
         kind, size, at = header[156:157], number(header[124:136]), at + BLOCK

@@ -6,7 +6,7 @@ Each picture of a sample is a pair with the sample's text; `0001.a.png` and `000
 An index lies where `config.data.index` says: in the user's cache folder (''), 'beside' the tar as
 `0001.tar.index`, or in a folder, which may be far away. One that lies beside its tar is used
 whatever the config says. An index fits a tar of the same size whose time or version is the same, or
-else whose headers are, at eight places: so it stays right for a copy of both.
+else whose headers are, at eight places and at the end: so it stays right for a copy of both.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ class Index(NamedTuple):
       is json, plus twice the number in `headers.FAULTS` of what makes the pair unreadable.
     names, ends: the pictures' names in UTF-8, uint8 [bytes], and where each ends, int64 [pairs].
     flaw: why the rest of the tar cannot be read, or why nothing; empty where nothing is wrong.
+    end: the byte where the archive ends, 0 where that was not found.
     """
 
     spans: np.ndarray
     names: np.ndarray
     ends: np.ndarray
     flaw: str
+    end: int
 
     def name(self, i: int) -> str:
         """The name of the i-th picture."""
@@ -82,11 +84,12 @@ def scan(path: str) -> Index:
     Raises:
       UserError: the file is missing, cannot be read, or is compressed.
     """
-    spans, ends, names, flaws = array("q"), array("q"), bytearray(), list[str]()
+    spans, ends, names, flaws, end = array("q"), array("q"), bytearray(), list[str](), 0
 
     def found() -> Iterator[Member]:
+        nonlocal end
         try:
-            yield from members(file, file.seek(0, os.SEEK_END))
+            end = yield from members(file, file.seek(0, os.SEEK_END))
         except DamageError as damage:
             flaws.append(str(damage))
 
@@ -107,7 +110,7 @@ def scan(path: str) -> Index:
     flaw = f"it is cut short or not a tar ({flaws[0]}): fetch it again" if flaws else ""
     if not ends and not flaws:
         flaw = "it holds no pair: expected members such as 0001.jpg with 0001.txt or 0001.json"
-    return Index(*_arrays(spans.tobytes(), ends.tobytes(), bytes(names)), flaw)
+    return Index(*_arrays(spans.tobytes(), ends.tobytes(), bytes(names)), flaw, end)
 
 
 def _arrays(spans: bytes, ends: bytes, names: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,12 +121,15 @@ def _arrays(spans: bytes, ends: bytes, names: bytes) -> tuple[np.ndarray, np.nda
     )
 
 
-def _marks(path: str, spans: np.ndarray) -> str:
-    """A hash of some of a tar's headers: they say how long all between them is."""
-    if not len(spans):
+def _marks(path: str, found: Index) -> str:
+    """A hash of some of a tar's headers, which say how long all between them is, and of its end.
+
+    Empty where only a look at all of the tar would tell that it is the same.
+    """
+    if found.flaw or not len(found.ends):
         return ""
-    chosen = np.linspace(0, len(spans) - 1, _PLACES).astype(int)
-    places = sorted({int(spans[i, 0]) - BLOCK for i in chosen})
+    chosen = np.linspace(0, len(found.ends) - 1, _PLACES).astype(int)
+    places = [*sorted({int(found.spans[i, 0]) - BLOCK for i in chosen}), found.end]
     if storage.is_remote(path):
         blocks = [storage.read(path, at, BLOCK) for at in places]
     else:
@@ -134,8 +140,8 @@ def _marks(path: str, spans: np.ndarray) -> str:
 
 def _pack(path: str, state: storage.State, found: Index) -> bytes:
     head = {
-        **dict(version=_VERSION, size=state.size, tag=state.tag, marks=_marks(path, found.spans)),
-        **dict(pairs=len(found.ends), names=len(found.names), flaw=found.flaw),
+        **dict(version=_VERSION, size=state.size, tag=state.tag, marks=_marks(path, found)),
+        **dict(pairs=len(found.ends), names=len(found.names), flaw=found.flaw, end=found.end),
     }
     body = found.spans.tobytes() + found.ends.tobytes() + found.names.tobytes()
     return json.dumps(head).encode() + b"\n" + zlib.compress(body, 1)
@@ -148,7 +154,7 @@ def _unpack(raw: bytes, path: str, state: storage.State) -> Index | None:
         head = json.loads(line)
         if (head["version"], head["size"]) != (_VERSION, state.size):
             return None
-        pairs, flaw = int(head["pairs"]), str(head["flaw"])
+        pairs, flaw, end = int(head["pairs"]), str(head["flaw"]), int(head["end"])
         sizes = (40 * pairs, 8 * pairs, int(head["names"]))
         if min(sizes) < 0 or sum(sizes) > state.size + BLOCK:  # two headers a pair take more
             return None
@@ -159,21 +165,24 @@ def _unpack(raw: bytes, path: str, state: storage.State) -> Index | None:
         return None
     parts = np.split(np.frombuffer(plain, np.uint8), np.cumsum(sizes)[:-1])
     spans, names, ends = _arrays(parts[0].tobytes(), parts[1].tobytes(), parts[2].tobytes())
-    found = Index(spans, names, ends, flaw)
+    found = Index(spans, names, ends, flaw, end)
     if not _is_sound(found, state.size):
         return None
-    same = head.get("tag") == state.tag or head.get("marks") == _marks(path, spans)
-    return found if same else None
+    if state.tag and head.get("tag") == state.tag:
+        return found
+    marks = _marks(path, found)
+    return found if marks and head.get("marks") == marks else None
 
 
 def _is_sound(found: Index, size: int) -> bool:
     """Whether all that an index says lies in a tar of that size."""
-    at, end = found.spans[:, (0, 2)], found.spans[:, (0, 2)] + found.spans[:, (1, 3)]
-    inside = (at >= BLOCK).all() and (end >= at).all() and (end <= size).all()
     if not len(found.ends):
         return not len(found.names)
+    at, last = found.spans[:, (0, 2)], found.spans[:, (0, 2)] + found.spans[:, (1, 3)]
+    inside = (at >= BLOCK).all() and (last >= at).all() and (last <= size).all()
     rising = found.ends[0] >= 0 and (np.diff(found.ends) >= 0).all()
-    return bool(inside and rising and found.ends[-1] == len(found.names))
+    whole = found.ends[-1] == len(found.names) and 0 <= found.end < size
+    return bool(inside and rising and whole)
 
 
 def _beside(path: str) -> str:

@@ -28,7 +28,7 @@ ATTEMPTS = 6
 PATIENCE = 120.0  # seconds, after which nothing is tried again
 FIRST_PAUSE = 0.5  # seconds; each is up to twice the one before
 SLOWEST = 256 << 10  # bytes a second, below which an answer is late
-_LATE = 30.0  # seconds, for the first byte
+LATE = 30.0  # seconds, for the first byte
 _TOGETHER = 32  # questions asked at once
 _LISTED = 16  # files of a folder, from which one list of it is quicker than a question for each
 _REMOTE = re.compile(r"([a-z][a-z0-9+.-]+)://")
@@ -205,7 +205,7 @@ def state(path: str) -> State:
         return State(stat.st_size, str(stat.st_mtime_ns))
     system = _system(path)
     if _is_http(path):
-        return _patiently(path, lambda: _run(system, _answer(system, path, 0, 0, ""), _LATE))[0]
+        return _patiently(path, lambda: _run(system, _answer(system, path, 0, 0, ""), LATE))[0]
     info = _patiently(path, lambda: system.info(path))
     if info.get("type") != "file":
         raise UserError(f"{path} is no file")
@@ -255,7 +255,7 @@ def read(path: str, at: int, size: int, tag: str = "") -> bytes:
     """
     if size <= 0:
         return b""
-    system, seconds = _system(path), _LATE + size / SLOWEST
+    system, seconds = _system(path), LATE + size / SLOWEST
 
     def act() -> bytes:
         if _is_http(path):
