@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from clip_jax.data.images import Augment, decode, random_view
+from clip_jax.data.images import Augment, Decoder, random_view
 
 SIZES = ((640, 480), (1024, 768), (2048, 1536))
 AUGMENT = Augment()
@@ -40,8 +40,9 @@ def timed(
     files: Sequence[bytes], at_least: int, size: int
 ) -> tuple[tuple[float, float], np.ndarray]:
     """Seconds to decode and to view all files, and the views [files, size, size, 3]."""
+    decode = Decoder(at_least=at_least)
     began = time.perf_counter()
-    pictures = [decode(data, "a made picture", at_least) for data in files]
+    pictures = [decode(data, "a made picture") for data in files]
     decoded = time.perf_counter()
     views = [
         random_view(picture, size, AUGMENT, np.random.default_rng(seed))

@@ -1,6 +1,6 @@
 """The whole loader, from tars to batches, beside open_clip's, torch's and what decoding alone takes.
 
-    pip install -e '.[parity]' webdataset braceexpand pandas simplejpeg
+    pip install -e '.[parity]' webdataset==0.2.86 braceexpand pandas  # as open_clip pins it
     python benchmarks/input.py
 
 Every side has one core, with its workers. All read the same made pictures, JPEGs of 512 pixels a
@@ -153,7 +153,11 @@ class Side:
     def __init__(self, name: str, core: int, *arguments: str) -> None:
         command = [sys.executable, __file__, "--worker", name, "--core", str(core), *arguments]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def turn(self) -> float:
@@ -195,20 +199,22 @@ def compare(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as made:
         make(Path(made), args.pictures)
         sides = {}
-        for name in args.sides:
-            sides[name] = Side(
-                name, core, "--folder", made, "--batch", str(args.batch), "--batches",
-                str(args.batches),
-            )  # fmt: skip
-            sides[name].turn()  # imports, opens, warms up
-        rates: dict[str, list[float]] = {name: [] for name in sides}
-        for turn in range(args.turns):
-            for name, side in sides.items():
-                rates[name].append(side.turn())
-            said = ", ".join(f"{name} {found[-1]:.0f}" for name, found in rates.items())
-            print(f"turn {turn + 1}: {said}", flush=True)
-        for side in sides.values():
-            side.end()
+        rates: dict[str, list[float]] = {name: [] for name in args.sides}
+        try:
+            for name in args.sides:
+                sides[name] = Side(
+                    name, core, "--folder", made, "--batch", str(args.batch), "--batches",
+                    str(args.batches),
+                )  # fmt: skip
+                sides[name].turn()  # imports, opens, warms up
+            for turn in range(args.turns):
+                for name, side in sides.items():
+                    rates[name].append(side.turn())
+                said = ", ".join(f"{name} {found[-1]:.0f}" for name, found in rates.items())
+                print(f"turn {turn + 1}: {said}", flush=True)
+        finally:
+            for side in sides.values():
+                side.end()
     medians = {name: statistics.median(found) for name, found in rates.items()}
     print(f"\npairs a second on one core, median of {args.turns} turns (clip_jax is so many times)")
     for name, rate in medians.items():
@@ -240,9 +246,7 @@ def first_batch() -> None:
     from clip_jax.data.sources import open_source
 
     prepare = pipeline.Prepare(tokenizers.load("clip", 77), 32, ("{caption}",), decode.AUGMENT)
-    dataset = pipeline.batches(
-        open_source(os.environ["PATTERN"]), prepare, batch_size=64, seed=0
-    )
+    dataset = pipeline.batches(open_source(os.environ["PATTERN"]), prepare, batch_size=64, seed=0)
     next(pipeline.iterator(dataset, threads=2, workers=0, prefetch=2))
 
 
@@ -269,7 +273,9 @@ def steady(samples: int, workers: int) -> None:
             next(loader)
             if step % max(1, samples // batch // 10) == 0:
                 children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-                held = [memory(int(process)) for process in ("self", *children) if process != "self"]
+                held = [
+                    memory(int(process)) for process in ("self", *children) if process != "self"
+                ]
                 held = [memory(os.getpid()), *held]
                 said = ", ".join(f"{size / 2**20:.0f}" for size in held)
                 print(f"{step * batch:>10,} pairs: {said} MiB", flush=True)

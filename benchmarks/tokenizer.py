@@ -43,7 +43,9 @@ def captions(count: int) -> list[str]:
     made = dict.fromkeys(texts)
     while len(made) < count:
         chosen = rng.choice(words, int(rng.integers(3, 30)))
-        made[" ".join(chosen).capitalize() + rng.choice([".", "!", "", "…", f" #{len(made)}"])] = None
+        made[" ".join(chosen).capitalize() + rng.choice([".", "!", "", "…", f" #{len(made)}"])] = (
+            None
+        )
     return list(made)[:count]
 
 

@@ -23,6 +23,7 @@ try:
 except ImportError:  # no wheel for Linux on ARM
     resizer = None
 
+from clip_jax.data import jpeg
 from clip_jax.data.pairs import PairError
 from clip_jax.errors import UserError
 
@@ -34,7 +35,7 @@ MAX_SCANNED = 100 * MAX_PIXELS
 _HUGE = 1 << 24  # pixels: read, such take up to 32 bytes each, so threads take turns
 _TURN = threading.Lock()
 _ORIENTATION, _TILE = 0x0112, (0x0142, 0x0143)  # tags
-_LARGE = 1 << 22  # pixels
+_LARGE = 1 << 22  # pixels: more are not copied twice for the sake of time
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -121,7 +122,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 class Decoder:
-    """`decode` that keeps pictures in memory until `cache_mib` are full: for small sets.
+    """Pictures as pixels, kept in memory until `cache_mib` are full: for small sets.
 
     `at_least` is `decode`'s; `Augment.least_side` gives what random crops need. Safe under
     threads; pickled without what it keeps.
@@ -130,23 +131,26 @@ class Decoder:
     def __init__(self, cache_mib: int = 0, at_least: int = 0) -> None:
         self._cache_mib, self._at_least = cache_mib, at_least
         self._room = cache_mib << 20
-        self._kept: dict[str, Image.Image] = {}
+        self._kept: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Decoder, (self._cache_mib, self._at_least)
 
-    def __call__(self, data: bytes, name: str) -> Image.Image:
-        """`decode`'s picture; `name` tells pictures apart. What it gives is not to be changed."""
-        image = self._kept.get(name)
-        if image is None:
-            image = decode(data, name, self._at_least)
-            size = 3 * image.width * image.height
+    def __call__(self, data: bytes, name: str) -> np.ndarray:
+        """`decode`'s picture, uint8 [height, width, 3]; `name` tells pictures apart.
+
+        What it gives is not to be changed.
+        """
+        pixels = self._kept.get(name)
+        if pixels is None:
+            found = jpeg.read(data, self._at_least, _HUGE)
+            pixels = np.asarray(decode(data, name, self._at_least)) if found is None else found
             with self._lock:
-                if size <= self._room and name not in self._kept:
-                    self._room -= size
-                    self._kept[name] = image
-        return image
+                if pixels.nbytes <= self._room and name not in self._kept:
+                    self._room -= pixels.nbytes
+                    self._kept[name] = pixels
+        return pixels
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -311,14 +315,24 @@ def recolor(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> n
     return x.astype(np.uint8).reshape(pixels.shape)
 
 
-def crop(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
-    """A part of RGB (left, top, right, bottom) by Pillow's bicubic filter; uint8 [size, size, 3].
+def crop(pixels: np.ndarray, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
+    """A part of a picture (left, top, right, bottom) by Pillow's bicubic filter.
 
     Six times as fast as Pillow where cykooz.resizer is installed, and at most 2 of 255 away but at
     edges so sharp that the filter overshoots. Large pictures, which it would copy twice, go to
     Pillow.
+
+    Args:
+      pixels: uint8 [height, width, 3].
+      size: what a side of the part becomes.
+      box: in pixels from the left and from the top.
+
+    Returns:
+      uint8 [size, size, 3].
     """
-    if resizer is None or image.width * image.height > _LARGE:
+    height, width = pixels.shape[:2]
+    if resizer is None or width * height > _LARGE:
+        image = Image.fromarray(pixels)
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
     left, top, right, bottom = box
     form = resizer.PixelType.U8x3
@@ -328,21 +342,32 @@ def crop(image: Image.Image, size: int, box: tuple[float, float, float, float]) 
         use_alpha=False,
     )
     found = resizer.ImageData(size, size, form)
-    whole = resizer.ImageData(image.width, image.height, form, image.tobytes())
-    resizer.Resizer().resize(whole, found, cut)
+    resizer.Resizer().resize(resizer.ImageData(width, height, form, pixels.tobytes()), found, cut)
     return np.frombuffer(found.get_buffer(), np.uint8).reshape(size, size, 3)
 
 
 def random_view(
-    image: Image.Image, size: int, augment: Augment, rng: np.random.Generator
+    pixels: np.ndarray, size: int, augment: Augment, rng: np.random.Generator
 ) -> np.ndarray:
-    """A picture as training sees it; uint8 [size, size, 3]. Depends on `rng` alone."""
+    """A picture as training sees it. Depends on `rng` alone.
+
+    Args:
+      pixels: uint8 [height, width, 3].
+      size: of the view, pixels a side.
+      augment: what changes at random.
+      rng: the chance.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
     if augment.rotate:
         angle = rng.uniform(-augment.rotate, augment.rotate)
-        image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor="white")
-    pixels = crop(image, size, random_box(image.size, augment, rng))
+        turned = Image.fromarray(pixels).rotate(angle, Image.Resampling.BILINEAR, fillcolor="white")
+        pixels = np.asarray(turned)
+    height, width = pixels.shape[:2]
+    view = crop(pixels, size, random_box((width, height), augment, rng))
     if rng.random() < augment.flip:
-        pixels = pixels[:, ::-1]
+        view = view[:, ::-1]
     if augment.color or augment.hue or augment.gray:
-        pixels = recolor(pixels, augment, rng)
-    return np.ascontiguousarray(pixels)
+        view = recolor(view, augment, rng)
+    return np.ascontiguousarray(view)

@@ -31,7 +31,7 @@ def test_a_crop_is_pillows(
     wide, tall = 1 + wide * (width - 1), 1 + tall * (height - 1)
     left, top = x * (width - wide), y * (height - tall)
     box = (left, top, min(left + wide, width), min(top + tall, height))
-    found = images.crop(image, size, box)
+    found = images.crop(np.asarray(image), size, box)
     assert found.shape == (size, size, 3)
     assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - pillow(image, size, box)).max() <= 2
@@ -44,4 +44,4 @@ def test_pillow_itself_where_the_quick_way_is_not(monkeypatch, how: str) -> None
     else:
         monkeypatch.setattr(images, "resizer", None)
     image, box = picture(3, (99, 70)), (3.25, 7.5, 90.0, 69.75)
-    assert np.array_equal(images.crop(image, 32, box), pillow(image, 32, box))
+    assert np.array_equal(images.crop(np.asarray(image), 32, box), pillow(image, 32, box))
