@@ -58,11 +58,18 @@ def find(text: Mapping[str, Any], field: str) -> Any:
     return find(below, inner) if dot and isinstance(below, dict) else None
 
 
+def _plain(value: Any) -> str | None:
+    """A value as text; None where it is nothing, as NaN is in tables, or no text."""
+    if value is None or isinstance(value, dict | list | bytes) or value != value:
+        return None
+    return str(value)
+
+
 def _said(value: Any, way: str, rng: np.random.Generator | None, turn: int) -> str | None:
     """A field's value as text; None where there is none."""
     if not isinstance(value, list):
-        return None if value is None else str(value)
-    items = [str(item) for item in value if item is not None]
+        return _plain(value)
+    items = [said for said in map(_plain, value) if said is not None]
     chance = rng is not None and len(items) > 1
     if way in ("one", "each"):
         if not items:
@@ -104,7 +111,7 @@ def fill(
             shown = ", ".join(there[:_NAMED]) + (", …" if len(there) > _NAMED else "")
             raise PairError(
                 "caption",
-                f"{name}: caption template {template!r} needs the field {field!r}; "
+                f"{name}: caption template {template!r} needs the field {field!r} as text; "
                 f"there are: {shown or 'none'}",
             )
         filled.append(said)
