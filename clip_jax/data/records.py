@@ -37,32 +37,21 @@ def _example() -> Any:
         name="clip_jax/example.proto", package="clip_jax", syntax="proto3"
     )
 
-    def message(into: Any, name: str, *fields: tuple[str, int, int, str]) -> Any:
-        made = into.add(name=name)
-        for number, (title, label, kind, of) in enumerate(fields, 1):
-            made.field.add(name=title, number=number, label=label, type=kind, type_name=of)
-        return made
+    def message(name: str, **fields: tuple[bool, int | str]) -> None:
+        """Fields in the order of their numbers: whether there are many, and a type or message."""
+        made = file.message_type.add(name=name)
+        for number, (title, (many, kind)) in enumerate(fields.items(), 1):
+            label = field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
+            of = {"type": kind} if isinstance(kind, int) else {"type_name": f".clip_jax.{kind}"}
+            made.field.add(name=title, number=number, label=label, **of)
 
-    one, many = field.LABEL_OPTIONAL, field.LABEL_REPEATED
-    message(file.message_type, "Bytes", ("value", many, field.TYPE_BYTES, ""))
-    message(file.message_type, "Floats", ("value", many, field.TYPE_FLOAT, ""))
-    message(file.message_type, "Ints", ("value", many, field.TYPE_INT64, ""))
-    kinds = ("Bytes", "Floats", "Ints")
-    lists = [(kind.lower(), one, field.TYPE_MESSAGE, f".clip_jax.{kind}") for kind in kinds]
-    message(file.message_type, "Feature", *lists)
-    features = message(
-        file.message_type,
-        "Features",
-        ("feature", many, field.TYPE_MESSAGE, ".clip_jax.Features.FeatureEntry"),
-    )
-    message(
-        features.nested_type,
-        "FeatureEntry",
-        ("key", one, field.TYPE_BYTES, ""),
-        ("value", one, field.TYPE_MESSAGE, ".clip_jax.Feature"),
-    )
-    whole = ("features", one, field.TYPE_MESSAGE, ".clip_jax.Features")
-    message(file.message_type, "Example", whole)
+    message("Bytes", value=(True, field.TYPE_BYTES))
+    message("Floats", value=(True, field.TYPE_FLOAT))
+    message("Ints", value=(True, field.TYPE_INT64))
+    message("Feature", bytes=(False, "Bytes"), floats=(False, "Floats"), ints=(False, "Ints"))
+    message("Entry", key=(False, field.TYPE_BYTES), value=(False, "Feature"))
+    message("Features", entries=(True, "Entry"))
+    message("Example", features=(False, "Features"))
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("clip_jax.Example"))
@@ -79,7 +68,7 @@ def parse(record: bytes) -> dict[str, list[Any]]:
     except DecodeError as error:
         raise ValueError(f"no tf.train.Example: {error}") from None
     found: dict[str, list[Any]] = {}
-    for entry in example.features.feature:
+    for entry in example.features.entries:
         lists = (entry.value.bytes, entry.value.floats, entry.value.ints)
         values = next((one.value for one in lists if one.value), ())
         found[entry.key.decode(errors="replace")] = list(values)
