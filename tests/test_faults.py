@@ -9,12 +9,12 @@ import pytest
 import runs
 from clip_jax import config as config_lib
 from clip_jax import tokenizers
-from clip_jax.data import images, pipeline
+from clip_jax.data import images, mixture, pipeline
 from clip_jax.data.pairs import REASONS
-from clip_jax.data.sources import open_source
 from support import encoded, picture, says, write_tar
 
 PAIRS, STEPS = 20, 12
+MOST = "--config.data.max_bad_fraction=0.3"
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,24 @@ def broken(config):
 
 
 @pytest.fixture(scope="module")
-def wanted(config, broken):
-    """By the definition of the order, all that the run's steps leave out."""
-    c, _ = config_lib.load(str(config))
+def mix(config, broken):
+    """The broken pairs and sound ones, of which a filter leaves two out, as flags."""
+    members = []
+    for i, (seed, size) in enumerate([(50, (9, 9)), (51, (9, 3)), (50, (9, 9)), (52, (9, 9))]):
+        members += [(f"{i}.png", encoded(picture(seed, size))), (f"{i}.json", b'{"name": "x y"}')]
+    sound = write_tar(config.parent / "sound.tar", members)
+    of = {
+        "broken": {"data": str(broken), "weight": 2},
+        "sound": {"data": str(sound), "weight": 1, "captions": ("{name}", "{name:each}")},
+    }
+    of["sound"]["filter"] = {"min_side": 5, "duplicates": -1}
+    return "--config.data.train=", f"--config.data.mix={of}", "--config.log.every=5", MOST
+
+
+@pytest.fixture(scope="module")
+def wanted(config, mix):
+    """By the definition of the order, all that goes by in the run's steps."""
+    c, _ = config_lib.load(str(config), [flag.removeprefix("--config.") for flag in mix])
     prepare = pipeline.Prepare(
         tokenizers.load(c.tokenizer, c.model.text.context_length),
         c.model.vision.image_size,
@@ -49,46 +64,54 @@ def wanted(config, broken):
         images.Augment.from_dict(c.data.augment.to_dict()),
     )
     batches = pipeline.batches(
-        open_source(str(broken)), prepare, batch_size=c.batch_size, seed=c.seed
+        mixture.opened(c.data.to_dict()), prepare, batch_size=c.batch_size, seed=c.seed
     )
     bad = sum(batches[step]["bad"].sum(0) for step in range(STEPS))
-    return {f"data/skipped/{r}": int(n) for r, n in zip(REASONS, bad, strict=True) if n}
+    found = {f"data/skipped/{r}": int(n) for r, n in zip(REASONS, bad, strict=True) if n}
+    of = sum(np.bincount(batches[step]["source"]) for step in range(STEPS))
+    found |= {f"data/source/{name}": int(n) for name, n in zip(c.data.mix, of, strict=True)}
+    return {**found, "data/filtered/sound/size": 1, "data/filtered/sound/duplicate": 1}
 
 
-def skipped(workdir):
+def counted(workdir):
     counts = Counter()
     for (_, name), value in runs.values(workdir).items():
-        if name.startswith("data/skipped/"):
+        if name.startswith("data/"):
             counts[name] += value
     return dict(counts)
 
 
-def flags(broken, *more, most=0.3):
-    share = f"--config.data.max_bad_fraction={most}"
-    return (f"--config.data.train={broken}", "--config.log.every=5", share, *more)
+def flags(broken, *more):
+    return (f"--config.data.train={broken}", "--config.log.every=5", MOST, *more)
 
 
 @pytest.fixture(scope="module")
-def whole(config, broken):
+def whole(config, mix):
     workdir = config.parent / "whole"
-    done = runs.run(config, workdir, *flags(broken))
+    done = runs.run(config, workdir, *mix)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("a pair is left out") == 1 and "data/skipped/" in done.stderr
+    assert "22 pairs" in done.stderr and "broken: 20 pairs, 15 rows an epoch" in done.stderr
+    assert "sound: the filter left out 2 of 4: size 1, duplicate 1" in done.stderr
     return workdir
 
 
-def test_every_pair_that_is_left_out_is_counted(whole, wanted):
-    assert wanted.keys() == {f"data/skipped/{r}" for r in ("picture", "text", "caption")}
-    assert skipped(whole) == wanted
+def test_all_that_goes_by_and_is_left_out_is_counted(whole, wanted):
+    assert {f"data/skipped/{r}" for r in ("picture", "text", "caption")} < wanted.keys()
+    assert wanted["data/source/broken"] + wanted["data/source/sound"] == 8 * STEPS
+    assert counted(whole) == wanted
+    epochs = {step: v for (step, name), v in runs.values(whole).items() if name == "epoch"}
+    assert epochs[STEPS] == 8 * STEPS / 22
 
 
-def test_and_counted_once_by_a_run_that_was_killed(config, broken, whole, wanted):
+def test_and_counted_once_by_a_run_that_was_killed(config, mix, whole, wanted):
     workdir = config.parent / "killed"
-    process, _ = runs.run_until(config, workdir, 5, signal.SIGKILL, *flags(broken))
+    process, _ = runs.run_until(config, workdir, 5, signal.SIGKILL, *mix)
     assert process.returncode == -signal.SIGKILL
-    again = runs.run(config, workdir, *flags(broken, "--config.data.workers=1"))
+    again = runs.run(config, workdir, *mix, "--config.data.workers=1")
     assert again.returncode == 0, again.stderr
-    assert skipped(workdir) == wanted
+    assert counted(workdir) == wanted
+    assert runs.values(workdir) == runs.values(whole)
     ours, theirs = runs.parameters(workdir), runs.parameters(whole)
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
@@ -96,7 +119,7 @@ def test_and_counted_once_by_a_run_that_was_killed(config, broken, whole, wanted
 
 def test_too_many_end_the_run(config, broken):
     workdir = config.parent / "strict"
-    done = runs.run(config, workdir, *flags(broken, most=0))
+    done = runs.run(config, workdir, *flags(broken), "--config.data.max_bad_fraction=0")
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert says(ValueError(line), "pairs cannot be used", "max_bad_fraction=0", "broken.tar:0000")
@@ -109,4 +132,4 @@ def test_a_broken_first_pair_ends_nothing(config, tmp_path):
     path = write_tar(tmp_path / "first.tar", members)
     done = runs.run(config, tmp_path / "run", *flags(path, "--config.steps=3"))
     assert done.returncode == 0, done.stderr
-    assert set(skipped(tmp_path / "run")) <= {"data/skipped/text"}
+    assert set(counted(tmp_path / "run")) <= {"data/skipped/text"}

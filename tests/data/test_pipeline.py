@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 from clip_jax.data import pipeline
 from clip_jax.data.images import Augment
+from clip_jax.data.mixture import Mixture, Part
 from clip_jax.data.pairs import REASONS, Pair
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
@@ -38,12 +40,16 @@ class Numbers:
     count: int
     cut: frozenset[int] = frozenset()
     silent: frozenset[int] = frozenset()
+    first: int = 0
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, i: int) -> Pair:
-        text = {} if i in self.silent else {"caption": str(int(i))}
+        number = self.first + int(i)
+        text = {"caption": str(number), "all": [f"{c}{number}" for c in "abc"]}
+        text = {} if i in self.silent else text
         return Pair(PICTURE[:40] if i in self.cut else PICTURE, text, f"pair {i}")
 
 
@@ -137,6 +143,144 @@ def test_every_epoch_has_every_pair_once(pairs: int, batch_size: int, seed: int)
     order = [n for step in range(steps) for n in numbers(batches[step])]
     for epoch in range(3):
         assert Counter(order[epoch * pairs : (epoch + 1) * pairs]) == Counter(range(pairs))
+
+
+def mixed(*sources: Numbers, **options: Any) -> Mixture:
+    """Of which each comes one and a half times in an epoch."""
+    parts = [Part("x", source, 3 * len(source) // 2, **options) for source in sources]
+    return Mixture(parts)
+
+
+@st.composite
+def shares(draw: st.DrawFn) -> tuple[int, int, int]:
+    """A batch size and two numbers of hosts that it divides over."""
+    hosts, each = draw(st.integers(1, 64)), draw(st.integers(1, 3))
+    size = hosts * each
+    others = [n for n in range(1, min(size, 64) + 1) if size % n == 0]
+    return size, hosts, draw(st.sampled_from(others))
+
+
+@settings(max_examples=12)
+@given(
+    st.lists(st.integers(30, 90), min_size=1, max_size=3),
+    shares(),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 9) | st.just(10**7),
+    SETS,
+    st.randoms(use_true_random=False),
+)
+def test_any_number_of_hosts_makes_the_batches_of_one_and_goes_on_with_another(
+    counts: list[int],
+    share: tuple[int, int, int],
+    seed: int,
+    step: int,
+    cut: frozenset[int],
+    random: Any,
+) -> None:
+    source = mixed(*(Numbers(n, cut, first=100 * k) for k, n in enumerate(counts)))
+    size, *hosts = share
+    whole = pipeline.batches(source, PREPARE, batch_size=size, seed=seed)
+    for then, count in zip((step, step + 1), hosts, strict=True):
+        rows = random.sample(range(size), size)  # in whatever order the devices lie
+        own = np.array(rows).reshape(count, -1)
+        parts = [pipeline.batches(source, PREPARE, batch_size=size, seed=seed, rows=r) for r in own]
+        expected = {key: value[rows] for key, value in whole[then].items()}
+        assert same(joined([part[then] for part in parts]), expected)
+
+
+@settings(max_examples=8)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 30),
+    st.permutations([1, 2, 4]),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
+def test_a_run_that_is_killed_anywhere_goes_on_on_other_hosts(
+    seed: int, killed: int, hosts: Sequence[int], threads: tuple[int, int]
+) -> None:
+    source = mixed(Numbers(30, frozenset({3})), Numbers(40, first=50))
+    options: dict[str, Any] = {"batch_size": 4, "seed": seed}
+    whole = pipeline.batches(source, PREPARE, **options)
+
+    def readers(count: int, threads: int) -> list[Any]:
+        own = (pipeline.batches(source, PREPARE, **options, rows=r)
+               for r in np.arange(4).reshape(count, -1))  # fmt: skip
+        made = (
+            pipeline.iterator(d, threads=threads, workers=0, prefetch=2, max_bad_fraction=1)
+            for d in own
+        )
+        return list(made)
+
+    before = readers(hosts[0], threads[0])
+    before[0].set_state({"next_index": max(0, killed - 2)})
+    while before[0].get_state()["next_index"] < killed:
+        next(before[0])
+    state = through_json(before[0].get_state())
+    after = readers(hosts[1], threads[1])
+    for reader in after:
+        reader.set_state(state)
+    for step in range(killed, killed + 3):
+        found = joined([next(reader) for reader in after])
+        assert same(found, {key: whole[step][key] for key in ("image", "tokens")})
+        assert np.array_equal(np.concatenate([r.source for r in after]), whole[step]["source"])
+        assert np.array_equal(sum(r.bad for r in after), whole[step]["bad"].sum(0))
+    for reader in (*before, *after):
+        reader.close()
+
+
+def test_in_place_of_a_broken_pair_stands_one_of_its_own_source() -> None:
+    cut = frozenset(range(0, 90, 2))
+    source = mixed(Numbers(90, cut), Numbers(90, cut, first=100))
+    batch = pipeline.batches(source, PREPARE, batch_size=270, seed=0)[0]
+    assert np.bincount(batch["source"]).tolist() == [135, 135]
+    found = np.array(numbers(batch))
+    assert np.array_equal(found >= 100, batch["source"] == 1) and (found % 2).all()
+    assert batch["bad"].sum() > 135, "stand-ins are broken as often"
+
+
+def test_a_source_may_have_templates_of_its_own() -> None:
+    source = Mixture(
+        [
+            Part("own", Numbers(50), 50, ("{gone}", "o{caption}", "w{caption}"), (1, 3, 1)),
+            Part("usual", Numbers(50, first=100), 50),
+        ]
+    )
+    batch = pipeline.batches(source, PREPARE, batch_size=400, seed=0)[0]
+    said = np.array([Letters().decode(row)[0] for row in batch["tokens"]])
+    own = Counter(said[batch["source"] == 0])
+    assert own.keys() == {"o", "w"} and 2 < own["o"] / own["w"] < 4.5
+    assert not {*said[batch["source"] == 1]} & {"o", "w"}
+
+
+def test_each_of_several_captions_comes_once_in_as_many_epochs() -> None:
+    prepare = dataclasses.replace(PREPARE, templates=("{all:each}",))
+    source = mixed(Numbers(30), Numbers(40, first=50))
+    batches = pipeline.batches(source, prepare, batch_size=len(source), seed=5)
+    drawn = [batches[step] for step in range(2)]  # three epochs of each
+    said = Counter(Letters().decode(row) for batch in drawn for row in batch["tokens"])
+    pairs = [*range(30), *range(50, 90)]
+    assert said == Counter(f"{c}{number}" for c in "abc" for number in pairs)
+    first = [Letters().decode(row)[0] for row in batches[0]["tokens"]]
+    assert len(Counter(first)) == 3, "not all pairs begin with the same"
+
+
+def test_what_is_kept_does_not_grow_with_what_is_drawn() -> None:
+    numbers = Numbers(500_000, frozenset(range(0, 500_000, 50)))
+    prepare = dataclasses.replace(PREPARE, templates=("{caption}", "{all}", "{all:each}"))
+    dataset = pipeline.batches(mixed(numbers, numbers), prepare, batch_size=250, seed=0)
+    options: dict[str, Any] = {"threads": 2, "workers": 0, "prefetch": 2, "max_bad_fraction": 1}
+    with closing(pipeline.iterator(dataset, **options)) as reader:
+
+        def blocks(batches: int) -> int:
+            """Of memory, after so many batches: nothing is kept without one."""
+            for _ in range(batches):
+                next(reader)
+            reader.set_state(reader.get_state())  # what was made ahead counts for nothing
+            gc.collect()
+            return sys.getallocatedblocks()
+
+        before = blocks(8)
+        assert blocks(40) - before < 2_000, "of 10,000 rows"
 
 
 def test_epochs_and_seeds_differ_in_order_and_chance() -> None:
