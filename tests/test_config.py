@@ -289,6 +289,12 @@ def test_the_papers_config_is_sound() -> None:
         ("data.cache_mib", -1),
         ("data.captions", ()),
         ("data.captions", ("{caption}", "{x!r}")),
+        ("data.captions", ("{caption:some}",)),
+        ("data.caption_weights", (1.0, 2.0)),
+        ("data.caption_weights", (-1.0,)),
+        ("data.filter.min_side", -1),
+        ("data.filter.max_aspect", 0.5),
+        ("data.filter.duplicates", -2),
         ("data.augment.flip", 2.0),
         ("optimizer.learning_rate", 0.0),
         ("optimizer.learning_rate", -1e-3),
@@ -335,6 +341,44 @@ def test_lamb_and_muon_do_not_go_together() -> None:
     assert says(error.value, "config.optimizer.muon_learning_rate=0.02", "name=lamb")
 
 
+MIX = "{'a': {'data': 'a.tar', 'weight': 3}, 'b': {'data': 'b.csv', 'weight': 1, 'root': '/x'}}"
+
+
+def test_groups_of_the_users_own_names_are_set_as_a_whole_or_by_key() -> None:
+    c, _ = load(VIT_B16, [f"data.mix={MIX}", "data.mix.b.weight=2", "data.filter.most={'x': 0.5}"])
+    check(c, 1)
+    assert c.data.mix.to_dict() == ast.literal_eval(MIX.replace(": 1,", ": 2,"))
+    assert c.data.filter.most.to_dict() == {"x": 0.5}
+    assert "--config.data.mix.b.weight=2" in describe(c)
+    override(c, "data.mix={}")
+    assert not c.data.mix
+    quick, _ = load(str(ROOT / "configs" / "quickstart.py"), ["evaluate.sets={}"])
+    assert not quick.evaluate.sets
+    for text in ("3", "a.tar", "{'a'}", "{1: 2}", "{'a.b': 1}", "{", "", "{'a': " * 99):
+        with pytest.raises(UserError) as error:
+            override(c, f"data.mix={text}")
+        assert says(error.value, f"config.data.mix={text:.50}", "{'name': …}")
+        assert not c.data.mix
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ([f"data.mix={MIX}", "data.train=c.tar"], ["config.data.train='c.tar'", "config.data.mix"]),
+        ([f"data.mix={MIX}", "data.mix.b.weight=0"], ["config.data.mix.b.weight=0", "above 0"]),
+        (["data.mix={'a': {'data': 'a', 'epoch': 1}}"], ["config.data.mix.a.epoch", "epochs"]),
+        (["data.filter.least={'x': 'much'}"], ["config.data.filter.least", "number"]),
+    ],
+)
+def test_what_is_wrong_in_them_is_found_before_any_file_is_opened(
+    items: list[str], words: list[str]
+) -> None:
+    c, _ = load(VIT_B16, items)
+    with pytest.raises(UserError) as error:
+        check(c, 1)
+    assert says(error.value, *words)
+
+
 def test_bounds_themselves_are_good() -> None:
     check(changed(steps=1, optimizer__warmup_steps=0, batch_size=1, data__workers=0), 1)
     check(changed(optimizer__final_learning_rate=0.0, optimizer__b1=0.0, evaluate__pictures=0), 1)
@@ -371,6 +415,24 @@ def test_differences_are_what_changes_the_numbers() -> None:
         "optimizer.learning_rate: 0.0005 → 0.0001",
         "seed: 0 → 3",
     ]
+
+
+def test_what_is_drawn_is_part_of_a_run() -> None:
+    old = json.loads(to_json(changed()))
+    assert differences(old, changed(data__index="beside").to_dict()) == []
+    filtered, _ = load(VIT_B16, ["data.filter.least={'x': 0.5}", "data.filter.min_side=64"])
+    lines = ["data.filter.least.x: None → 0.5", "data.filter.min_side: 0 → 64"]
+    assert differences(old, filtered.to_dict()) == lines
+    del old["data"]["filter"], old["data"]["mix"], old["data"]["caption_weights"]
+    assert differences(old, changed().to_dict()) == [], "a run from before there were filters"
+    assert differences(old, filtered.to_dict()) == lines
+    mixed, more = (
+        load(VIT_B16, [f"data.mix={MIX}", *extra])[0] for extra in ([], ["data.mix.b.weight=2"])
+    )
+    saved = json.loads(to_json(mixed))
+    assert differences(saved, mixed.to_dict()) == []
+    assert differences(saved, more.to_dict()) == ["data.mix.b.weight: 1 → 2"]
+    assert differences(old, mixed.to_dict())[0] == "data.mix.a.data: None → 'a.tar'"
 
 
 def test_a_run_older_than_a_key_has_its_default() -> None:
