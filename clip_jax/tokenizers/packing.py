@@ -12,6 +12,8 @@ from clip_jax.errors import UserError
 if TYPE_CHECKING:
     from clip_jax.tokenizers import Tokenizer
 
+CHARACTERS = 128  # of a place of a row: a token has at most some thirty
+
 
 def check_context_length(context_length: int) -> int:
     """`context_length` itself; UserError where start, one token and end do not fit in it."""
@@ -33,7 +35,9 @@ def pack(
     Args:
         tokenizer: gives the ids, the special ids and the width.
         texts: one text or n of them.
-        truncate: cut an over-long row and put the end token in its last place.
+        truncate: cut an over-long row and put the end token in its last place. Of a text of over
+            `CHARACTERS` a place only these count, white space aside, so that a megabyte is soon
+            encoded.
 
     Returns:
         int32 [n, context_length]: start, if the tokenizer has one, ids, end, then padding; n is 1
@@ -52,6 +56,8 @@ def pack(
     for row, text in zip(rows, texts, strict=True):
         if not isinstance(text, str):
             raise UserError(f"a text must be a str, not {type(text).__name__}: {text!r:.80}")
+        if truncate and len(text) > CHARACTERS * width:
+            text = " ".join(text.split())[: CHARACTERS * width]
         ids = [*start, *tokenizer.encode(text), tokenizer.eot_id]
         if len(ids) > width:
             if not truncate:

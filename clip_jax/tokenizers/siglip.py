@@ -10,7 +10,8 @@ from clip_jax.errors import UserError
 from clip_jax.tokenizers import SHORT_CONTEXT_LENGTH, folders
 from clip_jax.tokenizers.sentencepiece import SentencePiece
 
-_TO_SPACES_OR_NOTHING = str.maketrans({"▁": " ", **dict.fromkeys(string.punctuation)})
+_NO_TEXT = dict.fromkeys(map(chr, range(0xD800, 0xE000)), "\ufffd")  # JSON may hold half a pair
+_TO_SPACES_OR_NOTHING = str.maketrans({"▁": " ", **dict.fromkeys(string.punctuation), **_NO_TEXT})
 
 
 class SigLIP(SentencePiece):

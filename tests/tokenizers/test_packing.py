@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clip_jax.errors import UserError
+from clip_jax.tokenizers import packing
 from clip_jax.tokenizers.packing import drop, trim
 
 START, END = 98, 99
@@ -96,3 +99,24 @@ def test_the_share_of_dropped_tokens() -> None:
     left = [drop(row, 0.25, 0, rng).argmax() - 1 for _ in range(200)]
     assert 29 < np.mean(left) < 31
     assert (drop(row, 0.0, 0, rng) == row).all()
+
+
+class Places:
+    """A tokenizer that gives a character's code as its id, and remembers how much it was given."""
+
+    context_length, sot_id, eot_id, pad_id, vocab_size = 4, 1, 2, 0, 1 << 21
+    longest = 0
+
+    def encode(self, text: str) -> list[int]:
+        self.longest = max(self.longest, len(text))
+        return list(map(ord, text))
+
+
+def test_of_a_very_long_text_the_start_is_encoded() -> None:
+    tokenizer = Places()
+    most = packing.CHARACTERS * 4
+    for text in ("x" * most, "x" * 10**6, " " * 10**6 + "xx" + "\t" * 10**6, "xx \n y" * 10**5):
+        assert packing.pack(tokenizer, text, truncate=True).tolist() == [[1, 120, 120, 2]]
+        assert tokenizer.longest <= most
+    with pytest.raises(UserError, match="takes 1000002 tokens"):
+        packing.pack(tokenizer, "x" * 10**6)
