@@ -115,7 +115,7 @@ def read(path: str | Path) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # EXIF that cannot be read says nothing about the pixels
         return image
     return image if turn is None else image.transpose(turn)
