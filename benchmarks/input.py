@@ -1,4 +1,4 @@
-"""The whole loader, from tars to batches, beside open_clip's, torch's and what decoding alone takes.
+"""The loader, from tars to batches, beside open_clip's, torch's and what decoding alone takes.
 
     pip install -e '.[parity]' webdataset==0.2.86 braceexpand pandas  # as open_clip pins it
     python benchmarks/input.py
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import os
 import re
 import resource
