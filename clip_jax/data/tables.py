@@ -5,6 +5,7 @@ A column holds the pictures, as paths or as bytes; the others are what captions 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -35,6 +36,7 @@ _VERSION = 1  # of the cached table
 _ROWS = 1024  # of a Parquet file read at a time
 _PAGES = 1 << 20  # bytes of a Parquet file held to read from
 _FIRST = 1 << 20  # bytes of CSV, in which the names of its columns are
+_TRIED = 10  # rows that show which column holds the pictures
 _NAMED = 20  # columns in an error
 
 
@@ -123,6 +125,22 @@ def _opened(path: Path) -> list[pa.RecordBatch]:
         raise UserError(f"{path} is no Arrow stream ({_why(error)})") from None
 
 
+def _row(batch: pa.RecordBatch, i: int, name: str) -> dict[str, Any]:
+    """A row's values by column.
+
+    Raises:
+      PairError: they cannot be had: what a stranger wrote may point anywhere.
+    """
+    row = batch.slice(i, 1)
+    try:
+        row.validate(full=True)
+        if row.nbytes > MAX_MEMBER:
+            raise PairError("unreadable", f"{name} is over {MAX_MEMBER >> 20} MiB")
+        return row.to_pylist()[0]
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
+        raise PairError("unreadable", f"{name} cannot be read ({_why(error)})") from None
+
+
 def _image_column(batch: pa.RecordBatch, where: str) -> str:
     """The column whose first values are pictures, or paths of them."""
 
@@ -131,8 +149,11 @@ def _image_column(batch: pa.RecordBatch, where: str) -> str:
             return set(value) == {"bytes", "path"}
         return isinstance(value, bytes) or str(value).lower().endswith(IMAGES)
 
-    columns = {name: batch.column(name).slice(0, 10).to_pylist() for name in batch.schema.names}
-    found = [name for name, values in columns.items() if values and all(map(looks_so, values))]
+    rows = []
+    for i in range(min(batch.num_rows, _TRIED)):
+        with contextlib.suppress(PairError):
+            rows.append(_row(batch, i, where))
+    found = [name for name in rows[0] if all(looks_so(row[name]) for row in rows)] if rows else []
     if len(found) == 1:
         return found[0]
     several = f"{_named(found)} all look like pictures" if found else "no column holds pictures"
@@ -202,20 +223,10 @@ class TableSource:
     def __repr__(self) -> str:
         return f"TableSource({self.pattern!r}, {len(self):,} pairs)"
 
-    def _row(self, i: int, name: str) -> dict[str, Any]:
-        at = int(np.searchsorted(self._starts, i, side="right")) - 1
-        row = self._batches[at].slice(int(i - self._starts[at]), 1)
-        try:
-            row.validate(full=True)  # what a stranger wrote may point anywhere
-            if row.nbytes > MAX_MEMBER:
-                raise PairError("unreadable", f"{name} is over {MAX_MEMBER >> 20} MiB")
-            return row.to_pylist()[0]
-        except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
-            raise PairError("unreadable", f"{name} cannot be read ({_why(error)})") from None
-
     def __getitem__(self, i: int) -> Pair:
         name = f"{self.pattern}: row {i:,}"
-        row = self._row(i, name)
+        at = int(np.searchsorted(self._starts, i, side="right")) - 1
+        row = _row(self._batches[at], int(i - self._starts[at]), name)
         value = row.pop(self.image)
         if isinstance(value, dict):  # as `datasets` keeps a picture
             value = value.get("bytes") or value.get("path")

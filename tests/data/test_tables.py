@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data.pairs import Pair
+from clip_jax.data import tables
+from clip_jax.data.pairs import Pair, PairError
 from clip_jax.data.sources import open_source
 from clip_jax.data.tables import TableSource
-from support import refused
+from support import refused, says
 
 ROWS = [
     {"filepath": "in/a.jpg", "title": 'a "quoted", caption', "n": "1"},
@@ -193,3 +196,128 @@ def test_any_text_comes_back(folder: Path, texts: list[str], end: str) -> None:
     write(path, [{"path": "b.jpg", "caption": text, "": "no name"} for text in texts])
     os.utime(path, ns=(hash(tuple(texts)) % 10**18, hash(tuple(texts)) % 10**18))
     assert [p.text["caption"] for p in pairs(path)] == texts
+
+
+def test_a_table_has_a_fingerprint(folder: Path) -> None:
+    for end in ("csv", "parquet"):
+        path = write(folder / f"x.{end}", ROWS)
+        before = open_source(str(path)).fingerprint
+        assert open_source(str(path)).fingerprint == before
+        write(path, ROWS[1:])
+        assert open_source(str(path)).fingerprint != before
+    saved = save_to_disk(folder / "saved", [ROWS])
+    before = open_source(str(saved)).fingerprint
+    save_to_disk(folder / "other", [ROWS[1:]])
+    (saved / "data-00000-of-00001.arrow").write_bytes(
+        (folder / "other" / "data-00000-of-00001.arrow").read_bytes()
+    )
+    assert open_source(str(saved)).fingerprint != before
+
+
+def test_a_schema_that_lies_is_one_line(folder: Path) -> None:
+    write(folder / "0.parquet", ROWS)
+    other = [{**row, "n": str(row["n"])} for row in ROWS]
+    write(folder / "1.parquet", [{**row, "title": i} for i, row in enumerate(other)])
+    refused(
+        lambda: open_source(f"{folder}/{{0..1}}.parquet"), "1.parquet has other columns", "types"
+    )
+    saved = save_to_disk(folder / "saved", [[{"p": "b.jpg", "t": "x"}], [{"p": "b.jpg", "t": 1}]])
+    refused(lambda: open_source(str(saved)), saved, "several names or types")
+    saved = save_to_disk(folder / "second", [[{"p": "b.jpg"}], [{"q": "b.jpg"}]])
+    refused(lambda: open_source(str(saved)), saved, "several names or types")
+
+
+def forged(kind: str) -> pa.RecordBatch:
+    """A batch of three rows of which the middle one points where nothing is."""
+    paths = pa.array(["b.jpg"] * 3)
+    if kind == "a dictionary's index":
+        codes = pa.array([0, 1_000_000, 1], pa.int32())
+        texts = pa.DictionaryArray.from_arrays(codes, pa.array(["a", "b"]), safe=False)
+    else:
+        ends = {"an end": [0, 1, 2**31 - 1, 3], "a start": [0, 2, 1, 3]}.get(kind, [0, 1, 2, 3])
+        content = b"a\xffb" if kind == "no UTF-8" else b"abc"
+        buffers = [None, pa.array(ends, pa.int32()).buffers()[1], pa.py_buffer(content)]
+        texts = pa.Array.from_buffers(pa.string(), 3, buffers)
+    return pa.record_batch({"path": paths, "caption": texts})
+
+
+@pytest.mark.parametrize("kind", ["a dictionary's index", "an end", "a start", "no UTF-8"])
+def test_a_row_that_points_where_nothing_is_is_unreadable(folder: Path, kind: str) -> None:
+    saved = save_to_disk(folder / "saved", [[{"path": "b.jpg", "caption": "x"}]])
+    batch = forged(kind)
+    with pa.ipc.new_stream(str(saved / "data-00000-of-00001.arrow"), batch.schema) as file:
+        file.write_batch(batch)
+    source = open_source(str(saved), "", str(folder))
+    assert source[0].image == b"B" and source[0].text["caption"][0] == "a"
+    with pytest.raises(PairError) as error:
+        source[1]
+    assert error.value.reason == "unreadable" and says(error.value, f"{saved}: row 1")
+
+
+def test_a_row_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_MEMBER", 1000)
+    rows = [{"p": "b.jpg", "caption": "x" * n} for n in (10, 2000, 10)]
+    source = open_source(str(write(folder / "x.parquet", rows)))
+    assert source[0].image == source[2].image == b"B"
+    refused(lambda: source[1], "row 1 is over")
+
+
+def test_a_pipe_among_the_pictures_holds_nobody_up(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.jpg")
+    assert pairs(write(folder / "x.csv", [{**ROWS[0], "filepath": "pipe.jpg"}]))[0].image == b""
+
+
+FUZZ = """
+import random, resource, sys
+from pathlib import Path
+from clip_jax.data.pairs import PairError
+from clip_jax.data.tables import TableSource
+from clip_jax.errors import UserError
+file, spec, said = Path(sys.argv[1]), sys.argv[2], 0
+whole, chance = file.read_bytes(), random.Random(0)
+TableSource(spec, "blob")[0]
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for i in range(250):
+    raw = bytearray(whole[: chance.randrange(len(whole)) if i % 5 == 0 else None])
+    for _ in range(chance.randint(1, 4) if raw and i % 5 else 0):
+        at = chance.randrange(max(0, len(raw) - chance.choice((400, len(raw)))), len(raw))
+        flipped = bytes([raw[at] ^ 1 << chance.randrange(8)])
+        new = chance.choice((flipped, b"\\xff\\xff\\xff\\x7f", chance.randbytes(4)))
+        raw[at : at + len(new)] = new
+    file.write_bytes(raw)
+    try:
+        source = TableSource(spec, "blob")
+    except UserError:
+        said += 1
+        continue
+    for k in range(len(source)):
+        try:
+            source[k]
+        except PairError:
+            said += 1
+assert said > 50, said
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+assert memory < 1 << 20, f"{memory >> 10} MiB"
+"""
+
+
+@pytest.mark.parametrize("kind", ["parquet", "parquet of dictionaries", "datasets"])
+def test_no_damage_ends_the_process(folder: Path, kind: str) -> None:
+    rows = [{**ROWS[i % 3], "blob": b"%d" % i * 50} for i in range(60)]
+    table = pa.Table.from_pylist(rows)
+    if kind == "datasets":
+        spec = save_to_disk(folder / "saved", [rows])
+        file = spec / "data-00000-of-00001.arrow"
+    else:
+        file = spec = folder / "x.parquet"
+        pa.parquet.write_table(
+            table, file, row_group_size=20, use_dictionary="dict" in kind, compression="zstd"
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", FUZZ, str(file), str(spec)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "XDG_CACHE_HOME": str(folder.parent / "fuzz")},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
