@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from clip_jax import files
 from clip_jax.data.captions import fill
 from clip_jax.data.images import decode
+from clip_jax.data.pairs import PairError
 from clip_jax.data.paths import resolve
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source, open_source
@@ -45,9 +47,9 @@ class TestSet:
         table = (values.get("image", ""), values.get("root", ""))
         self.source: Source = open_source(values["data"], *table)
         self.labels = read_labels(values["labels"], name)
-        texts = [
-            (pair.text, pair.name) for pair in map(self.source.__getitem__, range(len(self.source)))
-        ]
+        with _whole(name):
+            pairs = map(self.source.__getitem__, range(len(self.source)))
+            texts = [(pair.text, pair.name) for pair in pairs]
         self.captions, self.group = np.unique(
             [fill(caption, text, where) for text, where in texts], return_inverse=True
         )
@@ -59,6 +61,19 @@ class TestSet:
                     f"evaluate.sets.{name}: {label!r} of {where} is no label of {values['labels']}"
                 )
         self.target = np.array([classes[label] for label, _ in named])
+
+
+@contextlib.contextmanager
+def _whole(name: str) -> Iterator[None]:
+    """Nothing is left out of a test set, or its numbers would be those of another.
+
+    Raises:
+      UserError: a pair of it cannot be used.
+    """
+    try:
+        yield
+    except PairError as error:
+        raise UserError(f"evaluate.sets.{name}: {error}: mend it or take it out") from None
 
 
 def read_labels(path: str, name: str) -> list[str]:
@@ -108,7 +123,8 @@ class Suite:
         self._classifiers.clear()
         metrics: dict[str, float] = {}
         for test in self._sets:
-            images = encoder.images(test.source, self._preprocess)
+            with _whole(test.name):
+                images = encoder.images(test.source, self._preprocess)
             logits = logit_scale * images @ self._classifier(encoder, test.labels).T
             texts = encoder.tokens(self._tokenizer(list(test.captions), truncate=True))
             found = retrieval.both_ways(images, texts, test.group, np.arange(len(texts)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax.data.images import decode
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
 from clip_jax.evaluation.suite import Suite, TestSet, read_labels, table
-from support import Letters, TarFactory, says
+from support import Letters, TarFactory, encoded, picture, says, write_tar
 
 LABELS = ["cat", "dog", "sun"]
 
@@ -210,3 +212,36 @@ def test_labels_by_the_name_of_the_set(tmp_path: Path) -> None:
     path.write_text(json.dumps({"one": ["é", "b"], "two": ["c"]}), encoding="utf-8")
     assert read_labels(str(path), "one") == ["é", "b"]
     assert read_labels(str(path), "two") == ["c"]
+
+
+class Decoding(Perfect):
+    """`Perfect` that reads the pictures as `Encoder` does."""
+
+    def images(self, source: Source, size: Any, threads: int = 2) -> np.ndarray:
+        with ThreadPoolExecutor(threads) as pool:
+            pairs = [source[i] for i in range(len(source))]
+            list(pool.map(lambda pair: decode(pair.image, pair.name), pairs))
+        return super().images(source, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("1.png", encoded(picture(1))[:-200], "truncated"),
+        ("1.png", b"", "has no bytes"),
+        ("1.png", b"<html>", "none of"),
+        ("1.json", b'{"name": ', "text cannot be read"),
+    ],
+)
+def test_a_pair_that_cannot_be_used_is_named_with_its_set(
+    config: Config, tmp_path: Path, name: str, content: bytes, why: str
+) -> None:
+    members = {}
+    for i in range(3):
+        members[f"{i}.png"] = encoded(picture(i))
+        members[f"{i}.json"] = json.dumps({"name": LABELS[i]}).encode()
+    members[name] = content
+    config["sets"]["two"]["data"] = str(write_tar(tmp_path / "x.tar", list(members.items())))
+    with pytest.raises(UserError) as error:
+        run(config, Decoding())
+    assert says(error.value, "evaluate.sets.two", "x.tar:1.png", why, "take it out")

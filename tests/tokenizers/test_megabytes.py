@@ -39,7 +39,7 @@ PARTS = {
 def every(tmp_path_factory: pytest.TempPathFactory) -> list[tokenizers.Tokenizer]:
     """One of each kind."""
     vocabulary = tmp_path_factory.mktemp("wordpiece") / "vocab.txt"
-    vocabulary.write_text("\n".join("[PAD] [UNK] [CLS] [SEP] [MASK] a ##a !".split()))
+    vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##a\n!")
     names = ("clip", "sentencepiece:embedded:emoji/emoji.model", f"siglip:{GOLDEN}")
     return [tokenizers.load(name) for name in (*names, f"wordpiece:{vocabulary}")]
 
