@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import functools
 import hashlib
 import io
 import os
@@ -75,18 +76,26 @@ def decodes(data: bytes) -> str:
         sizes = ()
     results = []
     for least in (0, 12):
-        try:
-            image = images.decode(data, "x.jpg", least)
-        except PairError as error:
-            assert says(error, "x.jpg") and error.reason == "picture", error
-            results.append("refused")
+        pixels = _read(functools.partial(images.decode, at_least=least), data)
+        trained = _read(images.Decoder(at_least=least), data)
+        assert (pixels is None) == (trained is None), (pixels is None, least)
+        results.append("refused" if pixels is None else "picture")
+        if pixels is None or trained is None:
             continue
-        pixels = np.asarray(image)
         height, width, channels = pixels.shape
         assert (channels, pixels.dtype) == (3, np.uint8), (pixels.shape, pixels.dtype)
         assert least or (width, height) in sizes, (pixels.shape, sizes)
-        results.append("picture")
+        assert np.array_equal(pixels, trained), "training reads it otherwise"
     return " and ".join(dict.fromkeys(results))
+
+
+def _read(read: Callable[[bytes, str], Image.Image | np.ndarray], data: bytes) -> np.ndarray | None:
+    """The pixels of bytes; None where they are refused."""
+    try:
+        return np.asarray(read(data, "x.jpg"))
+    except PairError as error:
+        assert says(error, "x.jpg") and error.reason == "picture", error
+        return None
 
 
 def tars() -> list[bytes]:
