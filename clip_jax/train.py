@@ -34,7 +34,7 @@ from clip_jax import (
 )
 from clip_jax import rows as rows_lib
 from clip_jax import step as step_lib
-from clip_jax.data import images, mixture, pipeline, selection
+from clip_jax.data import mixture, pipeline, selection
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.pairs import REASONS
 from clip_jax.errors import UserError
@@ -69,7 +69,7 @@ def prepare(c: ConfigDict, *, training: bool) -> Run:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     _check_tokenizer(c.tokenizer, tokenizer, model.text)
-    data = mixture.opened(c.data.to_dict(), c.data.threads, _say_first) if training else None
+    data = mixture.opened(c.data.to_dict(), _say_first) if training else None
     suite = Suite(c.evaluate.to_dict(), tokenizer, library.preprocess_of(model))
     fresh = training and hosts.from_first(lambda: checkpoint.latest_step(c.workdir)) is None
     weights = _weights(c, model) if fresh and c.weights.path else None
@@ -205,19 +205,9 @@ class Trainer(recipe.Recipe):
         """The iterator over this process's batches."""
         c, run = self.run.config, self.run
         assert run.data is not None
-        size = run.model.vision.image_size
-        augment = images.Augment.from_dict(c.data.augment.to_dict())
-        enough = augment.least_side(size) if c.data.fast_decode else 0
         batches = pipeline.batches(
             run.data,
-            pipeline.Prepare(
-                run.tokenizer,
-                size,
-                tuple(c.data.captions),
-                augment,
-                images.Decoder(c.data.cache_mib, enough),
-                c.data.token_dropout,
-            ),
+            pipeline.Prepare.of(c.data.to_dict(), run.tokenizer, run.model.vision.image_size),
             batch_size=c.batch_size,
             seed=c.seed,
             rows=rows_lib.process_rows(self.mesh, c.batch_size),

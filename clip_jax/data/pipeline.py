@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -17,6 +14,7 @@ from clip_jax.data import captions, images
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.pairs import REASONS, Pair, PairError, described
 from clip_jax.data.sources import Source
+from clip_jax.data.workers import end_with_parent
 from clip_jax.errors import UserError
 from clip_jax.tokenizers import Tokenizer, packing
 
@@ -40,6 +38,22 @@ class Prepare:
     decode: images.Decoder = dataclasses.field(default_factory=images.Decoder)
     token_dropout: float = 0.0
     weights: Sequence[float] = ()
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], tokenizer: Tokenizer, image_size: int) -> Prepare:
+        """As `config.data` says."""
+        augment = images.Augment.from_dict(data["augment"])
+        return cls(
+            tokenizer,
+            image_size,
+            tuple(data["captions"]),
+            augment,
+            images.Decoder(
+                data["cache_mib"], augment.least_side(image_size) if data["fast_decode"] else 0
+            ),
+            data["token_dropout"],
+            tuple(data.get("caption_weights", ())),
+        )
 
     def __call__(self, pair: Pair, rng: np.random.Generator, turn: int = 0) -> Row:
         """`image` uint8 [size, size, 3], `tokens` int32 [context]; over-long captions are cut.
@@ -106,6 +120,16 @@ class _Steps:
         )
 
 
+def of_parts(mixture: Mixture, prepare: Prepare) -> tuple[Prepare, ...]:
+    """`prepare` for each source of a mixture, with the templates that are its own."""
+    return tuple(
+        dataclasses.replace(prepare, templates=part.templates, weights=part.weights)
+        if part.templates
+        else prepare
+        for part in mixture.parts
+    )
+
+
 def batches(
     source: Source | Mixture,
     prepare: Prepare,
@@ -125,13 +149,8 @@ def batches(
     for which others stand in; and `complaint`, text [rows]: of the last of them, or empty.
     """
     mixture = Mixture.of(source)
-    prepares = tuple(
-        dataclasses.replace(prepare, templates=part.templates, weights=part.weights)
-        if part.templates
-        else prepare
-        for part in mixture.parts
-    )
     chosen = tuple(range(batch_size) if rows is None else map(int, rows))
+    prepares = of_parts(mixture, prepare)
     return grain.MapDataset.source(_Steps(mixture, prepares, batch_size, seed, chosen))
 
 
@@ -176,7 +195,7 @@ class Batches(grain.DatasetIterator):
                 grain.MultiprocessingOptions(
                     num_workers=self._workers, per_worker_buffer_size=self._prefetch
                 ),
-                worker_init_fn=_end_with_parent,
+                worker_init_fn=end_with_parent,
             )
         return iter(rest)
 
@@ -217,19 +236,6 @@ class Batches(grain.DatasetIterator):
         if self._reader is not None:
             self._reader.close()
         self._reader = None
-
-
-def _end_with_parent(worker: int, workers: int) -> None:
-    """A worker process ends when the one that it works for is killed."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def iterator(
