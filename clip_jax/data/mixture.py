@@ -107,16 +107,11 @@ def shared(total: int, weights: Sequence[float]) -> list[int]:
     return rows
 
 
-def opened(
-    data: Mapping[str, Any],
-    threads: int = 8,
-    say: Callable[[str], None] = lambda line: None,
-) -> Mixture:
+def opened(data: Mapping[str, Any], say: Callable[[str], None] = lambda line: None) -> Mixture:
     """The data that a config trains on: opened, filtered, and found to make captions.
 
     Args:
-      data: `config.data`.
-      threads: that read pairs at once where a filter needs them.
+      data: `config.data`, whose threads or workers also find out what a filter leaves in.
       say: takes lines on the way: how far a filter is, what is odd.
 
     Raises:
@@ -136,7 +131,13 @@ def opened(
             say(line)
         if entry.filter:
             source = Selected(
-                source, entry.filter, entry.captions, threads=threads, say=say, key=entry.key
+                source,
+                entry.filter,
+                entry.captions,
+                threads=data.get("threads", 2),
+                processes=data.get("workers", 0),
+                say=say,
+                key=entry.key,
             )
         for template in _unfilled(source, entry.captions):
             say(f"caption template {template!r}: none of the first {_FIRST} pairs fills it")

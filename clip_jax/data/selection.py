@@ -9,24 +9,24 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from clip_jax import files
-from clip_jax.data import captions
+from clip_jax.data import captions, workers
 from clip_jax.data.images import FORMATS
 from clip_jax.data.pairs import Pair, PairError
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
 
 _VERSION = 1  # of what is kept in the cache folder
-_STEP = 256  # pairs that a thread judges at a time
+_STEP = 256  # pairs that a thread or a process judges at a time
 _BLOCK = 1 << 16  # pairs judged before their duplicates are looked for
 _FIELDS = 50  # in conditions
 _UNSEEN, _KEPT = -1, 0  # codes of a pair; from 1 on, why it is left out
+Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,28 +202,29 @@ class _Judge:
         whole = len(source)
         self.window = whole if wanted.duplicates < 0 else min(wanted.duplicates, whole)
 
-    def _some(self, first: int, codes: np.ndarray, digests: np.ndarray) -> None:
-        """Fills in the codes of the pairs from `first` on, and the digests of those kept."""
-        for i in range(len(codes)):
+    def some(self, span: range) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of some pairs, int16 [n], and digests of those kept, uint64 [n or 0, 2]."""
+        codes = np.zeros(len(span), np.int16)
+        digests = np.zeros((len(span) if self.window else 0, 2), np.uint64)
+        for i, number in enumerate(span):
             try:
-                pair = self.source[first + i]
+                pair = self.source[number]
             except PairError:
                 codes[i] = _UNSEEN
                 continue
             codes[i] = self.codes[_why(self.wanted, pair, self.templates)]
             if self.window and codes[i] == _KEPT:
-                digest = hashlib.blake2b(pair.image, digest_size=16).digest()
-                digests[i] = np.frombuffer(digest, np.uint64)
+                digests[i] = np.frombuffer(hashlib.sha256(pair.image).digest()[:16], np.uint64)
+        return codes, digests
 
-    def __call__(self, threads: int, say: Callable[[str], None]) -> Iterator[np.ndarray]:
-        """int16 arrays, one after the other, as many numbers in all as there are pairs."""
+    def __call__(self, threads: int, processes: int, say: Say) -> Iterator[np.ndarray]:
+        """The codes of all pairs, in arrays one after the other."""
         held, held_at = np.zeros((0, 2), np.uint64), np.zeros(0, np.int64)
         whole, block = len(self.source), max(_BLOCK, self.window)
-        with ThreadPoolExecutor(threads) as pool:
+        with workers.mapping(self.some, threads, processes) as judged:
             for start in range(0, whole, block):
-                codes = np.zeros(min(block, whole - start), np.int16)
-                digests = np.zeros((len(codes) if self.window else 0, 2), np.uint64)
-                self._block(pool, start, codes, digests, say)
+                found = self._parts(range(start, min(start + block, whole)), judged, say)
+                codes, digests = (np.concatenate(parts) for parts in zip(*found, strict=True))
                 if self.window:
                     kept = np.flatnonzero(codes == _KEPT)
                     seen = np.concatenate([held, digests[kept]])
@@ -234,23 +235,13 @@ class _Judge:
                     held, held_at = seen[near], at[near]
                 yield codes
 
-    def _block(
-        self,
-        pool: ThreadPoolExecutor,
-        start: int,
-        codes: np.ndarray,
-        digests: np.ndarray,
-        say: Callable[[str], None],
-    ) -> None:
+    def _parts(self, span: range, judged: Callable[..., Any], say: Say) -> Iterator[Any]:
+        """What `some` gives for the parts of a block, in order; says how far it is."""
         whole = len(self.source)
-        for some in range(0, len(codes), _BLOCK):
-            ends = [slice(i, i + _STEP) for i in range(some, min(some + _BLOCK, len(codes)), _STEP)]
-            parts = ((start + part.start, codes[part], digests[part]) for part in ends)
-            for _ in pool.map(lambda part: self._some(*part), parts):
-                pass
-            done = start + min(some + _BLOCK, len(codes))
-            # a hundred lines at most
-            if done < whole and done // _BLOCK % max(1, whole // _BLOCK // 100) == 0:
+        for some in (span[i : i + _BLOCK] for i in range(0, len(span), _BLOCK)):
+            yield from judged(some[i : i + _STEP] for i in range(0, len(some), _STEP))
+            done = some.stop
+            if done < whole and done // _BLOCK % max(1, whole // _BLOCK // 100) == 0:  # 100 lines
                 say(f"the filter has seen {done:,} of {whole:,} pairs ({done / whole:.0%})")
 
 
@@ -264,7 +255,8 @@ class Selected:
       source: of all pairs; its `fingerprint` tells whether they are still the same.
       wanted: the conditions.
       templates: of captions whose characters are counted.
-      threads: that read pairs at once in the pass that finds out.
+      threads, processes: that read pairs at once in the pass that finds out; 0 processes: threads
+        of this one alone.
       say: takes a line now and then during a long one.
       key: what an error calls the source's place in the config.
 
@@ -278,8 +270,9 @@ class Selected:
         wanted: Filter,
         templates: Sequence[str] = ("{caption}",),
         *,
-        threads: int = 8,
-        say: Callable[[str], None] = lambda line: None,
+        threads: int = 2,
+        processes: int = 0,
+        say: Say = lambda line: None,
         key: str = "config.data",
     ) -> None:
         self.source = source
@@ -291,12 +284,12 @@ class Selected:
             # a cache that cannot be written only costs the next start some time
             with contextlib.suppress(OSError):
                 with files.whole(self._path) as file:
-                    left_out = self._write(judge(threads, say), wanted, file)
+                    left_out = self._write(judge(threads, processes, say), wanted, file)
                 with files.whole(self._path.with_suffix(".json")) as file:  # last: now it is whole
                     file.write(json.dumps(left_out).encode())
             if not self._load():
                 held = io.BytesIO()
-                self.left_out = self._write(judge(threads, say), wanted, held)
+                self.left_out = self._write(judge(threads, processes, say), wanted, held)
                 self.kept = np.frombuffer(held.getvalue(), self._type)
         if not len(self):
             raise UserError(f"{key}.filter leaves no pair of {source!r} ({described(self)})")

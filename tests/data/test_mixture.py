@@ -126,7 +126,7 @@ def two(tar_factory: TarFactory) -> dict[str, dict[str, Any]]:
 def opened(mix: dict[str, dict[str, Any]], **data: Any) -> tuple[Mixture, list[str]]:
     lines: list[str] = []
     data = {"train": "", "mix": mix, "captions": ("{caption}",), **data}
-    return mixture.opened(data, 2, lines.append), lines
+    return mixture.opened(data, lines.append), lines
 
 
 def with_keys(mix: dict[str, dict[str, Any]], **keys: Any) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import math
+import os
 import pickle
 import threading
 from collections import Counter
@@ -203,6 +204,26 @@ def test_the_pass_is_made_once_and_mapped_into_memory() -> None:
     assert numbers(pickle.loads(pickle.dumps(again))) == numbers(first)
     with pytest.raises(IndexError):
         again[len(again)]
+
+
+class Dies(Made):
+    """Ends the process that reads its last pair."""
+
+    def __getitem__(self, i: int) -> Pair:
+        if i == len(self) - 1:
+            os._exit(9)
+        return super().__getitem__(i)
+
+
+def test_processes_find_the_same_and_one_that_dies_is_said() -> None:
+    pairs = [(b"x" * (i % 300), {"n": i % 3}) for i in range(1000)]
+    wanted = Filter.from_dict({"least": {"n": 1}, "duplicates": 300})
+    ours, theirs = (
+        Selected(Made([*pairs], name), wanted, processes=n) for name, n in (("t", 0), ("p", 2))
+    )
+    assert numbers(ours) == numbers(theirs) and ours.left_out == theirs.left_out
+    assert 0 < ours.left_out["duplicate"] < 600
+    refused(lambda: Selected(Dies([*pairs], "d"), wanted, processes=1), "config.data.workers")
 
 
 def test_and_again_when_data_or_filter_change() -> None:
