@@ -21,7 +21,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data import headers, index, tars
+from clip_jax import config
+from clip_jax.data import headers, index, mixture, tars
 from clip_jax.data.headers import FAULTS
 from clip_jax.data.pairs import Pair, PairError
 from clip_jax.data.sources import open_source
@@ -303,6 +304,15 @@ def test_of_what_nothing_can_be_read_a_line_says_why(
     with pytest.raises(UserError) as error:
         TarSource(str(path))
     assert says(error.value, path, word)
+
+
+def test_a_run_says_which_tar_is_damaged(tar_factory: TarFactory) -> None:
+    path, lines = tar_factory(pairs=4), list[str]()
+    damaged("between members", path)
+    c = config.load(str(config.ROOT / "configs" / "common.py"))[0].data.to_dict()
+    data = mixture.opened({**c, "train": str(path)}, say=lines.append)
+    assert data.pairs == 3
+    assert [line for line in lines if "1 of 1 tars" in line and str(path) in line]
 
 
 def test_of_many_tars_few_may_be_left_out(tar_factory: TarFactory) -> None:
