@@ -69,10 +69,11 @@ def prepare(c: ConfigDict, *, training: bool) -> Run:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     _check_tokenizer(c.tokenizer, tokenizer, model.text)
-    data = mixture.opened(c.data.to_dict(), _say_first) if training else None
     suite = Suite(c.evaluate.to_dict(), tokenizer, library.preprocess_of(model))
     fresh = training and hosts.from_first(lambda: checkpoint.latest_step(c.workdir)) is None
     weights = _weights(c, model) if fresh and c.weights.path else None
+    # last: a filter may take long
+    data = mixture.opened(c.data.to_dict(), _say_first) if training else None
     return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights)
 
 

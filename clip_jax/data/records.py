@@ -128,6 +128,7 @@ class RecordSource:
         self._readers: dict[int, Any] = {}  # the least recently used first
         self._lock = threading.Lock()
         self.image = image or self._image()
+        self.fingerprint += f" {self.image}"
 
     def _image(self) -> str:
         features: dict[str, list[Any]] = {}

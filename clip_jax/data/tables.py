@@ -194,6 +194,7 @@ class TableSource:
             raise UserError(
                 f"{pattern} has no column {image!r} (config.data.image): there are {_named(names)}"
             )
+        self.fingerprint += f" {self.image} {self.root}"  # other pictures of the same files
 
     def _cached(self, paths: list[str]) -> list[Path]:
         try:
