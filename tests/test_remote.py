@@ -12,6 +12,7 @@ pytest.importorskip("aiohttp")
 PAIRS = 20
 
 
+@pytest.mark.slow
 def test_a_killed_run_over_http_is_the_run_on_files_here(tmp_path):
     config = runs.small_run(tmp_path, PAIRS)
     here = tmp_path / "here"

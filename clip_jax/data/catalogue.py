@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import random
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -130,10 +131,23 @@ def of(paths: Sequence[str], states: Sequence[storage.State], place: str = "") -
     folder = Path(index.home(local)) / f"{name}-{_VERSION}"
     if kept := _load(folder, len(paths)):
         return kept
+    if place:
+        _with_others(tars, place)
     # one that cannot be kept only costs the next start some time
     with contextlib.suppress(OSError):
         _keep(tars, place, folder)
     return _load(folder, len(paths)) or _held(tars, place)
+
+
+def _with_others(tars: Sequence[tuple[str, storage.State]], place: str) -> None:
+    """Has an index of each tar made where many hosts keep them.
+
+    Each goes through the tars in an order of its own and finds what the others have made.
+    """
+    order = random.Random().sample(range(len(tars)), len(tars))
+    with ThreadPoolExecutor(_READERS) as pool:
+        for _ in pool.map(lambda i: index.of(tars[i][0], place, tars[i][1]).end, order):
+            pass
 
 
 def check(found: Catalogue, paths: Sequence[str], max_bad_fraction: float) -> list[str]:

@@ -15,6 +15,7 @@ import os
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,8 +91,8 @@ def _system(path: str) -> Any:
         how = "pip install 'clip_jax[remote]'" if protocol in _EXTRAS else "pip install it"
         why = " ".join(str(error).split())
         raise UserError(f"{shown(path)} needs a package that is missing ({why}): {how}") from None
-    except ValueError:
-        raise UserError(f"{shown(path)}: {protocol}:// is no protocol that fsspec knows") from None
+    except Exception as error:  # of any file system that may be installed
+        raise UserError(f"{shown(path)} cannot be reached ({_why(error)})") from error
 
 
 def _is_http(path: str) -> bool:
@@ -216,16 +217,12 @@ def states(paths: Sequence[str]) -> list[State]:
     """`state` of each; those far away are asked for together."""
     far = [path for path in paths if is_remote(path)]
     known: dict[str, State] = {}
-    folders: dict[str, int] = {}
-    for path in far:
-        folder = path.rpartition("/")[0]
-        folders[folder] = folders.get(folder, 0) + 1
-    for folder, count in folders.items():
+    for folder, count in Counter(path.rpartition("/")[0] for path in far).items():
         if count >= _LISTED and not _is_http(folder):
             known |= _listed(folder)
-    with ThreadPoolExecutor(_TOGETHER) as pool:
-        rest = [path for path in dict.fromkeys(far) if path not in known]
-        known |= zip(rest, pool.map(state, rest), strict=True)
+    if rest := [path for path in dict.fromkeys(far) if path not in known]:
+        with ThreadPoolExecutor(_TOGETHER) as pool:
+            known |= zip(rest, pool.map(state, rest), strict=True)
     return [known[path] if path in known else state(path) for path in paths]
 
 

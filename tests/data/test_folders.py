@@ -64,6 +64,21 @@ def test_or_folders_say_what_their_pictures_show(tmp_path: Path) -> None:
     ]
 
 
+def test_the_fingerprint_changes_with_the_files(tmp_path: Path) -> None:
+    write(tmp_path, {"a/1.jpg": b"1", "a/1.txt": "one", "b/2.jpg": b"2", "b/2.txt": "two"})
+    prints = [FolderSource(str(tmp_path)).fingerprint, FolderSource(str(tmp_path)).fingerprint]
+    for name, data in {
+        "a/1.txt": "eins",
+        "b/2.jpg": b"22",
+        "c/3.jpg": b"3",
+        "c/3.txt": "x",
+    }.items():
+        write(tmp_path, {name: data})
+        prints.append(FolderSource(str(tmp_path)).fingerprint)
+    assert prints[0] == prints[1]
+    assert len({*prints}) == 4, "what is not described is no pair"
+
+
 def test_names_of_any_bytes(tmp_path: Path) -> None:
     folder = tmp_path / "é ☃"
     name = os.fsdecode(b"\xff\xfe \n.jpg")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data import index, storage, tars
+from clip_jax.data import catalogue, index, storage, tars
 from clip_jax.data.pairs import PairError
 from clip_jax.data.sources import open_source
 from clip_jax.data.tars import TarSource
@@ -152,6 +152,8 @@ def test_tars_far_away_are_the_tars(server: Server, tar_factory: TarFactory) -> 
             assert source[i][:2] == here[i][:2]
             assert source[i].name == f"{server.url}/{i // 4}.tar:{i:06}.png"
     assert sum(server.asked.values()) == 48, "a question a pair"
+    server.asked.clear()
+    assert open_source(f"{server.url}/[0-2].tar").fingerprint == far.fingerprint
     server.asked.clear()
     again = open_source(f"{server.url}/{{0..2}}.tar")
     assert sum(server.asked.values()) == 3, "of a warm index, one of each tar"
@@ -292,6 +294,26 @@ def test_indices_may_lie_anywhere(
     assert len(TarSource(str(path))) == 6 and scans == [str(path)]
 
 
+def test_hosts_that_share_a_folder_share_the_work(
+    tar_factory: TarFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(6):
+        tar_factory(f"{i}.tar", pairs=1)
+    pattern, scans, scan = str(tmp_path / "{0..5}.tar"), list[str](), index.scan
+    monkeypatch.setattr(catalogue, "_READERS", 1)
+
+    def meanwhile(path: str) -> index.Index:
+        """Another host does all while the first one is at its first tar."""
+        scans.append(path)
+        if len(scans) == 1:
+            assert len(TarSource(pattern, str(tmp_path / "shared"))) == 6
+        return scan(path)
+
+    monkeypatch.setattr(index, "scan", meanwhile)
+    assert len(TarSource(pattern, str(tmp_path / "shared"))) == 6
+    assert len(scans) == 7 and len(set(scans)) == 6
+
+
 def test_a_folder_that_cannot_be_written_to_is_done_without(
     server: Server, tar_factory: TarFactory, tmp_path: Path
 ) -> None:
@@ -304,7 +326,7 @@ def test_a_folder_that_cannot_be_written_to_is_done_without(
 def test_what_is_not_installed_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     refused(lambda: open_source("gs://bucket/x.tar"), "gs://bucket/x.tar", "'clip_jax[remote]'")
-    refused(lambda: open_source("nope://bucket/x.tar"), "nope://", "no protocol")
+    refused(lambda: open_source("nope://bucket/x.tar"), "nope://bucket/x.tar", "not known")
 
 
 def read_in_child(url: str) -> bool:

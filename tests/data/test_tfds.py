@@ -205,6 +205,8 @@ def test_parts_and_sums_of_splits(emoji_here: Path) -> None:
         assert len(open_source(f"tfds:clip_jax_emoji:1.*.*:{split}")) == size
     whole = open_source("tfds:clip_jax_emoji:train")
     part = open_source("tfds:clip_jax_emoji:train[100:110]")
+    assert part.fingerprint != whole.fingerprint
+    assert whole.fingerprint == open_source("tfds:clip_jax_emoji:train").fingerprint
     assert [pair.image for pair in map(part.__getitem__, range(10))] == [
         whole[i].image for i in range(100, 110)
     ]
