@@ -95,8 +95,10 @@ def _parse(key: str, text: str, old: Any) -> Any:
         return text
     value = _literal(text)
     try:
+        if isinstance(old, tuple) and not old:
+            return tuple(value) if isinstance(value, (tuple, list)) else (value,)
         if isinstance(old, tuple):
-            like = old[0] if old else ""
+            like = old[0]
             if not isinstance(value, (tuple, list)):  # one text needs no brackets around it
                 value = (text if isinstance(like, str) else value,)
                 like = like if isinstance(like, str) else old
@@ -113,8 +115,9 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), f"a {type(value).__name__}")
 
 
-# Groups whose keys are names of the user's own.
-_NAMED = ("data.mix", "data.filter.least", "data.filter.most", "evaluate.sets")
+# Groups whose keys are names of the user's own; those of the first are checked where they are read.
+_OPEN = ("data.mix", "data.filter.least", "data.filter.most")
+_NAMED = (*_OPEN, "evaluate.sets")
 
 
 def _group(key: str, text: str) -> ConfigDict:
@@ -135,9 +138,18 @@ def override(config: ConfigDict, item: str) -> None:
     """Sets one `KEY=VALUE`, KEY dotted; VALUE is read as the type that stands there."""
     key, equals, text = item.partition("=")
     *folders, last = key.split(".")
+    is_open = key.startswith(tuple(f"{group}." for group in _OPEN)) and all(key.split("."))
     node: Any = config
     for name in folders:
+        if is_open and isinstance(node, ConfigDict) and name not in node:
+            with node.unlocked():
+                node[name] = ConfigDict()
         node = node.get(name) if isinstance(node, ConfigDict) else None
+    if is_open and equals and isinstance(node, ConfigDict):
+        old = node.get(last)
+        with node.unlocked(), node.ignore_type():
+            node[last] = _parse(key, text, old if isinstance(old, (str, tuple)) else None)
+        return
     known = dict(flatten(config))
     if not isinstance(node, ConfigDict) or last not in node:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

@@ -352,8 +352,23 @@ def test_groups_of_the_users_own_names_are_set_as_a_whole_or_by_key() -> None:
     assert "--config.data.mix.b.weight=2" in describe(c)
     override(c, "data.mix={}")
     assert not c.data.mix
+    for item in (
+        *("data.mix.a.data=/x/{0..9}.tar", "data.mix.a.weight=2", "data.mix.a.weight=2.5"),
+        *("data.mix.a.filter.least.x=1", "data.filter.least.x=0.25", "data.filter.most.x=1"),
+        *("data.caption_weights=3", "data.caption_weights=(3,)"),
+    ):
+        override(c, item)
+    check(c, 1)
+    a = {"data": "/x/{0..9}.tar", "weight": 2.5, "filter": {"least": {"x": 1}}}
+    assert c.data.mix.to_dict() == {"a": a} and c.data.caption_weights == (3,)
+    assert (c.data.filter.least.x, c.data.filter.most.x) == (0.25, 1)
+    override(c, "data.mix={}")
     quick, _ = load(str(ROOT / "configs" / "quickstart.py"), ["evaluate.sets={}"])
     assert not quick.evaluate.sets
+    for item in ("data.mix.", "data.mix..x=3", "data.mix.a", "evaluate.sets.a=3"):
+        with pytest.raises(UserError) as error:
+            override(c, item)
+        assert says(error.value, f"config.{item.partition('=')[0]}")
     for text in ("3", "a.tar", "{'a'}", "{1: 2}", "{'a.b': 1}", "{", "", "{'a': " * 99):
         with pytest.raises(UserError) as error:
             override(c, f"data.mix={text}")
@@ -367,6 +382,10 @@ def test_groups_of_the_users_own_names_are_set_as_a_whole_or_by_key() -> None:
         ([f"data.mix={MIX}", "data.train=c.tar"], ["config.data.train='c.tar'", "config.data.mix"]),
         ([f"data.mix={MIX}", "data.mix.b.weight=0"], ["config.data.mix.b.weight=0", "above 0"]),
         (["data.mix={'a': {'data': 'a', 'epoch': 1}}"], ["config.data.mix.a.epoch", "epochs"]),
+        (["data.mix.a.weight=3"], ["config.data.mix.a must hold data"]),
+        (["data.mix.a.data.x=3"], ["config.data.mix.a.data={'x': 3}", "text"]),
+        (["data.filter.least.x=much"], ["config.data.filter.least", "number"]),
+        (["data.caption_weights=much"], ["config.data.caption_weights=('much',)", "number"]),
         (["data.filter.least={'x': 'much'}"], ["config.data.filter.least", "number"]),
     ],
 )
