@@ -137,6 +137,7 @@ def opened(data: Mapping[str, Any], say: Callable[[str], None] = lambda line: No
                 threads=data.get("threads", 2),
                 processes=data.get("workers", 0),
                 say=say,
+                place=kept,
                 key=entry.key,
             )
         for template in _unfilled(source, entry.captions):

@@ -9,14 +9,16 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from clip_jax import files
-from clip_jax.data import captions, workers
+from clip_jax.data import captions, storage, workers
 from clip_jax.data.images import FORMATS
+from clip_jax.data.index import BESIDE
 from clip_jax.data.pairs import Pair, PairError
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
@@ -248,8 +250,8 @@ class _Judge:
 class Selected:
     """The pairs of a source that a filter leaves in, in their order.
 
-    `kept` are their numbers in the source, kept in the cache folder until the data or the filter
-    changes; `left_out` counts the others by reason, see `Filter.reasons`.
+    `kept` are their numbers in the source, in a file until the data or the filter changes;
+    `left_out` counts the others by reason, see `Filter.reasons`.
 
     Args:
       source: of all pairs; its `fingerprint` tells whether they are still the same.
@@ -258,6 +260,8 @@ class Selected:
       threads, processes: that read pairs at once in the pass that finds out; 0 processes: threads
         of this one alone.
       say: takes a line now and then during a long one.
+      place: `config.data.index`; where it is a folder on this machine, the file is there, else in
+        the user's cache folder.
       key: what an error calls the source's place in the config.
 
     Raises:
@@ -273,11 +277,14 @@ class Selected:
         threads: int = 2,
         processes: int = 0,
         say: Say = lambda line: None,
+        place: str = "",
         key: str = "config.data",
     ) -> None:
         self.source = source
         self.fingerprint = _fingerprint(source, wanted, templates)
-        self._path = files.cache_folder("selection") / self.fingerprint
+        shared = place not in ("", BESIDE) and not storage.is_remote(place)
+        folder = Path(place) if shared else files.cache_folder("selection")
+        self._path = folder / f"{self.fingerprint}.pairs"
         self._type = np.min_scalar_type(len(source))
         judge = _Judge(source, wanted, templates)
         if not self._load():

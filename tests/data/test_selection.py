@@ -239,10 +239,10 @@ def test_and_again_when_data_or_filter_change() -> None:
 
 
 def cached(found: Selected) -> Path:
-    return files.cache_folder("selection") / found.fingerprint
+    return files.cache_folder("selection") / f"{found.fingerprint}.pairs"
 
 
-@pytest.mark.parametrize("end", ["", ".json"])
+@pytest.mark.parametrize("end", [".pairs", ".json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"n": "x"}', b'{"n": 5}', None])
 def test_a_damaged_cache_is_made_anew(end: str, content: bytes | None) -> None:
     path = cached(kept(many("damaged"), most={"n": 1})).with_suffix(end)
@@ -253,6 +253,14 @@ def test_a_damaged_cache_is_made_anew(end: str, content: bytes | None) -> None:
     again = kept(many("damaged"), most={"n": 1})
     expected = [i for i in range(1000) if i % 3 < 2]
     assert (numbers(again), again.left_out) == (expected, {"n": 333})
+
+
+def test_it_is_kept_where_indices_are(tmp_path: Path) -> None:
+    wanted, source = Filter.from_dict({"most": {"n": 1}}), many("shared")
+    for place in (str(tmp_path / "index"), str(tmp_path / "index"), "beside", "s3://bucket/index"):
+        assert len(Selected(source, wanted, place=place)) == 667
+    ends = {path.suffix for path in (tmp_path / "index").iterdir()}
+    assert ends == {".pairs", ".json"} and set(source.read.values()) == {2}, "once in each place"
 
 
 def test_a_pass_that_is_interrupted_leaves_nothing() -> None:
