@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import io
 import logging
 import math
 import threading
@@ -16,25 +15,22 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 
 try:
     import cykooz_resizer as resizer
 except ImportError:  # no wheel for Linux on ARM
     resizer = None
 
-from clip_jax.data import jpeg
+from clip_jax.data import bombs, jpeg
+from clip_jax.data.bombs import MAX_PIXELS
 from clip_jax.data.pairs import PairError
 from clip_jax.errors import UserError
 
-MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs
 # What a picture may be. Not EPS, which Pillow hands to a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-# A scan of a JPEG goes through all of its pixels, for a few bytes; encoders write some ten.
-MAX_SCANNED = 100 * MAX_PIXELS
 _HUGE = 1 << 24  # pixels: read, such take up to 32 bytes each, so threads take turns
 _TURN = threading.Lock()
-_ORIENTATION, _TILE = 0x0112, (0x0142, 0x0143)  # tags
+_ORIENTATION = 0x0112
 _LARGE = 1 << 22  # pixels: more are not copied twice for the sake of time
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -67,11 +63,13 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
         what the whole picture would be resized to. 0: the whole, exactly.
 
     Raises:
-      PairError: the bytes are no picture, are cut short, or would decode to over 89 megapixels.
+      PairError: the bytes are no picture, are cut short, would decode to over 89 megapixels, or
+        would take minutes (see `bombs`).
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check(image, data)
+        bombs.check_parts(data)
+        with Image.open(bombs.File(data), formats=FORMATS) as image:
+            bombs.check(image, data)
             huge = image.width * image.height > _HUGE
             if at_least and image.draft(None, (at_least, at_least)):
                 huge &= "progressive" in image.info
@@ -83,22 +81,6 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
         raise PairError("picture", f"{name} is not a picture that can be read: it {kind}") from None
     except Exception as error:  # Pillow's readers fail on damage with errors of every kind
         raise PairError("picture", f"{name} is not a picture that can be read ({error})") from None
-
-
-def _check(image: Image.Image, data: bytes) -> None:
-    """ValueError where a picture would take too much memory or time."""
-    wide, high = image.size
-    if isinstance(image, TiffImageFile):  # a tile of a small picture may be any size
-        wide, high = (
-            max(n, int(image.tag_v2.get(tag, 0)))
-            for n, tag in zip((wide, high), _TILE, strict=True)
-        )
-    if wide * high > MAX_PIXELS:
-        raise ValueError(f"{wide} × {high} pixels are too many")
-    if image.format in ("JPEG", "MPO"):
-        scans = data.count(b"\xff\xda")
-        if scans * wide * high > MAX_SCANNED:
-            raise ValueError(f"{scans:,} scans of {wide} × {high} pixels are too many")
 
 
 def read(path: str | Path) -> Image.Image:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageChops
 
 import damage
-from clip_jax.data import captions
+from clip_jax.data import bombs, captions
 from clip_jax.data.images import decode
 from clip_jax.data.pairs import MAX_TEXT, PairError, parse_text
 from support import encoded, picture, says
@@ -85,7 +85,7 @@ def test_what_is_cut_short_is_refused_or_lacks_nothing(kind: str) -> None:
     assert refusals > 60
 
 
-def bombs() -> dict[str, bytes]:
+def claims() -> dict[str, bytes]:
     """Few bytes that say that they are many pixels, or would take them."""
     dark, rows = bytes(60_000), damage.zeros(40 << 20)
     gif, bmp, webp = (bytearray(encoded(flat("red"), kind)) for kind in ("gif", "bmp", "webp"))
@@ -112,7 +112,7 @@ def bombs() -> dict[str, bytes]:
     }
 
 
-BOMBS = bombs()
+BOMBS = claims()
 
 
 @pytest.mark.parametrize("kind", BOMBS)
@@ -152,7 +152,7 @@ def inflating() -> dict[str, bytes]:
 MEASURED = """
 import os, resource
 import damage, test_hostile
-from clip_jax.data import captions
+from clip_jax.data import bombs, captions
 from clip_jax.data.images import decode
 from clip_jax.errors import UserError
 
@@ -189,6 +189,47 @@ def test_bombs_take_no_memory_print_nothing_and_write_nothing(tmp_path: Path) ->
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+@functools.cache
+def slow() -> dict[str, bytes]:
+    """Megabytes of headers that Pillow would go through for minutes, or square the time of."""
+    count = 300_000
+    strips = dict.fromkeys((273, 279), (4, count, 8 + 64))
+    tags = {256: (4, 1, 1), 257: (4, 1, count), 258: (3, 1, 8), 262: (3, 1, 1), 278: (4, 1, 1)}
+    row = bytes(14)
+    return {
+        "tiff": damage.tiff(tags | strips, bytes(64) + struct.pack("<I", 8) * count),
+        "png of chunks": damage.png((2, 2), row, damage.chunk(b"abCd", b"") * count),
+        "png of parts": damage.png((2, 2), row, damage.chunk(b"IDAT", b"") * count),
+        "jpeg of segments": damage.after_start(JPEG, damage.segment(0xE5, b"") * count),
+        "jpeg of fill": damage.after_start(JPEG, b"\xff" * count),
+        "jpeg of exif": damage.after_start(
+            JPEG, damage.segment(0xE1, b"Exif\0\0" + bytes(9)) * 101
+        ),
+        "gif of comments": WHOLE["gif"].replace(b",", b"\x21\xfe\1a\0" * count + b",", 1),
+        "jp2 of boxes": WHOLE["jpeg2000"][:12] + b"\0\0\0\x08free" * count,
+        "ppm of spaces": b"P6 " + b" " * count + b"2 2 255\n" + bytes(12),
+        "ppm of letters": b"P2 2 2 255 1 1 1 1 ",
+    }
+
+
+@pytest.mark.parametrize("kind", slow())
+def test_headers_without_an_end_are_refused(kind: str) -> None:
+    refused(slow()[kind], "too many parts")
+
+
+def test_large_files_are_read_in_few_parts() -> None:
+    image = picture(1, (3000, 2000))
+    for kind, options in (
+        ("png", {"compress_level": 1}),
+        ("tiff", {"strip_size": 1}),
+        ("bmp", {}),
+        ("jpeg", {"quality": 100, "progressive": True}),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bombs.File, "_left", 10_000)
+            assert decode(encoded(image, kind, **options), NAME).size == image.size
 
 
 def exif(*entries: bytes, following: int = 0) -> bytes:
