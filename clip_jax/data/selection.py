@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from clip_jax import files
-from clip_jax.data import captions, storage, workers
+from clip_jax.data import bombs, captions, storage, workers
 from clip_jax.data.images import FORMATS
 from clip_jax.data.index import BESIDE
 from clip_jax.data.pairs import Pair, PairError
@@ -145,7 +145,8 @@ def _number(value: Any) -> float:
 def _size(data: bytes) -> tuple[int, int] | None:
     """Shorter and longer side of a picture by its header; None where that cannot be read."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        bombs.check_parts(data)
+        with Image.open(bombs.File(data), formats=FORMATS) as image:
             return min(image.size), max(image.size)
     except Exception:  # Pillow's readers fail on damage with errors of every kind
         return None
