@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageChops
 
 import damage
-from clip_jax.data import bombs, captions
+from clip_jax.data import bombs, captions, images
 from clip_jax.data.images import decode
 from clip_jax.data.pairs import MAX_TEXT, PairError, parse_text
 from support import encoded, picture, says
@@ -152,7 +152,7 @@ def inflating() -> dict[str, bytes]:
 MEASURED = """
 import os, resource
 import damage, test_hostile
-from clip_jax.data import bombs, captions
+from clip_jax.data import bombs, captions, images
 from clip_jax.data.images import decode
 from clip_jax.errors import UserError
 
@@ -230,6 +230,29 @@ def test_large_files_are_read_in_few_parts() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bombs.File, "_left", 3_000)
             assert decode(encoded(image, kind, **options), NAME).size == image.size
+
+
+def test_huge_pictures_are_read_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, plain = [], images.to_rgb
+
+    def to_rgb(image: Image.Image) -> Image.Image:
+        held.append(images._TURN.locked())
+        return plain(image)
+
+    monkeypatch.setattr(images, "to_rgb", to_rgb)
+    monkeypatch.setattr(images, "_HUGE", 40 * 24)
+    large = picture(0, (80, 48))
+    for data, least in (
+        (WHOLE["png"], 0),
+        (encoded(large), 0),
+        (encoded(large, "jpeg"), 0),
+        (encoded(large, "jpeg"), 24),  # read at a half: in little memory
+        (encoded(large, "jpeg", progressive=True), 24),
+    ):
+        decode(data, NAME, least)
+    assert held == [False, True, True, False, True]
+    refused(encoded(large)[:-900])
+    assert not images._TURN.locked()
 
 
 def exif(*entries: bytes, following: int = 0) -> bytes:
