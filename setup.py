@@ -48,14 +48,13 @@ setup(
         "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
         "test": [
             "beartype",
-            "fsspec[http,s3]>=2024.6",
+            "fsspec[http]>=2024.6",
             "hypothesis",
             "ipykernel",
             "jsonschema",
             "kubeflow-trainer-api>=2.3",  # the schemas of JobSet and of Kubernetes' pods
             "libtpu==0.0.52; sys_platform == 'linux'",  # as in plan
             "matplotlib",
-            "moto[server]>=5",  # S3 on this machine
             "mypy",
             "nbclient",
             "nbformat",

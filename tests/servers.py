@@ -55,6 +55,11 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     def translate_path(self, path: str) -> str:
         return super().translate_path(path).replace(os.getcwd(), str(self.server.folder), 1)
 
+    def do_PUT(self) -> None:
+        self.server.asked["PUT"] += 1
+
+    do_POST = do_PUT  # noqa: N815
+
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
         if path.is_dir():

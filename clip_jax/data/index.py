@@ -228,7 +228,9 @@ def of(path: str, place: str = "", state: storage.State | None = None) -> Index:
             return found
     found = scan(path)
     raw = _pack(path, state, found)
-    for kept in (usual, _in(home(""), path)):  # the folder of a tar may not be ours to write to
+    for kept in dict.fromkeys(
+        (usual, _in(home(""), path))
+    ):  # the folder of a tar may not be ours to write to
         # an index that cannot be kept only costs the next start some time
         with contextlib.suppress(OSError):
             storage.write(kept, raw)

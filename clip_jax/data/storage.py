@@ -350,6 +350,8 @@ def write(path: str, content: bytes) -> None:
             file.write(content)
         return
     try:
+        if _is_http(path):
+            raise PermissionError("web servers are only read from")
         _system(path).pipe_file(path, content)
     except Exception as error:
         raise OSError(f"{shown(path)} cannot be written ({_why(error)})") from error

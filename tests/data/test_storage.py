@@ -321,6 +321,7 @@ def test_a_folder_that_cannot_be_written_to_is_done_without(
     (tmp_path / "file").touch()
     for place in (f"{server.url}/no", str(tmp_path / "file"), "beside"):
         assert len(TarSource(f"{server.url}/{path.name}", place)) == 2
+    assert not server.asked["PUT"], "nothing is sent to a web server"
 
 
 def test_what_is_not_installed_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
