@@ -94,8 +94,10 @@ def of(data: Mapping[str, Any]) -> dict[str, Entry]:
             raise UserError(f"{key} must hold data: tars, a folder, a table or tfds:NAME:SPLIT")
         if unknown := sorted(set(values) - set(known)):
             raise UserError(f"unknown config key {key}.{unknown[0]}; known: {', '.join(known)}")
-        kept = ("captions", "caption_weights") if "captions" not in values else ()
-        default = {k: data[k] for k in ("filter", *kept) if k in data}
+        own_weights = "captions" in values  # those of config.data are of its templates
+        default = {
+            k: data[k] for k in _KEYS if k in data and not (own_weights and k == "caption_weights")
+        }
         found[name] = _entry(key, values, default)
     kinds = {name: (e.weight is None, e.epochs is None) for name, e in found.items()}
     one, *_ = kinds

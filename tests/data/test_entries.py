@@ -31,8 +31,8 @@ def test_what_an_entry_does_not_say_is_said_for_all() -> None:
     a, b = found["a"], found["b"]
     assert (b.captions, b.caption_weights, b.filter) == (("{x}", "{y}"), (1, 2), Filter(3))
     assert (a.captions, a.caption_weights) == (("{title}",), ())
-    assert (a.filter, a.root, a.image) == (Filter(max_side=9), "/x", "")
-    assert (b.root, b.image) == ("", ""), "of train, as its data"
+    assert (a.filter, a.root, a.image) == (Filter(max_side=9), "/x", "column")
+    assert (b.root, b.image) == ("/own", "column")
 
 
 def test_a_single_source_has_no_name() -> None:

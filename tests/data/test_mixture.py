@@ -84,6 +84,9 @@ def test_a_mixture_is_shuffled_as_a_whole_and_anew_every_epoch() -> None:
         tuple(row.pair for row in rows if (row.part, row.epoch) == (0, epoch)) for epoch in (0, 1)
     ]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+    alike = places(mixed((500, 250), (500, 250)), 500, 7)
+    one, two = ({row.pair for row in alike if row.part == part} for part in (0, 1))
+    assert 80 < len(one & two) < 170, "each has an order of its own"
 
 
 @given(
