@@ -79,12 +79,13 @@ def _write(paths: list[str], file: Any) -> None:
     for path in paths:
         try:
             for batch in _batches(path):
+                names = batch.schema.names  # ValueError where one is no text
                 if writer is None:
                     writer = pa.ipc.new_stream(file, batch.schema)
                     first = batch.schema.remove_metadata()
                 elif not batch.schema.remove_metadata().equals(first):
                     raise UserError(
-                        f"{path} has other columns than {paths[0]}: {_named(batch.schema.names)}, "
+                        f"{path} has other columns than {paths[0]}: {_named(names)}, "
                         f"not {_named(first.names)}, or of other types"
                     )
                 writer.write_batch(batch)
@@ -120,7 +121,8 @@ def _saved(folder: str) -> list[Path]:
 def _opened(path: Path) -> list[pa.RecordBatch]:
     """The rows of an Arrow stream, mapped into memory and not read."""
     try:
-        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all().to_batches()
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        return table.to_batches() if table.schema.names else []  # ValueError as above
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is no Arrow stream ({_why(error)})") from None
 

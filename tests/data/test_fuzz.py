@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import damage
 import fuzz
+import support
 from support import encoded, picture
 
 TESTS = Path(__file__).parent.parent
@@ -152,3 +153,12 @@ def test_any_members_of_a_tar(members: list[bytes]) -> None:
     start = damage.member(b"first.png", b"picture") + damage.member(b"first.txt", b"text")
     assert fuzz.reads(start + b"".join(members)) == "pairs"
     assert fuzz.reads(b"".join(members) + bytes(1024))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
+def test_columns_whose_names_are_no_text(name: str, tmp_path: Path) -> None:
+    tables = pytest.importorskip("clip_jax.data.tables")
+    path = tmp_path / name
+    line = b'{"image": "1.png", "capt\xb4\xd3ion": "a"}\n'
+    path.write_bytes(line if name == "x.jsonl" else b"image,capt\xb4\xd3ion\n1.png,a\n")
+    support.refused(lambda: tables.TableSource(str(path)), path, "cannot be read as a table")
