@@ -92,7 +92,9 @@ def _write(paths: list[str], file: Any) -> None:
         except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
             if isinstance(error, OSError) and error.errno:  # of the machine, not of the table
                 raise
-            raise UserError(f"{path} cannot be read as a table ({_why(error)})") from None
+            raise UserError(
+                f"{storage.shown(path)} cannot be read as a table ({_why(error)})"
+            ) from None
     if writer is None:
         raise UserError(f"{paths[0]} holds no rows")
     writer.close()
@@ -191,7 +193,7 @@ class TableSource:
         self._open()
         if not len(self):
             raise UserError(f"{pattern} holds no rows")
-        self.image = image or _image_column(self._batches[0], pattern)
+        self.image = image or _image_column(self._batches[0], storage.shown(pattern))
         if self.image not in (names := self._batches[0].schema.names):
             raise UserError(
                 f"{pattern} has no column {image!r} (config.data.image): there are {_named(names)}"
@@ -227,7 +229,7 @@ class TableSource:
         return f"TableSource({self.pattern!r}, {len(self):,} pairs)"
 
     def __getitem__(self, i: int) -> Pair:
-        name = f"{self.pattern}: row {i:,}"
+        name = f"{storage.shown(self.pattern)}: row {i:,}"
         at = int(np.searchsorted(self._starts, i, side="right")) - 1
         row = _row(self._batches[at], int(i - self._starts[at]), name)
         value = row.pop(self.image)

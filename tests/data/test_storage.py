@@ -220,7 +220,7 @@ def test_folders_and_tables_by_http(server: Server, tmp_path: Path) -> None:
         if found:
             assert table[0] == (found, {"caption": "x"}, f"{server.url}/in/cats/1.jpg")
         else:
-            refused(lambda table=table: table[0], value, "leaves")
+            refused(lambda table=table: table[0], f"{server.url}/in/x.csv: row 0: {value} leaves")
     (tmp_path / "in" / "x.csv").write_text("path,caption\ncats/9.jpg,x\n")
     with pytest.raises(PairError) as error:
         open_source(f"{server.url}/in/x.csv")[0]
