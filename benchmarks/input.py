@@ -255,6 +255,12 @@ def memory(process: int) -> int:
     return sum(int(n) << 10 for n in re.findall(r"Private_\w+:\s+(\d+) kB", held))
 
 
+def children() -> list[int]:
+    """The processes that this one has begun, by any of its threads."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return sorted(int(process) for found in lists for process in found.read_text().split())
+
+
 def steady(samples: int, workers: int) -> None:
     """Prints what the loader's processes hold while they make so many pairs."""
     from clip_jax import tokenizers
@@ -271,11 +277,7 @@ def steady(samples: int, workers: int) -> None:
         for step in range(samples // batch + 1):
             next(loader)
             if step % max(1, samples // batch // 10) == 0:
-                children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-                held = [
-                    memory(int(process)) for process in ("self", *children) if process != "self"
-                ]
-                held = [memory(os.getpid()), *held]
+                held = [memory(process) for process in (os.getpid(), *children())]
                 said = ", ".join(f"{size / 2**20:.0f}" for size in held)
                 print(f"{step * batch:>10,} pairs: {said} MiB", flush=True)
         loader.close()

@@ -24,7 +24,7 @@ TRICKS = (
     ("bfloat16 between layers", ("dtype=bfloat16",)),
     ("results of products kept", ("remat=dots",)),
     ("all of a layer made again", ("remat=full",)),
-    ("layers in chunks of rows", ("chunk.image=-1", "chunk.text=-1")),
+    ("layers in chunks of 64 rows", ("chunk.image=64", "chunk.text=64")),
     ("moments in bfloat16", ("optimizer.moments=bfloat16",)),
     ("text weights in bfloat16", ("optimizer.text_weights=bfloat16",)),
     ("optimizer over all chips", ("optimizer.sharded=True",)),

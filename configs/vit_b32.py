@@ -8,9 +8,9 @@ Hardware: TPU or GPU; the batch of 32,768 is global and is split over all device
 `config.remat=full` and bfloat16 are on.
 Time:     32 epochs of 400 M pairs; the paper gives 12 days on 256 V100 for ViT-L/14, the largest,
           and nothing for this one.
-          Here: on 256 v5e chips 90 ms a step, at least 10 hours (2,500 chip-hours; planned).
+          Here: on 256 v5e chips 77 ms a step, at least 8 hours (2,139 chip-hours; planned).
 Memory:   parameters and Adam's moments take 1.8 GB (12 bytes for each of 151,277,313 parameters),
-          divided by the devices; with activations 0.47 GiB of a v5e's 15.75 (planned).
+          divided by the devices; with activations 0.50 GiB of a v5e's 15.75 (planned).
 Score:    ImageNet zero-shot top-1 63.3 % is what open_clip measures for the released weights.
 Measured here: the number of parameters. Planned with
 `--mode=plan --topology=v5e:16x16`: compiled, not run.
