@@ -40,7 +40,7 @@ def fuzzed(folder: Path, kind: str, count: int, seed: int) -> None:
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(("kind", "count"), [("pictures", 400), ("tars", 200)])
+@pytest.mark.parametrize(("kind", "count"), [("pictures", 300), ("tars", 150)])
 def test_damage(tmp_path: Path, kind: str, count: int) -> None:
     fuzzed(tmp_path, kind, count, 0)
 
@@ -71,7 +71,7 @@ TAGS = st.sampled_from([254, *range(256, 260), 262, 266, 273, 274, 277, 278, 279
 MORE_TAGS = st.sampled_from([258, 317, 320, 322, 323, 324, 325, 330, 338, 339, 530, 34_665])
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.dictionaries(TAGS | MORE_TAGS, st.tuples(st.integers(0, 13), st.integers(0, 3), LONG)),
     st.integers(1, 20),
@@ -88,7 +88,7 @@ def test_any_tags_of_a_tiff(
 CHUNKS = [b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"zTXt", b"IDAT", b"IEND"]
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.tuples(SIDE, SIDE),
     st.sampled_from([1, 2, 4, 8, 16]) | BYTE,
@@ -112,7 +112,7 @@ HEIGHT = st.integers(0, 300) | st.just(65_535)
 COMPONENT = st.tuples(BYTE, st.sampled_from([0x11, 0x21, 0x22, 0x41, 0x44]) | BYTE, BYTE)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.sampled_from(JPEGS),
     st.tuples(HEIGHT, HEIGHT) | st.just((21, 33)),
@@ -147,7 +147,7 @@ MEMBER = st.builds(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.lists(MEMBER, max_size=6))
 def test_any_members_of_a_tar(members: list[bytes]) -> None:
     start = damage.member(b"first.png", b"picture") + damage.member(b"first.txt", b"text")
