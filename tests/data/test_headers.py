@@ -25,6 +25,8 @@ def written(entries: list[tuple[str, bytes, int, bool]], form: int) -> bytes:
     with tarfile.open(fileobj=file, mode="w", format=form) as tar:
         for name, kind, size, long_number in entries:
             info = tarfile.TarInfo(name)
+            if kind == tarfile.AREGTYPE and len(name.encode()) > 99:
+                kind = tarfile.REGTYPE  # theirs takes it for a folder where it is cut at a slash
             info.type, info.linkname = kind, "elsewhere" * 30
             info.uid = 1 << 40 if long_number and form != tarfile.USTAR_FORMAT else 7
             info.size = size if kind in PLAIN else 0
