@@ -237,7 +237,7 @@ class TableSource:
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):
             return Pair(value, row, name)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or "\0" in value:
             raise PairError(
                 "unreadable", f"{name}: {self.image!r} is {value!r}, not a picture or its path"
             )

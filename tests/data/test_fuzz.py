@@ -162,3 +162,12 @@ def test_columns_whose_names_are_no_text(name: str, tmp_path: Path) -> None:
     line = b'{"image": "1.png", "capt\xb4\xd3ion": "a"}\n'
     path.write_bytes(line if name == "x.jsonl" else b"image,capt\xb4\xd3ion\n1.png,a\n")
     support.refused(lambda: tables.TableSource(str(path)), path, "cannot be read as a table")
+
+
+def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
+    tables = pytest.importorskip("clip_jax.data.tables")
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"image": "a\\u0000.png"}\n{"image": "%s.png"}\n' % ("x" * 5000))
+    source = tables.TableSource(str(path))
+    for i in range(2):
+        support.refused(lambda i=i: source[i], path if i == 0 else "xxx")
