@@ -52,7 +52,8 @@ def test_they_are_the_members_of_the_standard_library(
     entries: list[tuple[str, bytes, int, bool]], form: int
 ) -> None:
     if form == tarfile.USTAR_FORMAT:  # which has no room for more
-        entries = [(name.encode()[:90].decode(errors="ignore"), *rest) for name, *rest in entries]
+        cut = [name.encode()[:90].decode(errors="ignore").rstrip("/") for name, *_ in entries]
+        entries = [(name or "x", *rest) for name, (_, *rest) in zip(cut, entries, strict=True)]
     raw = written(entries, form)
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
         expected = [
