@@ -183,9 +183,10 @@ class Batches(grain.DatasetIterator):
         self._reader: grain.DatasetIterator | None = None
 
     def _open(self) -> grain.DatasetIterator:
+        ahead = -(-self._prefetch // max(1, self._workers))
         rest = self.dataset.slice(slice(self._step, None)).to_iter_dataset(
             grain.ReadOptions(
-                num_threads=self._threads, prefetch_buffer_size=max(self._prefetch, self._threads)
+                num_threads=self._threads, prefetch_buffer_size=max(ahead, self._threads)
             )
         )
         if self._workers:
@@ -193,7 +194,7 @@ class Batches(grain.DatasetIterator):
                 flags.FLAGS.mark_as_parsed()
             rest = rest.mp_prefetch(
                 grain.MultiprocessingOptions(
-                    num_workers=self._workers, per_worker_buffer_size=self._prefetch
+                    num_workers=self._workers, per_worker_buffer_size=ahead
                 ),
                 worker_init_fn=end_with_parent,
             )
@@ -249,6 +250,6 @@ def iterator(
     """Reads ahead; its state (the next step) is a small JSON that a checkpoint holds.
 
     threads: batches made at once in a process. workers: processes, 0 for this one alone.
-    prefetch: batches made ahead (per worker). max_bad_fraction: of pairs that may be unusable.
+    prefetch: batches made ahead, by all workers together. max_bad_fraction: of pairs that may be unusable.
     """
     return Batches(dataset, threads, workers, prefetch, max_bad_fraction)
