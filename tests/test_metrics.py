@@ -314,11 +314,11 @@ def test_a_line_of_the_log_counts_the_texts_as_wide_as_they_were(clock: list[flo
         any_stop=None,
         config=ConfigDict({"batch_size": 4, "steps": 9, "log": {"every": 2}}),
         trainer=SimpleNamespace(
-            run=SimpleNamespace(model=steps.TINY, source=range(8)), schedule=lambda step: step
+            run=SimpleNamespace(model=steps.TINY, data=range(8)), schedule=lambda step: step
         ),
         flops=0,
-        bad=0,
-        _left_out=dict,
+        counts=0,
+        _counted=dict,
         progress=progress,
         writer=SimpleNamespace(write=written.__setitem__),
     )
