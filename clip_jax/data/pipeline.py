@@ -250,6 +250,7 @@ def iterator(
     """Reads ahead; its state (the next step) is a small JSON that a checkpoint holds.
 
     threads: batches made at once in a process. workers: processes, 0 for this one alone.
-    prefetch: batches made ahead, by all workers together. max_bad_fraction: of pairs that may be unusable.
+    prefetch: batches made ahead, by all workers together.
+    max_bad_fraction: of pairs that may be unusable.
     """
     return Batches(dataset, threads, workers, prefetch, max_bad_fraction)
