@@ -193,7 +193,11 @@ def test_a_failure_is_started_again_on_another_port(launch, tmp_path):
 
 
 def test_a_mistake_in_the_flags_is_not_started_again(launch, tmp_path):
-    code = "echo x >> tries; [[ $JAX_PROCESS_ID == 1 ]] && exit 2; sleep 0.5; exit 1"
+    code = (
+        "echo x >> tries\n"
+        "until [[ $(wc -l < tries) -ge 2 ]]; do sleep 0.02; done\n"
+        "[[ $JAX_PROCESS_ID == 1 ]] && exit 2; sleep 0.5; exit 1"
+    )
     done = launch("local.sh", "2", "--restarts", "3", "--pause", "0", "--", "bash", "-c", code)
     assert done.returncode == 2
     assert len((tmp_path / "tries").read_text().split()) == 2

@@ -223,7 +223,7 @@ def test_a_pod_that_was_taken_away_is_created_again_and_the_command_resumes(pod,
         'echo x >> "$PODS/lives.$WORKER"; [[ $(wc -l < "$PODS/lives.$WORKER") == 2 ]] || sleep 60'
     )
     process = pod.start("train", *CREATE, "--every=0", "--", "--config=x", train=train)
-    until(lambda: len(list(pod.folder.glob("lives.?"))) == 2)
+    until(lambda: [f.read_text() for f in pod.folder.glob("lives.?")] == ["x\n"] * 2)
     pids = [f.read_text().strip() for f in pod.folder.glob("pod.?/clip_jax.pid")]
     subprocess.run(["kill", "-KILL", *pids], check=True)
     (pod.folder / "pod").write_text("SUSPENDED")
