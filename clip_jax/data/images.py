@@ -52,6 +52,12 @@ for _library in Path(Image.__file__).parent.with_name("pillow.libs").glob("libti
         ctypes.CDLL(str(_library)).TIFFSetWarningHandler(None)
 
 
+def opened(data: bytes) -> Image.Image:
+    """A picture whose header is read and nothing more; fails with errors of every kind."""
+    bombs.check_parts(data)
+    return Image.open(bombs.File(data), formats=FORMATS)
+
+
 def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
     """An RGB picture, upright, transparency on white.
 
@@ -67,8 +73,7 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
         would take minutes (see `bombs`).
     """
     try:
-        bombs.check_parts(data)
-        with Image.open(bombs.File(data), formats=FORMATS) as image:
+        with opened(data) as image:
             bombs.check(image, data)
             huge = image.width * image.height > _HUGE
             if at_least and image.draft(None, (at_least, at_least)):

@@ -6,7 +6,6 @@ python -m clip_jax.data.inspect configs/vit_b32.py --config.data.train='/data/*.
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import json
 import math
@@ -72,7 +71,7 @@ def look(
             ready.decode(pair.image, pair.name)
         except PairError as error:
             return Seen(part, i, size, reason=error.reason, complaint=str(error))
-        with Image.open(io.BytesIO(pair.image), formats=images.FORMATS) as picture:
+        with images.opened(pair.image) as picture:
             kind, (width, height) = picture.format or "", picture.size
         marks = 1 + (ready.tokenizer.sot_id is not None)
         tokens = len(ready.tokenizer.encode(text)) + marks

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from clip_jax import files
-from clip_jax.data import bombs, captions, storage, workers
-from clip_jax.data.images import FORMATS
+from clip_jax.data import captions, images, storage, workers
 from clip_jax.data.index import BESIDE
 from clip_jax.data.pairs import Pair, PairError
 from clip_jax.data.sources import Source
@@ -145,8 +143,7 @@ def _number(value: Any) -> float:
 def _size(data: bytes) -> tuple[int, int] | None:
     """Shorter and longer side of a picture by its header; None where that cannot be read."""
     try:
-        bombs.check_parts(data)
-        with Image.open(bombs.File(data), formats=FORMATS) as image:
+        with images.opened(data) as image:
             return min(image.size), max(image.size)
     except Exception:  # Pillow's readers fail on damage with errors of every kind
         return None
