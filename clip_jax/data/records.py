@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from clip_jax.data import storage
+from clip_jax.data.held import Held
 from clip_jax.data.pairs import MAX_MEMBER, Pair, PairError
 from clip_jax.data.paths import expand
 from clip_jax.errors import UserError
@@ -125,8 +125,7 @@ class RecordSource:
         self._starts = np.cumsum([0, *map(_count, self.paths)])
         if not len(self):
             raise UserError(f"{pattern} holds no records")
-        self._readers: dict[int, Any] = {}  # the least recently used first
-        self._lock = threading.Lock()
+        self._readers = Held(_reader, MAX_OPEN)
         self.image = image or self._image()
         self.fingerprint += f" {self.image}"
 
@@ -149,24 +148,10 @@ class RecordSource:
     def __repr__(self) -> str:
         return f"RecordSource({self.pattern!r}, {len(self):,} pairs)"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": {}, "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
-
-    def _opened(self, file: int) -> Any:
-        with self._lock:
-            reader = self._readers.pop(file, None) or _reader(self.paths[file])
-            self._readers[file] = reader
-            if len(self._readers) > MAX_OPEN:
-                del self._readers[next(iter(self._readers))]
-            return reader
-
     def _record(self, i: int, name: str) -> bytes:
         file = int(np.searchsorted(self._starts, i, side="right")) - 1
         try:
-            (record,) = self._opened(file).read([int(i - self._starts[file])])
+            (record,) = self._readers[self.paths[file]].read([int(i - self._starts[file])])
         except (RuntimeError, ValueError, IndexError) as error:
             raise PairError(
                 "unreadable", f"{name} cannot be read ({' '.join(str(error).split())[:200]})"

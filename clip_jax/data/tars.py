@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from clip_jax.data import catalogue, storage
 from clip_jax.data.headers import BLOCK, FAULTS, DamageError, is_header, number
+from clip_jax.data.held import Held
 from clip_jax.data.pairs import Pair, PairError, parse_text
 from clip_jax.data.paths import expand
 from clip_jax.errors import UserError
@@ -48,8 +48,7 @@ class TarSource:
         self.fingerprint = storage.identity(self.paths, states)
         self._pairs = catalogue.of(self.paths, states, index)
         self.warnings = catalogue.check(self._pairs, self.paths, max_bad_fraction)
-        self._files: dict[int, _Open] = {}  # the least recently used first
-        self._lock = threading.Lock()
+        self._files = Held(_Open, MAX_OPEN)
 
     def __len__(self) -> int:
         return len(self._pairs.ends)
@@ -58,20 +57,10 @@ class TarSource:
         return f"TarSource({self.pattern!r}, {len(self):,} pairs)"
 
     def __getstate__(self) -> dict[str, Any]:
-        pairs = catalogue.shared(self._pairs)
-        return {**self.__dict__, "_pairs": pairs, "_files": {}, "_lock": None}
+        return {**self.__dict__, "_pairs": catalogue.shared(self._pairs)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        pairs = catalogue.received(state["_pairs"])
-        self.__dict__.update(state, _pairs=pairs, _lock=threading.Lock())
-
-    def _file(self, tar: int) -> _Open:
-        with self._lock:
-            file = self._files.pop(tar, None) or _Open(self.paths[tar])
-            self._files[tar] = file
-            if len(self._files) > MAX_OPEN:
-                del self._files[next(iter(self._files))]
-            return file
+        self.__dict__.update(state, _pairs=catalogue.received(state["_pairs"]))
 
     def __getitem__(self, i: int) -> Pair:
         if not 0 <= i < len(self):
@@ -83,7 +72,7 @@ class TarSource:
             raise PairError("unreadable", f"{name}: the picture or its text {FAULTS[fault]}")
         read = _from_afar if storage.is_remote(path) else self._from_here
         try:
-            image, text = read(path, tar, *span)
+            image, text = read(path, *span)
         except OSError as error:
             raise PairError("unreadable", f"{name} cannot be read ({error.strerror})") from None
         except UserError as error:
@@ -91,9 +80,9 @@ class TarSource:
         return Pair(image, parse_text(text, name, bool(kind & 1)), name)
 
     def _from_here(
-        self, path: str, tar: int, at: int, size: int, text_at: int, text_size: int
+        self, path: str, at: int, size: int, text_at: int, text_size: int
     ) -> tuple[bytes, bytes]:
-        file = self._file(tar)
+        file = self._files[path]
         image = os.pread(file.number, size, at)
         text = os.pread(file.number, text_size, text_at)
         if len(image) < size or len(text) < text_size:
@@ -101,9 +90,7 @@ class TarSource:
         return image, text
 
 
-def _from_afar(
-    path: str, _: int, at: int, size: int, text_at: int, text_size: int
-) -> tuple[bytes, bytes]:
+def _from_afar(path: str, at: int, size: int, text_at: int, text_size: int) -> tuple[bytes, bytes]:
     """Picture and text, in one question where they stand together.
 
     The header before the picture comes too: it tells whether the tar is still the same.
