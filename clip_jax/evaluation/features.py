@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -18,75 +21,192 @@ from clip_jax.data.images import decode
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.evaluation.zero_shot import ensemble
-from clip_jax.models.clip import assembled
+from clip_jax.models.clip import CLIP, assembled, normalize
+from clip_jax.models.vit import VisionTransformer
+from clip_jax.tokenizers import packing
 
 Features = Float[np.ndarray, "n embed_dim"]
+Advance = Callable[[int], object]
+
+_AHEAD = 2  # batches that the devices are given before an answer is read
+
+
+class Encoded(NamedTuple):
+    """What a tower makes of pictures.
+
+    features: of unit norm, what texts are compared with.
+    pooled: before the projection, which a ViT has; of other towers their features. Linear probes
+      look at these (appendix A.3 of the paper).
+    """
+
+    features: Features
+    pooled: Float[np.ndarray, "n width"]
 
 
 class Encoder:
     """The two towers of a model as compiled functions from arrays of any length to features.
 
     Rows are padded to full batches, encoded over the mesh, and cut back: a set of any size gives
-    the same features on any number of devices, and each tower is compiled once. `variables` are a
-    model's parameters and batch statistics.
+    the same features on any number of devices. What is left over at the end of a set goes into
+    the smallest batch of a few that holds it.
+
+    Args:
+      graph, variables: a model's structure, and its parameters and batch statistics on `mesh`.
+      mesh: the devices.
+      batch_size: rows at a time.
+      pad_id: of the tokenizer, where the text tower is blind to padding: columns that no text
+        reaches are then left out.
     """
 
-    def __init__(self, graph: nnx.GraphDef, variables: Any, mesh: Mesh, batch_size: int) -> None:
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        variables: Any,
+        mesh: Mesh,
+        batch_size: int,
+        pad_id: int | None = None,
+    ) -> None:
+        self.mesh = mesh
         self._variables = variables
-        self._mesh = mesh
-        shards = partition.batch_shards(mesh)
-        self._rows = max(1, batch_size // shards) * shards
-        self._image = _tower(graph, "encode_image", mesh)
-        self._text = _tower(graph, "encode_text", mesh)
+        self._pad_id = pad_id
+        self._shards = partition.batch_shards(mesh)
+        self._rows = max(1, batch_size // self._shards) * self._shards
+        self._towers = {name: _tower(graph, name, mesh) for name in ("image", "pooled", "text")}
 
-    def _all(self, tower: Callable[..., jax.Array], batches: Iterable[tuple[Any, int]]) -> Features:
-        """The features of batches, of each this process's rows and how many of all count."""
-        parts = []
+    def fingerprint(self) -> str:
+        """What changes when a parameter does, the same on any mesh."""
+        return fingerprint(self._variables)
+
+    def _all(
+        self, tower: str, batches: Iterable[tuple[Any, int]], total: int, advance: Advance
+    ) -> Any:
+        """What a tower makes of batches: each this process's rows, and how many of all count."""
+        held: list[np.ndarray] = []
+        waiting: list[tuple[Any, int]] = []
+        done = 0
+
+        def read() -> None:
+            nonlocal done
+            made, count = waiting.pop(0)
+            parts = [np.asarray(part)[:count] for part in jax.tree.leaves(made)]
+            if not held:
+                held.extend(np.empty((total, *part.shape[1:]), part.dtype) for part in parts)
+            for whole, part in zip(held, parts, strict=True):
+                whole[done : done + count] = part
+            done += count
+            advance(count)
+
         for own, count in batches:
-            array = rows.global_batch({"rows": own}, self._mesh)["rows"]
-            parts.append((tower(self._variables, array), count))
-        return np.concatenate([np.asarray(features)[:n] for features, n in parts])
+            array = rows.global_batch({"rows": own}, self.mesh)["rows"]
+            waiting.append((self._towers[tower](self._variables, array), count))
+            if len(waiting) == _AHEAD:
+                read()
+        while waiting:
+            read()
+        return held
 
     def _cut(self, total: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Of each full batch the numbers that this process encodes, and how many of all count.
+        """Of each batch the numbers that this process encodes, and how many of all count.
 
         What is missing from the last batch is its last number again.
         """
-        own = rows.process_rows(self._mesh, self._rows)
-        for first in range(0, total, self._rows):
-            yield np.minimum(first + own, total - 1), min(self._rows, total - first)
+        first = 0
+        while first < total:
+            size, left = self._rows, total - first
+            while size % (2 * self._shards) == 0 and size // 2 >= left:
+                size //= 2
+            own = rows.process_rows(self.mesh, size)
+            yield np.minimum(first + own, total - 1), min(size, left)
+            first += size
 
-    def images(self, source: Source, preprocess: Preprocess, threads: int = 2) -> Features:
+    def images(
+        self,
+        source: Source,
+        preprocess: Preprocess,
+        threads: int = 0,
+        advance: Advance = lambda _: None,
+    ) -> Features:
         """Unit-norm features of every picture of a source, in its order.
 
-        Each process decodes only the pictures that its devices encode.
+        Each process decodes only the pictures that its devices encode, by `threads` at once (0: as
+        many as it has processors). `advance` is told of every batch how many pictures it was.
         """
+        batches = _pixels(source, preprocess, threads, self._cut(len(source)))
+        return self._all("image", batches, len(source), advance)[0]
 
-        def pixels(i: int) -> np.ndarray:
-            pair = source[int(i)]
-            return preprocess(decode(pair.image, pair.name))
-
-        def batches(pool: ThreadPoolExecutor) -> Iterator[tuple[np.ndarray, int]]:
-            for numbers, count in self._cut(len(source)):
-                wanted, where = np.unique(numbers, return_inverse=True)
-                yield np.stack(list(pool.map(pixels, wanted)))[where], count
-
-        with ThreadPoolExecutor(threads) as pool:
-            return self._all(self._image, batches(pool))
+    def encoded(
+        self,
+        source: Source,
+        preprocess: Preprocess,
+        threads: int = 0,
+        advance: Advance = lambda _: None,
+    ) -> Encoded:
+        """As `images`, with what stands before the projection too, in the same pass."""
+        batches = _pixels(source, preprocess, threads, self._cut(len(source)))
+        return Encoded(*self._all("pooled", batches, len(source), advance))
 
     def tokens(self, tokens: np.ndarray) -> Features:
         """Unit-norm features of int32 [n, context]."""
+        if self._pad_id is not None:
+            tokens = packing.trim(tokens, pad_id=self._pad_id)
         cut = self._cut(len(tokens))
-        return self._all(self._text, ((tokens[numbers], count) for numbers, count in cut))
+        batches = ((tokens[numbers], count) for numbers, count in cut)
+        return self._all("text", batches, len(tokens), lambda _: None)[0]
+
+
+def _pixels(
+    source: Source, preprocess: Preprocess, threads: int, cut: Iterable[tuple[np.ndarray, int]]
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of pixels; the next is being made while one is used."""
+
+    def pixels(i: np.integer) -> np.ndarray:
+        pair = source[int(i)]
+        return preprocess(decode(pair.image, pair.name))
+
+    def stacked(made: tuple[Iterator[np.ndarray], np.ndarray, int]) -> tuple[np.ndarray, int]:
+        images, where, count = made
+        return np.stack(list(images))[where], count
+
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        before = None
+        for numbers, count in cut:
+            wanted, where = np.unique(numbers, return_inverse=True)
+            after = pool.map(pixels, wanted), where, count
+            if before:
+                yield stacked(before)
+            before = after
+        if before:
+            yield stacked(before)
+
+
+def _image(model: CLIP, rows: jax.Array) -> jax.Array:
+    return model.encode_image(rows, normalized=True)
+
+
+def _pooled(model: CLIP, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    tower = model.vision
+    if not isinstance(tower, VisionTransformer):
+        features = tower(rows)
+        return normalize(features), features.astype(jnp.float32)
+    pooled = tower.pooled(rows)
+    features = tower.projection(pooled) if tower.config.projection else pooled
+    return normalize(features), pooled.astype(jnp.float32)
+
+
+def _text(model: CLIP, rows: jax.Array) -> jax.Array:
+    return model.encode_text(rows, normalized=True)
+
+
+_MADE: dict[str, Callable[..., Any]] = {"image": _image, "pooled": _pooled, "text": _text}
 
 
 @lru_cache(maxsize=16)
-def _tower(graph: nnx.GraphDef, name: str, mesh: Mesh) -> Callable[..., jax.Array]:
+def _tower(graph: nnx.GraphDef, name: str, mesh: Mesh) -> Callable[..., Any]:
     """A tower as one function for all encoders: later parameters of a run compile nothing."""
 
-    def encode(variables: Any, rows: jax.Array) -> jax.Array:
+    def encode(variables: Any, rows: jax.Array) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return getattr(assembled(graph, variables), name)(rows, normalized=True)
+            return _MADE[name](assembled(graph, variables), rows)
 
     return jax.jit(encode, out_shardings=partition.replicated(mesh))
 
@@ -103,3 +223,35 @@ def classifier(
     """
     texts = [template.replace("{}", label) for label in labels for template in templates]
     return ensemble(encoder.tokens(tokenize(texts, truncate=True)), len(templates))
+
+
+def fingerprint(variables: Any) -> str:
+    """What changes when one of a tree's numbers does; the same on any mesh.
+
+    Sums of integers that wrap around: no order of adding them matters, so that nothing need be
+    gathered.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
+    sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
+    said = [
+        (jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), [int(n) for n in found])
+        for (path, leaf), found in zip(leaves, sums, strict=True)
+    ]
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+@jax.jit
+def _sums(leaves: list[jax.Array]) -> list[list[jax.Array]]:
+    return [[_sum(leaf, seed) for seed in (0x9E3779B1, 0x85EBCA77)] for leaf in leaves]
+
+
+def _sum(leaf: jax.Array, seed: int) -> jax.Array:
+    words = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(leaf, words).astype(jnp.uint32)
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis in range(leaf.ndim):
+        step = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        place = place * jnp.uint32(0xC2B2AE3D) + step + jnp.uint32(1)
+    mixed = (bits ^ (place * jnp.uint32(seed))) * jnp.uint32(0x27D4EB2F)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(seed | 1)
+    return jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32)

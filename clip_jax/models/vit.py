@@ -137,20 +137,27 @@ class VisionTransformer(nnx.Module):
         `image` is uint8 in 0…255, normalised here, or floating point and normalised already.
         `key`, one an image, turns on what is random in training (patch dropout).
         """
+        x = self.pooled(image, key=key)
+        return self.projection(x) if self.config.projection else x
+
+    def pooled(
+        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
+    ) -> Float[Array, "batch features"]:
+        """What is read out of the blocks, before the projection to the embedding space.
+
+        Linear probes look at it (appendix A.3 of the paper).
+        """
         x = self._tokens(normalized(image, self.config), key)
         if self.config.ln_pre:
             x = self.ln_pre(x).astype(self.dtype)
         if self.config.pool == "class":
-            x = self.ln_post(self.transformer(x, at=0)[:, 0])
-            return self.projection(x) if self.config.projection else x
+            return self.ln_post(self.transformer(x, at=0)[:, 0])
         x = self.transformer(x)
         if self.config.registers:
             x = x[:, : -self.config.registers]
         if self.config.pool == "map":
-            x = self.pool(self.ln_post(x).astype(self.dtype))
-        else:
-            x = self.ln_post(x.mean(axis=1))
-        return self.projection(x) if self.config.projection else x
+            return self.pool(self.ln_post(x).astype(self.dtype))
+        return self.ln_post(x.mean(axis=1))
 
     def _tokens(
         self, image: Float[Array, "batch height width 3"], key: Key[Array, " batch"] | None

@@ -16,7 +16,7 @@ from clip_jax.data.images import decode, resize_and_crop
 from clip_jax.data.pairs import Pair
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import open_source
-from clip_jax.evaluation.features import Encoder, classifier
+from clip_jax.evaluation.features import Encoder, classifier, fingerprint
 from clip_jax.models.clip import CLIP, variables
 from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
 from support import Letters, TarFactory, encoded
@@ -129,3 +129,61 @@ def test_a_classifier_is_the_normalised_mean_over_templates(encoder: Make) -> No
 
 def test_long_labels_are_cut(encoder: Make) -> None:
     assert classifier(encoder(), Letters(CONTEXT), ["x" * 99], ("{}",)).shape == (1, 6)
+
+
+def test_what_probes_see_stands_before_the_projection(model: CLIP, encoder: Make) -> None:
+    made = encoder().encoded(pictures(pixels(11)), Preprocess(SIZE))
+    assert made.pooled.shape == (11, CONFIG.vision.width)
+    projected = made.pooled @ np.asarray(model.vision.projection.kernel[...])
+    projected /= np.linalg.norm(projected, axis=1, keepdims=True)
+    assert np.allclose(projected, made.features, atol=1e-5)
+    assert np.allclose(made.features, encoder().images(pictures(pixels(11)), Preprocess(SIZE)))
+
+
+def test_columns_without_text_change_nothing(model: CLIP, encoder: Make) -> None:
+    wide = np.zeros((5, 64), np.int32)
+    wide[:, :CONTEXT] = tokens(5)
+    made = encoder()
+    made._pad_id = 0
+    seen: list[tuple[int, ...]] = []
+    tower = made._towers["text"]
+    made._towers["text"] = lambda held, rows: (seen.append(rows.shape), tower(held, rows))[1]
+    assert np.allclose(made.tokens(wide), encoder().tokens(tokens(5)), atol=1e-6)
+    assert seen == [(8, CONTEXT)]
+
+
+def test_few_rows_make_a_small_batch(encoder: Make) -> None:
+    made = encoder(devices=2, batch_size=64)
+    sizes = [[len(own) for own, _ in made._cut(total)] for total in (1, 2, 3, 33, 64, 65, 70)]
+    assert sizes == [[2], [2], [4], [64], [64], [64, 2], [64, 8]]
+    assert [n for _, n in made._cut(70)] == [64, 6]
+
+
+def test_progress_counts_every_picture_once(encoder: Make) -> None:
+    told: list[int] = []
+    encoder().images(pictures(pixels(19)), Preprocess(SIZE), advance=told.append)
+    assert sum(told) == 19
+    assert len(told) == 3
+
+
+def test_a_fingerprint_follows_every_number_and_no_mesh(model: CLIP) -> None:
+    held = variables(model)
+    prints = {fingerprint(held)}
+    for shape in ({"data": 8}, {"data": 2, "fsdp": 4}):
+        mesh = partition.make_mesh(shape)
+        prints.add(fingerprint(jax.device_put(held, partition.shardings(held, mesh))))
+    assert len(prints) == 1
+    leaves, tree = jax.tree.flatten(held)
+    for i, leaf in enumerate(leaves):
+        other = np.array(leaf)
+        other.reshape(-1)[-1] = np.nextafter(other.reshape(-1)[-1], np.inf, dtype=other.dtype)
+        changed = jax.tree.unflatten(
+            tree, [*leaves[:i], jax.numpy.asarray(other), *leaves[i + 1 :]]
+        )
+        prints.add(fingerprint(changed))
+        if leaf.size > 1:
+            moved = np.roll(np.asarray(leaf).reshape(-1), 1).reshape(leaf.shape)
+            if not np.array_equal(moved, leaf):
+                turned = jax.tree.unflatten(tree, [*leaves[:i], moved, *leaves[i + 1 :]])
+                assert fingerprint(turned) not in prints
+    assert len(prints) == 1 + len(leaves)

@@ -1,0 +1,171 @@
+"""Zero-shot evaluation of ViT-B/32 beside open_clip's loop: the same pictures, weights and prompts.
+
+    python benchmarks/evaluate.py --images 10000
+    python benchmarks/evaluate.py --images 10000 --dtype mixed     # beside bfloat16 autocast
+
+Makes JPEGs of 224² in ten folders named by class, and random weights in open_clip's file. Each
+side is a process of its own: it loads the weights, makes the classifier of CIFAR-10's eighteen
+templates, reads, decodes and encodes every picture, and counts what is right. All of that is timed
+but the imports; compilation counts. The sides take turns; both must find the same accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+SIDES = ("open_clip", "clip_jax")
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+TEMPLATES = [
+    f"a {kind}photo of {article} {{}}."
+    for kind in ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ")
+    for article in ("a", "the", "one")
+]
+
+
+def write_picture(i: int, folder: Path) -> None:
+    """One JPEG of 224², of smooth colours and edges, as photographs have."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(i)
+    coarse = rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((224, 224), Image.Resampling.BICUBIC)
+    tile = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    image.paste(tile.resize((90, 90), Image.Resampling.NEAREST), tuple(rng.integers(0, 130, 2)))
+    path = folder / CLASSES[i % len(CLASSES)] / f"{i:06}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, quality=90)
+
+
+def prepare(folder: Path, images: int) -> None:
+    """The pictures and the weights, where they are not there yet."""
+    missing = [i for i in range(images) if not list((folder / "images").glob(f"*/{i:06}.jpg"))]
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(partial(write_picture, folder=folder / "images"), missing, chunksize=64))
+    weights = folder / "open_clip_model.safetensors"
+    if not weights.is_file():
+        import peers
+
+        peers.import_torchvision()
+        import open_clip
+        from safetensors.torch import save_file
+
+        model = open_clip.create_model("ViT-B-32-quickgelu")
+        save_file(model.state_dict(), weights)
+
+
+def ours(folder: Path, dtype: str, batch_size: int) -> tuple[float, int]:
+    """Seconds and how many are right."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from clip_jax import partition, tokenizers
+    from clip_jax.data.sources import open_source
+    from clip_jax.evaluation.features import Encoder, classifier
+    from clip_jax.models.clip import abstract_model
+    from clip_jax.weights import library
+
+    jax.devices()
+    began = time.monotonic()
+    found = library.find(folder / "open_clip_model.safetensors", "ViT-B/32")
+    mesh = partition.make_mesh({"data": -1})
+    held = library.read(found)
+    held = jax.device_put(held, partition.shardings(held, mesh))
+    graph = nnx.graphdef(abstract_model(found.config, dtype))
+    tokenizer = tokenizers.load("clip", 77)
+    encoder = Encoder(graph, held, mesh, batch_size, tokenizer.pad_id)
+    source = open_source(str(folder / "images"))
+    weights = classifier(encoder, tokenizer, CLASSES, TEMPLATES)
+    images = encoder.images(source, found.preprocess)
+    names = [source[i].text["label"] for i in range(len(source))]
+    target = np.array([CLASSES.index(name) for name in names])
+    right = int((np.argmax(images @ weights.T, axis=1) == target).sum())
+    return time.monotonic() - began, right
+
+
+def theirs(folder: Path, dtype: str, batch_size: int) -> tuple[float, int]:
+    """The same by open_clip with torch's loader, as open_clip_train's zero-shot does."""
+    import peers
+
+    peers.import_torchvision()
+    import open_clip
+    import torch
+    from PIL import Image
+
+    class Pictures(torch.utils.data.Dataset):
+        def __init__(self, transform) -> None:
+            self.paths = sorted((folder / "images").glob("*/*.jpg"))
+            self.transform = transform
+
+        def __len__(self) -> int:
+            return len(self.paths)
+
+        def __getitem__(self, i: int):
+            path = self.paths[i]
+            with Image.open(path) as image:
+                return self.transform(image), CLASSES.index(path.parent.name)
+
+    began = time.monotonic()
+    model, _, transform = open_clip.create_model_and_transforms(
+        "ViT-B-32-quickgelu", pretrained=str(folder / "open_clip_model.safetensors")
+    )
+    model.eval()
+    tokenizer = open_clip.get_tokenizer("ViT-B-32-quickgelu")
+    loader = torch.utils.data.DataLoader(Pictures(transform), batch_size, num_workers=2)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype != "float32")
+    with torch.inference_mode(), autocast:
+        texts = [template.format(name) for name in CLASSES for template in TEMPLATES]
+        features = model.encode_text(tokenizer(texts), normalize=True)
+        weights = features.reshape(len(CLASSES), len(TEMPLATES), -1).mean(dim=1)
+        weights = weights / weights.norm(dim=-1, keepdim=True)
+        right = 0
+        for pixels, target in loader:
+            logits = 100.0 * model.encode_image(pixels, normalize=True) @ weights.T
+            right += int((logits.argmax(dim=1) == target).sum())
+    return time.monotonic() - began, right
+
+
+def main() -> None:
+    """The command."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p.add_argument("--images", type=int, default=2_000)
+    p.add_argument("--dtype", choices=("float32", "mixed"), default="float32")
+    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--repeats", type=int, default=1)
+    p.add_argument("--folder", type=Path, default=Path("/tmp/clip_jax_evaluate"))
+    p.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    args = p.parse_args()
+    folder = args.folder / str(args.images)
+    if args.side:
+        run = ours if args.side == "clip_jax" else theirs
+        seconds, right = run(folder, args.dtype, args.batch_size)
+        print(json.dumps({"seconds": seconds, "right": right}))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare(folder, args.images)
+    best: dict[str, list[float]] = {side: [] for side in SIDES}
+    for _ in range(args.repeats):
+        for side in SIDES:
+            command = [sys.executable, *sys.argv, "--side", side]
+            out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            found = json.loads(out.splitlines()[-1])
+            best[side].append(found["seconds"])
+            rate = args.images / found["seconds"]
+            print(
+                f"{side:10} {found['seconds']:7.1f} s  {rate:6.1f} images/s  "
+                f"right {found['right']} of {args.images}",
+                flush=True,
+            )
+    print(f"clip_jax is {min(best['open_clip']) / min(best['clip_jax']):.2f} times as fast")
+
+
+if __name__ == "__main__":
+    main()
