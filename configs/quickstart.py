@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     c.log.every = 25
     c.checkpoint.every = 250
     c.evaluate.every = 600
-    c.evaluate.batch_size = 512
+    c.evaluate.batch_size = 128
     c.evaluate.templates = ("{}",)  # the names alone, as most captions say them
     c.evaluate.caption = "{name}, {keywords}"
     for name in ("unseen_drawing", "unseen_concept"):

@@ -47,13 +47,13 @@ class Encoder:
     """The two towers of a model as compiled functions from arrays of any length to features.
 
     Rows are padded to full batches, encoded over the mesh, and cut back: a set of any size gives
-    the same features on any number of devices. What is left over at the end of a set goes into
-    the smallest batch of a few that holds it.
+    the same features on any number of devices, bit for bit where no axis of the mesh splits a
+    layer, for each device always has as many rows.
 
     Args:
       graph, variables: a model's structure, and its parameters and batch statistics on `mesh`.
       mesh: the devices.
-      batch_size: rows at a time.
+      batch_size: rows that each device takes at a time.
       pad_id: of the tokenizer, where the text tower is blind to padding: columns that no text
         reaches are then left out.
     """
@@ -67,10 +67,10 @@ class Encoder:
         pad_id: int | None = None,
     ) -> None:
         self.mesh = mesh
-        self._variables = variables
+        self.graph, self._variables = graph, variables
         self._pad_id = pad_id
-        self._shards = partition.batch_shards(mesh)
-        self._rows = max(1, batch_size // self._shards) * self._shards
+        self._rows = batch_size * partition.batch_shards(mesh)
+        self._own = rows.process_rows(mesh, self._rows)
         self._towers = {name: _tower(graph, name, mesh) for name in ("image", "pooled", "text")}
 
     def fingerprint(self) -> str:
@@ -110,14 +110,8 @@ class Encoder:
 
         What is missing from the last batch is its last number again.
         """
-        first = 0
-        while first < total:
-            size, left = self._rows, total - first
-            while size % (2 * self._shards) == 0 and size // 2 >= left:
-                size //= 2
-            own = rows.process_rows(self.mesh, size)
-            yield np.minimum(first + own, total - 1), min(size, left)
-            first += size
+        for first in range(0, total, self._rows):
+            yield np.minimum(first + self._own, total - 1), min(self._rows, total - first)
 
     def images(
         self,

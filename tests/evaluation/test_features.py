@@ -149,21 +149,26 @@ def test_columns_without_text_change_nothing(model: CLIP, encoder: Make) -> None
     tower = made._towers["text"]
     made._towers["text"] = lambda held, rows: (seen.append(rows.shape), tower(held, rows))[1]
     assert np.allclose(made.tokens(wide), encoder().tokens(tokens(5)), atol=1e-6)
-    assert seen == [(8, CONTEXT)]
+    assert seen == [(64, CONTEXT)]
 
 
-def test_few_rows_make_a_small_batch(encoder: Make) -> None:
-    made = encoder(devices=2, batch_size=64)
-    sizes = [[len(own) for own, _ in made._cut(total)] for total in (1, 2, 3, 33, 64, 65, 70)]
-    assert sizes == [[2], [2], [4], [64], [64], [64, 2], [64, 8]]
-    assert [n for _, n in made._cut(70)] == [64, 6]
+def test_one_device_and_eight_give_the_same_bits(encoder: Make) -> None:
+    meshes: list[dict[str, Any]] = [{"devices": 1}, {"devices": 8}, {"data": 2, "fsdp": 4}]
+    made = [encoder(batch_size=4, **mesh) for mesh in meshes]
+    images = [one.encoded(pictures(pixels(37)), Preprocess(SIZE)) for one in made]
+    texts = [one.tokens(tokens(37)) for one in made]
+    for other, text in zip(images[1:], texts[1:], strict=True):
+        assert np.array_equal(other.features, images[0].features)
+        assert np.array_equal(other.pooled, images[0].pooled)
+        assert np.array_equal(text, texts[0])
 
 
 def test_progress_counts_every_picture_once(encoder: Make) -> None:
     told: list[int] = []
-    encoder().images(pictures(pixels(19)), Preprocess(SIZE), advance=told.append)
-    assert sum(told) == 19
-    assert len(told) == 3
+    encoder(devices=4, batch_size=2).images(
+        pictures(pixels(19)), Preprocess(SIZE), advance=told.append
+    )
+    assert told == [8, 8, 3]
 
 
 def test_a_fingerprint_follows_every_number_and_no_mesh(model: CLIP) -> None:
