@@ -1,9 +1,31 @@
-"""Retrieval between pictures and texts: recall at k, both ways (section 3.1, table 13)."""
+"""Retrieval between pictures and texts: recall at k, both ways (section 3.1, table 13).
+
+Galleries of millions are worked through in blocks on all devices. A similarity is the same number
+whatever the blocks and the devices: features are rounded to a grid on which every product and
+every sum is exact in float64, so that equal items tie and ranks do not depend on the order in
+which a product was summed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from clip_jax.evaluation import scores
+
+ROWS, BLOCK = 1024, 8192
+KS = (1, 5, 10)
+_BITS = 24  # of a feature, below the longest row's length: two of them and a bit fit in float64
+_NO_NUMBER = float(np.finfo(np.float64).min)  # comes after all similarities
+_NO_OWN = np.iinfo(np.int64).max
 
 
 def recalls(
@@ -11,24 +33,18 @@ def recalls(
     gallery: Float[np.ndarray, "g d"],
     query_group: Int[np.ndarray, " q"],
     gallery_group: Int[np.ndarray, " g"],
-    ks: tuple[int, ...] = (1, 5, 10),
-    rows: int = 1024,
+    ks: tuple[int, ...] = KS,
+    rows: int = ROWS,
+    block: int = BLOCK,
 ) -> dict[str, float]:
     """The share of queries with an item of their own group among the k nearest of the gallery.
 
     A query is a hit at k when fewer than k items of other groups come before its first own one;
     an item as near as that one, or not comparable, counts as before it. A query without an own
-    item is none. Works through `rows` queries at a time.
+    item is none. See `ahead` for `rows` and `block`.
     """
-    ahead = np.empty(len(query), np.int64)
-    for start in range(0, len(query), rows):
-        part = slice(start, start + rows)
-        similarity = query[part] @ gallery.T
-        own = query_group[part, None] == gallery_group[None]
-        best = np.where(own, similarity, -np.inf).max(axis=1, keepdims=True)
-        before = (~(similarity < best) & ~own).sum(axis=1)
-        ahead[part] = np.where(own.any(axis=1), before, max(ks))
-    return {f"r{k}": float((ahead < k).mean()) for k in ks}
+    found = ahead(query, gallery, query_group, gallery_group, rows, block)
+    return {f"r{k}": float((found < k).mean()) for k in ks}
 
 
 def both_ways(
@@ -43,3 +59,244 @@ def both_ways(
     return {f"image_to_text/{k}": v for k, v in there.items()} | {
         f"text_to_image/{k}": v for k, v in back.items()
     }
+
+
+def both_ways_scores(
+    image_features: Float[np.ndarray, "images d"],
+    text_features: Float[np.ndarray, "texts d"],
+    image_group: Int[np.ndarray, " images"],
+    text_group: Int[np.ndarray, " texts"],
+    rows: int = ROWS,
+    block: int = BLOCK,
+) -> dict[str, Any]:
+    """The same with intervals: `image_to_text` and `text_to_image`, each `{"r1": score, …}`.
+
+    `images` and `texts` say how many there are.
+    """
+    image, text = (image_features, image_group), (text_features, text_group)
+
+    def way(query: tuple[Any, Any], gallery: tuple[Any, Any]) -> dict[str, scores.Score]:
+        found = ahead(query[0], gallery[0], query[1], gallery[1], rows, block)
+        return {f"r{k}": scores.share(found < k) for k in KS}
+
+    return {
+        "images": len(image_features),
+        "texts": len(text_features),
+        "image_to_text": way(image, text),
+        "text_to_image": way(text, image),
+    }
+
+
+def ahead(
+    query: Float[np.ndarray, "q d"],
+    gallery: Float[np.ndarray, "g d"],
+    query_group: Int[np.ndarray, " q"],
+    gallery_group: Int[np.ndarray, " g"],
+    rows: int = ROWS,
+    block: int = BLOCK,
+) -> Int[np.ndarray, " q"]:
+    """How many items of other groups come before each query's nearest own item.
+
+    Ties and what is not a number come before it. A query without an own item gets the largest
+    number. Each device holds the similarities of `rows` queries and `block` items at a time.
+    """
+    found = np.full(len(query), _NO_OWN)
+    known = np.isin(query_group, gallery_group)
+    with _Blocks(query, gallery, rows, block) as blocks:
+        for part, queries in blocks.queries():
+            group = blocks.spread(query_group[part], len(queries.features))
+            best = blocks.spread(np.full(0, 0.0), len(queries.features), -np.inf)
+            for place, items in blocks.items():
+                if np.isin(gallery_group[place], query_group[part]).any():
+                    own = blocks.copied(gallery_group[place], len(items.features))
+                    best = blocks.run(_best_own, best, queries, items, group, own)
+            count = blocks.spread(np.zeros(0, np.int64), len(queries.features))
+            for place, items in blocks.items():
+                own = blocks.copied(gallery_group[place], len(items.features))
+                count = blocks.run(_count, count, best, queries, items, group, own)
+            found[part] = np.where(known[part], blocks.host(count, part), _NO_OWN)
+    return found
+
+
+def nearest(
+    query: Float[np.ndarray, "q d"],
+    gallery: Float[np.ndarray, "g d"],
+    k: int,
+    exclude: Int[np.ndarray, " q"] | None = None,
+    rows: int = ROWS,
+    block: int = BLOCK,
+) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
+    """The k nearest items of each query, best first, and their similarities; earlier items first.
+
+    What is not a number is farther than all else. A gallery of fewer than k items gives as many
+    columns as it has; `exclude` names an item for each query that is not to be found (-1: none),
+    and where it takes up a column, that column has number -1 and similarity -inf.
+    """
+    k = min(k, len(gallery))
+    numbers, values = np.empty((len(query), k), np.int64), np.empty((len(query), k))
+    barred = np.full(len(query), -1) if exclude is None else exclude
+    with _Blocks(query, gallery, rows, block) as blocks:
+        for part, queries in blocks.queries():
+            size = len(queries.features)
+            none = blocks.spread(barred[part], size, -1)
+            top = blocks.spread(np.full((0, k), 0.0), size, -np.inf)
+            which = blocks.spread(np.full((0, k), 0), size, -1)
+            for place, items in blocks.items():
+                first = np.int64(place.start)
+                top, which = blocks.run(_merge, top, which, queries, items, none, first)
+            best = blocks.host(top, part)
+            numbers[part] = blocks.host(which, part)
+            values[part] = np.where(best == _NO_NUMBER, np.nan, best) * blocks.unit
+    return numbers, values
+
+
+def arithmetic(
+    image_feature: Float[np.ndarray, "*n d"],
+    text_feature: Float[np.ndarray, "*n d"],
+    weight: float = 2.0,
+) -> Float[np.ndarray, "*n d"]:
+    """A picture plus (or, with a negative weight, minus) a text, as one more unit-norm query.
+
+    Source: ALIGN (Jia et al. 2021), section 5.4: normalise, image ± 2 × text, cosine search. Give
+    `nearest` the picture's own number as `exclude`.
+    """
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    return unit(unit(image_feature) + weight * unit(text_feature)).astype(image_feature.dtype)
+
+
+class _Rows(NamedTuple):
+    """Features on the devices, the factor that takes them to the grid, and which rows count."""
+
+    features: Float[Array, "n d"]
+    factor: Float[Array, ""]
+    valid: Bool[Array, " n"]
+
+
+class _Blocks:
+    """The rows of two sets of features as padded blocks on all devices: queries spread, items not.
+
+    Blocks are as long as powers of two, so that few shapes are compiled.
+    """
+
+    def __init__(self, query: np.ndarray, gallery: np.ndarray, rows: int, block: int) -> None:
+        devices = np.array(jax.devices())
+        mesh = Mesh(devices, ("rows",))
+        self._query, self._gallery = query, gallery
+        self._spread, self._copied = NamedSharding(mesh, P("rows")), NamedSharding(mesh, P())
+        most = -(-len(query) // len(devices))
+        self._rows = min(rows, _padded(most)) * len(devices)
+        self._block = min(block, _padded(len(gallery)))
+        self._factors = tuple(map(_factor, (query, gallery)))
+        self.unit = 1 / (self._factors[0] * self._factors[1])
+
+    def __enter__(self) -> _Blocks:
+        self._wide = jax.enable_x64(True)
+        self._wide.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._wide.__exit__(*error)
+
+    def queries(self) -> Iterator[tuple[slice, _Rows]]:
+        """A tile's place among the queries, and the tile."""
+        for start in range(0, len(self._query), self._rows):
+            part = slice(start, min(start + self._rows, len(self._query)))
+            yield part, self._on(self._query[part], self._rows, 0, self.spread)
+
+    def items(self) -> Iterator[tuple[slice, _Rows]]:
+        """A block's place in the gallery, and the block."""
+        for start in range(0, len(self._gallery), self._block):
+            part = slice(start, min(start + self._block, len(self._gallery)))
+            yield part, self._on(self._gallery[part], self._block, 1, self.copied)
+
+    def _on(self, x: np.ndarray, size: int, side: int, place: Callable[..., Array]) -> _Rows:
+        factor = self.copied(np.full(1, self._factors[side]), 1)
+        return _Rows(place(x, size), factor[0], place(np.ones(len(x), bool), size, False))
+
+    def spread(self, x: np.ndarray, size: int, fill: Any = 0) -> Array:
+        """An array a row of which belongs to each query of a tile."""
+        return _placed(x, size, fill, self._spread)
+
+    def copied(self, x: np.ndarray, size: int, fill: Any = 0) -> Array:
+        """An array that every device holds."""
+        return _placed(x, size, fill, self._copied)
+
+    def run(self, step: Callable[..., Any], *args: Any) -> Any:
+        """A step on a tile and a block; what comes out is spread as the queries are."""
+        return _compiled(step, self._spread)(*args)
+
+    def host(self, x: Array, part: slice) -> np.ndarray:
+        """The rows of a tile that are queries, on every process."""
+        return np.asarray(_compiled(_same, self._copied)(x))[: part.stop - part.start]
+
+
+@lru_cache(maxsize=64)
+def _compiled(step: Callable[..., Any], sharding: NamedSharding) -> Callable[..., Any]:
+    return jax.jit(step, out_shardings=sharding)
+
+
+def _same(x: Array) -> Array:
+    return x
+
+
+def _padded(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _placed(x: np.ndarray, size: int, fill: Any, sharding: NamedSharding) -> Array:
+    """An array filled up to `size` rows; every process holds it, and gives its devices' rows."""
+    whole = np.full((size, *x.shape[1:]), fill, x.dtype)
+    whole[: len(x)] = x
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def _factor(x: Float[np.ndarray, "n d"]) -> float:
+    """A power of two that takes the longest row to a length of at most 2 ** _BITS."""
+    longest = 0.0
+    for start in range(0, len(x), BLOCK):
+        lengths = np.linalg.norm(x[start : start + BLOCK].astype(np.float64), axis=1)
+        longest = max(longest, lengths[np.isfinite(lengths)].max(initial=0))
+    # a length of one may have been rounded up
+    return 2.0 ** (_BITS - int(np.frexp(0.999 * longest)[1])) if longest else 1.0
+
+
+def _similarity(queries: _Rows, items: _Rows) -> Float[Array, "q g"]:
+    """Exact dot products of rounded features: no partial sum is longer than both rows together.
+
+    A row that holds what is not finite is not a number against any other.
+    """
+
+    def grid(rows: _Rows) -> Float[Array, "n d"]:
+        x = jnp.rint(rows.features.astype(jnp.float64) * rows.factor)
+        return jnp.where(jnp.isfinite(x), x, jnp.nan)
+
+    return grid(queries) @ grid(items).T
+
+
+def _best_own(best: Array, queries: _Rows, items: _Rows, group: Array, own: Array) -> Array:
+    mine = (group[:, None] == own) & items.valid
+    return jnp.maximum(best, jnp.where(mine, _similarity(queries, items), -jnp.inf).max(axis=1))
+
+
+def _count(
+    count: Array, best: Array, queries: _Rows, items: _Rows, group: Array, own: Array
+) -> Array:
+    before = ~(_similarity(queries, items) < best[:, None])
+    return count + (before & (group[:, None] != own) & items.valid).sum(axis=1)
+
+
+def _merge(
+    top: Array, which: Array, queries: _Rows, items: _Rows, barred: Array, first: Array
+) -> tuple[Array, Array]:
+    """The best of what was found and of a block; of equals what was found first."""
+    similarity = _similarity(queries, items)
+    numbers = first + jnp.arange(similarity.shape[1])
+    allowed = items.valid & (numbers != barred[:, None])
+    known = jnp.where(jnp.isnan(similarity), _NO_NUMBER, similarity)
+    values = jnp.concatenate([top, jnp.where(allowed, known, -jnp.inf)], axis=1)
+    names = jnp.where(allowed, numbers, -1)
+    best, place = jax.lax.top_k(values, top.shape[1])
+    return best, jnp.take_along_axis(jnp.concatenate([which, names], axis=1), place, axis=1)
