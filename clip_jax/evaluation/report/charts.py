@@ -1,0 +1,203 @@
+"""Charts as SVG, sized for a phone's width: text stays readable at 300 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clip_jax.evaluation.report import say
+from clip_jax.evaluation.report.markup import Markup, cut, decimal, join, said, tag
+from clip_jax.evaluation.report.scales import Scale
+
+WIDTH, HEIGHT = 320.0, 220.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 40.0
+_MOST_POINTS = 240  # on the 260 pixels of a line
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line; `color` is a class of the style sheet, `band` holds (x, low, high)."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    color: str = "c1"
+    band: Sequence[tuple[float, float, float]] = ()
+    marks: bool = False
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The square between the axes; pixels of a point in it."""
+
+    x: Scale
+    y: Scale
+    x_label: str
+    y_label: str
+    height: float = HEIGHT
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """The pixels of a point."""
+        wide, high = WIDTH - LEFT - RIGHT, self.height - TOP - BOTTOM
+        return LEFT + wide * self.x.at(x), self.height - BOTTOM - high * self.y.at(y)
+
+    def path(self, points: Sequence[tuple[float, float]]) -> str:
+        """A line through points, as SVG's `d`."""
+        pixels = (self.at(*point) for point in points)
+        return "M" + "L".join(f"{decimal(x)} {decimal(y)}" for x, y in pixels)
+
+    def axes(self, x_ticks: Sequence[tuple[float, str]] | None = None) -> Markup:
+        """Lines of the grid, numbers and names of the axes."""
+        bottom, parts = self.height - BOTTOM, []
+        for value, text in self.y.ticks():
+            y = self.at(self.x.low, value)[1]
+            parts.append(tag("path", d=f"M{LEFT}{_sp(y)}H{WIDTH - RIGHT}", class_="grid"))
+            parts.append(tag("text", text, x=LEFT - 6, y=y + 4, class_="end"))
+        for value, text in self.x.ticks() if x_ticks is None else x_ticks:
+            x = self.at(value, self.y.low)[0]
+            parts.append(tag("path", d=f"M{decimal(x)} {decimal(bottom)}v4", class_="axis"))
+            parts.append(tag("text", text, x=x, y=bottom + 16, class_="mid"))
+        parts.append(tag("path", d=f"M{LEFT}{_sp(bottom)}H{WIDTH - RIGHT}", class_="axis"))
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        parts.append(tag("text", self.x_label, x=middle, y=self.height - 6, class_="mid soft"))
+        parts.append(tag("text", self.y_label, x=LEFT - 40, y=TOP - 2, class_="soft"))
+        return join(*parts)
+
+
+def _sp(value: float) -> str:
+    return f" {decimal(value)}"
+
+
+def svg(title: str, description: str, *parts: Markup, height: float = HEIGHT) -> Markup:
+    """A drawing with a name and a description for who does not see it."""
+    return tag(
+        "svg",
+        tag("title", cut(title, 120)),
+        tag("desc", cut(description, 400)),
+        *parts,
+        viewBox=f"0 0 {decimal(WIDTH)} {decimal(height)}",
+        role="img",
+        aria_label=cut(f"{title}. {description}", 400),
+    )
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most some hundred points: of each stretch the lowest and the highest, nothing smoothed."""
+    if len(points) <= _MOST_POINTS:
+        return list(points)
+    stretch, kept = -(-len(points) // (_MOST_POINTS // 2)), [points[0]]
+    for first in range(0, len(points), stretch):
+        part = points[first : first + stretch]
+        ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
+        kept.extend(sorted(ends))
+    return [*kept, points[-1]]
+
+
+def lines(
+    title: str,
+    frame: Frame,
+    series: Sequence[Series],
+    *,
+    x_ticks: Sequence[tuple[float, str]] | None = None,
+    upright: float | None = None,
+) -> Markup:
+    """Lines with bands; `upright` is marked on the horizontal axis."""
+    parts = [frame.axes(x_ticks)]
+    if upright is not None:
+        x, y = frame.at(upright, frame.y.high)
+        d = f"M{decimal(x)} {decimal(y)}V{decimal(frame.height - BOTTOM)}"
+        parts.append(tag("path", d=d, class_="mark"))
+    for one in series:
+        if one.band:
+            edge = [(x, high) for x, _, high in one.band] + [(x, low) for x, low, _ in one.band][::-1]
+            parts.append(tag("path", d=frame.path(edge) + "Z", class_=f"band {one.color}"))
+    for one in series:
+        if one.points:
+            kind = f"line {one.color}" + (" dashed" if one.dashed else "")
+            parts.append(tag("path", d=frame.path(thinned(one.points)), class_=kind))
+        for x, y in one.points if one.marks else ():
+            said_ = f"{one.name}: {_value(frame.y, y)} at {say.plain(x)}"
+            cx, cy = frame.at(x, y)
+            parts.append(tag("circle", tag("title", said_), cx=cx, cy=cy, r=3.0, class_=one.color))
+    ends = (f"{s.name} ends at {_value(frame.y, s.points[-1][1])}" for s in series if s.points)
+    drawn = svg(title, f"{frame.y_label} by {frame.x_label}: {'; '.join(ends)}", *parts)
+    return join(drawn, legend(series) if len(series) > 1 else None)
+
+
+def _value(scale: Scale, value: float) -> str:
+    return say.percent(value) if scale.share else say.plain(value)
+
+
+def legend(series: Sequence[Series]) -> Markup:
+    """The names of lines beside their colours."""
+    kinds = ((s.name, f"key {s.color}" + (" dashed" if s.dashed else "")) for s in series)
+    items = (tag("li", tag("i", class_=kind), said(name, 40)) for name, kind in kinds)
+    return tag("ul", *items, class_="legend")
+
+
+def reliability(title: str, bins: Sequence[Mapping[str, Any]]) -> Markup:
+    """How often the model is right beside how sure it is, and how many pictures each bin has."""
+    frame = Frame(Scale(0, 1, share=True), Scale(0, 1, share=True), "confidence", "accuracy")
+    parts = [frame.axes()]
+    found = [[say.number(b.get(k)) for k in ("low", "high", "n", "confidence", "accuracy")] for b in bins]
+    most = max((n or 0 for _, _, n, _, _ in found), default=0)
+    for low, high, n, sure, right in found:
+        if low is None or high is None or not n or right is None:
+            continue
+        words = f"{say.count(n)} pictures, confidence {say.percent(sure)}, right {say.percent(right)}"
+        (x, y), (end, bottom) = frame.at(low, right), frame.at(high, 0)
+        box = dict(x=x + 0.5, y=y, width=max(0.5, end - x - 1), height=max(0.5, bottom - y))
+        parts.append(tag("rect", tag("title", words), **box, class_="bar c1"))
+        tall = 26 * n / most
+        parts.append(
+            tag("rect", tag("title", words), x=x + 0.5, y=bottom - tall,
+                width=max(0.5, end - x - 1), height=tall, class_="count")
+        )
+    parts.append(tag("path", d=frame.path([(0, 0), (1, 1)]), class_="line dashed ink"))
+    words = "Bars: accuracy of each bin of confidence; dashed: perfect calibration"
+    return svg(title, words, *parts)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A named point."""
+
+    name: str
+    x: float
+    y: float
+
+
+def scatter(title: str, frame: Frame, shown: Sequence[Point]) -> Markup:
+    """Labelled points and the line on which both axes are equal."""
+    low, high = max(frame.x.low, frame.y.low), min(frame.x.high, frame.y.high)
+    parts = [frame.axes()]
+    if high > low:
+        parts.append(tag("path", d=frame.path([(low, low), (high, high)]), class_="line dashed ink"))
+    placed = [(point, *frame.at(point.x, point.y)) for point in shown]
+    for (point, x, y), (label_x, label_y, left) in zip(placed, _labels(placed, frame), strict=True):
+        words = f"{point.name}: {say.percent(point.y)}, reference {say.percent(point.x)}"
+        if abs(label_y - y) > 6:
+            d = f"M{decimal(x)} {decimal(y)}L{decimal(label_x)} {decimal(label_y - 4)}"
+            parts.append(tag("path", d=d, class_="leader"))
+        parts.append(tag("circle", tag("title", words), cx=x, cy=y, r=4.5, class_="c2"))
+        kind = "halo end" if left else "halo"
+        parts.append(tag("text", cut(point.name, 18), x=label_x, y=label_y, class_=kind))
+    told = "; ".join(f"{p.name} {say.percent(p.y)} against {say.percent(p.x)}" for p in shown)
+    return svg(title, f"Dashed: no loss under the shift. {told}", *parts, height=frame.height)
+
+
+def _labels(
+    placed: Sequence[tuple[Point, float, float]], frame: Frame
+) -> list[tuple[float, float, bool]]:
+    """Where each label starts, so that none lies on another; True: it ends there instead."""
+    spots: dict[int, tuple[float, float, bool]] = {}
+    below = {False: TOP, True: TOP}  # of the labels on each side, the lowest edge so far
+    for i in sorted(range(len(placed)), key=lambda i: placed[i][2]):
+        _, x, y = placed[i]
+        left = x > (LEFT + WIDTH) / 2
+        line = max(y + 4, below[left] + 13)
+        below[left] = line
+        spots[i] = (x - 9 if left else x + 9, line, left)
+    over = {side: max(0.0, end - (frame.height - BOTTOM - 3)) for side, end in below.items()}
+    return [(x, y - over[left], left) for x, y, left in (spots[i] for i in range(len(placed)))]

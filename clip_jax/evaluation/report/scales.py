@@ -1,0 +1,91 @@
+"""Scales of charts: where a value stands between two ends, and which values are written there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from clip_jax.evaluation.report import say
+
+Kind = Literal["linear", "log", "logit"]
+_SHARES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+_EDGE = 1e-4  # the logit of 0 and 1 is infinite
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From `low` to `high`, evenly, by the logarithm, or by the logit as in figure 13."""
+
+    low: float
+    high: float
+    kind: Kind = "linear"
+    share: bool = False
+
+    def _bent(self, value: float) -> float:
+        if self.kind == "log":
+            return math.log(max(value, 1e-100))
+        if self.kind == "logit":
+            inside = min(1 - _EDGE, max(_EDGE, value))
+            return math.log(inside / (1 - inside))
+        return value
+
+    def at(self, value: float) -> float:
+        """Where a value stands: 0 at the low end, 1 at the high one, never outside."""
+        low, high = self._bent(self.low), self._bent(self.high)
+        place = (self._bent(value) - low) / (high - low) if high > low else 0.5
+        return min(1.0, max(0.0, place))
+
+    def ticks(self, most: int = 5) -> list[tuple[float, str]]:
+        """Values to write, with their text."""
+        values = {"linear": self._even, "log": self._decades, "logit": self._shares}[self.kind](most)
+        if self.share:
+            return [(v, f"{100 * v:.4g}%") for v in values]
+        return [(v, say.plain(v)) for v in values]
+
+    def _even(self, most: int) -> list[float]:
+        step = _step((self.high - self.low) / most)
+        if not step:
+            return [self.low]
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [round(i * step, 12) if abs(i * step) < 1e6 else i * step for i in range(first, last + 1)]
+
+    def _decades(self, most: int) -> list[float]:
+        low, high = math.log10(self.low), math.log10(self.high)
+        if high - low < 1:  # no two powers of ten: even steps, written where they stand
+            return self._even(most)
+        step = math.ceil((high - low) / most)
+        return [10.0**i for i in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1, step)]
+
+    def _shares(self, most: int) -> list[float]:
+        inside = [v for v in _SHARES if self.low <= v <= self.high]
+        kept: list[float] = []
+        for value in inside:
+            if not kept or self.at(value) - self.at(kept[-1]) > 0.8 / most:
+                kept.append(value)
+        return kept
+
+
+def _step(rough: float) -> float:
+    """The next of 1, 2, 5, 10, … times a power of ten."""
+    if not rough > 0:
+        return 0.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(s * power for s in (1, 2, 5, 10) if s * power >= rough * (1 - 1e-9))
+
+
+def around(values: Iterable[float], kind: Kind = "linear", *, share: bool = False) -> Scale:
+    """A scale that holds all values, with some air."""
+    found = list(values)
+    low, high = (min(found), max(found)) if found else (0.0, 1.0)
+    if kind == "log":
+        return Scale(low, high if high > low else 2 * low, "log", share)
+    if kind == "logit":
+        low, high = max(_EDGE, low), min(1 - _EDGE, high)
+        return Scale(low - low / 5, high + (1 - high) / 5, "logit", share)
+    air = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+    low, high = low - air, high + air
+    if share:
+        low, high = max(0.0, low), min(1.0, high)
+    return Scale(low, high, "linear", share)

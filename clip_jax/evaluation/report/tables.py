@@ -1,0 +1,118 @@
+"""Tables that scroll in their own box, sort, and show scores with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from clip_jax.evaluation.report import say
+from clip_jax.evaluation.report.markup import Markup, decimal, join, tag
+
+
+class Cell(NamedTuple):
+    """What a cell shows, and what it is sorted by: a number, or None for its text."""
+
+    shown: Markup | str
+    key: float | None = None
+
+
+class Column(NamedTuple):
+    """The heading of a column; whether it holds numbers; what it says when pointed at."""
+
+    name: str
+    numeric: bool = True
+    hint: str | None = None
+
+
+def table(
+    caption: str,
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    sortable: bool = True,
+    kind: str = "",
+) -> Markup:
+    """A table in a box that scrolls. The first cell of a row is its heading."""
+    head = (
+        tag("th", column.name, scope="col", class_="n" if column.numeric else None, title=column.hint)
+        for column in columns
+    )
+    body = (tag("tr", *_row(columns, row)) for row in rows)
+    made = tag(
+        "table",
+        tag("caption", caption, class_="hidden"),
+        tag("thead", tag("tr", *head)),
+        tag("tbody", *body),
+        class_=" ".join(filter(None, ("sortable" if sortable else "", kind))) or None,
+    )
+    return tag("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def _row(columns: Sequence[Column], row: Sequence[Cell]) -> Iterable[Markup]:
+    for i, (column, cell) in enumerate(zip(columns, row, strict=True)):
+        # the text of a number is its key as well as need be
+        key = None if cell.key is None else f"{cell.key:.6g}"
+        kind = "n" if column.numeric else None
+        if i == 0:
+            yield tag("th", cell.shown, scope="row", class_=kind, data_v=key)
+        else:
+            yield tag("td", cell.shown, class_=kind, data_v=key)
+
+
+def percent(share: Any) -> Cell:
+    """A share."""
+    return Cell(say.percent(share), say.number(share))
+
+
+def count(value: Any) -> Cell:
+    """A whole number."""
+    return Cell(say.count(value), say.number(value))
+
+
+def plain(value: Any, digits: int = 3) -> Cell:
+    """A number of any size."""
+    return Cell(say.plain(value, digits), say.number(value))
+
+
+def points(difference: Any) -> Cell:
+    """A difference in percentage points."""
+    return Cell(signed(difference), say.number(difference))
+
+
+def signed(difference: Any) -> Markup:
+    """A difference in points: coloured, and with its sign."""
+    found = say.number(difference)
+    kind = None if not found else "up" if found > 0 else "down"
+    return tag("span", say.points(difference), class_=kind)
+
+
+def score(value: Any, *, drawn: bool = True) -> Cell:
+    """A score, with its 95 % interval below as text or as a small bar."""
+    found = say.value_of(value)
+    if found is None:
+        return Cell(say.NONE)
+    spread = say.interval(value)
+    hint = f"95 % interval {spread}" if spread else None
+    parts = [tag("b", say.percent(found))]
+    if drawn:
+        ends = (value.get("low"), value.get("high")) if isinstance(value, dict) else (None, None)
+        parts.append(whisker(found, *map(say.number, ends)))
+    elif spread:
+        parts.append(tag("small", spread))
+    return Cell(tag("span", *parts, class_="score", title=hint), found)
+
+
+def whisker(value: float, low: float | None, high: float | None) -> Markup:
+    """A value on a line from 0 to 100 %, its interval as a band."""
+
+    def at(share: float) -> str:
+        return f"{decimal(100 * min(1.0, max(0.0, share)))}%"
+
+    low, high = value if low is None else low, value if high is None else high
+    style = f"--v:{at(value)};--l:{at(low)};--w:{at(high - low)}"
+    return tag("i", class_="ci", style=style, aria_hidden="true")
+
+
+def notes(*parts: Markup | str | None) -> Markup:
+    """What stands below a table or above a chart in small print."""
+    return tag("p", join(*parts), class_="note")
