@@ -21,7 +21,7 @@ import numpy as np
 from clip_jax.data import index, storage
 from clip_jax.errors import UserError
 
-_VERSION = 2
+_VERSION = 3
 _READERS = 8  # indices read at once
 _TYPES = {"starts": np.int64, "spans": np.int64, "names": np.uint8, "ends": np.int64}
 _FLAWS = "flaws"

@@ -13,6 +13,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 
@@ -115,18 +116,22 @@ class FolderSource:
         return f"FolderSource({self.folder!r}, {len(self):,} pairs)"
 
     def __getitem__(self, i: int) -> Pair:
-        path, kind = self._paths[self._ends[i] : self._ends[i + 1]], int(self._kinds[i])
+        name = self._whole(self._path(i))
+        return Pair(read_bytes(name, MAX_MEMBER), *self.text(i))
+
+    def text(self, i: int) -> tuple[dict[str, Any], str]:
+        """What is said of the i-th picture, and its name: the picture is not read."""
+        path, kind = self._path(i), int(self._kinds[i])
         name = self._whole(path)
-        image = read_bytes(name, MAX_MEMBER)
         if kind == _NONE:
             label = PurePath(name).parent.name
-            return Pair(image, {"caption": label.replace("_", " "), "label": label}, name)
+            return {"caption": label.replace("_", " "), "label": label}, name
         beside = self._whole(_texts(path)[kind])
-        return Pair(
-            image,
-            parse_text(read_bytes(beside, MAX_TEXT), beside, beside.endswith(".json")),
-            name,
-        )
+        end = TEXTS[kind % len(TEXTS)]
+        return parse_text(read_bytes(beside, MAX_TEXT), beside, end), name
+
+    def _path(self, i: int) -> bytes:
+        return self._paths[self._ends[i] : self._ends[i + 1]]
 
     @functools.cached_property
     def fingerprint(self) -> str:

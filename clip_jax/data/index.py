@@ -31,7 +31,7 @@ from clip_jax.data.pairs import IMAGES, TEXTS
 from clip_jax.errors import UserError
 
 BESIDE = "beside"
-_VERSION = 3  # of the kept index
+_VERSION = 4  # of the kept index
 _PLACES = 8  # headers compared
 _PACKED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"(\xb5": "unzstd"}
 
@@ -39,8 +39,9 @@ _PACKED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"(\xb5": 
 class Index(NamedTuple):
     """Where the pairs of one tar stand.
 
-    spans: int64 [pairs, 5]: offset and size of the picture, of its text, and a kind: 1 where that
-      is json, plus twice the number in `headers.FAULTS` of what makes the pair unreadable.
+    spans: int64 [pairs, 5]: offset and size of the picture, of its text, and a kind: which of
+      `pairs.TEXTS` that is, plus four times the number in `headers.FAULTS` of what makes the pair
+      unreadable.
     names, ends: the pictures' names in UTF-8, uint8 [bytes], and where each ends, int64 [pairs].
     flaw: why the rest of the tar cannot be read, or why nothing; empty where nothing is wrong.
     end: the byte where the archive ends, 0 where that was not found.
@@ -61,6 +62,11 @@ def name_at(names: np.ndarray, ends: np.ndarray, i: int) -> str:
     """The i-th of names that stand one after the other as bytes."""
     start = int(ends[i - 1]) if i else 0
     return bytes(names[start : ends[i]]).decode(errors="surrogateescape")
+
+
+def text_kind(name: str) -> int:
+    """Which of `TEXTS` a file's name ends in."""
+    return next(i for i, end in enumerate(TEXTS) if name.lower().endswith(end))
 
 
 def _pairs(sample: list[Member]) -> Iterator[tuple[Member, Member]]:
@@ -101,7 +107,7 @@ def scan(path: str) -> Index:
                 )
             for sample in _samples(found()):
                 for image, text in _pairs(sample):
-                    kind = text.name.lower().endswith(".json") + 2 * (image.fault or text.fault)
+                    kind = text_kind(text.name) + 4 * (image.fault or text.fault)
                     spans.extend((image.at, image.size, text.at, text.size, kind))
                     names += image.name.encode(errors="surrogateescape")
                     ends.append(len(names))

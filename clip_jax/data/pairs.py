@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from clip_jax.data import storage
 from clip_jax.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
-TEXTS = (".json", ".txt")
+TEXTS = (".json", ".txt", ".cls", ".npy")  # the first that is there says it
 MAX_MEMBER = 256 << 20  # bytes of a picture
 MAX_TEXT = 1 << 20  # bytes of what is written about it
 
@@ -72,18 +75,33 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     return found
 
 
-def parse_text(raw: bytes, name: str, is_json: bool) -> dict[str, Any]:
-    """What is written about a picture: an object of JSON, or plain text as its `caption`.
+def _array(raw: bytes) -> list[Any]:
+    """The numbers of an array as numpy saves one, such as a label for each of several classes."""
+    found = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
+    if found.dtype.kind not in "biuf":
+        raise ValueError("no array of numbers")
+    return found.tolist() if found.ndim else [found.item()]
+
+
+def parse_text(raw: bytes, name: str, end: str) -> dict[str, Any]:
+    """What is written about a picture, by how its file ends (one of `TEXTS`).
+
+    `.json` is an object, `.txt` the `caption`, `.cls` the number of a class as `cls`, and `.npy`
+    an array of numbers as the list `npy`.
 
     Raises:
-      PairError: it is neither, or over `MAX_TEXT`; `name` says whose it is.
+      PairError: it is not that, or over `MAX_TEXT`; `name` says whose it is.
     """
     if len(raw) > MAX_TEXT:  # a file of brackets becomes lists of fifty times its size
         raise PairError("text", f"{name}: its text is over {MAX_TEXT >> 20} MiB")
     try:
+        if end == ".npy":
+            return {"npy": _array(raw)}
         text = raw.decode("utf-8-sig")
-        found = json.loads(text) if is_json else {"caption": text.strip()}
-    except (ValueError, RecursionError) as error:
+        if end == ".cls":
+            return {"cls": int(text)}
+        found = json.loads(text) if end == ".json" else {"caption": text.strip()}
+    except (ValueError, TypeError, EOFError, RecursionError, MemoryError) as error:
         raise PairError("text", f"{name}: its text cannot be read ({error})") from None
     if not isinstance(found, dict):
         raise PairError("text", f'{name}: its json is no object such as {{"caption": "a cat"}}')

@@ -228,6 +228,14 @@ class TableSource:
     def __repr__(self) -> str:
         return f"TableSource({self.pattern!r}, {len(self):,} pairs)"
 
+    def text(self, i: int) -> tuple[dict[str, Any], str]:
+        """The other columns of the i-th row, and its name: the picture is not read."""
+        name = f"{storage.shown(self.pattern)}: row {i:,}"
+        at = int(np.searchsorted(self._starts, i, side="right")) - 1
+        batch = self._batches[at]
+        others = [column for column in batch.schema.names if column != self.image]
+        return _row(batch.select(others), int(i - self._starts[at]), name), name
+
     def __getitem__(self, i: int) -> Pair:
         name = f"{storage.shown(self.pattern)}: row {i:,}"
         at = int(np.searchsorted(self._starts, i, side="right")) - 1

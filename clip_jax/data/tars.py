@@ -11,7 +11,7 @@ import numpy as np
 from clip_jax.data import catalogue, storage
 from clip_jax.data.headers import BLOCK, FAULTS, DamageError, is_header, number
 from clip_jax.data.held import Held
-from clip_jax.data.pairs import Pair, PairError, parse_text
+from clip_jax.data.pairs import TEXTS, Pair, PairError, parse_text
 from clip_jax.data.paths import expand
 from clip_jax.errors import UserError
 
@@ -63,31 +63,44 @@ class TarSource:
         self.__dict__.update(state, _pairs=catalogue.received(state["_pairs"]))
 
     def __getitem__(self, i: int) -> Pair:
+        return self._pair(i, True)
+
+    def text(self, i: int) -> tuple[dict[str, Any], str]:
+        """What is written about the i-th picture, and its name: the picture is not read."""
+        pair = self._pair(i, False)
+        return pair.text, pair.name
+
+    def _pair(self, i: int, with_image: bool) -> Pair:
         if not 0 <= i < len(self):
             raise IndexError(f"{self!r} has no pair {i}")
         tar = int(np.searchsorted(self._pairs.starts, i, side="right")) - 1
-        path, (*span, kind) = self.paths[tar], (int(n) for n in self._pairs.spans[i])
+        path, (at, size, *span, kind) = self.paths[tar], (int(n) for n in self._pairs.spans[i])
         name = f"{storage.shown(path)}:{self._pairs.name(i)}"
-        if fault := kind >> 1:
+        if fault := kind >> 2:
             raise PairError("unreadable", f"{name}: the picture or its text {FAULTS[fault]}")
-        read = _from_afar if storage.is_remote(path) else self._from_here
+        far = storage.is_remote(path)
         try:
-            image, text = read(path, *span)
+            if with_image or far:
+                image, text = (_from_afar if far else self._from_here)(path, at, size, *span)
+            else:
+                image, text = b"", self._bytes(path, *span)
         except OSError as error:
             raise PairError("unreadable", f"{name} cannot be read ({error.strerror})") from None
         except UserError as error:
             raise PairError("unreadable", f"{name}: {error}") from None
-        return Pair(image, parse_text(text, name, bool(kind & 1)), name)
+        return Pair(image, parse_text(text, name, TEXTS[kind & 3]), name)
 
     def _from_here(
         self, path: str, at: int, size: int, text_at: int, text_size: int
     ) -> tuple[bytes, bytes]:
-        file = self._files[path]
-        image = os.pread(file.number, size, at)
-        text = os.pread(file.number, text_size, text_at)
-        if len(image) < size or len(text) < text_size:
+        return self._bytes(path, at, size), self._bytes(path, text_at, text_size)
+
+    def _bytes(self, path: str, at: int, size: int) -> bytes:
+        file = self._files[path]  # stays open as long as it is held
+        found = os.pread(file.number, size, at)
+        if len(found) < size:
             raise UserError("it is cut short: the tar changed since the run began")
-        return image, text
+        return found
 
 
 def _from_afar(path: str, at: int, size: int, text_at: int, text_size: int) -> tuple[bytes, bytes]:

@@ -295,13 +295,13 @@ class TfdsSource:
 
     Text, labels (by their names) and lists of them are the fields of a pair's text, under the names
     of the features (`captions/text` for one inside another). `caption` stands for the only one, or
-    for one called caption, captions or text.
+    for one called caption, captions or text. `folder` is where it is prepared, `data_dir()` if ''.
 
     Raises:
       UserError: no such data set or split, not prepared, or no picture in it.
     """
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, folder: str = "") -> None:
         parsed = _SPEC.fullmatch(spec)
         if not parsed:
             raise UserError(
@@ -310,7 +310,7 @@ class TfdsSource:
             )
         self.spec = spec
         name, split = parsed.group("name", "split")
-        builder = _open(name, data_dir())
+        builder = _open(name, folder or data_dir())
         self._folder = builder.data_dir
         features = builder.info.features
         self._image = _image(features, name)

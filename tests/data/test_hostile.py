@@ -459,43 +459,64 @@ def test_threads_of_pixels_and_single_ones() -> None:
             assert decode(encoded(flat("red", size), kind), NAME).size == size
 
 
+def saved(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 DEEP = b'{"caption":' * 300_000
 
 
 @pytest.mark.parametrize(
-    ("raw", "is_json", "expected"),
+    ("raw", "end", "expected"),
     [
-        (b"\xff\xfea\0", False, None),
-        (b"\xc3", False, None),
-        (b"\xed\xa0\x80", False, None),
-        (b"\xef\xbb\xbf a cat ", False, {"caption": "a cat"}),
-        (b"a\0cat", False, {"caption": "a\0cat"}),
-        (b"x" * MAX_TEXT, False, {"caption": "x" * MAX_TEXT}),
-        (b"x" * (MAX_TEXT + 1), False, None),
-        (b'{"caption": "\xff"}', True, None),
-        (b'{"caption": "a\0b"}', True, None),
-        (b'{"caption": "a\\u0000b"}', True, {"caption": "a\0b"}),
-        (b'{"caption": "\\ud800"}', True, {"caption": "\ud800"}),
-        (b'{"caption": "a", "caption": "b"}', True, {"caption": "b"}),
-        (b'{"n": %s}' % (b"9" * 5000), True, None),
-        (b'{"n": 1e999}', True, {"n": float("inf")}),
-        (DEEP, True, None),
-        (b"[" * 1_000_000, True, None),
-        (b"{" + b'"a":{' * 900 + b"}" * 901, True, ...),
-        (b'{"a": "' + b"x" * (100 << 20) + b'"}', True, None),
-        (b"null", True, None),
-        (b"NaN", True, None),
-        (b"", True, None),
+        (b"\xff\xfea\0", ".txt", None),
+        (b"\xc3", ".txt", None),
+        (b"\xed\xa0\x80", ".txt", None),
+        (b"\xef\xbb\xbf a cat ", ".txt", {"caption": "a cat"}),
+        (b"a\0cat", ".txt", {"caption": "a\0cat"}),
+        (b"x" * MAX_TEXT, ".txt", {"caption": "x" * MAX_TEXT}),
+        (b"x" * (MAX_TEXT + 1), ".txt", None),
+        (b'{"caption": "\xff"}', ".json", None),
+        (b'{"caption": "a\0b"}', ".json", None),
+        (b'{"caption": "a\\u0000b"}', ".json", {"caption": "a\0b"}),
+        (b'{"caption": "\\ud800"}', ".json", {"caption": "\ud800"}),
+        (b'{"caption": "a", "caption": "b"}', ".json", {"caption": "b"}),
+        (b'{"n": %s}' % (b"9" * 5000), ".json", None),
+        (b'{"n": 1e999}', ".json", {"n": float("inf")}),
+        (DEEP, ".json", None),
+        (b"[" * 1_000_000, ".json", None),
+        (b"{" + b'"a":{' * 900 + b"}" * 901, ".json", ...),
+        (b'{"a": "' + b"x" * (100 << 20) + b'"}', ".json", None),
+        (b"null", ".json", None),
+        (b"NaN", ".json", None),
+        (b"", ".json", None),
+        (b" 7\n", ".cls", {"cls": 7}),
+        (b"seven", ".cls", None),
+        (b"9" * 10_000, ".cls", None),
+        (saved(np.array([0, 1, 1], np.uint8)), ".npy", {"npy": [0, 1, 1]}),
+        (saved(np.array(2.5)), ".npy", {"npy": [2.5]}),
+        (saved(np.array(["a"])), ".npy", None),
+        (saved(np.array([{}], object)), ".npy", None),
+        (saved(np.zeros(9))[:-3], ".npy", None),
+        (saved(np.zeros(9)).replace(b"(9,)", b"(9e9,)"), ".npy", None),
+        (saved(np.zeros(9)).replace(b"(9,), }  ", b"(9**9,)}  "), ".npy", None),
+        (saved(np.zeros(9)).replace(b"(9,), }      ", b"(999999,), } "), ".npy", None),
+        (b"\x93NUMPY", ".npy", None),
+        (b"PK\x03\x04", ".npy", None),
+        (b"\x80\x04K\x01.", ".npy", None),
+        (b"", ".npy", None),
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_text(raw: bytes, is_json: bool, expected: Any) -> None:
+def test_text(raw: bytes, end: str, expected: Any) -> None:
     if expected is not None:
-        found = parse_text(raw, NAME, is_json)
+        found = parse_text(raw, NAME, end)
         assert expected in (..., found)
         return
     with pytest.raises(PairError) as error:
-        parse_text(raw, NAME, is_json)
+        parse_text(raw, NAME, end)
     assert says(error.value, NAME)
     assert error.value.reason == "text"
 
