@@ -1,0 +1,203 @@
+"""Where the splits of a test set lie in a folder, and opening them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clip_jax.data.folders import FolderSource
+from clip_jax.data.pairs import IMAGES
+from clip_jax.data.paths import RECORDS, TABLES
+from clip_jax.data.sources import Source, open_source
+from clip_jax.data.tars import TarSource
+from clip_jax.errors import UserError
+from clip_jax.evaluation.sets.karpathy import KarpathySource
+from clip_jax.evaluation.sets.registry import StandardSet
+
+SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("validation", "val", "valid"),
+    "test": ("test", "val", "validation", "valid", "dev"),
+}
+_MAX_LINES = 4 << 20  # bytes of class names or templates
+_MAX_SHARDS = 100_000
+
+
+class Place(NamedTuple):
+    """Where a split lies.
+
+    kind: `suite` (CLIP_benchmark's WebDataset layout), `karpathy` (a JSON of captions), `tfds` (a
+      prepared data set), `data` (what `open_source` takes).
+    path: a folder, file, or what `open_source` or TensorFlow Datasets takes.
+    split: what the split is called there.
+    root: the folder that paths of a table start at, or where data sets are prepared.
+    """
+
+    kind: str
+    path: str
+    split: str
+    root: str = ""
+
+
+def within(folder: Path, split: str, files: Sequence[str] = ()) -> Place | None:
+    """The split of a set whose files lie in `folder`; None where it is not there.
+
+    Args:
+      folder: of one set.
+      split: train, validation or test.
+      files: what the split's files are called there, before its usual names.
+    """
+    if not folder.is_dir():
+        return None
+    for name in (*files, *SPLITS[split]):
+        if (folder / name / "nshards.txt").is_file():
+            return Place("suite", str(folder), name)
+        if found := _of_split(folder, name):
+            return Place("data", found, name, str(folder))
+    captions = sorted(folder.glob("dataset_*.json"))
+    if captions:
+        return Place("karpathy", str(captions[0]), "val" if split == "validation" else split)
+    if split == "test" and not has_splits(folder) and _has_pictures(folder):
+        return Place("data", str(folder), "test")
+    return None
+
+
+def _of_split(folder: Path, name: str) -> str:
+    """A table, tars, records or a folder of pictures that belong to a split; '' for none."""
+    for end in (*TABLES, ".tar", *RECORDS):
+        for form in (f"{name}{end}", f"{name}-*{end}", f"*_{name}{end}", f"{name}/*{end}"):
+            if any(path.is_file() for path in folder.glob(form)):
+                return str(folder / form)
+    inner = folder / name
+    return str(inner) if inner.is_dir() and _has_pictures(inner) else ""
+
+
+def has_splits(folder: Path) -> bool:
+    """Whether the folders or files in it are splits of one set."""
+    names = {path.name.split(".")[0] for path in folder.iterdir()}
+    return "test" in names or ("train" in names and not names.isdisjoint(SPLITS["test"]))
+
+
+def _has_pictures(folder: Path) -> bool:
+    """Whether a picture is in it, or in a folder in it."""
+    return any(
+        path.suffix.lower() in IMAGES and path.is_file()
+        for depth in ("*", "*/*", "*/*/*", "*/*/*/*")
+        for path in folder.glob(depth)
+    )
+
+
+def prepared(folder: str, known: StandardSet, split: str) -> Place | None:
+    """A split that TensorFlow Datasets prepared in `folder`; None where it is not there."""
+    spec = known.tfds.get(split, "")
+    dataset = spec.split(":")[0].split("/")[0]
+    if not dataset or not folder:
+        return None
+    root = Path(folder) / dataset
+    if not any(any(root.glob(f"{depth}/features.json")) for depth in ("*", "*/*")):
+        return None
+    return Place("tfds", spec, spec.rpartition(":")[2], folder)
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a small text file; none where there is no such file.
+
+    Raises:
+      UserError: it is over 4 MiB or not UTF-8.
+    """
+    try:
+        if not path.is_file():
+            return []
+        if path.stat().st_size > _MAX_LINES:
+            raise UserError(f"{path} is over {_MAX_LINES >> 20} MiB")
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(f"{path} is not UTF-8") from None
+
+
+def _suite(folder: Path, split: str) -> TarSource:
+    path = folder / split / "nshards.txt"
+    found = lines(path)
+    count = int(found[0]) if found and found[0].isdecimal() and len(found[0]) < 9 else 0
+    if not 0 < count <= _MAX_SHARDS:
+        raise UserError(f"{path} must hold the number of tars, 1…{_MAX_SHARDS:,}")
+    return TarSource(f"{folder / split}/{{0..{count - 1}}}.tar")
+
+
+def opened(place: Place, image: str = "") -> Source:
+    """The pairs of a split.
+
+    Raises:
+      UserError: as `open_source`.
+    """
+    if place.kind == "suite":
+        return _suite(Path(place.path), place.split)
+    if place.kind == "karpathy":
+        return KarpathySource(Path(place.path), place.split)
+    if place.kind == "tfds":
+        from clip_jax.data.tfds import TfdsSource
+
+        return TfdsSource(place.path, place.root)
+    return open_source(place.path, image, place.root)
+
+
+def text_of(source: Source, i: int) -> tuple[dict[str, Any], str]:
+    """What is written about the i-th picture, and its name; without the picture where it can."""
+    if read := getattr(source, "text", None):
+        return read(i)
+    pair = source[i]
+    return pair.text, pair.name
+
+
+def numbered(place: Place) -> list[str]:
+    """The names of classes in the order that numbers in the files count, where that is told."""
+    return lines(Path(place.path) / "classnames.txt") if place.kind == "suite" else []
+
+
+def own_templates(place: Place) -> list[str]:
+    """The prompts that lie with a suite folder."""
+    if place.kind != "suite":
+        return []
+    found = lines(Path(place.path) / "zeroshot_classification_templates.txt")
+    return [template.replace("{c}", "{}") for template in found]
+
+
+def tells_captions(place: Place) -> bool:
+    """Whether a split holds captions and no classes."""
+    if place.kind == "suite":
+        return "retrieval" in lines(Path(place.path) / "dataset_type.txt")
+    return place.kind == "karpathy"
+
+
+def is_described(source: Source) -> bool:
+    """Whether more than the name of its folder is said of a picture."""
+    return not (isinstance(source, FolderSource) and "label" in text_of(source, 0)[0])
+
+
+class Chosen:
+    """Some pairs of a source, in their order."""
+
+    def __init__(self, source: Source, chosen: Sequence[int]) -> None:
+        self._source, self._chosen = source, list(chosen)
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes when one of them does, or the choice."""
+        chosen = hashlib.sha256(np.array(self._chosen, np.int64).tobytes()).hexdigest()
+        return f"{self._source.fingerprint} {chosen}"
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, i: int) -> Any:
+        return self._source[self._chosen[i]]
+
+    def text(self, i: int) -> tuple[dict[str, Any], str]:
+        """What is written about the i-th, and its name."""
+        return text_of(self._source, self._chosen[i])

@@ -1,0 +1,455 @@
+"""Test sets, opened and checked: pictures, and which classes, captions and groups are theirs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clip_jax.data import captions, storage
+from clip_jax.data.pairs import PairError
+from clip_jax.data.paths import resolve
+from clip_jax.data.sources import Source
+from clip_jax.errors import UserError
+from clip_jax.evaluation.sets import layouts, registry
+from clip_jax.evaluation.sets.classes import Classes, Said, natural
+from clip_jax.evaluation.sets.layouts import Place, text_of
+from clip_jax.evaluation.sets.registry import StandardSet
+
+KEYS = (
+    *("data", "labels", "label", "image", "root", "templates", "caption", "metric", "title"),
+    *("train", "validation", "groups"),
+)
+_CLASS = ("cls", "npy", "label", "labels", "class", "category")  # fields that tell a class
+_CAPTIONS = ("captions", "caption", "captions/text", "text", "sentences", "raw")
+_MAX_LABELS = 64 << 20  # bytes
+
+
+class MissingSet(UserError):  # noqa: N818  # no error where a group is asked for
+    """A standard set that is not there: what to download, and where to put it."""
+
+
+class Split(NamedTuple):
+    """Pictures of a split and their classes: int64 [n], or bool [n, classes]."""
+
+    source: Source
+    target: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TestSet:
+    """A set of test pictures, with classes, captions or groups of people.
+
+    Attributes:
+      name, title: what the command line and the paper call it.
+      metric: the official one, see `scores.METRICS`; `retrieval` or `bias` where no class is told.
+      source: the pictures, n of them.
+      labels: names of the classes; templates: prompts, `{}` for a name; synonyms: more names of a
+        class by its first, each with a prompt of its own.
+      target: the classes: int64 [n], or bool [n, classes] where a picture has several; None where
+        none is told.
+      subset: those of ImageNet's 1,000 classes that it shows, int64; None where that is no matter.
+      texts: its captions; text_group: int64 [texts], image_group: int64 [n]: a text belongs to the
+        pictures of its group.
+      groups: what is said of each picture by field.
+      split_name: what the split is called where it lies.
+      note: what is unlike the paper.
+      paper: whether it is one of the paper's 27.
+    """
+
+    __test__ = False  # not a test of pytest's
+
+    name: str
+    title: str
+    metric: str
+    source: Source
+    labels: list[str]
+    templates: tuple[str, ...]
+    target: np.ndarray | None
+    texts: list[str]
+    text_group: np.ndarray
+    image_group: np.ndarray
+    groups: dict[str, list[str]]
+    paper: bool = False
+    split_name: str = "test"
+    subset: np.ndarray | None = None
+    synonyms: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    note: str = ""
+    find: Callable[[str], Split] | None = dataclasses.field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What changes when a picture, a class, a caption or a prompt does."""
+        told = [self.labels, self.templates, {k: list(v) for k, v in self.synonyms.items()}]
+        told += [self.texts, self.groups, self.metric]
+        found = hashlib.sha256(f"{self.source.fingerprint} {json.dumps(told)}".encode())
+        arrays = (self.target, self.subset, self.text_group, self.image_group)
+        for array in arrays:
+            found.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
+
+    def split(self, name: str) -> Split:
+        """Pictures to learn from, `train` or `validation`, with their classes.
+
+        Raises:
+          UserError: it is not there; the line says what to give.
+        """
+        if name not in ("train", "validation"):
+            raise UserError(f"{name!r} is no split to learn from: train and validation are")
+        if self.target is None or self.find is None:
+            raise UserError(f"evaluate.sets.{self.name} tells no classes to learn")
+        return self.find(name)
+
+
+@contextlib.contextmanager
+def whole(name: str) -> Iterator[None]:
+    """Nothing is left out of a test set, or its numbers would be those of another.
+
+    Raises:
+      UserError: a pair of it cannot be used.
+    """
+    try:
+        yield
+    except PairError as error:
+        raise UserError(f"evaluate.sets.{name}: {error}: mend it or take it out") from None
+
+
+def read_labels(path: str, name: str) -> list[str]:
+    """The class names in a JSON file: a list, or the list under `name`.
+
+    Raises:
+      UserError: it cannot be read, or holds no such list of distinct names.
+    """
+    file = Path(resolve(path))
+    try:
+        if file.stat().st_size > _MAX_LABELS:
+            raise UserError(f"evaluate.sets.{name}.labels: {file} is over 64 MiB")
+        labels = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"evaluate.sets.{name}.labels: {file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"evaluate.sets.{name}.labels: {file} is not JSON ({error})") from None
+    labels = labels.get(name) if isinstance(labels, dict) else labels
+    if not isinstance(labels, list) or len(set(map(str, labels))) != len(labels) or not labels:
+        raise UserError(f"{file} must hold a list of distinct names (or one under {name!r})")
+    return [str(label) for label in labels]
+
+
+def open_set(
+    name: str,
+    values: Mapping[str, Any],
+    folder: str,
+    *,
+    templates: Sequence[str],
+    caption: str,
+) -> TestSet:
+    """A test set, opened and checked.
+
+    Args:
+      name: of a standard set, or of the user's own.
+      values: what a config says of it, `KEYS`; nothing is needed of a standard one that lies in
+        `folder`, of another `data`, and where its files do not tell the classes, `labels` and
+        `label`.
+      folder: where standard sets lie.
+      templates: prompts of sets that have none of their own.
+      caption: template of the text that belongs to a picture in retrieval.
+
+    Raises:
+      MissingSet: a standard set is not there.
+      UserError: something of it cannot be used.
+    """
+    if unknown := sorted(set(values) - set(KEYS)):
+        raise UserError(
+            f"unknown config key evaluate.sets.{name}.{unknown[0]}; known: {', '.join(KEYS)}"
+        )
+    known = registry.standard(name) if name in registry.names() else None
+    return _Opening(name, dict(values), folder, known, tuple(templates), caption).done()
+
+
+@dataclasses.dataclass
+class _Opening:
+    """What is known while a set is opened."""
+
+    name: str
+    values: dict[str, Any]
+    folder: str
+    known: StandardSet | None
+    templates: tuple[str, ...]
+    caption: str
+
+    @property
+    def key(self) -> str:
+        return f"evaluate.sets.{self.name}"
+
+    def done(self) -> TestSet:
+        place = self._place("test")
+        if place is None:
+            raise self._missing()
+        source = layouts.opened(place, self.values.get("image", ""))
+        with whole(self.name):
+            read = [text_of(source, i) for i in range(len(source))]
+            metric = self._metric(place)
+            classes = None
+            if metric not in ("retrieval", "bias"):
+                classes, chosen = self._classes(place, source, read)
+                if len(chosen) < len(read):
+                    source = layouts.Chosen(source, chosen)
+                    read = [read[i] for i in chosen]
+            target = None if classes is None else self._targets(classes, source, read)
+            texts, text_group, image_group = self._texts(place, source, read, metric)
+            groups = {field: self._field(field, read) for field in self._groups()}
+        known, labels = self.known, classes.labels if classes else []
+        if target is not None and target.ndim == 2 and metric == "accuracy":
+            metric = "map_11_point"
+        subset = None
+        if known and known.subset is not None:
+            subset = np.array(known.subset, np.int64)
+        notes = [classes.note if classes else "", self._size_note(len(source))]
+        return TestSet(
+            name=self.name,
+            title=self.values.get("title") or (known.title if known else self.name),
+            metric=metric,
+            source=source,
+            labels=labels,
+            templates=self._templates(place),
+            target=target,
+            texts=texts,
+            text_group=text_group,
+            image_group=image_group,
+            groups=groups,
+            paper=bool(known and known.paper),
+            split_name=place.split,
+            subset=subset,
+            synonyms={k: v for k, v in known.synonyms.items() if k in labels} if known else {},
+            note="; ".join(filter(None, notes)),
+            find=None if classes is None else functools.partial(self._split, classes, place),
+        )
+
+    def _place(self, split: str) -> Place | None:
+        """Where a split lies."""
+        data = self.values.get("data" if split == "test" else split)
+        if data:
+            return self._given(str(data), split)
+        if self.values.get("data"):
+            path = resolve(str(self.values["data"]))
+            near = Path(path) if not storage.is_remote(path) else None
+            return layouts.within(near, split) if near and near.is_dir() else None
+        if self.known is None:
+            raise UserError(f"{self.key} needs data, labels and label: no data given")
+        return self._looked_for(self.known, split)
+
+    def _given(self, data: str, split: str) -> Place:
+        path = resolve(data)
+        if split == "test" and not storage.is_remote(path) and Path(path).is_dir():
+            suite = any((Path(path) / s / "nshards.txt").is_file() for s in layouts.SPLITS["test"])
+            parts = not self.values.get("labels") and layouts.has_splits(Path(path))
+            parts = parts or any(Path(path).glob("dataset_*.json"))
+            if (suite or parts) and (place := layouts.within(Path(path), split)):
+                return place
+        return Place("data", data, split, str(self.values.get("root") or ""))
+
+    def _looked_for(self, known: StandardSet, split: str) -> Place | None:
+        files = known.files.get(split, ())
+        if self.folder:
+            home = Path(resolve(self.folder))
+            if place := layouts.prepared(str(home), known, split):
+                return place
+            for name in (known.name, *known.wds):
+                if place := layouts.within(home / name, split, files):
+                    return place
+        if known.tfds:
+            with contextlib.suppress(UserError):  # not installed: nothing is prepared
+                from clip_jax.data.tfds import data_dir
+
+                return layouts.prepared(data_dir(), known, split)
+        return None
+
+    def _missing(self) -> UserError:
+        known = self.known
+        if known is None:
+            return UserError(f"{self.key}.data={self.values['data']!r} has no test split")
+        where = self.folder or "config.evaluate.folder (which is not set)"
+        ways = [f"{where}/{self.name}/test/CLASS/*.jpg"]
+        if known.metric in ("retrieval", "bias"):
+            ways = [f"{where}/{self.name}/" + "/".join(known.files.get("test", ("test.csv",))[:1])]
+        ways += [f"{where}/{wds}/test/0.tar" for wds in known.wds[:1]]
+        ways += [f"{spec} of TensorFlow Datasets" for spec in [known.tfds.get("test")] if spec]
+        return MissingSet(
+            f"{known.title} is not there: get it from {known.home} and put it at "
+            f"{', or '.join(ways)} (docs/sets.md)"
+        )
+
+    def _metric(self, place: Place) -> str:
+        if found := self.values.get("metric"):
+            return str(found)
+        if self.known:
+            return self.known.metric
+        return "retrieval" if layouts.tells_captions(place) else "accuracy"
+
+    def _templates(self, place: Place) -> tuple[str, ...]:
+        found = self.values.get("templates") or ()
+        found = (found,) if isinstance(found, str) else tuple(found)
+        if self.known:
+            found = found or self.known.templates
+        found = found or tuple(layouts.own_templates(place)) or self.templates
+        if wrong := [t for t in found if not isinstance(t, str) or t.count("{}") != 1]:
+            raise UserError(f"{self.key}: template {wrong[0]!r} must hold {{}} once, for the name")
+        return found
+
+    def _label(self, source: Source, read: list[tuple[dict[str, Any], str]]) -> str:
+        """The field that tells the class."""
+        if field := self.values.get("label"):
+            return str(field)
+        extra = (self.known.label,) if self.known else ()
+        if self.known or not layouts.is_described(source) or set(read[0][0]) & {"cls", "npy"}:
+            for field in (*extra, *_CLASS):
+                if field in read[0][0]:
+                    return field
+        what = "label" if self.values.get("labels") or self.known else "labels"
+        raise UserError(
+            f"{self.key} needs data, labels and label: no {what} given, and no folder, .cls or "
+            f"column of {read[0][1]} tells a class"
+        )
+
+    def _said(self, source: Source, read: list[tuple[dict[str, Any], str]]) -> list[Said]:
+        field = self._label(source, read)
+        said = []
+        for text, where in read:
+            value = captions.find(text, field)
+            if self.values.get("label") and not isinstance(value, (int, list)):
+                value = captions.fill(f"{{{field}}}", text, where)
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)
+            if not isinstance(value, (int, str, list)):
+                raise UserError(f"{self.key}: {where} tells no class: its {field!r} is {value!r}")
+            said.append(Said(value, where))
+        return said
+
+    def _classes(
+        self, place: Place, source: Source, read: list[tuple[dict[str, Any], str]]
+    ) -> tuple[Classes, list[int]]:
+        """The classes, and which pictures are of one of them."""
+        everything = list(range(len(read)))
+        if path := self.values.get("labels"):
+            return Classes(read_labels(str(path), self.name)), everything
+        numbered = layouts.numbered(place)
+        if self.known:
+            known = self.known
+            found = Classes(known.classes, known.folders, known.synonyms, numbered)
+            return found, self._shown(found, source, read) if known.partial else everything
+        if numbered:
+            return Classes(numbered, numbered=numbered), everything
+        said = self._said(source, read)
+        if any(not isinstance(value, str) for value, _ in said):
+            raise UserError(
+                f"{self.key} needs labels: {said[0].where} tells a number, and no classnames.txt "
+                "says of what"
+            )
+        names = sorted({value for value, _ in said}, key=natural)
+        return Classes([name.replace("_", " ") for name in names], names), everything
+
+    def _shown(
+        self, classes: Classes, source: Source, read: list[tuple[dict[str, Any], str]]
+    ) -> list[int]:
+        said = self._said(source, read)
+        return [i for i, (value, _) in enumerate(said) if classes.knows(value)] or [
+            *range(len(said))
+        ]
+
+    def _targets(
+        self, classes: Classes, source: Source, read: list[tuple[dict[str, Any], str]]
+    ) -> np.ndarray:
+        said = self._said(source, read)
+        if path := self.values.get("labels"):
+            return self._exactly(classes.labels, said, str(path))
+        try:
+            return classes.targets(said)
+        except UserError as error:
+            raise UserError(f"{self.key}: {error}") from None
+
+    def _exactly(self, labels: list[str], said: list[Said], path: str) -> np.ndarray:
+        """Targets by names that are those of a file of labels, letter by letter."""
+        order = {label: i for i, label in enumerate(labels)}
+        several = any(isinstance(value, list) for value, _ in said)
+        target = np.zeros((len(said), len(labels)), bool)
+        for row, (value, where) in zip(target, said, strict=True):
+            for one in value if isinstance(value, list) and self._is_list() else [value]:
+                name = ", ".join(map(str, one)) if isinstance(one, list) else str(one)
+                if name not in order:
+                    raise UserError(f"{self.key}: {name!r} of {where} is no label of {path}")
+                row[order[name]] = True
+        return target if several and self._is_list() else target.argmax(axis=1)
+
+    def _is_list(self) -> bool:
+        return self.values.get("metric") == "map_11_point"
+
+    def _split(self, classes: Classes, test: Place, split: str) -> Split:
+        place = self._place(split)
+        if place is None or place[:3] == test[:3]:
+            raise UserError(
+                f"{self.key} has no split to learn from: give {self.key}.{split}=DATA, or put "
+                f"{split}/ beside {test.split}/"
+            )
+        source = layouts.opened(place, self.values.get("image", ""))
+        with whole(self.name):
+            read = [text_of(source, i) for i in range(len(source))]
+            return Split(source, self._targets(classes, source, read))
+
+    def _groups(self) -> tuple[str, ...]:
+        found = self.values.get("groups") or (self.known.groups if self.known else ())
+        return tuple(found.split(",")) if isinstance(found, str) else tuple(found)
+
+    def _field(self, field: str, read: list[tuple[dict[str, Any], str]]) -> list[str]:
+        return [captions.fill(f"{{{field}}}", text, where) for text, where in read]
+
+    def _texts(
+        self, place: Place, source: Source, read: list[tuple[dict[str, Any], str]], metric: str
+    ) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Captions, their groups, and the groups of the pictures."""
+        template = str(self.values.get("caption") or self.caption)
+        own = bool(self.values.get("caption"))
+        if metric == "retrieval" or (own and template.endswith(":each}")):
+            field = captions.fields(template)[:1] if own else []
+            each = [_captions(text, where, field) for text, where in read]
+            groups = np.repeat(np.arange(len(each)), [len(one) for one in each])
+            return [one for found in each for one in found], groups, np.arange(len(each))
+        described = self.values.get("label") and self.known is None
+        if not (own or described):
+            none = np.zeros(0, np.int64)
+            return [], none, np.arange(len(read))
+        filled = [captions.fill(template, text, where) for text, where in read]
+        texts, group = np.unique(filled, return_inverse=True)
+        return texts.tolist(), np.arange(len(texts)), group.astype(np.int64)
+
+    def _size_note(self, count: int) -> str:
+        official = self.known.splits.get("test", count) if self.known else count
+        return "" if count == official else f"{count:,} pictures, not the paper's {official:,}"
+
+
+def _captions(text: Mapping[str, Any], where: str, fields: Sequence[str]) -> list[str]:
+    """The captions of a picture: items of a list, or the lines of a text.
+
+    Raises:
+      PairError: there is none.
+    """
+    for field in fields or _CAPTIONS:
+        value = captions.find(text, field)
+        if isinstance(value, str):
+            value = value.splitlines()
+        if isinstance(value, list):
+            found = [str(one).strip() for one in value if one is not None and str(one).strip()]
+            if found:
+                return found
+    raise PairError(
+        "caption", f"{where} has no caption: none of {', '.join(fields or _CAPTIONS)} holds one"
+    )

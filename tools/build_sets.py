@@ -1,0 +1,128 @@
+"""Makes the data files of the standard test sets, `clip_jax/evaluation/sets/data`.
+
+    python tools/build_sets.py clip_benchmark-1.6.2-py2.py3-none-any.whl
+
+What is known of a set is kept in `standard_sets.json`, with the names and prompts that OpenAI
+published for its paper (data/prompts.md of openai/CLIP). Longer tables are taken from where they
+are published under a free licence: class names and prompts that are the same in CLIP_benchmark,
+labels in TensorFlow Datasets, the names of ImageNet's classes in torchvision (by which ObjectNet
+names its own). The two latter must be installed; none of them is run.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+OUT = HERE.parent / "clip_jax" / "evaluation" / "sets" / "data"
+
+
+def installed(package: str, path: str) -> str:
+    """A file of an installed package, which is not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit(f"{package} is not installed")
+    return (Path(spec.submodule_search_locations[0]) / path).read_text("utf-8")
+
+
+def constants(source: str) -> dict[str, Any]:
+    """What a module assigns to names that is written out."""
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+    return found
+
+
+class Tables:
+    """Lists from the packages, by how `standard_sets.json` asks for them."""
+
+    def __init__(self, wheel: str) -> None:
+        with zipfile.ZipFile(wheel) as file:
+            self._read: Callable[[str], str] = lambda name: file.read(
+                f"clip_benchmark/datasets/{name}"
+            ).decode()
+            self._classes = json.loads(self._read("en_classnames.json"))
+            templates = json.loads(self._read("en_zeroshot_classification_templates.json"))
+            self.lists = constants(self._read("builder.py"))
+        self._templates = {
+            name: [template.replace("{c}", "{}") for template in found]
+            for name, found in templates.items()
+        }
+        self.wnids: list[str] = self.lists["all_imagenet_wordnet_ids"]
+        self.imagenet = constants(installed("torchvision", "models/_meta.py"))[
+            "_IMAGENET_CATEGORIES"
+        ]
+
+    def of(self, key: str, wanted: Any) -> Any:
+        """The list that a value stands for."""
+        if wanted == "wnids":
+            return self.wnids
+        if not isinstance(wanted, dict) or key not in ("classes", "templates", "folders"):
+            return wanted
+        [(kind, where)] = wanted.items()
+        if kind == "clip_benchmark":
+            return (self._templates if key == "templates" else self._classes)[where]
+        if kind == "tfds_list":
+            found = constants(installed("tensorflow_datasets", where[0]))[where[1]]
+        else:
+            found = installed("tensorflow_datasets", where).split()
+        if kind == "tfds_words":  # ApplyEyeMakeup, as OpenAI has it: Hand Stand Pushups
+            spaced = [re.sub("(?<=[a-z])(?=[A-Z])", " ", name) for name in found]
+            return [name.replace("Handstand Pushups", "Hand Stand Pushups") for name in spaced]
+        if key == "folders":
+            return found
+        return [re.sub("^/./", "", name).replace("_", " ").replace("/", " ") for name in found]
+
+
+def subset(tables: Tables, name: str) -> list[int]:
+    """Numbers of ImageNet's classes."""
+    if name == "all":
+        return list(range(len(tables.wnids)))
+    chosen = set(tables.lists[name])
+    return [i for i, wnid in enumerate(tables.wnids) if wnid in chosen]
+
+
+def made(tables: Tables, name: str, known: dict[str, Any]) -> dict[str, Any]:
+    """A set's data file."""
+    found = {key: tables.of(key, value) for key, value in known.items()}
+    if "subset" in found:
+        found["subset"] = subset(tables, found["subset"])
+    if name == "caltech101":  # as files are sorted: capitals first
+        first = ["background_google", "faces", "faces_easy", "leopards", "motorbikes"]
+        found["folders"] = first + sorted(set(found["folders"]) - set(first))
+    if shown := found.pop("shown", None):
+        found["classes"] = [name.lower() for name in shown]
+        found["folders"] = list(shown)
+        names = [one for several in shown.values() for one in several]
+        found["subset"] = sorted(tables.imagenet.index(one) for one in names)
+    if len(found.get("folders", [])) not in (0, len(found.get("classes", []))):
+        sys.exit(f"{name}: {len(found['folders'])} folders, {len(found['classes'])} classes")
+    return found
+
+
+def main() -> None:
+    """Writes all of them."""
+    tables = Tables(sys.argv[1])
+    kept = json.loads((HERE / "standard_sets.json").read_text("utf-8"))
+    OUT.mkdir(exist_ok=True)
+    written = {name: made(tables, name, known) for name, known in kept["sets"].items()}
+    for name, content in {**written, "groups": kept["groups"]}.items():
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        (OUT / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    print(f"{len(written)} sets in {OUT}")
+
+
+if __name__ == "__main__":
+    main()
