@@ -1,0 +1,1 @@
+"""Label sets of the bias tables, as data."""

@@ -1,0 +1,152 @@
+"""Accuracy under natural shifts of ImageNet, beside accuracy on ImageNet (section 3.3).
+
+A set that shows only some of the classes is compared with ImageNet's pictures of the same classes,
+judged among the same classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from clip_jax.errors import UserError
+from clip_jax.evaluation import scores
+
+Logits = Float[np.ndarray, "n classes"]
+Labels = Int[np.ndarray, " n"]
+Points = Sequence[tuple[float, float]]
+Line = tuple[float, float]
+
+
+def restricted(
+    logits: Logits, target: Labels, classes: Sequence[int | Sequence[int]]
+) -> tuple[Float[np.ndarray, "m subset"], Int[np.ndarray, " m"]]:
+    """The rows of these classes, and their logits among them alone.
+
+    A class may be several of the logits' columns, as each of ObjectNet's 113 is of ImageNet's; then
+    its logit is the largest of theirs.
+
+    Raises:
+      UserError: a column is in two classes, or there is no such column.
+    """
+    groups = [np.atleast_1d(np.asarray(group)) for group in classes]
+    columns = np.concatenate([np.empty(0, np.int64), *groups])
+    if len(np.unique(columns)) < len(columns) or not all(map(len, groups)):
+        raise UserError("the classes of a shifted set must be distinct columns of the reference")
+    if len(columns) and not 0 <= columns.min() <= columns.max() < logits.shape[1]:
+        raise UserError(
+            f"the classes of a shifted set are columns 0 to {logits.shape[1] - 1} of the "
+            f"reference, not {columns.min()} to {columns.max()}"
+        )
+    where = np.full(logits.shape[1], -1)
+    for i, group in enumerate(groups):
+        where[group] = i
+    kept = where[target] >= 0
+    rows = logits[kept]
+    if all(len(group) == 1 for group in groups):
+        return rows[:, columns], where[target[kept]]
+    largest = np.stack([rows[:, group].max(axis=1) for group in groups], axis=1)
+    return largest, where[target[kept]]
+
+
+def shift(
+    score: scores.Score,
+    reference_logits: Logits,
+    reference_target: Labels,
+    classes: Sequence[int | Sequence[int]] | None = None,
+    points: Points = (),
+) -> dict[str, Any]:
+    """A shifted set beside its reference: `{"score", "reference", "effective"}`.
+
+    Args:
+      score: the model's accuracy on the shifted set.
+      reference_logits: its logits on ImageNet's pictures, of all classes.
+      reference_target: their classes.
+      classes: which of them the shifted set has, see `restricted`; all, if None.
+      points: (reference, shifted) accuracies of standard models, for `effective`.
+    """
+    logits, target = reference_logits, reference_target
+    if classes is not None:
+        logits, target = restricted(logits, target, classes)
+    reference = scores.score("accuracy", logits, target)
+    return {
+        "score": score,
+        "reference": reference,
+        "effective": effective(score["value"], reference["value"], points),
+    }
+
+
+def fit_logit_line(points: Points) -> Line:
+    """Slope and intercept of shifted over reference accuracy, both as log-odds; least squares.
+
+    Source: Taori et al. 2020, "Measuring Robustness to Natural Distribution Shifts in Image
+    Classification", section 3: the standard models lie on such a line.
+
+    Raises:
+      UserError: an accuracy of 0 or 1 or beyond, or fewer than two different references.
+    """
+    table = np.array(points, np.float64).reshape(-1, 2)
+    if not ((table > 0) & (table < 1)).all():
+        raise UserError(
+            "the accuracies of a robustness line must be between 0 and 1, neither itself"
+        )
+    if len(np.unique(table[:, 0])) < 2:
+        raise UserError("a robustness line needs models with two different reference accuracies")
+    x, y = np.log(table / (1 - table)).T
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+    return float(slope), float(y.mean() - slope * x.mean())
+
+
+def expected(reference: float, line: Line) -> float:
+    """The accuracy under shift that the line gives for one on the reference."""
+    if reference in (0, 1):
+        return reference
+    odds = np.exp(line[0] * np.log(reference / (1 - reference)) + line[1])
+    return float(odds / (1 + odds))
+
+
+def effective(
+    shifted: float | int | None, reference: float | int | None, points: Points = ()
+) -> float | None:
+    """Effective robustness: the accuracy under shift above what standard models would have.
+
+    Standard models lie on the line through `points`; without points it is the difference from the
+    reference, 0 for a model that loses nothing. None where an accuracy is.
+
+    Source: Taori et al. 2020, section 2; section 3.3 of the CLIP paper.
+    """
+    if shifted is None or reference is None:
+        return None
+    line = fit_logit_line(points) if points else (1.0, 0.0)
+    return float(shifted - expected(float(reference), line))
+
+
+def pm_k(
+    right: Bool[np.ndarray, " frames"],
+    video: Int[np.ndarray, " frames"],
+    k: int = 10,
+    anchors: Int[np.ndarray, " n"] | None = None,
+) -> scores.Score:
+    """Accuracy where the worst frame counts: an anchor is right if all up to k frames away are.
+
+    Source: Shankar et al. 2019, "Do Image Classifiers Generalize Across Time?" (ImageNet-Vid and
+    YouTube-BB robust): pm-k accuracy.
+
+    Args:
+      right: whether each frame's answer is; frames of a video stand together, in their order.
+      video: the frames' videos.
+      k: 0 is plain accuracy of the anchors.
+      anchors: numbers of frames; every one, if None.
+    """
+    n = len(right)
+    anchors = np.arange(n) if anchors is None else anchors
+    starts = np.flatnonzero(np.diff(video, prepend=np.nan) != 0) if n else np.empty(0, np.int64)
+    ends = np.append(starts[1:], n)
+    which = np.searchsorted(starts, anchors, side="right") - 1
+    wrong = np.append(0, np.cumsum(~right))
+    first = np.maximum(anchors - k, starts[which])
+    last = np.minimum(anchors + k + 1, ends[which])
+    return scores.share(wrong[last] == wrong[first])
