@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_jax.data.folders import FolderSource
 from clip_jax.data.pairs import IMAGES
 from clip_jax.data.paths import RECORDS, TABLES
 from clip_jax.data.sources import Source, open_source
@@ -173,11 +172,6 @@ def tells_captions(place: Place) -> bool:
     if place.kind == "suite":
         return "retrieval" in lines(Path(place.path) / "dataset_type.txt")
     return place.kind == "karpathy"
-
-
-def is_described(source: Source) -> bool:
-    """Whether more than the name of its folder is said of a picture."""
-    return not (isinstance(source, FolderSource) and "label" in text_of(source, 0)[0])
 
 
 class Chosen:

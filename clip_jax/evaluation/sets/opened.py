@@ -1,27 +1,26 @@
-"""Test sets, opened and checked: pictures, and which classes, captions and groups are theirs."""
+"""Opening test sets: which classes, captions and groups are those of the pictures."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from clip_jax.data import captions, storage
 from clip_jax.data.pairs import PairError
 from clip_jax.data.paths import resolve
-from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
 from clip_jax.evaluation.sets import layouts, registry
 from clip_jax.evaluation.sets.classes import Classes, Said, natural
 from clip_jax.evaluation.sets.layouts import Place, text_of
 from clip_jax.evaluation.sets.registry import StandardSet
+from clip_jax.evaluation.sets.testset import MissingSet, Split, TestSet
 
 KEYS = (
     *("data", "labels", "label", "image", "root", "templates", "caption", "metric", "title"),
@@ -29,86 +28,8 @@ KEYS = (
 )
 _CLASS = ("cls", "npy", "label", "labels", "class", "category")  # fields that tell a class
 _CAPTIONS = ("captions", "caption", "captions/text", "text", "sentences", "raw")
+Read = list[tuple[dict[str, Any], str]]  # what is written about pictures, and their names
 _MAX_LABELS = 64 << 20  # bytes
-
-
-class MissingSet(UserError):  # noqa: N818  # no error where a group is asked for
-    """A standard set that is not there: what to download, and where to put it."""
-
-
-class Split(NamedTuple):
-    """Pictures of a split and their classes: int64 [n], or bool [n, classes]."""
-
-    source: Source
-    target: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TestSet:
-    """A set of test pictures, with classes, captions or groups of people.
-
-    Attributes:
-      name, title: what the command line and the paper call it.
-      metric: the official one, see `scores.METRICS`; `retrieval` or `bias` where no class is told.
-      source: the pictures, n of them.
-      labels: names of the classes; templates: prompts, `{}` for a name; synonyms: more names of a
-        class by its first, each with a prompt of its own.
-      target: the classes: int64 [n], or bool [n, classes] where a picture has several; None where
-        none is told.
-      subset: those of ImageNet's 1,000 classes that it shows, int64; None where that is no matter.
-      texts: its captions; text_group: int64 [texts], image_group: int64 [n]: a text belongs to the
-        pictures of its group.
-      groups: what is said of each picture by field.
-      split_name: what the split is called where it lies.
-      note: what is unlike the paper.
-      paper: whether it is one of the paper's 27.
-    """
-
-    __test__ = False  # not a test of pytest's
-
-    name: str
-    title: str
-    metric: str
-    source: Source
-    labels: list[str]
-    templates: tuple[str, ...]
-    target: np.ndarray | None
-    texts: list[str]
-    text_group: np.ndarray
-    image_group: np.ndarray
-    groups: dict[str, list[str]]
-    paper: bool = False
-    split_name: str = "test"
-    subset: np.ndarray | None = None
-    synonyms: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    note: str = ""
-    find: Callable[[str], Split] | None = dataclasses.field(default=None, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """What changes when a picture, a class, a caption or a prompt does."""
-        told = [self.labels, self.templates, {k: list(v) for k, v in self.synonyms.items()}]
-        told += [self.texts, self.groups, self.metric]
-        found = hashlib.sha256(f"{self.source.fingerprint} {json.dumps(told)}".encode())
-        arrays = (self.target, self.subset, self.text_group, self.image_group)
-        for array in arrays:
-            found.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
-        return found.hexdigest()
-
-    def split(self, name: str) -> Split:
-        """Pictures to learn from, `train` or `validation`, with their classes.
-
-        Raises:
-          UserError: it is not there; the line says what to give.
-        """
-        if name not in ("train", "validation"):
-            raise UserError(f"{name!r} is no split to learn from: train and validation are")
-        if self.target is None or self.find is None:
-            raise UserError(f"evaluate.sets.{self.name} tells no classes to learn")
-        return self.find(name)
 
 
 @contextlib.contextmanager
@@ -201,12 +122,12 @@ class _Opening:
             metric = self._metric(place)
             classes = None
             if metric not in ("retrieval", "bias"):
-                classes, chosen = self._classes(place, source, read)
+                classes, chosen = self._classes(place, read)
                 if len(chosen) < len(read):
                     source = layouts.Chosen(source, chosen)
                     read = [read[i] for i in chosen]
-            target = None if classes is None else self._targets(classes, source, read)
-            texts, text_group, image_group = self._texts(place, source, read, metric)
+            target = None if classes is None else self._targets(classes, read)
+            texts, text_group, image_group = self._texts(read, metric)
             groups = {field: self._field(field, read) for field in self._groups()}
         known, labels = self.known, classes.labels if classes else []
         if target is not None and target.ndim == 2 and metric == "accuracy":
@@ -306,23 +227,22 @@ class _Opening:
             raise UserError(f"{self.key}: template {wrong[0]!r} must hold {{}} once, for the name")
         return found
 
-    def _label(self, source: Source, read: list[tuple[dict[str, Any], str]]) -> str:
+    def _label(self, read: Read) -> str:
         """The field that tells the class."""
         if field := self.values.get("label"):
             return str(field)
-        extra = (self.known.label,) if self.known else ()
-        if self.known or not layouts.is_described(source) or set(read[0][0]) & {"cls", "npy"}:
-            for field in (*extra, *_CLASS):
-                if field in read[0][0]:
-                    return field
+        usual = (self.known.label, *_CLASS) if self.known else _CLASS[:3]
+        for field in usual:
+            if field in read[0][0]:
+                return field
         what = "label" if self.values.get("labels") or self.known else "labels"
         raise UserError(
             f"{self.key} needs data, labels and label: no {what} given, and no folder, .cls or "
             f"column of {read[0][1]} tells a class"
         )
 
-    def _said(self, source: Source, read: list[tuple[dict[str, Any], str]]) -> list[Said]:
-        field = self._label(source, read)
+    def _said(self, read: Read) -> list[Said]:
+        field = self._label(read)
         said = []
         for text, where in read:
             value = captions.find(text, field)
@@ -335,9 +255,7 @@ class _Opening:
             said.append(Said(value, where))
         return said
 
-    def _classes(
-        self, place: Place, source: Source, read: list[tuple[dict[str, Any], str]]
-    ) -> tuple[Classes, list[int]]:
+    def _classes(self, place: Place, read: Read) -> tuple[Classes, list[int]]:
         """The classes, and which pictures are of one of them."""
         everything = list(range(len(read)))
         if path := self.values.get("labels"):
@@ -346,10 +264,10 @@ class _Opening:
         if self.known:
             known = self.known
             found = Classes(known.classes, known.folders, known.synonyms, numbered)
-            return found, self._shown(found, source, read) if known.partial else everything
+            return found, self._shown(found, read) if known.partial else everything
         if numbered:
             return Classes(numbered, numbered=numbered), everything
-        said = self._said(source, read)
+        said = self._said(read)
         if any(not isinstance(value, str) for value, _ in said):
             raise UserError(
                 f"{self.key} needs labels: {said[0].where} tells a number, and no classnames.txt "
@@ -358,18 +276,14 @@ class _Opening:
         names = sorted({value for value, _ in said}, key=natural)
         return Classes([name.replace("_", " ") for name in names], names), everything
 
-    def _shown(
-        self, classes: Classes, source: Source, read: list[tuple[dict[str, Any], str]]
-    ) -> list[int]:
-        said = self._said(source, read)
+    def _shown(self, classes: Classes, read: Read) -> list[int]:
+        said = self._said(read)
         return [i for i, (value, _) in enumerate(said) if classes.knows(value)] or [
             *range(len(said))
         ]
 
-    def _targets(
-        self, classes: Classes, source: Source, read: list[tuple[dict[str, Any], str]]
-    ) -> np.ndarray:
-        said = self._said(source, read)
+    def _targets(self, classes: Classes, read: Read) -> np.ndarray:
+        said = self._said(read)
         if path := self.values.get("labels"):
             return self._exactly(classes.labels, said, str(path))
         try:
@@ -403,18 +317,16 @@ class _Opening:
         source = layouts.opened(place, self.values.get("image", ""))
         with whole(self.name):
             read = [text_of(source, i) for i in range(len(source))]
-            return Split(source, self._targets(classes, source, read))
+            return Split(source, self._targets(classes, read))
 
     def _groups(self) -> tuple[str, ...]:
         found = self.values.get("groups") or (self.known.groups if self.known else ())
         return tuple(found.split(",")) if isinstance(found, str) else tuple(found)
 
-    def _field(self, field: str, read: list[tuple[dict[str, Any], str]]) -> list[str]:
+    def _field(self, field: str, read: Read) -> list[str]:
         return [captions.fill(f"{{{field}}}", text, where) for text, where in read]
 
-    def _texts(
-        self, place: Place, source: Source, read: list[tuple[dict[str, Any], str]], metric: str
-    ) -> tuple[list[str], np.ndarray, np.ndarray]:
+    def _texts(self, read: Read, metric: str) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Captions, their groups, and the groups of the pictures."""
         template = str(self.values.get("caption") or self.caption)
         own = bool(self.values.get("caption"))
