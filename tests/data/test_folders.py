@@ -134,3 +134,15 @@ def test_a_picture_that_went_is_named(tmp_path: Path) -> None:
     source = open_source(str(tmp_path))
     (tmp_path / "a" / "1.jpg").unlink()
     refused(lambda: source[0], f"{tmp_path}/a/1.jpg cannot be read")
+
+
+def test_text_without_the_picture(tmp_path: Path) -> None:
+    write(tmp_path / "a", {"1.jpg": b"1", "1.cls": "4", "2.jpg": b"2", "2.txt": "two"})
+    write(tmp_path / "b", {"cat/1.jpg": b"1"})
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        source = FolderSource(str(folder))
+        expected = [(source[i].text, source[i].name) for i in range(len(source))]
+        for picture_file in folder.rglob("*.jpg"):
+            picture_file.unlink()
+        assert [source.text(i) for i in range(len(source))] == expected
+    assert expected == [({"caption": "cat", "label": "cat"}, f"{tmp_path}/b/cat/1.jpg")]

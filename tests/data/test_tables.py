@@ -324,3 +324,15 @@ def test_no_damage_ends_the_process(folder: Path, kind: str) -> None:
         env={**os.environ, "XDG_CACHE_HOME": str(folder.parent / "fuzz")},
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_text_without_the_picture(tmp_path: Path) -> None:
+    table = pa.table({"image": [b"1", b"2"], "label": [3, None], "words": [["a", "b"], []]})
+    pa.parquet.write_table(table, tmp_path / "x.parquet")
+    source = TableSource(str(tmp_path / "x.parquet"))
+    assert [source.text(i)[0] for i in range(2)] == [source[i].text for i in range(2)]
+    assert source.text(0)[0] == {"label": 3, "words": ["a", "b"]}
+    assert "row 1" in source.text(1)[1]
+    (tmp_path / "y.csv").write_text("path,label\nno/such.png,cat\n")
+    source = TableSource(str(tmp_path / "y.csv"))
+    assert source.text(0)[0] == {"label": "cat"}, "the picture need not be there"

@@ -481,3 +481,32 @@ def test_no_data_is_said() -> None:
     with pytest.raises(UserError) as error:
         open_source("")
     assert says(error.value, "config.data.train")
+
+
+def test_text_without_the_picture(tmp_path: Path) -> None:
+    members = [("1.cls", b"7"), ("1.png", b"A" * 5000), ("2.png", b"B"), ("2.txt", b"two")]
+    path = write_tar(tmp_path / "x.tar", members)
+    source = TarSource(str(path))
+    assert source.text(0) == ({"cls": 7}, f"{path}:1.png")
+    assert [source.text(i) for i in range(2)] == [
+        (source[i].text, source[i].name) for i in range(2)
+    ]
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"A" * 5000)
+    path.write_bytes(raw[: at + 10])  # of the first the text is left, of the second nothing
+    assert source.text(0)[0] == {"cls": 7}
+    refused(lambda: source[0], "1.png", "cut short")
+    refused(lambda: source.text(1), "2.png", "cut short")
+    with pytest.raises(IndexError):
+        source.text(2)
+
+
+def test_what_says_most_comes_first(tmp_path: Path) -> None:
+    said = {"npy": b"x", "cls": b"7", "txt": b"t", "json": b'{"n": 1}'}
+    found = []
+    while said:
+        members = [("1.png", b"A"), *((f"1.{end}", text) for end, text in said.items())]
+        source = TarSource(str(write_tar(tmp_path / f"{len(said)}.tar", members)))
+        found.append(source.text(0)[0] if len(said) > 1 else None)
+        said.popitem()
+    assert found == [{"n": 1}, {"caption": "t"}, {"cls": 7}, None]

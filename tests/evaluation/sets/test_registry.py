@@ -151,5 +151,30 @@ def test_a_mistyped_name_hints_at_the_nearest() -> None:
 def test_there_is_a_file_for_each_set_and_no_other() -> None:
     there = {path.stem for path in Path(module.__file__).with_name("data").iterdir()}
     assert there == {*names(), "groups"}
-    kept = Path(__file__).parents[3] / "tools" / "standard_sets.json"
-    assert list(json.loads(kept.read_text("utf-8"))["sets"]) == names()
+
+
+def test_the_files_are_those_that_the_tool_makes() -> None:
+    root = Path(__file__).parents[3]
+    kept = json.loads((root / "tools" / "standard_sets.json").read_text("utf-8"))
+    assert list(kept["sets"]) == names() and kept["groups"]["paper"] == list(PAPER)
+    for name, known in kept["sets"].items():
+        found = json.loads((Path(module.__file__).parent / "data" / f"{name}.json").read_text())
+        for key, value in known.items():
+            if key in ("shown", "subset") or value == "wnids" or _is_asked_of_a_package(value):
+                continue
+            assert found[key] == value, (name, key)
+
+
+def _is_asked_of_a_package(value: object) -> bool:
+    return isinstance(value, dict) and set(value) <= {
+        *("clip_benchmark", "tfds_labels", "tfds_list", "tfds_words")
+    }
+
+
+def test_the_docs_tell_every_set_and_size() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "sets.md").read_text("utf-8")
+    for name in names():
+        known = standard(name)
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        assert f"| {known.title} | `{known.metric}` |" in row
+        assert f"| {known.splits['test']:,} |" in row
