@@ -11,7 +11,7 @@ from clip_jax.evaluation.report.markup import Markup, cut, decimal, join, said, 
 from clip_jax.evaluation.report.scales import Scale
 
 WIDTH, HEIGHT = 320.0, 220.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 26.0, 40.0
 _MOST_POINTS = 240  # on the 260 pixels of a line
 
 
@@ -61,7 +61,7 @@ class Frame:
         parts.append(tag("path", d=f"M{LEFT}{_sp(bottom)}H{WIDTH - RIGHT}", class_="axis"))
         middle = (LEFT + WIDTH - RIGHT) / 2
         parts.append(tag("text", self.x_label, x=middle, y=self.height - 6, class_="mid soft"))
-        parts.append(tag("text", self.y_label, x=LEFT - 40, y=TOP - 2, class_="soft"))
+        parts.append(tag("text", self.y_label, x=LEFT - 40, y=11, class_="soft"))
         return join(*parts)
 
 
@@ -110,7 +110,9 @@ def lines(
         parts.append(tag("path", d=d, class_="mark"))
     for one in series:
         if one.band:
-            edge = [(x, high) for x, _, high in one.band] + [(x, low) for x, low, _ in one.band][::-1]
+            edge = [(x, high) for x, _, high in one.band] + [(x, low) for x, low, _ in one.band][
+                ::-1
+            ]
             parts.append(tag("path", d=frame.path(edge) + "Z", class_=f"band {one.color}"))
     for one in series:
         if one.points:
@@ -121,7 +123,9 @@ def lines(
             cx, cy = frame.at(x, y)
             parts.append(tag("circle", tag("title", said_), cx=cx, cy=cy, r=3.0, class_=one.color))
     ends = (f"{s.name} ends at {_value(frame.y, s.points[-1][1])}" for s in series if s.points)
-    drawn = svg(title, f"{frame.y_label} by {frame.x_label}: {'; '.join(ends)}", *parts)
+    drawn = svg(
+        title, f"{frame.y_label} by {frame.x_label}: {'; '.join(ends)}", *parts, height=frame.height
+    )
     return join(drawn, legend(series) if len(series) > 1 else None)
 
 
@@ -140,19 +144,30 @@ def reliability(title: str, bins: Sequence[Mapping[str, Any]]) -> Markup:
     """How often the model is right beside how sure it is, and how many pictures each bin has."""
     frame = Frame(Scale(0, 1, share=True), Scale(0, 1, share=True), "confidence", "accuracy")
     parts = [frame.axes()]
-    found = [[say.number(b.get(k)) for k in ("low", "high", "n", "confidence", "accuracy")] for b in bins]
+    found = [
+        [say.number(b.get(k)) for k in ("low", "high", "n", "confidence", "accuracy")] for b in bins
+    ]
     most = max((n or 0 for _, _, n, _, _ in found), default=0)
     for low, high, n, sure, right in found:
         if low is None or high is None or not n or right is None:
             continue
-        words = f"{say.count(n)} pictures, confidence {say.percent(sure)}, right {say.percent(right)}"
+        words = (
+            f"{say.count(n)} pictures, confidence {say.percent(sure)}, right {say.percent(right)}"
+        )
         (x, y), (end, bottom) = frame.at(low, right), frame.at(high, 0)
         box = dict(x=x + 0.5, y=y, width=max(0.5, end - x - 1), height=max(0.5, bottom - y))
         parts.append(tag("rect", tag("title", words), **box, class_="bar c1"))
         tall = 26 * n / most
         parts.append(
-            tag("rect", tag("title", words), x=x + 0.5, y=bottom - tall,
-                width=max(0.5, end - x - 1), height=tall, class_="count")
+            tag(
+                "rect",
+                tag("title", words),
+                x=x + 0.5,
+                y=bottom - tall,
+                width=max(0.5, end - x - 1),
+                height=tall,
+                class_="count",
+            )
         )
     parts.append(tag("path", d=frame.path([(0, 0), (1, 1)]), class_="line dashed ink"))
     words = "Bars: accuracy of each bin of confidence; dashed: perfect calibration"
@@ -173,7 +188,9 @@ def scatter(title: str, frame: Frame, shown: Sequence[Point]) -> Markup:
     low, high = max(frame.x.low, frame.y.low), min(frame.x.high, frame.y.high)
     parts = [frame.axes()]
     if high > low:
-        parts.append(tag("path", d=frame.path([(low, low), (high, high)]), class_="line dashed ink"))
+        parts.append(
+            tag("path", d=frame.path([(low, low), (high, high)]), class_="line dashed ink")
+        )
     placed = [(point, *frame.at(point.x, point.y)) for point in shown]
     for (point, x, y), (label_x, label_y, left) in zip(placed, _labels(placed, frame), strict=True):
         words = f"{point.name}: {say.percent(point.y)}, reference {say.percent(point.x)}"

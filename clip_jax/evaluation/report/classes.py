@@ -29,7 +29,9 @@ def calibration(results: Mapping[str, Any]) -> Markup | None:
                 words += f", {say.percent(values['ece_after'])} at temperature "
                 words += say.plain(values.get("temperature"))
             more = (("MCE", say.percent(values.get("mce"))), ("NLL", say.plain(values.get("nll"))))
-            rest = ", ".join(f"{k} {v}" for k, v in (*more, ("Brier", say.plain(values.get("brier")))))
+            rest = ", ".join(
+                f"{k} {v}" for k, v in (*more, ("Brier", say.plain(values.get("brier"))))
+            )
             made.append(card(title, drawn, join(tag("b", words), tag("br"), rest)))
     note = tables.notes(
         "Bars: accuracy of the pictures of each confidence; grey: how many they are; dashed: where "
@@ -61,10 +63,14 @@ def confusions(results: Mapping[str, Any], most: int) -> Markup | None:
 
 def per_class(results: Mapping[str, Any], most: int) -> Markup | None:
     """Accuracy of every class, worst first, folded."""
-    found = [(t, z["per_class"]) for t, _, z in sets_with(results, "zero_shot") if z.get("per_class")]
+    found = [
+        (t, z["per_class"]) for t, _, z in sets_with(results, "zero_shot") if z.get("per_class")
+    ]
     if not found:
         return None
-    return join(*(_classes(title, classes, max(10, most // len(found))) for title, classes in found))
+    return join(
+        *(_classes(title, classes, max(10, most // len(found))) for title, classes in found)
+    )
 
 
 def _classes(title: str, classes: Any, most: int) -> Markup:
@@ -82,8 +88,15 @@ def _classes(title: str, classes: Any, most: int) -> Markup:
     if len(rows) > _FILTERED:
         words = f"Filter the classes of {cut(title, 40)}"
         body.insert(
-            0, tag("input", type="search", class_="filter", placeholder="Filter", aria_label=words,
-                   hidden=True)
+            0,
+            tag(
+                "input",
+                type="search",
+                class_="filter",
+                placeholder="Filter",
+                aria_label=words,
+                hidden=True,
+            ),
         )
     if len(ordered) > most:
         body.append(tables.notes(f"The {most} worst of {len(ordered):,}; report.json has all."))
@@ -111,7 +124,8 @@ def predictions(results: Mapping[str, Any], album: Album, most: int) -> Markup |
         cards = (_guess(example, album, rank) for rank, example in enumerate(examples))
         of = say.number(whole.get("classes"))
         small = f"the five likeliest of {say.count(of)} labels" if of and of > _LABELS else ""
-        made.append(block(title, tables.notes(small), tag("div", *cards, class_="guesses"), kind=""))
+        shown = tag("div", *cards, class_="guesses")
+        made.append(block(title, shown, small=small, framed=False))
     note = tables.notes(
         "Drawn at random. ✓ and green: the likeliest label is the true one; ✗ and orange: it is "
         "another. The true label is marked ✓ among the five, if it is one of them."

@@ -22,7 +22,8 @@ def curves(results: Mapping[str, Any]) -> Markup | None:
     """Every curve of the run as it was written; no smoothing."""
     found = []
     for name, values in part(results, "curves").items():
-        numbers = ((say.number(step), say.number(y)) for step, y in values or [])
+        pairs = (pair for pair in values if len(pair) == 2)
+        numbers = ((say.number(step), say.number(y)) for step, y in pairs)
         points = sorted((x, y) for x, y in numbers if x is not None and y is not None)
         if len(points) > 1:
             found.append((str(name), points))
@@ -58,8 +59,14 @@ def _curve(name: str, points: list[tuple[float, float]], i: int) -> Markup:
         part_
         for kind in ("linear", "log")
         for part_ in (
-            tag("input", type="radio", name=f"axis{i}", id=f"axis{i}{kind}", class_=f"to-{kind}",
-                checked=kind == "linear"),
+            tag(
+                "input",
+                type="radio",
+                name=f"axis{i}",
+                id=f"axis{i}{kind}",
+                class_=f"to-{kind}",
+                checked=kind == "linear",
+            ),
             tag("label", kind, for_=f"axis{i}{kind}"),
         )
     ]
@@ -74,5 +81,8 @@ def missing(results: Mapping[str, Any]) -> Markup | None:
         [Cell(said(m.get("set"), 40)), Cell(said(m.get("why"), 400))]
         for m in results.get("missing") or []
     ]
-    columns = [Column("Set", numeric=False), Column("What to download, and where to", numeric=False)]
+    columns = [
+        Column("Set", numeric=False),
+        Column("What to download, and where to", numeric=False),
+    ]
     return tables.table("Sets that were not judged", columns, rows, kind="wide") if rows else None

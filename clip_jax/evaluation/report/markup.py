@@ -31,9 +31,10 @@ def clean(text: str) -> str:
 
 def cut(text: object, most: int = 80) -> str:
     """One line of a text, with an ellipsis where it had more than `most` characters."""
-    start = str(text)[: 4 * most]
+    text = "–" if text is None else str(text)
+    start = text[: 4 * most]
     line = " ".join(clean(start).split())
-    shorter = len(line) > most or len(start) < len(str(text))
+    shorter = len(line) > most or len(start) < len(text)
     return line[: most - 1].rstrip() + "…" if shorter else line
 
 

@@ -26,6 +26,16 @@ def part(values: Any, *keys: str) -> Any:
     return {} if values is None else values
 
 
+def pruned(values: Any) -> Any:
+    """The same without what is None, but for places in lists of numbers and texts."""
+    if isinstance(values, Mapping):
+        return {k: pruned(v) for k, v in values.items() if v is not None}
+    if isinstance(values, (list, tuple)):
+        flat = any(v is not None and not isinstance(v, (Mapping, list, tuple)) for v in values)
+        return [pruned(v) for v in values if flat or v is not None]
+    return values
+
+
 def sets_with(results: Mapping[str, Any], key: str) -> list[tuple[str, Any, Any]]:
     """Title, all of a set's results, and those under `key`, of the sets that have such."""
     sets = part(results, "sets")
@@ -82,16 +92,21 @@ def tiles(results: Mapping[str, Any]) -> Markup | None:
         shown.append(_tile("Worst set", say.percent(worst[1]), worst[0]))
     if probe:
         shown.append(_tile("Linear probe, mean", _mean(probe), f"over {_sets(len(probe))}"))
-    for way, title in (("image_to_text", "Image → text R@1"), ("text_to_image", "Text → image R@1")):
-        found = [(t, say.value_of(part(r, way, "r1"))) for t, _, r in sets_with(results, "retrieval")]
+    for way, title in (
+        ("image_to_text", "Image → text R@1"),
+        ("text_to_image", "Text → image R@1"),
+    ):
+        found = [
+            (t, say.value_of(part(r, way, "r1"))) for t, _, r in sets_with(results, "retrieval")
+        ]
         known = [(t, v) for t, v in found if v is not None]
         if known:
             shown.append(_tile(title, _mean(known), f"mean over {_sets(len(known))}"))
     drops = [say.number(s.get("effective")) for s in part(results, "robustness", "shifts").values()]
     known_drops = [drop for drop in drops if drop is not None]
     if known_drops:
-        mean = f"{say.points(statistics.fmean(known_drops))} points"
-        shown.append(_tile("Effective robustness", mean, f"mean over {_sets(len(known_drops))}"))
+        mean = say.points(statistics.fmean(known_drops))
+        shown.append(_tile("Effective robustness", mean, f"points over {_sets(len(known_drops))}"))
     return tag("div", *shown, class_="tiles") if shown else None
 
 
@@ -164,7 +179,10 @@ def prompts(results: Mapping[str, Any]) -> Markup | None:
         gain = None if first is None or last is None else last - first
         cells = [tables.score(scores.get(kind)) for kind in kinds]
         rows.append([set_name(title), *cells, tables.points(gain)])
-    columns = [Column("Set", numeric=False), *(Column(cut(kind, 40).capitalize()) for kind in kinds)]
+    columns = [
+        Column("Set", numeric=False),
+        *(Column(cut(kind, 40).capitalize()) for kind in kinds),
+    ]
     columns.append(Column("Gain", hint=f"points from “{cut(kinds[0])}” to “{cut(kinds[-1])}”"))
     note = tables.notes(
         "A label alone is often ambiguous. The paper gains 1.3 points on ImageNet by “a photo of a "

@@ -49,6 +49,9 @@ for (const field of document.querySelectorAll("input.filter")) {
   });
 }
 
+const folded = document.querySelectorAll("details.more"); // charts, which a print shows
+window.addEventListener("beforeprint", () => folded.forEach((part) => { part.open = true; }));
+
 const THEMES = ["auto", "dark", "light"];
 const theme = document.getElementById("theme");
 

@@ -10,7 +10,13 @@ from typing import Any
 
 from clip_jax import __version__
 from clip_jax.evaluation.report import (
-    classes, history, overview, pairs, probes, shifts, tables,
+    classes,
+    history,
+    overview,
+    pairs,
+    probes,
+    shifts,
+    tables,
 )
 from clip_jax.evaluation.report.album import Album
 from clip_jax.evaluation.report.markup import Markup, cut, join, tag
@@ -62,7 +68,7 @@ def render(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
       pictures: thumbnails by the ids that `results` names them by: JPEG, PNG or WebP. An id without
         picture, or with other bytes, shows as an empty frame.
     """
-    room = 1.0
+    results, room = overview.pruned(results), 1.0
     while True:
         album = Album(pictures)
         found = [
@@ -80,7 +86,8 @@ def _page(results: Mapping[str, Any], album: Album, found: list[tuple[str, str, 
     css, js = (files.joinpath(f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
     contents = (tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in found)
     sections = (
-        tag("section", tag("h2", title), body, id=name, class_="part") for name, title, body in found
+        tag("section", tag("h2", title), body, id=name, class_="part")
+        for name, title, body in found
     )
     empty = None if found else tables.notes("Nothing was judged: report.json holds no results.")
     button = tag("button", "Theme: auto", id="theme", type="button", hidden=True)

@@ -1,4 +1,4 @@
-"""Pictures and texts together: retrieval, what was found, arithmetic, the similarities of a batch."""
+"""Pictures and texts together: retrieval, galleries, arithmetic, similarities, overlap."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from clip_jax.evaluation.report.tables import Cell, Column
 _WAYS = {"image_to_text": "Image → text", "text_to_image": "Text → image"}
 _SHOWN = 10  # pictures in a row
 _SIDE = 32  # rows and columns of the similarities
+_HOT = 0.6  # of the scale of colours, where black and white stand out from it alike
 
 
 def retrieval(results: Mapping[str, Any]) -> Markup | None:
@@ -68,7 +69,10 @@ def thumb(
 ) -> Markup:
     """A picture with a line below it."""
     return tag(
-        "figure", album.show(name, alt, rank), tag("figcaption", below), class_="own" if own else None
+        "figure",
+        album.show(name, alt, rank),
+        tag("figcaption", below),
+        class_="own" if own else None,
     )
 
 
@@ -77,9 +81,10 @@ def strip(parts: Sequence[Markup]) -> Markup:
     return tag("div", *parts, class_="strip")
 
 
-def block(title: str, *parts: Markup, kind: str = "card") -> Markup:
+def block(title: str, *parts: Markup, small: str = "", framed: bool = True) -> Markup:
     """What belongs to a set, under its name."""
-    return tag("section", tag("h3", said(title, 40)), *parts, class_=f"{kind} block")
+    heading = tag("h3", said(title, 60), tag("small", small) if small else None)
+    return tag("section", heading, *parts, class_="card block" if framed else "block")
 
 
 def arithmetic(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
@@ -111,7 +116,9 @@ def similarity(results: Mapping[str, Any], album: Album) -> Markup | None:
     values = part(results, "similarity")
     pictures = (values.get("pictures") or [])[:_SIDE]
     texts = (values.get("texts") or [])[:_SIDE]
-    matrix = [[say.number(v) for v in row[: len(texts)]] for row in (values.get("matrix") or [])[:_SIDE]]
+    matrix = [
+        [say.number(v) for v in row[: len(texts)]] for row in (values.get("matrix") or [])[:_SIDE]
+    ]
     known = [v for row in matrix for v in row if v is not None]
     if not known or not pictures or not texts:
         return None
@@ -148,7 +155,7 @@ def _heat(value: float | None, low: float, high: float, own: bool) -> Markup:
     if value is None:
         return tag("td", say.NONE)
     share = (value - low) / (high - low) if high > low else 0.5
-    kind = " ".join(filter(None, ("dark" if share > 0.5 else "", "own" if own else "")))
+    kind = " ".join(filter(None, ("hot" if share > _HOT else "", "own" if own else "")))
     text = f"{value:.2f}".replace("0.", ".", 1).replace("-", "−")
     return tag("td", text, class_=kind or None, style=f"--t:{decimal(100 * share)}%")
 
@@ -182,8 +189,8 @@ def overlap(results: Mapping[str, Any], album: Album, most: int) -> Markup | Non
     columns = [Column("Set", numeric=False), *map(Column, names)]
     columns += [Column("p", hint="one-tailed binomial"), Column("Threshold")]
     note = tables.notes(
-        "Accuracy on all test pictures, on those without a near-duplicate in the training data, and "
-        "on those with one. All − clean, in points, is what the overlap is worth."
+        "Accuracy on all test pictures, on those without a near-duplicate in the training data, "
+        "and on those with one. All − clean, in points, is what the overlap is worth."
     )
     return join(note, tables.table("Overlap with the training data", columns, rows), *pairs)
 

@@ -12,6 +12,8 @@ from clip_jax.evaluation.report.markup import Markup, decimal, join, said, tag
 from clip_jax.evaluation.report.overview import sets_with
 from clip_jax.evaluation.report.scales import Scale, around
 
+_UNFOLDED = 9  # cards
+
 
 def against_zero_shot(results: Mapping[str, Any]) -> Markup | None:
     """The difference on every set, as figure 5 of the paper draws it."""
@@ -64,14 +66,19 @@ def sweep(results: Mapping[str, Any]) -> Markup | None:
         x = around([p[0] for p in points] + ([chosen] if chosen else []), "log")
         frame = Frame(x, around([p[1] for p in points], share=True), "λ", "validation", 190)
         drawn = charts.lines(
-            f"{title}: accuracy by λ", frame, [Series("accuracy", points, marks=True)], upright=chosen
+            f"{title}: accuracy by λ",
+            frame,
+            [Series("accuracy", points, marks=True)],
+            upright=chosen,
         )
         train, held = say.count(probe.get("train")), say.count(probe.get("validation"))
         line = f"λ = {say.plain(chosen)}; {train} to train, {held} to validate"
         made.append(card(title, drawn, line))
     if not made:
         return None
-    note = tables.notes("Tried by halving from seven values; the orange line is the λ that was kept.")
+    note = tables.notes(
+        "Tried by halving from seven values; the orange line is the λ that was kept."
+    )
     return join(note, grid(made))
 
 
@@ -82,8 +89,9 @@ def few_shot(results: Mapping[str, Any]) -> Markup | None:
     if not made:
         return None
     alike = [v for _, _, v in found if v.get("shots") == found[0][2].get("shots")]
-    if len(alike) > 1 and (mean := _mean(alike)):
-        made.insert(0, _few(f"Mean of {len(alike)} sets", mean) or "")
+    mean = _mean(alike) if len(alike) > 1 else None
+    if mean and (drawn := _few(f"Mean of {len(alike)} sets", mean)):
+        made.insert(0, drawn)
     note = tables.notes(
         "Logistic regression on few labels a class. Band: one standard deviation over seeds; "
         "dashed: zero-shot, which needs no label (figure 6)."
@@ -94,7 +102,9 @@ def few_shot(results: Mapping[str, Any]) -> Markup | None:
 def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     columns = [v.get("mean") or [] for v in values]
     zero = [say.number(v.get("zero_shot")) for v in values]
-    if len({len(c) for c in columns}) != 1 or any(say.number(x) is None for c in columns for x in c):
+    if len({len(c) for c in columns}) != 1 or any(
+        say.number(x) is None for c in columns for x in c
+    ):
         return None
     mean = [statistics.fmean(column) for column in zip(*columns, strict=True)]
     known = [z for z in zero if z is not None]
@@ -111,7 +121,13 @@ def _few(title: str, values: Mapping[str, Any]) -> Markup | None:
     band = [(x, y - spread[x], y + spread[x]) for x, y in points if x in spread]
     ys = [y for _, y in points] + [y for _, *ends in band for y in ends]
     x = Scale(points[0][0], max(points[-1][0], 1.01 * points[0][0]), "log")
-    frame = Frame(x, around(ys + ([] if zero is None else [zero]), share=True), "labels a class", "accuracy", 200)
+    frame = Frame(
+        x,
+        around(ys + ([] if zero is None else [zero]), share=True),
+        "labels a class",
+        "accuracy",
+        200,
+    )
     series = [Series("linear probe", points, band=band, marks=True)]
     if zero is not None:
         ends = [(x.low, zero), (x.high, zero)]
@@ -122,7 +138,9 @@ def _few(title: str, values: Mapping[str, Any]) -> Markup | None:
     crossed = next((s for s, y in points if zero is not None and y >= zero), None)
     words = [f"{say.count(seeds)} seeds"] if seeds else []
     if zero is not None:
-        equal = f"reaches zero-shot with {say.plain(crossed)}" if crossed else "stays below zero-shot"
+        equal = (
+            f"reaches zero-shot with {say.plain(crossed)}" if crossed else "stays below zero-shot"
+        )
         words.append(equal)
     return card(title, drawn, "; ".join(words))
 
@@ -133,6 +151,11 @@ def card(title: str, body: Markup, small: Markup | str = "") -> Markup:
     return tag("figure", caption, body, class_="card")
 
 
-def grid(cards: Sequence[Markup | str]) -> Markup:
-    """Cards side by side, as many as there is width for."""
-    return tag("div", *cards, class_="grid")
+def grid(cards: Sequence[Markup]) -> Markup:
+    """Cards side by side, as many as there is width for; where they are many, the rest folded."""
+    shown = tag("div", *cards[:_UNFOLDED], class_="grid")
+    rest = cards[_UNFOLDED:]
+    if not rest:
+        return shown
+    summary = tag("summary", f"{len(rest)} more")
+    return join(shown, tag("details", summary, tag("div", *rest, class_="grid"), class_="more"))

@@ -39,7 +39,9 @@ class Scale:
 
     def ticks(self, most: int = 5) -> list[tuple[float, str]]:
         """Values to write, with their text."""
-        values = {"linear": self._even, "log": self._decades, "logit": self._shares}[self.kind](most)
+        values = {"linear": self._even, "log": self._decades, "logit": self._shares}[self.kind](
+            most
+        )
         if self.share:
             return [(v, f"{100 * v:.4g}%") for v in values]
         return [(v, say.plain(v)) for v in values]
@@ -49,7 +51,9 @@ class Scale:
         if not step:
             return [self.low]
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [round(i * step, 12) if abs(i * step) < 1e6 else i * step for i in range(first, last + 1)]
+        return [
+            round(i * step, 12) if abs(i * step) < 1e6 else i * step for i in range(first, last + 1)
+        ]
 
     def _decades(self, most: int) -> list[float]:
         low, high = math.log10(self.low), math.log10(self.high)

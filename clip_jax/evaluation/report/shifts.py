@@ -33,8 +33,12 @@ def robustness(results: Mapping[str, Any]) -> Markup | None:
     columns = [Column("Shift", numeric=False), Column("Under shift")]
     columns.append(Column(cut(reference, 24), hint="over the same classes"))
     columns.append(Column("Difference", hint="points lost under the shift"))
-    columns.append(Column("Effective", hint="points above what standard models of this accuracy get"))
-    note = tables.notes("Both accuracies are over the same classes. Axes by the logit, as in figure 13.")
+    columns.append(
+        Column("Effective", hint="points above what standard models of this accuracy get")
+    )
+    note = tables.notes(
+        "Both accuracies are over the same classes. Axes by the logit, as in figure 13."
+    )
     body = tables.table("Robustness to natural shifts", columns, rows)
     if points:
         frame = Frame(
@@ -60,10 +64,10 @@ def bias(results: Mapping[str, Any]) -> Markup | None:
         listed = found.get("tables") if isinstance(found, Mapping) else found
         parts = [_table(table) for table in listed or [] if table.get("columns")]
         if parts:
-            made.append(block(title, *parts, kind=""))
+            made.append(block(title, *parts, framed=False))
     note = tables.notes(
-        "Rates by group on one set of pictures. They can show a harm; they cannot show that there is "
-        "none (section 7.1)."
+        "Rates by group on one set of pictures. They can show a harm; they cannot show that there "
+        "is none (section 7.1)."
     )
     return join(note, *made) if made else None
 

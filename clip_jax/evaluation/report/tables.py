@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from clip_jax.evaluation.report import say
-from clip_jax.evaluation.report.markup import Markup, decimal, join, tag
+from clip_jax.evaluation.report.markup import Markup, cut, decimal, join, tag
 
 
 class Cell(NamedTuple):
@@ -34,10 +34,17 @@ def table(
 ) -> Markup:
     """A table in a box that scrolls. The first cell of a row is its heading."""
     head = (
-        tag("th", column.name, scope="col", class_="n" if column.numeric else None, title=column.hint)
+        tag(
+            "th",
+            column.name,
+            scope="col",
+            class_="n" if column.numeric else None,
+            title=column.hint,
+        )
         for column in columns
     )
     body = (tag("tr", *_row(columns, row)) for row in rows)
+    caption = cut(caption, 140)
     made = tag(
         "table",
         tag("caption", caption, class_="hidden"),

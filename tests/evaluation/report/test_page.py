@@ -1,0 +1,264 @@
+"""The page as text: whole, escaped, bounded, the same every time."""
+
+from __future__ import annotations
+
+import copy
+import html
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from evaluation.report.sample import sample
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clip_jax.evaluation.report import render
+from clip_jax.evaluation.report.page import LIMIT, SECTIONS
+
+VOID = {"meta", "input", "br"}
+NASTY = [
+    "<script>alert(1)</script>",
+    '" onerror="alert(1)',
+    "' autofocus onfocus='alert(1)",
+    "</script><img src=x onerror=alert(1)>",
+    "</style><b>",
+    "<!-- ",
+    "&lt;b&gt;",
+    "مرحبا \u202eabc\u202c",
+    "x" * 10_000,
+    "👩‍👩‍👧‍👦 😀",
+    "a\x00b\x1b[31m\udc80",
+    "{}%s\\",
+    "",
+]
+
+
+class Reader(HTMLParser):
+    """Reads a page and fails where an element is not closed in its place."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs), f"{tag} has an attribute twice"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+
+def structure(page: str) -> list[tuple[str, list[str]]]:
+    """The elements of a page with the names of their attributes."""
+    return [(tag, sorted(attrs)) for tag, attrs in Reader(page).tags]
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[dict[str, Any], dict[str, bytes]]:
+    return sample()
+
+
+def test_every_part_is_there_and_in_order(made: Any) -> None:
+    page = render(*made)
+    reader = Reader(page)
+    ids = [attrs["id"] for tag, attrs in reader.tags if tag == "section" and "id" in attrs]
+    assert ids == list(SECTIONS)
+    links = [attrs["href"] for tag, attrs in reader.tags if tag == "a"]
+    assert links == ["#results", *(f"#{name}" for name in SECTIONS)]
+    every = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
+    assert len(every) == len(set(every))
+
+
+def test_numbers_stand_on_the_page(made: Any) -> None:
+    results, pictures = copy.deepcopy(made)
+    results["sets"]["cifar10"]["zero_shot"]["score"] = {
+        "value": 0.61234,
+        "low": 0.60111,
+        "high": 0.62987,
+        "n": 10_000,
+    }
+    text = "".join(Reader(render(results, pictures)).texts)
+    assert "61.2\u202f%" in text
+    assert "151,277,313" in text
+    assert 'title="95 % interval 60.1–63.0\u202f%"' in render(results, pictures)
+
+
+def test_the_same_page_every_time(made: Any) -> None:
+    before = json.dumps(made[0])
+    assert render(*made) == render(*copy.deepcopy(made))
+    assert json.dumps(made[0]) == before
+
+
+def test_pictures_speak(made: Any) -> None:
+    shown = [a for tag, a in Reader(render(*made)).tags if tag == "svg" or a.get("role") == "img"]
+    assert len(shown) > 100
+    assert all(a.get("aria-label") for a in shown)
+
+
+def test_a_picture_is_held_once(made: Any) -> None:
+    results, pictures = made
+    held = render(results, pictures).count("data:image/")
+    again = {f"{name} again": content for name, content in pictures.items()}
+    more = copy.deepcopy(results)
+    for example in more["sets"]["imagenet"]["zero_shot"]["examples"]:
+        example["picture"] += " again"
+    assert render(more, {**pictures, **again}).count("data:image/") == held
+
+
+def test_nothing_is_asked_for(made: Any) -> None:
+    page = render(*made)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    assert html.unescape(policy[1]).startswith("default-src 'none'; img-src data:;")
+    for tag, attrs in Reader(page).tags:
+        assert tag not in ("link", "iframe", "object", "embed", "form", "base", "img", "image")
+        assert "src" not in attrs
+        assert attrs.get("href", "#").startswith("#")  # type: ignore[union-attr]
+    assert set(re.findall(r"url\((?!data:image/(?:webp|jpeg|png);base64,)", page)) == set()
+
+
+def replaced(value: Any, change: Any) -> Any:
+    """The same dict with every text that strangers give changed."""
+    if isinstance(value, dict):
+        kept = ("sign",)
+        return {k: v if k in kept else replaced(v, change) for k, v in value.items()}
+    if isinstance(value, list):
+        return [replaced(v, change) for v in value]
+    return change(value)
+
+
+@pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
+def test_texts_stay_texts(made: Any, text: str) -> None:
+    results, pictures = made
+    calm = replaced(results, lambda v: "label" if isinstance(v, str) and v not in pictures else v)
+    wild = replaced(results, lambda v: text if isinstance(v, str) and v not in pictures else v)
+    page = render(wild, pictures)
+    if text:
+        assert structure(page) == structure(render(calm, pictures))
+    assert len(page.encode("utf-8")) < LIMIT
+    assert "\x00" not in page
+    assert "x" * 601 not in page
+
+
+@pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
+def test_names_of_sets_and_curves_stay_texts(made: Any, text: str) -> None:
+    results, pictures = copy.deepcopy(made)
+    found = results["sets"].pop("cifar10")
+    del found["title"]
+    results["sets"][text] = found
+    results["curves"] = {text: [[0, 1.0], [1, 2.0]]}
+    results["robustness"]["shifts"][text] = {"score": {"value": 0.5}, "reference": {"value": 0.6}}
+    page = render(results, pictures)
+    Reader(page)
+    assert "<script>alert" not in page
+    assert "onerror=alert" not in "".join(f"{t}{sorted(a)}" for t, a in Reader(page).tags)
+
+
+@pytest.mark.parametrize(
+    "results", [{}, {"model": {}}, {"sets": {}}, {"model": {"name": None}, "sets": {"x": {}}}]
+)
+def test_an_evaluation_of_nothing(results: dict[str, Any]) -> None:
+    assert "Nothing was judged" in "".join(Reader(render(results, {})).texts)
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where a key lies, of dicts and of the first of each list."""
+    found: list[tuple[Any, ...]] = []
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            found += [(*path, key), *paths(inner, (*path, key))]
+    elif isinstance(value, list) and value:
+        found += paths(value[0], (*path, 0))
+    return found
+
+
+SMALL = sample(
+    {"cifar10": ("CIFAR-10", 10, 10_000), "flickr30k": ("Flickr30k", 0, 1000)}, examples=2
+)
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_any_key_may_be_missing_or_none(data: Any) -> None:
+    results = copy.deepcopy(SMALL[0])
+    for _ in range(data.draw(st.integers(1, 6))):
+        *where, last = data.draw(st.sampled_from(paths(results)))
+        holder = results
+        for key in where:
+            holder = holder[key]
+        if data.draw(st.booleans()) or isinstance(last, int):
+            holder[last] = None
+        else:
+            del holder[last]
+        if not results:
+            break
+    Reader(render(results, SMALL[1]))
+
+
+@pytest.mark.parametrize(
+    "bad", [None, math.nan, math.inf, -math.inf, 1e308, -1e308, 0, -5.0, 1e-300]
+)
+def test_any_number_may_be_none_at_all(bad: float | None) -> None:
+    rng = random.Random(1)
+
+    def change(value: Any) -> Any:
+        return bad if isinstance(value, (int, float)) and rng.random() < 0.5 else value
+
+    for _ in range(3):
+        page = render(replaced(SMALL[0], change), SMALL[1])
+        for tag, attrs in Reader(page).tags:
+            if tag in ("path", "rect", "circle", "text", "svg"):
+                drawn = [attrs.get(k) or "" for k in ("d", "x", "y", "cx", "cy", "width", "height")]
+                assert not re.search("nan|inf|e[+-]?[0-9]", " ".join(drawn), re.I)
+        text = "".join(Reader(page).texts)
+        assert not re.search(r"\b(nan|inf)\b", text, re.I)
+
+
+def test_what_is_no_picture_is_an_empty_frame(made: Any) -> None:
+    results, pictures = made
+    bad = dict.fromkeys(pictures, b"<svg onload=alert(1)>")
+    page = render(results, bad)
+    assert "data:image/" not in page
+    assert "(no picture)" in page
+    assert "(no picture)" in render(results, {})
+
+
+def test_forty_sets_stay_under_three_megabytes() -> None:
+    titles = {f"set{i}": (f"A set, number {i}", 1000, 50_000) for i in range(40)}
+    results, pictures = sample(titles, pictures=500, examples=24)
+    filler = random.Random(0)
+    heavy = {k: v + filler.randbytes(6_000) for k, v in pictures.items()}
+    page = render(results, heavy)
+    size = len(page.encode())
+    assert 0.5 * LIMIT < size <= LIMIT
+    assert "pictures are left out" in page
+    assert "worst of 1,000" in page
+    first = re.findall(r'class="guesses"><figure class="[a-z ]*"><i class="p p(\d+)"', page)
+    assert len(first) == 40
+    assert all(f".p{number}{{" in page for number in first), "each set keeps its first"
+
+
+def test_a_large_picture_is_made_small(made: Any) -> None:
+    from support import encoded, picture
+
+    results, pictures = copy.deepcopy(made)
+    name = results["sets"]["imagenet"]["zero_shot"]["examples"][0]["picture"]
+    pictures[name] = encoded(picture(0, (600, 400)))
+    page = render(results, pictures)
+    longest = max(map(len, re.findall(r"base64,([^)]*)", page)))
+    assert longest < 20_000
