@@ -184,6 +184,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "evaluate.every": (1, math.inf),
     "evaluate.batch_size": (1, math.inf),
     "evaluate.pictures": (0, math.inf),
+    "evaluate.seeds": (1, math.inf),
     "data.token_dropout": (0, 1 - 1e-9),
     "data.max_bad_fraction": (0, 1),
     "data.threads": (1, math.inf),
@@ -210,11 +211,14 @@ _CHOICES: dict[str, Sequence[str]] = {
     "optimizer.schedule": ("cosine", "linear"),
     "optimizer.moments": ("float32", "bfloat16"),
     "optimizer.text_weights": ("float32", "bfloat16"),
+    "evaluate.dtype": ("", *DTYPES),
 }
 
 
-def check(config: ConfigDict, devices: int) -> None:
+def check(config: ConfigDict, devices: int | None = None) -> None:
     """What can be known to be wrong before any device is touched.
+
+    devices: that train; None where nothing is trained.
 
     Raises:
       UserError: names the key, its value and what to do.
@@ -246,6 +250,8 @@ def check(config: ConfigDict, devices: int) -> None:
     images.Augment.from_dict(config.data.augment.to_dict())
     entries.of(config.data.to_dict())
     _check_templates(config)
+    if devices is None:
+        return
     tensor = max(1, config.mesh.tensor)
     shards, parts = max(1, devices // tensor), config.accumulate
     if config.batch_size % (shards * parts):

@@ -26,6 +26,9 @@ any key of the config can be set:  --config.KEY=VALUE   (--config FILE --help li
 the same command resumes a run that was stopped; Ctrl-C and SIGTERM save first
 many hosts: the same command on each; on a TPU pod, in Slurm and in Kubernetes that is all,
 elsewhere the three flags, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
+a checkpoint judged as the paper does, and a page about it; what there is: docs/evaluation.md
+  python -m clip_jax.main --config configs/vit_b32.py --mode=evaluate --checkpoint ViT-B-32.pt \
+      --workdir runs/b32 --sets=cifar10,mine=/data/mine --suite=zero_shot,linear_probe
 what a step would take on a TPU slice, asked of its compiler; no TPU, no data (docs/plan.md):
   python -m clip_jax.main --config configs/vit_l14.py --mode=plan --topology=v5e:16x16
 the exit code is 0 also for a step that does not fit: scripts read "fits" of --json"""
@@ -53,6 +56,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workdir", metavar="FOLDER", help="where the run is kept (config.workdir)")
     p.add_argument(
         "--mode", default="train", help=f"one of {', '.join(MODES)} (default: %(default)s)"
+    )
+    p.add_argument(
+        "--checkpoint",
+        metavar="RUN",
+        help="what is evaluated: a run's folder, its checkpoints/STEP, or weights of OpenAI's, "
+        "open_clip's or transformers' (default: the run in --workdir)",
+    )
+    p.add_argument(
+        "--suite",
+        metavar="NAME,…",
+        help="how: some of zero_shot, linear_probe, few_shot, retrieval, robustness, bias and "
+        "overlap, or all (default: config.evaluate.suite)",
+    )
+    p.add_argument(
+        "--sets",
+        metavar="NAME,…",
+        help="on what: sets of the config, standard ones (docs/sets.md) such as cifar10, paper or "
+        "robustness, and NAME=PATH for your own (default: the config's)",
     )
     p.add_argument("--topology", metavar="NAME", help="of a plan: v5e:16x16, v5p:4x4x4, cpu:8, …")
     p.add_argument("--json", action="store_true", help="the plan's last line is JSON")
@@ -125,6 +146,8 @@ def run(argv: Sequence[str]) -> int:
         _prepare_plan(args)
     elif args.topology or args.json or args.sweep is not None or args.dump:
         raise UserError("--topology, --json, --sweep and --dump belong to --mode=plan")
+    if args.mode != "evaluate" and (args.checkpoint or args.suite or args.sets):
+        raise UserError("--checkpoint, --suite and --sets belong to --mode=evaluate")
 
     from clip_jax import config as config_lib
 
@@ -150,7 +173,7 @@ def run(argv: Sequence[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     place = clusters.find(args.coordinator, args.processes, args.process, os.environ)
     with hosts.joined(place, args.connect_timeout, args.heartbeat_timeout):
-        _start(args.mode, config)
+        _start(args, config)
     return 0
 
 
@@ -166,13 +189,21 @@ def _prepare_plan(args: argparse.Namespace) -> None:
     topology.quiet(os.environ)
 
 
-def _start(mode: str, config: ConfigDict) -> None:
-    from clip_jax import train
+def _start(args: argparse.Namespace, config: ConfigDict) -> None:
     from clip_jax.cache import use_compilation_cache
 
     _leave_it_to_the_main_thread()
     use_compilation_cache()
-    {"train": train.train, "evaluate": train.evaluate}[mode](config)
+    if args.mode == "train":
+        from clip_jax import train
+
+        train.train(config)
+    else:
+        from clip_jax import evaluate
+
+        evaluate.evaluate(
+            config, args.checkpoint or "", args.workdir or "", args.suite or "", args.sets or ""
+        )
 
 
 def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:

@@ -13,9 +13,12 @@ from ml_collections import ConfigDict
 from clip_jax import chips, chunks, optim, partition
 from clip_jax import config as config_lib
 from clip_jax import step as step_lib
+from clip_jax.errors import UserError
+from clip_jax.models import zoo
 from clip_jax.models.clip import abstract_model
 from clip_jax.models.zoo import CLIPConfig
 from clip_jax.objectives import Contrastive
+from clip_jax.tokenizers import Tokenizer
 
 
 def checked(c: ConfigDict, devices: int) -> tuple[CLIPConfig, Contrastive]:
@@ -29,6 +32,29 @@ def checked(c: ConfigDict, devices: int) -> tuple[CLIPConfig, Contrastive]:
     objective = Contrastive(**c.loss.to_dict())
     objective.check(sigmoid=architecture.logit_bias is not None)
     return architecture, objective
+
+
+def check_tokenizer(name: str, tokenizer: Tokenizer, text: zoo.TextTowerConfig) -> None:
+    """That a tower finds in the tokenizer's rows what it looks for.
+
+    Raises:
+      UserError: it does not; names the key and what to do.
+    """
+    if tokenizer.vocab_size > text.vocab_size:
+        raise UserError(
+            f"tokenizer {name} has {tokenizer.vocab_size} ids: "
+            f"config.model.text.vocab_size={text.vocab_size} is too small"
+        )
+    if isinstance(text, zoo.BertConfig):
+        if tokenizer.pad_id != text.pad_id:
+            raise UserError(
+                f"tokenizer {name} pads with {tokenizer.pad_id}: set config.model.text.pad_id to it"
+            )
+    elif (text.pool == "end" or not text.layers) and tokenizer.eot_id != tokenizer.vocab_size - 1:
+        raise UserError(
+            f"config.model.text.pool={text.pool!r} reads a text out at its largest id, which in "
+            f"tokenizer {name} is not its end: use 'clip' or 'sentencepiece:PATH.model'"
+        )
 
 
 class Recipe:

@@ -37,9 +37,11 @@ from clip_jax import step as step_lib
 from clip_jax.data import mixture, pipeline, selection
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.pairs import REASONS
+from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
+from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.features import Encoder
-from clip_jax.evaluation.suite import Suite, table
+from clip_jax.evaluation.suite import Suite, table, write_sheets
 from clip_jax.models import zoo
 from clip_jax.models.clip import Variables, parameter_count
 from clip_jax.models.zoo import CLIPConfig
@@ -56,49 +58,37 @@ class Run:
     model: CLIPConfig
     objective: Contrastive
     tokenizer: Tokenizer
-    data: Mixture | None
+    data: Mixture
     suite: Suite
     workdir: Path
     weights: library.Found | None = None
 
 
-def prepare(c: ConfigDict, *, training: bool) -> Run:
+def prepare(c: ConfigDict) -> Run:
     """Opens what a config names and finds its mistakes, before any device is touched."""
     model, objective = recipe.checked(c, jax.device_count())
     if not c.workdir:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
-    _check_tokenizer(c.tokenizer, tokenizer, model.text)
-    suite = Suite(c.evaluate.to_dict(), tokenizer, library.preprocess_of(model))
-    fresh = training and hosts.from_first(lambda: checkpoint.latest_step(c.workdir)) is None
+    recipe.check_tokenizer(c.tokenizer, tokenizer, model.text)
+    pictures: list[Source] = []
+    suite = Suite(
+        c.evaluate.to_dict(),
+        tokenizer,
+        library.preprocess_of(model),
+        training=lambda: pictures,
+    )
+    fresh = hosts.from_first(lambda: checkpoint.latest_step(c.workdir)) is None
     weights = _weights(c, model) if fresh and c.weights.path else None
     # last: a filter may take long
-    data = mixture.opened(c.data.to_dict(), _say_first) if training else None
+    data = mixture.opened(c.data.to_dict(), _say_first)
+    pictures.extend(part.source for part in data.parts)
     return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights)
 
 
 def _say_first(line: str) -> None:
     if hosts.is_first():
         print(line, file=sys.stderr, flush=True)
-
-
-def _check_tokenizer(name: str, tokenizer: Tokenizer, text: zoo.TextTowerConfig) -> None:
-    """That a tower finds in the tokenizer's rows what it looks for."""
-    if tokenizer.vocab_size > text.vocab_size:
-        raise UserError(
-            f"tokenizer {name} has {tokenizer.vocab_size} ids: "
-            f"config.model.text.vocab_size={text.vocab_size} is too small"
-        )
-    if isinstance(text, zoo.BertConfig):
-        if tokenizer.pad_id != text.pad_id:
-            raise UserError(
-                f"tokenizer {name} pads with {tokenizer.pad_id}: set config.model.text.pad_id to it"
-            )
-    elif (text.pool == "end" or not text.layers) and tokenizer.eot_id != tokenizer.vocab_size - 1:
-        raise UserError(
-            f"config.model.text.pool={text.pool!r} reads a text out at its largest id, which in "
-            f"tokenizer {name} is not its end: use 'clip' or 'sentencepiece:PATH.model'"
-        )
 
 
 def _weights(c: ConfigDict, model: CLIPConfig) -> library.Found:
@@ -180,12 +170,31 @@ class Trainer(recipe.Recipe):
         mesh = partition.make_mesh(run.config.mesh.to_dict())
         super().__init__(run.config, run.model, run.objective, mesh)
 
-    def evaluate(self, variables: Variables, step: int) -> dict[str, float]:
-        """The suite on a model's variables; pictures go to the run's folder."""
-        encoder = Encoder(self.graph, variables, self.mesh, self.run.config.evaluate.batch_size)
-        scale = float(nnx.merge(self.graph, *variables).scale)
-        folder = self.run.workdir / "pictures" / f"step_{step}"
-        return self.run.suite(encoder, scale, folder if hosts.is_first() else None)
+    def evaluate(self, variables: Variables) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The suite's results on a model's variables, and the pictures that they name."""
+        run = self.run
+        pad_id = run.tokenizer.pad_id if run.model.text.blind_to_padding else None
+        size = run.config.evaluate.batch_size
+        encoder = Encoder(self.graph, variables, self.mesh, size, pad_id)
+        return run.suite.judged(encoder, float(nnx.merge(self.graph, *variables).scale))
+
+    def report(
+        self, results: dict[str, Any], pictures: dict[str, bytes], step: int, seconds: float
+    ) -> None:
+        """Puts the results' page and pictures into the run's folder."""
+        run = self.run
+        write_sheets(results, pictures, run.workdir / "pictures" / f"step_{step}")
+        results["model"] = results_lib.model_facts(
+            zoo.name_of(run.model) or "custom",
+            str(run.workdir),
+            step,
+            parameter_count(self.model),
+            run.model.vision.image_size,
+            run.config.dtype,
+        )
+        results["curves"] = results_lib.curves(metrics.read(run.workdir / "metrics.jsonl"))
+        results["seconds"] = seconds
+        results_lib.write(run.workdir, results, pictures)
 
     def state_from(self, found: library.Found) -> step_lib.TrainState:
         """A fresh state around the weights of a file, in fp32, resized where the model asks it."""
@@ -205,7 +214,6 @@ class Trainer(recipe.Recipe):
     def data(self) -> pipeline.Batches:
         """The iterator over this process's batches."""
         c, run = self.run.config, self.run
-        assert run.data is not None
         batches = pipeline.batches(
             run.data,
             pipeline.Prepare.of(c.data.to_dict(), run.tokenizer, run.model.vision.image_size),
@@ -268,7 +276,6 @@ class Loop:
         self.progress = _progress(trainer.mesh, c, self.first)
         self.flops = 0  # of the steps since the last line of the log
         self.compiled: dict[int, step_lib.TrainStep] = {}  # by the width of the texts
-        assert trainer.run.data is not None
         self.parts = trainer.run.data.parts
         mixed = [f"data/source/{part.name}" for part in self.parts if part.name]
         self.counted = [*(f"data/skipped/{reason}" for reason in REASONS), *mixed]
@@ -320,7 +327,7 @@ class Loop:
         rates = self.progress.rates(step, self.flops)
         self.flops = 0
         values |= self._counted()
-        values |= {**rates, "epoch": step * batch_size / len(run.data or ())}
+        values |= {**rates, "epoch": step * batch_size / len(run.data)}
         values["learning_rate"] = float(self.trainer.schedule(step - 1))
         self.writer.write(step, values)
         self.progress.show(step, values["loss"], rates)
@@ -344,14 +351,17 @@ class Loop:
 
     def _evaluate(self, step: int) -> None:
         began = time.monotonic()
-        found = self.trainer.evaluate(self.state.variables, step)
+        results, pictures = self.trainer.evaluate(self.state.variables)
+        found = results_lib.flat(results)
         self.writer.write(step, found)
+        seconds = time.monotonic() - began
+        if hosts.is_first():
+            self.trainer.report(results, pictures, step, seconds)
         for path in sorted((self.trainer.run.workdir / "pictures" / f"step_{step}").glob("*.png")):
             self.writer.picture(step, f"pictures/{path.stem}", path)
-        seconds = time.monotonic() - began
         self.progress.say(f"evaluation at step {step} ({seconds:.0f} s)")
         self.progress.say(table(found))
-        self.progress.leave_out(seconds)
+        self.progress.leave_out(time.monotonic() - began)
 
     def _save(self, step: int, force: bool = False) -> None:
         if counted := self._counted():  # a run that goes on from here does not know them
@@ -415,7 +425,7 @@ def train(c: ConfigDict) -> None:
     Raises:
       UserError: the config or the data is wrong, the disk is full, the loss is not finite.
     """
-    run = prepare(c, training=True)
+    run = prepare(c)
     trainer = Trainer(run)
     claim_workdir(run)
     with StopSignal().watching() as stop:
@@ -438,7 +448,6 @@ def _of_processes() -> str:
 def _announce(loop: Loop) -> None:
     run, trainer = loop.trainer.run, loop.trainer
     say = loop.progress.say
-    assert run.data is not None
     say(
         f"{run.data.pairs:,} pairs, {parameter_count(trainer.model):,} parameters, "
         f"batch {run.config.batch_size:,} on {jax.device_count()} "
@@ -487,27 +496,7 @@ def _farewell(run: Run, step: int, stopped_by: int) -> None:
         f"""done: {step} steps in {run.workdir}
 what to try next:
   python -m clip_jax.classify --checkpoint {run.workdir} PICTURE.png --labels "a cat,a dog"
-  look at {run.workdir / "pictures" / f"step_{step}"}
+  open {run.workdir / results_lib.PAGE} in a browser
   tensorboard --logdir {run.workdir}
   train on your own tars: --config.data.train='/path/{{00000..00099}}.tar' --workdir runs/mine"""
     )
-
-
-def evaluate(c: ConfigDict) -> None:
-    """Judges the newest checkpoint of a run and prints the numbers as a table and as JSON."""
-    import json
-
-    run = prepare(c, training=False)
-    checkpoint.read_config(run.workdir)
-    if not run.suite:
-        raise UserError("config.evaluate.sets is empty: there is nothing to evaluate on")
-    step = hosts.from_first(lambda: checkpoint.latest_step(run.workdir))
-    if step is None:
-        raise UserError(f"{run.workdir} holds no checkpoint yet")
-    trainer = Trainer(run)
-    variables = checkpoint.read_variables(run.workdir, step, trainer.state_like.variables)
-    found = trainer.evaluate(variables, step)
-    if not hosts.is_first():
-        return
-    print(f"{run.workdir} at step {step}", table(found), sep="\n", file=sys.stderr)
-    print(json.dumps({"step": step, **found}))

@@ -104,9 +104,19 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.checkpoint = ConfigDict({"every": 1_000, "keep": 2})
     c.evaluate = ConfigDict()
     c.evaluate.every = 5_000
-    c.evaluate.batch_size = 1_024
+    c.evaluate.batch_size = 64  # pictures, or texts, that each device takes at a time
     c.evaluate.pictures = 12  # random test pictures with their likeliest labels; 0: none
     c.evaluate.templates = ("{}", "a photo of a {}.")
     c.evaluate.caption = "{caption}"  # of a test picture, in retrieval
-    c.evaluate.sets = ConfigDict()  # name → data, labels (a json list of names), label (a field)
+    # which evaluators: zero_shot, linear_probe, few_shot, retrieval, robustness, bias, overlap
+    c.evaluate.suite = ("zero_shot", "retrieval")
+    # name → data, and labels (a json list of names) with label (a field), where the data does not
+    # say them itself; docs/sets.md has the rest
+    c.evaluate.sets = ConfigDict()
+    c.evaluate.standard = ()  # names of standard sets, such as ("cifar10", "imagenet")
+    c.evaluate.folder = ""  # where the standard sets lie
+    c.evaluate.dtype = ""  # empty: a run's own, float32 for weights of others
+    c.evaluate.shots = (1, 2, 4, 8, 16)  # pictures a class in few-shot learning
+    c.evaluate.seeds = 3  # draws of them
+    c.evaluate.keep_features = True  # on disk, so that another evaluation need not encode again
     return c

@@ -208,15 +208,18 @@ def _tower(graph: nnx.GraphDef, name: str, mesh: Mesh) -> Callable[..., Any]:
 def classifier(
     encoder: Encoder,
     tokenize: Callable[..., np.ndarray],
-    labels: Sequence[str],
+    labels: Sequence[str | Sequence[str]],
     templates: Sequence[str],
 ) -> Features:
     """A row of weights per label: its templates' features averaged and normalised again.
 
-    Source: section 3.1.4, prompt ensembling. `templates` hold `{}` where the label goes.
+    Source: section 3.1.4, prompt ensembling. `templates` hold `{}` where the label goes; a label
+    may have several names, whose texts are averaged all together.
     """
-    texts = [template.replace("{}", label) for label in labels for template in templates]
-    return ensemble(encoder.tokens(tokenize(texts, truncate=True)), len(templates))
+    names = [(label,) if isinstance(label, str) else tuple(label) for label in labels]
+    texts = [t.replace("{}", name) for one in names for name in one for t in templates]
+    features = encoder.tokens(tokenize(texts, truncate=True))
+    return ensemble(features, [len(one) * len(templates) for one in names])
 
 
 def fingerprint(variables: Any) -> str:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Int
 
 
 def ensemble(
-    features: Float[np.ndarray, "texts embed_dim"], templates: int
+    features: Float[np.ndarray, "texts embed_dim"], counts: int | Sequence[int]
 ) -> Float[np.ndarray, "labels embed_dim"]:
-    """The average of each label's `templates` texts, which stand together; of length one."""
-    mean = features.reshape(-1, templates, features.shape[-1]).mean(axis=1)
+    """The average of each label's texts, which stand together; of length one.
+
+    counts: how many each label has, or how many every label has.
+    """
+    if isinstance(counts, int):
+        counts = [counts] * (len(features) // counts)
+    if len(set(counts)) == 1:
+        mean = features.reshape(-1, counts[0], features.shape[-1]).mean(axis=1)
+    else:
+        mean = np.stack([part.mean(axis=0) for part in np.split(features, np.cumsum(counts)[:-1])])
     return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
 
 

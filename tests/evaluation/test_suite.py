@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,9 @@ from clip_jax.data.images import decode
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
-from clip_jax.evaluation.suite import Suite, TestSet, read_labels, table
+from clip_jax.evaluation import results
+from clip_jax.evaluation.sets import read_labels
+from clip_jax.evaluation.suite import Suite, evaluators, table, write_sheets
 from support import Letters, TarFactory, encoded, picture, says, write_tar
 
 LABELS = ["cat", "dog", "sun"]
@@ -32,7 +33,7 @@ class Perfect:
     def _features(letter: str) -> np.ndarray:
         return np.eye(128, dtype=np.float32)[ord(letter)]
 
-    def images(self, source: Source, size: int, threads: int = 2) -> np.ndarray:
+    def images(self, source: Source, preprocess: Any, **_: Any) -> np.ndarray:
         return np.stack([self._features(source[i].text["name"][0]) for i in range(len(source))])
 
     def tokens(self, tokens: np.ndarray) -> np.ndarray:
@@ -57,12 +58,20 @@ def config(tar_factory: TarFactory, tmp_path: Path) -> Config:
         "pictures": 4,
         "templates": ("{}", "{} here"),
         "caption": "{name}",
+        "suite": ("zero_shot", "retrieval"),
+        "standard": (),
+        "folder": "",
+        "keep_features": False,
         "sets": {"one": one, "two": dict(one)},
     }
 
 
-def run(config: Config, encoder: Any, folder: Path | None = None) -> dict[str, float]:
-    return Suite(config, Letters(), Preprocess(8))(encoder, 100.0, folder)
+def judged(config: Config, encoder: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
+    return Suite(config, Letters(), Preprocess(8)).judged(encoder, 100.0)
+
+
+def run(config: Config, encoder: Any) -> dict[str, float]:
+    return results.flat(judged(config, encoder)[0])
 
 
 NAMES = [
@@ -83,28 +92,11 @@ def test_a_perfect_model_gets_everything_right(config: Config) -> None:
 
 def test_a_model_that_knows_nothing_gets_nothing(config: Config) -> None:
     class Blank(Perfect):
-        def images(self, source: Source, size: int, threads: int = 2) -> np.ndarray:
+        def images(self, source: Source, preprocess: Any, **_: Any) -> np.ndarray:
             return np.ones((len(source), 128), np.float32)
 
     found = run(config, Blank())
     assert {found[n] for n in NAMES if "/r10" not in n and "5" not in n} == {0.0}
-
-
-def test_pictures_of_one_caption_belong_together(config: Config) -> None:
-    config["caption"] = "{name}"
-    assert len(TestSet("one", config["sets"]["one"], "{name}").captions) == 3
-    apart = TestSet("one", config["sets"]["one"], "{name}, {keywords}")
-    assert list(apart.captions) == sorted(f"{LABELS[i % 3]}, x, {i}" for i in range(6))
-    assert [apart.captions[g] for g in apart.group] == [
-        f"{LABELS[i % 3]}, x, {i}" for i in range(6)
-    ]
-    assert apart.target.tolist() == [0, 1, 2, 0, 1, 2]
-
-
-def test_labels_that_are_numbers(config: Config, tmp_path: Path) -> None:
-    (tmp_path / "numbers.json").write_text("[2, 0, 1]")
-    values = {**config["sets"]["one"], "labels": str(tmp_path / "numbers.json"), "label": "id"}
-    assert TestSet("one", values, "{name}").target.tolist() == [1, 2, 0, 1, 2, 0]
 
 
 def test_a_classifier_serves_all_sets_with_its_labels(config: Config, tmp_path: Path) -> None:
@@ -112,9 +104,9 @@ def test_a_classifier_serves_all_sets_with_its_labels(config: Config, tmp_path: 
         return sum(len(rows) == 2 * len(LABELS) for rows in encoder.texts)
 
     encoder, suite = Perfect(), Suite(config, Letters(), Preprocess(8))
-    suite(encoder, 1.0, None)
+    suite.judged(encoder, 1.0)
     assert classifiers(encoder) == 1
-    suite(encoder, 1.0, None)
+    suite.judged(encoder, 1.0)
     assert classifiers(encoder) == 2, "other parameters, another classifier"
 
     (tmp_path / "turned.json").write_text(json.dumps(LABELS[::-1]))
@@ -125,15 +117,15 @@ def test_a_classifier_serves_all_sets_with_its_labels(config: Config, tmp_path: 
 
 
 def test_sheets_of_pictures(config: Config, tmp_path: Path) -> None:
-    run(config, Perfect(), tmp_path / "sheets")
+    write_sheets(*judged(config, Perfect()), tmp_path / "sheets")
     for name in ("one", "two"):
         with Image.open(tmp_path / "sheets" / f"{name}.png") as image:
             assert image.size == (1080, 2 * 152 + 34)
     config["pictures"] = 0
-    run(config, Perfect(), tmp_path / "none")
+    write_sheets(*judged(config, Perfect()), tmp_path / "none")
     assert not (tmp_path / "none").exists()
     config["pictures"] = 100
-    run(config, Perfect(), tmp_path / "all")
+    write_sheets(*judged(config, Perfect()), tmp_path / "all")
     with Image.open(tmp_path / "all" / "one.png") as image:
         assert image.size == (1080, 2 * 152 + 34)
 
@@ -141,6 +133,29 @@ def test_sheets_of_pictures(config: Config, tmp_path: Path) -> None:
 def test_a_suite_of_nothing_is_false(config: Config) -> None:
     assert Suite(config, Letters(), Preprocess(8))
     assert not Suite({**config, "sets": {}}, Letters(), Preprocess(8))
+
+
+def test_sets_are_chosen_by_name_path_and_group(config: Config) -> None:
+    def names(words: str) -> list[str]:
+        return list(
+            Suite(config, Letters(), Preprocess(8), sets=words).judged(Perfect(), 1.0)[0]["sets"]
+        )
+
+    assert names("") == ["one", "two"]
+    assert names("two") == ["two"]
+    assert names(" two , one") == ["two", "one"]
+    path = config["sets"]["one"]["data"]
+    config["sets"]["two"]["data"] = "/not/there.tar"
+    assert names(f"two={path}") == ["two"]
+
+
+def test_evaluators_are_chosen_by_name() -> None:
+    assert evaluators(["retrieval", "zero_shot"]) == ("zero_shot", "retrieval")
+    assert len(evaluators(["all"])) == 7
+    assert evaluators([]) == ()
+    with pytest.raises(UserError) as error:
+        evaluators(["zero_shot", "linear_prob"])
+    assert says(error.value, "'linear_prob'", "did you mean linear_probe?")
 
 
 def test_table() -> None:
@@ -187,7 +202,6 @@ def no_key(name: str) -> Change:
         (key(data="/no/such.tar"), ["/no/such.tar"]),
         (key(data=""), ["evaluate.sets.one", "no data"]),
         (no_key("data"), ["evaluate.sets.one", "no data"]),
-        (no_key("labels"), ["evaluate.sets.one", "no labels"]),
         (no_key("label"), ["evaluate.sets.one", "no label"]),
     ],
 )
@@ -217,11 +231,10 @@ def test_labels_by_the_name_of_the_set(tmp_path: Path) -> None:
 class Decoding(Perfect):
     """`Perfect` that reads the pictures as `Encoder` does."""
 
-    def images(self, source: Source, size: Any, threads: int = 2) -> np.ndarray:
-        with ThreadPoolExecutor(threads) as pool:
-            pairs = [source[i] for i in range(len(source))]
-            list(pool.map(lambda pair: decode(pair.image, pair.name), pairs))
-        return super().images(source, size)
+    def images(self, source: Source, preprocess: Any, **_: Any) -> np.ndarray:
+        for i in range(len(source)):
+            decode(source[i].image, source[i].name)
+        return super().images(source, preprocess)
 
 
 @pytest.mark.parametrize(

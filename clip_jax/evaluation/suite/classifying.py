@@ -1,0 +1,86 @@
+"""Zero-shot classification of a set, and all that follows from its logits (section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from clip_jax.evaluation import calibration, zero_shot
+from clip_jax.evaluation.features import Features
+from clip_jax.evaluation.scores import Score, Scorer
+from clip_jax.evaluation.sets import TestSet
+from clip_jax.evaluation.suite.judge import Judge
+
+_BLOCK = 8 << 20  # logits that exist at once
+_SHOWN = 5  # labels of an example
+
+
+def blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of rows, few enough that a matrix of them and so many columns is small."""
+    step = max(1, _BLOCK // max(columns, 1))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def scored(images: Features, weights: Features, scale: float, test: TestSet) -> Scorer:
+    """What a classifier gets right on a set."""
+    assert test.target is not None
+    scorer = Scorer(test.metric, len(test.labels))
+    for part in blocks(len(images), len(weights)):
+        scorer.add(scale * images[part] @ weights.T, test.target[part])
+    return scorer
+
+
+def prompts(judge: Judge, test: TestSet, images: Features, best: Score) -> dict[str, Score]:
+    """The score with the name alone, with one template, and with all of them averaged."""
+    found = {}
+    for what, templates in (("name alone", ("{}",)), ("one template", test.templates[:1])):
+        weights = judge.classifier(test, templates)
+        found[what] = scored(images, weights, judge.scale, test).result()
+    return {**found, "all templates": best}
+
+
+def examples(
+    judge: Judge, test: TestSet, images: Features, weights: Features, pictures: dict[str, bytes]
+) -> list[dict[str, Any]]:
+    """Random pictures with their likeliest labels."""
+    assert test.target is not None
+    found = []
+    for i in judge.chosen(test, judge.options["pictures"]):
+        logits = judge.scale * images[i] @ weights.T
+        order, shares = zero_shot.likeliest(logits, min(_SHOWN, len(test.labels)))
+        own = np.flatnonzero(test.target[i]) if test.target.ndim == 2 else [test.target[i]]
+        found.append(
+            {
+                "picture": judge.thumbnail(test.source, i, pictures),
+                "name": test.source[i].name,
+                "truth": ", ".join(test.labels[j] for j in own),
+                "labels": [test.labels[j] for j in order],
+                "probabilities": [float(share) for share in shares],
+            }
+        )
+    return found
+
+
+def judged(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
+    """The `zero_shot` part of a set's results."""
+    images = judge.encoded(test.name, test.source).features
+    weights = judge.classifier(test)
+    scorer = scored(images, weights, judge.scale, test)
+    score = scorer.result()
+    found = {
+        "metric": test.metric,
+        "score": score,
+        "metrics": scorer.metrics(),
+        "templates": len(test.templates),
+        "per_class": scorer.per_class(test.labels),
+        "examples": examples(judge, test, images, weights, pictures),
+    }
+    if test.target is not None and test.target.ndim == 1:
+        logits = judge.scale * images @ weights.T
+        found["confusions"] = calibration.confusions(logits, test.target, test.labels)
+        found["calibration"] = calibration.calibration(logits, test.target)
+    if judge.whole:
+        found["prompts"] = prompts(judge, test, images, score)
+    return found

@@ -1,0 +1,37 @@
+"""Accuracy under natural shifts beside ImageNet's (section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clip_jax.evaluation import robustness
+from clip_jax.evaluation.sets import TestSet
+from clip_jax.evaluation.suite import classifying
+from clip_jax.evaluation.suite.judge import Judge
+
+REFERENCE = "imagenet"
+
+
+def judged(judge: Judge, tests: Sequence[TestSet], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The `robustness` part of the results: each shifted set beside the same classes of ImageNet.
+
+    found: the results of the sets by name.
+    """
+    shifted = [test for test in tests if test.subset is not None and test.target is not None]
+    reference = next((test for test in tests if test.name == REFERENCE), None)
+    if not shifted or reference is None or reference.target is None:
+        return {}
+    images = judge.encoded(reference.name, reference.source).features
+    logits = judge.scale * images @ judge.classifier(reference).T
+    shifts = {}
+    for test in shifted:
+        if "zero_shot" in found[test.name]:
+            score = found[test.name]["zero_shot"]["score"]
+        else:
+            features = judge.encoded(test.name, test.source).features
+            weights = judge.classifier(test)
+            score = classifying.scored(features, weights, judge.scale, test).result()
+        assert test.subset is not None
+        shifts[test.name] = robustness.shift(score, logits, reference.target, test.subset.tolist())
+    return {"reference": REFERENCE, "shifts": shifts}

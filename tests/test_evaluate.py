@@ -1,0 +1,192 @@
+"""`--mode=evaluate`: any checkpoint, any sets, the same numbers on any devices, and resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import runs
+from clip_jax import main
+from clip_jax.evaluation.features import Encoder
+from support import encoded, picture, refused
+
+ALL = "--suite=zero_shot,linear_probe,few_shot,retrieval"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; its config is `config.py` beside it."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    config = runs.small_run(folder, 8)
+    done = runs.run(config, folder / "run", "--config.steps=4", "--config.evaluate.every=4")
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of the user's own: folders named by class, in a train and a test split."""
+    folder = tmp_path_factory.mktemp("sets") / "animals"
+    for i in range(72):
+        split = "test" if i < 24 else "train"
+        path = folder / split / ["cat", "dog", "owl"][i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture(i % 3 + 3 * (i % 2), (20, 20 + i % 3))))
+    return folder
+
+
+def evaluate(run: Path, *flags: str) -> None:
+    config = str(run.parent / "config.py")
+    main.run(["--config", config, "--mode=evaluate", "--checkpoint", str(run), *flags])
+
+
+def report(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "report.json").read_text())
+    del found["seconds"], found["model"]["created"], found["model"]["checkpoint"]
+    return found
+
+
+def test_training_leaves_a_report(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    found = report(run)
+    assert found["model"]["step"] == 4
+    assert found["sets"]["held"]["images"] == 8
+    assert [step for step, _ in found["curves"]["loss"]] == [1, 2, 3, 4]
+    assert len(found["sets"]["held"]["zero_shot"]["examples"]) == 2
+
+
+def test_the_page_of_an_evaluation(run: Path, animals: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate(run, "--workdir", str(out), f"--sets=animals={animals},held", ALL)
+    found = report(out)
+    assert list(found["sets"]) == ["animals", "held"]
+    mine = found["sets"]["animals"]
+    assert mine["classes"] == 3
+    assert mine["images"] == 24
+    assert mine["zero_shot"]["score"]["n"] == 24
+    assert set(mine["zero_shot"]["prompts"]) == {"name alone", "one template", "all templates"}
+    assert mine["linear_probe"]["train"] + mine["linear_probe"]["validation"] == 48
+    assert mine["linear_probe"]["score"]["value"] == 1.0, "six pictures, seen in training"
+    assert mine["few_shot"]["shots"] == [1, 2, 4, 8, 16]
+    assert "retrieval" in mine
+    assert "linear_probe" not in found["sets"]["held"]
+    assert [one["set"] for one in found["missing"]] == ["held: linear_probe", "held: few_shot"]
+    page = (out / "report.html").read_text()
+    assert "animals" in page
+    assert page.count("data:image/") >= 12
+
+
+def test_a_second_evaluation_goes_on_from_the_first(
+    run: Path, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    flags = (f"--sets=animals={animals},held", "--suite=zero_shot,retrieval")
+    evaluate(run, "--workdir", str(whole), *flags)
+
+    encode = Encoder.encoded
+    seen: list[int] = []
+
+    def counted(self: Encoder, source: Any, *args: Any, **more: Any) -> Any:
+        seen.append(len(source))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return encode(self, source, *args, **more)
+
+    monkeypatch.setattr(Encoder, "encoded", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, "--workdir", str(out), *flags)
+    assert seen == [24, 8]
+    assert not (out / "report.json").exists()
+    evaluate(run, "--workdir", str(out), *flags)
+    assert seen == [24, 8, 8], "the first set is not encoded again"
+    assert report(out) == report(whole)
+    evaluate(run, "--workdir", str(out), *flags, "--config.evaluate.templates=('a {}',)")
+    assert seen == [24, 8, 8], "features do not hang on prompts"
+    assert report(out)["sets"]["animals"]["zero_shot"]["templates"] == 1
+
+
+def test_a_changed_picture_is_seen(run: Path, animals: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(animals, mine)
+    flags = ("--workdir", str(tmp_path / "out"), f"--sets=mine={mine}", "--suite=zero_shot")
+    evaluate(run, *flags)
+    before = report(tmp_path / "out")["sets"]["mine"]["zero_shot"]["examples"]
+    for path in sorted((mine / "test").glob("*/*.png")):
+        path.write_bytes(encoded(picture(99, (21, 22))))
+    evaluate(run, *flags)
+    after = report(tmp_path / "out")["sets"]["mine"]["zero_shot"]["examples"]
+    assert {one["picture"] for one in before}.isdisjoint(one["picture"] for one in after)
+
+
+def test_damaged_notes_are_made_again(run: Path, animals: Path, tmp_path: Path) -> None:
+    flags = ("--workdir", str(tmp_path), f"--sets=animals={animals}", "--suite=zero_shot")
+    evaluate(run, *flags)
+    expected = report(tmp_path)
+    kept = sorted((tmp_path / "evaluation").iterdir())
+    assert {path.suffix for path in kept} == {".json", ".npy", ".webp"}
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:20])
+    evaluate(run, *flags)
+    assert report(tmp_path) == expected
+
+
+def test_one_device_and_eight_give_the_same_report(
+    run: Path, animals: Path, tmp_path: Path
+) -> None:
+    flags = (f"--sets=animals={animals},held", ALL)
+    config = run.parent / "config.py"
+    reports = []
+    for count in (1, 8):
+        devices = f"--xla_force_host_platform_device_count={count} {runs.QUICK}"
+        more = ("--mode=evaluate", "--checkpoint", str(run), *flags)
+        done = runs.run(config, tmp_path / str(count), *more, XLA_FLAGS=devices)
+        assert done.returncode == 0, done.stderr
+        reports.append(report(tmp_path / str(count)))
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_report(run: Path, animals: Path, tmp_path: Path) -> None:
+    flags = (f"--sets=animals={animals},held", ALL, "--mode=evaluate", "--checkpoint", str(run))
+    for count in (1, 2):
+        argv = [*runs.command(run.parent / "config.py", tmp_path / str(count)), *flags]
+        for process in runs.together(argv, count, devices=2 // count):
+            assert process.returncode == 0, process.stderr
+    assert report(tmp_path / "1") == report(tmp_path / "2")
+
+
+def test_mistakes_are_one_line(run: Path, animals: Path, tmp_path: Path) -> None:
+    config = str(run.parent / "config.py")
+    refused(lambda: evaluate(run, "--suite=zeroshot"), "zeroshot", "did you mean zero_shot?")
+    refused(lambda: evaluate(run, "--sets=cifar-10"), "cifar-10", "did you mean cifar10")
+    folder = f"--config.evaluate.folder={tmp_path}"
+    refused(lambda: evaluate(run, "--sets=cifar10", folder), "cifar10", tmp_path)
+    refused(lambda: evaluate(run, "--sets=paper", folder), "food101", tmp_path)
+    refused(lambda: evaluate(run, "--config.evaluate.sets={}"), "--sets")
+    start = ["--config", config, "--mode=evaluate", "--checkpoint"]
+    refused(lambda: main.run([*start, str(tmp_path)]), "config.json")
+    refused(lambda: main.run([*start, str(tmp_path / "none")]), "no run folder")
+    refused(lambda: main.run([*start[:2], "--suite=zero_shot"]), "--suite", "--mode=evaluate")
+    refused(lambda: evaluate(run, "--suite=overlap", "--config.data.train="), "--config.data.train")
+
+
+def test_weights_of_others_need_a_folder_for_the_report(run: Path, tmp_path: Path) -> None:
+    from clip_jax import convert
+
+    convert.run([str(run), str(tmp_path / "theirs"), "--to", "hugging_face"])
+    config = str(run.parent / "config.py")
+    argv = ["--config", config, "--mode=evaluate", "--checkpoint", str(tmp_path / "theirs")]
+    refused(lambda: main.run(argv), "--workdir")
+
+
+def test_a_broken_picture_ends_it(run: Path, animals: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(animals, mine)
+    (mine / "test" / "owl" / "2.png").write_bytes(b"no picture")
+    flags = ("--workdir", str(tmp_path / "out"), f"--sets=mine={mine}")
+    refused(lambda: evaluate(run, *flags), "evaluate.sets.mine", "2.png", "mend it or take it out")
