@@ -105,8 +105,7 @@ def made(tables: Tables, name: str, known: dict[str, Any]) -> dict[str, Any]:
     if shown := found.pop("shown", None):
         found["classes"] = [name.lower() for name in shown]
         found["folders"] = list(shown)
-        names = [one for several in shown.values() for one in several]
-        found["subset"] = sorted(tables.imagenet.index(one) for one in names)
+        found["subset"] = [[tables.imagenet.index(one) for one in of] for of in shown.values()]
     if len(found.get("folders", [])) not in (0, len(found.get("classes", []))):
         sys.exit(f"{name}: {len(found['folders'])} folders, {len(found['classes'])} classes")
     return found

@@ -132,9 +132,6 @@ class _Opening:
         known, labels = self.known, classes.labels if classes else []
         if target is not None and target.ndim == 2 and metric == "accuracy":
             metric = "map_11_point"
-        subset = None
-        if known and known.subset is not None:
-            subset = np.array(known.subset, np.int64)
         notes = [classes.note if classes else "", self._size_note(len(source))]
         return TestSet(
             name=self.name,
@@ -150,7 +147,7 @@ class _Opening:
             groups=groups,
             paper=bool(known and known.paper),
             split_name=place.split,
-            subset=subset,
+            subset=_subset(known, labels),
             synonyms={k: v for k, v in known.synonyms.items() if k in labels} if known else {},
             note="; ".join(filter(None, notes)),
             find=None if classes is None else functools.partial(self._split, classes, place),
@@ -346,6 +343,17 @@ class _Opening:
     def _size_note(self, count: int) -> str:
         official = self.known.splits.get("test", count) if self.known else count
         return "" if count == official else f"{count:,} pictures, not the paper's {official:,}"
+
+
+def _subset(known: StandardSet | None, labels: Sequence[str]) -> np.ndarray | None:
+    """ImageNet's classes, label by label; None where the labels are not those known."""
+    if known is None or known.subset is None or tuple(labels) != known.classes:
+        return None
+    if all(isinstance(one, int) for one in known.subset):
+        return np.array(known.subset, np.int64)
+    found = np.empty(len(known.subset), object)
+    found[:] = [[one] if isinstance(one, int) else list(one) for one in known.subset]
+    return found
 
 
 def _captions(text: Mapping[str, Any], where: str, fields: Sequence[str]) -> list[str]:

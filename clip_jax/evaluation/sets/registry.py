@@ -38,7 +38,7 @@ class StandardSet:
       files: what files of a split are called, where not as the split.
       home: where it comes from.
       licence: what is known of its terms.
-      subset: those of ImageNet's 1,000 classes that it shows.
+      subset: which of ImageNet's 1,000 classes each of its own is; several where it holds them.
       partial: whether its files show other classes, too, which are left out.
       groups: fields that tell groups of people.
     """
@@ -58,7 +58,7 @@ class StandardSet:
     label: str = "label"
     wds: tuple[str, ...] = ()
     files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    subset: tuple[int, ...] | None = None
+    subset: tuple[int | tuple[int, ...], ...] | None = None
     partial: bool = False
     groups: tuple[str, ...] = ()
 
@@ -91,10 +91,10 @@ def standard(name: str) -> StandardSet:
     if name not in names():
         raise UserError(_unknown(name))
     found = json.loads((_DATA / f"{name}.json").read_text("utf-8"))
-    if subset := found.get("subset"):
+    if "subset" in found and "classes" not in found:
         imagenet = standard("imagenet")
         for key in ("classes", "folders"):
-            found.setdefault(key, [getattr(imagenet, key)[i] for i in subset])
+            found[key] = [getattr(imagenet, key)[i] for i in found["subset"]]
     paper = name in _groups()["paper"]
     return StandardSet(name=name, paper=paper, **{k: _frozen(v) for k, v in found.items()})
 

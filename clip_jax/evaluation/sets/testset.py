@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,7 +38,8 @@ class TestSet:
         class by its first, each with a prompt of its own.
       target: the classes: int64 [n], or bool [n, classes] where a picture has several; None where
         none is told.
-      subset: those of ImageNet's 1,000 classes that it shows, int64; None where that is no matter.
+      subset: which of ImageNet's 1,000 classes each label is, int64 [classes]; lists of them, as
+        objects, where a label of ObjectNet holds several; None where that is no matter.
       texts: its captions; text_group: int64 [texts], image_group: int64 [n]: a text belongs to the
         pictures of its group.
       groups: what is said of each picture by field.
@@ -73,11 +74,11 @@ class TestSet:
     @functools.cached_property
     def fingerprint(self) -> str:
         """What changes when a picture, a class, a caption or a prompt does."""
-        told = [self.labels, self.templates, {k: list(v) for k, v in self.synonyms.items()}]
+        told: list[Any] = [self.labels, self.templates, {k: list(v) for k, v in self.synonyms.items()}]
         told += [self.texts, self.groups, self.metric]
+        told += [None if self.subset is None else self.subset.tolist()]
         found = hashlib.sha256(f"{self.source.fingerprint} {json.dumps(told)}".encode())
-        arrays = (self.target, self.subset, self.text_group, self.image_group)
-        for array in arrays:
+        for array in (self.target, self.text_group, self.image_group):
             found.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
 
