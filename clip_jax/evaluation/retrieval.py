@@ -298,5 +298,15 @@ def _merge(
     known = jnp.where(jnp.isnan(similarity), _NO_NUMBER, similarity)
     values = jnp.concatenate([top, jnp.where(allowed, known, -jnp.inf)], axis=1)
     names = jnp.where(allowed, numbers, -1)
-    best, place = jax.lax.top_k(values, top.shape[1])
-    return best, jnp.take_along_axis(jnp.concatenate([which, names], axis=1), place, axis=1)
+    names = jnp.concatenate([which, names], axis=1)
+    rows, k = jnp.arange(len(values)), top.shape[1]
+
+    # a sort of the whole block would take longer for the few that are wanted
+    def take(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        values, top, which = state
+        place = values.argmax(axis=1)
+        top = top.at[:, i].set(values[rows, place])
+        which = which.at[:, i].set(jnp.where(jnp.isneginf(top[:, i]), -1, names[rows, place]))
+        return values.at[rows, place].set(-jnp.inf), top, which
+
+    return jax.lax.fori_loop(0, k, take, (values, top, which))[1:]

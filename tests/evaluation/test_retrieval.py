@@ -128,6 +128,20 @@ def test_nearest_is_a_stable_sort(q: int, g: int, k: int, rows: int, block: int,
     np.testing.assert_allclose(values[:, 0], similarity.max(axis=1) / 2**48)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_devices_change_nothing(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(count)
+    gallery = unit(rng, 40)[rng.integers(0, 40, 100)]
+    query, mine, theirs = gallery[:30], rng.integers(0, 9, 30), rng.integers(0, 9, 100)
+    ranks, (numbers, values) = ahead(query, gallery, mine, theirs), nearest(query, gallery, 4)
+    few = jax.devices()[:count]
+    monkeypatch.setattr(jax, "devices", lambda: few)
+    assert (ahead(query, gallery, mine, theirs, 4, 16) == ranks).all()
+    again = nearest(query, gallery, 4, rows=4, block=16)
+    assert (again[0] == numbers).all()
+    assert (again[1] == values).all()
+
+
 def test_similarities_are_as_good_as_float32s() -> None:
     rng = np.random.default_rng(0)
     query, gallery = unit(rng, 50, 512), unit(rng, 70, 512)
