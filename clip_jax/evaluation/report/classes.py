@@ -135,13 +135,14 @@ def predictions(results: Mapping[str, Any], album: Album, most: int) -> Markup |
 
 def _guess(example: Mapping[str, Any], album: Album, rank: int) -> Markup:
     truth, labels = example.get("truth"), (example.get("labels") or [])[:_LABELS]
+    own = example.get("truths") or [truth]  # of a picture with several true labels
     shares = [say.number(p) for p in (example.get("probabilities") or [])[:_LABELS]]
     shares += [None] * (len(labels) - len(shares))
-    right = bool(labels) and labels[0] == truth
-    where = labels.index(truth) + 1 if truth in labels else None
+    right = bool(labels) and labels[0] in own
+    where = next((i for i, label in enumerate(labels, 1) if label in own), None)
     place = "not among the five" if where is None else f"rank {where}"
     rows = (
-        _label(label, share, label == truth, i == 0)
+        _label(label, share, label in own, i == 0)
         for i, (label, share) in enumerate(zip(labels, shares, strict=False))
     )
     sign = tag("span", "✓" if right else "✗", role="img", aria_label="right" if right else "wrong")

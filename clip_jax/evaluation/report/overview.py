@@ -102,11 +102,14 @@ def tiles(results: Mapping[str, Any]) -> Markup | None:
         known = [(t, v) for t, v in found if v is not None]
         if known:
             shown.append(_tile(title, _mean(known), f"mean over {_sets(len(known))}"))
-    drops = [say.number(s.get("effective")) for s in part(results, "robustness", "shifts").values()]
-    known_drops = [drop for drop in drops if drop is not None]
-    if known_drops:
-        mean = say.points(statistics.fmean(known_drops))
-        shown.append(_tile("Effective robustness", mean, f"points over {_sets(len(known_drops))}"))
+    gaps = []
+    for shift in part(results, "robustness", "shifts").values():
+        value, base = say.value_of(shift.get("score")), say.value_of(shift.get("reference"))
+        if value is not None and base is not None:
+            gaps.append(value - base)
+    if gaps:
+        mean = say.points(statistics.fmean(gaps))
+        shown.append(_tile("Under shift", mean, f"points over {_sets(len(gaps))}"))
     return tag("div", *shown, class_="tiles") if shown else None
 
 
@@ -157,7 +160,13 @@ def accuracy(results: Mapping[str, Any]) -> Markup | None:
         "Each set by the metric its paper uses. The bar runs from 0 to 100 %; the band around the "
         "mark is the 95 % interval. A heading sorts."
     )
-    return join(note, tables.table("Accuracy on every set", columns, rows))
+    remarks = [
+        tag("li", said(found.get("title") or name, 40), ": ", said(found["note"], 300))
+        for name, found in part(results, "sets").items()
+        if found.get("note")
+    ]
+    below = tag("ul", *remarks, class_="note remarks") if remarks else None
+    return join(note, tables.table("Accuracy on every set", columns, rows), below)
 
 
 def set_name(title: Any, split: Any = None) -> Cell:

@@ -140,8 +140,9 @@ def similarity(results: Mapping[str, Any], album: Album) -> Markup | None:
         for i, row in enumerate(matrix)
         if i < len(row)
     )
+    of = f" of {cut(values['set'], 40)}" if values.get("set") else ""
     note = tables.notes(
-        f"Cosines of {len(texts)} texts and {len(matrix)} pictures; frames: pairs that belong "
+        f"Cosines of {len(texts)} texts and {len(matrix)} pictures{of}; frames: pairs that belong "
         f"together. {best} of {len(matrix)} pictures are most similar to their own text."
     )
     label = "Similarities of a batch"

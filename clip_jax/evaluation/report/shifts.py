@@ -17,6 +17,7 @@ from clip_jax.evaluation.report.tables import Cell, Column
 def robustness(results: Mapping[str, Any]) -> Markup | None:
     """Accuracy under shift against accuracy on the reference, as in figure 13."""
     shifts, points, rows = part(results, "robustness", "shifts"), [], []
+    compared = False
     reference = _title(results, part(results, "robustness").get("reference") or "the reference")
     for name, found in shifts.items():
         value, base = say.value_of(found.get("score")), say.value_of(found.get("reference"))
@@ -26,20 +27,21 @@ def robustness(results: Mapping[str, Any]) -> Markup | None:
             points.append(Point(title, base, value))
             gap = value - base
         scores = [tables.score(found.get(key), drawn=False) for key in ("score", "reference")]
-        ends = [tables.points(gap), tables.points(found.get("effective"))]
-        rows.append([set_name(title), *scores, *ends])
+        above = say.number(found.get("effective"))
+        rows.append([set_name(title), *scores, tables.points(gap), tables.points(above)])
+        compared |= above is not None and gap is not None and abs(above - gap) > 1e-9
     if not rows:
         return None
     columns = [Column("Shift", numeric=False), Column("Under shift")]
     columns.append(Column(cut(reference, 24), hint="over the same classes"))
     columns.append(Column("Difference", hint="points lost under the shift"))
-    columns.append(
-        Column("Effective", hint="points above what standard models of this accuracy get")
-    )
-    note = tables.notes(
-        "Both accuracies are over the same classes. Axes by the logit, as in figure 13."
-    )
-    body = tables.table("Robustness to natural shifts", columns, rows)
+    words = "Both accuracies are over the same classes. Axes by the logit, as in figure 13."
+    if compared:
+        columns.append(Column("Effective", hint="points above standard models of this accuracy"))
+        words += " Effective robustness: the points above what standard models would have."
+    note = tables.notes(words)
+    shown = (row[: len(columns)] for row in rows)  # uncompared, it would be the difference again
+    body = tables.table("Robustness to natural shifts", columns, shown)
     if points:
         frame = Frame(
             around([p.x for p in points], "logit", share=True),

@@ -234,6 +234,7 @@ class Maker:
             for i in range(n)
         ]
         return {
+            "set": "emoji",
             "pictures": self.ids[:n],
             "texts": [f"an emoji of {x}" for x in self.names[:n]],
             "matrix": matrix,
@@ -277,6 +278,7 @@ def sample(
             found["retrieval"] = make.retrieval()
         sets[name] = found
     first = next(iter(sets.values()))
+    first["note"] = "the validation pictures stand for the test"
     first |= {"bias": make.bias(), "overlap": make.overlap()}
     shifts = {
         name: {

@@ -229,6 +229,31 @@ def test_any_number_may_be_none_at_all(bad: float | None) -> None:
         assert not re.search(r"\b(nan|inf)\b", text, re.I)
 
 
+def test_any_of_several_true_labels_is_right() -> None:
+    one = {"truth": "cat, dog", "labels": ["dog", "sun", "cat"], "probabilities": [0.5, 0.3, 0.2]}
+
+    def kinds(example: dict[str, Any]) -> list[str | None]:
+        shot = {"score": {"value": 0.5}, "examples": [example]}
+        tags = Reader(render({"sets": {"x": {"zero_shot": shot}}}, {})).tags
+        guess = [a["class"] for tag, a in tags if tag == "figure"]
+        return guess + [a.get("class") for tag, a in tags if tag == "li" and "style" in a]
+
+    assert kinds({**one, "truths": ["cat", "dog"]}) == ["guess right", "true", None, "true"]
+    assert kinds(one) == ["guess wrong", "false", None, None]
+    assert kinds({**one, "truth": "sun"}) == ["guess wrong", "false", "true", None]
+
+
+def test_effective_robustness_is_shown_where_it_says_more() -> None:
+    def page(effective: float) -> str:
+        shift = {"score": {"value": 0.5}, "reference": {"value": 0.75}, "effective": effective}
+        return render({"robustness": {"shifts": {"x": shift}}}, {})
+
+    assert "Effective<" not in page(-0.25)
+    assert "Effective<" in page(0.05)
+    assert "+5.0" in page(0.05)
+    assert "−25.0" in page(0.05)
+
+
 def test_what_is_no_picture_is_an_empty_frame(made: Any) -> None:
     results, pictures = made
     bad = dict.fromkeys(pictures, b"<svg onload=alert(1)>")
