@@ -1,0 +1,97 @@
+"""Standard sets that TensorFlow Datasets prepared: labels by name and number, several, captions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clip_jax.evaluation.sets import MissingSet, TestSet, open_set, standard
+from support import encoded, picture, refused
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+
+class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A data set of some rows, the same in each split."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    FEATURES: dict[str, Any] = {}  # noqa: RUF012
+    ROWS: list[dict[str, Any]] = []  # noqa: RUF012
+
+    def _info(self) -> Any:
+        features = {"image": tfds.features.Image(), **self.FEATURES}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {split: self._generate_examples() for split in ("train", "test")}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, row in enumerate(self.ROWS):
+            yield i, {"image": io.BytesIO(encoded(picture(i))), **row}
+
+
+def prepare(folder: Path, name: str, features: dict[str, Any], *rows: dict[str, Any]) -> None:
+    members = {"FEATURES": features, "ROWS": list(rows), "name": name, "__module__": __name__}
+    made = type("Toy", (Toy,), members, skip_registration=True)
+    made(data_dir=folder, file_format="array_record").download_and_prepare()
+
+
+def as_configuration(folder: Path, name: str) -> None:
+    """Moves what is prepared to where a configuration of that name would lie."""
+    (folder / name).mkdir()
+    (folder / "1.0.0").rename(folder / name / "1.0.0")
+
+
+def opened(name: str, folder: object) -> TestSet:
+    return open_set(name, {}, str(folder), templates=("{}",), caption="{caption}")
+
+
+def test_labels_by_their_names(tmp_path: Path) -> None:
+    names = [name.upper() for name in standard("cifar10").classes[::-1]]
+    label = tfds.features.ClassLabel(names=names)
+    prepare(tmp_path, "cifar10", {"label": label}, {"label": 9}, {"label": "CAT"}, {"label": 0})
+    test = opened("cifar10", tmp_path)
+    assert test.target is not None and test.target.tolist() == [0, 3, 9]
+    assert test.labels == list(standard("cifar10").classes) and test.split_name == "test"
+    assert test.split("train").target.tolist() == [0, 3, 9]
+    assert test.source[1].image == encoded(picture(1))
+    refused(lambda: test.split("validation"), "cifar10.validation")
+
+
+def test_labels_that_have_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    label = tfds.features.ClassLabel(num_classes=2)
+    prepare(tmp_path, "patch_camelyon", {"label": label}, {"label": 1}, {"label": 0}, {"label": 1})
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for folder in (tmp_path, "", tmp_path / "sets"):
+        test = opened("pcam", folder)
+        assert test.target is not None and test.target.tolist() == [1, 0, 1]
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    with pytest.raises(MissingSet):
+        opened("pcam", "")
+
+
+def test_captions_of_a_list(tmp_path: Path) -> None:
+    said = tfds.features.Sequence({"text": tfds.features.Text()})
+    rows = ({"captions": [{"text": t} for t in texts]} for texts in (["a", "b"], ["c"]))
+    prepare(tmp_path, "coco_captions", {"captions": said}, *rows)
+    as_configuration(tmp_path / "coco_captions", "2014")
+    test = opened("mscoco", tmp_path)
+    assert test.texts == ["a", "b", "c"] and test.text_group.tolist() == [0, 0, 1]
+    assert test.target is None and test.metric == "retrieval"
+
+
+def test_several_labels_of_a_picture(tmp_path: Path) -> None:
+    label = tfds.features.ClassLabel(names=standard("voc2007").classes)
+    several = {"labels": tfds.features.Sequence(label)}
+    prepare(tmp_path, "voc", several, {"labels": ["cat", "dog"]}, {"labels": ["bus"]})
+    as_configuration(tmp_path / "voc", "2007")
+    test = opened("voc2007", tmp_path)
+    assert test.target is not None and test.target.shape == (2, 20)
+    shown = [[test.labels[i] for i in row.nonzero()[0]] for row in test.target]
+    assert shown == [["cat", "dog"], ["bus"]]
