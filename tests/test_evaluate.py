@@ -12,7 +12,7 @@ import pytest
 import runs
 from clip_jax import main
 from clip_jax.evaluation.features import Encoder
-from support import encoded, picture, refused
+from support import encoded, picture, refused, write_tar
 
 ALL = "--suite=zero_shot,linear_probe,few_shot,retrieval"
 
@@ -190,3 +190,67 @@ def test_a_broken_picture_ends_it(run: Path, animals: Path, tmp_path: Path) -> N
     (mine / "test" / "owl" / "2.png").write_bytes(b"no picture")
     flags = ("--workdir", str(tmp_path / "out"), f"--sets=mine={mine}")
     refused(lambda: evaluate(run, *flags), "evaluate.sets.mine", "2.png", "mend it or take it out")
+
+
+def test_overlap_with_the_training_pictures(run: Path, animals: Path, tmp_path: Path) -> None:
+    """Three of the six pictures of `animals` are among the training pictures, at another size."""
+    pairs = [
+        (f"{i}.{end}", content)
+        for i in range(3)
+        for end, content in (
+            ("png", encoded(picture(i, (20, 20 + i)).resize((40, 42)))),
+            ("txt", b"an animal"),
+        )
+    ]
+    members = [*pairs, ("9.png", b"broken"), ("9.txt", b"nothing")]
+    train = write_tar(tmp_path / "train.tar", members)
+    flags = (f"--sets=animals={animals}", "--suite=overlap", f"--config.data.train={train}")
+    evaluate(run, "--workdir", str(tmp_path / "out"), *flags)
+    found = report(tmp_path / "out")["sets"]["animals"]["overlap"]
+    assert found["overlapping"] == 12
+    assert found["all"]["n"] == 24
+    assert found["clean"]["n"] == found["overlap"]["n"] == 12
+    assert all(pair["similarity"] >= found["threshold"] for pair in found["pairs"])
+
+
+def test_bias_by_groups(run: Path, tmp_path: Path) -> None:
+    """A table as FairFace's, by its columns."""
+    rows = ["file,age,gender,race"]
+    for i in range(12):
+        (tmp_path / f"{i}.png").write_bytes(encoded(picture(i, (20, 20))))
+        gender, race = ("Male", "Female")[i % 2], ("Black", "White", "Indian")[i % 3]
+        rows.append(f"{i}.png,{('0-2', '20-29')[i % 2]},{gender},{race}")
+    (tmp_path / "fairface_label_val.csv").write_text("\n".join(rows) + "\n")
+    data = f"--sets=fairface={tmp_path / 'fairface_label_val.csv'}"
+    evaluate(run, "--workdir", str(tmp_path / "out"), data, "--suite=bias")
+    found = report(tmp_path / "out")["sets"]["fairface"]["bias"]["tables"]
+    titles = [table["title"] for table in found]
+    assert "Accuracy by race" in titles
+    assert any("age" in title for title in titles)
+    for table in found:
+        assert all(len(row) == len(table["columns"]) for row in table["rows"])
+    assert "Accuracy by race" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_shifted_sets_beside_the_same_classes_of_imagenet(run: Path, tmp_path: Path) -> None:
+    from clip_jax.evaluation import sets
+
+    classes = sets.standard("imagenet").folders
+    shown = sets.standard("imagenet_a").subset[:4]
+    for i, j in enumerate((*shown, 0, 1)):
+        path = tmp_path / "imagenet" / "val" / classes[j] / f"{i}.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(encoded(picture(i, (20, 20))))
+        if j in shown:
+            path = tmp_path / "imagenet_a" / classes[j] / f"{i}.png"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(encoded(picture(i + 50, (20, 20))))
+    flags = ("--sets=imagenet,imagenet_a", f"--config.evaluate.folder={tmp_path}")
+    evaluate(run, "--workdir", str(tmp_path / "out"), *flags, "--suite=zero_shot,robustness")
+    found = report(tmp_path / "out")
+    shift = found["robustness"]["shifts"]["imagenet_a"]
+    assert shift["reference"]["n"] == 4, "those of its 200 classes alone"
+    assert shift["score"] == found["sets"]["imagenet_a"]["zero_shot"]["score"]
+    assert found["sets"]["imagenet"]["classes"] == 1000
+    assert found["sets"]["imagenet_a"]["classes"] == 200
+    assert "not the paper's 50,000" in found["sets"]["imagenet"]["note"]

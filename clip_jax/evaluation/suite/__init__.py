@@ -22,6 +22,7 @@ from clip_jax.evaluation.suite import (
     classifying,
     finding,
     grouping,
+    matching,
     shifting,
 )
 from clip_jax.evaluation.suite.judge import Judge
@@ -92,6 +93,7 @@ _OF_A_SET = {
     "zero_shot": Evaluator(_labelled, classifying.judged),
     "retrieval": Evaluator(_captioned, finding.judged),
     "bias": Evaluator(_grouped, grouping.judged),
+    "overlap": Evaluator(_trained, matching.judged, _compared),
 }
 
 

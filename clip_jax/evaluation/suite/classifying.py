@@ -51,11 +51,13 @@ def examples(
         logits = judge.scale * images[i] @ weights.T
         order, shares = zero_shot.likeliest(logits, min(_SHOWN, len(test.labels)))
         own = np.flatnonzero(test.target[i]) if test.target.ndim == 2 else [test.target[i]]
+        truths = [test.labels[j] for j in own]
         found.append(
             {
                 "picture": judge.thumbnail(test.source, i, pictures),
                 "name": test.source[i].name,
-                "truth": ", ".join(test.labels[j] for j in own),
+                "truth": ", ".join(truths),
+                "truths": truths,
                 "labels": [test.labels[j] for j in order],
                 "probabilities": [float(share) for share in shares],
             }

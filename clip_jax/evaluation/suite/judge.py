@@ -88,7 +88,7 @@ class Judge:
         if key not in self._encoded:
             found = self.kept.encoded(key)
             if found is None or len(found.features) != len(source):
-                with whole(name), self._bar(name, len(source)) as advance:
+                with whole(name), self.bar(name, len(source)) as advance:
                     if self.whole:
                         found = self.encoder.encoded(source, self.preprocess, advance=advance)
                     else:
@@ -101,7 +101,8 @@ class Judge:
         return self._encoded[key]
 
     @contextlib.contextmanager
-    def _bar(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
+    def bar(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
+        """A progress bar over so many pictures, where somebody watches; gives its `update`."""
         quiet = not (self.whole and hosts.is_first() and sys.stderr.isatty())
         with tqdm(
             total=total, desc=name, unit=" images", dynamic_ncols=True, leave=False, disable=quiet

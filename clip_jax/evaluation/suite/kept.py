@@ -103,20 +103,30 @@ class Kept:
 
     def classifier(self, key: str) -> np.ndarray | None:
         """A zero-shot classifier that any evaluation of this user's made, or None."""
-        if self._folder is None or hosts.many():
-            return None
-        try:
-            return np.load(_classifiers() / f"{key}.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None
+        return self._common("classifiers", key)
 
     def keep_classifier(self, key: str, weights: np.ndarray) -> None:
         """Writes a zero-shot classifier for later evaluations."""
-        if self._folder is None or hosts.many():
+        self._keep_common("classifiers", key, weights)
+
+    def descriptors(self, key: str) -> np.ndarray | None:
+        """Descriptors of training pictures that any evaluation of this user's made, or None."""
+        return self._common("descriptors", key)
+
+    def keep_descriptors(self, key: str, found: np.ndarray) -> None:
+        """Writes descriptors of training pictures for later evaluations."""
+        self._keep_common("descriptors", key, found)
+
+    def _common(self, kind: str, key: str) -> np.ndarray | None:
+        if not self or hosts.many():
+            return None
+        try:
+            return np.load(files.cache_folder(kind) / f"{key}.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+
+    def _keep_common(self, kind: str, key: str, array: np.ndarray) -> None:
+        if not self or hosts.many():
             return
-        with files.whole(_classifiers() / f"{key}.npy") as file:
-            np.save(file, weights, allow_pickle=False)
-
-
-def _classifiers() -> Path:
-    return files.cache_folder("classifiers")
+        with files.whole(files.cache_folder(kind) / f"{key}.npy") as file:
+            np.save(file, array, allow_pickle=False)
