@@ -57,7 +57,7 @@ def within(folder: Path, split: str, files: Sequence[str] = ()) -> Place | None:
             return Place("suite", str(folder), name)
         if found := _of_split(folder, name):
             return Place("data", found, name, str(folder))
-    captions = sorted(folder.glob("dataset_*.json"))
+    captions = sorted(path for path in folder.glob("dataset_*.json") if path.is_file())
     if captions:
         return Place("karpathy", str(captions[0]), "val" if split == "validation" else split)
     if split == "test" and not has_splits(folder) and _has_pictures(folder):

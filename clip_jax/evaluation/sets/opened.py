@@ -16,6 +16,7 @@ from clip_jax.data import captions, storage
 from clip_jax.data.pairs import PairError
 from clip_jax.data.paths import resolve
 from clip_jax.errors import UserError
+from clip_jax.evaluation.scores import METRICS
 from clip_jax.evaluation.sets import layouts, registry
 from clip_jax.evaluation.sets.classes import Classes, Said, natural
 from clip_jax.evaluation.sets.layouts import Place, text_of
@@ -53,8 +54,8 @@ def read_labels(path: str, name: str) -> list[str]:
     """
     file = Path(resolve(path))
     try:
-        if file.stat().st_size > _MAX_LABELS:
-            raise UserError(f"evaluate.sets.{name}.labels: {file} is over 64 MiB")
+        if file.stat().st_size > _MAX_LABELS or not (file.is_file() or file.is_dir()):
+            raise UserError(f"evaluate.sets.{name}.labels: {file} is no file, or over 64 MiB")
         labels = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"evaluate.sets.{name}.labels: {file}: {error.strerror}") from None
@@ -130,8 +131,8 @@ class _Opening:
             texts, text_group, image_group = self._texts(read, metric)
             groups = {field: self._field(field, read) for field in self._groups()}
         known, labels = self.known, classes.labels if classes else []
-        if target is not None and target.ndim == 2 and metric == "accuracy":
-            metric = "map_11_point"
+        if target is not None:
+            metric, target = _fitting(metric, target, len(labels))
         notes = [classes.note if classes else "", self._size_note(len(source))]
         return TestSet(
             name=self.name,
@@ -209,6 +210,9 @@ class _Opening:
 
     def _metric(self, place: Place) -> str:
         if found := self.values.get("metric"):
+            known = (*METRICS, "retrieval", "bias")
+            if found not in known:
+                raise UserError(f"{self.key}.metric={found!r} is none of {', '.join(known)}")
             return str(found)
         if self.known:
             return self.known.metric
@@ -343,6 +347,15 @@ class _Opening:
     def _size_note(self, count: int) -> str:
         official = self.known.splits.get("test", count) if self.known else count
         return "" if count == official else f"{count:,} pictures, not the paper's {official:,}"
+
+
+def _fitting(metric: str, target: np.ndarray, classes: int) -> tuple[str, np.ndarray]:
+    """A metric that fits the targets, and targets that fit the metric."""
+    if target.ndim == 2:
+        return "map_11_point" if metric == "accuracy" else metric, target
+    if metric == "map_11_point":
+        return metric, np.arange(classes) == target[:, None]
+    return metric, target
 
 
 def _subset(known: StandardSet | None, labels: Sequence[str]) -> np.ndarray | None:

@@ -74,7 +74,11 @@ class TestSet:
     @functools.cached_property
     def fingerprint(self) -> str:
         """What changes when a picture, a class, a caption or a prompt does."""
-        told: list[Any] = [self.labels, self.templates, {k: list(v) for k, v in self.synonyms.items()}]
+        told: list[Any] = [
+            self.labels,
+            self.templates,
+            {k: list(v) for k, v in self.synonyms.items()},
+        ]
         told += [self.texts, self.groups, self.metric]
         told += [None if self.subset is None else self.subset.tolist()]
         found = hashlib.sha256(f"{self.source.fingerprint} {json.dumps(told)}".encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -433,6 +434,7 @@ def test_the_fingerprint_changes_with_all_that_counts(tmp_path: Path) -> None:
         ({"data": "HERE", "templates": ["{} {}"]}, ["'{} {}'", "{}"]),
         ({"data": "HERE", "label": "colour"}, ["'colour'", "1.png"]),
         ({"data": "HERE", "labels": "HERE"}, ["mine.labels", "HERE"]),
+        ({"data": "HERE", "metric": "acuracy"}, ["mine.metric", "'acuracy'", "mean_per_class"]),
     ],
 )
 def test_mistakes_in_a_set_of_ones_own(
@@ -441,6 +443,19 @@ def test_mistakes_in_a_set_of_ones_own(
     home = str(write(tmp_path, {"cat/1.png": PNG}))
     values = {key: home if value == "HERE" else value for key, value in values.items()}
     refused(lambda: opened("mine", values), *(home if word == "HERE" else word for word in words))
+
+
+def test_a_metric_of_several_classes_gets_such_targets(tmp_path: Path) -> None:
+    write(tmp_path, {"cat/1.png": PNG, "dog/1.png": PNG})
+    test = opened("mine", {"data": str(tmp_path), "metric": "map_11_point"})
+    assert test.target is not None and test.target.tolist() == [[True, False], [False, True]]
+
+
+def test_a_pipe_is_no_file_of_labels(tmp_path: Path) -> None:
+    write(tmp_path, {"cat/1.png": PNG})
+    os.mkfifo(tmp_path / "l.json")
+    values = {"data": str(tmp_path), "labels": f"{tmp_path}/l.json"}
+    refused(lambda: opened("mine", values), "mine.labels", "no file")
 
 
 def test_a_tar_needs_labels_and_label(tmp_path: Path) -> None:
