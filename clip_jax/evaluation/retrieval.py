@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from clip_jax.evaluation import scores
 
 ROWS, BLOCK = 1024, 8192
+_GROUP = 64  # neighbours whose largest similarity is looked at first
 KS = (1, 5, 10)
 _BITS = 24  # of a feature, below the longest row's length: two of them and a bit fit in float64
 _NO_NUMBER = float(np.finfo(np.float64).min)  # comes after all similarities
@@ -298,15 +299,42 @@ def _merge(
     known = jnp.where(jnp.isnan(similarity), _NO_NUMBER, similarity)
     values = jnp.concatenate([top, jnp.where(allowed, known, -jnp.inf)], axis=1)
     names = jnp.where(allowed, numbers, -1)
-    names = jnp.concatenate([which, names], axis=1)
-    rows, k = jnp.arange(len(values)), top.shape[1]
+    best, place = _top(values, top.shape[1])
+    found = jnp.take_along_axis(jnp.concatenate([which, names], axis=1), place, axis=1)
+    return best, jnp.where(jnp.isneginf(best), -1, found)
 
-    # a sort of the whole block would take longer for the few that are wanted
-    def take(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        values, top, which = state
-        place = values.argmax(axis=1)
-        top = top.at[:, i].set(values[rows, place])
-        which = which.at[:, i].set(jnp.where(jnp.isneginf(top[:, i]), -1, names[rows, place]))
-        return values.at[rows, place].set(-jnp.inf), top, which
 
-    return jax.lax.fori_loop(0, k, take, (values, top, which))[1:]
+def _top(values: Float[Array, "q n"], k: int) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
+    """The k largest of each row and where they stand, of equals the first; no sort of the row.
+
+    They stand in the k groups of neighbours with the largest maxima.
+    """
+    q, n = values.shape
+    if n <= _GROUP * k:
+        return _one_by_one(values, k)
+    padded = jnp.pad(values, ((0, 0), (0, -n % _GROUP)), constant_values=-jnp.inf)
+    groups = padded.reshape(q, -1, _GROUP)
+    chosen = jnp.sort(_one_by_one(groups.max(axis=2), k)[1], axis=1)
+    few = jnp.take_along_axis(groups, chosen[:, :, None], axis=1).reshape(q, k * _GROUP)
+    best, place = _one_by_one(few, k)
+    group = jnp.take_along_axis(chosen, place // _GROUP, axis=1)
+    return best, group * _GROUP + place % _GROUP
+
+
+def _one_by_one(
+    values: Float[Array, "q n"], k: int
+) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
+    """The same by looking k times for what comes after the last one found."""
+    n = values.shape[1]
+    place = jnp.arange(n)
+
+    def following(last: tuple[Array, Array], _: None) -> tuple[Any, Any]:
+        value, where = (x[:, None] for x in last)
+        left = (values < value) | ((values == value) & (place > where))
+        best = jnp.where(left, values, -jnp.inf).max(axis=1)
+        first = jnp.where(left & (values == best[:, None]), place, n).min(axis=1)
+        return (best, first), (best, first)
+
+    start = jnp.full(len(values), jnp.inf), jnp.full(len(values), -1)
+    _, (best, where) = jax.lax.scan(following, start, None, length=k)
+    return best.T, where.T

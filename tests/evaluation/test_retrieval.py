@@ -128,6 +128,17 @@ def test_nearest_is_a_stable_sort(q: int, g: int, k: int, rows: int, block: int,
     np.testing.assert_allclose(values[:, 0], similarity.max(axis=1) / 2**48)
 
 
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_long_rows_are_sorted_stably(k: int) -> None:
+    rng = np.random.default_rng(k)
+    # whole numbers: among 3,000 items most similarities occur many times
+    gallery = rng.integers(-2, 3, (3000, 3)).astype(np.float32)
+    query = rng.integers(-2, 3, (9, 3)).astype(np.float32)
+    order = np.argsort(-(query @ gallery.T), axis=1, kind="stable")[:, :k]
+    assert (nearest(query, gallery, k)[0] == order).all()
+    assert (nearest(query, gallery, k, block=2048)[0] == order).all()
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_devices_change_nothing(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(count)
