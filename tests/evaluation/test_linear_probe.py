@@ -1,0 +1,222 @@
+"""The probe is scikit-learn's logistic regression, all strengths at once."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from clip_jax import partition
+from clip_jax.evaluation import linear_probe
+from support import refused
+
+LAMBDAS = np.array([1e-4, 1e-2, 1.0, 30.0, 1e3])
+
+
+def clusters(
+    n: int, classes: int = 4, d: int = 12, spread: float = 1.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit-norm features of overlapping classes around a common mean, axes of unlike scales."""
+    rng, fixed = np.random.default_rng(seed), np.random.default_rng(99)
+    scale = (1 + np.arange(d)) ** -0.7
+    centres, mean = fixed.normal(size=(classes, d)) * scale, fixed.normal(size=d)
+    target = np.arange(n) % classes
+    features = mean + centres[target] + spread * scale * rng.normal(size=(n, d))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return features.astype(np.float32), target
+
+
+def released(features: np.ndarray, target: np.ndarray, strength: float) -> LogisticRegression:
+    model = LogisticRegression(C=1 / strength, tol=1e-8, max_iter=20000)
+    return model.fit(features.astype(np.float64), target)
+
+
+def loss(w: np.ndarray, b: np.ndarray, features: Any, target: Any, strength: float) -> float:
+    z = features.astype(np.float64) @ w.T + b
+    top = z.max(1)
+    own = z[np.arange(len(z)), target]
+    return (
+        float((np.log(np.exp(z - top[:, None]).sum(1)) + top - own).sum())
+        + strength / 2 * (w**2).sum()
+    )
+
+
+@pytest.mark.parametrize("spread", [1.5, 0.2], ids=["overlapping", "separable"])
+def test_the_optimum_is_that_of_scikit_learn(spread: float) -> None:
+    features, target = clusters(300, spread=spread)
+    test, test_target = clusters(1000, spread=spread, seed=1)
+    found = linear_probe.fit(features, target, 4, LAMBDAS)
+    assert found.converged.all()
+    for i, strength in enumerate(LAMBDAS):
+        model = released(features, target, strength)
+        own = loss(found.kernel[i], found.bias[i], features, target, strength)
+        best = loss(model.coef_, model.intercept_, features, target, strength)
+        assert own <= best * (1 + 1e-5)
+        right = linear_probe.accuracy(linear_probe.scores(test, found, i), test_target)
+        assert right == pytest.approx(model.score(test, test_target), abs=0.0011)
+
+
+def test_two_classes_share_a_vector_as_in_scikit_learn() -> None:
+    features, target = clusters(300, classes=2, spread=2)
+    found = linear_probe.fit(features, target, 2, LAMBDAS)
+    for i, strength in enumerate(LAMBDAS):
+        expected = released(features, target, strength).decision_function(features)
+        logits = linear_probe.scores(features, found, i)
+        np.testing.assert_allclose(
+            logits[:, 1] - logits[:, 0], expected, atol=2e-3 * np.abs(expected).max()
+        )
+
+
+def test_several_labels_are_independent_regressions() -> None:
+    features, target = clusters(400, spread=2)
+    labels = np.stack([target == 0, target >= 1, (target + np.arange(400) // 7) % 3 == 0], 1)
+    found = linear_probe.fit(features, labels, 3, LAMBDAS)
+    for i, strength in enumerate(LAMBDAS):
+        logits = linear_probe.scores(features, found, i)
+        for k in range(3):
+            expected = released(features, labels[:, k], strength).decision_function(features)
+            np.testing.assert_allclose(logits[:, k], expected, atol=3e-3 * np.abs(expected).max())
+
+
+@settings(max_examples=4)
+@given(st.integers(0, 99))
+def test_the_order_of_rows_does_not_matter(seed: int) -> None:
+    features, target = clusters(60, spread=1.5)
+    order = np.random.default_rng(seed).permutation(60)
+    one = linear_probe.fit(features, target, 4, LAMBDAS[1:])
+    other = linear_probe.fit(features[order], target[order], 4, LAMBDAS[1:])
+    for i in range(len(LAMBDAS) - 1):
+        size = np.abs(one.kernel[i]).max()
+        np.testing.assert_allclose(one.kernel[i], other.kernel[i], atol=5e-3 * size)
+
+
+@settings(max_examples=4)
+@given(st.integers(0, 99))
+def test_weight_zero_is_a_row_less_and_two_a_row_twice(seed: int) -> None:
+    features, target = clusters(60, spread=1.5)
+    counts = np.random.default_rng(seed).integers(0, 3, 60)
+    counts[:4] = 1
+    weights = np.stack([counts, np.ones(60)]).astype(np.float32)
+    strengths, which = np.array([0.1, 0.1, 10.0]), np.array([0, 1, 0])
+    found = linear_probe.fit(features, target, 4, strengths, weights, which)
+    rows = np.repeat(np.arange(60), counts)
+    alone = linear_probe.fit(features[rows], target[rows], 4, strengths[[0, 2]])
+    whole = linear_probe.fit(features, target, 4, strengths[[1]])
+    for a, (weighted, j) in zip([0, 2, 1], [(alone, 0), (alone, 1), (whole, 0)], strict=True):
+        size = np.abs(weighted.kernel[j]).max()
+        np.testing.assert_allclose(found.kernel[a], weighted.kernel[j], atol=5e-3 * size)
+
+
+def test_strong_penalties_leave_the_share_of_each_class() -> None:
+    features, target = clusters(100)
+    target = np.where(np.arange(100) < 60, 0, target)
+    found = linear_probe.fit(features, target, 4, np.array([1e9]))
+    share = np.exp(linear_probe.scores(features, found))
+    share /= share.sum(1, keepdims=True)
+    expected = np.bincount(target, minlength=4) / 100
+    np.testing.assert_allclose(share, np.tile(expected, (100, 1)), atol=1e-4)
+
+
+def test_devices_and_room_change_no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, target = clusters(500, spread=1.5)
+    alone = linear_probe.fit(features, target, 4, linear_probe.grid())
+    mesh = partition.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices())
+    monkeypatch.setattr(linear_probe, "BLOCK_BYTES", 2**14)
+    monkeypatch.setattr(linear_probe, "SLOT_BYTES", 2**17)
+    spread = linear_probe.fit(features, target, 4, linear_probe.grid(), mesh=mesh)
+    test, _ = clusters(2000, spread=1.5, seed=1)
+    for i in range(97):
+        one, other = (linear_probe.scores(test, w, i).argmax(1) for w in (alone, spread))
+        assert (one != other).mean() <= 1e-3
+
+
+def test_directions_without_data_get_no_weight() -> None:
+    features, target = clusters(100, d=6)
+    wide = np.concatenate([features, features[:, :2], np.ones((100, 2), np.float32)], 1)
+    found = linear_probe.fit(wide, target, 4, np.array([1e-3, 1.0]))
+    for i, strength in enumerate((1e-3, 1.0)):
+        model = released(wide, target, strength)
+        size = np.abs(model.coef_).max()
+        np.testing.assert_allclose(found.kernel[i], model.coef_, atol=1e-2 * size)
+        assert np.abs(found.kernel[i][:, 8:]).max() < 1e-3 * size
+
+
+def test_the_grid_is_the_papers() -> None:
+    grid = linear_probe.grid()
+    assert len(grid) == 97 and grid[0] == 1e-6 and grid[-1] == pytest.approx(1e6)
+    np.testing.assert_allclose(np.diff(np.log10(grid)), 1 / 8)
+    np.testing.assert_allclose(grid[::16], [1e-6, 1e-4, 1e-2, 1, 1e2, 1e4, 1e6])
+
+
+def walked(value: Any) -> float:
+    """The paper's search as it is written, over strengths rather than numbers."""
+    exponents, width = [-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0], 2.0
+    peak = max(exponents, key=lambda e: (value(e), e))
+    while width > 1 / 8:
+        width /= 2
+        near = [e for e in (peak - width, peak, peak + width) if abs(e) <= 6]
+        peak = max(near, key=lambda e: (value(e), e))
+    return peak
+
+
+@given(st.lists(st.integers(0, 30), min_size=97, max_size=97))
+def test_the_search_is_the_papers(values: list[int]) -> None:
+    number, visited = linear_probe.halving(values)
+    assert number / 8 - 6 == walked(lambda e: values[round((e + 6) * 8)])
+    assert number in visited and len(visited) <= 7 + 2 * 4
+
+
+def test_a_probe_chooses_refits_and_tests() -> None:
+    features, target = clusters(300, spread=1.5)
+    more, more_target = clusters(100, spread=1.5, seed=2)
+    test, test_target = clusters(400, spread=1.5, seed=1)
+    found, logits = linear_probe.probe(*(features, target, more, more_target, test, test_target, 4))
+    sweep = linear_probe.search(features, target, more, more_target, 4)
+    assert found["lambda"] == sweep.chosen and found["best_lambda"] == sweep.best
+    assert (found["train"], found["validation"]) == (300, 100)
+    assert [p["accuracy"] for p in found["sweep"]] == sweep.values.tolist()
+    assert dict(zip(sweep.lambdas, sweep.values, strict=True))[sweep.best] == sweep.values.max()
+    whole = np.concatenate([features, more]), np.concatenate([target, more_target])
+    model = released(*whole, sweep.chosen)
+    assert linear_probe.accuracy(logits, test_target) == found["value"]
+    assert found["value"] == pytest.approx(model.score(test, test_target), abs=0.003)
+    found, _ = linear_probe.probe(features, target, None, None, test, test_target, 4)
+    assert (found["train"], found["validation"]) == (268, 32)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(0, 3))
+def test_what_is_held_out_leaves_every_class_a_row(labels: list[int], seed: int) -> None:
+    target = np.array(labels)
+    held = linear_probe.held_out(target, 6, seed=seed)
+    assert (held == linear_probe.held_out(target, 6, seed=seed)).all()
+    for label, count in zip(*np.unique(target, return_counts=True), strict=True):
+        own = held[target == label].sum()
+        assert own == (0 if count == 1 else max(1, round(count / 10)))
+
+
+def test_of_several_labels_the_rarest_keeps_its_share() -> None:
+    target = np.zeros((200, 3), bool)
+    target[:, 0], target[:20, 1], target[0, 2] = True, True, True
+    held = linear_probe.held_out(target, 3, 0.25)
+    assert not held[0] and target[held, 1].sum() == math.floor(19 / 4 + 0.5)
+
+
+def test_faults_are_told_in_one_line() -> None:
+    features, target = clusters(40)
+    one = np.array([1.0])
+    refused(lambda: linear_probe.fit(features, target, 6, one), "2 of 6", "class 4")
+    labels = np.stack([target == 0, target < 9], 1)
+    refused(lambda: linear_probe.fit(features, labels, 2, one), "class 1", "without")
+    refused(lambda: linear_probe.fit(features, target, 3, one), "0 … 2")
+    refused(lambda: linear_probe.fit(features, target[:9], 4, one), "40", "9")
+    broken = features.copy()
+    broken[7, 3] = np.nan
+    refused(lambda: linear_probe.fit(broken, target, 4, one), "row 7", "finite")
+    both = (features, target, features, target)
+    refused(lambda: linear_probe.probe(*both, broken, target, 4), "test split", "row 7")
