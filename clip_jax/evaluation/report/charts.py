@@ -12,6 +12,7 @@ from clip_jax.evaluation.report.scales import Scale
 
 WIDTH, HEIGHT = 320.0, 220.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 26.0, 40.0
+_LINE = 13.0  # from one label of a point to the next
 _MOST_POINTS = 240  # on the 260 pixels of a line
 
 
@@ -208,13 +209,16 @@ def _labels(
     placed: Sequence[tuple[Point, float, float]], frame: Frame
 ) -> list[tuple[float, float, bool]]:
     """Where each label starts, so that none lies on another; True: it ends there instead."""
-    spots: dict[int, tuple[float, float, bool]] = {}
-    below = {False: TOP, True: TOP}  # of the labels on each side, the lowest edge so far
-    for i in sorted(range(len(placed)), key=lambda i: placed[i][2]):
-        _, x, y = placed[i]
-        left = x > (LEFT + WIDTH) / 2
-        line = max(y + 4, below[left] + 13)
-        below[left] = line
-        spots[i] = (x - 9 if left else x + 9, line, left)
-    over = {side: max(0.0, end - (frame.height - BOTTOM - 3)) for side, end in below.items()}
-    return [(x, y - over[left], left) for x, y, left in (spots[i] for i in range(len(placed)))]
+    lines: dict[int, float] = {}
+    middle = (LEFT + WIDTH) / 2
+    for left in (False, True):
+        side = [i for i, (_, x, _) in enumerate(placed) if (x > middle) == left]
+        side.sort(key=lambda i: placed[i][2])
+        edge = TOP
+        for i in side:  # downwards, and back up where the last would leave the frame
+            edge = lines[i] = max(placed[i][2] + 4, edge + _LINE)
+        edge = frame.height - BOTTOM - 3 + _LINE
+        for i in reversed(side):
+            edge = lines[i] = min(lines[i], edge - _LINE)
+    sides = ((x, x > middle) for _, x, _ in placed)
+    return [(x - 9 if left else x + 9, lines[i], left) for i, (x, left) in enumerate(sides)]
