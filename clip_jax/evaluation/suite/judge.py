@@ -30,6 +30,22 @@ from clip_jax.tokenizers import Tokenizer
 _HELD = 2  # sets whose features stay in memory
 
 
+class Advance:
+    """A progress bar's hand: called with how much more is done."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def __call__(self, more: int) -> None:
+        """So much more is done."""
+        self._bar.update(more)
+
+    def to(self, done: int, total: int) -> None:
+        """So much of all is done."""
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+
 class Judge:
     """Features, classifiers and thumbnails for evaluators.
 
@@ -101,13 +117,13 @@ class Judge:
         return self._encoded[key]
 
     @contextlib.contextmanager
-    def bar(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
-        """A progress bar over so many pictures, where somebody watches; gives its `update`."""
+    def bar(self, name: str, total: int, unit: str = " images") -> Iterator[Advance]:
+        """A progress bar where somebody watches."""
         quiet = not (self.whole and hosts.is_first() and sys.stderr.isatty())
         with tqdm(
-            total=total, desc=name, unit=" images", dynamic_ncols=True, leave=False, disable=quiet
+            total=total, desc=name, unit=unit, dynamic_ncols=True, leave=False, disable=quiet
         ) as bar:
-            yield bar.update
+            yield Advance(bar)
 
     def classifier(self, test: TestSet, templates: Sequence[str] = ()) -> Features:
         """A row of weights a class, see `features.classifier`; computed once for equal ones.

@@ -46,11 +46,15 @@ class Kept:
     def answer(self, key: str) -> dict[str, Any] | None:
         """The answer of that name with its pictures, or None; alike in all processes.
 
-        Processes after the first are given an empty one where it is there.
+        Those after the first are given its score alone.
         """
-        found = self._read(key) if hosts.is_first() else {}
-        there = hosts.from_first(lambda: found is not None)
-        return found if there else None
+        found = self._read(key) if hosts.is_first() else None
+
+        def digest() -> dict[str, Any] | None:
+            return None if found is None else {k: found[k] for k in ("score",) if k in found}
+
+        shared = hosts.from_first(digest)
+        return found if hosts.is_first() else shared
 
     def _read(self, key: str) -> dict[str, Any] | None:
         if self._folder is None:
@@ -60,9 +64,10 @@ class Kept:
             if path.stat().st_size > _LARGEST:
                 return None
             values = json.loads(path.read_bytes())
-            pictures = {name: (self._folder / f"{name}.webp").read_bytes() for name in values["of"]}
+            names = [name for name in values["of"] if name.isalnum()]  # and no path
+            pictures = {name: (self._folder / f"{name}.webp").read_bytes() for name in names}
             answer = values["answer"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         self.pictures |= pictures
         return answer if isinstance(answer, dict) else None
