@@ -34,7 +34,11 @@ PERSON = "person"
 
 @cache
 def label_sets() -> dict[str, Any]:
-    """The paper's labels and thresholds: races, genders, categories, child, people, thresholds."""
+    """Labels and thresholds: races, genders, categories, child, people, thresholds, template.
+
+    `people` are labels that the paper's text names for the Members of Congress, not the whole sets
+    that it used; give `label_rates` your own.
+    """
     file = resources.files("clip_jax.evaluation.labels") / "bias.json"
     return dict(json.loads(file.read_text(encoding="utf-8")))
 
