@@ -88,8 +88,9 @@ def tiles(results: Mapping[str, Any]) -> Markup | None:
     if zero:
         best, worst = max(zero, key=lambda s: s[1]), min(zero, key=lambda s: s[1])
         shown.append(_tile("Zero-shot, mean", _mean(zero), f"over {_sets(len(zero))}"))
-        shown.append(_tile("Best set", say.percent(best[1]), best[0]))
-        shown.append(_tile("Worst set", say.percent(worst[1]), worst[0]))
+        if len(zero) > 1:
+            shown.append(_tile("Best set", say.percent(best[1]), best[0]))
+            shown.append(_tile("Worst set", say.percent(worst[1]), worst[0]))
     if probe:
         shown.append(_tile("Linear probe, mean", _mean(probe), f"over {_sets(len(probe))}"))
     for way, title in (
@@ -156,6 +157,8 @@ def accuracy(results: Mapping[str, Any]) -> Markup | None:
     ]
     if not rows:
         return None
+    kept = [i for i in range(len(columns)) if any(row[i].shown != say.NONE for row in rows)]
+    columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
     note = tables.notes(
         "Each set by the metric its paper uses. The bar runs from 0 to 100 %; the band around the "
         "mark is the 95 % interval. A heading sorts."

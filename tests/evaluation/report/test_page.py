@@ -243,6 +243,16 @@ def test_any_of_several_true_labels_is_right() -> None:
     assert kinds({**one, "truth": "sun"}) == ["guess wrong", "false", "true", None]
 
 
+def test_a_column_of_nothing_is_left_out() -> None:
+    one = {"zero_shot": {"score": {"value": 0.5}, "metrics": {"top5": 0.9}}, "images": 7}
+    page = render({"sets": {"x": one}}, {})
+    assert "Top-5<" in page
+    assert "Linear probe<" not in page
+    assert "Classes<" not in page
+    probed = render({"sets": {"x": one, "y": {"linear_probe": {"score": {"value": 0.4}}}}}, {})
+    assert "Linear probe<" in probed
+
+
 def test_effective_robustness_is_shown_where_it_says_more() -> None:
     def page(effective: float) -> str:
         shift = {"score": {"value": 0.5}, "reference": {"value": 0.75}, "effective": effective}
