@@ -135,7 +135,8 @@ def test_what_one_process_cannot_read_ends_the_others_too(config, alone):
         members.append((f"{i:03}.png", content[:60] if i == 5 else content))
         members.append((f"{i:03}.json", f'{{"caption": "picture {i}"}}'.encode()))
     bad = write_tar(config.parent / "bad.tar", members)
-    flags = ("--mode=evaluate", f"--config.evaluate.sets.held.data={bad}")
+    rows = "--config.evaluate.batch_size=2"
+    flags = ("--mode=evaluate", f"--config.evaluate.sets.held.data={bad}", rows)
     done = train(config, "alone", 2, *flags, devices=2)
     failed(done[1], "bad.tar", "005.png")
     failed(done[0], "process 1 of 2 failed", "bad.tar", "005.png")
