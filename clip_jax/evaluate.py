@@ -58,8 +58,8 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """The architecture's name, or `custom`."""
-        return zoo.name_of(self.config) or "custom"
+        """The architecture's name, or the run's."""
+        return zoo.name_of(self.config) or Path(self.path).name
 
 
 def find(c: ConfigDict, checkpoint: str, workdir: str) -> Subject:

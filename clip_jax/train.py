@@ -185,7 +185,7 @@ class Trainer(recipe.Recipe):
         run = self.run
         write_sheets(results, pictures, run.workdir / "pictures" / f"step_{step}")
         results["model"] = results_lib.model_facts(
-            zoo.name_of(run.model) or "custom",
+            zoo.name_of(run.model) or run.workdir.name,
             str(run.workdir),
             step,
             parameter_count(self.model),

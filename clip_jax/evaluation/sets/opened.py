@@ -25,7 +25,7 @@ from clip_jax.evaluation.sets.testset import MissingSet, Split, TestSet
 
 KEYS = (
     *("data", "labels", "label", "image", "root", "templates", "caption", "metric", "title"),
-    *("train", "validation", "groups"),
+    *("train", "validation", "groups", "threshold"),
 )
 _CLASS = ("cls", "npy", "label", "labels", "class", "category")  # fields that tell a class
 _CAPTIONS = ("captions", "caption", "captions/text", "text", "sentences", "raw")
@@ -151,8 +151,17 @@ class _Opening:
             subset=_subset(known, labels),
             synonyms={k: v for k, v in known.synonyms.items() if k in labels} if known else {},
             note="; ".join(filter(None, notes)),
+            threshold=self._threshold(),
             find=None if classes is None else functools.partial(self._split, classes, place),
         )
+
+    def _threshold(self) -> float | None:
+        value = self.values.get("threshold")
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise UserError(f"{self.key}.threshold={value!r} must be a similarity between 0 and 1")
+        return float(value)
 
     def _place(self, split: str) -> Place | None:
         """Where a split lies."""

@@ -45,6 +45,7 @@ class TestSet:
       groups: what is said of each picture by field.
       split_name: what the split is called where it lies.
       note: what is unlike the paper.
+      threshold: how similar pictures are that count as copies, see `overlap`; None: as usual.
       paper: whether it is one of the paper's 27.
     """
 
@@ -66,6 +67,7 @@ class TestSet:
     subset: np.ndarray | None = None
     synonyms: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     note: str = ""
+    threshold: float | None = None
     find: Callable[[str], Split] | None = dataclasses.field(default=None, repr=False)
 
     def __len__(self) -> int:

@@ -23,6 +23,7 @@ from clip_jax.evaluation.suite import (
     finding,
     grouping,
     matching,
+    probing,
     shifting,
 )
 from clip_jax.evaluation.suite.judge import Judge
@@ -72,6 +73,10 @@ def _to_learn(judge: Judge, test: TestSet) -> bool:
     return test.name in judge.splits
 
 
+def _of_one_class(judge: Judge, test: TestSet) -> bool:
+    return _to_learn(judge, test) and test.target is not None and test.target.ndim == 1
+
+
 def _trained(judge: Judge, _: TestSet) -> bool:
     return bool(judge.training)
 
@@ -84,13 +89,15 @@ def _drawn(judge: Judge, test: TestSet) -> list[Any]:
     return [*_learnt(judge, test), judge.options["shots"], judge.options["seeds"]]
 
 
-def _compared(judge: Judge, _: TestSet) -> list[Any]:
-    return [source.fingerprint for source in judge.training]
+def _compared(judge: Judge, test: TestSet) -> list[Any]:
+    return [test.threshold, *(source.fingerprint for source in judge.training)]
 
 
 PROBES = ("linear_probe", "few_shot")
 _OF_A_SET = {
     "zero_shot": Evaluator(_labelled, classifying.judged),
+    "linear_probe": Evaluator(_to_learn, probing.linear, _learnt),
+    "few_shot": Evaluator(_of_one_class, probing.few, _drawn),
     "retrieval": Evaluator(_captioned, finding.judged),
     "bias": Evaluator(_grouped, grouping.judged),
     "overlap": Evaluator(_trained, matching.judged, _compared),

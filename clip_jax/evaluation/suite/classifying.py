@@ -83,6 +83,6 @@ def judged(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str,
         logits = judge.scale * images @ weights.T
         found["confusions"] = calibration.confusions(logits, test.target, test.labels)
         found["calibration"] = calibration.calibration(logits, test.target)
-    if judge.whole:
+    if judge.whole and test.templates != ("{}",):
         found["prompts"] = prompts(judge, test, images, score)
     return found

@@ -30,9 +30,10 @@ def judged(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str,
         views = _described(judge, f"{test.name} copies", test.source, overlap.views)
     train = [_trained(judge, source) for source in judge.training]
     number, similarity = overlap.nearest_train(views, np.concatenate(train))
-    threshold = overlap.threshold_for(views)
+    threshold = overlap.THRESHOLD if test.threshold is None else test.threshold
     found = overlap.judged(_right(judge, test), similarity, threshold)
     ends = np.cumsum([len(one) for one in train])
+    found["suggested_threshold"] = overlap.threshold_for(views)
     found["pairs"] = []
     shown = (
         overlap.pairs(number, similarity, threshold, _SHOWN) if judge.options["pictures"] else []

@@ -2,23 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-from clip_jax.evaluation import scores
+from clip_jax.data.sources import Source
+from clip_jax.evaluation import few_shot, linear_probe, scores
 from clip_jax.evaluation.sets import TestSet
+from clip_jax.evaluation.suite import classifying
 from clip_jax.evaluation.suite.judge import Judge
-from clip_jax.evaluation.suite.splits import Splits
+
+Rows = tuple[np.ndarray, np.ndarray]
 
 
-def _learnt(judge: Judge, test: TestSet, splits: Splits) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Features and classes of train, and of validation where there is one."""
-    found = []
-    for name, split in zip(splits._fields, splits, strict=True):
-        if split is not None:
-            features = judge.encoded(f"{test.name} {name}", split.source).pooled
-            found.append((np.asarray(features), split.target))
-    return found
+def metric_of(test: TestSet) -> Callable[[np.ndarray, np.ndarray], float]:
+    """The set's official metric of logits and targets, without an interval."""
+
+    def value(logits: np.ndarray, target: np.ndarray) -> float:
+        if test.metric == "map_11_point":  # whose interval takes hundreds of samples
+            return float(np.nanmean(scores.average_precision_11(logits, target)))
+        return float(scores.score(test.metric, logits, target)["value"] or 0.0)
+
+    return value
 
 
-def _scored(test: TestSet, logits: np.ndarray) -> scores.Score:
-    return scores.score(test.metric, logits, test.target)
+def _rows(judge: Judge, test: TestSet) -> tuple[Rows, Rows | tuple[None, None], Rows]:
+    """Features and classes to learn from, to choose λ by (where there are some), and to test on."""
+    splits = judge.splits[test.name]
+
+    def of(name: str, source: Source, target: np.ndarray) -> Rows:
+        return np.asarray(judge.encoded(name, source).pooled), target
+
+    train = of(f"{test.name} train", *splits.train)
+    validation: Rows | tuple[None, None] = (None, None)
+    if splits.validation:
+        validation = of(f"{test.name} validation", *splits.validation)
+    assert test.target is not None
+    return train, validation, of(test.name, test.source, test.target)
+
+
+def linear(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
+    """The `linear_probe` part of a set's results."""
+    del pictures  # no one is shown
+    train, (validation, validation_target), (features, target) = _rows(judge, test)
+    with judge.bar(f"{test.name} probe", 1, unit=" λ") as advance:
+        found, logits = linear_probe.probe(
+            *train,
+            validation,
+            validation_target,
+            features,
+            target,
+            len(test.labels),
+            metric_of(test),
+            mesh=judge.encoder.mesh,
+            progress=advance.to,
+        )
+    del found["value"]  # which the score has too
+    return {"metric": test.metric, "score": scores.score(test.metric, logits, target), **found}
+
+
+def few(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
+    """The `few_shot` part of a set's results, with the zero-shot score beside it."""
+    del pictures
+    train, (validation, validation_target), (features, target) = _rows(judge, test)
+    found = few_shot.few_shot(
+        *train,
+        features,
+        target,
+        len(test.labels),
+        shots=tuple(judge.options["shots"]),
+        seeds=judge.options["seeds"],
+        metric=metric_of(test),
+        validation=validation,
+        validation_target=validation_target,
+        mesh=judge.encoder.mesh,
+    )
+    images = judge.encoded(test.name, test.source).features
+    scorer = classifying.scored(images, judge.classifier(test), judge.scale, test)
+    return {**found, "zero_shot": scorer.result()["value"]}
