@@ -149,6 +149,10 @@ def test_one_device_and_eight_give_the_same_report(
         assert done.returncode == 0, done.stderr
         reports.append(report(tmp_path / str(count)))
     assert reports[0] == reports[1]
+    again = runs.run(config, tmp_path / "1", *more, XLA_FLAGS=devices)
+    for what in ("zero_shot", "linear_probe", "few_shot"):
+        assert f"animals: {what} was done before" in again.stderr, "by another process"
+    assert report(tmp_path / "1") == reports[0]
 
 
 @pytest.mark.slow
