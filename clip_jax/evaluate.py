@@ -193,8 +193,8 @@ def evaluate(
         )
     if "overlap" in judges.wanted:
         pictures.extend(_training_pictures(c))
-    if subject.note:
-        _say(subject.note)
+    for line in filter(None, [subject.note, *(one["why"] for one in judges.missing)]):
+        _say(line)
     mesh = partition.make_mesh(c.mesh.to_dict())
     encoder, scale, parameters = encoder_of(subject, tokenizer, mesh, c.evaluate.batch_size)
     kept = subject.folder / "evaluation"

@@ -60,6 +60,26 @@ def test_training_leaves_a_report(run: Path) -> None:
     assert len(found["sets"]["held"]["zero_shot"]["examples"]) == 2
 
 
+def test_a_probe_while_training_is_that_of_an_evaluation(
+    run: Path, animals: Path, tmp_path: Path
+) -> None:
+    sets = {"animals": {"data": str(animals)}}
+    flags = (
+        "--config.evaluate.suite=zero_shot,linear_probe",
+        f"--config.evaluate.sets={sets}",
+        *("--config.steps=3", "--config.evaluate.every=3"),
+    )
+    config = run.parent / "config.py"
+    done = runs.run(config, tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    trained = runs.values(tmp_path)[3, "linear_probe/animals/accuracy"]
+    sweep = report(tmp_path)["sets"]["animals"]["linear_probe"]["sweep"]
+    judged = runs.run(config, tmp_path, *flags, "--mode=evaluate")
+    assert judged.returncode == 0, judged.stderr
+    assert json.loads(judged.stdout.splitlines()[-1])["linear_probe/animals/accuracy"] == trained
+    assert report(tmp_path)["sets"]["animals"]["linear_probe"]["sweep"] == sweep
+
+
 def test_the_page_of_an_evaluation(run: Path, animals: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluate(run, "--workdir", str(out), f"--sets=animals={animals},held", ALL)

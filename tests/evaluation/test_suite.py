@@ -144,6 +144,7 @@ def test_sets_are_chosen_by_name_path_and_group(config: Config) -> None:
     assert names("") == ["one", "two"]
     assert names("two") == ["two"]
     assert names(" two , one") == ["two", "one"]
+    assert names("one,two,one") == ["one", "two"]
     path = config["sets"]["one"]["data"]
     config["sets"]["two"]["data"] = "/not/there.tar"
     assert names(f"two={path}") == ["two"]
@@ -156,6 +157,19 @@ def test_evaluators_are_chosen_by_name() -> None:
     with pytest.raises(UserError) as error:
         evaluators(["zero_shot", "linear_prob"])
     assert says(error.value, "'linear_prob'", "did you mean linear_probe?")
+
+
+@pytest.mark.parametrize(
+    ("suite", "words"), [("bias", "fairface"), ("robustness", "ImageNet"), ("few_shot", "train")]
+)
+def test_an_evaluator_that_suits_no_set_is_told(config: Config, suite: str, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        Suite(config, Letters(), Preprocess(8), suite=suite)
+    assert says(error.value, words)
+    mixed = Suite(config, Letters(), Preprocess(8), suite=f"zero_shot,{suite}")
+    assert suite in mixed.missing[0]["set"]
+    assert words in mixed.missing[0]["why"]
+    assert mixed.judged(Perfect(), 1.0)[0]["missing"] == mixed.missing
 
 
 def test_table() -> None:

@@ -94,6 +94,12 @@ def _compared(judge: Judge, test: TestSet) -> list[Any]:
 
 
 PROBES = ("linear_probe", "few_shot")
+_NEEDS: dict[str, tuple[Callable[[TestSet], Any], str]] = {
+    "zero_shot": (lambda test: test.target is not None, "classes"),
+    "retrieval": (lambda test: test.texts, "captions"),
+    "robustness": (shifting.is_shifted, "classes of ImageNet under shift, as those of robustness"),
+    "bias": (lambda test: test.groups, "groups of people, as fairface has"),
+}
 _OF_A_SET = {
     "zero_shot": Evaluator(_labelled, classifying.judged),
     "linear_probe": Evaluator(_to_learn, probing.linear, _learnt),
@@ -158,6 +164,8 @@ class Suite:
         self.missing: list[dict[str, str]] = []
         self._sets = [test for test in self._opened(sets) if test is not None]
         self._splits = self._to_learn_from()
+        if suite and self._sets:
+            self.missing += self._unmet()
         if self.missing and not (self._splits if set(self.wanted) <= set(PROBES) else self._sets):
             raise UserError(self.missing[0]["why"])
 
@@ -166,17 +174,16 @@ class Suite:
 
     def _opened(self, words: str) -> Iterable[TestSet | None]:
         own = dict(self._options["sets"])
-        chosen = split(words) or [*own, *split(self._options["standard"])]
-        for word in chosen:
+        chosen: dict[str, bool] = {}  # name → whether it must be there
+        for word in split(words) or [*own, *split(self._options["standard"])]:
             name, equals, path = word.partition("=")
             if equals:
                 own[name] = {**own.get(name, {}), "data": path}
-            if name in own:
-                yield self._open(name, own[name], strict=True)
-                continue
-            expanded = sets.expand([word])
-            for name in expanded:
-                yield self._open(name, {}, strict=expanded == [word])
+            expanded = [name] if name in own else sets.expand([word])
+            for one in expanded:
+                chosen[one] = chosen.get(one, False) or expanded == [name]
+        for name, strict in chosen.items():
+            yield self._open(name, own.get(name, {}), strict=strict)
 
     def _open(self, name: str, values: Mapping[str, Any], *, strict: bool) -> TestSet | None:
         options = self._options
@@ -204,6 +211,20 @@ class Suite:
                     found[test.name] = Splits.of(test)
                 except UserError as error:
                     self.missing.append({"set": f"{test.name}: {name}", "why": str(error)})
+        return found
+
+    def _unmet(self) -> list[dict[str, str]]:
+        """Evaluators that were asked for and suit no set."""
+        found = []
+        for name, (suits, what) in _NEEDS.items():
+            if name in self.wanted and not any(map(suits, self._sets)):
+                found.append({"set": name, "why": f"--suite={name} needs a set with {what}"})
+        names = [test.name for test in self._sets]
+        if "robustness" in self.wanted and shifting.REFERENCE not in names:
+            why = f"--suite=robustness compares with {shifting.REFERENCE}: add it to --sets"
+            found.append({"set": "robustness", "why": why})
+        if len({one["set"] for one in found}) == len(self.wanted):
+            raise UserError(found[0]["why"])
         return found
 
     def judged(

@@ -59,7 +59,8 @@ class Judge:
       kept: what an earlier evaluation found.
       splits: of sets by name, what a probe learns from.
       training: what the model was trained on.
-      whole: the long form: prompts compared, and features before the projection, for probes.
+      whole: the long form: prompts compared, and features before the projection, which probes
+        look at, made at once whether or not there is one.
       say: takes a line about what is going on.
     """
 
@@ -108,7 +109,7 @@ class Judge:
             found = self.kept.encoded(key)
             if found is None or len(found.features) != len(source):
                 with whole(name), self.bar(name, len(source)) as advance:
-                    if self.whole:
+                    if self.whole or self.splits:
                         found = self.encoder.encoded(source, self.preprocess, advance=advance)
                     else:
                         images = self.encoder.images(source, self.preprocess, advance=advance)

@@ -13,12 +13,17 @@ from clip_jax.evaluation.suite.judge import Judge
 REFERENCE = "imagenet"
 
 
+def is_shifted(test: TestSet) -> bool:
+    """Whether a set shows classes of ImageNet's."""
+    return test.subset is not None and test.target is not None
+
+
 def judged(judge: Judge, tests: Sequence[TestSet], found: Mapping[str, Any]) -> dict[str, Any]:
     """The `robustness` part of the results: each shifted set beside the same classes of ImageNet.
 
     found: the results of the sets by name.
     """
-    shifted = [test for test in tests if test.subset is not None and test.target is not None]
+    shifted = list(filter(is_shifted, tests))
     reference = next((test for test in tests if test.name == REFERENCE), None)
     if not shifted or reference is None or reference.target is None:
         return {}
