@@ -77,8 +77,8 @@ def _of_one_class(judge: Judge, test: TestSet) -> bool:
     return _to_learn(judge, test) and test.target is not None and test.target.ndim == 1
 
 
-def _trained(judge: Judge, _: TestSet) -> bool:
-    return bool(judge.training)
+def _trained(judge: Judge, test: TestSet) -> bool:
+    return bool(judge.training) and (_labelled(judge, test) or _captioned(judge, test))
 
 
 def _learnt(judge: Judge, test: TestSet) -> list[Any]:
