@@ -14,35 +14,35 @@ from clip_jax.evaluation.sets import expand, names, standard
 from clip_jax.evaluation.sets import registry as module
 from support import refused
 
-# classes, templates, pictures of the test split: table 9 of the paper, and its published prompts
+# classes, templates, pictures to train and to test: table 9 of the paper, and its published prompts
 PAPER = {
-    "food101": (101, 1, 25_250),
-    "cifar10": (10, 18, 10_000),
-    "cifar100": (100, 18, 10_000),
-    "birdsnap": (500, 1, 2_149),
-    "sun397": (397, 2, 19_850),
-    "stanford_cars": (196, 8, 8_041),
-    "fgvc_aircraft": (100, 2, 3_333),
-    "voc2007": (20, 1, 4_952),
-    "dtd": (47, 8, 1_880),
-    "oxford_pets": (37, 1, 3_669),
-    "caltech101": (102, 34, 6_085),
-    "flowers102": (102, 1, 6_149),
-    "mnist": (10, 1, 10_000),
-    "fer2013": (7, 6, 3_574),
-    "stl10": (10, 2, 8_000),
-    "eurosat": (10, 3, 5_000),
-    "resisc45": (45, 18, 25_200),
-    "gtsrb": (43, 3, 12_630),
-    "kitti_distance": (4, 1, 711),
-    "country211": (211, 5, 21_100),
-    "pcam": (2, 1, 32_768),
-    "ucf101": (101, 48, 1_794),
-    "kinetics700": (700, 28, 31_669),
-    "clevr_counts": (8, 1, 500),
-    "hateful_memes": (2, 1, 500),
-    "rendered_sst2": (2, 1, 1_821),
-    "imagenet": (1000, 80, 50_000),
+    "food101": (101, 1, 75_750, 25_250),
+    "cifar10": (10, 18, 50_000, 10_000),
+    "cifar100": (100, 18, 50_000, 10_000),
+    "birdsnap": (500, 1, 42_283, 2_149),
+    "sun397": (397, 2, 19_850, 19_850),
+    "stanford_cars": (196, 8, 8_144, 8_041),
+    "fgvc_aircraft": (100, 2, 6_667, 3_333),
+    "voc2007": (20, 1, 5_011, 4_952),
+    "dtd": (47, 8, 3_760, 1_880),
+    "oxford_pets": (37, 1, 3_680, 3_669),
+    "caltech101": (102, 34, 3_060, 6_085),
+    "flowers102": (102, 1, 2_040, 6_149),
+    "mnist": (10, 1, 60_000, 10_000),
+    "fer2013": (7, 6, 32_140, 3_574),
+    "stl10": (10, 2, 1_000, 8_000),
+    "eurosat": (10, 3, 10_000, 5_000),
+    "resisc45": (45, 18, 3_150, 25_200),
+    "gtsrb": (43, 3, 26_640, 12_630),
+    "kitti_distance": (4, 1, 6_770, 711),
+    "country211": (211, 5, 43_200, 21_100),  # the paper's misprint: 200 a class are 42,200
+    "pcam": (2, 1, 294_912, 32_768),
+    "ucf101": (101, 48, 9_537, 1_794),
+    "kinetics700": (700, 28, 494_801, 31_669),
+    "clevr_counts": (8, 1, 2_000, 500),
+    "hateful_memes": (2, 1, 8_500, 500),
+    "rendered_sst2": (2, 1, 7_792, 1_821),
+    "imagenet": (1000, 80, 1_281_167, 50_000),
 }
 MEAN_PER_CLASS = {"fgvc_aircraft", "oxford_pets", "caltech101", "flowers102"}
 OTHER = {
@@ -57,7 +57,8 @@ def test_the_papers_sets() -> None:
     for name, expected in PAPER.items():
         known = standard(name)
         assert known.paper
-        assert (len(known.classes), len(known.templates), known.splits["test"]) == expected, name
+        sizes = known.splits["train"], known.splits["test"]
+        assert (len(known.classes), len(known.templates), *sizes) == expected, name
         metric = "mean_per_class" if name in MEAN_PER_CLASS else OTHER.get(name, "accuracy")
         assert known.metric == metric, name
 
@@ -93,6 +94,13 @@ def test_prompts_to_the_letter() -> None:
     assert standard("ucf101").templates[47] == "a demonstration of the person practicing {}."
     assert standard("ucf101").classes[36:38] == ("Hand Stand Pushups", "Handstand Walking")
     assert standard("kinetics700").templates[20] == "a example of a person practicing {}."
+    kinetics = standard("kinetics700").classes
+    assert kinetics[586:589] == ("stretching arm", "stretching leg", "sucking lolly")
+    assert kinetics[-3:] == ("yawning", "yoga", "zumba")
+    assert list(kinetics) == sorted(set(kinetics), key=str.lower)
+    assert sum(len(name) + 1 for name in kinetics) == 10_772, "the published list, a name a line"
+    assert standard("caltech101").classes[30] == "head of a  crocodile"
+    assert standard("gtsrb").classes[29] == "red and white triangle with bicyle warning"
     assert standard("resisc45").templates[5:7] == (
         "aerial view of {}.",
         "satellite imagery of a {}.",
