@@ -304,4 +304,8 @@ def test_cutting_what_no_text_reaches_changes_no_gradient(layers, batch):
     whole = jax.value_and_grad(total)(params, rows)
     cut = jax.value_and_grad(total)(params, packing.trim(rows, 4))
     assert packing.trim(rows, 4).shape == (3, 4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, cut)
+
+    def close(a, b):  # to the last bits of what is summed, which is as large as the largest
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * max(1, np.abs(a).max()))
+
+    jax.tree.map(close, whole, cut)
