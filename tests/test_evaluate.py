@@ -131,6 +131,18 @@ def test_a_second_evaluation_goes_on_from_the_first(
     assert report(out)["sets"]["animals"]["zero_shot"]["templates"] == 1
 
 
+def test_a_class_without_a_picture_to_learn_from(run: Path, animals: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(animals, mine)
+    shutil.rmtree(mine / "train" / "owl")
+    flags = ("--workdir", str(tmp_path / "out"), f"--sets=mine={mine}", "--suite")
+    refused(lambda: evaluate(run, *flags, "few_shot"), "mine.train", "1 of 3 classes", "no row")
+    evaluate(run, *flags, "zero_shot,linear_probe")
+    found = report(tmp_path / "out")
+    assert "linear_probe" not in found["sets"]["mine"]
+    assert "1 of 3 classes" in found["missing"][0]["why"]
+
+
 def test_a_changed_picture_is_seen(run: Path, animals: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(animals, mine)

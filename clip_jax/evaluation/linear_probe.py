@@ -140,7 +140,7 @@ def check(features: np.ndarray, target: np.ndarray, classes: int, what: str) -> 
         raise UserError(f"{what}: a label is not one of 0 … {classes - 1}")
 
 
-def _checked_classes(target: np.ndarray, weights: np.ndarray, classes: int) -> None:
+def check_classes(target: np.ndarray, weights: np.ndarray, classes: int) -> None:
     """Raises UserError where a class has no row, which would send its bias to infinity."""
     for present in weights > 0:
         own = target[present]
@@ -197,7 +197,7 @@ def fit(
     lambdas = np.asarray(lambdas, np.float64)
     weights = np.ones((1, len(target)), np.float32) if weights is None else weights
     which = np.zeros(len(lambdas), np.int32) if which is None else which.astype(np.int32)
-    _checked_classes(target, weights, classes)
+    check_classes(target, weights, classes)
     space = _space(np.asarray(features, np.float32))
     total = weights.sum(1, dtype=np.float64)
     # two opposite vectors of half the length have half the penalty of the one they stand for

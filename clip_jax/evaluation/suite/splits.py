@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
+import numpy as np
+
 from clip_jax.errors import UserError
+from clip_jax.evaluation import linear_probe
 from clip_jax.evaluation.sets import Split, TestSet
 
 
@@ -20,9 +23,14 @@ class Splits(NamedTuple):
         """The splits of a set; not every set has one for validation.
 
         Raises:
-          UserError: there is none to train on; the line says what to give.
+          UserError: there is none to train on, or not of every class; the line says what to give.
         """
         train = test.split("train")
+        try:
+            every = np.ones((1, len(train.target)))
+            linear_probe.check_classes(train.target, every, len(test.labels))
+        except UserError as error:
+            raise UserError(f"evaluate.sets.{test.name}.train: {error}") from None
         try:
             return cls(train, test.split("validation"))
         except UserError:
