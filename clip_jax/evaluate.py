@@ -193,7 +193,8 @@ def evaluate(
         )
     if "overlap" in judges.wanted:
         pictures.extend(_training_pictures(c))
-    for line in filter(None, [subject.note, *(one["why"] for one in judges.missing)]):
+    said = [subject.note, *(one["why"] for one in judges.missing)]
+    for line in dict.fromkeys(filter(None, said)):
         _say(line)
     mesh = partition.make_mesh(c.mesh.to_dict())
     encoder, scale, parameters = encoder_of(subject, tokenizer, mesh, c.evaluate.batch_size)
