@@ -39,17 +39,17 @@ def cache_folder(name: str) -> Path:
     return Path(base) / "clip_jax" / name
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_json(path: Path, most: int = MAX_JSON, what: str = "config") -> dict[str, Any]:
+    """The object in a JSON file of `most` bytes at the most, in which `what` is expected.
 
     Raises:
-      UserError: no such plain file, over 4 MiB, no JSON, or no object.
+      UserError: no such plain file, over the size, no JSON, or no object.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe or a device would never end
             raise UserError(f"{path} is no plain file")
-        if path.stat().st_size > MAX_JSON:
-            raise UserError(f"{path} is over {MAX_JSON >> 20} MiB: that is no config")
+        if path.stat().st_size > most:
+            raise UserError(f"{path} is over {most >> 20} MiB: that is no {what}")
         values = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None

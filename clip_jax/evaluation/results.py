@@ -96,7 +96,8 @@ def flat(results: Mapping[str, Any]) -> dict[str, float]:
 def _numbers(test: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
     if shot := test.get("zero_shot"):
         numbers = dict(shot["metrics"])
-        numbers.pop("mean_per_class", None) if shot["metric"] != "mean_per_class" else None
+        if shot["metric"] != "mean_per_class":
+            numbers.pop("mean_per_class", None)
         yield from (("zero_shot", what, value) for what, value in numbers.items())
     if found := test.get("retrieval"):
         for way in ("image_to_text", "text_to_image"):

@@ -29,39 +29,6 @@ _NO_NUMBER = float(np.finfo(np.float64).min)  # comes after all similarities
 _NO_OWN = np.iinfo(np.int64).max
 
 
-def recalls(
-    query: Float[np.ndarray, "q d"],
-    gallery: Float[np.ndarray, "g d"],
-    query_group: Int[np.ndarray, " q"],
-    gallery_group: Int[np.ndarray, " g"],
-    ks: tuple[int, ...] = KS,
-    rows: int = ROWS,
-    block: int = BLOCK,
-) -> dict[str, float]:
-    """The share of queries with an item of their own group among the k nearest of the gallery.
-
-    A query is a hit at k when fewer than k items of other groups come before its first own one;
-    an item as near as that one, or not comparable, counts as before it. A query without an own
-    item is none. See `ahead` for `rows` and `block`.
-    """
-    found = ahead(query, gallery, query_group, gallery_group, rows, block)
-    return {f"r{k}": float((found < k).mean()) for k in ks}
-
-
-def both_ways(
-    image_features: Float[np.ndarray, "images d"],
-    text_features: Float[np.ndarray, "texts d"],
-    image_group: Int[np.ndarray, " images"],
-    text_group: Int[np.ndarray, " texts"],
-) -> dict[str, float]:
-    """`image_to_text/r1` … `text_to_image/r10`; pictures and texts of one group belong together."""
-    there = recalls(image_features, text_features, image_group, text_group)
-    back = recalls(text_features, image_features, text_group, image_group)
-    return {f"image_to_text/{k}": v for k, v in there.items()} | {
-        f"text_to_image/{k}": v for k, v in back.items()
-    }
-
-
 def both_ways_scores(
     image_features: Float[np.ndarray, "images d"],
     text_features: Float[np.ndarray, "texts d"],
@@ -70,9 +37,11 @@ def both_ways_scores(
     rows: int = ROWS,
     block: int = BLOCK,
 ) -> dict[str, Any]:
-    """The same with intervals: `image_to_text` and `text_to_image`, each `{"r1": score, …}`.
+    """Recall at 1, 5, 10: `image_to_text` and `text_to_image`, each `{"r1": score, …}`.
 
-    `images` and `texts` say how many there are.
+    A query is a hit at k when fewer than k items of other groups come before its first own one;
+    pictures and texts of one group belong together. `images` and `texts` say how many there are.
+    See `ahead` for `rows` and `block`.
     """
     image, text = (image_features, image_group), (text_features, text_group)
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from clip_jax.evaluation import scores
+
 
 def ensemble(
     features: Float[np.ndarray, "texts embed_dim"], counts: int | Sequence[int]
@@ -33,9 +35,8 @@ def top_k(
 
     Ties count against the model, and so does what is not a number.
     """
-    own = np.take_along_axis(logits, target[:, None], axis=1)
-    ahead = (~(logits < own)).sum(axis=1) - 1
-    return {f"top{k}": float((ahead < k).mean()) for k in ks}
+    rank = scores.ranks(logits, target)
+    return {f"top{k}": float((rank < k).mean()) for k in ks}
 
 
 def likeliest(

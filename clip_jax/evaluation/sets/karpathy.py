@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from clip_jax import files
 from clip_jax.data import storage
 from clip_jax.data.pairs import MAX_MEMBER, Pair, PairError, read_bytes
 from clip_jax.errors import UserError
@@ -79,15 +79,7 @@ def _is_of(image: Any, split: str) -> bool:
 
 
 def _read(path: Path) -> list[Any]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is over {MAX_BYTES >> 20} MiB: that is no file of captions")
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error})") from None
-    images = found.get("images") if isinstance(found, dict) else None
+    images = files.read_json(path, MAX_BYTES, "file of captions").get("images")
     if not isinstance(images, list):
         raise UserError(f"{path} has no list of images: a split of Karpathy's is expected")
     return images

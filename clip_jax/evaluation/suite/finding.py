@@ -16,15 +16,10 @@ _ARITHMETIC = 3  # pictures, each plus and minus a text
 _BATCH = 12  # pairs of the similarity matrix
 
 
-def texts_of(judge: Judge, test: TestSet) -> Features:
-    """Features of a set's texts."""
-    return judge.texts(test.texts)
-
-
 def judged(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
     """The `retrieval` part of a set's results."""
     images = judge.encoded(test.name, test.source).features
-    texts = texts_of(judge, test)
+    texts = judge.texts(test.texts)
     found = retrieval.both_ways_scores(images, texts, test.image_group, test.text_group)
     if judge.options["pictures"]:
         found["gallery"] = gallery(judge, test, images, texts, pictures)

@@ -84,6 +84,7 @@ class Judge:
         self.splits, self.training = splits, training
         self._encoded: dict[str, Encoded] = {}
         self._classifiers: dict[str, Features] = {}
+        self.descriptors: dict[str, np.ndarray] = {}  # of training pictures, see `matching`
 
     @functools.cached_property
     def model(self) -> str:

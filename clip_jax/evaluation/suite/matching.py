@@ -71,11 +71,13 @@ def _trained(judge: Judge, source: Source) -> np.ndarray:
     """Descriptors of training pictures; of one that is broken, which training leaves out, zeros."""
     ramp = overlap.describe(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))  # as they are made now
     key = key_of("descriptors", ramp.tolist(), source.fingerprint, len(source))
-    found = judge.kept.descriptors(key)
-    if found is None:
-        found = _described(judge, "training pictures", source, _or_nothing)
-        judge.kept.keep_descriptors(key, found)
-    return found
+    if key not in judge.descriptors:
+        found = judge.kept.descriptors(key)
+        if found is None:
+            found = _described(judge, "training pictures", source, _or_nothing)
+            judge.kept.keep_descriptors(key, found)
+        judge.descriptors[key] = found
+    return judge.descriptors[key]
 
 
 def _or_nothing(image: Image.Image | None) -> np.ndarray:
