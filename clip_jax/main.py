@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -242,6 +243,7 @@ def _leave_it_to_the_main_thread() -> None:
 
     threading.excepthook = thread_failed
     sys.unraisablehook = callback_failed
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(worth_logging)
 

@@ -191,6 +191,27 @@ def test_a_full_disk_while_saving_leaves_no_half_checkpoint(config, tmp_path):
     assert runs.values(workdir)[12, "loss"] > 0
 
 
+def test_what_a_failed_save_leaves_behind_says_nothing_after_the_error():
+    """Writes that were queued behind the failed one die with the process, early or late."""
+    code = (
+        "import errno\n"
+        "from clip_jax import main\n"
+        "async def write_fragment(): pass\n"
+        "def save(argv):\n"
+        "    global queued\n"
+        "    main._leave_it_to_the_main_thread()\n"
+        "    queued = write_fragment()\n"
+        "    write_fragment()\n"
+        "    raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "main.report(save, [])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=runs.environment(), capture_output=True, text=True
+    )
+    failed(done, "disk is full")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_disk_without_room_for_checkpoints_is_found_before_training(config, monkeypatch):
     real = os.statvfs
 
