@@ -31,7 +31,7 @@ from clip_jax.data.pairs import IMAGES, TEXTS
 from clip_jax.errors import UserError
 
 BESIDE = "beside"
-_VERSION = 4  # of the kept index
+_VERSION = 5  # of the kept index
 _PLACES = 8  # headers compared
 _PACKED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"(\xb5": "unzstd"}
 

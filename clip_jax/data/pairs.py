@@ -14,7 +14,11 @@ import numpy as np
 from clip_jax.data import storage
 from clip_jax.errors import UserError
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+# torchvision's list and GIF; what a file holds is told by its bytes, see `images.FORMATS`
+IMAGES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"),
+    *(".ppm", ".pgm", ".tif", ".tiff"),
+)
 TEXTS = (".json", ".txt", ".cls", ".npy")  # the first that is there says it
 MAX_MEMBER = 256 << 20  # bytes of a picture
 MAX_TEXT = 1 << 20  # bytes of what is written about it

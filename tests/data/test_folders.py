@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from clip_jax.data.folders import MAX_TEXT, FolderSource
+from clip_jax.data.images import decode
 from clip_jax.data.pairs import Pair
 from clip_jax.data.sources import open_source
 from support import encoded, picture, refused
@@ -43,7 +44,7 @@ def test_captions_stand_beside_their_pictures(tmp_path: Path) -> None:
             "a/4.txt": "four",
             ".hidden.jpg": b"4",
             ".hidden/5.jpg": b"5",
-            "a/6.gif": b"6",
+            "a/6.svg": b"6",
         },
     )
     assert pairs(tmp_path) == [
@@ -52,6 +53,14 @@ def test_captions_stand_beside_their_pictures(tmp_path: Path) -> None:
         Pair(b"B", {"caption": "a bee"}, f"{tmp_path}/b.jpg"),
     ]
     assert FolderSource(str(tmp_path)).undescribed == 1
+
+
+@pytest.mark.parametrize("end", ["jpg", "png", "webp", "gif", "bmp", "ppm", "pgm", "tif", "TIFF"])
+def test_every_kind_of_picture_counts(tmp_path: Path, end: str) -> None:
+    """GTSRB comes as ppm, UC Merced as tif; what torchvision finds in a folder is found here."""
+    kind = {"jpg": "JPEG", "tif": "TIFF", "pgm": "PPM"}.get(end, end.upper())
+    write(tmp_path, {"sign/1.jpg": encoded(picture()), f"sign/2.{end}": encoded(picture(), kind)})
+    assert [decode(p.image, p.name).mode for p in pairs(tmp_path)] == ["RGB", "RGB"]
 
 
 def test_or_folders_say_what_their_pictures_show(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_pairs_are_what_tarfile_reads(tar_factory: TarFactory, text: str) -> Non
 
 
 NAMES = st.sampled_from(["a", "b", "dir/a", "dir/b", "dir.x/a", "../a", "/a"])
-ENDS = st.sampled_from(["jpg", "png", "x.png", "y.WEBP", "txt", "json", "cls", "npy", "tar"])
+ENDS = st.sampled_from(["jpg", "png", "PPM", "x.png", "y.WEBP", "txt", "json", "cls", "npy", "tar"])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
