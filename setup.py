@@ -16,6 +16,7 @@ setup(
     package_data={
         "clip_jax.tokenizers": ["*.gz"],
         "clip_jax.data": ["emoji/*"],
+        "clip_jax.evaluation": ["*.json"],
         "clip_jax.evaluation.labels": ["*.json"],
         "clip_jax.evaluation.report": ["page.css", "page.js"],
         "clip_jax.evaluation.sets": ["data/*"],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from importlib import resources
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,12 +13,14 @@ from sklearn.linear_model import LinearRegression
 
 from clip_jax.evaluation import scores
 from clip_jax.evaluation.robustness import (
+    Standard,
     effective,
     expected,
     fit_logit_line,
     pm_k,
     restricted,
     shift,
+    standard,
 )
 from support import refused
 
@@ -100,6 +105,103 @@ def test_lines_that_cannot_be_drawn() -> None:
     refused(lambda: fit_logit_line([(0.5, float("nan")), (0.6, 0.3)]), "between 0 and 1")
     assert effective(0.4, 0.5) == pytest.approx(-0.1)
     assert effective(None, 0.5) is effective(0.5, None) is None
+
+
+NAMES = ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "objectnet")
+# pictures a number was counted over: of ImageNet's same classes, and of the set
+PICTURES = {
+    "imagenet_v2": (50_000, 10_000),
+    "imagenet_a": (10_000, 7_500),
+    "imagenet_r": (10_000, 30_000),
+    "imagenet_sketch": (50_000, 50_889),
+    "objectnet": (6_250, 18_514),
+}
+# figure 13 of the CLIP paper; it gives no accuracy on the 200 classes of A and R, or ObjectNet's
+RESNET101 = {"imagenet_v2": 0.643, "imagenet_sketch": 0.252}
+VIT_L = {"imagenet_v2": 0.701, "imagenet_sketch": 0.602}
+FIGURE_13 = RESNET101 | {"imagenet_r": 0.377, "imagenet_a": 0.027, "objectnet": 0.326}
+
+
+def shipped() -> dict[str, dict[str, list[float]]]:
+    path = resources.files("clip_jax.evaluation") / "standard_models.json"
+    models = json.loads(path.read_text("utf-8"))["models"]
+    assert isinstance(models, dict)
+    return models
+
+
+def test_the_shipped_models_are_counts_of_pictures() -> None:
+    models = shipped()
+    assert len(models) == 44
+    for model, found in models.items():
+        assert tuple(found) == NAMES, model
+        for name, pair in found.items():
+            for share, n in zip(pair, PICTURES[name], strict=True):
+                assert abs(share * n - round(share * n)) <= n * 5.1e-6, (model, name)
+            assert (model, name) == ("resnet50", "imagenet_a") or 0 < pair[1] < pair[0] < 1
+        assert 0.69 <= found["imagenet_v2"][0] <= 0.79
+        assert found["imagenet_v2"][0] == found["imagenet_sketch"][0]
+    best = [found["imagenet_v2"][0] for found in models.values()]
+    assert best == sorted(best, reverse=True)
+
+
+def test_the_papers_resnet_is_one_of_the_models() -> None:
+    found = shipped()["cafferesnet101"]
+    assert round(found["imagenet_v2"][0], 3) == 0.762
+    assert {name: round(found[name][1], 3) for name in FIGURE_13} == FIGURE_13
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_left_out_lies_near_the_line_of_the_rest(name: str) -> None:
+    reference, shifted = shipped()["cafferesnet101"][name]
+    points = [p for p in standard(name).beside(reference) if p != (reference, shifted)]
+    assert len(points) >= 20
+    assert abs(effective(shifted, reference, points) or 1) < 0.035
+    if name == "imagenet_v2":
+        assert expected(reference, fit_logit_line(points)) == pytest.approx(shifted, abs=0.015)
+
+
+def test_the_papers_models_against_the_line() -> None:
+    def above(name: str, shifted: float) -> float | None:
+        return effective(shifted, 0.762, standard(name).points)
+
+    # by hand: the line of V2 has 64.1 % at 76.2 %, that of Sketch 24.6 %
+    assert above("imagenet_v2", VIT_L["imagenet_v2"]) == pytest.approx(0.060, abs=5e-4)
+    assert above("imagenet_sketch", VIT_L["imagenet_sketch"]) == pytest.approx(0.356, abs=5e-4)
+    for name, shifted in RESNET101.items():
+        assert above(name, shifted) == pytest.approx(0, abs=0.01)
+
+
+def test_only_imagenet_a_has_a_knee() -> None:
+    models = standard("imagenet_a")
+    assert models.knee == 0.9186, "a ResNet-50's, by which its pictures were chosen"
+    assert len(models.points) == 43, "and the ResNet-50 itself is right nowhere"
+    worse, better = models.beside(0.9186), models.beside(0.92)
+    assert (len(worse), len(better)) == (20, 23)
+    assert {*worse, *better} == set(models.points)
+    assert fit_logit_line(worse)[0] < 0.5 * fit_logit_line(better)[0]
+    for name in set(NAMES) - {"imagenet_a"}:
+        assert standard(name).knee is None
+        assert standard(name).beside(0.1) == standard(name).points
+    assert standard("objects_of_mine") == Standard((), None)
+
+
+def test_a_shift_beside_standard_models() -> None:
+    logits = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)
+    target = np.array([0, 0, 1, 1])  # three of four are right
+    score = scores.share(np.arange(10) < 6)
+    line = (0.5, -0.25)
+    points = [(x, expected(x, line)) for x in (0.2, 0.4, 0.7, 0.8)]
+    found = shift(score, logits, target, models=Standard(points))
+    assert found["line"] == pytest.approx({"slope": 0.5, "intercept": -0.25, "models": 4})
+    assert found["standard"] == list(map(list, points))
+    assert found["effective"] == pytest.approx(0.6 - expected(0.75, line))
+    bent = shift(score, logits, target, models=Standard(points, 0.5))
+    assert (bent["line"]["models"], bent["line"]["knee"]) == (2, 0.5)
+    assert bent["standard"] == found["standard"]
+    assert {"line", "standard"}.isdisjoint(shift(score, logits, target))
+    nothing = shift(score, logits[:0], target[:0], models=Standard(points))
+    assert {"line", "standard"}.isdisjoint(nothing)
+    assert nothing["effective"] is None
 
 
 @given(st.lists(st.integers(1, 8), max_size=5), st.integers(0, 4), SEEDS)

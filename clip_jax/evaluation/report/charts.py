@@ -184,14 +184,28 @@ class Point:
     y: float
 
 
-def scatter(title: str, frame: Frame, shown: Sequence[Point]) -> Markup:
-    """Labelled points and the line on which both axes are equal."""
+def scatter(
+    title: str,
+    frame: Frame,
+    shown: Sequence[Point],
+    others: Sequence[tuple[float, float]] = (),
+    line: Sequence[tuple[float, float]] = (),
+) -> Markup:
+    """Labelled points, others as small dots with a line, and the line where the axes are equal."""
     low, high = max(frame.x.low, frame.y.low), min(frame.x.high, frame.y.high)
     parts = [frame.axes()]
     if high > low:
         parts.append(
             tag("path", d=frame.path([(low, low), (high, high)]), class_="line dashed ink")
         )
+    if others:
+        places = (frame.at(*point) for point in others)
+        dots = "".join(f"M{decimal(x)} {decimal(y)}h0" for x, y in places)
+        parts.append(
+            tag("path", tag("title", f"{len(others)} standard models"), d=dots, class_="dots")
+        )
+    if line:
+        parts.append(tag("path", d=frame.path(line), class_="line c1"))
     placed = [(point, *frame.at(point.x, point.y)) for point in shown]
     for (point, x, y), (label_x, label_y, left) in zip(placed, _labels(placed, frame), strict=True):
         words = f"{point.name}: {say.percent(point.y)}, reference {say.percent(point.x)}"
@@ -202,7 +216,9 @@ def scatter(title: str, frame: Frame, shown: Sequence[Point]) -> Markup:
         kind = "halo end" if left else "halo"
         parts.append(tag("text", cut(point.name, 18), x=label_x, y=label_y, class_=kind))
     told = "; ".join(f"{p.name} {say.percent(p.y)} against {say.percent(p.x)}" for p in shown)
-    return svg(title, f"Dashed: no loss under the shift. {told}", *parts, height=frame.height)
+    marks = ["Dashed: no loss under the shift."] * (high > low)
+    marks += [f"Dots and line: {len(others)} standard models."] * bool(others)
+    return svg(title, " ".join((*marks, told)), *parts, height=frame.height)
 
 
 def _labels(

@@ -63,7 +63,11 @@ class Scale:
         return [10.0**i for i in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1, step)]
 
     def _shares(self, most: int) -> list[float]:
-        inside = [v for v in _SHARES if self.low <= v <= self.high]
+        for step in (0, 20, 50, 100):  # as fine as it takes to write two
+            finer = (i / step for i in range(1, step))
+            inside = sorted(v for v in {*_SHARES, *finer} if self.low <= v <= self.high)
+            if len(inside) > 1:
+                break
         kept: list[float] = []
         for value in inside:
             if not kept or self.at(value) - self.at(kept[-1]) > 0.8 / most:

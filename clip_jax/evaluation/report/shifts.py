@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_jax.evaluation.report import charts, say, tables
@@ -10,49 +11,127 @@ from clip_jax.evaluation.report.charts import Frame, Point
 from clip_jax.evaluation.report.markup import Markup, cut, join, said, tag
 from clip_jax.evaluation.report.overview import part, set_name, sets_with
 from clip_jax.evaluation.report.pairs import block
-from clip_jax.evaluation.report.scales import around
+from clip_jax.evaluation.report.probes import card, grid
+from clip_jax.evaluation.report.scales import Scale, around
 from clip_jax.evaluation.report.tables import Cell, Column
+
+_LINE = ("slope", "intercept", "knee")
+_MOST = 400  # standard models that are drawn
+_EDGE = 1e-4  # the logit of 0 and 1 is infinite
 
 
 def robustness(results: Mapping[str, Any]) -> Markup | None:
     """Accuracy under shift against accuracy on the reference, as in figure 13."""
-    shifts, points, rows = part(results, "robustness", "shifts"), [], []
+    shifts, points, rows, panels = part(results, "robustness", "shifts"), [], [], []
     compared = False
-    reference = _title(results, part(results, "robustness").get("reference") or "the reference")
+    named = part(results, "robustness").get("reference") or "the reference"
+    reference = cut(_title(results, named), 24)
+    model = cut(part(results, "model").get("name") or "this model", 18)
     for name, found in shifts.items():
         value, base = say.value_of(found.get("score")), say.value_of(found.get("reference"))
+        above = say.number(found.get("effective"))
         title = _title(results, name)
         gap = None
         if value is not None and base is not None:
-            points.append(Point(title, base, value))
             gap = value - base
+            others = _pairs(found.get("standard"))
+            if others:
+                point = Point(model, base, value)
+                panels.append(_panel(title, reference, point, others, found.get("line"), above))
+            else:
+                points.append(Point(title, base, value))
         scores = [tables.score(found.get(key), drawn=False) for key in ("score", "reference")]
-        above = say.number(found.get("effective"))
+        if above is None or gap is None or abs(above - gap) < 1e-9:
+            above = None  # beside no standard models it is the difference again
         rows.append([set_name(title), *scores, tables.points(gap), tables.points(above)])
-        compared |= above is not None and gap is not None and abs(above - gap) > 1e-9
+        compared |= above is not None
     if not rows:
         return None
     columns = [Column("Shift", numeric=False), Column("Under shift")]
-    columns.append(Column(cut(reference, 24), hint="over the same classes"))
+    columns.append(Column(reference, hint="over the same classes"))
     columns.append(Column("Difference", hint="points lost under the shift"))
     words = "Both accuracies are over the same classes. Axes by the logit, as in figure 13."
     if compared:
         columns.append(Column("Effective", hint="points above standard models of this accuracy"))
         words += " Effective robustness: the points above what standard models would have."
-    note = tables.notes(words)
-    shown = (row[: len(columns)] for row in rows)  # uncompared, it would be the difference again
+    if panels:
+        words += " Small dots: standard models, and the line fitted to them. Dashed: no loss."
+    shown = (row[: len(columns)] for row in rows)
     body = tables.table("Robustness to natural shifts", columns, shown)
     if points:
         frame = Frame(
             around([p.x for p in points], "logit", share=True),
             around([p.y for p in points], "logit", share=True),
-            f"{cut(reference, 24)}, same classes",
+            f"{reference}, same classes",
             "under shift",
             height=300,
         )
         drawn = charts.scatter("Accuracy under shift", frame, points)
         body = tag("div", tag("figure", drawn, class_="card"), body, class_="beside")
-    return join(note, body)
+    return join(tables.notes(words), grid(panels) if panels else None, body)
+
+
+def _pairs(values: Any) -> list[tuple[float, float]]:
+    """Pairs of shares, of what may be anything."""
+    found = []
+    for pair in values if isinstance(values, (list, tuple)) else ():
+        if isinstance(pair, (list, tuple)) and len(pair) == 2:
+            x, y = map(say.number, pair)
+            if x is not None and y is not None:
+                found.append((x, y))
+    return found[:_MOST]
+
+
+def _panel(
+    title: str,
+    reference: str,
+    point: Point,
+    others: Sequence[tuple[float, float]],
+    line: Any,
+    above: float | None,
+) -> Markup:
+    """One shift: the model among the standard ones and their line."""
+    x, y = _axis([point.x, *(x for x, _ in others)]), _axis([point.y, *(y for _, y in others)])
+    frame = Frame(x, y, f"{reference}, same classes", "under shift", height=230)
+    line = line if isinstance(line, Mapping) else {}
+    ends = _ends(frame, point, *(say.number(line.get(key)) for key in _LINE))
+    drawn = charts.scatter(f"{title}: accuracy under shift", frame, [point], others, ends)
+    count = say.count(line.get("models"))
+    told = "" if above is None else f"{say.points(above)} points from the line of {count} models"
+    return card(title, drawn, told)
+
+
+def _axis(shares: Sequence[float]) -> Scale:
+    """A scale by the logit that holds all, with the same air at both ends."""
+    low, high = (min(1 - _EDGE, max(_EDGE, end)) for end in (min(shares), max(shares)))
+    ends = math.log(low / (1 - low)), math.log(high / (1 - high))
+    air = 0.08 * (ends[1] - ends[0]) or 0.5
+    return Scale(_share(ends[0] - air), _share(ends[1] + air), "logit", share=True)
+
+
+def _share(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-min(700.0, max(-700.0, log_odds))))
+
+
+def _ends(
+    frame: Frame,
+    point: Point,
+    slope: float | None,
+    intercept: float | None,
+    knee: float | None,
+) -> list[tuple[float, float]]:
+    """Where a line of log-odds enters and leaves the frame, on the point's side of its knee."""
+    if slope is None or intercept is None:
+        return []
+    low, high = (math.log(end / (1 - end)) for end in (frame.x.low, frame.x.high))
+    steps = (low + (high - low) * i / 200 for i in range(201))
+    drawn = ((_share(x), _share(slope * x + intercept)) for x in steps)
+    inside = [
+        (x, y)
+        for x, y in drawn
+        if frame.y.low <= y <= frame.y.high and (knee is None or (x > knee) == (point.x > knee))
+    ]
+    return [inside[0], inside[-1]] if inside else []
 
 
 def _title(results: Mapping[str, Any], name: Any) -> str:

@@ -38,5 +38,11 @@ def judged(judge: Judge, tests: Sequence[TestSet], found: Mapping[str, Any]) -> 
             weights = judge.classifier(test)
             score = classifying.scored(features, weights, judge.scale, test).result()
         assert test.subset is not None
-        shifts[test.name] = robustness.shift(score, logits, reference.target, test.subset.tolist())
+        shifts[test.name] = robustness.shift(
+            score,
+            logits,
+            reference.target,
+            test.subset.tolist(),
+            robustness.standard(test.name),
+        )
     return {"reference": REFERENCE, "shifts": shifts}

@@ -40,6 +40,21 @@ def test_the_better_stands_higher_and_further_right() -> None:
     assert "a: 20.0\u202f%, reference 50.0\u202f%" in drawn
 
 
+def test_standard_models_stand_where_a_point_of_theirs_would() -> None:
+    frame = Frame(Scale(0.5, 0.9, "logit"), Scale(0.1, 0.5, "logit"), "reference", "shift")
+    others = [(0.6, 0.2), (0.8, 0.4)]
+    drawn = charts.scatter("shifts", frame, [Point("mine", 0.8, 0.4)], others, others)
+    dots = re.findall(r"M([\d.]+) ([\d.]+)h0", drawn)
+    line = re.search(r'd="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)" class="line c1"', drawn)
+    assert line and [line.groups()[:2], line.groups()[2:]] == dots
+    assert re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn) == dots[1:]
+    assert drawn.count("2 standard models") == 3, "told to who points, who reads, who listens"
+    plain = charts.scatter("shifts", frame, [Point("mine", 0.8, 0.4)])
+    assert "standard" not in plain
+    assert "dots" not in plain
+    assert "Dashed" not in plain, "no place in the frame has equal axes"
+
+
 def test_a_line_goes_through_its_points() -> None:
     frame = Frame(Scale(0, 10), Scale(0, 1, share=True), "x", "y")
     series = [Series("one", [(0, 0), (10, 1)], band=[(0, 0, 0.1), (10, 0.9, 1)], marks=True)]

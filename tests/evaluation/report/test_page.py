@@ -12,11 +12,11 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from evaluation.report.sample import sample
+from evaluation.report.sample import sample, shift
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip_jax.evaluation.report import render
+from clip_jax.evaluation.report import render, say
 from clip_jax.evaluation.report.page import LIMIT, SECTIONS
 
 VOID = {"meta", "input", "br"}
@@ -262,6 +262,45 @@ def test_effective_robustness_is_shown_where_it_says_more() -> None:
     assert "Effective<" in page(0.05)
     assert "+5.0" in page(0.05)
     assert "−25.0" in page(0.05)
+
+
+def test_each_shift_shows_its_standard_models() -> None:
+    shifts = {name: shift(name, 0.6) for name in ("imagenet_v2", "imagenet_a")}
+    shifts["mine"] = shift("mine", 0.55)
+    page = render({"model": {"name": "Net"}, "robustness": {"shifts": shifts}}, {})
+    Reader(page)
+    assert page.count('class="dots"') == 2
+    for name, models in (("imagenet_v2", 44), ("imagenet_a", 20)):
+        above = say.points(shifts[name]["effective"])
+        assert f"{above} points from the line of {models} models" in page
+        assert f">{above}</span>" in page
+    assert page.count(">−24.0</span>") == 1, "beside no models it is the difference, shown once"
+    assert page.count(">Net</text>") == 2
+    assert page.count(">mine</text>") == 1, "beside the table, against the axes' line"
+    assert "Small dots" in page
+    assert "Small dots" not in render({"robustness": {"shifts": {"mine": shifts["mine"]}}}, {})
+
+
+@pytest.mark.parametrize(("reference", "left"), [(0.85, True), (0.93, False)])
+def test_a_line_ends_at_its_knee(reference: float, left: bool) -> None:
+    one = shift("imagenet_a", 0.05, reference)
+    page = render({"robustness": {"shifts": {"x": one}}}, {})
+    found = re.search(r'd="M([\d.]+) [\d.]+L([\d.]+) [\d.]+" class="line c1"', page)
+    assert found
+    ends = [float(end) for end in found.groups()]
+    dots = [float(x) for x in re.findall(r"M([\d.]+) [\d.]+h0", page)]
+    beyond = sum(x > ends[1] if left else x < ends[0] for x in dots)
+    assert beyond == (23 if left else 20)
+
+
+@pytest.mark.parametrize(
+    "line", ["", None, 3, [], {}, {"slope": "x"}, {"slope": 1e99, "intercept": 0}]
+)
+def test_a_line_that_is_none_is_not_drawn(line: Any) -> None:
+    one = shift("imagenet_r", 0.4) | {"line": line}
+    page = render({"robustness": {"shifts": {"x": one}}}, {})
+    assert '"dots"' in page
+    assert '"line c1"' not in page
 
 
 def test_what_is_no_picture_is_an_empty_frame(made: Any) -> None:

@@ -58,6 +58,9 @@ def test_ticks() -> None:
         "100%",
     ]
     assert [v for v, _ in Scale(1e-6, 1e6, "log").ticks()] == [1e-6, 1e-3, 1, 1e3, 1e6]
+    assert [v for v, _ in Scale(0.5, 0.7, "logit").ticks()] == [0.5, 0.6, 0.7]
+    assert [v for v, _ in Scale(0.68, 0.79, "logit").ticks()] == [0.7, 0.75]
+    assert [v for v, _ in Scale(0.92, 0.945, "logit").ticks()] == [0.92, 0.94]
     assert [v for v, _ in Scale(0, 12_800).ticks()] == [0, 5000, 10_000]
 
 
