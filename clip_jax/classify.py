@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_jax.errors import UserError
+from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.main import LinesParser, report
 
 
@@ -34,6 +35,12 @@ def parser() -> argparse.ArgumentParser:
         "name such as ViT-B/32",
     )
     p.add_argument("--weights", metavar="FILE", help="OpenAI's, open_clip's or transformers' file")
+    p.add_argument(
+        "--activation",
+        choices=("quick_gelu", "gelu"),
+        help="what a lone file computes: gelu for open_clip's own models (default: quick_gelu, as "
+        "OpenAI's)",
+    )
     p.add_argument(
         "--labels",
         required=True,
@@ -81,6 +88,7 @@ def classify(
     labels: Sequence[str],
     templates: Sequence[str] = ("{}",),
     weights: str | None = None,
+    activation: str | None = None,
 ) -> list[list[dict[str, Any]]]:
     """For each picture `[{"label": …, "score": …}, …]`, best first."""
     from clip_jax.data.images import read
@@ -92,7 +100,12 @@ def classify(
     from clip_jax import pretrained
 
     logging.set_verbosity("error")  # orbax warns that a checkpoint is only read
-    classifier = pretrained.pipeline(model=checkpoint, weights=weights)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", GuessedWarning)
+        classifier = pretrained.pipeline(model=checkpoint, weights=weights, activation=activation)
+    for warning in said:
+        if issubclass(warning.category, GuessedWarning):
+            print(warning.message, file=sys.stderr)
     return classifier(decoded, labels, templates)
 
 
@@ -105,7 +118,9 @@ def run(argv: Sequence[str]) -> int:
     templates = args.templates.split("|")
     if wrong := [t for t in templates if "{}" not in t]:
         raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
-    answers = classify(args.checkpoint, args.images, labels, templates, args.weights)
+    answers = classify(
+        args.checkpoint, args.images, labels, templates, args.weights, args.activation
+    )
     for path, scores in zip(args.images, answers, strict=True):
         shown = scores[: args.top]
         if args.json:

@@ -21,6 +21,10 @@ class UserError(Exception):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
 
 
+class GuessedWarning(UserWarning):
+    """What a file does not say was taken for granted."""
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, says that the disk has no room."""
     while error is not None:

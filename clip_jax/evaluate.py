@@ -59,7 +59,7 @@ class Subject:
     @property
     def name(self) -> str:
         """The architecture's name, or the run's."""
-        return zoo.name_of(self.config) or Path(self.path).name
+        return zoo.name_of(self.config, any_activation=True) or Path(self.path).name
 
 
 def find(c: ConfigDict, checkpoint: str, workdir: str) -> Subject:
@@ -102,8 +102,9 @@ def _run(c: ConfigDict, path: Path, workdir: str) -> Subject:
 
 
 def _weights(c: ConfigDict, path: Path, workdir: str) -> Subject:
-    name = zoo.name_of(CLIPConfig.from_dict(c.model.to_dict())) if path.is_file() else None
-    found = library.find(path, name)
+    model = CLIPConfig.from_dict(c.model.to_dict())
+    name = zoo.name_of(model, any_activation=True) if path.is_file() else None
+    found = library.find(path, name, model.activation)
     if not workdir:
         raise UserError(f"{path} is no run: --workdir=FOLDER says where its report goes")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from clip_jax import tokenizers
 from clip_jax.cache import use_compilation_cache
 from clip_jax.data.images import read
 from clip_jax.data.preprocess import Preprocess
-from clip_jax.errors import UserError
+from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.evaluation.zero_shot import ensemble
 from clip_jax.models import zoo
 from clip_jax.models.clip import CLIP, Variables, abstract_model, variables
@@ -76,6 +77,7 @@ def load(
     image_size: int | None = None,
     context_length: int | None = None,
     tokenizer: str | None = None,
+    activation: str | None = None,
 ) -> tuple[CLIP, Preprocess, Tokenize]:
     """A trained model with its preprocessing and tokenizer.
 
@@ -88,6 +90,8 @@ def load(
       image_size: for images of another size: positions are resized; None leaves them.
       context_length: for texts of another length: positions are resized; None leaves them.
       tokenizer: as `tokenizers.load` takes it, where the model's files hold none.
+      activation: what the MLPs of a CLIP compute whose file stands alone: `gelu` for open_clip's
+        own, `quick_gelu` (as OpenAI's) when None, which a warning says where the file does not.
 
     Returns:
       `model` (`encode_image`, `encode_text`), `preprocess` (a PIL picture to uint8
@@ -111,7 +115,9 @@ def load(
         dtype, tokenizer = dtype or run["dtype"], tokenizer or run["tokenizer"]
         preprocess = library.preprocess_of(config)
     else:
-        found = library.find(weights, name)
+        found = library.find(weights, name, activation)
+        if found.guessed and activation is None:
+            warnings.warn(found.guessed, GuessedWarning, stacklevel=2)
         held, config, preprocess = library.read(found, params), found.config, found.preprocess
         tokenizer = tokenizer or found.tokenizer
     resized_params, config = resized(held[0], config, image_size, context_length)

@@ -93,8 +93,10 @@ def _say_first(line: str) -> None:
 
 def _weights(c: ConfigDict, model: CLIPConfig) -> library.Found:
     """The file that a fresh run starts from, checked against the model that it is for."""
-    name = None if c.weights.resize else zoo.name_of(model)  # whose sizes need not be the file's
-    found = library.find(c.weights.path, name)
+    name = zoo.name_of(model, any_activation=True)
+    if c.weights.resize:  # its sizes need not be the file's
+        name = None
+    found = library.find(c.weights.path, name, model.activation)
     how = "--config.weights.resize=True"
     positions.check_fits(found.config, model, c.weights.path, c.weights.resize, how)
     return found
@@ -185,7 +187,7 @@ class Trainer(recipe.Recipe):
         run = self.run
         write_sheets(results, pictures, run.workdir / "pictures" / f"step_{step}")
         results["model"] = results_lib.model_facts(
-            zoo.name_of(run.model) or run.workdir.name,
+            zoo.name_of(run.model, any_activation=True) or run.workdir.name,
             str(run.workdir),
             step,
             parameter_count(self.model),
@@ -459,7 +461,7 @@ def _announce(loop: Loop) -> None:
     if loop.first >= run.config.steps:
         say(f"all {run.config.steps} steps were done before: nothing to train")
     elif run.weights:
-        say(f"starting from {run.weights.path} {run.weights.guessed}".rstrip())
+        say("; ".join(filter(None, [f"starting from {run.weights.path}", run.weights.guessed])))
         old, new = (
             f"{c.vision.image_size} pixels and {c.text.context_length} tokens"
             for c in (run.weights.config, run.model)

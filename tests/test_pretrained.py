@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import jax
@@ -14,9 +15,9 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import classify, pretrained
-from clip_jax.errors import UserError
+from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.models.clip import CLIP, variables
-from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
+from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, TextConfig, VisionConfig
 from clip_jax.weights import library
 from support import picture, says
 
@@ -90,6 +91,29 @@ def test_the_pipeline_of_a_sigmoid_model_scores_each_label_alone():
     for label in labels:
         (alone,) = classifier(picture(0), [label])
         assert alone["score"] == pytest.approx(together[label], rel=1e-4)
+
+
+def test_a_lone_file_does_not_say_its_activation(folder, image, tmp_path, monkeypatch, capsys):
+    """OpenAI's and open_clip's models have the same tensors and compute otherwise."""
+    monkeypatch.setitem(ARCHITECTURES, "tiny", CONFIG)
+    file = tmp_path / "lone.safetensors"
+    library.write(file, library.read(library.find(folder)), CONFIG, "open_clip")
+    with pytest.warns(GuessedWarning, match="lone.safetensors.*QuickGELU.*activation=gelu"):
+        quick = clip_jax.load("tiny", weights=file)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GuessedWarning)
+        told = clip_jax.load("tiny", weights=file, activation="quick_gelu")[0]
+        exact, preprocess, _ = clip_jax.load("tiny", weights=file, activation="gelu")
+    assert (quick.config, exact.config.activation) == (told.config, "gelu")
+    pixels = preprocess(Image.open(image))[None]
+    features = [np.asarray(m.encode_image(pixels, normalized=True)) for m in (quick, told, exact)]
+    assert (features[0] == features[1]).all() and np.abs(features[0] - features[2]).max() > 1e-6
+
+    argv = ["--checkpoint", "tiny", "--weights", str(file), str(image), "--labels", "a cat,a dog"]
+    assert classify.run(argv) == 0
+    assert capsys.readouterr().err.count("\n") == 1
+    assert classify.run([*argv, "--activation", "gelu"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -488,10 +488,17 @@ def architecture(name: str) -> dict[str, Any]:
     return find(name).to_dict()
 
 
-def name_of(config: CLIPConfig) -> str | None:
-    """The name under which `config` is known, or None."""
+def name_of(config: CLIPConfig, any_activation: bool = False) -> str | None:
+    """The name under which `config` is known, or None.
+
+    any_activation: open_clip's own models have the names of OpenAI's, but GELU.
+    """
     if isinstance(config.vision, VisionConfig):
         config = dataclasses.replace(
             config, vision=dataclasses.replace(config.vision, patch_dropout=0.0)
         )
-    return next((name for name, known in ARCHITECTURES.items() if known == config), None)
+    for name, known in ARCHITECTURES.items():
+        activation = config.activation if any_activation else known.activation
+        if dataclasses.replace(known, activation=activation) == config:
+            return name
+    return None

@@ -16,7 +16,7 @@ from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, EfficientNetConfig, VisionConfig
 from clip_jax.tokenizers import Tokenizer
 from clip_jax.weights import arrays, configs
-from clip_jax.weights.names import IGNORED, LIBRARIES, Library, leaves
+from clip_jax.weights.names import IGNORED, LIBRARIES, OPENAIS_OWN, Library, leaves
 from clip_jax.weights.tensors import Tensors, open_tensors, write_safetensors, write_torch
 
 CONFIG = {"hugging_face": "config.json", "open_clip": "open_clip_config.json"}
@@ -58,13 +58,14 @@ def is_weights(path: Path) -> bool:
     return config.is_file() and "model_type" in files.read_json(config)
 
 
-def find(path: str | Path, name: str | None = None) -> Found:
+def find(path: str | Path, name: str | None = None, activation: str | None = None) -> Found:
     """What the weights at `path` are, before they are read.
 
     Args:
       path: a file (.safetensors, .bin, .pt), or a folder of transformers' or open_clip's.
       name: the architecture, as in `zoo.ARCHITECTURES`; needed where no config stands beside the
         weights and their shapes are those of none that is known.
+      activation: what a CLIP's MLPs compute where no config beside it says so; None: QuickGELU.
 
     Raises:
       UserError: no such file, no CLIP in it, or another model than `name`.
@@ -81,10 +82,16 @@ def find(path: str | Path, name: str | None = None) -> Found:
         guessed = ""
         if name is None:
             name = _recognised(tensors, library)
-            guessed = f"no config stands beside {path}: by its shapes it is taken for {name}"
+            guessed = f"no config is known of {path}: by its shapes it is taken for {name}"
         config = zoo.find(name)
-        if guessed and library == "openai":
-            guessed += ", and with QuickGELU, as OpenAI's compute"
+        if config.activation == "quick_gelu":
+            config = dataclasses.replace(config, activation=activation or config.activation)
+            if config.activation == "quick_gelu" and OPENAIS_OWN not in tensors:
+                guessed = f"{guessed} " if guessed else f"no config is known of {path}: "
+                guessed += (
+                    "with QuickGELU, as OpenAI's models; open_clip's own, but for those called "
+                    "-quickgelu, need activation=gelu"
+                )
     if library == "open_clip" and config.activation == "gelu_tanh":
         config = dataclasses.replace(config, activation="gelu")  # as open_clip computes SigLIP
     return Found(path, library, config, preprocess_of(config), _usual_tokenizer(config), guessed)

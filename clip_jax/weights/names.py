@@ -29,9 +29,10 @@ LIBRARIES: dict[str, str] = {
     "hugging_face": "transformers: a folder of model.safetensors and config.json",
 }
 
+OPENAIS_OWN = "input_resolution"  # in the files that OpenAI published; nobody else writes it
 # What files hold besides parameters: sizes, and tables that follow from them.
 IGNORED = (
-    "input_resolution",
+    OPENAIS_OWN,
     "context_length",
     "vocab_size",
     "attn_mask",

@@ -98,10 +98,14 @@ def test_a_bare_file_is_known_by_its_shapes(
     assert found.config.vision == wanted.vision and found.config.text == wanted.text
     siglip = library_found == "open_clip"
     assert found.config.activation == ("gelu" if siglip else wanted.activation)
-    assert ("QuickGELU" in found.guessed) == (library_found == "openai")
+    clip = wanted.activation == "quick_gelu"
+    assert ("QuickGELU" in found.guessed) == clip
     assert found.tokenizer == ("clip" if wanted.text.vocab_size == 49408 else None)
     named = library.find(path, name)
-    assert named.config == found.config and not named.guessed
+    assert named.config == found.config and ("QuickGELU" in named.guessed) == clip
+    if clip:
+        told = library.find(path, name, "gelu")
+        assert told.config.activation == "gelu" and not told.guessed
 
 
 def test_openais_extra_tensors_do_not_matter(tmp_path: Path) -> None:
@@ -110,7 +114,8 @@ def test_openais_extra_tensors_do_not_matter(tmp_path: Path) -> None:
         n: np.zeros((), np.int64) for n in ("input_resolution", "context_length", "vocab_size")
     }
     path = sparse(tmp_path / "x.safetensors", {**tensors, **extra})
-    assert library.find(path).config == ARCHITECTURES["ViT-B/32"]
+    found = library.find(path)
+    assert found.config == ARCHITECTURES["ViT-B/32"] and "QuickGELU" not in found.guessed
 
 
 @pytest.mark.parametrize("change", ["deeper", "wider", "shallower"])
