@@ -13,6 +13,7 @@ from clip_jax.evaluation import linear_probe
 from clip_jax.evaluation.linear_probe import Metric, Target, Weights, accuracy
 
 STRENGTH = 1 / 0.316  # λ where nothing is left to choose it by: C = 0.316 of CLIP's own example
+HELD_BYTES = 2**32  # of the classifiers that are fitted at once
 
 
 def draw(target: Int[np.ndarray, " n"], shots: int, seed: int) -> Int[np.ndarray, " rows"]:
@@ -45,7 +46,8 @@ def few_shot(
 ) -> dict[str, Any]:
     """Classifiers from a few rows of each class, drawn anew with each seed.
 
-    All shots and strengths of a seed are fitted at once. λ is the best on the validation split,
+    All shots, seeds and strengths are fitted at once, each on its own rows; where they are more
+    than `HELD_BYTES` hold, some seeds after the others. λ is the best on the validation split,
     for each number of shots and seed. The paper does not say how it is chosen where there is none:
     then it is `STRENGTH`, and no test picture has a say.
 
@@ -74,21 +76,21 @@ def few_shot(
         features, target = judged[split]
         return metric(linear_probe.scores(features, fitted, problem), target)
 
-    which = np.repeat(np.arange(len(shots)), len(lambdas))
+    sizes = np.array([len(draw(train_target, count, 0)) for count in shots])
     values = np.zeros((len(shots), seeds))
-    for seed in range(seeds):
-        rows = draw(train_target, max(shots), seed)
-        counts = np.array([len(draw(train_target, count, seed)) for count in shots])
-        weights = (np.arange(len(rows)) < counts[:, None]).astype(np.float32)
-        strengths = np.tile(lambdas, len(shots))
-        own = (train[rows], train_target[rows], classes, strengths, weights, which)
-        fitted = linear_probe.fit(*own, mesh=mesh)
-        for i in range(len(shots)):
-            problems = np.flatnonzero(which == i)
+    twice = 8 * len(shots) * len(lambdas) * classes * train.shape[1]  # as fitted, and turned back
+    for first in range(0, seeds, step := max(1, HELD_BYTES // twice)):
+        drawn = range(first, min(first + step, seeds))
+        rows = np.stack([draw(train_target, max(shots), seed) for seed in drawn])
+        shot, own, strength = np.indices((len(shots), len(rows), len(lambdas))).reshape(3, -1)
+        sets = (rows, own, sizes[shot])
+        fitted = linear_probe.fit(train, train_target, classes, lambdas[strength], *sets, mesh=mesh)
+        for i, j in np.ndindex(len(shots), len(rows)):
+            problems = np.flatnonzero((shot == i) & (own == j))
             if len(lambdas) > 1:
-                found = np.array([measure(fitted, int(j), 0) for j in problems])
+                found = np.array([measure(fitted, int(k), 0) for k in problems])
                 problems = problems[::-1][found[::-1].argmax() :]
-            values[i, seed] = measure(fitted, int(problems[0]), -1)
+            values[i, first + j] = measure(fitted, int(problems[0]), -1)
     return {
         "shots": list(shots),
         "seeds": seeds,

@@ -328,6 +328,7 @@ class _Pool:
     def fill(self) -> None:
         """Lets waiting problems begin in free slots; halves the slots where few are left."""
         keep = np.flatnonzero(self.held >= 0)
+        keep = keep[np.argsort(self.held[keep])]
         size = len(self.held)
         left = len(self._start) - self.begun + len(keep)
         while (half := self._rounded(-(-size // 2))) < size and half >= left:
@@ -337,11 +338,13 @@ class _Pool:
             return
         now = np.full(size, -1)
         now[: len(keep) + len(new)] = np.concatenate([self.held[keep], new])
+        slot = np.resize(keep, size) if len(keep) else np.zeros(size, int)
+        # neighbours are alike: dealt out like cards, they make no device wait for another
+        deal = np.arange(size).reshape(-1, self._mesh.size).T.ravel()
+        now, slot, kept = now[deal], slot[deal], deal < len(keep)
         own = np.maximum(now, 0)
         rows = jax.tree.map(lambda a: a[own], self._problems)
-        slot = np.resize(keep, size) if len(keep) else np.zeros(size, int)
-        begin = self._start[own].astype(np.float32)
-        where = (slot, np.arange(size) < len(keep), now < 0, begin)
+        where = (slot, kept, now < 0, self._start[own].astype(np.float32))
         split = P(self._mesh.axis_names)
         self.problem, placed = _placed((rows, where), self._mesh, split)
         if self._state is None:

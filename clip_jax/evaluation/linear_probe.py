@@ -33,8 +33,10 @@ Metric = Callable[[Float[np.ndarray, "n classes"], Target], float]
 
 TOLERANCE = 1e-7
 BLOCK_BYTES = 2**23  # of the logits that a device holds at once
+LEAST = 32  # rows of a block, where problems have their own
 SLOT_BYTES = 2**32  # of the problems that a device holds at once
 NOISE = 1e-12  # variance, as a part of the largest, that float32 features cannot hold
+TOGETHER = 256  # classes, of problems on different rows that are computed side by side
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -77,35 +79,62 @@ def _sigmoid_entropy(z: Array, target: Array) -> tuple[Array, Array]:
     return jax.nn.softplus(sign * z).sum(1), sign * jax.nn.sigmoid(sign * z)
 
 
-def _objective(x: Array, problem: Any, shared: Any) -> tuple[Array, Array]:
-    """Mean loss and λ/2n ‖W‖² of p problems, x [p, k, d + 1], scanned in blocks of rows."""
-    ridge, which = problem
-    blocks, free = shared
+def _together(classes: int) -> int:
+    """How many problems on different rows are computed side by side."""
+    return max(1, TOGETHER // classes)
 
-    def add(sums: tuple[Array, Array], block: Any) -> tuple[tuple[Array, Array], None]:
-        features, target, weights = block
-        entropy = _cross_entropy if target.ndim == 1 else _sigmoid_entropy
-        z = jnp.einsum("pkd,bd->pkb", x, features, precision=_EXACT)
-        loss, residual = entropy(z, target)
-        weight = weights[which]
-        gradient = jnp.einsum("pkb,bd->pkd", residual * weight[:, None], features, precision=_EXACT)
-        return (sums[0] + (loss * weight).sum(1), sums[1] + gradient), None
+
+def _objective(x: Array, problem: Any, shared: Any) -> tuple[Array, Array]:
+    """Mean loss and λ/2n ‖W‖² of p problems, x [p, k, r + 1].
+
+    One product serves all problems on the same rows. Those on different ones go a few at a time,
+    each through no more blocks of rows than it has.
+    """
+    if len(shared[0]) == 1:
+        return _losses(x, (*problem[:2], 0), shared)
+
+    def one(own: Any) -> tuple[Array, Array]:
+        x, ridge, count, which = own
+        value, gradient = _losses(x[None], (ridge[None], count[None], which), shared)
+        return value[0], gradient[0]
+
+    p, k = x.shape[:2]
+    even = next(i for i in range(_together(k), 0, -1) if p % i == 0)  # a rest compiles as long
+    return jax.lax.map(one, (x, *problem), batch_size=even)
+
+
+def _losses(x: Array, problem: Any, shared: Any) -> tuple[Array, Array]:
+    """The same of p problems on the first rows of one set, in blocks of rows."""
+    ridge, count, which = problem
+    features, target, free = shared
+
+    def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        rows, labels = features[which, i], target[which, i]
+        entropy = _cross_entropy if labels.ndim == 1 else _sigmoid_entropy
+        z = jnp.einsum("pkd,bd->pkb", x, rows, precision=_EXACT)
+        loss, residual = entropy(z, labels)
+        there = i * len(rows) + jnp.arange(len(rows)) < count[:, None]
+        weight = there / count[:, None].astype(jnp.float32)
+        gradient = jnp.einsum("pkb,bd->pkd", residual * weight[:, None], rows, precision=_EXACT)
+        return sums[0] + (loss * weight).sum(1), sums[1] + gradient
 
     penalty = ridge[:, None, None] * free * x
     start = ((penalty * x).sum((1, 2)) / 2, penalty)
-    return jax.lax.scan(add, start, blocks)[0]
+    blocks = -(-count.max() // features.shape[2])
+    return jax.lax.fori_loop(0, blocks, add, start)
 
 
 class _Space(NamedTuple):
-    """Principal axes, in which the Hessian of the loss is nearly diagonal.
+    """The principal axes of a set of rows, in which the Hessian of the loss is nearly diagonal.
 
     A rotation leaves ‖W‖ as it is and the free bias takes up the mean, so the minimum is the same.
+    Along other axes the rows do not differ, and the minimum has no weight.
     """
 
     mean: Float[np.ndarray, " d"]
-    axes: Float[np.ndarray, "d d"]
-    rows: Float[np.ndarray, "n d+1"]  # the features there, and a column of ones for the bias
-    scale: Float[np.ndarray, " d+1"]  # mean squares of the columns
+    axes: Float[np.ndarray, "d r"]
+    rows: Float[np.ndarray, "n r"]  # the features there
+    scale: Float[np.ndarray, " r"]  # mean squares of the columns
 
 
 def _space(features: Float[np.ndarray, "n d"], block: int = 4096) -> _Space:
@@ -113,17 +142,17 @@ def _space(features: Float[np.ndarray, "n d"], block: int = 4096) -> _Space:
     mean = features.mean(0, dtype=np.float64).astype(np.float32)
     gram = np.zeros((d, d))
     for i in range(0, n, block):
-        part = features[i : i + block] - mean
+        part = (features[i : i + block] - mean).astype(np.float64)
         gram += part.T @ part
-    axes = np.linalg.eigh(gram)[1].astype(np.float32)
+    squares, axes = (a.astype(np.float32) for a in np.linalg.eigh(gram / n))
     if hosts.many():  # another machine's may be turned otherwise
-        axes = np.asarray(multihost_utils.broadcast_one_to_all(axes))
-    rows = np.ones((n, d + 1), np.float32)
+        squares, axes = map(np.asarray, multihost_utils.broadcast_one_to_all((squares, axes)))
+    kept = squares > NOISE * max(squares.max(), 1e-30)
+    axes = axes[:, kept]
+    rows = np.empty((n, axes.shape[1]), np.float32)
     for i in range(0, n, block):
-        rows[i : i + block, :d] = (features[i : i + block] - mean) @ axes
-    scale = np.einsum("nd,nd->d", rows, rows, dtype=np.float64) / n
-    rows[:, scale <= NOISE * max(scale[:d].max(), 1e-30)] = 0
-    return _Space(mean, axes, rows, scale)
+        rows[i : i + block] = (features[i : i + block] - mean) @ axes
+    return _Space(mean, axes, rows, squares[kept])
 
 
 def check(features: np.ndarray, target: np.ndarray, classes: int, what: str) -> None:
@@ -156,37 +185,30 @@ def check_classes(target: np.ndarray, weights: np.ndarray, classes: int) -> None
             )
 
 
-def _blocks(arrays: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
-    """Arrays [n, …] as [blocks, rows, …], filled up with zeros."""
-    filled = []
-    for array in arrays:
-        count = -(-len(array) // rows)
-        whole = np.zeros((count * rows, *array.shape[1:]), array.dtype)
-        whole[: len(array)] = array
-        filled.append(whole.reshape(count, rows, *array.shape[1:]))
-    return filled
-
-
 def fit(
     features: Float[np.ndarray, "n d"],
     target: Target,
     classes: int,
     lambdas: Float[np.ndarray, " problems"],
-    weights: Float[np.ndarray, "sets n"] | None = None,
+    rows: Int[np.ndarray, "sets rows"] | None = None,
     which: Int[np.ndarray, " problems"] | None = None,
+    counts: Int[np.ndarray, " problems"] | None = None,
     *,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Weights:
-    """Logistic regressions on the same features, all at once.
+    """Logistic regressions on the same features or on parts of them, all at once.
+
+    The features of a set are held once, and each problem computes with its own rows alone.
 
     Args:
       features: finite, on any scale.
       target: the class of each row, or bool [n, classes] where a row may have several.
       classes: how many; each needs a row.
       lambdas: the strength λ of each problem.
-      weights: how often each row counts, for several sets of rows; 0 is as good as absent.
+      rows: sets of numbers of rows; one that comes twice counts twice. None: one set, of all.
       which: the set of each problem; None: the first.
+      counts: how many rows of its set, from the first, each problem has; None: all.
       mesh: its devices share the problems; None: one device.
       progress: called with how many problems are done, and how many there are.
 
@@ -194,46 +216,82 @@ def fit(
       UserError: the features or labels cannot be fitted.
     """
     check(features, target, classes, "linear probe")
-    lambdas = np.asarray(lambdas, np.float64)
-    weights = np.ones((1, len(target)), np.float32) if weights is None else weights
-    which = np.zeros(len(lambdas), np.int32) if which is None else which.astype(np.int32)
-    check_classes(target, weights, classes)
-    space = _space(np.asarray(features, np.float32))
-    total = weights.sum(1, dtype=np.float64)
+    rows = np.arange(len(target))[None] if rows is None else rows
+    which = np.zeros(len(lambdas), int) if which is None else which
+    counts = np.full(len(lambdas), rows.shape[1]) if counts is None else counts
+    for i, count in sorted({*zip(which.tolist(), counts.tolist(), strict=True)}):
+        check_classes(target[rows[i, :count]], np.ones((1, count)), classes)
+    spaces = [_space(np.asarray(features[own], np.float32)) for own in rows]
+    d = max(len(space.scale) for space in spaces) + 1  # the last is the bias's
+    least = counts.min() if len(rows) > 1 else rows.shape[1]
+    devices = mesh.size if mesh else 1
+    slots, block = _room(len(lambdas), len(rows), int(least), classes, d, devices)
+    held, labels, squares = _blocks(spaces, target[rows], block, d)
     # two opposite vectors of half the length have half the penalty of the one they stand for
     pair = 2.0 if classes == 2 and target.ndim == 1 else 1.0
-    ridge = (pair * lambdas / total[which]).astype(np.float32)
-    d = space.rows.shape[1]
+    ridge = (pair * np.asarray(lambdas, np.float64) / counts).astype(np.float32)
     free = np.append(np.ones(d - 1, np.float32), np.float32(0))
     steep = 1 / classes if target.ndim == 1 else 0.25  # of a loss's Hessian where x = 0
-    scaling = 1 / np.maximum(steep * space.scale + ridge[:, None] * free, 1e-30)
-    devices = mesh.size if mesh else 1
-    slots, rows = _room(len(lambdas), len(target), classes, d, devices)
-    shares = (weights / total[:, None]).astype(np.float32).T
-    labels = target.astype(np.int32) if target.ndim == 1 else target
-    features_, labels, shares = _blocks((space.rows, labels, shares), rows)
-    labels = labels if target.ndim == 1 else labels.swapaxes(1, 2)
+    scaling = 1 / np.maximum(steep * squares[which] + ridge[:, None] * free, 1e-30)
     found = lbfgs.minimize(
         _objective,
         np.broadcast_to(np.float32(0), (len(lambdas), classes, d)),
-        (ridge, which),
-        ((features_, labels, shares.swapaxes(1, 2)), free),
+        (ridge, counts.astype(np.int32), which.astype(np.int32)),
+        (held, labels, free),
         scaling=scaling[:, None, :],
         tolerance=TOLERANCE,
         slots=slots,
         mesh=mesh,
         progress=progress,
     )
-    kernel = (found.x[..., :-1] @ space.axes.T).astype(np.float32)
-    return Weights(kernel, found.x[..., -1] - kernel @ space.mean, found.converged)
+    return _unturned(found, spaces, which)
 
 
-def _room(problems: int, n: int, classes: int, d: int, devices: int) -> tuple[int, int]:
-    """How many problems at a time, and in blocks of how many rows, a device's memory allows."""
+def _blocks(
+    spaces: Sequence[_Space], target: np.ndarray, block: int, d: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What each set has, filled up with zeros.
+
+    target: [sets, rows] or [sets, rows, classes]. Returns features and ones [sets, blocks, block,
+    d], labels [sets, blocks, block] or [sets, blocks, classes, block], mean squares [sets, d].
+    """
+    sets, size = target.shape[:2]
+    whole = -(-size // block) * block
+    features = np.zeros((sets, whole, d), np.float32)
+    labels = np.zeros((sets, whole, *target.shape[2:]), bool if target.ndim == 3 else np.int32)
+    squares = np.zeros((sets, d))
+    features[:, :size, -1], labels[:, :size], squares[:, -1] = 1, target, 1
+    for i, space in enumerate(spaces):
+        rank = len(space.scale)
+        features[i, :size, :rank], squares[i, :rank] = space.rows, space.scale
+    labels = labels.reshape(sets, -1, block, *target.shape[2:])
+    labels = labels.swapaxes(2, 3) if target.ndim == 3 else labels
+    return features.reshape(sets, -1, block, d), labels, squares
+
+
+def _unturned(found: lbfgs.Found, spaces: Sequence[_Space], which: np.ndarray) -> Weights:
+    """The classifiers of features as they were before they were centred and turned."""
+    x, bias = found.x[..., :-1], found.x[..., -1].copy()
+    kernel = np.empty((*bias.shape, len(spaces[0].mean)), np.float32)
+    for i, space in enumerate(spaces):
+        for j in np.flatnonzero(which == i):
+            kernel[j] = x[j, :, : len(space.scale)] @ space.axes.T
+            bias[j] -= kernel[j] @ space.mean
+    return Weights(kernel, bias, found.converged)
+
+
+def _room(
+    problems: int, sets: int, least: int, classes: int, d: int, devices: int
+) -> tuple[int, int]:
+    """How many problems at a time, and in blocks of how many rows, a device's memory allows.
+
+    least: the rows of the problem that has fewest, as a block that it does not fill is waste.
+    """
     state = (4 * lbfgs.MEMORY + 16) * classes * d * 4  # twice, as slots are packed anew
     own = max(1, min(-(-problems // devices), SLOT_BYTES // state))
-    rows = max(8, BLOCK_BYTES // (own * classes * 4))
-    return own * devices, int(min(rows, n))
+    beside, width = (own, classes) if sets == 1 else (_together(classes), classes + d)
+    rows = max(8, BLOCK_BYTES // (beside * width * 4))  # logits, and the rows of each problem
+    return own * devices, int(min(rows, max(least, LEAST)))
 
 
 class Sweep(NamedTuple):

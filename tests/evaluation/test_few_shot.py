@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from clip_jax import partition
 from clip_jax.evaluation import few_shot, linear_probe
 from support import refused
+
+LAMBDAS = np.array([1e-2, 1.0, 1e2])
 
 
 def clusters(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +57,34 @@ def test_it_is_a_loop_of_single_fits() -> None:
     np.testing.assert_allclose(found["mean"], np.mean(found["values"], 1))
     np.testing.assert_allclose(found["std"], np.std(found["values"], 1))
     assert found["mean"][0] < found["mean"][-1]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_all_at_once_is_one_seed_after_the_other(
+    devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, train_target = clusters(150, 0)
+    few = np.flatnonzero(train_target != 2)
+    rows = np.concatenate([few, np.flatnonzero(train_target == 2)[:3]])  # fewer than shots
+    test, test_target = clusters(1000, 1)
+    more, more_target = clusters(200, 2)
+    data = (train[rows], train_target[rows], test, test_target, 5, (1, 4, 16), 3, LAMBDAS)
+    own = {"validation": more, "validation_target": more_target}
+    mesh = partition.make_mesh({"data": devices}, jax.devices()[:devices])
+    calls: list[int] = []
+    fit = linear_probe.fit
+
+    def counted(*args: Any, **options: Any) -> linear_probe.Weights:
+        calls.append(len(args[3]))
+        return fit(*args, **options)
+
+    monkeypatch.setattr(linear_probe, "fit", counted)
+    at_once = few_shot.few_shot(*data, mesh=mesh, **own)
+    assert calls == [3 * 3 * 3]
+    monkeypatch.setattr(few_shot, "HELD_BYTES", 1)
+    looped = few_shot.few_shot(*data, **own)
+    assert calls[1:] == [3 * 3] * 3
+    np.testing.assert_allclose(at_once["values"], looped["values"], atol=0.003)
 
 
 def test_the_strength_is_the_validation_splits_best() -> None:

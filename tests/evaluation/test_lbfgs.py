@@ -75,6 +75,18 @@ def test_an_answer_does_not_depend_on_the_others() -> None:
         assert alone.iterations[0] == together.iterations[i]
 
 
+def test_neighbours_are_dealt_out_among_the_devices() -> None:
+    start, (steep, at) = quadratics(16)
+    parameters = (steep, at.astype(np.float32))
+    pool = lbfgs._Pool(start, (parameters,), 16, made_mesh(8))
+    pool.fill()
+    assert pool.held.reshape(8, 2).tolist() == [[i, i + 8] for i in range(8)]
+    pool.held[pool.held % 2 == 0] = -1
+    pool.fill()
+    assert pool.held.tolist() == [1, 3, 5, 7, 9, 11, 13, 15]
+    np.testing.assert_array_equal(pool.problem[0][0], steep[pool.held])
+
+
 def test_the_right_scaling_needs_one_step() -> None:
     start, (steep, at) = quadratics(4)
     parameters = (steep, at.astype(np.float32))

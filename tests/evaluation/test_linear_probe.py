@@ -97,20 +97,51 @@ def test_the_order_of_rows_does_not_matter(seed: int) -> None:
 
 
 @settings(max_examples=4)
-@given(st.integers(0, 99))
-def test_weight_zero_is_a_row_less_and_two_a_row_twice(seed: int) -> None:
+@given(st.integers(0, 99), st.sampled_from([1, 8]))
+def test_problems_on_rows_of_their_own_are_single_fits(seed: int, devices: int) -> None:
     features, target = clusters(60, spread=1.5)
-    counts = np.random.default_rng(seed).integers(0, 3, 60)
-    counts[:4] = 1
-    weights = np.stack([counts, np.ones(60)]).astype(np.float32)
-    strengths, which = np.array([0.1, 0.1, 10.0]), np.array([0, 1, 0])
-    found = linear_probe.fit(features, target, 4, strengths, weights, which)
-    rows = np.repeat(np.arange(60), counts)
-    alone = linear_probe.fit(features[rows], target[rows], 4, strengths[[0, 2]])
-    whole = linear_probe.fit(features, target, 4, strengths[[1]])
-    for a, (weighted, j) in zip([0, 2, 1], [(alone, 0), (alone, 1), (whole, 0)], strict=True):
-        size = np.abs(weighted.kernel[j]).max()
-        np.testing.assert_allclose(found.kernel[a], weighted.kernel[j], atol=5e-3 * size)
+    rng = np.random.default_rng(seed)
+    rows = np.stack([[*range(first, first + 4), *rng.integers(0, 60, 76)] for first in (0, 20, 8)])
+    strengths = np.array([0.1, 10.0, 1.0, 0.1, 1.0])  # more than one tile, and not a whole one
+    which, counts = np.array([0, 0, 1, 2, 2]), np.array([80, 7, 50, 80, 33])
+    mesh = partition.make_mesh({"data": devices}, jax.devices()[:devices])
+    found = linear_probe.fit(features, target, 4, strengths, rows, which, counts, mesh=mesh)
+    assert found.converged.all()
+    for i in range(len(strengths)):
+        own = rows[which[i], : counts[i]]
+        alone = linear_probe.fit(features[own], target[own], 4, strengths[[i]])
+        size = np.abs(alone.kernel).max()
+        np.testing.assert_allclose(found.kernel[i], alone.kernel[0], atol=5e-3 * size)
+        np.testing.assert_allclose(found.bias[i], alone.bias[0], atol=5e-3 * size)
+
+
+def test_several_labels_on_rows_of_their_own() -> None:
+    features, target = clusters(200, spread=2)
+    labels = np.stack([target == 0, target >= 1, (target + np.arange(200) // 7) % 3 == 0], 1)
+    rows = np.stack([np.arange(120), np.arange(200)[:79:-1]])
+    which, counts = np.array([0, 1, 1]), np.array([120, 120, 60])
+    found = linear_probe.fit(features, labels, 3, np.ones(3), rows, which, counts)
+    for i in range(3):
+        own = rows[which[i], : counts[i]]
+        alone = linear_probe.fit(features[own], labels[own], 3, np.ones(1))
+        size = np.abs(alone.kernel).max()
+        np.testing.assert_allclose(found.kernel[i], alone.kernel[0], atol=5e-3 * size)
+
+
+def test_a_problem_has_no_more_axes_than_its_rows_span() -> None:
+    features, _ = clusters(9, d=40)
+    space = linear_probe._space(features)
+    assert space.axes.shape == (40, 8)
+    centred = features - features.mean(0)
+    np.testing.assert_allclose(space.rows @ space.axes.T, centred, atol=1e-6)
+    np.testing.assert_allclose((space.rows**2).mean(0), space.scale, rtol=1e-4)
+
+
+def test_blocks_stay_small_whatever_the_sets() -> None:
+    for classes, d, least in [(10, 512, 10), (1000, 512, 1000), (10, 4096, 10**6)]:
+        _, block = linear_probe._room(15, 3, least, classes, d, 1)
+        beside = linear_probe._together(classes)
+        assert beside * block * (classes + d) * 4 <= linear_probe.BLOCK_BYTES
 
 
 def test_strong_penalties_leave_the_share_of_each_class() -> None:
