@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import runs
 from clip_jax import main
 from clip_jax.evaluation.features import Encoder
+from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
 from support import encoded, picture, refused, write_tar
 
 ALL = "--suite=zero_shot,linear_probe,few_shot,retrieval"
@@ -219,6 +221,39 @@ def test_weights_of_others_need_a_folder_for_the_report(run: Path, tmp_path: Pat
     config = str(run.parent / "config.py")
     argv = ["--config", config, "--mode=evaluate", "--checkpoint", str(tmp_path / "theirs")]
     refused(lambda: main.run(argv), "--workdir")
+
+
+def test_a_lone_file_computes_what_the_config_says(
+    run: Path,
+    animals: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from clip_jax import convert
+
+    model = json.loads((run / "config.json").read_text())["model"]
+    model["vision"]["patch_dropout"] = 0.0
+    monkeypatch.setitem(ARCHITECTURES, "tiny", CLIPConfig.from_dict(model))
+    convert.run([str(run), str(tmp_path / "theirs"), "--to", "open_clip"])
+    lone = (tmp_path / "theirs" / "open_clip_model.safetensors").rename(tmp_path / "l.safetensors")
+    config = str(run.parent / "config.py")
+    argv = ["--config", config, "--mode=evaluate", "--checkpoint", str(lone)]
+    argv.append(f"--sets=mine={animals}")
+    for activation, told in (("quick_gelu", 1), ("gelu", 0)):
+        flags = ("--workdir", str(tmp_path / activation), f"--config.model.activation={activation}")
+        capsys.readouterr()
+        main.run([*argv, *flags])
+        assert capsys.readouterr().err.count("need activation=gelu") == told
+    evaluate(run, "--workdir", str(tmp_path / "run"), f"--sets=mine={animals}")
+
+    def features(name: str) -> Any:
+        (file,) = (tmp_path / name / "evaluation").glob("*.features.npy")
+        return np.load(file)
+
+    assert np.allclose(features("quick_gelu"), features("run"), atol=1e-6)
+    assert np.abs(features("gelu") - features("run")).max() > 1e-5
+    assert report(tmp_path / "gelu")["model"]["name"] == "tiny"
 
 
 def test_a_broken_picture_ends_it(run: Path, animals: Path, tmp_path: Path) -> None:
