@@ -128,6 +128,7 @@ class _Opening:
                     source = layouts.Chosen(source, chosen)
                     read = [read[i] for i in chosen]
             target = None if classes is None else self._targets(classes, read)
+            counts = None if classes is None else self._counts(classes, read, target)
             texts, text_group, image_group = self._texts(read, metric)
             groups = {field: self._field(field, read) for field in self._groups()}
         known, labels = self.known, classes.labels if classes else []
@@ -142,6 +143,7 @@ class _Opening:
             labels=labels,
             templates=self._templates(place),
             target=target,
+            counts=counts,
             texts=texts,
             text_group=text_group,
             image_group=image_group,
@@ -300,6 +302,14 @@ class _Opening:
             return classes.targets(said)
         except UserError as error:
             raise UserError(f"{self.key}: {error}") from None
+
+    def _counts(self, classes: Classes, read: Read, target: Any) -> np.ndarray | None:
+        """Where a picture counts for a class: not where all that it shows of it is difficult."""
+        field = self.known.easy if self.known else ""
+        told = [Said(text.get(field), where) for text, where in read] if field else []
+        if target.ndim < 2 or not told or not all(isinstance(one.value, list) for one in told):
+            return None
+        return classes.targets(told) | ~target
 
     def _exactly(self, labels: list[str], said: list[Said], path: str) -> np.ndarray:
         """Targets by names that are those of a file of labels, letter by letter."""

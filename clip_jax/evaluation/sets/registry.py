@@ -34,6 +34,8 @@ class StandardSet:
       splits: pictures in each split, as the paper has them.
       tfds: the split of TensorFlow Datasets for train, validation, test.
       label: the field there that tells the class.
+      easy: the field of the classes whose objects are not all difficult; pictures of difficult ones
+        alone are left out for a class, as VOC's rules say.
       wds: what CLIP_benchmark's WebDataset suites call it.
       files: what files of a split are called, where not as the split.
       home: where it comes from.
@@ -56,6 +58,7 @@ class StandardSet:
     splits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     tfds: Mapping[str, str] = dataclasses.field(default_factory=dict)
     label: str = "label"
+    easy: str = ""
     wds: tuple[str, ...] = ()
     files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     subset: tuple[int | tuple[int, ...], ...] | None = None

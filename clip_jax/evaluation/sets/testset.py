@@ -38,6 +38,8 @@ class TestSet:
         class by its first, each with a prompt of its own.
       target: the classes: int64 [n], or bool [n, classes] where a picture has several; None where
         none is told.
+      counts: bool [n, classes], False where a picture is left out for a class, as VOC's with
+        difficult objects alone; None: every one counts.
       subset: which of ImageNet's 1,000 classes each label is, int64 [classes]; lists of them, as
         objects, where a label of ObjectNet holds several; None where that is no matter.
       texts: its captions; text_group: int64 [texts], image_group: int64 [n]: a text belongs to the
@@ -64,6 +66,7 @@ class TestSet:
     groups: dict[str, list[str]]
     paper: bool = False
     split_name: str = "test"
+    counts: np.ndarray | None = None
     subset: np.ndarray | None = None
     synonyms: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     note: str = ""
@@ -84,7 +87,7 @@ class TestSet:
         told += [self.texts, self.groups, self.metric]
         told += [None if self.subset is None else self.subset.tolist()]
         found = hashlib.sha256(f"{self.source.fingerprint} {json.dumps(told)}".encode())
-        for array in (self.target, self.text_group, self.image_group):
+        for array in (self.target, self.counts, self.text_group, self.image_group):
             found.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
 

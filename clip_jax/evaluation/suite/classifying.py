@@ -28,7 +28,8 @@ def scored(images: Features, weights: Features, scale: float, test: TestSet) -> 
     assert test.target is not None
     scorer = Scorer(test.metric, len(test.labels))
     for part in blocks(len(images), len(weights)):
-        scorer.add(scale * images[part] @ weights.T, test.target[part])
+        counts = None if test.counts is None else test.counts[part]
+        scorer.add(scale * images[part] @ weights.T, test.target[part], counts)
     return scorer
 
 

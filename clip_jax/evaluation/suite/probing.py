@@ -59,7 +59,11 @@ def linear(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str,
             progress=advance.to,
         )
     del found["value"]  # which the score has too
-    return {"metric": test.metric, "score": scores.score(test.metric, logits, target), **found}
+    return {
+        "metric": test.metric,
+        "score": scores.score(test.metric, logits, target, test.counts),
+        **found,
+    }
 
 
 def few(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clip_jax.evaluation.sets import MissingSet, TestSet, open_set, standard
+from clip_jax.evaluation.suite import classifying
 from support import encoded, picture, refused
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -95,3 +98,23 @@ def test_several_labels_of_a_picture(tmp_path: Path) -> None:
     assert test.target is not None and test.target.shape == (2, 20)
     shown = [[test.labels[i] for i in row.nonzero()[0]] for row in test.target]
     assert shown == [["cat", "dog"], ["bus"]]
+    assert test.counts is None
+
+
+def test_difficult_objects_are_left_out(tmp_path: Path) -> None:
+    """As VOC's rules say: such a picture is neither right nor wrong for the class."""
+    label = tfds.features.Sequence(tfds.features.ClassLabel(names=standard("voc2007").classes))
+    several = {"labels": label, "labels_no_difficult": label}
+    rows = (["cat", "dog"], ["cat"]), (["bus"], []), (["dog"], ["dog"])
+    made = ({"labels": shown, "labels_no_difficult": easy} for shown, easy in rows)
+    prepare(tmp_path, "voc", several, *made)
+    as_configuration(tmp_path / "voc", "2007")
+    test = opened("voc2007", tmp_path)
+    assert test.counts is not None and test.counts.shape == (3, 20)
+    left_out = [[test.labels[i] for i in (~row).nonzero()[0]] for row in test.counts]
+    assert left_out == [["dog"], ["bus"], []]
+    judged = classifying.scored(np.eye(3, dtype=np.float32), np.zeros((20, 3)), 1.0, test)
+    shares = {row["label"]: row["n"] for row in judged.per_class(test.labels) if row["n"]}
+    assert shares == {"cat": 1, "dog": 1}
+    everything = dataclasses.replace(test, counts=None)
+    assert everything.fingerprint != test.fingerprint
