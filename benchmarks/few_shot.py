@@ -1,0 +1,97 @@
+"""Few-shot learning: all seeds at once beside one seed after the other, in turns.
+
+    python benchmarks/few_shot.py --classes 10 --grid
+
+1, 2, 4, 8 and 16 rows of each class, three seeds, features of unit length in overlapping clusters.
+With `--grid` there are 97 λ, chosen on a validation split, else one. Each side is a fresh process
+with nothing compiled; a second run tells the time without compiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+SIDES = ("at once", "seed by seed")
+
+
+def clusters(rows: int, classes: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features and their classes; every class has as many rows."""
+    scale = (1 + np.arange(width, dtype=np.float32)) ** -0.5
+    centres = np.random.default_rng(99).standard_normal((classes, width), np.float32) * scale
+    rng = np.random.default_rng(seed)
+    target = rng.permutation(rows) % classes
+    features = centres[target] + 2 * scale * rng.standard_normal((rows, width), np.float32)
+    return features / np.linalg.norm(features, axis=1, keepdims=True), target
+
+
+def run(side: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of the first time and of a second, the accuracies, and the memory beyond the data."""
+    from clip_jax.evaluation import few_shot
+
+    if side == "seed by seed":
+        few_shot.HELD_BYTES = 1
+    train, test, validation = (
+        clusters(rows, args.classes, args.width, seed)
+        for seed, rows in enumerate((20 * args.classes, 2000, 2000))
+    )
+    more = {"validation": validation[0], "validation_target": validation[1]} if args.grid else {}
+    seconds, before = [], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(2):
+        began = time.perf_counter()
+        found = few_shot.few_shot(*train, *test, args.classes, **more)
+        seconds.append(time.perf_counter() - began)
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {"seconds": seconds, "mean": found["mean"], "memory": memory}
+
+
+def measure(side: str) -> dict[str, Any]:
+    """One side in a fresh process."""
+    with tempfile.TemporaryDirectory() as cache:
+        command = [sys.executable, __file__, *sys.argv[1:], "--worker", side]
+        environment = {**os.environ, "XDG_CACHE_HOME": cache}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{side} failed: see above")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Runs the sides in turn and prints times, memory, the ratio and the accuracies."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--grid", action="store_true", help="97 λ rather than one")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return print(json.dumps(run(args.worker, args)))
+    ratios = []
+    for _ in range(args.repeats):
+        found = [measure(side) for side in SIDES]
+        for side, one in zip(SIDES, found, strict=True):
+            first, again = one["seconds"]
+            print(
+                f"{side}: {first:.2f} s, compiled before {again:.2f} s, {one['memory']:.0f} MiB",
+                flush=True,
+            )
+        ratios.append([b / a for a, b in zip(*(one["seconds"] for one in found), strict=True)])
+    for side, one in zip(SIDES, found, strict=True):
+        print(f"{side}: accuracies " + ", ".join(f"{value:.2%}" for value in one["mean"]))
+    first, again = (statistics.median(column) for column in zip(*ratios, strict=True))
+    print(f"at once is {first:.2f} times as fast, compiled before {again:.2f} times (medians)")
+
+
+if __name__ == "__main__":
+    main()
