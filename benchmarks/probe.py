@@ -50,16 +50,14 @@ def clusters(args: argparse.Namespace) -> tuple[np.ndarray, ...]:
 
 def ours(data: tuple[np.ndarray, ...], args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of the first fit and of a second, and the test accuracy for each λ."""
-    from clip_jax.evaluation import linear_probe
+    from clip_jax.evaluation import linear_probe, logistic
 
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
-        found = linear_probe.fit(data[0], data[1], args.classes, linear_probe.grid())
+        found = logistic.fit(data[0], data[1], args.classes, linear_probe.grid())
         seconds.append(time.perf_counter() - began)
-    right = [
-        linear_probe.accuracy(linear_probe.scores(data[2], found, i), data[3]) for i in range(97)
-    ]
+    right = [linear_probe.accuracy(logistic.scores(data[2], found, i), data[3]) for i in range(97)]
     return {"seconds": seconds[0], "again": seconds[1], "accuracy": right}
 
 

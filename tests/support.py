@@ -85,3 +85,16 @@ def refused(act: Callable[[], object], *words: object) -> None:
     with pytest.raises(UserError) as error:
         act()
     assert says(error.value, *words)
+
+
+def clusters(
+    n: int, classes: int = 4, d: int = 12, spread: float = 1.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit-norm features of overlapping classes around a common mean, axes of unlike scales."""
+    rng, fixed = np.random.default_rng(seed), np.random.default_rng(99)
+    scale = (1 + np.arange(d)) ** -0.7
+    centres, mean = fixed.normal(size=(classes, d)) * scale, fixed.normal(size=d)
+    target = np.arange(n) % classes
+    features = mean + centres[target] + spread * scale * rng.normal(size=(n, d))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return features.astype(np.float32), target

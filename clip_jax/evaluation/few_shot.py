@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from clip_jax.evaluation import linear_probe
-from clip_jax.evaluation.linear_probe import Metric, Target, Weights, accuracy
+from clip_jax.evaluation import linear_probe, logistic
+from clip_jax.evaluation.linear_probe import Metric, accuracy
+from clip_jax.evaluation.logistic import Target, Weights
 
 STRENGTH = 1 / 0.316  # λ where nothing is left to choose it by: C = 0.316 of CLIP's own example
 HELD_BYTES = 2**32  # of the classifiers that are fitted at once
@@ -59,7 +60,7 @@ def few_shot(
       `shots`, `seeds`, `values` (of each number of shots, by seed), their `mean` and `std`.
 
     Raises:
-      UserError: as `linear_probe.fit`.
+      UserError: as `logistic.fit`.
       ValueError: several strengths and nothing to choose them by.
     """
     judged = [(test, test_target)]
@@ -70,11 +71,11 @@ def few_shot(
     if len(lambdas) > 1 and len(judged) == 1:
         raise ValueError("several strengths need a validation split to choose from")
     for features, target in ((train, train_target), *judged):
-        linear_probe.check(features, target, classes, "few-shot")
+        logistic.check(features, target, classes, "few-shot")
 
     def measure(fitted: Weights, problem: int, split: int) -> float:
         features, target = judged[split]
-        return metric(linear_probe.scores(features, fitted, problem), target)
+        return metric(logistic.scores(features, fitted, problem), target)
 
     sizes = np.array([len(draw(train_target, count, 0)) for count in shots])
     values = np.zeros((len(shots), seeds))
@@ -84,7 +85,7 @@ def few_shot(
         rows = np.stack([draw(train_target, max(shots), seed) for seed in drawn])
         shot, own, strength = np.indices((len(shots), len(rows), len(lambdas))).reshape(3, -1)
         sets = (rows, own, sizes[shot])
-        fitted = linear_probe.fit(train, train_target, classes, lambdas[strength], *sets, mesh=mesh)
+        fitted = logistic.fit(train, train_target, classes, lambdas[strength], *sets, mesh=mesh)
         for i, j in np.ndindex(len(shots), len(rows)):
             problems = np.flatnonzero((shot == i) & (own == j))
             if len(lambdas) > 1:

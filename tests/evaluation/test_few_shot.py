@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from clip_jax import partition
-from clip_jax.evaluation import few_shot, linear_probe
+from clip_jax.evaluation import few_shot, linear_probe, logistic
 from support import refused
 
 LAMBDAS = np.array([1e-2, 1.0, 1e2])
@@ -72,13 +72,13 @@ def test_all_at_once_is_one_seed_after_the_other(
     own = {"validation": more, "validation_target": more_target}
     mesh = partition.make_mesh({"data": devices}, jax.devices()[:devices])
     calls: list[int] = []
-    fit = linear_probe.fit
+    fit = logistic.fit
 
-    def counted(*args: Any, **options: Any) -> linear_probe.Weights:
+    def counted(*args: Any, **options: Any) -> logistic.Weights:
         calls.append(len(args[3]))
         return fit(*args, **options)
 
-    monkeypatch.setattr(linear_probe, "fit", counted)
+    monkeypatch.setattr(logistic, "fit", counted)
     at_once = few_shot.few_shot(*data, mesh=mesh, **own)
     assert calls == [3 * 3 * 3]
     monkeypatch.setattr(few_shot, "HELD_BYTES", 1)
@@ -97,13 +97,13 @@ def test_the_strength_is_the_validation_splits_best() -> None:
     for i, shots in enumerate((2, 8)):
         for seed in range(2):
             rows = few_shot.draw(train_target, shots, seed)
-            fitted = linear_probe.fit(train[rows], train_target[rows], 5, lambdas)
+            fitted = logistic.fit(train[rows], train_target[rows], 5, lambdas)
             own = [
-                linear_probe.accuracy(linear_probe.scores(more, fitted, j), more_target)
+                linear_probe.accuracy(logistic.scores(more, fitted, j), more_target)
                 for j in range(3)
             ]
             best = max(range(3), key=lambda j, own=own: (own[j], j))
-            right = linear_probe.accuracy(linear_probe.scores(test, fitted, best), test_target)
+            right = linear_probe.accuracy(logistic.scores(test, fitted, best), test_target)
             assert found["values"][i][seed] == pytest.approx(right, abs=0.003)
     with pytest.raises(ValueError, match="validation"):
         few_shot.few_shot(*data)
