@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 
@@ -168,17 +167,17 @@ def test_a_full_disk_while_logging(config, tmp_path):
 def test_a_full_disk_while_saving_leaves_no_half_checkpoint(config, tmp_path):
     """A limit on the size of files stands for the full disk: the write fails in the same place."""
     workdir = tmp_path / "run"
+    limit = (
+        "import os, resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
     argv = runs.command(config, workdir, "--config.log.tensorboard=false")
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
     done = subprocess.run(
-        argv,
+        [sys.executable, "-c", limit, *argv],
         env=runs.environment(JAX_ENABLE_COMPILATION_CACHE="false"),
         capture_output=True,
         text=True,
-        preexec_fn=limit,
         cwd=tmp_path,
     )
     failed(done, "disk is full")
