@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from typing import Any
 
+import fresh
 import numpy as np
 
 SIDES = ("at once", "seed by seed")
@@ -55,17 +52,6 @@ def run(side: str, args: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds, "mean": found["mean"], "memory": memory}
 
 
-def measure(side: str) -> dict[str, Any]:
-    """One side in a fresh process."""
-    with tempfile.TemporaryDirectory() as cache:
-        command = [sys.executable, __file__, *sys.argv[1:], "--worker", side]
-        environment = {**os.environ, "XDG_CACHE_HOME": cache}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{side} failed: see above")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Runs the sides in turn and prints times, memory, the ratio and the accuracies."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -79,7 +65,7 @@ def main() -> None:
         return print(json.dumps(run(args.worker, args)))
     ratios = []
     for _ in range(args.repeats):
-        found = [measure(side) for side in SIDES]
+        found = [fresh.measure(side) for side in SIDES]
         for side, one in zip(SIDES, found, strict=True):
             first, again = one["seconds"]
             print(

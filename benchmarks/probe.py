@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import fresh
 import numpy as np
 
 SIDES = ("clip_jax", "sklearn")
@@ -101,17 +98,6 @@ def theirs(data: tuple[np.ndarray, ...], args: argparse.Namespace) -> dict[str, 
     }
 
 
-def measure(side: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One side in a fresh process."""
-    with tempfile.TemporaryDirectory() as cache:
-        command = [sys.executable, __file__, *sys.argv[1:], "--worker", side]
-        environment = {**os.environ, "XDG_CACHE_HOME": cache}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{side} failed: see above")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Runs the sides in turn and prints times, the ratio, and where accuracies differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -132,7 +118,7 @@ def main() -> None:
         return print(json.dumps(side(clusters(args), args)))
     ratios = []
     for _ in range(args.repeats):
-        mine, other = (measure(side, args) for side in SIDES)
+        mine, other = (fresh.measure(side) for side in SIDES)
         ratios.append(other["seconds"] / mine["seconds"])
         print(
             f"clip_jax {mine['seconds']:.1f} s, compiled before {mine['again']:.1f} s; "

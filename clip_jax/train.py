@@ -93,9 +93,8 @@ def _say_first(line: str) -> None:
 
 def _weights(c: ConfigDict, model: CLIPConfig) -> library.Found:
     """The file that a fresh run starts from, checked against the model that it is for."""
-    name = zoo.name_of(model, any_activation=True)
-    if c.weights.resize:  # its sizes need not be the file's
-        name = None
+    # with resize its sizes need not be the file's
+    name = None if c.weights.resize else zoo.name_of(model, any_activation=True)
     found = library.find(c.weights.path, name, model.activation)
     how = "--config.weights.resize=True"
     positions.check_fits(found.config, model, c.weights.path, c.weights.resize, how)

@@ -156,20 +156,18 @@ def check(features: np.ndarray, target: np.ndarray, classes: int, what: str) -> 
         raise UserError(f"{what}: a label is not one of 0 … {classes - 1}")
 
 
-def check_classes(target: np.ndarray, weights: np.ndarray, classes: int) -> None:
+def check_classes(target: np.ndarray, classes: int) -> None:
     """Raises UserError where a class has no row, which would send its bias to infinity."""
-    for present in weights > 0:
-        own = target[present]
-        if target.ndim == 1:
-            missing = np.bincount(own, minlength=classes) == 0
-        else:
-            missing = (own.sum(0) == 0) | (own.sum(0) == len(own))
-        if missing.any():
-            without = "row to train on" if target.ndim == 1 else "row with and one without it"
-            raise UserError(
-                f"{missing.sum()} of {classes} classes, the first is class {missing.argmax()}, "
-                f"have no {without}: complete the training split or leave them out"
-            )
+    if target.ndim == 1:
+        missing = np.bincount(target, minlength=classes) == 0
+    else:
+        missing = (target.sum(0) == 0) | (target.sum(0) == len(target))
+    if missing.any():
+        without = "row to train on" if target.ndim == 1 else "row with and one without it"
+        raise UserError(
+            f"{missing.sum()} of {classes} classes, the first is class {missing.argmax()}, "
+            f"have no {without}: complete the training split or leave them out"
+        )
 
 
 def fit(
@@ -207,7 +205,7 @@ def fit(
     which = np.zeros(len(lambdas), int) if which is None else which
     counts = np.full(len(lambdas), rows.shape[1]) if counts is None else counts
     for i, count in sorted({*zip(which.tolist(), counts.tolist(), strict=True)}):
-        check_classes(target[rows[i, :count]], np.ones((1, count)), classes)
+        check_classes(target[rows[i, :count]], classes)
     spaces = [_space(np.asarray(features[own], np.float32)) for own in rows]
     d = max(len(space.scale) for space in spaces) + 1  # the last is the bias's
     least = counts.min() if len(rows) > 1 else rows.shape[1]

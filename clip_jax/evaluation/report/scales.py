@@ -14,6 +14,17 @@ _SHARES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
 _EDGE = 1e-4  # the logit of 0 and 1 is infinite
 
 
+def log_odds(share: float) -> float:
+    """The logit of a share; those of 0 and 1, which are infinite, are those of its neighbours."""
+    inside = min(1 - _EDGE, max(_EDGE, share))
+    return math.log(inside / (1 - inside))
+
+
+def share_of(odds: float) -> float:
+    """The share whose logit it is."""
+    return 1 / (1 + math.exp(-min(700.0, max(-700.0, odds))))
+
+
 @dataclass(frozen=True)
 class Scale:
     """From `low` to `high`, evenly, by the logarithm, or by the logit as in figure 13."""
@@ -27,8 +38,7 @@ class Scale:
         if self.kind == "log":
             return math.log(max(value, 1e-100))
         if self.kind == "logit":
-            inside = min(1 - _EDGE, max(_EDGE, value))
-            return math.log(inside / (1 - inside))
+            return log_odds(value)
         return value
 
     def at(self, value: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,12 +11,11 @@ from clip_jax.evaluation.report.markup import Markup, cut, join, said, tag
 from clip_jax.evaluation.report.overview import part, set_name, sets_with
 from clip_jax.evaluation.report.pairs import block
 from clip_jax.evaluation.report.probes import card, grid
-from clip_jax.evaluation.report.scales import Scale, around
+from clip_jax.evaluation.report.scales import Scale, around, log_odds, share_of
 from clip_jax.evaluation.report.tables import Cell, Column
 
 _LINE = ("slope", "intercept", "knee")
 _MOST = 400  # standard models that are drawn
-_EDGE = 1e-4  # the logit of 0 and 1 is infinite
 
 
 def robustness(results: Mapping[str, Any]) -> Markup | None:
@@ -103,14 +101,9 @@ def _panel(
 
 def _axis(shares: Sequence[float]) -> Scale:
     """A scale by the logit that holds all, with the same air at both ends."""
-    low, high = (min(1 - _EDGE, max(_EDGE, end)) for end in (min(shares), max(shares)))
-    ends = math.log(low / (1 - low)), math.log(high / (1 - high))
+    ends = log_odds(min(shares)), log_odds(max(shares))
     air = 0.08 * (ends[1] - ends[0]) or 0.5
-    return Scale(_share(ends[0] - air), _share(ends[1] + air), "logit", share=True)
-
-
-def _share(log_odds: float) -> float:
-    return 1 / (1 + math.exp(-min(700.0, max(-700.0, log_odds))))
+    return Scale(share_of(ends[0] - air), share_of(ends[1] + air), "logit", share=True)
 
 
 def _ends(
@@ -123,9 +116,9 @@ def _ends(
     """Where a line of log-odds enters and leaves the frame, on the point's side of its knee."""
     if slope is None or intercept is None:
         return []
-    low, high = (math.log(end / (1 - end)) for end in (frame.x.low, frame.x.high))
+    low, high = log_odds(frame.x.low), log_odds(frame.x.high)
     steps = (low + (high - low) * i / 200 for i in range(201))
-    drawn = ((_share(x), _share(slope * x + intercept)) for x in steps)
+    drawn = ((share_of(x), share_of(slope * x + intercept)) for x in steps)
     inside = [
         (x, y)
         for x, y in drawn

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
-import numpy as np
-
 from clip_jax.errors import UserError
 from clip_jax.evaluation import logistic
 from clip_jax.evaluation.sets import Split, TestSet
@@ -27,8 +25,7 @@ class Splits(NamedTuple):
         """
         train = test.split("train")
         try:
-            every = np.ones((1, len(train.target)))
-            logistic.check_classes(train.target, every, len(test.labels))
+            logistic.check_classes(train.target, len(test.labels))
         except UserError as error:
             raise UserError(f"evaluate.sets.{test.name}.train: {error}") from None
         try:
