@@ -12,6 +12,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    # With the folder named, an editable install puts it on sys.path. The import hook that
+    # setuptools uses otherwise loses against a folder `clip_jax`, a clone beside a notebook.
+    package_dir={"": "."},
     packages=find_packages(include=["clip_jax", "clip_jax.*"]),
     package_data={
         "clip_jax.tokenizers": ["*.gz"],

@@ -1,6 +1,9 @@
 """The notebooks: run from top to bottom, and committed without what that gives."""
 
 import ast
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -43,6 +46,51 @@ def test_notebooks_are_committed_clean(path):
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None
             assert before is not None and before.cell_type == "markdown", "a cell says nothing"
+
+
+def first_cell(path, folder, environment=()):
+    """The first code cell of a notebook, run as a script in a folder."""
+    notebook = nbformat.read(path, as_version=4)
+    source = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, "-c", source],
+        cwd=folder,
+        env=clean | dict(environment),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_a_clone_beside_the_notebook_does_not_hide_the_package(path, tmp_path):
+    (tmp_path / "clip_jax").symlink_to(runs.ROOT)
+    ran = first_cell(path, tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split()[0] == "clip_jax" and ran.stdout.endswith("/clip_jax\n")
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_installed_package(tmp_path):
+    (tmp_path / "clip_jax").mkdir()
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    code = "import clip_jax; print(clip_jax.__file__, clip_jax.load)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=clean, capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and "__init__.py" in ran.stdout, ran.stderr
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_a_missing_package_asks_for_the_repository(path, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.metadata as metadata\n"
+        "def version(name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = version\n"
+    )
+    ran = first_cell(path, tmp_path, {"PYTHONPATH": str(tmp_path)})
+    assert ran.returncode == 1
+    assert ran.stderr == "set SOURCE to the address of this notebook's repository\n"
 
 
 def test_colab_trains_and_classifies(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from clip_jax import chips, flops, partition, recipe
 from clip_jax.chips import Chip
 from clip_jax.errors import UserError
+from clip_jax.models.zoo import CLIPConfig, TextTowerConfig, VisionConfig
 from clip_jax.plan import program, topology
 from clip_jax.plan.topology import Topology
 
@@ -34,6 +35,9 @@ _WANTED = (
     re.compile(rf"memory space hbm\. Used {_AMOUNT} of {_AMOUNT} hbm", re.IGNORECASE),
 )
 DAY = 86_400
+# Of the model's FLOPs, a step has at least this share in its products. The formula also counts the
+# gradient by the pixels, padding of convolutions, and (see `_least_share`) whole last layers.
+_LEAST_SHARE = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,10 @@ class Estimate:
     collectives: each kind and size with how often a step has it.
     kernels: custom calls, of which the compiler estimates nothing, with how often a step runs each.
     unread_loops: loops counted once, as the number of their rounds could not be read.
+    product_flops: of the matrix products and convolutions in the compiled step, on all devices;
+      those in kernels are not in it.
+    time_unknown: why there is no estimate of the time although the step fits; empty where there is
+      one.
     batch_size: pairs of a step.
     chunks: rows that a layer of the image and of the text tower takes at a time; 0: all.
     steps: of the whole run.
@@ -75,6 +83,8 @@ class Estimate:
     collectives: list[dict[str, Any]] | None
     kernels: Mapping[str, int]
     unread_loops: list[str]
+    product_flops: int
+    time_unknown: str
     batch_size: int
     chunks: tuple[int, int]
     steps: int
@@ -144,6 +154,14 @@ def estimated(
     total = sum(held.values())
     clock = chip.clock if chip else None
     timed = found.executable is not None and device.platform == "tpu"
+    seconds_per_step = found.program.cycles / (clock * 1e9) if timed and clock else None
+    model_flops = flops.step(made.architecture, c.batch_size)
+    product_flops = found.program.product_flops * len(place.devices)
+    refused = ""
+    if seconds_per_step is not None and chip is not None:
+        peak_seconds = model_flops / len(place.devices) / chip.peak
+        share, least = product_flops / model_flops, _least_share(made.architecture)
+        refused = _implausible(seconds_per_step, peak_seconds, share, least)
     return Estimate(
         topology=place.name,
         overrides=dict(overrides or {}),
@@ -153,18 +171,61 @@ def estimated(
         hbm_bytes=total,
         hbm=held,
         hbm_capacity_bytes=capacity,
-        estimated_seconds=found.program.cycles / (clock * 1e9) if timed and clock else None,
+        estimated_seconds=None if refused else seconds_per_step,
         interconnect_seconds=_interconnect(found.program, chip) if timed else None,
-        model_flops=flops.step(made.architecture, c.batch_size),
+        model_flops=model_flops,
         collectives=found.program.exchanges() if found.executable is not None else None,
         kernels=found.program.kernels,
         unread_loops=found.program.endless,
+        product_flops=product_flops,
+        time_unknown=refused,
         batch_size=c.batch_size,
         chunks=made.chunks,
         steps=c.steps,
         peak=chip.peak if chip else None,
         compile_seconds=seconds,
     )
+
+
+def _least_share(architecture: CLIPConfig) -> float:
+    """The share of the model's FLOPs that products of a step have at least.
+
+    The last layer of a transformer computes only the tokens that are read out: of few layers that
+    is much.
+    """
+    depths = [
+        tower.layers
+        for tower in (architecture.vision, architecture.text)
+        if isinstance(tower, VisionConfig | TextTowerConfig)
+    ]
+    return _LEAST_SHARE * (1 - 1 / min(depths))
+
+
+def _implausible(
+    seconds: float, peak_seconds: float, product_share: float, least_share: float
+) -> str:
+    """Why an estimate of a step's time cannot be right; empty where it may be.
+
+    A compiler's text that is read wrongly must not become a number. Two independent bounds show it:
+    the chip's peak, and the products that the model needs.
+
+    Args:
+      seconds: the estimate.
+      peak_seconds: that the model's FLOPs take at the chip's peak.
+      product_share: FLOPs of the products counted in the program, over the model's FLOPs.
+      least_share: that this share cannot be below.
+    """
+    if seconds < peak_seconds:
+        return (
+            f"the compiler's cycles come to {1e3 * seconds:.3g} ms, less than the "
+            f"{1e3 * peak_seconds:.3g} ms that the model's FLOPs take at the chip's peak"
+        )
+    if product_share < least_share:
+        return (
+            f"only {100 * product_share:.0f} % of the model's FLOPs were found in the compiled "
+            "program"
+        )
+    return ""
 
 
 class Compiled(NamedTuple):

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 _CALLED = re.compile(
@@ -59,8 +59,8 @@ class Operation:
 
     @property
     def operands(self) -> list[str]:
-        """The names of what it is computed from."""
-        return re.findall(r"%([\w.-]+)", self.rest.partition("), ")[0])
+        """The names of what it is computed from; `name#1` is element 1 of a tuple called `name`."""
+        return re.findall(r"%([\w.-]+(?:#\d+)*)", self.rest.partition("), ")[0])
 
     @property
     def called(self) -> list[str]:
@@ -84,6 +84,10 @@ def inputs(
 
 def value(name: str, table: Table, args: tuple[Thunk, ...], tables: Tables) -> Value:
     """What an operation comes to where that follows from constants and `args` alone."""
+    # jax 0.12 writes elements of tuples as `%tuple#1`; earlier ones have an operation for each
+    name, *elements = name.split("#")
+    if elements:
+        return _element(value(name, table, args, tables), map(int, elements))
     op = table.get(name)
     if op is None:
         return None
@@ -99,8 +103,8 @@ def value(name: str, table: Table, args: tuple[Thunk, ...], tables: Tables) -> V
     if op.kind == "tuple":
         return given
     if op.kind == "get-tuple-element":
-        whole, index = given[0](), re.search(r"index=(\d+)", op.rest)
-        return whole[int(index[1])]() if isinstance(whole, tuple) and index else None
+        index = re.search(r"index=(\d+)", op.rest)
+        return _element(given[0](), [int(index[1])]) if index else None
     if op.kind in _SAME:
         return given[0]()
     if op.kind in ("fusion", "call"):
@@ -113,6 +117,15 @@ def value(name: str, table: Table, args: tuple[Thunk, ...], tables: Tables) -> V
         apply = _COMPARED[direction[1]] if direction else _OF_TWO[op.kind]
         return int(apply(*found))
     return None
+
+
+def _element(found: Value, indices: Iterable[int]) -> Value:
+    """An element of a tuple, of tuples in a tuple by several indices; None where unknown."""
+    for index in indices:
+        if not isinstance(found, tuple) or index >= len(found):
+            return None
+        found = found[index]()
+    return found
 
 
 def result(computation: str, args: tuple[Thunk, ...], tables: Tables) -> Value:
@@ -140,21 +153,26 @@ class Loop:
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', self._rest):
             return int(known[1])
         decides = self._read()
+        if not decides:
+            return None  # a condition of which nothing is understood
         first = {i: self._start[i]() for i in decides}
         second = {i: self._after(i, first) for i in decides}
         if None in first.values() or None in second.values():
             return None
         steps = {i: second[i] - first[i] for i in decides}
 
-        def turns(n: int) -> bool:
-            """Whether it goes on after `n` rounds."""
+        def turns(n: int) -> bool | None:
+            """Whether it goes on after `n` rounds; None where the condition is not understood."""
             state = {i: first[i] + n * steps[i] for i in decides}
-            return bool(result(self._condition, (lambda: self._state(state),), self._tables))
+            found = result(self._condition, (lambda: self._state(state),), self._tables)
+            return bool(found) if isinstance(found, int) else None
 
         if {i: self._after(i, second) for i in decides} != {
             i: second[i] + steps[i] for i in decides
         }:
             return None  # it does not count
+        if turns(0) is None:
+            return None
         most = 1
         while turns(most) and most < _MOST:
             most *= 2

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from clip_jax.plan import loops
+from clip_jax.plan import loops, products
 from clip_jax.plan.loops import Operation
 
 KINDS = (
@@ -61,12 +61,14 @@ class Program:
     cycles: estimated, over all runs of all operations; collectives and kernels are not in it.
     kernels: custom calls, of which the compiler estimates nothing, and how often each runs.
     endless: loops whose number of rounds could not be read, counted once.
+    product_flops: of all runs of its matrix products and convolutions; kernels are not in it.
     """
 
     operations: list[Operation]
     collectives: list[Collective]
     kernels: dict[str, int]
     endless: list[str]
+    product_flops: int = 0
 
     @property
     def cycles(self) -> int:
@@ -94,7 +96,9 @@ def read(text: str) -> Program:
     computations, entry = _computations(text)
     walk = _Walk(computations)
     walk.follow(entry, 1, ())
-    return Program(walk.operations, walk.collectives, walk.kernels, walk.endless)
+    return Program(
+        walk.operations, walk.collectives, walk.kernels, walk.endless, walk.product_flops
+    )
 
 
 def size_of(shape: str) -> int:
@@ -139,6 +143,7 @@ class _Walk:
         self.collectives: list[Collective] = []
         self.kernels: dict[str, int] = {}
         self.endless: list[str] = []
+        self.product_flops = 0
 
     def _table(self, computation: str) -> loops.Table:
         lines = map(_operation, self.computations.get(computation, ()))
@@ -152,6 +157,7 @@ class _Walk:
         table = self.table(computation)
         for op in table.values():
             self._collective(op, runs)
+            self.product_flops += runs * products.flops(op, table)
             if op.kind == "while":
                 self._loop(op, table, runs, args)
             elif op.kind == "conditional":
@@ -196,6 +202,7 @@ class _Walk:
             _target(op) == "AsyncCollectiveDone" for op in table.values()
         )
         for op in table.values():
+            self.product_flops += runs * products.flops(op, table)
             if not under_way:
                 scattered = [o.result for o in table.values() if o.root]
                 self._collective(op, runs, scattered if "all-reduce-scatter" in fused else ())

@@ -90,6 +90,8 @@ def _text(name: str, e: Estimate) -> str:
     lines.append(f"  model FLOPs     {e.model_flops:.4g} a step, all chips")
     if e.estimated_seconds is not None:
         lines.append(f"  compute         {_number(1e3 * e.estimated_seconds)} ms a step, {NOTE}")
+    if e.time_unknown:
+        lines.append(f"  TIME UNKNOWN    {e.time_unknown}: please report it")
     if e.interconnect_seconds is not None:
         lines.append(
             f"  interconnect    {_number(1e3 * e.interconnect_seconds)} ms a step, at least"
@@ -139,6 +141,7 @@ def _proposed(others: Sequence[Estimate]) -> str:
     lines = ["\nwhat would fit (compiled, too):"]
     for e in others:
         speed = "" if e.step_seconds is None else f", {_number(1e3 * e.step_seconds)} ms a step"
+        speed = ", time unknown" if e.time_unknown else speed
         lines.append(f"  {search.flags(e.overrides)}\n      {_size(e.hbm_bytes)} a device{speed}")
     if any("batch_size" in e.overrides for e in others):
         lines.append("a smaller batch trains something else; the others change no number")
@@ -156,7 +159,8 @@ def _cells(row: Estimate | Refused) -> list[str]:
         return ["", "", "", "", row.error]
     size = f"{row.hbm_bytes / _GIB:.2f}"
     if row.estimated_seconds is None:
-        return [size, "", "", "", "" if row.fits else "does not fit"]
+        why = "time unknown" if row.time_unknown else ""
+        return [size, "", "", "", why if row.fits else "does not fit"]
     milliseconds = [1e3 * row.estimated_seconds, 1e3 * (row.interconnect_seconds or 0)]
     mfu = "" if row.mfu is None else f"{100 * row.mfu:.1f} %"
     return [

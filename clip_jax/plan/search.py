@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -57,7 +58,9 @@ def timed(
     began = time.monotonic()
     found = estimated(changed(c, overrides or {}), topology, dump, overrides)
     said = f"{'fits' if found.fits else 'does not fit'}: {found.hbm_bytes / 2**30:.2f} GiB"
-    if found.estimated_seconds:
+    if found.time_unknown:
+        said += ", time unknown"
+    elif found.estimated_seconds:
         said += f", {1e3 * found.estimated_seconds:.4g} ms"
     say(f"  {said} (compiled in {time.monotonic() - began:.0f} s)")
     return found
@@ -210,5 +213,7 @@ def _program(c: ConfigDict, topology: str) -> str:
 def _rank(found: Estimate | Refused) -> tuple[int, float, int]:
     if isinstance(found, Refused):
         return 2, 0.0, 0
-    per_image = (found.step_seconds or 0.0) / found.batch_size
+    # those of unknown time come after the others that fit
+    seconds = math.inf if found.time_unknown else found.step_seconds or 0.0
+    per_image = seconds / found.batch_size
     return (0 if found.fits else 1), per_image, found.hbm_bytes

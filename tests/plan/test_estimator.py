@@ -45,6 +45,7 @@ def test_a_large_matrix_product_comes_to_nearly_the_peak(name):
     seconds = found.cycles / (chip.clock * 1e9)
     assert 0.85 <= 2 * n**3 / seconds / chip.peak <= 0.95
     assert not found.endless and not found.kernels and not found.collectives
+    assert found.product_flops == 2 * n**3
 
 
 def twice(x, w1, w2):
@@ -85,6 +86,25 @@ def test_the_rounds_of_a_loop_and_of_loops_in_loops_count():
     found = program(nested, *MATRICES)
     assert not found.endless
     assert found.cycles == pytest.approx(15 * once, rel=0.1)
+
+
+def test_products_of_batches_and_convolutions_are_counted_as_written():
+    """TPU's compiler writes both as convolutions with windows that are mostly empty."""
+
+    def products(q, k, image, kernel):
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k)
+        found = jax.lax.conv_general_dilated(
+            image, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return scores, found
+
+    found = program(
+        products, *[shape(8, 64, 4, 32)] * 2, shape(8, 32, 32, 16), shape(3, 3, 16, 128)
+    )
+    scores = 8 * 4 * 64 * 64 * 32
+    # of an even size, 'SAME' with a stride of two pads one place at the end of each axis
+    convolution = 8 * 128 * 16 * (16 * 3 - 1) ** 2
+    assert found.product_flops == pytest.approx(2 * (scores + convolution), rel=0.01)
 
 
 def test_a_loop_whose_end_is_data_is_named_and_counted_once():

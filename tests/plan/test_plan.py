@@ -20,6 +20,7 @@ KEYS = {
     *("fits", "hbm_bytes", "hbm", "hbm_capacity_bytes", "estimated_seconds"),
     *("interconnect_seconds", "model_flops", "collectives", "images_per_second_per_chip", "mfu"),
     *("days", "chip_hours", "kernels", "proposals", "compile_seconds"),
+    *("product_flops", "time_unknown"),
 }
 
 CONFIG = '''"""A model of a moment."""
@@ -80,6 +81,25 @@ def test_a_step_for_a_slice(path, config, capsys):
     assert sent / 1.8e11 <= found["interconnect_seconds"]
     for word in ("ompiler-estimated, not run", "activations", "88-90 %", "chip-hours"):
         assert word in report
+
+
+def test_a_step_whose_loops_are_misread_has_no_time(path, capsys, monkeypatch):
+    """As where the compiler's text changes: no speed may be made of a part of the products."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setattr(cost.program.loops.Loop, "rounds", lambda self: 1)
+    deep = ["--config.model.text.layers=8", "--config.model.vision.layers=8"]
+    report, found = planned(path, "v5e:1x1", *deep, capsys=capsys)
+    assert "TIME UNKNOWN" in report and "% of the model's FLOPs" in report
+    assert "MFU" not in report.partition("Compiler-estimated")[0] and " ms a step, c" not in report
+    unknown = ("estimated_seconds", "step_seconds", "images_per_second_per_chip", "mfu")
+    assert [found[key] for key in (*unknown, "days", "chip_hours")] == [None] * 6
+    assert found["fits"] and found["product_flops"] < 0.65 * found["model_flops"]
+
+
+def test_a_step_above_the_peak_has_no_time():
+    assert "at the chip's peak" in cost._implausible(0.9, 1.0, 1.3, 0.7)
+    assert "0 % of the model's FLOPs" in cost._implausible(1.1, 1.0, 0.0, 0.7)
+    assert cost._implausible(1.1, 1.0, 0.9, 0.7) == ""
 
 
 def test_a_step_for_cpus_has_no_time_but_all_keys(path, tmp_path, capsys, monkeypatch):
@@ -174,7 +194,7 @@ def test_a_sweep_is_a_table_the_fastest_first(path, capsys, monkeypatch):
 def estimate(overrides, fits, seconds=None, size=1 << 30) -> Estimate:
     return Estimate(
         *("v5e:2x2", overrides or {}, 4, 4, fits, size, dict.fromkeys(PARTS, size // 4), 1 << 34),
-        *(seconds, 0.0, 10**15, [], {}, [], 16, (0, 0), 100, 197e12, 1.0),
+        *(seconds, 0.0, 10**15, [], {}, [], 10**15, "", 16, (0, 0), 100, 197e12, 1.0),
     )
 
 
