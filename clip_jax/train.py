@@ -472,19 +472,20 @@ def _announce(loop: Loop) -> None:
 
 
 def _announce_part(loop: Loop, part: mixture.Part) -> None:
-    """What of a mixture a source is, and what a filter left out of it."""
+    """What of a mixture a source is, and what opening it and a filter left out."""
     source, of = part.source, f"{part.name}: " if part.name else ""
     if part.name:
         share = part.rows / len(source)
         loop.progress.say(
             f"{of}{len(source):,} pairs, {part.rows:,} rows an epoch ({share:.3g} of them)"
         )
+    below = f"{part.name}/" if part.name else ""
+    left_out = source.opening_report().metrics(f"data/left_out/{below}")
     if isinstance(source, selection.Selected):
         loop.progress.say(f"{of}the filter left out {selection.described(source)}")
-        if not loop.first:
-            prefix = f"data/filtered/{part.name}/" if part.name else "data/filtered/"
-            left_out = {f"{prefix}{why}": n for why, n in source.left_out.items()}
-            loop.writer.write(0, left_out)
+        left_out |= {f"data/filtered/{below}{why}": n for why, n in source.left_out.items()}
+    if left_out and not loop.first:
+        loop.writer.write(0, left_out)
 
 
 def _farewell(run: Run, step: int, stopped_by: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data import storage
+from clip_jax.data.opening import OpeningReport, Tally
 from clip_jax.data.pairs import IMAGES, MAX_MEMBER, MAX_TEXT, TEXTS, Pair, parse_text, read_bytes
 from clip_jax.errors import UserError
 
@@ -94,7 +95,11 @@ class FolderSource:
         # one string and where each path ends in it: lists of millions take gigabytes
         self._paths, self._ends = b"".join(paths), np.cumsum([0, *map(len, paths)])
         self._kinds = np.array(kinds, np.int8)
-        self.undescribed = len(pictures) - len(paths)
+        tally = Tally()
+        undescribed = [os.fsdecode(path) for path, kind in pictures if kind == _NONE]
+        if described and undescribed:
+            tally.add("no_text", undescribed[0], len(undescribed))
+        self._report = tally.report(len(paths))
 
     def _pictures(self) -> Iterator[tuple[bytes, int]]:
         """Paths of pictures, and which of `_texts` is there."""
@@ -111,6 +116,10 @@ class FolderSource:
 
     def __len__(self) -> int:
         return len(self._kinds)
+
+    def opening_report(self) -> OpeningReport:
+        """What opening the folder saw, used and left out, and why."""
+        return self._report
 
     def __repr__(self) -> str:
         return f"FolderSource({self.folder!r}, {len(self):,} pairs)"

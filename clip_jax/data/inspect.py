@@ -25,6 +25,7 @@ from tqdm import tqdm
 from clip_jax import chips, flops, recipe, tokenizers
 from clip_jax import config as config_lib
 from clip_jax.data import captions, images, mixture, pipeline, selection
+from clip_jax.data.opening import REASONS, quoted
 from clip_jax.data.pairs import PairError
 from clip_jax.errors import UserError
 from clip_jax.files import whole
@@ -184,10 +185,11 @@ def _shown(data: mixture.Mixture, found: Sequence[Seen]) -> Image.Image:
 
 
 def _sources(data: mixture.Mixture) -> list[dict[str, Any]]:
-    """Each source's pairs, rows of an epoch, and what a filter left out of it."""
+    """Each source's pairs, rows of an epoch, and what opening it and a filter left out."""
     found = []
     for part in data.parts:
         source = {"name": part.name, "pairs": len(part.source), "rows": part.rows}
+        source["opening"] = part.source.opening_report().to_dict()
         if isinstance(part.source, selection.Selected):
             source["left_out"] = part.source.left_out
         found.append(source)
@@ -216,6 +218,13 @@ def described(found: Mapping[str, Any], image_size: int, context_length: int) ->
         if source["name"] or why:
             said = f"{source['name'] or 'all'}: {source['pairs']:,} pairs, {source['rows']:,} rows"
             lines.append(f"           {said}{why and f'; left out: {why}'}")
+        opening = source["opening"]
+        lines += [f"note       {note}" for note in opening["notes"]]
+        lines += [
+            f"left out   {reason} {one['count']:,} of {opening['seen']:,} {opening['unit']}: "
+            f"{REASONS[reason]}, such as {quoted(one['example'])}"
+            for reason, one in opening["left_out"].items()
+        ]
     lines.append(f"looked at  {found['looked_at']:,}, the first that training draws")
     if found["bytes"]:
         formats = ", ".join(f"{name} {share(n)}" for name, n in found["formats"].items())
@@ -244,7 +253,7 @@ def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> dic
     """Looks at a config's data, draws the picture, and gives what `--json` prints."""
     model, _ = recipe.checked(c, 1)
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
-    data = mixture.opened(c.data.to_dict(), _say)
+    data = mixture.opened(c.data.to_dict(), _say, report=False)  # it is in the summary
     size = model.vision.image_size
     prepare = pipeline.Prepare.of({**c.data.to_dict(), "cache_mib": 0}, tokenizer, size)
     total = count or data.pairs

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import grain
 
-from clip_jax.data import captions, entries
+from clip_jax.data import captions, entries, storage
 from clip_jax.data.pairs import PairError
 from clip_jax.data.selection import Selected
 from clip_jax.data.sources import Source, open_source
@@ -107,12 +107,15 @@ def shared(total: int, weights: Sequence[float]) -> list[int]:
     return rows
 
 
-def opened(data: Mapping[str, Any], say: Callable[[str], None] = lambda line: None) -> Mixture:
+def opened(
+    data: Mapping[str, Any], say: Callable[[str], None] = lambda line: None, report: bool = True
+) -> Mixture:
     """The data that a config trains on: opened, filtered, and found to make captions.
 
     Args:
       data: `config.data`, whose threads or workers also find out what a filter leaves in.
       say: takes lines on the way: how far a filter is, what is odd.
+      report: whether what opening left out is said too.
 
     Raises:
       UserError: a key is wrong, a source cannot be read, or nothing is left of it.
@@ -127,7 +130,7 @@ def opened(data: Mapping[str, Any], say: Callable[[str], None] = lambda line: No
     for name, entry in found.items():
         kept, most = data.get("index", ""), data.get("max_bad_fraction", 0.01)
         source = open_source(entry.data, entry.image, entry.root, kept, most)
-        for line in getattr(source, "warnings", ()):
+        for line in source.opening_report().lines(storage.shown(entry.data)) if report else ():
             say(line)
         if entry.filter:
             source = Selected(

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from clip_jax.data import storage
 from clip_jax.data.held import Held
+from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.pairs import MAX_MEMBER, Pair, PairError
 from clip_jax.data.paths import expand
 from clip_jax.errors import UserError
@@ -144,6 +145,10 @@ class RecordSource:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def opening_report(self) -> OpeningReport:
+        """Every record is a pair: one that is broken is counted when it is drawn."""
+        return all_used(len(self), "records")
 
     def __repr__(self) -> str:
         return f"RecordSource({self.pattern!r}, {len(self):,} pairs)"

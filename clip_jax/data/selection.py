@@ -17,6 +17,7 @@ import numpy as np
 from clip_jax import files
 from clip_jax.data import captions, images, storage, workers
 from clip_jax.data.index import BESIDE
+from clip_jax.data.opening import OpeningReport
 from clip_jax.data.pairs import Pair, PairError
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
@@ -338,6 +339,10 @@ class Selected:
 
     def __repr__(self) -> str:
         return f"Selected({self.source!r}, {len(self):,} pairs)"
+
+    def opening_report(self) -> OpeningReport:
+        """The source's own; what the filter left out is `left_out`."""
+        return self.source.opening_report()
 
     def __getitem__(self, i: int) -> Pair:
         if not 0 <= i < len(self):

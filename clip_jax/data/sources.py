@@ -7,6 +7,7 @@ from typing import Protocol
 
 from clip_jax.data import storage
 from clip_jax.data.folders import FolderSource
+from clip_jax.data.opening import OpeningReport
 from clip_jax.data.pairs import Pair
 from clip_jax.data.paths import RECORDS, SAVED, TABLES, resolve, suffix
 from clip_jax.data.tars import TarSource
@@ -19,6 +20,10 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str:
         """What changes when one of them does."""
+        ...
+
+    def opening_report(self) -> OpeningReport:
+        """What opening it saw, used and left out, and why."""
         ...
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from clip_jax import files
 from clip_jax.data import storage
+from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.pairs import IMAGES, MAX_MEMBER, Pair, PairError, read_bytes
 from clip_jax.data.paths import SAVED, expand, suffix
 from clip_jax.errors import UserError, is_disk_full
@@ -227,6 +228,10 @@ class TableSource:
 
     def __repr__(self) -> str:
         return f"TableSource({self.pattern!r}, {len(self):,} pairs)"
+
+    def opening_report(self) -> OpeningReport:
+        """What opening the tables saw, used and left out."""
+        return all_used(len(self), "rows")
 
     def text(self, i: int) -> tuple[dict[str, Any], str]:
         """The other columns of the i-th row, and its name: the picture is not read."""

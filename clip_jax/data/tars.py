@@ -11,6 +11,7 @@ import numpy as np
 from clip_jax.data import catalogue, storage
 from clip_jax.data.headers import BLOCK, FAULTS, DamageError, is_header, number
 from clip_jax.data.held import Held
+from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.pairs import TEXTS, Pair, PairError, parse_text
 from clip_jax.data.paths import expand
 from clip_jax.errors import UserError
@@ -35,7 +36,7 @@ class TarSource:
       index: where what stands where is kept: '' the user's cache folder, 'beside' each tar, or a
         folder, here or far away.
       max_bad_fraction: of many tars, those that may be left out because nothing in them can be
-        read; `warnings` says which.
+        read; `opening_report` says which.
 
     Raises:
       UserError: no such file, or a tar that cannot be read.
@@ -47,11 +48,15 @@ class TarSource:
         states = storage.states(self.paths)
         self.fingerprint = storage.identity(self.paths, states)
         self._pairs = catalogue.of(self.paths, states, index)
-        self.warnings = catalogue.check(self._pairs, self.paths, max_bad_fraction)
+        self._notes = tuple(catalogue.check(self._pairs, self.paths, max_bad_fraction))
         self._files = Held(_Open, MAX_OPEN)
 
     def __len__(self) -> int:
         return len(self._pairs.ends)
+
+    def opening_report(self) -> OpeningReport:
+        """What opening the tars saw, used and left out, and which are damaged."""
+        return all_used(len(self), "members", self._notes)
 
     def __repr__(self) -> str:
         return f"TarSource({self.pattern!r}, {len(self):,} pairs)"

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.pairs import Pair, PairError
 from clip_jax.data.paths import resolve
 from clip_jax.data.tars import TarSource
@@ -340,6 +341,10 @@ class TfdsSource:
 
     def __len__(self) -> int:
         return self._length
+
+    def opening_report(self) -> OpeningReport:
+        """Every example is a pair: one that is broken is counted when it is drawn."""
+        return all_used(len(self), "examples")
 
     def __repr__(self) -> str:
         return f"TfdsSource({self.spec!r}, {len(self):,} pairs)"

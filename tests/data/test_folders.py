@@ -52,7 +52,7 @@ def test_captions_stand_beside_their_pictures(tmp_path: Path) -> None:
         Pair(b"4", {"caption": "four"}, f"{tmp_path}/a/4.small.jpg"),
         Pair(b"B", {"caption": "a bee"}, f"{tmp_path}/b.jpg"),
     ]
-    assert FolderSource(str(tmp_path)).undescribed == 1
+    assert FolderSource(str(tmp_path)).opening_report().left_out["no_text"].count == 1
 
 
 @pytest.mark.parametrize("end", ["jpg", "png", "webp", "gif", "bmp", "ppm", "pgm", "tif", "TIFF"])

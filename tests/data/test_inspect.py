@@ -41,7 +41,9 @@ def test_all_pairs_in_numbers(data, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = looked(capsys, data, "--pairs=0", "--seconds=0")
     assert found["pairs"] == found["rows"] == found["looked_at"] == 20
-    assert found["sources"] == [{"name": "", "pairs": 20, "rows": 20}]
+    (source,) = found["sources"]
+    assert (source["name"], source["pairs"], source["rows"]) == ("", 20, 20)
+    assert source["opening"]["left_out"] == {}
     assert found["broken"] == {"picture": 2, "text": 1}
     assert "03.jpg" in found["complaints"]["picture"]
     assert found["formats"] == {"JPEG": 9, "PNG": 8}

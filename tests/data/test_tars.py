@@ -272,7 +272,7 @@ def test_a_damaged_tar_is_used_up_to_the_damage(tar_factory: TarFactory, kind: s
     path, whole = tar_factory(pairs=4), TarSource(str(tar_factory("whole.tar", pairs=4)))
     damaged(kind, path)
     source = TarSource(str(path))
-    (line,) = source.warnings
+    (line,) = source.opening_report().notes
     assert "1 of 1 tars are used only up to a damage" in line and str(path) in line
     assert [source[i][:2] for i in range(3)] == [whole[i][:2] for i in range(3)]
     faulty = kind in ("in a member", "a negative size")
@@ -324,7 +324,7 @@ def test_of_many_tars_few_may_be_left_out(tar_factory: TarFactory) -> None:
     damaged("between members", paths[4])
     for _ in range(2):  # scanned, and from the catalogue
         source = TarSource(pattern, max_bad_fraction=0.2)
-        left_out, cut = source.warnings
+        left_out, cut = source.opening_report().notes
         assert "1 of 5 tars are left out" in left_out and str(paths[1]) in left_out
         assert "1 of 5 tars are used only up to" in cut and str(paths[4]) in cut
         assert [source[i].text["caption"] for i in range(len(source))] == expected
@@ -397,7 +397,7 @@ def test_folders_and_hidden_files_are_passed_over_and_what_is_no_file_is_unreada
     source = TarSource(str(path))
     assert source[0] == Pair(b"one", {"caption": "text"}, f"{path}:d/1.png")
     wrong = [(f"d/1.{end}", why) for end, (*_, why) in odd.items()] + [("2.png", "a link")]
-    assert len(source) == 1 + len(wrong) and not source.warnings
+    assert len(source) == 1 + len(wrong) and not source.opening_report().notes
     for i, (name, why) in enumerate(wrong, 1):
         with pytest.raises(PairError) as error:
             source[i]

@@ -9,6 +9,7 @@ from typing import Any
 
 from clip_jax import files
 from clip_jax.data import storage
+from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.pairs import MAX_MEMBER, Pair, PairError, read_bytes
 from clip_jax.errors import UserError
 
@@ -61,6 +62,10 @@ class KarpathySource:
 
     def __len__(self) -> int:
         return len(self._found)
+
+    def opening_report(self) -> OpeningReport:
+        """Every picture of the split is used, or there is an error."""
+        return all_used(len(self), "pictures")
 
     def text(self, i: int) -> tuple[dict[str, Any], str]:
         """The captions of the i-th picture, and its name."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clip_jax.data.opening import OpeningReport
 from clip_jax.data.pairs import IMAGES
 from clip_jax.data.paths import RECORDS, TABLES
 from clip_jax.data.sources import Source, open_source
@@ -185,6 +186,10 @@ class Chosen:
         """What changes when one of them does, or the choice."""
         chosen = hashlib.sha256(np.array(self._chosen, np.int64).tobytes()).hexdigest()
         return f"{self._source.fingerprint} {chosen}"
+
+    def opening_report(self) -> OpeningReport:
+        """The source's own."""
+        return self._source.opening_report()
 
     def __len__(self) -> int:
         return len(self._chosen)
