@@ -38,6 +38,9 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.data.mix = ConfigDict()
     c.data.image = ""  # of a table, the column of the pictures; empty: the one that looks so
     c.data.root = ""  # of a table, the folder that paths in it start at; empty: its own
+    c.data.separator = ""  # between the cells of a CSV or TSV, such as ; or tab; empty: as is found
+    c.data.quoting = ""  # double; or none: a quotation mark in it is a character like others
+    c.data.encoding = ""  # of a CSV, TSV or JSON lines, such as cp1252; empty: as is found
     # where indices of tars are kept: empty: the user's cache folder; beside: next to each tar; or a
     # folder, local or remote, that many hosts share
     c.data.index = ""

@@ -9,10 +9,12 @@ from typing import Any
 
 from clip_jax.data import captions
 from clip_jax.data.selection import Filter
+from clip_jax.data.table_options import TableOptions
 from clip_jax.errors import UserError
 
 # of an entry, and of `config.data` for all of them
-_KEYS = ("image", "root", "captions", "caption_weights", "filter")
+_FORM = ("separator", "quoting", "encoding")
+_KEYS = ("image", "root", *_FORM, "captions", "caption_weights", "filter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,9 @@ class Entry:
     data: str
     image: str = ""
     root: str = ""
+    separator: str = ""
+    quoting: str = ""
+    encoding: str = ""
     weight: float | None = None
     epochs: float | None = None
     captions: tuple[str, ...] = ("{caption}",)
@@ -30,9 +35,10 @@ class Entry:
     filter: Filter = dataclasses.field(default_factory=Filter)
 
     def __post_init__(self) -> None:
-        for name in ("data", "image", "root"):
+        for name in ("data", "image", "root", *_FORM):
             if not isinstance(value := getattr(self, name), str):
                 raise UserError(f"{self.key}.{name}={value!r} must be text")
+        TableOptions.of(self.separator, self.quoting, self.encoding, self.key)
         for name in ("weight", "epochs"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 < value < math.inf):
@@ -51,6 +57,17 @@ class Entry:
                 f"{self.key}.caption_weights={weights!r} must be a number above 0 for each of the "
                 f"{len(templates)} templates in {self.key}.captions"
             )
+
+    @property
+    def form(self) -> TableOptions:
+        """How its text tables are written."""
+        return TableOptions.of(self.separator, self.quoting, self.encoding, self.key)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Those of a table that captions and the filter need."""
+        fields = [field for template in self.captions for field in captions.fields(template)]
+        return frozenset(field.partition(".")[0] for field in (*fields, *self.filter.fields))
 
 
 def _is_number(value: Any) -> bool:

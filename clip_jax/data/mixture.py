@@ -129,7 +129,11 @@ def opened(
     found = entries.of(data)
     for name, entry in found.items():
         kept, most = data.get("index", ""), data.get("max_bad_fraction", 0.01)
-        source = open_source(entry.data, entry.image, entry.root, kept, most)
+        source = open_source(
+            *(entry.data, entry.image, entry.root, kept, most),
+            form=entry.form,
+            wanted=entry.columns,
+        )
         for line in source.opening_report().lines(storage.shown(entry.data)) if report else ():
             say(line)
         if entry.filter:

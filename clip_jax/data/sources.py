@@ -10,6 +10,7 @@ from clip_jax.data.folders import FolderSource
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.pairs import Pair
 from clip_jax.data.paths import RECORDS, SAVED, TABLES, resolve, suffix
+from clip_jax.data.table_options import TableOptions
 from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError
 
@@ -41,6 +42,9 @@ def open_source(
     root: str = "",
     index: str = "",
     max_bad_fraction: float = 0.01,
+    *,
+    form: TableOptions | None = None,
+    wanted: frozenset[str] | None = None,
 ) -> Source:
     """The pairs that a config names.
 
@@ -54,7 +58,10 @@ def open_source(
       root: of a table, the folder that paths in it start at and do not leave; empty: its own.
       index: where indices of tars are kept: empty: the user's cache folder; `beside`: next to each
         tar; or a folder, which may be far away.
-      max_bad_fraction: of many tars, those that may be left out because nothing can be read.
+      max_bad_fraction: of many tars, those that may be left out because nothing can be read; of
+        the rows of tables, those that are damaged.
+      form: how CSV and TSV are written; None: as is found.
+      wanted: of a table, the columns that are needed beside the pictures; None: all.
 
     Raises:
       UserError: nothing is there, or it cannot be read.
@@ -77,7 +84,14 @@ def open_source(
     if end in TABLES or (not far and (Path(path) / SAVED).is_file()):
         from clip_jax.data.tables import TableSource
 
-        return TableSource(path, image, resolve(root) if root else "")
+        return TableSource(
+            path,
+            image,
+            resolve(root) if root else "",
+            options=form,
+            wanted=wanted,
+            max_bad_fraction=max_bad_fraction,
+        )
     if storage.is_folder(path) if far and end != ".tar" else Path(path).is_dir():
         return FolderSource(path)
     return TarSource(spec, index, max_bad_fraction)

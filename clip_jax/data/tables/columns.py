@@ -1,0 +1,182 @@
+"""Columns of tables: which holds the pictures, and what several files have in common."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clip_jax.data import storage
+from clip_jax.data.opening import quoted
+from clip_jax.data.pairs import IMAGES
+from clip_jax.errors import UserError
+
+_ROWS = 10  # that show which column holds the pictures
+_MOST = 20_000  # rows that are looked at where the first have no picture
+_NAMED = 20  # columns in a line
+
+
+def named(names: Sequence[str]) -> str:
+    """Names of columns as a line can show them."""
+    return ", ".join(map(quoted, names[:_NAMED])) + (", …" if len(names) > _NAMED else "")
+
+
+def is_null(value: Any) -> bool:
+    """Whether a picture's cell holds none: null, empty text, or neither bytes nor path."""
+    if isinstance(value, dict):
+        return not (value.get("bytes") or value.get("path"))
+    return value is None or value == ""
+
+
+def null_pictures(column: pa.Array) -> np.ndarray:
+    """`is_null` of each value of a column, bool [rows]; bytes of which there are none are null."""
+    if pa.types.is_struct(column.type):
+        found = np.asarray(column.is_null())
+        inner = [column.type.field(i).name for i in range(column.type.num_fields)]
+        parts = [column.field(name) for name in ("bytes", "path") if name in inner]
+        return found | np.logical_and.reduce([null_pictures(part) for part in parts] or [~found])
+    found = np.asarray(column.is_null())
+    kinds = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+    if column.type in kinds:
+        found |= np.asarray(pc.fill_null(pc.equal(pc.binary_length(column), 0), False))
+    return found
+
+
+def null_bits(batch: pa.RecordBatch, image: str) -> np.ndarray:
+    """Which rows have no picture by the null bits of a column alone, bool [rows].
+
+    Nothing else of a stranger's buffers may be looked at before it is checked.
+    """
+    at = batch.schema.get_field_index(image)
+    if at < 0:
+        return np.ones(batch.num_rows, bool)
+    column = batch.column(at)
+    found = np.asarray(column.is_null())
+    if pa.types.is_struct(column.type) and column.type.num_fields:
+        inner = [column.field(i).is_null() for i in range(column.type.num_fields)]
+        found = found | np.logical_and.reduce([np.asarray(one) for one in inner])
+    return found
+
+
+def is_address(value: Any, root: str) -> bool:
+    """Whether a picture's cell is a web address, which does not lie in `root`."""
+    return isinstance(value, str) and storage.is_remote(value) and not value.startswith(f"{root}/")
+
+
+def find_images(rows: Iterable[dict[str, Any]], where: str, root: str) -> str:
+    """The column whose first values are pictures, or paths of them; null says nothing.
+
+    Empty where there are no rows.
+
+    Args:
+      rows: of the table, as many as are asked for.
+      where: what an error calls the table.
+      root: the folder of the pictures, see `is_address`.
+
+    Raises:
+      UserError: no column holds pictures, or several do.
+    """
+    pictures, others, names, address = dict[str, int](), set[str](), dict[str, None](), ""
+    for count, row in enumerate(rows, 1):
+        names |= dict.fromkeys(row)
+        for name, value in row.items():
+            if is_address(value, root):
+                address = address or name
+            if _looks_so(value, root):
+                pictures[name] = pictures.get(name, 0) + 1
+            elif not is_null(value):
+                others.add(name)
+        if count >= _MOST or (count >= _ROWS and pictures.keys() - others):
+            break
+    found = [name for name in pictures if name not in others]
+    if len(found) == 1 or not names:
+        return found[0] if found else ""
+    if not found and address:
+        raise _addresses(address, where)
+    what = f"{named(found)} all look like pictures" if found else "no column holds pictures"
+    raise UserError(f"{where}: {what}, of {named([*names])}: say which by config.data.image")
+
+
+def check_addresses(rows: Iterable[dict[str, Any]], image: str, where: str, root: str) -> None:
+    """Raises a UserError where the first picture that a column names is a web address."""
+    values = (row.get(image) for row in itertools.islice(rows, _MOST))
+    value = next((value for value in values if not is_null(value)), None)
+    if is_address(value, root):
+        raise _addresses(image, where)
+
+
+def _addresses(name: str, where: str) -> UserError:
+    return UserError(
+        f"{where}: {quoted(name)!r} holds web addresses, which are not downloaded in training: "
+        "download the pictures first, for example with img2dataset"
+    )
+
+
+def _looks_so(value: Any, root: str) -> bool:
+    if isinstance(value, dict):
+        return set(value) == {"bytes", "path"} and not is_null(value)
+    if isinstance(value, bytes):
+        return True
+    is_name = isinstance(value, str) and value.lower().endswith(IMAGES)
+    return is_name and not is_address(value, root)
+
+
+def unified(schemas: Sequence[tuple[str, pa.Schema]], wanted: frozenset[str] | None) -> pa.Schema:
+    """The columns of several files as those of one table.
+
+    The order may differ, and a column may be missing from some files, where it is null; integers
+    take the widest type, text and bytes the one that holds more.
+
+    Args:
+      schemas: of each file, with what an error calls it.
+      wanted: the columns that are needed; None: all.
+
+    Raises:
+      UserError: a column has types that have nothing in common.
+    """
+    whole, first = pa.schema([]), ""
+    for path, schema in schemas:
+        fields = [f for f in schema if wanted is None or f.name in wanted]
+        if len({f.name for f in fields}) < len(fields):
+            names = [f.name for f in fields]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{path} has two columns called {quoted(twice)!r}: rename one")
+        plain = pa.schema([pa.field(f.name, _plain(f.type)) for f in fields])
+        try:
+            whole = pa.unify_schemas([whole, plain], promote_options="permissive")
+        except pa.ArrowException as error:
+            why = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} has columns of other types than {first} ({why})") from None
+        first = first or path
+    return whole
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type of which text and bytes are of any length, and no dictionary."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    return kind
+
+
+def fitted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch with the columns of `schema`: cast, and null where it has none.
+
+    Raises:
+      pa.ArrowException: a value does not fit.
+    """
+    arrays = []
+    for field in schema:
+        index = batch.schema.get_field_index(field.name)
+        if index < 0:
+            arrays.append(pa.nulls(batch.num_rows, field.type))
+        else:
+            arrays.append(batch.column(index).cast(field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
