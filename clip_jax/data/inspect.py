@@ -26,7 +26,8 @@ from clip_jax import chips, flops, recipe, tokenizers
 from clip_jax import config as config_lib
 from clip_jax.data import captions, images, mixture, pipeline, selection
 from clip_jax.data.opening import REASONS, quoted
-from clip_jax.data.pairs import PairError
+from clip_jax.data.pairs import PairError, only_pair_errors
+from clip_jax.data.sources import read_pair
 from clip_jax.errors import UserError
 from clip_jax.files import whole
 from clip_jax.main import LinesParser, report, split_overrides
@@ -65,17 +66,19 @@ def look(
         part, i = place
         ready, size = prepares[part], 0
         try:
-            pair = data.parts[part].source[i]
+            pair = read_pair(data.parts[part].source, i)
             size = len(pair.image)
             rng = np.random.default_rng((seed, part, i))
-            text = captions.sample(ready.templates, pair.text, pair.name, rng, ready.weights, i)
-            ready.decode(pair.image, pair.name)
+            with only_pair_errors("caption", pair.name):
+                text = captions.sample(ready.templates, pair.text, pair.name, rng, ready.weights, i)
+                marks = 1 + (ready.tokenizer.sot_id is not None)
+                tokens = len(ready.tokenizer.encode(text)) + marks
+            with only_pair_errors("picture", pair.name):
+                ready.decode(pair.image, pair.name)
+                with images.opened(pair.image) as picture:
+                    kind, (width, height) = picture.format or "", picture.size
         except PairError as error:
             return Seen(part, i, size, reason=error.reason, complaint=str(error))
-        with images.opened(pair.image) as picture:
-            kind, (width, height) = picture.format or "", picture.size
-        marks = 1 + (ready.tokenizer.sot_id is not None)
-        tokens = len(ready.tokenizer.encode(text)) + marks
         return Seen(part, i, size, kind, width, height, tokens, text)
 
     def places() -> Iterator[tuple[int, int]]:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import grain
 
 from clip_jax.data import captions, entries, storage
-from clip_jax.data.pairs import PairError
+from clip_jax.data.pairs import PairError, only_pair_errors
 from clip_jax.data.selection import Selected
-from clip_jax.data.sources import Source, open_source
+from clip_jax.data.sources import Source, open_source, read_pair
 from clip_jax.errors import UserError
 
 _FIRST = 100  # pairs of a source, of which one must make a caption
@@ -178,13 +178,14 @@ def _unfilled(source: Source, templates: Sequence[str]) -> list[str]:
     left, wrong = list(templates), None
     for i in range(min(len(source), _FIRST)):
         try:
-            pair = source[i]
+            pair = read_pair(source, i)
         except PairError as error:
             wrong = wrong or error
             continue
         for template in list(left):
             try:
-                captions.fill(template, pair.text, pair.name)
+                with only_pair_errors("caption", pair.name):
+                    captions.fill(template, pair.text, pair.name)
                 left.remove(template)
             except PairError as error:
                 wrong = wrong or error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ IMAGES = (
 TEXTS = (".json", ".txt", ".cls", ".npy")  # the first that is there says it
 MAX_MEMBER = 256 << 20  # bytes of a picture
 MAX_TEXT = 1 << 20  # bytes of what is written about it
+
+_LONGEST_LINE = 500  # characters of a line about a pair
 
 # Why a pair cannot be used: its bytes cannot be had, its text cannot be parsed, it makes no
 # caption, its picture cannot be decoded.
@@ -45,6 +48,22 @@ class PairError(UserError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PairError, (self.reason, str(self))
+
+
+@contextlib.contextmanager
+def only_pair_errors(reason: str, name: str) -> Iterator[None]:
+    """Makes whatever the block raises a PairError of that reason; `name` says of which pair.
+
+    Files of strangers make libraries fail with errors of every type: no pair may end a run.
+    """
+    try:
+        yield
+    except PairError:
+        raise
+    except Exception as error:
+        what = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        line = " ".join(f"{name}: {what}{error}".split())
+        raise PairError(reason, line[:_LONGEST_LINE]) from error
 
 
 def described(counts: Iterable[int]) -> str:

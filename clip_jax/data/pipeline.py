@@ -12,8 +12,8 @@ from absl import flags
 
 from clip_jax.data import captions, images
 from clip_jax.data.mixture import Mixture
-from clip_jax.data.pairs import REASONS, Pair, PairError, described
-from clip_jax.data.sources import Source
+from clip_jax.data.pairs import REASONS, Pair, PairError, described, only_pair_errors
+from clip_jax.data.sources import Source, read_pair
 from clip_jax.data.workers import end_with_parent
 from clip_jax.errors import UserError
 from clip_jax.tokenizers import Tokenizer, packing
@@ -59,11 +59,18 @@ class Prepare:
         """`image` uint8 [size, size, 3], `tokens` int32 [context]; over-long captions are cut.
 
         turn: which of several captions `{captions:each}` is, counted round.
+
+        Raises:
+          PairError: the pair cannot be used, for whatever reason.
         """
-        picture = self.decode(pair.image, pair.name)
-        caption = captions.sample(self.templates, pair.text, pair.name, rng, self.weights, turn)
-        image = images.random_view(picture, self.image_size, self.augment, rng)
-        tokens = self.tokenizer(caption, truncate=True)[0]
+        with only_pair_errors("picture", pair.name):
+            picture = self.decode(pair.image, pair.name)
+        with only_pair_errors("caption", pair.name):
+            caption = captions.sample(self.templates, pair.text, pair.name, rng, self.weights, turn)
+        with only_pair_errors("picture", pair.name):
+            image = images.random_view(picture, self.image_size, self.augment, rng)
+        with only_pair_errors("caption", pair.name):
+            tokens = self.tokenizer(caption, truncate=True)[0]
         if self.token_dropout:
             marked = self.tokenizer.sot_id is not None
             tokens = packing.drop(tokens, self.token_dropout, self.tokenizer.pad_id, rng, marked)
@@ -108,7 +115,7 @@ class _Steps:
             if attempt:
                 i = int(rng.integers(len(source)))
             try:
-                row = self.prepares[part](source[i], rng, epoch + i)
+                row = self.prepares[part](read_pair(source, i), rng, epoch + i)
             except PairError as error:
                 bad[REASONS.index(error.reason)] += 1
                 complaint = str(error)

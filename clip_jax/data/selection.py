@@ -18,8 +18,8 @@ from clip_jax import files
 from clip_jax.data import captions, images, storage, workers
 from clip_jax.data.index import BESIDE
 from clip_jax.data.opening import OpeningReport
-from clip_jax.data.pairs import Pair, PairError
-from clip_jax.data.sources import Source
+from clip_jax.data.pairs import Pair, PairError, only_pair_errors
+from clip_jax.data.sources import Source, read_pair
 from clip_jax.errors import UserError
 
 _VERSION = 1  # of what is kept in the cache folder
@@ -209,11 +209,13 @@ class _Judge:
         digests = np.zeros((len(span) if self.window else 0, 2), np.uint64)
         for i, number in enumerate(span):
             try:
-                pair = self.source[number]
-            except PairError:
+                pair = read_pair(self.source, number)
+                with only_pair_errors("text", pair.name):
+                    why = _why(self.wanted, pair, self.templates)
+            except PairError:  # it stays in, and is counted when it is drawn
                 codes[i] = _UNSEEN
                 continue
-            codes[i] = self.codes[_why(self.wanted, pair, self.templates)]
+            codes[i] = self.codes[why]
             if self.window and codes[i] == _KEPT:
                 digests[i] = np.frombuffer(hashlib.sha256(pair.image).digest()[:16], np.uint64)
         return codes, digests

@@ -8,7 +8,7 @@ from typing import Protocol
 from clip_jax.data import storage
 from clip_jax.data.folders import FolderSource
 from clip_jax.data.opening import OpeningReport
-from clip_jax.data.pairs import Pair
+from clip_jax.data.pairs import Pair, only_pair_errors
 from clip_jax.data.paths import RECORDS, SAVED, TABLES, resolve, suffix
 from clip_jax.data.table_options import TableOptions
 from clip_jax.data.tars import TarSource
@@ -34,6 +34,16 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> Pair:
         """The i-th pair."""
         ...
+
+
+def read_pair(source: Source, i: int) -> Pair:
+    """The i-th pair of a source.
+
+    Raises:
+      PairError: it cannot be used, for whatever reason.
+    """
+    with only_pair_errors("unreadable", f"{source!r}: pair {i:,}"):
+        return source[i]
 
 
 def open_source(

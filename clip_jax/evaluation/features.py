@@ -18,8 +18,9 @@ from jaxtyping import Float
 
 from clip_jax import partition, rows
 from clip_jax.data.images import decode
+from clip_jax.data.pairs import only_pair_errors
 from clip_jax.data.preprocess import Preprocess
-from clip_jax.data.sources import Source
+from clip_jax.data.sources import Source, read_pair
 from clip_jax.evaluation.zero_shot import ensemble
 from clip_jax.models.clip import CLIP, assembled, normalize
 from clip_jax.models.vit import VisionTransformer
@@ -154,8 +155,9 @@ def _pixels(
     """Batches of pixels; the next is being made while one is used."""
 
     def pixels(i: np.integer) -> np.ndarray:
-        pair = source[int(i)]
-        return preprocess(decode(pair.image, pair.name))
+        pair = read_pair(source, int(i))
+        with only_pair_errors("picture", pair.name):
+            return preprocess(decode(pair.image, pair.name))
 
     def stacked(made: tuple[Iterator[np.ndarray], np.ndarray, int]) -> tuple[np.ndarray, int]:
         images, where, count = made

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import re
 
+_LONG_NUMBER = re.compile(r"&#([0-9]{100,})")
 _BREAKS_TO_SPACES = str.maketrans("\t\n\f\r", "    ")
 
 
@@ -18,8 +20,18 @@ def clean(text: str) -> str:
     if not _is_plain(text):
         from ftfy import fix_text
 
-        text = html.unescape(html.unescape(fix_text(text)))
+        text = _unescape(_unescape(fix_text(text)))
     return " ".join(text.split())
+
+
+def _unescape(text: str) -> str:
+    """HTML entities decoded, also numbers of more digits than Python reads (4,300)."""
+
+    def short(found: re.Match[str]) -> str:
+        digits = found[1].lstrip("0")
+        return f"&#{digits if len(digits) < 100 else 2**32}"  # no character: it becomes U+FFFD
+
+    return html.unescape(_LONG_NUMBER.sub(short, text))
 
 
 def _is_plain(text: str) -> bool:

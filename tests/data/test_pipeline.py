@@ -22,6 +22,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from clip_jax import tokenizers
 from clip_jax.data import pipeline
 from clip_jax.data.images import Augment
 from clip_jax.data.mixture import Mixture, Part
@@ -451,3 +452,94 @@ def test_a_missing_field_is_named() -> None:
     ):
         next(reader)
     assert says(error.value, "pair ", "colour", "caption")
+
+
+ERRORS = [
+    ValueError("two\nlines"),
+    KeyError("x"),
+    TypeError("x"),
+    RecursionError(),
+    MemoryError(),
+    OverflowError("x"),
+    UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+    AssertionError("x"),
+    SystemError("x"),
+    ZeroDivisionError("x"),
+    UserError("the tokenizer's own"),
+    OSError(5, "Input/output error"),
+]
+
+
+class Raising:
+    """Stands for a source, a decoder or a tokenizer that fails on some pairs."""
+
+    vocab_size, sot_id, eot_id, pad_id, context_length = 128, 1, 127, 0, 16
+
+    def __init__(self, error: Exception, stage: str) -> None:
+        self.error, self.stage, self.fingerprint = error, stage, ""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, i: int) -> Pair:
+        if i % 2 and self.stage == "unreadable":
+            raise self.error
+        return Pair(PICTURE, {"caption": "bad" if i % 2 else "good"}, f"{'bad' * (i % 2)} pair {i}")
+
+    def decode(self, data: bytes, name: str) -> np.ndarray:
+        if "bad" in name and self.stage == "picture":
+            raise self.error
+        return np.asarray(picture(0, (6, 6)))
+
+    def __call__(self, text: str, truncate: bool = False) -> np.ndarray:
+        if text == "bad":
+            raise self.error
+        return Letters()(text, truncate)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("stage", ["unreadable", "picture", "caption"])
+def test_whatever_one_pair_raises_is_a_counted_skip(error: Exception, stage: str) -> None:
+    failing = Raising(error, stage)
+    prepare = pipeline.Prepare(
+        failing if stage == "caption" else Letters(),  # type: ignore[arg-type]
+        4,
+        ("{caption}",),
+        Augment(),
+        failing.decode,  # type: ignore[arg-type]
+    )
+    dataset = pipeline.batches(failing, prepare, batch_size=10, seed=0)
+    batch = dataset[0]
+    assert set(map(Letters().decode, batch["tokens"])) == {"good"}
+    assert batch["bad"].sum(0)[REASONS.index(stage)] >= 5 == np.count_nonzero(batch["complaint"])
+    for line in batch["complaint"][batch["complaint"] != ""]:
+        assert "\n" not in line and "pair" in line and len(line) <= 500
+
+
+@pytest.mark.parametrize("name", ["clip", "sentencepiece:embedded:emoji/emoji.model"])
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "&#" + "1" * 4301 + ";",
+        "&#" + "0" * 5000 + "65;",
+        "a &#x" + "f" * 5000,
+        "&" * 5000,
+        "\ud800 lone",
+        "\x00\ufffe\uffff",
+        "e" + "\u0301" * 10_000,
+        "\U000e0001" * 1000,
+        "ﷺ" * 3000,
+        "a" * 999_999,
+    ],
+    ids=lambda text: f"{text[:8]!a}x{len(text)}",
+)
+def test_no_caption_ends_a_run(name: str, caption: str) -> None:
+    class One(Numbers):
+        def __getitem__(self, i: int) -> Pair:
+            words = caption if i else "a plain one"
+            return Pair(PICTURE, {"caption": words}, f"pair {i}")
+
+    prepare = pipeline.Prepare(tokenizers.load(name, 8), 4, ("{caption}",), Augment())
+    batch = pipeline.batches(One(2), prepare, batch_size=2, seed=0)[0]
+    assert batch["tokens"].shape == (2, 8)
+    assert batch["bad"].sum() in (0, batch["bad"][:, REASONS.index("caption")].sum())

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clip_jax.data.opening import OpeningReport
-from clip_jax.data.pairs import IMAGES
+from clip_jax.data.pairs import IMAGES, only_pair_errors
 from clip_jax.data.paths import RECORDS, TABLES
-from clip_jax.data.sources import Source, open_source
+from clip_jax.data.sources import Source, open_source, read_pair
 from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError
 from clip_jax.evaluation.sets.karpathy import KarpathySource
@@ -150,8 +150,9 @@ def opened(place: Place, image: str = "") -> Source:
 def text_of(source: Source, i: int) -> tuple[dict[str, Any], str]:
     """What is written about the i-th picture, and its name; without the picture where it can."""
     if read := getattr(source, "text", None):
-        return read(i)
-    pair = source[i]
+        with only_pair_errors("text", f"{source!r}: pair {i:,}"):
+            return read(i)
+    pair = read_pair(source, i)
     return pair.text, pair.name
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from clip_jax.data.images import decode
-from clip_jax.data.pairs import PairError
-from clip_jax.data.sources import Source
+from clip_jax.data.pairs import PairError, only_pair_errors
+from clip_jax.data.sources import Source, read_pair
 from clip_jax.evaluation import overlap, retrieval, scores
 from clip_jax.evaluation.sets import TestSet
 from clip_jax.evaluation.sets.opened import whole
@@ -93,8 +93,9 @@ def _described(
 
     def one(i: int) -> np.ndarray:
         try:
-            pair = source[i]
-            return describe(decode(pair.image, pair.name))
+            pair = read_pair(source, i)
+            with only_pair_errors("picture", pair.name):
+                return describe(decode(pair.image, pair.name))
         except PairError:
             if strict:
                 raise
