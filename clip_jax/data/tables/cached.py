@@ -171,8 +171,7 @@ class _Making:
                 if found := columns.find_images(rows, where, root):
                     return found
                 fault = next((one.fault for one in self.readers if one.fault), "")
-                why = f"cannot be read as a table: {fault}" if fault else "holds no rows"
-                raise UserError(f"{where} {why}")
+                raise UserError(fault or f"{where} holds no rows")
             if image not in self.names:
                 raise UserError(
                     f"{where} has no column {quoted(image)!r} (config.data.image): there are "

@@ -35,12 +35,12 @@ def read(path: str, encoding: str) -> Iterator[Line]:
                 elif stripped := line.strip():
                     yield _parsed(number, stripped, encoding)
         except UnicodeError as error:  # UTF-16 that is cut
-            yield Line(number + 1, {}, "", f"no {encoding}: {error}")
+            yield Line(number + 1, {}, "", f"it is not {encoding}: {error}")
 
 
 def _parsed(number: int, line: str, encoding: str) -> Line:
     if text.is_damaged(line):
-        return Line(number, {}, "", f"it is no {encoding}")
+        return Line(number, {}, "", f"it holds bytes that are not {encoding}")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -92,7 +92,7 @@ class SeparatedFile:
                     yield Line(reader.line_num, [], f"{error}; config.data.quoting=none?")
                     continue
                 except UnicodeError as error:  # UTF-16 that is cut
-                    yield Line(reader.line_num + 1, [], f"no {self.encoding}: {error}")
+                    yield Line(reader.line_num + 1, [], f"it is not {self.encoding}: {error}")
                     return
                 if cells:
                     yield Line(reader.line_num, cells)
@@ -129,7 +129,7 @@ class SeparatedFile:
             elif len(row.cells) != len(self.names):
                 yield row._replace(fault=self._ragged(row))
             elif any(map(text.is_damaged, row.cells)):
-                yield row._replace(fault=f"it is no {self.encoding}")
+                yield row._replace(fault=f"it holds bytes that are not {self.encoding}")
             else:
                 yield row
             if row.number > before + 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO, TextIO
 
@@ -18,8 +20,8 @@ _CHUNK = 1 << 20  # bytes
 def encoding_of(path: str) -> tuple[str, str]:
     """The encoding of a text file, and a note where it is not UTF-8.
 
-    A byte-order mark decides. Without one a file is UTF-8, unless most of its lines with bytes
-    beyond ASCII are none: then it is read as Windows-1252, in which spreadsheets save.
+    A byte-order mark decides. Without one a file is UTF-8, unless most of its lines beyond ASCII
+    are not, but all of these are Windows-1252, in which spreadsheets save.
 
     Raises:
       UserError: it holds zero bytes as UTF-16 without a mark does.
@@ -35,44 +37,41 @@ def encoding_of(path: str) -> tuple[str, str]:
                 f"{storage.shown(path)} looks like UTF-16 without a byte-order mark: say which by "
                 "config.data.encoding=utf-16-le or utf-16-be"
             )
-        good, bad = _judge(file, head)
-    if bad <= good:
+        utf8, legacy, neither = _count_encodings(file, head)
+    if legacy <= utf8 or neither:
         return UTF8, ""
     return LEGACY, (
-        f"{storage.shown(path)} is not UTF-8 ({bad:,} lines): it is read as {LEGACY}; "
+        f"{storage.shown(path)} is not UTF-8 ({legacy:,} lines): it is read as {LEGACY}; "
         "config.data.encoding says otherwise"
     )
 
 
-def _judge(file: BinaryIO, head: bytes) -> tuple[int, int]:
-    """How many lines beyond ASCII are UTF-8, and how many are not."""
-    good = bad = 0
-    rest = b""
-    chunk = head
+def _count_encodings(file: BinaryIO, head: bytes) -> tuple[int, int, int]:
+    """How many lines beyond ASCII are UTF-8, how many of the rest `LEGACY`, and how many neither.
+
+    head: the first bytes of the file, which are read already.
+    """
+    counts, rest, chunk = Counter[str](), b"", head
     while chunk:
-        block = rest + chunk
         if chunk.isascii() and rest.isascii():
             rest = b""
         else:
-            *lines, rest = block.split(b"\n")
-            for line in lines:
-                if not line.isascii():
-                    good, bad = good + is_utf8(line), bad + (not is_utf8(line))
-            if len(rest) > _CHUNK:  # one line of any length
-                rest = b""
+            *lines, rest = (rest + chunk).split(b"\n")
+            counts.update(_encoding(line) for line in lines if not line.isascii())
+            rest = b"" if len(rest) > _CHUNK else rest  # one line of any length
         chunk = file.read(_CHUNK)
     if not rest.isascii():
-        good, bad = good + is_utf8(rest), bad + (not is_utf8(rest))
-    return good, bad
+        counts[_encoding(rest)] += 1
+    return counts[UTF8], counts[LEGACY], counts[""]
 
 
-def is_utf8(raw: bytes) -> bool:
-    """Whether bytes are UTF-8."""
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _encoding(line: bytes) -> str:
+    """The first of UTF-8 and `LEGACY` that bytes decode in; empty: neither."""
+    for encoding in (UTF8, LEGACY):
+        with contextlib.suppress(UnicodeDecodeError):
+            line.decode(encoding)
+            return encoding
+    return ""
 
 
 def opened(path: str, encoding: str) -> TextIO:
