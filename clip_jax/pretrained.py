@@ -102,7 +102,9 @@ def load(
     """
     use_compilation_cache()
     path = Path(model).expanduser()
-    name = None if weights is None else zoo.name_of(zoo.find(str(model)))
+    name = None if weights is None else str(model)
+    if name:
+        zoo.find(name)  # what is wrong with it is said first
     if weights is None and library.is_weights(path):
         weights = path
     if weights is None and not path.exists() and _is_name(str(model)):
@@ -116,7 +118,7 @@ def load(
         preprocess = library.preprocess_of(config)
     else:
         found = library.find(weights, name, activation)
-        if found.guessed and activation is None:
+        if found.guessed:
             warnings.warn(found.guessed, GuessedWarning, stacklevel=2)
         held, config, preprocess = library.read(found, params), found.config, found.preprocess
         tokenizer = tokenizer or found.tokenizer

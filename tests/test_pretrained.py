@@ -96,14 +96,19 @@ def test_the_pipeline_of_a_sigmoid_model_scores_each_label_alone():
 def test_a_lone_file_does_not_say_its_activation(folder, image, tmp_path, monkeypatch, capsys):
     """OpenAI's and open_clip's models have the same tensors and compute otherwise."""
     monkeypatch.setitem(ARCHITECTURES, "tiny", CONFIG)
+    described = tmp_path / "described" / "renamed.safetensors"
+    library.write(described, library.read(library.find(folder)), CONFIG, "open_clip")
     file = tmp_path / "lone.safetensors"
-    library.write(file, library.read(library.find(folder)), CONFIG, "open_clip")
+    file.write_bytes(described.read_bytes())
     with pytest.warns(GuessedWarning, match="lone.safetensors.*QuickGELU.*activation=gelu"):
         quick = clip_jax.load("tiny", weights=file)[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error", GuessedWarning)
         told = clip_jax.load("tiny", weights=file, activation="quick_gelu")[0]
         exact, preprocess, _ = clip_jax.load("tiny", weights=file, activation="gelu")
+        named = clip_jax.load("tiny-quickgelu", weights=file)[0]
+        beside = clip_jax.load("tiny", weights=described)[0]  # its config stands beside it
+    assert named.config == beside.config == told.config
     assert (quick.config, exact.config.activation) == (told.config, "gelu")
     pixels = preprocess(Image.open(image))[None]
     features = [np.asarray(m.encode_image(pixels, normalized=True)) for m in (quick, told, exact)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -439,6 +440,7 @@ def _siglip(
 
 _BASE: dict[str, Any] = dict(width=768, layers=12, heads=12)
 _LARGE: dict[str, Any] = dict(width=1024, layers=24, heads=16)
+_HUGE: dict[str, Any] = dict(width=1280, layers=32, heads=16)
 _SO400M: dict[str, Any] = dict(width=1152, layers=27, heads=16, mlp_ratio=4304 / 1152)
 
 ARCHITECTURES: dict[str, CLIPConfig] = {
@@ -452,6 +454,10 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     "ViT-B/16": _clip(512, VisionConfig(patch_size=16)),
     "ViT-L/14": _clip(768, VisionConfig(patch_size=14, **_LARGE), 768),
     "ViT-L/14@336px": _clip(768, VisionConfig(336, 14, **_LARGE), 768),
+    # LAION's, of open_clip.
+    "ViT-H/14": dataclasses.replace(
+        _clip(1024, VisionConfig(patch_size=14, **_HUGE), 1024, layers=24), activation="gelu"
+    ),
     # Scaling Up Visual and Vision-Language Representation Learning With Noisy Text Supervision.
     "align-base": align("b7", BertConfig()),
     "align-l2": align("l2", BertConfig(**_LARGE)),
@@ -466,21 +472,37 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     "siglip-so400m14": _siglip(224, 14, **_SO400M),
     "siglip-so400m14-384": _siglip(384, 14, **_SO400M),
 }
-_ALIASES = {"ViT-L/14@336": "ViT-L/14@336px"}
+_ALIASES = {"vit-l-14-336": "vit-l-14-336px"}
+_QUICK = "-quickgelu"  # how open_clip calls those of its models that compute it
 
 
 def find(name: str) -> CLIPConfig:
     """The architecture called `name`; `ViT-B-32` means ViT-B/32, as in file names.
 
+    A name that ends in `-quickgelu`, as open_clip's do, is that of the same model with QuickGELU.
+
     Raises:
       UserError: no architecture is called so.
     """
-    plain = {key.replace("/", "-").replace("@", "-").lower(): key for key in ARCHITECTURES}
-    key = _ALIASES.get(name, name)
-    key = plain.get(key.replace("/", "-").replace("@", "-").lower(), key)
-    if key not in ARCHITECTURES:
-        raise UserError(f"unknown model {name!r}; known: {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[key]
+    plain = {_plain(key): key for key in ARCHITECTURES}
+    key = _plain(name).removesuffix(_QUICK)
+    key = plain.get(_ALIASES.get(key, key), "")
+    if not key:
+        near = difflib.get_close_matches(_plain(name), plain, 1)
+        hint = f", such as {plain[near[0]]}" if near else ""
+        raise UserError(f"unknown model {name!r:.80}{hint}; known: {', '.join(ARCHITECTURES)}")
+    found = ARCHITECTURES[key]
+    activation = named_activation(name)
+    return dataclasses.replace(found, activation=activation) if activation else found
+
+
+def _plain(name: str) -> str:
+    return name.replace("/", "-").replace("@", "-").lower()
+
+
+def named_activation(name: str) -> str | None:
+    """The activation that an architecture's name says; None where it says none."""
+    return "quick_gelu" if _plain(name).endswith(_QUICK) else None
 
 
 def architecture(name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Torch's archives: the tensors that their pickles describe, read as data.
 
-A small interpreter knows the opcodes that torch writes. It imports nothing and calls nothing, and
-needs no torch.
+A small interpreter knows the opcodes of pickles. It imports nothing and calls nothing, and needs no
+torch: what is made by a class or function that tensors do not need is only the name of that.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import ml_dtypes
 import numpy as np
 
 from clip_jax.weights.raw import (
+    MAX_NAME,
     BadFileError,
     Entry,
+    UnreadableError,
     check_name,
     check_shape,
     is_count,
@@ -29,6 +31,7 @@ from clip_jax.weights.raw import (
 
 MAX_PICKLE = 4 << 20  # bytes; those of OpenAI have under 1 MiB
 MAX_OPCODES = 500_000
+_MAX_DEPTH = 3  # of wrappers in wrappers
 _ZIP = b"PK\3\4"
 _BROKEN_ZIP = (  # RuntimeError: encrypted, or of a method that Python lacks
     *(zipfile.BadZipFile, zlib.error, struct.error),
@@ -46,12 +49,19 @@ DTYPES = {
     "torch FloatStorage": np.dtype(np.float32),
     "torch DoubleStorage": np.dtype(np.float64),
 }
-_DICT, _TENSOR, _PARAMETER = (
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_parameter",
+_DICTS = ("collections OrderedDict", "collections defaultdict", "builtins dict")
+_TENSOR = "torch._utils _rebuild_tensor_v2"
+_PARAMETERS = ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state")
+# Where a state dict stands in what training programs save, the likeliest first.
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "module", "network", "net", "weights", "params"),
+    *("ema_state_dict", "model_ema", "ema"),
 )
-_GLOBALS = {*DTYPES, _DICT, _TENSOR, _PARAMETER, "torch device", "torch Size"}
+_OLD = (
+    "it is in the format of torch before 1.6: open it with torch and save it again, "
+    "torch.save(torch.load(FILE), NEW)"
+)
+_LEGACY = (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19",)  # torch's magic number
 
 
 class Archive:
@@ -62,7 +72,10 @@ class Archive:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        if os.pread(file.fileno(), 4, 0) != _ZIP:
+        head = os.pread(file.fileno(), 16, 0)
+        if head.startswith(_LEGACY):
+            raise UnreadableError(_OLD)
+        if not head.startswith(_ZIP):
             raise BadFileError("it is no archive as torch writes them since 1.6")
         try:
             self._archive = zipfile.ZipFile(file)
@@ -77,7 +90,7 @@ class Archive:
         for name in self:
             check_name(name)
         if "byteorder" in self and self.read("byteorder", 16) != b"little":
-            raise BadFileError("it was written on a big-endian machine")
+            raise UnreadableError("it was written on a big-endian machine")
 
     def __contains__(self, name: str) -> bool:
         return name in self._infos
@@ -110,7 +123,7 @@ class Archive:
         return start, info.file_size
 
     def unpickled(self) -> Any:
-        """What was saved: plain containers, `Tensor`s and `Object`s."""
+        """What was saved: plain containers, `Tensor`s, `Object`s and `Opaque`s."""
         raw = self.read("data.pkl", MAX_PICKLE)
         try:
             return _parse(raw)
@@ -119,7 +132,7 @@ class Archive:
 
 
 class _Storage(NamedTuple):
-    dtype: np.dtype
+    kind: str
     key: str
     numel: int
 
@@ -139,7 +152,10 @@ class Tensor(NamedTuple):
           BadFileError: the storage is not there, or too small.
         """
         check_name(name)
-        (dtype, key, numel), offset, shape, strides = self
+        (kind, key, numel), offset, shape, strides = self
+        if kind not in DTYPES:
+            raise UnreadableError(f"{name} is of {kind[:80]!a}, which is not read here")
+        dtype = DTYPES[kind]
         start, size = archive.span(f"data/{key}")
         last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         reach = 1 + last if all(shape) else 0
@@ -171,28 +187,28 @@ class Object:
     """An instance of a class that is only a name."""
 
     def __init__(self, kind: Any) -> None:
-        if not isinstance(kind, _Global):
+        if not isinstance(kind, _Global | Object):
             raise TypeError
-        self.kind = kind
+        self.kind: str = kind.kind if isinstance(kind, Object) else kind
         self.state: dict[str, Any] = {}
 
 
-def _named(name: str) -> _Global:
-    if name in _GLOBALS or name.startswith(("__torch__", "torch.jit._pickle ")):
-        return _Global(name)
-    raise BadFileError(f"it asks for {name[:80]!a}, which no state dict does")
+class Opaque(Object):
+    """What a call would give of which only the function's name is known."""
 
 
 def _called(function: Any, args: Any) -> Any:
     """What a call would give: a tensor, a dictionary, or a thing that is of no matter."""
+    if isinstance(function, Object):  # a method or an instance: what it gives is not known
+        return Opaque(function.kind)
     if not isinstance(function, _Global) or not isinstance(args, tuple):
         raise TypeError
-    if function == _DICT:
+    if function in _DICTS:
         return {}
-    if function == _PARAMETER:
+    if function in _PARAMETERS:
         return args[0]
     if function != _TENSOR:
-        return None
+        return Opaque(function)
     storage, offset, shape, strides = args[:4]
     if not isinstance(storage, _Storage) or not is_count(offset):
         raise TypeError
@@ -209,10 +225,12 @@ def _stored(about: Any) -> _Storage:
         raise TypeError
     if not is_count(numel):
         raise ValueError
-    return _Storage(DTYPES[storage], key, numel)
+    return _Storage(str(storage), key, numel)
 
 
 def _put(target: Any, keys: list[Any], values: list[Any]) -> None:
+    if isinstance(target, Object):
+        return  # of what is not known nothing is needed
     if type(target) is not dict:
         raise TypeError
     # tensors have names; and the hash of a deep tuple has no end
@@ -237,17 +255,25 @@ def _parse(raw: bytes) -> Any:
         if count == MAX_OPCODES:
             raise BadFileError("its data.pkl is longer than any model's")
         match opcode.name:
-            case "BINPUT" | "LONG_BINPUT":
+            case "BINPUT" | "LONG_BINPUT" | "PUT":
                 memo[argument] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET" | "GET":
                 stack.append(memo[argument])
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "BINFLOAT":
                 stack.append(argument)
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
+                stack.append(argument)
+            case "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
+                stack.append(None)
+            case "BINSTRING" | "SHORT_BINSTRING":
+                stack.append(None)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append(None)
             case "EMPTY_DICT":
                 stack.append({})
-            case "EMPTY_LIST":
+            case "EMPTY_LIST" | "EMPTY_SET":
                 stack.append([])
             case "EMPTY_TUPLE":
                 stack.append(())
@@ -258,9 +284,12 @@ def _parse(raw: bytes) -> Any:
                 marks.append(len(stack))
             case "TUPLE":
                 stack.append(tuple(since_mark()))
+            case "FROZENSET":
+                since_mark()
+                stack.append([])
             case "APPEND":
                 stack.pop()  # of lists nothing is needed
-            case "APPENDS":
+            case "APPENDS" | "ADDITEMS":
                 since_mark()
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
@@ -269,7 +298,12 @@ def _parse(raw: bytes) -> Any:
                 items = since_mark()
                 _put(stack[-1], items[::2], items[1::2])
             case "GLOBAL":
-                stack.append(_named(argument))
+                stack.append(_Global(argument))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                if type(name) is not str or type(module) is not str:
+                    raise TypeError
+                stack.append(_Global(f"{module} {name}"))
             case "BINPERSID":
                 stack.append(_stored(stack.pop()))
             case "REDUCE":
@@ -278,33 +312,73 @@ def _parse(raw: bytes) -> Any:
             case "NEWOBJ":
                 stack.pop()
                 stack.append(Object(stack.pop()))
+            case "NEWOBJ_EX":
+                del stack[-2:]
+                stack.append(Object(stack.pop()))
             case "BUILD":
                 state = stack.pop()
-                if type(state) is not dict:
-                    raise TypeError
-                if isinstance(stack[-1], Object):  # and no dictionary, whose _metadata it is
-                    stack[-1].state = state
+                one = stack[-1]
+                # a dictionary's own state is its _metadata
+                if isinstance(one, Object) and type(state) is dict:
+                    one.state = state
+                elif isinstance(one, Object) and one.kind.startswith("__torch__"):
+                    raise TypeError  # a module of TorchScript has its attributes in one
             case "STOP":
                 return stack.pop()
-            case "PROTO":
+            case "PROTO" | "FRAME":
                 pass
             case unknown:
-                raise BadFileError(f"its data.pkl has the opcode {unknown}")
+                raise UnreadableError(f"its data.pkl has the opcode {unknown}")
     raise ValueError
 
 
 def state_dict(archive: Archive) -> dict[str, Entry]:
-    """The tensors of a state dict, also one under "state_dict"."""
-    found = archive.unpickled()
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    pairs = found.items() if isinstance(found, dict) else ()
-    tensors = {name: value for name, value in pairs if isinstance(value, Tensor)}
+    """The tensors of a state dict, also of one that stands in a dictionary under `WRAPPERS`.
+
+    Of a pickled module these are its parameters and buffers.
+    """
+    found = _unwrapped(archive.unpickled())
+    for name, value in found.items():
+        if isinstance(value, Opaque) and "_rebuild" in value.kind:
+            raise UnreadableError(f"its {name[:80]!a} is made by {value.kind[:80]!a}")
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise BadFileError("it holds no tensors by name, nor under 'state_dict'")
-    wrapped = all(name.startswith("module.") for name in tensors)
-    return {
-        name: tensor.entry(archive, name)
-        for key, tensor in tensors.items()
-        for name in [key.removeprefix("module.") if wrapped else key]
-    }
+        raise UnreadableError(
+            "it holds no tensors by name, nor under one of " + ", ".join(map(repr, WRAPPERS))
+        )
+    return {name: tensor.entry(archive, name) for name, tensor in tensors.items()}
+
+
+def _unwrapped(found: Any, depth: int = 0) -> dict[str, Any]:
+    """The dictionary of tensors by name in what a program saved; empty where there is none."""
+    if isinstance(found, Object):
+        found = _of_module(found) or found.state
+    if not isinstance(found, dict):
+        return {}
+    if any(isinstance(value, Tensor) for value in found.values()) or depth == _MAX_DEPTH:
+        return found
+    for key in WRAPPERS:
+        if inner := _unwrapped(found.get(key), depth + 1):
+            return inner
+    if any(isinstance(v, Opaque) and "_rebuild" in v.kind for v in found.values()):
+        return found  # tensors of a kind that is not read
+    return {}
+
+
+def _of_module(module: Object) -> dict[str, Any]:
+    """The parameters and buffers of a pickled `torch.nn.Module`, as its state dict names them."""
+    found: dict[str, Any] = {}
+    waiting, seen = [("", module)], 0
+    while waiting:
+        prefix, one = waiting.pop()
+        for part in ("_parameters", "_buffers", "_modules"):
+            inner = one.state.get(part)
+            for name, value in inner.items() if isinstance(inner, dict) else ():
+                seen += 1  # modules may be shared, and a hostile file have them share each other
+                if seen > MAX_OPCODES:
+                    raise BadFileError("it has more modules than any model")
+                if isinstance(value, Object) and part == "_modules":
+                    waiting.append((f"{prefix}{name}.", value))
+                elif value is not None and len(prefix) < MAX_NAME:
+                    found[prefix + name] = value
+    return found

@@ -13,11 +13,23 @@ from clip_jax.data.preprocess import Preprocess
 from clip_jax.errors import UserError
 from clip_jax.models import zoo
 from clip_jax.models.clip import Variables, abstract_model, variables
-from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, EfficientNetConfig, VisionConfig
+from clip_jax.models.zoo import (
+    ARCHITECTURES,
+    CLIPConfig,
+    EfficientNetConfig,
+    TextConfig,
+    VisionConfig,
+)
 from clip_jax.tokenizers import Tokenizer
 from clip_jax.weights import arrays, configs
 from clip_jax.weights.names import IGNORED, LIBRARIES, OPENAIS_OWN, Library, leaves
-from clip_jax.weights.tensors import Tensors, open_tensors, write_safetensors, write_torch
+from clip_jax.weights.tensors import (
+    ModelTensors,
+    Tensors,
+    open_model,
+    write_safetensors,
+    write_torch,
+)
 
 CONFIG = {"hugging_face": "config.json", "open_clip": "open_clip_config.json"}
 PREPROCESSOR = "preprocessor_config.json"
@@ -26,6 +38,8 @@ WEIGHTS = {
     "open_clip": "open_clip_model.safetensors",
     "openai": "model.pt",
 }
+
+
 # The names that weights have in folders whose configs are about them.
 USUAL = (*WEIGHTS.values(), "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
@@ -71,30 +85,73 @@ def find(path: str | Path, name: str | None = None, activation: str | None = Non
       UserError: no such file, no CLIP in it, or another model than `name`.
     """
     path = Path(path).expanduser()
-    with open_tensors(path) as tensors:
+    with open_model(path) as tensors:
         library = _library(tensors)
         folder = path if path.is_dir() else path.parent
         beside = folder / CONFIG.get(library, "")
-        if (path.is_dir() or path.name in USUAL) and beside.is_file():
-            return _described(path, folder, library, beside, name)
+        guessed = _left_out(tensors)
+        if beside.is_file():
+            if path.is_dir() or path.name in USUAL:
+                found = _described(path, folder, library, beside, name)
+                return dataclasses.replace(found, guessed=guessed)
+            if renamed := _renamed(tensors, path, library, beside, name):
+                return dataclasses.replace(renamed, guessed=guessed)
+            guessed = _joined(guessed, f"{beside} is about another model than {path}: not used")
         if library == "open_clip" and not _is_siglip(tensors):
             library = "openai"
-        guessed = ""
         if name is None:
             name = _recognised(tensors, library)
-            guessed = f"no config is known of {path}: by its shapes it is taken for {name}"
+            guessed = _joined(
+                guessed, f"no config is known of {path}: by its shapes it is taken for {name}"
+            )
         config = zoo.find(name)
-        if config.activation == "quick_gelu":
+        activation = activation or zoo.named_activation(name)
+        if _is_clip(config):
             config = dataclasses.replace(config, activation=activation or config.activation)
-            if config.activation == "quick_gelu" and OPENAIS_OWN not in tensors:
-                guessed = f"{guessed} " if guessed else f"no config is known of {path}: "
-                guessed += (
-                    "with QuickGELU, as OpenAI's models; open_clip's own, but for those called "
-                    "-quickgelu, need activation=gelu"
+            told = activation is not None or OPENAIS_OWN in tensors
+            if config.activation == "quick_gelu" and not told:
+                guessed = _joined(
+                    guessed,
+                    f"no config is known of {path} that says its activation: QuickGELU is taken, "
+                    "as in OpenAI's models; open_clip's own, but for those called -quickgelu, need "
+                    "activation=gelu",
                 )
     if library == "open_clip" and config.activation == "gelu_tanh":
         config = dataclasses.replace(config, activation="gelu")  # as open_clip computes SigLIP
     return Found(path, library, config, preprocess_of(config), _usual_tokenizer(config), guessed)
+
+
+def _is_clip(config: CLIPConfig) -> bool:
+    """Whether it is a CLIP, of which files with either activation exist."""
+    return config.activation in ("quick_gelu", "gelu") and isinstance(config.text, TextConfig)
+
+
+def _joined(*lines: str) -> str:
+    return "; ".join(line for line in lines if line)
+
+
+def _left_out(tensors: ModelTensors) -> str:
+    """A line about tensors in a file that do not belong to the model."""
+    names = tensors.left_out
+    if not names:
+        return ""
+    return (
+        f"{len(names):,} tensors of {tensors.path} do not begin with {tensors.prefix!r} and are "
+        f"left out, such as {names[0]}"
+    )
+
+
+def _renamed(
+    tensors: Tensors, path: Path, library: Library, beside: Path, name: str | None
+) -> Found | None:
+    """What the config beside a file of any name says, where it describes just these tensors."""
+    try:
+        found = _described(path, path.parent, library, beside, name)
+        shapes = dict(arrays.flat(*variables(abstract_model(found.config))))
+        arrays.check(tensors, leaves(found.config, library), shapes)
+    except UserError:
+        return None
+    return found
 
 
 def _library(tensors: Tensors) -> Library:
@@ -206,7 +263,7 @@ def read(found: Found, dtype: str = "float32") -> Variables:
     Raises:
       UserError: a tensor is missing, superfluous, or of another shape; an unknown dtype.
     """
-    with open_tensors(found.path) as tensors:
+    with open_model(found.path) as tensors:
         return arrays.read(tensors, found.config, found.library, _dtype(dtype))
 
 

@@ -22,6 +22,10 @@ class BadFileError(Exception):
     """What is wrong inside a file; `open_tensors` adds which file and what to do."""
 
 
+class UnreadableError(BadFileError):
+    """What in an intact file is not read here: to fetch it again changes nothing."""
+
+
 class Entry(NamedTuple):
     """A tensor in a file, and how an array of its shape and dtype is filled with it."""
 

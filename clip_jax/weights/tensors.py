@@ -13,18 +13,19 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import ml_dtypes
 import numpy as np
 
 from clip_jax import files
 from clip_jax.errors import UserError
-from clip_jax.weights import archive, torchscript
+from clip_jax.weights import archive, prefixes, torchscript
 from clip_jax.weights.archive import Archive
 from clip_jax.weights.raw import (
     BadFileError,
     Entry,
+    UnreadableError,
     check_name,
     check_shape,
     is_count,
@@ -34,7 +35,7 @@ from clip_jax.weights.raw import (
 )
 
 MAX_HEADER = 4 << 20  # bytes of JSON; a thousand tensors take 0.1 MiB
-_TORCH = (".bin", ".pt", ".pth")
+_TORCH = (".bin", ".pt", ".pth", ".ckpt")
 _FOLDER = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -112,7 +113,7 @@ class Tensors(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __enter__(self) -> Tensors:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,11 +126,12 @@ class Tensors(Mapping[str, np.ndarray]):
 def open_tensors(path: str | Path) -> Tensors:
     """The tensors of a file, or of a folder of shards, without reading them yet.
 
-    A state dict under "state_dict", and names that all begin with "module.", are unwrapped.
+    A state dict in a training program's dictionary (`archive.WRAPPERS`) is taken out of it.
 
     Args:
-      path: .safetensors; .bin, .pt or .pth of torch, a TorchScript archive among them; the
-        .index.json of shards; a folder with one of these.
+      path: .safetensors; .bin, .pt, .pth or .ckpt of torch, a TorchScript archive among them; the
+        .index.json of shards; a folder with one of these. A file of another name is told by its
+        first bytes.
 
     Raises:
       UserError: it is missing, of another kind, cut short or otherwise wrong.
@@ -144,11 +146,51 @@ def open_tensors(path: str | Path) -> Tensors:
             return _open_safetensors(path)
         if path.suffix in _TORCH:
             return _open_torch(path)
-        raise UserError(f"{path} is no file of weights: expected .safetensors, {', '.join(_TORCH)}")
+        return _open_unnamed(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except UnreadableError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
     except BadFileError as error:
         raise UserError(f"{path} cannot be read ({error}); fetch the file again") from None
+
+
+class ModelTensors(Tensors):
+    """The tensors of a model by its own names, whatever a training program put before them.
+
+    Attributes:
+      prefix: what stands before the names in the file, such as `module.` or `clip_model.`.
+      left_out: names in the file that do not begin with it, of something that is no CLIP.
+    """
+
+    def __init__(self, whole: Tensors) -> None:
+        entries, self.prefix, self.left_out = prefixes.removed(whole._entries)
+        super().__init__(whole.path, entries, whole.close)
+
+
+def open_model(path: str | Path) -> ModelTensors:
+    """`open_tensors`, by the names of the model in it.
+
+    Raises:
+      UserError: as `open_tensors`, or there are several models.
+    """
+    tensors = open_tensors(path)
+    try:
+        return ModelTensors(tensors)
+    except UnreadableError as error:
+        tensors.close()
+        raise UserError(f"{tensors.path} cannot be read: {error}") from None
+
+
+def _open_unnamed(path: Path) -> Tensors:
+    """A file whose name does not say what it is, such as a blob in Hugging Face's cache."""
+    with open_plain(path) as file:
+        head = os.pread(file.fileno(), 9, 0)
+    if head.startswith(b"PK"):
+        return _open_torch(path)
+    if head[8:] == b"{":
+        return _open_safetensors(path)
+    raise UserError(f"{path} is no file of weights: expected .safetensors, {', '.join(_TORCH)}")
 
 
 def _in_folder(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from clip_jax.errors import UserError
-from clip_jax.models.clip import abstract_model, variables
-from clip_jax.models.zoo import ARCHITECTURES
+from clip_jax.models import zoo
+from clip_jax.models.clip import CLIP, abstract_model, variables
+from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, TextConfig, VisionConfig
 from clip_jax.weights import arrays, library
 from clip_jax.weights.tensors import open_tensors, write_safetensors
 from support import says
@@ -30,6 +33,12 @@ COUNTS = {
     "ViT-L/14@336px": 446,
 }
 PARAMETERS = {"RN50": 102_007_137, "RN50x64": 623_258_305, "ViT-B/32": 151_277_313}
+TINY = CLIPConfig(
+    embed_dim=8,
+    activation="gelu",
+    vision=VisionConfig(image_size=16, patch_size=8, width=64, layers=1, heads=1),
+    text=TextConfig(vocab_size=49408, width=64, layers=1, heads=1),
+)
 
 
 def planned(name: str, to: Any, dtype: str = "keep") -> dict[str, Any]:
@@ -106,6 +115,48 @@ def test_a_bare_file_is_known_by_its_shapes(
     if clip:
         told = library.find(path, name, "gelu")
         assert told.config.activation == "gelu" and not told.guessed
+
+
+def test_a_renamed_file_finds_the_config_beside_it(tmp_path: Path) -> None:
+    held = variables(CLIP(TINY, rngs=nnx.Rngs(0)))
+    for kind in ("open_clip", "hugging_face"):
+        file = library.write(tmp_path / kind, held, TINY, kind)
+        renamed = file.rename(file.parent / "my best.safetensors")
+        found = library.find(renamed)
+        assert found.config == TINY and not found.guessed and found.library == kind
+        assert found.preprocess.size == TINY.vision.image_size
+    # a config about another model is not used, and that is said
+    lone = sparse(tmp_path / "hugging_face" / "x.safetensors", planned("RN50", "openai"))
+    lone.rename(tmp_path / "open_clip" / "x.safetensors")
+    found = library.find(tmp_path / "open_clip" / "x.safetensors")
+    assert found.config == ARCHITECTURES["RN50"] and "about another model" in found.guessed
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "activation"),
+    [
+        ("ViT-H-14", "ViT-H/14", "gelu"),
+        ("ViT-L-14-336", "ViT-L/14@336px", "quick_gelu"),
+        ("ViT-L/14@336", "ViT-L/14@336px", "quick_gelu"),
+        ("ViT-L-14-336-quickgelu", "ViT-L/14@336px", "quick_gelu"),
+        ("ViT-B-32-quickgelu", "ViT-B/32", "quick_gelu"),
+        ("vit-h-14-quickgelu", "ViT-H/14", "quick_gelu"),
+        ("RN50-quickgelu", "RN50", "quick_gelu"),
+    ],
+)
+def test_the_names_that_open_clip_uses_are_known(name: str, known: str, activation: str) -> None:
+    expected = dataclasses.replace(ARCHITECTURES[known], activation=activation)
+    assert zoo.find(name) == expected
+
+
+def test_a_name_that_says_quick_gelu_needs_no_guess(tmp_path: Path) -> None:
+    path = sparse(tmp_path / "x.safetensors", planned("ViT-B/32", "openai"))
+    assert library.find(path, "ViT-B-32-quickgelu").guessed == ""
+    assert "QuickGELU" in library.find(path, "ViT-B-32").guessed
+    path = sparse(tmp_path / "h.safetensors", planned("ViT-H/14", "openai"))
+    assert library.find(path).config == ARCHITECTURES["ViT-H/14"]
+    assert library.find(path, "ViT-H-14").guessed == ""
+    assert library.find(path, "ViT-H-14-quickgelu").config.activation == "quick_gelu"
 
 
 def test_openais_extra_tensors_do_not_matter(tmp_path: Path) -> None:
