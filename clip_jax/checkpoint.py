@@ -1,7 +1,15 @@
-"""Checkpoints by orbax: state, data position and config, written whole or not at all."""
+"""Checkpoints by orbax: state, data position and config, written whole or not at all.
+
+Each holds the digests of its files (`digests`), which are checked before anything is restored.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +17,18 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
+from clip_jax import digests
 from clip_jax.errors import UserError
 from clip_jax.files import read_json
+from clip_jax.models.zoo import DTYPES, CLIPConfig
+from clip_jax.weights.configs.essence import differences
 
 FOLDER = "checkpoints"
+DAMAGED = "damaged"  # where a run's damaged checkpoints are moved to when it goes on without them
 CONFIG = "config.json"
+_METADATA = "_CHECKPOINT_METADATA"  # by orbax, in the folder of each step
+_COMMITTED = "commit_success.txt"
+_MARK = {"digests": 1}  # says in it that the folder must have a list of digests
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
@@ -28,10 +43,175 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def latest_step(workdir: str | Path) -> int | None:
-    """The step of a run's newest complete checkpoint."""
-    folder = Path(workdir).absolute() / FOLDER
-    return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What of a run's config its model is used by; `tokenizer` as for `tokenizers.load`."""
+
+    model: CLIPConfig
+    dtype: str
+    tokenizer: str
+
+
+def read_model_config(workdir: str | Path, step: int) -> RunConfig:
+    """The model of a run, whose config.json may be anybody's.
+
+    step: of the checkpoint that is to be read, which holds the config that it was written with.
+
+    Raises:
+      UserError: the folder holds no run, or a value that it needs is missing or wrong.
+    """
+    values, path = read_config(workdir), Path(workdir) / CONFIG
+    for key in ("model", "dtype", "tokenizer"):
+        if key not in values:
+            raise UserError(f"{path} is no config of a run: {key} is missing")
+    dtype, tokenizer = values["dtype"], values["tokenizer"]
+    if dtype not in DTYPES:
+        raise UserError(f"{path}: dtype={dtype!r:.80} must be one of {', '.join(DTYPES)}")
+    if not isinstance(tokenizer, str):
+        raise UserError(f"{path}: tokenizer={tokenizer!r:.80} must be text")
+    try:
+        model = CLIPConfig.from_dict(values["model"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    saved = Path(workdir) / FOLDER / str(step) / "config" / "metadata"
+    try:
+        written = CLIPConfig.from_dict(read_json(saved)["model"])
+    except (KeyError, UserError):
+        return RunConfig(model, dtype, tokenizer)  # an older version's; its arrays tell
+    for key, now, then in differences(model.to_dict(), written.to_dict()):
+        raise UserError(
+            f"{path}: model.{key}={now!r:.80}, but checkpoint {step} was written with {then!r:.80}:"
+            " one of them was changed"
+        )
+    return RunConfig(model, dtype, tokenizer)
+
+
+def steps(workdir: str | Path) -> list[int]:
+    """The steps of a run's complete checkpoints, whole or damaged, the newest first."""
+    folder = Path(workdir) / FOLDER
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    # a checkpoint that is still being written has a longer name
+    return sorted((int(n) for n in names if n.isdecimal() and str(int(n)) == n), reverse=True)
+
+
+def damage(workdir: str | Path, step: int) -> str:
+    """What is wrong with a checkpoint; empty where nothing is, or nothing can be known."""
+    folder = Path(workdir) / FOLDER / str(step)
+    if is_checkable(folder):
+        return digests.damage(folder, step)
+    try:
+        marked = (json.loads((folder / _METADATA).read_bytes()).get("custom_metadata") or {}).keys()
+    except OSError as error:
+        return f"{_METADATA} cannot be read ({error.strerror})"
+    except (ValueError, AttributeError, RecursionError):
+        return f"{_METADATA} is damaged"
+    return f"{digests.NAME} is missing" if marked & _MARK.keys() else ""
+
+
+def is_checkable(folder: Path) -> bool:
+    """Whether the folder of a step has digests, which those of older versions have not."""
+    return os.path.lexists(folder / digests.NAME)
+
+
+def refuse_damage(workdir: str | Path, step: int, tell: Callable[[str], None]) -> None:
+    """Checks one checkpoint; tells where it has no digests to check it by.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    if why := damage(workdir, step):
+        others = [str(other) for other in steps(workdir) if other != step]
+        instead = f"; there are also {', '.join(others[:5])}" if others else ""
+        raise UserError(f"{Path(workdir) / FOLDER / str(step)} is damaged: {why}{instead}")
+    _tell_unchecked(workdir, step, tell)
+
+
+def _tell_unchecked(workdir: str | Path, step: int, tell: Callable[[str], None]) -> None:
+    folder = Path(workdir) / FOLDER / str(step)
+    if not is_checkable(folder):
+        tell(f"{folder} is of an older version, without digests: damage to it would not show")
+
+
+def newest(workdir: str | Path, tell: Callable[[str], None]) -> int | None:
+    """The step of a run's newest whole checkpoint; None where it has none at all.
+
+    tell: takes a line for each newer one that is damaged, and one where nothing can be checked.
+
+    Raises:
+      UserError: all that it has are damaged.
+    """
+    damaged: dict[int, str] = {}
+    while left := [step for step in steps(workdir) if step not in damaged]:
+        why = damage(workdir, left[0])
+        if not (Path(workdir) / FOLDER / str(left[0])).is_dir():
+            continue  # a run that goes on deletes its oldest
+        if why:
+            damaged[left[0]] = why
+            continue
+        for step, flaw in damaged.items():
+            tell(
+                f"{Path(workdir) / FOLDER / str(step)} is damaged ({flaw}) and passed over for "
+                f"that of step {left[0]}"
+            )
+        _tell_unchecked(workdir, left[0], tell)
+        return left[0]
+    if damaged:
+        flaws = "; ".join(f"{step}: {why}" for step, why in damaged.items())
+        raise UserError(
+            f"{Path(workdir) / FOLDER} holds no whole checkpoint ({flaws}): bring back a copy, or "
+            "move the folder away to begin anew"
+        )
+    return None
+
+
+def set_aside(workdir: str | Path, after: int) -> None:
+    """Moves the checkpoints of later steps, which are damaged, to where none is written again.
+
+    Raises:
+      UserError: they cannot be moved.
+    """
+    for step in [step for step in steps(workdir) if step > after]:
+        target = Path(workdir) / DAMAGED / str(step)
+        number = 1
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{step}_{number}")
+        try:
+            target.parent.mkdir(exist_ok=True)
+            (Path(workdir) / FOLDER / str(step)).rename(target)
+        except OSError as error:
+            raise UserError(f"{target} cannot be written ({error.strerror})") from None
+
+
+class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
+    """The folder of a checkpoint until it is complete, which its digests belong to.
+
+    Orbax's own would write into the folder after everything that could list what is in it.
+    """
+
+    @classmethod
+    def from_final(
+        cls, final_path: Any, *, checkpoint_metadata_store: Any = None, **options: Any
+    ) -> _SealedPath:
+        """The one that becomes `final_path`."""
+        path = super().from_final(
+            final_path, checkpoint_metadata_store=checkpoint_metadata_store, **options
+        )
+        path.metadata = checkpoint_metadata_store
+        return path
+
+    async def finalize(self) -> None:
+        """Called in the thread that saves, on the first process, when all have written."""
+        final = Path(self.get_final())
+        if final.parent.name != FOLDER or not final.name.isdecimal():  # a part of a checkpoint
+            await super().finalize()
+            return
+        if self.metadata:
+            await asyncio.to_thread(self.metadata.wait_until_finished)
+        # by this file orbax tells complete checkpoints where folders cannot be renamed
+        (Path(self.get()) / _COMMITTED).write_text(f"Checkpoint commit was successful to {final}")
+        await asyncio.to_thread(digests.write, Path(self.get()), int(final.name))
+        await asyncio.to_thread(os.rename, self.get(), final)
 
 
 class Checkpoints:
@@ -51,13 +231,11 @@ class Checkpoints:
                 preservation_policy=preservation_policy.LatestN(keep),
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
+                temporary_path_class=_SealedPath,
+                lightweight_initialize=True,  # what a damaged one says of itself is not read
             ),
             handler_registry=_handlers(),
         )
-
-    def latest(self) -> int | None:
-        """The step of the newest complete checkpoint."""
-        return self._manager.latest_step()
 
     def save(
         self, step: int, state: Any, data: Any, config: dict[str, Any], *, force: bool
@@ -72,16 +250,24 @@ class Checkpoints:
                 data=ocp.args.JsonSave(data),
                 config=ocp.args.JsonSave(config),
             ),
+            custom_metadata=_MARK,
             force=force,
         )
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """The state of a step, laid out like `like` (shapes with shardings), and the data's."""
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(state=_as(like), data=ocp.args.JsonRestore()),
-        )
-        return restored["state"], restored["data"]
+        """The state of a step, laid out like `like` (shapes with shardings), and the data's.
+
+        Raises:
+          UserError: it is that of another model, or damaged and without digests.
+        """
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(state=_as(like), data=ocp.args.JsonRestore()),
+            )
+            return restored["state"], restored["data"]
+        except Exception as error:  # of orbax and tensorstore, of any kind
+            raise _unreadable(self._folder / str(step), error) from error
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -93,13 +279,27 @@ def read_variables(workdir: str | Path, step: int, like: tuple[Any, Any]) -> tup
     """Only the parameters and batch statistics of a step, for use without an optimizer.
 
     like: their shapes, with the shardings that they shall have.
+
+    Raises:
+      UserError: it is that of another model, or damaged and without digests.
     """
     shapes = dict(zip(("params", "stats"), like, strict=True))
     shapes = {name: tree for name, tree in shapes.items() if tree}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        path = Path(workdir).absolute() / FOLDER / str(step) / "state"
-        found = reader.restore(path, args=_as(shapes, partial_restore=True))
-    return found["params"], found.get("stats", {})
+    folder = Path(workdir).absolute() / FOLDER / str(step)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = reader.restore(folder / "state", args=_as(shapes, partial_restore=True))
+        return found["params"], found.get("stats", {})
+    except Exception as error:  # of orbax and tensorstore, of any kind
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(
+        f"{folder} cannot be restored: it is damaged, or config.json beside it tells of another "
+        f"model ({why:.200})"
+    )
 
 
 def _as(like: Any, **options: Any) -> ocp.args.PyTreeRestore:

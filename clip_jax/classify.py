@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_jax.errors import GuessedWarning, UserError
+from clip_jax.errors import DamageWarning, GuessedWarning, UserError
 from clip_jax.main import LinesParser, report
+
+_SAID = (GuessedWarning, DamageWarning)  # warnings that are lines of the command's
 
 
 def parser() -> argparse.ArgumentParser:
@@ -101,10 +103,11 @@ def classify(
 
     logging.set_verbosity("error")  # orbax warns that a checkpoint is only read
     with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", GuessedWarning)
+        for kind in _SAID:
+            warnings.simplefilter("always", kind)
         classifier = pretrained.pipeline(model=checkpoint, weights=weights, activation=activation)
     for warning in said:
-        if issubclass(warning.category, GuessedWarning):
+        if issubclass(warning.category, _SAID):
             print(warning.message, file=sys.stderr)
     return classifier(decoded, labels, templates)
 

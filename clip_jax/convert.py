@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_jax.errors import UserError, is_disk_full
 from clip_jax.main import LinesParser, report
-from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
+from clip_jax.models.zoo import ACTIVATIONS, ARCHITECTURES, CLIPConfig
 from clip_jax.weights.names import LIBRARIES, Library
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--activation",
-        choices=("quick_gelu", "gelu", "gelu_tanh"),
+        choices=ACTIVATIONS,
         help="have it compute another than it was trained with: SigLIP in open_clip needs gelu",
     )
     p.add_argument(
@@ -98,7 +98,7 @@ class Source:
     preprocess: from a picture to pixels.
     tokenizer: as for `tokenizers.load`, or None.
     read: its parameters and batch statistics, held in a dtype of `DTYPES`.
-    guessed: what was taken for granted, in words, or nothing.
+    guessed: what was taken for granted or passed over, in words, or nothing.
     """
 
     library: str
@@ -125,15 +125,16 @@ def open_source(path: str | Path, model: str | None = None) -> Source:
     if is_step or (_config_of(path).is_file() and not library.is_weights(path)):
         if model is not None:
             raise UserError(f"{path} is a run, which says what it is: leave out --model")
-        workdir, _ = pretrained.find_run(path)
-        run = checkpoint.read_config(workdir)
-        config = CLIPConfig.from_dict(run["model"])
+        said: list[str] = []
+        workdir, step = pretrained.find_run(path, said.append)
+        run = checkpoint.read_model_config(workdir, step)
         return Source(
             "a run",
-            config,
-            library.preprocess_of(config),
-            run["tokenizer"],
-            lambda _: pretrained.read_run(path)[0],
+            run.model,
+            library.preprocess_of(run.model),
+            run.tokenizer,
+            lambda _: pretrained.read_step(workdir, step, run.model),
+            "; ".join(said),
         )
     found = library.find(path, model)
     whose = LIBRARIES[found.library].partition(":")[0]

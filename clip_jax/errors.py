@@ -25,6 +25,10 @@ class GuessedWarning(UserWarning):
     """What a file does not say was taken for granted."""
 
 
+class DamageWarning(UserWarning):
+    """A damaged checkpoint was passed over, or one cannot be checked for damage."""
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, says that the disk has no room."""
     while error is not None:

@@ -43,7 +43,7 @@ class Subject:
     preprocess: from a picture to pixels.
     folder: where the report goes.
     read: the variables, given their shapes with shardings.
-    note: what was taken for granted, in words, or nothing.
+    note: what was taken for granted or passed over, in words, or nothing.
     """
 
     path: str
@@ -82,22 +82,25 @@ def find(c: ConfigDict, checkpoint: str, workdir: str) -> Subject:
 
 
 def _run(c: ConfigDict, path: Path, workdir: str) -> Subject:
+    said: list[str] = []
+
     def first() -> tuple[str, int]:
-        run, step = pretrained.find_run(path)
+        run, step = pretrained.find_run(path, said.append)
         return str(run), step
 
     run, step = hosts.from_first(first)
-    values = checkpoints.read_config(run)
-    config = CLIPConfig.from_dict(values["model"])
+    found = checkpoints.read_model_config(run, step)
+    config = found.model
     return Subject(
         path=str(path),
         step=step,
         config=config,
-        dtype=c.evaluate.dtype or values["dtype"],
-        tokenizer=values["tokenizer"],
+        dtype=c.evaluate.dtype or found.dtype,
+        tokenizer=found.tokenizer,
         preprocess=library.preprocess_of(config),
         folder=Path(workdir or run).expanduser(),
         read=lambda like: checkpoints.read_variables(run, step, like),
+        note="; ".join(said),
     )
 
 

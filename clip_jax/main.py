@@ -193,7 +193,6 @@ def _prepare_plan(args: argparse.Namespace) -> None:
 def _start(args: argparse.Namespace, config: ConfigDict) -> None:
     from clip_jax.cache import use_compilation_cache
 
-    _leave_it_to_the_main_thread()
     use_compilation_cache()
     if args.mode == "train":
         from clip_jax import train
@@ -209,6 +208,7 @@ def _start(args: argparse.Namespace, config: ConfigDict) -> None:
 
 def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
     """Runs a command and exits; a mistake of the user's is one line on stderr and exit code 2."""
+    _leave_it_to_the_main_thread()
     try:
         code = command(argv)
     except UserError as error:
@@ -227,7 +227,7 @@ def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoRe
 
 
 def _leave_it_to_the_main_thread() -> None:
-    """Checkpoints are written by threads; what fails there, `report` says once and in one line."""
+    """Checkpoints are written and read by threads; what fails there, `report` says in one line."""
 
     def thread_failed(args: threading.ExceptHookArgs) -> None:
         if not (args.exc_value and _outside(args.exc_value)):
@@ -239,7 +239,8 @@ def _leave_it_to_the_main_thread() -> None:
 
     def worth_logging(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not (error and _outside(error))
+        unheard = "exception was never retrieved" in record.getMessage()
+        return not unheard and not (error and _outside(error))
 
     threading.excepthook = thread_failed
     sys.unraisablehook = callback_failed

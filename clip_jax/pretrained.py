@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from clip_jax import tokenizers
 from clip_jax.cache import use_compilation_cache
 from clip_jax.data.images import read
 from clip_jax.data.preprocess import Preprocess
-from clip_jax.errors import GuessedWarning, UserError
+from clip_jax.errors import DamageWarning, GuessedWarning, UserError
 from clip_jax.evaluation.zero_shot import ensemble
 from clip_jax.models import zoo
 from clip_jax.models.clip import CLIP, Variables, abstract_model, variables
@@ -25,47 +25,63 @@ from clip_jax.tokenizers import Tokenizer
 from clip_jax.weights import library
 from clip_jax.weights.positions import resized
 
+if TYPE_CHECKING:
+    from clip_jax.checkpoint import RunConfig
+
 Tokenize = Tokenizer | Callable[..., np.ndarray]
 ZERO_SHOT = "zero-shot-image-classification"
 
 
-def find_run(path: str | Path) -> tuple[Path, int]:
+def _warn(line: str) -> None:
+    warnings.warn(line, DamageWarning, stacklevel=2)
+
+
+def find_run(path: str | Path, tell: Callable[[str], None] = _warn) -> tuple[Path, int]:
     """The run's folder and the step that `path` means: a run, or RUN/checkpoints/STEP.
 
+    The newest checkpoint that is whole, of a run. `tell` takes a line for what was passed over.
+
     Raises:
-      UserError: there is no checkpoint.
+      UserError: there is no checkpoint, or it is damaged.
     """
     from clip_jax import checkpoint
 
     path = Path(path).expanduser()
     if path.name.isdigit() and path.parent.name == checkpoint.FOLDER and path.is_dir():
-        return path.parent.parent, int(path.name)
+        workdir, step = path.parent.parent, int(path.name)
+        checkpoint.refuse_damage(workdir, step, tell)
+        return workdir, step
     if not path.is_dir():
         raise UserError(
             f"no run folder {path}: train one, give the --workdir of your run, or one of "
             f"{', '.join(ARCHITECTURES)} with weights=FILE"
         )
     checkpoint.read_config(path)
-    step = checkpoint.latest_step(path)
-    if step is None:
+    found = checkpoint.newest(path, tell)
+    if found is None:
         raise UserError(f"{path} holds no checkpoint yet")
-    return path, step
+    return path, found
 
 
-def read_run(path: str | Path) -> tuple[Variables, CLIPConfig, dict[str, Any]]:
+def read_run(path: str | Path) -> tuple[Variables, CLIPConfig, RunConfig]:
     """The variables of a run's newest checkpoint (or of RUN/checkpoints/STEP) and its config."""
     from clip_jax import checkpoint
 
     workdir, step = find_run(path)
-    config = checkpoint.read_config(workdir)
-    model = CLIPConfig.from_dict(config["model"])
+    run = checkpoint.read_model_config(workdir, step)
+    return read_step(workdir, step, run.model), run.model, run
+
+
+def read_step(workdir: Path, step: int, model: CLIPConfig) -> Variables:
+    """The variables of a run's checkpoint that `find_run` found, on one device."""
+    from clip_jax import checkpoint
+
     where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         variables(abstract_model(model)),
     )
-    held = checkpoint.read_variables(workdir, step, like)
-    return held, model, config
+    return checkpoint.read_variables(workdir, step, like)
 
 
 def load(
@@ -114,7 +130,7 @@ def load(
         )
     if weights is None:
         held, config, run = read_run(path)
-        dtype, tokenizer = dtype or run["dtype"], tokenizer or run["tokenizer"]
+        dtype, tokenizer = dtype or run.dtype, tokenizer or run.tokenizer
         preprocess = library.preprocess_of(config)
     else:
         found = library.find(weights, name, activation)

@@ -78,7 +78,7 @@ def prepare(c: ConfigDict) -> Run:
         library.preprocess_of(model),
         training=lambda: pictures,
     )
-    fresh = hosts.from_first(lambda: checkpoint.latest_step(c.workdir)) is None
+    fresh = not hosts.from_first(lambda: checkpoint.steps(c.workdir))
     weights = _weights(c, model) if fresh and c.weights.path else None
     # last: a filter may take long
     data = mixture.opened(c.data.to_dict(), _say_first)
@@ -263,10 +263,12 @@ class Loop:
         self.any_stop = hosts.AnyOf(trainer.mesh) if hosts.many() else None
         self.stopped_by = 0  # the number of the signal
         self.config = c = trainer.run.config
+        self.lines: list[str] = []  # about checkpoints that were passed over
+        step = hosts.from_first(self._newest)
         self.checkpoints = checkpoint.Checkpoints(
             trainer.run.workdir, every=c.checkpoint.every, keep=c.checkpoint.keep
         )
-        self.state, self.first = self._start()
+        self.state, self.first = self._start(step)
         self.writer = (
             metrics.Writer(
                 trainer.run.workdir, resume_step=self.first, tensorboard=c.log.tensorboard
@@ -284,9 +286,17 @@ class Loop:
         self.counts = np.zeros(len(self.counted), np.int64)
         self.told = False  # of the first that was left out
 
-    def _start(self) -> tuple[step_lib.TrainState, int]:
-        """The state to go on from and its step: the newest checkpoint's, or a fresh one's."""
-        trainer, step = self.trainer, hosts.from_first(self.checkpoints.latest)
+    def _newest(self) -> int | None:
+        """The step of the newest whole checkpoint; what is newer is moved out of the way."""
+        workdir = self.trainer.run.workdir
+        step = checkpoint.newest(workdir, self.lines.append)
+        if step is not None:
+            checkpoint.set_aside(workdir, after=step)
+        return step
+
+    def _start(self, step: int | None) -> tuple[step_lib.TrainState, int]:
+        """The state to go on from and its step: a checkpoint's, or a fresh one's."""
+        trainer = self.trainer
         if step is not None:
             state, position = self.checkpoints.restore(step, trainer.state_like)
             self.data.set_state(position)
@@ -457,6 +467,8 @@ def _announce(loop: Loop) -> None:
     )
     for part in run.data.parts:
         _announce_part(loop, part)
+    for line in loop.lines:
+        say(line)
     if loop.first >= run.config.steps:
         say(f"all {run.config.steps} steps were done before: nothing to train")
     elif run.weights:

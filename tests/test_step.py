@@ -141,7 +141,7 @@ def test_resumed_in_16_bits_it_goes_on_to_the_bit(halves):
 
 def test_a_run_in_16_bits_is_read_in_32(halves):
     workdir, _, _, state, _ = halves
-    config = {"model": dataclasses.asdict(TINY)}
+    config = {"model": dataclasses.asdict(TINY), "dtype": "float32", "tokenizer": "clip"}
     (workdir / checkpoint.CONFIG).write_text(json.dumps(config))
     (params, _), model, _ = pretrained.read_run(workdir)
     assert model == TINY

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from clip_jax.errors import UserError
+from clip_jax.models import fields
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -18,6 +19,7 @@ MAX_LAYERS = 1024  # a file may claim any number, and every layer of it would be
 
 # What a model computes in. `mixed`: bfloat16 products between float32 activations.
 DTYPES = ("float32", "bfloat16", "mixed")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")  # of the Transformers' MLPs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +282,8 @@ def _check_heads(side: str, tower: VisionConfig | TextConfig | BertConfig) -> No
         raise UserError(
             f"model.{side}.heads={tower.heads} does not divide model.{side}.width={tower.width}"
         )
+    if round(tower.width * tower.mlp_ratio) < 1:
+        raise UserError(f"model.{side}.mlp_ratio={tower.mlp_ratio} leaves its MLPs no width")
 
 
 ImageTowerConfig = VisionConfig | ResNetConfig | EfficientNetConfig
@@ -323,12 +327,27 @@ class CLIPConfig:
             )
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CLIPConfig:
-        """The reverse of `to_dict`, from a config file's or a checkpoint's `model`."""
-        values = dict(values)
-        vision = _tower("vision", values.pop("vision"), _IMAGE_TOWERS)
-        text = _tower("text", values.pop("text"), _TEXT_TOWERS)
-        return cls(vision=vision, text=text, **values)
+    def from_dict(cls, values: Any) -> CLIPConfig:
+        """The reverse of `to_dict`, from a config file's or a checkpoint's `model`.
+
+        Raises:
+          UserError: a value is missing, unknown, of another type or size than it can be.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(f"model={values!r:.80} must be an object")
+        values = {key: _tuples(value) for key, value in values.items()}
+        towers = {}
+        for side, kinds in (("vision", _IMAGE_TOWERS), ("text", _TEXT_TOWERS)):
+            if side not in values:
+                raise UserError(f"model.{side} is missing: the config of a tower")
+            towers[side] = _tower(side, values.pop(side), kinds)
+        values = fields.checked(cls, values, "model.")
+        if values.get("activation", "gelu") not in ACTIVATIONS:
+            raise UserError(
+                f"model.activation={values['activation']!r:.80} must be one of "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        return cls(**towers, **values)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries; the `kind` of each tower says what it is."""
@@ -338,18 +357,14 @@ class CLIPConfig:
         return values
 
 
-def _tower(side: str, values: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
+def _tower(side: str, values: Any, kinds: Mapping[str, type]) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"model.{side}={values!r:.80} must be an object")
     values = {k: _tuples(v) for k, v in values.items()}
     kind = values.pop("kind", next(iter(kinds)))
-    if kind not in kinds:
-        raise UserError(f"model.{side}.kind={kind!r} must be one of {', '.join(kinds)}")
-    known = {f.name for f in dataclasses.fields(kinds[kind])}
-    if strange := sorted(values.keys() - known):
-        raise UserError(
-            f"model.{side}.{strange[0]} is nothing that a {kind} has; "
-            f"known: {', '.join(sorted(known))}"
-        )
-    return kinds[kind](**values)
+    if not isinstance(kind, str) or kind not in kinds:
+        raise UserError(f"model.{side}.kind={kind!r:.80} must be one of {', '.join(kinds)}")
+    return kinds[kind](**fields.checked(kinds[kind], values, f"model.{side}."))
 
 
 def _tuples(value: Any) -> Any:

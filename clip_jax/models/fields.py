@@ -1,0 +1,97 @@
+"""Types and bounds of an architecture's values, whoever wrote them: a config or a run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax.errors import UserError
+
+MAX_SIZE = 8192  # pixels a side
+MAX_INTEGER = 1 << 24
+_MAX_ITEMS = 256
+
+# Least and greatest value, where they are not 1 and MAX_INTEGER for whole numbers, any finite
+# number for others.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "image_size": (1, MAX_SIZE),
+    "stem": (0, MAX_INTEGER),
+    "registers": (0, MAX_INTEGER),
+    "layers": (0, MAX_INTEGER),
+    "pad_id": (0, MAX_INTEGER),
+    "symmetric": (0, MAX_INTEGER),
+    "mlp_ratio": (1e-6, 1000),
+    "eps": (0, 1),
+    "momentum": (0, 1),
+    "squeeze": (1e-6, 1),
+    "depth": (1e-6, 100),
+    "patch_dropout": (0, 1),
+    "temperature": (0, 1e6),
+    "std": (1e-6, 1e6),
+}
+_OF_EFFICIENTNET = {"width": (1e-6, 100)}  # a factor, where other towers have channels
+
+
+def checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values of the types of a dataclass's fields, and in their bounds.
+
+    Args:
+      kind: the dataclass.
+      values: by the names of its fields, of which any may be missing.
+      where: what messages put before a name, such as `model.vision.`.
+
+    Raises:
+      UserError: an unknown name, another type, or a number out of bounds.
+    """
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    if strange := sorted(str(name) for name in values.keys() - types.keys()):
+        named = f"{where}{strange[0]:.60}"
+        raise UserError(
+            f"{named} is nothing that a {getattr(kind, 'kind', 'model')} has; "
+            f"known: {', '.join(sorted(types))}"
+        )
+    for name, value in values.items():
+        if wanted := _wrong(name, types[name], value):
+            raise UserError(f"{where}{name}={value!r:.80} must be {wanted}")
+    return {name: _as_float(value, types[name]) for name, value in values.items()}
+
+
+def _as_float(value: Any, kind: str) -> Any:
+    """Whole numbers where fractions may be, as JSON and people write them."""
+    if "float" not in kind:
+        return value
+    return (
+        tuple(map(float, value))
+        if isinstance(value, tuple)
+        else None
+        if value is None
+        else float(value)
+    )
+
+
+def _wrong(name: str, kind: str, value: Any) -> str:
+    """What a value must be, where it is not."""
+    if kind.endswith(" | None"):
+        return "" if value is None else _wrong(name, kind.removesuffix(" | None"), value)
+    if kind.startswith("tuple["):
+        inner = kind.removeprefix("tuple[").removesuffix(", ...]")
+        if not isinstance(value, (tuple, list)) or len(value) > _MAX_ITEMS:
+            return f"a list of at most {_MAX_ITEMS}"
+        if name in ("mean", "std") and len(value) != 3:
+            return "three numbers: of red, green and blue"
+        wrong = (_wrong(name, inner, item) for item in value)
+        return next((f"a list; each must be {wanted}" for wanted in wrong if wanted), "")
+    if kind == "bool":
+        return "" if isinstance(value, bool) else "true or false"
+    if kind == "str":
+        return "" if isinstance(value, str) else "text"
+    if kind not in ("int", "float"):
+        return ""  # a tower, which is checked by itself
+    bounds = {**_BOUNDS, **(_OF_EFFICIENTNET if kind == "float" else {})}
+    least, most = bounds.get(name, (1, MAX_INTEGER) if kind == "int" else (-1e6, 1e6))
+    is_number = isinstance(value, int if kind == "int" else (int, float))
+    if not is_number or isinstance(value, bool) or not least <= value <= most:
+        return f"a {'whole ' if kind == 'int' else ''}number from {least:.10g} to {most:.10g}"
+    return "" if math.isfinite(value) else "a finite number"
