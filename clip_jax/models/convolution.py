@@ -155,4 +155,4 @@ def average_pool(x: Image, size: int) -> Result:
         return x
     rows, columns = x.shape[1] // size, x.shape[2] // size
     x = x[:, : rows * size, : columns * size]
-    return x.reshape(len(x), rows, size, columns, size, -1).mean((2, 4))
+    return x.reshape(x.shape[0], rows, size, columns, size, x.shape[-1]).mean((2, 4))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
@@ -68,16 +70,26 @@ def _materialized(*arrays: Array) -> tuple[Array, ...]:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Multiply:
+    """The `dot_general` of a linear layer.
+
+    A class and not a closure: models can be pickled, and two of one architecture are equal as keys
+    of compiled programs.
+    """
+
+    factors: np.dtype
+
+    def __call__(self, x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+        return checkpoint_name(product(x, kernel, self.factors), RESULT)
+
+
 def linear(inputs: int, outputs: int, *, dtype: DTypeLike, **options: Any) -> nnx.Linear:
     """An `nnx.Linear` whose matrix product is computed in `dtype`, one of `zoo.DTYPES`.
 
     Its result goes by the name `RESULT` among what rematerialisation may keep.
     """
-    factors = jnp.bfloat16 if dtype == "mixed" else dtype
-
-    def dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-        return checkpoint_name(product(x, kernel, factors), RESULT)
-
+    multiply = _Multiply(jnp.dtype(jnp.bfloat16 if dtype == "mixed" else dtype))
     return nnx.Linear(
-        inputs, outputs, dtype=activation_dtype(dtype), dot_general=dot_general, **options
+        inputs, outputs, dtype=activation_dtype(dtype), dot_general=multiply, **options
     )

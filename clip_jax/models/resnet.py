@@ -130,13 +130,14 @@ class SpatialAttentionPool(nnx.Module):
 
     def __call__(self, x: Image) -> Float[Array, "batch embed_dim"]:
         """One vector an image."""
-        batch, width = len(x), x.shape[-1]
-        heads = (batch, -1, self.heads, width // self.heads)
-        x = x.reshape(batch, -1, width)
+        batch, width = x.shape[0], x.shape[-1]
+        x = x.reshape(batch, x.shape[1] * x.shape[2], width)
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
         x = x + self.positional_embedding[...].astype(x.dtype)
+        heads = (batch, x.shape[1], self.heads, width // self.heads)
         k, v = (part.reshape(heads) for part in jnp.split(self.kv(x), 2, axis=-1))
-        attended = jax.nn.dot_product_attention(self.q(x[:, :1]).reshape(heads), k, v)
+        query = self.q(x[:, :1]).reshape(batch, 1, *heads[2:])
+        attended = jax.nn.dot_product_attention(query, k, v)
         return self.projection(attended.reshape(batch, width))
 
 

@@ -72,7 +72,7 @@ class TextTransformer(nnx.Module):
         table = self.token_embedding.embedding[...]
         x = partition.embedded(table, tokens, self.dtype)
         last = self.config.pool == "last"
-        end = jnp.full(len(x), x.shape[1] - 1) if last else jnp.argmax(tokens, axis=-1)
+        end = jnp.full(x.shape[0], x.shape[1] - 1) if last else jnp.argmax(tokens, axis=-1)
         x = self._read_out(x, end) if self.config.layers else _mean(x, end)
         return self.projection(self.ln_final(x))
 

@@ -98,7 +98,8 @@ class Attention(nnx.Module):
         kernels, biases = (jnp.split(p[...], 3, -1) for p in (layer.kernel, layer.bias))
         for rows, kernel, bias in zip((asking, x, x), kernels, biases, strict=True):
             y = layer.dot_general(rows.astype(layer.dtype or rows.dtype), kernel)
-            parts.append((y + bias.astype(y.dtype)).reshape(*rows.shape[:2], self.heads, -1))
+            heads = (*rows.shape[:2], self.heads, rows.shape[2] // self.heads)
+            parts.append((y + bias.astype(y.dtype)).reshape(heads))
         return parts
 
     def _by_head(self, x: Float[Array, "batch length width"]) -> list[Heads]:
@@ -111,7 +112,7 @@ class Attention(nnx.Module):
         layer = self.qkv
         y = layer.dot_general(x.astype(layer.dtype or x.dtype), grouped(layer.kernel))
         y = y + grouped(layer.bias).astype(y.dtype)
-        parts = y.reshape(*x.shape[:2], self.heads, 3, -1)
+        parts = y.reshape(*x.shape[:2], self.heads, 3, x.shape[2] // self.heads)
         return [parts[..., i, :] for i in range(3)]
 
 
@@ -132,11 +133,12 @@ class AttentionPool(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
         """One vector a row."""
-        batch, _, width = x.shape
-        heads = (batch, -1, self.heads, width // self.heads)
+        batch, length, width = x.shape
+        heads = (batch, length, self.heads, width // self.heads)
         query = jnp.broadcast_to(self.probe[...].astype(x.dtype), (batch, 1, width))
         k, v = (part.reshape(heads) for part in jnp.split(self.kv(x), 2, axis=-1))
-        attended = jax.nn.dot_product_attention(self.q(query).reshape(heads), k, v)
+        query = self.q(query).reshape(batch, 1, *heads[2:])
+        attended = jax.nn.dot_product_attention(query, k, v)
         pooled = self.out(attended.reshape(batch, width))
         return pooled + self.mlp(self.ln(pooled))
 

@@ -37,7 +37,7 @@ def patches(
     rows, columns = height // size, width // size
     image = image[:, : rows * size, : columns * size]
     grid = image.reshape(batch, rows, size, columns, size, channels)
-    return grid.swapaxes(2, 3).reshape(batch, -1, size * size * channels)
+    return grid.swapaxes(2, 3).reshape(batch, rows * columns, size * size * channels)
 
 
 def windows(
@@ -174,8 +174,8 @@ class VisionTransformer(nnx.Module):
             x = drop_patches(x, self.config.patch_dropout, key)
         if self.config.pool == "class":
             first = self.class_embedding[...].astype(self.dtype) + position[0]
-            x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, x.shape[2])), x], axis=1)
+            x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
         if self.config.registers:
             registers = self.registers[...].astype(self.dtype)
-            x = jnp.concatenate([x, jnp.broadcast_to(registers, (len(x), *registers.shape))], 1)
+            x = jnp.concatenate([x, jnp.broadcast_to(registers, (x.shape[0], *registers.shape))], 1)
         return x

@@ -1,0 +1,99 @@
+"""Models as plain objects: copied, pickled, exported with any batch size, given no rows."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from clip_jax.models.clip import CLIP
+from clip_jax.models.zoo import (
+    BertConfig,
+    CLIPConfig,
+    EfficientNetConfig,
+    ResNetConfig,
+    TextConfig,
+    VisionConfig,
+    siglip,
+)
+
+SMALL: dict[str, Any] = dict(width=16, layers=2, heads=2)
+WORDS: dict[str, Any] = dict(vocab_size=100, context_length=12)
+EFFICIENT = EfficientNetConfig(image_size=33, width=0.1, depth=0.1)
+CONFIGS = {
+    "class token": CLIPConfig(
+        12,
+        vision=VisionConfig(image_size=16, patch_size=8, **SMALL),
+        text=TextConfig(**WORDS, **SMALL),
+    ),
+    "attention pool": siglip("gelu", dict(image_size=16, patch_size=8, **SMALL), WORDS | SMALL),
+    "mean pool": CLIPConfig(
+        12,
+        vision=VisionConfig(image_size=16, patch_size=8, pool="mean", stem=8, registers=2, **SMALL),
+        text=TextConfig(**WORDS, **SMALL | {"layers": 0}),
+    ),
+    "resnet": CLIPConfig(
+        12, vision=ResNetConfig(32, 8, (1, 1, 1, 1), 8), text=TextConfig(**WORDS, **SMALL)
+    ),
+    "efficientnet": CLIPConfig(
+        EFFICIENT.channels(EFFICIENT.stages[-1][4]),
+        "gelu",
+        temperature=1.0,
+        log_scale=False,
+        max_logit_scale=0.0,
+        vision=EFFICIENT,
+        text=BertConfig(**WORDS, **SMALL),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request: pytest.FixtureRequest) -> CLIP:
+    return CLIP(CONFIGS[request.param], rngs=nnx.Rngs(0))
+
+
+def batch(model: CLIP, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    side = model.config.vision.image_size
+    image = np.random.default_rng(0).integers(0, 256, (rows, side, side, 3), dtype=np.uint8)
+    tokens = np.zeros((rows, 12), np.int32)
+    tokens[:, 0], tokens[:, 1], tokens[:, 2] = 98, np.arange(rows), 99
+    return image, tokens
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_computes_the_same(model: CLIP, way: Any) -> None:
+    image, tokens = batch(model, 3)
+    again = way(model)
+    assert again is not model and again.config == model.config
+    np.testing.assert_array_equal(again.encode_image(image), model.encode_image(image))
+    np.testing.assert_array_equal(again.encode_text(tokens), model.encode_text(tokens))
+    assert nnx.graphdef(again) == nnx.graphdef(model)  # so nothing compiles again
+
+
+def test_an_empty_batch_has_no_features(model: CLIP) -> None:
+    image, tokens = batch(model, 0)
+    for normalized in (False, True):
+        assert model.encode_image(image, normalized=normalized).shape == (0, model.config.embed_dim)
+        assert model.encode_text(tokens, normalized=normalized).shape == (0, model.config.embed_dim)
+    assert model(image, tokens).logits_per_image.shape == (0, 0)
+    assert model(batch(model, 2)[0], tokens).logits_per_image.shape == (2, 0)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_an_export_takes_any_batch(model: CLIP, normalized: bool) -> None:
+    (b,) = jax.export.symbolic_shape("b")
+    image, tokens = batch(model, 3)
+    towers = ((model.encode_image, image), (model.encode_text, tokens))
+    for encode, rows in towers:
+        exported = jax.export.export(jax.jit(lambda x, f=encode: f(x, normalized=normalized)))(
+            jax.ShapeDtypeStruct((b, *rows.shape[1:]), rows.dtype)
+        )
+        for some in (rows, rows[:1]):
+            expected = encode(some, normalized=normalized)
+            np.testing.assert_allclose(exported.call(jnp.asarray(some)), expected, 1e-4, 1e-5)
