@@ -89,70 +89,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A model whose arrays are not read yet.
-
-    library: whose files it is in, in words.
-    config: its architecture.
-    preprocess: from a picture to pixels.
-    tokenizer: as for `tokenizers.load`, or None.
-    read: its parameters and batch statistics, held in a dtype of `DTYPES`.
-    guessed: what was taken for granted or passed over, in words, or nothing.
-    """
-
-    library: str
-    config: CLIPConfig
-    preprocess: Preprocess
-    tokenizer: str | None
-    read: Callable[[str], Variables]
-    guessed: str = ""
-
-
-def open_source(path: str | Path, model: str | None = None) -> Source:
-    """What a run, or another library's file or folder, holds.
-
-    Raises:
-      UserError: neither is there, or it is another model than `model`.
-    """
-    from clip_jax import checkpoint, pretrained
-    from clip_jax.weights import library
-
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give the folder of a run or a file of weights")
-    is_step = path.is_dir() and path.name.isdigit() and path.parent.name == checkpoint.FOLDER
-    if is_step or (_config_of(path).is_file() and not library.is_weights(path)):
-        if model is not None:
-            raise UserError(f"{path} is a run, which says what it is: leave out --model")
-        said: list[str] = []
-        workdir, step = pretrained.find_run(path, said.append)
-        run = checkpoint.read_model_config(workdir, step)
-        return Source(
-            "a run",
-            run.model,
-            library.preprocess_of(run.model),
-            run.tokenizer,
-            lambda _: pretrained.read_step(workdir, step, run.model),
-            "; ".join(said),
-        )
-    found = library.find(path, model)
-    whose = LIBRARIES[found.library].partition(":")[0]
-    return Source(
-        whose,
-        found.config,
-        found.preprocess,
-        found.tokenizer,
-        lambda dtype: library.read(found, dtype),
-        found.guessed,
-    )
-
-
-def _config_of(folder: Path) -> Path:
-    """The name that both a run and transformers have for their config."""
-    return folder / "config.json"
-
-
 def convert(
     source: str | Path,
     dest: str | Path,
@@ -191,10 +127,13 @@ def convert(
         has no place for, or a destination that cannot be written; and files that differ when read.
     """
     from clip_jax.models.clip import abstract_model, variables
+    from clip_jax.saved_models import is_run, open_saved_model
     from clip_jax.weights import arrays, library, positions
 
     file = _destination(dest, to)
-    found = open_source(source, model)
+    if model is not None and is_run(Path(source).expanduser()):
+        raise UserError(f"{source} is a run, which says what it is: leave out --model")
+    found = open_saved_model(source, model)
     if found.guessed:
         note(found.guessed)
     config = positions.sized(found.config, image_size, context_length)
@@ -243,6 +182,7 @@ def convert(
 
 def _destination(dest: str | Path, to: Library) -> Path:
     """Where the weights go; refused where they cannot."""
+    from clip_jax.saved_models import is_run
     from clip_jax.weights import library
 
     file = library.weights_file(dest, to)
@@ -259,7 +199,7 @@ def _destination(dest: str | Path, to: Library) -> Path:
     there = _nearest(folder)
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"{file} cannot be written: {there} is no folder that you may write to")
-    if _config_of(folder).is_file() and not library.is_weights(folder):
+    if is_run(folder):
         raise UserError(f"{folder} is the folder of a run: name another DEST")
     return file
 

@@ -46,6 +46,7 @@ from clip_jax.models import zoo
 from clip_jax.models.clip import Variables, parameter_count
 from clip_jax.models.zoo import CLIPConfig
 from clip_jax.objectives import Contrastive
+from clip_jax.saved_models import SavedModel, open_saved_model
 from clip_jax.tokenizers import Tokenizer, packing
 from clip_jax.weights import library, positions
 
@@ -61,7 +62,7 @@ class Run:
     data: Mixture
     suite: Suite
     workdir: Path
-    weights: library.Found | None = None
+    weights: SavedModel | None = None
 
 
 def prepare(c: ConfigDict) -> Run:
@@ -91,11 +92,11 @@ def _say_first(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _weights(c: ConfigDict, model: CLIPConfig) -> library.Found:
-    """The file that a fresh run starts from, checked against the model that it is for."""
+def _weights(c: ConfigDict, model: CLIPConfig) -> SavedModel:
+    """The saved model that a fresh run starts from, checked against the one that it is for."""
     # with resize its sizes need not be the file's
     name = None if c.weights.resize else zoo.name_of(model, any_activation=True)
-    found = library.find(c.weights.path, name, model.activation)
+    found = open_saved_model(c.weights.path, name, model.activation)
     how = "--config.weights.resize=True"
     positions.check_fits(found.config, model, c.weights.path, c.weights.resize, how)
     return found
@@ -197,9 +198,9 @@ class Trainer(recipe.Recipe):
         results["seconds"] = seconds
         results_lib.write(run.workdir, results, pictures)
 
-    def state_from(self, found: library.Found) -> step_lib.TrainState:
-        """A fresh state around the weights of a file, in fp32, resized where the model asks it."""
-        params, stats = library.read(found)
+    def state_from(self, found: SavedModel) -> step_lib.TrainState:
+        """A fresh state around saved weights, in fp32, resized where the model asks it."""
+        params, stats = jax.device_get(found.read("float32"))
         vision, text = self.run.model.vision, self.run.model.text
         params, _ = positions.resized(params, found.config, vision.image_size, text.context_length)
         return step_lib.state_of((params, stats), self.optimizer, self.mesh, **self.kept)
@@ -472,7 +473,11 @@ def _announce(loop: Loop) -> None:
     if loop.first >= run.config.steps:
         say(f"all {run.config.steps} steps were done before: nothing to train")
     elif run.weights:
-        say("; ".join(filter(None, [f"starting from {run.weights.path}", run.weights.guessed])))
+        say(
+            "; ".join(
+                filter(None, [f"starting from {run.config.weights.path}", run.weights.guessed])
+            )
+        )
         old, new = (
             f"{c.vision.image_size} pixels and {c.text.context_length} tokens"
             for c in (run.weights.config, run.model)

@@ -154,6 +154,25 @@ def test_a_run_starts_from_a_file_and_is_loaded(family, tar, tmp_path):
     assert preprocess.size == config.vision.image_size and tokenize(["1"]).shape == (1, 8)
 
 
+def test_a_run_starts_from_another_run_or_a_step_of_it(tar, tmp_path):
+    config, kind = MODELS["clip"]
+    library.write(tmp_path / "weights", variables(CLIP(config, rngs=nnx.Rngs(3))), config, kind)
+    path = write_config(tmp_path, tmp_path / "weights", tar, config)
+    first = runs.run(path, tmp_path / "first", "--config.optimizer.learning_rate=0.1")
+    assert first.returncode == 0, first.stderr
+    held = variables(clip_jax.load(str(tmp_path / "first"))[0])
+    for source in (tmp_path / "first", tmp_path / "first" / "checkpoints" / "3"):
+        still = ("--config.optimizer.learning_rate=1e-12", f"--config.weights.path={source}")
+        done = runs.run(path, tmp_path / f"from {source.name}", *still)
+        assert done.returncode == 0 and f"starting from {source}" in done.stderr, done.stderr
+        again = variables(clip_jax.load(str(tmp_path / f"from {source.name}"))[0])
+        for one, other in zip(jax.tree.leaves(held[0]), jax.tree.leaves(again[0]), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+    other = ("--config.model.vision.layers=2", f"--config.weights.path={tmp_path / 'first'}")
+    done = runs.run(path, tmp_path / "other", *other)
+    assert done.returncode == 2 and "vision.layers=1, not 2" in done.stderr
+
+
 def test_other_sizes_are_resized_by_choice_only(tar, tmp_path):
     config, kind = MODELS["clip"]
     held = variables(CLIP(config, rngs=nnx.Rngs(3)))

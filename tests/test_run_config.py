@@ -9,7 +9,7 @@ import pytest
 from test_checkpoint import NEW, run  # noqa: F401  # a fixture
 
 import damage
-from clip_jax import checkpoint, convert, evaluate, pretrained
+from clip_jax import checkpoint, evaluate, pretrained, saved_models
 from clip_jax import config as config_lib
 from clip_jax.errors import UserError
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
@@ -65,7 +65,7 @@ def mutated(values, rng):
 def used(folder):
     """The run by each of its readers."""
     pretrained.load(folder)
-    convert.open_source(folder)
+    saved_models.open_saved_model(folder)
     c, _ = config_lib.load(str(config_lib.ROOT / "configs" / "quickstart.py"))
     evaluate.find(c, str(folder), "")
     config_lib.differences(checkpoint.read_config(folder), c.to_dict())
@@ -131,7 +131,7 @@ def test_a_wrong_value_is_named(folder, key, value, words):
         node = node[name]
     node[last] = value
     (folder / "config.json").write_text(json.dumps(values))
-    for act in (pretrained.load, convert.open_source):
+    for act in (pretrained.load, saved_models.open_saved_model):
         refused(lambda act=act: act(folder), folder / "config.json", *words)
 
 
