@@ -104,4 +104,4 @@ def open_source(
         )
     if storage.is_folder(path) if far and end != ".tar" else Path(path).is_dir():
         return FolderSource(path)
-    return TarSource(spec, index, max_bad_fraction)
+    return TarSource(spec, index, max_bad_fraction, image)
