@@ -1,7 +1,7 @@
 """Captions from what is written about a picture: templates over its fields.
 
 `{name}` is a field, `{meta.title}` one inside another. Of a list `{tags}` gives some of its items,
-joined by commas, `{captions:one}` one of them by chance, `{captions:each}` another one every epoch,
+joined by commas, or one where each describes the whole picture (see `Alternatives`), `{captions:one}` one of them by chance, `{captions:each}` another one every epoch,
 `{captions:all}` all of them, joined by spaces.
 """
 
@@ -20,6 +20,10 @@ from clip_jax.errors import UserError
 _WAYS = ("", "one", "each", "all")  # to make text of a list
 _NAMED = 20  # fields in an error
 _LONGEST = 1_000_000  # characters
+
+
+class Alternatives(list[str]):
+    """Captions each of which describes the whole picture: `{caption}` is one of them by chance."""
 
 
 class _Piece(NamedTuple):
@@ -69,6 +73,8 @@ def _said(value: Any, way: str, rng: np.random.Generator | None, turn: int) -> s
     """A field's value as text; None where there is none."""
     if not isinstance(value, list):
         return _plain(value)
+    if not way and isinstance(value, Alternatives):
+        way = "one"
     items = [said for said in map(_plain, value) if said is not None]
     chance = rng is not None and len(items) > 1
     if way in ("one", "each"):

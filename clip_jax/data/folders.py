@@ -17,6 +17,7 @@ import numpy as np
 
 from clip_jax.data import layouts, matching, storage
 from clip_jax.data.opening import OpeningReport, Tally, quoted
+from clip_jax.data.packed import Packed
 from clip_jax.data.pairs import IMAGES, MAX_MEMBER, MAX_TEXT, Pair, parse_texts, read_bytes
 from clip_jax.data.walk import Listing, walk
 from clip_jax.errors import UserError
@@ -56,10 +57,9 @@ class FolderSource:
         tally = Tally()
         tally.merge(listing.tally.report(0), "")
         found = sorted(self._beside(listing, tally) or self._classes(listing, tally))
-        # one string and where each path ends in it: lists of millions take gigabytes
-        self._paths, self._ends = _packed([one.picture for one in found])
+        self._paths = Packed(one.picture for one in found)
         texts = [text for one in found for text in one.texts]
-        self._texts, self._text_ends = _packed(texts)
+        self._texts = Packed(texts)
         self._last_text = np.cumsum([0, *(len(one.texts) for one in found)])
         self._report = tally.report(len(found) + len({*texts}), notes=self._notes(tally, found))
 
@@ -105,12 +105,13 @@ class FolderSource:
             )
         if len(told) < 2:
             named = ", ".join(quoted(label) for label in sorted(labels)[:_NAMED])
-            where = f"the names of their folders ({named}) are no captions" if labels else ""
+            why = f": the names of their folders ({named}) are no captions" if labels else ""
+            if len(labels) == len(told) == 1:
+                why = f": all are in folders called {named}, and one name for all is no caption"
             raise UserError(
-                f"{self.folder} holds pictures of which nothing is said{where and f': {where}'}: "
-                "put 1.txt or 1.json beside 1.jpg, a metadata.csv of file_name and caption above "
-                "them, or the pictures into folders named by what they show"
-                f"{layouts.hint(listing)}"
+                f"{self.folder} holds pictures of which nothing is said{why}: put 1.txt or 1.json "
+                "beside 1.jpg, a metadata.csv of file_name and caption above them, or the pictures "
+                f"into folders named by what they show{layouts.hint(listing)}"
             )
         found = []
         for path, names in pictures.items():
@@ -121,16 +122,9 @@ class FolderSource:
         return found
 
     def _without_pictures(self, listing: Listing) -> str:
-        ends = ", ".join(IMAGES)
         chosen = f" that is chosen by config.data.image={self._image!r}" if self._image else ""
-        instead = layouts.hint(listing)
-        return (
-            (instead
-            and f"{self.folder} holds no picture{chosen}{instead}")
-            or (
-                f"{self.folder} holds no picture{chosen}: expected files such as cats/1.jpg ({ends})"
-            )
-        )
+        expected = f": expected files such as cats/1.jpg ({', '.join(IMAGES)})"
+        return f"{self.folder} holds no picture{chosen}{layouts.hint(listing) or expected}"
 
     def _notes(self, tally: Tally, found: list[_Described]) -> tuple[str, ...]:
         alone = tally.left_out().get("no_text")
@@ -141,8 +135,13 @@ class FolderSource:
             "text beside them; the names of folders are captions only where none has",
         )
 
+    @property
+    def has_texts(self) -> bool:
+        """Whether texts beside the pictures describe them, not the names of their folders."""
+        return len(self._texts) > 0
+
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._paths)
 
     def opening_report(self) -> OpeningReport:
         """What opening the folder saw, used and left out, and why."""
@@ -152,14 +151,12 @@ class FolderSource:
         return f"FolderSource({self.folder!r}, {len(self):,} pairs)"
 
     def __getitem__(self, i: int) -> Pair:
-        if not 0 <= i < len(self):
-            raise IndexError(f"{self!r} has no pair {i}")
-        name = self._whole(_unpacked(self._paths, self._ends, i))
+        name = self._whole(self._paths[i])
         return Pair(read_bytes(name, MAX_MEMBER), *self.text(i))
 
     def text(self, i: int) -> tuple[dict[str, Any], str]:
         """What is said of the i-th picture, and its name: the picture is not read."""
-        name = self._whole(_unpacked(self._paths, self._ends, i))
+        name = self._whole(self._paths[i])
         texts = [self._whole(text) for text in self._texts_of(i)]
         if not texts:
             label = PurePath(name).parent.name
@@ -169,14 +166,14 @@ class FolderSource:
 
     def _texts_of(self, i: int) -> Iterator[bytes]:
         for number in range(self._last_text[i], self._last_text[i + 1]):
-            yield _unpacked(self._texts, self._text_ends, number)
+            yield self._texts[number]
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """What changes when one of the files does: all are looked at, the first time."""
         paths = []
         for i in range(len(self)):
-            paths += [_unpacked(self._paths, self._ends, i), *self._texts_of(i)]
+            paths += [self._paths[i], *self._texts_of(i)]
         names = [self._whole(path) for path in paths]
         return self._marked(storage.identity(names, storage.states(names)))
 
@@ -185,11 +182,3 @@ class FolderSource:
 
     def _whole(self, path: bytes) -> str:
         return os.path.join(self.folder, os.fsdecode(path))
-
-
-def _packed(paths: list[bytes]) -> tuple[bytes, np.ndarray]:
-    return b"".join(paths), np.cumsum([0, *map(len, paths)])
-
-
-def _unpacked(paths: bytes, ends: np.ndarray, i: int) -> bytes:
-    return paths[ends[i] : ends[i + 1]]

@@ -103,5 +103,5 @@ def open_source(
             max_bad_fraction=max_bad_fraction,
         )
     if storage.is_folder(path) if far and end != ".tar" else Path(path).is_dir():
-        return FolderSource(path)
+        return FolderSource(path, image)
     return TarSource(spec, index, max_bad_fraction, image)
