@@ -13,7 +13,7 @@ from clip_jax.data import caption_tables, matching, storage
 from clip_jax.data.captions import Alternatives
 from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.packed import Packed
-from clip_jax.data.pairs import MAX_MEMBER, Pair, read_bytes
+from clip_jax.data.pairs import MAX_MEMBER, Pair, read_bytes, says_nothing
 from clip_jax.data.walk import Listing, walk
 from clip_jax.errors import UserError
 
@@ -40,12 +40,6 @@ def find(listing: Listing) -> str:
         f"{listing.root} holds several tables of captions ({named}): give the one of the split "
         f"that is meant, such as {example}, or the folder that holds it alone"
     )
-
-
-def root_of(table: str) -> str:
-    """The folder that pictures of a table are looked for in where none is given."""
-    folder = posixpath.dirname(table) or "."
-    return posixpath.dirname(folder) or "." if folder.endswith("annotations") else folder
 
 
 class CaptionedSource:
@@ -88,7 +82,7 @@ class CaptionedSource:
             if row.problem or why:
                 reason = "unreadable" if row.problem else why
                 tally.add(reason, f"{storage.shown(table)}, {row.where}: {row.problem or row.name}")
-            elif "caption" in row.fields and _is_blank(row.fields["caption"]):
+            elif "caption" in row.fields and says_nothing(row.fields["caption"]):
                 tally.add("no_text", f"{storage.shown(table)}, {row.where}")
             else:
                 used += 1
@@ -105,7 +99,9 @@ class CaptionedSource:
                     tally.add("no_text", path)
         order = sorted(said, key=os.fsencode)
         self._paths = Packed(map(os.fsencode, order))
-        self._fields = Packed(json.dumps(_joined(said[path])).encode() for path in order)
+        self._fields = Packed(
+            json.dumps(_joined(said[path]), default=_plain).encode() for path in order
+        )
         total = used + len(said) + is_inside
         self._report = tally.report(total, "files and rows", tuple(notes))
 
@@ -156,10 +152,9 @@ def _resolved(name: str | None, folder: str, by_base: dict[str, list[str]]) -> t
     return (ends[0], "") if len(ends) == 1 else ("", "no_picture")
 
 
-def _is_blank(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_is_blank, value))
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+def _plain(value: Any) -> str | None:
+    """A value of Parquet that JSON has no kind for, such as a date."""
+    return None if isinstance(value, bytes) else str(value)
 
 
 def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -168,12 +163,10 @@ def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return rows[0]
     joined: dict[str, Any] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
-        values = [
-            one
-            for row in rows
-            for one in (value if isinstance(value := row.get(key), list) else [value])
-            if not _is_blank(one)
-        ]
+        lists = (
+            row[key] if isinstance(row[key], list) else [row[key]] for row in rows if key in row
+        )
+        values = [one for some in lists for one in some if not says_nothing(one)]
         different = [one for i, one in enumerate(values) if one not in values[:i]]
         joined[key] = different if len(different) > 1 else different[0] if different else None
     return joined
@@ -182,22 +175,13 @@ def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def opened(table: str, root: str = "") -> CaptionedSource:
     """The source of a table that is given by itself.
 
-    root: the folder of the pictures; empty: the table's own, or the one above `annotations/`, or
-      else the one above these.
+    root: the folder of the pictures; empty: the table's own, or the one above `annotations/`.
 
     Raises:
       UserError: as `CaptionedSource`.
     """
-    if root:
-        return CaptionedSource(table, walk(root))
-    own = root_of(table)
-    try:
-        return CaptionedSource(table, walk(own))
-    except UserError as error:
-        above = posixpath.dirname(own.rstrip("/"))
-        if "config.data.root" not in str(error) or not above or storage.is_remote(table):
-            raise
-        try:
-            return CaptionedSource(table, walk(above))
-        except UserError:
-            raise error from None
+    own = posixpath.dirname(table) or "."
+    above = posixpath.dirname(own) or "."
+    return CaptionedSource(
+        table, walk(root or (above if posixpath.basename(own) == "annotations" else own))
+    )

@@ -1,7 +1,7 @@
 """Captions from what is written about a picture: templates over its fields.
 
 `{name}` is a field, `{meta.title}` one inside another. Of a list `{tags}` gives some of its items,
-joined by commas, or one where each describes the whole picture (see `Alternatives`), `{captions:one}` one of them by chance, `{captions:each}` another one every epoch,
+joined by commas, `{captions:one}` one of them by chance, `{captions:each}` another one every epoch,
 `{captions:all}` all of them, joined by spaces.
 """
 

@@ -151,12 +151,16 @@ class FolderSource:
         return f"FolderSource({self.folder!r}, {len(self):,} pairs)"
 
     def __getitem__(self, i: int) -> Pair:
-        name = self._whole(self._paths[i])
+        name = self.name(i)
         return Pair(read_bytes(name, MAX_MEMBER), *self.text(i))
+
+    def name(self, i: int) -> str:
+        """The path of the i-th picture."""
+        return self._whole(self._paths[i])
 
     def text(self, i: int) -> tuple[dict[str, Any], str]:
         """What is said of the i-th picture, and its name: the picture is not read."""
-        name = self._whole(self._paths[i])
+        name = self.name(i)
         texts = [self._whole(text) for text in self._texts_of(i)]
         if not texts:
             label = PurePath(name).parent.name

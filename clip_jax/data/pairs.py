@@ -148,12 +148,13 @@ def parse_texts(texts: Iterable[tuple[bytes, str]], name: str) -> dict[str, Any]
         if end == ".txt":
             fields["txt"] = said["caption"]
         for key, value in said.items():
-            if key == end[1:] or _says_nothing(fields.get(key)):
+            if key == end[1:] or says_nothing(fields.get(key)):
                 fields[key] = value
     return fields
 
 
-def _says_nothing(value: Any) -> bool:
+def says_nothing(value: Any) -> bool:
+    """Whether a field is null, blank, not a number, or a list of such."""
     if isinstance(value, list):
-        return all(_says_nothing(one) for one in value)
+        return all(says_nothing(one) for one in value)
     return value is None or value != value or (isinstance(value, str) and not value.strip())

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import unicodedata
+from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from clip_jax.data import index
+from clip_jax.data.folders import FolderSource
 from clip_jax.data.matching import MASKS, match
 from clip_jax.data.opening import REASONS
 from clip_jax.data.pairs import IMAGES, TEXTS
+from support import write_tar
 
 Pairs = dict[str, tuple[str, ...]]
 
@@ -118,3 +124,33 @@ def test_a_mask_never_takes_the_caption_of_its_picture(word: str, end: str) -> N
     for picture in ("0.jpg", "0.rgb.jpg"):
         pairs, left_out = matched([picture, f"0.{word}{end}", "0.txt"])
         assert pairs == {picture: ("0.txt",)} and len(left_out) == 1
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "d/", "d.x/"]), STEMS, ENDS), max_size=12), st.data()
+)
+def test_a_folder_and_a_tar_of_the_same_files_are_the_same_pairs(
+    tmp_path: Path, files: list[tuple[str, str, str]], data: st.DataObject
+) -> None:
+    names = sorted({folder + base for folder, *parts in files if (base := "".join(parts))})
+    image = data.draw(st.sampled_from(["", "seg.png", "jpg"]))
+    with tempfile.TemporaryDirectory(dir=tmp_path) as made:
+        members = [(name, os.fsencode(name)) for name in data.draw(st.permutations(names))]
+        for name, content in members:
+            path = Path(made, "folder", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"{}" if name.endswith(".json") else content)
+        tar = write_tar(Path(made, "x.tar"), members)
+        (Path(made, "folder")).mkdir(exist_ok=True)
+        from_tar = index.scan(str(tar), image)
+        pairs = {from_tar.name(i) for i in range(len(from_tar.ends))}
+        assert from_tar.report.seen == len(names)
+        if not pairs:
+            return
+        source = FolderSource(f"{made}/folder", image)
+        relative = {os.path.relpath(source.name(i), f"{made}/folder") for i in range(len(source))}
+        assert relative == pairs
+        assert source.opening_report().metrics() == from_tar.report.metrics()
+        assert source.opening_report().used == from_tar.report.used
+        assert source.opening_report().seen == len(names)
