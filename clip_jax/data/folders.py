@@ -42,12 +42,19 @@ class FolderSource:
       folder: its path.
       image: which pictures of an example are used, see `matching.match`; empty: the plain one.
       listing: of the folder, where it is known.
+      classes: whether any name of a folder is a class, such as in a test set.
 
     Raises:
       UserError: the folder cannot be read, or nothing in it is described.
     """
 
-    def __init__(self, folder: str, image: str = "", listing: Listing | None = None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        image: str = "",
+        listing: Listing | None = None,
+        classes: bool = False,
+    ) -> None:
         self.folder, self._image = folder, image
         listing = listing or walk(folder)
         if listing.states:
@@ -56,7 +63,7 @@ class FolderSource:
             )
         tally = Tally()
         tally.merge(listing.tally.report(0), "")
-        found = sorted(self._beside(listing, tally) or self._classes(listing, tally))
+        found = sorted(self._beside(listing, tally) or self._classes(listing, tally, classes))
         self._paths = Packed(one.picture for one in found)
         texts = [text for one in found for text in one.texts]
         self._texts = Packed(texts)
@@ -79,7 +86,7 @@ class FolderSource:
             tally.merge(others.report(0), "")
         return found
 
-    def _classes(self, listing: Listing, tally: Tally) -> list[_Described]:
+    def _classes(self, listing: Listing, tally: Tally, any_name: bool) -> list[_Described]:
         """Pictures in folders that are named by what they show.
 
         Raises:
@@ -96,7 +103,24 @@ class FolderSource:
         if not pictures:
             raise UserError(self._without_pictures(listing))
         labels = {layouts.label(path) for path in pictures if path}
-        told = layouts.telling(labels)
+        told = labels if any_name else layouts.telling(labels)
+        if not told or not any_name:
+            self._check_captions(listing, pictures, labels, told)
+        found = []
+        for path, names in pictures.items():
+            if path and layouts.label(path) in told:
+                found += [_Described(path + name) for name in names]
+            else:
+                tally.add("no_text", os.fsdecode(path + names[0]), len(names))
+        return found
+
+    def _check_captions(
+        self,
+        listing: Listing,
+        pictures: dict[bytes, list[bytes]],
+        labels: set[str],
+        told: set[str],
+    ) -> None:
         if table := layouts.captioning_table(listing, pictures.values()):
             raise UserError(
                 f"{self.folder} holds pictures without texts beside them, and {quoted(table)}, "
@@ -113,13 +137,6 @@ class FolderSource:
                 "beside 1.jpg, a metadata.csv of file_name and caption above them, or the pictures "
                 f"into folders named by what they show{layouts.hint(listing)}"
             )
-        found = []
-        for path, names in pictures.items():
-            if path and layouts.label(path) in told:
-                found += [_Described(path + name) for name in names]
-            else:
-                tally.add("no_text", os.fsdecode(path + names[0]), len(names))
-        return found
 
     def _without_pictures(self, listing: Listing) -> str:
         chosen = f" that is chosen by config.data.image={self._image!r}" if self._image else ""

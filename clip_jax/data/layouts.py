@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from clip_jax.data import storage
+from clip_jax.data.matching import kind
 from clip_jax.data.pairs import IMAGES
 from clip_jax.data.paths import RECORDS, TABLES
 from clip_jax.data.walk import Listing
@@ -46,6 +47,16 @@ def telling(labels: Collection[str]) -> set[str]:
     if len(splits) > 1 or lower == splits or len(told) < len(labels):
         told = {one for one in told if one.lower() not in _SPLITS}
     return told
+
+
+def has_classes(listing: Listing) -> bool:
+    """Whether pictures are in several folders whose names can be captions."""
+    labels = {
+        label(path)
+        for path, names in listing.folders
+        if path and any(kind(os.fsdecode(name)) == "picture" for name in names)
+    }
+    return len(telling(labels)) > 1
 
 
 def captioning_table(listing: Listing, pictures: Iterable[list[bytes]]) -> str:
