@@ -121,6 +121,11 @@ class FolderSource:
         labels: set[str],
         told: set[str],
     ) -> None:
+        """Whether names of folders are the captions that are meant.
+
+        Raises:
+          UserError: a table holds others, or fewer than two names are captions.
+        """
         if table := layouts.captioning_table(listing, pictures.values()):
             raise UserError(
                 f"{self.folder} holds pictures without texts beside them, and {quoted(table)}, "

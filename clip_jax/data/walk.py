@@ -2,7 +2,7 @@
 
 Links are the user's own: links to files and to folders are followed, as in folders of class links
 and in the cache of Hugging Face. A folder is entered once, however many links lead to it, so loops
-end. Paths that *files* name are another matter, see `paths.inside`.
+end. Paths that *files* name, such as those in tables, do not leave the folder of their pictures.
 """
 
 from __future__ import annotations
