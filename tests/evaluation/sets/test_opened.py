@@ -183,6 +183,10 @@ def test_folders_of_classes(tmp_path: Path) -> None:
     write(tmp_path, {"cifar10/test/ship/1.png": PNG, "cifar10/test/cat/2.png": PNG})
     test = opened("cifar10", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [3, 8]
+    assert "left out" not in test.note
+    write(tmp_path, {"cifar10/test/ship/2.heic": PNG, "cifar10/test/._1.png": PNG})
+    note = opened("cifar10", folder=tmp_path).note
+    assert "2 of 4 files left out: unknown_ending 1, hidden 1" in note
     assert test.split("train").target.tolist() == [3, 5]
     assert test.split("validation").target.tolist() == [9]
     write(tmp_path, {"cifar10/test/spoon/2.png": PNG})
