@@ -31,14 +31,16 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.chunk = ConfigDict({"image": -1, "text": -1})
 
     c.data = ConfigDict()
-    # tars (braces and globs), a folder of pictures, a table (csv, tsv, jsonl, parquet), a folder
-    # that `datasets` saved, or tfds:NAME:SPLIT
+    # tars (braces and globs), a folder of pictures, a table (csv, tsv, jsonl, parquet, COCO's
+    # json), a folder that `datasets` saved, or tfds:NAME:SPLIT
     c.data.train = ""
     # several of them, in place of train: name → data, weight or epochs, and what differs of
     # captions, caption_weights, image, root and filter; a weight is a source's share of the rows,
     # epochs how often its pairs come in an epoch of the mixture
     c.data.mix = ConfigDict()
-    c.data.image = ""  # of a table, the column of the pictures; empty: the one that looks so
+    # of a table, the column of the pictures; empty: the one that looks so. Of tars and folders,
+    # which pictures of an example are used, by what follows the stem (seg.png); empty: the plain
+    c.data.image = ""
     c.data.root = ""  # of a table, the folder that paths in it start at; empty: its own
     c.data.separator = ""  # between the cells of a CSV or TSV, such as ; or tab; empty: as is found
     c.data.quoting = ""  # double; or none: a quotation mark in it is a character like others

@@ -44,6 +44,7 @@ def mix(config, broken):
     members = []
     for i, (seed, size) in enumerate([(50, (9, 9)), (51, (9, 3)), (50, (9, 9)), (52, (9, 9))]):
         members += [(f"{i}.png", encoded(picture(seed, size))), (f"{i}.json", b'{"name": "x y"}')]
+    members += [("x.png", b""), ("y.json", b"{}"), ("y.heic", b""), ("0.seg.png", b"mask")]
     sound = write_tar(config.parent / "sound.tar", members)
     of = {
         "broken": {"data": str(broken), "weight": 2},
@@ -70,6 +71,8 @@ def wanted(config, mix):
     found = {f"data/skipped/{r}": int(n) for r, n in zip(REASONS, bad, strict=True) if n}
     of = sum(np.bincount(batches[step]["source"]) for step in range(STEPS))
     found |= {f"data/source/{name}": int(n) for name, n in zip(c.data.mix, of, strict=True)}
+    left_out = dict.fromkeys(("no_text", "no_picture", "extra_picture", "unknown_ending"), 1)
+    found |= {f"data/left_out/sound/{reason}": n for reason, n in left_out.items()}
     return {**found, "data/filtered/sound/size": 1, "data/filtered/sound/duplicate": 1}
 
 
@@ -92,6 +95,8 @@ def whole(config, mix):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("a pair is left out") == 1 and "data/skipped/" in done.stderr
     assert "22 pairs" in done.stderr and "broken: 20 pairs, 15 rows an epoch" in done.stderr
+    assert done.stderr.count("sound.tar: 4 of 12 members are left out at opening:") == 1
+    assert "  no_text 1: pictures without a text, such as " in done.stderr
     assert "sound: the filter left out 2 of 4: size 1, duplicate 1" in done.stderr
     return workdir
 

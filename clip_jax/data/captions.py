@@ -22,6 +22,10 @@ _NAMED = 20  # fields in an error
 _LONGEST = 1_000_000  # characters
 
 
+class Alternatives(list[str]):
+    """Captions each of which describes the whole picture: `{caption}` is one of them by chance."""
+
+
 class _Piece(NamedTuple):
     """What stands before a field, and the field; None after the last."""
 
@@ -69,6 +73,8 @@ def _said(value: Any, way: str, rng: np.random.Generator | None, turn: int) -> s
     """A field's value as text; None where there is none."""
     if not isinstance(value, list):
         return _plain(value)
+    if not way and isinstance(value, Alternatives):
+        way = "one"
     items = [said for said in map(_plain, value) if said is not None]
     chance = rng is not None and len(items) > 1
     if way in ("one", "each"):

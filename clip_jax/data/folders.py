@@ -1,66 +1,36 @@
 """Pictures in a folder, with captions beside them or in folders named by what they show.
 
-`cats/1.jpg` is described by `cats/1.json` or `cats/1.txt`, and so, as in a tar, is
-`cats/1.large.jpg`, unless `cats/1.large.json` or `cats/1.large.txt` is there. Where no picture of
-the whole folder has such a file, the name of its own folder says it: `golden_retriever/1.jpg` shows
-a golden retriever.
+`cats/1.jpg` is described by `cats/1.json` and `cats/1.txt`; `matching` says which files belong
+together, as in a tar. Where no picture of the whole folder has such a file, the name of its own
+folder says it: `golden_retriever/1.jpg` shows a golden retriever.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_jax.data import storage
-from clip_jax.data.opening import OpeningReport, Tally
-from clip_jax.data.pairs import IMAGES, MAX_MEMBER, MAX_TEXT, TEXTS, Pair, parse_text, read_bytes
+from clip_jax.data import layouts, matching, storage
+from clip_jax.data.opening import OpeningReport, Tally, quoted
+from clip_jax.data.packed import Packed
+from clip_jax.data.pairs import IMAGES, MAX_MEMBER, MAX_TEXT, Pair, parse_texts, read_bytes
+from clip_jax.data.walk import Listing, walk
 from clip_jax.errors import UserError
 
-_NONE = 2 * len(TEXTS)
+_FEW = 0.5  # share of pictures with a text, below which a line explains the others
+_NAMED = 5  # folders in an error
 
 
-def _texts(path: bytes) -> list[bytes]:
-    """Where a picture may be described, the first that is there counts."""
-    inner, name = os.path.split(path)
-    stems = (os.path.splitext(name)[0], name.split(b".", 1)[0])
-    return [os.path.join(inner, stem + os.fsencode(end)) for stem in stems for end in TEXTS]
+class _Described(NamedTuple):
+    """A picture and the texts beside it, by their paths from the root; no texts: its folder's."""
 
-
-def _files(folder: bytes) -> Iterator[tuple[bytes, set[bytes]]]:
-    """Every folder below (relative, ends with a slash or is empty) with the names of its files.
-
-    Links to files elsewhere in the folder are followed; no link to a folder is.
-    """
-    home = os.path.realpath(folder) + b"/"
-    waiting = [b""]
-    while waiting:
-        inner = waiting.pop()
-        found = set()
-        with os.scandir(os.path.join(folder, inner)) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith(b"."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(inner + entry.name + b"/")
-                elif entry.is_file():
-                    if entry.is_symlink() and not os.path.realpath(entry.path).startswith(home):
-                        raise UserError(f"{os.fsdecode(entry.path)} is a link out of the folder")
-                    found.add(entry.name)
-        yield inner, found
-
-
-def _far(paths: Iterable[str]) -> Iterator[tuple[bytes, set[bytes]]]:
-    """The same of a folder far away, by all paths in it."""
-    seen = sorted(p for p in paths if not any(part.startswith(".") for part in p.split("/")))
-    folders = sorted(os.path.split(os.fsencode(path)) for path in seen)
-    for inner, found in itertools.groupby(folders, key=lambda parts: parts[0]):
-        yield inner + b"/" if inner else inner, {name for _, name in found}
+    picture: bytes
+    texts: tuple[bytes, ...] = ()
 
 
 class FolderSource:
@@ -68,54 +38,132 @@ class FolderSource:
 
     The folder may be far away, where its protocol lists files.
 
+    Args:
+      folder: its path.
+      image: which pictures of an example are used, see `matching.match`; empty: the plain one.
+      listing: of the folder, where it is known.
+      classes: whether any name of a folder is a class, such as in a test set.
+
     Raises:
       UserError: the folder cannot be read, or nothing in it is described.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        try:
-            pictures = sorted(self._pictures())
-        except OSError as error:
-            raise UserError(
-                f"{error.filename or folder} cannot be read ({error.strerror})"
-            ) from None
-        if not pictures:
-            raise UserError(
-                f"{folder} holds no picture: expected files such as cats/1.jpg "
-                f"({', '.join(IMAGES)})"
+    def __init__(
+        self,
+        folder: str,
+        image: str = "",
+        listing: Listing | None = None,
+        classes: bool = False,
+    ) -> None:
+        self.folder, self._image = folder, image
+        listing = listing or walk(folder)
+        if listing.states:
+            self.fingerprint = self._marked(
+                storage.identity([folder, *listing.states], [*listing.states.values()])
             )
-        described = [found for found in pictures if found[1] != _NONE]
-        if not described and any(b"/" not in path for path, _ in pictures):
-            raise UserError(
-                f"{folder} holds pictures of which nothing is said: put 1.txt or 1.json beside "
-                "1.jpg, or the pictures into folders named by what they show"
-            )
-        paths, kinds = zip(*(described or pictures), strict=True)
-        # one string and where each path ends in it: lists of millions take gigabytes
-        self._paths, self._ends = b"".join(paths), np.cumsum([0, *map(len, paths)])
-        self._kinds = np.array(kinds, np.int8)
         tally = Tally()
-        undescribed = [os.fsdecode(path) for path, kind in pictures if kind == _NONE]
-        if described and undescribed:
-            tally.add("no_text", undescribed[0], len(undescribed))
-        self._report = tally.report(len(paths))
+        tally.merge(listing.tally.report(0), "")
+        found = sorted(self._beside(listing, tally) or self._classes(listing, tally, classes))
+        self._paths = Packed(one.picture for one in found)
+        texts = [text for one in found for text in one.texts]
+        self._texts = Packed(texts)
+        self._last_text = np.cumsum([0, *(len(one.texts) for one in found)])
+        self._report = tally.report(len(found) + len({*texts}), notes=self._notes(tally, found))
 
-    def _pictures(self) -> Iterator[tuple[bytes, int]]:
-        """Paths of pictures, and which of `_texts` is there."""
-        found = _files(os.fsencode(self.folder))
-        if storage.is_remote(self.folder):
-            there = storage.below(self.folder)
-            self.fingerprint = storage.identity([self.folder, *there], [*there.values()])
-            found = _far(there)
-        for inner, names in found:
-            for name in names:
-                if os.fsdecode(os.path.splitext(name)[1]).lower() in IMAGES:
-                    beside = [text in names for text in _texts(name)]
-                    yield inner + name, beside.index(True) if any(beside) else _NONE
+    def _beside(self, listing: Listing, tally: Tally) -> list[_Described]:
+        """Pictures with texts beside them; counts all others where there is one."""
+        found, others = list[_Described](), Tally()
+        for path, names in listing.folders:
+            decoded = [os.fsdecode(name) for name in names]
+            examples, left_out = matching.match(decoded, self._image)
+            for picture, texts in examples:
+                found.append(
+                    _Described(path + names[picture], tuple(path + names[i] for i in texts))
+                )
+            for i, reason in left_out.items():
+                others.add(reason, os.fsdecode(path) + decoded[i])
+        if found:
+            tally.merge(others.report(0), "")
+        return found
+
+    def _classes(self, listing: Listing, tally: Tally, any_name: bool) -> list[_Described]:
+        """Pictures in folders that are named by what they show.
+
+        Raises:
+          UserError: there are none, or the names say nothing.
+        """
+        pictures = dict[bytes, list[bytes]]()  # by the path of their folder
+        for path, names in listing.folders:
+            decoded = [os.fsdecode(name) for name in names]
+            chosen, left_out = matching.alone(decoded, self._image)
+            if chosen:
+                pictures[path] = [names[i] for i in chosen]
+            for i, reason in left_out.items():
+                tally.add(reason, os.fsdecode(path) + decoded[i])
+        if not pictures:
+            raise UserError(self._without_pictures(listing))
+        labels = {layouts.label(path) for path in pictures if path}
+        told = labels if any_name else layouts.telling(labels)
+        if not told or not any_name:
+            self._check_captions(listing, pictures, labels, told)
+        found = []
+        for path, names in pictures.items():
+            if path and layouts.label(path) in told:
+                found += [_Described(path + name) for name in names]
+            else:
+                tally.add("no_text", os.fsdecode(path + names[0]), len(names))
+        return found
+
+    def _check_captions(
+        self,
+        listing: Listing,
+        pictures: dict[bytes, list[bytes]],
+        labels: set[str],
+        told: set[str],
+    ) -> None:
+        """Whether names of folders are the captions that are meant.
+
+        Raises:
+          UserError: a table holds others, or fewer than two names are captions.
+        """
+        if table := layouts.captioning_table(listing, pictures.values()):
+            raise UserError(
+                f"{self.folder} holds pictures without texts beside them, and {quoted(table)}, "
+                "which says something about pictures: give that table as the data if its captions "
+                "are meant, or move it out of the folder if the names of folders are"
+            )
+        if len(told) < 2:
+            named = ", ".join(quoted(label) for label in sorted(labels)[:_NAMED])
+            why = f": the names of their folders ({named}) are no captions" if labels else ""
+            if len(labels) == len(told) == 1:
+                why = f": all are in folders called {named}, and one name for all is no caption"
+            raise UserError(
+                f"{self.folder} holds pictures of which nothing is said{why}: put 1.txt or 1.json "
+                "beside 1.jpg, a metadata.csv of file_name and caption above them, or the pictures "
+                f"into folders named by what they show{layouts.hint(listing)}"
+            )
+
+    def _without_pictures(self, listing: Listing) -> str:
+        chosen = f" that is chosen by config.data.image={self._image!r}" if self._image else ""
+        expected = f": expected files such as cats/1.jpg ({', '.join(IMAGES)})"
+        return f"{self.folder} holds no picture{chosen}{layouts.hint(listing) or expected}"
+
+    def _notes(self, tally: Tally, found: list[_Described]) -> tuple[str, ...]:
+        alone = tally.left_out().get("no_text")
+        if not alone or not found[0].texts or len(found) >= _FEW * (len(found) + alone.count):
+            return ()
+        return (
+            f"{self.folder}: only {len(found):,} of {len(found) + alone.count:,} pictures have a "
+            "text beside them; the names of folders are captions only where none has",
+        )
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether texts beside the pictures describe them, not the names of their folders."""
+        return len(self._texts) > 0
 
     def __len__(self) -> int:
-        return len(self._kinds)
+        return len(self._paths)
 
     def opening_report(self) -> OpeningReport:
         """What opening the folder saw, used and left out, and why."""
@@ -125,33 +173,38 @@ class FolderSource:
         return f"FolderSource({self.folder!r}, {len(self):,} pairs)"
 
     def __getitem__(self, i: int) -> Pair:
-        name = self._whole(self._path(i))
+        name = self.name(i)
         return Pair(read_bytes(name, MAX_MEMBER), *self.text(i))
+
+    def name(self, i: int) -> str:
+        """The path of the i-th picture."""
+        return self._whole(self._paths[i])
 
     def text(self, i: int) -> tuple[dict[str, Any], str]:
         """What is said of the i-th picture, and its name: the picture is not read."""
-        path, kind = self._path(i), int(self._kinds[i])
-        name = self._whole(path)
-        if kind == _NONE:
+        name = self.name(i)
+        texts = [self._whole(text) for text in self._texts_of(i)]
+        if not texts:
             label = PurePath(name).parent.name
             return {"caption": label.replace("_", " "), "label": label}, name
-        beside = self._whole(_texts(path)[kind])
-        end = TEXTS[kind % len(TEXTS)]
-        return parse_text(read_bytes(beside, MAX_TEXT), beside, end), name
+        read = [(read_bytes(text, MAX_TEXT), os.path.splitext(text)[1].lower()) for text in texts]
+        return parse_texts(read, texts[0]), name
 
-    def _path(self, i: int) -> bytes:
-        return self._paths[self._ends[i] : self._ends[i + 1]]
+    def _texts_of(self, i: int) -> Iterator[bytes]:
+        for number in range(self._last_text[i], self._last_text[i + 1]):
+            yield self._texts[number]
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """What changes when one of the files does: all are looked at, the first time."""
-        places = zip(self._ends[:-1], self._ends[1:], self._kinds, strict=True)
         paths = []
-        for start, end, kind in places:
-            path = self._paths[start:end]
-            paths += [path] if kind == _NONE else [path, _texts(path)[kind]]
+        for i in range(len(self)):
+            paths += [self._paths[i], *self._texts_of(i)]
         names = [self._whole(path) for path in paths]
-        return storage.identity(names, storage.states(names))
+        return self._marked(storage.identity(names, storage.states(names)))
+
+    def _marked(self, identity: str) -> str:
+        return " ".join(filter(None, (identity, str(matching.RULES), self._image)))
 
     def _whole(self, path: bytes) -> str:
         return os.path.join(self.folder, os.fsdecode(path))

@@ -1,7 +1,6 @@
 """What stands where in one tar: an index, built once and kept.
 
-A sample is the run of members whose names agree up to the first dot: `0001.jpg`, `0001.txt`.
-Each picture of a sample is a pair with the sample's text; `0001.a.png` and `0001.b.png` are two.
+Members may stand in any order; `matching` says which pictures and texts belong together.
 
 An index lies where `config.data.index` says: in the user's cache folder (''), 'beside' the tar as
 `0001.tar.index`, or in a folder, which may be far away. One that lies beside its tar is used
@@ -18,40 +17,49 @@ import json
 import os
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from clip_jax import files
-from clip_jax.data import storage
-from clip_jax.data.headers import BLOCK, DamageError, Member, members
-from clip_jax.data.pairs import IMAGES, TEXTS
+from clip_jax.data import matching, storage
+from clip_jax.data.headers import BLOCK, FAULTS, DamageError, Member, members
+from clip_jax.data.opening import OpeningReport, Tally, quoted
+from clip_jax.data.pairs import TEXTS
 from clip_jax.errors import UserError
 
 BESIDE = "beside"
-_VERSION = 5  # of the kept index
+_VERSION = 6  # of the kept index
 _PLACES = 8  # headers compared
-_PACKED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"(\xb5": "unzstd"}
+_WIDTH = 1 + len(TEXTS)  # members of a pair at most
+_PACKED = {
+    **{b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"(\xb5/\xfd": "unzstd"},
+    b"PK\x03\x04": "unzip",
+}
 
 
 class Index(NamedTuple):
     """Where the pairs of one tar stand.
 
-    spans: int64 [pairs, 5]: offset and size of the picture, of its text, and a kind: which of
-      `pairs.TEXTS` that is, plus four times the number in `headers.FAULTS` of what makes the pair
-      unreadable.
+    spans: int64 [pairs, 4]: offset and size of the picture, the number in `headers.FAULTS` of what
+      makes the pair unreadable, and how many texts this pair and those before it have.
+    texts: int64 [texts, 3]: offset, size, and which of `pairs.TEXTS` it is; a pair's texts stand
+      together, in that order.
     names, ends: the pictures' names in UTF-8, uint8 [bytes], and where each ends, int64 [pairs].
     flaw: why the rest of the tar cannot be read, or why nothing; empty where nothing is wrong.
     end: the byte where the archive ends, 0 where that was not found.
+    report: the members that were seen, used and left out.
     """
 
     spans: np.ndarray
+    texts: np.ndarray
     names: np.ndarray
     ends: np.ndarray
     flaw: str
     end: int
+    report: OpeningReport
 
     def name(self, i: int) -> str:
         """The name of the i-th picture."""
@@ -64,64 +72,140 @@ def name_at(names: np.ndarray, ends: np.ndarray, i: int) -> str:
     return bytes(names[start : ends[i]]).decode(errors="surrogateescape")
 
 
-def text_kind(name: str) -> int:
-    """Which of `TEXTS` a file's name ends in."""
-    return next(i for i, end in enumerate(TEXTS) if name.lower().endswith(end))
+class _Members:
+    """The members of a tar in little memory: a tar may hold millions."""
+
+    def __init__(self) -> None:
+        self._places = array("q")  # offset, size and fault of each
+        self._names, self._ends = bytearray(), array("q")
+        self._keys = array("q")  # hashes of what pictures and texts that belong together share
+
+    def add(self, member: Member) -> None:
+        """Takes the next member."""
+        self._places.extend((member.at, member.size, member.fault))
+        self._names += member.name.encode(errors="surrogateescape")
+        self._ends.append(len(self._names))
+        self._keys.append(hash(_key(member.name)))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> Member:
+        start = self._ends[i - 1] if i else 0
+        name = self._names[start : self._ends[i]].decode(errors="surrogateescape")
+        return Member(name, *self._places[3 * i : 3 * i + 3])
+
+    def groups(self) -> Iterator[list[tuple[int, Member]]]:
+        """The numbers and members of each key, in their order."""
+        keys = np.frombuffer(self._keys, np.int64)
+        order = np.argsort(keys, kind="stable")
+        ends = [*(np.flatnonzero(np.diff(keys[order])) + 1).tolist(), len(order)]
+        for start, end in itertools.pairwise([0, *ends]):
+            of_key: dict[tuple[str, str], list[tuple[int, Member]]] = {}
+            for i in order[start:end].tolist():  # hashes may collide
+                of_key.setdefault(_key((member := self[i]).name), []).append((i, member))
+            yield from of_key.values()
 
 
-def _pairs(sample: list[Member]) -> Iterator[tuple[Member, Member]]:
-    texts = [m for end in TEXTS for m in sample if m.name.lower().endswith(end)]
-    if texts:
-        yield from ((m, texts[0]) for m in sample if m.name.lower().endswith(IMAGES))
+def _key(name: str) -> tuple[str, str]:
+    """The folder of a member, and what the names of an example's files agree in."""
+    folder, _, base = name.rpartition("/")
+    parts = [part for part in folder.split("/") if part not in ("", ".")]
+    root = "/" if name.startswith("/") else ""
+    return root + "/".join(parts), matching.short_key(base)
 
 
-def _samples(found: Iterable[Member]) -> Iterator[list[Member]]:
-    def key(member: Member) -> str:
-        folder, slash, base = member.name.rpartition("/")
-        return folder + slash + base.split(".", 1)[0]
+def _index(seen: _Members, image: str, flaw: str, end: int) -> Index:
+    """What `scan` gives of the members of a tar."""
+    tally, used, rows = Tally(), np.zeros(len(seen), bool), array("q")
+    for group in seen.groups():
+        shown = [(i, member) for i, member in group if not matching.is_hidden(member.name)]
+        if len(shown) < len(group):
+            hidden = next(m.name for _, m in group if matching.is_hidden(m.name))
+            tally.add("hidden", hidden, len(group) - len(shown))
+        bases = [member.name.rpartition("/")[2] for _, member in shown]
+        examples, left_out = matching.match(bases, image)
+        for i, reason in left_out.items():
+            tally.add(reason, shown[i][1].name)
+        for example in examples:
+            numbers = [shown[i][0] for i in (example.picture, *example.texts)]
+            used[numbers] = True
+            rows.extend(numbers + [-1] * (_WIDTH - len(numbers)))
+    spans, texts, names, ends = array("q"), array("q"), bytearray(), array("q")
+    table = np.frombuffer(rows, np.int64).reshape(-1, _WIDTH)
+    for row in table[np.argsort(table[:, 0])]:
+        member, *beside = (seen[i] for i in row.tolist() if i >= 0)
+        for text in beside:
+            texts.extend((text.at, text.size, TEXTS.index(_ending(text.name))))
+        fault = next(filter(None, (one.fault for one in (member, *beside))), 0)
+        spans.extend((member.at, member.size, fault, len(texts) // 3))
+        names += member.name.encode(errors="surrogateescape")
+        ends.append(len(names))
+    report = tally.report(int(used.sum()), "members")
+    if not ends and not flaw:
+        flaw = _without_pairs(report, image)
+    arrays = _arrays(spans.tobytes(), texts.tobytes(), ends.tobytes(), bytes(names))
+    return Index(*arrays, flaw, end, report)
 
-    seen = (m for m in found if not m.name.rpartition("/")[2].startswith("."))
-    yield from (list(run) for _, run in itertools.groupby(seen, key))
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
-def scan(path: str) -> Index:
+def _without_pairs(report: OpeningReport, image: str) -> str:
+    """Why a tar that can be read holds no pair."""
+    why = ", ".join(
+        f"{reason} {one.count:,}, such as {quoted(one.example)}"
+        for reason, one in report.left_out.items()
+    )
+    chosen = f" whose picture is called {image!r} (config.data.image)" if image else ""
+    return (
+        f"it holds no pair{chosen}: expected members such as 0001.jpg with 0001.txt or 0001.json; "
+        f"there are: {why or 'none'}"
+    )
+
+
+def scan(path: str, image: str = "") -> Index:
     """Reads the headers of a tar, to where it is damaged.
 
+    image: which pictures are used, see `matching.match`.
+
     Raises:
-      UserError: the file is missing, cannot be read, or is compressed.
+      UserError: the file is missing, cannot be read, or is no tar.
     """
-    spans, ends, names, flaws, end = array("q"), array("q"), bytearray(), list[str](), 0
-
-    def found() -> Iterator[Member]:
-        nonlocal end
-        try:
-            end = yield from members(file, file.seek(0, os.SEEK_END))
-        except DamageError as damage:
-            flaws.append(str(damage))
-
+    seen, flaw, end = _Members(), "", 0
     try:
         with storage.open_file(path) as file:
-            if how := _PACKED.get(file.read(2)):
-                raise UserError(
-                    f"{storage.shown(path)} is compressed, and so has no random access: {how} it"
-                )
-            for sample in _samples(found()):
-                for image, text in _pairs(sample):
-                    kind = text_kind(text.name) + 4 * (image.fault or text.fault)
-                    spans.extend((image.at, image.size, text.at, text.size, kind))
-                    names += image.name.encode(errors="surrogateescape")
-                    ends.append(len(names))
+            if why := _is_no_tar(file.read(BLOCK)):
+                raise UserError(f"{storage.shown(path)} {why}")
+            walk = members(file, file.seek(0, os.SEEK_END))
+            try:
+                while True:
+                    seen.add(next(walk))
+            except StopIteration as stop:
+                end = stop.value
+            except DamageError as damage:
+                flaw = f"it is cut short or not a tar ({damage}): fetch it again"
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    flaw = f"it is cut short or not a tar ({flaws[0]}): fetch it again" if flaws else ""
-    if not ends and not flaws:
-        flaw = "it holds no pair: expected members such as 0001.jpg with 0001.txt or 0001.json"
-    return Index(*_arrays(spans.tobytes(), ends.tobytes(), bytes(names)), flaw, end)
+    return _index(seen, image, flaw, end)
 
 
-def _arrays(spans: bytes, ends: bytes, names: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _is_no_tar(start: bytes) -> str:
+    """What a file is in place of a tar, by its first bytes, and what to do; empty for a tar."""
+    if how := next((how for magic, how in _PACKED.items() if start.startswith(magic)), ""):
+        return f"is compressed, and so has no random access: {how} it"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the tar: git lfs pull"
+    return ""
+
+
+def _arrays(
+    spans: bytes, texts: bytes, ends: bytes, names: bytes
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return (
-        np.frombuffer(spans, np.int64).reshape(-1, 5),
+        np.frombuffer(spans, np.int64).reshape(-1, 4),
+        np.frombuffer(texts, np.int64).reshape(-1, 3),
         np.frombuffer(names, np.uint8),
         np.frombuffer(ends, np.int64),
     )
@@ -144,24 +228,26 @@ def _marks(path: str, found: Index) -> str:
     return hashlib.sha256(b"".join(blocks)).hexdigest()
 
 
-def _pack(path: str, state: storage.State, found: Index) -> bytes:
+def _pack(path: str, image: str, state: storage.State, found: Index) -> bytes:
     head = {
         **dict(version=_VERSION, size=state.size, tag=state.tag, marks=_marks(path, found)),
-        **dict(pairs=len(found.ends), names=len(found.names), flaw=found.flaw, end=found.end),
+        **dict(image=image, pairs=len(found.ends), texts=len(found.texts), names=len(found.names)),
+        **dict(flaw=found.flaw, end=found.end, report=found.report.to_dict()),
     }
-    body = found.spans.tobytes() + found.ends.tobytes() + found.names.tobytes()
+    body = b"".join(part.tobytes() for part in (found.spans, found.texts, found.ends, found.names))
     return json.dumps(head).encode() + b"\n" + zlib.compress(body, 1)
 
 
-def _unpack(raw: bytes, path: str, state: storage.State) -> Index | None:
-    """The index that `_pack` made, where it is one, and of this tar."""
+def _unpack(raw: bytes, path: str, image: str, state: storage.State) -> Index | None:
+    """The index that `_pack` made, where it is one, of this tar and for these pictures."""
     try:
         line, _, body = raw.partition(b"\n")
         head = json.loads(line)
-        if (head["version"], head["size"]) != (_VERSION, state.size):
+        if (head["version"], head["size"], head["image"]) != (_VERSION, state.size, image):
             return None
         pairs, flaw, end = int(head["pairs"]), str(head["flaw"]), int(head["end"])
-        sizes = (40 * pairs, 8 * pairs, int(head["names"]))
+        sizes = (32 * pairs, 24 * int(head["texts"]), 8 * pairs, int(head["names"]))
+        report = OpeningReport.from_dict(head["report"])
         if min(sizes) < 0 or sum(sizes) > state.size + BLOCK:  # two headers a pair take more
             return None
         plain = zlib.decompressobj().decompress(body, sum(sizes) + 1)
@@ -170,8 +256,7 @@ def _unpack(raw: bytes, path: str, state: storage.State) -> Index | None:
     if len(plain) != sum(sizes):
         return None
     parts = np.split(np.frombuffer(plain, np.uint8), np.cumsum(sizes)[:-1])
-    spans, names, ends = _arrays(parts[0].tobytes(), parts[1].tobytes(), parts[2].tobytes())
-    found = Index(spans, names, ends, flaw, end)
+    found = Index(*_arrays(*(part.tobytes() for part in parts)), flaw, end, report)
     if not _is_sound(found, state.size):
         return None
     if state.tag and head.get("tag") == state.tag:
@@ -183,16 +268,25 @@ def _unpack(raw: bytes, path: str, state: storage.State) -> Index | None:
 def _is_sound(found: Index, size: int) -> bool:
     """Whether all that an index says lies in a tar of that size."""
     if not len(found.ends):
-        return not len(found.names)
-    at, last = found.spans[:, (0, 2)], found.spans[:, (0, 2)] + found.spans[:, (1, 3)]
+        return not len(found.names) and not len(found.texts)
+    places = np.concatenate([found.spans[:, :2], found.texts[:, :2]])
+    at, last = places[:, 0], places[:, 0] + places[:, 1]
     inside = (at >= BLOCK).all() and (last >= at).all() and (last <= size).all()
-    rising = found.ends[0] >= 0 and (np.diff(found.ends) >= 0).all()
-    whole = found.ends[-1] == len(found.names) and 0 <= found.end < size
-    return bool(inside and rising and whole)
+    faults, kinds = found.spans[:, 2], found.texts[:, 2]
+    known = (faults >= 0) & (faults < len(FAULTS)), (kinds >= 0) & (kinds < len(TEXTS))
+    rising = all((np.diff(part, prepend=0) >= 0).all() for part in (found.ends, found.spans[:, 3]))
+    lengths = (found.ends[-1], found.spans[-1, 3]) == (len(found.names), len(found.texts))
+    whole = lengths and 0 <= found.end < size
+    return bool(inside and known[0].all() and known[1].all() and rising and whole)
 
 
-def _beside(path: str) -> str:
-    return f"{path}.index"
+def _beside(path: str, image: str) -> str:
+    return f"{path}{chosen(image)}.index"
+
+
+def chosen(image: str) -> str:
+    """What the names of indices have more where `config.data.image` is given."""
+    return f".{hashlib.sha256(image.encode()).hexdigest()[:8]}" if image else ""
 
 
 def home(place: str) -> str:
@@ -200,43 +294,43 @@ def home(place: str) -> str:
     return place if place not in ("", BESIDE) else str(files.cache_folder("index"))
 
 
-def _in(folder: str, path: str) -> str:
+def _in(folder: str, path: str, image: str) -> str:
     where = path if storage.is_remote(path) else os.path.abspath(path)
-    return os.path.join(folder, f"{hashlib.sha256(os.fsencode(where)).hexdigest()[:32]}.index")
+    name = hashlib.sha256(os.fsencode(where)).hexdigest()[:32]
+    return os.path.join(folder, f"{name}{chosen(image)}.index")
 
 
-def _load(kept: str, path: str, state: storage.State) -> Index | None:
+def _load(kept: str, path: str, image: str, state: storage.State) -> Index | None:
     try:
         if not storage.is_remote(kept):
             if os.path.getsize(kept) > state.size + (1 << 20):
                 return None
-            return _unpack(Path(kept).read_bytes(), path, state)
-        return _unpack(storage.whole(kept, state.size + (1 << 20)), path, state)
+            return _unpack(Path(kept).read_bytes(), path, image, state)
+        return _unpack(storage.whole(kept, state.size + (1 << 20)), path, image, state)
     except (OSError, UserError):
         return None
 
 
-def of(path: str, place: str = "", state: storage.State | None = None) -> Index:
-    """`scan(path)`, kept until the tar changes.
+def of(path: str, place: str = "", state: storage.State | None = None, image: str = "") -> Index:
+    """`scan(path, image)`, kept until the tar changes.
 
     Args:
       place: '' the user's cache folder, 'beside' the tar, or a folder, here or far away.
       state: of the tar, where it is known.
+      image: which pictures are used, see `matching.match`.
 
     Raises:
       UserError: as `scan`.
     """
     state = state or storage.state(path)
-    usual = _beside(path) if place == BESIDE else _in(home(place), path)
-    places = dict.fromkeys((usual, _beside(path), _in(home(""), path)))
-    for kept in places:
-        if found := _load(kept, path, state):
+    beside, own = _beside(path, image), _in(home(""), path, image)
+    usual = beside if place == BESIDE else _in(home(place), path, image)
+    for kept in dict.fromkeys((usual, beside, own)):
+        if found := _load(kept, path, image, state):
             return found
-    found = scan(path)
-    raw = _pack(path, state, found)
-    for kept in dict.fromkeys(
-        (usual, _in(home(""), path))
-    ):  # the folder of a tar may not be ours to write to
+    found = scan(path, image)
+    raw = _pack(path, image, state, found)
+    for kept in dict.fromkeys((usual, own)):  # the folder of a tar may not be ours to write to
         # an index that cannot be kept only costs the next start some time
         with contextlib.suppress(OSError):
             storage.write(kept, raw)

@@ -76,6 +76,21 @@ class OpeningReport:
         """The counts by the names that they have in the metrics."""
         return {f"{prefix}{reason}": one.count for reason, one in self.left_out.items()}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> OpeningReport:
+        """The report that `to_dict` gave.
+
+        Raises:
+          KeyError, TypeError, ValueError: it is none.
+        """
+        left_out = {
+            str(reason): LeftOut(int(one["count"]), str(one["example"]))
+            for reason, one in dict(values["left_out"]).items()
+        }
+        numbers = int(values["seen"]), int(values["used"])
+        notes = tuple(str(note) for note in values["notes"])
+        return cls(*numbers, str(values["unit"]), left_out, notes)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return dataclasses.asdict(self)
@@ -94,6 +109,11 @@ class Tally:
             self._counts[reason] = (
                 LeftOut(before.count + count, before.example) if before else LeftOut(count, example)
             )
+
+    def merge(self, report: OpeningReport, where: str) -> None:
+        """Adds what another report left out; its examples are in `where`."""
+        for reason, one in report.left_out.items():
+            self.add(reason, f"{where}{one.example}", one.count)
 
     def total(self) -> int:
         """All that is left out so far."""

@@ -18,9 +18,9 @@ from clip_jax.errors import UserError
 # torchvision's list and GIF; what a file holds is told by its bytes, see `images.FORMATS`
 IMAGES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"),
-    *(".ppm", ".pgm", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".tif", ".tiff", ".jfif", ".jpe", ".avif", ".jp2"),
 )
-TEXTS = (".json", ".txt", ".cls", ".npy")  # the first that is there says it
+TEXTS = (".json", ".txt", ".cls", ".npy")
 MAX_MEMBER = 256 << 20  # bytes of a picture
 MAX_TEXT = 1 << 20  # bytes of what is written about it
 
@@ -123,9 +123,38 @@ def parse_text(raw: bytes, name: str, end: str) -> dict[str, Any]:
         text = raw.decode("utf-8-sig")
         if end == ".cls":
             return {"cls": int(text)}
-        found = json.loads(text) if end == ".json" else {"caption": text.strip()}
+        if end == ".txt":
+            return {"caption": text.strip()}
+        found = json.loads(text)
     except (ValueError, TypeError, EOFError, RecursionError, MemoryError) as error:
         raise PairError("text", f"{name}: its text cannot be read ({error})") from None
     if not isinstance(found, dict):
         raise PairError("text", f'{name}: its json is no object such as {{"caption": "a cat"}}')
     return found
+
+
+def parse_texts(texts: Iterable[tuple[bytes, str]], name: str) -> dict[str, Any]:
+    """The fields of all texts of a picture: their bytes and how each file ends, see `parse_text`.
+
+    `txt`, `cls` and `npy` are what these files say. `caption` is the `.json`'s, or the `.txt`'s
+    where that says nothing.
+
+    Raises:
+      PairError: as `parse_text`.
+    """
+    fields: dict[str, Any] = {}
+    for raw, end in sorted(texts, key=lambda text: TEXTS.index(text[1])):
+        said = parse_text(raw, name, end)
+        if end == ".txt":
+            fields["txt"] = said["caption"]
+        for key, value in said.items():
+            if key == end[1:] or says_nothing(fields.get(key)):
+                fields[key] = value
+    return fields
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether a field is null, blank, not a number, or a list of such."""
+    if isinstance(value, list):
+        return all(says_nothing(one) for one in value)
+    return value is None or value != value or (isinstance(value, str) and not value.strip())

@@ -6,6 +6,7 @@ What is far away (`gs://bucket/{000..999}.tar`) has braces too, and globs where 
 from __future__ import annotations
 
 import glob
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from clip_jax.errors import UserError
 
 EMBEDDED = "embedded:"
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+CAPTIONS = (".json", ".txt", ".token")  # of common data sets, see `captioned`
 RECORDS = (".array_record", ".arrayrecord")
 SAVED = "state.json"  # in a folder that `datasets` wrote
 _HOME = Path(__file__).parent
@@ -67,17 +69,34 @@ def expand(pattern: str) -> list[str]:
         there shows when it is asked for.
     """
     files: list[str] = []
-    for path in braces(resolve(pattern)):
-        if storage.is_remote(path):
-            files += _far(path, pattern)
-            continue
-        magic = glob.has_magic(path) and not Path(path).is_file()
-        found = sorted(glob.glob(path)) if magic else [path]
+    whole = resolve(pattern)
+    if storage.is_remote(whole):
+        return [file for path in braces(whole) for file in _far(path, pattern)]
+    there = _existing(whole)
+    for inner in braces(whole[len(there) :]):
+        magic = glob.has_magic(inner)
+        found = sorted(glob.glob(glob.escape(there) + inner)) if magic else [there + inner]
         missing = [f for f in found if not Path(f).is_file()]
         if missing or not found:
-            raise UserError(f"no file {missing[0] if missing else path} (from {pattern!r})")
+            missed = missing[0] if missing else there + inner
+            raise UserError(f"no file {missed} (from {pattern!r}){_instead(missed)}")
         files += found
     return files
+
+
+def _existing(path: str) -> str:
+    """The longest beginning of a path that is there as it is written: no pattern is in it."""
+    end = len(path)
+    while end > 0 and not os.path.exists(path[:end]):
+        end = path.rfind("/", 0, end)
+    return path[: max(end, 0)]
+
+
+def _instead(path: str) -> str:
+    """What to give in place of a folder, as the end of an error."""
+    if Path(path).is_dir() and any(Path(path).glob("*.tar")):
+        return f": it is a folder, use {path}/*.tar"
+    return ""
 
 
 def _far(path: str, pattern: str) -> list[str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Protocol
 
-from clip_jax.data import storage
+from clip_jax.data import captioned, layouts, storage
 from clip_jax.data.folders import FolderSource
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.pairs import Pair, only_pair_errors
-from clip_jax.data.paths import RECORDS, SAVED, TABLES, resolve, suffix
+from clip_jax.data.paths import CAPTIONS, RECORDS, SAVED, TABLES, expand, resolve, suffix
 from clip_jax.data.table_options import TableOptions
 from clip_jax.data.tars import TarSource
+from clip_jax.data.walk import walk
 from clip_jax.errors import UserError
 
 
@@ -55,23 +58,29 @@ def open_source(
     *,
     form: TableOptions | None = None,
     wanted: frozenset[str] | None = None,
+    classes: bool = False,
 ) -> Source:
     """The pairs that a config names.
 
     Args:
       spec: a pattern of tars (`/data/{00000..00099}.tar`, `embedded:emoji/train-*.tar`), a folder
-        of pictures (`/data/pictures`), a table (`/data/*.parquet`, csv, tsv, jsonl), ArrayRecord
-        files (`/data/*.array_record`), a folder that `datasets` saved, or `tfds:NAME:SPLIT` for a
-        prepared TensorFlow data set with `image` and text features. Tars, tables and folders of
-        pictures may be far away: `gs://bucket/{000..999}.tar`.
-      image: of a table or of records, the column of the pictures; empty: the one that looks so.
-      root: of a table, the folder that paths in it start at and do not leave; empty: its own.
+        of pictures (`/data/pictures`), also with a common table of captions in it or given by
+        itself (`/coco/annotations/captions_train2017.json`), a table (`/data/*.parquet`, csv, tsv,
+        jsonl), ArrayRecord files (`/data/*.array_record`), a folder that `datasets` saved, or
+        `tfds:NAME:SPLIT` for a prepared TensorFlow data set with `image` and text features. Tars,
+        tables and folders of pictures may be far away: `gs://bucket/{000..999}.tar`.
+      image: of a table or of records, the column of the pictures; empty: the one that looks so. Of
+        tars and folders, which pictures of an example are used, by what follows the stem
+        (`seg.png`); empty: the plain one.
+      root: of a table, the folder that paths in it start at and do not leave; empty: its own,
+        or of `annotations/` the one above.
       index: where indices of tars are kept: empty: the user's cache folder; `beside`: next to each
         tar; or a folder, which may be far away.
       max_bad_fraction: of many tars, those that may be left out because nothing can be read; of
         the rows of tables, those that are damaged.
       form: how CSV and TSV are written; None: as is found.
       wanted: of a table, the columns that are needed beside the pictures; None: all.
+      classes: whether names of folders are classes, as in a test set: then any name is one.
 
     Raises:
       UserError: nothing is there, or it cannot be read.
@@ -87,11 +96,8 @@ def open_source(
         )
     path, end = resolve(spec), suffix(spec)
     far = storage.is_remote(path)
-    if end in RECORDS:
-        from clip_jax.data.records import RecordSource
 
-        return RecordSource(path, image)
-    if end in TABLES or (not far and (Path(path) / SAVED).is_file()):
+    def table() -> Source:
         from clip_jax.data.tables import TableSource
 
         return TableSource(
@@ -102,6 +108,42 @@ def open_source(
             wanted=wanted,
             max_bad_fraction=max_bad_fraction,
         )
-    if storage.is_folder(path) if far and end != ".tar" else Path(path).is_dir():
-        return FolderSource(path)
-    return TarSource(spec, index, max_bad_fraction)
+
+    if not far and (Path(path) / SAVED).is_file():
+        return table()
+    if not far and Path(path).is_dir():
+        return _folder(path, image, classes)
+    if end in RECORDS:
+        from clip_jax.data.records import RecordSource
+
+        return RecordSource(path, image)
+    if end in TABLES:
+        return table()
+    if end in CAPTIONS:
+        files = expand(spec)
+        if len(files) > 1:
+            raise UserError(
+                f"{spec} are {len(files):,} tables of captions: give one of them, or several by "
+                "config.data.mix"
+            )
+        return captioned.opened(files[0], resolve(root) if root else "")
+    if far and end != ".tar" and storage.is_folder(path):
+        return _folder(path, image, classes)
+    return TarSource(spec, index, max_bad_fraction, image)
+
+
+def _folder(path: str, image: str, classes: bool) -> Source:
+    """The pictures of a folder: by the table of captions in it, or by texts and folders."""
+    listing = walk(path)
+    if classes and layouts.has_classes(listing):
+        return FolderSource(path, image, listing, classes)
+    table = captioned.find(listing)
+    if not table:
+        return FolderSource(path, image, listing, classes)
+    try:
+        return captioned.CaptionedSource(os.path.join(path, table), listing)
+    except UserError as error:
+        with contextlib.suppress(UserError):
+            if (source := FolderSource(path, image, listing)).has_texts:
+                return source
+        raise error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,9 @@ import numpy as np
 from clip_jax.data import catalogue, storage
 from clip_jax.data.headers import BLOCK, FAULTS, DamageError, is_header, number
 from clip_jax.data.held import Held
-from clip_jax.data.opening import OpeningReport, all_used
-from clip_jax.data.pairs import TEXTS, Pair, PairError, parse_text
+from clip_jax.data.matching import RULES
+from clip_jax.data.opening import OpeningReport
+from clip_jax.data.pairs import TEXTS, Pair, PairError, parse_texts
 from clip_jax.data.paths import expand
 from clip_jax.errors import UserError
 
@@ -37,18 +40,23 @@ class TarSource:
         folder, here or far away.
       max_bad_fraction: of many tars, those that may be left out because nothing in them can be
         read; `opening_report` says which.
+      image: which pictures of an example are used, see `matching.match`; empty: the plain one.
 
     Raises:
       UserError: no such file, or a tar that cannot be read.
     """
 
-    def __init__(self, pattern: str, index: str = "", max_bad_fraction: float = 0.01) -> None:
+    def __init__(
+        self, pattern: str, index: str = "", max_bad_fraction: float = 0.01, image: str = ""
+    ) -> None:
         self.pattern = pattern
         self.paths = expand(pattern)
         states = storage.states(self.paths)
-        self.fingerprint = storage.identity(self.paths, states)
-        self._pairs = catalogue.of(self.paths, states, index)
-        self._notes = tuple(catalogue.check(self._pairs, self.paths, max_bad_fraction))
+        self.fingerprint = f"{storage.identity(self.paths, states)} {RULES}"
+        self.fingerprint += f" {image}" if image else ""
+        self._pairs = catalogue.of(self.paths, states, index, image)
+        notes = catalogue.check(self._pairs, self.paths, max_bad_fraction)
+        self._report = dataclasses.replace(self._pairs.report, notes=tuple(notes))
         self._files = Held(_Open, MAX_OPEN)
 
     def __len__(self) -> int:
@@ -56,7 +64,7 @@ class TarSource:
 
     def opening_report(self) -> OpeningReport:
         """What opening the tars saw, used and left out, and which are damaged."""
-        return all_used(len(self), "members", self._notes)
+        return self._report
 
     def __repr__(self) -> str:
         return f"TarSource({self.pattern!r}, {len(self):,} pairs)"
@@ -79,26 +87,25 @@ class TarSource:
         if not 0 <= i < len(self):
             raise IndexError(f"{self!r} has no pair {i}")
         tar = int(np.searchsorted(self._pairs.starts, i, side="right")) - 1
-        path, (at, size, *span, kind) = self.paths[tar], (int(n) for n in self._pairs.spans[i])
+        path, (at, size, fault, end) = self.paths[tar], (int(n) for n in self._pairs.spans[i])
         name = f"{storage.shown(path)}:{self._pairs.name(i)}"
-        if fault := kind >> 2:
+        if fault:
             raise PairError("unreadable", f"{name}: the picture or its text {FAULTS[fault]}")
-        far = storage.is_remote(path)
+        first = int(self._pairs.spans[i - 1, 3]) if i else 0
+        texts = self._pairs.texts[first:end].tolist()
+        places = [(text_at, text_size) for text_at, text_size, _ in texts]
         try:
-            if with_image or far:
-                image, text = (_from_afar if far else self._from_here)(path, at, size, *span)
+            if storage.is_remote(path):
+                image, *raw = _from_afar(path, at, size, places)
             else:
-                image, text = b"", self._bytes(path, *span)
+                image = self._bytes(path, at, size) if with_image else b""
+                raw = [self._bytes(path, *place) for place in places]
         except OSError as error:
             raise PairError("unreadable", f"{name} cannot be read ({error.strerror})") from None
         except UserError as error:
             raise PairError("unreadable", f"{name}: {error}") from None
-        return Pair(image, parse_text(text, name, TEXTS[kind & 3]), name)
-
-    def _from_here(
-        self, path: str, at: int, size: int, text_at: int, text_size: int
-    ) -> tuple[bytes, bytes]:
-        return self._bytes(path, at, size), self._bytes(path, text_at, text_size)
+        ends = [TEXTS[kind] for _, _, kind in texts]
+        return Pair(image, parse_texts(zip(raw, ends, strict=True), name), name)
 
     def _bytes(self, path: str, at: int, size: int) -> bytes:
         file = self._files[path]  # stays open as long as it is held
@@ -108,23 +115,23 @@ class TarSource:
         return found
 
 
-def _from_afar(path: str, at: int, size: int, text_at: int, text_size: int) -> tuple[bytes, bytes]:
-    """Picture and text, in one question where they stand together.
+def _from_afar(path: str, at: int, size: int, texts: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Picture and texts, in one question where they stand together.
 
     The header before the picture comes too: it tells whether the tar is still the same.
     """
-    spans = ((at - BLOCK, BLOCK + size), (text_at, text_size))
+    spans = [(at - BLOCK, BLOCK + size), *texts]
     first, end = min(s for s, _ in spans), max(s + n for s, n in spans)
-    if end - first <= size + text_size + MAX_GAP:
-        found = storage.read(path, first, end - first)
-        image, text = (found[s - first : s - first + n] for s, n in spans)
+    if end - first <= sum(n for _, n in spans) + MAX_GAP:
+        whole = storage.read(path, first, end - first)
+        found = [whole[s - first : s - first + n] for s, n in spans]
     else:
-        image, text = (storage.read(path, s, n) for s, n in spans)
-    header, image = image[:BLOCK], image[BLOCK:]
+        found = [storage.read(path, s, n) for s, n in spans]
+    header, found[0] = found[0][:BLOCK], found[0][BLOCK:]
     try:
         same = is_header(header) and number(header[124:136]) == size
     except DamageError:
         same = False
     if not same:
         raise UserError("the tar changed since the run began")
-    return image, text
+    return found

@@ -38,7 +38,11 @@ def of(paths: list[str]) -> catalogue.Catalogue:
 def check(found: catalogue.Catalogue, paths: list[str]) -> None:
     indices = [index.scan(path) for path in paths]
     assert np.array_equal(found.starts, np.cumsum([0, *(len(i.spans) for i in indices)]))
-    assert np.array_equal(found.spans, np.concatenate([i.spans for i in indices]))
+    texts = np.cumsum([0, *(len(i.texts) for i in indices)])
+    spans = [i.spans + np.array([0, 0, 0, n]) for i, n in zip(indices, texts, strict=False)]
+    assert np.array_equal(found.spans, np.concatenate(spans))
+    assert np.array_equal(found.texts, np.concatenate([i.texts for i in indices]))
+    assert found.report.used == sum(i.report.used for i in indices)
     names = [i.name(k) for i in indices for k in range(len(i.ends))]
     assert [found.name(i) for i in range(len(names))] == names
 
@@ -51,7 +55,7 @@ def test_it_is_mapped_from_the_cache_and_made_once(
     monkeypatch.setattr(index, "of", lambda *_: pytest.fail("read again"))
     again = of(paths)
     check(again, paths)
-    assert all(isinstance(array, np.memmap) for array in again[:4])
+    assert all(isinstance(array, np.memmap) for array in again[:5])
     assert len(pickle.dumps(catalogue.shared(again))) < 1000, "workers map it themselves"
     check(catalogue.received(pickle.loads(pickle.dumps(catalogue.shared(again)))), paths)
     assert folders(cache) == [folder]

@@ -91,6 +91,26 @@ def test_a_mixture_and_what_a_filter_left_out(data, tmp_path, capsys) -> None:
     assert sum(line.startswith("broken     ") for line in lines) == 2
 
 
+def test_what_opening_left_out(tmp_path, capsys) -> None:
+    for name, content in {
+        "a.jpg": encoded(picture()),
+        "a.txt": b"a cat",
+        "b.jpg": b"",
+        "c.txt": b"c",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "d.heic").touch()
+    argv = (f"--config.data.train={tmp_path}", "--seconds=0", "--picture=")
+    (source,) = looked(capsys, *argv)["sources"]
+    counts = {why: one["count"] for why, one in source["opening"]["left_out"].items()}
+    assert counts == {"no_text": 1, "no_picture": 1, "unknown_ending": 1}
+    assert (source["opening"]["seen"], source["opening"]["used"]) == (5, 2)
+    assert inspect.run([CONFIG, "--config.data.captions=('{caption}',)", *argv]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = "left out   no_text 1 of 5 files: pictures without a text, such as b.jpg"
+    assert said in lines and sum(line.startswith("left out ") for line in lines) == 3
+
+
 def test_a_sheet_holds_any_caption() -> None:
     image = Image.new("RGB", (300, 1), "red")
     long = [(image, "word " * 400), (image, "W" * 400), (image, ""), (image, "\n\0é漢")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from clip_jax.data import paths
 from clip_jax.errors import UserError
-from support import says
+from support import refused, says
 
 
 def touch(folder: Path, *names: str) -> list[str]:
@@ -81,3 +82,20 @@ def test_embedded_names_stay_inside_the_package() -> None:
         with pytest.raises(UserError) as error:
             paths.resolve(outside)
         assert says(error.value, outside)
+
+
+def test_what_is_there_as_it_is_written_is_no_pattern(tmp_path: Path) -> None:
+    names = ["{a,b}.tar", "[x].tar", "{a,b}/0.tar", "{a,b}/1.tar", "[x]/{0..1}/2.tar", "[x]/3*.tar"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(pattern: str) -> list[str]:
+        return [os.path.relpath(path, tmp_path) for path in paths.expand(f"{tmp_path}/{pattern}")]
+
+    assert found("{a,b}.tar") == ["{a,b}.tar"] and found("[x].tar") == ["[x].tar"]
+    assert found("{a,b}/{0..1}.tar") == found("{a,b}/*.tar") == ["{a,b}/0.tar", "{a,b}/1.tar"]
+    assert found("[x]/{0..1}/?.tar") == ["[x]/{0..1}/2.tar"]
+    assert found("[x]/*.tar") == ["[x]/3*.tar"]
+    refused(lambda: paths.expand(f"{tmp_path}/{{a,c}}.tar"), f"no file {tmp_path}/a.tar")
+    refused(lambda: paths.expand(f"{tmp_path}/{{a,b}}"), f"use {tmp_path}/{{a,b}}/*.tar")

@@ -202,9 +202,12 @@ def test_folders_and_tables_by_http(server: Server, tmp_path: Path) -> None:
     (tmp_path / "in" / "cats").mkdir(parents=True)
     (tmp_path / "in" / "cats" / "1.jpg").write_bytes(b"1")
     (tmp_path / "in" / "cats" / ".2.jpg").write_bytes(b"2")
+    (tmp_path / "in" / "dogs").mkdir()
+    (tmp_path / "in" / "dogs" / "3.jpg").write_bytes(b"3")
     source = open_source(f"{server.url}/in/")
     assert [source[i] for i in range(len(source))] == [
-        (b"1", {"caption": "cats", "label": "cats"}, f"{server.url}/in/cats/1.jpg")
+        (b"1", {"caption": "cats", "label": "cats"}, f"{server.url}/in/cats/1.jpg"),
+        (b"3", {"caption": "dogs", "label": "dogs"}, f"{server.url}/in/dogs/3.jpg"),
     ]
     pytest.importorskip("pyarrow")
     for value, found in {
@@ -246,8 +249,13 @@ def test_where_files_can_be_listed(memory: None, tar_factory: TarFactory) -> Non
     folder = open_source("memory://pictures")
     assert [folder[i] for i in range(len(folder))] == [
         (b"2", {"caption": "two"}, "memory://pictures/2.x.png"),
-        (b"1", {"caption": "one"}, "memory://pictures/a/1.jpg"),
+        (b"1", {"caption": "one", "txt": "one"}, "memory://pictures/a/1.jpg"),
     ]
+    assert folder.opening_report().left_out["hidden"].count == 1
+    put("memory://captioned/metadata.csv", b"file_name,text\nimages/1.jpg,one\n")
+    put("memory://captioned/images/1.jpg", b"1")
+    captioned = open_source("memory://captioned")
+    assert captioned[0].text["caption"] == "one" and not captioned.opening_report().left_out
     before = folder.fingerprint
     put("memory://pictures/a/1.jpg", b"another")
     assert open_source("memory://pictures").fingerprint != before
@@ -268,7 +276,7 @@ def test_indices_may_lie_anywhere(
     path = tar_factory(pairs=5)
     scans: list[str] = []
     scan = index.scan
-    monkeypatch.setattr(index, "scan", lambda p: scans.append(p) or scan(p))
+    monkeypatch.setattr(index, "scan", lambda p, *more: scans.append(p) or scan(p, *more))
 
     def opened(place: str) -> int:
         """How often the tar is scanned, on a machine that has never seen it."""
@@ -303,12 +311,12 @@ def test_hosts_that_share_a_folder_share_the_work(
     pattern, scans, scan = str(tmp_path / "{0..5}.tar"), list[str](), index.scan
     monkeypatch.setattr(catalogue, "_READERS", 1)
 
-    def meanwhile(path: str) -> index.Index:
+    def meanwhile(path: str, *more: str) -> index.Index:
         """Another host does all while the first one is at its first tar."""
         scans.append(path)
         if len(scans) == 1:
             assert len(TarSource(pattern, str(tmp_path / "shared"))) == 6
-        return scan(path)
+        return scan(path, *more)
 
     monkeypatch.setattr(index, "scan", meanwhile)
     assert len(TarSource(pattern, str(tmp_path / "shared"))) == 6
@@ -402,6 +410,6 @@ def test_a_gap_between_picture_and_text_is_not_fetched(
         write_tar(tmp_path / f"{gap}.tar", members)
         source = TarSource(f"{server.url}/{gap}.tar")
         server.asked.clear(), server.ranges.clear()
-        assert source[0][:2] == (b"p" * 99, {"caption": "text"})
+        assert source[0][:2] == (b"p" * 99, {"txt": "text", "caption": "text"})
         assert sum(last + 1 - first for first, last in server.ranges) < 5000
         assert sum(server.asked.values()) == (1 if gap == 100 else 2)

@@ -136,13 +136,28 @@ def test_what_datasets_saved_is_mapped_and_not_copied(folder: Path) -> None:
 def test_paths_do_not_leave_their_root(folder: Path) -> None:
     secret = folder.parent / "secret.jpg"
     secret.write_bytes(b"secret")
-    (folder / "link.jpg").symlink_to(secret)
-    for i, path in enumerate([str(secret), "../secret.jpg", "link.jpg", "/etc/passwd.jpg"]):
+    (folder / "up").symlink_to(folder.parent)
+    names = [str(secret), "../secret.jpg", "up/../../secret.jpg", "/etc/passwd.jpg"]
+    for i, path in enumerate(names):
         table = write(folder / f"{i}.csv", [{**ROWS[0], "filepath": path}])
         source = open_source(str(table))
         refused(lambda source=source: source[0], path, "leaves", "config.data.root")
     table = write(folder / "absolute.csv", [{**ROWS[0], "filepath": str(secret)}])
     assert pairs(table, "", str(folder.parent))[0].image == b"secret"
+
+
+def test_links_in_the_folder_are_the_users(folder: Path) -> None:
+    """huggingface_hub keeps a revision as links into a folder of blobs."""
+    (folder.parent / "blobs").mkdir()
+    (folder.parent / "blobs" / "aa").write_bytes(b"blob")
+    (folder / "in" / "link.jpg").symlink_to(Path("../../blobs/aa"))
+    blob = write(folder.parent / "blobs" / "0.csv", [{**ROWS[0], "filepath": "in/link.jpg"}])
+    (folder / "0.csv").symlink_to(blob)
+    assert pairs(folder / "0.csv")[0].image == b"blob"
+    (folder.parent / "other").symlink_to(folder)
+    path = f"{folder.parent}/other/in/a.jpg"
+    table = write(folder / "1.csv", [{**ROWS[0], "filepath": path}])
+    assert pairs(table)[0].image == b"A", "a way into the folder by a link elsewhere"
 
 
 def test_the_column_of_the_pictures_can_be_said(folder: Path) -> None:

@@ -247,10 +247,15 @@ def _root(folder: str) -> str:
 
 
 def _inside(root: str, value: str) -> str | None:
-    """Where a path of a table leads to from `root`; None where it leaves that."""
+    """Where a path of a table leads to from `root`; None where it leaves that.
+
+    By its parts alone, as links in the folder are the user's own, such as those of the cache of
+    Hugging Face; a path that leads into the folder by links elsewhere is as good.
+    """
     if not storage.is_remote(root):
-        path = os.path.realpath(os.path.join(root, value))
-        return path if path.startswith(os.path.join(root, "")) else None
+        path = os.path.join(root, value)
+        ways = (os.path.normpath(path), os.path.realpath(path))
+        return next((way for way in ways if way.startswith(os.path.join(root, ""))), None)
     path = value if storage.is_remote(value) else f"{root}/{value}"
     inner = path.removeprefix(f"{root}/")
     parts = unquote(inner).replace("\\", "/").split("/")

@@ -144,7 +144,7 @@ def opened(place: Place, image: str = "") -> Source:
         from clip_jax.data.tfds import TfdsSource
 
         return TfdsSource(place.path, place.root)
-    return open_source(place.path, image, place.root)
+    return open_source(place.path, image, place.root, classes=True)
 
 
 def text_of(source: Source, i: int) -> tuple[dict[str, Any], str]:

@@ -15,6 +15,7 @@ import numpy as np
 from clip_jax.data import captions, storage
 from clip_jax.data.pairs import PairError
 from clip_jax.data.paths import resolve
+from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
 from clip_jax.evaluation.scores import METRICS
 from clip_jax.evaluation.sets import layouts, registry
@@ -135,6 +136,7 @@ class _Opening:
         if target is not None:
             metric, target = _fitting(metric, target, len(labels))
         notes = [classes.note if classes else "", self._size_note(len(source))]
+        notes.append(_left_out(source))
         return TestSet(
             name=self.name,
             title=self.values.get("title") or (known.title if known else self.name),
@@ -366,6 +368,13 @@ class _Opening:
     def _size_note(self, count: int) -> str:
         official = self.known.splits.get("test", count) if self.known else count
         return "" if count == official else f"{count:,} pictures, not the paper's {official:,}"
+
+
+def _left_out(source: Source) -> str:
+    """What opening the files left out, for the results' page; empty for nothing."""
+    report = source.opening_report()
+    why = ", ".join(f"{reason} {one.count:,}" for reason, one in report.left_out.items())
+    return why and f"{report.seen - report.used:,} of {report.seen:,} {report.unit} left out: {why}"
 
 
 def _fitting(metric: str, target: np.ndarray, classes: int) -> tuple[str, np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
 from clip_jax.evaluation.sets import MissingSet, TestSet, open_set, read_labels, standard
@@ -65,6 +66,9 @@ class Unseen:
 
     def __init__(self, source: Source) -> None:
         self.fingerprint, self._source = source.fingerprint, source
+
+    def opening_report(self) -> Any:
+        return self._source.opening_report()
 
     def __len__(self) -> int:
         return len(self._source)
@@ -183,6 +187,10 @@ def test_folders_of_classes(tmp_path: Path) -> None:
     write(tmp_path, {"cifar10/test/ship/1.png": PNG, "cifar10/test/cat/2.png": PNG})
     test = opened("cifar10", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [3, 8]
+    assert "left out" not in test.note
+    write(tmp_path, {"cifar10/test/ship/2.heic": PNG, "cifar10/test/._1.png": PNG})
+    note = opened("cifar10", folder=tmp_path).note
+    assert "2 of 4 files left out: unknown_ending 1, hidden 1" in note
     assert test.split("train").target.tolist() == [3, 5]
     assert test.split("validation").target.tolist() == [9]
     write(tmp_path, {"cifar10/test/spoon/2.png": PNG})
@@ -290,6 +298,9 @@ def test_a_prepared_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
         def __len__(self) -> int:
             return 2
+
+        def opening_report(self) -> OpeningReport:
+            return all_used(2, "examples")
 
         def text(self, i: int) -> Any:
             return {"label": ("frog", "deer")[i]}, f"tfds:{i}"

@@ -1,0 +1,241 @@
+"""Which pictures and texts of one folder belong together, by their names alone.
+
+Folders and tars share these rules:
+
+- A picture belongs to the texts of its own stem: `photo.v1.5.jpg` to `photo.v1.5.txt`. Where there
+  is none, to those of the longest part of its stem that ends before a dot: `photo.v1.5.large.jpg`
+  and `photo.v1.5.jpg` share `photo.v1.5.txt`.
+- All texts of that stem describe it together: `1.txt`, `1.json`, `1.cls`, `1.npy`.
+- Texts of a stem that has a picture of its own describe that picture alone: `0.seg.png` beside
+  `0.png` and `0.txt` is left out. Without one, every picture is a pair, except what is a mask by
+  its name. `config.data.image` chooses pictures by what follows the stem.
+- Of one stem in several formats the first of `pairs.IMAGES` is the picture.
+- A name that comes again, as in a tar, begins another example: its second picture belongs to the
+  second text.
+- Endings may be in upper case. Names whose accents are encoded differently (Unicode's normal forms)
+  are alike where no other text fits.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from clip_jax.data.pairs import IMAGES, TEXTS
+
+RULES = 1  # their version: part of the fingerprints of what they paired
+# What follows the stem of a picture that shows something about another picture.
+MASKS = frozenset(
+    (
+        *("alpha", "canny", "depth", "disparity", "edge", "edges", "flow", "instance", "instances"),
+        *("keypoints", "label", "labels", "mask", "masks", "matte", "normal", "normals"),
+        *("panoptic", "pose", "seg", "segm", "segmentation", "semantic", "trimap"),
+    )
+)
+_PICTURES = {end: rank for rank, end in enumerate(IMAGES)}
+_TEXTS = {end: kind for kind, end in enumerate(TEXTS)}
+
+
+class Example(NamedTuple):
+    """A picture and its texts, in the order of `pairs.TEXTS`, as numbers of names."""
+
+    picture: int
+    texts: tuple[int, ...]
+
+
+class _File(NamedTuple):
+    number: int
+    name: str
+    stem: str
+    rank: int  # of its ending in `IMAGES` or `TEXTS`
+
+
+class _Group(NamedTuple):
+    """Files of one folder whose names agree up to the first dot, and whose names differ."""
+
+    pictures: list[_File]
+    texts: list[_File]
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a part of a relative path begins with a dot; `.` and `..` do not count."""
+    return any(part[:1] == "." and part not in (".", "..") for part in path.split("/"))
+
+
+def is_mask(stem: str) -> bool:
+    """Whether a stem says that the picture shows something about another: `0.seg`."""
+    return stem.rpartition(".")[2].lower() in MASKS and "." in stem
+
+
+def short_key(name: str) -> str:
+    """What the names of files that may belong together agree in."""
+    key = name.split(".", 1)[0]
+    return key if key.isascii() else unicodedata.normalize("NFC", key)
+
+
+def kind(name: str) -> str:
+    """`picture`, `text`, or nothing, by a name's ending."""
+    end = _ending(name)
+    return "picture" if end in _PICTURES else "text" if end in _TEXTS else ""
+
+
+def _ending(name: str) -> str:
+    stem, dot, end = name.rpartition(".")
+    return dot + end.lower() if stem else ""
+
+
+def match(names: Sequence[str], image: str = "") -> tuple[list[Example], dict[int, str]]:
+    """The examples among the names of files, and why each other name is left out.
+
+    Args:
+      names: of files in one folder, without it; equal names are different files.
+      image: the pictures to use, by what follows the stem of their text, such as `seg.png`, `seg`
+        or `png`; several are separated by `;`. Empty: see above.
+
+    Returns:
+      Examples in the order of their pictures, and one of `opening.REASONS` by a name's number.
+    """
+    examples: list[Example] = []
+    left_out: dict[int, str] = {}
+    wanted = _wanted(image)
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        if name.startswith("."):
+            left_out[i] = "hidden"
+        elif not kind(name):
+            left_out[i] = "unknown_ending"
+        else:
+            groups.setdefault(short_key(name), []).append(i)
+    for numbers in groups.values():
+        for again, group in enumerate(_occurrences(names, numbers)):
+            examples += _examples(group, wanted, left_out, bool(again))
+    return sorted(examples), left_out
+
+
+def alone(names: Sequence[str], image: str = "") -> tuple[list[int], dict[int, str]]:
+    """The pictures of a folder in which no text is: all but masks, or those that are chosen.
+
+    Args and the second of the results are as in `match`; the first is the numbers of the pictures.
+    """
+    wanted, chosen = _wanted(image), list[int]()
+    left_out = {
+        i: "hidden"
+        if name.startswith(".")
+        else "unknown_ending"
+        if not kind(name)
+        else "no_picture"
+        for i, name in enumerate(names)
+    }
+    pictures = [i for i in left_out if kind(names[i]) == "picture" and left_out[i] != "hidden"]
+    stems = {names[i].rpartition(".")[0] for i in pictures}
+    for i in pictures:
+        stem, _, end = names[i].rpartition(".")
+        outer, _, last = stem.rpartition(".")
+        plain = _longest(outer, stems)
+        extra = stem[len(plain) + 1 :] if plain else last if is_mask(stem) else ""
+        if _is_wanted(extra, end, wanted) if wanted else not (plain and is_mask(stem)):
+            chosen.append(i)
+            del left_out[i]
+        else:
+            left_out[i] = "extra_picture"
+    return chosen, left_out
+
+
+def _is_wanted(extra: str, end: str, wanted: Sequence[str]) -> bool:
+    """Whether a picture is chosen by what stands between its stem and its ending."""
+    before, after = extra.lower(), end.lower()
+    return (f"{before}.{after}" if before else after) in wanted or before in wanted
+
+
+def _wanted(image: str) -> tuple[str, ...]:
+    return tuple(one.strip().lstrip(".").lower() for one in image.split(";") if one.strip())
+
+
+def _occurrences(names: Sequence[str], numbers: Sequence[int]) -> Iterator[_Group]:
+    """The first files of each name, then the second, and so on."""
+    groups: list[_Group] = []
+    counts: Counter[str] = Counter()
+    for number in numbers:
+        name = names[number]
+        again, counts[name] = counts[name], counts[name] + 1
+        if again == len(groups):
+            groups.append(_Group([], []))
+        end = _ending(name)
+        rank = _PICTURES.get(end, -1)
+        is_text = rank < 0
+        file = _File(number, name, name[: -len(end)], _TEXTS[end] if is_text else rank)
+        (groups[again].texts if is_text else groups[again].pictures).append(file)
+    return iter(groups)
+
+
+def _examples(
+    group: _Group, wanted: Sequence[str], left_out: dict[int, str], again: bool
+) -> Iterator[Example]:
+    """The examples of a group; notes why each other of its files is left out."""
+    taken = set[tuple[str, int]]()
+    for normal in (str, _normalized):
+        pictures, texts = group
+        by_stem: dict[str, dict[int, _File]] = {}
+        for file in sorted(texts, key=lambda file: file.name):
+            by_stem.setdefault(normal(file.stem), {}).setdefault(file.rank, file)
+        of_text: dict[str, list[_File]] = {}
+        for file in pictures:
+            stem = _longest(normal(file.stem), by_stem)
+            if stem is not None:
+                of_text.setdefault(stem, []).append(file)
+        used = set[int]()
+        for stem, candidates in of_text.items():
+            chosen = _chosen(stem, candidates, wanted, normal)
+            described = tuple(by_stem[stem][rank].number for rank in sorted(by_stem[stem]))
+            used.update(described if chosen else ())
+            for file in candidates:
+                used.add(file.number)
+                if file in chosen:
+                    yield Example(file.number, described)
+                else:
+                    left_out[file.number] = "extra_picture"
+        taken |= {(_normalized(f.stem), f.rank) for f in texts if f.number in used}
+        group = _Group(*([f for f in files if f.number not in used] for files in group))
+        if not (group.pictures and group.texts) or all(f.name.isascii() for f in group.texts):
+            break
+    for file in group.pictures:
+        left_out[file.number] = "repeated" if again else "no_text"
+    for file in group.texts:
+        twice = again or (_normalized(file.stem), file.rank) in taken  # 1.txt beside 1.TXT
+        left_out[file.number] = "repeated" if twice else "no_picture"
+
+
+def _normalized(stem: str) -> str:
+    return unicodedata.normalize("NFC", stem)
+
+
+def _longest(stem: str, among: Iterable[str]) -> str | None:
+    """The longest part of a stem that ends before a dot and is `among` some; None for none."""
+    while stem not in among:
+        stem, dot, _ = stem.rpartition(".")
+        if not dot:
+            return None
+    return stem
+
+
+def _chosen(
+    stem: str, candidates: Sequence[_File], wanted: Sequence[str], normal: Callable[[str], str]
+) -> set[_File]:
+    """The pictures that the texts of a stem describe."""
+
+    def extra(file: _File) -> str:
+        return normal(file.stem)[len(stem) + 1 :]
+
+    if wanted:
+        usable = [
+            file for file in candidates if _is_wanted(extra(file), _ending(file.name)[1:], wanted)
+        ]
+    else:
+        plain = [file for file in candidates if not extra(file)]
+        usable = plain or [file for file in candidates if not is_mask(f".{extra(file)}")]
+    first: dict[str, _File] = {}
+    for file in sorted(usable, key=lambda file: (file.rank, file.name, file.number)):
+        first.setdefault(normal(file.stem), file)
+    return set(first.values())

@@ -1,0 +1,23 @@
+"""Many short byte strings in little memory: lists of millions of them take gigabytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class Packed:
+    """A sequence of byte strings, kept one after the other in one of them."""
+
+    def __init__(self, parts: Iterable[bytes]) -> None:
+        parts = list(parts)
+        self._bytes, self._ends = b"".join(parts), np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, i: int) -> bytes:
+        if not 0 <= i < len(self):
+            raise IndexError(f"there are {len(self):,}, and no {i}")
+        return self._bytes[self._ends[i] : self._ends[i + 1]]
