@@ -183,7 +183,7 @@ def set_aside(workdir: str | Path, after: int) -> None:
             raise UserError(f"{target} cannot be written ({error.strerror})") from None
 
 
-class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
+class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """The folder of a checkpoint until it is complete, which its digests belong to.
 
     Orbax's own would write into the folder after everything that could list what is in it.

@@ -473,11 +473,8 @@ def _announce(loop: Loop) -> None:
     if loop.first >= run.config.steps:
         say(f"all {run.config.steps} steps were done before: nothing to train")
     elif run.weights:
-        say(
-            "; ".join(
-                filter(None, [f"starting from {run.config.weights.path}", run.weights.guessed])
-            )
-        )
+        start = f"starting from {run.config.weights.path}"
+        say("; ".join(filter(None, [start, run.weights.guessed])))
         old, new = (
             f"{c.vision.image_size} pixels and {c.text.context_length} tokens"
             for c in (run.weights.config, run.model)

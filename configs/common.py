@@ -17,9 +17,8 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.steps = 390_625  # 32 epochs of 400 M pairs
     c.model = ConfigDict(zoo.architecture(model))
     c.weights = ConfigDict()  # what a fresh run starts from, instead of random numbers
-    c.weights.path = (
-        ""  # a run's folder, or a file or folder of OpenAI's, open_clip's or transformers'
-    )
+    # a run's folder, or a file or folder of OpenAI's, open_clip's or transformers'
+    c.weights.path = ""
     c.weights.resize = False  # positions, where its resolution or context is not the model's
     c.tokenizer = "clip"  # or sentencepiece:PATH.model, siglip:PATH.model, wordpiece:vocab.txt
     # float32, bfloat16, or mixed: bfloat16 products between float32 activations, for CPUs.
