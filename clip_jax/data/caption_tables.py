@@ -73,7 +73,10 @@ def read(path: str) -> Table:
             rows = _of_records(_lines(text), path, notes)
         else:
             rows = _text(text, path, notes)
-    return Table(list(rows), notes)
+    try:
+        return Table(list(rows), notes)
+    except csv.Error as error:
+        raise UserError(f"{storage.shown(path)} cannot be read as a table ({error})") from None
 
 
 def _bytes(path: str) -> bytes:
@@ -282,31 +285,28 @@ def _separated(
     if caption and caption != "caption":
         notes.append(f"{storage.shown(path)}: {{caption}} is {quoted(caption)}")
     longer, left = 0, header
-    try:
-        for number, cells in _cells(text, separator):
-            if left:
-                left = False
-                continue
-            where = f"line {number:,}"
-            if any(_swallows(cell, separator) for cell in cells):
-                raise UserError(
-                    f"{storage.shown(path)}, {where}: a quote that opens here takes the rows after "
-                    "it into one cell: double it, or remove it"
-                )
-            if len(cells) > len(columns) and columns[-1] == caption:
-                longer += 1
-                cells[len(columns) - 1 :] = [separator.join(cells[len(columns) - 1 :])]
-            if len(cells) != len(columns):
-                what = f"it has {len(cells):,} of {len(columns):,} columns"
-                yield Row(None, {}, where, what)
-                continue
-            fields = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
-            name = fields.pop(picture)
-            if caption:
-                fields["caption"] = fields[caption]
-            yield Row(name or None, fields, where)
-    except csv.Error as error:
-        raise UserError(f"{storage.shown(path)} cannot be read as a table ({error})") from None
+    for number, cells in _cells(text, separator):
+        if left:
+            left = False
+            continue
+        where = f"line {number:,}"
+        if any(_swallows(cell, separator) for cell in cells):
+            raise UserError(
+                f"{storage.shown(path)}, {where}: a quote that opens here takes the rows after "
+                "it into one cell: double it, or remove it"
+            )
+        if len(cells) > len(columns) and columns[-1] == caption:
+            longer += 1
+            cells[len(columns) - 1 :] = [separator.join(cells[len(columns) - 1 :])]
+        if len(cells) != len(columns):
+            what = f"it has {len(cells):,} of {len(columns):,} columns"
+            yield Row(None, {}, where, what)
+            continue
+        fields = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
+        name = fields.pop(picture)
+        if caption:
+            fields["caption"] = fields[caption]
+        yield Row(name or None, fields, where)
     if longer:
         notes.append(
             f"{storage.shown(path)}: {longer:,} rows have more separators than columns; what "

@@ -16,8 +16,9 @@ from clip_jax.data import captions
 from clip_jax.data.captioned import CaptionedSource
 from clip_jax.data.folders import FolderSource
 from clip_jax.data.sources import open_source
+from clip_jax.data.walk import walk
 from clip_jax.errors import UserError
-from support import refused
+from support import refused, says
 
 
 def write(folder: Path, content: dict[str, bytes | str]) -> Path:
@@ -231,6 +232,29 @@ def test_broken_lines_of_json_are_counted(tmp_path: Path) -> None:
     write(tmp_path, {"0.jpg": b"0", "metadata.jsonl": "\n".join(lines)})
     assert said(tmp_path) == {b"0": "zero"}
     assert left_out(tmp_path) == {"null_picture": 1, "unreadable": 2}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(st.sampled_from([*METADATA.items(), *FLICKR.items(), ("captions.json", coco())]), st.data())
+def test_a_damaged_table_is_one_line_or_accounted_for(
+    tmp_path: Path, table: tuple[str, str], data: st.DataObject
+) -> None:
+    raw = bytearray(table[1].encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(raw)))
+        raw[at : at + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+    if data.draw(st.integers(0, 20)) == 0:
+        raw[0:0] = b"x" * 200_000
+    path = write(tmp_path, {**PICTURES, "a.jpg": b"A", "b.jpg": b"B"}) / "made" / table[0]
+    write(tmp_path / "made", {table[0]: bytes(raw)})
+    try:
+        source = CaptionedSource(str(path), walk(str(tmp_path)))
+    except UserError as error:
+        assert says(error, path)
+        return
+    report = source.opening_report()
+    assert report.seen == report.used + sum(one.count for one in report.left_out.values())
+    assert [source[i].image in {b"0", b"1", b"2", b"A", b"B"} for i in range(len(source))]
 
 
 CELL = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\0"), max_size=20)
