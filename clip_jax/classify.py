@@ -6,17 +6,27 @@ python -m clip_jax.classify --checkpoint runs/quickstart cat.png --labels "a cat
 from __future__ import annotations
 
 import argparse
+import glob
 import json
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clip_jax.data import storage
+from clip_jax.data.pairs import IMAGES
+from clip_jax.data.paths import resolve
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError
+from clip_jax.files import read_small
 from clip_jax.main import LinesParser, report
 
 _SAID = (GuessedWarning, DamageWarning)  # warnings that are lines of the command's
+SKIPPED = 3  # the exit code where some pictures were left out
+_MAX_LABELS = 4 << 20  # bytes of a file
+_BATCH_SIZE = 32  # as `zero_shot.BATCH_SIZE`, which imports JAX
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,10 +35,16 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m clip_jax.classify",
         description="Says which of some labels pictures show, best first.",
         epilog="example: python -m clip_jax.classify --checkpoint runs/quickstart cat.png "
-        '--labels "a cat,a dog"',
+        f'--labels "a cat,a dog"; the exit code is 0, {SKIPPED} where --skip-broken left pictures '
+        "out, 2 for any other mistake",
         allow_abbrev=False,
     )
-    p.add_argument("images", nargs="+", metavar="IMAGE", help="pictures (png, jpg, webp, …)")
+    p.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="pictures (png, jpg, webp, …), URLs, folders of pictures, patterns such as 'a/*.jpg'",
+    )
     p.add_argument(
         "--checkpoint",
         required=True,
@@ -46,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--labels",
         required=True,
-        help="labels between commas, or @FILE: a JSON list or a label a line",
+        help="labels between commas (one with a comma in double quotes), or @FILE: a JSON list, a "
+        "JSON object from numbers to labels, or a label a line",
     )
     p.add_argument(
         "--templates",
@@ -54,34 +71,115 @@ def parser() -> argparse.ArgumentParser:
         help="prompts with {} for the label, between |; their features are averaged (default {})",
     )
     p.add_argument("--top", type=int, default=5, help="how many labels to show (default 5)")
-    p.add_argument("--json", action="store_true", help="a JSON list a picture, for machines")
+    p.add_argument(
+        "--batch-size",
+        type=int,
+        default=_BATCH_SIZE,
+        metavar="N",
+        help="pictures that are encoded at once (default %(default)s)",
+    )
+    p.add_argument("--truncate", action="store_true", help="cut texts that are too long")
+    p.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="say which pictures cannot be read, and go on with the others",
+    )
+    p.add_argument(
+        "--json", action="store_true", help="a JSON list a picture, for machines; null: left out"
+    )
     return p
 
 
 def read_labels(value: str) -> list[str]:
-    """Labels of `a,b`, or of `@FILE` (a JSON list or a label a line).
+    """Labels of `a,b`, or of `@FILE`: a JSON list or object, or a label a line.
 
     Raises:
-      UserError: no label, one twice, or no such file.
+      UserError: no label, what is no label, or no such plain file.
     """
-    if value.startswith("@"):
-        try:
-            text = Path(value[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--labels: {value[1:]} cannot be read ({error})") from None
-        try:
-            labels = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-        except json.JSONDecodeError as error:
-            raise UserError(f"--labels: {value[1:]} is not JSON ({error})") from None
+    from clip_jax.zero_shot import split_labels
+
+    if not value.startswith("@"):
+        labels = split_labels(value)
     else:
-        labels = value.split(",")
-    labels = [str(label).strip() for label in labels if str(label).strip()]
-    twice = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
-    if not labels or twice:
-        raise UserError(
-            f"--labels: {twice[0]!r} stands there twice" if twice else "--labels is empty"
-        )
+        path = Path(resolve(value[1:]))
+        content = read_small(path, _MAX_LABELS, "list of labels")
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"--labels: {path} is not UTF-8 ({error.reason})") from None
+        labels = [line.strip() for line in text.splitlines() if line.strip()]
+        if text.lstrip().startswith(("[", "{")):
+            labels = _json_labels(text, path)
+    if not labels:
+        raise UserError("--labels is empty")
     return labels
+
+
+def _json_labels(text: str, path: Path) -> list[str]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--labels: {path} is not JSON ({error})") from None
+    if isinstance(values, dict):
+        if not all(key.isdecimal() and len(key) < 10 for key in values):
+            raise UserError(
+                f"--labels: {path} holds an object: give a list of labels, or an object from "
+                'numbers to labels, such as {"0": "a cat"}'
+            )
+        values = [values[key] for key in sorted(values, key=int)]
+    for label in values:
+        if not isinstance(label, str) or not label.strip():
+            raise UserError(f"--labels: {path}: a label must be a text, not {label!r:.80}")
+    return [label.strip() for label in values]
+
+
+def find_pictures(given: Sequence[str]) -> list[str]:
+    """The files that are meant: those of folders and patterns in order, others as they stand.
+
+    Raises:
+      UserError: a folder or a pattern holds no picture.
+    """
+    found: list[str] = []
+    for name in given:
+        path = name if storage.is_remote(name) else resolve(name)
+        if storage.is_remote(name) or os.path.isfile(path):
+            some = [path]
+        elif os.path.isdir(path):
+            some = sorted(_pictures_in(path))
+            if not some:
+                raise UserError(f"{name} holds no pictures ({', '.join(IMAGES)})")
+        else:
+            some = sorted(p for p in glob.glob(path, recursive=True) if not os.path.isdir(p))
+            some = some or [path]  # reading it says what is wrong
+        found += some
+    return found
+
+
+def _pictures_in(folder: str) -> Iterator[str]:
+    """Pictures of a folder and those in it, each folder once, however it is linked."""
+    seen: set[str] = set()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        yield from (os.path.join(place, name) for name in names if name.lower().endswith(IMAGES))
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """What was taken for granted is a line on standard error; other warnings are none."""
+
+    def say(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, _SAID):
+            print(f"note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        for kind in _SAID:
+            warnings.simplefilter("always", kind)
+        warnings.showwarning = say
+        yield
 
 
 def classify(
@@ -91,49 +189,67 @@ def classify(
     templates: Sequence[str] = ("{}",),
     weights: str | None = None,
     activation: str | None = None,
-) -> list[list[dict[str, Any]]]:
-    """For each picture `[{"label": …, "score": …}, …]`, best first."""
-    from clip_jax.data.images import read
+    **options: Any,
+) -> Iterator[Any]:
+    """For each picture `[{"label": …, "score": …}, …]`, best first.
 
-    decoded = [read(path) for path in images]
-
+    `options` are those of `ZeroShotClassifier.stream`.
+    """
     from absl import logging
 
     from clip_jax import pretrained
 
     logging.set_verbosity("error")  # orbax warns that a checkpoint is only read
-    with warnings.catch_warnings(record=True) as said:
-        for kind in _SAID:
-            warnings.simplefilter("always", kind)
+    with _notes():
         classifier = pretrained.pipeline(model=checkpoint, weights=weights, activation=activation)
-    for warning in said:
-        if issubclass(warning.category, _SAID):
-            print(warning.message, file=sys.stderr)
-    return classifier(decoded, labels, templates)
+        return classifier.stream(images, labels, templates, **options)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def run(argv: Sequence[str]) -> int:
     """The whole command; returns the exit code."""
     args = parser().parse_args(argv)
-    if args.top < 1:
-        raise UserError(f"--top {args.top} must be at least 1")
+    for name, value in (("--top", args.top), ("--batch-size", args.batch_size)):
+        if value < 1:
+            raise UserError(f"{name} {value} must be at least 1")
     labels = read_labels(args.labels)
     templates = args.templates.split("|")
     if wrong := [t for t in templates if "{}" not in t]:
         raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
+    images = find_pictures(args.images)
     answers = classify(
-        args.checkpoint, args.images, labels, templates, args.weights, args.activation
+        args.checkpoint,
+        images,
+        labels,
+        templates,
+        args.weights,
+        args.activation,
+        batch_size=args.batch_size,
+        truncate=args.truncate,
+        top_k=args.top,
+        skip_broken=args.skip_broken,
     )
-    for path, scores in zip(args.images, answers, strict=True):
-        shown = scores[: args.top]
-        if args.json:
-            print(json.dumps(shown))
+    skipped = 0
+    for path, answer in zip(images, answers, strict=True):
+        if isinstance(answer, UserError):
+            skipped += 1
+            print(f"skipped: {answer}", file=sys.stderr)
+            if args.json:
+                print("null")
             continue
-        if len(args.images) > 1:
-            print(path)
-        for item in shown:
-            print(f"{item['score']:7.2%}  {item['label']}")
-    return 0
+        if args.json:
+            print(json.dumps(answer))
+            continue
+        if len(images) > 1:
+            print(_printable(path))
+        for item in answer:
+            print(f"{item['score']:7.2%}  {_printable(item['label'])}")
+    if skipped:
+        print(f"{skipped} of {len(images)} pictures were skipped", file=sys.stderr)
+    return SKIPPED if skipped else 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class UserError(Exception):
 
 
 class GuessedWarning(UserWarning):
-    """What a file does not say was taken for granted."""
+    """Something was taken for granted that was not said, or an answer says less than it seems."""
 
 
 class DamageWarning(UserWarning):

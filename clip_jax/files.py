@@ -39,6 +39,25 @@ def cache_folder(name: str) -> Path:
     return Path(base) / "clip_jax" / name
 
 
+def read_small(path: Path, most: int, what: str) -> bytes:
+    """A plain file of `most` bytes at the most, in which `what` is expected.
+
+    Raises:
+      UserError: no such file, no plain one (a pipe or a device would never end), or over the size.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no plain file")
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} cannot be read ({reason})") from None
+    if len(content) > most:
+        raise UserError(f"{path} is over {most >> 20} MiB: that is no {what}")
+    return content
+
+
 def read_json(path: Path, most: int = MAX_JSON, what: str = "config") -> dict[str, Any]:
     """The object in a JSON file of `most` bytes at the most, in which `what` is expected.
 
@@ -46,13 +65,7 @@ def read_json(path: Path, most: int = MAX_JSON, what: str = "config") -> dict[st
       UserError: no such plain file, over the size, no JSON, or no object.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device would never end
-            raise UserError(f"{path} is no plain file")
-        if path.stat().st_size > most:
-            raise UserError(f"{path} is over {most >> 20} MiB: that is no {what}")
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+        values = json.loads(read_small(path, most, what))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error})") from None
     if not isinstance(values, dict):

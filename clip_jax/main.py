@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import re
@@ -209,6 +210,9 @@ def _start(args: argparse.Namespace, config: ConfigDict) -> None:
 def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
     """Runs a command and exits; a mistake of the user's is one line on stderr and exit code 2."""
     _leave_it_to_the_main_thread()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name in a file may hold what it cannot encode
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = command(argv)
     except UserError as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from clip_jax.data.lettering import encodable
 from clip_jax.errors import UserError
 
 
@@ -58,7 +59,7 @@ class _Board:
         from tensorboardX.summary import scalar
 
         for name, value in values.items():
-            self._write(step, scalar(name, value))
+            self._write(step, scalar(encodable(name), value))
         self._file.flush()
 
     def picture(self, step: int, name: str, path: Path) -> None:

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from flax import nnx
-from PIL import Image
 
 from clip_jax import tokenizers
 from clip_jax.cache import use_compilation_cache
-from clip_jax.data.images import read
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError
-from clip_jax.evaluation.zero_shot import ensemble
 from clip_jax.models import zoo
 from clip_jax.models.clip import CLIP, Variables, abstract_model, variables
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
-from clip_jax.tokenizers import Tokenizer
 from clip_jax.weights import library
 from clip_jax.weights.positions import resized
+from clip_jax.zero_shot import Tokenize, ZeroShotClassifier
 
 if TYPE_CHECKING:
     from clip_jax.checkpoint import RunConfig
 
-Tokenize = Tokenizer | Callable[..., np.ndarray]
 ZERO_SHOT = "zero-shot-image-classification"
 
 
@@ -167,71 +162,6 @@ class _NoTokenizer:
             f"{self.path} holds no tokenizer that is known here: give load(…, tokenizer=…), such "
             "as 'siglip:spiece.model' or 'wordpiece:vocab.txt'"
         )
-
-
-class ZeroShotClassifier:
-    """Says which of some labels pictures show; called as transformers' pipeline of that name."""
-
-    def __init__(self, model: CLIP, preprocess: Preprocess, tokenize: Tokenize) -> None:
-        self.model, self.preprocess, self.tokenize = model, preprocess, tokenize
-
-    def __call__(
-        self,
-        images: Any,
-        candidate_labels: Sequence[str] | str,
-        hypothesis_template: str | Sequence[str] = "This is a photo of {}.",
-    ) -> list[Any]:
-        """Labels with their scores, best first.
-
-        Args:
-          images: a PIL picture, a file's name, or a list of them.
-          candidate_labels: the labels, as a list or between commas.
-          hypothesis_template: the prompt, with {} for the label; the features of several are
-            averaged.
-
-        Returns:
-          `[{"score": …, "label": …}, …]` for a picture, a list of these for a list. Scores are a
-          softmax over the labels, or, for a model with a sigmoid loss, each on its own.
-
-        Raises:
-          UserError: no labels, a template without {}, or a file that is no picture.
-        """
-        several = isinstance(images, (list, tuple))
-        pictures = [
-            image if isinstance(image, Image.Image) else read(image)
-            for image in (images if several else [images])
-        ]
-        if isinstance(candidate_labels, str):
-            candidate_labels = [label.strip() for label in candidate_labels.split(",")]
-        templates = hypothesis_template
-        templates = [templates] if isinstance(templates, str) else list(templates)
-        if not candidate_labels or not pictures:
-            raise UserError("give at least one picture and one label")
-        if wrong := [template for template in templates if "{}" not in template]:
-            raise UserError(f"{wrong[0]!r} has no {{}} for the label")
-        scores = self._scores(pictures, list(candidate_labels), templates)
-        answers = [_ranked(row, candidate_labels) for row in scores]
-        return answers if several else answers[0]
-
-    def _scores(
-        self, pictures: list[Image.Image], labels: list[str], templates: list[str]
-    ) -> np.ndarray:
-        texts = [template.replace("{}", label) for label in labels for template in templates]
-        text = self.model.encode_text(self.tokenize(texts), normalized=True)
-        pixels = np.stack([self.preprocess(picture) for picture in pictures])
-        image = self.model.encode_image(pixels, normalized=True)
-        # with NumPy: in JAX each of these operations would be a program to compile
-        features = ensemble(np.asarray(text), len(templates))
-        logits = np.asarray(self.model.scale) * np.asarray(image) @ features.T
-        if self.model.config.logit_bias is None:
-            shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
-            return shares / shares.sum(axis=-1, keepdims=True)
-        return np.exp(-np.logaddexp(0, -logits - np.asarray(self.model.logit_bias[...])))
-
-
-def _ranked(scores: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
-    order = np.argsort(-scores, kind="stable")
-    return [{"score": float(scores[i]), "label": labels[i]} for i in order]
 
 
 def pipeline(task: str = ZERO_SHOT, model: str | Path = "", **options: Any) -> ZeroShotClassifier:

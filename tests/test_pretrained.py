@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import classify, pretrained
+from clip_jax.data import images
 from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.models.clip import CLIP, variables
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, TextConfig, VisionConfig
@@ -193,3 +196,123 @@ def test_the_classify_command_takes_other_libraries_folders(folder, image, capsy
     assert classify.run(["--checkpoint", str(folder), str(image), "--labels", "a cat,a dog"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert {row.split("%  ")[1] for row in rows} == {"a cat", "a dog"}
+
+
+def test_a_processor_config_is_read(folder, image, tmp_path):
+    """transformers 5 writes no preprocessor_config.json."""
+    expected = clip_jax.load(folder)[1]
+    place = tmp_path / "new"
+    shutil.copytree(folder, place)
+    alone = place / "preprocessor_config.json"
+    values = json.loads(alone.read_text()) | {"resample": 2, "image_mean": [0.5, 0.4, 0.3]}
+    other = dataclasses.replace(expected, interpolation="bilinear", mean=(0.5, 0.4, 0.3))
+    (place / "processor_config.json").write_text(
+        json.dumps({"image_processor": values, "processor_class": "CLIPProcessor"})
+    )
+    assert clip_jax.load(place)[1] == other  # it counts more, as in transformers
+    alone.unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GuessedWarning)
+        model, found, _ = clip_jax.load(place)
+    assert found == other and model.config.vision.mean == (0.5, 0.4, 0.3)
+    (place / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
+    with pytest.warns(GuessedWarning, match="preprocessor_config.json or processor_config.json"):
+        assert clip_jax.load(place)[1].mean == expected.mean
+
+
+@pytest.fixture(scope="module")
+def classifier(folder):
+    return clip_jax.pipeline(model=folder)
+
+
+def test_many_pictures_stream_through_few_shapes(classifier):
+    pictures = [np.asarray(picture(i, (20, 18))) for i in range(11)]
+    labels = [f"label {i}" for i in range(30)]
+    taken = []
+
+    def given():
+        for one in pictures:
+            taken.append(one)
+            yield one
+
+    answers = classifier(given(), labels, ["{}", "a {}."], batch_size=2, top_k=3)
+    first = next(answers)
+    assert len(taken) <= 7  # some batches ahead, not all
+    stream = [first, *answers]
+    assert [len(answer) for answer in stream] == [3] * 11
+    for one, answer in zip(pictures, stream, strict=True):
+        alone = classifier(one, labels, ["{}", "a {}."])[:3]
+        assert [a["label"] for a in alone] == [a["label"] for a in answer]
+        for a, b in zip(alone, answer, strict=True):
+            assert a["score"] == pytest.approx(b["score"], rel=1e-4)
+    assert len(classifier(np.stack(pictures[:3]), labels)) == 3
+
+
+def test_batches_are_of_one_shape(classifier, monkeypatch):
+    shapes = {"image": [], "text": []}
+    for tower in shapes:
+        encode = getattr(CLIP, f"encode_{tower}")
+
+        def counted(self, rows, *, encode=encode, tower=tower, **options):
+            shapes[tower].append(rows.shape[0])
+            return encode(self, rows, **options)
+
+        monkeypatch.setattr(CLIP, f"encode_{tower}", counted)
+    labels = [f"label {i}" for i in range(20)]
+    classifier([picture(i) for i in range(9)], labels, batch_size=4)
+    assert shapes["image"] == [4, 4, 4]
+    classifier(picture(0), labels, batch_size=2)
+    assert shapes["image"][3:] == [1] and shapes["text"] == [32, 16, 16]
+
+
+def test_a_broken_picture_may_be_skipped(classifier):
+    given = [picture(0), b"broken", "nowhere.png", picture(1)]
+    with pytest.raises(UserError, match="bytes"):
+        classifier(given, ["a cat", "a dog"])
+    answers = classifier(given, ["a cat", "a dog"], skip_broken=True)
+    assert [answer is None for answer in answers] == [False, True, True, False]
+    assert classifier([b"broken"] * 3, ["a", "b"], skip_broken=True, batch_size=1) == [None] * 3
+
+
+def test_labels_are_told_apart(classifier):
+    answer = classifier(picture(0), 'a cat, "a dog, running" ,,5" pizza')
+    assert {one["label"] for one in answer} == {"a cat", "a dog, running", '5" pizza'}
+    with pytest.warns(GuessedWarning, match="'a cat' stand there twice"):
+        assert len(classifier(picture(0), ["a cat", "a dog", "a cat"])) == 2
+    with pytest.warns(GuessedWarning, match="100 %"):
+        classifier(picture(0), ["a cat"])
+    long = ["a " * 50, "a dog"]
+    with pytest.raises(UserError, match="truncate=True"):
+        classifier(picture(0), long)
+    assert len(classifier(picture(0), long, truncate=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "words"),
+    [
+        ([1, 2], {}, ["must be a text", "1"]),
+        (["a", " "], {}, ["must be a text"]),
+        ('"a cat', {}, ["double quotes"]),
+        (["a", "b"], {"batch_size": 0}, ["batch_size=0"]),
+        (["a", "b"], {"top_k": 1.5}, ["top_k=1.5"]),
+    ],
+)
+def test_mistakes_in_labels_and_options(classifier, labels, options, words):
+    with pytest.raises(UserError) as caught:
+        classifier(picture(0), labels, **options)
+    assert says(caught.value, *words)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
+def test_a_phones_picture_has_the_same_scores_by_every_way(classifier, tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"phone.{kind}"
+    picture(7, (40, 24)).save(path, exif=exif)
+    pixels = classifier.preprocess(Image.open(path))
+    assert np.array_equal(classifier.preprocess(path), pixels)
+    assert np.array_equal(classifier.preprocess(images.decode(path.read_bytes(), "x")), pixels)
+    given = [path, str(path), Image.open(path), path.read_bytes(), images.read(path)]
+    first, *others = classifier(given, ["a cat", "a dog"])
+    assert all(other == first for other in others)

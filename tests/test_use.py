@@ -1,6 +1,7 @@
 """Loading a finished run: the library's front and the classify command."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import clip_jax
 import runs
 from clip_jax import classify, main
 from clip_jax.errors import UserError
-from support import encoded, picture, write_tar
+from support import encoded, picture, says, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_the_command_prints_labels_or_json(run, image):
         (["--labels", "a,b"], ["IMAGE"]),
         (["nowhere.png", "--labels", "a,b"], ["nowhere.png"]),
         (["{image}", "--labels", ","], ["--labels"]),
-        (["{image}", "--labels", "a,b,a"], ["'a'", "twice"]),
+        (["{image}", "--labels", "a,b", "--batch-size", "0"], ["--batch-size"]),
         (["{image}", "--labels", "@nowhere.txt"], ["nowhere.txt"]),
         (["{image}", "--labels", "a", "--templates", "a photo"], ["a photo", "{}"]),
         (["{image}", "--labels", "a", "--top", "0"], ["--top"]),
@@ -144,3 +145,80 @@ def test_clips_own_tokens_and_models_by_name():
     assert tokens[0, :8].tolist() == [49406, 320, 1125, 539, 320, 2368, 269, 49407]
     assert tokens.shape == (1, 77)
     assert "ViT-B/32" in clip_jax.available_models()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\xef\xbb\xbfa cat\r\na dog\r\n", ["a cat", "a dog"]),
+        (b'\xef\xbb\xbf["a cat"]', ["a cat"]),
+        (b'{"10": "a dog", "9": "a cat"}', ["a cat", "a dog"]),
+        (b"a dog, running\n", ["a dog, running"]),
+    ],
+)
+def test_label_files(tmp_path, content, expected):
+    (tmp_path / "labels").write_bytes(content)
+    assert classify.read_labels(f"@{tmp_path / 'labels'}") == expected
+    assert classify.read_labels('a cat,"a dog, running"') == ["a cat", "a dog, running"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'[["a cat"], "a dog"]', ["must be a text", "a cat"]),
+        (b'["a cat", null]', ["must be a text", "None"]),
+        (b'{"cat": 3}', ["object", "list of labels"]),
+        (b'{"0": ["n01440764", "tench"]}', ["must be a text", "tench"]),
+        (b"[" * 100_000, ["not JSON"]),
+        (b"[" + b"9" * 5000 + b"]", ["not JSON"]),
+        ("a cat".encode("utf-16"), ["UTF-8"]),
+        (b"\n\n", ["empty"]),
+        (b"x" * (5 << 20), ["over 4 MiB"]),
+    ],
+)
+def test_files_that_hold_no_labels(tmp_path, content, words):
+    (tmp_path / "labels").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        classify.read_labels(f"@{tmp_path / 'labels'}")
+    assert says(caught.value, *words)
+
+
+def test_devices_and_pipes_are_no_label_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", tmp_path / "pipe", tmp_path):
+        with pytest.raises(UserError, match="no plain file"):
+            classify.read_labels(f"@{path}")
+
+
+def test_folders_patterns_and_broken_pictures(run, tmp_path, capsys):
+    for name in ("a/2.png", "a/b/1.jpg", "c[1].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(1, (20, 18)).save(tmp_path / name)
+    (tmp_path / "a" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
+    given = [str(tmp_path / "a"), str(tmp_path / "*.png"), str(tmp_path / "c[1].png")]
+    found = [os.path.relpath(path, tmp_path) for path in classify.find_pictures(given)]
+    assert found == ["a/2.png", "a/b/1.jpg", "a/broken.png", "c[1].png", "c[1].png"]
+    argv = ["--checkpoint", str(run), *given, "--labels", "a,b"]
+    with pytest.raises(UserError, match=r"broken\.png"):
+        classify.run(argv)
+    capsys.readouterr()
+    assert classify.run([*argv, "--skip-broken", "--json", "--batch-size", "2"]) == 3
+    shown = capsys.readouterr()
+    answers = [json.loads(line) for line in shown.out.splitlines()]
+    assert [answer is None for answer in answers] == [False, False, True, False, False]
+    assert "skipped: " in shown.err and "1 of 5" in shown.err
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no pictures"):
+        classify.find_pictures([str(tmp_path / "empty")])
+
+
+def test_notes_of_the_command(run, image, capsys):
+    argv = ["--checkpoint", str(run), str(image), "--labels"]
+    assert classify.run([*argv, "a,a"]) == 0
+    err = capsys.readouterr().err
+    assert "'a' stand there twice" in err and "100 %" in err
+    assert classify.run([*argv, "a,b", "--truncate", "--templates", "{} " + "word " * 99]) == 0
+    with pytest.raises(UserError, match="--truncate"):
+        classify.run([*argv, "a,b", "--templates", "{} " + "word " * 99])

@@ -21,9 +21,10 @@ try:
 except ImportError:  # no wheel for Linux on ARM
     resizer = None
 
-from clip_jax.data import bombs, jpeg
+from clip_jax.data import bombs, jpeg, storage
 from clip_jax.data.bombs import MAX_PIXELS
-from clip_jax.data.pairs import PairError
+from clip_jax.data.pairs import MAX_MEMBER, PairError, read_bytes
+from clip_jax.data.paths import resolve
 from clip_jax.errors import UserError
 
 # What a picture may be. Not EPS, which Pillow hands to a program.
@@ -31,6 +32,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 _HUGE = 1 << 24  # pixels: read, such take up to 32 bytes each, so threads take turns
 _TURN = threading.Lock()
 _ORIENTATION = 0x0112
+_SAYS_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _LARGE = 1 << 22  # pixels: more are not copied twice for the sake of time
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,23 +91,56 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
 
 
 def read(path: str | Path) -> Image.Image:
-    """`decode`'s picture of a file.
+    """`decode`'s picture of a file here, of `embedded:` data, or of a URL.
 
     Raises:
       UserError: the file cannot be read, or is no picture.
     """
+    path = resolve(str(path))
     try:
-        return decode(Path(path).read_bytes(), str(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+        data = read_bytes(path, MAX_MEMBER)
+    except ValueError as error:  # a name that no file can have
+        raise UserError(f"{path} cannot be read ({error})") from None
+    return decode(data, storage.shown(path))
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """The picture as it was seen. The result names no orientation, so it is turned once.
+
+    Pillow itself turns a TIFF while it is loaded, but no other format.
+    """
+    image.load()
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # EXIF that cannot be read says nothing about the pixels
         return image
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    for key in _SAYS_ORIENTATION:
+        upright.info.pop(key, None)
+    return upright
+
+
+def eight_bits(values: np.ndarray) -> np.ndarray:
+    """Numbers of a wider type as uint8, by the range that they fill.
+
+    A type does not say how many of its bits are used: masks, 12-bit cameras and scanners all write
+    16 bits. Of 8, 12 and 16 bits the fewest that hold the greatest value are taken, and the upper
+    eight of these kept, so numbers up to 255 stay as they are. Above 16 bits the greatest value
+    becomes 255. Floats up to 1 are shares of 255, others as integers. Below 0 and what is not a
+    number becomes 0.
+    """
+    floats = values.dtype.kind == "f"
+    if floats:
+        values = np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=0.0)
+    top = float(np.max(values, initial=0, where=np.isfinite(values) if floats else True))
+    if floats and 0 < top <= 1:
+        return np.clip(values * 255 + 0.5, 0, 255).astype(np.uint8)
+    bits = next((bits for bits in (8, 12, 16) if top < 1 << bits), 0)
+    if bits and not floats:
+        return np.clip(values >> (bits - 8), 0, 255).astype(np.uint8)
+    return np.clip(values / ((1 << bits - 8) if bits else top / 255), 0, 255).astype(np.uint8)
 
 
 class Decoder:
@@ -143,6 +178,9 @@ class Decoder:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB of a picture in any mode; what is transparent becomes white.
 
+    This is the one place that turns pictures by their EXIF; of its own result it makes the same.
+    More than 8 bits a pixel become 8 as `eight_bits` says.
+
     The released preprocessing of CLIP drops transparency instead, clips 16 bits to 8, and leaves
     pictures lying as the camera stored them: there a logo on nothing is black on black, a scan of
     16 bits all white. Opaque upright pictures of 8 bits or fewer a channel come out the same.
@@ -151,9 +189,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
         image = ImageChops.invert(image)  # Pillow takes every one for Adobe's, which are inverted
     image = _upright(image)
-    if image.mode.startswith("I"):  # 16 bits, whatever the type that holds them
-        upper = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
-        return Image.fromarray(upper).convert("RGB")
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(eight_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or key is not None:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from clip_jax import chips, flops, recipe, tokenizers
 from clip_jax import config as config_lib
-from clip_jax.data import captions, images, mixture, pipeline, selection
+from clip_jax.data import captions, images, lettering, mixture, pipeline, selection
 from clip_jax.data.opening import REASONS, quoted
 from clip_jax.data.pairs import PairError, only_pair_errors
 from clip_jax.data.sources import read_pair
@@ -160,22 +160,14 @@ def draw(pairs: Sequence[tuple[Image.Image, str]]) -> Image.Image:
         size = tuple(max(1, round(side * scale)) for side in picture.size)
         shown = picture.resize((size[0], size[1]))
         sheet.paste(shown, (x + (_SIDE - size[0]) // 2, y + (_SIDE - size[1]) // 2))
-        pen.text((x, y + _SIDE + 4), _wrapped(pen, caption, font), "black", font, spacing=2)
+        pen.text(
+            (x, y + _SIDE + 4),
+            lettering.wrap(pen, caption, font, _SIDE, _LINES),
+            "black",
+            font,
+            spacing=2,
+        )
     return sheet
-
-
-def _wrapped(pen: ImageDraw.ImageDraw, text: str, font: Any) -> str:
-    """A caption in as many lines as there is room for."""
-    lines = [""]
-    for letter in " ".join(text[:1000].split()):
-        if pen.textlength(lines[-1] + letter, font) > _SIDE:
-            if len(lines) == _LINES:
-                lines[-1] = lines[-1][:-1] + "…"
-                break
-            head, _, tail = lines[-1].rpartition(" ")
-            lines[-1:] = [head, tail] if head else [lines[-1], ""]
-        lines[-1] += letter
-    return "\n".join(lines)
 
 
 def _shown(data: mixture.Mixture, found: Sequence[Seen]) -> Image.Image:

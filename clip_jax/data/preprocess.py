@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clip_jax.data.images import resize_and_crop, shorter_side_to, to_rgb
+from clip_jax.data.images import resize_and_crop, shorter_side_to
+from clip_jax.data.pictures import picture
 from clip_jax.errors import UserError
 from clip_jax.models.zoo import MEAN, STD
 
@@ -72,9 +73,9 @@ class Preprocess:
             if len(value) != 3 or not all(least < v < math.inf for v in value):
                 raise _unusable("Preprocess", key, value, f"three numbers above {least:g}")
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """Pixels of a picture of any mode and shape."""
-        image = to_rgb(image)
+    def __call__(self, image: Any) -> np.ndarray:
+        """Pixels of a picture of any mode and shape, in whatever `pictures.picture` takes."""
+        image = picture(image)
         resample = RESAMPLES[self.interpolation]
         if self.resize == "longest":
             ratio = max(image.size) / self.size

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+from clip_jax.data.lettering import Font, fit
+
 CELL, SIDE, LINE = (360, 152), 104, 19
 RIGHT, WRONG, OTHER = "#2e7d32", "#c62828", "#b0bec5"
 
@@ -22,13 +23,10 @@ class Guess(NamedTuple):
     probabilities: Sequence[float]
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> str:
-    text = " ".join(text.split())
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font) > width:
-        text = text[:-1]
-    return text + "…"
+def _answer(draw: ImageDraw.ImageDraw, label: str, share: float, font: Font, width: int) -> str:
+    """A label, cut where it must be, before its probability, which is always shown."""
+    number = f"  {share:.1%}"
+    return fit(draw, label, font, width - draw.textlength(number, font)) + number
 
 
 def _cell(draw: ImageDraw.ImageDraw, canvas: Image.Image, guess: Guess, x: int, y: int) -> None:
@@ -38,14 +36,14 @@ def _cell(draw: ImageDraw.ImageDraw, canvas: Image.Image, guess: Guess, x: int, 
     wide, high = (max(1, round(side * scale)) for side in guess.image.size)
     canvas.paste(guess.image.resize((wide, high)), (x + 12, y + 32))
     right = guess.labels[0] == guess.truth
-    title = _fit(draw, guess.truth, bold, CELL[0] - 24)
+    title = fit(draw, guess.truth, bold, CELL[0] - 24)
     draw.text((x + 12, y + 8), title, RIGHT if right else "#37474f", bold)
     for row, (label, share) in enumerate(zip(guess.labels, guess.probabilities, strict=True)):
         top = y + 34 + row * (LINE + 2)
         left = x + SIDE + 24
         color = RIGHT if label == guess.truth else WRONG if row == 0 else OTHER
         draw.rectangle((left, top, left + max(1, share * width), top + LINE - 1), fill=color)
-        text = _fit(draw, f"{label}  {share:.1%}", font, width)
+        text = _answer(draw, label, share, font, width)
         draw.text((left + 4, top + 2), text, "black", font)
 
 
@@ -55,7 +53,7 @@ def draw_guesses(guesses: Sequence[Guess], title: str, columns: int = 3) -> Imag
     canvas = Image.new("RGB", (CELL[0] * columns, CELL[1] * rows + 34), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(15)
-    draw.text((12, 9), _fit(draw, title, font, canvas.width - 24), "black", font)
+    draw.text((12, 9), fit(draw, title, font, canvas.width - 24), "black", font)
     for i, guess in enumerate(guesses):
         _cell(draw, canvas, guess, i % columns * CELL[0], i // columns * CELL[1] + 34)
     return canvas

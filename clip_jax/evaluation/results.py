@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax import files
+from clip_jax.data.lettering import encodable
 from clip_jax.evaluation import report
 
 VERSION = 1
@@ -56,9 +57,14 @@ def model_facts(
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: numpy's numbers as Python's, what is not finite as None."""
+    """A value as JSON in UTF-8 has it.
+
+    numpy's numbers as Python's, what is not finite as None, texts without halves of surrogates.
+    """
+    if isinstance(value, str):
+        return encodable(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {encodable(str(key)): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     if hasattr(value, "tolist"):

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Float, Int, Key
 
 from clip_jax import partition
 from clip_jax.models.bert import BERT
 from clip_jax.models.efficientnet import EfficientNet
+from clip_jax.models.pixels import given_pixels
 from clip_jax.models.resnet import ModifiedResNet
 from clip_jax.models.text import TextTransformer
 from clip_jax.models.vit import VisionTransformer
@@ -104,16 +105,27 @@ class CLIP(nnx.Module):
 
     def encode_image(
         self,
-        image: Num[Array | np.ndarray, "batch height width 3"],
+        image: Any,
         *,
         normalized: bool = False,
         key: Keys | None = None,
     ) -> Float[Array, "batch embed_dim"]:
-        """Image features of uint8 pixels (or of floats normalised already); `key` as in a call."""
+        """Image features.
+
+        Args:
+          image: [batch, size, size, 3]: integers in 0…255, or floats that are normalised already;
+            see `pixels.given_pixels`.
+          normalized: whether features have length one.
+          key: as in a call.
+
+        Raises:
+          UserError: another shape or type, or values that are no pixels.
+        """
+        image = given_pixels(image, self.config.vision)
         if key is None:
-            return self._encode("vision", jnp.asarray(image), normalized)
+            return self._encode("vision", image, normalized)
         keys = key if key.ndim else jax.random.split(key, len(image))
-        features = self.vision(jnp.asarray(image), key=keys)
+        features = self.vision(image, key=keys)
         return normalize(features) if normalized else features
 
     def encode_text(
@@ -128,7 +140,7 @@ class CLIP(nnx.Module):
 
     def __call__(
         self,
-        image: Num[Array | np.ndarray, "images height width 3"],
+        image: Any,
         tokens: Int[Array | np.ndarray, "texts context"],
         *,
         key: Keys | None = None,

@@ -1,17 +1,25 @@
-"""What every image tower does first: look at the shape, and normalise what is uint8."""
+"""What every image tower does first: look at the shape, and normalise what is an integer."""
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num
 
+from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.models.zoo import ImageTowerConfig
+
+_SLACK = 2  # times the range of normalised pixels that floats may lie outside of it
 
 
 def normalized(
     image: Num[Array, "batch height width 3"], config: ImageTowerConfig
 ) -> Float[Array, "batch height width 3"]:
-    """uint8 in 0…255 less the mean, over the deviation; what is floating point is so already.
+    """Integers in 0…255 less the mean, over the deviation; what is floating point is so already.
 
     Raises:
       ValueError: the images are not of `config.image_size`.
@@ -19,7 +27,95 @@ def normalized(
     size = config.image_size
     if image.shape[1:] != (size, size, 3):
         raise ValueError(f"images are {image.shape[1:]}, this model takes {(size, size, 3)}")
-    if image.dtype != jnp.uint8:
+    if jnp.issubdtype(image.dtype, jnp.floating):
         return image
     mean, std = (255 * jnp.array(v) for v in (config.mean, config.std))
     return (image.astype(jnp.float32) - mean) / std
+
+
+def given_pixels(image: Any, config: ImageTowerConfig) -> Num[Array, "batch height width 3"]:
+    """What a caller of `encode_image` gives, as an array that a tower can take.
+
+    Args:
+      image: [batch, size, size, 3] of NumPy, JAX or torch, or a list of such pictures: integers in
+        0…255, or floats that are normalised already. Inside a program that is being traced, where
+        values are not known, only shapes are looked at.
+
+    Raises:
+      UserError: another shape or type, or values that are no pixels.
+    """
+    if isinstance(image, jax.core.Tracer):
+        return image
+    size = config.image_size
+    if isinstance(image, list | tuple):
+        image = _stacked(image, size)
+    if not hasattr(image, "__array__"):
+        raise _unusable(f"{type(image).__name__} holds no pixels", size)
+    if not isinstance(image, jax.Array):
+        try:
+            image = np.asarray(image)
+        except Exception as error:  # of each library its own
+            raise _unusable(f"{type(image).__name__} is no array ({error})", size) from None
+    _check_shape(image.shape, size)
+    if image.dtype == np.uint8 or not image.size or not _is_here(image):
+        return jnp.asarray(image)
+    floats = jnp.issubdtype(image.dtype, jnp.floating)
+    if not floats and image.dtype.kind not in "ui":
+        raise _unusable(f"pixels of {image.dtype} mean nothing here", size)
+    low, high = float(image.min()), float(image.max())
+    if not floats:
+        if low < 0 or high > 255:
+            raise _unusable(f"integers from {low:g} to {high:g} are no pixels in 0…255", size)
+        return jnp.asarray(image.astype(np.uint8))
+    _check_floats(low, high, config)
+    return jnp.asarray(image)
+
+
+def _stacked(images: list[Any] | tuple[Any, ...], size: int) -> Any:
+    try:
+        return np.stack([np.asarray(one) for one in images])
+    except Exception:  # of each library its own
+        raise _unusable("a list of what is not of one shape holds no pixels", size) from None
+
+
+def _is_here(image: Any) -> bool:
+    return not isinstance(image, jax.Array) or image.is_fully_addressable
+
+
+def _check_shape(shape: tuple[int, ...], size: int) -> None:
+    if shape[1:] == (size, size, 3) and len(shape) == 4:
+        return
+    hint = ""
+    if len(shape) == 3 and shape[-1] == 3:
+        hint = "; the batch is missing: image[None]"
+    elif len(shape) == 4 and shape[1] in (3, 4) and shape[3] not in (3, 4):
+        hint = "; channels stand last: image.transpose(0, 2, 3, 1), tensor.permute(0, 2, 3, 1)"
+    elif len(shape) == 4 and shape[3] == 4:
+        hint = "; a fourth channel is not taken: preprocess lays transparent pictures on white"
+    raise _unusable(f"images are {tuple(shape)}, this model takes {(size, size, 3)}{hint}", size)
+
+
+def _check_floats(low: float, high: float, config: ImageTowerConfig) -> None:
+    least = min(-m / s for m, s in zip(config.mean, config.std, strict=True))
+    most = max((1 - m) / s for m, s in zip(config.mean, config.std, strict=True))
+    room = _SLACK * (most - least)
+    if not least - room <= low <= high <= most + room:
+        raise _unusable(
+            f"floats from {low:g} to {high:g} are not normalised (those are from {least:.3g} to "
+            f"{most:.3g}): give pixels as image.astype('uint8')",
+            config.image_size,
+        )
+    if least < 0 <= low and 0 < high <= 1:
+        warnings.warn(
+            f"floats from {low:g} to {high:g} are taken for normalised pixels: if they are shares "
+            "of 255, give (255 * image).round().astype('uint8')",
+            GuessedWarning,
+            stacklevel=5,
+        )
+
+
+def _unusable(what: str, size: int) -> UserError:
+    return UserError(
+        f"{what}; encode_image takes uint8 [batch, {size}, {size}, 3], as np.stack([preprocess(p) "
+        "for p in pictures]) makes them"
+    )

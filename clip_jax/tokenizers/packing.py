@@ -63,7 +63,8 @@ def pack(
             if not truncate:
                 raise UserError(
                     f"a text takes {len(ids)} tokens, more than context_length {width}: "
-                    f"{text!r:.80}; shorten it, raise context_length or pass truncate=True"
+                    f"{text!r:.80}; shorten it, raise context_length or pass truncate=True "
+                    "(--truncate)"
                 )
             ids = [*ids[: width - 1], tokenizer.eot_id]
         row[: len(ids)] = ids

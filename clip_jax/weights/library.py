@@ -33,6 +33,7 @@ from clip_jax.weights.tensors import (
 
 CONFIG = {"hugging_face": "config.json", "open_clip": "open_clip_config.json"}
 PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"  # all that transformers 5 writes
 WEIGHTS = {
     "hugging_face": "model.safetensors",
     "open_clip": "open_clip_model.safetensors",
@@ -171,24 +172,28 @@ def _is_siglip(tensors: Tensors) -> bool:
 
 def _described(path: Path, folder: Path, library: Library, beside: Path, name: str | None) -> Found:
     """What a config says that stands beside the weights."""
-    values = files.read_json(beside)
+    values, guessed = files.read_json(beside), ""
+    preprocess: Preprocess | None
     if library == "hugging_face":
         config = configs.from_hugging_face(values, str(beside))
-        pixels = folder / PREPROCESSOR
-        preprocess = preprocess_of(config)
-        if pixels.is_file():
-            given = files.read_json(pixels)
-            preprocess = preprocessing.from_hugging_face(given, str(pixels))
+        preprocess = _processor(folder)
     else:
         fields = configs.Fields(values, str(beside))
         config = configs.from_open_clip(fields.group("model_cfg").values, f"{beside}: model_cfg")
-        preprocess = preprocessing.from_open_clip(
-            fields.group("preprocess_cfg").values, config.vision.image_size, str(beside)
-        )
+        pixels = fields.group("preprocess_cfg").values
+        preprocess = None
+        if pixels:
+            preprocess = preprocessing.from_open_clip(pixels, config.vision.image_size, str(beside))
+    if preprocess is None:
+        preprocess = preprocess_of(config)
+        where = f"{PREPROCESSOR} or {PROCESSOR} in {folder}"
+        where = where if library == "hugging_face" else f"preprocess_cfg in {beside}"
+        guessed = f"there is no {where}: pictures are prepared as such models usually are"
     if preprocess.size != config.vision.image_size:
         if not isinstance(config.vision, EfficientNetConfig):
             raise UserError(
-                f"{folder / PREPROCESSOR} makes images of {preprocess.size} pixels, "
+                f"{PREPROCESSOR} or {PROCESSOR} in {folder} makes images of "
+                f"{preprocess.size} pixels, "
                 f"{beside} says {config.vision.image_size}"
             )
         # any size suits it, and it is the preprocessing that says which is meant
@@ -199,7 +204,24 @@ def _described(path: Path, folder: Path, library: Library, beside: Path, name: s
         known = dataclasses.replace(zoo.find(name), activation=config.activation)
         _check_name(config, known, path, name)
     tokenizer = tokenizers.find(folder)
-    return Found(path, library, config, preprocess, tokenizer)
+    return Found(path, library, config, preprocess, tokenizer, guessed)
+
+
+def _processor(folder: Path) -> Preprocess | None:
+    """What a folder of transformers' says of pictures; None where it says nothing.
+
+    As there, an `image_processor` inside processor_config.json counts more than the other file;
+    older ones say there only what the processor's class is called.
+    """
+    nested = folder / PROCESSOR
+    if nested.is_file():
+        values = files.read_json(nested)
+        if values.get("image_processor") is not None:
+            return preprocessing.from_hugging_face(values, str(nested))
+    alone = folder / PREPROCESSOR
+    if not alone.is_file():
+        return None
+    return preprocessing.from_hugging_face(files.read_json(alone), str(alone))
 
 
 def _check_name(found: CLIPConfig, known: CLIPConfig, path: Path, name: str) -> None:

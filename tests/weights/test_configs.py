@@ -343,3 +343,46 @@ def test_a_file_that_is_no_config(tmp_path: Path, content: bytes | None, words: 
     with pytest.raises(UserError) as caught:
         files.read_json(path)
     assert says(caught.value, path, *words)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_an_unknown_key_is_named_in_every_group(base: str) -> None:
+    read, values = BASES[base]
+    assert isinstance(read(values, "x.json"), CLIPConfig)
+    for group in ("", *(key for key, value in values.items() if isinstance(value, dict))):
+        for strange in ("rotary_embedding", "patch_sise", "model_cfg"):
+            changed_values = copy.deepcopy(values)
+            (changed_values[group] if group else changed_values)[strange] = 1
+            with pytest.raises(UserError) as caught:
+                read(changed_values, "x.json")
+            assert says(caught.value, "x.json", group, strange)
+
+
+def test_a_whole_open_clip_config_is_no_model_cfg() -> None:
+    whole = {"model_cfg": configs.to_open_clip(ARCHITECTURES["ViT-L/14"]), "preprocess_cfg": {}}
+    for given in (whole, {}, {"embed_dim": 512}):
+        with pytest.raises(UserError) as caught:
+            configs.from_open_clip(given)
+        assert says(caught.value, "model_cfg" if given is whole else "missing")
+
+
+def test_towers_that_older_files_say_twice() -> None:
+    values = configs.to_hugging_face(ARCHITECTURES["ViT-L/14"])
+    values["text_config_dict"] = {"hidden_size": 768, "max_length": 20}
+    assert configs.from_hugging_face(values) == ARCHITECTURES["ViT-L/14"]
+    values["text_config_dict"] = {"hidden_size": 512}
+    with pytest.raises(UserError) as caught:
+        configs.from_hugging_face(values)
+    assert says(caught.value, "text_config_dict", "hidden_size", "768", "512")
+
+
+@pytest.mark.parametrize("key", ["embed_dim", "vision", "text", "heads"])
+def test_a_model_of_ours_with_a_key_too_many_or_too_few(key: str) -> None:
+    values = ARCHITECTURES["ViT-B/32"].to_dict()
+    if key in ("vision", "text"):
+        del values[key]
+    else:
+        values[f"{key}s"] = 1
+    with pytest.raises(UserError) as caught:
+        CLIPConfig.from_dict(values)
+    assert says(caught.value, f"model.{key}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from clip_jax.errors import UserError
@@ -12,24 +13,54 @@ MAX_NUMBER = 1e6
 
 
 class Fields:
-    """The values of a JSON object by key, each checked; `where` is what messages call it."""
+    """The values of a JSON object by key, each checked; `where` is what messages call it.
+
+    It remembers which keys were asked for, so that `finish` can refuse the others.
+    """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values, self.where = values, where
+        self._read: set[str] = set()
+        self._groups: dict[str, Fields] = {}
+
+    def _value(self, key: str) -> Any:
+        self._read.add(key)
+        return self.values.get(key)
+
+    def finish(self, neutral: Mapping[str, Collection[str]]) -> None:
+        """Refuses keys that nothing has read, in this object and in its groups.
+
+        Args:
+          neutral: by the key of a group ("" for this object), the keys that change nothing.
+
+        Raises:
+          UserError: a key is unknown: it may change the model.
+        """
+        known = self._read | set(neutral.get("", ()))
+        for key in self.values:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), sorted(known), 1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise UserError(
+                    f"{self.where}: unknown key {key!r:.60}: {hint}take it out if it does not "
+                    "change the model"
+                )
+        for name, group in self._groups.items():
+            group.finish({"": neutral.get(name, ())})
 
     def _bad(self, key: str, wanted: str) -> UserError:
         return UserError(f"{self.where}: {key}={self.values.get(key)!r:.60} must be {wanted}")
 
     def group(self, key: str) -> Fields:
         """The object under `key`; an empty one where there is none."""
-        value = self.values.get(key) or {}
+        value = self._value(key) or {}
         if not isinstance(value, dict):
             raise self._bad(key, "an object")
-        return Fields(value, f"{self.where}: {key}")
+        return self._groups.setdefault(key, Fields(value, f"{self.where}: {key}"))
 
     def integer(self, key: str, default: int, least: int = 1) -> int:
         """A whole number in [least, 2**24]."""
-        value = self.values.get(key)
+        value = self._value(key)
         value = default if value is None else value
         if type(value) is not int or not least <= value <= MAX_INTEGER:
             raise self._bad(key, f"a whole number from {least} to {MAX_INTEGER}")
@@ -39,7 +70,7 @@ class Fields:
         self, key: str, default: float, least: float = -MAX_NUMBER, most: float = MAX_NUMBER
     ) -> float:
         """A number in [least, most]."""
-        value = self.values.get(key)
+        value = self._value(key)
         value = default if value is None else value
         if type(value) not in (int, float) or not least <= value <= most:
             raise self._bad(key, f"a number from {least:g} to {most:g}")
@@ -51,7 +82,7 @@ class Fields:
 
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false."""
-        value = self.values.get(key)
+        value = self._value(key)
         value = default if value is None else value
         if not isinstance(value, bool):
             raise self._bad(key, "true or false")
@@ -59,7 +90,7 @@ class Fields:
 
     def text(self, key: str, default: str) -> str:
         """A text."""
-        value = self.values.get(key)
+        value = self._value(key)
         value = default if value is None else value
         if not isinstance(value, str):
             raise self._bad(key, "a text")
@@ -67,7 +98,7 @@ class Fields:
 
     def integers(self, key: str, default: tuple[int, ...], least: int = 1) -> tuple[int, ...]:
         """A list of at most 256 whole numbers."""
-        value = self.values.get(key)
+        value = self._value(key)
         value = default if value is None else value
         if (
             not isinstance(value, (list, tuple))
@@ -79,7 +110,7 @@ class Fields:
 
     def only(self, key: str, *wanted: Any) -> None:
         """Nothing but what we have: refuses any value of `key` that is not among `wanted`."""
-        value = self.values.get(key)
+        value = self._value(key)
         if value is not None and value not in wanted:
             raise UserError(
                 f"{self.where}: {key}={value!r:.60} is not supported here, only "
@@ -88,7 +119,7 @@ class Fields:
 
     def image_size(self, default: int) -> int:
         """Pixels a side, of square images."""
-        value = self.values.get("image_size")
+        value = self._value("image_size")
         if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
             return Fields({"image_size": value[0]}, self.where).integer("image_size", default)
         return self.integer("image_size", default)

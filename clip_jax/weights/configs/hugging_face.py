@@ -26,11 +26,60 @@ _ACTIVATIONS = {
 }
 
 
+# What `PretrainedConfig` of transformers wrote over the years into every group, and what only
+# training, generation or other heads read.
+_EVERYWHERE = (
+    *("_attn_implementation_autoset", "_commit_hash", "_name_or_path", "add_cross_attention"),
+    *("architectures", "attention_dropout", "attention_probs_dropout_prob"),
+    *("attn_implementation", "bad_words_ids", "begin_suppress_tokens", "bos_token_id"),
+    *("chunk_size_feed_forward", "classifier_dropout", "cross_attention_hidden_size"),
+    *("decoder_start_token_id", "diversity_penalty", "do_sample", "dropout", "dtype"),
+    *("early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id"),
+    *("exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id"),
+    *("forced_eos_token_id", "gradient_checkpointing", "hidden_dropout_prob", "id2label"),
+    *("initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder"),
+    *("label2id", "length_penalty", "max_length", "min_length", "model_type"),
+    *("no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels"),
+    *("num_return_sequences", "output_attentions", "output_hidden_states", "output_scores"),
+    *("pad_token_id", "prefix", "problem_type", "projection_dim", "pruned_heads"),
+    *("remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate"),
+    *("sep_token_id", "suppress_tokens", "task_specific_params", "temperature"),
+    *("tf_legacy_loss", "tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class"),
+    *("top_k", "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p"),
+    *("use_bfloat16", "use_cache", "auto_map"),
+)
+_UNREAD: dict[str, tuple[str, ...]] = {
+    "": (*_EVERYWHERE, "text_config_dict", "vision_config_dict", "transformers.js_config"),
+    "vision_config": (
+        *_EVERYWHERE,
+        *("hidden_dim", "dropout_rate", "drop_connect_rate", "batch_norm_momentum"),
+        "num_hidden_layers",  # of an EfficientNet, which counts its stages
+    ),
+    "text_config": _EVERYWHERE,
+}
+
+
+def _check_older(fields: Fields, key: str) -> None:
+    """Older files say a tower twice, as `KEY_dict` too, which transformers believes more.
+
+    Raises:
+      UserError: the two are not the same.
+    """
+    group, older = fields.group(key).values, fields.group(f"{key}_dict").values
+    for name, value in older.items():
+        if name not in _EVERYWHERE and group.get(name, value) != value:
+            raise UserError(
+                f"{fields.where}: {key}.{name}={group[name]!r:.60} and {key}_dict.{name}="
+                f"{value!r:.60} are not the same: take {key}_dict out if it means nothing"
+            )
+
+
 def from_hugging_face(values: Mapping[str, Any], where: str = "config.json") -> CLIPConfig:
     """The architecture of a `CLIPModel`, `SiglipModel` or `AlignModel` from its config.json.
 
     Raises:
-      UserError: another kind of model, a value of the wrong type, or something we do not have.
+      UserError: another kind of model, a value of the wrong type, an unknown key, or something we
+        do not have.
     """
     fields = Fields(values, where)
     kind = fields.text("model_type", "")
@@ -39,7 +88,17 @@ def from_hugging_face(values: Mapping[str, Any], where: str = "config.json") -> 
         raise UserError(
             f"{where}: model_type={kind!r:.60} is not supported here, only {', '.join(readers)}"
         )
-    return readers[kind](fields, fields.group("vision_config"), fields.group("text_config"))
+    for key in ("vision_config", "text_config"):
+        _check_older(fields, key)
+    config = readers[kind](fields, fields.group("vision_config"), fields.group("text_config"))
+    fields.finish(
+        _UNREAD
+        | {
+            f"{key}_dict": tuple(fields.group(f"{key}_dict").values)
+            for key in ("vision_config", "text_config")
+        }
+    )
+    return config
 
 
 def _activation(*towers: tuple[Fields, str]) -> str:
@@ -136,6 +195,7 @@ _STAGES = {
 
 def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     vision.only("num_channels", 3)
+    text.only("position_embedding_type", "absolute")
     vision.only("hidden_act", "swish", "silu")
     vision.only("pooling_type", "mean")
     usual = EfficientNetConfig()

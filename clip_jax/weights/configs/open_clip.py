@@ -57,13 +57,39 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+# What training or other libraries read of a group, and what a tower of another kind would.
+_UNREAD: dict[str, tuple[str, ...]] = {
+    "": ("custom_text", "init_logit_scale", "output_dict", "cast_dtype"),
+    "vision_cfg": (
+        *("patch_dropout", "timm_model_pretrained", "timm_drop", "timm_drop_path"),
+        *("timm_proj_bias", "head_width", "patch_size", "mlp_ratio", "width", "layers"),
+        *("act_kwargs", "norm_kwargs", "pool_type"),
+    ),
+    "text_cfg": (
+        *("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "hf_model_pretrained"),
+        *("hf_pooler_type", "hf_proj_type", "pad_id", "eos_id"),
+    ),
+}
+
+
 def from_open_clip(values: Mapping[str, Any], where: str = "open_clip_config.json") -> CLIPConfig:
     """The architecture of a `model_cfg`: a CLIP of a ViT or a ResNet, or a SigLIP.
 
     Raises:
-      UserError: a value of the wrong type, or something we do not have.
+      UserError: a value of the wrong type, an unknown key, or something we do not have.
     """
+    if isinstance(values.get("model_cfg"), dict):
+        raise UserError(f"{where}: the architecture is inside model_cfg: give that object alone")
     fields = Fields(values, where)
+    for key in ("embed_dim", "vision_cfg", "text_cfg"):
+        if values.get(key) is None:
+            raise UserError(f"{where}: {key} is missing")
+    config = _read(fields, where)
+    fields.finish(_UNREAD)
+    return config
+
+
+def _read(fields: Fields, where: str) -> CLIPConfig:
     vision, text = fields.group("vision_cfg"), fields.group("text_cfg")
     for group in (vision, text):
         for key, allowed in _NEUTRAL.items():

@@ -1,0 +1,53 @@
+"""Texts of strangers on drawings: of any length, of any characters, in little time."""
+
+from __future__ import annotations
+
+import re
+
+from PIL import ImageDraw, ImageFont
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+# Characters of a text that are looked at: measuring takes time that grows with their square.
+MOST = 300
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def encodable(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which no file or drawing can hold."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+def _one_line(text: str) -> tuple[str, bool]:
+    """The start of a text on one line, and whether it goes on."""
+    start = " ".join(encodable(text[: 4 * MOST]).split())
+    return start[:MOST], len(start) > MOST or len(text) > 4 * MOST
+
+
+def fit(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
+    """One line of a text, with an ellipsis where it has no room in `width` pixels."""
+    line, more = _one_line(text)
+    if not more and draw.textlength(line, font) <= width:
+        return line
+    low, high = 0, len(line)
+    while low < high:  # how many characters stay
+        middle = (low + high + 1) // 2
+        if draw.textlength(line[:middle] + "…", font) <= width:
+            low = middle
+        else:
+            high = middle - 1
+    return line[:low] + "…"
+
+
+def wrap(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float, most: int) -> str:
+    """A text in at most `most` lines of `width` pixels, with an ellipsis where it goes on."""
+    text, more = _one_line(text)
+    lines = [""]
+    for letter in text:
+        if draw.textlength(lines[-1] + letter, font) > width:
+            if len(lines) == most:
+                lines[-1], more = lines[-1][:-1] + "…", False
+                break
+            head, _, tail = lines[-1].rpartition(" ")
+            lines[-1:] = [head, tail] if head else [lines[-1], ""]
+        lines[-1] += letter
+    return "\n".join(lines) + ("…" if more else "")

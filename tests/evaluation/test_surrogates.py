@@ -1,0 +1,43 @@
+"""Halves of surrogate pairs in names and captions end nothing: JSON, page, curves, output."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import runs
+from clip_jax import metrics
+from clip_jax.evaluation import results
+
+BAD = "cat\ud800 \udcff"
+
+
+def test_both_reports_are_written(tmp_path: Path) -> None:
+    found = {
+        "model": {"name": BAD},
+        "sets": {BAD: {"title": BAD, "zero_shot": {"labels": [BAD], "metrics": {}}}},
+    }
+    page = results.write(tmp_path, {"model": found["model"], "missing": []}, {})
+    assert page.read_text("utf-8")
+    written = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert written["model"]["name"] == "cat\ufffd \ufffd"
+    assert json.dumps(results.plain(found), ensure_ascii=False).encode()
+
+
+def test_metrics_of_such_a_set_are_written(tmp_path: Path) -> None:
+    with metrics.Writer(tmp_path) as writer:
+        writer.write(1, {f"zero_shot/{BAD}/top1": 0.5})
+    assert metrics.read(tmp_path / "metrics.jsonl")[0][f"zero_shot/{BAD}/top1"] == 0.5
+
+
+def test_a_command_prints_what_its_output_cannot_encode() -> None:
+    code = (
+        "import sys; from clip_jax.main import report\n"
+        "report(lambda argv: print('a 猫 \\ud800') or 0, [])"
+    )
+    environment = {**runs.environment(), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == b"a \\u732b \\ud800"
