@@ -104,7 +104,7 @@ class SeparatedFile:
             raise UserError(f"{shown} cannot be read as a table: it is empty")
         if any(text.is_damaged(name) for name in names):
             raise UserError(
-                f"{shown} cannot be read as a table: its first line is no {self.encoding}; see "
+                f"{shown} cannot be read as a table: its first line is not {self.encoding}; see "
                 "config.data.encoding"
             )
         if any(name.lower().endswith(IMAGES) for name in names):
