@@ -94,9 +94,9 @@ def find(path: str | Path, name: str | None = None, activation: str | None = Non
         if beside.is_file():
             if path.is_dir() or path.name in USUAL:
                 found = _described(path, folder, library, beside, name)
-                return dataclasses.replace(found, guessed=guessed)
+                return dataclasses.replace(found, guessed=_joined(guessed, found.guessed))
             if renamed := _renamed(tensors, path, library, beside, name):
-                return dataclasses.replace(renamed, guessed=guessed)
+                return dataclasses.replace(renamed, guessed=_joined(guessed, renamed.guessed))
             guessed = _joined(guessed, f"{beside} is about another model than {path}: not used")
         if library == "open_clip" and not _is_siglip(tensors):
             library = "openai"
