@@ -289,9 +289,20 @@ def read_variables(workdir: str | Path, step: int, like: tuple[Any, Any]) -> tup
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             found = reader.restore(folder / "state", args=_as(shapes, partial_restore=True))
+        _check_complete(found, shapes)
         return found["params"], found.get("stats", {})
     except Exception as error:  # of orbax and tensorstore, of any kind
         raise _unreadable(folder, error) from error
+
+
+def _check_complete(found: Any, like: Any) -> None:
+    """Orbax leaves what a checkpoint does not hold as it was asked for: shapes."""
+    for path, wanted in jax.tree_util.tree_leaves_with_path(like):
+        leaf = found
+        for key in path:
+            leaf = leaf[key.key if hasattr(key, "key") else key.idx]
+        if not isinstance(leaf, jax.Array) or leaf.shape != wanted.shape:
+            raise ValueError(f"{jax.tree_util.keystr(path)} of shape {wanted.shape} is missing")
 
 
 def _unreadable(folder: Path, error: Exception) -> UserError:

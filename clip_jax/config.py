@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clip_jax.data import captions, entries, images
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, redacted
 from clip_jax.models.zoo import DTYPES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FREE = ("workdir", "log", "checkpoint", "evaluate", "mesh", "remat", "accumulate", "chunk")
 FREE_KEYS = (
     *("data.threads", "data.workers", "data.prefetch", "data.cache_mib"),
-    *("data.max_bad_fraction", "data.index"),
+    *("data.max_bad_fraction", "data.index", "data.redirects"),
     *("loss.layout", "loss.block", "optimizer.sharded"),
 )
 
@@ -134,6 +135,34 @@ def _group(key: str, text: str) -> ConfigDict:
     )
 
 
+# What others call a key.
+_CALLED = {
+    "lr": "optimizer.learning_rate",
+    "wd": "optimizer.weight_decay",
+    "bs": "batch_size",
+    "beta1": "optimizer.b1",
+    "beta2": "optimizer.b2",
+    "precision": "dtype",
+    "epochs": "steps",
+    "warmup": "optimizer.warmup_steps",
+    "grad_clip": "optimizer.clip_norm",
+    "accum_freq": "accumulate",
+    "resume": "workdir",
+    "pretrained": "weights.path",
+}
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    """The key that was meant, where one is close enough to say so; or nothing."""
+    last = key.rpartition(".")[2]
+    if _CALLED.get(last) in known:
+        return _CALLED[last]
+    for end in difflib.get_close_matches(last, {k.rpartition(".")[2] for k in known}, 3, 0.75):
+        ending = [k for k in known if k.rpartition(".")[2] == end]
+        return difflib.get_close_matches(key, ending, 1, 0)[0]
+    return next(iter(difflib.get_close_matches(key, known, 1, 0.8)), "")
+
+
 def override(config: ConfigDict, item: str) -> None:
     """Sets one `KEY=VALUE`, KEY dotted; VALUE is read as the type that stands there."""
     key, equals, text = item.partition("=")
@@ -152,8 +181,8 @@ def override(config: ConfigDict, item: str) -> None:
         return
     known = dict(flatten(config))
     if not isinstance(node, ConfigDict) or last not in node:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean config.{near[0]}?" if near else "see --help for the keys"
+        near = _nearest(key, list(known))
+        hint = f"did you mean config.{near}?" if near else f"--config FILE --help lists the keys"
         raise UserError(f"unknown config key config.{key}; {hint}")
     if key in _NAMED:
         value = _group(key, text)
@@ -276,15 +305,43 @@ def _check_templates(config: ConfigDict) -> None:
 
 
 def to_json(config: ConfigDict) -> str:
-    """The config as text that `config.json` of a run holds."""
-    return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
+    """The config as text that `config.json` of a run holds, without secrets in URLs."""
+    return json.dumps(without_secrets(config.to_dict()), indent=1, sort_keys=True) + "\n"
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lines `key: old → new` for what a resumed run may not change.
+def without_secrets(values: Any) -> Any:
+    """Nested values whose URLs have neither passwords nor signatures."""
+    if isinstance(values, dict):
+        return {key: without_secrets(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(map(without_secrets, values))
+    return redacted(values) if isinstance(values, str) else values
+
+
+# Keys that say where something lies, not what it is.
+_PLACES = re.compile(r"data\.(train|root)|data\.mix\..+\.(data|root)|tokenizer")
+
+
+def is_place(key: str) -> bool:
+    """Whether what a key names may have moved, and is known by its fingerprint."""
+    return bool(_PLACES.fullmatch(key))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """Lines `key: old → new`, by their keys, for what a resumed run may not change.
 
     A run that began before there was a key has that key's default.
+
+    Raises:
+      UserError: `old` is nested too deep to be a config.
     """
+    try:
+        return _differences(without_secrets(old), without_secrets(new))
+    except RecursionError:
+        raise UserError("the run's config is nested too deep to be one") from None
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     # a group without keys is none: it may be filled later
     before, after = (
         {k: v for k, v in flatten(json.loads(json.dumps(c))) if v != {}} for c in (old, new)
@@ -294,11 +351,18 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         defaults = dict(flatten(json.loads(json.dumps(common))))
         before |= {key: defaults[key] for key in new_keys & defaults.keys()}
     changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
-    return [
-        f"{key}: {before.get(key)!r} → {after.get(key)!r}"
+    return {
+        key: f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in changed
-        if key.split(".")[0] not in FREE and key not in FREE_KEYS
-    ]
+        if key.split(".")[0] not in FREE
+        and key not in FREE_KEYS
+        and not (key == "weights.path" and _is_moved(before.get(key), after.get(key)))
+    }
+
+
+def _is_moved(old: Any, new: Any) -> bool:
+    """Whether two paths of weights, which a resumed run does not read, end in the same name."""
+    return bool(old and new) and Path(str(old)).name == Path(str(new)).name
 
 
 def describe(config: ConfigDict) -> str:

@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import errno
+import re
 
 _LONGEST = 500
+_USER = re.compile(r"(?<=://)[^\s/?#'\"]*@")
+_LOOSE_PASSWORD = re.compile(r"(?<=://)[^\s/@:]+:(?!\d{1,5}(?:[/?#\s]|$))[^\s'\"]*@")
+_QUERY = re.compile(r"(https?://[^\s?#'\"]*)[?#][^\s'\"]*", re.IGNORECASE)
+_SECRET = re.compile(
+    r"([?&;](?:[\w-]*(?:signature|token|secret|password|passwd|credential|api[_-]?key)|sig|key|pwd)=)"
+    r"[^&;\s'\"]+",
+    re.IGNORECASE,
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def redacted(text: str) -> str:
+    """A text without the passwords and signatures of URLs in it.
+
+    Of `https://` URLs neither user nor query is left, as either may be the key; of others
+    (`s3://KEY:SECRET@bucket`) no user with a password.
+    """
+    if "://" not in text and "=" not in text:
+        return text
+    text = _LOOSE_PASSWORD.sub("", text)
+    text = _USER.sub(lambda found: found[0] if _is_container(text, found) else "", text)
+    return _SECRET.sub(r"\1…", _QUERY.sub(r"\1", text))
+
+
+def _is_container(text: str, found: re.Match[str]) -> bool:
+    """`abfs://container@account` names a place by what others put a user."""
+    scheme = text[: found.start() - 3].lower()
+    return ":" not in found[0] and scheme.endswith(("abfs", "abfss", "wasb", "wasbs"))
 
 
 class UserError(Exception):
     """A mistake in what the user gave: one clear line that says what to do.
 
     What of it stood in a file may be of any length and hold anything: the line is cut in its
-    middle, and what would not print is escaped.
+    middle, and what would not print is escaped. Passwords and signatures are left out.
     """
 
     def __init__(self, line: str) -> None:
+        line = redacted(line)
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 3 :]}"
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))

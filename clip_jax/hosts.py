@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import ipaddress
 import json
 import multiprocessing
 import os
@@ -143,6 +144,7 @@ def _connect(place: Place, timeout: float, heartbeat: float) -> tuple[Any, int, 
             place.process,
             cluster_detection_method="deactivate" if place.known else None,
             # of these two JAX makes an abort: ours come first
+            coordinator_bind_address=_bind_address(place),
             initialization_timeout=int(timeout) + 60,
             heartbeat_timeout_seconds=int(2 * heartbeat) + 60,
             shutdown_timeout_seconds=int(heartbeat) + 1,
@@ -158,12 +160,43 @@ def _connect(place: Place, timeout: float, heartbeat: float) -> tuple[Any, int, 
 def _check_port(place: Place) -> None:
     if place.process == 0 and place.coordinator and not os.environ.get(_BIND):
         try:
-            socket.create_server(("", int(place.coordinator.rpartition(":")[2]))).close()
+            host, port = _split(_bind_address(place) or place.coordinator)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            host = host if _bind_address(place) else ""
+            socket.create_server((host, port), family=family).close()
         except OSError as error:
             raise UserError(
                 f"process 0 cannot let the others meet at {place.coordinator} "
                 f"({error.strerror}): choose another port"
             ) from None
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _bind_address(place: Place) -> str | None:
+    """Where process 0 listens: at the named address, where that is one of this host's.
+
+    None leaves it to JAX, which listens on all interfaces: of a cluster's own addresses, where
+    JAX_COORDINATOR_BIND_ADDRESS says otherwise, and for a name that here alone means this host, as
+    a host's own does in the /etc/hosts of Debian.
+    """
+    if place.process != 0 or not place.coordinator or os.environ.get(_BIND):
+        return None
+    host, port = _split(place.coordinator)
+    try:
+        address = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
+        numbers = ipaddress.ip_address(address.partition("%")[0])
+        named = address == host or host == "localhost"
+        if numbers.is_unspecified or (numbers.is_loopback and not named):
+            return None
+        family = socket.AF_INET6 if numbers.version == 6 else socket.AF_INET
+        socket.create_server((address, 0), family=family).close()
+    except (OSError, ValueError):
+        return None  # it is an address of a router's in front of this host
+    return f"[{address}]:{port}" if numbers.version == 6 else f"{address}:{port}"
 
 
 def _too_late(state: Any, place: Place, timeout: float) -> None:

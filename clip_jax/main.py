@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from clip_jax import clusters, hosts
-from clip_jax.errors import UserError, is_disk_full
+from clip_jax.errors import UserError, is_disk_full, redacted
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -76,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME,…",
         help="on what: sets of the config, standard ones (docs/sets.md) such as cifar10, paper or "
         "robustness, and NAME=PATH for your own (default: the config's)",
+    )
+    p.add_argument(
+        "--force",
+        action="store_true",
+        help="train in a --workdir that is in use: the run at work there ends",
     )
     p.add_argument("--topology", metavar="NAME", help="of a plan: v5e:16x16, v5p:4x4x4, cpu:8, …")
     p.add_argument("--json", action="store_true", help="the plan's last line is JSON")
@@ -148,6 +153,8 @@ def run(argv: Sequence[str]) -> int:
         _prepare_plan(args)
     elif args.topology or args.json or args.sweep is not None or args.dump:
         raise UserError("--topology, --json, --sweep and --dump belong to --mode=plan")
+    if args.force and args.mode != "train":
+        raise UserError("--force belongs to --mode=train: others only read a run's folder")
     if args.mode != "evaluate" and (args.checkpoint or args.suite or args.sets):
         raise UserError("--checkpoint, --suite and --sets belong to --mode=evaluate")
 
@@ -193,12 +200,14 @@ def _prepare_plan(args: argparse.Namespace) -> None:
 
 def _start(args: argparse.Namespace, config: ConfigDict) -> None:
     from clip_jax.cache import use_compilation_cache
+    from clip_jax.data import storage
 
     use_compilation_cache()
+    storage.allow_redirects(config.data.get("redirects", ()))
     if args.mode == "train":
         from clip_jax import train
 
-        train.train(config)
+        train.train(config, force=args.force)
     else:
         from clip_jax import evaluate
 
@@ -225,7 +234,7 @@ def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoRe
         if line := _outside(error):
             _fail(line, 1)
         else:
-            traceback.print_exc()
+            sys.stderr.write(redacted(traceback.format_exc()))
         code = 1
     hosts.leave(code)
 
@@ -263,7 +272,7 @@ def _outside(error: BaseException) -> str:
 
 
 def _fail(line: str, code: int) -> int:
-    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    print(f"error: {redacted(' '.join(line.split()))}", file=sys.stderr)
     return code
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,6 +31,7 @@ from clip_jax import (
     partition,
     recipe,
     tokenizers,
+    workdir_lock,
 )
 from clip_jax import rows as rows_lib
 from clip_jax import step as step_lib
@@ -259,8 +260,14 @@ def _progress(mesh: Mesh, c: ConfigDict, done: int) -> metrics.Progress:
 class Loop:
     """Steps until the end or a signal; says what happens on the way."""
 
-    def __init__(self, trainer: Trainer, data: pipeline.Batches, stop: StopSignal) -> None:
-        self.trainer, self.data, self.stop = trainer, data, stop
+    def __init__(
+        self,
+        trainer: Trainer,
+        data: pipeline.Batches,
+        stop: StopSignal,
+        lock: workdir_lock.Lock | None = None,
+    ) -> None:
+        self.trainer, self.data, self.stop, self.lock = trainer, data, stop, lock
         self.any_stop = hosts.AnyOf(trainer.mesh) if hosts.many() else None
         self.stopped_by = 0  # the number of the signal
         self.config = c = trainer.run.config
@@ -336,6 +343,7 @@ class Loop:
         self.counts = self.counts + counts
         if step % self.config.log.every and step != self.config.steps:
             return
+        self.check_lock()
         rates = self.progress.rates(step, self.flops)
         self.flops = 0
         values |= self._counted()
@@ -375,7 +383,13 @@ class Loop:
         self.progress.say(table(found))
         self.progress.leave_out(time.monotonic() - began)
 
+    def check_lock(self) -> None:
+        """Raises UserError where another run has taken the folder."""
+        if self.lock:
+            self.lock.check()
+
     def _save(self, step: int, force: bool = False) -> None:
+        self.check_lock()
         if counted := self._counted():  # a run that goes on from here does not know them
             self.writer.write(step, counted)
         position = self.data.get_state()
@@ -431,26 +445,46 @@ class Loop:
         self.writer.close()
 
 
-def train(c: ConfigDict) -> None:
+def train(c: ConfigDict, force: bool = False) -> None:
     """Trains as a config says, from its newest checkpoint when there is one.
 
+    force: also where another run is at work in the same folder, which then ends.
+
     Raises:
-      UserError: the config or the data is wrong, the disk is full, the loss is not finite.
+      UserError: the config or the data is wrong, the disk is full, the loss is not finite, or
+        another run is at work in the folder.
     """
+    if c.workdir:
+        hosts.from_first(lambda: workdir_lock.refuse_in_use(Path(c.workdir), force))
     run = prepare(c)
     trainer = Trainer(run)
-    claim_workdir(run)
-    with StopSignal().watching() as stop:
-        loop = Loop(trainer, trainer.data(), stop)
-        _announce(loop)
-        try:
-            step = loop.run()
-        except BaseException:
-            loop.close(failed=True)
-            raise
-        loop.close()
+    with _locked(run.workdir, force) as lock:
+        claim_workdir(run)
+        with StopSignal().watching() as stop:
+            loop = Loop(trainer, trainer.data(), stop, lock)
+            _announce(loop)
+            try:
+                step = loop.run()
+            except BaseException:
+                try:
+                    loop.close(failed=True)
+                finally:
+                    loop.check_lock()  # what fails may do so because another run took the folder
+                raise
+            loop.close()
     if hosts.is_first():
         _farewell(run, step, loop.stopped_by)
+
+
+@contextmanager
+def _locked(workdir: Path, force: bool) -> Iterator[workdir_lock.Lock | None]:
+    """The first process takes the folder for all, before any goes on."""
+    locks: list[workdir_lock.Lock] = []
+    with ExitStack() as stack:
+        hosts.from_first(
+            lambda: locks.append(stack.enter_context(workdir_lock.held(workdir, force, _say_first)))
+        )
+        yield locks[0] if locks else None
 
 
 def _of_processes() -> str:

@@ -47,6 +47,8 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     # where indices of tars are kept: empty: the user's cache folder; beside: next to each tar; or a
     # folder, local or remote, that many hosts share
     c.data.index = ""
+    # sites that web servers may redirect to, such as ("hf.co",); ("any",): all; the own one always
+    c.data.redirects = ()
     c.data.max_bad_fraction = 0.01  # of pairs that are broken and left out; more end the run
     # templates over the fields of a pair's json, one of which is drawn; of a list {tags} says some
     # items, {tags:one} one, {tags:each} another one every epoch, {tags:all} all

@@ -4,6 +4,7 @@ import copy
 import json
 import warnings
 
+import jax
 import numpy as np
 import pytest
 from test_checkpoint import NEW, run  # noqa: F401  # a fixture
@@ -156,7 +157,7 @@ def test_weights_of_another_shape_are_refused(folder, run):  # noqa: F811
     (folder / "checkpoints").unlink()
     kept = checkpoint.Checkpoints(folder)
     values = json.loads((folder / "config.json").read_text())
-    state = {"params": {"log_logit_scale": np.zeros(3, np.float32)}}
+    state = {"params": {"log_logit_scale": jax.numpy.zeros(3)}}
     kept.save(NEW, state, {}, {}, force=True)
     kept.close()
     assert values["model"]

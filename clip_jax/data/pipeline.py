@@ -14,7 +14,7 @@ from clip_jax.data import captions, images
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.pairs import REASONS, Pair, PairError, described, only_pair_errors
 from clip_jax.data.sources import Source, read_pair
-from clip_jax.data.workers import end_with_parent
+from clip_jax.data.workers import died, end_with_parent
 from clip_jax.errors import UserError
 from clip_jax.tokenizers import Tokenizer, packing
 
@@ -210,7 +210,12 @@ class Batches(grain.DatasetIterator):
     def __next__(self) -> Row:
         if self._reader is None:
             self._reader = self._open()
-        batch = dict(next(self._reader))
+        try:
+            batch = dict(next(self._reader))
+        except RuntimeError as error:
+            if "terminated unexpectedly" in str(error):  # grain's words
+                raise died(self._workers) from None
+            raise
         self.source = batch.pop("source")
         self._count(batch.pop("bad"), batch.pop("complaint"))
         self._step += 1

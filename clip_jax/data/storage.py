@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from clip_jax import files
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, redacted
 
 AHEAD = 8 << 20  # bytes that a file read in order fetches at a time
 ATTEMPTS = 6
@@ -30,6 +30,7 @@ PATIENCE = 120.0  # seconds, after which nothing is tried again
 FIRST_PAUSE = 0.5  # seconds; each is up to twice the one before
 SLOWEST = 256 << 10  # bytes a second, below which an answer is late
 LATE = 30.0  # seconds, for the first byte
+_REDIRECTS = "CLIP_JAX_REDIRECTS"  # the environment reaches processes that read for this one
 _TOGETHER = 64  # questions asked at once
 _LISTED = 16  # files of a folder, from which one list of it is quicker than a question for each
 _REMOTE = re.compile(r"([a-z][a-z0-9+.-]+)://")
@@ -58,8 +59,8 @@ def is_remote(path: str) -> bool:
 
 
 def shown(path: str) -> str:
-    """A path as a line may show it: without the signature of a URL."""
-    return path.partition("?")[0] if path.startswith("http") and is_remote(path) else path
+    """A path as a line may show it: without the password and the signature of a URL."""
+    return redacted(path)
 
 
 @functools.cache
@@ -81,9 +82,12 @@ def _system(path: str) -> Any:
     try:
         kind = fsspec.get_filesystem_class(protocol)
         options = kind._get_kwargs_from_urls(path)
+        if protocol in ("http", "https"):
+            options |= {"client_kwargs": {"trace_configs": [_redirects()]}}
         if not kind.async_impl:
             return fsspec.filesystem(protocol, **options)
-        key = (os.getpid(), protocol, repr(options))
+        shown_options = {k: v for k, v in options.items() if k != "client_kwargs"}
+        key = (os.getpid(), protocol, repr(shown_options))
         if key not in _systems:
             _systems.setdefault(key, kind(**options, skip_instance_cache=True))
         return _systems[key]
@@ -93,6 +97,51 @@ def _system(path: str) -> Any:
         raise UserError(f"{shown(path)} needs a package that is missing ({why}): {how}") from None
     except Exception as error:  # of any file system that may be installed
         raise UserError(f"{shown(path)} cannot be reached ({_why(error)})") from error
+
+
+def allow_redirects(sites: Iterable[str]) -> None:
+    """Lets web servers send this process, and those that it starts, on to other sites.
+
+    sites: `hf.co` for it and all below it; `any` for all.
+    """
+    os.environ[_REDIRECTS] = ",".join(sites)
+
+
+def _redirects() -> Any:
+    """What aiohttp calls before it follows a redirect: one to another site ends in an error."""
+    import aiohttp
+    from yarl import URL
+
+    async def check(_: Any, __: Any, params: Any) -> None:
+        headers = params.response.headers
+        target = params.url.join(URL(headers.get("Location") or headers.get("URI") or ""))
+        allowed = os.environ.get(_REDIRECTS, "").replace(",", " ").split()
+        if not (_same_site(params.url, target) or any(_is_below(target.host, s) for s in allowed)):
+            raise UserError(
+                f"{shown(str(params.url))} redirects to another site, {target.scheme}://"
+                f"{target.host}:{target.port}: name the files there, or allow it by "
+                f"config.data.redirects=({str(target.host)!r},)"
+            )
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(check)
+    return trace
+
+
+def _same_site(old: Any, new: Any) -> bool:
+    """Whether a URL is of the same host as another, or one above or below it, and as safe."""
+    related = _is_below(new.host, old.host) or _is_below(old.host, new.host)
+    same_port = old.port == new.port and old.scheme == new.scheme
+    upgraded = (old.scheme, old.port, new.scheme, new.port) == ("http", 80, "https", 443)
+    return related and (same_port or upgraded)
+
+
+def _is_below(host: str | None, site: str | None) -> bool:
+    if not host or not site:
+        return False
+    host, site = host.lower(), site.lower()
+    below = host.endswith(f".{site}") and "." in site and not site.replace(".", "").isdigit()
+    return site == "any" or host == site or below
 
 
 def _is_http(path: str) -> bool:

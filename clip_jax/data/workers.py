@@ -61,7 +61,12 @@ def mapping(
         with pool:
             yield lambda items: pool.map(_do if processes else work, items)
     except BrokenProcessPool:
-        raise UserError(
-            f"one of {processes} processes that read pairs died, perhaps for want of memory: lower "
-            "config.data.workers"
-        ) from None
+        raise died(processes) from None
+
+
+def died(processes: int) -> UserError:
+    """What is to be said when one of some worker processes was killed."""
+    return UserError(
+        f"one of {processes} processes that read pairs died, perhaps for want of memory: lower "
+        "config.data.workers"
+    )
