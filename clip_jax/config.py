@@ -182,7 +182,7 @@ def override(config: ConfigDict, item: str) -> None:
     known = dict(flatten(config))
     if not isinstance(node, ConfigDict) or last not in node:
         near = _nearest(key, list(known))
-        hint = f"did you mean config.{near}?" if near else f"--config FILE --help lists the keys"
+        hint = f"did you mean config.{near}?" if near else "--config FILE --help lists the keys"
         raise UserError(f"unknown config key config.{key}; {hint}")
     if key in _NAMED:
         value = _group(key, text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import math
 import os
 import signal
@@ -35,9 +37,10 @@ from clip_jax import (
 )
 from clip_jax import rows as rows_lib
 from clip_jax import step as step_lib
-from clip_jax.data import mixture, pipeline, selection
+from clip_jax.data import fingerprint, mixture, pipeline, selection
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.pairs import REASONS
+from clip_jax.data.paths import EMBEDDED
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
@@ -64,6 +67,17 @@ class Run:
     suite: Suite
     workdir: Path
     weights: SavedModel | None = None
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, Any]:
+        """What the data and the tokenizer are, wherever they lie."""
+        return {
+            "data": fingerprint.of_mixture(self.data),
+            "tokenizer": fingerprint.of_tokenizer(self.tokenizer),
+        }
+
+
+_FINGERPRINTS = "fingerprints.json"
 
 
 def prepare(c: ConfigDict) -> Run:
@@ -138,20 +152,55 @@ def claim_workdir(run: Run) -> None:
       UserError: the folder belongs to a run of another config, or cannot be written.
     """
     hosts.from_first(lambda: _claim(run))
+    if hosts.from_first(lambda: run.fingerprints) != run.fingerprints:
+        raise UserError(
+            "this process reads other data or another tokenizer than process 0: every host needs "
+            "the same files"
+        )
 
 
 def _claim(run: Run) -> None:
-    path = run.workdir / checkpoint.CONFIG
+    path, fingerprints = run.workdir / checkpoint.CONFIG, run.workdir / _FINGERPRINTS
+    now = run.fingerprints
     if not path.exists():
+        _write_claim(fingerprints, now)
         with files.whole(path) as file:
             file.write(config.to_json(run.config).encode())
         return
     changed = config.differences(checkpoint.read_config(run.workdir), run.config.to_dict())
-    if changed:
+    before = files.read_json(fingerprints, what="fingerprints") if fingerprints.exists() else None
+    moved = [key for key in changed if config.is_place(key)] if before else []
+    if rest := [line for key, line in changed.items() if key not in moved]:
         raise UserError(
-            f"{run.workdir} holds a run of another config ({'; '.join(changed)}): "
+            f"{run.workdir} holds a run of another config ({'; '.join(rest)}): "
             "give another --workdir, or the values it was started with"
         )
+    if before is None:
+        _write_claim(fingerprints, now)
+    elif before != now:
+        raise UserError(
+            f"{run.workdir} holds a run on {_different(before, now)}: give the data it began with, "
+            "or another --workdir"
+        )
+    elif moved:
+        with files.whole(path) as file:
+            file.write(config.to_json(run.config).encode())
+
+
+def _write_claim(path: Path, fingerprints: dict[str, Any]) -> None:
+    with files.whole(path) as file:
+        file.write(json.dumps(fingerprints, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def _different(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What the fingerprints of a run's folder and of a command differ in."""
+    old, new = before.get("data"), now["data"]
+    if not isinstance(old, dict) or old == new:
+        return "another tokenizer"
+    name = min(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    pairs = [str(of.get(name, "0")).partition(" ")[0] for of in (old, new)]
+    where = f"config.data.mix.{name}" if name else "config.data.train"
+    return f"other pairs than {where} gives ({pairs[0]:.20} then, {pairs[1]} now)"
 
 
 def _check_room(state: Any, workdir: Path, keep: int) -> None:
@@ -393,7 +442,8 @@ class Loop:
         if counted := self._counted():  # a run that goes on from here does not know them
             self.writer.write(step, counted)
         position = self.data.get_state()
-        self.checkpoints.save(step, self.state, position, self.config.to_dict(), force=force)
+        values = config.without_secrets(self.config.to_dict())
+        self.checkpoints.save(step, self.state, position, values, force=force)
 
     def _stopping(self) -> bool:
         """Whether this is the last step; many processes learn it together, with the metrics."""
@@ -502,6 +552,12 @@ def _announce(loop: Loop) -> None:
     )
     for part in run.data.parts:
         _announce_part(loop, part)
+    if len(run.data) < run.config.batch_size:
+        say(
+            f"{len(run.data):,} pairs an epoch are fewer than a batch of "
+            f"{run.config.batch_size:,}: a pair stands in a batch more than once, and each picture "
+            "is then its own negative; lower config.batch_size"
+        )
     for line in loop.lines:
         say(line)
     if loop.first >= run.config.steps:
@@ -542,11 +598,21 @@ def _farewell(run: Run, step: int, stopped_by: int) -> None:
         name = signal.Signals(stopped_by).name
         print(f"stopped by {name}, {where}: the same command goes on from there", file=sys.stderr)
         return
-    print(
-        f"""done: {step} steps in {run.workdir}
-what to try next:
-  python -m clip_jax.classify --checkpoint {run.workdir} PICTURE.png --labels "a cat,a dog"
-  open {run.workdir / results_lib.PAGE} in a browser
-  tensorboard --logdir {run.workdir}
-  train on your own tars: --config.data.train='/path/{{00000..00099}}.tar' --workdir runs/mine"""
-    )
+    tries = [
+        f'python -m clip_jax.classify --checkpoint {run.workdir} PICTURE.png --labels "a cat,a dog"'
+    ]
+    if (page := run.workdir / results_lib.PAGE).exists():
+        tries.append(f"open {page} in a browser")
+    if run.config.log.tensorboard:
+        tries.append(f"tensorboard --logdir {run.workdir}")
+    if run.config.data.train.startswith(EMBEDDED):
+        tries.append(
+            "train on your own tars: --config.data.train='/path/{00000..00099}.tar' "
+            "--workdir runs/mine"
+        )
+    lines = [
+        f"done: {step} steps in {run.workdir}",
+        "what to try next:",
+        *(f"  {t}" for t in tries),
+    ]
+    print("\n".join(lines))

@@ -123,6 +123,8 @@ class _Opening:
             read = [text_of(source, i) for i in range(len(source))]
             metric = self._metric(place)
             classes = None
+            if metric not in ("retrieval", "bias") and self._has_only_captions(read):
+                metric = "retrieval"
             if metric not in ("retrieval", "bias"):
                 classes, chosen = self._classes(place, read)
                 if len(chosen) < len(read):
@@ -158,6 +160,16 @@ class _Opening:
             threshold=self._threshold(),
             find=None if classes is None else functools.partial(self._split, classes, place),
         )
+
+    def _has_only_captions(self, read: Read) -> bool:
+        """Whether a set of the user's own says what its pictures show and tells no class."""
+        told = any(self.values.get(key) for key in ("labels", "label", "metric"))
+        if told or self.known or any(field in read[0][0] for field in _CLASS[:3]):
+            return False
+        try:
+            return bool(captions.fill(self.caption, *read[0]).strip())
+        except UserError:
+            return False
 
     def _threshold(self) -> float | None:
         value = self.values.get("threshold")

@@ -1,0 +1,123 @@
+"""A run goes on with the same pairs wherever they lie, and writes no secret of a URL."""
+
+import shutil
+
+import pytest
+
+import runs
+from clip_jax import config as config_lib
+from clip_jax import hosts
+from clip_jax.clusters import Place
+from clip_jax.data import storage
+from clip_jax.errors import UserError, redacted
+from servers import serving
+from support import refused, write_pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("http://user:SECRET@host/x.tar", "http://host/x.tar"),
+        ("https://SECRET@host:80/x.tar:1.png", "https://host:80/x.tar:1.png"),
+        ("http://user:SEC@RET@host/x", "http://host/x"),
+        ("http://user:SE/CRET@host/x", "http://host/x"),
+        (
+            "no file https://h/x.tar?X-Amz-Signature=SECRET&a=1 (from",
+            "no file https://h/x.tar (from",
+        ),
+        ("'https://h/x?sig=SECRET' fails", "'https://h/x' fails"),
+        ("s3://KEY:SECRET@bucket/x", "s3://bucket/x"),
+        ("simplecache::https://u:SECRET@h/x?token=SECRET", "simplecache::https://h/x"),
+        ("abfs://container@account/x", "abfs://container@account/x"),
+        ("az://c/x?sig=SECRET&se=1", "az://c/x?sig=…&se=1"),
+        ("gs://bucket/a?.tar", "gs://bucket/a?.tar"),
+        ("/data/a@b/c=d.tar", "/data/a@b/c=d.tar"),
+        ("http://host:8080/a@b.tar", "http://host:8080/a@b.tar"),
+    ],
+)
+def test_secrets_of_urls_are_left_out(text, wanted):
+    assert redacted(text) == wanted and storage.shown(text) == wanted
+    assert "SECRET" not in str(UserError(text))
+    assert config_lib.without_secrets({"a": [text], "b": {"c": (text,)}}) == {
+        "a": [wanted],
+        "b": {"c": (wanted,)},
+    }
+
+
+def test_moved_data_is_the_same_data_and_other_data_is_not(tmp_path):
+    config = runs.small_run(tmp_path, 20)
+    workdir = tmp_path / "run"
+    done = runs.run(config, workdir, "--config.checkpoint.every=3", "--config.steps=12")
+    assert done.returncode == 0, done.stderr
+    shutil.copy(tmp_path / "pairs.tar", tmp_path / "elsewhere.tar")
+    moved = f"--config.data.train={tmp_path}/elsewhere.tar"
+    again = runs.run(config, workdir, moved)
+    assert again.returncode == 0 and "nothing to train" in again.stderr, again.stderr
+    assert "elsewhere.tar" in (workdir / "config.json").read_text()
+    write_pairs(tmp_path / "more.tar", 21)
+    other = runs.run(config, workdir, f"--config.data.train={tmp_path}/more.tar")
+    assert other.returncode == 2 and "20 then, 21 now" in other.stderr, other.stderr
+
+
+def test_a_signature_is_renewed_and_stands_nowhere(tmp_path):
+    config = runs.small_run(tmp_path, 20)
+    workdir = tmp_path / "run"
+    with serving(tmp_path) as server:
+        # the server takes what follows ? for nothing of its own
+        at = f"{server.url}/pairs.tar?X-Amz-Signature="
+        for secret in ("SECRETONE", "SECRETTWO"):
+            done = runs.run(config, workdir, f"--config.data.train={at}{secret}")
+            assert done.returncode == 0, done.stderr
+            assert "SECRET" not in done.stderr + done.stdout
+    for path in workdir.rglob("*"):
+        assert not path.is_file() or b"SECRET" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [
+        ("127.0.0.1:8476", "127.0.0.1:8476"),
+        ("localhost:8476", "127.0.0.1:8476"),
+        ("0.0.0.0:8476", None),
+        ("192.0.2.7:8476", None),
+        ("no-such-host.invalid:8476", None),
+    ],
+)
+def test_the_coordinator_listens_at_its_own_address(address, wanted, monkeypatch):
+    monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
+    found = hosts._bind_address(Place(address, 2, 0))
+    assert found == wanted or (address.startswith("localhost") and found == "[::1]:8476")
+    assert hosts._bind_address(Place(address, 2, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("http://a.org/x", "http://a.org/y", True),
+        ("http://a.org/x", "https://a.org/x", True),
+        ("https://a.org/x", "http://a.org/x", False),
+        ("https://a.org/x", "https://cdn.a.org/x", True),
+        ("https://a.org/x", "https://b.org/x", False),
+        ("https://a.org/x", "https://evila.org/x", False),
+        ("http://127.0.0.1:1/x", "http://127.0.0.1:2/x", False),
+        ("http://10.0.0.1/x", "http://1.10.0.0.1/x", False),
+    ],
+)
+def test_a_site_is_a_host_and_what_is_below_it(old, new, same):
+    yarl = pytest.importorskip("yarl")
+    assert storage._same_site(yarl.URL(old), yarl.URL(new)) is same
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("lr", "did you mean config.optimizer.learning_rate"),
+        ("optimizer.learnign_rate", "did you mean config.optimizer.learning_rate"),
+        ("data.trian", "did you mean config.data.train"),
+        ("freeze", "--help"),
+        ("separator", "--help"),
+    ],
+)
+def test_hints_do_not_mislead(key, hint):
+    config, _ = config_lib.load(str(config_lib.ROOT / "configs" / "vit_b32.py"))
+    refused(lambda: config_lib.override(config, f"{key}=1"), f"config.{key};", hint)
