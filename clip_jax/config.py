@@ -327,7 +327,12 @@ def is_place(key: str) -> bool:
     return bool(_PLACES.fullmatch(key))
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines `key: old → new` for what a resumed run may not change, see `changes`."""
+    return list(changes(old, new).values())
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     """Lines `key: old → new`, by their keys, for what a resumed run may not change.
 
     A run that began before there was a key has that key's default.
@@ -336,12 +341,12 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
       UserError: `old` is nested too deep to be a config.
     """
     try:
-        return _differences(without_secrets(old), without_secrets(new))
+        return _changes(without_secrets(old), without_secrets(new))
     except RecursionError:
         raise UserError("the run's config is nested too deep to be one") from None
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     # a group without keys is none: it may be filled later
     before, after = (
         {k: v for k, v in flatten(json.loads(json.dumps(c))) if v != {}} for c in (old, new)

@@ -167,7 +167,7 @@ def _claim(run: Run) -> None:
         with files.whole(path) as file:
             file.write(config.to_json(run.config).encode())
         return
-    changed = config.differences(checkpoint.read_config(run.workdir), run.config.to_dict())
+    changed = config.changes(checkpoint.read_config(run.workdir), run.config.to_dict())
     before = files.read_json(fingerprints, what="fingerprints") if fingerprints.exists() else None
     moved = [key for key in changed if config.is_place(key)] if before else []
     if rest := [line for key, line in changed.items() if key not in moved]:

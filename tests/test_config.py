@@ -422,7 +422,7 @@ def test_a_batch_that_does_not_divide(
 
 def test_differences_are_what_changes_the_numbers() -> None:
     old = json.loads(to_json(changed()))
-    assert differences(old, changed().to_dict()) == {}
+    assert differences(old, changed().to_dict()) == []
     assert differences(changed().to_dict(), changed().to_dict()) == []
     free = changed(
         workdir="x", log__every=1, checkpoint__keep=9, data__workers=3, mesh__fsdp=2, remat="none"
@@ -443,7 +443,7 @@ def test_what_is_drawn_is_part_of_a_run() -> None:
     lines = ["data.filter.least.x: None → 0.5", "data.filter.min_side: 0 → 64"]
     assert differences(old, filtered.to_dict()) == lines
     del old["data"]["filter"], old["data"]["mix"], old["data"]["caption_weights"]
-    assert differences(old, changed().to_dict()) == {}, "a run from before there were filters"
+    assert differences(old, changed().to_dict()) == [], "a run from before there were filters"
     assert differences(old, filtered.to_dict()) == lines
     mixed, more = (
         load(VIT_B16, [f"data.mix={MIX}", *extra])[0] for extra in ([], ["data.mix.b.weight=2"])
@@ -458,7 +458,7 @@ def test_a_run_older_than_a_key_has_its_default() -> None:
     old = json.loads(to_json(changed()))
     for key in ("name", "schedule", "moments", "text_weights"):
         del old["optimizer"][key]
-    assert differences(old, changed().to_dict()) == {}
+    assert differences(old, changed().to_dict()) == []
     assert differences(old, changed(optimizer__moments="bfloat16").to_dict()) == [
         "optimizer.moments: 'float32' → 'bfloat16'"
     ]

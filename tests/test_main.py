@@ -153,7 +153,7 @@ def test_a_run_may_be_resumed_with_other_intervals(config):
 
     old, _ = config_lib.load(str(config), ["checkpoint.every=2", "log.every=7", "data.threads=1"])
     new, _ = config_lib.load(str(config))
-    assert config_lib.differences(old.to_dict(), new.to_dict()) == {}
+    assert config_lib.differences(old.to_dict(), new.to_dict()) == []
 
 
 def test_a_full_disk_while_logging(config, tmp_path):

@@ -1,4 +1,4 @@
-"""Remote data is followed to its own site only; a killed worker that reads it ends a run in a line."""
+"""Remote data is followed to its own site only; a killed worker ends a run in one line."""
 
 import http.server
 import os
