@@ -10,7 +10,7 @@ import numpy as np
 
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.pairs import PairError
-from clip_jax.data.sources import Source
+from clip_jax.data.sources import Source, read_pair
 from clip_jax.tokenizers import Tokenizer
 
 _SAMPLES = 16  # pairs of a source that are read
@@ -21,7 +21,7 @@ def of_source(source: Source) -> str:
     digest = hashlib.sha256()
     for i in np.unique(np.linspace(0, len(source) - 1, _SAMPLES).astype(int)):
         try:
-            pair = source[int(i)]
+            pair = read_pair(source, int(i))
             written = json.dumps(pair.text, sort_keys=True, default=str)
             for part in (bytes(pair.image), written.encode(errors="surrogatepass")):
                 digest.update(hashlib.sha256(part).digest())
