@@ -115,7 +115,7 @@ def test_a_site_is_a_host_and_what_is_below_it(old, new, same):
         ("optimizer.learnign_rate", "did you mean config.optimizer.learning_rate"),
         ("data.trian", "did you mean config.data.train"),
         ("freeze", "--help"),
-        ("separator", "--help"),
+        ("separator", "did you mean config.data.separator"),
     ],
 )
 def test_hints_do_not_mislead(key, hint):
