@@ -142,7 +142,7 @@ def convert(
     if activation not in (None, config.activation):
         note(f"it computes {activation} from here on, not {config.activation}")
         config = dataclasses.replace(config, activation=activation)
-    preprocess = _preprocess(found.preprocess, config.vision.image_size)
+    preprocess = found.preprocess.resized(config.vision.image_size)
     described = library.documents(config, to, preprocess)
     abstract = abstract_model(config)
     tensors = arrays.write(variables(abstract), config, to, arrays.DTYPES[dtype])
@@ -229,14 +229,6 @@ def _resizings(old: CLIPConfig, new: CLIPConfig) -> Iterator[str]:
         yield f"positions of images resized from {sizes[0]} to {sizes[1]} pixels"
     if lengths[0] != lengths[1]:
         yield f"positions of texts resized from {lengths[0]} to {lengths[1]} tokens"
-
-
-def _preprocess(preprocess: Preprocess, size: int) -> Preprocess:
-    """The same for pictures of another size."""
-    side = preprocess.resize_size
-    if side is not None:
-        side = round(side * size / preprocess.size)
-    return dataclasses.replace(preprocess, size=size, resize_size=side)
 
 
 def _tokenizer(

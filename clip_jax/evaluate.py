@@ -107,7 +107,7 @@ def _run(c: ConfigDict, path: Path, workdir: str) -> Subject:
 def _weights(c: ConfigDict, path: Path, workdir: str) -> Subject:
     model = CLIPConfig.from_dict(c.model.to_dict())
     name = zoo.name_of(model, any_activation=True) if path.is_file() else None
-    found = library.find(path, name, model.activation)
+    found = library.find(path, name, library.config_activation(model, name))
     if not workdir:
         raise UserError(f"{path} is no run: --workdir=FOLDER says where its report goes")
 

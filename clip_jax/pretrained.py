@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,15 @@ from flax import nnx
 
 from clip_jax import tokenizers
 from clip_jax.cache import use_compilation_cache
+from clip_jax.data import storage
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError
 from clip_jax.models import zoo
 from clip_jax.models.clip import CLIP, Variables, abstract_model, variables
-from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
-from clip_jax.weights import library
+from clip_jax.models.fields import MAX_SIZE
+from clip_jax.models.zoo import ACTIVATIONS, ARCHITECTURES, DTYPES, CLIPConfig
+from clip_jax.tokenizers.packing import check_context_length
+from clip_jax.weights import arrays, library
 from clip_jax.weights.positions import resized
 from clip_jax.zero_shot import Tokenize, ZeroShotClassifier
 
@@ -48,8 +52,9 @@ def find_run(path: str | Path, tell: Callable[[str], None] = _warn) -> tuple[Pat
         return workdir, step
     if not path.is_dir():
         raise UserError(
-            f"no run folder {path}: train one, give the --workdir of your run, or one of "
-            f"{', '.join(ARCHITECTURES)} with weights=FILE"
+            f"no run folder {path!s:.200}: train one, give the --workdir of your run, a folder or "
+            "file of another library's weights (none are downloaded), or with weights=FILE one of "
+            f"{', '.join(ARCHITECTURES)}"
         )
     checkpoint.read_config(path)
     found = checkpoint.newest(path, tell)
@@ -94,15 +99,18 @@ def load(
 
     Args:
       model: a run's folder or one of its `checkpoints/STEP`; a folder of transformers' or
-        open_clip's; or the name of an architecture (`clip_jax.available_models()`).
+        open_clip's, also in Hugging Face's cache; a file of weights that a config stands beside or
+        whose shapes are known; or the name of an architecture (`clip_jax.available_models()`).
       weights: for a name, the file or folder of OpenAI's, open_clip's or transformers' weights.
       dtype: of matrix products, one of `zoo.DTYPES`; a run's own, or float32, when None.
       params: what parameters are held in: float32, float16, bfloat16, or `keep`: as the file.
       image_size: for images of another size: positions are resized; None leaves them.
-      context_length: for texts of another length: positions are resized; None leaves them.
+      context_length: for texts of another length, 3 or more: positions are resized; None leaves
+        them.
       tokenizer: as `tokenizers.load` takes it, where the model's files hold none.
       activation: what the MLPs of a CLIP compute whose file stands alone: `gelu` for open_clip's
         own, `quick_gelu` (as OpenAI's) when None, which a warning says where the file does not.
+        Where a config says another, it is refused.
 
     Returns:
       `model` (`encode_image`, `encode_text`), `preprocess` (a PIL picture to uint8
@@ -112,19 +120,24 @@ def load(
       UserError: no such run, file or architecture, or weights of another model.
     """
     use_compilation_cache()
-    path = Path(model).expanduser()
+    _check_options(dtype, params, image_size, context_length, activation)
+    path = _local("model", model)
     name = None if weights is None else str(model)
-    if name:
-        zoo.find(name)  # what is wrong with it is said first
-    if weights is None and library.is_weights(path):
+    if weights is not None:
+        zoo.find(str(model))  # what is wrong with it is said first
+        weights = _local("weights", weights)
+        if (weights / "checkpoints").is_dir():
+            raise UserError(f"{weights} is a run, which says what it is: clip_jax.load({weights})")
+    elif os.path.isfile(path) or (os.path.isdir(path) and library.is_weights(path)):
         weights = path
-    if weights is None and not path.exists() and _is_name(str(model)):
+    elif not os.path.exists(path) and _is_name(str(model)):
         raise UserError(
             f"{model} needs weights: clip_jax.load({str(model)!r}, weights=FILE) reads OpenAI's, "
             "open_clip's or transformers' files; none are downloaded"
         )
     if weights is None:
         held, config, run = read_run(path)
+        held = arrays.cast(held, params)
         dtype, tokenizer = dtype or run.dtype, tokenizer or run.tokenizer
         preprocess = library.preprocess_of(config)
     else:
@@ -134,13 +147,47 @@ def load(
         held, config, preprocess = library.read(found, params), found.config, found.preprocess
         tokenizer = tokenizer or found.tokenizer
     resized_params, config = resized(held[0], config, image_size, context_length)
-    if config.vision.image_size != preprocess.size:
-        preprocess = library.preprocess_of(config)
+    if activation not in (None, config.activation):
+        raise UserError(
+            f"{weights or path} was trained with {config.activation}: leave out {activation=}"
+        )
+    preprocess = preprocess.resized(config.vision.image_size)
     abstract = abstract_model(config, dtype or "float32")
     built = nnx.merge(nnx.graphdef(abstract), resized_params, held[1])
     if tokenizer is None:
         return built, preprocess, _NoTokenizer(str(weights))
     return built, preprocess, tokenizers.load(tokenizer, config.text.context_length)
+
+
+def _check_options(
+    dtype: Any, params: Any, image_size: Any, context_length: Any, activation: Any
+) -> None:
+    for key, value, known in (
+        ("dtype", dtype, (None, *DTYPES)),
+        ("params", params, tuple(arrays.DTYPES)),
+        ("activation", activation, (None, *ACTIVATIONS)),
+    ):
+        if not isinstance(value, str | None) or value not in known:
+            names = ", ".join(name for name in known if name)
+            raise UserError(f"unknown {key}={value!r:.60}; known: {names}")
+    if image_size is not None:
+        whole = isinstance(image_size, int | np.integer) and not isinstance(image_size, bool)
+        if not whole or not 1 <= image_size <= MAX_SIZE:
+            raise UserError(f"{image_size=!r:.60} must be a whole number from 1 to {MAX_SIZE}")
+    if context_length is not None:
+        check_context_length(context_length)
+
+
+def _local(key: str, given: Any) -> Path:
+    """A path on this machine that a caller gave."""
+    if not isinstance(given, str | os.PathLike) or not os.fspath(given):
+        raise UserError(
+            f"{key}={given!r:.60} names nothing: give the folder of a run, or a folder or file of "
+            "weights, or a model's name with weights=FILE"
+        )
+    if storage.is_remote(str(given)):
+        raise UserError(f"{key}={given!s:.200} is far away: copy it to this machine, then load it")
+    return Path(given).expanduser()
 
 
 def _is_name(name: str) -> bool:

@@ -111,7 +111,7 @@ def _weights(c: ConfigDict, model: CLIPConfig) -> SavedModel:
     """The saved model that a fresh run starts from, checked against the one that it is for."""
     # with resize its sizes need not be the file's
     name = None if c.weights.resize else zoo.name_of(model, any_activation=True)
-    found = open_saved_model(c.weights.path, name, model.activation)
+    found = open_saved_model(c.weights.path, name, library.config_activation(model, name))
     how = "--config.weights.resize=True"
     positions.check_fits(found.config, model, c.weights.path, c.weights.resize, how)
     return found

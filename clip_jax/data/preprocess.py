@@ -73,6 +73,12 @@ class Preprocess:
             if len(value) != 3 or not all(least < v < math.inf for v in value):
                 raise _unusable("Preprocess", key, value, f"three numbers above {least:g}")
 
+    def resized(self, size: int) -> Preprocess:
+        """The same for a model of pictures of another size; a wider `resize_size` in proportion."""
+        side = self.resize_size
+        side = None if side is None else round(side * size / self.size)
+        return dataclasses.replace(self, size=size, resize_size=side)
+
     def __call__(self, image: Any) -> np.ndarray:
         """Pixels of a picture of any mode and shape, in whatever `pictures.picture` takes."""
         image = picture(image)

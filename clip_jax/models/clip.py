@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from clip_jax import partition
 from clip_jax.models.bert import BERT
@@ -20,6 +19,7 @@ from clip_jax.models.efficientnet import EfficientNet
 from clip_jax.models.pixels import given_pixels
 from clip_jax.models.resnet import ModifiedResNet
 from clip_jax.models.text import TextTransformer
+from clip_jax.models.token_ids import given_tokens
 from clip_jax.models.vit import VisionTransformer
 from clip_jax.models.zoo import BertConfig, CLIPConfig, TextConfig, VisionConfig, name_of
 
@@ -129,10 +129,19 @@ class CLIP(nnx.Module):
         return normalize(features) if normalized else features
 
     def encode_text(
-        self, tokens: Int[Array | np.ndarray, "batch context"], *, normalized: bool = False
+        self, tokens: Any, *, normalized: bool = False
     ) -> Float[Array, "batch embed_dim"]:
-        """Text features of token ids."""
-        return self._encode("text", jnp.asarray(tokens), normalized)
+        """Text features.
+
+        Args:
+          tokens: [batch, context], whole numbers below the vocabulary's size; see
+            `token_ids.given_tokens`.
+          normalized: whether features have length one.
+
+        Raises:
+          UserError: texts, another shape or type, or ids of another tokenizer.
+        """
+        return self._encode("text", given_tokens(tokens, self.config.text), normalized)
 
     def _encode(self, tower: str, rows: Array, normalized: bool) -> Float[Array, "batch embed_dim"]:
         graph, params, stats = nnx.split(self, nnx.Param, nnx.BatchStat)
@@ -141,7 +150,7 @@ class CLIP(nnx.Module):
     def __call__(
         self,
         image: Any,
-        tokens: Int[Array | np.ndarray, "texts context"],
+        tokens: Any,
         *,
         key: Keys | None = None,
     ) -> Output:

@@ -487,7 +487,18 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     "siglip-so400m14": _siglip(224, 14, **_SO400M),
     "siglip-so400m14-384": _siglip(384, 14, **_SO400M),
 }
-_ALIASES = {"vit-l-14-336": "vit-l-14-336px"}
+_ALIASES = {  # open_clip's names of what is called otherwise here
+    "vit-l-14-336": "vit-l-14-336px",
+    "vit-b-16-siglip": "siglip-b16",
+    "vit-b-16-siglip-256": "siglip-b16-256",
+    "vit-b-16-siglip-384": "siglip-b16-384",
+    "vit-b-16-siglip-512": "siglip-b16-512",
+    "vit-b-16-siglip-i18n-256": "siglip-b16-256-i18n",
+    "vit-l-16-siglip-256": "siglip-l16-256",
+    "vit-l-16-siglip-384": "siglip-l16-384",
+    "vit-so400m-14-siglip": "siglip-so400m14",
+    "vit-so400m-14-siglip-384": "siglip-so400m14-384",
+}
 _QUICK = "-quickgelu"  # how open_clip calls those of its models that compute it
 
 

@@ -69,6 +69,8 @@ def load(name: str, context_length: int | None = None) -> Tokenizer:
         UserError: the name is unknown, the file is missing or not of its kind, or
             `context_length` has no room for a token between start and end.
     """
+    if not isinstance(name, str):
+        raise UserError(f"a tokenizer is named by a text such as 'clip', not {name!r:.60}")
     kind, _, path = name.partition(":")
     if context_length is None:
         short = kind in ("wordpiece", "siglip")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +50,9 @@ def pack(
     """
     if isinstance(texts, str):
         texts = [texts]
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes):
+        raise UserError(f"give a text or a list of texts, not {type(texts).__name__}")
+    texts = list(texts)
     width = tokenizer.context_length
     start = [] if tokenizer.sot_id is None else [tokenizer.sot_id]
     rows = np.full((len(texts), width), tokenizer.pad_id, np.int32)

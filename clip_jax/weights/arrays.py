@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -172,6 +173,18 @@ def read(
     arrays = {path: jax.device_put(array, where, may_alias=True) for path, array in held.items()}
     params, stats = ({path: arrays[path] for path in tree} for tree in shapes)
     return _nested(params), _nested(stats)
+
+
+def cast(held: Variables, dtype: str) -> Variables:
+    """A model's variables in a dtype of `DTYPES`; whole numbers stay as they are."""
+    wanted = DTYPES[dtype]
+    if wanted is None:
+        return held
+
+    def to(x: jax.Array) -> jax.Array:
+        return x.astype(wanted) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(to, held)
 
 
 class _Scratch(threading.local):

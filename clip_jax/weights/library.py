@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,22 @@ class Found:
 
 
 def is_weights(path: Path) -> bool:
-    """Whether a folder holds another library's model."""
+    """Whether a folder holds another library's model, also in Hugging Face's cache."""
+    path = _snapshot(path)
     if (path / CONFIG["open_clip"]).is_file():
         return True
     config = path / CONFIG["hugging_face"]  # a run's folder has one of that name too
     return config.is_file() and "model_type" in files.read_json(config)
+
+
+def _snapshot(path: Path) -> Path:
+    """What `main` is of a model's folder in Hugging Face's cache; any other path as it is."""
+    main = path / "refs" / "main"
+    if not os.path.isfile(main):
+        return path
+    commit = files.read_small(main, 1 << 20, "commit").decode(errors="replace").strip()
+    snapshot = path / "snapshots" / commit
+    return snapshot if commit.isalnum() and snapshot.is_dir() else path
 
 
 def find(path: str | Path, name: str | None = None, activation: str | None = None) -> Found:
@@ -85,7 +97,7 @@ def find(path: str | Path, name: str | None = None, activation: str | None = Non
     Raises:
       UserError: no such file, no CLIP in it, or another model than `name`.
     """
-    path = Path(path).expanduser()
+    path = _snapshot(Path(path).expanduser())
     with open_model(path) as tensors:
         library = _library(tensors)
         folder = path if path.is_dir() else path.parent
@@ -120,6 +132,15 @@ def find(path: str | Path, name: str | None = None, activation: str | None = Non
     if library == "open_clip" and config.activation == "gelu_tanh":
         config = dataclasses.replace(config, activation="gelu")  # as open_clip computes SigLIP
     return Found(path, library, config, preprocess_of(config), _usual_tokenizer(config), guessed)
+
+
+def config_activation(model: CLIPConfig, name: str | None) -> str | None:
+    """The activation that a run's config says of a lone file, as `find` takes it.
+
+    None where it is the architecture's own: that is the default, of which nobody has to know.
+    """
+    own = name is not None and zoo.find(name).activation == model.activation
+    return None if own else model.activation
 
 
 def _is_clip(config: CLIPConfig) -> bool:

@@ -1,0 +1,59 @@
+"""What a caller of `encode_text` gives, checked before a tower looks its ids up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from clip_jax.errors import UserError
+from clip_jax.models.zoo import BertConfig, TextTowerConfig
+
+_HOW = "encode_text takes whole numbers [batch, context], as tokenize([…]) makes them"
+
+
+def given_tokens(tokens: Any, config: TextTowerConfig) -> Int[Array, "batch context"]:
+    """Token ids as an array that a text tower can take.
+
+    A lookup of an id that the table does not have gives numbers without meaning and no error, so
+    ids are compared with the vocabulary here. Inside a program that is being traced values are not
+    known, and nothing is looked at.
+
+    Args:
+      tokens: [batch, context] of NumPy, JAX or torch, or lists of ids.
+      config: the text tower's.
+
+    Raises:
+      UserError: texts in place of ids, another shape or type, or ids of another tokenizer.
+    """
+    if isinstance(tokens, jax.core.Tracer):
+        return tokens
+    if not isinstance(tokens, jax.Array):
+        try:
+            tokens = np.asarray(tokens)
+        except Exception as error:  # of each library its own
+            raise UserError(f"{type(tokens).__name__} is no array ({error:.80}); {_HOW}") from None
+    if tokens.dtype.kind in "OSU":
+        raise UserError(f"texts are not tokens; {_HOW}")
+    if tokens.dtype.kind not in "ui":
+        raise UserError(f"tokens of {tokens.dtype} mean nothing here; {_HOW}")
+    if tokens.ndim != 2:
+        hint = "; the batch is missing: tokens[None]" if tokens.ndim == 1 else ""
+        raise UserError(f"tokens are of shape {tuple(tokens.shape)}{hint}; {_HOW}")
+    most = config.positions if isinstance(config, BertConfig) else config.context_length
+    if not 1 <= tokens.shape[1] <= most:
+        raise UserError(
+            f"{tokens.shape[1]} tokens a text, this model takes up to {most}: use the tokenize "
+            "that clip_jax.load gives with it"
+        )
+    if tokens.size and (not isinstance(tokens, jax.Array) or tokens.is_fully_addressable):
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= config.vocab_size:
+            raise UserError(
+                f"tokens from {low} to {high} are not of this model's tokenizer, which has the ids "
+                f"0 to {config.vocab_size - 1}: use the tokenize that clip_jax.load gives with it"
+            )
+    return jnp.asarray(tokens, jnp.int32)
