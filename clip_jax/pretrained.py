@@ -46,11 +46,11 @@ def find_run(path: str | Path, tell: Callable[[str], None] = _warn) -> tuple[Pat
     from clip_jax import checkpoint
 
     path = Path(path).expanduser()
-    if path.name.isdigit() and path.parent.name == checkpoint.FOLDER and path.is_dir():
+    if path.name.isdigit() and path.parent.name == checkpoint.FOLDER and os.path.isdir(path):
         workdir, step = path.parent.parent, int(path.name)
         checkpoint.refuse_damage(workdir, step, tell)
         return workdir, step
-    if not path.is_dir():
+    if not os.path.isdir(path):  # whatever the name, even one that no file can have
         raise UserError(
             f"no run folder {path!s:.200}: train one, give the --workdir of your run, a folder or "
             "file of another library's weights (none are downloaded), or with weights=FILE one of "
@@ -127,7 +127,7 @@ def load(
         zoo.find(str(model))  # what is wrong with it is said first
         weights = _local("weights", weights)
         if (weights / "checkpoints").is_dir():
-            raise UserError(f"{weights} is a run, which says what it is: clip_jax.load({weights})")
+            raise UserError(f"{weights} is a run, which says what it is: load it without a name")
     elif os.path.isfile(path) or (os.path.isdir(path) and library.is_weights(path)):
         weights = path
     elif not os.path.exists(path) and _is_name(str(model)):

@@ -99,11 +99,12 @@ class ZeroShotClassifier:
           UserError: as a call.
         """
         for key, value in (("batch_size", batch_size), ("top_k", top_k)):
-            if value is not None and (type(value) is not int or value < 1):
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if value is not None and (not whole or value < 1):
                 raise UserError(f"{key}={value!r} must be a whole number from 1 on")
         labels = labels_of(candidate_labels)
         templates = hypothesis_template
-        templates = [templates] if isinstance(templates, str) else list(templates)
+        templates = [templates] if isinstance(templates, str) else _listed("templates", templates)
         if wrong := [t for t in templates if not isinstance(t, str) or "{}" not in t]:
             raise UserError(f"{wrong[0]!r:.80} has no {{}} for the label")
         if not templates:
@@ -224,7 +225,7 @@ def labels_of(given: Sequence[str] | str) -> list[str]:
     Raises:
       UserError: there is none, or one is no text.
     """
-    labels = split_labels(given) if isinstance(given, str) else list(given)
+    labels = split_labels(given) if isinstance(given, str) else _listed("labels", given)
     for label in labels:
         if not isinstance(label, str) or not label.strip():
             raise UserError(f"a label must be a text, not {label!r:.80}")
@@ -244,9 +245,17 @@ def labels_of(given: Sequence[str] | str) -> list[str]:
     return once
 
 
+def _listed(what: str, given: Any) -> list[Any]:
+    if not isinstance(given, Iterable) or isinstance(given, bytes):
+        raise UserError(f"{what} must be a text or a list of texts, not {given!r:.80}")
+    return list(given)
+
+
 def _is_several(images: Any) -> bool:
     if is_array(images):
-        return as_numpy(images).ndim > 3
+        values = as_numpy(images)
+        names = values.ndim == 1 and values.dtype.kind in "OSU"  # such as a column of a table
+        return names or values.ndim > 3
     alone = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | dict)
     return not alone and not hasattr(images, "read") and hasattr(images, "__iter__")
 

@@ -461,7 +461,8 @@ def test_what_no_tokenizer_is_known_of(tmp_path: Path) -> None:
     notes: list[str] = []
     source = GOLDEN / "hugging_face_clip"
     convert.convert(source, tmp_path, "open_clip", note=notes.append)
-    assert len(notes) == 1 and "--tokenizer" in notes[0]
+    assert len(notes) == 2 and "--tokenizer" in notes[1]
+    assert says(notes[0], "preprocessor_config.json", "usually")
 
 
 def test_siglip_computes_the_exact_gelu_in_open_clip_by_choice() -> None:

@@ -28,6 +28,8 @@ def picture(given: Any) -> Image.Image:
       UserError: it is no picture.
     """
     if isinstance(given, Image.Image):
+        if 0 in given.size:
+            raise UserError(f"a PIL picture of {given.width} × {given.height} pixels shows nothing")
         try:
             return to_rgb(given)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow reads files late

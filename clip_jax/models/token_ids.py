@@ -35,7 +35,9 @@ def given_tokens(tokens: Any, config: TextTowerConfig) -> Int[Array, "batch cont
         try:
             tokens = np.asarray(tokens)
         except Exception as error:  # of each library its own
-            raise UserError(f"{type(tokens).__name__} is no array ({error:.80}); {_HOW}") from None
+            raise UserError(
+                f"{type(tokens).__name__} is no array ({error!s:.80}); {_HOW}"
+            ) from None
     if tokens.dtype.kind in "OSU":
         raise UserError(f"texts are not tokens; {_HOW}")
     if tokens.dtype.kind not in "ui":

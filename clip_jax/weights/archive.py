@@ -11,12 +11,14 @@ import pickletools
 import struct
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from clip_jax.weights import prefixes
 from clip_jax.weights.raw import (
     MAX_NAME,
     BadFileError,
@@ -32,6 +34,7 @@ from clip_jax.weights.raw import (
 MAX_PICKLE = 4 << 20  # bytes; those of OpenAI have under 1 MiB
 MAX_OPCODES = 500_000
 _MAX_DEPTH = 3  # of wrappers in wrappers
+_MAX_MODULES = 16  # of torch, side by side
 _ZIP = b"PK\3\4"
 _BROKEN_ZIP = (  # RuntimeError: encrypted, or of a method that Python lacks
     *(zipfile.BadZipFile, zlib.error, struct.error),
@@ -52,10 +55,10 @@ DTYPES = {
 _DICTS = ("collections OrderedDict", "collections defaultdict", "builtins dict")
 _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETERS = ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state")
-# Where a state dict stands in what training programs save, the likeliest first.
+# Which of several state dicts is meant by what it is called, the likeliest first.
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "module", "network", "net", "weights", "params"),
-    *("ema_state_dict", "model_ema", "ema"),
+    *("ema_state_dict", "state_dict_ema", "model_ema", "ema"),
 )
 _OLD = (
     "it is in the format of torch before 1.6: open it with torch and save it again, "
@@ -124,6 +127,12 @@ class Archive:
 
     def unpickled(self) -> Any:
         """What was saved: plain containers, `Tensor`s, `Object`s and `Opaque`s."""
+        info = self._infos.get("data.pkl")
+        if info is not None and info.file_size > MAX_PICKLE:
+            raise UnreadableError(
+                f"its data.pkl has {info.file_size >> 20} MiB, as where arrays of NumPy are saved: "
+                "save tensors of torch, or safetensors"
+            )
         raw = self.read("data.pkl", MAX_PICKLE)
         try:
             return _parse(raw)
@@ -328,41 +337,80 @@ def _parse(raw: bytes) -> Any:
             case "PROTO" | "FRAME":
                 pass
             case unknown:
-                raise UnreadableError(f"its data.pkl has the opcode {unknown}")
+                raise UnreadableError(
+                    f"its data.pkl has the opcode {unknown}: open it with torch and save it again, "
+                    "torch.save(torch.load(FILE), NEW)"
+                )
     raise ValueError
 
 
-def state_dict(archive: Archive) -> dict[str, Entry]:
-    """The tensors of a state dict, also of one that stands in a dictionary under `WRAPPERS`.
+def state_dict(archive: Archive) -> tuple[dict[str, Entry], list[str]]:
+    """The tensors of a model's state dict, wherever it stands in what a program saved.
 
     Of a pickled module these are its parameters and buffers.
+
+    Returns:
+      the tensors by name; the keys under which models stand, that of the tensors first.
+
+    Raises:
+      UnreadableError: there is no state dict, or there are several and none is the usual one.
     """
-    found = _unwrapped(archive.unpickled())
-    for name, value in found.items():
-        if isinstance(value, Opaque) and "_rebuild" in value.kind:
-            raise UnreadableError(f"its {name[:80]!a} is made by {value.kind[:80]!a}")
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-    if not tensors:
+    dicts = _dicts_of_tensors(archive.unpickled())
+    if not dicts:
+        raise UnreadableError("it is no state_dict and holds none: no tensors by name")
+    # what is beside a model, such as a loss or the state of a generator, are tensors too
+    models = [key for key, found in dicts.items() if any(map(prefixes.is_tower, found))]
+    ranked = sorted(models or dicts, key=_rank)
+    if len(models) > 1 and _rank(ranked[0]) == len(WRAPPERS):
+        several = ", ".join(ascii(key[:80]) for key in ranked[:5])
         raise UnreadableError(
-            "it holds no tensors by name, nor under one of " + ", ".join(map(repr, WRAPPERS))
+            f"it holds {len(models)} models, under {several}: save one of them alone, "
+            f"torch.save(torch.load(FILE)[{ranked[0][:80]!a}], NEW)"
         )
-    return {name: tensor.entry(archive, name) for name, tensor in tensors.items()}
+    entries = {}
+    for name, value in dicts[ranked[0]].items():
+        if isinstance(value, Tensor):
+            entries[name] = value.entry(archive, name)
+        elif _is_tensor(value):
+            raise UnreadableError(f"its {name[:80]!a} is made by {value.kind[:80]!a}")
+    return entries, ranked if models else []
 
 
-def _unwrapped(found: Any, depth: int = 0) -> dict[str, Any]:
-    """The dictionary of tensors by name in what a program saved; empty where there is none."""
-    if isinstance(found, Object):
-        found = _of_module(found) or found.state
-    if not isinstance(found, dict):
-        return {}
-    if any(isinstance(value, Tensor) for value in found.values()) or depth == _MAX_DEPTH:
-        return found
-    for key in WRAPPERS:
-        if inner := _unwrapped(found.get(key), depth + 1):
-            return inner
-    if any(isinstance(v, Opaque) and "_rebuild" in v.kind for v in found.values()):
-        return found  # tensors of a kind that is not read
-    return {}
+def _rank(path: str) -> int:
+    """How likely a state dict is meant by where it stands: the place in `WRAPPERS`, or the last."""
+    keys = path.split("/")
+    places = [WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS) for key in keys]
+    return max(places) if path else -1
+
+
+def _dicts_of_tensors(saved: Any) -> dict[str, dict[str, Any]]:
+    """Every dictionary that has tensors in it, by the keys that lead to it, such as `a/b`."""
+    found: dict[str, dict[str, Any]] = {}
+    waiting, seen, modules = deque([("", saved, 0)]), 0, 0
+    while waiting:
+        path, one, depth = waiting.popleft()
+        if isinstance(one, Object):
+            is_module = "_modules" in one.state
+            modules += is_module
+            one = _of_module(one) if is_module else one.state
+        if not isinstance(one, dict):
+            continue
+        # things may be shared, and a hostile file have them share each other
+        seen += len(one)
+        if seen > MAX_OPCODES or modules > _MAX_MODULES:
+            raise BadFileError("it has more dictionaries or modules than any checkpoint")
+        if any(map(_is_tensor, one.values())):
+            found[path] = one
+        if depth < _MAX_DEPTH:
+            for key, value in one.items():
+                if isinstance(value, dict | Object) and len(key) < MAX_NAME:
+                    waiting.append((f"{path}/{key}" if path else key, value, depth + 1))
+    return found
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether it is a tensor, or one of a kind that is not read."""
+    return isinstance(value, Tensor) or (isinstance(value, Opaque) and "_rebuild" in value.kind)
 
 
 def _of_module(module: Object) -> dict[str, Any]:

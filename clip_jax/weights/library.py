@@ -118,6 +118,7 @@ def find(path: str | Path, name: str | None = None, activation: str | None = Non
                 guessed, f"no config is known of {path}: by its shapes it is taken for {name}"
             )
         config = zoo.find(name)
+        _check_places(config, library, path, name)
         activation = activation or zoo.named_activation(name)
         if _is_clip(config):
             config = dataclasses.replace(config, activation=activation or config.activation)
@@ -132,6 +133,15 @@ def find(path: str | Path, name: str | None = None, activation: str | None = Non
     if library == "open_clip" and config.activation == "gelu_tanh":
         config = dataclasses.replace(config, activation="gelu")  # as open_clip computes SigLIP
     return Found(path, library, config, preprocess_of(config), _usual_tokenizer(config), guessed)
+
+
+def _check_places(config: CLIPConfig, library: Library, path: Path, name: str) -> None:
+    try:
+        leaves(config, library)
+    except UserError:
+        raise UserError(
+            f"{path} does not hold {name}: its tensors are called as in a model of another kind"
+        ) from None
 
 
 def config_activation(model: CLIPConfig, name: str | None) -> str | None:
@@ -153,14 +163,17 @@ def _joined(*lines: str) -> str:
 
 
 def _left_out(tensors: ModelTensors) -> str:
-    """A line about tensors in a file that do not belong to the model."""
-    names = tensors.left_out
-    if not names:
-        return ""
-    return (
-        f"{len(names):,} tensors of {tensors.path} do not begin with {tensors.prefix!r} and are "
-        f"left out, such as {names[0]}"
-    )
+    """A line about what a file holds besides the model."""
+    lines = []
+    if len(tensors.models) > 1:
+        read, *others = (ascii(key[:80]) for key in tensors.models)
+        lines.append(f"of {tensors.path} the model under {read} is read, not {', '.join(others)}")
+    if names := tensors.left_out:
+        lines.append(
+            f"{len(names):,} tensors of {tensors.path} do not belong to the model and are left "
+            f"out, such as {names[0]}"
+        )
+    return _joined(*lines)
 
 
 def _renamed(

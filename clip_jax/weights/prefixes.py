@@ -16,6 +16,11 @@ _WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_mo
 _TOWER = re.compile(r"((?:[^.]+\.)*?)(?:visual|vision_model)\.")
 
 
+def is_tower(name: str) -> bool:
+    """Whether a tensor of this name is of an image tower, whatever stands before the name."""
+    return _TOWER.match(_WRAPPED.sub("", name)) is not None
+
+
 def removed(entries: Mapping[str, T]) -> tuple[dict[str, T], str, list[str]]:
     """Tensors by the names that they have in the model alone.
 
@@ -33,12 +38,19 @@ def removed(entries: Mapping[str, T]) -> tuple[dict[str, T], str, list[str]]:
     if len(plain) < len(entries):
         raise UnreadableError("two of its names are one without _orig_mod. and the like")
     found = Counter(tower[1] for name in plain if (tower := _TOWER.match(name)))
-    # where a name without prefix is a tower's, such as `visual.trunk.visual.x`, it is the model's
-    if not found or "" in found:
+    # where a tower has no prefix it is the model's; others, such as `ema.`, are beside it
+    if not found:
         return _of_all(plain)
+    if "" in found:
+        others = tuple(prefix for prefix in found if prefix)
+        own = {name: entry for name, entry in plain.items() if not name.startswith(others)}
+        return own, "", [name for name in plain if name not in own]
     if len(found) > 1:
-        several = ", ".join(repr(prefix) for prefix in sorted(found)[:5])
-        raise UnreadableError(f"it holds {len(found)} models, whose names begin with {several}")
+        several = ", ".join(ascii(prefix[:80]) for prefix in sorted(found)[:5])
+        raise UnreadableError(
+            f"it holds {len(found)} models, whose names begin with {several}: save one of them "
+            "alone, {name: x for name, x in state_dict.items() if name.startswith(PREFIX)}"
+        )
     (prefix,) = found
     inner = {n.removeprefix(prefix): entry for n, entry in plain.items() if n.startswith(prefix)}
     return inner, prefix, [name for name in plain if not name.startswith(prefix)]

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -72,10 +72,18 @@ class Tensors(Mapping[str, np.ndarray]):
       path: what was opened, for messages.
       shapes, dtypes: of every tensor, by name.
       nbytes: of all tensors together.
+      models: keys of a checkpoint under which models stand, such as `state_dict` and
+        `state_dict_ema`; it is the first that is read.
     """
 
-    def __init__(self, path: Path, entries: dict[str, Entry], close: Callable[[], None]) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        entries: dict[str, Entry],
+        close: Callable[[], None],
+        models: Sequence[str] = (),
+    ) -> None:
+        self.path, self.models = path, models
         self.shapes = {name: entry.shape for name, entry in entries.items()}
         self.dtypes = {name: entry.dtype for name, entry in entries.items()}
         self.nbytes = sum(entry.nbytes for entry in entries.values())
@@ -126,7 +134,7 @@ class Tensors(Mapping[str, np.ndarray]):
 def open_tensors(path: str | Path) -> Tensors:
     """The tensors of a file, or of a folder of shards, without reading them yet.
 
-    A state dict in a training program's dictionary (`archive.WRAPPERS`) is taken out of it.
+    A state dict in a training program's dictionary is taken out of it, see `archive.state_dict`.
 
     Args:
       path: .safetensors; .bin, .pt, .pth or .ckpt of torch, a TorchScript archive among them; the
@@ -165,7 +173,7 @@ class ModelTensors(Tensors):
 
     def __init__(self, whole: Tensors) -> None:
         entries, self.prefix, self.left_out = prefixes.removed(whole._entries)
-        super().__init__(whole.path, entries, whole.close)
+        super().__init__(whole.path, entries, whole.close, whole.models)
 
 
 def open_model(path: str | Path) -> ModelTensors:
@@ -313,12 +321,15 @@ def _open_torch(path: Path) -> Tensors:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_plain(path))
         members = Archive(file)
-        room = torchscript if torchscript.is_torchscript(members) else archive
-        entries = room.state_dict(members)
+        models: Sequence[str] = ()
+        if torchscript.is_torchscript(members):
+            entries = torchscript.state_dict(members)
+        else:
+            entries, models = archive.state_dict(members)
         # tensors may share what a file holds, within reason
         if sum(entry.nbytes for entry in entries.values()) > 4 * size_of(file):
             raise BadFileError("its tensors are many times as big as the file")
-        return Tensors(path, entries, stack.pop_all().close)
+        return Tensors(path, entries, stack.pop_all().close, models)
 
 
 class Lazy(NamedTuple):

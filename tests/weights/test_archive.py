@@ -113,7 +113,9 @@ def test_a_checkpoint_of_open_clip_is_unwrapped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("wrapper", [*WRAPPERS, "", "model/state_dict", "a module", "defaultdict"])
+@pytest.mark.parametrize(
+    "wrapper", [*WRAPPERS, "", "model/state_dict", "clip", "my/own/key", "a module", "defaultdict"]
+)
 def test_what_programs_save_is_unwrapped(tmp_path: Path, wrapper: str, protocol: int) -> None:
     torch = pytest.importorskip("torch")
     weights: Any = {"visual.proj": torch.ones(2), "logit_scale": torch.tensor(4.6)}
@@ -127,11 +129,24 @@ def test_what_programs_save_is_unwrapped(tmp_path: Path, wrapper: str, protocol:
     else:
         for key in filter(None, reversed(wrapper.split("/"))):
             other = {"args": argparse.Namespace(lr=1), "epoch": np.int64(3), "when": {1, 2}}
+            other |= {"loss": torch.tensor(0.5), "queue": {"rows": torch.zeros(3)}}
             weights = {**other, key: collections.OrderedDict(weights)}
     path = tmp_path / "m.ckpt"
     torch.save(weights, path, pickle_protocol=protocol)
     names = {"visual.weight" if wrapper == "a module" else "visual.proj", "logit_scale"}
     assert set(read_all(path)) == names
+
+
+def test_of_several_models_the_usual_one_is_read_or_none(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "m.pt"
+    models = [{"module.visual.proj": torch.full((2,), float(i))} for i in range(3)]
+    torch.save({"state_dict_ema": models[1], "state_dict": models[0], "x": {"y": models[2]}}, path)
+    with open_model(path) as found:
+        assert found["visual.proj"].tolist() == [0, 0]
+        assert found.models == ["state_dict", "state_dict_ema", "x/y"]
+    torch.save({"student": models[0], "teacher": models[1]}, path)
+    assert refuses(path, "2 models", "'student', 'teacher'", "torch.load(FILE)['student']")
 
 
 class Harmful:
@@ -144,7 +159,8 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     for bad, words in (
         (torch.ones(2), "state_dict"),
-        ({"modell": {"w": torch.ones(2)}}, "state_dict"),
+        ([{"w": torch.ones(2)}], "state_dict"),
+        ({"w": np.random.default_rng(0).random(1 << 20)}, "NumPy"),
         ({1: torch.ones(2)}, "state_dict"),
         ({"w": torch.ones(2).to_sparse()}, "sparse"),
         ({"w": torch.ones(2), "v": torch.ones(2).to_sparse()}, "sparse"),
@@ -230,7 +246,7 @@ def test_an_archive_holds_what_it_says(tmp_path: Path) -> None:
     assert refuses(archive(path, root, byteorder=b"big"), "big-endian")
     assert refuses(archive(path, root, compression=zipfile.ZIP_DEFLATED), "compressed")
     assert refuses(archive(path, root, **{"\x1b[2J": b""}), "no name")
-    assert refuses(archive(path, b"0" * (5 << 20)), "data.pkl", "impossible size")
+    assert refuses(archive(path, b"0" * (5 << 20)), "data.pkl", "5 MiB")
     assert refuses(archive(path, b"N" * (1 << 20)), "data.pkl", "longer than any model's")
     content = archive(path, root).read_bytes()
     assert refuses(written(path, content[:-30]), "broken archive")

@@ -407,6 +407,7 @@ def test_a_file_of_two_values_for_a_key_means_the_last(
 ) -> None:
     folder = shutil.copytree(good, tmp_path / "m")
     text = (folder / name).read_text()
-    written(folder / name, text.replace("{", '{"model_type": 1, "size": "", "crop_size": "",', 1))
+    twice = '"model_type": 1' if name == "config.json" else '"size": "", "crop_size": ""'
+    written(folder / name, text.replace("{", f"{{{twice},", 1))
     model, _, _ = clip_jax.load(folder)
     assert model.config.embed_dim == 8

@@ -41,6 +41,12 @@ def test_what_compilers_and_shards_put_anywhere_is_removed(wrapped):
     assert removed(inner)[0] == {"visual.conv1.weight": 1, "logit_scale": 2}
 
 
+def test_averages_beside_a_model_are_left_out():
+    entries = {name: i for i, name in enumerate(OPEN_CLIP)}
+    averages = {f"ema.{name}": -1 for name in OPEN_CLIP}
+    assert removed(entries | averages) == (entries, "", list(averages))
+
+
 def test_safetensors_too(tmp_path):
     path = tmp_path / "x.safetensors"
     arrays = {f"clip_model.{name}": np.full(2, i, np.float32) for i, name in enumerate(OPEN_CLIP)}
@@ -59,6 +65,7 @@ def test_several_models_are_refused(tmp_path):
     with pytest.raises(UserError) as error:
         open_model(path)
     assert says(error.value, path, "2 models", "'student.', 'teacher.'")
+    assert says(error.value, "save one of them alone")
     write_safetensors(path, {"visual.a": np.zeros(1), "visual._orig_mod.a": np.zeros(1)})
     with pytest.raises(UserError) as error:
         open_model(path)
