@@ -9,6 +9,7 @@ import argparse
 import glob
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ from clip_jax.main import LinesParser, report
 _SAID = (GuessedWarning, DamageWarning)  # warnings that are lines of the command's
 SKIPPED = 3  # the exit code where some pictures were left out
 _MAX_LABELS = 4 << 20  # bytes of a file
+_ROW = re.compile(r"[^\t]*\t|\d+\s*[,;]")  # how a line begins that has more than a label
+_QUOTED = re.compile(r'^"((?:[^"]|"")*)"$')
 _BATCH_SIZE = 32  # as `zero_shot.BATCH_SIZE`, which imports JAX
 
 
@@ -43,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="pictures (png, jpg, webp, …), URLs, folders of pictures, patterns such as 'a/*.jpg'",
+        help="pictures (png, jpg, webp, …), URLs, folders of pictures (hidden ones are left out), "
+        "patterns such as 'a/*.jpg'",
     )
     p.add_argument(
         "--checkpoint",
@@ -63,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "--labels",
         required=True,
         help="labels between commas (one with a comma in double quotes), or @FILE: a JSON list, a "
-        "JSON object from numbers to labels, or a label a line",
+        "JSON object from numbers to labels, or a label a line (UTF-8)",
     )
     p.add_argument(
         "--templates",
@@ -98,26 +102,43 @@ def read_labels(value: str) -> list[str]:
     """
     from clip_jax.zero_shot import split_labels
 
-    if not value.startswith("@"):
-        labels = split_labels(value)
-    else:
+    if value.startswith("@"):
         path = Path(resolve(value[1:]))
         content = read_small(path, _MAX_LABELS, "list of labels")
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"--labels: {path} is not UTF-8 ({error.reason})") from None
-        labels = [line.strip() for line in text.splitlines() if line.strip()]
-        if text.lstrip().startswith(("[", "{")):
-            labels = _json_labels(text, path)
-    if not labels:
+            raise UserError(f"--labels: {path} is not UTF-8 ({error.reason}): save it so") from None
+        is_json = text.lstrip().startswith(("[", "{"))
+        labels = _json_labels(text, path) if is_json else _lines_of_labels(text, path)
+        if not labels:
+            raise UserError(f"--labels: {path} is empty")
+    elif not (labels := split_labels(value)):
         raise UserError("--labels is empty")
     return labels
 
 
+def _lines_of_labels(text: str, path: Path) -> list[str]:
+    """A label a line, in double quotes or not, as tables of one column are written."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and all(_ROW.match(line) for line in lines):
+        raise UserError(
+            f"--labels: {path} is a table ({lines[0]!r:.60}): give its column of labels alone, a "
+            "label a line"
+        )
+    return [_QUOTED.sub(lambda m: m[1].replace('""', '"'), line).strip() for line in lines]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands in an object twice")
+    return found
+
+
 def _json_labels(text: str, path: Path) -> list[str]:
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise UserError(f"--labels: {path} is not JSON ({error})") from None
     if isinstance(values, dict):
@@ -126,6 +147,8 @@ def _json_labels(text: str, path: Path) -> list[str]:
                 f"--labels: {path} holds an object: give a list of labels, or an object from "
                 'numbers to labels, such as {"0": "a cat"}'
             )
+        if len({int(key) for key in values}) < len(values):
+            raise UserError(f"--labels: {path}: two labels have the same number")
         values = [values[key] for key in sorted(values, key=int)]
     for label in values:
         if not isinstance(label, str) or not label.strip():
@@ -136,27 +159,33 @@ def _json_labels(text: str, path: Path) -> list[str]:
 def find_pictures(given: Sequence[str]) -> list[str]:
     """The files that are meant: those of folders and patterns in order, others as they stand.
 
+    A warning counts what a folder holds besides pictures and hidden files.
+
     Raises:
-      UserError: a folder or a pattern holds no picture.
+      UserError: a name is empty, or a folder or a pattern holds no picture.
     """
     found: list[str] = []
     for name in given:
+        if not name.strip():
+            raise UserError("an IMAGE is empty: give a picture, a folder or a pattern")
         path = name if storage.is_remote(name) else resolve(name)
         if storage.is_remote(name) or os.path.isfile(path):
-            some = [path]
+            found.append(path)
         elif os.path.isdir(path):
-            some = sorted(_pictures_in(path))
-            if not some:
-                raise UserError(f"{name} holds no pictures ({', '.join(IMAGES)})")
-        else:
+            found += _pictures_in(path)
+        elif glob.has_magic(path):
             some = sorted(p for p in glob.glob(path, recursive=True) if not os.path.isdir(p))
-            some = some or [path]  # reading it says what is wrong
-        found += some
+            if not some:
+                raise UserError(f"no file matches {name}")
+            found += some
+        else:
+            found.append(path)  # reading it says what is wrong
     return found
 
 
-def _pictures_in(folder: str) -> Iterator[str]:
+def _pictures_in(folder: str) -> list[str]:
     """Pictures of a folder and those in it, each folder once, however it is linked."""
+    files: list[str] = []
     seen: set[str] = set()
     for place, inner, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -164,7 +193,19 @@ def _pictures_in(folder: str) -> Iterator[str]:
             inner.clear()
             continue
         seen.add(real)
-        yield from (os.path.join(place, name) for name in names if name.lower().endswith(IMAGES))
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        files += (os.path.join(place, name) for name in names if not name.startswith("."))
+    pictures = sorted(file for file in files if file.lower().endswith(IMAGES))
+    if not pictures:
+        raise UserError(f"{folder} holds no pictures ({', '.join(IMAGES)})")
+    if others := sorted(set(files) - set(pictures)):
+        warnings.warn(
+            f"of {folder} {len(others):,} files are left out, whose names are not those of "
+            f"pictures, such as {os.path.basename(others[0])!a}",
+            GuessedWarning,
+            stacklevel=3,
+        )
+    return pictures
 
 
 @contextmanager
@@ -219,7 +260,8 @@ def run(argv: Sequence[str]) -> int:
     templates = args.templates.split("|")
     if wrong := [t for t in templates if "{}" not in t]:
         raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
-    images = find_pictures(args.images)
+    with _notes():
+        images = find_pictures(args.images)
     answers = classify(
         args.checkpoint,
         images,

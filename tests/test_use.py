@@ -154,6 +154,7 @@ def test_clips_own_tokens_and_models_by_name():
         (b'\xef\xbb\xbf["a cat"]', ["a cat"]),
         (b'{"10": "a dog", "9": "a cat"}', ["a cat", "a dog"]),
         (b"a dog, running\n", ["a dog, running"]),
+        (b'"a dog, running"\n"a ""cat"""\n"no" end\n', ["a dog, running", 'a "cat"', '"no" end']),
     ],
 )
 def test_label_files(tmp_path, content, expected):
@@ -172,7 +173,11 @@ def test_label_files(tmp_path, content, expected):
         (b"[" * 100_000, ["not JSON"]),
         (b"[" + b"9" * 5000 + b"]", ["not JSON"]),
         ("a cat".encode("utf-16"), ["UTF-8"]),
-        (b"\n\n", ["empty"]),
+        (b"\n\n", ["labels", "empty"]),
+        (b'{"0": "a cat", "0": "a dog"}', ["labels", "twice"]),
+        (b'{"0": "a cat", "00": "a dog"}', ["labels", "same number"]),
+        (b"0\ta cat\n1\ta dog\n", ["is a table", "a label a line"]),
+        (b"0,a cat\n1,a dog\n", ["is a table", "0,a cat"]),
         (b"x" * (5 << 20), ["over 4 MiB"]),
     ],
 )
@@ -196,6 +201,7 @@ def test_folders_patterns_and_broken_pictures(run, tmp_path, capsys):
         picture(1, (20, 18)).save(tmp_path / name)
     (tmp_path / "a" / "broken.png").write_bytes(b"no picture")
     (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / "a" / "._2.png").write_bytes(b"what macOS leaves")
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
     given = [str(tmp_path / "a"), str(tmp_path / "*.png"), str(tmp_path / "c[1].png")]
     found = [os.path.relpath(path, tmp_path) for path in classify.find_pictures(given)]
@@ -209,9 +215,13 @@ def test_folders_patterns_and_broken_pictures(run, tmp_path, capsys):
     answers = [json.loads(line) for line in shown.out.splitlines()]
     assert [answer is None for answer in answers] == [False, False, True, False, False]
     assert "skipped: " in shown.err and "1 of 5" in shown.err
+    assert "1 files are left out" in shown.err and "notes.txt" in shown.err
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no pictures"):
-        classify.find_pictures([str(tmp_path / "empty")])
+    for name, words in (("empty", "holds no pictures"), ("e*y", "no file matches")):
+        with pytest.raises(UserError, match=words):
+            classify.find_pictures([str(tmp_path / name)])
+    with pytest.raises(UserError, match="IMAGE is empty"):
+        classify.find_pictures([""])
 
 
 def test_notes_of_the_command(run, image, capsys):

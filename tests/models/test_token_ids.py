@@ -1,0 +1,76 @@
+"""What `encode_text` is given: taken with the right answer, or refused in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from clip_jax.errors import UserError
+from clip_jax.models.clip import CLIP
+from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
+from support import says
+
+SMALL: dict[str, Any] = dict(width=16, layers=1, heads=2)
+TOKENS = np.array([[48, 3, 4, 49, 0, 0, 0, 0], [48, 7, 49, 0, 0, 0, 0, 0]], np.int32)
+
+
+@pytest.fixture(scope="module")
+def model() -> CLIP:
+    config = CLIPConfig(
+        12,
+        vision=VisionConfig(image_size=16, patch_size=8, **SMALL),
+        text=TextConfig(vocab_size=50, context_length=8, **SMALL),
+    )
+    return CLIP(config, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(TOKENS.astype(t) for t in (np.int64, np.uint8, np.uint16)),
+        jnp.asarray(TOKENS),
+        TOKENS.tolist(),
+        list(TOKENS),
+        TOKENS[:, :4],
+    ],
+)
+def test_the_same_tokens_have_the_same_features(model: CLIP, given: Any) -> None:
+    expected = model.encode_text(TOKENS)
+    np.testing.assert_allclose(model.encode_text(given), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("a cat", ["texts are not tokens", "tokenize"]),
+        (["a cat", "a dog"], ["texts are not tokens"]),
+        (None, ["texts are not tokens"]),
+        ([[1, 2], [3]], ["no array"]),
+        (TOKENS[0], ["(8,)", "tokens[None]"]),
+        (TOKENS[None], ["(1, 2, 8)"]),
+        (TOKENS.astype(np.float32), ["float32"]),
+        (TOKENS > 0, ["bool"]),
+        (TOKENS + 1, ["1 to 50", "0 to 49", "clip_jax.load"]),
+        (jnp.asarray(TOKENS - 1), ["-1 to 48"]),
+        (np.zeros((1, 9), np.int32), ["9 tokens", "up to 8"]),
+        (TOKENS[:, :0], ["0 tokens"]),
+    ],
+)
+def test_what_is_no_tokens_of_this_model_is_refused(
+    model: CLIP, given: Any, words: list[str]
+) -> None:
+    for encode in (model.encode_text, lambda x: model(np.zeros((1, 16, 16, 3), np.uint8), x)):
+        with pytest.raises(UserError) as caught:
+            encode(given)
+        assert says(caught.value, *words)
+
+
+def test_tokens_of_a_traced_program_are_taken_as_they_are(model: CLIP) -> None:
+    found = jax.jit(model.encode_text)(TOKENS)
+    np.testing.assert_allclose(found, model.encode_text(TOKENS), atol=1e-5)
+    assert model.encode_text(TOKENS[:0]).shape == (0, 12)
