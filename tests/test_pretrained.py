@@ -129,6 +129,9 @@ def test_a_lone_file_does_not_say_its_activation(folder, image, tmp_path, monkey
     [
         ((["a"], "no place"), ["'no place'", "{}"]),
         (([],), ["label"]),
+        ((None,), ["labels", "None"]),
+        ((5,), ["labels", "5"]),
+        ((["a"], 5), ["templates", "5"]),
     ],
 )
 def test_mistakes_in_a_call_are_named(folder, image, arguments, words):
@@ -147,6 +150,22 @@ def test_mistakes_in_a_call_are_named(folder, image, arguments, words):
         (lambda f: clip_jax.load("RN50", weights=f / "nothing.pt"), ["nothing.pt"]),
         (lambda f: clip_jax.load(f, params="float8"), ["float8", "bfloat16"]),
         (lambda f: clip_jax.load(f, image_size=20), ["patch_size=8", "image_size=20"]),
+        (lambda f: clip_jax.load(f, image_size=48.0), ["image_size=48.0", "whole"]),
+        (lambda f: clip_jax.load(f, image_size=True), ["image_size=True", "whole"]),
+        (lambda f: clip_jax.load(f, image_size=10**6), ["image_size=1000000", "8192"]),
+        (lambda f: clip_jax.load(f, context_length=0), ["context_length", "at least 3"]),
+        (lambda f: clip_jax.load(f, dtype="fp16"), ["dtype='fp16'", "bfloat16"]),
+        (lambda f: clip_jax.load(f, activation="relu"), ["activation='relu'", "gelu"]),
+        (lambda f: clip_jax.load(f, activation="gelu"), ["quick_gelu", "activation='gelu'"]),
+        (lambda f: clip_jax.load(f, tokenizer=5), ["tokenizer", "not 5"]),
+        (lambda f: clip_jax.load(""), ["model=''", "names nothing"]),
+        (lambda f: clip_jax.load(None), ["model=None", "names nothing"]),
+        (lambda f: clip_jax.load("x" * 6000), ["no run folder"]),
+        (lambda f: clip_jax.load("gs://bucket/run"), ["gs://bucket/run", "copy it"]),
+        (lambda f: clip_jax.load("RN50", "https://a.b/RN50.pt"), ["https://a.b/", "copy it"]),
+        (lambda f: clip_jax.load("openai/clip-vit-base-patch32"), ["none are downloaded"]),
+        (lambda f: clip_jax.load("siglip-b16", f / "model.safetensors"), ["siglip-b16"]),
+        (lambda f: clip_jax.pipeline(), ["model=''"]),
         (lambda f: clip_jax.pipeline("image-to-text", f), ["image-to-text"]),
     ],
 )
@@ -190,6 +209,43 @@ def test_other_sizes_by_choice(folder, image):
     np.testing.assert_array_equal(
         model.vision.positional_embedding[0], same.vision.positional_embedding[0]
     )
+
+
+def test_another_size_keeps_how_pictures_are_resized(folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "squash")
+    path = place / "preprocessor_config.json"
+    squash = {"size": {"height": 20, "width": 20}, "do_center_crop": True, "resample": 2}
+    path.write_text(json.dumps(json.loads(path.read_text()) | squash))
+    small, large = (clip_jax.load(place, image_size=size)[1] for size in (16, 32))
+    assert (small.resize, small.resize_size, small.interpolation) == ("squash", 20, "bilinear")
+    assert large == dataclasses.replace(small, size=32, resize_size=40)
+
+
+def test_a_file_and_a_folder_in_hugging_faces_cache_are_models(folder, tmp_path):
+    expected = clip_jax.load(folder)[0].vision.positional_embedding[...]
+    repository = tmp_path / "models--openai--tiny"
+    snapshot = repository / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd")
+    for i, file in enumerate(folder.iterdir()):
+        blob = shutil.copy(file, repository / "blobs" / str(i))
+        (snapshot / file.name).symlink_to(blob)
+    for place in (repository, snapshot, snapshot / "model.safetensors"):
+        model, preprocess, tokenize = clip_jax.load(place)
+        np.testing.assert_array_equal(model.vision.positional_embedding[...], expected)
+        assert preprocess.size == 16 and tokenize("a cat").shape == (1, 12)
+    (repository / "refs" / "main").write_text("../../elsewhere")
+    with pytest.raises(UserError):
+        clip_jax.load(repository)
+
+
+def test_a_column_of_names_is_several_pictures(folder, image):
+    classifier = clip_jax.pipeline(model=folder)
+    for kind in (object, str):
+        column = np.array([str(image)] * 3, kind)
+        assert len(classifier(column, ["a", "b"], "{}", batch_size=np.int64(2))) == 3
 
 
 def test_the_classify_command_takes_other_libraries_folders(folder, image, capsys):

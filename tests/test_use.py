@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +14,7 @@ import clip_jax
 import runs
 from clip_jax import classify, main
 from clip_jax.errors import UserError
+from clip_jax.models.clip import variables
 from support import encoded, picture, says, write_tar
 
 
@@ -55,6 +57,15 @@ def test_a_checkpoint_of_a_step_can_be_named(run):
     newest, _, _ = clip_jax.load(str(run))
     named, _, _ = clip_jax.load(str(run / "checkpoints" / "4"))
     np.testing.assert_array_equal(newest.logit_scale[...], named.logit_scale[...])
+
+
+def test_options_of_files_hold_for_runs(run):
+    half, _, _ = clip_jax.load(run, params="bfloat16")
+    assert {str(x.dtype) for x in jax.tree.leaves(variables(half)[0])} == {"bfloat16"}
+    with pytest.raises(UserError, match="trained with quick_gelu"):
+        clip_jax.load(run, activation="gelu")
+    with pytest.raises(UserError, match="is a run"):
+        clip_jax.load("ViT-B/32", weights=run)
 
 
 def test_loading_changes_nothing_in_the_folder(run):

@@ -210,3 +210,8 @@ def test_a_tensor_that_wants_gradients_says_what_to_do() -> None:
 def test_a_closed_or_truncated_pil_picture_is_one_line() -> None:
     cut = Image.open(io.BytesIO(encoded(picture(0, (64, 64)), "jpeg")[:900]))
     refused(lambda: Preprocess(16)(cut), "PIL picture")
+
+
+def test_a_picture_of_no_pixels_is_refused() -> None:
+    for size in ((0, 5), (5, 0), (0, 0)):
+        refused(lambda size=size: taken(Image.new("RGB", size)), "PIL picture", "nothing")

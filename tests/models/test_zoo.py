@@ -83,6 +83,10 @@ def test_a_config_survives_its_dictionary_and_json(name):
         ("ViT-L/14@336", "ViT-L/14@336px"),
         ("ViT-L-14-336px", "ViT-L/14@336px"),
         ("rn50X4", "RN50x4"),
+        ("ViT-L-14-336", "ViT-L/14@336px"),
+        ("ViT-B-16-SigLIP", "siglip-b16"),
+        ("ViT-B-16-SigLIP-i18n-256", "siglip-b16-256-i18n"),
+        ("ViT-SO400M-14-SigLIP-384", "siglip-so400m14-384"),
     ],
 )
 def test_names_are_found_as_people_write_them(written, name):
