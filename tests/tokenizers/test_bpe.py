@@ -311,9 +311,9 @@ def test_what_is_written_for_others(tmp_path: Path) -> None:
 def test_a_text_that_is_no_text_is_named(tokenizer: BPE) -> None:
     with pytest.raises(UserError, match="must be a str, not bytes: b'cat'"):
         tokenizer([b"cat"])  # type: ignore[list-item]
-    for given in (None, 5, b"cat"):
-        with pytest.raises(UserError, match=f"list of texts, not {type(given).__name__}"):
-            tokenizer(given)  # type: ignore[arg-type]
+    for wrong in (None, 5, b"cat"):
+        with pytest.raises(UserError, match=f"list of texts, not {type(wrong).__name__}"):
+            tokenizer(wrong)  # type: ignore[arg-type]
 
 
 def test_texts_of_a_generator_are_a_list(tokenizer: BPE) -> None:
