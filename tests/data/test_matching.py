@@ -54,7 +54,9 @@ RULES = [
     ("jpg a", "", "jpg:unknown_ending a:unknown_ending"),
     ("._a.jpg .txt .jpg a.jpg", "", "._a.jpg:hidden .txt:hidden .jpg:hidden a.jpg:no_text"),
     ("a..jpg a.txt", "a..jpg:a.txt", ""),
-    ("a.jpg.txt a.jpg", "", "a.jpg.txt:no_picture a.jpg:no_text"),
+    ("a.jpg.txt a.jpg", "a.jpg:a.jpg.txt", ""),
+    ("a.jpg.json a.jpg a.txt", "a.jpg:a.txt", "a.jpg.json:no_picture"),
+    ("a.b.jpg.txt a.b.jpg a.txt a.b.png", "a.b.jpg:a.b.jpg.txt a.b.png:a.txt", ""),
     # Unicode's normal forms, where no text is written alike
     ("\xe9.jpg e\u0301.txt", "\xe9.jpg:e\u0301.txt", ""),
     ("\xe9.jpg e\u0301.txt \xe9.txt", "\xe9.jpg:\xe9.txt", "e\u0301.txt:repeated"),
