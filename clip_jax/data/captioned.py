@@ -87,7 +87,10 @@ class CaptionedSource:
                 used += 1
                 said.setdefault(path, []).append(row.fields)
         if not said:
-            named = next((row.name for row in rows if row.name), "none")
+            named = next((row.name for row in rows if row.name), "")
+            if not named:
+                why = next((f": {row.where}: {row.problem}" for row in rows if row.problem), "")
+                raise UserError(f"{storage.shown(table)} names no picture{why}")
             raise UserError(
                 f"{storage.shown(table)} names pictures such as {quoted(named)}, of which "
                 f"{self.root} holds none with a caption: set config.data.root to their folder"

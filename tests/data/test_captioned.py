@@ -306,3 +306,9 @@ def test_names_that_differ_in_case_alone_are_different_files(tmp_path: Path) -> 
         table = "file_name,caption\nA.jpg,two\na.jpg,one\nin/a.jpg,three\n"
         write(tmp_path, {"metadata.csv": table})
         assert said(tmp_path) == {b"a": "one", b"A": "two", b"in": "three"}
+
+
+@pytest.mark.parametrize("content", ["[]", '["a", "b"]', "[1]"])
+def test_a_table_that_names_no_picture(content: str, tmp_path: Path) -> None:
+    write(tmp_path, {"captions.json": content, "a.jpg": b"A"})
+    refused(lambda: open_source(str(tmp_path / "captions.json")), "names no picture")

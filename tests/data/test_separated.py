@@ -63,3 +63,15 @@ def test_backslashes_do_not_lead_out_of_the_folder(folder: Path) -> None:
 def test_a_cell_too_many_is_still_a_broken_row(folder: Path) -> None:
     (folder / "x.csv").write_text("image,caption\nb.jpg,a, cat\n")
     refused(lambda: open_source(str(folder / "x.csv")), "line 2", "3 cells", "quote cells")
+
+
+def test_marks_that_backslashes_escape_are_said(folder: Path) -> None:
+    (folder / "x.csv").write_text('image,caption\nb.jpg,x\nb.jpg,"say \\"a\\" b"\n')
+    (note,) = open_source(str(folder / "x.csv")).opening_report().notes
+    assert "1 rows, such as line 3" in note and '\\"' in note
+
+
+def test_a_missing_picture_leads_to_the_root(folder: Path) -> None:
+    (folder / "x.csv").write_text("image,caption\nno.jpg,x\n")
+    source = open_source(str(folder / "x.csv"))
+    refused(lambda: source[0], folder / "no.jpg", "No such file", "config.data.root")

@@ -262,7 +262,13 @@ class TableSource:
                 f"{name}: {quoted(value)} leaves {storage.shown(self.root)}: set config.data.root "
                 "to the folder of the pictures",
             )
-        return Pair(read_bytes(path, MAX_MEMBER), row, storage.shown(path))
+        try:
+            return Pair(read_bytes(path, MAX_MEMBER), row, storage.shown(path))
+        except PairError as error:
+            if storage.is_remote(path) or os.path.lexists(path):
+                raise
+            hint = "config.data.root is the folder that paths start at"
+            raise PairError("unreadable", f"{error}; {hint}") from None
 
 
 def _root(folder: str) -> str:

@@ -136,7 +136,7 @@ class SeparatedFile:
 
         Empty cells beyond the header's do not count, nor do the last columns without a name.
         """
-        broken, longest, where = 0, 0, 0
+        broken, longest, where, escaped = 0, 0, 0, list[int]()
         rows = self._read()
         next(rows, None)
         for row in rows:
@@ -153,10 +153,17 @@ class SeparatedFile:
                 yield row._replace(fault=f"{what}; see config.data.encoding")
             else:
                 yield row
+            if self.quoting and any("\\" in cell and cell.endswith('"') for cell in row.cells):
+                escaped.append(row.first)
             if row.number > row.first:
                 broken += 1
                 if row.number + 1 - row.first > longest:
                     longest, where = row.number + 1 - row.first, row.first
+        if escaped and note:
+            self.notes.append(
+                f"{storage.shown(self.path)}: {len(escaped):,} rows, such as line {escaped[0]:,}, "
+                'seem to write quotation marks as \\", which are read as they stand: write ""'
+            )
         if broken and note:
             self.notes.append(
                 f"{storage.shown(self.path)}: {broken:,} rows have line breaks within quotation "
