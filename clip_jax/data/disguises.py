@@ -6,6 +6,7 @@ _PACKED = {
     **{b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"(\xb5/\xfd": "unzstd"},
     b"PK\x03\x04": "unzip",
 }
+_SPREADSHEETS = (".xlsx", ".xls", ".ods")
 _LFS = b"version https://git-lfs"
 _PAGES = (b"<!doctype html", b"<html")
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n")
@@ -17,6 +18,8 @@ def packed(start: bytes, end: str) -> str:
 
     end: how its name ends, such as `.tar`.
     """
+    if end in _SPREADSHEETS:
+        return "is a spreadsheet: save it as .csv"
     if how := next((how for magic, how in _PACKED.items() if start.startswith(magic)), ""):
         return f"is compressed, and so has no random access: {how} it"
     if start.startswith(_LFS):

@@ -46,7 +46,12 @@ def test_parquet_by_another_name(tmp_path: Path) -> None:
         refused(lambda end=end: open_source(str(tmp_path / f"x.{end}")), "is Parquet", ".parquet")
 
 
-@pytest.mark.parametrize("end", ["xlsx", "arrow", "db", "csv2"])
+def test_spreadsheets(tmp_path: Path) -> None:
+    (tmp_path / "x.xlsx").write_bytes(b"PK\x03\x04" + bytes(99))
+    refused(lambda: open_source(str(tmp_path / "x.xlsx")), "x.xlsx", "save it as .csv")
+
+
+@pytest.mark.parametrize("end", ["arrow", "db", "csv2"])
 def test_what_is_no_tar_by_its_name_is_not_called_cut_short(end: str, tmp_path: Path) -> None:
     path = tmp_path / f"x.{end}"
     path.write_bytes(b"something else" * 99)
