@@ -18,7 +18,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from clip_jax.data import storage
+from clip_jax.data import paths, storage
+from clip_jax.data.disguises import disguise
 from clip_jax.data.opening import quoted
 from clip_jax.data.pairs import IMAGES
 from clip_jax.errors import UserError
@@ -85,6 +86,8 @@ def _bytes(path: str) -> bytes:
             found = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    if why := disguise(found, paths.suffix(path)):
+        raise UserError(f"{storage.shown(path)} {why}")
     if len(found) > MAX_BYTES:
         raise UserError(f"{storage.shown(path)} is over {MAX_BYTES >> 20} MiB")
     return found
@@ -113,6 +116,8 @@ def _parquet(path: str) -> Iterator[tuple[str, Any]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet
+
+        from clip_jax.data.tables.columns import python_rows
     except ImportError as error:
         raise UserError(
             f"{path} needs pyarrow, which is not installed ({error}): "
@@ -122,10 +127,10 @@ def _parquet(path: str) -> Iterator[tuple[str, Any]]:
         with storage.open_file(path) as file:
             number = 0
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1024):
-                for record in batch.to_pylist():
+                for record in python_rows(batch):
                     yield f"row {number:,}", record
                     number += 1
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(f"{storage.shown(path)} cannot be read as a table ({why})") from None
 
@@ -172,19 +177,30 @@ def _named(names: Iterable[str]) -> str:
     return ", ".join(quoted(str(name)) for name in list(names)[:10]) or "nothing"
 
 
+def caption_column(names: Iterable[str]) -> str:
+    """The column that is `{caption}` where none is called so: by its name, or as the only one.
+
+    names: of all columns beside the picture's. Empty: none is.
+    """
+    known = list(names)
+    if "caption" in known:
+        return ""
+    return _column(known, _CAPTIONS) or (known[0] if len(known) == 1 else "")
+
+
 def _with_caption(fields: dict[str, Any]) -> str:
     """Gives fields a `caption` where another field is one; gives that field's name."""
-    if "caption" in fields or not fields:
-        return ""
-    column = _column(fields, _CAPTIONS) or (next(iter(fields)) if len(fields) == 1 else "")
-    if column:
+    if column := caption_column(fields):
         fields["caption"] = fields[column]
     return column
 
 
 def _json(text: str, path: str, notes: list[str]) -> Iterator[Row]:
     content = _loaded(text)
-    if isinstance(content, list):
+    lines = () if content is not None else _lines(text)
+    if isinstance(next((record for _, record in lines), None), dict):  # objects, one a line
+        yield from _of_records(_lines(text), path, notes)
+    elif isinstance(content, list):
         yield from _of_records(((f"item {i:,}", one) for i, one in enumerate(content)), path, notes)
     elif isinstance(content, dict) and isinstance(content.get("images"), list):
         yield from _coco(content, path)
@@ -231,6 +247,8 @@ def _text(text: str, path: str, notes: list[str]) -> Iterator[Row]:
         return
     for separator in _SEPARATORS:
         names = [cell.strip() for cell in next(_cells(first, separator), (1, []))[1]]
+        while names and not names[-1]:  # spreadsheets leave empty columns behind
+            names.pop()
         if len(names) < 2:
             continue
         if picture := _column(names, _PICTURES):
@@ -295,6 +313,8 @@ def _separated(
                 f"{storage.shown(path)}, {where}: a quote that opens here takes the rows after "
                 "it into one cell: double it, or remove it"
             )
+        while len(cells) > len(columns) and not cells[-1].strip():
+            cells.pop()
         if len(cells) > len(columns) and columns[-1] == caption:
             longer += 1
             cells[len(columns) - 1 :] = [separator.join(cells[len(columns) - 1 :])]

@@ -7,6 +7,7 @@ import json
 import os
 import posixpath
 import re
+import unicodedata
 from typing import Any
 
 from clip_jax.data import caption_tables, matching, storage
@@ -70,12 +71,10 @@ class CaptionedSource:
             base = posixpath.basename(path)
             if path == own:
                 is_inside = True
-            elif kind := matching.kind(base):
-                by_base.setdefault(base, []).append(path) if kind == "picture" else tally.add(
-                    "no_picture", path
-                )
+            elif (kind := matching.kind(base)) == "picture":
+                by_base.setdefault(_folded(base), []).append(path)
             else:
-                tally.add("unknown_ending", path)
+                tally.add("no_picture" if kind else "unknown_ending", path)
         said, used = dict[str, list[dict[str, Any]]](), 0
         for row in rows:
             path, why = _resolved(row.name, posixpath.dirname(own), by_base)
@@ -88,7 +87,10 @@ class CaptionedSource:
                 used += 1
                 said.setdefault(path, []).append(row.fields)
         if not said:
-            named = next((row.name for row in rows if row.name), "none")
+            named = next((row.name for row in rows if row.name), "")
+            if not named:
+                why = next((f": {row.where}: {row.problem}" for row in rows if row.problem), "")
+                raise UserError(f"{storage.shown(table)} names no picture{why}")
             raise UserError(
                 f"{storage.shown(table)} names pictures such as {quoted(named)}, of which "
                 f"{self.root} holds none with a caption: set config.data.root to their folder"
@@ -139,17 +141,28 @@ class CaptionedSource:
 def _resolved(name: str | None, folder: str, by_base: dict[str, list[str]]) -> tuple[str, str]:
     """The picture that a table names, or the reason why there is none.
 
-    A name starts at the table's own folder, or is the end of one path of the folder.
+    A name starts at the table's own folder, or is the end of one path of the folder. Where none is
+    so as it is written, backslashes separate folders, as in tables that Windows wrote; and names
+    may differ in case and in Unicode's normal form, as other systems change these in copying.
     """
     if not name:
         return "", "null_picture"
-    plain = posixpath.normpath(name)
-    candidates = by_base.get(posixpath.basename(plain), [])
-    exact = posixpath.normpath(posixpath.join(folder, plain))
-    if exact in candidates:
-        return exact, ""
-    ends = [path for path in candidates if f"/{path}".endswith(f"/{plain}")]
-    return (ends[0], "") if len(ends) == 1 else ("", "no_picture")
+    for written in dict.fromkeys((name, name.replace("\\", "/"))):
+        plain = posixpath.normpath(written)
+        candidates = by_base.get(_folded(posixpath.basename(plain)), [])
+        for alike in (str, _folded):
+            whole = alike(posixpath.normpath(posixpath.join(folder, plain)))
+            if len(exact := [path for path in candidates if alike(path) == whole]) == 1:
+                return exact[0], ""
+            end = alike(f"/{plain}")
+            if len(ends := [path for path in candidates if alike(f"/{path}").endswith(end)]) == 1:
+                return ends[0], ""
+    return "", "no_picture"
+
+
+def _folded(name: str) -> str:
+    """What names that differ in case and normal form alone have in common."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _plain(value: Any) -> str | None:

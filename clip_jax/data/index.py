@@ -25,19 +25,17 @@ import numpy as np
 
 from clip_jax import files
 from clip_jax.data import matching, storage
-from clip_jax.data.headers import BLOCK, FAULTS, DamageError, Member, members
+from clip_jax.data.disguises import disguise, packed
+from clip_jax.data.headers import BLOCK, FAULTS, DamageError, Member, is_header, members
 from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.pairs import TEXTS
+from clip_jax.data.paths import TABLES, suffix
 from clip_jax.errors import UserError
 
 BESIDE = "beside"
-_VERSION = 6  # of the kept index
+_VERSION = 7  # of the kept index
 _PLACES = 8  # headers compared
 _WIDTH = 1 + len(TEXTS)  # members of a pair at most
-_PACKED = {
-    **{b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"(\xb5/\xfd": "unzstd"},
-    b"PK\x03\x04": "unzip",
-}
 
 
 class Index(NamedTuple):
@@ -176,7 +174,8 @@ def scan(path: str, image: str = "") -> Index:
     seen, flaw, end = _Members(), "", 0
     try:
         with storage.open_file(path) as file:
-            if why := _is_no_tar(file.read(BLOCK)):
+            start = file.read(BLOCK)
+            if (why := packed(start, suffix(path))) and not _is_tar(start):
                 raise UserError(f"{storage.shown(path)} {why}")
             walk = members(file, file.seek(0, os.SEEK_END))
             try:
@@ -186,18 +185,28 @@ def scan(path: str, image: str = "") -> Index:
                 end = stop.value
             except DamageError as damage:
                 flaw = f"it is cut short or not a tar ({damage}): fetch it again"
+                if not len(seen):
+                    flaw = _other_kind(start, suffix(path)) or flaw
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     return _index(seen, image, flaw, end)
 
 
-def _is_no_tar(start: bytes) -> str:
-    """What a file is in place of a tar, by its first bytes, and what to do; empty for a tar."""
-    if how := next((how for magic, how in _PACKED.items() if start.startswith(magic)), ""):
-        return f"is compressed, and so has no random access: {how} it"
-    if start.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the tar: git lfs pull"
-    return ""
+def _is_tar(start: bytes) -> bool:
+    return len(start) == BLOCK and is_header(start)
+
+
+def _other_kind(start: bytes, end: str) -> str:
+    """What a file is in place of a tar, by its first bytes or how its name ends; empty: unknown."""
+    if why := disguise(start, end):
+        return f"it {why}"
+    if end in (".tar", ""):
+        return ""
+    kinds = ", *".join(TABLES)
+    return (
+        "by its name it is neither a tar nor a table: give tars (*.tar), tables of one kind "
+        f"(*{kinds}) or a folder"
+    )
 
 
 def _arrays(

@@ -92,16 +92,17 @@ def _says_much(text: str, names: Collection[str]) -> bool:
 
 def hint(listing: Listing) -> str:
     """What else a folder holds that could be meant, as the end of an error; '' for nothing."""
-    counts: Counter[tuple[int, str]] = Counter()
+    folders = dict[int, Counter[str]]()
     for path in listing.files():
         folder, name = os.path.split(path)
         for rank, end in enumerate(_ARCHIVES):
             if name.lower().endswith(end):
-                counts[rank, folder] += 1
-    if not counts:
+                folders.setdefault(rank, Counter())[folder] += 1
+    if not folders:
         return ""
-    (rank, folder), count = min(counts.items(), key=lambda item: (item[0][0], -item[1]))
-    end = _ARCHIVES[rank]
-    pattern = os.path.join(listing.root, folder, f"*{end}")
+    rank, counts = min(folders.items())
+    end, count = _ARCHIVES[rank], counts.total()
+    below = next(iter(counts)) if len(counts) == 1 else "**"
+    pattern = os.path.join(listing.root, below, f"*{end}")
     how = "unpack them and use the folder" if end.endswith(("gz", "zip")) else f"use {pattern}"
     return f"; it holds {count:,} {end} files: {how}"

@@ -3,8 +3,8 @@
 Folders and tars share these rules:
 
 - A picture belongs to the texts of its own stem: `photo.v1.5.jpg` to `photo.v1.5.txt`. Where there
-  is none, to those of the longest part of its stem that ends before a dot: `photo.v1.5.large.jpg`
-  and `photo.v1.5.jpg` share `photo.v1.5.txt`.
+  is none, to those of its whole name (`photo.v1.5.jpg.txt`), or else of the longest part of its
+  stem that ends before a dot: `photo.v1.5.large.jpg` and `photo.v1.5.jpg` share `photo.v1.5.txt`.
 - All texts of that stem describe it together: `1.txt`, `1.json`, `1.cls`, `1.npy`.
 - Texts of a stem that has a picture of its own describe that picture alone: `0.seg.png` beside
   `0.png` and `0.txt` is left out. Without one, every picture is a pair, except what is a mask by
@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from clip_jax.data.pairs import IMAGES, TEXTS
 
-RULES = 1  # their version: part of the fingerprints of what they paired
+RULES = 2  # their version: part of the fingerprints of what they paired
 # What follows the stem of a picture that shows something about another picture.
 MASKS = frozenset(
     (
@@ -182,7 +182,7 @@ def _examples(
             by_stem.setdefault(normal(file.stem), {}).setdefault(file.rank, file)
         of_text: dict[str, list[_File]] = {}
         for file in pictures:
-            stem = _longest(normal(file.stem), by_stem)
+            stem = _own(normal(file.stem), normal(file.name), by_stem)
             if stem is not None:
                 of_text.setdefault(stem, []).append(file)
         used = set[int]()
@@ -209,6 +209,11 @@ def _examples(
 
 def _normalized(stem: str) -> str:
     return unicodedata.normalize("NFC", stem)
+
+
+def _own(stem: str, name: str, among: Collection[str]) -> str | None:
+    """The stem of the texts of a picture: its own, its whole name, or the longest part of it."""
+    return name if stem not in among and name in among else _longest(stem, among)
 
 
 def _longest(stem: str, among: Iterable[str]) -> str | None:

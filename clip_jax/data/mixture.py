@@ -192,5 +192,8 @@ def _unfilled(source: Source, templates: Sequence[str]) -> list[str]:
         if not left:
             return []
     if wrong and len(left) == len(templates):
-        raise wrong
+        line = str(wrong)
+        if "; there are: " in line and not line.endswith(": none"):
+            line += ": set config.data.captions to a template over one of them"
+        raise PairError(wrong.reason, line)
     return left

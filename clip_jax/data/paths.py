@@ -75,7 +75,9 @@ def expand(pattern: str) -> list[str]:
     there = _existing(whole)
     for inner in braces(whole[len(there) :]):
         magic = glob.has_magic(inner)
-        found = sorted(glob.glob(glob.escape(there) + inner)) if magic else [there + inner]
+        found = [there + inner]
+        if magic:
+            found = sorted(glob.glob(glob.escape(there) + inner, recursive=True))
         missing = [f for f in found if not Path(f).is_file()]
         if missing or not found:
             missed = missing[0] if missing else there + inner

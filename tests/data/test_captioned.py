@@ -285,3 +285,30 @@ def test_the_fingerprint_changes_with_the_table_and_the_pictures(tmp_path: Path)
         write(tmp_path, dict(content))
         prints.add(open_source(str(tmp_path)).fingerprint)
     assert len(prints) == 3
+
+
+@pytest.mark.parametrize("name", ["in\\a.jpg", "in/A.JPG", "IN\\A.jpg", "./in/a.jpg"])
+def test_names_as_other_systems_write_them(name: str, tmp_path: Path) -> None:
+    write(tmp_path, {"in/a.jpg": b"A", "b.jpg": b"B"})
+    write(tmp_path, {"metadata.csv": f"file_name,caption,\n{name},a,\nb.jpg,b,\n"})
+    assert said(tmp_path) == {b"A": "a", b"B": "b"}
+
+
+def test_names_in_other_normal_forms(tmp_path: Path) -> None:
+    write(tmp_path, {"e\u0301.jpg": b"A", "b.jpg": b"B"})
+    write(tmp_path, {"metadata.csv": "file_name,caption\n\xe9.jpg,a\nb.jpg,b\n"})
+    assert said(tmp_path) == {b"A": "a", b"B": "b"} and not left_out(tmp_path)
+
+
+def test_names_that_differ_in_case_alone_are_different_files(tmp_path: Path) -> None:
+    write(tmp_path, {"a.jpg": b"a", "A.jpg": b"A", "in/A.JPG": b"in"})
+    if len(list(tmp_path.iterdir())) == 3:  # a file system that tells them apart
+        table = "file_name,caption\nA.jpg,two\na.jpg,one\nin/a.jpg,three\n"
+        write(tmp_path, {"metadata.csv": table})
+        assert said(tmp_path) == {b"a": "one", b"A": "two", b"in": "three"}
+
+
+@pytest.mark.parametrize("content", ["[]", '["a", "b"]', "[1]"])
+def test_a_table_that_names_no_picture(content: str, tmp_path: Path) -> None:
+    write(tmp_path, {"captions.json": content, "a.jpg": b"A"})
+    refused(lambda: open_source(str(tmp_path / "captions.json")), "names no picture")

@@ -12,6 +12,7 @@ import pytest
 from clip_jax.data.folders import MAX_TEXT, FolderSource
 from clip_jax.data.images import decode
 from clip_jax.data.pairs import Pair
+from clip_jax.data.paths import expand
 from clip_jax.data.sources import open_source
 from support import encoded, picture, refused
 
@@ -277,3 +278,11 @@ def test_text_without_the_picture(tmp_path: Path) -> None:
     assert expected == [
         ({"caption": name, "label": name}, f"{tmp_path}/b/{name}/1.jpg") for name in ("cat", "dog")
     ]
+
+
+def test_of_archives_in_several_folders_all_are_named(tmp_path: Path) -> None:
+    for name in ("a/0.tar", "b/c/1.tar", "b/c/2.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    refused(lambda: open_source(str(tmp_path)), "3 .tar files", f"use {tmp_path}/**/*.tar")
+    assert [Path(one).name for one in expand(f"{tmp_path}/**/*.tar")] == ["0.tar", "1.tar", "2.tar"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -17,6 +17,8 @@ import numpy as np
 
 from clip_jax import files
 from clip_jax.data import storage
+from clip_jax.data.caption_tables import caption_column
+from clip_jax.data.captions import Alternatives
 from clip_jax.data.opening import OpeningReport, Tally, all_used, quoted
 from clip_jax.data.pairs import MAX_MEMBER, Pair, PairError, read_bytes
 from clip_jax.data.paths import SAVED, expand
@@ -72,7 +74,7 @@ def _row(batch: pa.RecordBatch, i: int, name: str) -> dict[str, Any]:
         row.validate(full=True)
         if row.nbytes > MAX_MEMBER:
             raise PairError("unreadable", f"{name} is over {MAX_MEMBER >> 20} MiB")
-        return row.to_pylist()[0]
+        return columns.python_rows(row)[0]
     except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
         raise PairError("unreadable", f"{name} cannot be read ({_why(error)})") from None
 
@@ -86,7 +88,8 @@ class TableSource:
       image: the column of the pictures; empty: the one that looks so.
       root: the folder that paths start at and do not leave; empty: the first file's own.
       options: how text tables are written.
-      wanted: the columns that are needed beside the pictures; None: all.
+      wanted: the columns that are needed beside the pictures; None: all. Where `caption` is one
+        and no column is called so, another may be it, see `caption_tables.caption_column`.
       max_bad_fraction: of rows that may be damaged: they are left out.
 
     Raises:
@@ -110,7 +113,7 @@ class TableSource:
         self.root = _root(root or own)
         self.fingerprint = storage.identity(self.paths, storage.states(self.paths))
         if self._saved:
-            self._open_saved(image)
+            self._open_saved(image, wanted)
         else:
             self._open_cached(image, options, wanted, max_bad_fraction)
         if not len(self):
@@ -133,13 +136,26 @@ class TableSource:
             raise UserError(f"{what} cannot be read or cached ({error.strerror}){room}") from None
         self.image, self._is_json, self._streams = found.image, found.is_json, [found.stream]
         self._starts, self._left = found.starts, found.left
+        self._caption = self._caption_of(found.names, wanted)
         self._open()
         rows = int(self._starts[-1])
         self._report = OpeningReport(
-            rows, rows - len(self._left), "rows", found.left_out, found.notes
+            rows, rows - len(self._left), "rows", found.left_out, found.notes + self._guess()
         )
 
-    def _open_saved(self, image: str) -> None:
+    def _caption_of(self, names: Sequence[str], wanted: frozenset[str] | None) -> str:
+        """The column that is `{caption}`, where that is asked for and no column is called so."""
+        is_asked = wanted is not None and "caption" in wanted
+        others = (name for name in names if name != self.image)
+        return caption_column(others) if is_asked else ""
+
+    def _guess(self) -> tuple[str, ...]:
+        """What is said of a column that is taken for `{caption}`."""
+        if not self._caption:
+            return ()
+        return (f"{storage.shown(self.pattern)}: {{caption}} is {quoted(self._caption)}",)
+
+    def _open_saved(self, image: str, wanted: frozenset[str] | None) -> None:
         """Maps the streams of `datasets`: a row without a picture is found by its null bits."""
         self._is_json, self._streams = False, [Path(path) for path in self.paths]
         self._open()
@@ -147,6 +163,7 @@ class TableSource:
         schemas = [(where, batch.schema.remove_metadata()) for batch in self._batches]
         names = columns.unified(schemas, None).names
         self._starts, self._left, self.image = self._ends, np.zeros(0, np.int64), image
+        self._caption = ""
         if not names:
             self._report = all_used(0, "rows")
             return
@@ -162,7 +179,9 @@ class TableSource:
         tally = Tally()
         if len(self._left):
             tally.add("null_picture", f"{where}: row {self._left[0]:,}", len(self._left))
-        self._report = tally.report(int(self._ends[-1]) - len(self._left), "rows")
+        self._caption = self._caption_of(names, wanted)
+        used = int(self._ends[-1]) - len(self._left)
+        self._report = tally.report(used, "rows", self._guess())
 
     def _peek(self) -> Iterator[dict[str, Any]]:
         for batch in self._batches:
@@ -213,7 +232,11 @@ class TableSource:
         if not with_image and not self._is_json:
             batch = batch.select([name for name in batch.schema.names if name != self.image])
         values = _row(batch, int(stored - self._ends[at]), name)
-        return json.loads(values[reading.RAW]) if self._is_json else values, name
+        values = json.loads(values[reading.RAW]) if self._is_json else values
+        if self._caption and "caption" not in values and self._caption in values:
+            value = values[self._caption]
+            values["caption"] = Alternatives(value) if isinstance(value, list) else value
+        return values, name
 
     def text(self, i: int) -> tuple[dict[str, Any], str]:
         """The other columns of the i-th row, and its name: the picture is not read."""
@@ -239,7 +262,13 @@ class TableSource:
                 f"{name}: {quoted(value)} leaves {storage.shown(self.root)}: set config.data.root "
                 "to the folder of the pictures",
             )
-        return Pair(read_bytes(path, MAX_MEMBER), row, storage.shown(path))
+        try:
+            return Pair(read_bytes(path, MAX_MEMBER), row, storage.shown(path))
+        except PairError as error:
+            if storage.is_remote(path) or os.path.lexists(path):
+                raise
+            hint = "config.data.root is the folder that paths start at"
+            raise PairError("unreadable", f"{error}; {hint}") from None
 
 
 def _root(folder: str) -> str:
@@ -250,8 +279,11 @@ def _inside(root: str, value: str) -> str | None:
     """Where a path of a table leads to from `root`; None where it leaves that.
 
     By its parts alone, as links in the folder are the user's own, such as those of the cache of
-    Hugging Face; a path that leads into the folder by links elsewhere is as good.
+    Hugging Face; a path that leads into the folder by links elsewhere is as good. Where a name with
+    backslashes is no file, they separate its parts, as in tables that Windows wrote.
     """
+    if "\\" in value and not os.path.lexists(os.path.join(root, value)):
+        value = value.replace("\\", "/")
     if not storage.is_remote(root):
         path = os.path.join(root, value)
         ways = (os.path.normpath(path), os.path.realpath(path))

@@ -27,7 +27,7 @@ from clip_jax.data.tables import columns, reading
 from clip_jax.data.tables.reading import Account, Reader
 from clip_jax.errors import UserError
 
-_VERSION = 2
+_VERSION = 3
 _MOST_NOTES = 20
 _MOST_JSON = 64 << 20  # bytes: a data set may have many files
 
@@ -215,7 +215,7 @@ def _one_line(path: str) -> Iterator[None]:
     """Whatever is wrong with a table in one line; what is wrong with the machine as it is."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError, csv.Error) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         why = " ".join(str(error).split())[:200]

@@ -121,8 +121,42 @@ def _looks_so(value: Any, root: str) -> bool:
         return set(value) == {"bytes", "path"} and not is_null(value)
     if isinstance(value, bytes):
         return True
-    is_name = isinstance(value, str) and value.lower().endswith(IMAGES)
+    is_name = isinstance(value, str) and value.rstrip().lower().endswith(IMAGES)
     return is_name and not is_address(value, root)
+
+
+def python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a batch as Python values.
+
+    Times that Python's types cannot hold, such as nanoseconds, are integers in their own unit.
+
+    Raises:
+      pa.ArrowException, ValueError, ArithmeticError: a value cannot be had.
+    """
+    values = []
+    for column in batch.columns:
+        try:
+            values.append(column.to_pylist())
+        except (ValueError, ArithmeticError):
+            if (kind := _counted(column.type)) == column.type:
+                raise
+            values.append(column.cast(kind).to_pylist())
+    names = batch.schema.names
+    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _counted(kind: pa.DataType) -> pa.DataType:
+    """A type with integers in place of times, also inside lists and structs."""
+    if pa.types.is_temporal(kind):
+        return pa.int32() if kind.bit_width == 32 else pa.int64()
+    if pa.types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        return pa.struct([field.with_type(_counted(field.type)) for field in fields])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_counted(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_counted(kind.value_type)))
+    return kind
 
 
 def unified(schemas: Sequence[tuple[str, pa.Schema]], wanted: frozenset[str] | None) -> pa.Schema:

@@ -35,16 +35,18 @@ def read(path: str, encoding: str) -> Iterator[Line]:
                 elif stripped := line.strip():
                     yield _parsed(number, stripped, encoding)
         except UnicodeError as error:  # UTF-16 that is cut
-            yield Line(number + 1, {}, "", f"it is not {encoding}: {error}")
+            yield Line(number + 1, {}, "", f"it is not {text.shown(encoding)}: {error}")
 
 
 def _parsed(number: int, line: str, encoding: str) -> Line:
     if text.is_damaged(line):
-        return Line(number, {}, "", f"it holds bytes that are not {encoding}")
+        return Line(number, {}, "", f"it holds bytes that are not {text.shown(encoding)}")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         return Line(number, {}, "", f"it is no JSON ({error})")
     if not isinstance(row, dict):
-        return Line(number, {}, "", 'it is no object such as {"image": "a.jpg", "caption": "a"}')
+        what = 'it is no object such as {"image": "a.jpg", "caption": "a"}'
+        list_of_all = "; a list of objects is read from a file called .json"
+        return Line(number, {}, "", what + list_of_all * isinstance(row, list))
     return Line(number, row, line)

@@ -12,13 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from clip_jax.data import storage
+from clip_jax.data.disguises import disguise
 from clip_jax.data.opening import Tally
 from clip_jax.data.paths import suffix
 from clip_jax.data.table_options import TableOptions
 from clip_jax.data.tables import columns, json_lines, text
 from clip_jax.data.tables.separated import SeparatedFile
+from clip_jax.errors import UserError
 
 RAW = "row"  # the column of the rows of JSON lines, as they are written
+_HEAD = 64  # bytes that show what a file is
 _ROWS = 1024  # of a batch
 _PAGES = 1 << 20  # bytes of a Parquet file held to read from
 _JSON = (".jsonl", ".ndjson")
@@ -81,6 +84,9 @@ def reader_of(path: str, options: TableOptions) -> Reader:
       pa.ArrowException, OSError, ValueError: likewise.
     """
     end = suffix(path)
+    with storage.open_file(path) as file:
+        if why := disguise(file.read(_HEAD), end):
+            raise UserError(f"{storage.shown(path)} {why}")
     if end == ".parquet":
         return _Parquet(path)
     return _JsonLines(path, options) if end in _JSON else _Separated(path, end, options)
@@ -106,7 +112,7 @@ class _Parquet:
     def peek(self) -> Iterator[dict[str, Any]]:
         with self._opened() as file:
             for batch in file.iter_batches(64):
-                yield from batch.to_pylist()
+                yield from columns.python_rows(batch)
 
     def batches(self, schema: pa.Schema, image: str, account: Account) -> Iterator[pa.RecordBatch]:
         here, row = [name for name in self.names if name in schema.names], 0
@@ -149,10 +155,11 @@ class _Separated:
         for line in self._file.rows():
             if line.fault:
                 account.leave("unreadable", _broken(self.path, line.number, line.fault))
-            elif at < 0 or not line.cells[at]:
+            elif at < 0 or not (name := line.cells[at].strip()):
                 account.leave("null_picture", _line(self.path, line.number))
             else:
                 account.use()
+                line.cells[at] = name
                 rows.append(line.cells)
             if len(rows) == _ROWS:
                 yield self._batch(rows, schema)

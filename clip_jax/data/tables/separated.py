@@ -21,8 +21,9 @@ _TRIED = 50  # rows that a separator must fit
 
 
 class Line(NamedTuple):
-    """A row: its cells, or what is wrong with it. `number` is that of its last line, from 1."""
+    """A row: its cells, or what is wrong with it, and the first and last of its lines, from 1."""
 
+    first: int
     number: int
     cells: list[str]
     fault: str = ""
@@ -32,6 +33,8 @@ class Line(NamedTuple):
 class SeparatedFile:
     """An open description of one file: how it is written, and the names of its columns.
 
+    is_spaced: whether a space follows each separator, as in the header.
+    width: how many cells the header has, also those without a name.
     notes: lines about what was guessed; some are known only after all rows were read.
     """
 
@@ -39,6 +42,8 @@ class SeparatedFile:
     encoding: str
     separator: str
     quoting: bool
+    is_spaced: bool = False
+    width: int = 0
     names: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -55,6 +60,8 @@ class SeparatedFile:
         found.notes += [note] if note else []
         if not options.separator:
             found._sniff(usual)
+        _, *others = next((row.cells for row in found._read()), []) or [""]
+        found.is_spaced = bool(others) and all(cell.startswith(" ") for cell in others)
         found.names = found._header()
         return found
 
@@ -82,29 +89,36 @@ class SeparatedFile:
         csv.field_size_limit(MAX_TEXT)
         quoting: Any = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
         with text.opened(self.path, self.encoding) as file:
-            reader = csv.reader(file, delimiter=self.separator, quoting=quoting)
+            reader = csv.reader(
+                file, delimiter=self.separator, quoting=quoting, skipinitialspace=self.is_spaced
+            )
             while True:
+                first = reader.line_num + 1
                 try:
                     cells = next(reader)
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    yield Line(reader.line_num, [], f"{error}; config.data.quoting=none?")
+                    yield Line(first, reader.line_num, [], f"{error}; config.data.quoting=none?")
                     continue
                 except UnicodeError as error:  # UTF-16 that is cut
-                    yield Line(reader.line_num + 1, [], f"it is not {self.encoding}: {error}")
+                    yield Line(first, first, [], f"it is not {text.shown(self.encoding)}: {error}")
                     return
                 if cells:
-                    yield Line(reader.line_num, cells)
+                    yield Line(first, reader.line_num, cells)
 
     def _header(self) -> list[str]:
         shown = storage.shown(self.path)
         names = [name.strip() for name in next((row.cells for row in self._read()), [])]
+        self.width = len(names)
+        while names and not names[-1]:  # spreadsheets leave empty columns behind
+            names.pop()
         if not names:
             raise UserError(f"{shown} cannot be read as a table: it is empty")
         if any(text.is_damaged(name) for name in names):
             raise UserError(
-                f"{shown} cannot be read as a table: its first line is not {self.encoding}; see "
+                f"{shown} cannot be read as a table: its first line is not "
+                f"{text.shown(self.encoding)}; see "
                 "config.data.encoding"
             )
         if any(name.lower().endswith(IMAGES) for name in names):
@@ -118,25 +132,38 @@ class SeparatedFile:
         return names
 
     def rows(self, note: bool = True) -> Iterator[Line]:
-        """The rows below the header; what is odd in them is added to `notes` where `note`."""
-        broken, longest, where = 0, 0, 0
+        """The rows below the header; what is odd in them is added to `notes` where `note`.
+
+        Empty cells beyond the header's do not count, nor do the last columns without a name.
+        """
+        broken, longest, where, escaped = 0, 0, 0, list[int]()
         rows = self._read()
         next(rows, None)
-        before = 1
         for row in rows:
+            if not any(map(str.strip, row.cells[self.width :])):
+                del row.cells[self.width :]
+            if len(row.cells) == self.width:
+                del row.cells[len(self.names) :]
             if row.fault:
                 yield row
             elif len(row.cells) != len(self.names):
                 yield row._replace(fault=self._ragged(row))
             elif any(map(text.is_damaged, row.cells)):
-                yield row._replace(fault=f"it holds bytes that are not {self.encoding}")
+                what = f"it holds bytes that are not {text.shown(self.encoding)}"
+                yield row._replace(fault=f"{what}; see config.data.encoding")
             else:
                 yield row
-            if row.number > before + 1:
+            if self.quoting and any("\\" in cell and cell.endswith('"') for cell in row.cells):
+                escaped.append(row.first)
+            if row.number > row.first:
                 broken += 1
-                if row.number - before > longest:
-                    longest, where = row.number - before, before + 1
-            before = row.number
+                if row.number + 1 - row.first > longest:
+                    longest, where = row.number + 1 - row.first, row.first
+        if escaped and note:
+            self.notes.append(
+                f"{storage.shown(self.path)}: {len(escaped):,} rows, such as line {escaped[0]:,}, "
+                'seem to write quotation marks as \\", which are read as they stand: write ""'
+            )
         if broken and note:
             self.notes.append(
                 f"{storage.shown(self.path)}: {broken:,} rows have line breaks within quotation "

@@ -74,6 +74,11 @@ def _encoding(line: bytes) -> str:
     return ""
 
 
+def shown(encoding: str) -> str:
+    """An encoding as people call it."""
+    return "UTF-8" if encoding == UTF8 else encoding
+
+
 def opened(path: str, encoding: str) -> TextIO:
     """A file as text, its line ends as they are; see `is_damaged` for what does not decode."""
     raw = storage.open_file(path)
