@@ -75,3 +75,23 @@ def test_a_missing_picture_leads_to_the_root(folder: Path) -> None:
     (folder / "x.csv").write_text("image,caption\nno.jpg,x\n")
     source = open_source(str(folder / "x.csv"))
     refused(lambda: source[0], folder / "no.jpg", "No such file", "config.data.root")
+
+
+def test_the_line_in_which_excel_names_the_separator(tmp_path: Path) -> None:
+    for name, separator in {"sep=;": ";", '"SEP=,"': ",", "sep=\t": "\t"}.items():
+        path = tmp_path / "x.csv"
+        lines = [name, "filepath,caption", 'b.jpg,"a, b; c"', "b.jpg", "b.jpg,two"]
+        path.write_text("\r\n".join(lines).replace("h,c", f"h{separator}c").replace(
+            "g,", f"g{separator}"))  # fmt: skip
+        source = open_source(str(path), max_bad_fraction=0.5)
+        assert [source.text(i)[0]["caption"] for i in range(2)] == ["a, b; c", "two"]
+        report = source.opening_report()
+        assert "line 4: it has 1 cells" in report.left_out["unreadable"].example
+        assert report.notes == ()
+
+
+def test_a_picture_of_json_lines_may_be_an_object(tmp_path: Path) -> None:
+    (tmp_path / "b.jpg").write_bytes(b"B")
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"image": {"path": "b.jpg"}, "caption": "one"}\n')
+    assert open_source(str(path))[0][:2] == (b"B", {"caption": "one"})

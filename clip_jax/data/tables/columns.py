@@ -118,7 +118,7 @@ def _addresses(name: str, where: str) -> UserError:
 
 def _looks_so(value: Any, root: str) -> bool:
     if isinstance(value, dict):
-        return set(value) == {"bytes", "path"} and not is_null(value)
+        return value.keys() <= {"bytes", "path"} and not is_null(value)
     if isinstance(value, bytes):
         return True
     is_name = isinstance(value, str) and value.rstrip().lower().endswith(IMAGES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ class SeparatedFile:
 
     is_spaced: whether a space follows each separator, as in the header.
     width: how many cells the header has, also those without a name.
+    skipped: how many lines stand before the header.
     notes: lines about what was guessed; some are known only after all rows were read.
     """
 
@@ -44,6 +46,7 @@ class SeparatedFile:
     quoting: bool
     is_spaced: bool = False
     width: int = 0
+    skipped: int = 0
     names: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -58,12 +61,22 @@ class SeparatedFile:
         usual = _USUAL[end]
         found = cls(path, encoding, options.separator or usual, options.quoting != "none")
         found.notes += [note] if note else []
-        if not options.separator:
+        told = found._told_separator()
+        if told and not options.separator:
+            found.separator = told
+        elif not options.separator:
             found._sniff(usual)
         _, *others = next((row.cells for row in found._read()), []) or [""]
         found.is_spaced = bool(others) and all(cell.startswith(" ") for cell in others)
         found.names = found._header()
         return found
+
+    def _told_separator(self) -> str:
+        """The separator of a first line such as `sep=;`, which Excel writes; empty without one."""
+        with text.opened(self.path, self.encoding) as file:
+            told = re.fullmatch(r'"?sep=([,;|\t])"?[\r\n]*', file.readline(16), re.IGNORECASE)
+        self.skipped = 1 if told else 0
+        return told[1] if told else ""
 
     def _sniff(self, usual: str) -> None:
         """Takes another separator where the usual one gives no table and another does."""
@@ -89,23 +102,26 @@ class SeparatedFile:
         csv.field_size_limit(MAX_TEXT)
         quoting: Any = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
         with text.opened(self.path, self.encoding) as file:
+            for _ in range(self.skipped):
+                file.readline()
             reader = csv.reader(
                 file, delimiter=self.separator, quoting=quoting, skipinitialspace=self.is_spaced
             )
             while True:
-                first = reader.line_num + 1
+                first = self.skipped + reader.line_num + 1
                 try:
                     cells = next(reader)
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    yield Line(first, reader.line_num, [], f"{error}; config.data.quoting=none?")
+                    last = self.skipped + reader.line_num
+                    yield Line(first, last, [], f"{error}; config.data.quoting=none?")
                     continue
                 except UnicodeError as error:  # UTF-16 that is cut
                     yield Line(first, first, [], f"it is not {text.shown(self.encoding)}: {error}")
                     return
                 if cells:
-                    yield Line(first, reader.line_num, cells)
+                    yield Line(first, self.skipped + reader.line_num, cells)
 
     def _header(self) -> list[str]:
         shown = storage.shown(self.path)
