@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from clip_jax.errors import UserError
-from clip_jax.models.zoo import BertConfig, TextTowerConfig
+from clip_jax.models.zoo import TextTowerConfig
 
 _HOW = "encode_text takes whole numbers [batch, context], as tokenize([…]) makes them"
 
@@ -45,10 +45,10 @@ def given_tokens(tokens: Any, config: TextTowerConfig) -> Int[Array, "batch cont
     if tokens.ndim != 2:
         hint = "; the batch is missing: tokens[None]" if tokens.ndim == 1 else ""
         raise UserError(f"tokens are of shape {tuple(tokens.shape)}{hint}; {_HOW}")
-    most = config.positions if isinstance(config, BertConfig) else config.context_length
+    most = config.context_length
     if not 1 <= tokens.shape[1] <= most:
         raise UserError(
-            f"{tokens.shape[1]} tokens a text, this model takes up to {most}: use the tokenize "
+            f"{tokens.shape[1]} tokens a text, this model takes {most}: use the tokenize "
             "that clip_jax.load gives with it"
         )
     if tokens.size and (not isinstance(tokens, jax.Array) or tokens.is_fully_addressable):

@@ -256,7 +256,7 @@ def test_a_config_survives_its_dictionary():
 def test_wrong_shapes_are_refused(model):
     with pytest.raises(UserError, match="16, 16, 3"):
         model.encode_image(np.zeros((1, 8, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match="takes 8"):
+    with pytest.raises(UserError, match="takes 8"):
         model.encode_text(np.zeros((1, 9), np.int32))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from clip_jax.errors import UserError
 from clip_jax.models.clip import CLIP
 from clip_jax.models.zoo import BertConfig, CLIPConfig, TextConfig, VisionConfig
 from clip_jax.tokenizers import packing
@@ -71,5 +72,5 @@ def test_a_causal_tower_does_not_read_what_follows():
 
 @pytest.mark.parametrize("text", [BERT, SIGLIP])
 def test_too_long_a_row_is_refused(text):
-    with pytest.raises(ValueError, match=f"takes {text.context_length}"):
+    with pytest.raises(UserError, match=f"takes {text.context_length}"):
         model(text).encode_text(np.zeros((1, text.context_length + 1), np.int32))

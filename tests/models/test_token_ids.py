@@ -57,7 +57,7 @@ def test_the_same_tokens_have_the_same_features(model: CLIP, given: Any) -> None
         (TOKENS > 0, ["bool"]),
         (TOKENS + 1, ["1 to 50", "0 to 49", "clip_jax.load"]),
         (jnp.asarray(TOKENS - 1), ["-1 to 48"]),
-        (np.zeros((1, 9), np.int32), ["9 tokens", "up to 8"]),
+        (np.zeros((1, 9), np.int32), ["9 tokens", "takes 8"]),
         (TOKENS[:, :0], ["0 tokens"]),
     ],
 )
