@@ -359,15 +359,8 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     return {
         key: f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in changed
-        if key.split(".")[0] not in FREE
-        and key not in FREE_KEYS
-        and not (key == "weights.path" and _is_moved(before.get(key), after.get(key)))
+        if key.split(".")[0] not in FREE and key not in FREE_KEYS
     }
-
-
-def _is_moved(old: Any, new: Any) -> bool:
-    """Whether two paths of weights, which a resumed run does not read, end in the same name."""
-    return bool(old and new) and Path(str(old)).name == Path(str(new)).name
 
 
 def describe(config: ConfigDict) -> str:

@@ -72,6 +72,7 @@ class Run:
     def fingerprints(self) -> dict[str, Any]:
         """What the data and the tokenizer are, wherever they lie."""
         return {
+            "version": fingerprint.VERSION,
             "data": fingerprint.of_mixture(self.data),
             "tokenizer": fingerprint.of_tokenizer(self.tokenizer),
         }
@@ -161,15 +162,18 @@ def claim_workdir(run: Run) -> None:
 
 def _claim(run: Run) -> None:
     path, fingerprints = run.workdir / checkpoint.CONFIG, run.workdir / _FINGERPRINTS
-    now = run.fingerprints
+    now, weights = run.fingerprints, run.config.weights.path
     if not path.exists():
-        _write_claim(fingerprints, now)
+        _write_claim(fingerprints, {**now, "weights": fingerprint.of_weights(weights)})
         with files.whole(path) as file:
             file.write(config.to_json(run.config).encode())
         return
-    changed = config.changes(checkpoint.read_config(run.workdir), run.config.to_dict())
-    before = files.read_json(fingerprints, what="fingerprints") if fingerprints.exists() else None
+    old = checkpoint.read_config(run.workdir)
+    changed = config.changes(old, run.config.to_dict())
+    before = _read_claim(fingerprints)
     moved = [key for key in changed if config.is_place(key)] if before else []
+    if before and "weights.path" in changed and _are_moved(old, weights, before.get("weights")):
+        moved.append("weights.path")
     if rest := [line for key, line in changed.items() if key not in moved]:
         raise UserError(
             f"{run.workdir} holds a run of another config ({'; '.join(rest)}): "
@@ -177,7 +181,7 @@ def _claim(run: Run) -> None:
         )
     if before is None:
         _write_claim(fingerprints, now)
-    elif before != now:
+    elif any(before.get(key) != value for key, value in now.items()):
         raise UserError(
             f"{run.workdir} holds a run on {_different(before, now)}: give the data it began with, "
             "or another --workdir"
@@ -185,6 +189,32 @@ def _claim(run: Run) -> None:
     elif moved:
         with files.whole(path) as file:
             file.write(config.to_json(run.config).encode())
+
+
+def _are_moved(old: dict[str, Any], path: str, before: Any) -> bool:
+    """Whether weights at another path are those that the run began with.
+
+    A resumed run does not read them: where they are gone, the last name of the path has to do.
+    """
+    now, group = fingerprint.of_weights(path) if path else "", old.get("weights")
+    if before and now is not None:
+        return bool(before == now)
+    was = group.get("path") if isinstance(group, dict) else None
+    return bool(was and path) and Path(str(was)).name == Path(path).name
+
+
+def _read_claim(path: Path) -> dict[str, Any] | None:
+    """The fingerprints in a run's folder; None where there are none, or an older version's."""
+    if not path.exists():
+        return None
+    try:
+        found = files.read_json(path, what="fingerprints")
+    except UserError as error:
+        raise UserError(
+            f"{error}: it tells whether the data is what the run began with; delete it where you "
+            "are sure of that"
+        ) from None
+    return found if found.get("version") == fingerprint.VERSION else None
 
 
 def _write_claim(path: Path, fingerprints: dict[str, Any]) -> None:

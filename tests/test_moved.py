@@ -6,9 +6,9 @@ import pytest
 
 import runs
 from clip_jax import config as config_lib
-from clip_jax import hosts
+from clip_jax import hosts, train
 from clip_jax.clusters import Place
-from clip_jax.data import storage
+from clip_jax.data import fingerprint, storage
 from clip_jax.errors import UserError, redacted
 from servers import serving
 from support import refused, write_pairs
@@ -57,6 +57,28 @@ def test_moved_data_is_the_same_data_and_other_data_is_not(tmp_path):
     write_pairs(tmp_path / "more.tar", 21)
     other = runs.run(config, workdir, f"--config.data.train={tmp_path}/more.tar")
     assert other.returncode == 2 and "20 then, 21 now" in other.stderr, other.stderr
+
+
+def test_weights_that_a_run_began_with_are_known_wherever_they_lie(tmp_path):
+    old, new, other = (tmp_path / name / "w.pt" for name in ("old", "new", "other"))
+    for path, content in ((old, b"weights"), (new, b"weights"), (other, b"others!")):
+        path.parent.mkdir()
+        path.write_bytes(content)
+    began, known = {"weights": {"path": str(old)}}, fingerprint.of_weights(str(old))
+    assert train._are_moved(began, str(new), known)
+    assert train._are_moved(began, str(new.rename(tmp_path / "renamed.pt")), known)
+    assert not train._are_moved(began, str(other), known)
+    assert not train._are_moved(began, "", known) and not train._are_moved({}, "", None)
+    assert train._are_moved(began, "/gone/w.pt", known), "a job's scratch folder"
+    assert not train._are_moved(began, "/gone/v.pt", known)
+    assert train._are_moved(began, str(other), None), "of a run before there were fingerprints"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 99999])
+def test_damaged_fingerprints_are_one_line(content, tmp_path):
+    path = tmp_path / "fingerprints.json"
+    path.write_bytes(content)
+    refused(lambda: train._read_claim(path), path, "delete it")
 
 
 def test_a_signature_is_renewed_and_stands_nowhere(tmp_path):

@@ -8,9 +8,10 @@ import os
 import posixpath
 import re
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
-from clip_jax.data import caption_tables, matching, storage
+from clip_jax.data import caption_tables, layouts, matching, storage
 from clip_jax.data.captions import Alternatives
 from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.packed import Packed
@@ -116,6 +117,11 @@ class CaptionedSource:
         """What changes when the table or a picture does: all are looked at, the first time."""
         names = [self.table, *(self._whole(i) for i in range(len(self)))]
         return storage.identity(names, storage.states(names))
+
+    def layout(self) -> Iterator[bytes]:
+        """The captions, the pictures' paths, and their sizes unless they are very many."""
+        yield from self._fields
+        yield from layouts.of_files(self.root, self._paths)
 
     def __len__(self) -> int:
         return len(self._paths)

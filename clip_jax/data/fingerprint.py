@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.pairs import PairError
-from clip_jax.data.sources import Source, read_pair
+from clip_jax.data.sources import Source, layout, read_pair
 from clip_jax.tokenizers import Tokenizer
 
+VERSION = 2  # of what is hashed
 _SAMPLES = 16  # pairs of a source that are read
+_ENDS = 1 << 20  # bytes at the start and at the end of a file of weights that are read
+_FILES = 1000  # of a folder of weights
 
 
 def of_source(source: Source) -> str:
-    """The number of pairs, and a hash of some of them, spread over all, without their names."""
+    """The number of pairs, and a hash of what the source knows of its files and of some pairs.
+
+    The pairs are spread over all, and their names left out, which tell the place.
+    """
     digest = hashlib.sha256()
+    for part in layout(source):
+        digest.update(hashlib.sha256(part).digest())
     for i in np.unique(np.linspace(0, len(source) - 1, _SAMPLES).astype(int)):
         try:
             pair = read_pair(source, int(i))
@@ -40,3 +49,22 @@ def of_tokenizer(tokenizer: Tokenizer) -> str:
     words: list[Any] = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     words.append(tokenizer.encode("A photo of two cats, 1984: naïve façade ☃ 猫"))
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
+
+
+def of_weights(path: str) -> str | None:
+    """The sizes of a file, or of those below a folder, and a hash of their starts and ends.
+
+    None where there are none that can be read.
+    """
+    root, digest = Path(path).expanduser(), hashlib.sha256()
+    try:
+        inner = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+        for file in inner[:_FILES]:
+            digest.update(f"{file.relative_to(root)} {file.stat().st_size} ".encode())
+            with open(file, "rb") as content:
+                digest.update(content.read(_ENDS))
+                content.seek(max(0, file.stat().st_size - _ENDS))
+                digest.update(content.read(_ENDS))
+    except (OSError, ValueError):
+        return None
+    return digest.hexdigest()[:32] if inner else None

@@ -203,6 +203,10 @@ class FolderSource:
         names = [self._whole(path) for path in paths]
         return self._marked(storage.identity(names, storage.states(names)))
 
+    def layout(self) -> Iterator[bytes]:
+        """The paths below the folder, and the sizes of files unless they are very many."""
+        yield from layouts.of_files(self.folder, [*self._paths, *self._texts])
+
     def _marked(self, identity: str) -> str:
         return " ".join(filter(None, (identity, str(matching.RULES), self._image)))
 

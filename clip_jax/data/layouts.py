@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from clip_jax.data import storage
 from clip_jax.data.matching import kind
@@ -24,6 +24,7 @@ _GENERIC = re.compile(
 )
 _HEAD = 1 << 18  # bytes of a table that are looked at
 _TABLES_READ = 20
+_MOST_SIZES = 200_000  # of files in a folder: each is a question to the file system
 _WORDS = 4  # for each picture that a table names, from which on it holds captions
 _TEXTUAL = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".token")
 _PICTURE = re.compile(
@@ -106,3 +107,12 @@ def hint(listing: Listing) -> str:
     pattern = os.path.join(listing.root, below, f"*{end}")
     how = "unpack them and use the folder" if end.endswith(("gz", "zip")) else f"use {pattern}"
     return f"; it holds {count:,} {end} files: {how}"
+
+
+def of_files(root: str, paths: Iterable[bytes]) -> Iterator[bytes]:
+    """Paths below a folder as they are, then the files' sizes unless there are very many."""
+    paths = list(paths)
+    yield b"\0".join(paths)
+    if len(paths) <= _MOST_SIZES:
+        states = storage.states([os.path.join(root, os.fsdecode(path)) for path in paths])
+        yield repr([one.size for one in states]).encode()

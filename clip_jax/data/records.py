@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,9 @@ class RecordSource:
             )
         self.pattern = pattern
         self.paths = expand(pattern)
-        self.fingerprint = storage.identity(self.paths, storage.states(self.paths))
+        states = storage.states(self.paths)
+        self.fingerprint = storage.identity(self.paths, states)
+        self._sizes = [one.size for one in states]
         self._starts = np.cumsum([0, *map(_count, self.paths)])
         if not len(self):
             raise UserError(f"{pattern} holds no records")
@@ -142,6 +145,10 @@ class RecordSource:
             f"{self.pattern}: no feature is called {', '.join(_PICTURES)}: say which of "
             f"{', '.join(sorted(features))[:200]} holds the pictures by config.data.image"
         )
+
+    def layout(self) -> Iterator[bytes]:
+        """The sizes of the files."""
+        yield repr(self._sizes).encode()
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -19,7 +19,7 @@ from clip_jax.data import captions, images, storage, workers
 from clip_jax.data.index import BESIDE
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.pairs import Pair, PairError, only_pair_errors
-from clip_jax.data.sources import Source, read_pair
+from clip_jax.data.sources import Source, layout, read_pair
 from clip_jax.errors import UserError
 
 _VERSION = 1  # of what is kept in the cache folder
@@ -345,6 +345,11 @@ class Selected:
     def opening_report(self) -> OpeningReport:
         """The source's own; what the filter left out is `left_out`."""
         return self.source.opening_report()
+
+    def layout(self) -> Iterator[bytes]:
+        """The source's own, and the pairs that are left in."""
+        yield np.asarray(self.kept).tobytes()
+        yield from layout(self.source)
 
     def __getitem__(self, i: int) -> Pair:
         if not 0 <= i < len(self):

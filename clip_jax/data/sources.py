@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from clip_jax.data import captioned, layouts, storage
 from clip_jax.data.folders import FolderSource
@@ -37,6 +38,21 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> Pair:
         """The i-th pair."""
         ...
+
+
+@runtime_checkable
+class KnowsLayout(Protocol):
+    """A source that can tell other data from moved data without reading it."""
+
+    def layout(self) -> Iterator[bytes]:
+        """What is known of its files but their place and time, such as sizes and names."""
+        ...
+
+
+def layout(source: Source) -> Iterator[bytes]:
+    """`KnowsLayout.layout` of a source, nothing where it knows none."""
+    if isinstance(source, KnowsLayout):
+        yield from source.layout()
 
 
 def read_pair(source: Source, i: int) -> Pair:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from clip_jax.errors import UserError
 
 MAX_OPEN = 256  # files; a process may open 1,024 on many machines, and a data set have 40,000 tars
 MAX_GAP = 1 << 20  # bytes fetched in vain where picture and text come from far away at once
+
+_MOST_PLACES = 1 << 22  # of `layout`: of hundreds of millions all would take a while
 
 
 class _Open:
@@ -65,6 +67,11 @@ class TarSource:
     def opening_report(self) -> OpeningReport:
         """What opening the tars saw, used and left out, and which are damaged."""
         return self._report
+
+    def layout(self) -> Iterator[bytes]:
+        """Where the members of pairs stand, and how large they are, in a few million places."""
+        for places in (self._pairs.starts, self._pairs.spans, self._pairs.texts):
+            yield np.ascontiguousarray(places[:: 1 + len(places) // _MOST_PLACES]).tobytes()
 
     def __repr__(self) -> str:
         return f"TarSource({self.pattern!r}, {len(self):,} pairs)"

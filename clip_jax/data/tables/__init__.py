@@ -111,7 +111,9 @@ class TableSource:
         self.paths = [*map(str, _saved(pattern))] if self._saved else expand(pattern)
         own = pattern if self._saved else os.path.dirname(self.paths[0])
         self.root = _root(root or own)
-        self.fingerprint = storage.identity(self.paths, storage.states(self.paths))
+        states = storage.states(self.paths)
+        self.fingerprint = storage.identity(self.paths, states)
+        self._sizes = [one.size for one in states]
         if self._saved:
             self._open_saved(image, wanted)
         else:
@@ -199,6 +201,10 @@ class TableSource:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+
+    def layout(self) -> Iterator[bytes]:
+        """The sizes of the files."""
+        yield repr(self._sizes).encode()
 
     def __len__(self) -> int:
         return int(self._starts[-1]) - len(self._left)
