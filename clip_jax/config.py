@@ -140,6 +140,7 @@ _CALLED = {
     "lr": "optimizer.learning_rate",
     "wd": "optimizer.weight_decay",
     "bs": "batch_size",
+    "batch": "batch_size",
     "beta1": "optimizer.b1",
     "beta2": "optimizer.b2",
     "precision": "dtype",

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -628,13 +629,14 @@ def _farewell(run: Run, step: int, stopped_by: int) -> None:
         name = signal.Signals(stopped_by).name
         print(f"stopped by {name}, {where}: the same command goes on from there", file=sys.stderr)
         return
+    folder = shlex.quote(str(run.workdir))
     tries = [
-        f'python -m clip_jax.classify --checkpoint {run.workdir} PICTURE.png --labels "a cat,a dog"'
+        f'python -m clip_jax.classify --checkpoint {folder} PICTURE.png --labels "a cat,a dog"'
     ]
     if (page := run.workdir / results_lib.PAGE).exists():
         tries.append(f"open {page} in a browser")
-    if run.config.log.tensorboard:
-        tries.append(f"tensorboard --logdir {run.workdir}")
+    if (run.workdir / "tensorboard").is_dir():
+        tries.append(f"tensorboard --logdir {folder}")
     if run.config.data.train.startswith(EMBEDDED):
         tries.append(
             "train on your own tars: --config.data.train='/path/{00000..00099}.tar' "

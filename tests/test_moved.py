@@ -138,6 +138,10 @@ def test_a_site_is_a_host_and_what_is_below_it(old, new, same):
         ("data.trian", "did you mean config.data.train"),
         ("freeze", "--help"),
         ("separator", "did you mean config.data.separator"),
+        ("epochs", "did you mean config.steps"),
+        ("model.vision.layer", "did you mean config.model.vision.layers"),
+        ("shuffle", "--help"),
+        ("batch", "did you mean config.batch_size"),
     ],
 )
 def test_hints_do_not_mislead(key, hint):

@@ -1,0 +1,60 @@
+"""What a run says of itself at its start and end is so."""
+
+import shlex
+
+import pytest
+
+import runs
+from clip_jax import main
+from clip_jax.evaluation.sets import opened
+from support import encoded, picture, write_tar
+
+
+def lines_of(capsys, config, workdir, *flags):
+    assert main.run(runs.command(config, workdir, *flags)[3:]) == 0
+    said = capsys.readouterr()
+    return said.out, said.err
+
+
+def test_small_batches_are_said_and_the_farewell_names_what_was_written(tmp_path, capsys):
+    config = runs.small_run(tmp_path, 9)
+    workdir = tmp_path / "a run"
+    flags = ("--config.steps=1", "--config.optimizer.warmup_steps=0", "--config.log.every=1")
+    bare = ("--config.evaluate.sets={}", "--config.log.tensorboard=False")
+    out, err = lines_of(capsys, config, workdir, "--config.batch_size=16", *flags, *bare)
+    (line,) = [line for line in err.splitlines() if "own negative" in line]
+    assert line.startswith("9 pairs an epoch are fewer than a batch of 16: ")
+    assert "lower config.batch_size" in line
+    assert f"--checkpoint {shlex.quote(str(workdir))} " in out
+    assert not any(word in out for word in ("report.html", "tensorboard", "own tars"))
+    # nothing is written by a run that is done, whatever its flags
+    out, _ = lines_of(capsys, config, workdir, "--config.batch_size=16", *flags, bare[0])
+    assert "report.html" not in out
+
+
+def test_a_full_batch_is_no_matter_and_all_that_is_there_is_named(tmp_path, capsys):
+    config = runs.small_run(tmp_path, 8)
+    sets = f"--config.evaluate.sets={{'mine': {{'data': {str(tmp_path / 'pairs.tar')!r}}}}}"
+    flags = ("--config.steps=1", "--config.optimizer.warmup_steps=0", sets)
+    out, err = lines_of(capsys, config, tmp_path / "run", *flags)
+    assert "own negative" not in err
+    assert "retrieval/mine/image_to_text/r1" in err and "zero_shot" not in err
+    for name in ("report.html", "tensorboard"):
+        assert name in out and (tmp_path / "run" / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("ending", "text", "metric"),
+    [
+        ("txt", b"two cats on a sofa", "retrieval"),
+        ("json", b'{"caption": "two cats", "class": "cat"}', "retrieval"),
+        ("json", b'{"caption": "two cats", "label": "cat"}', "accuracy"),
+    ],
+)
+def test_a_set_of_captions_without_labels_is_one_of_retrieval(ending, text, metric, tmp_path):
+    members = []
+    for i in range(3):
+        members += [(f"{i}.png", encoded(picture(i))), (f"{i}.{ending}", text)]
+    tar = write_tar(tmp_path / "a.tar", members)
+    found = opened.open_set("mine", {"data": str(tar)}, "", templates=("{}",), caption="{caption}")
+    assert found.metric == metric
