@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import subprocess
 import threading
 import time
@@ -39,7 +40,10 @@ class Lock:
 
     def check(self) -> None:
         """Raises UserError where another trainer has taken the folder."""
-        found = _read(self._path)
+        try:
+            found = _read(self._path)
+        except OSError:
+            return  # a disk that is away for a moment, which shows elsewhere
         if found is not None and found.get("token") != self._record["token"]:
             raise UserError(
                 f"{self._path.parent} was taken over by {_named(found)}: this run ends, and writes "
@@ -89,7 +93,7 @@ def held(workdir: Path, force: bool, tell: Callable[[str], None]) -> Iterator[Lo
     try:
         yield lock
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):
             lock.release()
 
 
@@ -233,6 +237,8 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
 def _read(path: Path) -> dict[str, Any] | None:
     """The record in a file; an empty one where it is being written or damaged; None: no file."""
     try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):  # a link to nothing, or a pipe to wait for
+            raise UserError(f"{path} is no plain file: remove it")
         with open(path, "rb") as file:
             raw = file.read(_MAX_BYTES)
     except FileNotFoundError:

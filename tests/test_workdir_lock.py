@@ -119,6 +119,33 @@ def test_a_damaged_file_keeps_nobody_out_for_long(tmp_path, raw):
         assert record_of(tmp_path)["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing", "link to itself"])
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path, kind, force):
+    path = tmp_path / workdir_lock.NAME
+    make = {
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "link to nothing": lambda: path.symlink_to("/nonexistent/x"),
+        "link to itself": lambda: path.symlink_to(path),
+    }
+    make[kind]()
+    refused(lambda: take(tmp_path, force).__enter__(), path, "no plain file: remove it")
+    refused(lambda: workdir_lock.refuse_in_use(tmp_path, False), path, "no plain file")
+
+
+def test_a_disk_that_is_away_for_a_moment_ends_no_run(tmp_path, monkeypatch):
+    def away(_):
+        raise OSError(5, "Input/output error")
+
+    with take(tmp_path) as lock:
+        with monkeypatch.context() as patch:
+            patch.setattr(workdir_lock, "_read", away)
+            lock.check()
+        lock.check()
+    assert not (tmp_path / workdir_lock.NAME).exists()
+
+
 def test_force_takes_it_and_the_other_learns(tmp_path):
     with take(tmp_path) as first, take(tmp_path, force=True) as second:
         second.check()
