@@ -73,9 +73,8 @@ def read_model_config(workdir: str | Path, step: int) -> RunConfig:
         model = CLIPConfig.from_dict(values["model"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    saved = Path(workdir) / FOLDER / str(step) / "config" / "metadata"
     try:
-        written = CLIPConfig.from_dict(read_json(saved)["model"])
+        written = CLIPConfig.from_dict((read_saved_config(workdir, step) or {})["model"])
     except (KeyError, UserError):
         return RunConfig(model, dtype, tokenizer)  # an older version's; its arrays tell
     for key, now, then in differences(model.to_dict(), written.to_dict()):
@@ -86,9 +85,23 @@ def read_model_config(workdir: str | Path, step: int) -> RunConfig:
     return RunConfig(model, dtype, tokenizer)
 
 
+def read_saved_config(workdir: str | Path, step: int) -> dict[str, Any] | None:
+    """The config that a checkpoint was written with; None where it holds none that can be read."""
+    try:
+        return read_json(Path(workdir) / FOLDER / str(step) / "config" / "metadata")
+    except UserError:
+        return None
+
+
 def steps(workdir: str | Path) -> list[int]:
-    """The steps of a run's complete checkpoints, whole or damaged, the newest first."""
+    """The steps of a run's complete checkpoints, whole or damaged, the newest first.
+
+    Raises:
+      UserError: what should be their folder is none.
+    """
     folder = Path(workdir) / FOLDER
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is no folder, or a link to none: move it away")
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     # a checkpoint that is still being written has a longer name
     return sorted((int(n) for n in names if n.isdecimal() and str(int(n)) == n), reverse=True)

@@ -33,7 +33,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
             if values is not None:
                 values["step"] = int(values["step"])
                 found.append(values)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise UserError(f"{path}: line {number} is damaged: remove it") from None
     return found
 

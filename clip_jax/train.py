@@ -234,6 +234,23 @@ def _different(before: dict[str, Any], now: dict[str, Any]) -> str:
     return f"other pairs than {where} gives ({pairs[0]:.20} then, {pairs[1]} now)"
 
 
+def _check_same_run(run: Run, step: int) -> None:
+    """Raises UserError where a checkpoint is another run's that was put into this one's folder."""
+    if (saved := checkpoint.read_saved_config(run.workdir, step)) is None:
+        return  # an older version's; its arrays tell
+    changed = config.changes(saved, run.config.to_dict())
+    lines = [
+        line
+        for key, line in changed.items()
+        if not (config.is_place(key) or key == "weights.path")  # they may have moved since
+    ]
+    if lines:
+        raise UserError(
+            f"{run.workdir / checkpoint.FOLDER / str(step)} is that of a run of another config "
+            f"({'; '.join(lines)}): bring back the run's own, or move it away"
+        )
+
+
 def _check_room(state: Any, workdir: Path, keep: int) -> None:
     stat = os.statvfs(workdir)
     free, need = stat.f_bavail * stat.f_frsize, (keep + 1) * checkpoint.bytes_of(state)
@@ -378,8 +395,16 @@ class Loop:
         """The step of the newest whole checkpoint; what is newer is moved out of the way."""
         workdir = self.trainer.run.workdir
         step = checkpoint.newest(workdir, self.lines.append)
-        if step is not None:
-            checkpoint.set_aside(workdir, after=step)
+        if step is None:
+            logged = metrics.read(workdir / "metrics.jsonl")
+            if last := max((line["step"] for line in logged), default=0):
+                self.lines.append(
+                    f"{workdir} holds metrics up to step {last} and no checkpoint: the run begins "
+                    "anew, and does not write again what they hold"
+                )
+            return None
+        _check_same_run(self.trainer.run, step)
+        checkpoint.set_aside(workdir, after=step)
         return step
 
     def _start(self, step: int | None) -> tuple[step_lib.TrainState, int]:

@@ -1,13 +1,14 @@
 """What a run says of itself at its start and end is so."""
 
 import shlex
+import shutil
 
 import pytest
 
 import runs
-from clip_jax import main
+from clip_jax import checkpoint, main
 from clip_jax.evaluation.sets import opened
-from support import encoded, picture, write_tar
+from support import encoded, picture, refused, write_tar
 
 
 def lines_of(capsys, config, workdir, *flags):
@@ -38,9 +39,30 @@ def test_a_full_batch_is_no_matter_and_all_that_is_there_is_named(tmp_path, caps
     flags = ("--config.steps=1", "--config.optimizer.warmup_steps=0", sets)
     out, err = lines_of(capsys, config, tmp_path / "run", *flags)
     assert "own negative" not in err
+    assert "begins anew" not in err
     assert "retrieval/mine/image_to_text/r1" in err and "zero_shot" not in err
     for name in ("report.html", "tensorboard"):
         assert name in out and (tmp_path / "run" / name).exists()
+    _swapped_and_missing_checkpoints(tmp_path, config, flags, capsys)
+
+
+def _swapped_and_missing_checkpoints(folder, config, flags, capsys):
+    """On the run of the test above, which is there already."""
+    mine, other = (folder / name / checkpoint.FOLDER for name in ("run", "other"))
+    lines_of(capsys, config, other.parent, *flags, "--config.seed=5")
+    for keep_config in (True, False):
+        shutil.rmtree(mine)
+        shutil.copytree(other, mine)
+        if not keep_config:
+            (mine.parent / checkpoint.CONFIG).unlink()
+        again = lambda: main.run(runs.command(config, mine.parent, *flags)[3:])  # noqa: E731
+        refused(again, mine / "1", "another config", "seed: 5")
+    shutil.rmtree(mine)
+    mine.symlink_to("/nonexistent")
+    refused(again, mine, "no folder")
+    mine.unlink()
+    _, err = lines_of(capsys, config, mine.parent, *flags)
+    assert "holds metrics up to step 1 and no checkpoint: the run begins anew" in err
 
 
 @pytest.mark.parametrize(
