@@ -1,24 +1,30 @@
-"""What the digests of a checkpoint cost: the checksums, and the thread that trains.
+"""What the digests of a checkpoint cost: the checksums, the thread that trains, a whole run.
 
 python benchmarks/digests.py --mib 512
+python benchmarks/digests.py --repeats 5      a run with digests against the same without
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import os
+import statistics
 import tempfile
 import threading
 import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
-from clip_jax import checkpoint, digests
+from clip_jax import checkpoint, config, digests, train
 
 
 def rate(act: Callable[[bytes], object], data: bytes) -> float:
@@ -31,11 +37,57 @@ def rate(act: Callable[[bytes], object], data: bytes) -> float:
     return len(data) / 2**30 / best
 
 
+def seconds_of_steps(workdir: str, steps: int, every: int) -> float:
+    """From the second step of a run on the embedded data to its end, compiling left out."""
+    values = {
+        **{"workdir": workdir, "steps": steps, "batch_size": 32, "optimizer.warmup_steps": 1},
+        **{"checkpoint.every": every, "checkpoint.keep": 1, "log.every": 1},
+        **{"evaluate.sets": {}, "log.tensorboard": False, "dtype": "float32"},
+    }
+    c, _ = config.load("configs/quickstart.py", [f"{key}={v}" for key, v in values.items()])
+    began = [0.0]
+    log = train.Loop._log
+
+    def timed(loop: train.Loop, step: int, *rest: Any) -> None:
+        log(loop, step, *rest)
+        began[0] = began[0] or time.perf_counter()
+
+    with mock.patch.object(train.Loop, "_log", timed), contextlib.redirect_stdout(io.StringIO()):
+        train.train(c)  # its end waits for the last checkpoint
+    return time.perf_counter() - began[0]
+
+
+def compare_runs(repeats: int, steps: int, every: int) -> None:
+    """Prints the time with digests over that without, in turns, each way first every other time."""
+    ratios = []
+    for repeat in range(repeats + 1):
+        found = {}
+        for with_digests in (True, False) if repeat % 2 else (False, True):
+            off = contextlib.nullcontext() if with_digests else no_digests()
+            with tempfile.TemporaryDirectory() as folder, off:
+                found[with_digests] = seconds_of_steps(f"{folder}/run", steps, every)
+        if repeat:  # the first fills the caches
+            ratios.append(found[True] / found[False])
+            print(f"{found[True]:.2f} s with, {found[False]:.2f} s without: {ratios[-1]:.3f}")
+    print(f"{steps} steps, a checkpoint every {every}: median {statistics.median(ratios):.3f}")
+
+
+def no_digests() -> contextlib.AbstractContextManager[Any]:
+    """Checkpoints are written without digests while it lasts."""
+    return mock.patch.object(digests, "write", lambda folder, step: None)
+
+
 def main() -> None:
     """Prints the figures."""
     p = argparse.ArgumentParser()
     p.add_argument("--mib", type=int, default=512)
+    p.add_argument("--repeats", type=int, default=0)
+    p.add_argument("--steps", type=int, default=21)
+    p.add_argument("--every", type=int, default=5)
     args = p.parse_args()
+    if args.repeats:
+        compare_runs(args.repeats, args.steps, args.every)
+        return
     data = os.urandom(64 << 20)
     for name, act in (
         ("crc32", zlib.crc32),

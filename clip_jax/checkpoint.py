@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from clip_jax import digests
@@ -300,22 +301,31 @@ def read_variables(workdir: str | Path, step: int, like: tuple[Any, Any]) -> tup
     shapes = {name: tree for name, tree in shapes.items() if tree}
     folder = Path(workdir).absolute() / FOLDER / str(step)
     try:
+        _check_shapes(folder / "state", shapes)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             found = reader.restore(folder / "state", args=_as(shapes, partial_restore=True))
-        _check_complete(found, shapes)
         return found["params"], found.get("stats", {})
     except Exception as error:  # of orbax and tensorstore, of any kind
         raise _unreadable(folder, error) from error
 
 
-def _check_complete(found: Any, like: Any) -> None:
-    """Orbax leaves what a checkpoint does not hold as it was asked for: shapes."""
-    for path, wanted in jax.tree_util.tree_leaves_with_path(like):
-        leaf = found
-        for key in path:
-            leaf = leaf[key.key if hasattr(key, "key") else key.idx]
-        if not isinstance(leaf, jax.Array) or leaf.shape != wanted.shape:
-            raise ValueError(f"{jax.tree_util.keystr(path)} of shape {wanted.shape} is missing")
+def _check_shapes(folder: Path, wanted: dict[str, Any]) -> None:
+    """Orbax ignores arrays that nobody asks for, and stops amid reading where shapes differ."""
+    stored = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
+    found, asked = _shapes(stored), _shapes(wanted)
+    found = {name: shape for name, shape in found.items() if name[0] in ("params", "stats")}
+    for name in sorted(found.keys() | asked.keys()):
+        if found.get(name) != asked.get(name):
+            what, has, model = ".".join(name), found.get(name, "none"), asked.get(name, "none")
+            raise ValueError(f"it holds {what} of shape {has}, the model has {model}")
+
+
+def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): leaf.shape
+        for path, leaf in leaves
+    }
 
 
 def _unreadable(folder: Path, error: Exception) -> UserError:

@@ -1,6 +1,9 @@
 """A run goes on with the same pairs wherever they lie, and writes no secret of a URL."""
 
 import shutil
+import subprocess
+import sys
+import tarfile
 
 import pytest
 
@@ -11,7 +14,7 @@ from clip_jax.clusters import Place
 from clip_jax.data import fingerprint, storage
 from clip_jax.errors import UserError, redacted
 from servers import serving
-from support import refused, write_pairs
+from support import refused, write_pairs, write_tar
 
 
 @pytest.mark.parametrize(
@@ -84,15 +87,47 @@ def test_damaged_fingerprints_are_one_line(content, tmp_path):
 def test_a_signature_is_renewed_and_stands_nowhere(tmp_path):
     config = runs.small_run(tmp_path, 20)
     workdir = tmp_path / "run"
+    shutil.copy(tmp_path / "pairs.tar", tmp_path / "whole.tar")
+    write_tar(tmp_path / "pairs.tar", [*members_of(tmp_path / "pairs.tar"), *SPOILT])
     with serving(tmp_path) as server:
-        # the server takes what follows ? for nothing of its own
-        at = f"{server.url}/pairs.tar?X-Amz-Signature="
-        for secret in ("SECRETONE", "SECRETTWO"):
-            done = runs.run(config, workdir, f"--config.data.train={at}{secret}")
+        # the server takes what follows ? for nothing of its own, and asks for no password
+        host = server.url.removeprefix("http://")
+        at = f"http://user:SECRET@{host}/pairs.tar?X-Amz-Signature=SIG"
+        for number in (1, 2):
+            data = at.replace("SECRET", f"SECRET{number}").replace("SIG", f"SIGN{number}")
+            mine = {"mine": {"data": data.replace("pairs", "whole"), "metric": "retrieval"}}
+            flags = (f"--config.data.train={data}", "--config.data.max_bad_fraction=0.5")
+            sets = f"--config.evaluate.sets={mine}"
+            done = runs.run(config, workdir, *flags, sets, "--config.log.every=3")
             assert done.returncode == 0, done.stderr
-            assert "SECRET" not in done.stderr + done.stdout
+            assert_told_nothing(done)
+        other = runs.run(config, workdir, f"--config.data.train={at}", "--config.seed=9")
+        assert other.returncode == 2 and "seed" in other.stderr
+        assert_told_nothing(other)
+        bad = runs.run(config, tmp_path / "b", f"--config.data.train={at}".replace("pairs", "no"))
+        assert bad.returncode == 2 and "Traceback" not in bad.stderr
+        assert_told_nothing(bad)
+        argv = [sys.executable, "-m", "clip_jax.data.inspect", at]
+        seen = subprocess.run(argv, env=runs.environment(), capture_output=True, text=True)
+        assert "pairs" in seen.stdout, seen.stderr
+        assert_told_nothing(seen)
     for path in workdir.rglob("*"):
-        assert not path.is_file() or b"SECRET" not in path.read_bytes(), path
+        content = path.read_bytes() if path.is_file() else b""
+        assert not any(word in content for word in (b"SECRET", b"SIGN")), path
+
+
+# a pair that is left out, of which a line is said, and a member of which opening says one
+SPOILT = [("x.png", b"no picture"), ("x.json", b'{"caption": "x"}'), ("alone.png", b"")]
+
+
+def members_of(path):
+    with tarfile.open(path) as tar:
+        return [(member.name, tar.extractfile(member).read()) for member in tar]
+
+
+def assert_told_nothing(done):
+    for secret in ("SECRET", "SIGN", "=SIG", "user:"):
+        assert secret not in done.stdout + done.stderr, (secret, done.stdout + done.stderr)
 
 
 @pytest.mark.parametrize(

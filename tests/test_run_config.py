@@ -162,3 +162,12 @@ def test_weights_of_another_shape_are_refused(folder, run):  # noqa: F811
     kept.close()
     assert values["model"]
     refused(lambda: pretrained.load(folder), f"checkpoints/{NEW} cannot be restored")
+
+
+def test_layers_that_the_config_leaves_out_are_missed(folder, run):  # noqa: F811
+    """Arrays that a model has no place for are refused, not ignored, before anything is read."""
+    values = json.loads((folder / "config.json").read_text())
+    values["model"]["text"]["layers"] = 0
+    shapes = CLIPConfig.from_dict(values["model"])
+    with pytest.raises(UserError, match=r"blocks.* of shape .*, the model has none"):
+        pretrained.read_step(folder, NEW, shapes)
