@@ -169,5 +169,5 @@ def test_layers_that_the_config_leaves_out_are_missed(folder, run):  # noqa: F81
     values = json.loads((folder / "config.json").read_text())
     values["model"]["text"]["layers"] = 0
     shapes = CLIPConfig.from_dict(values["model"])
-    with pytest.raises(UserError, match=r"blocks.* of shape .*, the model has none"):
+    with pytest.raises(UserError, match=r"text.* of shape .*, the model has none"):
         pretrained.read_step(folder, NEW, shapes)
