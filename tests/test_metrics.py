@@ -319,6 +319,7 @@ def test_a_line_of_the_log_counts_the_texts_as_wide_as_they_were(clock: list[flo
         flops=0,
         counts=0,
         _counted=dict,
+        check_lock=lambda: None,
         progress=progress,
         writer=SimpleNamespace(write=written.__setitem__),
     )

@@ -101,13 +101,16 @@ def test_a_signature_is_renewed_and_stands_nowhere(tmp_path):
             done = runs.run(config, workdir, *flags, sets, "--config.log.every=3")
             assert done.returncode == 0, done.stderr
             assert_told_nothing(done)
-        other = runs.run(config, workdir, f"--config.data.train={at}", "--config.seed=9")
+        other = runs.run(config, workdir, f"--config.data.train={at}", "--config.seed=9", sets)
         assert other.returncode == 2 and "seed" in other.stderr
         assert_told_nothing(other)
-        bad = runs.run(config, tmp_path / "b", f"--config.data.train={at}".replace("pairs", "no"))
+        bad = runs.run(
+            config, tmp_path / "b", f"--config.data.train={at}".replace("pairs", "no"), sets
+        )
         assert bad.returncode == 2 and "Traceback" not in bad.stderr
         assert_told_nothing(bad)
-        argv = [sys.executable, "-m", "clip_jax.data.inspect", at]
+        argv = [sys.executable, "-m", "clip_jax.data.inspect", str(config)]
+        argv += [f"--config.data.train={at}", f"--picture={tmp_path / 'x.png'}", "--seconds=0"]
         seen = subprocess.run(argv, env=runs.environment(), capture_output=True, text=True)
         assert "pairs" in seen.stdout, seen.stderr
         assert_told_nothing(seen)
