@@ -8,7 +8,7 @@ import pytest
 import runs
 
 
-@pytest.mark.parametrize(("count", "seed"), [(60, 0), pytest.param(800, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "seed"), [(60, 0), pytest.param(400, 1, marks=pytest.mark.slow)])
 def test_every_pair_is_used_or_counted(tmp_path, count, seed):
     script = str(runs.ROOT / "tests" / "pipelines.py")
     command = [sys.executable, script, f"--count={count}", f"--seed={seed}"]
