@@ -38,8 +38,9 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
     """
     file = Path(path)
     if not file.is_file():
-        near = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
-        raise UserError(f"no config {path}; in configs/ there are: {', '.join(near)}")
+        folder = ROOT / "configs"
+        near = sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "common"))
+        raise UserError(f"no config {path}; in {folder}/ there are: {', '.join(near)}")
     spec = importlib.util.spec_from_file_location(f"clip_jax_config_{file.stem}", file)
     if not spec or not spec.loader:
         raise UserError(f"config {path} is no Python file: its name must end in .py")

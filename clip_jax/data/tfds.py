@@ -32,9 +32,10 @@ try:
     import tensorflow_datasets as tfds
     from etils import epath
 except ImportError as error:
-    raise UserError(
-        f"tensorflow-datasets is not installed ({error}): pip install 'clip_jax[tfds]'"
-    ) from None
+    missing = f"tensorflow-datasets is not installed ({error}): pip install 'clip_jax[tfds]'"
+    if __name__ == "__main__":  # of a command it is a line, and no traceback
+        sys.exit(f"error: {missing}")
+    raise UserError(missing) from None
 
 FORMAT = "array_record"
 SPLITS = ("train", "unseen_drawing", "unseen_concept")

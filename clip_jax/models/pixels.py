@@ -87,7 +87,7 @@ def _check_shape(shape: tuple[int, ...], size: int) -> None:
         return
     hint = ""
     if len(shape) == 3 and shape[-1] == 3:
-        hint = "; the batch is missing: image[None]"
+        hint = " behind the number of images: give image[None]"
     elif len(shape) == 4 and shape[1] in (3, 4) and shape[3] not in (3, 4):
         hint = "; channels stand last: image.transpose(0, 2, 3, 1), tensor.permute(0, 2, 3, 1)"
     elif len(shape) == 4 and shape[3] == 4:
