@@ -6,6 +6,7 @@ A column holds the pictures, as paths or as bytes; the others are what captions 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ from clip_jax.data.table_options import TableOptions
 from clip_jax.data.tables import cached, columns, reading
 
 __all__ = ["TableOptions", "TableSource"]
+_DERIVED = ("_batches", "_ends", "_pairs_before")  # attributes that a worker makes anew
 
 
 def _why(error: BaseException) -> str:
@@ -196,7 +198,7 @@ class TableSource:
         self._ends = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_batches", "_ends")}
+        return {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -218,9 +220,12 @@ class TableSource:
 
     def _number(self, i: int) -> int:
         """The number that the i-th pair's row has among all rows, with those left out."""
-        # the k-th row left out has left[k] - k pairs before it
-        before = self._left - np.arange(len(self._left))
-        return i + int(np.searchsorted(before, i, side="right"))
+        return i + int(np.searchsorted(self._pairs_before, i, side="right"))
+
+    @functools.cached_property
+    def _pairs_before(self) -> np.ndarray:
+        """How many pairs stand before each row that is left out, int64 [rows left out]."""
+        return self._left - np.arange(len(self._left))
 
     def _read(self, i: int, with_image: bool) -> tuple[dict[str, Any], str]:
         """A row's values, and its name."""
