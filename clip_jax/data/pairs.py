@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,10 +51,11 @@ class PairError(UserError):
 
 
 @contextlib.contextmanager
-def only_pair_errors(reason: str, name: str) -> Iterator[None]:
+def only_pair_errors(reason: str, name: str | Callable[[], str]) -> Iterator[None]:
     """Makes whatever the block raises a PairError of that reason; `name` says of which pair.
 
-    Files of strangers make libraries fail with errors of every type: no pair may end a run.
+    Files of strangers make libraries fail with errors of every type: no pair may end a run. A name
+    that takes work to make is given as a function, which is called for an error only.
     """
     try:
         yield
@@ -62,7 +63,8 @@ def only_pair_errors(reason: str, name: str) -> Iterator[None]:
         raise
     except Exception as error:
         what = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        line = " ".join(f"{name}: {what}{error}".split())
+        pair = name if isinstance(name, str) else name()
+        line = " ".join(f"{pair}: {what}{error}".split())
         raise PairError(reason, line[:_LONGEST_LINE]) from error
 
 

@@ -61,7 +61,7 @@ def read_pair(source: Source, i: int) -> Pair:
     Raises:
       PairError: it cannot be used, for whatever reason.
     """
-    with only_pair_errors("unreadable", f"{source!r}: pair {i:,}"):
+    with only_pair_errors("unreadable", lambda: f"{source!r}: pair {i:,}"):
         return source[i]
 
 

@@ -150,7 +150,7 @@ def opened(place: Place, image: str = "") -> Source:
 def text_of(source: Source, i: int) -> tuple[dict[str, Any], str]:
     """What is written about the i-th picture, and its name; without the picture where it can."""
     if read := getattr(source, "text", None):
-        with only_pair_errors("text", f"{source!r}: pair {i:,}"):
+        with only_pair_errors("text", lambda: f"{source!r}: pair {i:,}"):
             return read(i)
     pair = read_pair(source, i)
     return pair.text, pair.name
