@@ -20,7 +20,7 @@ from typing import Any
 from clip_jax.data import storage
 from clip_jax.data.pairs import IMAGES
 from clip_jax.data.paths import resolve
-from clip_jax.errors import DamageWarning, GuessedWarning, UserError
+from clip_jax.errors import DamageWarning, GuessedWarning, UserError, counted
 from clip_jax.files import read_small
 from clip_jax.main import LinesParser, report
 
@@ -72,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--templates",
         default="{}",
-        help="prompts with {} for the label, between |; their features are averaged (default {})",
+        help="prompts with {} for the label, between |; their features are averaged (default "
+        "{}; clip_jax.pipeline, as transformers, takes 'This is a photo of {}.')",
     )
     p.add_argument("--top", type=int, default=5, help="how many labels to show (default 5)")
     p.add_argument(
@@ -200,8 +201,8 @@ def _pictures_in(folder: str) -> list[str]:
         raise UserError(f"{folder} holds no pictures ({', '.join(IMAGES)})")
     if others := sorted(set(files) - set(pictures)):
         warnings.warn(
-            f"of {folder} {len(others):,} files are left out, whose names are not those of "
-            f"pictures, such as {os.path.basename(others[0])!a}",
+            f"{folder}: left out {counted(len(others), 'file')} without the ending of a picture, "
+            f"such as {os.path.basename(others[0])!a}",
             GuessedWarning,
             stacklevel=3,
         )
@@ -290,7 +291,7 @@ def run(argv: Sequence[str]) -> int:
         for item in answer:
             print(f"{item['score']:7.2%}  {_printable(item['label'])}")
     if skipped:
-        print(f"{skipped} of {len(images)} pictures were skipped", file=sys.stderr)
+        print(f"skipped {skipped} of {counted(len(images), 'picture')}", file=sys.stderr)
     return SKIPPED if skipped else 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clip_jax.data import captions, entries, images
-from clip_jax.errors import UserError, redacted
+from clip_jax.errors import UserError, counted, redacted
 from clip_jax.models.zoo import DTYPES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -289,8 +289,9 @@ def check(config: ConfigDict, devices: int | None = None) -> None:
         near = max(1, round(config.batch_size / (shards * parts))) * shards * parts
         in_parts = f" in config.accumulate={parts} parts" if parts > 1 else ""
         raise UserError(
-            f"config.batch_size={config.batch_size} does not divide over {shards} devices"
-            f"{in_parts}: use a multiple of {shards * parts}, such as {near}"
+            f"config.batch_size={config.batch_size} does not divide over "
+            f"{counted(shards, 'device')}{in_parts}: use a multiple of {shards * parts}, "
+            f"such as {near}"
         )
 
 

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_jax.errors import UserError, is_disk_full
+from clip_jax.errors import UserError, counted, is_disk_full
 from clip_jax.main import LinesParser, report
 from clip_jax.models.zoo import ACTIVATIONS, ARCHITECTURES, CLIPConfig
 from clip_jax.weights.names import LIBRARIES, Library
@@ -136,6 +136,12 @@ def convert(
     found = open_saved_model(source, model)
     if found.guessed:
         note(found.guessed)
+    if found.dtype not in ("", "float32"):
+        theirs = LIBRARIES[to].partition(":")[0]
+        note(
+            f"it was trained with config.dtype={found.dtype}; {theirs} computes in float32 unless "
+            "told otherwise, so that features differ in their last digits"
+        )
     config = positions.sized(found.config, image_size, context_length)
     for line in _resizings(found.config, config):
         note(line)
@@ -146,6 +152,7 @@ def convert(
     described = library.documents(config, to, preprocess)
     abstract = abstract_model(config)
     tensors = arrays.write(variables(abstract), config, to, arrays.DTYPES[dtype])
+    _check_torch(file)
     usual = dataclasses.replace(preprocess, half="even") == type(preprocess)(preprocess.size)
     if to == "openai" and not usual:
         note(f"OpenAI's code prepares pictures in its own way, not by {preprocess}")
@@ -191,17 +198,20 @@ def _destination(dest: str | Path, to: Library) -> Path:
         raise UserError(f"{file} is a folder: name another DEST")
     if Path(dest).suffix in (".pth", ".ckpt") and not Path(dest).is_dir():
         raise UserError(f"DEST {dest} is no folder and no .safetensors, .bin or .pt file")
-    if file.suffix != ".safetensors" and find_spec("torch") is None:
-        raise UserError(
-            f"{file} needs torch to be written: pip install torch, or name it "
-            f"{file.with_suffix('.safetensors')}"
-        )
     there = _nearest(folder)
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"{file} cannot be written: {there} is no folder that you may write to")
     if is_run(folder):
         raise UserError(f"{folder} is the folder of a run: name another DEST")
     return file
+
+
+def _check_torch(file: Path) -> None:
+    if file.suffix != ".safetensors" and find_spec("torch") is None:
+        raise UserError(
+            f"{file} needs torch to be written: pip install torch, or name it "
+            f"{file.with_suffix('.safetensors')}"
+        )
 
 
 def _nearest(folder: Path) -> Path:
@@ -334,7 +344,7 @@ def run(argv: Sequence[str]) -> int:
     print(f"read {args.source} ({done['library']}): {done['model']}, {' and '.join(done['dtype'])}")
     for path, size in done["files"].items():
         print(f"wrote {path}  {_megabytes(size)}")
-    print(f"read back: {done['tensors']} tensors, bit for bit")
+    print(f"read back: {counted(done['tensors'], 'tensor')}, bit for bit")
     return 0
 
 

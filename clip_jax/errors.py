@@ -30,6 +30,11 @@ def redacted(text: str) -> str:
     return _SECRET.sub(r"\1…", _QUERY.sub(r"\1", text))
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A count with its noun: `1 file`, `2,000 files`; `plural` where an s does not make it."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def _is_container(text: str, found: re.Match[str]) -> bool:
     """`abfs://container@account` names a place by what others put a user."""
     scheme = text[: found.start() - 3].lower()

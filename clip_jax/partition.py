@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, counted
 
 AXES = ("data", "fsdp", "tensor")
 _ROWS = ("data", "fsdp")
@@ -64,8 +64,8 @@ def make_mesh(shape: dict[str, int], devices: Sequence[jax.Device] | None = None
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
         given = ", ".join(f"{axis}={shape.get(axis, 1)}" for axis in AXES)
         raise UserError(
-            f"config.mesh ({given}) does not cover the {len(devices)} devices: the three must "
-            "multiply to that number, or one of them be -1"
+            f"config.mesh ({given}) does not cover {counted(len(devices), 'device')}: the three "
+            "must multiply to that number, or one of them be -1"
         )
     return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
 

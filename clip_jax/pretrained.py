@@ -52,7 +52,7 @@ def find_run(path: str | Path, tell: Callable[[str], None] = _warn) -> tuple[Pat
         return workdir, step
     if not os.path.isdir(path):  # whatever the name, even one that no file can have
         raise UserError(
-            f"no run folder {path!s:.200}: train one, give the --workdir of your run, a folder or "
+            f"there is no run or model at {path!s:.200}: give the --workdir of a run, a folder or "
             "file of another library's weights (none are downloaded), or with weights=FILE one of "
             f"{', '.join(ARCHITECTURES)}"
         )

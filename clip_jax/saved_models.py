@@ -25,6 +25,7 @@ class SavedModel:
     tokenizer: as for `tokenizers.load`, or None.
     read: its parameters and batch statistics, held in a dtype of `arrays.DTYPES`.
     guessed: what was taken for granted or passed over, in words, or nothing.
+    dtype: what its activations were computed in when it was trained here; else empty.
     """
 
     library: str
@@ -33,6 +34,7 @@ class SavedModel:
     tokenizer: str | None
     read: Callable[[str], Variables]
     guessed: str = ""
+    dtype: str = ""
 
 
 def is_run(path: Path) -> bool:
@@ -69,6 +71,7 @@ def open_saved_model(
             run.tokenizer,
             lambda _: pretrained.read_step(workdir, step, run.model),
             "; ".join(said),
+            run.dtype,
         )
     found = library.find(path, model, activation)
     return SavedModel(

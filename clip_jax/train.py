@@ -43,7 +43,7 @@ from clip_jax.data.mixture import Mixture
 from clip_jax.data.pairs import REASONS
 from clip_jax.data.paths import EMBEDDED
 from clip_jax.data.sources import Source
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, counted
 from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.features import Encoder
 from clip_jax.evaluation.suite import Suite, table, write_sheets
@@ -600,17 +600,17 @@ def _of_processes() -> str:
 def _announce(loop: Loop) -> None:
     run, trainer = loop.trainer.run, loop.trainer
     say = loop.progress.say
+    devices = counted(jax.device_count(), f"{jax.devices()[0].platform} device")
     say(
-        f"{run.data.pairs:,} pairs, {parameter_count(trainer.model):,} parameters, "
-        f"batch {run.config.batch_size:,} on {jax.device_count()} "
-        f"{jax.devices()[0].platform} device(s){_of_processes()}, {run.config.dtype}; "
+        f"{counted(run.data.pairs, 'pair')}, {parameter_count(trainer.model):,} parameters, "
+        f"batch {run.config.batch_size:,} on {devices}{_of_processes()}, {run.config.dtype}; "
         f"run folder {run.workdir}"
     )
     for part in run.data.parts:
         _announce_part(loop, part)
     if len(run.data) < run.config.batch_size:
         say(
-            f"{len(run.data):,} pairs an epoch are fewer than a batch of "
+            f"an epoch of {counted(len(run.data), 'pair')} is smaller than a batch of "
             f"{run.config.batch_size:,}: a pair stands in a batch more than once, and each picture "
             "is then its own negative; lower config.batch_size"
         )
@@ -637,7 +637,8 @@ def _announce_part(loop: Loop, part: mixture.Part) -> None:
     if part.name:
         share = part.rows / len(source)
         loop.progress.say(
-            f"{of}{len(source):,} pairs, {part.rows:,} rows an epoch ({share:.3g} of them)"
+            f"{of}{counted(len(source), 'pair')}, {counted(part.rows, 'row')} an epoch "
+            f"({share:.3g} of them)"
         )
     below = f"{part.name}/" if part.name else ""
     left_out = source.opening_report().metrics(f"data/left_out/{below}")
@@ -668,7 +669,7 @@ def _farewell(run: Run, step: int, stopped_by: int) -> None:
             "--workdir runs/mine"
         )
     lines = [
-        f"done: {step} steps in {run.workdir}",
+        f"done: {counted(step, 'step')} in {run.workdir}",
         "what to try next:",
         *(f"  {t}" for t in tries),
     ]

@@ -238,7 +238,7 @@ def labels_of(given: Sequence[str] | str) -> list[str]:
         shown = ", ".join(f"{label!r:.40}" for label in twice[:3])
         more = ", …" if len(twice) > 3 else ""
         warnings.warn(
-            f"labels: {shown}{more} stand there twice and count once",
+            f"labels: {shown}{more} given more than once; each label counts once",
             GuessedWarning,
             stacklevel=3,
         )

@@ -24,7 +24,7 @@ def test_small_batches_are_said_and_the_farewell_names_what_was_written(tmp_path
     bare = ("--config.evaluate.sets={}", "--config.log.tensorboard=False")
     out, err = lines_of(capsys, config, workdir, "--config.batch_size=16", *flags, *bare)
     (line,) = [line for line in err.splitlines() if "own negative" in line]
-    assert line.startswith("9 pairs an epoch are fewer than a batch of 16: ")
+    assert line.startswith("an epoch of 9 pairs is smaller than a batch of 16: ")
     assert "lower config.batch_size" in line
     assert f"--checkpoint {shlex.quote(str(workdir))} " in out
     assert not any(word in out for word in ("report.html", "tensorboard", "own tars"))

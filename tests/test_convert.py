@@ -20,7 +20,7 @@ from flax import nnx
 import clip_jax
 import released
 import runs
-from clip_jax import checkpoint, convert, files, tokenizers
+from clip_jax import checkpoint, convert, files, pretrained, tokenizers
 from clip_jax.errors import UserError
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, ResNetConfig, TextConfig, VisionConfig
@@ -486,10 +486,17 @@ def test_another_activation_by_choice(tmp_path: Path) -> None:
 # Runs.
 
 
-def write_run(folder: Path, config: CLIPConfig, held: Any, tokenizer: str, step: int = 3) -> Path:
+def write_run(
+    folder: Path,
+    config: CLIPConfig,
+    held: Any,
+    tokenizer: str,
+    dtype: str = "float32",
+    step: int = 3,
+) -> Path:
     """A run's folder as training leaves it, without training."""
     folder.mkdir()
-    values = {"model": config.to_dict(), "tokenizer": tokenizer, "dtype": "float32"}
+    values = {"model": config.to_dict(), "tokenizer": tokenizer, "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(values))
     held = jax.tree.map(jax.numpy.asarray, held)
     state = {k: tree for k, tree in zip(("params", "stats"), held, strict=True) if tree}
@@ -534,6 +541,14 @@ def test_a_run_of_a_resnet_by_a_step(tmp_path: Path) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_run_that_was_trained_in_bfloat16_says_so(tmp_path: Path) -> None:
+    config = OPENAI["vit"]
+    run = write_run(tmp_path / "run", config, random_variables(config), "clip", "bfloat16")
+    notes: list[str] = []
+    convert.convert(run, tmp_path / "out", "open_clip", note=notes.append)
+    assert says(notes[0], "config.dtype=bfloat16", "in float32")
+
+
 @pytest.mark.parametrize(
     "special",
     [dict(stem=8), dict(registers=2), dict(pool="mean"), dict(patch_bias=True)],
@@ -546,6 +561,8 @@ def test_what_only_we_have_is_refused(special: dict[str, Any], tmp_path: Path) -
         with pytest.raises(UserError) as caught:
             convert.convert(run, tmp_path / "out.safetensors", to)
         assert says(caught.value, to, "has no model of a vit and a transformer")
+        ((field, value),) = special.items()
+        assert says(caught.value, f", with vision.{field}={value!r}: ")
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -638,13 +655,18 @@ def test_a_run_is_never_written_over(tmp_path: Path) -> None:
     refused([str(run), str(tmp_path / "out"), "--to", "open_clip", "--model", "RN50"], "--model")
 
 
-def test_without_torch_a_pt_is_refused_before_anything_is_read(
+def test_without_torch_a_pt_is_refused_before_parameters_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convert, "find_spec", lambda name: None)
-    source = str(tmp_path / "not even there")
+    config = OPENAI["vit"]
+    source = str(write_run(tmp_path / "run", config, random_variables(config), "clip"))
+    monkeypatch.setattr(pretrained, "read_step", lambda *_: pytest.fail("parameters were read"))
     refused([source, str(tmp_path), "--to", "openai"], "model.pt", "torch", "model.safetensors")
     refused([source, str(tmp_path / "x.bin"), "--to", "hugging_face"], "x.bin", "pip install torch")
+    # nobody is told to install torch for a model that the library does not have
+    source = str(GOLDEN / "hugging_face_siglip")
+    refused([source, str(tmp_path), "--to", "openai"], "has no model", "logit_bias=")
 
 
 def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,7 +209,7 @@ def test_mistakes_are_one_line(run: Path, animals: Path, tmp_path: Path) -> None
     refused(lambda: evaluate(run, "--config.evaluate.sets={}"), "--sets")
     start = ["--config", config, "--mode=evaluate", "--checkpoint"]
     refused(lambda: main.run([*start, str(tmp_path)]), "config.json")
-    refused(lambda: main.run([*start, str(tmp_path / "none")]), "no run folder")
+    refused(lambda: main.run([*start, str(tmp_path / "none")]), "no run or model at")
     refused(lambda: main.run([*start[:2], "--suite=zero_shot"]), "--suite", "--mode=evaluate")
     refused(lambda: evaluate(run, "--suite=overlap", "--config.data.train="), "--config.data.train")
 

@@ -108,7 +108,7 @@ def same(found, expected):
 
 def test_two_processes_train_and_evaluate_as_one(config, alone):
     done = healthy(train(config, "two", 2, devices=2))
-    assert "4 cpu device(s) of 2 processes" in done.stderr
+    assert "4 cpu devices of 2 processes" in done.stderr
     workdir = config.parent / "two"
     same(runs.values(workdir), alone)
     assert {step for step, name in alone if name == "loss"} == set(range(1, STEPS + 1))

@@ -136,7 +136,7 @@ def test_labels_from_a_file(tmp_path):
 
 
 def test_a_folder_that_is_no_run(tmp_path, run):
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="no run or model at"):
         clip_jax.load(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"no config\.json"):
         clip_jax.load(str(tmp_path))
@@ -226,7 +226,7 @@ def test_folders_patterns_and_broken_pictures(run, tmp_path, capsys):
     answers = [json.loads(line) for line in shown.out.splitlines()]
     assert [answer is None for answer in answers] == [False, False, True, False, False]
     assert "skipped: " in shown.err and "1 of 5" in shown.err
-    assert "1 files are left out" in shown.err and "notes.txt" in shown.err
+    assert "left out 1 file without" in shown.err and "notes.txt" in shown.err
     (tmp_path / "empty").mkdir()
     for name, words in (("empty", "holds no pictures"), ("e*y", "no file matches")):
         with pytest.raises(UserError, match=words):
@@ -239,7 +239,7 @@ def test_notes_of_the_command(run, image, capsys):
     argv = ["--checkpoint", str(run), str(image), "--labels"]
     assert classify.run([*argv, "a,a"]) == 0
     err = capsys.readouterr().err
-    assert "'a' stand there twice" in err and "100 %" in err
+    assert "'a' given more than once" in err and "100 %" in err
     assert classify.run([*argv, "a,b", "--truncate", "--templates", "{} " + "word " * 99]) == 0
     with pytest.raises(UserError, match="--truncate"):
         classify.run([*argv, "a,b", "--templates", "{} " + "word " * 99])

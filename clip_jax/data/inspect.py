@@ -28,7 +28,7 @@ from clip_jax.data import captions, images, lettering, mixture, pipeline, select
 from clip_jax.data.opening import REASONS, quoted
 from clip_jax.data.pairs import PairError, only_pair_errors
 from clip_jax.data.sources import read_pair
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, counted
 from clip_jax.files import whole
 from clip_jax.main import LinesParser, report, split_overrides
 
@@ -207,11 +207,12 @@ def described(found: Mapping[str, Any], image_size: int, context_length: int) ->
         middle = f"{n['median']} {unit} (median), 95 % up to {n['95%']}"
         return f"{middle}, from {n['least']} to {n['most']}"
 
-    lines = [f"pairs      {found['pairs']:,}; an epoch has {found['rows']:,} rows"]
+    lines = [f"pairs      {found['pairs']:,}; an epoch has {counted(found['rows'], 'row')}"]
     for source in found["sources"]:
         why = ", ".join(f"{reason} {n:,}" for reason, n in source.get("left_out", {}).items())
         if source["name"] or why:
-            said = f"{source['name'] or 'all'}: {source['pairs']:,} pairs, {source['rows']:,} rows"
+            pairs, rows = counted(source["pairs"], "pair"), counted(source["rows"], "row")
+            said = f"{source['name'] or 'all'}: {pairs}, {rows}"
             lines.append(f"           {said}{why and f'; left out: {why}'}")
         opening = source["opening"]
         lines += [f"note       {note}" for note in opening["notes"]]
@@ -238,7 +239,8 @@ def described(found: Mapping[str, Any], image_size: int, context_length: int) ->
     if "images_per_second" in found:
         lines.append(
             f"speed      {found['images_per_second']:,.0f} images/s as config.data reads them, on "
-            f"{found['cores']} cores; {CHIPS} {CHIP} chips at {100 * found['mfu']:.0f} % MFU train "
+            f"{counted(found['cores'], 'core')}; {CHIPS} {CHIP} chips at "
+            f"{100 * found['mfu']:.0f} % MFU train "
             f"{found['trained_per_second']:,.0f} a second: {found['hosts']:,} such hosts feed them"
         )
     return "\n".join(lines)

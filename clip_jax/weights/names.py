@@ -129,11 +129,26 @@ def leaves(config: CLIPConfig, library: Library) -> list[Leaf]:
     return found
 
 
+# Values of a model's config that say how it is built, and not how large it is.
+_STRUCTURE = (
+    *("log_scale", "logit_bias", "stem", "registers", "pool", "ln_pre", "projection"),
+    *("patch_bias", "ragged", "causal", "projection_bias", "pooler"),
+)
+
+
 def _unknown(config: CLIPConfig, library: str) -> UserError:
+    unusual = [
+        f"{prefix}{field.name}={value!r}"
+        for part, prefix in ((config, ""), (config.vision, "vision."), (config.text, "text."))
+        for field in dataclasses.fields(part)
+        if field.name in _STRUCTURE and (value := getattr(part, field.name)) != field.default
+    ]
+    if not config.text.layers:
+        unusual.append("text.layers=0 (a bag of words)")
+    special = f", with {', '.join(unusual)}" if unusual else ""
     return UserError(
         f"{library} has no model of a {config.vision.kind} and a {config.text.kind} such as this "
-        "one: its files have no place for what is special here (stem, registers, pooling, a bag "
-        "of words, …)"
+        f"one{special}: its files have no place for it"
     )
 
 
