@@ -71,6 +71,9 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.data.fast_decode = True  # JPEGs at the scale that the crops need, not the whole
     c.data.cache_mib = 0  # decoded pictures kept in memory, for sets that fit
     c.data.augment = ConfigDict()
+    # fit: the paper's random crop, a square as tall as a wide picture; open_clip: its crop of
+    # nearly the whole picture, with crop_ratio from 3/4 to 4/3 unless another is given
+    c.data.augment.crop = "fit"
     c.data.augment.crop_scale = (0.9, 1.0)
     c.data.augment.crop_ratio = (1.0, 1.0)
     c.data.augment.flip = 0.0

@@ -379,6 +379,7 @@ def test_a_decoder_keeps_what_fits_and_only_that() -> None:
 
 AUGMENTS = st.builds(
     Augment,
+    crop=st.sampled_from(images.CROPS),
     crop_scale=st.sampled_from([(0.9, 1.0), (1.0, 1.0), (1e-3, 1.0), (0.5, 0.5)]),
     crop_ratio=st.sampled_from([(1.0, 1.0), (0.75, 4 / 3), (0.1, 10.0)]),
     flip=st.sampled_from([0.0, 0.5, 1.0]),
@@ -414,6 +415,7 @@ def test_a_crop_keeps_its_share_and_shape(seed: int) -> None:
     st.integers(1, 400),
     st.sampled_from([(0.9, 1.0), (1.0, 1.0), (0.08, 1.0), (0.5, 0.5)]),
     st.sampled_from([(1.0, 1.0), (0.75, 4 / 3), (0.1, 10.0), (2.0, 3.0), (0.25, 0.5)]),
+    st.sampled_from(images.CROPS),
     st.integers(0, 2**32),
 )
 def test_a_crop_of_the_least_side_has_the_pixels_of_a_view(
@@ -422,9 +424,10 @@ def test_a_crop_of_the_least_side_has_the_pixels_of_a_view(
     size: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    crop: str,
     seed: int,
 ) -> None:
-    augment = Augment(crop_scale=scale, crop_ratio=ratio)
+    augment = Augment(crop, scale, ratio)
     short = augment.least_side(size)
     shape = (short, int(short * long))
     left, top, right, bottom = random_box(
@@ -439,6 +442,57 @@ def test_the_least_side_is_no_more_than_it_takes() -> None:
     assert Augment(crop_scale=(0.25, 1.0)).least_side(224) == 448
     assert Augment(crop_scale=(0.25, 1.0), crop_ratio=(0.5, 2.0)).least_side(100) == 283
     assert Augment(crop_scale=(1.0, 1.0), crop_ratio=(0.5, 2.0)).least_side(100) == 200
+    assert Augment("open_clip", (0.9, 1.0), (0.75, 4 / 3)).least_side(224) == 273  # √(0.9 · 0.75)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "share", "ratio", "left", "whole"),
+    # means of 40,000 draws of torchvision 0.28.0's RandomResizedCrop.get_params
+    [
+        ((300, 300), (0.9, 1.0), 0.9423, 1.0010, 0.0145, 0.1242),
+        ((500, 375), (0.9, 1.0), 0.9584, 1.3041, 0.0159, 0.3712),
+        ((375, 500), (0.9, 1.0), 0.9584, 0.7673, 0.0052, 0.3710),
+        ((500, 375), (0.2, 1.0), 0.4944, 1.0497, 0.1929, 0.0),
+        ((640, 400), (0.9, 1.0), 0.8328, 1.3325, 0.0828, 0.0),
+        ((1000, 200), (0.9, 1.0), 0.2670, 1.3350, 0.3660, 0.0),
+        ((1000, 200), (0.2, 1.0), 0.2586, 1.3127, 0.3695, 0.0),
+    ],
+)
+def test_the_crop_of_open_clip_is_drawn_as_torchvision_draws_it(
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    share: float,
+    ratio: float,
+    left: float,
+    whole: float,
+) -> None:
+    augment = Augment.from_dict({"crop": "open_clip", "crop_scale": scale})
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_box(size, augment, rng) for _ in range(4000)])
+    assert np.array_equal(boxes, boxes.round())
+    wide, tall = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    ours = wide * tall / (size[0] * size[1])
+    assert ours.mean() == pytest.approx(share, abs=0.01)
+    assert (wide / tall).mean() == pytest.approx(ratio, abs=0.01)
+    assert (boxes[:, 0] / size[0]).mean() == pytest.approx(left, abs=0.01)
+    assert (ours == 1).mean() == pytest.approx(whole, abs=0.03)
+
+
+def test_a_wide_photo_is_cropped_to_its_height_or_squeezed() -> None:
+    rng = np.random.default_rng(0)
+    left, top, right, bottom = random_box((400, 300), Augment(), rng)
+    assert right - left == bottom - top == 300
+    left, top, right, bottom = random_box((400, 300), Augment.from_dict({"crop": "open_clip"}), rng)
+    assert (right - left) * (bottom - top) >= 0.89 * 400 * 300
+
+
+def test_open_clips_crop_brings_its_shapes_unless_others_are_given() -> None:
+    assert Augment.from_dict({"crop": "open_clip"}).crop_ratio == (3 / 4, 4 / 3)
+    named = Augment.from_dict({"crop": "open_clip", "crop_ratio": [1.0, 1.0]})
+    assert named.crop_ratio == (3 / 4, 4 / 3)  # what the shared config says
+    assert Augment.from_dict({"crop": "open_clip", "crop_ratio": [0.5, 1.0]}).crop_ratio == (0.5, 1)
+    with pytest.raises(UserError, match=r"config.data.augment.crop='center' must be one of fit, "):
+        Augment.from_dict({"crop": "center"})
 
 
 @given(SIZES, st.integers(1, 32), AUGMENTS, st.integers(0, 2**32))
@@ -509,5 +563,5 @@ def test_impossible_augmentation_is_said(key: str, value: Any) -> None:
 
 def test_augment_reads_a_json_config() -> None:
     assert Augment.from_dict({"crop_scale": [0.5, 1.0], "flip": 0.5}) == Augment(
-        (0.5, 1.0), flip=0.5
+        crop_scale=(0.5, 1.0), flip=0.5
     )

@@ -54,7 +54,9 @@ class Numbers:
         return Pair(PICTURE[:40] if i in self.cut else PICTURE, text, f"pair {i}")
 
 
-PREPARE = pipeline.Prepare(Letters(), 4, ("{caption}", "no. {caption}"), Augment((0.5, 1.0)))
+PREPARE = pipeline.Prepare(
+    Letters(), 4, ("{caption}", "no. {caption}"), Augment(crop_scale=(0.5, 1.0))
+)
 Batch = dict[str, np.ndarray]
 
 
