@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ FOLDER = "checkpoints"
 DAMAGED = "damaged"  # where a run's damaged checkpoints are moved to when it goes on without them
 CONFIG = "config.json"
 _METADATA = "_CHECKPOINT_METADATA"  # by orbax, in the folder of each step
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
 _COMMITTED = "commit_success.txt"
 _MARK = {"digests": 1}  # says in it that the folder must have a list of digests
 
@@ -197,6 +199,17 @@ def set_aside(workdir: str | Path, after: int) -> None:
             raise UserError(f"{target} cannot be written ({error.strerror})") from None
 
 
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what saves that were killed left behind.
+
+    Orbax would do so in a thread that nothing waits for, which fails loudly where the process ends
+    early, as it does for whatever is wrong with a config.
+    """
+    for path in folder.glob(f"*{_UNFINISHED}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """The folder of a checkpoint until it is complete, which its digests belong to.
 
@@ -233,6 +246,8 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path, *, every: int = 1, keep: int = 1) -> None:
         self._folder = Path(workdir).absolute() / FOLDER
+        if jax.process_index() == 0:
+            _remove_unfinished(self._folder)
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -244,7 +259,6 @@ class Checkpoints:
                 ),
                 preservation_policy=preservation_policy.LatestN(keep),
                 enable_async_checkpointing=True,
-                cleanup_tmp_directories=True,
                 temporary_path_class=_SealedPath,
                 lightweight_initialize=True,  # what a damaged one says of itself is not read
             ),

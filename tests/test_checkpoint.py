@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import warnings
 
 import jax
@@ -148,6 +149,18 @@ def test_a_whole_checkpoint_under_another_step_s_name_is_refused(run, tmp_path):
     (folder / str(OLD)).rename(folder / "9")
     with pytest.warns(DamageWarning, match="9 is damaged.*that of step 4"):
         assert pretrained.find_run(tmp_path / "run")[1] == NEW
+
+
+def test_what_a_killed_save_left_is_gone_before_the_run_goes_on(tmp_path):
+    left = tmp_path / checkpoint.FOLDER / "7.orbax-checkpoint-tmp"
+    left.mkdir(parents=True)
+    (left / "half").write_text("")
+    before = threading.active_count()
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    assert not left.exists() and left.parent.exists()
+    # a thread that still works on it when the process ends, at a wrong config, prints a traceback
+    assert threading.active_count() == before
+    checkpoints.close()
 
 
 def test_links_and_pipes_are_no_files_of_a_checkpoint(run, tmp_path):
