@@ -8,6 +8,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from clip_jax import partition
+from clip_jax.models.initializers import (
+    BERT_BLOCK,
+    BERT_LINEAR,
+    BERT_NORMAL,
+    XAVIER_UNIFORM,
+    LinearInit,
+)
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.transformer import Transformer, layer_norm
 from clip_jax.models.zoo import BertConfig
@@ -30,16 +37,16 @@ class BERT(nnx.Module):
         self.config = config
         self.dtype = activation_dtype(dtype)
         width = config.width
-        init = nnx.initializers.normal(0.02)
         self.token_embedding = nnx.Embed(
-            config.vocab_size, width, embedding_init=init, dtype=self.dtype, rngs=rngs
+            config.vocab_size, width, embedding_init=BERT_NORMAL, dtype=self.dtype, rngs=rngs
         )
-        self.positional_embedding = nnx.Param(init(rngs.params(), (config.positions, width)))
-        self.segment_embedding = nnx.Param(init(rngs.params(), (config.token_types, width)))
+        self.positional_embedding = nnx.Param(BERT_NORMAL(rngs.params(), (config.positions, width)))
+        self.segment_embedding = nnx.Param(BERT_NORMAL(rngs.params(), (config.token_types, width)))
         self.ln_embedding = layer_norm(width, config.eps, rngs)
         self.transformer = Transformer(
             config,
             activation,
+            init=BERT_BLOCK,
             causal=False,
             post_norm=True,
             dtype=dtype,
@@ -47,10 +54,16 @@ class BERT(nnx.Module):
             chunk=chunk,
             rngs=rngs,
         )
-        common = dict(kernel_init=nnx.initializers.normal(width**-0.5), dtype=dtype, rngs=rngs)
+        common = dict(dtype=dtype, rngs=rngs)
         if config.pooler:
-            self.pooler = linear(width, width, **common)
-        self.projection = linear(width, embed_dim, use_bias=config.projection_bias, **common)
+            self.pooler = linear(width, width, init=BERT_LINEAR, **common)
+        self.projection = linear(
+            width,
+            embed_dim,
+            use_bias=config.projection_bias,
+            init=LinearInit(XAVIER_UNIFORM),  # as transformers' ALIGN; the paper does not say
+            **common,
+        )
 
     def __call__(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed_dim"]:
         """Features of token ids that start with [CLS], not normalised; padding is not seen."""

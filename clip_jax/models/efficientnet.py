@@ -11,19 +11,20 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
 from clip_jax.models.convolution import BatchNorm, Convolution, Image, Result
+from clip_jax.models.initializers import LinearInit, fan_out_normal
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.pixels import normalized
 from clip_jax.models.resnet import Stage
 from clip_jax.models.zoo import EfficientNetConfig
 
-_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+_LINEAR = LinearInit(fan_out_normal())
 
 
 class SqueezeExcite(nnx.Module):
     """Every channel scaled by what all of them come to over the image (Hu et al. 2017)."""
 
     def __init__(self, channels: int, inner: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        common = dict(kernel_init=_FAN_OUT, dtype=dtype, rngs=rngs)
+        common = dict(init=_LINEAR, dtype=dtype, rngs=rngs)
         self.reduce = linear(channels, inner, **common)
         self.expand = linear(inner, channels, **common)
 
@@ -50,12 +51,12 @@ class MBConv(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        conv = dict(kernel_init=_FAN_OUT, dtype=dtype, rngs=rngs)
+        point = dict(use_bias=False, init=_LINEAR, dtype=dtype, rngs=rngs)
         norm = dict(eps=config.eps, momentum=config.momentum, rngs=rngs)
         hidden = inputs * expansion
         self.expands, self.adds = expansion > 1, not first
         if self.expands:
-            self.expand = linear(inputs, hidden, use_bias=False, **conv)
+            self.expand = linear(inputs, hidden, **point)
             self.bn_expand = BatchNorm(hidden, **norm)
         before = size // 2 - (stride > 1 and not symmetric)
         self.depthwise = Convolution(
@@ -65,12 +66,14 @@ class MBConv(nnx.Module):
             stride=stride,
             padding=(before, size // 2),
             groups=hidden,
-            **conv,
+            kernel_init=fan_out_normal(hidden),
+            dtype=dtype,
+            rngs=rngs,
         )
         self.bn_depthwise = BatchNorm(hidden, **norm)
         inner = max(1, int(inputs * config.squeeze))
         self.squeeze_excite = SqueezeExcite(hidden, inner, dtype=dtype, rngs=rngs)
-        self.project = linear(hidden, outputs, use_bias=False, **conv)
+        self.project = linear(hidden, outputs, **point)
         self.bn_project = BatchNorm(outputs, **norm)
 
     def __call__(self, x: Image, train: bool) -> Result:
@@ -101,7 +104,7 @@ class EfficientNet(nnx.Module):
         self.dtype = activation_dtype(dtype)
         stem = config.channels(config.stem)
         self.stem = Convolution(
-            3, stem, 3, stride=2, padding=(0, 1), kernel_init=_FAN_OUT, dtype=dtype, rngs=rngs
+            3, stem, 3, stride=2, padding=(0, 1), kernel_init=_LINEAR.kernel, dtype=dtype, rngs=rngs
         )
         self.bn_stem = BatchNorm(stem, eps=config.eps, momentum=config.momentum, rngs=rngs)
         block = 0

@@ -14,6 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from clip_jax.models.initializers import LinearInit
+
 RESULT = "linear"
 
 
@@ -84,12 +86,19 @@ class _Multiply:
         return checkpoint_name(product(x, kernel, self.factors), RESULT)
 
 
-def linear(inputs: int, outputs: int, *, dtype: DTypeLike, **options: Any) -> nnx.Linear:
+def linear(
+    inputs: int, outputs: int, *, init: LinearInit, dtype: DTypeLike, **options: Any
+) -> nnx.Linear:
     """An `nnx.Linear` whose matrix product is computed in `dtype`, one of `zoo.DTYPES`.
 
     Its result goes by the name `RESULT` among what rematerialisation may keep.
     """
-    multiply = _Multiply(jnp.dtype(jnp.bfloat16 if dtype == "mixed" else dtype))
     return nnx.Linear(
-        inputs, outputs, dtype=activation_dtype(dtype), dot_general=multiply, **options
+        inputs,
+        outputs,
+        kernel_init=init.kernel,
+        bias_init=init.bias(inputs),
+        dtype=activation_dtype(dtype),
+        dot_general=_Multiply(jnp.dtype(jnp.bfloat16 if dtype == "mixed" else dtype)),
+        **options,
     )

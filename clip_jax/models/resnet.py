@@ -16,13 +16,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
 from clip_jax.models.convolution import BatchNorm, Convolution, Image, Result, average_pool
+from clip_jax.models.initializers import TORCH, TORCH_KERNEL, resnet_pool_init
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.pixels import normalized
 from clip_jax.models.stack import check_remat, once, scan, stack
 from clip_jax.models.zoo import ResNetConfig
 
 EXPANSION = 4
-_UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Bottleneck(nnx.Module):
@@ -43,17 +43,18 @@ class Bottleneck(nnx.Module):
     ) -> None:
         self.stride = stride
         outputs = EXPANSION * planes
-        conv = dict(kernel_init=_UNIFORM, dtype=dtype, rngs=rngs)
+        common = dict(dtype=dtype, rngs=rngs)
+        point = dict(use_bias=False, init=TORCH, **common)
         norm = dict(eps=config.eps, momentum=config.momentum, rngs=rngs)
-        self.conv1 = linear(inputs, planes, use_bias=False, **conv)
+        self.conv1 = linear(inputs, planes, **point)
         self.bn1 = BatchNorm(planes, **norm)
-        self.conv2 = Convolution(planes, planes, 3, **conv)
+        self.conv2 = Convolution(planes, planes, 3, kernel_init=TORCH_KERNEL, **common)
         self.bn2 = BatchNorm(planes, **norm)
-        self.conv3 = linear(planes, outputs, use_bias=False, **conv)
+        self.conv3 = linear(planes, outputs, **point)
         self.bn3 = BatchNorm(outputs, scale=0.0, **norm)
         self.shortcut = stride > 1 or inputs != outputs
         if self.shortcut:
-            self.conv_shortcut = linear(inputs, outputs, use_bias=False, **conv)
+            self.conv_shortcut = linear(inputs, outputs, **point)
             self.bn_shortcut = BatchNorm(outputs, **norm)
 
     def __call__(self, x: Image, train: bool) -> Result:
@@ -96,7 +97,7 @@ class Stem(nnx.Module):
 
     def __init__(self, config: ResNetConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         width = config.width
-        conv = dict(kernel_init=_UNIFORM, dtype=dtype, rngs=rngs)
+        conv = dict(kernel_init=TORCH_KERNEL, dtype=dtype, rngs=rngs)
         norm = dict(eps=config.eps, momentum=config.momentum, rngs=rngs)
         self.conv1 = Convolution(3, width // 2, 3, stride=2, padding=(1, 1), **conv)
         self.bn1 = BatchNorm(width // 2, **norm)
@@ -121,9 +122,9 @@ class SpatialAttentionPool(nnx.Module):
     ) -> None:
         width, self.heads = 32 * config.width, config.heads
         places = (config.image_size // 32) ** 2 + 1
-        normal = nnx.initializers.normal(width**-0.5)
-        common = dict(kernel_init=normal, dtype=dtype, rngs=rngs)
-        self.positional_embedding = nnx.Param(normal(rngs.params(), (places, width)))
+        init = resnet_pool_init(width)
+        common = dict(init=init, dtype=dtype, rngs=rngs)
+        self.positional_embedding = nnx.Param(init.kernel(rngs.params(), (places, width)))
         self.q = linear(width, width, **common)
         self.kv = linear(width, 2 * width, **common)
         self.projection = linear(width, embed_dim, **common)

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from clip_jax import partition
+from clip_jax.models.initializers import text_init
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.transformer import Transformer, layer_norm
 from clip_jax.models.zoo import TextConfig
@@ -33,17 +34,18 @@ class TextTransformer(nnx.Module):
         self.config = config
         self.dtype = activation_dtype(dtype)
         width = config.width
-        normal = nnx.initializers.normal
+        init = text_init(config)
         self.token_embedding = nnx.Embed(
-            config.vocab_size, width, embedding_init=normal(0.02), dtype=self.dtype, rngs=rngs
+            config.vocab_size, width, embedding_init=init.tokens, dtype=self.dtype, rngs=rngs
         )
         if config.layers:
             self.positional_embedding = nnx.Param(
-                normal(0.01)(rngs.params(), (config.context_length, width))
+                init.positions(rngs.params(), (config.context_length, width))
             )
             self.transformer = Transformer(
                 config,
                 activation,
+                init=init.block,
                 causal=config.causal,
                 dtype=dtype,
                 remat=remat,
@@ -55,7 +57,7 @@ class TextTransformer(nnx.Module):
             width,
             embed_dim,
             use_bias=config.projection_bias,
-            kernel_init=normal(width**-0.5),
+            init=init.projection,
             dtype=dtype,
             rngs=rngs,
         )

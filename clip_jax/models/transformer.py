@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax import partition
 from clip_jax.errors import UserError
+from clip_jax.models.initializers import XAVIER_UNIFORM, BlockInit
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.stack import check_remat, scan, stack
 from clip_jax.models.zoo import BertConfig, TextConfig, VisionConfig
@@ -50,22 +51,16 @@ def taken(x: Float[Array, "batch length *rest"], at: Place) -> Float[Array, "bat
     return jnp.sum(chosen, axis=1, keepdims=True)
 
 
-def _normal(std: float) -> nnx.Initializer:
-    return nnx.initializers.normal(std)
-
-
-def _output_std(config: TowerConfig) -> float:
-    return config.width**-0.5 * (2 * config.layers) ** -0.5
-
-
 class Attention(nnx.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
-    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: TowerConfig, *, init: BlockInit, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
         width, self.heads = config.width, config.heads
         common = dict(dtype=dtype, rngs=rngs)
-        self.qkv = linear(width, 3 * width, kernel_init=_normal(width**-0.5), **common)
-        self.out = linear(width, width, kernel_init=_normal(_output_std(config)), **common)
+        self.qkv = linear(width, 3 * width, init=init.qkv, **common)
+        self.out = linear(width, width, init=init.out, **common)
 
     def __call__(
         self,
@@ -120,16 +115,22 @@ class AttentionPool(nnx.Module):
     """What one learned query attends to, through an MLP (MAP; Zhai et al. 2022, section 3)."""
 
     def __init__(
-        self, config: VisionConfig, activation: str, *, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: VisionConfig,
+        activation: str,
+        *,
+        init: BlockInit,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
         width, self.heads = config.width, config.heads
-        common = dict(kernel_init=_normal(width**-0.5), dtype=dtype, rngs=rngs)
-        self.probe = nnx.Param(_normal(width**-0.5)(rngs.params(), (width,)))
-        self.q = linear(width, width, **common)
-        self.kv = linear(width, 2 * width, **common)
-        self.out = linear(width, width, **common)
+        common = dict(dtype=dtype, rngs=rngs)
+        self.probe = nnx.Param(XAVIER_UNIFORM(rngs.params(), (1, width))[0])
+        self.q = linear(width, width, init=init.qkv, **common)
+        self.kv = linear(width, 2 * width, init=init.qkv, **common)
+        self.out = linear(width, width, init=init.out, **common)
         self.ln = layer_norm(width, config.eps, rngs)
-        self.mlp = MLP(config, activation, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, activation, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
         """One vector a row."""
@@ -147,13 +148,19 @@ class MLP(nnx.Module):
     """Two linear layers with an activation between them."""
 
     def __init__(
-        self, config: TowerConfig, activation: str, *, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: TowerConfig,
+        activation: str,
+        *,
+        init: BlockInit,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
         self.activation = activation
         width, hidden = config.width, round(config.width * config.mlp_ratio)
         common = dict(dtype=dtype, rngs=rngs)
-        self.fc = linear(width, hidden, kernel_init=_normal((2 * width) ** -0.5), **common)
-        self.proj = linear(hidden, width, kernel_init=_normal(_output_std(config)), **common)
+        self.fc = linear(width, hidden, init=init.fc, **common)
+        self.proj = linear(hidden, width, init=init.proj, **common)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """Position by position."""
@@ -164,8 +171,6 @@ class Block(nnx.Module):
     """A residual block: attention, then MLP.
 
     CLIP's have a LayerNorm before each of the two, BERT's one after each sum (`post_norm`).
-    Initialised as CLIP's paper does (section 2.4): attention and MLP inputs by their width, outputs
-    scaled down by the depth of the stack, so that the residual stream keeps its variance.
     """
 
     def __init__(
@@ -173,15 +178,16 @@ class Block(nnx.Module):
         config: TowerConfig,
         activation: str,
         *,
+        init: BlockInit,
         post_norm: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         self.post_norm = post_norm
         self.ln_1 = layer_norm(config.width, config.eps, rngs, dtype)
-        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, init=init, dtype=dtype, rngs=rngs)
         self.ln_2 = layer_norm(config.width, config.eps, rngs, dtype)
-        self.mlp = MLP(config, activation, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, activation, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -212,6 +218,7 @@ class Transformer(nnx.Module):
         config: TowerConfig,
         activation: str,
         *,
+        init: BlockInit,
         causal: bool,
         post_norm: bool = False,
         dtype: DTypeLike,
@@ -225,7 +232,7 @@ class Transformer(nnx.Module):
         self.remat = check_remat(remat)
         self.chunk = chunk
         self.blocks = stack(
-            partial(Block, config, activation, post_norm=post_norm, dtype=dtype),
+            partial(Block, config, activation, init=init, post_norm=post_norm, dtype=dtype),
             config.layers,
             rngs,
         )

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
 from clip_jax import partition
+from clip_jax.models.initializers import LinearInit, vision_init
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.pixels import normalized
 from clip_jax.models.transformer import ACTIVATIONS, AttentionPool, Transformer, layer_norm
@@ -65,13 +66,19 @@ class ConvolutionalStem(nnx.Module):
     """Two convolutions to a grid twice as fine as the patches (Xiao et al. 2021, section 4)."""
 
     def __init__(
-        self, config: VisionConfig, activation: str, *, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: VisionConfig,
+        activation: str,
+        *,
+        init: LinearInit,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
         self.activation = activation
         self.size = config.patch_size
         width, pixels = config.stem, config.patch_size**2 * 3
-        self.first = linear(pixels, width, dtype=dtype, rngs=rngs)
-        self.second = linear(9 * width, width, dtype=dtype, rngs=rngs)
+        self.first = linear(pixels, width, init=init, dtype=dtype, rngs=rngs)
+        self.second = linear(9 * width, width, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, image: Float[Array, "batch height width 3"]
@@ -100,33 +107,39 @@ class VisionTransformer(nnx.Module):
         self.dtype = activation_dtype(dtype)
         width, patch = config.width, config.patch_size
         tokens = (config.image_size // patch) ** 2 + (config.pool == "class")
-        scale = nnx.initializers.normal(width**-0.5)
+        init = vision_init(config)
+        common = dict(dtype=dtype, rngs=rngs)
         if config.stem:
-            self.stem = ConvolutionalStem(config, activation, dtype=dtype, rngs=rngs)
+            self.stem = ConvolutionalStem(config, activation, init=init.patches, **common)
         self.patch_embedding = linear(
             4 * config.stem or patch * patch * 3,
             width,
             use_bias=config.patch_bias,
-            kernel_init=nnx.initializers.lecun_normal(),
-            dtype=dtype,
-            rngs=rngs,
+            init=init.patches,
+            **common,
         )
         if config.pool == "class":
-            self.class_embedding = nnx.Param(scale(rngs.params(), (width,)))
-        self.positional_embedding = nnx.Param(scale(rngs.params(), (tokens, width)))
+            self.class_embedding = nnx.Param(init.embeddings(rngs.params(), (width,)))
+        self.positional_embedding = nnx.Param(init.embeddings(rngs.params(), (tokens, width)))
         if config.registers:
-            self.registers = nnx.Param(scale(rngs.params(), (config.registers, width)))
+            self.registers = nnx.Param(init.embeddings(rngs.params(), (config.registers, width)))
         if config.ln_pre:
             self.ln_pre = layer_norm(width, config.eps, rngs)
         self.transformer = Transformer(
-            config, activation, causal=False, dtype=dtype, remat=remat, chunk=chunk, rngs=rngs
+            config,
+            activation,
+            init=init.block,
+            causal=False,
+            remat=remat,
+            chunk=chunk,
+            **common,
         )
         self.ln_post = layer_norm(width, config.eps, rngs)
         if config.pool == "map":
-            self.pool = AttentionPool(config, activation, dtype=dtype, rngs=rngs)
+            self.pool = AttentionPool(config, activation, init=init.block, **common)
         if config.projection:
             self.projection = linear(
-                width, embed_dim, use_bias=False, kernel_init=scale, dtype=dtype, rngs=rngs
+                width, embed_dim, use_bias=False, init=init.projection, **common
             )
 
     def __call__(

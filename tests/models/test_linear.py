@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from clip_jax.models.initializers import TORCH
 from clip_jax.models.linear import activation_dtype, linear, product
 from clip_jax.models.stack import REMAT_POLICIES
 from clip_jax.models.zoo import DTYPES
@@ -34,8 +35,9 @@ def test_products_are_of_rounded_factors_and_summed_in_float32(factors):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_layer_computes_in_its_type(dtype):
-    layer = linear(64, 32, dtype=dtype, rngs=nnx.Rngs(0))
-    exact = np.asarray(X, np.float64) @ np.asarray(layer.kernel[...], np.float64)
+    layer = linear(64, 32, init=TORCH, dtype=dtype, rngs=nnx.Rngs(0))
+    kernel, bias = (np.asarray(p[...], np.float64) for p in (layer.kernel, layer.bias))
+    exact = np.asarray(X, np.float64) @ kernel + bias
     y = layer(X)
     assert y.dtype == activation_dtype(dtype)
     error = np.abs(np.asarray(y, np.float64) - exact).max() / np.abs(exact).max()
@@ -66,7 +68,7 @@ def test_only_a_cpu_is_kept_from_fusing_factors_into_their_transposition():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rematerialisation_can_keep_the_results(dtype):
-    first, second = (linear(32, 32, dtype=dtype, rngs=nnx.Rngs(i)) for i in range(2))
+    first, second = (linear(32, 32, init=TORCH, dtype=dtype, rngs=nnx.Rngs(i)) for i in range(2))
 
     def loss(x, policy):
         layers = jax.checkpoint(lambda x: second(jnp.sin(first(x))), policy=policy)

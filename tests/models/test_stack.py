@@ -8,6 +8,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clip_jax.models.initializers import clip_text_block
 from clip_jax.models.stack import _pieces
 from clip_jax.models.transformer import Transformer, taken
 from clip_jax.models.zoo import BertConfig, CLIPConfig, TextConfig
@@ -28,6 +29,7 @@ def transformer(causal=True, post_norm=False, chunk=0, dtype="float32", layers=L
     return Transformer(
         config,
         "quick_gelu",
+        init=clip_text_block(WIDTH, layers),
         causal=causal,
         post_norm=post_norm,
         dtype=dtype,

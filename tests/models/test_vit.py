@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from clip_jax.models.clip import CLIP, abstract_model, parameter_count
+from clip_jax.models.initializers import SIGLIP_BLOCK
 from clip_jax.models.transformer import AttentionPool
 from clip_jax.models.vit import patches
 from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
@@ -53,7 +54,7 @@ def test_registers_are_parameters_that_change_the_features_and_are_not_read_out(
 
 
 def test_the_query_pools_by_its_formula():
-    pool = AttentionPool(VISION, "gelu", dtype="float32", rngs=nnx.Rngs(0))
+    pool = AttentionPool(VISION, "gelu", init=SIGLIP_BLOCK, dtype="float32", rngs=nnx.Rngs(0))
     x = np.asarray(jax.random.normal(jax.random.key(0), (1, 5, 16)))
     q = np.asarray(pool.probe[...]) @ np.asarray(pool.q.kernel[...])
     k, v = np.split(x[0] @ np.asarray(pool.kv.kernel[...]), 2, axis=-1)
