@@ -154,21 +154,21 @@ def clip_text_block(width: int, layers: int) -> BlockInit:
     )
 
 
-def _clip_vision(width: int) -> VisionInit:
+def _clip_vision(config: VisionConfig) -> VisionInit:
     """OpenAI's image tower: torch's defaults, and three parameters normal by their width."""
-    scale = normal(width**-0.5)
+    scale = normal(config.width**-0.5)
     return VisionInit(TORCH, scale, CLIP_VISION_BLOCK, LinearInit(scale))
 
 
-def _siglip_vision(width: int) -> VisionInit:
+def _siglip_vision(config: VisionConfig) -> VisionInit:
     """big_vision's vit.py: Flax's defaults outside of the blocks, positions by their width."""
     flax = LinearInit(LECUN_NORMAL)
-    return VisionInit(flax, normal(width**-0.5), SIGLIP_BLOCK, flax)
+    return VisionInit(flax, normal(config.width**-0.5), SIGLIP_BLOCK, flax)
 
 
 # The family of a vision tower by what it reads out. No family pools by a mean (nor has a stem, nor
 # registers): such a tower is CLIP's in the rest.
-_VISION: dict[str, Callable[[int], VisionInit]] = {
+_VISION: dict[str, Callable[[VisionConfig], VisionInit]] = {
     "class": _clip_vision,
     "mean": _clip_vision,
     "map": _siglip_vision,
@@ -177,7 +177,7 @@ _VISION: dict[str, Callable[[int], VisionInit]] = {
 
 def vision_init(config: VisionConfig) -> VisionInit:
     """How a vision Transformer of this architecture starts."""
-    return _VISION[config.pool](config.width)
+    return _VISION[config.pool](config)
 
 
 def text_init(config: TextConfig) -> TextInit:
