@@ -125,6 +125,7 @@ class AttentionPool(nnx.Module):
     ) -> None:
         width, self.heads = config.width, config.heads
         common = dict(dtype=dtype, rngs=rngs)
+        # as big_vision draws its probe, a matrix of one row
         self.probe = nnx.Param(XAVIER_UNIFORM(rngs.params(), (1, width))[0])
         self.q = linear(width, width, init=init.qkv, **common)
         self.kv = linear(width, 2 * width, init=init.qkv, **common)
