@@ -287,16 +287,6 @@ def _line(figures: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half of its 95 % interval by Student's t; NaN for a single value."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return float(np.mean(values)), math.nan
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)), float(t.ppf(0.975, len(values) - 1)) * spread
-
-
 def print_table(name: str, figures: dict[Any, Any], args: argparse.Namespace) -> None:
     """Means and intervals by learning rate and side, and ours less theirs of the same seed."""
     print(f"\n{name}: means of {args.seeds} seeds, ± 95 % (Student's t)")
@@ -307,7 +297,7 @@ def print_table(name: str, figures: dict[Any, Any], args: argparse.Namespace) ->
     def row(rate: float, title: str, runs: Callable[[str], list[float]]) -> None:
         cells = []
         for metric in metrics:
-            mean, half = mean_and_interval(runs(metric))
+            mean, half = learning_data.mean_and_interval(runs(metric))
             cells.append(f"{mean:.4g}" + ("" if math.isnan(half) else f" ± {half:.2g}"))
         print(f"| {rate:g} | {title} | " + " | ".join(cells) + " |")
 

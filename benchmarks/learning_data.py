@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from scipy import stats
 from scipy.special import logsumexp
 
 from clip_jax.data import captions, images, pipeline
@@ -215,3 +217,11 @@ def batch_loss(
             both = logsumexp(logits, axis=0) + logsumexp(logits, axis=1)
             losses.append((both / 2 - own).mean())
     return float(np.mean(losses))
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half of its 95 % interval by Student's t; NaN for a single value."""
+    if len(values) < 2:
+        return float(np.mean(values)), math.nan
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1)) * spread

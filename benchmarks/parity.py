@@ -60,6 +60,7 @@ def architecture(
     patch_size: int = 8,
     vision_width: int = 192,
     vision_layers: int = 6,
+    stages: tuple[int, ...] = (2, 1, 2, 1),
     text_width: int = 192,
     text_layers: int = 3,
     head_width: int = 64,
@@ -70,8 +71,8 @@ def architecture(
     """A model that both sides have.
 
     Args:
-      tower: `vit`, or `rn`: CLIP's ResNet, of `vision_width` / 4 channels and four stages of
-        [2, 1, 2, 1] blocks.
+      tower: `vit`, or `rn`: CLIP's ResNet, of `vision_width` / 4 channels.
+      stages: blocks of the ResNet's four stages.
       loss: `softmax`, or `sigmoid`, whose scale and bias start where SigLIP's do.
     """
     vision: VisionConfig | ResNetConfig
@@ -80,7 +81,7 @@ def architecture(
         vision = VisionConfig(image_size, patch_size, vision_width, vision_layers, heads)
     else:
         width = vision_width // 4
-        vision = ResNetConfig(image_size, width, (2, 1, 2, 1), 32 * width // head_width)
+        vision = ResNetConfig(image_size, width, stages, 32 * width // head_width)
     heads = text_width // head_width
     text = TextConfig(vocab_size, context_length, text_width, text_layers, heads)
     start = {"temperature": 0.1, "logit_bias": -10.0} if loss == "sigmoid" else {}
