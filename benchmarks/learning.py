@@ -92,12 +92,17 @@ def parser() -> argparse.ArgumentParser:
     training = p.add_argument_group("training")
     training.add_argument("--batch-size", type=int, default=128)
     training.add_argument("--steps", type=int, help="default: same: 50; own: 702")
-    training.add_argument("--learning-rates", type=_numbers, default=[1e-3], metavar="A,B,…")
+    training.add_argument(
+        "--learning-rates",
+        type=_numbers,
+        metavar="A,B,…",
+        help="default: same: 5e-4 (open_clip's); own: 1e-3",
+    )
     training.add_argument("--warmup-steps", type=int, help="default: a tenth of the steps")
     training.add_argument("--schedule", default="cosine", choices=["cosine", "constant"])
     training.add_argument("--b1", type=float, default=0.9)
-    training.add_argument("--b2", type=float, default=0.98)
-    training.add_argument("--eps", type=float, default=1e-6)
+    training.add_argument("--b2", type=float, help="default: .98; of a ResNet .999 (open_clip's)")
+    training.add_argument("--eps", type=float, help="default: 1e-6; of a ResNet 1e-8")
     training.add_argument("--weight-decay", type=float, default=0.2)
     training.add_argument("--clip-norm", type=float, default=0.0, help="0: none")
     training.add_argument("--seeds", type=int, default=1, help="of `own`: 0, 1, …")
@@ -118,11 +123,14 @@ def _pair(text: str) -> tuple[float, float]:
     return least, greatest
 
 
-def hyperparameters(args: argparse.Namespace, learning_rate: float) -> parity.Hyperparameters:
-    """Those of a run."""
+def hyperparameters(
+    args: argparse.Namespace, model: CLIPConfig, learning_rate: float
+) -> parity.Hyperparameters:
+    """Those of a run; what no flag says is open_clip's default for the tower."""
+    usual = {"b2": 0.999, "eps": 1e-8} if model.vision.kind == "resnet" else {}
     names = {field.name for field in dataclasses.fields(parity.Hyperparameters)}
-    values = {key: value for key, value in vars(args).items() if key in names}
-    return parity.Hyperparameters(**{**values, "learning_rate": learning_rate})
+    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    return parity.Hyperparameters(**{**usual, **given, "learning_rate": learning_rate})
 
 
 def models(args: argparse.Namespace) -> Iterator[tuple[str, CLIPConfig]]:
@@ -186,7 +194,7 @@ def run_same(args: argparse.Namespace) -> int:
     """Losses from equal weights and batches; the exit code."""
     data, worst = Data(args), {}
     for name, model in models(args):
-        hyper = hyperparameters(args, args.learning_rates[0])
+        hyper = hyperparameters(args, model, args.learning_rates[0])
         ours = parity.Ours(model, hyper)
         weights = parity.exported(model, ours.variables)
         sides: dict[str, Any] = {
@@ -240,7 +248,7 @@ def run_own(args: argparse.Namespace) -> int:
     for name, model in models(args):
         figures: dict[tuple[str, float], dict[int, dict[str, float]]] = {}
         for rate in args.learning_rates:
-            hyper = hyperparameters(args, rate)
+            hyper = hyperparameters(args, model, rate)
             settings = _settings(args, name, hyper)
             ours: parity.Ours | None = None  # its step is compiled once for all seeds
             for seed, side in itertools.product(range(args.seeds), args.sides):
@@ -324,6 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         vars(args).update(SMALL)
     args.steps = args.steps or (50 if is_same else 702)
     args.warmup_steps = args.steps // 10 if args.warmup_steps is None else args.warmup_steps
+    args.learning_rates = args.learning_rates or [5e-4 if is_same else 1e-3]
     args.towers = args.towers or (["vit", "rn"] if is_same else ["vit"])
     args.losses = args.losses or (["softmax", "sigmoid"] if is_same else ["softmax"])
     peers.import_torchvision()
