@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import optax
+from jax import Array
+from jax.typing import ArrayLike
 
 from clip_jax.optim import half
 from clip_jax.optim.lamb import lamb
@@ -19,25 +22,28 @@ def learning_rate(
 ) -> optax.Schedule:
     """Linear warm-up to `peak`, then a `cosine` (section 2.5) or a `linear` way to `final`.
 
+    Update `i` (from 0) of the warm-up has the rate `peak * (i + 1) / warmup_steps`, as in
+    open_clip: a first update with the rate 0 would change nothing.
+
     Args:
-      peak: the rate at `warmup_steps`.
-      warmup_steps: updates until then.
+      peak: the rate of the warm-up's last update, and of the one after it.
+      warmup_steps: updates of the warm-up.
       steps: updates until `final`.
       final: the rate from then on.
       course: `cosine` or `linear`.
     """
-    start, decay = 0.0 if warmup_steps else peak, max(steps - warmup_steps, 1)
+    decay = max(steps - warmup_steps, 1)
     if course == "linear":
-        up = optax.linear_schedule(start, peak, warmup_steps)
         down = optax.linear_schedule(peak, final, decay)
-        return optax.join_schedules([up, down], [warmup_steps])
-    return optax.warmup_cosine_decay_schedule(
-        init_value=start,
-        peak_value=peak,
-        warmup_steps=warmup_steps,
-        decay_steps=warmup_steps + decay,
-        end_value=final,
-    )
+    else:
+        down = optax.cosine_decay_schedule(peak, decay, alpha=final / peak)
+    if not warmup_steps:
+        return down
+
+    def up(step: ArrayLike) -> Array:
+        return peak * (jnp.asarray(step, jnp.float32) + 1) / warmup_steps
+
+    return optax.join_schedules([up, down], [warmup_steps])
 
 
 def make_optimizer(

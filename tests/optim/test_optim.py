@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clip_jax import optim
 from clip_jax.models.clip import abstract_model
@@ -14,22 +16,37 @@ from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
 CONFIG = dict(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, clip_norm=0.0)
 
 
+def rates(rate, *steps):
+    return [float(rate(step)) for step in steps]
+
+
 def test_warm_up_then_cosine():
     rate = optim.learning_rate(1e-3, 10, 110, final=1e-5)
-    assert float(rate(0)) == 0
-    assert float(rate(5)) == pytest.approx(5e-4)
-    assert float(rate(10)) == pytest.approx(1e-3)
-    assert float(rate(60)) == pytest.approx((1e-3 + 1e-5) / 2)
-    assert float(rate(110)) == pytest.approx(1e-5)
-    assert float(optim.learning_rate(1e-3, 0, 10)(0)) == pytest.approx(1e-3)
+    assert rates(rate, 0, 4, 9, 10) == pytest.approx([1e-4, 5e-4, 1e-3, 1e-3])
+    assert rates(rate, 60, 110, 200) == pytest.approx([(1e-3 + 1e-5) / 2, 1e-5, 1e-5])
+    assert rates(optim.learning_rate(1e-3, 0, 10), 0, 10) == pytest.approx([1e-3, 0])
 
 
 def test_warm_up_then_a_line():
     rate = optim.learning_rate(1e-3, 10, 110, final=1e-4, course="linear")
-    found = [float(rate(step)) for step in (0, 5, 10, 35, 60, 110, 200)]
-    assert found == pytest.approx([0, 5e-4, 1e-3, 7.75e-4, 5.5e-4, 1e-4, 1e-4])
+    found = rates(rate, 0, 4, 9, 10, 35, 60, 110, 200)
+    assert found == pytest.approx([1e-4, 5e-4, 1e-3, 1e-3, 7.75e-4, 5.5e-4, 1e-4, 1e-4])
     at_once = optim.learning_rate(1e-3, 0, 10, course="linear")
-    assert [float(at_once(step)) for step in (0, 5, 10)] == pytest.approx([1e-3, 5e-4, 0])
+    assert rates(at_once, 0, 5, 10) == pytest.approx([1e-3, 5e-4, 0])
+
+
+@given(st.integers(0, 30), st.integers(1, 40), st.sampled_from(["cosine", "linear"]))
+def test_no_update_of_a_run_is_wasted_on_a_rate_of_zero(warmup, rest, course):
+    found = rates(
+        optim.learning_rate(1e-3, warmup, warmup + rest, course=course), *range(warmup + rest)
+    )
+    assert all(0 < rate <= 1.001e-3 for rate in found)
+    assert max(found) == pytest.approx(1e-3)
+
+
+def test_a_rate_that_ends_where_it_peaks_is_constant():
+    rate = optim.learning_rate(1e-3, 4, 20, final=1e-3)
+    assert rates(rate, 0, 3, 4, 12, 20, 30) == pytest.approx([2.5e-4, *[1e-3] * 5])
 
 
 def test_gains_and_biases_do_not_decay_and_all_the_rest_does():
