@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.main import tune_allocator
+from clip_jax.cli.allocator import tune_allocator
 
 SIDES = ("open_clip", "dense", "blockwise")
 SCALE = 50.0

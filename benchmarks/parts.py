@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from clip_jax.main import tune_allocator
+from clip_jax.cli.allocator import tune_allocator
 
 
 def made_in(run: Any, seconds: float) -> float:

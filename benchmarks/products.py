@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from clip_jax.main import tune_allocator
+from clip_jax.cli.allocator import tune_allocator
 
 ROWS, WIDTH, HIDDEN, LAYERS = 1600, 768, 3072, 12
 FLOPS = LAYERS * 2 * 2 * ROWS * WIDTH * HIDDEN

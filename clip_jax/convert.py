@@ -1,26 +1,18 @@
-"""A model from a run, or another library's files, into another library's files.
-
-python -m clip_jax.convert runs/quickstart out --to hugging_face
-"""
+"""A model from a run, or another library's files, into another library's files."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import math
 import os
 import shutil
-import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_jax.errors import UserError, counted, is_disk_full
-from clip_jax.main import LinesParser, report
-from clip_jax.models.zoo import ACTIVATIONS, ARCHITECTURES, CLIPConfig
+from clip_jax.errors import UserError, is_disk_full
+from clip_jax.models.zoo import CLIPConfig
 from clip_jax.weights.names import LIBRARIES, Library
 
 if TYPE_CHECKING:
@@ -31,62 +23,6 @@ if TYPE_CHECKING:
     from clip_jax.tokenizers import Tokenizer
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
-MAX_SIZE = 8192  # pixels a side, and tokens
-_EXAMPLES = """\
-examples:
-  OpenAI to open_clip         {0} ViT-B-32.pt out --to open_clip
-  OpenAI to transformers      {0} ViT-B-32.pt out --to hugging_face
-  open_clip to transformers   {0} open_clip_folder out --to hugging_face
-  open_clip to OpenAI         {0} open_clip_folder ViT-B-32.pt --to openai
-  transformers to open_clip   {0} clip-vit-base-patch32 out --to open_clip
-  transformers to OpenAI      {0} clip-vit-base-patch32 ViT-B-32.pt --to openai
-  a run to transformers       {0} runs/mine out --to hugging_face
-  a run to open_clip          {0} runs/mine out --to open_clip
-  a run to OpenAI             {0} runs/mine mine.pt --to openai
-
-models that are known by name:
-{1}"""
-
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of the command."""
-    command = "python -m clip_jax.convert"
-    names = textwrap.fill(", ".join(ARCHITECTURES), 78, initial_indent="  ", subsequent_indent="  ")
-    p = LinesParser(
-        prog=command,
-        description="Writes a model for another library, and reads it back to check.",
-        epilog=_EXAMPLES.format(command, names),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    p.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="the folder of a run, of transformers or of open_clip, or a file of weights",
-    )
-    p.add_argument("dest", metavar="DEST", help="a folder, or a .safetensors, .bin or .pt file")
-    p.add_argument("--to", required=True, choices=LIBRARIES, help="whose files to write")
-    p.add_argument("--model", metavar="NAME", help="what it is, where no config says so")
-    p.add_argument(
-        "--dtype", default="keep", choices=DTYPES, help="of the parameters (default: as they are)"
-    )
-    p.add_argument("--image-size", type=int, metavar="N", help="resize the positions to N pixels")
-    p.add_argument(
-        "--context-length", type=int, metavar="N", help="resize the positions to N tokens"
-    )
-    p.add_argument(
-        "--activation",
-        choices=ACTIVATIONS,
-        help="have it compute another than it was trained with: SigLIP in open_clip needs gelu",
-    )
-    p.add_argument(
-        "--tokenizer",
-        metavar="NAME",
-        help="clip, siglip:spiece.model or wordpiece:vocab.txt (default: what SOURCE holds)",
-    )
-    p.add_argument("--overwrite", action="store_true", help="replace files that DEST holds")
-    p.add_argument("--json", action="store_true", help="one JSON object, for machines")
-    return p
 
 
 def convert(
@@ -229,7 +165,7 @@ def _check_free(file: Path, described: Sequence[str], overwrite: bool) -> None:
 def _check_room(file: Path, size: int) -> None:
     free = shutil.disk_usage(_nearest(file.parent)).free
     if size > free:
-        raise UserError(f"{file} needs {_megabytes(size)}, the disk has {_megabytes(free)} left")
+        raise UserError(f"{file} needs {megabytes(size)}, the disk has {megabytes(free)} left")
 
 
 def _resizings(old: CLIPConfig, new: CLIPConfig) -> Iterator[str]:
@@ -319,34 +255,6 @@ def _listing(folder: Path) -> dict[Path, tuple[int, int]]:
     return {p: (s.st_ino, s.st_mtime_ns) for p in sorted(folder.iterdir()) for s in [p.stat()]}
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
+    """A size in bytes for a line that people read: `577.1 MB`, `60.9 kB`."""
     return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
-
-
-def run(argv: Sequence[str]) -> int:
-    """The whole command; returns the exit code."""
-    args = parser().parse_args(argv)
-    for flag in ("image_size", "context_length"):
-        value = getattr(args, flag)
-        if value is not None and not 1 <= value <= MAX_SIZE:
-            shown = flag.replace("_", "-")
-            raise UserError(f"--{shown} {value} must be from 1 to {MAX_SIZE}")
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an accelerator would only be taken from others
-
-    from absl import logging
-
-    logging.set_verbosity("error")  # orbax warns that a checkpoint is only read
-    options = {k: v for k, v in vars(args).items() if k != "json"}
-    done = convert(**options, note=lambda line: print(f"note: {line}", file=sys.stderr))
-    if args.json:
-        print(json.dumps(done))
-        return 0
-    print(f"read {args.source} ({done['library']}): {done['model']}, {' and '.join(done['dtype'])}")
-    for path, size in done["files"].items():
-        print(f"wrote {path}  {_megabytes(size)}")
-    print(f"read back: {counted(done['tensors'], 'tensor')}, bit for bit")
-    return 0
-
-
-if __name__ == "__main__":
-    report(run, sys.argv[1:])

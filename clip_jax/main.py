@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import io
-import logging
 import os
-import re
 import sys
-import threading
-import traceback
-import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from clip_jax import clusters, hosts
-from clip_jax.errors import UserError, is_disk_full, redacted
+from clip_jax.cli.allocator import tune_allocator
+from clip_jax.cli.common import LinesParser, at_least, report, split_overrides
+from clip_jax.errors import UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -34,14 +30,6 @@ a checkpoint judged as the paper does, and a page about it; what there is: docs/
 what a step would take on a TPU slice, asked of its compiler; no TPU, no data (docs/plan.md):
   python -m clip_jax.main --config configs/vit_l14.py --mode=plan --topology=v5e:16x16
 the exit code is 0 also for a step that does not fit: scripts read "fits" of --json"""
-
-
-class LinesParser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, without the usage before it."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]  # argparse says NoReturn
-        """Raises what is wrong instead of exiting."""
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,8 +82,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--dump", metavar="FOLDER", help="keeps what the compiler wrote of the step")
     p.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 lets all meet")
-    p.add_argument("--processes", metavar="N", type=_at_least(1), help="how many there are")
-    p.add_argument("--process", metavar="I", type=_at_least(0), help="which one this is, from 0")
+    p.add_argument("--processes", metavar="N", type=at_least(1), help="how many there are")
+    p.add_argument("--process", metavar="I", type=at_least(0), help="which one this is, from 0")
     for name, default, what in (
         ("connect", hosts.CONNECT_TIMEOUT, "that all processes have to come"),
         ("heartbeat", hosts.HEARTBEAT_TIMEOUT, "without a sign of life: then one counts as dead"),
@@ -103,34 +91,12 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument(
             f"--{name}-timeout",
             metavar="SECONDS",
-            type=_at_least(1),
+            type=at_least(1),
             default=default,
             help=f"seconds {what} (default: %(default)g)",
         )
     p.add_argument("--help", "-h", action="store_true", help="this text, and the config's keys")
     return p
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
-        return int(text)
-
-    return number
-
-
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`--config.KEY=VALUE` and `--config.KEY VALUE` apart from the other flags."""
-    rest, overrides = [], []
-    words = iter(argv)
-    for word in words:
-        if not word.startswith("--config."):
-            rest.append(word)
-        else:
-            key = word.removeprefix("--config.")
-            overrides.append(key if "=" in key else f"{key}={next(words, '')}")
-    return rest, overrides
 
 
 def run(argv: Sequence[str]) -> int:
@@ -168,9 +134,9 @@ def run(argv: Sequence[str]) -> int:
         print(f"\n{args.config}: {doc.strip()}\n\nits keys:\n{config_lib.describe(config)}")
         return 0
     if args.mode == "plan":
-        from clip_jax.plan import report
+        from clip_jax.plan import report as plan_report
 
-        report.plan(
+        plan_report.plan(
             config,
             args.topology,
             name=args.config,
@@ -214,93 +180,6 @@ def _start(args: argparse.Namespace, config: ConfigDict) -> None:
         evaluate.evaluate(
             config, args.checkpoint or "", args.workdir or "", args.suite or "", args.sets or ""
         )
-
-
-def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
-    """Runs a command and exits; a mistake of the user's is one line on stderr and exit code 2."""
-    _leave_it_to_the_main_thread()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name in a file may hold what it cannot encode
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        code = command(argv)
-    except UserError as error:
-        code = _fail(str(error), 2)
-    except KeyboardInterrupt:
-        code = _fail("interrupted before anything could be saved", 130)
-    except BrokenPipeError:
-        code = 0
-    except Exception as error:
-        if line := _outside(error):
-            _fail(line, 1)
-        else:
-            sys.stderr.write(redacted(traceback.format_exc()))
-        code = 1
-    hosts.leave(code)
-
-
-def _leave_it_to_the_main_thread() -> None:
-    """Checkpoints are written and read by threads; what fails there, `report` says in one line."""
-
-    def thread_failed(args: threading.ExceptHookArgs) -> None:
-        if not (args.exc_value and _outside(args.exc_value)):
-            threading.__excepthook__(args)
-
-    def callback_failed(args: sys.UnraisableHookArgs) -> None:
-        if "Event loop is closed" not in str(args.exc_value):  # what else was being written
-            sys.__unraisablehook__(args)
-
-    def worth_logging(record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        unheard = "exception was never retrieved" in record.getMessage()
-        return not unheard and not (error and _outside(error))
-
-    threading.excepthook = thread_failed
-    sys.unraisablehook = callback_failed
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(worth_logging)
-
-
-def _outside(error: BaseException) -> str:
-    """What went wrong outside of the program, such as a full disk, in one line; or nothing."""
-    if is_disk_full(error):
-        return "the disk is full: make room and start the same command again, it resumes"
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return ""
-
-
-def _fail(line: str, code: int) -> int:
-    print(f"error: {redacted(' '.join(line.split()))}", file=sys.stderr)
-    return code
-
-
-def heap_settings() -> str:
-    """What glibc is told of the heap: huge pages, and nothing given back between steps.
-
-    The arenas of threads are given back whatever one sets, so on few cores there is only one;
-    on many, threads that decode pictures would wait for each other in it.
-    """
-    settings = {
-        "hugetlb": 1,
-        "mmap_threshold": 1 << 32,
-        "trim_threshold": 1 << 33,
-        **({"arena_max": 1} if (os.cpu_count() or 1) <= 8 else {}),
-    }
-    return ":".join(f"glibc.malloc.{key}={value}" for key, value in settings.items())
-
-
-def tune_allocator() -> None:
-    """Starts this command again with `heap_settings`.
-
-    On a CPU a step allocates its activations anew, and without this the kernel zeroes them page
-    by page (docs/benchmarks.md). glibc reads the setting only when a process starts; one
-    that the user made is kept.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = heap_settings()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 if __name__ == "__main__":

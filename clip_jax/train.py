@@ -657,7 +657,7 @@ def _farewell(run: Run, step: int, stopped_by: int) -> None:
         return
     folder = shlex.quote(str(run.workdir))
     tries = [
-        f'python -m clip_jax.classify --checkpoint {folder} PICTURE.png --labels "a cat,a dog"'
+        f'python -m clip_jax classify --checkpoint {folder} PICTURE.png --labels "a cat,a dog"'
     ]
     if (page := run.workdir / results_lib.PAGE).exists():
         tries.append(f"open {page} in a browser")

@@ -35,7 +35,8 @@ import damage
 import runs
 from clip_jax import config as config_lib
 from clip_jax import train
-from clip_jax.data import inspect, mixture
+from clip_jax.cli import inspect
+from clip_jax.data import mixture
 from clip_jax.data.pairs import REASONS
 from clip_jax.errors import UserError
 from support import encoded, picture, write_tar

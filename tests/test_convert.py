@@ -21,6 +21,7 @@ import clip_jax
 import released
 import runs
 from clip_jax import checkpoint, convert, files, pretrained, tokenizers
+from clip_jax.cli import convert as convert_command
 from clip_jax.errors import UserError
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, ResNetConfig, TextConfig, VisionConfig
@@ -575,7 +576,7 @@ def test_a_trained_run(tmp_path: Path) -> None:
     config = runs.write_config(tmp_path, write_tar(tmp_path / "pairs.tar", members), 16)
     done = runs.run(config, tmp_path / "run", "--config.steps=4")
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "clip_jax.convert", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "clip_jax", "convert", str(tmp_path / "run")]
     command += [str(tmp_path / "out"), "--to", "hugging_face"]
     done = subprocess.run(command, env=runs.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -597,7 +598,7 @@ def test_a_trained_run(tmp_path: Path) -> None:
 
 def refused(argv: list[str], *words: object) -> None:
     with pytest.raises(UserError) as caught:
-        convert.run(argv)
+        convert_command.run(argv)
     assert says(caught.value, *words), str(caught.value)
 
 
@@ -629,12 +630,12 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 def test_what_exists_is_kept(tmp_path: Path) -> None:
     source, out = str(GOLDEN / "open_clip_vit"), tmp_path / "out"
     argv = [source, str(out), "--to", "hugging_face"]
-    assert convert.run(argv) == 0
+    assert convert_command.run(argv) == 0
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     refused(argv, "model.safetensors", "--overwrite")
     (out / "model.safetensors").unlink()
     refused(argv, "config.json", "--overwrite")
-    assert convert.run([*argv, "--overwrite"]) == 0
+    assert convert_command.run([*argv, "--overwrite"]) == 0
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
@@ -643,7 +644,7 @@ def test_a_folder_over_itself(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "open_clip_vit", folder)
     argv = [str(folder), str(folder), "--to", "open_clip", "--dtype", "float16"]
     refused(argv, "--overwrite")
-    assert convert.run([*argv, "--overwrite"]) == 0
+    assert convert_command.run([*argv, "--overwrite"]) == 0
     assert {x.dtype for x in tensors_of(weights(folder)).values()} == {np.dtype(np.float16)}
 
 
@@ -684,7 +685,7 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         patch.setattr(files.os, "fsync", full)
         refused(argv, "open_clip_model.safetensors", "No space left")
     assert not list(out.iterdir())
-    assert convert.run(argv) == 0
+    assert convert_command.run(argv) == 0
 
 
 def test_a_file_that_changes_under_way_is_noticed(
@@ -710,7 +711,7 @@ def test_a_file_that_changes_under_way_is_noticed(
 def test_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = GOLDEN / "open_clip_vit", tmp_path / "out"
     argv = [str(source), str(out), "--to", "hugging_face", "--image-size", "16"]
-    assert convert.run(argv) == 0
+    assert convert_command.run(argv) == 0
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
     assert str(source) in lines[0] and "(open_clip)" in lines[0] and "float32" in lines[0]
@@ -718,14 +719,14 @@ def test_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert any(str(out / "model.safetensors") in line and "70.1 kB" in line for line in lines)
     assert lines[-1] == "read back: 78 tensors, bit for bit"
     assert "note: positions of images resized from 8 to 16 pixels" in shown.err
-    assert convert.run([*argv, "--overwrite", "--json"]) == 0
+    assert convert_command.run([*argv, "--overwrite", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tensors"] == 78 and found["parameters"] == 15_425
     assert set(found["files"]) == {str(p) for p in out.iterdir()}
 
 
 def test_help_names_every_pair_and_model() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "clip_jax.convert", "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", "clip_jax", "convert", "--help"]
     done = subprocess.run(command, env=runs.environment(), capture_output=True, text=True)
     assert done.returncode == 0
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
@@ -737,7 +738,7 @@ def test_help_names_every_pair_and_model() -> None:
 
 
 def test_the_command_ends_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "clip_jax.convert", str(tmp_path / "none.pt"), "out"]
+    command = [sys.executable, "-m", "clip_jax", "convert", str(tmp_path / "none.pt"), "out"]
     done = subprocess.run(
         [*command, "--to", "open_clip"], env=runs.environment(), capture_output=True, text=True
     )

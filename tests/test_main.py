@@ -9,6 +9,7 @@ import pytest
 
 import runs
 from clip_jax import main
+from clip_jax.cli import allocator
 from clip_jax.errors import UserError
 from support import says, write_tar
 
@@ -194,15 +195,15 @@ def test_what_a_failed_save_leaves_behind_says_nothing_after_the_error():
     """Writes that were queued behind the failed one die with the process, early or late."""
     code = (
         "import errno\n"
-        "from clip_jax import main\n"
+        "from clip_jax.cli import common\n"
         "async def write_fragment(): pass\n"
         "def save(argv):\n"
         "    global queued\n"
-        "    main._leave_it_to_the_main_thread()\n"
+        "    common._leave_it_to_the_main_thread()\n"
         "    queued = write_fragment()\n"
         "    write_fragment()\n"
         "    raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "main.report(save, [])"
+        "common.report(save, [])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=runs.environment(), capture_output=True, text=True
@@ -238,7 +239,7 @@ def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
 @pytest.mark.parametrize("own", [None, "glibc.malloc.check=0"])
 def test_the_command_starts_again_with_its_heap_unless_the_user_chose_one(own):
     code = (
-        "import os; from clip_jax import main; main.tune_allocator()\n"
+        "import os; from clip_jax.cli import allocator; allocator.tune_allocator()\n"
         "print(os.environ['GLIBC_TUNABLES'], sorted(k for k in os.environ if 'TUNABLES' in k))"
     )
     env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
@@ -246,5 +247,5 @@ def test_the_command_starts_again_with_its_heap_unless_the_user_chose_one(own):
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == f"{own or main.heap_settings()} ['GLIBC_TUNABLES']"
-    assert "hugetlb=1" in main.heap_settings()
+    assert done.stdout.strip() == f"{own or allocator.heap_settings()} ['GLIBC_TUNABLES']"
+    assert "hugetlb=1" in allocator.heap_settings()

@@ -109,7 +109,7 @@ def test_a_signature_is_renewed_and_stands_nowhere(tmp_path):
         )
         assert bad.returncode == 2 and "Traceback" not in bad.stderr
         assert_told_nothing(bad)
-        argv = [sys.executable, "-m", "clip_jax.data.inspect", str(config)]
+        argv = [sys.executable, "-m", "clip_jax", "inspect", str(config)]
         argv += [f"--config.data.train={at}", f"--picture={tmp_path / 'x.png'}", "--seconds=0"]
         seen = subprocess.run(argv, env=runs.environment(), capture_output=True, text=True)
         assert "pairs" in seen.stdout, seen.stderr

@@ -16,7 +16,8 @@ from flax import nnx
 from PIL import Image
 
 import clip_jax
-from clip_jax import classify, pretrained
+from clip_jax import pretrained
+from clip_jax.cli import classify
 from clip_jax.data import images
 from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.models.clip import CLIP, variables

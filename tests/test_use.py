@@ -12,7 +12,8 @@ from PIL import Image
 
 import clip_jax
 import runs
-from clip_jax import classify, main
+from clip_jax import main
+from clip_jax.cli import classify
 from clip_jax.errors import UserError
 from clip_jax.models.clip import variables
 from support import encoded, picture, says, write_tar
@@ -29,7 +30,7 @@ def run(tmp_path_factory):
     config = runs.write_config(folder, write_tar(folder / "pairs.tar", members), 16)
     done = runs.run(config, folder / "run", "--config.steps=4")
     assert done.returncode == 0, done.stderr
-    assert "what to try next" in done.stdout and "clip_jax.classify" in done.stdout
+    assert "what to try next" in done.stdout and "clip_jax classify" in done.stdout
     return folder / "run"
 
 
@@ -90,7 +91,7 @@ def test_scores_add_up_and_are_the_softmax_of_scaled_cosines(run, image):
 
 
 def test_the_command_prints_labels_or_json(run, image):
-    command = [sys.executable, "-m", "clip_jax.classify", "--checkpoint", str(run), str(image)]
+    command = [sys.executable, "-m", "clip_jax", "classify", "--checkpoint", str(run), str(image)]
     command += ["--labels", "a cat,a dog"]
     shown = subprocess.run(command, env=runs.environment(), capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr

@@ -1,7 +1,7 @@
 """What opening a data source left out, and why: nothing is left out without a word.
 
 Every source gives an `OpeningReport`. It is said once at the start of a run, shown by
-`python -m clip_jax.data.inspect`, and written to the metrics as `data/left_out/REASON`.
+`python -m clip_jax inspect`, and written to the metrics as `data/left_out/REASON`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """TensorFlow Datasets without TensorFlow: the embedded emoji as one, and pairs out of any.
 
-    python -m clip_jax.data.tfds NAME --data-dir FOLDER
+    python -m clip_jax tfds NAME --data-dir FOLDER
 
 prepares a data set as ArrayRecord files, and `config.data.train=tfds:NAME:SPLIT` then trains on it
 (FOLDER in the environment as TFDS_DATA_DIR). NAME is as TensorFlow Datasets takes it:
@@ -50,7 +50,7 @@ FAMILIES = (
     "fluent-flat",
     "fluent-3d",
 )
-_COMMAND = "python -m clip_jax.data.tfds"
+COMMAND = "python -m clip_jax tfds"
 _SPEC = re.compile(r"(?P<name>[^\[\]]+):(?P<split>(?:[^:\[\]]|\[[^\[\]]*\])+)")
 _NAME = re.compile(
     r"(?P<dataset>[a-zA-Z]\w*)(?:/(?P<config>[\w+.-]+))?(?::(?P<version>[\d*]+\.[\d*]+\.[\d*]+))?"
@@ -259,7 +259,7 @@ def _find(name: str, folder: str) -> epath.Path:
         there = f" ({others} is)" if others else ""
         raise UserError(
             f"{name} is not prepared in {folder}{there}: "
-            f"run {_COMMAND} {name} --data-dir {folder}, or set TFDS_DATA_DIR to where it is"
+            f"run {COMMAND} {name} --data-dir {folder}, or set TFDS_DATA_DIR to where it is"
         )
     if len(configs := sorted({item[0] for item in fitting})) > 1:
         raise UserError(
@@ -286,7 +286,7 @@ def _open(name: str, folder: str) -> Any:
     if FORMAT not in formats:
         raise UserError(
             f"{path} is prepared as {' and '.join(formats)}, which needs TensorFlow to read: "
-            f"remove it, or choose another folder, and run {_COMMAND} {name} --data-dir FOLDER, "
+            f"remove it, or choose another folder, and run {COMMAND} {name} --data-dir FOLDER, "
             f"which prepares with file_format='{FORMAT}'"
         )
     return builder
@@ -391,41 +391,3 @@ def prepare(name: str, folder: str) -> Any:
             ) from error
         raise UserError(f"{name} cannot be prepared ({_line(error)})") from error
     return _open(name, folder)
-
-
-def run(argv: Sequence[str]) -> int:
-    """The whole command; returns the exit code."""
-    from clip_jax.main import LinesParser
-
-    parser = LinesParser(
-        prog=_COMMAND,
-        description="Prepares a data set of TensorFlow Datasets for training, without TensorFlow.",
-        epilog=f"example: {_COMMAND} clip_jax_emoji --data-dir data",
-        allow_abbrev=False,
-    )
-    parser.add_argument("name", metavar="NAME", help="such as clip_jax_emoji, or NAME/CONFIG:1.0.0")
-    parser.add_argument(
-        "--data-dir",
-        metavar="FOLDER",
-        default=data_dir(),
-        help="where to (TFDS_DATA_DIR, or %(default)s)",
-    )
-    args = parser.parse_args(argv)
-    builder = prepare(args.name, os.path.expanduser(args.data_dir))
-    splits = ", ".join(
-        f"{name} {info.num_examples:,}" for name, info in builder.info.splits.items()
-    )
-    print(f"{builder.data_dir}: {splits}")
-    first = next(iter(builder.info.splits), "SPLIT")
-    print(
-        f"to train on it: TFDS_DATA_DIR={os.path.abspath(os.path.expanduser(args.data_dir))} "
-        f"python -m clip_jax.main --config FILE --config.data.train='tfds:{args.name}:{first}'"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    from clip_jax.data.tfds import run as command
-    from clip_jax.main import report
-
-    report(command, sys.argv[1:])

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import regex
 
-from clip_jax.tokenizers import DEFAULT_CONTEXT_LENGTH, folders
+from clip_jax.tokenizers import vocab_files
 from clip_jax.tokenizers.cleaning import clean
 from clip_jax.tokenizers.packing import check_context_length, pack
+from clip_jax.tokenizers.protocol import DEFAULT_CONTEXT_LENGTH
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,10 +218,10 @@ def write_hugging_face(folder: Path, context_length: int = DEFAULT_CONTEXT_LENGT
         "do_lower_case": True,
         **special,
     }
-    folders.write_json(folder / "vocab.json", {symbol: i for i, symbol in enumerate(spelled)})
-    folders.write(folder / "merges.txt", ("#version: 0.2\n" + "".join(merges)).encode())
-    folders.write_json(folder / "tokenizer_config.json", settings)
-    folders.write_json(folder / "special_tokens_map.json", special)
+    vocab_files.write_json(folder / "vocab.json", {symbol: i for i, symbol in enumerate(spelled)})
+    vocab_files.write(folder / "merges.txt", ("#version: 0.2\n" + "".join(merges)).encode())
+    vocab_files.write_json(folder / "tokenizer_config.json", settings)
+    vocab_files.write_json(folder / "special_tokens_map.json", special)
 
 
 def _byte_letters() -> list[str]:

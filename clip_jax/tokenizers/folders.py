@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from clip_jax import files
-from clip_jax.errors import UserError
+from clip_jax.tokenizers.vocab_files import inside, read_json
 
-LARGEST_FILE = 32 << 20
 CLIP_VOCABULARY = 49_408
 
 _BY_CLASS = {"CLIPTokenizer": "clip", "BertTokenizer": "wordpiece", "SiglipTokenizer": "siglip"}
@@ -56,53 +53,6 @@ def find(folder: Path) -> str | None:
     if kind == "siglip" and (folder / "spiece.model").is_file():
         return f"siglip:{folder / 'spiece.model'}"
     return None
-
-
-def read(path: Path) -> bytes:
-    """A file's bytes; UserError where it can't be read or is over 32 MiB."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    if len(content) > LARGEST_FILE:
-        raise UserError(
-            f"{str(path)!r} is larger than {LARGEST_FILE >> 20} MiB: that is no tokenizer's file"
-        )
-    return content
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; UserError where it can't be read or holds anything else."""
-    try:
-        value = json.loads(read(path))
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{str(path)!r} is not JSON: {reason}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{str(path)!r} holds {type(value).__name__}, not a JSON object")
-    return value
-
-
-def inside(value: Any, *keys: str) -> dict[str, Any]:
-    """The object under `keys`; an empty one where there is none."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else {}
-
-
-def write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, with the folders that it needs; UserError where not."""
-    try:
-        with files.whole(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object for people to read; UserError where it can't be written."""
-    write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.errors import UserError
-from clip_jax.tokenizers import DEFAULT_CONTEXT_LENGTH, folders
+from clip_jax.tokenizers import vocab_files
 from clip_jax.tokenizers.cleaning import clean
 from clip_jax.tokenizers.packing import check_context_length, pack
+from clip_jax.tokenizers.protocol import DEFAULT_CONTEXT_LENGTH
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,7 @@ class SentencePiece:
             UserError: the file is missing, over 32 MiB or no SentencePiece model, or
                 `context_length` is under 3.
         """
-        model = folders.read(Path(path))
+        model = vocab_files.read(Path(path))
         try:
             self._load(model, check_context_length(context_length), lower)
         except RuntimeError as error:
@@ -181,7 +182,7 @@ def train(
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).rpartition("] ")[2].replace(" with --character_coverage option", "")
         raise UserError(f"cannot train {vocab_size} pieces on these captions: {reason}") from error
-    folders.write(path, model.getvalue())
+    vocab_files.write(path, model.getvalue())
 
 
 def _read_lines(path: str) -> Iterator[str]:

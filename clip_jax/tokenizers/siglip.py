@@ -7,7 +7,8 @@ import string
 from pathlib import Path
 
 from clip_jax.errors import UserError
-from clip_jax.tokenizers import SHORT_CONTEXT_LENGTH, folders
+from clip_jax.tokenizers import vocab_files
+from clip_jax.tokenizers.protocol import SHORT_CONTEXT_LENGTH
 from clip_jax.tokenizers.sentencepiece import SentencePiece
 
 _NO_TEXT = dict.fromkeys(map(chr, range(0xD800, 0xE000)), "\ufffd")  # JSON may hold half a pair
@@ -67,9 +68,9 @@ class SigLIP(SentencePiece):
             "do_lower_case": True,
             **special,
         }
-        folders.write(folder / "spiece.model", self._model)
-        folders.write_json(folder / "tokenizer_config.json", settings)
-        folders.write_json(folder / "special_tokens_map.json", special)
+        vocab_files.write(folder / "spiece.model", self._model)
+        vocab_files.write_json(folder / "tokenizer_config.json", settings)
+        vocab_files.write_json(folder / "special_tokens_map.json", special)
 
     def _load(self, model: bytes, context_length: int, lower: bool) -> None:
         super()._load(model, context_length, lower)

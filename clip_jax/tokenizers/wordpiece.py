@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import regex
 
 from clip_jax.errors import UserError
-from clip_jax.tokenizers import SHORT_CONTEXT_LENGTH, folders
+from clip_jax.tokenizers import vocab_files
 from clip_jax.tokenizers.packing import check_context_length, pack
+from clip_jax.tokenizers.protocol import SHORT_CONTEXT_LENGTH
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,9 +145,9 @@ class WordPiece:
             **dataclasses.asdict(self.options),
             **special,
         }
-        folders.write(folder / "vocab.txt", "".join(f"{t}\n" for t in self.tokens).encode())
-        folders.write_json(folder / "tokenizer_config.json", settings)
-        folders.write_json(folder / "special_tokens_map.json", special)
+        vocab_files.write(folder / "vocab.txt", "".join(f"{t}\n" for t in self.tokens).encode())
+        vocab_files.write_json(folder / "tokenizer_config.json", settings)
+        vocab_files.write_json(folder / "special_tokens_map.json", special)
 
     def __getstate__(self) -> tuple[tuple[str, ...], Options, Specials, int]:
         # The vocabulary itself, not its path: a worker may run in another folder.
@@ -236,7 +237,7 @@ def _read(path: Path) -> tuple[tuple[str, ...], Options, Specials]:
     tokens, settings = _read_json(path) if path.suffix == ".json" else (_read_lines(path), {})
     beside = path.with_name("tokenizer_config.json")
     if beside.is_file():
-        settings |= folders.read_json(beside)
+        settings |= vocab_files.read_json(beside)
     options = Options(**_given(Options, bool, path, settings))
     specials = Specials(**_given(Specials, str, path, settings))
     needed = {*dataclasses.astuple(specials)} - {specials.mask_token}
@@ -256,7 +257,7 @@ def _read(path: Path) -> tuple[tuple[str, ...], Options, Specials]:
 
 def _read_lines(path: Path) -> tuple[str, ...]:
     try:
-        lines = folders.read(path).decode().split("\n")
+        lines = vocab_files.read(path).decode().split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{str(path)!r} is not UTF-8 text: {error.reason}") from error
     return tuple(line.rstrip() for line in (lines if lines[-1] else lines[:-1]))
@@ -264,9 +265,12 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The tokens by id, and the settings in the words of `tokenizer_config.json`."""
-    content = folders.read_json(path)
-    model, normalizer = folders.inside(content, "model"), folders.inside(content, "normalizer")
-    ids = folders.inside(model, "vocab")
+    content = vocab_files.read_json(path)
+    model, normalizer = (
+        vocab_files.inside(content, "model"),
+        vocab_files.inside(content, "normalizer"),
+    )
+    ids = vocab_files.inside(model, "vocab")
     # Old files name no type.
     if model.get("type", "WordPiece") != "WordPiece" or not ids:
         raise UserError(f"{str(path)!r} holds a {model.get('type')} tokenizer, not a WordPiece one")
@@ -311,5 +315,5 @@ def _added(settings: dict[str, Any]) -> list[str]:
     """The texts of added tokens as tokenizer.json and tokenizer_config.json list them."""
     tokens = settings.get("added_tokens")
     entries = [*(tokens if isinstance(tokens, list) else [])]
-    entries += folders.inside(settings, "added_tokens_decoder").values()
+    entries += vocab_files.inside(settings, "added_tokens_decoder").values()
     return [str(entry.get("content")) for entry in entries if isinstance(entry, dict)]

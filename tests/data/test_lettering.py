@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from clip_jax.data import inspect, lettering
+from clip_jax.cli import inspect
+from clip_jax.data import lettering
 from clip_jax.evaluation.picture import Guess, draw_guesses
 from support import picture
 

@@ -86,7 +86,7 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trap.mkdir(parents=True)
     (trap / "__init__.py").write_text(STUB)
     done = subprocess.run(
-        [sys.executable, "-m", "clip_jax.data.tfds", "clip_jax_emoji", "--data-dir", folder],
+        [sys.executable, "-m", "clip_jax", "tfds", "clip_jax_emoji", "--data-dir", folder],
         env=os.environ | {"PYTHONPATH": f"{trap.parent}{os.pathsep}{REPOSITORY}"},
         capture_output=True,
         text=True,
@@ -365,7 +365,7 @@ def test_names_that_are_none(here: Path) -> None:
 
 def test_not_prepared(here: Path) -> None:
     for name in ("clip_jax_emoji", "mnist", "mnist:3.0.1"):
-        command = f"python -m clip_jax.data.tfds {name} --data-dir {here}"
+        command = f"python -m clip_jax tfds {name} --data-dir {here}"
         assert f"{name} is not prepared in {here}: run {command}" in line(f"tfds:{name}:test")
 
 
@@ -382,7 +382,7 @@ def test_prepared_for_tensorflow(here: Path) -> None:
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
     message = line("tfds:toy:train")
     assert f"{folder} is prepared as tfrecord, which needs TensorFlow" in message
-    assert "python -m clip_jax.data.tfds toy --data-dir" in message
+    assert "python -m clip_jax tfds toy --data-dir" in message
     assert "file_format='array_record'" in message
 
 

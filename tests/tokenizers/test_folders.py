@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.tokenizers import find, folders, load
+from clip_jax.tokenizers import find, load, vocab_files
 from clip_jax.tokenizers.bpe import BPE, symbols
 from clip_jax.tokenizers.siglip import SigLIP
 from clip_jax.tokenizers.wordpiece import WordPiece
@@ -170,11 +170,11 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 
 def test_a_file_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr(vocab_files, "LARGEST_FILE", 1 << 20)
     path = tmp_path / "large"
     with open(path, "wb") as file:
         file.truncate(1 << 20)
-        assert len(folders.read(path)) == 1 << 20
+        assert len(vocab_files.read(path)) == 1 << 20
         file.truncate((1 << 20) + 1)
     for name in (f"wordpiece:{path}", f"siglip:{path}", f"sentencepiece:{path}"):
         with pytest.raises(UserError) as error:

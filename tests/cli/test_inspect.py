@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax.cli import inspect
+from clip_jax.cli.inspect import draw
 from clip_jax.config import ROOT
-from clip_jax.data import inspect
-from clip_jax.data.inspect import draw
 from support import encoded, picture, refused, write_tar
 
 CONFIG = str(ROOT / "configs" / "quickstart.py")

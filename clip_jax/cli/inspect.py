@@ -1,6 +1,6 @@
 """What a config's data hold and how fast this machine reads them, before a run depends on it.
 
-python -m clip_jax.data.inspect configs/vit_b32.py --config.data.train='/data/*.tar'
+python -m clip_jax inspect configs/vit_b32.py --config.data.train='/data/*.tar'
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tqdm import tqdm
 
 from clip_jax import chips, flops, recipe, tokenizers
 from clip_jax import config as config_lib
+from clip_jax.cli.common import LinesParser, split_overrides
 from clip_jax.data import captions, images, lettering, mixture, pipeline, selection
 from clip_jax.data.opening import REASONS, quoted
 from clip_jax.data.pairs import PairError, only_pair_errors
 from clip_jax.data.sources import read_pair
 from clip_jax.errors import UserError, counted
 from clip_jax.files import whole
-from clip_jax.main import LinesParser, report, split_overrides
 
 CHIPS, CHIP = 256, "v5e"
 _SHOWN, _COLUMNS, _CELL, _SIDE, _LINES = 12, 4, (300, 340), 276, 3
@@ -281,7 +281,7 @@ def _say(line: str) -> None:
 def parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     p = LinesParser(
-        prog="python -m clip_jax.data.inspect",
+        prog="python -m clip_jax inspect",
         description="Says what a config's data hold, what is broken in them, and how fast they are "
         "read.",
         epilog="any key of the config can be set: --config.data.train='/data/*.tar'",
@@ -319,7 +319,3 @@ def run(argv: Sequence[str]) -> int:
     if args.picture:
         print(f"picture    {args.picture}: {_SHOWN} of them")
     return 0
-
-
-if __name__ == "__main__":
-    report(run, sys.argv[1:])

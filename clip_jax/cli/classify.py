@@ -1,6 +1,6 @@
 """Asks a trained model what pictures show.
 
-python -m clip_jax.classify --checkpoint runs/quickstart cat.png --labels "a cat,a dog"
+python -m clip_jax classify --checkpoint runs/quickstart cat.png --labels "a cat,a dog"
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clip_jax.cli.common import LinesParser
 from clip_jax.data import storage
 from clip_jax.data.pairs import IMAGES
 from clip_jax.data.paths import resolve
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError, counted
 from clip_jax.files import read_small
-from clip_jax.main import LinesParser, report
 
 _SAID = (GuessedWarning, DamageWarning)  # warnings that are lines of the command's
 SKIPPED = 3  # the exit code where some pictures were left out
@@ -35,9 +35,9 @@ _BATCH_SIZE = 32  # as `zero_shot.BATCH_SIZE`, which imports JAX
 def parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     p = LinesParser(
-        prog="python -m clip_jax.classify",
+        prog="python -m clip_jax classify",
         description="Says which of some labels pictures show, best first.",
-        epilog="example: python -m clip_jax.classify --checkpoint runs/quickstart cat.png "
+        epilog="example: python -m clip_jax classify --checkpoint runs/quickstart cat.png "
         f'--labels "a cat,a dog"; the exit code is 0, {SKIPPED} where --skip-broken left pictures '
         "out, 2 for any other mistake",
         allow_abbrev=False,
@@ -293,7 +293,3 @@ def run(argv: Sequence[str]) -> int:
     if skipped:
         print(f"skipped {skipped} of {counted(len(images), 'picture')}", file=sys.stderr)
     return SKIPPED if skipped else 0
-
-
-if __name__ == "__main__":
-    report(run, sys.argv[1:])

@@ -1,0 +1,65 @@
+"""`python -m clip_jax COMMAND`: every command by its name."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from clip_jax import __version__
+from clip_jax.cli.allocator import tune_allocator
+from clip_jax.cli.common import report
+from clip_jax.errors import UserError
+
+# The module whose `run` is the command, and one line of help. Nothing is imported until used.
+COMMANDS = {
+    "train": ("main", "train a model as a config says, or go on with a run"),
+    "evaluate": ("main", "evaluate a run or anybody's weights by the papers' protocols"),
+    "plan": ("main", "say what a step needs on a TPU slice or on CPUs, without one"),
+    "classify": ("cli.classify", "say which of some labels pictures show"),
+    "convert": ("cli.convert", "write a model for OpenAI's code, open_clip or transformers"),
+    "inspect": ("cli.inspect", "say what a config's data hold and how fast they are read"),
+    "tfds": ("cli.tfds", "prepare a data set of TensorFlow Datasets, without TensorFlow"),
+}
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:<10} {line}" for name, (_, line) in COMMANDS.items())
+    return (
+        f"usage: python -m clip_jax COMMAND [FLAG …]\n\nclip_jax {__version__}\n\n{commands}\n\n"
+        "python -m clip_jax COMMAND --help lists the flags of a command"
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command that the first word names; returns its exit code.
+
+    Raises:
+      UserError: there is no such command, or its flags are wrong.
+    """
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"clip_jax {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}"
+        raise UserError(f"no command {name!r:.80}; {meant}")
+    module, _ = COMMANDS[name]
+    command: Callable[[Sequence[str]], int] = import_module(f"clip_jax.{module}").run
+    return command([f"--mode={name}", *rest] if module == "main" else rest)
+
+
+def main() -> None:
+    """The command line: `python -m clip_jax`."""
+    if COMMANDS.get(next(iter(sys.argv[1:]), ""), ("",))[0] == "main":
+        tune_allocator()
+    report(run, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

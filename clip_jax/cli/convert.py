@@ -1,0 +1,101 @@
+"""`python -m clip_jax convert`: a model's files for another library.
+
+python -m clip_jax convert runs/quickstart out --to hugging_face
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from clip_jax.cli.common import LinesParser
+from clip_jax.convert import DTYPES, convert, megabytes
+from clip_jax.errors import UserError, counted
+from clip_jax.models.zoo import ACTIVATIONS, ARCHITECTURES
+from clip_jax.weights.names import LIBRARIES
+
+MAX_SIZE = 8192  # pixels a side, and tokens
+_EXAMPLES = """\
+examples:
+  OpenAI to open_clip         {0} ViT-B-32.pt out --to open_clip
+  OpenAI to transformers      {0} ViT-B-32.pt out --to hugging_face
+  open_clip to transformers   {0} open_clip_folder out --to hugging_face
+  open_clip to OpenAI         {0} open_clip_folder ViT-B-32.pt --to openai
+  transformers to open_clip   {0} clip-vit-base-patch32 out --to open_clip
+  transformers to OpenAI      {0} clip-vit-base-patch32 ViT-B-32.pt --to openai
+  a run to transformers       {0} runs/mine out --to hugging_face
+  a run to open_clip          {0} runs/mine out --to open_clip
+  a run to OpenAI             {0} runs/mine mine.pt --to openai
+
+models that are known by name:
+{1}"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    command = "python -m clip_jax convert"
+    names = textwrap.fill(", ".join(ARCHITECTURES), 78, initial_indent="  ", subsequent_indent="  ")
+    p = LinesParser(
+        prog=command,
+        description="Writes a model for another library, and reads it back to check.",
+        epilog=_EXAMPLES.format(command, names),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="the folder of a run, of transformers or of open_clip, or a file of weights",
+    )
+    p.add_argument("dest", metavar="DEST", help="a folder, or a .safetensors, .bin or .pt file")
+    p.add_argument("--to", required=True, choices=LIBRARIES, help="whose files to write")
+    p.add_argument("--model", metavar="NAME", help="what it is, where no config says so")
+    p.add_argument(
+        "--dtype", default="keep", choices=DTYPES, help="of the parameters (default: as they are)"
+    )
+    p.add_argument("--image-size", type=int, metavar="N", help="resize the positions to N pixels")
+    p.add_argument(
+        "--context-length", type=int, metavar="N", help="resize the positions to N tokens"
+    )
+    p.add_argument(
+        "--activation",
+        choices=ACTIVATIONS,
+        help="have it compute another than it was trained with: SigLIP in open_clip needs gelu",
+    )
+    p.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        help="clip, siglip:spiece.model or wordpiece:vocab.txt (default: what SOURCE holds)",
+    )
+    p.add_argument("--overwrite", action="store_true", help="replace files that DEST holds")
+    p.add_argument("--json", action="store_true", help="one JSON object, for machines")
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    """The whole command; returns the exit code."""
+    args = parser().parse_args(argv)
+    for flag in ("image_size", "context_length"):
+        value = getattr(args, flag)
+        if value is not None and not 1 <= value <= MAX_SIZE:
+            shown = flag.replace("_", "-")
+            raise UserError(f"--{shown} {value} must be from 1 to {MAX_SIZE}")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an accelerator would only be taken from others
+
+    from absl import logging
+
+    logging.set_verbosity("error")  # orbax warns that a checkpoint is only read
+    options = {k: v for k, v in vars(args).items() if k != "json"}
+    done = convert(**options, note=lambda line: print(f"note: {line}", file=sys.stderr))
+    if args.json:
+        print(json.dumps(done))
+        return 0
+    print(f"read {args.source} ({done['library']}): {done['model']}, {' and '.join(done['dtype'])}")
+    for path, size in done["files"].items():
+        print(f"wrote {path}  {megabytes(size)}")
+    print(f"read back: {counted(done['tensors'], 'tensor')}, bit for bit")
+    return 0
