@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax.cli import tfds as command
 from clip_jax.data import captions, images, pipeline
 from clip_jax.data.pairs import Pair
 from clip_jax.data.sources import open_source
@@ -423,14 +424,14 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_says_what_is_wrong(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        ours.run(["--help"])
+        command.run(["--help"])
     assert "--data-dir" in capsys.readouterr().out
     with pytest.raises(UserError, match="NAME"):
-        ours.run([])
+        command.run([])
     with pytest.raises(UserError, match="did you mean mnist"):
-        ours.run(["mnits"])
+        command.run(["mnits"])
     with pytest.raises(UserError, match=r"imagenet2012 cannot be prepared .*Manual directory"):
-        ours.run(["imagenet2012"])
+        command.run(["imagenet2012"])
 
 
 def test_the_command_leaves_what_is_prepared(
@@ -438,7 +439,7 @@ def test_the_command_leaves_what_is_prepared(
 ) -> None:
     info = emoji_here / "clip_jax_emoji" / "1.0.0" / "dataset_info.json"
     before = info.stat().st_mtime_ns
-    assert ours.run(["clip_jax_emoji"]) == 0
+    assert command.run(["clip_jax_emoji"]) == 0
     assert info.stat().st_mtime_ns == before
     assert "train 9,094" in capsys.readouterr().out
 
