@@ -48,7 +48,7 @@ class Clock:
 def ours(weights: str, picture: str) -> tuple[Clock, Any]:
     """Probabilities by clip_jax."""
     clock = Clock()
-    import clip_jax.pretrained
+    import clip_jax.inference.pretrained
 
     clock("import")
     model, preprocess, tokenize = clip_jax.load(MODEL, weights=weights)

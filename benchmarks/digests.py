@@ -24,7 +24,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from clip_jax import checkpoint, config, digests, train
+from clip_jax import config
+from clip_jax.training import checkpointing, digests
+from clip_jax.training import loop as train
 
 
 def rate(act: Callable[[bytes], object], data: bytes) -> float:
@@ -101,7 +103,7 @@ def main() -> None:
     step = jax.jit(lambda x: x @ x)
     x = jax.block_until_ready(step(jnp.ones((1024, 1024))))
     with tempfile.TemporaryDirectory() as folder:
-        kept = checkpoint.Checkpoints(folder)
+        kept = checkpointing.Checkpoints(folder)
         began = time.perf_counter()
         kept.save(1, state, {}, {}, force=True)
         print(f"save returns after {time.perf_counter() - began:.2f} s")

@@ -68,8 +68,9 @@ def ours(folder: Path, dtype: str, batch_size: int) -> tuple[float, np.ndarray]:
     import jax
     from flax import nnx
 
-    from clip_jax import partition, tokenizers
+    from clip_jax import tokenizers
     from clip_jax.data.sources import open_source
+    from clip_jax.distributed import sharding
     from clip_jax.evaluation.features import Encoder, classifier
     from clip_jax.models.clip import abstract_model
     from clip_jax.weights import library
@@ -77,9 +78,9 @@ def ours(folder: Path, dtype: str, batch_size: int) -> tuple[float, np.ndarray]:
     jax.devices()
     began = time.monotonic()
     found = library.find(folder / "open_clip_model.safetensors", "ViT-B/32")
-    mesh = partition.make_mesh({"data": -1})
+    mesh = sharding.make_mesh({"data": -1})
     held = library.read(found)
-    held = jax.device_put(held, partition.shardings(held, mesh))
+    held = jax.device_put(held, sharding.shardings(held, mesh))
     graph = nnx.graphdef(abstract_model(found.config, dtype))
     tokenizer = tokenizers.load("clip", 77)
     encoder = Encoder(graph, held, mesh, batch_size, tokenizer.pad_id)

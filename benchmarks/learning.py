@@ -6,7 +6,7 @@
     python benchmarks/learning.py own --seeds 3 --learning-rates 3e-4,1e-3,3e-3 --out sweep.jsonl
     python benchmarks/learning.py own --data /data/flickr8k --caption '{caption:each}' --label ''
 
-`same`: both start from the same weights (ours, exported by the table that `clip_jax.convert` uses)
+`same`: both start from the same weights (ours, exported as `python -m clip_jax convert` does)
 and read the same batches in fp32. The losses must agree to `--bar` at every step, or the exit code
 is 1. Models: a vision Transformer and CLIP's ResNet, each with the softmax and the sigmoid loss.
 `--control` adds open_clip in float64: how far rounding alone takes two runs apart.

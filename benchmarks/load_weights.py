@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import peers
 
-from clip_jax.weights.names import Library
+from clip_jax.weights.param_mapping import Library
 
 
 def write(name: str, folder: Path, library: Library) -> Path:
@@ -55,13 +55,13 @@ def ours() -> tuple[Callable[[str], Any], Callable[[Any], float]]:
     import jax
     from flax import nnx
 
-    import clip_jax.pretrained
+    import clip_jax.inference.pretrained
 
     def total(loaded: Any) -> float:
         leaves = jax.tree.leaves(nnx.state(loaded[0], nnx.Param))
         return sum(float(np.asarray(leaf).sum()) for leaf in leaves)
 
-    return clip_jax.pretrained.load, total
+    return clip_jax.inference.pretrained.load, total
 
 
 def theirs() -> tuple[Callable[[str], Any], Callable[[Any], float]]:

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
-from clip_jax import partition
-from clip_jax.contrastive import LAYOUTS, sigmoid_loss, softmax_loss
+from clip_jax.distributed import sharding
+from clip_jax.losses.contrastive import LAYOUTS, sigmoid_loss, softmax_loss
 
 # chips: topology
 TOPOLOGIES = {8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
@@ -33,7 +33,7 @@ WIDTH = 768
 def memory(kind: str, layout: str, chips: int, n: int, block: int) -> tuple[float, float]:
     """MiB of temporaries, and of everything, on each of the chips."""
     topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chips])
-    mesh = partition.make_mesh(dict(data=chips), topology.devices)
+    mesh = sharding.make_mesh(dict(data=chips), topology.devices)
     loss = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}[kind]
     scalars = 1 if kind == "softmax" else 2
 
@@ -43,7 +43,7 @@ def memory(kind: str, layout: str, chips: int, n: int, block: int) -> tuple[floa
             numbers = tuple(range(2 + scalars))
             return jax.value_and_grad(lambda *args: value(*args)[0], argnums=numbers)(*args)
 
-    rows, whole = partition.batch_sharding(mesh), partition.replicated(mesh)
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     features = jax.ShapeDtypeStruct((n, WIDTH), jnp.float32, sharding=rows)
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
     places = (whole, (rows, rows, *[whole] * scalars))

@@ -69,7 +69,7 @@ def compiled(layout: str, n: int, width: int) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from clip_jax.contrastive import softmax_loss
+    from clip_jax.losses.contrastive import softmax_loss
 
     def loss(*args: jax.Array) -> jax.Array:
         return softmax_loss(*args, layout=layout)[0]

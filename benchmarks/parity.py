@@ -18,12 +18,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from clip_jax import config as config_lib
-from clip_jax import partition, recipe
-from clip_jax import step as step_lib
+from clip_jax.distributed import sharding
+from clip_jax.distributed.global_batch import global_batch
 from clip_jax.models.clip import Variables
 from clip_jax.models.zoo import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
-from clip_jax.rows import global_batch
 from clip_jax.tokenizers import packing
+from clip_jax.training import setup
+from clip_jax.training import train_step as step_lib
 from clip_jax.weights import arrays, library
 
 Batch = Mapping[str, np.ndarray]  # `image` uint8 [n, size, size, 3], `tokens` int32 [n, context]
@@ -109,8 +110,8 @@ class Ours:
     def __init__(self, model: CLIPConfig, hyper: Hyperparameters, seed: int = 0) -> None:
         self.model = model
         c = config_of(model, hyper)
-        self._mesh = partition.make_mesh({"data": 1}, jax.devices()[:1])
-        self._recipe = recipe.Recipe(c, *recipe.checked(c, 1), self._mesh)
+        self._mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+        self._recipe = setup.Recipe(c, *setup.checked(c, 1), self._mesh)
         self._step = step_lib.compile_step(
             self._recipe.train_step, self._recipe.state_like, self._mesh
         )

@@ -19,9 +19,9 @@ from clip_jax.cli.allocator import tune_allocator
 
 def made_in(run: Any, seconds: float) -> float:
     """Rows a second of the data of a run."""
-    from clip_jax import train
+    from clip_jax.training import loop
 
-    data = train.Trainer(run).data()
+    data = loop.Trainer(run).data()
     batches, size = data.dataset, run.config.batch_size
     epoch = -(-len(run.source) // size)
     for step in range(epoch):
@@ -37,11 +37,11 @@ def step_of(run: Any, dtype: str) -> Callable[[], float]:
     """A function that does one step of a run's config in a dtype; milliseconds."""
     import jax
 
-    from clip_jax import step as step_lib
-    from clip_jax import train
+    from clip_jax.training import loop
+    from clip_jax.training import train_step as step_lib
 
     run.config.dtype = dtype
-    trainer = train.Trainer(run)
+    trainer = loop.Trainer(run)
     batch = trainer.place(trainer.data().dataset[0])
     compiled = trainer.compile(batch["tokens"].shape[1])
     state = step_lib.init_state(run.model, trainer.optimizer, 0, trainer.mesh)
@@ -64,10 +64,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="counted steps of each dtype")
     args = parser.parse_args()
 
-    from clip_jax import config, train
+    from clip_jax import config
     from clip_jax.models.zoo import DTYPES
+    from clip_jax.training import loop
 
-    run = train.prepare(config.load(args.config)[0], training=True)
+    run = loop.prepare(config.load(args.config)[0], training=True)
     print(f"data alone: {made_in(run, 5):,.0f} rows/s in one thread")
     steps = {dtype: step_of(run, dtype) for dtype in DTYPES}
     spent: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}

@@ -81,15 +81,17 @@ def ours(setting: Setting) -> Callable[[], float]:
     """A function that does one step of clip_jax and returns the loss."""
     from flax import nnx
 
-    from clip_jax import optim, partition, step
+    from clip_jax import optim
+    from clip_jax.distributed import sharding
+    from clip_jax.distributed.global_batch import global_batch
+    from clip_jax.losses.objectives import Contrastive
     from clip_jax.models.clip import abstract_model
     from clip_jax.models.zoo import ARCHITECTURES
-    from clip_jax.objectives import Contrastive
-    from clip_jax.rows import global_batch
     from clip_jax.tokenizers import packing
+    from clip_jax.training import train_step as step
 
     config = ARCHITECTURES[MODEL]
-    mesh = partition.make_mesh({"data": -1})
+    mesh = sharding.make_mesh({"data": -1})
     optimizer = optim.make_optimizer(ADAM, lambda _: RATE)
     state = step.init_state(config, optimizer, 0, mesh)
     graph = nnx.graphdef(abstract_model(config, setting.dtype, setting.remat))

@@ -10,8 +10,8 @@ from clip_jax import plan
 if TYPE_CHECKING:
     import numpy as np
 
+    from clip_jax.inference.pretrained import ZeroShotClassifier
     from clip_jax.models.clip import CLIP
-    from clip_jax.pretrained import ZeroShotClassifier
 
 __version__ = "0.1.0"
 __all__ = ["available_models", "load", "pipeline", "plan", "tokenize"]
@@ -32,7 +32,7 @@ def load(
     `load("runs/mine")` reads a run, `load("ViT-B/32", weights="ViT-B-32.pt")` another library's
     file, `load("folder")` one of its folders; `pretrained.load` has the options.
     """
-    from clip_jax import pretrained
+    from clip_jax.inference import pretrained
 
     return pretrained.load(model, weights, **options)
 
@@ -41,7 +41,7 @@ def pipeline(
     task: str = "zero-shot-image-classification", model: str = "", **options: Any
 ) -> ZeroShotClassifier:
     """A function from a picture and labels to labels with scores; see `pretrained.pipeline`."""
-    from clip_jax import pretrained
+    from clip_jax.inference import pretrained
 
     return pretrained.pipeline(task, model, **options)
 

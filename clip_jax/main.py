@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clip_jax import clusters, hosts
 from clip_jax.cli.allocator import tune_allocator
 from clip_jax.cli.common import LinesParser, at_least, report, split_overrides
+from clip_jax.distributed import cluster_env, multihost
 from clip_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,8 +85,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--processes", metavar="N", type=at_least(1), help="how many there are")
     p.add_argument("--process", metavar="I", type=at_least(0), help="which one this is, from 0")
     for name, default, what in (
-        ("connect", hosts.CONNECT_TIMEOUT, "that all processes have to come"),
-        ("heartbeat", hosts.HEARTBEAT_TIMEOUT, "without a sign of life: then one counts as dead"),
+        ("connect", multihost.CONNECT_TIMEOUT, "that all processes have to come"),
+        (
+            "heartbeat",
+            multihost.HEARTBEAT_TIMEOUT,
+            "without a sign of life until one counts as dead",
+        ),
     ):
         p.add_argument(
             f"--{name}-timeout",
@@ -146,8 +150,8 @@ def run(argv: Sequence[str]) -> int:
         )
         return 0
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    place = clusters.find(args.coordinator, args.processes, args.process, os.environ)
-    with hosts.joined(place, args.connect_timeout, args.heartbeat_timeout):
+    place = cluster_env.find(args.coordinator, args.processes, args.process, os.environ)
+    with multihost.joined(place, args.connect_timeout, args.heartbeat_timeout):
         _start(args, config)
     return 0
 
@@ -165,17 +169,17 @@ def _prepare_plan(args: argparse.Namespace) -> None:
 
 
 def _start(args: argparse.Namespace, config: ConfigDict) -> None:
-    from clip_jax.cache import use_compilation_cache
-    from clip_jax.data import storage
+    from clip_jax.distributed.compilation_cache import use_compilation_cache
+    from clip_jax.io import remote
 
     use_compilation_cache()
-    storage.allow_redirects(config.data.get("redirects", ()))
+    remote.allow_redirects(config.data.get("redirects", ()))
     if args.mode == "train":
-        from clip_jax import train
+        from clip_jax.training import loop
 
-        train.train(config, force=args.force)
+        loop.train(config, force=args.force)
     else:
-        from clip_jax import evaluate
+        from clip_jax.evaluation import evaluate
 
         evaluate.evaluate(
             config, args.checkpoint or "", args.workdir or "", args.suite or "", args.sets or ""

@@ -34,11 +34,11 @@ import pyarrow.parquet
 import damage
 import runs
 from clip_jax import config as config_lib
-from clip_jax import train
 from clip_jax.cli import inspect
 from clip_jax.data import mixture
 from clip_jax.data.pairs import REASONS
 from clip_jax.errors import UserError
+from clip_jax.training import loop
 from support import encoded, picture, write_tar
 
 KINDS = ("tar", "folder", "jsonl", "csv", "tsv", "parquet")
@@ -174,8 +174,8 @@ class Pipelines:
         more = ("evaluate.sets={}", "evaluate.standard=()", "data.threads=1", "data.prefetch=1")
         more += ("data.max_bad_fraction=1.0",)
         self.config, _ = config_lib.load(str(config), [f"workdir={folder / 'run'}", *more])
-        run = train.prepare(self.config)
-        self.trainer = train.Trainer(run)
+        run = loop.prepare(self.config)
+        self.trainer = loop.Trainer(run)
         self.state = self.trainer.fresh()
         self.compiled: dict[int, Any] = {}
 

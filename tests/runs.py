@@ -198,7 +198,7 @@ def parameters(workdir: Path) -> dict[str, np.ndarray]:
     import jax
     from flax import nnx
 
-    from clip_jax import pretrained
+    from clip_jax.inference import pretrained
 
     model, _, _ = pretrained.load(workdir)
     leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))[0]

@@ -12,11 +12,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from clip_jax import partition, step
+from clip_jax.distributed import sharding
+from clip_jax.distributed.global_batch import global_batch
+from clip_jax.losses.objectives import Contrastive
 from clip_jax.models.clip import Variables, abstract_model
 from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
-from clip_jax.objectives import Contrastive
-from clip_jax.rows import global_batch
+from clip_jax.training import train_step as step
 
 TINY = CLIPConfig(
     16,
@@ -40,7 +41,7 @@ def batch(n: int = 16, seed: int = 0, config: CLIPConfig = TINY) -> dict[str, np
 
 def mesh_of(shape: dict[str, int]) -> Mesh:
     """A mesh over as many devices as its axes multiply to."""
-    return partition.make_mesh(shape, jax.devices()[: math.prod(shape.values())])
+    return sharding.make_mesh(shape, jax.devices()[: math.prod(shape.values())])
 
 
 def compiled(

@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 import runs
-from clip_jax import checkpoint, main
+from clip_jax import main
 from clip_jax.evaluation.sets import opened
+from clip_jax.training import checkpointing
 from support import encoded, picture, refused, write_tar
 
 
@@ -48,13 +49,13 @@ def test_a_full_batch_is_no_matter_and_all_that_is_there_is_named(tmp_path, caps
 
 def _swapped_and_missing_checkpoints(folder, config, flags, capsys):
     """On the run of the test above, which is there already."""
-    mine, other = (folder / name / checkpoint.FOLDER for name in ("run", "other"))
+    mine, other = (folder / name / checkpointing.FOLDER for name in ("run", "other"))
     lines_of(capsys, config, other.parent, *flags, "--config.seed=5")
     for keep_config in (True, False):
         shutil.rmtree(mine)
         shutil.copytree(other, mine)
         if not keep_config:
-            (mine.parent / checkpoint.CONFIG).unlink()
+            (mine.parent / checkpointing.CONFIG).unlink()
         again = lambda: main.run(runs.command(config, mine.parent, *flags)[3:])  # noqa: E731
         refused(again, mine / "1", "another config", "seed: 5")
     shutil.rmtree(mine)

@@ -182,9 +182,9 @@ def test_a_full_disk_while_saving_leaves_no_half_checkpoint(config, tmp_path):
         cwd=tmp_path,
     )
     failed(done, "disk is full")
-    from clip_jax import checkpoint
+    from clip_jax.training import checkpointing
 
-    assert checkpoint.steps(workdir) == []
+    assert checkpointing.steps(workdir) == []
     assert all(json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
     again = runs.run(config, workdir)
     assert again.returncode == 0, again.stderr

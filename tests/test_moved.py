@@ -9,10 +9,12 @@ import pytest
 
 import runs
 from clip_jax import config as config_lib
-from clip_jax import hosts, train
-from clip_jax.clusters import Place
-from clip_jax.data import fingerprint, storage
+from clip_jax.data import fingerprint
+from clip_jax.distributed import multihost
+from clip_jax.distributed.cluster_env import Place
 from clip_jax.errors import UserError, redacted
+from clip_jax.io import remote
+from clip_jax.training import loop
 from servers import serving
 from support import refused, write_pairs, write_tar
 
@@ -39,7 +41,7 @@ from support import refused, write_pairs, write_tar
     ],
 )
 def test_secrets_of_urls_are_left_out(text, wanted):
-    assert redacted(text) == wanted and storage.shown(text) == wanted
+    assert redacted(text) == wanted and remote.shown(text) == wanted
     assert "SECRET" not in str(UserError(text))
     assert config_lib.without_secrets({"a": [text], "b": {"c": (text,)}}) == {
         "a": [wanted],
@@ -68,20 +70,20 @@ def test_weights_that_a_run_began_with_are_known_wherever_they_lie(tmp_path):
         path.parent.mkdir()
         path.write_bytes(content)
     began, known = {"weights": {"path": str(old)}}, fingerprint.of_weights(str(old))
-    assert train._are_moved(began, str(new), known)
-    assert train._are_moved(began, str(new.rename(tmp_path / "renamed.pt")), known)
-    assert not train._are_moved(began, str(other), known)
-    assert not train._are_moved(began, "", known) and not train._are_moved({}, "", None)
-    assert train._are_moved(began, "/gone/w.pt", known), "a job's scratch folder"
-    assert not train._are_moved(began, "/gone/v.pt", known)
-    assert train._are_moved(began, str(other), None), "of a run before there were fingerprints"
+    assert loop._are_moved(began, str(new), known)
+    assert loop._are_moved(began, str(new.rename(tmp_path / "renamed.pt")), known)
+    assert not loop._are_moved(began, str(other), known)
+    assert not loop._are_moved(began, "", known) and not loop._are_moved({}, "", None)
+    assert loop._are_moved(began, "/gone/w.pt", known), "a job's scratch folder"
+    assert not loop._are_moved(began, "/gone/v.pt", known)
+    assert loop._are_moved(began, str(other), None), "of a run before there were fingerprints"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 99999])
 def test_damaged_fingerprints_are_one_line(content, tmp_path):
     path = tmp_path / "fingerprints.json"
     path.write_bytes(content)
-    refused(lambda: train._read_claim(path), path, "delete it")
+    refused(lambda: loop._read_claim(path), path, "delete it")
 
 
 def test_a_signature_is_renewed_and_stands_nowhere(tmp_path):
@@ -145,9 +147,9 @@ def assert_told_nothing(done):
 )
 def test_the_coordinator_listens_at_its_own_address(address, wanted, monkeypatch):
     monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
-    found = hosts._bind_address(Place(address, 2, 0))
+    found = multihost._bind_address(Place(address, 2, 0))
     assert found == wanted or (address.startswith("localhost") and found == "[::1]:8476")
-    assert hosts._bind_address(Place(address, 2, 1)) is None
+    assert multihost._bind_address(Place(address, 2, 1)) is None
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_the_coordinator_listens_at_its_own_address(address, wanted, monkeypatch
 )
 def test_a_site_is_a_host_and_what_is_below_it(old, new, same):
     yarl = pytest.importorskip("yarl")
-    assert storage._same_site(yarl.URL(old), yarl.URL(new)) is same
+    assert remote._same_site(yarl.URL(old), yarl.URL(new)) is same
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import runs
-from clip_jax import flops
 from clip_jax.models.zoo import CLIPConfig
+from clip_jax.training import flops
 
 PAIRS = 20
 

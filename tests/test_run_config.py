@@ -10,10 +10,12 @@ import pytest
 from test_checkpoint import NEW, run  # noqa: F401  # a fixture
 
 import damage
-from clip_jax import checkpoint, evaluate, pretrained, saved_models
 from clip_jax import config as config_lib
 from clip_jax.errors import UserError
+from clip_jax.evaluation import evaluate
+from clip_jax.inference import pretrained, saved_models
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
+from clip_jax.training import checkpointing
 from support import refused, says
 
 VALUES = [
@@ -69,7 +71,7 @@ def used(folder):
     saved_models.open_saved_model(folder)
     c, _ = config_lib.load(str(config_lib.ROOT / "configs" / "quickstart.py"))
     evaluate.find(c, str(folder), "")
-    config_lib.differences(checkpoint.read_config(folder), c.to_dict())
+    config_lib.differences(checkpointing.read_config(folder), c.to_dict())
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def test_whole_numbers_stand_for_fractions(name):
 def test_weights_of_another_shape_are_refused(folder, run):  # noqa: F811
     """Where the checkpoint holds no config of its own, its arrays tell."""
     (folder / "checkpoints").unlink()
-    kept = checkpoint.Checkpoints(folder)
+    kept = checkpointing.Checkpoints(folder)
     values = json.loads((folder / "config.json").read_text())
     state = {"params": {"log_logit_scale": jax.numpy.zeros(3)}}
     kept.save(NEW, state, {}, {}, force=True)

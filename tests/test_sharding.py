@@ -5,9 +5,10 @@ import math
 import jax
 import pytest
 
-from clip_jax import partition, step
+from clip_jax.distributed import sharding
+from clip_jax.losses.objectives import Contrastive
 from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
-from clip_jax.objectives import Contrastive
+from clip_jax.training import train_step
 from programs import arrays, collectives
 from steps import GRADIENTS, compiled, mesh_of
 
@@ -26,7 +27,7 @@ def faults(shape, **options):
     """What a compiled step does that it should not, in words."""
     mesh = mesh_of(shape)
     like, program = compiled(mesh, MODEL, rows=ROWS, remat="full", **options)
-    text, shards = program.as_text(), partition.batch_shards(mesh)
+    text, shards = program.as_text(), sharding.batch_shards(mesh)
     return [
         *_replicated(text, like.params, shards),
         *_unsplit(like.params, mesh.shape["fsdp"] * mesh.shape["tensor"]),
@@ -62,7 +63,7 @@ def _unexpected(text, params, mesh, updated):
         for shape in (leaf.shape, leaf.shape[1:])  # of one layer, where layers are stacked
         if math.prod(shape) <= 4 * WIDTH * WIDTH or shape[0] != LAYERS
     }
-    shards, tensor = partition.batch_shards(mesh), mesh.shape["tensor"]
+    shards, tensor = sharding.batch_shards(mesh), mesh.shape["tensor"]
     # what an optimizer that is split over more devices has made of them
     updates = {math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(params)}
     for held in collectives(text):
@@ -90,7 +91,7 @@ def test_nothing_is_replicated_by_accident(shape):
 
 @pytest.mark.parametrize("shape", MESHES[1:], ids=str)
 def test_nor_where_the_table_of_tokens_stays_where_it_lies(shape, monkeypatch):
-    monkeypatch.setattr(partition, "LANES", 1)
+    monkeypatch.setattr(sharding, "LANES", 1)
     assert not list(faults(shape))
 
 
@@ -107,33 +108,33 @@ def test_nor_with_what_a_step_may_do_besides(options):
 
 
 def without(rule):
-    return tuple((p, s if p != rule else partition.P()) for p, s in partition.RULES)
+    return tuple((p, s if p != rule else sharding.P()) for p, s in sharding.RULES)
 
 
 @pytest.mark.parametrize(
-    "rule", [pattern for pattern, spec in partition.RULES if len(spec) > 1 and any(spec)]
+    "rule", [pattern for pattern, spec in sharding.RULES if len(spec) > 1 and any(spec)]
 )
 def test_a_rule_that_is_removed_is_missed(monkeypatch, rule):
     mesh = mesh_of(MESHES[2])
-    monkeypatch.setattr(partition, "RULES", without(rule))
-    assert list(_unsplit(step.abstract_state(MODEL, GRADIENTS, mesh).params, 4))
+    monkeypatch.setattr(sharding, "RULES", without(rule))
+    assert list(_unsplit(train_step.abstract_state(MODEL, GRADIENTS, mesh).params, 4))
 
 
 @pytest.mark.parametrize("rule", ["mlp/fc/kernel", "mlp/proj/kernel"])
 def test_and_seen_in_the_program(monkeypatch, rule):
-    monkeypatch.setattr(partition, "RULES", without(rule))
+    monkeypatch.setattr(sharding, "RULES", without(rule))
     assert any(fault.startswith("every layer") for fault in faults(MESHES[2]))
 
 
 def test_a_constraint_that_is_removed_is_missed(monkeypatch):
-    monkeypatch.setattr(partition, "rows", lambda x: x)
+    monkeypatch.setattr(sharding, "rows", lambda x: x)
     assert any(fault.startswith("unexpected") for fault in faults(MESHES[2]))
 
 
 def test_the_optimizer_lies_over_the_data_axis_by_choice():
     mesh = mesh_of(dict(data=8))
     for sharded, parts in ((False, 1), (True, 8)):
-        like = step.abstract_state(MODEL, GRADIENTS, mesh, sharded_optimizer=sharded)
+        like = train_step.abstract_state(MODEL, GRADIENTS, mesh, sharded_optimizer=sharded)
         for leaf in jax.tree.leaves(like.opt_state):
             if leaf.size >= LARGE:
                 local = math.prod(leaf.sharding.shard_shape(leaf.shape))

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.cli.common import LinesParser
-from clip_jax.data import storage
 from clip_jax.data.pairs import IMAGES
-from clip_jax.data.paths import resolve
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError, counted
-from clip_jax.files import read_small
+from clip_jax.io import remote
+from clip_jax.io.files import read_small
+from clip_jax.io.paths import resolve
 
 _SAID = (GuessedWarning, DamageWarning)  # warnings that are lines of the command's
 SKIPPED = 3  # the exit code where some pictures were left out
@@ -101,7 +101,7 @@ def read_labels(value: str) -> list[str]:
     Raises:
       UserError: no label, what is no label, or no such plain file.
     """
-    from clip_jax.zero_shot import split_labels
+    from clip_jax.inference.zero_shot import split_labels
 
     if value.startswith("@"):
         path = Path(resolve(value[1:]))
@@ -169,8 +169,8 @@ def find_pictures(given: Sequence[str]) -> list[str]:
     for name in given:
         if not name.strip():
             raise UserError("an IMAGE is empty: give a picture, a folder or a pattern")
-        path = name if storage.is_remote(name) else resolve(name)
-        if storage.is_remote(name) or os.path.isfile(path):
+        path = name if remote.is_remote(name) else resolve(name)
+        if remote.is_remote(name) or os.path.isfile(path):
             found.append(path)
         elif os.path.isdir(path):
             found += _pictures_in(path)
@@ -239,7 +239,7 @@ def classify(
     """
     from absl import logging
 
-    from clip_jax import pretrained
+    from clip_jax.inference import pretrained
 
     logging.set_verbosity("error")  # orbax warns that a checkpoint is only read
     with _notes():

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from clip_jax import hosts
+from clip_jax.distributed import multihost
 from clip_jax.errors import UserError, is_disk_full, redacted
 
 
@@ -69,7 +69,7 @@ def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoRe
         else:
             sys.stderr.write(redacted(traceback.format_exc()))
         code = 1
-    hosts.leave(code)
+    multihost.leave(code)
 
 
 def _leave_it_to_the_main_thread() -> None:

@@ -22,15 +22,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from clip_jax import chips, flops, recipe, tokenizers
 from clip_jax import config as config_lib
+from clip_jax import tokenizers
 from clip_jax.cli.common import LinesParser, split_overrides
 from clip_jax.data import captions, images, lettering, mixture, pipeline, selection
 from clip_jax.data.opening import REASONS, quoted
 from clip_jax.data.pairs import PairError, only_pair_errors
 from clip_jax.data.sources import read_pair
+from clip_jax.distributed import hardware
 from clip_jax.errors import UserError, counted
-from clip_jax.files import whole
+from clip_jax.io.files import whole
+from clip_jax.training import flops, setup
 
 CHIPS, CHIP = 256, "v5e"
 _SHOWN, _COLUMNS, _CELL, _SIDE, _LINES = 12, 4, (300, 340), 276, 3
@@ -248,7 +250,7 @@ def described(found: Mapping[str, Any], image_size: int, context_length: int) ->
 
 def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> dict[str, Any]:
     """Looks at a config's data, draws the picture, and gives what `--json` prints."""
-    model, _ = recipe.checked(c, 1)
+    model, _ = setup.checked(c, 1)
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     data = mixture.opened(c.data.to_dict(), _say, report=False)  # it is in the summary
     size = model.vision.image_size
@@ -264,7 +266,7 @@ def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> dic
             _shown(data, seen).save(file, "png")
     if seconds and found["bytes"]:
         step = flops.step(model, c.batch_size) / c.batch_size
-        trained = CHIPS * chips.chip_named(CHIP).peak * mfu / step
+        trained = CHIPS * hardware.chip_named(CHIP).peak * mfu / step
         made = speed(
             data, pipeline.Prepare.of(c.data.to_dict(), tokenizer, size), c.to_dict(), seconds
         )
@@ -314,7 +316,7 @@ def run(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(found))
         return 0
-    model, _ = recipe.checked(config, 1)
+    model, _ = setup.checked(config, 1)
     print(described(found, model.vision.image_size, model.text.context_length))
     if args.picture:
         print(f"picture    {args.picture}: {_SHOWN} of them")

@@ -18,11 +18,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from clip_jax.data import paths, storage
 from clip_jax.data.disguises import disguise
 from clip_jax.data.opening import quoted
 from clip_jax.data.pairs import IMAGES
 from clip_jax.errors import UserError
+from clip_jax.io import paths, remote
 
 MAX_BYTES = 1 << 30  # of a table
 # Columns that name the picture, and those that are its caption, the first that is there.
@@ -62,7 +62,7 @@ def read(path: str) -> Table:
     Raises:
       UserError: it cannot be read, or is none of those above.
     """
-    end = os.path.splitext(storage.shown(path))[1].lower()
+    end = os.path.splitext(remote.shown(path))[1].lower()
     notes: list[str] = []
     if end == ".parquet":
         rows = _of_records(_parquet(path), path, notes)
@@ -77,19 +77,19 @@ def read(path: str) -> Table:
     try:
         return Table(list(rows), notes)
     except csv.Error as error:
-        raise UserError(f"{storage.shown(path)} cannot be read as a table ({error})") from None
+        raise UserError(f"{remote.shown(path)} cannot be read as a table ({error})") from None
 
 
 def _bytes(path: str) -> bytes:
     try:
-        with storage.open_file(path) as file:
+        with remote.open_file(path) as file:
             found = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     if why := disguise(found, paths.suffix(path)):
-        raise UserError(f"{storage.shown(path)} {why}")
+        raise UserError(f"{remote.shown(path)} {why}")
     if len(found) > MAX_BYTES:
-        raise UserError(f"{storage.shown(path)} is over {MAX_BYTES >> 20} MiB")
+        raise UserError(f"{remote.shown(path)} is over {MAX_BYTES >> 20} MiB")
     return found
 
 
@@ -101,13 +101,13 @@ def _decoded(raw: bytes, path: str, notes: list[str]) -> str:
         encoding = "cp1252"
         text = raw.decode(encoding, errors="replace")
     if encoding != "utf-8-sig":
-        notes.append(f"{storage.shown(path)} is no UTF-8: it is read as {encoding}")
+        notes.append(f"{remote.shown(path)} is no UTF-8: it is read as {encoding}")
     return text
 
 
 def _unknown(path: str, what: str) -> UserError:
     return UserError(
-        f"{storage.shown(path)} is no table of captions that is known ({what}): expected a column "
+        f"{remote.shown(path)} is no table of captions that is known ({what}): expected a column "
         f"such as file_name or image beside caption or text, Flickr's lines or COCO's JSON"
     )
 
@@ -124,7 +124,7 @@ def _parquet(path: str) -> Iterator[tuple[str, Any]]:
             "pip install 'clip_jax[tables]'"
         ) from None
     try:
-        with storage.open_file(path) as file:
+        with remote.open_file(path) as file:
             number = 0
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1024):
                 for record in python_rows(batch):
@@ -132,7 +132,7 @@ def _parquet(path: str) -> Iterator[tuple[str, Any]]:
                     number += 1
     except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"{storage.shown(path)} cannot be read as a table ({why})") from None
+        raise UserError(f"{remote.shown(path)} cannot be read as a table ({why})") from None
 
 
 def _lines(text: str) -> Iterator[tuple[str, Any]]:
@@ -170,7 +170,7 @@ def _of_records(records: Iterable[tuple[str, Any]], path: str, notes: list[str])
         if alias := _with_caption(fields):
             aliases.add(alias)
         yield Row(name if isinstance(name, str) else None, fields, where)
-    notes += [f"{storage.shown(path)}: {{caption}} is {quoted(alias)}" for alias in sorted(aliases)]
+    notes += [f"{remote.shown(path)}: {{caption}} is {quoted(alias)}" for alias in sorted(aliases)]
 
 
 def _named(names: Iterable[str]) -> str:
@@ -301,7 +301,7 @@ def _separated(
     """Rows of cells. What follows the last separator that is needed belongs to the last column."""
     caption = _column(columns, _CAPTIONS) or (columns[-1] if len(columns) == 2 else "")
     if caption and caption != "caption":
-        notes.append(f"{storage.shown(path)}: {{caption}} is {quoted(caption)}")
+        notes.append(f"{remote.shown(path)}: {{caption}} is {quoted(caption)}")
     longer, left = 0, header
     for number, cells in _cells(text, separator):
         if left:
@@ -310,7 +310,7 @@ def _separated(
         where = f"line {number:,}"
         if any(_swallows(cell, separator) for cell in cells):
             raise UserError(
-                f"{storage.shown(path)}, {where}: a quote that opens here takes the rows after "
+                f"{remote.shown(path)}, {where}: a quote that opens here takes the rows after "
                 "it into one cell: double it, or remove it"
             )
         while len(cells) > len(columns) and not cells[-1].strip():
@@ -329,7 +329,7 @@ def _separated(
         yield Row(name or None, fields, where)
     if longer:
         notes.append(
-            f"{storage.shown(path)}: {longer:,} rows have more separators than columns; what "
+            f"{remote.shown(path)}: {longer:,} rows have more separators than columns; what "
             f"follows belongs to {quoted(caption)}"
         )
 

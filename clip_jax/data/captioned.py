@@ -11,13 +11,14 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-from clip_jax.data import caption_tables, layouts, matching, storage
+from clip_jax.data import caption_tables, layouts, matching
 from clip_jax.data.captions import Alternatives
 from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.packed import Packed
 from clip_jax.data.pairs import MAX_MEMBER, Pair, read_bytes, says_nothing
 from clip_jax.data.walk import Listing, walk
 from clip_jax.errors import UserError
+from clip_jax.io import remote
 
 # What tables of captions are called in common data sets.
 _NAMES = re.compile(
@@ -62,10 +63,10 @@ class CaptionedSource:
     def __init__(self, table: str, listing: Listing) -> None:
         self.table, self.root = table, listing.root
         rows, notes = caption_tables.read(table)
-        notes.insert(0, f"captions are those of {storage.shown(table)}")
+        notes.insert(0, f"captions are those of {remote.shown(table)}")
         tally, by_base = Tally(), dict[str, list[str]]()
         tally.merge(listing.tally.report(0), "")
-        own = os.path.relpath(table, self.root) if not storage.is_remote(table) else table
+        own = os.path.relpath(table, self.root) if not remote.is_remote(table) else table
         own = own.removeprefix(f"{self.root.rstrip('/')}/")
         is_inside = False
         for path in listing.files():
@@ -81,9 +82,9 @@ class CaptionedSource:
             path, why = _resolved(row.name, posixpath.dirname(own), by_base)
             if row.problem or why:
                 reason = "unreadable" if row.problem else why
-                tally.add(reason, f"{storage.shown(table)}, {row.where}: {row.problem or row.name}")
+                tally.add(reason, f"{remote.shown(table)}, {row.where}: {row.problem or row.name}")
             elif "caption" in row.fields and says_nothing(row.fields["caption"]):
-                tally.add("no_text", f"{storage.shown(table)}, {row.where}")
+                tally.add("no_text", f"{remote.shown(table)}, {row.where}")
             else:
                 used += 1
                 said.setdefault(path, []).append(row.fields)
@@ -91,9 +92,9 @@ class CaptionedSource:
             named = next((row.name for row in rows if row.name), "")
             if not named:
                 why = next((f": {row.where}: {row.problem}" for row in rows if row.problem), "")
-                raise UserError(f"{storage.shown(table)} names no picture{why}")
+                raise UserError(f"{remote.shown(table)} names no picture{why}")
             raise UserError(
-                f"{storage.shown(table)} names pictures such as {quoted(named)}, of which "
+                f"{remote.shown(table)} names pictures such as {quoted(named)}, of which "
                 f"{self.root} holds none with a caption: set config.data.root to their folder"
             )
         for paths in by_base.values():
@@ -116,7 +117,7 @@ class CaptionedSource:
     def fingerprint(self) -> str:
         """What changes when the table or a picture does: all are looked at, the first time."""
         names = [self.table, *(self._whole(i) for i in range(len(self)))]
-        return storage.identity(names, storage.states(names))
+        return remote.identity(names, remote.states(names))
 
     def layout(self) -> Iterator[bytes]:
         """The captions, the pictures' paths, and their sizes unless they are very many."""
@@ -127,7 +128,7 @@ class CaptionedSource:
         return len(self._paths)
 
     def __repr__(self) -> str:
-        return f"CaptionedSource({storage.shown(self.table)!r}, {len(self):,} pairs)"
+        return f"CaptionedSource({remote.shown(self.table)!r}, {len(self):,} pairs)"
 
     def __getitem__(self, i: int) -> Pair:
         name = self._whole(i)

@@ -18,9 +18,10 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from clip_jax.data import index, storage
+from clip_jax.data import index
 from clip_jax.data.opening import OpeningReport, Tally
 from clip_jax.errors import UserError
+from clip_jax.io import remote
 
 _VERSION = 4
 _READERS = 8  # indices read at once
@@ -31,7 +32,7 @@ _TYPES = {
 _WIDTHS = {"spans": 4, "texts": 3}
 _FLAWS, _REPORT = "flaws", "report"
 
-Tar = tuple[str, storage.State]
+Tar = tuple[str, remote.State]
 
 
 class Catalogue(NamedTuple):
@@ -105,7 +106,7 @@ def _write(
             ):
                 counts[count] += more
             into["starts"].write(np.int64(counts["pairs"]).tobytes())
-            tally.merge(found.report, f"{storage.shown(tars[i][0])}:")
+            tally.merge(found.report, f"{remote.shown(tars[i][0])}:")
             if found.flaw:
                 flaws[i] = found.flaw
     if not counts["pairs"]:
@@ -114,7 +115,7 @@ def _write(
 
 
 def _nothing(path: str, flaw: str) -> str:
-    return f"{storage.shown(path)} cannot be used: {flaw}"
+    return f"{remote.shown(path)} cannot be used: {flaw}"
 
 
 def _keep(tars: Sequence[Tar], place: str, image: str, folder: Path) -> None:
@@ -143,7 +144,7 @@ def _held(tars: Sequence[Tar], place: str, image: str) -> Catalogue:
 
 
 def of(
-    paths: Sequence[str], states: Sequence[storage.State], place: str = "", image: str = ""
+    paths: Sequence[str], states: Sequence[remote.State], place: str = "", image: str = ""
 ) -> Catalogue:
     """The catalogue of tars, kept until one of their states changes.
 
@@ -153,9 +154,9 @@ def of(
     Raises:
       UserError: a tar cannot be read, or none holds a pair.
     """
-    name = storage.identity(paths, states)
+    name = remote.identity(paths, states)
     tars = list(zip(paths, states, strict=True))
-    local = "" if storage.is_remote(place) else place
+    local = "" if remote.is_remote(place) else place
     folder = Path(index.home(local)) / f"{name}{index.chosen(image)}-{_VERSION}"
     if kept := _load(folder, len(paths)):
         return kept
@@ -195,7 +196,7 @@ def check(found: Catalogue, paths: Sequence[str], max_bad_fraction: float) -> li
         raise UserError(line)
     cut = sorted(set(found.flaws) - set(empty))
     return [
-        f"{len(tars):,} of {len(paths):,} tars {what}, such as {storage.shown(paths[tars[0]])}: "
+        f"{len(tars):,} of {len(paths):,} tars {what}, such as {remote.shown(paths[tars[0]])}: "
         f"{found.flaws.get(tars[0], '')}"
         for tars, what in ((empty, "are left out"), (cut, "are used only up to a damage"))
         if tars

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_jax.data import layouts, matching, storage
+from clip_jax.data import layouts, matching
 from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.packed import Packed
 from clip_jax.data.pairs import IMAGES, MAX_MEMBER, MAX_TEXT, Pair, parse_texts, read_bytes
 from clip_jax.data.walk import Listing, walk
 from clip_jax.errors import UserError
+from clip_jax.io import remote
 
 _FEW = 0.5  # share of pictures with a text, below which a line explains the others
 _NAMED = 5  # folders in an error
@@ -59,7 +60,7 @@ class FolderSource:
         listing = listing or walk(folder)
         if listing.states:
             self.fingerprint = self._marked(
-                storage.identity([folder, *listing.states], [*listing.states.values()])
+                remote.identity([folder, *listing.states], [*listing.states.values()])
             )
         tally = Tally()
         tally.merge(listing.tally.report(0), "")
@@ -201,7 +202,7 @@ class FolderSource:
         for i in range(len(self)):
             paths += [self._paths[i], *self._texts_of(i)]
         names = [self._whole(path) for path in paths]
-        return self._marked(storage.identity(names, storage.states(names)))
+        return self._marked(remote.identity(names, remote.states(names)))
 
     def layout(self) -> Iterator[bytes]:
         """The paths below the folder, and the sizes of files unless they are very many."""

@@ -21,11 +21,12 @@ try:
 except ImportError:  # no wheel for Linux on ARM
     resizer = None
 
-from clip_jax.data import bombs, jpeg, storage
+from clip_jax.data import bombs, jpeg
 from clip_jax.data.bombs import MAX_PIXELS
 from clip_jax.data.pairs import MAX_MEMBER, PairError, read_bytes
-from clip_jax.data.paths import resolve
 from clip_jax.errors import UserError
+from clip_jax.io import remote
+from clip_jax.io.paths import resolve
 
 # What a picture may be. Not EPS, which Pillow hands to a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -101,7 +102,7 @@ def read(path: str | Path) -> Image.Image:
         data = read_bytes(path, MAX_MEMBER)
     except ValueError as error:  # a name that no file can have
         raise UserError(f"{path} cannot be read ({error})") from None
-    return decode(data, storage.shown(path))
+    return decode(data, remote.shown(path))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -23,14 +23,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clip_jax import files
-from clip_jax.data import matching, storage
+from clip_jax.data import matching
 from clip_jax.data.disguises import disguise, packed
 from clip_jax.data.headers import BLOCK, FAULTS, DamageError, Member, is_header, members
 from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.pairs import TEXTS
-from clip_jax.data.paths import TABLES, suffix
 from clip_jax.errors import UserError
+from clip_jax.io import files, remote
+from clip_jax.io.paths import TABLES, suffix
 
 BESIDE = "beside"
 _VERSION = 7  # of the kept index
@@ -173,10 +173,10 @@ def scan(path: str, image: str = "") -> Index:
     """
     seen, flaw, end = _Members(), "", 0
     try:
-        with storage.open_file(path) as file:
+        with remote.open_file(path) as file:
             start = file.read(BLOCK)
             if (why := packed(start, suffix(path))) and not _is_tar(start):
-                raise UserError(f"{storage.shown(path)} {why}")
+                raise UserError(f"{remote.shown(path)} {why}")
             walk = members(file, file.seek(0, os.SEEK_END))
             try:
                 while True:
@@ -229,15 +229,15 @@ def _marks(path: str, found: Index) -> str:
         return ""
     chosen = np.linspace(0, len(found.ends) - 1, _PLACES).astype(int)
     places = [*sorted({int(found.spans[i, 0]) - BLOCK for i in chosen}), found.end]
-    if storage.is_remote(path):
-        blocks = [storage.read(path, at, BLOCK) for at in places]
+    if remote.is_remote(path):
+        blocks = [remote.read(path, at, BLOCK) for at in places]
     else:
         with open(path, "rb") as file:
             blocks = [os.pread(file.fileno(), BLOCK, at) for at in places]
     return hashlib.sha256(b"".join(blocks)).hexdigest()
 
 
-def _pack(path: str, image: str, state: storage.State, found: Index) -> bytes:
+def _pack(path: str, image: str, state: remote.State, found: Index) -> bytes:
     head = {
         **dict(version=_VERSION, size=state.size, tag=state.tag, marks=_marks(path, found)),
         **dict(image=image, pairs=len(found.ends), texts=len(found.texts), names=len(found.names)),
@@ -247,7 +247,7 @@ def _pack(path: str, image: str, state: storage.State, found: Index) -> bytes:
     return json.dumps(head).encode() + b"\n" + zlib.compress(body, 1)
 
 
-def _unpack(raw: bytes, path: str, image: str, state: storage.State) -> Index | None:
+def _unpack(raw: bytes, path: str, image: str, state: remote.State) -> Index | None:
     """The index that `_pack` made, where it is one, of this tar and for these pictures."""
     try:
         line, _, body = raw.partition(b"\n")
@@ -304,23 +304,23 @@ def home(place: str) -> str:
 
 
 def _in(folder: str, path: str, image: str) -> str:
-    where = path if storage.is_remote(path) else os.path.abspath(path)
+    where = path if remote.is_remote(path) else os.path.abspath(path)
     name = hashlib.sha256(os.fsencode(where)).hexdigest()[:32]
     return os.path.join(folder, f"{name}{chosen(image)}.index")
 
 
-def _load(kept: str, path: str, image: str, state: storage.State) -> Index | None:
+def _load(kept: str, path: str, image: str, state: remote.State) -> Index | None:
     try:
-        if not storage.is_remote(kept):
+        if not remote.is_remote(kept):
             if os.path.getsize(kept) > state.size + (1 << 20):
                 return None
             return _unpack(Path(kept).read_bytes(), path, image, state)
-        return _unpack(storage.whole(kept, state.size + (1 << 20)), path, image, state)
+        return _unpack(remote.whole(kept, state.size + (1 << 20)), path, image, state)
     except (OSError, UserError):
         return None
 
 
-def of(path: str, place: str = "", state: storage.State | None = None, image: str = "") -> Index:
+def of(path: str, place: str = "", state: remote.State | None = None, image: str = "") -> Index:
     """`scan(path, image)`, kept until the tar changes.
 
     Args:
@@ -331,7 +331,7 @@ def of(path: str, place: str = "", state: storage.State | None = None, image: st
     Raises:
       UserError: as `scan`.
     """
-    state = state or storage.state(path)
+    state = state or remote.state(path)
     beside, own = _beside(path, image), _in(home(""), path, image)
     usual = beside if place == BESIDE else _in(home(place), path, image)
     for kept in dict.fromkeys((usual, beside, own)):
@@ -342,6 +342,6 @@ def of(path: str, place: str = "", state: storage.State | None = None, image: st
     for kept in dict.fromkeys((usual, own)):  # the folder of a tar may not be ours to write to
         # an index that cannot be kept only costs the next start some time
         with contextlib.suppress(OSError):
-            storage.write(kept, raw)
+            remote.write(kept, raw)
             break
     return found

@@ -7,11 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
-from clip_jax.data import storage
 from clip_jax.data.matching import kind
 from clip_jax.data.pairs import IMAGES
-from clip_jax.data.paths import RECORDS, TABLES
 from clip_jax.data.walk import Listing
+from clip_jax.io import remote
+from clip_jax.io.paths import RECORDS, TABLES
 
 # Splits of a data set, whose names are no captions where there are several.
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
@@ -78,7 +78,7 @@ def captioning_table(listing: Listing, pictures: Iterable[list[bytes]]) -> str:
 def _head(listing: Listing, path: str) -> str:
     whole = os.path.join(listing.root, path)
     try:
-        with storage.open_file(whole) as file:
+        with remote.open_file(whole) as file:
             return file.read(_HEAD).decode(errors="replace")
     except OSError:
         return ""
@@ -114,5 +114,5 @@ def of_files(root: str, paths: Iterable[bytes]) -> Iterator[bytes]:
     paths = list(paths)
     yield b"\0".join(paths)
     if len(paths) <= _MOST_SIZES:
-        states = storage.states([os.path.join(root, os.fsdecode(path)) for path in paths])
+        states = remote.states([os.path.join(root, os.fsdecode(path)) for path in paths])
         yield repr([one.size for one in states]).encode()

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import grain
 
-from clip_jax.data import captions, entries, storage
+from clip_jax.data import captions, entries
 from clip_jax.data.pairs import PairError, only_pair_errors
 from clip_jax.data.selection import Selected
 from clip_jax.data.sources import Source, open_source, read_pair
 from clip_jax.errors import UserError
+from clip_jax.io import remote
 
 _FIRST = 100  # pairs of a source, of which one must make a caption
 # spread epochs and sources over seeds, so that neighbouring seeds share no order
@@ -134,7 +135,7 @@ def opened(
             form=entry.form,
             wanted=entry.columns,
         )
-        for line in source.opening_report().lines(storage.shown(entry.data)) if report else ():
+        for line in source.opening_report().lines(remote.shown(entry.data)) if report else ():
             say(line)
         if entry.filter:
             source = Selected(

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_jax.data import storage
 from clip_jax.errors import UserError
+from clip_jax.io import remote
 
 # torchvision's list and GIF; what a file holds is told by its bytes, see `images.FORMATS`
 IMAGES = (
@@ -85,9 +85,9 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     Raises:
       PairError: it cannot be read, or holds more than `most` bytes.
     """
-    if storage.is_remote(str(path)):
+    if remote.is_remote(str(path)):
         try:
-            return storage.whole(str(path), most)
+            return remote.whole(str(path), most)
         except UserError as error:
             raise PairError("unreadable", str(error)) from None
     try:

@@ -11,12 +11,12 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from clip_jax.data import storage
 from clip_jax.data.held import Held
 from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.pairs import MAX_MEMBER, Pair, PairError
-from clip_jax.data.paths import expand
 from clip_jax.errors import UserError
+from clip_jax.io import remote
+from clip_jax.io.paths import expand
 
 MAX_OPEN = 256  # files
 _PICTURES = (
@@ -116,15 +116,15 @@ class RecordSource:
     """
 
     def __init__(self, pattern: str, image: str = "") -> None:
-        if storage.is_remote(pattern):
+        if remote.is_remote(pattern):
             raise UserError(
                 f"{pattern} is far away, and ArrayRecord files are read on this machine only: "
                 "copy them, or use tars"
             )
         self.pattern = pattern
         self.paths = expand(pattern)
-        states = storage.states(self.paths)
-        self.fingerprint = storage.identity(self.paths, states)
+        states = remote.states(self.paths)
+        self.fingerprint = remote.identity(self.paths, states)
         self._sizes = [one.size for one in states]
         self._starts = np.cumsum([0, *map(_count, self.paths)])
         if not len(self):

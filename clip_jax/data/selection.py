@@ -14,13 +14,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from clip_jax import files
-from clip_jax.data import captions, images, storage, workers
+from clip_jax.data import captions, images, workers
 from clip_jax.data.index import BESIDE
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.pairs import Pair, PairError, only_pair_errors
 from clip_jax.data.sources import Source, layout, read_pair
 from clip_jax.errors import UserError
+from clip_jax.io import files, remote
 
 _VERSION = 1  # of what is kept in the cache folder
 _STEP = 256  # pairs that a thread or a process judges at a time
@@ -283,7 +283,7 @@ class Selected:
     ) -> None:
         self.source = source
         self.fingerprint = _fingerprint(source, wanted, templates)
-        shared = place not in ("", BESIDE) and not storage.is_remote(place)
+        shared = place not in ("", BESIDE) and not remote.is_remote(place)
         folder = Path(place) if shared else files.cache_folder("selection")
         self._path = folder / f"{self.fingerprint}.pairs"
         self._type = np.min_scalar_type(len(source))

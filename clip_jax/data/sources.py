@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from clip_jax.data import captioned, layouts, storage
+from clip_jax.data import captioned, layouts
 from clip_jax.data.folders import FolderSource
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.pairs import Pair, only_pair_errors
-from clip_jax.data.paths import CAPTIONS, RECORDS, SAVED, TABLES, expand, resolve, suffix
 from clip_jax.data.table_options import TableOptions
 from clip_jax.data.tars import TarSource
 from clip_jax.data.walk import walk
 from clip_jax.errors import UserError
+from clip_jax.io import remote
+from clip_jax.io.paths import CAPTIONS, RECORDS, SAVED, TABLES, expand, resolve, suffix
 
 
 class Source(Protocol):
@@ -111,7 +112,7 @@ def open_source(
             "tfds:NAME:SPLIT"
         )
     path, end = resolve(spec), suffix(spec)
-    far = storage.is_remote(path)
+    far = remote.is_remote(path)
 
     def table() -> Source:
         from clip_jax.data.tables import TableSource
@@ -143,7 +144,7 @@ def open_source(
                 "config.data.mix"
             )
         return captioned.opened(files[0], resolve(root) if root else "")
-    if far and end != ".tar" and storage.is_folder(path):
+    if far and end != ".tar" and remote.is_folder(path):
         return _folder(path, image, classes)
     return TarSource(spec, index, max_bad_fraction, image)
 

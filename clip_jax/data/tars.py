@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.data import catalogue, storage
+from clip_jax.data import catalogue
 from clip_jax.data.headers import BLOCK, FAULTS, DamageError, is_header, number
 from clip_jax.data.held import Held
 from clip_jax.data.matching import RULES
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.pairs import TEXTS, Pair, PairError, parse_texts
-from clip_jax.data.paths import expand
 from clip_jax.errors import UserError
+from clip_jax.io import remote
+from clip_jax.io.paths import expand
 
 MAX_OPEN = 256  # files; a process may open 1,024 on many machines, and a data set have 40,000 tars
 MAX_GAP = 1 << 20  # bytes fetched in vain where picture and text come from far away at once
@@ -53,8 +54,8 @@ class TarSource:
     ) -> None:
         self.pattern = pattern
         self.paths = expand(pattern)
-        states = storage.states(self.paths)
-        self.fingerprint = f"{storage.identity(self.paths, states)} {RULES}"
+        states = remote.states(self.paths)
+        self.fingerprint = f"{remote.identity(self.paths, states)} {RULES}"
         self.fingerprint += f" {image}" if image else ""
         self._pairs = catalogue.of(self.paths, states, index, image)
         notes = catalogue.check(self._pairs, self.paths, max_bad_fraction)
@@ -95,14 +96,14 @@ class TarSource:
             raise IndexError(f"{self!r} has no pair {i}")
         tar = int(np.searchsorted(self._pairs.starts, i, side="right")) - 1
         path, (at, size, fault, end) = self.paths[tar], (int(n) for n in self._pairs.spans[i])
-        name = f"{storage.shown(path)}:{self._pairs.name(i)}"
+        name = f"{remote.shown(path)}:{self._pairs.name(i)}"
         if fault:
             raise PairError("unreadable", f"{name}: the picture or its text {FAULTS[fault]}")
         first = int(self._pairs.spans[i - 1, 3]) if i else 0
         texts = self._pairs.texts[first:end].tolist()
         places = [(text_at, text_size) for text_at, text_size, _ in texts]
         try:
-            if storage.is_remote(path):
+            if remote.is_remote(path):
                 image, *raw = _from_afar(path, at, size, places)
             else:
                 image = self._bytes(path, at, size) if with_image else b""
@@ -130,10 +131,10 @@ def _from_afar(path: str, at: int, size: int, texts: Sequence[tuple[int, int]]) 
     spans = [(at - BLOCK, BLOCK + size), *texts]
     first, end = min(s for s, _ in spans), max(s + n for s, n in spans)
     if end - first <= sum(n for _, n in spans) + MAX_GAP:
-        whole = storage.read(path, first, end - first)
+        whole = remote.read(path, first, end - first)
         found = [whole[s - first : s - first + n] for s, n in spans]
     else:
-        found = [storage.read(path, s, n) for s, n in spans]
+        found = [remote.read(path, s, n) for s, n in spans]
     header, found[0] = found[0][:BLOCK], found[0][BLOCK:]
     try:
         same = is_header(header) and number(header[124:136]) == size

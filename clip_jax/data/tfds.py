@@ -24,9 +24,9 @@ import numpy as np
 
 from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.pairs import Pair, PairError
-from clip_jax.data.paths import resolve
 from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError, is_disk_full
+from clip_jax.io.paths import resolve
 
 try:
     import tensorflow_datasets as tfds

@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from clip_jax.data import matching, storage
+from clip_jax.data import matching
 from clip_jax.data.opening import Tally
 from clip_jax.errors import UserError
+from clip_jax.io import remote
 
 
 class Folder(NamedTuple):
@@ -34,7 +35,7 @@ class Listing(NamedTuple):
     root: str
     folders: list[Folder]
     tally: Tally
-    states: dict[str, storage.State]
+    states: dict[str, remote.State]
 
     def files(self) -> Iterator[str]:
         """The paths of all files, from the root."""
@@ -49,8 +50,8 @@ def walk(root: str) -> Listing:
       UserError: it cannot be listed.
     """
     tally = Tally()
-    if storage.is_remote(root):
-        states = storage.below(root)
+    if remote.is_remote(root):
+        states = remote.below(root)
         return Listing(root, list(_remote(states, tally)), tally, states)
     return Listing(root, sorted(_local(os.fsencode(root), tally)), tally, {})
 
@@ -93,7 +94,7 @@ def _kind(entry: os.DirEntry[bytes]) -> str:
         return "unreadable"
 
 
-def _remote(states: dict[str, storage.State], tally: Tally) -> Iterator[Folder]:
+def _remote(states: dict[str, remote.State], tally: Tally) -> Iterator[Folder]:
     shown = []
     for path in states:
         if matching.is_hidden(path):

@@ -16,11 +16,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from clip_jax import partition, rows
 from clip_jax.data.images import decode
 from clip_jax.data.pairs import only_pair_errors
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source, read_pair
+from clip_jax.distributed import global_batch, sharding
 from clip_jax.evaluation.zero_shot import ensemble
 from clip_jax.models.clip import CLIP, assembled, normalize
 from clip_jax.models.vit import VisionTransformer
@@ -70,8 +70,8 @@ class Encoder:
         self.mesh = mesh
         self.graph, self._variables = graph, variables
         self._pad_id = pad_id
-        self._rows = batch_size * partition.batch_shards(mesh)
-        self._own = rows.process_rows(mesh, self._rows)
+        self._rows = batch_size * sharding.batch_shards(mesh)
+        self._own = global_batch.process_rows(mesh, self._rows)
         self._towers = {name: _tower(graph, name, mesh) for name in ("image", "pooled", "text")}
 
     def fingerprint(self) -> str:
@@ -98,7 +98,7 @@ class Encoder:
             advance(count)
 
         for own, count in batches:
-            array = rows.global_batch({"rows": own}, self.mesh)["rows"]
+            array = global_batch.global_batch({"rows": own}, self.mesh)["rows"]
             waiting.append((self._towers[tower](self._variables, array), count))
             if len(waiting) == _AHEAD:
                 read()
@@ -204,7 +204,7 @@ def _tower(graph: nnx.GraphDef, name: str, mesh: Mesh) -> Callable[..., Any]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return _MADE[name](assembled(graph, variables), rows)
 
-    return jax.jit(encode, out_shardings=partition.replicated(mesh))
+    return jax.jit(encode, out_shardings=sharding.replicated(mesh))
 
 
 def classifier(

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from clip_jax import hosts
+from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
 from clip_jax.evaluation import lbfgs
 
@@ -132,7 +132,7 @@ def _space(features: Float[np.ndarray, "n d"], block: int = 4096) -> _Space:
         part = (features[i : i + block] - mean).astype(np.float64)
         gram += part.T @ part
     squares, axes = (a.astype(np.float32) for a in np.linalg.eigh(gram / n))
-    if hosts.many():  # another machine's may be turned otherwise
+    if multihost.many():  # another machine's may be turned otherwise
         squares, axes = map(np.asarray, multihost_utils.broadcast_one_to_all((squares, axes)))
     kept = squares > NOISE * max(squares.max(), 1e-30)
     axes = axes[:, kept]

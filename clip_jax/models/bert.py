@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from clip_jax import partition
+from clip_jax.distributed import sharding
 from clip_jax.models.initializers import (
     BERT_BLOCK,
     BERT_LINEAR,
@@ -73,7 +73,7 @@ class BERT(nnx.Module):
             )
         places = self.positional_embedding[: tokens.shape[1]] + self.segment_embedding[0]
         table = self.token_embedding.embedding[...]
-        x = partition.embedded(table, tokens, self.dtype) + places.astype(self.dtype)
+        x = sharding.embedded(table, tokens, self.dtype) + places.astype(self.dtype)
         mask = (tokens != self.config.pad_id)[:, None, None, :]
         x = self.transformer(self.ln_embedding(x).astype(self.dtype), mask, at=0)
         return self.projection(x[:, 0])

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from clip_jax import partition
+from clip_jax.distributed import sharding
 from clip_jax.models.bert import BERT
 from clip_jax.models.efficientnet import EfficientNet
 from clip_jax.models.pixels import given_pixels
@@ -225,7 +225,7 @@ def _abstract(
 def assembled(graph: nnx.GraphDef, held: Variables) -> CLIP:
     """The model of these variables inside a program over a mesh, see `partition.gathered`."""
     params, stats = held
-    return nnx.merge(graph, partition.gathered(params), stats)
+    return nnx.merge(graph, sharding.gathered(params), stats)
 
 
 def variables(model: CLIP) -> Variables:

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from clip_jax import partition
+from clip_jax.distributed import sharding
 from clip_jax.models.linear import RESULT, activation_dtype
 
 Image = Float[Array, "batch height width channels"]
@@ -93,7 +93,7 @@ def _backward(
         (by_kernel,) = jax.vjp(partial(convolve, x), kernel)[1](gradient)
         return by_kernel.astype(jnp.float32), ()
 
-    by_kernel, _ = partition.by_device(own, kernel, (x, gradient))
+    by_kernel, _ = sharding.by_device(own, kernel, (x, gradient))
     (by_x,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
     return by_x, by_kernel.astype(kernel.dtype)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from clip_jax import partition
+from clip_jax.distributed import sharding
 from clip_jax.errors import UserError
 from clip_jax.models.linear import RESULT
 
@@ -62,8 +62,8 @@ def _whole(
 
     def body(x: Array, variables: Any) -> tuple[Array, nnx.State]:
         params, stats = variables
-        x, stats = layer((partition.gathered(params), stats), partition.rows(x), *rest)
-        return partition.rows(x), stats
+        x, stats = layer((sharding.gathered(params), stats), sharding.rows(x), *rest)
+        return sharding.rows(x), stats
 
     if remat == "none":
         return body
@@ -86,7 +86,7 @@ def _chunked(
         Gathered before the loop over chunks: the compiler would move that into it.
         """
         params = jax.tree_util.tree_map_with_path(partial(_cast, dtype), params)
-        return jax.lax.optimization_barrier(partition.gathered(params))
+        return jax.lax.optimization_barrier(sharding.gathered(params))
 
     def of(params: Any, stats: Any, piece: tuple[Any, ...]) -> Array:
         return layer((params, stats), *piece)[0]
@@ -96,7 +96,7 @@ def _chunked(
         def forward(params: Any, rows: Any) -> tuple[tuple[()], Array]:
             return (), _flat(jax.lax.map(partial(of, params, stats), _pieces(rows, chunk)))
 
-        return partition.by_device(forward, used(params, x.dtype), (x, *rest))[1]
+        return sharding.by_device(forward, used(params, x.dtype), (x, *rest))[1]
 
     def run_forward(*held: Any) -> tuple[Array, Any]:
         return run(*held), held
@@ -116,21 +116,21 @@ def _chunked(
             return sums, _flat(to_x)
 
         rows = ((x, *rest), gradient)
-        sums, to_x = partition.by_device(backward, used(params, x.dtype), rows)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), partition.spread(sums), params)
+        sums, to_x = sharding.by_device(backward, used(params, x.dtype), rows)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), sharding.spread(sums), params)
         return grads, None, to_x, None
 
     run.defvjp(run_forward, run_backward)
 
     def body(x: Array, variables: Any) -> tuple[Array, nnx.State]:
         params, stats = variables
-        return partition.rows(run(params, stats, partition.rows(x), rest)), stats
+        return sharding.rows(run(params, stats, sharding.rows(x), rest)), stats
 
     return body
 
 
 def _cast(dtype: Any, path: Any, param: Array) -> Array:
-    return param.astype(dtype) if partition.name_of(path).endswith("kernel") else param
+    return param.astype(dtype) if sharding.name_of(path).endswith("kernel") else param
 
 
 def _pieces(rows: Any, chunk: int) -> Any:
@@ -175,7 +175,7 @@ def scan(
             return _chunked(graph, apply, chunk, rest)
         return _whole(graph, apply, remat, rest)
 
-    x = partition.rows(x)
+    x = sharding.rows(x)
     if last is None:
         x, stats = jax.lax.scan(layer(apply), x, (params, stats))
     else:
@@ -183,8 +183,8 @@ def scan(
         final = jax.tree.map(lambda p: p[-1], params)
         if jax.tree.leaves(before)[0].shape[0]:
             x, _ = jax.lax.scan(layer(apply), x, (before, stats))
-        x, _ = layer(last)(partition.rows(x), (final, stats))
-    x = partition.rows(x)
+        x, _ = layer(last)(sharding.rows(x), (final, stats))
+    x = sharding.rows(x)
     if train:
         nnx.update(stacked, stats)
     return x

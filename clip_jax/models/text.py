@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from clip_jax import partition
+from clip_jax.distributed import sharding
 from clip_jax.models.initializers import text_init
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.transformer import Transformer, layer_norm
@@ -72,7 +72,7 @@ class TextTransformer(nnx.Module):
                 f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
             )
         table = self.token_embedding.embedding[...]
-        x = partition.embedded(table, tokens, self.dtype)
+        x = sharding.embedded(table, tokens, self.dtype)
         last = self.config.pool == "last"
         end = jnp.full(x.shape[0], x.shape[1] - 1) if last else jnp.argmax(tokens, axis=-1)
         x = self._read_out(x, end) if self.config.layers else _mean(x, end)

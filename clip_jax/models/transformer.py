@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from clip_jax import partition
+from clip_jax.distributed import sharding
 from clip_jax.errors import UserError
 from clip_jax.models.initializers import XAVIER_UNIFORM, BlockInit
 from clip_jax.models.linear import activation_dtype, linear
@@ -74,7 +74,7 @@ class Attention(nnx.Module):
         With `at`, one position of each row does: [batch, 1, width].
         """
         asking = x if at is None else taken(x, at)
-        if partition.splits(self.heads):
+        if sharding.splits(self.heads):
             q, k, v = self._by_head(x)
             q = q if at is None else taken(q, at)
         else:

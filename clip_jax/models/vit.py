@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
-from clip_jax import partition
+from clip_jax.distributed import sharding
 from clip_jax.models.initializers import LinearInit, vision_init
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.pixels import normalized
@@ -180,7 +180,7 @@ class VisionTransformer(nnx.Module):
             x = self.patch_embedding(patches(self.stem(image), 2))
         else:
             x = self.patch_embedding(patches(image, self.config.patch_size))
-        x = partition.rows(x)
+        x = sharding.rows(x)
         position = self.positional_embedding[...].astype(self.dtype)
         x = x + position[-x.shape[1] :]
         if key is not None and self.config.patch_dropout:

@@ -10,7 +10,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from clip_jax.optim import half
+from clip_jax.optim import low_precision
 from clip_jax.optim.lamb import lamb
 from clip_jax.optim.masks import decay_mask, matrix_axes
 
@@ -64,7 +64,7 @@ def make_optimizer(
     else:
         chosen = optax.adamw(schedule, **common, mask=decay_mask)
     if config.get("moments") == "bfloat16":
-        chosen = half.moments(chosen)
+        chosen = low_precision.moments(chosen)
     if config["clip_norm"]:
         return optax.chain(optax.clip_by_global_norm(config["clip_norm"]), chosen)
     return chosen

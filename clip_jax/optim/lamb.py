@@ -8,8 +8,8 @@ import jax
 import optax
 from jaxtyping import Array
 
+from clip_jax.distributed.sharding import name_of
 from clip_jax.optim.masks import decay_mask, is_matrix, is_stacked
-from clip_jax.partition import name_of
 
 
 def lamb(

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from clip_jax.partition import name_of
+from clip_jax.distributed.sharding import name_of
 
 # Gains, biases and the temperature are not pulled towards zero (section 2.5).
 NO_DECAY = frozenset(

@@ -20,12 +20,13 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from clip_jax import chips, flops, partition, recipe
-from clip_jax.chips import Chip
+from clip_jax.distributed import hardware, sharding
+from clip_jax.distributed.hardware import Chip
 from clip_jax.errors import UserError
 from clip_jax.models.zoo import CLIPConfig, TextTowerConfig, VisionConfig
 from clip_jax.plan import program, topology
 from clip_jax.plan.topology import Topology
+from clip_jax.training import flops, setup
 
 PARTS = ("parameters", "optimizer", "batch", "activations")
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
@@ -54,7 +55,7 @@ class Estimate:
     hbm_capacity_bytes: that there are of each.
     estimated_seconds: of its operations, one after the other; no collective and no kernel is in it.
     interconnect_seconds: that collectives take at least, were every link always busy.
-    model_flops: of a step on all devices, see `clip_jax.flops`.
+    model_flops: of a step on all devices, see `clip_jax.training.flops`.
     collectives: each kind and size with how often a step has it.
     kernels: custom calls, of which the compiler estimates nothing, with how often a step runs each.
     unread_loops: loops counted once, as the number of their rounds could not be read.
@@ -129,12 +130,12 @@ class Estimate:
         return {**found, **{name: getattr(self, name) for name in derived}}
 
 
-def recipe_of(c: ConfigDict, name: str) -> tuple[recipe.Recipe, Topology]:
+def recipe_of(c: ConfigDict, name: str) -> tuple[setup.Recipe, Topology]:
     """How a config trains on a topology, checked as training would."""
     place = topology.find(name)
-    architecture, objective = recipe.checked(c, len(place.devices))
-    mesh = partition.make_mesh(c.mesh.to_dict(), place.devices)
-    return recipe.Recipe(c, architecture, objective, mesh), place
+    architecture, objective = setup.checked(c, len(place.devices))
+    mesh = sharding.make_mesh(c.mesh.to_dict(), place.devices)
+    return setup.Recipe(c, architecture, objective, mesh), place
 
 
 def estimated(
@@ -146,7 +147,7 @@ def estimated(
     """`clip_jax.plan.estimate`; `overrides` are only noted."""
     made, place = recipe_of(c, name)
     device = place.devices[0]
-    chip = chips.chip_of_device(device)
+    chip = hardware.chip_of_device(device)
     began = time.monotonic()
     found = compiled(made.lower(), device.platform, dump)
     seconds = time.monotonic() - began
@@ -322,15 +323,15 @@ def _capacity(name: str) -> int:
     except jax.errors.JaxRuntimeError as error:
         if amounts := _wanted(str(error)):
             return amounts[1]
-    chip = chips.chip_of_device(place.devices[0])
+    chip = hardware.chip_of_device(place.devices[0])
     assert chip is not None
     return chip.hbm
 
 
-def _memory(found: Compiled, made: recipe.Recipe) -> dict[str, int]:
+def _memory(found: Compiled, made: setup.Recipe) -> dict[str, int]:
     """Bytes of a device by what lies there; of what does not fit, as if nothing were padded."""
     like, batch = made.state_like, made.batch_like(made.architecture.text.context_length)
-    where = partition.batch_sharding(made.mesh)
+    where = sharding.batch_sharding(made.mesh)
     state_formats: Any = jax.tree.map(lambda leaf: Format(None, leaf.sharding), like)
     batch_formats: Any = jax.tree.map(lambda leaf: Format(None, where), batch)
     total = found.wanted

@@ -43,7 +43,7 @@ def load(name: str, context_length: int | None = None) -> Tokenizer:
             f"unknown tokenizer {name!r}: use 'clip', 'sentencepiece:PATH.model', "
             "'wordpiece:PATH' (vocab.txt, tokenizer.json or their folder) or 'siglip:PATH.model'"
         )
-    from clip_jax.data.paths import resolve
+    from clip_jax.io.paths import resolve
 
     path = resolve(path)
     if kind == "wordpiece":

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clip_jax import files
 from clip_jax.errors import UserError
+from clip_jax.io import files
 
 LARGEST_FILE = 32 << 20  # bytes
 

@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from clip_jax import files, tokenizers
+from clip_jax import tokenizers
 from clip_jax.data import preprocess as preprocessing
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.errors import UserError
+from clip_jax.io import files
 from clip_jax.models import zoo
 from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.zoo import (
@@ -23,7 +24,7 @@ from clip_jax.models.zoo import (
 )
 from clip_jax.tokenizers import Tokenizer
 from clip_jax.weights import arrays, configs
-from clip_jax.weights.names import IGNORED, LIBRARIES, OPENAIS_OWN, Library, leaves
+from clip_jax.weights.param_mapping import IGNORED, LIBRARIES, OPENAIS_OWN, Library, leaves
 from clip_jax.weights.tensors import (
     ModelTensors,
     Tensors,

@@ -18,10 +18,9 @@ from typing import Any, BinaryIO, NamedTuple, Self
 import ml_dtypes
 import numpy as np
 
-from clip_jax import files
 from clip_jax.errors import UserError
-from clip_jax.weights import archive, prefixes, torchscript
-from clip_jax.weights.archive import Archive
+from clip_jax.io import files
+from clip_jax.weights import prefixes, torch_pickle, torchscript
 from clip_jax.weights.raw import (
     BadFileError,
     Entry,
@@ -33,6 +32,7 @@ from clip_jax.weights.raw import (
     read_into,
     size_of,
 )
+from clip_jax.weights.torch_pickle import Archive
 
 MAX_HEADER = 4 << 20  # bytes of JSON; a thousand tensors take 0.1 MiB
 _TORCH = (".bin", ".pt", ".pth", ".ckpt")
@@ -325,7 +325,7 @@ def _open_torch(path: Path) -> Tensors:
         if torchscript.is_torchscript(members):
             entries = torchscript.state_dict(members)
         else:
-            entries, models = archive.state_dict(members)
+            entries, models = torch_pickle.state_dict(members)
         # tensors may share what a file holds, within reason
         if sum(entry.nbytes for entry in entries.values()) > 4 * size_of(file):
             raise BadFileError("its tensors are many times as big as the file")
@@ -399,7 +399,7 @@ def write_torch(path: str | Path, tensors: Mapping[str, np.ndarray | Lazy]) -> N
     state = {}
     for name, tensor in tensors.items():
         array = _made(name, tensor)
-        if array.dtype not in archive.DTYPES.values():
+        if array.dtype not in torch_pickle.DTYPES.values():
             raise ValueError(f"no {name!r} of {array.dtype} can be written for torch")
         is_bfloat16 = array.dtype == _DTYPES["BF16"]
         with warnings.catch_warnings():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from clip_jax.weights.archive import Archive, Object, Tensor
 from clip_jax.weights.raw import BadFileError, Entry, check_name
+from clip_jax.weights.torch_pickle import Archive, Object, Tensor
 
 MAX_CODE = 16 << 20  # bytes
 MAX_ATTRIBUTES = 200_000

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data import catalogue, index, storage
+from clip_jax.data import catalogue, index
 from clip_jax.data.tars import TarSource
+from clip_jax.io import remote
 from support import TarFactory
 
 
@@ -32,7 +33,7 @@ def folders(cache: Path) -> list[Path]:
 
 
 def of(paths: list[str]) -> catalogue.Catalogue:
-    return catalogue.of(paths, storage.states(paths))
+    return catalogue.of(paths, remote.states(paths))
 
 
 def check(found: catalogue.Catalogue, paths: list[str]) -> None:

@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clip_jax import files
 from clip_jax.data import selection
 from clip_jax.data.pairs import Pair, PairError
 from clip_jax.data.selection import Filter, Selected, described
+from clip_jax.io import files
 from support import encoded, picture, refused
 
 

@@ -11,11 +11,11 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from clip_jax import partition
 from clip_jax.data.images import decode, resize_and_crop
 from clip_jax.data.pairs import Pair
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import open_source
+from clip_jax.distributed import sharding
 from clip_jax.evaluation.features import Encoder, classifier, fingerprint
 from clip_jax.models.clip import CLIP, variables
 from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
@@ -47,9 +47,9 @@ def encoder(model: CLIP) -> Make:
     """`encoder(devices=8, batch_size=8, **mesh)` of the tiny model."""
 
     def make(devices: int = 8, batch_size: int = 8, **mesh: int) -> Encoder:
-        placed = partition.make_mesh(mesh or {"data": devices}, jax.devices()[:devices])
+        placed = sharding.make_mesh(mesh or {"data": devices}, jax.devices()[:devices])
         held = variables(model)
-        held = jax.device_put(held, partition.shardings(held, placed))
+        held = jax.device_put(held, sharding.shardings(held, placed))
         return Encoder(nnx.graphdef(model), held, placed, batch_size)
 
     return make
@@ -175,8 +175,8 @@ def test_a_fingerprint_follows_every_number_and_no_mesh(model: CLIP) -> None:
     held = variables(model)
     prints = {fingerprint(held)}
     for shape in ({"data": 8}, {"data": 2, "fsdp": 4}):
-        mesh = partition.make_mesh(shape)
-        prints.add(fingerprint(jax.device_put(held, partition.shardings(held, mesh))))
+        mesh = sharding.make_mesh(shape)
+        prints.add(fingerprint(jax.device_put(held, sharding.shardings(held, mesh))))
     assert len(prints) == 1
     leaves, tree = jax.tree.flatten(held)
     for i, leaf in enumerate(leaves):

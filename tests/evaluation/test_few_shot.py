@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from clip_jax import partition
+from clip_jax.distributed import sharding
 from clip_jax.evaluation import few_shot, linear_probe, logistic
 from support import refused
 
@@ -70,7 +70,7 @@ def test_all_at_once_is_one_seed_after_the_other(
     more, more_target = clusters(200, 2)
     data = (train[rows], train_target[rows], test, test_target, 5, (1, 4, 16), 3, LAMBDAS)
     own = {"validation": more, "validation_target": more_target}
-    mesh = partition.make_mesh({"data": devices}, jax.devices()[:devices])
+    mesh = sharding.make_mesh({"data": devices}, jax.devices()[:devices])
     calls: list[int] = []
     fit = logistic.fit
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from clip_jax import partition
+from clip_jax.distributed import sharding
 from clip_jax.evaluation import lbfgs
 
 
@@ -43,7 +43,7 @@ def quadratics(count: int, spread: float = 4) -> tuple[np.ndarray, tuple[np.ndar
 
 
 def made_mesh(devices: int) -> Mesh:
-    return partition.make_mesh({"data": devices}, jax.devices()[:devices])
+    return sharding.make_mesh({"data": devices}, jax.devices()[:devices])
 
 
 @pytest.mark.parametrize(("count", "slots", "devices"), [(1, None, 1), (13, 5, 1), (13, 8, 8)])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from clip_jax import partition
+from clip_jax.distributed import sharding
 from clip_jax.evaluation import linear_probe, logistic
 from support import clusters, refused
 
@@ -90,7 +90,7 @@ def test_problems_on_rows_of_their_own_are_single_fits(seed: int, devices: int) 
     rows = np.stack([[*range(first, first + 4), *rng.integers(0, 60, 76)] for first in (0, 20, 8)])
     strengths = np.array([0.1, 10.0, 1.0, 0.1, 1.0])  # more than one tile, and not a whole one
     which, counts = np.array([0, 0, 1, 2, 2]), np.array([80, 7, 50, 80, 33])
-    mesh = partition.make_mesh({"data": devices}, jax.devices()[:devices])
+    mesh = sharding.make_mesh({"data": devices}, jax.devices()[:devices])
     found = logistic.fit(features, target, 4, strengths, rows, which, counts, mesh=mesh)
     assert found.converged.all()
     for i in range(len(strengths)):
@@ -143,7 +143,7 @@ def test_strong_penalties_leave_the_share_of_each_class() -> None:
 def test_devices_and_room_change_no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     features, target = clusters(500, spread=1.5)
     alone = logistic.fit(features, target, 4, linear_probe.grid())
-    mesh = partition.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices())
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices())
     monkeypatch.setattr(logistic, "BLOCK_BYTES", 2**14)
     monkeypatch.setattr(logistic, "SLOT_BYTES", 2**17)
     spread = logistic.fit(features, target, 4, linear_probe.grid(), mesh=mesh)

@@ -28,7 +28,7 @@ from clip_jax.models.zoo import (
     VisionConfig,
     siglip,
 )
-from clip_jax.weights import names
+from clip_jax.weights import param_mapping
 from clip_jax.weights.arrays import flat
 
 SEEDS = 4
@@ -107,14 +107,14 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 
 def compared(
-    model: str, library: names.Library, states: list[Mapping[str, np.ndarray]]
+    model: str, library: param_mapping.Library, states: list[Mapping[str, np.ndarray]]
 ) -> Iterator[tuple[str, str]]:
     """Every tensor of theirs, layers together, and how ours is otherwise."""
     ours, theirs = {}, {}
-    table = names.leaves(MODELS[model], library)
+    table = param_mapping.leaves(MODELS[model], library)
     for i, state in enumerate(states):
         for leaf in table:
-            for piece in names.pieces(leaf, fresh(model)[leaf.path][i]):
+            for piece in param_mapping.pieces(leaf, fresh(model)[leaf.path][i]):
                 tensor = state[piece.name]
                 if piece.rows is not None:
                     first, end, of = piece.rows

@@ -7,13 +7,14 @@ import optax
 import pytest
 from flax import nnx
 
-from clip_jax import partition, step
+from clip_jax.distributed import sharding
+from clip_jax.distributed.global_batch import global_batch
+from clip_jax.losses.objectives import Contrastive
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.convolution import BatchNorm, average_pool
 from clip_jax.models.resnet import Bottleneck
 from clip_jax.models.zoo import BertConfig, CLIPConfig, EfficientNetConfig, ResNetConfig, TextConfig
-from clip_jax.objectives import Contrastive
-from clip_jax.rows import global_batch
+from clip_jax.training import train_step as step
 
 TEXT = TextConfig(vocab_size=50, context_length=8, width=16, layers=1, heads=2)
 RESNET = CLIPConfig(
@@ -48,7 +49,7 @@ def batch(config: CLIPConfig) -> dict[str, np.ndarray]:
 def one_step(config: CLIPConfig, mesh_shape: dict[str, int], remat: str = "none"):
     """Variables before, and the state and metrics after a step."""
     devices = jax.devices()[: int(np.prod(list(mesh_shape.values())))]
-    mesh = partition.make_mesh(mesh_shape, devices)
+    mesh = sharding.make_mesh(mesh_shape, devices)
     optimizer = optax.sgd(0.1)
     state = step.init_state(config, optimizer, 0, mesh)
     before = jax.tree.map(np.asarray, state.variables)

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from clip_jax import optim, partition
+from clip_jax import optim
+from clip_jax.distributed import sharding
 from clip_jax.models.clip import abstract_model, variables
 from clip_jax.models.zoo import find
 from clip_jax.optim.masks import is_stacked, name_of
@@ -122,7 +123,7 @@ def test_the_ratio_is_that_of_the_whole_layer_on_any_mesh():
     optimizer = optim.make_optimizer(LAMB, lambda _: RATE)
     kernel = {"blocks": {"mlp": {"fc": {"kernel": PARAMS["blocks"]["kernel"]}}}}
     grads = jax.tree.map(jnp.cos, kernel)
-    where = partition.shardings(kernel, mesh)
+    where = sharding.shardings(kernel, mesh)
     update = jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p)[0])
     shared = jax.jit(update, in_shardings=(where, where), out_shardings=where)(kernel, grads)
     spread = jax.tree.leaves(shared)[0]

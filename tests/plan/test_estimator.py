@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clip_jax import chips
+from clip_jax.distributed import hardware
 from clip_jax.plan import cost, topology
 
 pytest.importorskip("libtpu")
@@ -41,7 +41,7 @@ def layers(ws, x):
 def test_a_large_matrix_product_comes_to_nearly_the_peak(name):
     n = 8192
     found = program(jnp.matmul, shape(n, n), shape(n, n), name=name)
-    chip = chips.chip_of_device(topology.find(name).devices[0])
+    chip = hardware.chip_of_device(topology.find(name).devices[0])
     seconds = found.cycles / (chip.clock * 1e9)
     assert 0.85 <= 2 * n**3 / seconds / chip.peak <= 0.95
     assert not found.endless and not found.kernels and not found.collectives

@@ -11,10 +11,12 @@ import pytest
 
 import clip_jax
 import runs
-from clip_jax import chips, flops, main, train
+from clip_jax import main
+from clip_jax.distributed import hardware
 from clip_jax.errors import UserError
 from clip_jax.plan import cost, search
 from clip_jax.plan.cost import PARTS, Estimate
+from clip_jax.training import flops, loop
 
 KEYS = {
     *("fits", "hbm_bytes", "hbm", "hbm_capacity_bytes", "estimated_seconds"),
@@ -71,7 +73,7 @@ def test_a_step_for_a_slice(path, config, capsys):
     seconds = max(found["estimated_seconds"], found["interconnect_seconds"])
     assert found["estimated_seconds"] > 0 and found["interconnect_seconds"] > 0
     assert found["images_per_second_per_chip"] == pytest.approx(16 / seconds / 4)
-    peak = chips.chip_named("v5e").peak
+    peak = hardware.chip_named("v5e").peak
     assert found["mfu"] == pytest.approx(found["model_flops"] / seconds / peak / 4)
     assert found["chip_hours"] == pytest.approx(3000 * seconds * 4 / 3600)
     assert found["days"] == pytest.approx(3000 * seconds / 86400)
@@ -120,8 +122,8 @@ def test_the_plan_lowers_the_step_that_trains(config):
     """The program that `Trainer` compiles, letter for letter."""
     mesh = cost.partition.make_mesh(config.mesh.to_dict())
     architecture, objective = cost.recipe.checked(config, jax.device_count())
-    run = train.Run(config, architecture, objective, None, None, None, None)
-    trained = train.Trainer(run).lower(8).as_text()
+    run = loop.Run(config, architecture, objective, None, None, None, None)
+    trained = loop.Trainer(run).lower(8).as_text()
     assert mesh.size == jax.device_count() == 8
     assert clip_jax.plan.lower(config, "cpu:8").as_text() == trained
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import strategies as st
 
 import released
-from clip_jax import files
 from clip_jax.errors import UserError
+from clip_jax.io import files
 from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
 from clip_jax.weights import configs, library
 from support import says

@@ -16,14 +16,13 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from clip_jax import files
-from clip_jax.data import storage
 from clip_jax.data.caption_tables import caption_column
 from clip_jax.data.captions import Alternatives
 from clip_jax.data.opening import OpeningReport, Tally, all_used, quoted
 from clip_jax.data.pairs import MAX_MEMBER, Pair, PairError, read_bytes
-from clip_jax.data.paths import SAVED, expand
 from clip_jax.errors import UserError, is_disk_full
+from clip_jax.io import files, remote
+from clip_jax.io.paths import SAVED, expand
 
 try:
     import pyarrow as pa
@@ -113,8 +112,8 @@ class TableSource:
         self.paths = [*map(str, _saved(pattern))] if self._saved else expand(pattern)
         own = pattern if self._saved else os.path.dirname(self.paths[0])
         self.root = _root(root or own)
-        states = storage.states(self.paths)
-        self.fingerprint = storage.identity(self.paths, states)
+        states = remote.states(self.paths)
+        self.fingerprint = remote.identity(self.paths, states)
         self._sizes = [one.size for one in states]
         if self._saved:
             self._open_saved(image, wanted)
@@ -123,7 +122,7 @@ class TableSource:
         if not len(self):
             left = [f"{reason} {one.count:,}" for reason, one in self._report.left_out.items()]
             why = f" with a picture ({', '.join(left)})" if left else ""
-            raise UserError(f"{storage.shown(pattern)} holds no rows{why}")
+            raise UserError(f"{remote.shown(pattern)} holds no rows{why}")
         # other pictures of the same files
         self.fingerprint += f" {self.image} {self.root}"
         if options != TableOptions():
@@ -157,13 +156,13 @@ class TableSource:
         """What is said of a column that is taken for `{caption}`."""
         if not self._caption:
             return ()
-        return (f"{storage.shown(self.pattern)}: {{caption}} is {quoted(self._caption)}",)
+        return (f"{remote.shown(self.pattern)}: {{caption}} is {quoted(self._caption)}",)
 
     def _open_saved(self, image: str, wanted: frozenset[str] | None) -> None:
         """Maps the streams of `datasets`: a row without a picture is found by its null bits."""
         self._is_json, self._streams = False, [Path(path) for path in self.paths]
         self._open()
-        where = storage.shown(self.pattern)
+        where = remote.shown(self.pattern)
         schemas = [(where, batch.schema.remove_metadata()) for batch in self._batches]
         names = columns.unified(schemas, None).names
         self._starts, self._left, self.image = self._ends, np.zeros(0, np.int64), image
@@ -212,7 +211,7 @@ class TableSource:
         return int(self._starts[-1]) - len(self._left)
 
     def __repr__(self) -> str:
-        return f"TableSource({storage.shown(self.pattern)!r}, {len(self):,} pairs)"
+        return f"TableSource({remote.shown(self.pattern)!r}, {len(self):,} pairs)"
 
     def opening_report(self) -> OpeningReport:
         """What opening the tables saw, used and left out, and what was guessed."""
@@ -233,11 +232,11 @@ class TableSource:
             raise IndexError(f"{self!r} has no pair {i}")
         number = self._number(i)
         if self._saved:
-            name, stored = f"{storage.shown(self.pattern)}: row {number:,}", number
+            name, stored = f"{remote.shown(self.pattern)}: row {number:,}", number
         else:
             file = int(np.searchsorted(self._starts, number, side="right")) - 1
             row, stored = number - int(self._starts[file]), i
-            name = f"{storage.shown(self.paths[file])}: row {row:,}"
+            name = f"{remote.shown(self.paths[file])}: row {row:,}"
         at = int(np.searchsorted(self._ends, stored, side="right")) - 1
         batch = self._batches[at]
         if not with_image and not self._is_json:
@@ -270,20 +269,20 @@ class TableSource:
         if (path := _inside(self.root, value)) is None:
             raise PairError(
                 "unreadable",
-                f"{name}: {quoted(value)} leaves {storage.shown(self.root)}: set config.data.root "
+                f"{name}: {quoted(value)} leaves {remote.shown(self.root)}: set config.data.root "
                 "to the folder of the pictures",
             )
         try:
-            return Pair(read_bytes(path, MAX_MEMBER), row, storage.shown(path))
+            return Pair(read_bytes(path, MAX_MEMBER), row, remote.shown(path))
         except PairError as error:
-            if storage.is_remote(path) or os.path.lexists(path):
+            if remote.is_remote(path) or os.path.lexists(path):
                 raise
             hint = "config.data.root is the folder that paths start at"
             raise PairError("unreadable", f"{error}; {hint}") from None
 
 
 def _root(folder: str) -> str:
-    return folder.rstrip("/") if storage.is_remote(folder) else os.path.realpath(folder)
+    return folder.rstrip("/") if remote.is_remote(folder) else os.path.realpath(folder)
 
 
 def _inside(root: str, value: str) -> str | None:
@@ -295,11 +294,11 @@ def _inside(root: str, value: str) -> str | None:
     """
     if "\\" in value and not os.path.lexists(os.path.join(root, value)):
         value = value.replace("\\", "/")
-    if not storage.is_remote(root):
+    if not remote.is_remote(root):
         path = os.path.join(root, value)
         ways = (os.path.normpath(path), os.path.realpath(path))
         return next((way for way in ways if way.startswith(os.path.join(root, ""))), None)
-    path = value if storage.is_remote(value) else f"{root}/{value}"
+    path = value if remote.is_remote(value) else f"{root}/{value}"
     inner = path.removeprefix(f"{root}/")
     parts = unquote(inner).replace("\\", "/").split("/")
     return None if inner == path or ".." in parts or "" in parts[:1] else path

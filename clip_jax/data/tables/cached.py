@@ -19,13 +19,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from clip_jax import files
-from clip_jax.data import storage
 from clip_jax.data.opening import LeftOut, quoted
 from clip_jax.data.table_options import TableOptions
 from clip_jax.data.tables import columns, reading
 from clip_jax.data.tables.reading import Account, Reader
 from clip_jax.errors import UserError
+from clip_jax.io import files, remote
 
 _VERSION = 3
 _MOST_NOTES = 20
@@ -77,7 +76,7 @@ def table(
       UserError: a file cannot be read, the columns do not fit, or too many rows are damaged.
       OSError: the cache cannot be written.
     """
-    state: list[Any] = [storage.identity(paths, storage.states(paths)), image, root, _VERSION]
+    state: list[Any] = [remote.identity(paths, remote.states(paths)), image, root, _VERSION]
     state += [dataclasses.astuple(options), None if wanted is None else sorted(wanted)]
     name = hashlib.sha256(json.dumps(state).encode(errors="surrogateescape")).hexdigest()[:32]
     stream = files.cache_folder("tables") / f"{name}.arrow"
@@ -153,18 +152,18 @@ class _Making:
         for path in paths:
             if reading.is_json(path) != self.is_json:
                 raise UserError(
-                    f"{storage.shown(path)} and {storage.shown(paths[0])} are of two kinds: name "
+                    f"{remote.shown(path)} and {remote.shown(paths[0])} are of two kinds: name "
                     "them as two sources, see config.data.mix"
                 )
         self.names = list(dict.fromkeys(name for one in self.readers for name in one.names))
         self.image = self._image(image, root)
         needed = None if wanted is None or wanted - set(self.names) else wanted | {self.image}
-        schemas = [(storage.shown(one.path), one.schema()) for one in self.readers]
+        schemas = [(remote.shown(one.path), one.schema()) for one in self.readers]
         self.schema = schemas[0][1] if self.is_json else columns.unified(schemas, needed)
 
     def _image(self, image: str, root: str) -> str:
         first, *_ = self.readers
-        where = storage.shown(first.path)
+        where = remote.shown(first.path)
         with _one_line(where):
             if not image:
                 rows = itertools.chain.from_iterable(one.peek() for one in self.readers)
@@ -185,7 +184,7 @@ class _Making:
         starts = [0]
         with pa.ipc.new_stream(file, self.schema) as writer:
             for one in self.readers:
-                with _one_line(storage.shown(one.path)):
+                with _one_line(remote.shown(one.path)):
                     for batch in one.batches(self.schema, self.image, account):
                         writer.write_batch(batch)
                 starts.append(account.seen)
@@ -198,7 +197,7 @@ class _Making:
             for one in self.readers:
                 if lacking := [name for name in self.schema.names if name not in one.names]:
                     notes.append(
-                        f"{storage.shown(one.path)} has no column {columns.named(lacking)}, which "
+                        f"{remote.shown(one.path)} has no column {columns.named(lacking)}, which "
                         "others have: it is null there"
                     )
         more = len(notes) - _MOST_NOTES
@@ -206,7 +205,7 @@ class _Making:
 
 
 def _opened(path: str, options: TableOptions) -> Reader:
-    with _one_line(storage.shown(path)):
+    with _one_line(remote.shown(path)):
         return reading.reader_of(path, options)
 
 

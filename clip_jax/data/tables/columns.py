@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clip_jax.data import storage
 from clip_jax.data.opening import quoted
 from clip_jax.data.pairs import IMAGES
 from clip_jax.errors import UserError
+from clip_jax.io import remote
 
 _ROWS = 10  # that show which column holds the pictures
 _MOST = 20_000  # rows that are looked at where the first have no picture
@@ -64,7 +64,7 @@ def null_bits(batch: pa.RecordBatch, image: str) -> np.ndarray:
 
 def is_address(value: Any, root: str) -> bool:
     """Whether a picture's cell is a web address, which does not lie in `root`."""
-    return isinstance(value, str) and storage.is_remote(value) and not value.startswith(f"{root}/")
+    return isinstance(value, str) and remote.is_remote(value) and not value.startswith(f"{root}/")
 
 
 def find_images(rows: Iterable[dict[str, Any]], where: str, root: str) -> str:

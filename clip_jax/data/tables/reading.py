@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet
 
-from clip_jax.data import storage
 from clip_jax.data.disguises import disguise
 from clip_jax.data.opening import Tally
-from clip_jax.data.paths import suffix
 from clip_jax.data.table_options import TableOptions
 from clip_jax.data.tables import columns, json_lines, text
 from clip_jax.data.tables.separated import SeparatedFile
 from clip_jax.errors import UserError
+from clip_jax.io import remote
+from clip_jax.io.paths import suffix
 
 RAW = "row"  # the column of the rows of JSON lines, as they are written
 _HEAD = 64  # bytes that show what a file is
@@ -84,9 +84,9 @@ def reader_of(path: str, options: TableOptions) -> Reader:
       pa.ArrowException, OSError, ValueError: likewise.
     """
     end = suffix(path)
-    with storage.open_file(path) as file:
+    with remote.open_file(path) as file:
         if why := disguise(file.read(_HEAD), end):
-            raise UserError(f"{storage.shown(path)} {why}")
+            raise UserError(f"{remote.shown(path)} {why}")
     if end == ".parquet":
         return _Parquet(path)
     return _JsonLines(path, options) if end in _JSON else _Separated(path, end, options)
@@ -101,8 +101,8 @@ class _Parquet:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[pa.parquet.ParquetFile]:
-        far = storage.is_remote(self.path)
-        with storage.open_file(self.path) if far else pa.OSFile(self.path) as file:
+        far = remote.is_remote(self.path)
+        with remote.open_file(self.path) if far else pa.OSFile(self.path) as file:
             # pages come one by one: a group of rows may be of any size
             yield pa.parquet.ParquetFile(file, buffer_size=_PAGES)
 
@@ -122,9 +122,7 @@ class _Parquet:
                 missing = columns.null_pictures(fitted.column(image))
                 for i in range(len(missing)):
                     if missing[i]:
-                        account.leave(
-                            "null_picture", f"{storage.shown(self.path)}: row {row + i:,}"
-                        )
+                        account.leave("null_picture", f"{remote.shown(self.path)}: row {row + i:,}")
                     else:
                         account.use()
                 row += len(missing)
@@ -212,7 +210,7 @@ class _JsonLines:
 
 
 def _line(path: str, number: int) -> str:
-    return f"{storage.shown(path)}: line {number:,}"
+    return f"{remote.shown(path)}: line {number:,}"
 
 
 def _broken(path: str, number: int, fault: str) -> str:

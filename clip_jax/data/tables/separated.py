@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from clip_jax.data import storage
 from clip_jax.data.opening import quoted
 from clip_jax.data.pairs import IMAGES, MAX_TEXT
 from clip_jax.data.table_options import TableOptions
 from clip_jax.data.tables import text
 from clip_jax.errors import UserError
+from clip_jax.io import remote
 
 _USUAL = {".csv": ",", ".tsv": "\t"}
 _NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bars"}
@@ -88,7 +88,7 @@ class SeparatedFile:
         self.separator = (even or several or [usual])[0]
         if self.separator != usual:
             self.notes.append(
-                f"{storage.shown(self.path)} is separated by {_NAMES[self.separator]}, not "
+                f"{remote.shown(self.path)} is separated by {_NAMES[self.separator]}, not "
                 f"{_NAMES[usual]}; config.data.separator says otherwise"
             )
 
@@ -124,7 +124,7 @@ class SeparatedFile:
                     yield Line(first, self.skipped + reader.line_num, cells)
 
     def _header(self) -> list[str]:
-        shown = storage.shown(self.path)
+        shown = remote.shown(self.path)
         names = [name.strip() for name in next((row.cells for row in self._read()), [])]
         self.width = len(names)
         while names and not names[-1]:  # spreadsheets leave empty columns behind
@@ -177,12 +177,12 @@ class SeparatedFile:
                     longest, where = row.number + 1 - row.first, row.first
         if escaped and note:
             self.notes.append(
-                f"{storage.shown(self.path)}: {len(escaped):,} rows, such as line {escaped[0]:,}, "
+                f"{remote.shown(self.path)}: {len(escaped):,} rows, such as line {escaped[0]:,}, "
                 'seem to write quotation marks as \\", which are read as they stand: write ""'
             )
         if broken and note:
             self.notes.append(
-                f"{storage.shown(self.path)}: {broken:,} rows have line breaks within quotation "
+                f"{remote.shown(self.path)}: {broken:,} rows have line breaks within quotation "
                 f"marks; the longest is of {longest:,} lines, from line {where:,}. If a mark there "
                 "does not quote, rows after it were lost: set config.data.quoting=none"
             )

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO, TextIO
 
-from clip_jax.data import storage
 from clip_jax.errors import UserError
+from clip_jax.io import remote
 
 UTF8, LEGACY = "utf-8-sig", "cp1252"
 _MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32"}
@@ -26,22 +26,22 @@ def encoding_of(path: str) -> tuple[str, str]:
     Raises:
       UserError: it holds zero bytes as UTF-16 without a mark does.
     """
-    with storage.open_file(path) as file:
+    with remote.open_file(path) as file:
         head = file.read(_CHUNK)
         for mark, encoding in _MARKS.items():
             if head.startswith(mark):
-                note = "" if encoding == UTF8 else f"{storage.shown(path)} is {encoding.upper()}"
+                note = "" if encoding == UTF8 else f"{remote.shown(path)} is {encoding.upper()}"
                 return encoding, note
         if head[:_CHUNK].count(b"\0") > len(head) // 4:
             raise UserError(
-                f"{storage.shown(path)} looks like UTF-16 without a byte-order mark: say which by "
+                f"{remote.shown(path)} looks like UTF-16 without a byte-order mark: say which by "
                 "config.data.encoding=utf-16-le or utf-16-be"
             )
         utf8, legacy, neither = _count_encodings(file, head)
     if legacy <= utf8 or neither:
         return UTF8, ""
     return LEGACY, (
-        f"{storage.shown(path)} is not UTF-8 ({legacy:,} lines): it is read as {LEGACY}; "
+        f"{remote.shown(path)} is not UTF-8 ({legacy:,} lines): it is read as {LEGACY}; "
         "config.data.encoding says otherwise"
     )
 
@@ -81,7 +81,7 @@ def shown(encoding: str) -> str:
 
 def opened(path: str, encoding: str) -> TextIO:
     """A file as text, its line ends as they are; see `is_damaged` for what does not decode."""
-    raw = storage.open_file(path)
+    raw = remote.open_file(path)
     return io.TextIOWrapper(raw, encoding=encoding, errors="surrogateescape", newline="")
 
 

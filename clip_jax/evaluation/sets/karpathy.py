@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from clip_jax import files
-from clip_jax.data import storage
 from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.pairs import MAX_MEMBER, Pair, read_bytes
 from clip_jax.errors import UserError
+from clip_jax.io import files, remote
 
 MAX_BYTES = 256 << 20  # COCO's is 150 MB
 
@@ -58,7 +57,7 @@ class KarpathySource:
     def fingerprint(self) -> str:
         """What changes when the captions or one of the pictures does."""
         names = [str(self.path), *(str(self._root / name) for name, _ in self._found)]
-        return f"{storage.identity(names, storage.states(names))} {self.split}"
+        return f"{remote.identity(names, remote.states(names))} {self.split}"
 
     def __len__(self) -> int:
         return len(self._found)

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.data import captions, storage
+from clip_jax.data import captions
 from clip_jax.data.pairs import PairError
-from clip_jax.data.paths import resolve
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
 from clip_jax.evaluation.scores import METRICS
@@ -23,6 +22,8 @@ from clip_jax.evaluation.sets.classes import Classes, Said, natural
 from clip_jax.evaluation.sets.layouts import Place, text_of
 from clip_jax.evaluation.sets.registry import StandardSet
 from clip_jax.evaluation.sets.testset import MissingSet, Split, TestSet
+from clip_jax.io import remote
+from clip_jax.io.paths import resolve
 
 KEYS = (
     *("data", "labels", "label", "image", "root", "templates", "caption", "metric", "title"),
@@ -186,7 +187,7 @@ class _Opening:
             return self._given(str(data), split)
         if self.values.get("data"):
             path = resolve(str(self.values["data"]))
-            near = Path(path) if not storage.is_remote(path) else None
+            near = Path(path) if not remote.is_remote(path) else None
             return layouts.within(near, split) if near and near.is_dir() else None
         if self.known is None:
             raise UserError(f"{self.key} needs data, labels and label: no data given")
@@ -194,7 +195,7 @@ class _Opening:
 
     def _given(self, data: str, split: str) -> Place:
         path = resolve(data)
-        if split == "test" and not storage.is_remote(path) and Path(path).is_dir():
+        if split == "test" and not remote.is_remote(path) and Path(path).is_dir():
             suite = any((Path(path) / s / "nshards.txt").is_file() for s in layouts.SPLITS["test"])
             parts = not self.values.get("labels") and layouts.has_splits(Path(path))
             parts = parts or any(Path(path).glob("dataset_*.json"))

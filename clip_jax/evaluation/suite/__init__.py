@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from clip_jax import files, hosts
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
+from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
 from clip_jax.evaluation import picture, sets
 from clip_jax.evaluation.features import Encoder
@@ -29,6 +29,7 @@ from clip_jax.evaluation.suite import (
 from clip_jax.evaluation.suite.judge import Judge
 from clip_jax.evaluation.suite.kept import Kept
 from clip_jax.evaluation.suite.splits import Splits
+from clip_jax.io import files
 from clip_jax.tokenizers import Tokenizer
 
 EVALUATORS = (
@@ -293,7 +294,7 @@ def write_sheets(results: Mapping[str, Any], pictures: Pictures, folder: Path) -
     """A PNG of each set's examples, as `picture.draw_guesses` draws them."""
     for name, test in results["sets"].items():
         shown = test.get("zero_shot", {}).get("examples", [])
-        if not shown or not hosts.is_first():
+        if not shown or not multihost.is_first():
             continue
         guesses = [
             picture.Guess(

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from clip_jax import hosts
 from clip_jax.data.images import decode
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
+from clip_jax.distributed import multihost
 from clip_jax.evaluation import report
 from clip_jax.evaluation.features import Encoded, Encoder, Features, classifier
 from clip_jax.evaluation.sets import TestSet
@@ -125,7 +125,7 @@ class Judge:
     @contextlib.contextmanager
     def bar(self, name: str, total: int, unit: str = " images") -> Iterator[Advance]:
         """A progress bar where somebody watches."""
-        quiet = not (self.whole and hosts.is_first() and sys.stderr.isatty())
+        quiet = not (self.whole and multihost.is_first() and sys.stderr.isatty())
         with tqdm(
             total=total, desc=name, unit=unit, dynamic_ncols=True, leave=False, disable=quiet
         ) as bar:
@@ -158,7 +158,7 @@ class Judge:
 
     def thumbnail(self, source: Source, i: int, pictures: dict[str, bytes]) -> str:
         """Puts a small copy of the i-th picture into `pictures`; returns its name there."""
-        if not hosts.is_first():
+        if not multihost.is_first():
             return ""
         content = report.thumbnail(self.picture(source, i))
         name = hashlib.sha256(content).hexdigest()[:16]

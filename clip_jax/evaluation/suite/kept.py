@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import files, hosts
+from clip_jax.distributed import multihost
 from clip_jax.evaluation.features import Encoded
+from clip_jax.io import files
 
 _VERSION = 1  # of what is kept
 _LARGEST = 64 << 20  # bytes of a kept answer
@@ -48,13 +49,13 @@ class Kept:
 
         Those after the first are given its score alone.
         """
-        found = self._read(key) if hosts.is_first() else None
+        found = self._read(key) if multihost.is_first() else None
 
         def digest() -> dict[str, Any] | None:
             return None if found is None else {k: found[k] for k in ("score",) if k in found}
 
-        shared = hosts.from_first(digest)
-        return found if hosts.is_first() else shared
+        shared = multihost.from_first(digest)
+        return found if multihost.is_first() else shared
 
     def _read(self, key: str) -> dict[str, Any] | None:
         if self._folder is None:
@@ -75,7 +76,7 @@ class Kept:
     def keep(self, key: str, answer: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
         """Writes an answer and its thumbnails."""
         self.pictures |= pictures
-        if self._folder is None or not hosts.is_first():
+        if self._folder is None or not multihost.is_first():
             return
         for name, content in pictures.items():
             with files.whole(self._folder / f"{name}.webp") as file:
@@ -85,7 +86,7 @@ class Kept:
 
     def encoded(self, key: str) -> Encoded | None:
         """Features that were kept, or None."""
-        if not self._features or hosts.many():
+        if not self._features or multihost.many():
             return None
         assert self._folder
         try:
@@ -99,7 +100,7 @@ class Kept:
 
     def keep_encoded(self, key: str, encoded: Encoded) -> None:
         """Writes features."""
-        if not self._features or hosts.many():
+        if not self._features or multihost.many():
             return
         assert self._folder
         for name, part in zip(Encoded._fields, encoded, strict=True):
@@ -123,7 +124,7 @@ class Kept:
         self._keep_common("descriptors", key, found)
 
     def _common(self, kind: str, key: str) -> np.ndarray | None:
-        if not self or hosts.many():
+        if not self or multihost.many():
             return None
         try:
             return np.load(files.cache_folder(kind) / f"{key}.npy", allow_pickle=False)
@@ -131,7 +132,7 @@ class Kept:
             return None
 
     def _keep_common(self, kind: str, key: str, array: np.ndarray) -> None:
-        if not self or hosts.many():
+        if not self or multihost.many():
             return
         with files.whole(files.cache_folder(kind) / f"{key}.npy") as file:
             np.save(file, array, allow_pickle=False)

@@ -1,0 +1,14 @@
+"""Where compiled programs are kept from one process to the next."""
+
+from __future__ import annotations
+
+from clip_jax.io import files
+
+
+def use_compilation_cache() -> None:
+    """Turns JAX's persistent cache on, unless JAX_COMPILATION_CACHE_DIR or the user set one."""
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(files.cache_folder("xla")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

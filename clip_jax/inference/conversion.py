@@ -1,0 +1,260 @@
+"""A model from a run, or another library's files, into another library's files."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clip_jax.errors import UserError, is_disk_full
+from clip_jax.models.zoo import CLIPConfig
+from clip_jax.weights.param_mapping import LIBRARIES, Library
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from clip_jax.data.preprocess import Preprocess
+    from clip_jax.models.clip import Variables
+    from clip_jax.tokenizers import Tokenizer
+
+DTYPES = ("keep", "float32", "float16", "bfloat16")
+
+
+def convert(
+    source: str | Path,
+    dest: str | Path,
+    to: Library,
+    *,
+    model: str | None = None,
+    dtype: str = "keep",
+    image_size: int | None = None,
+    context_length: int | None = None,
+    activation: str | None = None,
+    tokenizer: str | None = None,
+    overwrite: bool = False,
+    note: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Writes a model for another library, reads it back and compares.
+
+    Args:
+      source: a run, or another library's file or folder.
+      dest: a folder or a file, as for `library.write`.
+      to: for whom.
+      model: what `source` is, where no config says so.
+      dtype: of `DTYPES`: what parameters are written in.
+      image_size: for images of another size: positions are resized.
+      context_length: for texts of another length: positions are resized.
+      activation: that the model is to compute from now on.
+      tokenizer: as for `tokenizers.load`; what the source holds when None.
+      overwrite: whether files that are there are replaced.
+      note: is given what is worth knowing, a line at a time.
+
+    Returns:
+      What was read and written: `library`, `model`, `parameters`, `dtype`, `files` (bytes by
+      name) and `tensors`.
+
+    Raises:
+      UserError: before anything is written: a source that cannot be read, a model that the library
+        has no place for, or a destination that cannot be written; and files that differ when read.
+    """
+    from clip_jax.inference.saved_models import is_run, open_saved_model
+    from clip_jax.models.clip import abstract_model, variables
+    from clip_jax.weights import arrays, library, positions
+
+    file = _destination(dest, to)
+    if model is not None and is_run(Path(source).expanduser()):
+        raise UserError(f"{source} is a run, which says what it is: leave out --model")
+    found = open_saved_model(source, model)
+    if found.guessed:
+        note(found.guessed)
+    if found.dtype not in ("", "float32"):
+        theirs = LIBRARIES[to].partition(":")[0]
+        note(
+            f"it was trained with config.dtype={found.dtype}; {theirs} computes in float32 unless "
+            "told otherwise, so that features differ in their last digits"
+        )
+    config = positions.sized(found.config, image_size, context_length)
+    for line in _resizings(found.config, config):
+        note(line)
+    if activation not in (None, config.activation):
+        note(f"it computes {activation} from here on, not {config.activation}")
+        config = dataclasses.replace(config, activation=activation)
+    preprocess = found.preprocess.resized(config.vision.image_size)
+    described = library.documents(config, to, preprocess)
+    abstract = abstract_model(config)
+    tensors = arrays.write(variables(abstract), config, to, arrays.DTYPES[dtype])
+    _check_torch(file)
+    usual = dataclasses.replace(preprocess, half="even") == type(preprocess)(preprocess.size)
+    if to == "openai" and not usual:
+        note(f"OpenAI's code prepares pictures in its own way, not by {preprocess}")
+    words = _tokenizer(tokenizer or found.tokenizer, config, to, note)
+    _check_free(file, list(described), overwrite)
+    _check_room(file, sum(t.dtype.itemsize * math.prod(t.shape) for t in tensors.values()))
+
+    # resized positions are to be rounded once
+    params, stats = found.read("keep" if dtype == "keep" else "float32")
+    params, _ = positions.resized(params, found.config, image_size, context_length)
+    held = params, stats
+    _check_range(held, dtype)
+    before = _listing(file.parent)
+    try:
+        library.write(file, held, config, to, preprocess=preprocess, tokenizer=words, dtype=dtype)
+    except (OSError, RuntimeError) as error:  # torch makes the one the other
+        if not isinstance(error, OSError) and not is_disk_full(error):
+            raise
+        reason = getattr(error, "strerror", None) or "no space left on the device"
+        raise UserError(f"{file} cannot be written ({reason})") from None
+    after = _listing(file.parent)
+    _check_written(file, to, held, config, preprocess, dtype)
+    return {
+        "library": found.library,
+        "model": str(abstract),
+        "parameters": sum(leaf.size for _, leaf in arrays.flat(params)),
+        "dtype": sorted({str(leaf.dtype) for _, leaf in arrays.flat(params)}),
+        "files": {
+            str(path): path.stat().st_size for path in after if after[path] != before.get(path)
+        },
+        "tensors": len(tensors),
+    }
+
+
+def _destination(dest: str | Path, to: Library) -> Path:
+    """Where the weights go; refused where they cannot."""
+    from clip_jax.inference.saved_models import is_run
+    from clip_jax.weights import library
+
+    file = library.weights_file(dest, to)
+    folder = file.parent
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: name another DEST")
+    if Path(dest).suffix in (".pth", ".ckpt") and not Path(dest).is_dir():
+        raise UserError(f"DEST {dest} is no folder and no .safetensors, .bin or .pt file")
+    there = _nearest(folder)
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{file} cannot be written: {there} is no folder that you may write to")
+    if is_run(folder):
+        raise UserError(f"{folder} is the folder of a run: name another DEST")
+    return file
+
+
+def _check_torch(file: Path) -> None:
+    if file.suffix != ".safetensors" and find_spec("torch") is None:
+        raise UserError(
+            f"{file} needs torch to be written: pip install torch, or name it "
+            f"{file.with_suffix('.safetensors')}"
+        )
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the first above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _check_free(file: Path, described: Sequence[str], overwrite: bool) -> None:
+    for path in (file, *(file.parent / name for name in (*described, "tokenizer_config.json"))):
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists: give --overwrite, or another DEST")
+
+
+def _check_room(file: Path, size: int) -> None:
+    free = shutil.disk_usage(_nearest(file.parent)).free
+    if size > free:
+        raise UserError(f"{file} needs {megabytes(size)}, the disk has {megabytes(free)} left")
+
+
+def _resizings(old: CLIPConfig, new: CLIPConfig) -> Iterator[str]:
+    sizes = old.vision.image_size, new.vision.image_size
+    lengths = old.text.context_length, new.text.context_length
+    if sizes[0] != sizes[1]:
+        yield f"positions of images resized from {sizes[0]} to {sizes[1]} pixels"
+    if lengths[0] != lengths[1]:
+        yield f"positions of texts resized from {lengths[0]} to {lengths[1]} tokens"
+
+
+def _tokenizer(
+    name: str | None, config: CLIPConfig, to: Library, note: Callable[[str], None]
+) -> Tokenizer | None:
+    """The tokenizer whose files stand beside the weights; says where there will be none."""
+    from clip_jax import tokenizers
+
+    kind = (name or "").partition(":")[0]
+    if name is None:
+        note("no tokenizer is known of it: --tokenizer names one")
+    elif to == "hugging_face" and kind != "sentencepiece":
+        found = tokenizers.load(name, config.text.context_length)
+        if found.vocab_size > config.text.vocab_size:
+            raise UserError(
+                f"the tokenizer {name} has {found.vocab_size} ids, the model only "
+                f"{config.text.vocab_size}"
+            )
+        return found
+    elif to == "hugging_face":
+        note(f"transformers has no tokenizer like {name}: tokenize with clip_jax.tokenizers")
+    elif kind != "clip" and not (kind == "siglip" and to == "open_clip"):
+        note(f"{to} has no place for the tokenizer {name}: tokenize with clip_jax.tokenizers")
+    return None
+
+
+def _check_range(held: Variables, dtype: str) -> None:
+    """Refuses float16 to numbers that are none in it."""
+    import numpy as np
+
+    from clip_jax.weights import arrays
+
+    if dtype != "float16":
+        return
+    for path, leaf in arrays.flat(*held):
+        largest = float(np.abs(np.asarray(leaf)).max(initial=0))
+        if 65504 < largest < math.inf:
+            raise UserError(f"{path} reaches {largest:g}, too large for float16: use bfloat16")
+
+
+def _check_written(
+    file: Path,
+    to: Library,
+    held: Variables,
+    config: CLIPConfig,
+    preprocess: Preprocess,
+    dtype: str,
+) -> None:
+    """That the files say what was written, and hold it bit for bit."""
+    import numpy as np
+
+    from clip_jax.models.zoo import name_of
+    from clip_jax.weights import arrays, configs, library
+
+    found = library.Found(file, to, config, preprocess, None)
+    if file.name in library.USUAL and (to != "openai" or name_of(config)):
+        found = library.find(file)  # what it says, and not only what it holds
+        said = configs.essence(config), configs.essence(found.config)
+        for key, ours, theirs in configs.differences(*said):
+            raise UserError(f"{file} reads back with model.{key}={theirs!r} in place of {ours!r}")
+    back = dict(arrays.flat(*library.read(found, "keep")))
+    for path, leaf in arrays.flat(*held):
+        ours, theirs = np.asarray(leaf), np.asarray(back[path])
+        if dtype != "keep" and ours.dtype.kind != "i":
+            ours = ours.astype(arrays.DTYPES[dtype])
+        if ours.dtype != theirs.dtype or not np.array_equal(_bits(ours), _bits(theirs)):
+            raise UserError(f"{file}: {path} reads back otherwise than it was written")
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view("u1")
+
+
+def _listing(folder: Path) -> dict[Path, tuple[int, int]]:
+    """The files of a folder, and what changes when one is replaced."""
+    if not folder.is_dir():
+        return {}
+    return {p: (s.st_ino, s.st_mtime_ns) for p in sorted(folder.iterdir()) for s in [p.stat()]}
+
+
+def megabytes(size: int) -> str:
+    """A size in bytes for a line that people read: `577.1 MB`, `60.9 kB`."""
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"

@@ -1,0 +1,378 @@
+"""Checkpoints by orbax: state, data position and config, written whole or not at all.
+
+Each holds the digests of its files (`digests`), which are checked before anything is restored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
+
+from clip_jax.errors import UserError
+from clip_jax.io.files import read_json
+from clip_jax.models.zoo import DTYPES, CLIPConfig
+from clip_jax.training import digests
+from clip_jax.weights.configs.essence import differences
+
+FOLDER = "checkpoints"
+DAMAGED = "damaged"  # where a run's damaged checkpoints are moved to when it goes on without them
+CONFIG = "config.json"
+_METADATA = "_CHECKPOINT_METADATA"  # by orbax, in the folder of each step
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
+_COMMITTED = "commit_success.txt"
+_MARK = {"digests": 1}  # says in it that the folder must have a list of digests
+
+
+def read_config(workdir: str | Path) -> dict[str, Any]:
+    """The config that a run was started with.
+
+    Raises:
+      UserError: the folder holds no run.
+    """
+    path = Path(workdir) / CONFIG
+    if not path.exists():
+        raise UserError(f"{workdir} holds no run: there is no config.json in it")
+    return read_json(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What of a run's config its model is used by; `tokenizer` as for `tokenizers.load`."""
+
+    model: CLIPConfig
+    dtype: str
+    tokenizer: str
+
+
+def read_model_config(workdir: str | Path, step: int) -> RunConfig:
+    """The model of a run, whose config.json may be anybody's.
+
+    step: of the checkpoint that is to be read, which holds the config that it was written with.
+
+    Raises:
+      UserError: the folder holds no run, or a value that it needs is missing or wrong.
+    """
+    values, path = read_config(workdir), Path(workdir) / CONFIG
+    for key in ("model", "dtype", "tokenizer"):
+        if key not in values:
+            raise UserError(f"{path} is no config of a run: {key} is missing")
+    dtype, tokenizer = values["dtype"], values["tokenizer"]
+    if dtype not in DTYPES:
+        raise UserError(f"{path}: dtype={dtype!r:.80} must be one of {', '.join(DTYPES)}")
+    if not isinstance(tokenizer, str):
+        raise UserError(f"{path}: tokenizer={tokenizer!r:.80} must be text")
+    try:
+        model = CLIPConfig.from_dict(values["model"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    try:
+        written = CLIPConfig.from_dict((read_saved_config(workdir, step) or {})["model"])
+    except (KeyError, UserError):
+        return RunConfig(model, dtype, tokenizer)  # an older version's; its arrays tell
+    for key, now, then in differences(model.to_dict(), written.to_dict()):
+        raise UserError(
+            f"{path}: model.{key}={now!r:.80}, but checkpoint {step} was written with {then!r:.80}:"
+            " one of them was changed"
+        )
+    return RunConfig(model, dtype, tokenizer)
+
+
+def read_saved_config(workdir: str | Path, step: int) -> dict[str, Any] | None:
+    """The config that a checkpoint was written with; None where it holds none that can be read."""
+    try:
+        return read_json(Path(workdir) / FOLDER / str(step) / "config" / "metadata")
+    except UserError:
+        return None
+
+
+def steps(workdir: str | Path) -> list[int]:
+    """The steps of a run's complete checkpoints, whole or damaged, the newest first.
+
+    Raises:
+      UserError: what should be their folder is none.
+    """
+    folder = Path(workdir) / FOLDER
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is no folder, or a link to none: move it away")
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    # a checkpoint that is still being written has a longer name
+    return sorted((int(n) for n in names if n.isdecimal() and str(int(n)) == n), reverse=True)
+
+
+def damage(workdir: str | Path, step: int) -> str:
+    """What is wrong with a checkpoint; empty where nothing is, or nothing can be known."""
+    folder = Path(workdir) / FOLDER / str(step)
+    if is_checkable(folder):
+        return digests.damage(folder, step)
+    try:
+        marked = (json.loads((folder / _METADATA).read_bytes()).get("custom_metadata") or {}).keys()
+    except OSError as error:
+        return f"{_METADATA} cannot be read ({error.strerror})"
+    except (ValueError, AttributeError, RecursionError):
+        return f"{_METADATA} is damaged"
+    return f"{digests.NAME} is missing" if marked & _MARK.keys() else ""
+
+
+def is_checkable(folder: Path) -> bool:
+    """Whether the folder of a step has digests, which those of older versions have not."""
+    return os.path.lexists(folder / digests.NAME)
+
+
+def refuse_damage(workdir: str | Path, step: int, tell: Callable[[str], None]) -> None:
+    """Checks one checkpoint; tells where it has no digests to check it by.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    if why := damage(workdir, step):
+        others = [str(other) for other in steps(workdir) if other != step]
+        instead = f"; there are also {', '.join(others[:5])}" if others else ""
+        raise UserError(f"{Path(workdir) / FOLDER / str(step)} is damaged: {why}{instead}")
+    _tell_unchecked(workdir, step, tell)
+
+
+def _tell_unchecked(workdir: str | Path, step: int, tell: Callable[[str], None]) -> None:
+    folder = Path(workdir) / FOLDER / str(step)
+    if not is_checkable(folder):
+        tell(f"{folder} is of an older version, without digests: damage to it would not show")
+
+
+def newest(workdir: str | Path, tell: Callable[[str], None]) -> int | None:
+    """The step of a run's newest whole checkpoint; None where it has none at all.
+
+    tell: takes a line for each newer one that is damaged, and one where nothing can be checked.
+
+    Raises:
+      UserError: all that it has are damaged.
+    """
+    damaged: dict[int, str] = {}
+    while left := [step for step in steps(workdir) if step not in damaged]:
+        why = damage(workdir, left[0])
+        if not (Path(workdir) / FOLDER / str(left[0])).is_dir():
+            continue  # a run that goes on deletes its oldest
+        if why:
+            damaged[left[0]] = why
+            continue
+        for step, flaw in damaged.items():
+            tell(
+                f"{Path(workdir) / FOLDER / str(step)} is damaged ({flaw}) and passed over for "
+                f"that of step {left[0]}"
+            )
+        _tell_unchecked(workdir, left[0], tell)
+        return left[0]
+    if damaged:
+        flaws = "; ".join(f"{step}: {why}" for step, why in damaged.items())
+        raise UserError(
+            f"{Path(workdir) / FOLDER} holds no whole checkpoint ({flaws}): bring back a copy, or "
+            "move the folder away to begin anew"
+        )
+    return None
+
+
+def set_aside(workdir: str | Path, after: int) -> None:
+    """Moves the checkpoints of later steps, which are damaged, to where none is written again.
+
+    Raises:
+      UserError: they cannot be moved.
+    """
+    for step in [step for step in steps(workdir) if step > after]:
+        target = Path(workdir) / DAMAGED / str(step)
+        number = 1
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{step}_{number}")
+        try:
+            target.parent.mkdir(exist_ok=True)
+            (Path(workdir) / FOLDER / str(step)).rename(target)
+        except OSError as error:
+            raise UserError(f"{target} cannot be written ({error.strerror})") from None
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what saves that were killed left behind.
+
+    Orbax would do so in a thread that nothing waits for, which fails loudly where the process ends
+    early, as it does for whatever is wrong with a config.
+    """
+    for path in folder.glob(f"*{_UNFINISHED}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """The folder of a checkpoint until it is complete, which its digests belong to.
+
+    Orbax's own would write into the folder after everything that could list what is in it.
+    """
+
+    @classmethod
+    def from_final(
+        cls, final_path: Any, *, checkpoint_metadata_store: Any = None, **options: Any
+    ) -> _SealedPath:
+        """The one that becomes `final_path`."""
+        path = super().from_final(
+            final_path, checkpoint_metadata_store=checkpoint_metadata_store, **options
+        )
+        path.metadata = checkpoint_metadata_store
+        return path
+
+    async def finalize(self) -> None:
+        """Called in the thread that saves, on the first process, when all have written."""
+        final = Path(self.get_final())
+        if final.parent.name != FOLDER or not final.name.isdecimal():  # a part of a checkpoint
+            await super().finalize()
+            return
+        if self.metadata:
+            await asyncio.to_thread(self.metadata.wait_until_finished)
+        # by this file orbax tells complete checkpoints where folders cannot be renamed
+        (Path(self.get()) / _COMMITTED).write_text(f"Checkpoint commit was successful to {final}")
+        await asyncio.to_thread(digests.write, Path(self.get()), int(final.name))
+        await asyncio.to_thread(os.rename, self.get(), final)
+
+
+class Checkpoints:
+    """The checkpoints of one run: saved in the background, the newest kept."""
+
+    def __init__(self, workdir: str | Path, *, every: int = 1, keep: int = 1) -> None:
+        self._folder = Path(workdir).absolute() / FOLDER
+        if jax.process_index() == 0:
+            _remove_unfinished(self._folder)
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                save_decision_policy=save_decision_policy.AnySavePolicy(
+                    [
+                        save_decision_policy.PreemptionCheckpointingPolicy(),
+                        save_decision_policy.FixedIntervalPolicy(every),
+                    ]
+                ),
+                preservation_policy=preservation_policy.LatestN(keep),
+                enable_async_checkpointing=True,
+                temporary_path_class=_SealedPath,
+                lightweight_initialize=True,  # what a damaged one says of itself is not read
+            ),
+            handler_registry=_handlers(),
+        )
+
+    def save(
+        self, step: int, state: Any, data: Any, config: dict[str, Any], *, force: bool
+    ) -> None:
+        """Starts a save when the step is due (or forced); returns while it is being written."""
+        if step == self._manager.latest_step():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state),
+                data=ocp.args.JsonSave(data),
+                config=ocp.args.JsonSave(config),
+            ),
+            custom_metadata=_MARK,
+            force=force,
+        )
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """The state of a step, laid out like `like` (shapes with shardings), and the data's.
+
+        Raises:
+          UserError: it is that of another model, or damaged and without digests.
+        """
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(state=_as(like), data=ocp.args.JsonRestore()),
+            )
+            return restored["state"], restored["data"]
+        except Exception as error:  # of orbax and tensorstore, of any kind
+            raise _unreadable(self._folder / str(step), error) from error
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def read_variables(workdir: str | Path, step: int, like: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Only the parameters and batch statistics of a step, for use without an optimizer.
+
+    like: their shapes, with the shardings that they shall have.
+
+    Raises:
+      UserError: it is that of another model, or damaged and without digests.
+    """
+    shapes = dict(zip(("params", "stats"), like, strict=True))
+    shapes = {name: tree for name, tree in shapes.items() if tree}
+    folder = Path(workdir).absolute() / FOLDER / str(step)
+    try:
+        _check_shapes(folder / "state", shapes)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = reader.restore(folder / "state", args=_as(shapes, partial_restore=True))
+        return found["params"], found.get("stats", {})
+    except Exception as error:  # of orbax and tensorstore, of any kind
+        raise _unreadable(folder, error) from error
+
+
+def _check_shapes(folder: Path, wanted: dict[str, Any]) -> None:
+    """Orbax ignores arrays that nobody asks for, and stops amid reading where shapes differ."""
+    stored = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
+    found, asked = _shapes(stored), _shapes(wanted)
+    found = {name: shape for name, shape in found.items() if name[0] in ("params", "stats")}
+    for name in sorted(found.keys() | asked.keys()):
+        if found.get(name) != asked.get(name):
+            what, has, model = ".".join(name), found.get(name, "none"), asked.get(name, "none")
+            raise ValueError(f"it holds {what} of shape {has}, the model has {model}")
+
+
+def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): leaf.shape
+        for path, leaf in leaves
+    }
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(
+        f"{folder} cannot be restored: it is damaged, or config.json beside it tells of another "
+        f"model ({why:.200})"
+    )
+
+
+def _as(like: Any, **options: Any) -> ocp.args.PyTreeRestore:
+    """Restore as `like`: shapes with shardings."""
+    how = ocp.checkpoint_utils.construct_restore_args(like)
+    return ocp.args.PyTreeRestore(item=like, restore_args=how, **options)
+
+
+def _handlers() -> Any:
+    """Orbax's own, but small arrays are written whole.
+
+    What several devices hold it cuts up, so that each writes a part, by a program for each shape.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
+    kinds = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    state = ocp.PyTreeCheckpointHandler(type_handler_registry=kinds)
+    known = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for args in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
+        known.add("state", args, state)
+    for name in ("data", "config"):
+        for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
+            known.add(name, args)
+    return known
+
+
+def bytes_of(tree: Any) -> int:
+    """How large a tree of arrays or shapes is."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

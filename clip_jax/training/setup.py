@@ -1,0 +1,119 @@
+"""What a config comes to on a mesh: the model, what updates it, and the step that trains it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from clip_jax import config as config_lib
+from clip_jax import optim
+from clip_jax.distributed import hardware, sharding
+from clip_jax.errors import UserError
+from clip_jax.losses.objectives import Contrastive
+from clip_jax.models import zoo
+from clip_jax.models.clip import abstract_model
+from clip_jax.models.zoo import CLIPConfig
+from clip_jax.tokenizers import Tokenizer
+from clip_jax.training import layer_chunking
+from clip_jax.training import train_step as step_lib
+
+
+def checked(c: ConfigDict, devices: int) -> tuple[CLIPConfig, Contrastive]:
+    """The architecture and the objective of a config that is right for so many devices.
+
+    Raises:
+      UserError: it is wrong; names the key, its value and what to do.
+    """
+    config_lib.check(c, devices)
+    architecture = CLIPConfig.from_dict(c.model.to_dict())
+    objective = Contrastive(**c.loss.to_dict())
+    objective.check(sigmoid=architecture.logit_bias is not None)
+    return architecture, objective
+
+
+def check_tokenizer(name: str, tokenizer: Tokenizer, text: zoo.TextTowerConfig) -> None:
+    """That a tower finds in the tokenizer's rows what it looks for.
+
+    Raises:
+      UserError: it does not; names the key and what to do.
+    """
+    if tokenizer.vocab_size > text.vocab_size:
+        raise UserError(
+            f"tokenizer {name} has {tokenizer.vocab_size} ids: "
+            f"config.model.text.vocab_size={text.vocab_size} is too small"
+        )
+    if isinstance(text, zoo.BertConfig):
+        if tokenizer.pad_id != text.pad_id:
+            raise UserError(
+                f"tokenizer {name} pads with {tokenizer.pad_id}: set config.model.text.pad_id to it"
+            )
+    elif (text.pool == "end" or not text.layers) and tokenizer.eot_id != tokenizer.vocab_size - 1:
+        raise UserError(
+            f"config.model.text.pool={text.pool!r} reads a text out at its largest id, which in "
+            f"tokenizer {name} is not its end: use 'clip' or 'sentencepiece:PATH.model'"
+        )
+
+
+class Recipe:
+    """How a config trains on a mesh, without an array of it.
+
+    Args:
+      c: the config.
+      architecture: of the model, as `checked` gives it.
+      objective: what is minimised, as `checked` gives it.
+      mesh: over devices that are there, or that only a compiler knows.
+    """
+
+    def __init__(
+        self, c: ConfigDict, architecture: CLIPConfig, objective: Contrastive, mesh: Mesh
+    ) -> None:
+        self.config, self.architecture, self.mesh = c, architecture, mesh
+        self.schedule = optim.learning_rate(
+            c.optimizer.learning_rate,
+            c.optimizer.warmup_steps,
+            c.steps,
+            c.optimizer.final_learning_rate,
+            c.optimizer.get("schedule", "cosine"),
+        )
+        self.optimizer = optim.make_optimizer(c.optimizer, self.schedule)
+        self.chunks = layer_chunking.picked(
+            c.get("chunk", {"image": 0, "text": 0}),  # runs from before there were chunks
+            architecture,
+            hardware.chip_of_device(mesh.devices.flat[0]),
+            c.batch_size // sharding.batch_shards(mesh) // c.accumulate,
+            c.remat,
+        )
+        self.model = abstract_model(architecture, c.dtype, c.remat, self.chunks)
+        self.graph = nnx.graphdef(self.model)
+        sharded = {"sharded_optimizer": c.optimizer.sharded}
+        text_weights = c.optimizer.get("text_weights", "float32")
+        self.kept: dict[str, Any] = {**sharded, "text_weights": text_weights}
+        self.state_like = step_lib.abstract_state(architecture, self.optimizer, mesh, **self.kept)
+        self.train_step = step_lib.make_train_step(
+            self.graph,
+            objective,
+            self.optimizer,
+            c.seed,
+            architecture.max_logit_scale,
+            accumulate=c.accumulate,
+            **sharded,
+        )
+
+    def batch_like(self, context_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of a whole batch whose texts have so many tokens."""
+        size, rows = self.architecture.vision.image_size, self.config.batch_size
+        return {
+            "image": jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8),
+            "tokens": jax.ShapeDtypeStruct((rows, context_length), np.int32),
+        }
+
+    def lower(self, context_length: int | None = None) -> jax.stages.Lowered:
+        """The step for texts of a width (None: the tower's own), traced but not compiled."""
+        width = self.architecture.text.context_length if context_length is None else context_length
+        jitted = step_lib.compile_step(self.train_step, self.state_like, self.mesh)
+        return jitted.lower(self.state_like, self.batch_like(width))

@@ -1,0 +1,218 @@
+"""Whatever happens to the files of a checkpoint, none is restored that is not whole."""
+
+import json
+import shutil
+import threading
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from clip_jax.errors import DamageWarning
+from clip_jax.inference import pretrained
+from clip_jax.models.clip import abstract_model, variables
+from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
+from clip_jax.training import checkpointing, digests
+from support import refused, says
+
+TINY = CLIPConfig(
+    8,
+    vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2),
+    text=TextConfig(vocab_size=50, context_length=8, width=16, layers=1, heads=2),
+)
+OLD, NEW = 4, 8
+
+
+def numbers(seed):
+    """Random variables of the tiny model."""
+    rng = np.random.default_rng(seed)
+    like = variables(abstract_model(TINY))
+    return jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype), like)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with two checkpoints."""
+    folder = tmp_path_factory.mktemp("run")
+    values = {"model": TINY.to_dict(), "tokenizer": "clip", "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(values))
+    kept = checkpointing.Checkpoints(folder, keep=2)
+    for step in (OLD, NEW):
+        params, _ = numbers(step)
+        kept.save(step, {"params": params}, {"next_index": step}, values, force=True)
+    kept.close()
+    return folder
+
+
+def files_of(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def flipped(path, rng):
+    raw = bytearray(path.read_bytes())
+    raw[int(rng.integers(len(raw)))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(raw)
+
+
+def cut(path, rng):
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(rng.integers(len(raw)))])
+
+
+def zeroed(path, rng):
+    raw = bytearray(path.read_bytes())
+    at = int(rng.integers(len(raw)))
+    span = min(len(raw) - at, int(2 ** rng.uniform(0, 12)))
+    if not any(raw[at : at + span]):
+        at, span = 0, len(raw)
+    raw[at : at + span] = bytes(span)
+    path.write_bytes(raw)
+
+
+def damaged(run, rng):
+    """Does one random damage to the newest checkpoint; says which."""
+    folder = run / "checkpoints" / str(NEW)
+    paths = files_of(folder)
+    path = paths[int(rng.integers(len(paths)))]
+    name = str(path.relative_to(folder))
+    match int(rng.integers(7)):
+        case 0:
+            flipped(path, rng)
+            return f"flip in {name}"
+        case 1:
+            cut(path, rng)
+            return f"cut of {name}"
+        case 2:
+            zeroed(path, rng)
+            return f"zeros in {name}"
+        case 3:
+            path.unlink()
+            return f"no {name}"
+        case 4:
+            others = [p for p in paths if p.read_bytes() != path.read_bytes()]
+            other = others[int(rng.integers(len(others)))]
+            first, second = path.read_bytes(), other.read_bytes()
+            path.write_bytes(second)
+            other.write_bytes(first)
+            return f"{name} and {other.relative_to(folder)} swapped"
+        case 5:
+            older = files_of(run / "checkpoints" / str(OLD))
+            older = [p for p in older if p.read_bytes() != path.read_bytes()]
+            other = older[int(rng.integers(len(older)))]
+            path.write_bytes(other.read_bytes())
+            return f"{name} is {other.relative_to(run)}"
+        case _:
+            extra = path.with_name(f"{path.name}x")
+            shutil.copy(path, extra)
+            return f"extra {extra.name}"
+
+
+def test_no_damage_is_loaded(run, tmp_path):
+    old = [np.asarray(leaf) for leaf in jax.tree.leaves(numbers(OLD)[0])]
+    for seed in range(200):
+        folder = tmp_path / str(seed)
+        shutil.copytree(run, folder)
+        what = damaged(folder, np.random.default_rng(seed))
+        refused(
+            lambda folder=folder: pretrained.find_run(folder / "checkpoints" / str(NEW)),
+            f"checkpoints/{NEW} is damaged",
+        )
+        with pytest.warns(
+            DamageWarning, match=f"{NEW} is damaged.*passed over.*step {OLD}"
+        ) as said:
+            (params, _), _, _ = pretrained.read_run(folder)
+        assert len(said) == 1 and says(said[0].message, folder), what
+        for ours, theirs in zip(jax.tree.leaves(params), old, strict=True):
+            np.testing.assert_array_equal(ours, theirs, err_msg=what)
+        shutil.rmtree(folder / "checkpoints" / str(OLD))
+        refused(
+            lambda folder=folder: pretrained.read_run(folder), "no whole checkpoint", f"{NEW}: "
+        )
+        shutil.rmtree(folder)
+
+
+def test_whole_ones_are_loaded_without_a_word(run, tmp_path):
+    shutil.copytree(run, tmp_path / "moved")
+    (tmp_path / "moved" / "checkpoints" / str(NEW) / ".DS_Store").write_bytes(b"x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DamageWarning)
+        (params, _), model, _ = pretrained.read_run(tmp_path / "moved")
+    assert model == TINY
+    new = jax.tree.leaves(numbers(NEW)[0])
+    for ours, theirs in zip(jax.tree.leaves(params), new, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_whole_checkpoint_under_another_step_s_name_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / str(OLD)).rename(folder / "9")
+    with pytest.warns(DamageWarning, match="9 is damaged.*that of step 4"):
+        assert pretrained.find_run(tmp_path / "run")[1] == NEW
+
+
+def test_what_a_killed_save_left_is_gone_before_the_run_goes_on(tmp_path):
+    left = tmp_path / checkpointing.FOLDER / "7.orbax-checkpoint-tmp"
+    left.mkdir(parents=True)
+    (left / "half").write_text("")
+    before = threading.active_count()
+    checkpoints = checkpointing.Checkpoints(tmp_path)
+    assert not left.exists() and left.parent.exists()
+    # a thread that still works on it when the process ends, at a wrong config, prints a traceback
+    assert threading.active_count() == before
+    checkpoints.close()
+
+
+def test_links_and_pipes_are_no_files_of_a_checkpoint(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / str(NEW)
+    shutil.move(folder / "data" / "metadata", tmp_path / "elsewhere")
+    (folder / "data" / "metadata").symlink_to(tmp_path / "elsewhere")
+    assert "plain file" in checkpointing.damage(tmp_path / "run", NEW)
+
+
+def without_digests(folder):
+    """A checkpoint as older versions wrote it."""
+    (folder / digests.NAME).unlink()
+    path = folder / "_CHECKPOINT_METADATA"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "custom_metadata": {}}))
+
+
+def test_one_of_before_there_were_digests_is_loaded_with_a_line(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    without_digests(tmp_path / "run" / "checkpoints" / str(NEW))
+    with pytest.warns(DamageWarning, match="older version, without digests"):
+        (params, _), _, _ = pretrained.read_run(tmp_path / "run")
+    np.testing.assert_array_equal(jax.tree.leaves(params)[0], jax.tree.leaves(numbers(NEW)[0])[0])
+
+
+def test_and_where_that_one_cannot_be_read_a_line_says_so(run, tmp_path):
+    """Nothing shows its damages but that orbax fails."""
+    shutil.copytree(run, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / str(NEW)
+    without_digests(folder)
+    for name in ("state/manifest.ocdbt", "state/_METADATA"):
+        raw = (folder / name).read_bytes()
+        (folder / name).write_bytes(raw[: len(raw) // 2])
+        with pytest.warns(DamageWarning):
+            refused(lambda: pretrained.read_run(tmp_path / "run"), str(folder), "restored")
+        (folder / name).write_bytes(raw)
+
+
+def test_digests_are_of_every_byte_and_of_the_list_itself(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(bytes(5 << 20))
+    digests.write(tmp_path, 3)
+    assert digests.damage(tmp_path, 3) == ""
+    assert "step 3" in digests.damage(tmp_path, 4)
+    for path in files_of(tmp_path):
+        raw = path.read_bytes()
+        for at in {0, len(raw) // 2, len(raw) - 1}:
+            for bit in range(8):
+                path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :])
+                assert digests.damage(tmp_path, 3), (path, at, bit)
+        path.write_bytes(raw)
+    assert digests.damage(tmp_path, 3) == ""

@@ -1,0 +1,325 @@
+"""FLOPs by formula are those of the released models, and of the programs that are traced."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxprs
+import steps
+from clip_jax.losses.objectives import Contrastive
+from clip_jax.models.clip import abstract_model, variables
+from clip_jax.models.zoo import (
+    ARCHITECTURES,
+    BertConfig,
+    CLIPConfig,
+    EfficientNetConfig,
+    ResNetConfig,
+    TextConfig,
+    VisionConfig,
+)
+from clip_jax.training import flops, grad_cache
+from clip_jax.training.flops import Forward
+from jaxprs import Count
+
+# GFLOPs of an image and of a text, of released definitions by open_clip's docs/model_profile.csv.
+RELEASED = {
+    "RN50": (12.22, 5.96),
+    "RN101": (19.54, 5.96),
+    "RN50x4": (42.56, 9.27),
+    "RN50x16": (149.39, 13.3),
+    "RN50x64": (529.11, 23.55),
+    "ViT-B/32": (8.82, 5.96),
+    "ViT-B/16": (35.13, 5.96),
+    "ViT-L/14": (162.03, 13.3),
+    "ViT-L/14@336px": (381.92, 13.3),
+    "siglip-b16": (35.42, 11.02),
+    "siglip-b16-256": (46.82, 11.02),
+    "siglip-b16-384": (112.13, 11.02),
+    "siglip-b16-512": (216.24, 11.02),
+    "siglip-l16-256": (162.56, 39.06),
+    "siglip-l16-384": (383.85, 39.06),
+    "siglip-so400m14-384": (670.35, 53.13),
+}
+
+
+def pooled_everywhere(config: CLIPConfig) -> int:
+    """What those definitions compute beyond ours: a ResNet's pool for each place, not the mean."""
+    if not isinstance(config.vision, ResNetConfig):
+        return 0
+    others, width = (config.vision.image_size // 32) ** 2, 32 * config.vision.width
+    attention = 2 * (others + 1) * width
+    return 2 * others * (width**2 + attention + width * config.embed_dim)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_forward_is_that_of_the_released_models(name: str) -> None:
+    config, (image, text) = ARCHITECTURES[name], RELEASED[name]
+    found = flops.forward(config)
+    assert (found.image + pooled_everywhere(config)) / 1e9 == pytest.approx(image, abs=0.0051)
+    assert found.text / 1e9 == pytest.approx(text, abs=0.0051)
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "each"),
+    [
+        ("ViT-B/16", 256, 1.58e13),
+        ("ViT-L/14", 256, 6.73e13),
+        ("ViT-B/16", 64, 6.32e13),
+        ("ViT-L/14", 64, 2.69e14),
+    ],
+)
+def test_a_step_of_the_papers_batch(name: str, chips: int, each: float) -> None:
+    assert flops.step(ARCHITECTURES[name], 32_768) / chips == pytest.approx(each, rel=2e-3)
+
+
+def traced_forward(config: CLIPConfig, rows: int = 1, tokens: int | None = None) -> Forward:
+    """What tracing both towers in training finds."""
+    graph, params, stats = nnx.split(abstract_model(config), nnx.Param, nnx.BatchStat)
+    size = config.vision.image_size
+    image = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)
+    text = jax.ShapeDtypeStruct((rows, tokens or config.text.context_length), jnp.int32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+
+    def vision(params: Any, stats: Any, image: Any, keys: Any) -> Any:
+        return nnx.merge(graph, params, stats).vision(image, key=keys)
+
+    def read(params: Any, stats: Any, text: Any) -> Any:
+        return nnx.merge(graph, params, stats).text(text)
+
+    return Forward(
+        jaxprs.count(jax.make_jaxpr(vision)(params, stats, image, keys)).flops,
+        jaxprs.count(jax.make_jaxpr(read)(params, stats, text)).flops,
+    )
+
+
+def left_out(config: CLIPConfig, tokens: int | None = None) -> Forward:
+    """What programs skip where one place is read: in the last block, the others' way out of it."""
+
+    def of(tower: Any, length: int) -> int:
+        hidden = round(tower.width * tower.mlp_ratio)
+        each = 2 * tower.width * (tower.width + hidden + length)  # query, output; MLP; attention
+        return 2 * (length - 1) * each if tower.layers else 0
+
+    vision, image = config.vision, 0
+    if isinstance(vision, VisionConfig) and vision.pool == "class":
+        patches = (vision.image_size // vision.patch_size) ** 2
+        kept = max(1, round(patches * (1 - vision.patch_dropout)))
+        image = of(vision, 1 + kept + vision.registers)
+    return Forward(image, of(config.text, tokens or config.text.context_length))
+
+
+def whole(found: Forward, config: CLIPConfig, tokens: int | None = None) -> Forward:
+    """What tracing found, and what was left out."""
+    return Forward(*(a + b for a, b in zip(found, left_out(config, tokens), strict=True)))
+
+
+VIT = VisionConfig(image_size=24, patch_size=6, width=24, layers=2, heads=3)
+TEXT = TextConfig(vocab_size=56, context_length=9, width=20, layers=3, heads=4)
+BERT = BertConfig(vocab_size=56, context_length=9, width=20, layers=2, heads=4, positions=12)
+STAGES = ((3, 1, 1, 32, 16, 1), (5, 2, 6, 16, 24, 2), (3, 2, 4, 24, 40, 2))
+
+
+def efficientnet(**options: Any) -> CLIPConfig:
+    vision = EfficientNetConfig(**{"image_size": 37, "width": 0.5, "depth": 1.2, **options})
+    return CLIPConfig(vision.channels(vision.stages[-1][4]), vision=vision, text=TEXT)
+
+
+def vit(**options: Any) -> CLIPConfig:
+    return CLIPConfig(24, vision=dataclasses.replace(VIT, **options), text=TEXT)
+
+
+TINY = {
+    "class": vit(mlp_ratio=2.3),
+    "mean": vit(pool="mean", ln_pre=False, patch_bias=True, registers=2),
+    "map": vit(pool="map", projection=False, registers=3),
+    "dropout": vit(patch_dropout=0.4),
+    "all dropped but one": vit(patch_dropout=0.99, pool="mean"),
+    "ragged": vit(patch_size=7, ragged=True),
+    "ragged stem": vit(image_size=23, stem=10, ragged=True),
+    "resnet": CLIPConfig(24, vision=ResNetConfig(64, 6, (1, 2, 1, 3), 4), text=TEXT),
+    "efficientnet": efficientnet(stages=STAGES),
+    "symmetric efficientnet": efficientnet(stages=STAGES, symmetric=(5,), squeeze=0.001),
+    "bert": CLIPConfig(24, vision=VIT, text=BERT),
+    "bag of words": CLIPConfig(24, vision=VIT, text=dataclasses.replace(TEXT, layers=0)),
+    "both ways": CLIPConfig(
+        24, vision=VIT, text=dataclasses.replace(TEXT, causal=False, pool="last", mlp_ratio=1.7)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*TINY, *ARCHITECTURES])
+def test_forward_is_that_of_the_program(name: str) -> None:
+    config = TINY.get(name) or ARCHITECTURES[name]
+    assert flops.forward(config) == whole(traced_forward(config), config)
+
+
+@pytest.mark.parametrize("name", ["class", "both ways", "bert", "bag of words"])
+def test_forward_of_short_texts_and_many_rows(name: str) -> None:
+    config = TINY[name]
+    found = traced_forward(config, rows=3, tokens=5)
+    one = Forward(found.image // 3, found.text // 3)
+    assert (3 * one.image, 3 * one.text) == found
+    assert flops.forward(config, tokens=5) == whole(one, config, 5)
+    assert flops.forward(config, tokens=9) == flops.forward(config)
+
+
+VITS = st.fixed_dictionaries(
+    dict(
+        image_size=st.integers(8, 40),
+        patch_size=st.sampled_from([4, 6, 8]),
+        width=st.sampled_from([8, 24]),
+        layers=st.integers(1, 3),
+        heads=st.sampled_from([1, 4]),
+        mlp_ratio=st.floats(0.2, 5),
+        stem=st.sampled_from([0, 5]),
+        pool=st.sampled_from(["class", "mean", "map"]),
+        registers=st.integers(0, 3),
+        patch_dropout=st.floats(0, 0.99),
+    )
+)
+
+
+@settings(max_examples=6)
+@given(VITS)
+def test_forward_of_any_vision_transformer(options: dict[str, Any]) -> None:
+    vision = VisionConfig(ragged=True, **options)
+    config = CLIPConfig(10, vision=vision, text=dataclasses.replace(TEXT, layers=0))
+    assert flops.forward(config) == whole(traced_forward(config), config)
+
+
+BLOCKS = st.tuples(
+    st.sampled_from([3, 5, 7]), st.integers(1, 3), st.integers(1, 6), st.integers(1, 2)
+)
+
+
+@settings(max_examples=4)
+@given(st.lists(BLOCKS, min_size=1, max_size=3), st.integers(20, 70), st.sets(st.integers(0, 5)))
+def test_forward_of_any_efficientnet(
+    blocks: list[tuple[int, ...]], size: int, symmetric: set[int]
+) -> None:
+    stages = tuple((k, s, e, 32, 32, repeats) for k, s, e, repeats in blocks)
+    config = efficientnet(stages=stages, image_size=size, symmetric=tuple(symmetric))
+    assert flops.forward(config) == whole(traced_forward(config), config)
+
+
+def of_pixels(config: CLIPConfig) -> int:
+    """FLOPs of the layer that sees the pixels, which are asked for no gradient."""
+    vision = config.vision
+    if not isinstance(vision, VisionConfig):
+        resnet = isinstance(vision, ResNetConfig)
+        outputs = vision.width // 2 if resnet else vision.channels(vision.stem)
+        return 2 * (vision.image_size // 2) ** 2 * 3 * 9 * outputs
+    stride, outputs = vision.patch_size, vision.width
+    if vision.stem:
+        stride, outputs = stride // 2, vision.stem
+    return 2 * (vision.image_size // stride) ** 2 * 3 * vision.patch_size**2 * outputs
+
+
+def traced_step(config: CLIPConfig, rows: int, remat: str = "none") -> Count:
+    """What tracing the gradients of a batch finds, less what nothing depends on."""
+    model = abstract_model(config, remat=remat)
+    batch = jax.eval_shape(lambda: steps.batch(rows, config=config))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def of(*args: Any) -> Any:
+        return grad_cache.of(nnx.graphdef(model), Contrastive("dense"), *args)
+
+    traced = jax.make_jaxpr(of)(variables(model), batch, key)
+    return jaxprs.count(jaxprs.without_dead_code(traced))
+
+
+STEPS = {
+    **{name: TINY[name] for name in ("map", "ragged stem", "dropout", "bert", "bag of words")},
+    "efficientnet": efficientnet(stages=STAGES, image_size=48),
+    "ViT-B/16": ARCHITECTURES["ViT-B/16"],
+    "RN50": ARCHITECTURES["RN50"],
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_that_of_the_program(name: str) -> None:
+    """But for gradients by pixels and what is left out of the last layers."""
+    config, rows = STEPS[name], 6
+    found = traced_step(config, rows)
+    none = of_pixels(config) + 3 * sum(left_out(config))
+    assert found.flops + rows * none == flops.step(config, rows)
+    assert (found.depthwise > 0) == (name == "efficientnet")
+
+
+def test_what_is_computed_again_is_not_credited() -> None:
+    whole, again = (traced_step(TINY["class"], 6, remat).flops for remat in ("none", "full"))
+    assert whole < again <= 4 / 3 * flops.step(TINY["class"], 6)
+
+
+@given(st.sampled_from(sorted(TINY)), st.integers(1, 2**17), st.integers(1, 9))
+def test_a_step_is_thrice_towers_and_loss(name: str, rows: int, tokens: int) -> None:
+    config = TINY[name]
+    towers = rows * sum(flops.forward(config, tokens=tokens))
+    found = flops.step(config, rows, tokens=tokens)
+    assert found == 3 * (towers + 2 * rows * rows * config.embed_dim)
+
+
+def counted(function: Any, *shapes: tuple[int, ...]) -> Count:
+    return jaxprs.count(jax.make_jaxpr(function)(*(jnp.zeros(shape) for shape in shapes)))
+
+
+def test_products_are_counted_by_their_dimensions() -> None:
+    assert counted(jnp.matmul, (3, 5), (5, 7)) == Count(2 * 3 * 5 * 7)
+    assert counted(lambda x, y: jnp.einsum("bij,bjk->ikb", x, y), (4, 3, 5), (4, 5, 7)) == Count(
+        4 * 2 * 3 * 5 * 7
+    )
+    assert counted(lambda x: jnp.sin(x) + x * x, (9,)) == Count(0)
+
+
+def test_convolutions_are_counted_by_their_dimensions() -> None:
+    def convolve(x: Any, kernel: Any, **options: Any) -> Any:
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (2, 2),
+            ((1, 1), (0, 0)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            **options,
+        )
+
+    def depthwise(x: Any, kernel: Any) -> Any:
+        return convolve(x, kernel, feature_group_count=6)
+
+    image, kernel = (2, 8, 9, 6), (3, 3, 6, 10)
+    whole = 2 * (2 * 4 * 4) * 10 * (9 * 6)  # 4 × 4 places
+    assert counted(convolve, image, kernel) == Count(whole)
+    assert counted(depthwise, image, (3, 3, 1, 12)) == Count(*[2 * (2 * 4 * 4) * 12 * 9] * 2)
+    by_kernel = jax.grad(lambda kernel, x: convolve(x, kernel).sum())
+    dead = jaxprs.without_dead_code(
+        jax.make_jaxpr(by_kernel)(jnp.zeros(kernel), jnp.zeros(image)),
+    )
+    assert jaxprs.count(dead) == Count(whole)
+
+
+def test_loops_are_counted_as_often_as_they_run() -> None:
+    def looped(x: Any) -> Any:
+        return jax.lax.scan(lambda x, _: (jax.jit(jnp.matmul)(x, x), None), x, length=6)[0]
+
+    def endless(x: Any) -> Any:
+        return jax.lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ x, x)
+
+    def either(x: Any) -> Any:
+        return jax.lax.cond(x.sum() < 1, lambda x: x @ x, lambda x: x, x)
+
+    def both(x: Any) -> Any:
+        return jax.lax.cond(x.sum() < 1, lambda x: x @ x, lambda x: x @ x.T, x)
+
+    assert counted(looped, (4, 4)) == Count(6 * 2 * 4**3)
+    assert counted(jax.checkpoint(looped), (4, 4)) == Count(6 * 2 * 4**3)
+    assert counted(both, (4, 4)) == Count(2 * 4**3)
+    for function in (endless, either):
+        with pytest.raises(AssertionError):
+            counted(function, (4, 4))

@@ -1,0 +1,61 @@
+"""The rows that a layer takes at a time: asked for, or what suits a chip."""
+
+import dataclasses
+
+import pytest
+
+from clip_jax import config as config_lib
+from clip_jax.config import ROOT
+from clip_jax.distributed.hardware import chip_named
+from clip_jax.errors import UserError
+from clip_jax.models.zoo import find
+from clip_jax.training.layer_chunking import picked
+
+AUTO = dict(image=-1, text=-1)
+
+
+@pytest.mark.parametrize(
+    ("model", "chip", "rows", "expected"),
+    [
+        ("ViT-B/16", "v5e", 128, (16, 64)),
+        ("ViT-L/14", "v5e", 128, (8, 32)),
+        ("ViT-B/16", "v5p", 512, (64, 128)),
+        ("ViT-L/14", "v5p", 512, (32, 128)),
+        ("ViT-B/32", "v5e", 128, (0, 64)),  # sequences too short to gain
+        ("ViT-B/16", "v5e", 8, (0, 0)),  # all rows are no more than a chunk
+        ("ViT-B/16", "v5e", 34, (2, 0)),  # a chunk divides the rows
+        ("ViT-B/16", "A100-80GB", 128, (0, 0)),  # never tried
+        ("RN50", "v5e", 128, (0, 64)),  # convolutions go whole
+        ("align-base", "v5e", 64, (0, 32)),
+    ],
+)
+def test_what_suits_a_chip(model, chip, rows, expected):
+    assert picked(AUTO, find(model), chip_named(chip), rows, "full") == expected
+
+
+def test_fewer_tokens_make_larger_chunks():
+    model = find("ViT-B/16")
+    half = dataclasses.replace(model.vision, patch_dropout=0.5)
+    model = dataclasses.replace(model, vision=half)
+    assert picked(AUTO, model, chip_named("v5e"), 128, "full") == (32, 64)
+
+
+def test_what_is_asked_for_is_taken():
+    model, chip = find("ViT-B/16"), chip_named("v5e")
+    assert picked(dict(image=7, text=0), model, chip, 128, "full") == (7, 0)
+    assert picked(AUTO, model, chip, 128, "none") == (0, 0)
+    assert picked(AUTO, model, None, 128, "full") == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("chunk.image=-2", "config.chunk.image=-2 must be at least -1"),
+        ("chunk.text=4", "config.chunk.text=4 needs config.remat=full, not 'none'"),
+    ],
+)
+def test_chunks_that_cannot_be(override, said):
+    file = str(ROOT / "configs" / "vit_b16.py")
+    config, _ = config_lib.load(file, ["remat=none", override])
+    with pytest.raises(UserError, match=said):
+        config_lib.check(config, 8)
