@@ -75,8 +75,7 @@ def parser() -> argparse.ArgumentParser:
         "--batches", default="ours", choices=["ours", "own"], help="`own` mode: both read the "
         "batches of clip_jax's pipeline, or open_clip reads rows of its own order and crops",
     )  # fmt: skip
-    data.add_argument("--crop-ratio", default=(1.0, 1.0), type=_pair, metavar="LEAST,GREATEST",
-                      help="width/height of clip_jax's crops; open_clip's: .75,1.3333")  # fmt: skip
+    data.add_argument("--crop", default="fit", choices=images.CROPS, help="of clip_jax's pipeline")
     model = p.add_argument_group("model")
     model.add_argument("--towers", nargs="+", choices=["vit", "rn"], help="default: same: both; "
                        "own: vit")  # fmt: skip
@@ -118,11 +117,6 @@ def _numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
-def _pair(text: str) -> tuple[float, float]:
-    least, greatest = _numbers(text)
-    return least, greatest
-
-
 def hyperparameters(
     args: argparse.Namespace, model: CLIPConfig, learning_rate: float
 ) -> parity.Hyperparameters:
@@ -155,7 +149,7 @@ class Data:
             "{name}, {keywords}" if args.data.startswith("embedded:emoji") else "{caption}"
         )
         self.tokenizer = tokenizers.load("clip", args.context_length)
-        augment = images.Augment(crop_ratio=args.crop_ratio)
+        augment = images.Augment.from_dict({"crop": args.crop})
         decode = images.Decoder(cache_mib=1024)
         self.prepare = pipeline.Prepare(
             self.tokenizer, args.image_size, (self.caption,), augment, decode
@@ -273,7 +267,7 @@ def run_own(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace, name: str, hyper: parity.Hyperparameters) -> dict[str, Any]:
     """All that a run's figures depend on beside side and seed."""
-    keys = (*_SIZES, "data", "test", "caption", "label", "prompt", "batches", "crop_ratio")
+    keys = (*_SIZES, "data", "test", "caption", "label", "prompt", "batches", "crop")
     return {"model": name, **dataclasses.asdict(hyper), **{key: vars(args)[key] for key in keys}}
 
 
