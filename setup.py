@@ -1,14 +1,17 @@
 """clip_jax: contrastive language–image pre-training in JAX."""
 
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+
 setup(
     name="clip_jax",
-    version="0.1.0",
+    version=runpy.run_path(str(HERE / "clip_jax" / "version.py"))["__version__"],
     description="Trains, evaluates and serves CLIP models in JAX: TPU pods, GPUs and laptops",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -17,6 +20,7 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=["clip_jax", "clip_jax.*"]),
     package_data={
+        "clip_jax": ["py.typed"],
         "clip_jax.tokenizers": ["*.gz"],
         "clip_jax.data": ["emoji/*"],
         "clip_jax.evaluation": ["*.json"],
@@ -24,6 +28,19 @@ setup(
         "clip_jax.evaluation.report": ["page.css", "page.js"],
         "clip_jax.evaluation.sets": ["data/*"],
     },
+    entry_points={"console_scripts": ["clip-jax = clip_jax.__main__:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     install_requires=[
         "absl-py",
         "jax>=0.10.2",

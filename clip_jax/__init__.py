@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from clip_jax import plan
+from clip_jax.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
     from clip_jax.inference.pretrained import ZeroShotClassifier
     from clip_jax.models.clip import CLIP
 
-__version__ = "0.1.0"
-__all__ = ["available_models", "load", "pipeline", "plan", "tokenize"]
+__all__ = ["__version__", "available_models", "load", "pipeline", "plan", "tokenize"]
 
 
 def available_models() -> list[str]:

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from clip_jax import __version__
 from clip_jax.cli.allocator import tune_allocator
 from clip_jax.cli.common import report
 from clip_jax.errors import UserError
+from clip_jax.version import __version__
 
 # The module whose `run` is the command, and one line of help. Nothing is imported until used.
 COMMANDS = {

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
-from clip_jax import __version__
 from clip_jax.evaluation.report import (
     classes,
     history,
@@ -20,6 +19,7 @@ from clip_jax.evaluation.report import (
 )
 from clip_jax.evaluation.report.album import Album
 from clip_jax.evaluation.report.markup import Markup, cut, join, tag
+from clip_jax.version import __version__
 
 LIMIT = 3_000_000  # bytes of the page
 _TEXT = 1_600_000  # of them at most for what is no picture
