@@ -9,7 +9,8 @@
 `same`: both start from the same weights (ours, exported as `python -m clip_jax convert` does)
 and read the same batches in fp32. The losses must agree to `--bar` at every step, or the exit code
 is 1. Models: a vision Transformer and CLIP's ResNet, each with the softmax and the sigmoid loss.
-`--control` adds open_clip in float64: how far rounding alone takes two runs apart.
+`--control` adds open_clip in float64, which shows what rounding alone does to a run; agreeing with
+one of the two is enough then, for in fp32 open_clip's own ResNet may leave its float64 by more.
 
 `own`: each starts from its own initial values, by seed. Printed for each learning rate: test loss
 in batches of 128, recall both ways, zero-shot accuracy where pictures have labels, and the logit
@@ -201,20 +202,22 @@ def run_same(args: argparse.Namespace) -> int:
             f"\n{name}: {abstract_model(model)}\n{'step':>5}"
             + "".join(f"{side:>12}" for side in sides)
         )
-        largest = dict.fromkeys(sides, 0.0)
+        kept: list[list[float]] = []
         for step, batch in zip(range(args.steps), data.ours(0), strict=False):
-            losses = {side: made.step(batch) for side, made in sides.items()}
-            for side, loss in losses.items():
-                # not max(): a loss that is not a number must not pass
-                difference = abs(loss - losses["open_clip"])
-                largest[side] = difference if not difference <= largest[side] else largest[side]
-            print(f"{step:>5}" + "".join(f"{loss:>12.6f}" for loss in losses.values()), flush=True)
-        worst[name] = largest
-    print(f"\nlargest difference from open_clip's loss in {args.steps} steps (bar {args.bar:g})")
-    for name, largest in worst.items():
-        control = f"   open_clip in float64: {largest['float64']:.1e}" if args.control else ""
-        print(f"{name:<14} {largest['clip_jax']:.1e}{control}")
-    return 0 if all(largest["clip_jax"] <= args.bar for largest in worst.values()) else 1
+            kept.append([made.step(batch) for made in sides.values()])
+            print(f"{step:>5}" + "".join(f"{loss:>12.6f}" for loss in kept[-1]), flush=True)
+        losses = dict(zip(sides, np.array(kept).T, strict=True))
+        worst[name] = {
+            (a, b): float(np.abs(losses[a] - losses[b]).max())
+            for a, b in itertools.combinations(losses, 2)
+        }
+    print(f"\nlargest differences of losses in {args.steps} steps (bar {args.bar:g})")
+    agree = True
+    for name, apart in worst.items():
+        print(f"{name:<14}" + "".join(f"{a} and {b} {x:.1e}   " for (a, b), x in apart.items()))
+        # a loss that is not a number is in no comparison
+        agree &= any(x <= args.bar for (a, _), x in apart.items() if a == "clip_jax")
+    return 0 if agree else 1
 
 
 def train(
