@@ -26,15 +26,16 @@ def test_alone_nothing_is_started_or_changed():
 # What each of two processes with two devices checks; process 0 ends with a word on stdout.
 PEER = """
 import sys, time
-from clip_jax import clusters, hosts, main
+from clip_jax import main
+from clip_jax.distributed import cluster_env, multihost
 args = main.parser().parse_args(sys.argv[1:])
-place = clusters.find(args.coordinator, args.processes, args.process, {})
-with hosts.joined(place, 60, 60):
+place = cluster_env.find(args.coordinator, args.processes, args.process, {})
+with multihost.joined(place, 60, 60):
     import jax, numpy as np
     from jax.experimental import multihost_utils
-    from clip_jax import partition, rows
+    from clip_jax.distributed import global_batch, sharding
     i = jax.process_index()
-    assert hosts.many() and hosts.is_first() == (i == 0) and jax.device_count() == 4
+    assert multihost.many() and multihost.is_first() == (i == 0) and jax.device_count() == 4
     a, b, c, d = jax.devices()
     meshes = [
         ({"data": 4}, [a, b, c, d], [[0, 1, 2, 3], [4, 5, 6, 7]]),
@@ -46,20 +47,20 @@ with hosts.joined(place, 60, 60):
     ]
     whole = {"image": np.arange(48, dtype=np.uint8).reshape(8, 2, 3), "tokens": np.arange(8)}
     for shape, devices, expected in meshes:
-        mesh = partition.make_mesh(shape, devices)
-        own = rows.process_rows(mesh, 8)
+        mesh = sharding.make_mesh(shape, devices)
+        own = global_batch.process_rows(mesh, 8)
         assert own.tolist() == list(expected[i]), (shape, i, own)
-        batch = rows.global_batch({k: v[own] for k, v in whole.items()}, mesh)
+        batch = global_batch.global_batch({k: v[own] for k, v in whole.items()}, mesh)
         for name, array in batch.items():
-            assert array.sharding == partition.batch_sharding(mesh)
+            assert array.sharding == sharding.batch_sharding(mesh)
             found = multihost_utils.process_allgather(array, tiled=True)
             np.testing.assert_array_equal(found, whole[name])
-    assert hosts.from_first(lambda: {"who": i}) == {"who": 0}
-    assert hosts.from_first(lambda: [i]) == [0]
-    latest = hosts.AnyOf(mesh)
+    assert multihost.from_first(lambda: {"who": i}) == {"who": 0}
+    assert multihost.from_first(lambda: [i]) == [0]
+    latest = multihost.AnyOf(mesh)
     assert [int(latest(n)) for n in (0, 15 * i, 2 - i)] == [0, 15, 2]
 print("checked")
-hosts.leave(0)
+multihost.leave(0)
 """
 
 

@@ -32,7 +32,7 @@ from clip_jax.weights import arrays, library
 from clip_jax.weights.tensors import open_tensors
 from support import encoded, picture, says, write_tar
 
-GOLDEN = Path(__file__).parent / "golden" / "models"
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 PAIRS = [
     ("hugging_face_clip", "open_clip"),
     ("hugging_face_clip", "hugging_face"),

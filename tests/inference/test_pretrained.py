@@ -25,7 +25,7 @@ from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, TextConfig, VisionCon
 from clip_jax.weights import library
 from support import picture, says
 
-GOLDEN = Path(__file__).parent / "golden" / "models"
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 SMALL = dict(width=16, layers=1, heads=2)
 CONFIG = CLIPConfig(
     12,

@@ -76,7 +76,7 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_embedded_names_stay_inside_the_package() -> None:
-    inside = Path(paths.__file__).parent
+    inside = Path(paths.__file__).parents[1] / "data"
     assert Path(paths.resolve("embedded:emoji/labels.json")) == inside / "emoji" / "labels.json"
     for outside in ("embedded:../config.py", "embedded:/etc/passwd", "embedded:a/../../../x"):
         with pytest.raises(UserError) as error:

@@ -346,17 +346,17 @@ def read_in_child(url: str) -> bool:
 
 FORK = """
 import os, sys
-from clip_jax.data import storage
+from clip_jax.io import remote
 url = sys.argv[1]
-before = storage.read(url, 100, 50)
-lock = storage._fsspec().asyn.get_lock()
+before = remote.read(url, 100, 50)
+lock = remote._fsspec().asyn.get_lock()
 lock.acquire()  # as another thread may at that moment
 child = os.fork()
 if not child:
-    os._exit(0 if storage.read(url, 100, 50) == before else 1)
+    os._exit(0 if remote.read(url, 100, 50) == before else 1)
 lock.release()
 assert os.waitpid(child, 0)[1] == 0
-assert storage.read(url, 100, 50) == before
+assert remote.read(url, 100, 50) == before
 """
 
 

@@ -120,8 +120,8 @@ def test_a_step_for_cpus_has_no_time_but_all_keys(path, tmp_path, capsys, monkey
 
 def test_the_plan_lowers_the_step_that_trains(config):
     """The program that `Trainer` compiles, letter for letter."""
-    mesh = cost.partition.make_mesh(config.mesh.to_dict())
-    architecture, objective = cost.recipe.checked(config, jax.device_count())
+    mesh = cost.sharding.make_mesh(config.mesh.to_dict())
+    architecture, objective = cost.setup.checked(config, jax.device_count())
     run = loop.Run(config, architecture, objective, None, None, None, None)
     trained = loop.Trainer(run).lower(8).as_text()
     assert mesh.size == jax.device_count() == 8
