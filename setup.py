@@ -26,7 +26,7 @@ setup(
         "clip_jax.evaluation": ["*.json"],
         "clip_jax.evaluation.labels": ["*.json"],
         "clip_jax.evaluation.report": ["page.css", "page.js"],
-        "clip_jax.evaluation.sets": ["data/*"],
+        "clip_jax.evaluation.datasets": ["data/*"],
     },
     entry_points={"console_scripts": ["clip-jax = clip_jax.__main__:main"]},
     classifiers=[

@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from clip_jax.data import captions, images, pipeline
-from clip_jax.data.pairs import Pair, PairError
+from clip_jax.data.example import Pair, PairError
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source, read_pair
 from clip_jax.errors import UserError

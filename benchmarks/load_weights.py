@@ -37,12 +37,12 @@ def write(name: str, folder: Path, library: Library) -> Path:
     """A random model in a library's files; returns that of its weights, which has been read."""
     import jax
 
-    from clip_jax.models import zoo
+    from clip_jax.models import architectures
     from clip_jax.models.clip import abstract_model, variables
     from clip_jax.weights import library as libraries
 
     rng = np.random.default_rng(0)
-    config = zoo.find(name)
+    config = architectures.find(name)
     shapes = variables(abstract_model(config))
     held = jax.tree.map(lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), shapes)
     file = libraries.write(folder, held, config, library)

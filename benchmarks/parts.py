@@ -65,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from clip_jax import config
-    from clip_jax.models.zoo import DTYPES
+    from clip_jax.models.architectures import DTYPES
     from clip_jax.training import loop
 
     run = loop.prepare(config.load(args.config)[0], training=True)

@@ -36,7 +36,7 @@ from typing import Any
 import peers
 
 from clip_jax import main as command
-from clip_jax.models.zoo import DTYPES
+from clip_jax.models.architectures import DTYPES
 
 MODEL = "ViT-B/32"
 ADAM = {"b1": 0.9, "b2": 0.98, "eps": 1e-6, "weight_decay": 0.2, "clip_norm": 0.0}
@@ -85,8 +85,8 @@ def ours(setting: Setting) -> Callable[[], float]:
     from clip_jax.distributed import sharding
     from clip_jax.distributed.global_batch import global_batch
     from clip_jax.losses.objectives import Contrastive
+    from clip_jax.models.architectures import ARCHITECTURES
     from clip_jax.models.clip import abstract_model
-    from clip_jax.models.zoo import ARCHITECTURES
     from clip_jax.tokenizers import packing
     from clip_jax.training import train_step as step
 

@@ -19,7 +19,7 @@ __all__ = ["__version__", "available_models", "load", "pipeline", "plan", "token
 
 def available_models() -> list[str]:
     """The names of the architectures that this version knows."""
-    from clip_jax.models.zoo import ARCHITECTURES
+    from clip_jax.models.architectures import ARCHITECTURES
 
     return list(ARCHITECTURES)
 

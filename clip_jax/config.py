@@ -15,9 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from clip_jax.data import captions, entries, images
+from clip_jax.data import captions, images, mixture_config
 from clip_jax.errors import UserError, counted, redacted
-from clip_jax.models.zoo import DTYPES
+from clip_jax.models.architectures import DTYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -279,7 +279,7 @@ def check(config: ConfigDict, devices: int | None = None) -> None:
                 "backwards every chunk is computed again"
             )
     images.Augment.from_dict(config.data.augment.to_dict())
-    entries.of(config.data.to_dict())
+    mixture_config.of(config.data.to_dict())
     _check_templates(config)
     if devices is None:
         return

@@ -5,7 +5,7 @@ Not a run by itself: use another file of this folder.
 
 from ml_collections import ConfigDict
 
-from clip_jax.models import zoo
+from clip_jax.models import architectures
 
 
 def get_config(model: str = "ViT-B/32") -> ConfigDict:
@@ -15,7 +15,7 @@ def get_config(model: str = "ViT-B/32") -> ConfigDict:
     c.batch_size = 32_768  # pairs, over all devices
     c.accumulate = 1  # parts that a batch goes through the towers in; every negative counts
     c.steps = 390_625  # 32 epochs of 400 M pairs
-    c.model = ConfigDict(zoo.architecture(model))
+    c.model = ConfigDict(architectures.architecture(model))
     c.weights = ConfigDict()  # what a fresh run starts from, instead of random numbers
     # a run's folder, or a file or folder of OpenAI's, open_clip's or transformers'
     c.weights.path = ""

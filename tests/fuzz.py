@@ -28,7 +28,7 @@ from PIL import Image
 
 import damage
 from clip_jax.data import images
-from clip_jax.data.pairs import REASONS, PairError
+from clip_jax.data.example import REASONS, PairError
 from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError
 from support import encoded, picture, says, write_tar

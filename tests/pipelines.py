@@ -36,7 +36,7 @@ import runs
 from clip_jax import config as config_lib
 from clip_jax.cli import inspect
 from clip_jax.data import mixture
-from clip_jax.data.pairs import REASONS
+from clip_jax.data.example import REASONS
 from clip_jax.errors import UserError
 from clip_jax.training import loop
 from support import encoded, picture, write_tar

@@ -7,7 +7,7 @@ import pytest
 
 import runs
 from clip_jax import main
-from clip_jax.evaluation.sets import opened
+from clip_jax.evaluation.datasets import dataset_loader
 from clip_jax.training import checkpointing
 from support import encoded, picture, refused, write_tar
 
@@ -79,5 +79,7 @@ def test_a_set_of_captions_without_labels_is_one_of_retrieval(ending, text, metr
     for i in range(3):
         members += [(f"{i}.png", encoded(picture(i))), (f"{i}.{ending}", text)]
     tar = write_tar(tmp_path / "a.tar", members)
-    found = opened.open_set("mine", {"data": str(tar)}, "", templates=("{}",), caption="{caption}")
+    found = dataset_loader.open_set(
+        "mine", {"data": str(tar)}, "", templates=("{}",), caption="{caption}"
+    )
     assert found.metric == metric

@@ -10,7 +10,7 @@ import runs
 from clip_jax import config as config_lib
 from clip_jax import tokenizers
 from clip_jax.data import images, mixture, pipeline
-from clip_jax.data.pairs import REASONS
+from clip_jax.data.example import REASONS
 from support import encoded, picture, says, write_tar
 
 PAIRS, STEPS = 20, 12

@@ -16,8 +16,7 @@ import clip_jax
 import runs
 from clip_jax import main
 from clip_jax.errors import UserError
-from clip_jax.models.clip import CLIP, variables
-from clip_jax.models.zoo import (
+from clip_jax.models.architectures import (
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,
@@ -25,6 +24,7 @@ from clip_jax.models.zoo import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.clip import CLIP, variables
 from clip_jax.weights import library
 from support import encoded, picture, says, write_tar
 

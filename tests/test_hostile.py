@@ -12,7 +12,7 @@ import runs
 from clip_jax import config as config_lib
 from clip_jax import tokenizers
 from clip_jax.data import images, pipeline
-from clip_jax.data.pairs import MAX_TEXT, REASONS, PairError
+from clip_jax.data.example import MAX_TEXT, REASONS, PairError
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
 from support import encoded, picture, says

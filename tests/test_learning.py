@@ -14,10 +14,10 @@ import released
 from benchmarks import learning_data, parity
 from clip_jax import optim
 from clip_jax.data.captions import Alternatives
-from clip_jax.data.pairs import Pair
+from clip_jax.data.example import Pair
 from clip_jax.losses import contrastive
+from clip_jax.models.architectures import find
 from clip_jax.models.clip import abstract_model, variables
-from clip_jax.models.zoo import find
 from clip_jax.weights import arrays
 from clip_jax.weights.param_mapping import leaves
 from support import Letters, encoded, picture

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.cli.common import LinesParser
-from clip_jax.data.pairs import IMAGES
+from clip_jax.data.example import IMAGES
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError, counted
 from clip_jax.io import remote
 from clip_jax.io.files import read_small

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from clip_jax import config as config_lib
 from clip_jax import tokenizers
 from clip_jax.cli.common import LinesParser, split_overrides
-from clip_jax.data import captions, images, lettering, mixture, pipeline, selection
+from clip_jax.data import captions, filters, images, lettering, mixture, pipeline
+from clip_jax.data.example import PairError, only_pair_errors
 from clip_jax.data.opening import REASONS, quoted
-from clip_jax.data.pairs import PairError, only_pair_errors
 from clip_jax.data.sources import read_pair
 from clip_jax.distributed import hardware
 from clip_jax.errors import UserError, counted
@@ -187,7 +187,7 @@ def _sources(data: mixture.Mixture) -> list[dict[str, Any]]:
     for part in data.parts:
         source = {"name": part.name, "pairs": len(part.source), "rows": part.rows}
         source["opening"] = part.source.opening_report().to_dict()
-        if isinstance(part.source, selection.Selected):
+        if isinstance(part.source, filters.Selected):
             source["left_out"] = part.source.left_out
         found.append(source)
     return found

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from clip_jax.data.disguises import disguise
+from clip_jax.data.example import IMAGES
 from clip_jax.data.opening import quoted
-from clip_jax.data.pairs import IMAGES
 from clip_jax.errors import UserError
 from clip_jax.io import paths, remote
 

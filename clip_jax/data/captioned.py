@@ -13,9 +13,9 @@ from typing import Any
 
 from clip_jax.data import caption_tables, layouts, matching
 from clip_jax.data.captions import Alternatives
+from clip_jax.data.example import MAX_MEMBER, Pair, read_bytes, says_nothing
 from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.packed import Packed
-from clip_jax.data.pairs import MAX_MEMBER, Pair, read_bytes, says_nothing
 from clip_jax.data.walk import Listing, walk
 from clip_jax.errors import UserError
 from clip_jax.io import remote

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_jax.data.pairs import PairError
+from clip_jax.data.example import PairError
 from clip_jax.errors import UserError
 
 _WAYS = ("", "one", "each", "all")  # to make text of a list

@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from clip_jax.data import index
+from clip_jax.data import tar_index
 from clip_jax.data.opening import OpeningReport, Tally
 from clip_jax.errors import UserError
 from clip_jax.io import remote
@@ -56,7 +56,7 @@ class Catalogue(NamedTuple):
 
     def name(self, i: int) -> str:
         """The name of the i-th picture."""
-        return index.name_at(self.names, self.ends, i)
+        return tar_index.name_at(self.names, self.ends, i)
 
 
 def _load(folder: Path, tars: int) -> Catalogue | None:
@@ -93,7 +93,7 @@ def _write(
     tally = Tally()
     into["starts"].write(bytes(8))
     with ThreadPoolExecutor(_READERS) as pool:
-        indices = pool.map(lambda tar: index.of(tar[0], place, tar[1], image), tars)
+        indices = pool.map(lambda tar: tar_index.of(tar[0], place, tar[1], image), tars)
         for i, found in enumerate(indices):
             spans = found.spans + np.array([0, 0, 0, counts["texts"]])
             into["spans"].write(spans.tobytes())
@@ -157,7 +157,7 @@ def of(
     name = remote.identity(paths, states)
     tars = list(zip(paths, states, strict=True))
     local = "" if remote.is_remote(place) else place
-    folder = Path(index.home(local)) / f"{name}{index.chosen(image)}-{_VERSION}"
+    folder = Path(tar_index.home(local)) / f"{name}{tar_index.chosen(image)}-{_VERSION}"
     if kept := _load(folder, len(paths)):
         return kept
     if place:
@@ -175,7 +175,7 @@ def _with_others(tars: Sequence[Tar], place: str, image: str) -> None:
     """
     order = random.Random().sample(range(len(tars)), len(tars))
     with ThreadPoolExecutor(_READERS) as pool:
-        for _ in pool.map(lambda i: index.of(tars[i][0], place, tars[i][1], image).end, order):
+        for _ in pool.map(lambda i: tar_index.of(tars[i][0], place, tars[i][1], image).end, order):
             pass
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.data.example import PairError
 from clip_jax.data.mixture import Mixture
-from clip_jax.data.pairs import PairError
 from clip_jax.data.sources import Source, layout, read_pair
 from clip_jax.tokenizers import Tokenizer
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clip_jax.data import layouts, matching
+from clip_jax.data.example import IMAGES, MAX_MEMBER, MAX_TEXT, Pair, parse_texts, read_bytes
 from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.packed import Packed
-from clip_jax.data.pairs import IMAGES, MAX_MEMBER, MAX_TEXT, Pair, parse_texts, read_bytes
 from clip_jax.data.walk import Listing, walk
 from clip_jax.errors import UserError
 from clip_jax.io import remote

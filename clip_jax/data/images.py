@@ -21,9 +21,9 @@ try:
 except ImportError:  # no wheel for Linux on ARM
     resizer = None
 
-from clip_jax.data import bombs, jpeg
-from clip_jax.data.bombs import MAX_PIXELS
-from clip_jax.data.pairs import MAX_MEMBER, PairError, read_bytes
+from clip_jax.data import image_limits, jpeg
+from clip_jax.data.example import MAX_MEMBER, PairError, read_bytes
+from clip_jax.data.image_limits import MAX_PIXELS
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 from clip_jax.io.paths import resolve
@@ -57,8 +57,8 @@ for _library in Path(Image.__file__).parent.with_name("pillow.libs").glob("libti
 
 def opened(data: bytes) -> Image.Image:
     """A picture whose header is read and nothing more; fails with errors of every kind."""
-    bombs.check_parts(data)
-    return Image.open(bombs.File(data), formats=FORMATS)
+    image_limits.check_parts(data)
+    return Image.open(image_limits.File(data), formats=FORMATS)
 
 
 def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
@@ -73,11 +73,11 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
 
     Raises:
       PairError: the bytes are no picture, are cut short, would decode to over 89 megapixels, or
-        would take minutes (see `bombs`).
+        would take minutes (see `image_limits`).
     """
     try:
         with opened(data) as image:
-            bombs.check(image, data)
+            image_limits.check(image, data)
             huge = image.width * image.height > _HUGE
             if at_least and image.draft(None, (at_least, at_least)):
                 huge &= "progressive" in image.info

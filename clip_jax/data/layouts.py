@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
+from clip_jax.data.example import IMAGES
 from clip_jax.data.matching import kind
-from clip_jax.data.pairs import IMAGES
 from clip_jax.data.walk import Listing
 from clip_jax.io import remote
 from clip_jax.io.paths import RECORDS, TABLES

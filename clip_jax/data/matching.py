@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from clip_jax.data.pairs import IMAGES, TEXTS
+from clip_jax.data.example import IMAGES, TEXTS
 
 RULES = 2  # their version: part of the fingerprints of what they paired
 # What follows the stem of a picture that shows something about another picture.

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import grain
 
-from clip_jax.data import captions, entries
-from clip_jax.data.pairs import PairError, only_pair_errors
-from clip_jax.data.selection import Selected
+from clip_jax.data import captions, mixture_config
+from clip_jax.data.example import PairError, only_pair_errors
+from clip_jax.data.filters import Selected
 from clip_jax.data.sources import Source, open_source, read_pair
 from clip_jax.errors import UserError
 from clip_jax.io import remote
@@ -127,7 +127,7 @@ def opened(
             "tfds:NAME:SPLIT, or config.data.mix to several of them"
         )
     parts = []
-    found = entries.of(data)
+    found = mixture_config.of(data)
     for name, entry in found.items():
         kept, most = data.get("index", ""), data.get("max_bad_fraction", 0.01)
         source = open_source(
@@ -155,7 +155,7 @@ def opened(
     return Mixture([dataclasses.replace(p, rows=n) for p, n in zip(parts, rows, strict=True)])
 
 
-def _rows(found: Sequence[entries.Entry], lengths: Sequence[int]) -> list[int]:
+def _rows(found: Sequence[mixture_config.Entry], lengths: Sequence[int]) -> list[int]:
     """Of each source in an epoch."""
     if found[0].weight is not None:
         rows = shared(sum(lengths), [entry.weight or 0 for entry in found])

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clip_jax.data.example import MAX_MEMBER
 from clip_jax.data.images import decode, eight_bits, read, to_rgb
-from clip_jax.data.pairs import MAX_MEMBER
 from clip_jax.errors import UserError
 
 _CHANNELS = (1, 3, 4)

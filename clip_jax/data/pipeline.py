@@ -11,8 +11,8 @@ import numpy as np
 from absl import flags
 
 from clip_jax.data import captions, images
+from clip_jax.data.example import REASONS, Pair, PairError, described, only_pair_errors
 from clip_jax.data.mixture import Mixture
-from clip_jax.data.pairs import REASONS, Pair, PairError, described, only_pair_errors
 from clip_jax.data.sources import Source, read_pair
 from clip_jax.data.workers import died, end_with_parent
 from clip_jax.errors import UserError

@@ -11,9 +11,9 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from clip_jax.data.example import MAX_MEMBER, Pair, PairError
 from clip_jax.data.held import Held
 from clip_jax.data.opening import OpeningReport, all_used
-from clip_jax.data.pairs import MAX_MEMBER, Pair, PairError
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 from clip_jax.io.paths import expand

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from clip_jax.data import captioned, layouts
+from clip_jax.data.example import Pair, only_pair_errors
 from clip_jax.data.folders import FolderSource
 from clip_jax.data.opening import OpeningReport
-from clip_jax.data.pairs import Pair, only_pair_errors
 from clip_jax.data.table_options import TableOptions
 from clip_jax.data.tars import TarSource
 from clip_jax.data.walk import walk

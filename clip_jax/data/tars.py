@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data import catalogue
-from clip_jax.data.headers import BLOCK, FAULTS, DamageError, is_header, number
+from clip_jax.data.example import TEXTS, Pair, PairError, parse_texts
 from clip_jax.data.held import Held
 from clip_jax.data.matching import RULES
 from clip_jax.data.opening import OpeningReport
-from clip_jax.data.pairs import TEXTS, Pair, PairError, parse_texts
+from clip_jax.data.tar_reader import BLOCK, FAULTS, DamageError, is_header, number
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 from clip_jax.io.paths import expand

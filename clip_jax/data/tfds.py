@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clip_jax.data.example import Pair, PairError
 from clip_jax.data.opening import OpeningReport, all_used
-from clip_jax.data.pairs import Pair, PairError
 from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError, is_disk_full
 from clip_jax.io.paths import resolve

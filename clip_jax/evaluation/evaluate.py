@@ -26,9 +26,9 @@ from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.features import Encoder
 from clip_jax.evaluation.suite import Suite, table
 from clip_jax.inference import pretrained
-from clip_jax.models import zoo
+from clip_jax.models import architectures
+from clip_jax.models.architectures import CLIPConfig
 from clip_jax.models.clip import Variables, abstract_model, parameter_count, variables
-from clip_jax.models.zoo import CLIPConfig
 from clip_jax.training import checkpointing as checkpoints
 from clip_jax.training import metric_writers, setup
 from clip_jax.weights import library
@@ -62,7 +62,7 @@ class Subject:
     @property
     def name(self) -> str:
         """The architecture's name, or the run's."""
-        return zoo.name_of(self.config, any_activation=True) or Path(self.path).name
+        return architectures.name_of(self.config, any_activation=True) or Path(self.path).name
 
 
 def find(c: ConfigDict, checkpoint: str, workdir: str) -> Subject:
@@ -109,7 +109,7 @@ def _run(c: ConfigDict, path: Path, workdir: str) -> Subject:
 
 def _weights(c: ConfigDict, path: Path, workdir: str) -> Subject:
     model = CLIPConfig.from_dict(c.model.to_dict())
-    name = zoo.name_of(model, any_activation=True) if path.is_file() else None
+    name = architectures.name_of(model, any_activation=True) if path.is_file() else None
     found = library.find(path, name, library.config_activation(model, name))
     if not workdir:
         raise UserError(f"{path} is no run: --workdir=FOLDER says where its report goes")
@@ -185,7 +185,7 @@ def evaluate(
     tokenizer = tokenizers.load(subject.tokenizer, subject.config.text.context_length)
     setup.check_tokenizer(subject.tokenizer, tokenizer, subject.config.text)
     pictures: list[Source] = []
-    judges = Suite(
+    evaluation = Suite(
         c.evaluate.to_dict(),
         tokenizer,
         subject.preprocess,
@@ -193,20 +193,20 @@ def evaluate(
         sets=sets,
         training=lambda: pictures,
     )
-    if not judges:
+    if not evaluation:
         raise UserError(
             "there is nothing to evaluate on: --sets=cifar10,mine=/data/mine or "
             "config.evaluate.sets names test sets"
         )
-    if "overlap" in judges.wanted:
+    if "overlap" in evaluation.wanted:
         pictures.extend(_training_pictures(c))
-    said = [subject.note, *(one["why"] for one in judges.missing)]
+    said = [subject.note, *(one["why"] for one in evaluation.missing)]
     for line in dict.fromkeys(filter(None, said)):
         _say(line)
     mesh = sharding.make_mesh(c.mesh.to_dict())
     encoder, scale, parameters = encoder_of(subject, tokenizer, mesh, c.evaluate.batch_size)
     kept = subject.folder / "evaluation"
-    results, thumbnails = judges.judged(encoder, scale, kept, whole=True, say=_say)
+    results, thumbnails = evaluation.evaluate(encoder, scale, kept, whole=True, say=_say)
     if not multihost.is_first():
         return
     results["model"] = results_lib.model_facts(

@@ -141,7 +141,7 @@ def threshold_for(test: Views, rate: float = 0.001) -> float:
     return float(np.clip(np.quantile(others, 1 - rate, method="higher"), LOWEST, HIGHEST))
 
 
-def judged(
+def assess(
     right: Bool[np.ndarray, " n"], similarity: Float[np.ndarray, " n"], threshold: float
 ) -> dict[str, Any]:
     """What overlap does to an accuracy, as in the paper: All, Clean and Overlap.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_jax.errors import UserError, is_disk_full
-from clip_jax.models.zoo import CLIPConfig
+from clip_jax.models.architectures import CLIPConfig
 from clip_jax.weights.param_mapping import LIBRARIES, Library
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def _check_written(
     """That the files say what was written, and hold it bit for bit."""
     import numpy as np
 
-    from clip_jax.models.zoo import name_of
+    from clip_jax.models.architectures import name_of
     from clip_jax.weights import arrays, configs, library
 
     found = library.Found(file, to, config, preprocess, None)

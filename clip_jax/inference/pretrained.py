@@ -17,10 +17,10 @@ from clip_jax.distributed.compilation_cache import use_compilation_cache
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError
 from clip_jax.inference.zero_shot import Tokenize, ZeroShotClassifier
 from clip_jax.io import remote
-from clip_jax.models import zoo
+from clip_jax.models import architectures
+from clip_jax.models.architectures import ACTIVATIONS, ARCHITECTURES, DTYPES, CLIPConfig
 from clip_jax.models.clip import CLIP, Variables, abstract_model, variables
 from clip_jax.models.fields import MAX_SIZE
-from clip_jax.models.zoo import ACTIVATIONS, ARCHITECTURES, DTYPES, CLIPConfig
 from clip_jax.tokenizers.packing import check_context_length
 from clip_jax.weights import arrays, library
 from clip_jax.weights.positions import resized
@@ -124,7 +124,7 @@ def load(
     path = _local("model", model)
     name = None if weights is None else str(model)
     if weights is not None:
-        zoo.find(str(model))  # what is wrong with it is said first
+        architectures.find(str(model))  # what is wrong with it is said first
         weights = _local("weights", weights)
         if (weights / "checkpoints").is_dir():
             raise UserError(f"{weights} is a run, which says what it is: load it without a name")
@@ -192,7 +192,7 @@ def _local(key: str, given: Any) -> Path:
 
 def _is_name(name: str) -> bool:
     try:
-        zoo.find(name)
+        architectures.find(name)
     except UserError:
         return False
     return True

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from clip_jax.distributed import sharding
+from clip_jax.models.architectures import BertConfig
 from clip_jax.models.initializers import (
     BERT_BLOCK,
     BERT_LINEAR,
@@ -17,7 +18,6 @@ from clip_jax.models.initializers import (
 )
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.transformer import Transformer, layer_norm
-from clip_jax.models.zoo import BertConfig
 
 
 class BERT(nnx.Module):

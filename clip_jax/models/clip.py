@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from clip_jax.distributed import sharding
+from clip_jax.models.architectures import BertConfig, CLIPConfig, TextConfig, VisionConfig, name_of
 from clip_jax.models.bert import BERT
 from clip_jax.models.efficientnet import EfficientNet
 from clip_jax.models.pixels import given_pixels
@@ -21,7 +22,6 @@ from clip_jax.models.resnet import ModifiedResNet
 from clip_jax.models.text import TextTransformer
 from clip_jax.models.token_ids import given_tokens
 from clip_jax.models.vit import VisionTransformer
-from clip_jax.models.zoo import BertConfig, CLIPConfig, TextConfig, VisionConfig, name_of
 
 _TOWERS: dict[str, Callable[..., nnx.Module]] = {
     "vit": VisionTransformer,

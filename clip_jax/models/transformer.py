@@ -14,10 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.distributed import sharding
 from clip_jax.errors import UserError
+from clip_jax.models.architectures import BertConfig, TextConfig, VisionConfig
 from clip_jax.models.initializers import XAVIER_UNIFORM, BlockInit
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.stack import check_remat, scan, stack
-from clip_jax.models.zoo import BertConfig, TextConfig, VisionConfig
 
 TowerConfig = VisionConfig | TextConfig | BertConfig
 Mask = Bool[Array, "#batch #heads #queries keys"]

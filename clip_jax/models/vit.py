@@ -9,11 +9,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
 from clip_jax.distributed import sharding
+from clip_jax.models.architectures import VisionConfig
 from clip_jax.models.initializers import LinearInit, vision_init
 from clip_jax.models.linear import activation_dtype, linear
 from clip_jax.models.pixels import normalized
 from clip_jax.models.transformer import ACTIVATIONS, AttentionPool, Transformer, layer_norm
-from clip_jax.models.zoo import VisionConfig
 
 
 def drop_patches(

@@ -24,9 +24,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clip_jax import config, tokenizers
-from clip_jax.data import fingerprint, mixture, pipeline, selection
+from clip_jax.data import filters, fingerprint, mixture, pipeline
+from clip_jax.data.example import REASONS
 from clip_jax.data.mixture import Mixture
-from clip_jax.data.pairs import REASONS
 from clip_jax.data.sources import Source
 from clip_jax.distributed import global_batch as rows_lib
 from clip_jax.distributed import hardware, multihost, sharding
@@ -38,9 +38,9 @@ from clip_jax.inference.saved_models import SavedModel, open_saved_model
 from clip_jax.io import files
 from clip_jax.io.paths import EMBEDDED
 from clip_jax.losses.objectives import Contrastive
-from clip_jax.models import zoo
+from clip_jax.models import architectures
+from clip_jax.models.architectures import CLIPConfig
 from clip_jax.models.clip import Variables, parameter_count
-from clip_jax.models.zoo import CLIPConfig
 from clip_jax.tokenizers import Tokenizer, packing
 from clip_jax.training import checkpointing, flops, metric_writers, setup, workdir_lock
 from clip_jax.training import train_step as step_lib
@@ -103,7 +103,7 @@ def _say_first(line: str) -> None:
 def _weights(c: ConfigDict, model: CLIPConfig) -> SavedModel:
     """The saved model that a fresh run starts from, checked against the one that it is for."""
     # with resize its sizes need not be the file's
-    name = None if c.weights.resize else zoo.name_of(model, any_activation=True)
+    name = None if c.weights.resize else architectures.name_of(model, any_activation=True)
     found = open_saved_model(c.weights.path, name, library.config_activation(model, name))
     how = "--config.weights.resize=True"
     positions.check_fits(found.config, model, c.weights.path, c.weights.resize, how)
@@ -267,7 +267,7 @@ class Trainer(setup.Recipe):
         pad_id = run.tokenizer.pad_id if run.model.text.blind_to_padding else None
         size = run.config.evaluate.batch_size
         encoder = Encoder(self.graph, variables, self.mesh, size, pad_id)
-        return run.suite.judged(encoder, float(nnx.merge(self.graph, *variables).scale))
+        return run.suite.evaluate(encoder, float(nnx.merge(self.graph, *variables).scale))
 
     def report(
         self, results: dict[str, Any], pictures: dict[str, bytes], step: int, seconds: float
@@ -276,7 +276,7 @@ class Trainer(setup.Recipe):
         run = self.run
         write_sheets(results, pictures, run.workdir / "pictures" / f"step_{step}")
         results["model"] = results_lib.model_facts(
-            zoo.name_of(run.model, any_activation=True) or run.workdir.name,
+            architectures.name_of(run.model, any_activation=True) or run.workdir.name,
             str(run.workdir),
             step,
             parameter_count(self.model),
@@ -633,8 +633,8 @@ def _announce_part(loop: Loop, part: mixture.Part) -> None:
         )
     below = f"{part.name}/" if part.name else ""
     left_out = source.opening_report().metrics(f"data/left_out/{below}")
-    if isinstance(source, selection.Selected):
-        loop.progress.say(f"{of}the filter left out {selection.described(source)}")
+    if isinstance(source, filters.Selected):
+        loop.progress.say(f"{of}the filter left out {filters.described(source)}")
         left_out |= {f"data/filtered/{below}{why}": n for why, n in source.left_out.items()}
     if left_out and not loop.first:
         loop.writer.write(0, left_out)

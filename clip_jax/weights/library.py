@@ -13,15 +13,15 @@ from clip_jax.data import preprocess as preprocessing
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.errors import UserError
 from clip_jax.io import files
-from clip_jax.models import zoo
-from clip_jax.models.clip import Variables, abstract_model, variables
-from clip_jax.models.zoo import (
+from clip_jax.models import architectures
+from clip_jax.models.architectures import (
     ARCHITECTURES,
     CLIPConfig,
     EfficientNetConfig,
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.tokenizers import Tokenizer
 from clip_jax.weights import arrays, configs
 from clip_jax.weights.param_mapping import IGNORED, LIBRARIES, OPENAIS_OWN, Library, leaves
@@ -118,9 +118,9 @@ def find(path: str | Path, name: str | None = None, activation: str | None = Non
             guessed = _joined(
                 guessed, f"no config is known of {path}: by its shapes it is taken for {name}"
             )
-        config = zoo.find(name)
+        config = architectures.find(name)
         _check_places(config, library, path, name)
-        activation = activation or zoo.named_activation(name)
+        activation = activation or architectures.named_activation(name)
         if _is_clip(config):
             config = dataclasses.replace(config, activation=activation or config.activation)
             told = activation is not None or OPENAIS_OWN in tensors
@@ -150,7 +150,7 @@ def config_activation(model: CLIPConfig, name: str | None) -> str | None:
 
     None where it is the architecture's own: that is the default, of which nobody has to know.
     """
-    own = name is not None and zoo.find(name).activation == model.activation
+    own = name is not None and architectures.find(name).activation == model.activation
     return None if own else model.activation
 
 
@@ -236,7 +236,7 @@ def _described(path: Path, folder: Path, library: Library, beside: Path, name: s
         config = dataclasses.replace(config, vision=vision)
     config = configs.with_normalization(config, preprocess.mean, preprocess.std)
     if name is not None:
-        known = dataclasses.replace(zoo.find(name), activation=config.activation)
+        known = dataclasses.replace(architectures.find(name), activation=config.activation)
         _check_name(config, known, path, name)
     tokenizer = tokenizers.find(folder)
     return Found(path, library, config, preprocess, tokenizer, guessed)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data import catalogue, index
+from clip_jax.data import catalogue, tar_index
 from clip_jax.data.tars import TarSource
 from clip_jax.io import remote
 from support import TarFactory
@@ -37,7 +37,7 @@ def of(paths: list[str]) -> catalogue.Catalogue:
 
 
 def check(found: catalogue.Catalogue, paths: list[str]) -> None:
-    indices = [index.scan(path) for path in paths]
+    indices = [tar_index.scan(path) for path in paths]
     assert np.array_equal(found.starts, np.cumsum([0, *(len(i.spans) for i in indices)]))
     texts = np.cumsum([0, *(len(i.texts) for i in indices)])
     spans = [i.spans + np.array([0, 0, 0, n]) for i, n in zip(indices, texts, strict=False)]
@@ -53,7 +53,7 @@ def test_it_is_mapped_from_the_cache_and_made_once(
 ) -> None:
     check(of(paths), paths)
     (folder,) = folders(cache)
-    monkeypatch.setattr(index, "of", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(tar_index, "of", lambda *_: pytest.fail("read again"))
     again = of(paths)
     check(again, paths)
     assert all(isinstance(array, np.memmap) for array in again[:5])

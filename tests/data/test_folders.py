@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from clip_jax.data.example import Pair
 from clip_jax.data.folders import MAX_TEXT, FolderSource
 from clip_jax.data.images import decode
-from clip_jax.data.pairs import Pair
 from clip_jax.data.sources import open_source
 from clip_jax.io.paths import expand
 from support import encoded, picture, refused

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image, ImageChops
 
 import damage
-from clip_jax.data import bombs, captions, images
+from clip_jax.data import captions, image_limits, images
+from clip_jax.data.example import MAX_TEXT, PairError, parse_text
 from clip_jax.data.images import decode
-from clip_jax.data.pairs import MAX_TEXT, PairError, parse_text
 from support import encoded, picture, says
 
 # decode turns these off for a program; pytest turns them on again
@@ -152,7 +152,7 @@ def inflating() -> dict[str, bytes]:
 MEASURED = """
 import os, resource
 import damage, test_hostile
-from clip_jax.data import bombs, captions, images
+from clip_jax.data import captions, image_limits, images
 from clip_jax.data.images import decode
 from clip_jax.errors import UserError
 
@@ -228,7 +228,7 @@ def test_large_files_are_read_in_few_parts() -> None:
         ("jpeg", {"quality": 100, "progressive": True}),
     ):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bombs.File, "_left", 3_000)
+            patch.setattr(image_limits.File, "_left", 3_000)
             assert decode(encoded(image, kind, **options), NAME).size == image.size
 
 

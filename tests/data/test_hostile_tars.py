@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import damage
-from clip_jax.data.pairs import Pair, PairError
+from clip_jax.data.example import Pair, PairError
 from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError
 from support import says

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data import index
+from clip_jax.data import tar_index
+from clip_jax.data.example import IMAGES, TEXTS
 from clip_jax.data.folders import FolderSource
 from clip_jax.data.matching import MASKS, match
 from clip_jax.data.opening import REASONS
-from clip_jax.data.pairs import IMAGES, TEXTS
 from support import write_tar
 
 Pairs = dict[str, tuple[str, ...]]
@@ -146,7 +146,7 @@ def test_a_folder_and_a_tar_of_the_same_files_are_the_same_pairs(
             path.write_bytes(b"{}" if name.endswith(".json") else content)
         tar = write_tar(Path(made, "x.tar"), members)
         (Path(made, "folder")).mkdir(exist_ok=True)
-        from_tar = index.scan(str(tar), image)
+        from_tar = tar_index.scan(str(tar), image)
         pairs = {from_tar.name(i) for i in range(len(from_tar.ends))}
         assert from_tar.report.seen == len(names)
         if not pairs:

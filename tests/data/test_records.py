@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_jax.data import records
-from clip_jax.data.pairs import Pair, PairError
+from clip_jax.data.example import Pair, PairError
 from clip_jax.data.records import RecordSource
 from clip_jax.data.sources import open_source
 from support import refused, says
@@ -186,7 +186,7 @@ def test_threads_read_the_right_records_with_few_files_open(
 FUZZ = """
 import random, sys
 from pathlib import Path
-from clip_jax.data.pairs import PairError
+from clip_jax.data.example import PairError
 from clip_jax.data.records import RecordSource
 from clip_jax.errors import UserError
 path, chance, said = Path(sys.argv[1]), random.Random(0), 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_jax.data.pairs import Pair, PairError
+from clip_jax.data.example import Pair, PairError
 from clip_jax.data.sources import read_pair
 
 

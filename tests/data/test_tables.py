@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clip_jax.data import mixture, tables
-from clip_jax.data.pairs import Pair, PairError
+from clip_jax.data.example import Pair, PairError
 from clip_jax.data.sources import open_source
 from clip_jax.data.table_options import TableOptions
 from clip_jax.data.tables import TableSource
@@ -512,7 +512,7 @@ def test_a_pipe_among_the_pictures_holds_nobody_up(folder: Path) -> None:
 FUZZ = """
 import random, resource, sys
 from pathlib import Path
-from clip_jax.data.pairs import PairError
+from clip_jax.data.example import PairError
 from clip_jax.data.tables import TableSource
 from clip_jax.errors import UserError
 file, spec, said = Path(sys.argv[1]), sys.argv[2], 0

@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clip_jax import config
-from clip_jax.data import headers, index, mixture, tars
-from clip_jax.data.headers import FAULTS
-from clip_jax.data.pairs import Pair, PairError
+from clip_jax.data import mixture, tar_index, tar_reader, tars
+from clip_jax.data.example import Pair, PairError
 from clip_jax.data.sources import open_source
+from clip_jax.data.tar_reader import FAULTS
 from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError
 from support import TarFactory, refused, says, write_tar
@@ -172,37 +172,37 @@ def test_a_mask_is_no_picture_unless_it_is_named(tmp_path: Path, cache: Path) ->
 @pytest.mark.parametrize("version", [5, 4, 0])
 def test_an_index_of_older_rules_is_made_anew(tmp_path: Path, cache: Path, version: int) -> None:
     path = write_tar(tmp_path / "x.tar", [("1.jpg", b"x"), ("1.txt", b"x"), ("2.jpg", b"y")])
-    good = index.of(str(path))
+    good = tar_index.of(str(path))
     (kept,) = cache.iterdir()
     line, _, body = kept.read_bytes().partition(b"\n")
     kept.write_bytes(json.dumps({**json.loads(line), "version": version}).encode() + b"\n" + body)
-    assert same(index.of(str(path)), good) and good.report.left_out["no_text"].count == 1
+    assert same(tar_index.of(str(path)), good) and good.report.left_out["no_text"].count == 1
 
 
 def test_the_index_is_kept_and_built_again_when_the_tar_changes(
     tar_factory: TarFactory, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, scans = tar_factory(pairs=2), []
-    scan = index.scan
-    monkeypatch.setattr(index, "scan", lambda p, *more: scans.append(p) or scan(p, *more))
-    first = index.of(str(path))
-    again = index.of(str(path))
+    scan = tar_index.scan
+    monkeypatch.setattr(tar_index, "scan", lambda p, *more: scans.append(p) or scan(p, *more))
+    first = tar_index.of(str(path))
+    again = tar_index.of(str(path))
     assert len(scans) == 1
     assert same(first, again)
     assert [p.suffix for p in cache.iterdir()] == [".index"]
 
     tar_factory(pairs=5)
-    assert len(index.of(str(path)).spans) == 5
+    assert len(tar_index.of(str(path)).spans) == 5
     touched(path)
-    assert len(index.of(str(path)).spans) == 5
+    assert len(tar_index.of(str(path)).spans) == 5
     assert len(scans) == 2, "a tar that was only touched is the same"
     write_tar(path, [(f"{i}.{end}", b"x" * 2000) for i in (1, 2) for end in ("png", "txt")])
     touched(path)
-    assert index.of(str(path)).spans.tolist() == index.scan(str(path)).spans.tolist()
+    assert tar_index.of(str(path)).spans.tolist() == tar_index.scan(str(path)).spans.tolist()
     assert len(cached_indices()) == 1, "and one that is another takes the place of the first"
 
 
-def same(one: index.Index, other: index.Index) -> bool:
+def same(one: tar_index.Index, other: tar_index.Index) -> bool:
     arrays = zip(one[:4], other[:4], strict=True)
     return (one.flaw, one.report) == (other.flaw, other.report) and all(
         np.array_equal(a, b) for a, b in arrays
@@ -223,7 +223,7 @@ def test_a_tar_of_the_same_size_in_which_all_stands_elsewhere_is_scanned_again(
         members = [(f"{i // 2}.{name[2:]}", content) for i, (name, content) in enumerate(members)]
         write_tar(path, members)
         touched(path)
-        assert same(index.of(str(path)), index.scan(str(path)))
+        assert same(tar_index.of(str(path)), tar_index.scan(str(path)))
     assert len({path.stat().st_size}) == 1 and len(list(cache.iterdir())) == 1
 
 
@@ -233,7 +233,7 @@ DAMAGE = ["garbage", "empty", "half", "another version", "far outside", "a bomb"
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_cache_is_not_used(tar_factory: TarFactory, cache: Path, damage: str) -> None:
     path = tar_factory(pairs=3)
-    good = index.of(str(path))
+    good = tar_index.of(str(path))
     (kept,) = cache.iterdir()
     whole = kept.read_bytes()
     line, _, body = whole.partition(b"\n")
@@ -255,7 +255,7 @@ def test_a_damaged_cache_is_not_used(tar_factory: TarFactory, cache: Path, damag
         "list": b"[1, 2]\n" + body,
     }
     kept.write_bytes(content[damage])
-    assert same(index.of(str(path)), good)
+    assert same(tar_index.of(str(path)), good)
     assert TarSource(str(path))[2].text == {"caption": "picture 2"}
     assert kept.read_bytes() == whole
 
@@ -368,7 +368,7 @@ def test_of_many_tars_few_may_be_left_out(tar_factory: TarFactory) -> None:
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     for path in (tmp_path / "no.tar", tmp_path):
-        for read in (TarSource, index.scan, index.of):
+        for read in (TarSource, tar_index.scan, tar_index.of):
             with pytest.raises(UserError) as error:
                 read(str(path))
             assert says(error.value, path)
@@ -384,7 +384,7 @@ def test_no_damage_gives_another_error(tar_factory: TarFactory, data: st.DataObj
         raw[at : at + 8] = data.draw(st.binary(min_size=1, max_size=8))
     path.write_bytes(raw)
     try:
-        spans = index.scan(str(path)).spans
+        spans = tar_index.scan(str(path)).spans
     except UserError as error:
         assert says(error, path, "compressed")
     else:
@@ -445,7 +445,7 @@ def test_folders_and_hidden_files_are_passed_over_and_what_is_no_file_is_unreada
 def test_only_members_that_are_read_must_be_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(headers, "MAX_MEMBER", 10)
+    monkeypatch.setattr(tar_reader, "MAX_MEMBER", 10)
     members = [("1.png", b"x" * 10), ("1.mp4", b"x" * 11), ("2.jpg", b"x" * 11), ("1.txt", b"x")]
     members.append(("2.txt", b"x"))
     source = TarSource(str(write_tar(tmp_path / "x.tar", members)))

@@ -21,7 +21,7 @@ from PIL import Image
 
 from clip_jax.cli import tfds as command
 from clip_jax.data import captions, images, pipeline
-from clip_jax.data.pairs import Pair
+from clip_jax.data.example import Pair
 from clip_jax.data.sources import open_source
 from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError

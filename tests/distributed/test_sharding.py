@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 from clip_jax.distributed import sharding as partition
 from clip_jax.distributed.global_batch import global_batch
 from clip_jax.errors import UserError
+from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import abstract_model
-from clip_jax.models.zoo import ARCHITECTURES
 
 
 def test_minus_one_takes_what_is_left():

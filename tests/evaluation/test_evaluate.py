@@ -13,7 +13,7 @@ import pytest
 import runs
 from clip_jax import main
 from clip_jax.evaluation.features import Encoder
-from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig
+from clip_jax.models.architectures import ARCHITECTURES, CLIPConfig
 from support import encoded, picture, refused, write_tar
 
 ALL = "--suite=zero_shot,linear_probe,few_shot,retrieval"
@@ -305,10 +305,10 @@ def test_bias_by_groups(run: Path, tmp_path: Path) -> None:
 
 
 def test_shifted_sets_beside_the_same_classes_of_imagenet(run: Path, tmp_path: Path) -> None:
-    from clip_jax.evaluation import sets
+    from clip_jax.evaluation import datasets
 
-    classes = sets.standard("imagenet").folders
-    shown = sets.standard("imagenet_a").subset[:4]
+    classes = datasets.standard("imagenet").folders
+    shown = datasets.standard("imagenet_a").subset[:4]
     for i, j in enumerate((*shown, 0, 1)):
         path = tmp_path / "imagenet" / "val" / classes[j] / f"{i}.png"
         path.parent.mkdir(parents=True)

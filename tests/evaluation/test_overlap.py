@@ -19,8 +19,8 @@ from clip_jax.evaluation.overlap import (
     HIGHEST,
     LOWEST,
     THRESHOLD,
+    assess,
     describe,
-    judged,
     nearest_train,
     pairs,
     threshold_for,
@@ -145,7 +145,7 @@ def test_nearest_over_all_views(n: int, m: int, each: int, seed: int) -> None:
 def test_nothing_trained_on() -> None:
     number, similarity = nearest_train(np.ones((2, 3), np.float32), np.empty((0, 3), np.float32))
     assert number.tolist() == [-1, -1]
-    found = judged(np.array([True, False]), similarity, 0.9)
+    found = assess(np.array([True, False]), similarity, 0.9)
     assert (found["overlapping"], found["difference"], found["p_value"]) == (0, 0.0, None)
 
 
@@ -169,7 +169,7 @@ def test_threshold_follows_the_rate() -> None:
 def test_the_papers_statistics(n: int, threshold: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     right, similarity = rng.random(n) < 0.6, rng.random(n)
-    found = judged(right, similarity, threshold)
+    found = assess(right, similarity, threshold)
     inside = similarity >= threshold
     hits, count = int(right[inside].sum()), int(inside.sum())
     assert (found["overlapping"], found["share"]) == (count, count / n)

@@ -16,7 +16,7 @@ from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
 from clip_jax.evaluation import results
-from clip_jax.evaluation.sets import read_labels
+from clip_jax.evaluation.datasets import read_labels
 from clip_jax.evaluation.suite import Suite, evaluators, table, write_sheets
 from support import Letters, TarFactory, encoded, picture, says, write_tar
 
@@ -67,7 +67,7 @@ def config(tar_factory: TarFactory, tmp_path: Path) -> Config:
 
 
 def judged(config: Config, encoder: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
-    return Suite(config, Letters(), Preprocess(8)).judged(encoder, 100.0)
+    return Suite(config, Letters(), Preprocess(8)).evaluate(encoder, 100.0)
 
 
 def run(config: Config, encoder: Any) -> dict[str, float]:
@@ -104,9 +104,9 @@ def test_a_classifier_serves_all_sets_with_its_labels(config: Config, tmp_path: 
         return sum(len(rows) == 2 * len(LABELS) for rows in encoder.texts)
 
     encoder, suite = Perfect(), Suite(config, Letters(), Preprocess(8))
-    suite.judged(encoder, 1.0)
+    suite.evaluate(encoder, 1.0)
     assert classifiers(encoder) == 1
-    suite.judged(encoder, 1.0)
+    suite.evaluate(encoder, 1.0)
     assert classifiers(encoder) == 2, "other parameters, another classifier"
 
     (tmp_path / "turned.json").write_text(json.dumps(LABELS[::-1]))
@@ -138,7 +138,7 @@ def test_a_suite_of_nothing_is_false(config: Config) -> None:
 def test_sets_are_chosen_by_name_path_and_group(config: Config) -> None:
     def names(words: str) -> list[str]:
         return list(
-            Suite(config, Letters(), Preprocess(8), sets=words).judged(Perfect(), 1.0)[0]["sets"]
+            Suite(config, Letters(), Preprocess(8), sets=words).evaluate(Perfect(), 1.0)[0]["sets"]
         )
 
     assert names("") == ["one", "two"]
@@ -169,7 +169,7 @@ def test_an_evaluator_that_suits_no_set_is_told(config: Config, suite: str, word
     mixed = Suite(config, Letters(), Preprocess(8), suite=f"zero_shot,{suite}")
     assert suite in mixed.missing[0]["set"]
     assert words in mixed.missing[0]["why"]
-    assert mixed.judged(Perfect(), 1.0)[0]["missing"] == mixed.missing
+    assert mixed.evaluate(Perfect(), 1.0)[0]["missing"] == mixed.missing
 
 
 def test_table() -> None:

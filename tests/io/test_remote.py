@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data import catalogue, index, tars
-from clip_jax.data.pairs import PairError
+from clip_jax.data import catalogue, tar_index, tars
+from clip_jax.data.example import PairError
 from clip_jax.data.sources import open_source
 from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError
@@ -276,8 +276,8 @@ def test_indices_may_lie_anywhere(
 ) -> None:
     path = tar_factory(pairs=5)
     scans: list[str] = []
-    scan = index.scan
-    monkeypatch.setattr(index, "scan", lambda p, *more: scans.append(p) or scan(p, *more))
+    scan = tar_index.scan
+    monkeypatch.setattr(tar_index, "scan", lambda p, *more: scans.append(p) or scan(p, *more))
 
     def opened(place: str) -> int:
         """How often the tar is scanned, on a machine that has never seen it."""
@@ -309,17 +309,17 @@ def test_hosts_that_share_a_folder_share_the_work(
 ) -> None:
     for i in range(6):
         tar_factory(f"{i}.tar", pairs=1)
-    pattern, scans, scan = str(tmp_path / "{0..5}.tar"), list[str](), index.scan
+    pattern, scans, scan = str(tmp_path / "{0..5}.tar"), list[str](), tar_index.scan
     monkeypatch.setattr(catalogue, "_READERS", 1)
 
-    def meanwhile(path: str, *more: str) -> index.Index:
+    def meanwhile(path: str, *more: str) -> tar_index.Index:
         """Another host does all while the first one is at its first tar."""
         scans.append(path)
         if len(scans) == 1:
             assert len(TarSource(pattern, str(tmp_path / "shared"))) == 6
         return scan(path, *more)
 
-    monkeypatch.setattr(index, "scan", meanwhile)
+    monkeypatch.setattr(tar_index, "scan", meanwhile)
     assert len(TarSource(pattern, str(tmp_path / "shared"))) == 6
     assert len(scans) == 7 and len(set(scans)) == 6
 

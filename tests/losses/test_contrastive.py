@@ -21,7 +21,7 @@ from clip_jax.losses.contrastive import (
     sigmoid_loss,
     softmax_loss,
 )
-from clip_jax.losses.contrastive.sweep import make_plan
+from clip_jax.losses.contrastive.tiling import make_plan
 from clip_jax.models.clip import normalize
 from support import says
 

@@ -18,8 +18,7 @@ from flax import nnx
 from scipy import stats
 
 import released
-from clip_jax.models.clip import CLIP, variables
-from clip_jax.models.zoo import (
+from clip_jax.models.architectures import (
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,
@@ -28,6 +27,7 @@ from clip_jax.models.zoo import (
     VisionConfig,
     siglip,
 )
+from clip_jax.models.clip import CLIP, variables
 from clip_jax.weights import param_mapping
 from clip_jax.weights.arrays import flat
 

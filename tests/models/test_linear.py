@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from clip_jax.models.architectures import DTYPES
 from clip_jax.models.initializers import TORCH
 from clip_jax.models.linear import activation_dtype, linear, product
 from clip_jax.models.stack import REMAT_POLICIES
-from clip_jax.models.zoo import DTYPES
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 X = jax.random.normal(KEYS[0], (3, 5, 64))

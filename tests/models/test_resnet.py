@@ -10,10 +10,16 @@ from flax import nnx
 from clip_jax.distributed import sharding
 from clip_jax.distributed.global_batch import global_batch
 from clip_jax.losses.objectives import Contrastive
+from clip_jax.models.architectures import (
+    BertConfig,
+    CLIPConfig,
+    EfficientNetConfig,
+    ResNetConfig,
+    TextConfig,
+)
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.convolution import BatchNorm, average_pool
 from clip_jax.models.resnet import Bottleneck
-from clip_jax.models.zoo import BertConfig, CLIPConfig, EfficientNetConfig, ResNetConfig, TextConfig
 from clip_jax.training import train_step as step
 
 TEXT = TextConfig(vocab_size=50, context_length=8, width=16, layers=1, heads=2)

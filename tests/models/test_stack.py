@@ -8,10 +8,10 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clip_jax.models.architectures import BertConfig, CLIPConfig, TextConfig
 from clip_jax.models.initializers import clip_text_block
 from clip_jax.models.stack import _pieces
 from clip_jax.models.transformer import Transformer, taken
-from clip_jax.models.zoo import BertConfig, CLIPConfig, TextConfig
 from clip_jax.plan import program
 from steps import TINY, alone, assert_same_gradients, compiled, mesh_of, run
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clip_jax.models.clip import CLIP
-from clip_jax.models.zoo import (
+from clip_jax.models.architectures import (
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,
@@ -22,6 +21,7 @@ from clip_jax.models.zoo import (
     VisionConfig,
     siglip,
 )
+from clip_jax.models.clip import CLIP
 
 SMALL: dict[str, Any] = dict(width=16, layers=2, heads=2)
 WORDS: dict[str, Any] = dict(vocab_size=100, context_length=12)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from clip_jax.models.architectures import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.clip import CLIP, abstract_model, parameter_count
 from clip_jax.models.initializers import SIGLIP_BLOCK
 from clip_jax.models.transformer import AttentionPool
 from clip_jax.models.vit import patches
-from clip_jax.models.zoo import CLIPConfig, TextConfig, VisionConfig
 
 VISION = VisionConfig(image_size=8, patch_size=4, width=16, layers=2, heads=2)
 TEXT = TextConfig(vocab_size=50, context_length=8, width=16, layers=1, heads=2)

@@ -8,8 +8,8 @@ import pytest
 
 from clip_jax import optim
 from clip_jax.distributed import sharding
+from clip_jax.models.architectures import find
 from clip_jax.models.clip import abstract_model, variables
-from clip_jax.models.zoo import find
 from clip_jax.optim.masks import is_stacked, name_of
 from steps import ADAM, mesh_of
 

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax import optim
 from clip_jax.distributed import sharding
+from clip_jax.models.architectures import find
 from clip_jax.models.clip import abstract_model, variables
-from clip_jax.models.zoo import find
 from clip_jax.optim import low_precision
 from steps import ADAM, mesh_of
 

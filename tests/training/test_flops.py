@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 import jaxprs
 import steps
 from clip_jax.losses.objectives import Contrastive
-from clip_jax.models.clip import abstract_model, variables
-from clip_jax.models.zoo import (
+from clip_jax.models.architectures import (
     ARCHITECTURES,
     BertConfig,
     CLIPConfig,
@@ -25,6 +24,7 @@ from clip_jax.models.zoo import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.clip import abstract_model, variables
 from clip_jax.training import flops, grad_cache
 from clip_jax.training.flops import Forward
 from jaxprs import Count

@@ -8,7 +8,7 @@ from clip_jax import config as config_lib
 from clip_jax.config import ROOT
 from clip_jax.distributed.hardware import chip_named
 from clip_jax.errors import UserError
-from clip_jax.models.zoo import find
+from clip_jax.models.architectures import find
 from clip_jax.training.layer_chunking import picked
 
 AUTO = dict(image=-1, text=-1)

@@ -13,9 +13,9 @@ import pytest
 from flax import nnx
 
 from clip_jax.errors import UserError
-from clip_jax.models import zoo
+from clip_jax.models import architectures
+from clip_jax.models.architectures import ARCHITECTURES, CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.clip import CLIP, abstract_model, variables
-from clip_jax.models.zoo import ARCHITECTURES, CLIPConfig, TextConfig, VisionConfig
 from clip_jax.weights import arrays, library
 from clip_jax.weights.tensors import open_tensors, write_safetensors
 from support import says
@@ -146,7 +146,7 @@ def test_a_renamed_file_finds_the_config_beside_it(tmp_path: Path) -> None:
 )
 def test_the_names_that_open_clip_uses_are_known(name: str, known: str, activation: str) -> None:
     expected = dataclasses.replace(ARCHITECTURES[known], activation=activation)
-    assert zoo.find(name) == expected
+    assert architectures.find(name) == expected
 
 
 def test_a_name_that_says_quick_gelu_needs_no_guess(tmp_path: Path) -> None:

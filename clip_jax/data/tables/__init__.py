@@ -18,8 +18,8 @@ import numpy as np
 
 from clip_jax.data.caption_tables import caption_column
 from clip_jax.data.captions import Alternatives
+from clip_jax.data.example import MAX_MEMBER, Pair, PairError, read_bytes
 from clip_jax.data.opening import OpeningReport, Tally, all_used, quoted
-from clip_jax.data.pairs import MAX_MEMBER, Pair, PairError, read_bytes
 from clip_jax.errors import UserError, is_disk_full
 from clip_jax.io import files, remote
 from clip_jax.io.paths import SAVED, expand

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clip_jax.data.example import IMAGES
 from clip_jax.data.opening import quoted
-from clip_jax.data.pairs import IMAGES
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from clip_jax.data.example import IMAGES, MAX_TEXT
 from clip_jax.data.opening import quoted
-from clip_jax.data.pairs import IMAGES, MAX_TEXT
 from clip_jax.data.table_options import TableOptions
 from clip_jax.data.tables import text
 from clip_jax.errors import UserError

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from PIL import Image
 
+from clip_jax.data.example import PairError
 from clip_jax.data.images import decode
-from clip_jax.data.pairs import PairError
 from clip_jax.evaluation.report.markup import Markup, cut, tag
 
 _LARGE = 16_384  # bytes: what is more is no thumbnail, and is made one

@@ -15,9 +15,9 @@ from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
-from clip_jax.evaluation import picture, sets
+from clip_jax.evaluation import datasets, picture
+from clip_jax.evaluation.datasets import MissingSet, TestSet
 from clip_jax.evaluation.features import Encoder
-from clip_jax.evaluation.sets import MissingSet, TestSet
 from clip_jax.evaluation.suite import (
     classifying,
     finding,
@@ -26,8 +26,8 @@ from clip_jax.evaluation.suite import (
     probing,
     shifting,
 )
-from clip_jax.evaluation.suite.judge import Judge
-from clip_jax.evaluation.suite.kept import Kept
+from clip_jax.evaluation.suite.context import EvalContext
+from clip_jax.evaluation.suite.result_cache import ResultCache
 from clip_jax.evaluation.suite.splits import Splits
 from clip_jax.io import files
 from clip_jax.tokenizers import Tokenizer
@@ -49,49 +49,49 @@ class Evaluator(NamedTuple):
     """A part of a set's results.
 
     suits: whether a set has what it needs.
-    judged: the part; is given a dictionary to put thumbnails in.
+    run: makes the part; is given a dictionary to put thumbnails in.
     follows_from: what else it follows from than the model, the set and how many pictures are shown.
     """
 
-    suits: Callable[[Judge, TestSet], bool]
-    judged: Callable[[Judge, TestSet, Pictures], dict[str, Any]]
-    follows_from: Callable[[Judge, TestSet], list[Any]] = lambda *_: []
+    suits: Callable[[EvalContext, TestSet], bool]
+    run: Callable[[EvalContext, TestSet, Pictures], dict[str, Any]]
+    follows_from: Callable[[EvalContext, TestSet], list[Any]] = lambda *_: []
 
 
-def _labelled(_: Judge, test: TestSet) -> bool:
+def _labelled(_: EvalContext, test: TestSet) -> bool:
     return test.target is not None
 
 
-def _captioned(_: Judge, test: TestSet) -> bool:
+def _captioned(_: EvalContext, test: TestSet) -> bool:
     return bool(test.texts)
 
 
-def _grouped(_: Judge, test: TestSet) -> bool:
+def _grouped(_: EvalContext, test: TestSet) -> bool:
     return bool(test.groups)
 
 
-def _to_learn(judge: Judge, test: TestSet) -> bool:
-    return test.name in judge.splits
+def _to_learn(context: EvalContext, test: TestSet) -> bool:
+    return test.name in context.splits
 
 
-def _of_one_class(judge: Judge, test: TestSet) -> bool:
-    return _to_learn(judge, test) and test.target is not None and test.target.ndim == 1
+def _of_one_class(context: EvalContext, test: TestSet) -> bool:
+    return _to_learn(context, test) and test.target is not None and test.target.ndim == 1
 
 
-def _trained(judge: Judge, test: TestSet) -> bool:
-    return bool(judge.training) and (_labelled(judge, test) or _captioned(judge, test))
+def _trained(context: EvalContext, test: TestSet) -> bool:
+    return bool(context.training) and (_labelled(context, test) or _captioned(context, test))
 
 
-def _learnt(judge: Judge, test: TestSet) -> list[Any]:
-    return [judge.splits[test.name].fingerprint]
+def _learnt(context: EvalContext, test: TestSet) -> list[Any]:
+    return [context.splits[test.name].fingerprint]
 
 
-def _drawn(judge: Judge, test: TestSet) -> list[Any]:
-    return [*_learnt(judge, test), judge.options["shots"], judge.options["seeds"]]
+def _drawn(context: EvalContext, test: TestSet) -> list[Any]:
+    return [*_learnt(context, test), context.options["shots"], context.options["seeds"]]
 
 
-def _compared(judge: Judge, test: TestSet) -> list[Any]:
-    return [test.threshold, *(source.fingerprint for source in judge.training)]
+def _compared(context: EvalContext, test: TestSet) -> list[Any]:
+    return [test.threshold, *(source.fingerprint for source in context.training)]
 
 
 PROBES = ("linear_probe", "few_shot")
@@ -102,12 +102,12 @@ _NEEDS: dict[str, tuple[Callable[[TestSet], Any], str]] = {
     "bias": (lambda test: test.groups, "groups of people, as fairface has"),
 }
 _OF_A_SET = {
-    "zero_shot": Evaluator(_labelled, classifying.judged),
+    "zero_shot": Evaluator(_labelled, classifying.run),
     "linear_probe": Evaluator(_to_learn, probing.linear, _learnt),
     "few_shot": Evaluator(_of_one_class, probing.few, _drawn),
-    "retrieval": Evaluator(_captioned, finding.judged),
-    "bias": Evaluator(_grouped, grouping.judged),
-    "overlap": Evaluator(_trained, matching.judged, _compared),
+    "retrieval": Evaluator(_captioned, finding.run),
+    "bias": Evaluator(_grouped, grouping.run),
+    "overlap": Evaluator(_trained, matching.run, _compared),
 }
 
 
@@ -132,7 +132,7 @@ def split(words: str | Sequence[str]) -> list[str]:
 
 
 class Suite:
-    """The test sets and evaluators of a config, ready to judge parameters again and again.
+    """The test sets and evaluators of a config, ready to evaluate parameters again and again.
 
     Args:
       options: `config.evaluate`.
@@ -180,7 +180,7 @@ class Suite:
             name, equals, path = word.partition("=")
             if equals:
                 own[name] = {**own.get(name, {}), "data": path}
-            expanded = [name] if name in own else sets.expand([word])
+            expanded = [name] if name in own else datasets.expand([word])
             for one in expanded:
                 chosen[one] = chosen.get(one, False) or expanded == [name]
         for name, strict in chosen.items():
@@ -189,7 +189,7 @@ class Suite:
     def _open(self, name: str, values: Mapping[str, Any], *, strict: bool) -> TestSet | None:
         options = self._options
         try:
-            return sets.open_set(
+            return datasets.open_set(
                 name,
                 values,
                 options["folder"],
@@ -228,7 +228,7 @@ class Suite:
             raise UserError(found[0]["why"])
         return found
 
-    def judged(
+    def evaluate(
         self,
         encoder: Encoder,
         scale: float,
@@ -246,8 +246,8 @@ class Suite:
           whole: compares prompts, too, and shows more.
           say: takes a line for each answer.
         """
-        kept = Kept(folder, features=self._options["keep_features"])
-        judge = Judge(
+        kept = ResultCache(folder, features=self._options["keep_features"])
+        context = EvalContext(
             encoder,
             scale,
             self._tokenizer,
@@ -261,19 +261,19 @@ class Suite:
         )
         found: dict[str, Any] = {"sets": {}, "missing": list(self.missing)}
         for test in self._sets:
-            found["sets"][test.name] = self._of_a_set(judge, test)
+            found["sets"][test.name] = self._of_a_set(context, test)
         if "robustness" in self.wanted:
-            found["robustness"] = shifting.judged(judge, self._sets, found["sets"])
+            found["robustness"] = shifting.run(context, self._sets, found["sets"])
         if "retrieval" in self.wanted and self._options["pictures"]:
             for test in self._sets:
                 if len(test.texts):
                     pictures: Pictures = {}
-                    found["similarity"] = finding.similarity(judge, test, pictures)
+                    found["similarity"] = finding.similarity(context, test, pictures)
                     kept.pictures |= pictures
                     break
         return found, kept.pictures
 
-    def _of_a_set(self, judge: Judge, test: TestSet) -> dict[str, Any]:
+    def _of_a_set(self, context: EvalContext, test: TestSet) -> dict[str, Any]:
         found = {
             "title": test.title,
             "split": test.split_name,
@@ -284,9 +284,11 @@ class Suite:
         if test.note:
             found["note"] = test.note
         for name, evaluator in _OF_A_SET.items():
-            if name in self.wanted and evaluator.suits(judge, test):
-                make = partial(evaluator.judged, judge, test)
-                found[name] = judge.answer(name, test, make, *evaluator.follows_from(judge, test))
+            if name in self.wanted and evaluator.suits(context, test):
+                make = partial(evaluator.run, context, test)
+                found[name] = context.answer(
+                    name, test, make, *evaluator.follows_from(context, test)
+                )
         return found
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from clip_jax.evaluation import calibration, zero_shot
+from clip_jax.evaluation.datasets import TestSet
 from clip_jax.evaluation.features import Features
 from clip_jax.evaluation.scores import Score, Scorer
-from clip_jax.evaluation.sets import TestSet
-from clip_jax.evaluation.suite.judge import Judge
+from clip_jax.evaluation.suite.context import EvalContext
 
 _BLOCK = 8 << 20  # logits that exist at once
 _SHOWN = 5  # labels of an example
@@ -33,29 +33,33 @@ def scored(images: Features, weights: Features, scale: float, test: TestSet) -> 
     return scorer
 
 
-def prompts(judge: Judge, test: TestSet, images: Features, best: Score) -> dict[str, Score]:
+def prompts(context: EvalContext, test: TestSet, images: Features, best: Score) -> dict[str, Score]:
     """The score with the name alone, with one template, and with all of them averaged."""
     found = {}
     for what, templates in (("name alone", ("{}",)), ("one template", test.templates[:1])):
-        weights = judge.classifier(test, templates)
-        found[what] = scored(images, weights, judge.scale, test).result()
+        weights = context.classifier(test, templates)
+        found[what] = scored(images, weights, context.scale, test).result()
     return {**found, "all templates": best}
 
 
 def examples(
-    judge: Judge, test: TestSet, images: Features, weights: Features, pictures: dict[str, bytes]
+    context: EvalContext,
+    test: TestSet,
+    images: Features,
+    weights: Features,
+    pictures: dict[str, bytes],
 ) -> list[dict[str, Any]]:
     """Random pictures with their likeliest labels."""
     assert test.target is not None
     found = []
-    for i in judge.chosen(test, judge.options["pictures"]):
-        logits = judge.scale * images[i] @ weights.T
+    for i in context.chosen(test, context.options["pictures"]):
+        logits = context.scale * images[i] @ weights.T
         order, shares = zero_shot.likeliest(logits, min(_SHOWN, len(test.labels)))
         own = np.flatnonzero(test.target[i]) if test.target.ndim == 2 else [test.target[i]]
         truths = [test.labels[j] for j in own]
         found.append(
             {
-                "picture": judge.thumbnail(test.source, i, pictures),
+                "picture": context.thumbnail(test.source, i, pictures),
                 "name": test.source[i].name,
                 "truth": ", ".join(truths),
                 "truths": truths,
@@ -66,11 +70,11 @@ def examples(
     return found
 
 
-def judged(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
+def run(context: EvalContext, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
     """The `zero_shot` part of a set's results."""
-    images = judge.encoded(test.name, test.source).features
-    weights = judge.classifier(test)
-    scorer = scored(images, weights, judge.scale, test)
+    images = context.encoded(test.name, test.source).features
+    weights = context.classifier(test)
+    scorer = scored(images, weights, context.scale, test)
     score = scorer.result()
     found = {
         "metric": test.metric,
@@ -78,12 +82,12 @@ def judged(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str,
         "metrics": scorer.metrics(),
         "templates": len(test.templates),
         "per_class": scorer.per_class(test.labels),
-        "examples": examples(judge, test, images, weights, pictures),
+        "examples": examples(context, test, images, weights, pictures),
     }
     if test.target is not None and test.target.ndim == 1:
-        logits = judge.scale * images @ weights.T
+        logits = context.scale * images @ weights.T
         found["confusions"] = calibration.confusions(logits, test.target, test.labels)
         found["calibration"] = calibration.calibration(logits, test.target)
-    if judge.whole and test.templates != ("{}",):
-        found["prompts"] = prompts(judge, test, images, score)
+    if context.whole and test.templates != ("{}",):
+        found["prompts"] = prompts(context, test, images, score)
     return found

@@ -7,24 +7,24 @@ from typing import Any
 import numpy as np
 
 from clip_jax.evaluation import retrieval
+from clip_jax.evaluation.datasets import TestSet
 from clip_jax.evaluation.features import Features
-from clip_jax.evaluation.sets import TestSet
-from clip_jax.evaluation.suite.judge import Judge
+from clip_jax.evaluation.suite.context import EvalContext
 
 _QUERIES, _SHOWN = 6, 6  # of the galleries
 _ARITHMETIC = 3  # pictures, each plus and minus a text
 _BATCH = 12  # pairs of the similarity matrix
 
 
-def judged(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
+def run(context: EvalContext, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
     """The `retrieval` part of a set's results."""
-    images = judge.encoded(test.name, test.source).features
-    texts = judge.texts(test.texts)
+    images = context.encoded(test.name, test.source).features
+    texts = context.texts(test.texts)
     found = retrieval.both_ways_scores(images, texts, test.image_group, test.text_group)
-    if judge.options["pictures"]:
-        found["gallery"] = gallery(judge, test, images, texts, pictures)
-        if judge.whole:
-            found["arithmetic"] = arithmetic(judge, test, images, texts, pictures)
+    if context.options["pictures"]:
+        found["gallery"] = gallery(context, test, images, texts, pictures)
+        if context.whole:
+            found["arithmetic"] = arithmetic(context, test, images, texts, pictures)
     return found
 
 
@@ -33,7 +33,11 @@ def _some(count: int, wanted: int) -> np.ndarray:
 
 
 def gallery(
-    judge: Judge, test: TestSet, images: Features, texts: Features, pictures: dict[str, bytes]
+    context: EvalContext,
+    test: TestSet,
+    images: Features,
+    texts: Features,
+    pictures: dict[str, bytes],
 ) -> list[dict[str, Any]]:
     """Some texts with the pictures nearest to them."""
     chosen = _some(len(texts), _QUERIES)
@@ -41,7 +45,7 @@ def gallery(
     return [
         {
             "text": test.texts[j],
-            "pictures": [judge.thumbnail(test.source, i, pictures) for i in row],
+            "pictures": [context.thumbnail(test.source, i, pictures) for i in row],
             "similarities": [float(value) for value in values],
             "own": [bool(test.image_group[i] == test.text_group[j]) for i in row],
         }
@@ -50,7 +54,11 @@ def gallery(
 
 
 def arithmetic(
-    judge: Judge, test: TestSet, images: Features, texts: Features, pictures: dict[str, bytes]
+    context: EvalContext,
+    test: TestSet,
+    images: Features,
+    texts: Features,
+    pictures: dict[str, bytes],
 ) -> list[dict[str, Any]]:
     """Some pictures plus and minus the text of another, and what is nearest (ALIGN, section 5)."""
     found = []
@@ -65,30 +73,32 @@ def arithmetic(
             near, _ = retrieval.nearest(query[None], images, _SHOWN, np.array([i]))
             found.append(
                 {
-                    "picture": judge.thumbnail(test.source, i, pictures),
+                    "picture": context.thumbnail(test.source, i, pictures),
                     "text": test.texts[j],
                     "sign": sign,
-                    "found": [judge.thumbnail(test.source, k, pictures) for k in near[0] if k >= 0],
+                    "found": [
+                        context.thumbnail(test.source, k, pictures) for k in near[0] if k >= 0
+                    ],
                 }
             )
     return found
 
 
-def similarity(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
+def similarity(context: EvalContext, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
     """Cosines between a few pictures and their own texts, all with all (figure 1 of the paper)."""
-    images, texts = judge.encoded(test.name, test.source).features, []
+    images, texts = context.encoded(test.name, test.source).features, []
     chosen: list[int] = []
-    for i in judge.chosen(test, len(test)):
+    for i in context.chosen(test, len(test)):
         there = np.flatnonzero(test.text_group == test.image_group[i])
         if len(there) and int(there[0]) not in texts:
             chosen.append(i)
             texts.append(int(there[0]))
         if len(chosen) == _BATCH:
             break
-    features = judge.texts([test.texts[j] for j in texts])
+    features = context.texts([test.texts[j] for j in texts])
     return {
         "set": test.name,
-        "pictures": [judge.thumbnail(test.source, i, pictures) for i in chosen],
+        "pictures": [context.thumbnail(test.source, i, pictures) for i in chosen],
         "texts": [test.texts[j] for j in texts],
         "matrix": (images[chosen] @ features.T).tolist(),
     }

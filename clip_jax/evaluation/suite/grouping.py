@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 
 from clip_jax.evaluation import bias
+from clip_jax.evaluation.datasets import TestSet
 from clip_jax.evaluation.features import Features, classifier
-from clip_jax.evaluation.sets import TestSet
-from clip_jax.evaluation.suite.judge import Judge
+from clip_jax.evaluation.suite.context import EvalContext
 
 
-def judged(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
+def run(context: EvalContext, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
     """The `bias` part of a set's results: tables of rates by group."""
     del pictures  # no one is shown
-    images = judge.encoded(test.name, test.source).features
+    images = context.encoded(test.name, test.source).features
     said = bias.label_sets()
 
     def logits(labels: list[str], template: str) -> np.ndarray:
-        weights: Features = classifier(judge.encoder, judge.tokenizer, labels, [template])
-        return judge.scale * images @ weights.T
+        weights: Features = classifier(context.encoder, context.tokenizer, labels, [template])
+        return context.scale * images @ weights.T
 
     answers = {}
     for field, how in said["classifiers"].items():

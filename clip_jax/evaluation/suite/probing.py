@@ -9,9 +9,9 @@ import numpy as np
 
 from clip_jax.data.sources import Source
 from clip_jax.evaluation import few_shot, linear_probe, scores
-from clip_jax.evaluation.sets import TestSet
+from clip_jax.evaluation.datasets import TestSet
 from clip_jax.evaluation.suite import classifying
-from clip_jax.evaluation.suite.judge import Judge
+from clip_jax.evaluation.suite.context import EvalContext
 
 Rows = tuple[np.ndarray, np.ndarray]
 
@@ -27,12 +27,12 @@ def metric_of(test: TestSet) -> Callable[[np.ndarray, np.ndarray], float]:
     return value
 
 
-def _rows(judge: Judge, test: TestSet) -> tuple[Rows, Rows | tuple[None, None], Rows]:
+def _rows(context: EvalContext, test: TestSet) -> tuple[Rows, Rows | tuple[None, None], Rows]:
     """Features and classes to learn from, to choose λ by (where there are some), and to test on."""
-    splits = judge.splits[test.name]
+    splits = context.splits[test.name]
 
     def of(name: str, source: Source, target: np.ndarray) -> Rows:
-        return np.asarray(judge.encoded(name, source).pooled), target
+        return np.asarray(context.encoded(name, source).pooled), target
 
     train = of(f"{test.name} train", *splits.train)
     validation: Rows | tuple[None, None] = (None, None)
@@ -42,11 +42,11 @@ def _rows(judge: Judge, test: TestSet) -> tuple[Rows, Rows | tuple[None, None], 
     return train, validation, of(test.name, test.source, test.target)
 
 
-def linear(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
+def linear(context: EvalContext, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
     """The `linear_probe` part of a set's results."""
     del pictures  # no one is shown
-    train, (validation, validation_target), (features, target) = _rows(judge, test)
-    with judge.bar(f"{test.name} probe", 1, unit=" λ") as advance:
+    train, (validation, validation_target), (features, target) = _rows(context, test)
+    with context.bar(f"{test.name} probe", 1, unit=" λ") as advance:
         found, logits = linear_probe.probe(
             *train,
             validation,
@@ -55,7 +55,7 @@ def linear(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str,
             target,
             len(test.labels),
             metric_of(test),
-            mesh=judge.encoder.mesh,
+            mesh=context.encoder.mesh,
             progress=advance.to,
         )
     del found["value"]  # which the score has too
@@ -66,22 +66,22 @@ def linear(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str,
     }
 
 
-def few(judge: Judge, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
+def few(context: EvalContext, test: TestSet, pictures: dict[str, bytes]) -> dict[str, Any]:
     """The `few_shot` part of a set's results, with the zero-shot score beside it."""
     del pictures
-    train, (validation, validation_target), (features, target) = _rows(judge, test)
+    train, (validation, validation_target), (features, target) = _rows(context, test)
     found = few_shot.few_shot(
         *train,
         features,
         target,
         len(test.labels),
-        shots=tuple(judge.options["shots"]),
-        seeds=judge.options["seeds"],
+        shots=tuple(context.options["shots"]),
+        seeds=context.options["seeds"],
         metric=metric_of(test),
         validation=validation,
         validation_target=validation_target,
-        mesh=judge.encoder.mesh,
+        mesh=context.encoder.mesh,
     )
-    images = judge.encoded(test.name, test.source).features
-    scorer = classifying.scored(images, judge.classifier(test), judge.scale, test)
+    images = context.encoded(test.name, test.source).features
+    scorer = classifying.scored(images, context.classifier(test), context.scale, test)
     return {**found, "zero_shot": scorer.result()["value"]}

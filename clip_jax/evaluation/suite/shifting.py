@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_jax.evaluation import robustness
-from clip_jax.evaluation.sets import TestSet
+from clip_jax.evaluation.datasets import TestSet
 from clip_jax.evaluation.suite import classifying
-from clip_jax.evaluation.suite.judge import Judge
+from clip_jax.evaluation.suite.context import EvalContext
 
 REFERENCE = "imagenet"
 
@@ -18,7 +18,7 @@ def is_shifted(test: TestSet) -> bool:
     return test.subset is not None and test.target is not None
 
 
-def judged(judge: Judge, tests: Sequence[TestSet], found: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: EvalContext, tests: Sequence[TestSet], found: Mapping[str, Any]) -> dict[str, Any]:
     """The `robustness` part of the results: each shifted set beside the same classes of ImageNet.
 
     found: the results of the sets by name.
@@ -27,16 +27,16 @@ def judged(judge: Judge, tests: Sequence[TestSet], found: Mapping[str, Any]) -> 
     reference = next((test for test in tests if test.name == REFERENCE), None)
     if not shifted or reference is None or reference.target is None:
         return {}
-    images = judge.encoded(reference.name, reference.source).features
-    logits = judge.scale * images @ judge.classifier(reference).T
+    images = context.encoded(reference.name, reference.source).features
+    logits = context.scale * images @ context.classifier(reference).T
     shifts = {}
     for test in shifted:
         if "zero_shot" in found[test.name]:
             score = found[test.name]["zero_shot"]["score"]
         else:
-            features = judge.encoded(test.name, test.source).features
-            weights = judge.classifier(test)
-            score = classifying.scored(features, weights, judge.scale, test).result()
+            features = context.encoded(test.name, test.source).features
+            weights = context.classifier(test)
+            score = classifying.scored(features, weights, context.scale, test).result()
         assert test.subset is not None
         shifts[test.name] = robustness.shift(
             score,

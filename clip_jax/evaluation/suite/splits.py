@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from clip_jax.errors import UserError
 from clip_jax.evaluation import logistic
-from clip_jax.evaluation.sets import Split, TestSet
+from clip_jax.evaluation.datasets import Split, TestSet
 
 
 class Splits(NamedTuple):

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from clip_jax.errors import UserError
-from clip_jax.losses.contrastive import dense, tiled
-from clip_jax.losses.contrastive.pairs import caption_ids
-from clip_jax.losses.contrastive.sweep import Plan, make_plan
+from clip_jax.losses.contrastive import blockwise, dense
+from clip_jax.losses.contrastive.masks import caption_ids
+from clip_jax.losses.contrastive.tiling import Plan, make_plan
 
 __all__ = ["LAYOUTS", "caption_ids", "check", "choose_layout", "sigmoid_loss", "softmax_loss"]
 
@@ -61,7 +61,7 @@ def softmax_loss(
     plan = _plan(layout, block, len(image_features))
     if plan.layout == "dense":
         return dense.softmax(*features, logit_scale, ids, label_smoothing)
-    return tiled.softmax(*features, logit_scale, ids, label_smoothing, plan)
+    return blockwise.softmax(*features, logit_scale, ids, label_smoothing, plan)
 
 
 def sigmoid_loss(
@@ -90,7 +90,7 @@ def sigmoid_loss(
     plan = _plan(layout, block, len(image_features))
     if plan.layout == "dense":
         return dense.sigmoid(*features, logit_scale, logit_bias, ids)
-    return tiled.sigmoid(*features, logit_scale, logit_bias, ids, plan)
+    return blockwise.sigmoid(*features, logit_scale, logit_bias, ids, plan)
 
 
 def choose_layout(n: int, devices: int = 1) -> str:

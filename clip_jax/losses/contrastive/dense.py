@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from clip_jax.losses.contrastive.pairs import FLOOR, accuracies, negatives, own_cosines, product
+from clip_jax.losses.contrastive.masks import FLOOR, accuracies, negatives, own_cosines, product
 
 Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
 

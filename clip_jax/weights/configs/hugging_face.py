@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.models.zoo import (
+from clip_jax.models.architectures import (
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,

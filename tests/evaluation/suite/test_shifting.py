@@ -18,7 +18,7 @@ TOLD = {"zero_shot": {"score": {"value": 0.25, "low": 0.1, "high": 0.5, "n": 4}}
 def judged(names: list[str]) -> dict[str, Any]:
     """The sets beside an ImageNet of three classes and four pictures, one of which is wrong."""
     images = WEIGHTS[[0, 1, 2, 0]]
-    judge: Any = SimpleNamespace(
+    context: Any = SimpleNamespace(
         scale=1.0,
         encoded=lambda name, source: SimpleNamespace(features=images),
         classifier=lambda test: WEIGHTS,
@@ -29,7 +29,7 @@ def judged(names: list[str]) -> dict[str, Any]:
         for name in names
     ]
     tests.append(SimpleNamespace(name="imagenet", source=None, subset=None, target=tests[0].target))
-    return shifting.judged(judge, tests, dict.fromkeys(names, TOLD))
+    return shifting.run(context, tests, dict.fromkeys(names, TOLD))
 
 
 def test_a_set_is_judged_beside_its_own_standard_models() -> None:
@@ -54,5 +54,5 @@ def test_on_imagenet_a_the_line_is_that_of_the_weaker_or_of_the_stronger() -> No
 
 
 def test_without_imagenet_there_is_nothing_to_compare() -> None:
-    judge: Any = None
-    assert shifting.judged(judge, [], {}) == {}
+    context: Any = None
+    assert shifting.run(context, [], {}) == {}

@@ -23,7 +23,7 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps([_VERSION, *parts]).encode()).hexdigest()[:32]
 
 
-class Kept:
+class ResultCache:
     """Answers, features and thumbnails by what they follow from.
 
     Args:

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clip_jax.data.example import IMAGES, only_pair_errors
 from clip_jax.data.opening import OpeningReport
-from clip_jax.data.pairs import IMAGES, only_pair_errors
 from clip_jax.data.sources import Source, open_source, read_pair
 from clip_jax.data.tars import TarSource
 from clip_jax.errors import UserError
-from clip_jax.evaluation.sets.karpathy import KarpathySource
-from clip_jax.evaluation.sets.registry import StandardSet
+from clip_jax.evaluation.datasets.karpathy import KarpathySource
+from clip_jax.evaluation.datasets.registry import StandardSet
 from clip_jax.io.paths import RECORDS, TABLES
 
 SPLITS: Mapping[str, tuple[str, ...]] = {

@@ -16,8 +16,8 @@ import pytest
 from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
-from clip_jax.evaluation.sets import MissingSet, TestSet, open_set, read_labels, standard
-from clip_jax.evaluation.sets.layouts import text_of
+from clip_jax.evaluation.datasets import MissingSet, TestSet, open_set, read_labels, standard
+from clip_jax.evaluation.datasets.layouts import text_of
 from support import encoded, picture, refused, write_tar
 
 PNG = encoded(picture())
@@ -82,7 +82,7 @@ class Unseen:
 
 @pytest.fixture(autouse=True)
 def pictures_stay_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clip_jax.evaluation.sets import layouts
+    from clip_jax.evaluation.datasets import layouts
 
     real = layouts.opened
     monkeypatch.setattr(layouts, "opened", lambda *args: Unseen(real(*args)))

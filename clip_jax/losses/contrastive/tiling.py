@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from clip_jax.distributed import sharding
-from clip_jax.losses.contrastive.pairs import FLOOR
+from clip_jax.losses.contrastive.masks import FLOOR
 
 BLOCK = 2048
 

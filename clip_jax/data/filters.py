@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from clip_jax.data import captions, images, workers
-from clip_jax.data.index import BESIDE
+from clip_jax.data.example import Pair, PairError, only_pair_errors
 from clip_jax.data.opening import OpeningReport
-from clip_jax.data.pairs import Pair, PairError, only_pair_errors
 from clip_jax.data.sources import Source, layout, read_pair
+from clip_jax.data.tar_index import BESIDE
 from clip_jax.errors import UserError
 from clip_jax.io import files, remote
 

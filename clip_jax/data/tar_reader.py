@@ -10,7 +10,7 @@ import re
 from collections.abc import Generator
 from typing import BinaryIO, NamedTuple
 
-from clip_jax.data.pairs import MAX_MEMBER
+from clip_jax.data.example import MAX_MEMBER
 
 BLOCK = 512
 MAX_HEADER = 1 << 20  # bytes of a long name or of what PAX says of a member

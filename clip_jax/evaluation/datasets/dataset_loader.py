@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data import captions
-from clip_jax.data.pairs import PairError
+from clip_jax.data.example import PairError
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
+from clip_jax.evaluation.datasets import layouts, registry
+from clip_jax.evaluation.datasets.classes import Classes, Said, natural
+from clip_jax.evaluation.datasets.layouts import Place, text_of
+from clip_jax.evaluation.datasets.registry import StandardSet
+from clip_jax.evaluation.datasets.testset import MissingSet, Split, TestSet
 from clip_jax.evaluation.scores import METRICS
-from clip_jax.evaluation.sets import layouts, registry
-from clip_jax.evaluation.sets.classes import Classes, Said, natural
-from clip_jax.evaluation.sets.layouts import Place, text_of
-from clip_jax.evaluation.sets.registry import StandardSet
-from clip_jax.evaluation.sets.testset import MissingSet, Split, TestSet
 from clip_jax.io import remote
 from clip_jax.io.paths import resolve
 

@@ -21,10 +21,10 @@ from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.distributed import multihost
 from clip_jax.evaluation import report
+from clip_jax.evaluation.datasets import TestSet
+from clip_jax.evaluation.datasets.dataset_loader import whole
 from clip_jax.evaluation.features import Encoded, Encoder, Features, classifier
-from clip_jax.evaluation.sets import TestSet
-from clip_jax.evaluation.sets.opened import whole
-from clip_jax.evaluation.suite.kept import Kept, key_of
+from clip_jax.evaluation.suite.result_cache import ResultCache, key_of
 from clip_jax.evaluation.suite.splits import Splits
 from clip_jax.tokenizers import Tokenizer
 
@@ -48,7 +48,7 @@ class Advance:
         self._bar.update(done - self._bar.n)
 
 
-class Judge:
+class EvalContext:
     """Features, classifiers and thumbnails for evaluators.
 
     Args:
@@ -71,7 +71,7 @@ class Judge:
         tokenizer: Tokenizer,
         preprocess: Preprocess,
         options: Mapping[str, Any],
-        kept: Kept,
+        kept: ResultCache,
         *,
         splits: Mapping[str, Splits] = MappingProxyType({}),
         training: Sequence[Source] = (),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.data import captions
-from clip_jax.data.selection import Filter
+from clip_jax.data.filters import Filter
 from clip_jax.data.table_options import TableOptions
 from clip_jax.errors import UserError
 

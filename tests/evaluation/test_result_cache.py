@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from clip_jax.evaluation.features import Encoded
-from clip_jax.evaluation.suite.kept import Kept, key_of
+from clip_jax.evaluation.suite.result_cache import ResultCache, key_of
 
 ANSWER = {"score": {"value": 0.5}, "examples": [{"picture": "abc"}]}
 
 
 def test_an_answer_with_its_pictures(tmp_path: Path) -> None:
-    Kept(tmp_path).keep("k", ANSWER, {"abc": b"picture"})
-    again = Kept(tmp_path)
+    ResultCache(tmp_path).keep("k", ANSWER, {"abc": b"picture"})
+    again = ResultCache(tmp_path)
     assert again.answer("k") == ANSWER
     assert again.pictures == {"abc": b"picture"}
     assert again.answer("other") is None
 
 
 def test_nothing_is_kept_without_a_folder(tmp_path: Path) -> None:
-    kept = Kept(None)
+    kept = ResultCache(None)
     kept.keep("k", ANSWER, {"abc": b"picture"})
     kept.keep_encoded("k", Encoded(np.ones((2, 3)), np.ones((2, 4))))
     kept.keep_classifier("k", np.ones((2, 3)))
@@ -34,14 +34,14 @@ def test_nothing_is_kept_without_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"of": []}', b'{"answer": {}, "of": 3}'])
 def test_a_damaged_answer_is_none(tmp_path: Path, content: bytes) -> None:
-    kept = Kept(tmp_path)
+    kept = ResultCache(tmp_path)
     kept.keep("k", ANSWER, {"abc": b"picture"})
     (tmp_path / "k.json").write_bytes(content)
     assert kept.answer("k") is None
 
 
 def test_an_answer_without_its_picture_is_none(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
+    kept = ResultCache(tmp_path)
     kept.keep("k", ANSWER, {"abc": b"picture"})
     (tmp_path / "abc.webp").unlink()
     assert kept.answer("k") is None
@@ -52,34 +52,34 @@ def test_names_of_pictures_do_not_leave_the_folder(tmp_path: Path) -> None:
     inner = tmp_path / "kept"
     inner.mkdir()
     (inner / "k.json").write_text('{"of": ["../secret"], "answer": {}}')
-    kept = Kept(inner)
+    kept = ResultCache(inner)
     kept.answer("k")
     assert not kept.pictures
 
 
 def test_features(tmp_path: Path) -> None:
     made = Encoded(np.ones((2, 3), np.float32), np.zeros((2, 4), np.float32))
-    Kept(tmp_path).keep_encoded("k", made)
-    found = Kept(tmp_path).encoded("k")
+    ResultCache(tmp_path).keep_encoded("k", made)
+    found = ResultCache(tmp_path).encoded("k")
     assert found is not None
     assert all(np.array_equal(a, b) for a, b in zip(found, made, strict=True))
-    assert Kept(tmp_path, features=False).encoded("k") is None
+    assert ResultCache(tmp_path, features=False).encoded("k") is None
     (tmp_path / "k.pooled.npy").write_bytes(b"\x93NUMPY")
-    assert Kept(tmp_path).encoded("k") is None
+    assert ResultCache(tmp_path).encoded("k") is None
 
 
 def test_features_hold_no_pickle(tmp_path: Path) -> None:
     array = np.array([{"a": 1}], object)
     for name in Encoded._fields:
         np.save(tmp_path / f"k.{name}.npy", array, allow_pickle=True)
-    assert Kept(tmp_path).encoded("k") is None
+    assert ResultCache(tmp_path).encoded("k") is None
 
 
 def test_what_is_written_for_all_evaluations_of_a_user(tmp_path: Path) -> None:
-    Kept(tmp_path / "one").keep_classifier("k" * 8, np.arange(6.0).reshape(2, 3))
-    found = Kept(tmp_path / "two").classifier("k" * 8)
+    ResultCache(tmp_path / "one").keep_classifier("k" * 8, np.arange(6.0).reshape(2, 3))
+    found = ResultCache(tmp_path / "two").classifier("k" * 8)
     assert np.array_equal(found, np.arange(6.0).reshape(2, 3))
-    assert Kept(tmp_path / "two").descriptors("k" * 8) is None
+    assert ResultCache(tmp_path / "two").descriptors("k" * 8) is None
 
 
 def test_a_name_follows_from_every_value() -> None:

@@ -7,9 +7,8 @@ import jax
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.models import zoo
-from clip_jax.models.clip import abstract_model, parameter_count, variables
-from clip_jax.models.zoo import (
+from clip_jax.models import architectures
+from clip_jax.models.architectures import (
     ARCHITECTURES,
     BertConfig,
     CLIPConfig,
@@ -18,6 +17,7 @@ from clip_jax.models.zoo import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.clip import abstract_model, parameter_count, variables
 
 # Of the papers' models those that released definitions give, of ALIGN and SigLIP transformers'.
 COUNTS = {
@@ -52,9 +52,9 @@ def test_parameter_counts_are_the_released_ones(name):
     [("b0", 4_049_571 - 42_016 - 7), ("b7", None)],
 )
 def test_efficientnets_scale_by_width_and_depth(name, without_top):
-    width, depth, _ = zoo.EFFICIENTNETS[name]
+    width, depth, _ = architectures.EFFICIENTNETS[name]
     config = EfficientNetConfig(width=width, depth=depth)
-    model = abstract_model(zoo.align(name, BertConfig(width=16, layers=1, heads=2)))
+    model = abstract_model(architectures.align(name, BertConfig(width=16, layers=1, heads=2)))
     assert config.channels(320) == model.config.embed_dim
     if without_top is not None:  # Keras counts running statistics (42,016) and a normalisation (7)
         head = config.channels(320) * 1280 + 2 * 1280
@@ -71,8 +71,8 @@ def test_a_config_survives_its_dictionary_and_json(name):
     config = ARCHITECTURES[name]
     assert CLIPConfig.from_dict(config.to_dict()) == config
     assert CLIPConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert zoo.name_of(config) == name
-    assert zoo.find(name) is config
+    assert architectures.name_of(config) == name
+    assert architectures.find(name) is config
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_a_config_survives_its_dictionary_and_json(name):
     ],
 )
 def test_names_are_found_as_people_write_them(written, name):
-    assert zoo.find(written) is ARCHITECTURES[name]
+    assert architectures.find(written) is ARCHITECTURES[name]
 
 
 def test_an_unknown_name_lists_the_known():
     with pytest.raises(UserError, match=r"RN51.*RN50x64.*siglip-b16"):
-        zoo.find("RN51")
+        architectures.find("RN51")
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from clip_jax.data import entries
-from clip_jax.data.selection import Filter
+from clip_jax.data import mixture_config
+from clip_jax.data.filters import Filter
 from support import refused
 
 GOOD: dict[str, Any] = {"data": "a.tar"}
 
 
-def of(mix: dict[str, Any], **data: Any) -> dict[str, entries.Entry]:
-    return entries.of({"train": "", "mix": mix, "captions": ("{caption}",), **data})
+def of(mix: dict[str, Any], **data: Any) -> dict[str, mixture_config.Entry]:
+    return mixture_config.of({"train": "", "mix": mix, "captions": ("{caption}",), **data})
 
 
 def test_what_an_entry_does_not_say_is_said_for_all() -> None:

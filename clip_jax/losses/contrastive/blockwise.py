@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from clip_jax.losses.contrastive.dense import Loss
-from clip_jax.losses.contrastive.pairs import FLOOR, accuracies, negatives, own_cosines, product
-from clip_jax.losses.contrastive.sweep import Max, Plan, Rows, Sum, SumExp, Totals, sweep
+from clip_jax.losses.contrastive.masks import FLOOR, accuracies, negatives, own_cosines, product
+from clip_jax.losses.contrastive.tiling import Max, Plan, Rows, Sum, SumExp, Totals, sweep
 
 Features = Float[Array, "n d"]
 Scalar = Float[Array, ""]

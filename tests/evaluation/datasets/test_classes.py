@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_jax.evaluation.sets.classes import Classes, Said, plain
+from clip_jax.evaluation.datasets.classes import Classes, Said, plain
 from support import refused
 
 LABELS = ["hot dog", "F-16A/B", "lake or sea"]

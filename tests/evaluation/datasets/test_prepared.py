@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clip_jax.evaluation.sets import MissingSet, TestSet, open_set, standard
+from clip_jax.evaluation.datasets import MissingSet, TestSet, open_set, standard
 from clip_jax.evaluation.suite import classifying
 from support import encoded, picture, refused
 

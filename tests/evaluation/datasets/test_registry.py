@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clip_jax.evaluation.datasets import expand, names, standard
+from clip_jax.evaluation.datasets import registry as module
 from clip_jax.evaluation.scores import METRICS
-from clip_jax.evaluation.sets import expand, names, standard
-from clip_jax.evaluation.sets import registry as module
 from support import refused
 
 # classes, templates, pictures to train and to test: table 9 of the paper, and its published prompts

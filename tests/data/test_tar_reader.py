@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_jax.data import headers
-from clip_jax.data.headers import BLOCK, DamageError, Member, members, number
+from clip_jax.data import tar_reader
+from clip_jax.data.tar_reader import BLOCK, DamageError, Member, members, number
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -57,7 +57,7 @@ def test_they_are_the_members_of_the_standard_library(
     raw = written(entries, form)
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
         expected = [
-            Member(m.name, m.offset_data, m.size, 0 if m.isreg() else headers.FAULTS.index(why))
+            Member(m.name, m.offset_data, m.size, 0 if m.isreg() else tar_reader.FAULTS.index(why))
             for m in tar
             if not m.isdir()
             for why in ["is a link" if m.issym() or m.islnk() else "is no plain file"]
@@ -105,6 +105,6 @@ def test_a_long_header_is_not_read(kind: bytes) -> None:
         raw = info.tobuf() + content.ljust(-(-size // BLOCK) * BLOCK, b"\0") + rest
         return list(members(io.BytesIO(raw), len(raw)))
 
-    assert len(reading(headers.MAX_HEADER)) == 1
+    assert len(reading(tar_reader.MAX_HEADER)) == 1
     with pytest.raises(DamageError, match="a header of"):
-        reading(headers.MAX_HEADER + 1)
+        reading(tar_reader.MAX_HEADER + 1)

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from clip_jax.data.example import MAX_MEMBER, Pair, read_bytes
 from clip_jax.data.opening import OpeningReport, all_used
-from clip_jax.data.pairs import MAX_MEMBER, Pair, read_bytes
 from clip_jax.errors import UserError
 from clip_jax.io import files, remote
 

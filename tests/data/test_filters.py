@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clip_jax.data import selection
-from clip_jax.data.pairs import Pair, PairError
-from clip_jax.data.selection import Filter, Selected, described
+from clip_jax.data import filters
+from clip_jax.data.example import Pair, PairError
+from clip_jax.data.filters import Filter, Selected, described
 from clip_jax.io import files
 from support import encoded, picture, refused
 
@@ -179,7 +179,7 @@ def test_duplicates_are_those_within_the_window(
         if pair is None or (pair[1]["n"] and not again):
             expected.append(i)
     source = Made([*pairs, None])  # so that one is left
-    with mock.patch.multiple(selection, _BLOCK=block, _STEP=step):
+    with mock.patch.multiple(filters, _BLOCK=block, _STEP=step):
         found = kept(source, duplicates=window, least={"n": 1})
     assert numbers(found) == [*expected, len(contents)]
     repeated = len(meets) - len([i for i in expected if i in meets])
@@ -193,7 +193,7 @@ def many(name: str) -> Made:
 
 def test_the_pass_is_made_once_and_mapped_into_memory() -> None:
     source, lines = many("once"), list[str]()
-    with mock.patch.multiple(selection, _BLOCK=64):
+    with mock.patch.multiple(filters, _BLOCK=64):
         first = Selected(source, Filter(least={"n": 2.0}), threads=4, say=lines.append)
     assert numbers(first) == list(range(2, 1000, 3))
     assert 5 < len(lines) <= 100 and "of 1,000 pairs" in lines[0]

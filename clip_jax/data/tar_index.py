@@ -25,9 +25,9 @@ import numpy as np
 
 from clip_jax.data import matching
 from clip_jax.data.disguises import disguise, packed
-from clip_jax.data.headers import BLOCK, FAULTS, DamageError, Member, is_header, members
+from clip_jax.data.example import TEXTS
 from clip_jax.data.opening import OpeningReport, Tally, quoted
-from clip_jax.data.pairs import TEXTS
+from clip_jax.data.tar_reader import BLOCK, FAULTS, DamageError, Member, is_header, members
 from clip_jax.errors import UserError
 from clip_jax.io import files, remote
 from clip_jax.io.paths import TABLES, suffix
