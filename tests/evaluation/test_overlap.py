@@ -193,7 +193,7 @@ def test_the_papers_statistics(n: int, threshold: float, seed: int) -> None:
 
 
 def test_no_rows() -> None:
-    found: dict[str, Any] = judged(np.empty(0, bool), np.empty(0), 0.95)
+    found: dict[str, Any] = assess(np.empty(0, bool), np.empty(0), 0.95)
     assert found["share"] is found["difference"] is found["p_value"] is found["overlap"] is None
     assert found["all"]["n"] == found["overlapping"] == 0
 
