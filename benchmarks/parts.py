@@ -19,9 +19,9 @@ from clip_jax.cli.allocator import tune_allocator
 
 def made_in(run: Any, seconds: float) -> float:
     """Rows a second of the data of a run."""
-    from clip_jax.training import loop
+    from clip_jax.training.trainer import Trainer
 
-    data = loop.Trainer(run).data()
+    data = Trainer(run).data()
     batches, size = data.dataset, run.config.batch_size
     epoch = -(-len(run.source) // size)
     for step in range(epoch):
@@ -37,11 +37,11 @@ def step_of(run: Any, dtype: str) -> Callable[[], float]:
     """A function that does one step of a run's config in a dtype; milliseconds."""
     import jax
 
-    from clip_jax.training import loop
     from clip_jax.training import train_step as step_lib
+    from clip_jax.training.trainer import Trainer
 
     run.config.dtype = dtype
-    trainer = loop.Trainer(run)
+    trainer = Trainer(run)
     batch = trainer.place(trainer.data().dataset[0])
     compiled = trainer.compile(batch["tokens"].shape[1])
     state = step_lib.init_state(run.model, trainer.optimizer, 0, trainer.mesh)
@@ -66,9 +66,9 @@ def main() -> None:
 
     from clip_jax import config
     from clip_jax.models.architectures import DTYPES
-    from clip_jax.training import loop
+    from clip_jax.training.run import prepare
 
-    run = loop.prepare(config.load(args.config)[0], training=True)
+    run = prepare(config.load(args.config)[0])
     print(f"data alone: {made_in(run, 5):,.0f} rows/s in one thread")
     steps = {dtype: step_of(run, dtype) for dtype in DTYPES}
     spent: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}

@@ -38,7 +38,8 @@ from clip_jax.cli import inspect
 from clip_jax.data import mixture
 from clip_jax.data.example import REASONS
 from clip_jax.errors import UserError
-from clip_jax.training import loop
+from clip_jax.training.run import prepare
+from clip_jax.training.trainer import Trainer
 from support import encoded, picture, write_tar
 
 KINDS = ("tar", "folder", "jsonl", "csv", "tsv", "parquet")
@@ -174,8 +175,8 @@ class Pipelines:
         more = ("evaluate.sets={}", "evaluate.standard=()", "data.threads=1", "data.prefetch=1")
         more += ("data.max_bad_fraction=1.0",)
         self.config, _ = config_lib.load(str(config), [f"workdir={folder / 'run'}", *more])
-        run = loop.prepare(self.config)
-        self.trainer = loop.Trainer(run)
+        run = prepare(self.config)
+        self.trainer = Trainer(run)
         self.state = self.trainer.fresh()
         self.compiled: dict[int, Any] = {}
 

@@ -14,7 +14,7 @@ from clip_jax.distributed import multihost
 from clip_jax.distributed.cluster_env import Place
 from clip_jax.errors import UserError, redacted
 from clip_jax.io import remote
-from clip_jax.training import loop
+from clip_jax.training import run_identity
 from servers import serving
 from support import refused, write_pairs, write_tar
 
@@ -70,20 +70,24 @@ def test_weights_that_a_run_began_with_are_known_wherever_they_lie(tmp_path):
         path.parent.mkdir()
         path.write_bytes(content)
     began, known = {"weights": {"path": str(old)}}, fingerprint.of_weights(str(old))
-    assert loop._are_moved(began, str(new), known)
-    assert loop._are_moved(began, str(new.rename(tmp_path / "renamed.pt")), known)
-    assert not loop._are_moved(began, str(other), known)
-    assert not loop._are_moved(began, "", known) and not loop._are_moved({}, "", None)
-    assert loop._are_moved(began, "/gone/w.pt", known), "a job's scratch folder"
-    assert not loop._are_moved(began, "/gone/v.pt", known)
-    assert loop._are_moved(began, str(other), None), "of a run before there were fingerprints"
+    assert run_identity._are_moved(began, str(new), known)
+    assert run_identity._are_moved(began, str(new.rename(tmp_path / "renamed.pt")), known)
+    assert not run_identity._are_moved(began, str(other), known)
+    assert not run_identity._are_moved(began, "", known) and not run_identity._are_moved(
+        {}, "", None
+    )
+    assert run_identity._are_moved(began, "/gone/w.pt", known), "a job's scratch folder"
+    assert not run_identity._are_moved(began, "/gone/v.pt", known)
+    assert run_identity._are_moved(began, str(other), None), (
+        "of a run before there were fingerprints"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 99999])
 def test_damaged_fingerprints_are_one_line(content, tmp_path):
     path = tmp_path / "fingerprints.json"
     path.write_bytes(content)
-    refused(lambda: loop._read_claim(path), path, "delete it")
+    refused(lambda: run_identity._read_claim(path), path, "delete it")
 
 
 def test_a_signature_is_renewed_and_stands_nowhere(tmp_path):

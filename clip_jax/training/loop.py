@@ -2,244 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
 import math
 import os
-import shlex
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from clip_jax import config, tokenizers
-from clip_jax.data import filters, fingerprint, mixture, pipeline
+from clip_jax import config
+from clip_jax.data import pipeline
 from clip_jax.data.example import REASONS
-from clip_jax.data.mixture import Mixture
-from clip_jax.data.sources import Source
-from clip_jax.distributed import global_batch as rows_lib
-from clip_jax.distributed import hardware, multihost, sharding
-from clip_jax.errors import UserError, counted
+from clip_jax.distributed import hardware, multihost
+from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
-from clip_jax.evaluation.features import Encoder
-from clip_jax.evaluation.suite import Suite, table, write_sheets
-from clip_jax.inference.saved_models import SavedModel, open_saved_model
-from clip_jax.io import files
-from clip_jax.io.paths import EMBEDDED
-from clip_jax.losses.objectives import Contrastive
-from clip_jax.models import architectures
-from clip_jax.models.architectures import CLIPConfig
-from clip_jax.models.clip import Variables, parameter_count
-from clip_jax.tokenizers import Tokenizer, packing
-from clip_jax.training import checkpointing, flops, metric_writers, setup, workdir_lock
+from clip_jax.evaluation.suite import table
+from clip_jax.training import checkpointing, flops, metric_writers, workdir_lock
 from clip_jax.training import train_step as step_lib
-from clip_jax.weights import library, positions
-
-
-@dataclasses.dataclass
-class Run:
-    """What a config comes to once everything that it names has been opened and checked."""
-
-    config: ConfigDict
-    model: CLIPConfig
-    objective: Contrastive
-    tokenizer: Tokenizer
-    data: Mixture
-    suite: Suite
-    workdir: Path
-    weights: SavedModel | None = None
-
-    @functools.cached_property
-    def fingerprints(self) -> dict[str, Any]:
-        """What the data and the tokenizer are, wherever they lie."""
-        return {
-            "version": fingerprint.VERSION,
-            "data": fingerprint.of_mixture(self.data),
-            "tokenizer": fingerprint.of_tokenizer(self.tokenizer),
-        }
-
-
-_FINGERPRINTS = "fingerprints.json"
-
-
-def prepare(c: ConfigDict) -> Run:
-    """Opens what a config names and finds its mistakes, before any device is touched."""
-    model, objective = setup.checked(c, jax.device_count())
-    if not c.workdir:
-        raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
-    tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
-    setup.check_tokenizer(c.tokenizer, tokenizer, model.text)
-    pictures: list[Source] = []
-    suite = Suite(
-        c.evaluate.to_dict(),
-        tokenizer,
-        library.preprocess_of(model),
-        training=lambda: pictures,
-    )
-    fresh = not multihost.from_first(lambda: checkpointing.steps(c.workdir))
-    weights = _weights(c, model) if fresh and c.weights.path else None
-    # last: a filter may take long
-    data = mixture.opened(c.data.to_dict(), _say_first)
-    pictures.extend(part.source for part in data.parts)
-    return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights)
-
-
-def _say_first(line: str) -> None:
-    if multihost.is_first():
-        print(line, file=sys.stderr, flush=True)
-
-
-def _weights(c: ConfigDict, model: CLIPConfig) -> SavedModel:
-    """The saved model that a fresh run starts from, checked against the one that it is for."""
-    # with resize its sizes need not be the file's
-    name = None if c.weights.resize else architectures.name_of(model, any_activation=True)
-    found = open_saved_model(c.weights.path, name, library.config_activation(model, name))
-    how = "--config.weights.resize=True"
-    positions.check_fits(found.config, model, c.weights.path, c.weights.resize, how)
-    return found
-
-
-class StopSignal:
-    """Ctrl-C and SIGTERM as a wish to stop after the step; a Ctrl-C after it stops at once.
-
-    Another SIGTERM is the same wish: a machine that shuts down tells a process, and so does the
-    launcher of that process.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.number and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.number = self.number or number
-
-    @contextmanager
-    def watching(self) -> Iterator[StopSignal]:
-        """Takes the two signals over while it lasts."""
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def claim_workdir(run: Run) -> None:
-    """Writes config.json into a new workdir; in an old one checks that it is the same run.
-
-    The first process does that for all, before any goes on.
-
-    Raises:
-      UserError: the folder belongs to a run of another config, or cannot be written.
-    """
-    multihost.from_first(lambda: _claim(run))
-    if multihost.from_first(lambda: run.fingerprints) != run.fingerprints:
-        raise UserError(
-            "this process reads other data or another tokenizer than process 0: every host needs "
-            "the same files"
-        )
-
-
-def _claim(run: Run) -> None:
-    path, fingerprints = run.workdir / checkpointing.CONFIG, run.workdir / _FINGERPRINTS
-    now, weights = run.fingerprints, run.config.weights.path
-    if not path.exists():
-        _write_claim(fingerprints, {**now, "weights": fingerprint.of_weights(weights)})
-        with files.whole(path) as file:
-            file.write(config.to_json(run.config).encode())
-        return
-    old = checkpointing.read_config(run.workdir)
-    changed = config.changes(old, run.config.to_dict())
-    before = _read_claim(fingerprints)
-    moved = [key for key in changed if config.is_place(key)] if before else []
-    if before and "weights.path" in changed and _are_moved(old, weights, before.get("weights")):
-        moved.append("weights.path")
-    if rest := [line for key, line in changed.items() if key not in moved]:
-        raise UserError(
-            f"{run.workdir} holds a run of another config ({'; '.join(rest)}): "
-            "give another --workdir, or the values it was started with"
-        )
-    if before is None:
-        _write_claim(fingerprints, now)
-    elif any(before.get(key) != value for key, value in now.items()):
-        raise UserError(
-            f"{run.workdir} holds a run on {_different(before, now)}: give the data it began with, "
-            "or another --workdir"
-        )
-    elif moved:
-        with files.whole(path) as file:
-            file.write(config.to_json(run.config).encode())
-
-
-def _are_moved(old: dict[str, Any], path: str, before: Any) -> bool:
-    """Whether weights at another path are those that the run began with.
-
-    A resumed run does not read them: where they are gone, the last name of the path has to do.
-    """
-    now, group = fingerprint.of_weights(path) if path else "", old.get("weights")
-    if before and now is not None:
-        return bool(before == now)
-    was = group.get("path") if isinstance(group, dict) else None
-    return bool(was and path) and Path(str(was)).name == Path(path).name
-
-
-def _read_claim(path: Path) -> dict[str, Any] | None:
-    """The fingerprints in a run's folder; None where there are none, or an older version's."""
-    if not path.exists():
-        return None
-    try:
-        found = files.read_json(path, what="fingerprints")
-    except UserError as error:
-        raise UserError(
-            f"{error}: it tells whether the data is what the run began with; delete it where you "
-            "are sure of that"
-        ) from None
-    return found if found.get("version") == fingerprint.VERSION else None
-
-
-def _write_claim(path: Path, fingerprints: dict[str, Any]) -> None:
-    with files.whole(path) as file:
-        file.write(json.dumps(fingerprints, indent=1, sort_keys=True).encode() + b"\n")
-
-
-def _different(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What the fingerprints of a run's folder and of a command differ in."""
-    old, new = before.get("data"), now["data"]
-    if not isinstance(old, dict) or old == new:
-        return "another tokenizer"
-    name = min(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    pairs = [str(of.get(name, "0")).partition(" ")[0] for of in (old, new)]
-    where = f"config.data.mix.{name}" if name else "config.data.train"
-    return f"other pairs than {where} gives ({pairs[0]:.20} then, {pairs[1]} now)"
-
-
-def _check_same_run(run: Run, step: int) -> None:
-    """Raises UserError where a checkpoint is another run's that was put into this one's folder."""
-    if (saved := checkpointing.read_saved_config(run.workdir, step)) is None:
-        return  # an older version's; its arrays tell
-    changed = config.changes(saved, run.config.to_dict())
-    lines = [
-        line
-        for key, line in changed.items()
-        if not (config.is_place(key) or key == "weights.path")  # they may have moved since
-    ]
-    if lines:
-        raise UserError(
-            f"{run.workdir / checkpointing.FOLDER / str(step)} is that of a run of another config "
-            f"({'; '.join(lines)}): bring back the run's own, or move it away"
-        )
+from clip_jax.training.announcements import announce, announce_end
+from clip_jax.training.run import prepare, say_first
+from clip_jax.training.run_identity import check_same_run, claim_workdir
+from clip_jax.training.stop_signal import StopSignal
+from clip_jax.training.trainer import Trainer
 
 
 def _check_room(state: Any, workdir: Path, keep: int) -> None:
@@ -251,86 +40,6 @@ def _check_room(state: Any, workdir: Path, keep: int) -> None:
             f"{need / 2**30:.1f}: make room, lower config.checkpoint.keep or choose another "
             "--workdir"
         )
-
-
-class Trainer(setup.Recipe):
-    """A run on its devices: the compiled step, the state, the data."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        mesh = sharding.make_mesh(run.config.mesh.to_dict())
-        super().__init__(run.config, run.model, run.objective, mesh)
-
-    def evaluate(self, variables: Variables) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """The suite's results on a model's variables, and the pictures that they name."""
-        run = self.run
-        pad_id = run.tokenizer.pad_id if run.model.text.blind_to_padding else None
-        size = run.config.evaluate.batch_size
-        encoder = Encoder(self.graph, variables, self.mesh, size, pad_id)
-        return run.suite.evaluate(encoder, float(nnx.merge(self.graph, *variables).scale))
-
-    def report(
-        self, results: dict[str, Any], pictures: dict[str, bytes], step: int, seconds: float
-    ) -> None:
-        """Puts the results' page and pictures into the run's folder."""
-        run = self.run
-        write_sheets(results, pictures, run.workdir / "pictures" / f"step_{step}")
-        results["model"] = results_lib.model_facts(
-            architectures.name_of(run.model, any_activation=True) or run.workdir.name,
-            str(run.workdir),
-            step,
-            parameter_count(self.model),
-            run.model.vision.image_size,
-            run.config.dtype,
-        )
-        results["curves"] = results_lib.curves(metric_writers.read(run.workdir / "metrics.jsonl"))
-        results["seconds"] = seconds
-        results_lib.write(run.workdir, results, pictures)
-
-    def state_from(self, found: SavedModel) -> step_lib.TrainState:
-        """A fresh state around saved weights, in fp32, resized where the model asks it."""
-        params, stats = jax.device_get(found.read("float32"))
-        vision, text = self.run.model.vision, self.run.model.text
-        params, _ = positions.resized(params, found.config, vision.image_size, text.context_length)
-        return step_lib.state_of((params, stats), self.optimizer, self.mesh, **self.kept)
-
-    def fresh(self) -> step_lib.TrainState:
-        """A state of random numbers, or around the weights that the config names."""
-        run = self.run
-        if run.weights:
-            return self.state_from(run.weights)
-        seed = run.config.seed
-        return step_lib.init_state(run.model, self.optimizer, seed, self.mesh, **self.kept)
-
-    def data(self) -> pipeline.Batches:
-        """The iterator over this process's batches."""
-        c, run = self.run.config, self.run
-        batches = pipeline.batches(
-            run.data,
-            pipeline.Prepare.of(c.data.to_dict(), run.tokenizer, run.model.vision.image_size),
-            batch_size=c.batch_size,
-            seed=c.seed,
-            rows=rows_lib.process_rows(self.mesh, c.batch_size),
-        )
-        return pipeline.iterator(
-            batches,
-            threads=c.data.threads,
-            workers=c.data.workers,
-            prefetch=c.data.prefetch,
-            max_bad_fraction=c.data.max_bad_fraction,
-        )
-
-    def place(self, rows: pipeline.Row) -> dict[str, jax.Array]:
-        """This process's rows as the global batch, without columns that no text reaches."""
-        # many processes would have to agree on the longest text
-        if not multihost.many() and self.run.model.text.blind_to_padding:
-            pad_id = self.run.tokenizer.pad_id
-            rows = {**rows, "tokens": packing.trim(rows["tokens"], pad_id=pad_id)}
-        return rows_lib.global_batch(rows, self.mesh)
-
-    def compile(self, context_length: int) -> step_lib.TrainStep:
-        """The step for texts of a width, compiled before the clock of images/s starts."""
-        return self.lower(context_length).compile()
 
 
 def _progress(mesh: Mesh, c: ConfigDict, done: int) -> metric_writers.Progress:
@@ -394,7 +103,7 @@ class Loop:
                     "anew, and does not write again what they hold"
                 )
             return None
-        _check_same_run(self.trainer.run, step)
+        check_same_run(self.trainer.run, step)
         checkpointing.set_aside(workdir, after=step)
         return step
 
@@ -559,7 +268,7 @@ def train(c: ConfigDict, force: bool = False) -> None:
         claim_workdir(run)
         with StopSignal().watching() as stop:
             loop = Loop(trainer, trainer.data(), stop, lock)
-            _announce(loop)
+            announce(loop)
             try:
                 step = loop.run()
             except BaseException:
@@ -570,7 +279,7 @@ def train(c: ConfigDict, force: bool = False) -> None:
                 raise
             loop.close()
     if multihost.is_first():
-        _farewell(run, step, loop.stopped_by)
+        announce_end(run, step, loop.stopped_by)
 
 
 @contextmanager
@@ -579,89 +288,6 @@ def _locked(workdir: Path, force: bool) -> Iterator[workdir_lock.Lock | None]:
     locks: list[workdir_lock.Lock] = []
     with ExitStack() as stack:
         multihost.from_first(
-            lambda: locks.append(stack.enter_context(workdir_lock.held(workdir, force, _say_first)))
+            lambda: locks.append(stack.enter_context(workdir_lock.held(workdir, force, say_first)))
         )
         yield locks[0] if locks else None
-
-
-def _of_processes() -> str:
-    return f" of {jax.process_count()} processes" if multihost.many() else ""
-
-
-def _announce(loop: Loop) -> None:
-    run, trainer = loop.trainer.run, loop.trainer
-    say = loop.progress.say
-    devices = counted(jax.device_count(), f"{jax.devices()[0].platform} device")
-    say(
-        f"{counted(run.data.pairs, 'pair')}, {parameter_count(trainer.model):,} parameters, "
-        f"batch {run.config.batch_size:,} on {devices}{_of_processes()}, {run.config.dtype}; "
-        f"run folder {run.workdir}"
-    )
-    for part in run.data.parts:
-        _announce_part(loop, part)
-    if len(run.data) < run.config.batch_size:
-        say(
-            f"an epoch of {counted(len(run.data), 'pair')} is smaller than a batch of "
-            f"{run.config.batch_size:,}: a pair stands in a batch more than once, and each picture "
-            "is then its own negative; lower config.batch_size"
-        )
-    for line in loop.lines:
-        say(line)
-    if loop.first >= run.config.steps:
-        say(f"all {run.config.steps} steps were done before: nothing to train")
-    elif run.weights:
-        start = f"starting from {run.config.weights.path}"
-        say("; ".join(filter(None, [start, run.weights.guessed])))
-        old, new = (
-            f"{c.vision.image_size} pixels and {c.text.context_length} tokens"
-            for c in (run.weights.config, run.model)
-        )
-        if run.config.weights.resize and old != new:
-            say(f"its positions are resized: {old} to {new}")
-    elif loop.first:
-        say(f"resuming after step {loop.first} of {run.config.steps}")
-
-
-def _announce_part(loop: Loop, part: mixture.Part) -> None:
-    """What of a mixture a source is, and what opening it and a filter left out."""
-    source, of = part.source, f"{part.name}: " if part.name else ""
-    if part.name:
-        share = part.rows / len(source)
-        loop.progress.say(
-            f"{of}{counted(len(source), 'pair')}, {counted(part.rows, 'row')} an epoch "
-            f"({share:.3g} of them)"
-        )
-    below = f"{part.name}/" if part.name else ""
-    left_out = source.opening_report().metrics(f"data/left_out/{below}")
-    if isinstance(source, filters.Selected):
-        loop.progress.say(f"{of}the filter left out {filters.described(source)}")
-        left_out |= {f"data/filtered/{below}{why}": n for why, n in source.left_out.items()}
-    if left_out and not loop.first:
-        loop.writer.write(0, left_out)
-
-
-def _farewell(run: Run, step: int, stopped_by: int) -> None:
-    if step < run.config.steps:
-        where = f"saved at step {step}" if step else "before the first step"
-        name = signal.Signals(stopped_by).name
-        print(f"stopped by {name}, {where}: the same command goes on from there", file=sys.stderr)
-        return
-    folder = shlex.quote(str(run.workdir))
-    tries = [
-        f'python -m clip_jax classify --checkpoint {folder} PICTURE.png --labels "a cat,a dog"'
-    ]
-    if (page := run.workdir / results_lib.PAGE).exists():
-        tries.append(f"open {page} in a browser")
-    if (run.workdir / "tensorboard").is_dir():
-        tries.append(f"tensorboard --logdir {folder}")
-    if run.config.data.train.startswith(EMBEDDED):
-        tries.append(
-            "train on your own tars: --config.data.train='/path/{00000..00099}.tar' "
-            "--workdir runs/mine"
-        )
-    lines = [
-        f"done: {counted(step, 'step')} in {run.workdir}",
-        "what to try next:",
-        *(f"  {t}" for t in tries),
-    ]
-    print("\n".join(lines))

@@ -8,7 +8,7 @@ import time
 import pytest
 
 import runs
-from clip_jax.training import loop
+from clip_jax.training.stop_signal import StopSignal
 from launchers import ROOT, environment
 from support import encoded, picture, write_tar
 
@@ -55,7 +55,7 @@ def test_a_run_whose_process_was_killed_resumes_to_the_same_numbers(config):
 
 
 def test_a_second_sigterm_is_the_same_wish_and_a_ctrl_c_after_it_is_not():
-    with loop.StopSignal().watching() as stop:
+    with StopSignal().watching() as stop:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop.number == signal.SIGTERM

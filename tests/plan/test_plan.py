@@ -16,7 +16,9 @@ from clip_jax.distributed import hardware
 from clip_jax.errors import UserError
 from clip_jax.plan import cost, search
 from clip_jax.plan.cost import PARTS, Estimate
-from clip_jax.training import flops, loop
+from clip_jax.training import flops
+from clip_jax.training.run import Run
+from clip_jax.training.trainer import Trainer
 
 KEYS = {
     *("fits", "hbm_bytes", "hbm", "hbm_capacity_bytes", "estimated_seconds"),
@@ -122,8 +124,8 @@ def test_the_plan_lowers_the_step_that_trains(config):
     """The program that `Trainer` compiles, letter for letter."""
     mesh = cost.sharding.make_mesh(config.mesh.to_dict())
     architecture, objective = cost.setup.checked(config, jax.device_count())
-    run = loop.Run(config, architecture, objective, None, None, None, None)
-    trained = loop.Trainer(run).lower(8).as_text()
+    run = Run(config, architecture, objective, None, None, None, None)
+    trained = Trainer(run).lower(8).as_text()
     assert mesh.size == jax.device_count() == 8
     assert clip_jax.plan.lower(config, "cpu:8").as_text() == trained
 

@@ -1,0 +1,109 @@
+"""What a run says when it starts and when it ends."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import jax
+
+from clip_jax.data import filters, mixture
+from clip_jax.distributed import multihost
+from clip_jax.errors import counted
+from clip_jax.evaluation import results as results_lib
+from clip_jax.io.paths import EMBEDDED
+from clip_jax.models.clip import parameter_count
+from clip_jax.training.run import Run
+
+if TYPE_CHECKING:
+    from clip_jax.training.loop import Loop
+
+
+def _of_processes() -> str:
+    return f" of {jax.process_count()} processes" if multihost.many() else ""
+
+
+def announce(loop: Loop) -> None:
+    """Says what a run trains on and where it goes on from, before its first step."""
+    run, trainer = loop.trainer.run, loop.trainer
+    say = loop.progress.say
+    devices = counted(jax.device_count(), f"{jax.devices()[0].platform} device")
+    say(
+        f"{counted(run.data.pairs, 'pair')}, {parameter_count(trainer.model):,} parameters, "
+        f"batch {run.config.batch_size:,} on {devices}{_of_processes()}, {run.config.dtype}; "
+        f"run folder {run.workdir}"
+    )
+    for part in run.data.parts:
+        _announce_part(loop, part)
+    if len(run.data) < run.config.batch_size:
+        say(
+            f"an epoch of {counted(len(run.data), 'pair')} is smaller than a batch of "
+            f"{run.config.batch_size:,}: a pair stands in a batch more than once, and each picture "
+            "is then its own negative; lower config.batch_size"
+        )
+    for line in loop.lines:
+        say(line)
+    if loop.first >= run.config.steps:
+        say(f"all {run.config.steps} steps were done before: nothing to train")
+    elif run.weights:
+        start = f"starting from {run.config.weights.path}"
+        say("; ".join(filter(None, [start, run.weights.guessed])))
+        old, new = (
+            f"{c.vision.image_size} pixels and {c.text.context_length} tokens"
+            for c in (run.weights.config, run.model)
+        )
+        if run.config.weights.resize and old != new:
+            say(f"its positions are resized: {old} to {new}")
+    elif loop.first:
+        say(f"resuming after step {loop.first} of {run.config.steps}")
+
+
+def _announce_part(loop: Loop, part: mixture.Part) -> None:
+    """What of a mixture a source is, and what opening it and a filter left out."""
+    source, of = part.source, f"{part.name}: " if part.name else ""
+    if part.name:
+        share = part.rows / len(source)
+        loop.progress.say(
+            f"{of}{counted(len(source), 'pair')}, {counted(part.rows, 'row')} an epoch "
+            f"({share:.3g} of them)"
+        )
+    below = f"{part.name}/" if part.name else ""
+    left_out = source.opening_report().metrics(f"data/left_out/{below}")
+    if isinstance(source, filters.Selected):
+        loop.progress.say(f"{of}the filter left out {filters.described(source)}")
+        left_out |= {f"data/filtered/{below}{why}": n for why, n in source.left_out.items()}
+    if left_out and not loop.first:
+        loop.writer.write(0, left_out)
+
+
+def announce_end(run: Run, step: int, stopped_by: int) -> None:
+    """Says where a run ended, and what to do with it.
+
+    stopped_by: the number of the signal that stopped it, or 0.
+    """
+    if step < run.config.steps:
+        where = f"saved at step {step}" if step else "before the first step"
+        name = signal.Signals(stopped_by).name
+        print(f"stopped by {name}, {where}: the same command goes on from there", file=sys.stderr)
+        return
+    folder = shlex.quote(str(run.workdir))
+    tries = [
+        f'python -m clip_jax classify --checkpoint {folder} PICTURE.png --labels "a cat,a dog"'
+    ]
+    if (page := run.workdir / results_lib.PAGE).exists():
+        tries.append(f"open {page} in a browser")
+    if (run.workdir / "tensorboard").is_dir():
+        tries.append(f"tensorboard --logdir {folder}")
+    if run.config.data.train.startswith(EMBEDDED):
+        tries.append(
+            "train on your own tars: --config.data.train='/path/{00000..00099}.tar' "
+            "--workdir runs/mine"
+        )
+    lines = [
+        f"done: {counted(step, 'step')} in {run.workdir}",
+        "what to try next:",
+        *(f"  {t}" for t in tries),
+    ]
+    print("\n".join(lines))

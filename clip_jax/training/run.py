@@ -1,0 +1,88 @@
+"""A run before it starts: what its config names, opened and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from clip_jax import tokenizers
+from clip_jax.data import fingerprint, mixture
+from clip_jax.data.mixture import Mixture
+from clip_jax.data.sources import Source
+from clip_jax.distributed import multihost
+from clip_jax.errors import UserError
+from clip_jax.evaluation.suite import Suite
+from clip_jax.inference.saved_models import SavedModel, open_saved_model
+from clip_jax.losses.objectives import Contrastive
+from clip_jax.models import architectures
+from clip_jax.models.architectures import CLIPConfig
+from clip_jax.tokenizers import Tokenizer
+from clip_jax.training import checkpointing, setup
+from clip_jax.weights import library, positions
+
+
+@dataclasses.dataclass
+class Run:
+    """What a config comes to once everything that it names has been opened and checked."""
+
+    config: ConfigDict
+    model: CLIPConfig
+    objective: Contrastive
+    tokenizer: Tokenizer
+    data: Mixture
+    suite: Suite
+    workdir: Path
+    weights: SavedModel | None = None
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, Any]:
+        """What the data and the tokenizer are, wherever they lie."""
+        return {
+            "version": fingerprint.VERSION,
+            "data": fingerprint.of_mixture(self.data),
+            "tokenizer": fingerprint.of_tokenizer(self.tokenizer),
+        }
+
+
+def prepare(c: ConfigDict) -> Run:
+    """Opens what a config names and finds its mistakes, before any device is touched."""
+    model, objective = setup.checked(c, jax.device_count())
+    if not c.workdir:
+        raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
+    tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
+    setup.check_tokenizer(c.tokenizer, tokenizer, model.text)
+    pictures: list[Source] = []
+    suite = Suite(
+        c.evaluate.to_dict(),
+        tokenizer,
+        library.preprocess_of(model),
+        training=lambda: pictures,
+    )
+    fresh = not multihost.from_first(lambda: checkpointing.steps(c.workdir))
+    weights = _weights(c, model) if fresh and c.weights.path else None
+    # last: a filter may take long
+    data = mixture.opened(c.data.to_dict(), say_first)
+    pictures.extend(part.source for part in data.parts)
+    return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights)
+
+
+def say_first(line: str) -> None:
+    """Prints a line to stderr, on the first process only."""
+    if multihost.is_first():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _weights(c: ConfigDict, model: CLIPConfig) -> SavedModel:
+    """The saved model that a fresh run starts from, checked against the one that it is for."""
+    # with resize its sizes need not be the file's
+    name = None if c.weights.resize else architectures.name_of(model, any_activation=True)
+    found = open_saved_model(c.weights.path, name, library.config_activation(model, name))
+    how = "--config.weights.resize=True"
+    positions.check_fits(found.config, model, c.weights.path, c.weights.resize, how)
+    return found

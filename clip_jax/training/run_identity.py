@@ -1,0 +1,123 @@
+"""Whether a run's folder belongs to the run that is to go on in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clip_jax import config
+from clip_jax.data import fingerprint
+from clip_jax.distributed import multihost
+from clip_jax.errors import UserError
+from clip_jax.io import files
+from clip_jax.training import checkpointing
+from clip_jax.training.run import Run
+
+_FINGERPRINTS = "fingerprints.json"
+
+
+def claim_workdir(run: Run) -> None:
+    """Writes config.json into a new workdir; in an old one checks that it is the same run.
+
+    The first process does that for all, before any goes on.
+
+    Raises:
+      UserError: the folder belongs to a run of another config, or cannot be written.
+    """
+    multihost.from_first(lambda: _claim(run))
+    if multihost.from_first(lambda: run.fingerprints) != run.fingerprints:
+        raise UserError(
+            "this process reads other data or another tokenizer than process 0: every host needs "
+            "the same files"
+        )
+
+
+def _claim(run: Run) -> None:
+    path, fingerprints = run.workdir / checkpointing.CONFIG, run.workdir / _FINGERPRINTS
+    now, weights = run.fingerprints, run.config.weights.path
+    if not path.exists():
+        _write_claim(fingerprints, {**now, "weights": fingerprint.of_weights(weights)})
+        with files.whole(path) as file:
+            file.write(config.to_json(run.config).encode())
+        return
+    old = checkpointing.read_config(run.workdir)
+    changed = config.changes(old, run.config.to_dict())
+    before = _read_claim(fingerprints)
+    moved = [key for key in changed if config.is_place(key)] if before else []
+    if before and "weights.path" in changed and _are_moved(old, weights, before.get("weights")):
+        moved.append("weights.path")
+    if rest := [line for key, line in changed.items() if key not in moved]:
+        raise UserError(
+            f"{run.workdir} holds a run of another config ({'; '.join(rest)}): "
+            "give another --workdir, or the values it was started with"
+        )
+    if before is None:
+        _write_claim(fingerprints, now)
+    elif any(before.get(key) != value for key, value in now.items()):
+        raise UserError(
+            f"{run.workdir} holds a run on {_different(before, now)}: give the data it began with, "
+            "or another --workdir"
+        )
+    elif moved:
+        with files.whole(path) as file:
+            file.write(config.to_json(run.config).encode())
+
+
+def _are_moved(old: dict[str, Any], path: str, before: Any) -> bool:
+    """Whether weights at another path are those that the run began with.
+
+    A resumed run does not read them: where they are gone, the last name of the path has to do.
+    """
+    now, group = fingerprint.of_weights(path) if path else "", old.get("weights")
+    if before and now is not None:
+        return bool(before == now)
+    was = group.get("path") if isinstance(group, dict) else None
+    return bool(was and path) and Path(str(was)).name == Path(path).name
+
+
+def _read_claim(path: Path) -> dict[str, Any] | None:
+    """The fingerprints in a run's folder; None where there are none, or an older version's."""
+    if not path.exists():
+        return None
+    try:
+        found = files.read_json(path, what="fingerprints")
+    except UserError as error:
+        raise UserError(
+            f"{error}: it tells whether the data is what the run began with; delete it where you "
+            "are sure of that"
+        ) from None
+    return found if found.get("version") == fingerprint.VERSION else None
+
+
+def _write_claim(path: Path, fingerprints: dict[str, Any]) -> None:
+    with files.whole(path) as file:
+        file.write(json.dumps(fingerprints, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def _different(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What the fingerprints of a run's folder and of a command differ in."""
+    old, new = before.get("data"), now["data"]
+    if not isinstance(old, dict) or old == new:
+        return "another tokenizer"
+    name = min(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    pairs = [str(of.get(name, "0")).partition(" ")[0] for of in (old, new)]
+    where = f"config.data.mix.{name}" if name else "config.data.train"
+    return f"other pairs than {where} gives ({pairs[0]:.20} then, {pairs[1]} now)"
+
+
+def check_same_run(run: Run, step: int) -> None:
+    """Raises UserError where a checkpoint is another run's that was put into this one's folder."""
+    if (saved := checkpointing.read_saved_config(run.workdir, step)) is None:
+        return  # an older version's; its arrays tell
+    changed = config.changes(saved, run.config.to_dict())
+    lines = [
+        line
+        for key, line in changed.items()
+        if not (config.is_place(key) or key == "weights.path")  # they may have moved since
+    ]
+    if lines:
+        raise UserError(
+            f"{run.workdir / checkpointing.FOLDER / str(step)} is that of a run of another config "
+            f"({'; '.join(lines)}): bring back the run's own, or move it away"
+        )

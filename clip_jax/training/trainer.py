@@ -1,0 +1,103 @@
+"""A run on its devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from clip_jax.data import pipeline
+from clip_jax.distributed import global_batch as rows_lib
+from clip_jax.distributed import multihost, sharding
+from clip_jax.evaluation import results as results_lib
+from clip_jax.evaluation.features import Encoder
+from clip_jax.evaluation.suite import write_sheets
+from clip_jax.inference.saved_models import SavedModel
+from clip_jax.models import architectures
+from clip_jax.models.clip import Variables, parameter_count
+from clip_jax.tokenizers import packing
+from clip_jax.training import metric_writers, setup
+from clip_jax.training import train_step as step_lib
+from clip_jax.training.run import Run
+from clip_jax.weights import positions
+
+
+class Trainer(setup.Recipe):
+    """A run on its devices: the compiled step, the state, the data."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        mesh = sharding.make_mesh(run.config.mesh.to_dict())
+        super().__init__(run.config, run.model, run.objective, mesh)
+
+    def evaluate(self, variables: Variables) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The suite's results on a model's variables, and the pictures that they name."""
+        run = self.run
+        pad_id = run.tokenizer.pad_id if run.model.text.blind_to_padding else None
+        size = run.config.evaluate.batch_size
+        encoder = Encoder(self.graph, variables, self.mesh, size, pad_id)
+        return run.suite.evaluate(encoder, float(nnx.merge(self.graph, *variables).scale))
+
+    def report(
+        self, results: dict[str, Any], pictures: dict[str, bytes], step: int, seconds: float
+    ) -> None:
+        """Puts the results' page and pictures into the run's folder."""
+        run = self.run
+        write_sheets(results, pictures, run.workdir / "pictures" / f"step_{step}")
+        results["model"] = results_lib.model_facts(
+            architectures.name_of(run.model, any_activation=True) or run.workdir.name,
+            str(run.workdir),
+            step,
+            parameter_count(self.model),
+            run.model.vision.image_size,
+            run.config.dtype,
+        )
+        results["curves"] = results_lib.curves(metric_writers.read(run.workdir / "metrics.jsonl"))
+        results["seconds"] = seconds
+        results_lib.write(run.workdir, results, pictures)
+
+    def state_from(self, found: SavedModel) -> step_lib.TrainState:
+        """A fresh state around saved weights, in fp32, resized where the model asks it."""
+        params, stats = jax.device_get(found.read("float32"))
+        vision, text = self.run.model.vision, self.run.model.text
+        params, _ = positions.resized(params, found.config, vision.image_size, text.context_length)
+        return step_lib.state_of((params, stats), self.optimizer, self.mesh, **self.kept)
+
+    def fresh(self) -> step_lib.TrainState:
+        """A state of random numbers, or around the weights that the config names."""
+        run = self.run
+        if run.weights:
+            return self.state_from(run.weights)
+        seed = run.config.seed
+        return step_lib.init_state(run.model, self.optimizer, seed, self.mesh, **self.kept)
+
+    def data(self) -> pipeline.Batches:
+        """The iterator over this process's batches."""
+        c, run = self.run.config, self.run
+        batches = pipeline.batches(
+            run.data,
+            pipeline.Prepare.of(c.data.to_dict(), run.tokenizer, run.model.vision.image_size),
+            batch_size=c.batch_size,
+            seed=c.seed,
+            rows=rows_lib.process_rows(self.mesh, c.batch_size),
+        )
+        return pipeline.iterator(
+            batches,
+            threads=c.data.threads,
+            workers=c.data.workers,
+            prefetch=c.data.prefetch,
+            max_bad_fraction=c.data.max_bad_fraction,
+        )
+
+    def place(self, rows: pipeline.Row) -> dict[str, jax.Array]:
+        """This process's rows as the global batch, without columns that no text reaches."""
+        # many processes would have to agree on the longest text
+        if not multihost.many() and self.run.model.text.blind_to_padding:
+            pad_id = self.run.tokenizer.pad_id
+            rows = {**rows, "tokens": packing.trim(rows["tokens"], pad_id=pad_id)}
+        return rows_lib.global_batch(rows, self.mesh)
+
+    def compile(self, context_length: int) -> step_lib.TrainStep:
+        """The step for texts of a width, compiled before the clock of images/s starts."""
+        return self.lower(context_length).compile()
