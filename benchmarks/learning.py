@@ -45,8 +45,8 @@ from clip_jax import tokenizers
 from clip_jax.data import images, pipeline
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import CLIPConfig
 from clip_jax.models.clip import abstract_model
+from clip_jax.models.model_config import CLIPConfig
 
 EMOJI = "embedded:emoji/train-*.tar"
 EMOJI_TEST = "embedded:emoji/unseen_drawing-*.tar"

@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from clip_jax import config as config_lib
 from clip_jax.distributed import sharding
 from clip_jax.distributed.global_batch import global_batch
-from clip_jax.models.architectures import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.models.clip import Variables
+from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.tokenizers import packing
 from clip_jax.training import setup
 from clip_jax.training import train_step as step_lib

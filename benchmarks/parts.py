@@ -65,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from clip_jax import config
-    from clip_jax.models.architectures import DTYPES
+    from clip_jax.models.model_config import DTYPES
     from clip_jax.training.run import prepare
 
     run = prepare(config.load(args.config)[0])

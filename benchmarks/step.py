@@ -36,7 +36,7 @@ from typing import Any
 import peers
 
 from clip_jax import main as command
-from clip_jax.models.architectures import DTYPES
+from clip_jax.models.model_config import DTYPES
 
 MODEL = "ViT-B/32"
 ADAM = {"b1": 0.9, "b2": 0.98, "eps": 1e-6, "weight_decay": 0.2, "clip_norm": 0.0}

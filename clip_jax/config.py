@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from clip_jax.data import captions, images, mixture_config
 from clip_jax.errors import UserError, counted, redacted
-from clip_jax.models.architectures import DTYPES
+from clip_jax.models.model_config import DTYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,7 +16,8 @@ import clip_jax
 import runs
 from clip_jax import main
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import (
+from clip_jax.models.clip import CLIP, variables
+from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,
@@ -24,7 +25,6 @@ from clip_jax.models.architectures import (
     TextConfig,
     VisionConfig,
 )
-from clip_jax.models.clip import CLIP, variables
 from clip_jax.weights import library
 from support import encoded, picture, says, write_tar
 

@@ -14,7 +14,8 @@ from clip_jax import config as config_lib
 from clip_jax.errors import UserError
 from clip_jax.evaluation import evaluate
 from clip_jax.inference import pretrained, saved_models
-from clip_jax.models.architectures import ARCHITECTURES, CLIPConfig
+from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training import checkpointing
 from support import refused, says
 

@@ -7,7 +7,7 @@ import pytest
 
 from clip_jax.distributed import sharding
 from clip_jax.losses.objectives import Contrastive
-from clip_jax.models.architectures import CLIPConfig, TextConfig, VisionConfig
+from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.training import train_step
 from programs import arrays, collectives
 from steps import GRADIENTS, compiled, mesh_of

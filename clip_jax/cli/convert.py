@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from clip_jax.cli.common import LinesParser
 from clip_jax.errors import UserError, counted
 from clip_jax.inference.conversion import DTYPES, convert, megabytes
-from clip_jax.models.architectures import ACTIVATIONS, ARCHITECTURES
+from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.model_config import ACTIVATIONS
 from clip_jax.weights.param_mapping import LIBRARIES
 
 MAX_SIZE = 8192  # pixels a side, and tokens

@@ -13,7 +13,7 @@ from PIL import Image
 from clip_jax.data.images import resize_and_crop, shorter_side_to
 from clip_jax.data.pictures import picture
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import MEAN, STD
+from clip_jax.models.model_config import MEAN, STD
 
 MAX_SIZE = 8192
 RESIZES = ("shortest", "squash", "longest")

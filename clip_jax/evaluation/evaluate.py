@@ -27,8 +27,8 @@ from clip_jax.evaluation.features import Encoder
 from clip_jax.evaluation.suite import Suite, table
 from clip_jax.inference import pretrained
 from clip_jax.models import architectures
-from clip_jax.models.architectures import CLIPConfig
 from clip_jax.models.clip import Variables, abstract_model, parameter_count, variables
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training import checkpointing as checkpoints
 from clip_jax.training import metric_writers, setup
 from clip_jax.weights import library

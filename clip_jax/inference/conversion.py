@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_jax.errors import UserError, is_disk_full
-from clip_jax.models.architectures import CLIPConfig
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights.param_mapping import LIBRARIES, Library
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from clip_jax.errors import DamageWarning, GuessedWarning, UserError
 from clip_jax.inference.zero_shot import Tokenize, ZeroShotClassifier
 from clip_jax.io import remote
 from clip_jax.models import architectures
-from clip_jax.models.architectures import ACTIVATIONS, ARCHITECTURES, DTYPES, CLIPConfig
+from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, Variables, abstract_model, variables
 from clip_jax.models.fields import MAX_SIZE
+from clip_jax.models.model_config import ACTIVATIONS, DTYPES, CLIPConfig
 from clip_jax.tokenizers.packing import check_context_length
 from clip_jax.weights import arrays, library
 from clip_jax.weights.positions import resized

@@ -9,8 +9,8 @@ from pathlib import Path
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.errors import UserError
 from clip_jax.inference import pretrained
-from clip_jax.models.architectures import CLIPConfig
 from clip_jax.models.clip import Variables
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training import checkpointing
 from clip_jax.weights import library
 from clip_jax.weights.param_mapping import LIBRARIES

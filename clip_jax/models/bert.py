@@ -8,7 +8,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from clip_jax.distributed import sharding
-from clip_jax.models.architectures import BertConfig
 from clip_jax.models.initializers import (
     BERT_BLOCK,
     BERT_LINEAR,
@@ -17,6 +16,7 @@ from clip_jax.models.initializers import (
     LinearInit,
 )
 from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.model_config import BertConfig
 from clip_jax.models.transformer import Transformer, layer_norm
 
 

@@ -14,9 +14,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from clip_jax.distributed import sharding
-from clip_jax.models.architectures import BertConfig, CLIPConfig, TextConfig, VisionConfig, name_of
+from clip_jax.models.architectures import name_of
 from clip_jax.models.bert import BERT
 from clip_jax.models.efficientnet import EfficientNet
+from clip_jax.models.model_config import BertConfig, CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.pixels import given_pixels
 from clip_jax.models.resnet import ModifiedResNet
 from clip_jax.models.text import TextTransformer

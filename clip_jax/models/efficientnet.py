@@ -10,10 +10,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
-from clip_jax.models.architectures import EfficientNetConfig
 from clip_jax.models.convolution import BatchNorm, Convolution, Image, Result
 from clip_jax.models.initializers import LinearInit, fan_out_normal
 from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.model_config import EfficientNetConfig
 from clip_jax.models.pixels import normalized
 from clip_jax.models.resnet import Stage
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from clip_jax.models.architectures import TextConfig, VisionConfig
+from clip_jax.models.model_config import TextConfig, VisionConfig
 
 Initializer = jax.nn.initializers.Initializer
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from clip_jax.errors import GuessedWarning, UserError
-from clip_jax.models.architectures import ImageTowerConfig
+from clip_jax.models.model_config import ImageTowerConfig
 
 _SLACK = 2  # times the range of normalised pixels that floats may lie outside of it
 

@@ -15,10 +15,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
-from clip_jax.models.architectures import ResNetConfig
 from clip_jax.models.convolution import BatchNorm, Convolution, Image, Result, average_pool
 from clip_jax.models.initializers import TORCH, TORCH_KERNEL, resnet_pool_init
 from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.model_config import ResNetConfig
 from clip_jax.models.pixels import normalized
 from clip_jax.models.stack import check_remat, once, scan, stack
 

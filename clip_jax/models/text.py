@@ -8,9 +8,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from clip_jax.distributed import sharding
-from clip_jax.models.architectures import TextConfig
 from clip_jax.models.initializers import text_init
 from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.model_config import TextConfig
 from clip_jax.models.transformer import Transformer, layer_norm
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import TextTowerConfig
+from clip_jax.models.model_config import TextTowerConfig
 
 _HOW = "encode_text takes whole numbers [batch, context], as tokenize([…]) makes them"
 

@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.distributed import sharding
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import BertConfig, TextConfig, VisionConfig
 from clip_jax.models.initializers import XAVIER_UNIFORM, BlockInit
 from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.model_config import BertConfig, TextConfig, VisionConfig
 from clip_jax.models.stack import check_remat, scan, stack
 
 TowerConfig = VisionConfig | TextConfig | BertConfig

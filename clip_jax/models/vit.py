@@ -9,9 +9,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
 from clip_jax.distributed import sharding
-from clip_jax.models.architectures import VisionConfig
 from clip_jax.models.initializers import LinearInit, vision_init
 from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.model_config import VisionConfig
 from clip_jax.models.pixels import normalized
 from clip_jax.models.transformer import ACTIVATIONS, AttentionPool, Transformer, layer_norm
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from clip_jax.distributed import hardware, sharding
 from clip_jax.distributed.hardware import Chip
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import CLIPConfig, TextTowerConfig, VisionConfig
+from clip_jax.models.model_config import CLIPConfig, TextTowerConfig, VisionConfig
 from clip_jax.plan import program, topology
 from clip_jax.plan.topology import Topology
 from clip_jax.training import flops, setup

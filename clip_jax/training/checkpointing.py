@@ -21,7 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decis
 
 from clip_jax.errors import UserError
 from clip_jax.io.files import read_json
-from clip_jax.models.architectures import DTYPES, CLIPConfig
+from clip_jax.models.model_config import DTYPES, CLIPConfig
 from clip_jax.training import digests
 from clip_jax.weights.configs.essence import differences
 

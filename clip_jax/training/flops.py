@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from clip_jax.models.architectures import (
+from clip_jax.models.model_config import (
     CLIPConfig,
     EfficientNetConfig,
     ImageTowerConfig,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.distributed.hardware import Chip
-from clip_jax.models.architectures import BertConfig, CLIPConfig, TextConfig, VisionConfig
+from clip_jax.models.model_config import BertConfig, CLIPConfig, TextConfig, VisionConfig
 
 AUTO = -1
 

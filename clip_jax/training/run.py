@@ -21,7 +21,7 @@ from clip_jax.evaluation.suite import Suite
 from clip_jax.inference.saved_models import SavedModel, open_saved_model
 from clip_jax.losses.objectives import Contrastive
 from clip_jax.models import architectures
-from clip_jax.models.architectures import CLIPConfig
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.tokenizers import Tokenizer
 from clip_jax.training import checkpointing, setup
 from clip_jax.weights import library, positions

@@ -15,9 +15,9 @@ from clip_jax import optim
 from clip_jax.distributed import hardware, sharding
 from clip_jax.errors import UserError
 from clip_jax.losses.objectives import Contrastive
-from clip_jax.models import architectures
-from clip_jax.models.architectures import CLIPConfig
+from clip_jax.models import model_config
 from clip_jax.models.clip import abstract_model
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.tokenizers import Tokenizer
 from clip_jax.training import layer_chunking
 from clip_jax.training import train_step as step_lib
@@ -36,7 +36,7 @@ def checked(c: ConfigDict, devices: int) -> tuple[CLIPConfig, Contrastive]:
     return architecture, objective
 
 
-def check_tokenizer(name: str, tokenizer: Tokenizer, text: architectures.TextTowerConfig) -> None:
+def check_tokenizer(name: str, tokenizer: Tokenizer, text: model_config.TextTowerConfig) -> None:
     """That a tower finds in the tokenizer's rows what it looks for.
 
     Raises:
@@ -47,7 +47,7 @@ def check_tokenizer(name: str, tokenizer: Tokenizer, text: architectures.TextTow
             f"tokenizer {name} has {tokenizer.vocab_size} ids: "
             f"config.model.text.vocab_size={text.vocab_size} is too small"
         )
-    if isinstance(text, architectures.BertConfig):
+    if isinstance(text, model_config.BertConfig):
         if tokenizer.pad_id != text.pad_id:
             raise UserError(
                 f"tokenizer {name} pads with {tokenizer.pad_id}: set config.model.text.pad_id to it"

@@ -17,8 +17,8 @@ from jaxtyping import Array, Int
 
 from clip_jax.distributed import sharding
 from clip_jax.losses.objectives import Metrics, Objective
-from clip_jax.models.architectures import CLIPConfig
 from clip_jax.models.clip import CLIP, Params, Variables, variables
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.optim import low_precision
 from clip_jax.training import grad_cache
 

@@ -16,8 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import CLIPConfig
 from clip_jax.models.clip import Variables, abstract_model, variables
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights.param_mapping import IGNORED, Leaf, Library, Piece, leaves, pieces
 from clip_jax.weights.tensors import Lazy, Tensors
 

@@ -14,14 +14,9 @@ from clip_jax.data.preprocess import Preprocess
 from clip_jax.errors import UserError
 from clip_jax.io import files
 from clip_jax.models import architectures
-from clip_jax.models.architectures import (
-    ARCHITECTURES,
-    CLIPConfig,
-    EfficientNetConfig,
-    TextConfig,
-    VisionConfig,
-)
+from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import Variables, abstract_model, variables
+from clip_jax.models.model_config import CLIPConfig, EfficientNetConfig, TextConfig, VisionConfig
 from clip_jax.tokenizers import Tokenizer
 from clip_jax.weights import arrays, configs
 from clip_jax.weights.param_mapping import IGNORED, LIBRARIES, OPENAIS_OWN, Library, leaves

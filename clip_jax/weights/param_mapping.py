@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import (
+from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import CLIPConfig, EfficientNetConfig, ResNetConfig, TextConfig
 from clip_jax.models.clip import Params
+from clip_jax.models.model_config import CLIPConfig, EfficientNetConfig, ResNetConfig, TextConfig
 from clip_jax.weights.configs import differences
 
 

@@ -13,7 +13,8 @@ import pytest
 import runs
 from clip_jax import main
 from clip_jax.evaluation.features import Encoder
-from clip_jax.models.architectures import ARCHITECTURES, CLIPConfig
+from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.model_config import CLIPConfig
 from support import encoded, picture, refused, write_tar
 
 ALL = "--suite=zero_shot,linear_probe,few_shot,retrieval"

@@ -17,8 +17,8 @@ from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import open_source
 from clip_jax.distributed import sharding
 from clip_jax.evaluation.features import Encoder, classifier, fingerprint
-from clip_jax.models.architectures import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.clip import CLIP, variables
+from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from support import Letters, TarFactory, encoded
 
 SIZE, CONTEXT = 8, 16

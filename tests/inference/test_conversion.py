@@ -25,14 +25,9 @@ from clip_jax.cli import convert as convert_command
 from clip_jax.errors import UserError
 from clip_jax.inference import conversion, pretrained
 from clip_jax.io import files
-from clip_jax.models.architectures import (
-    ARCHITECTURES,
-    CLIPConfig,
-    ResNetConfig,
-    TextConfig,
-    VisionConfig,
-)
+from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, abstract_model, variables
+from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.training import checkpointing
 from clip_jax.weights import arrays, library
 from clip_jax.weights.tensors import open_tensors

@@ -20,8 +20,9 @@ from clip_jax.cli import classify
 from clip_jax.data import images
 from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.inference import pretrained
-from clip_jax.models.architectures import ARCHITECTURES, CLIPConfig, TextConfig, VisionConfig
+from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, variables
+from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.weights import library
 from support import picture, says
 

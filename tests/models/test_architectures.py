@@ -8,8 +8,9 @@ import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.models import architectures
-from clip_jax.models.architectures import (
-    ARCHITECTURES,
+from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.clip import abstract_model, parameter_count, variables
+from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,
@@ -17,7 +18,6 @@ from clip_jax.models.architectures import (
     TextConfig,
     VisionConfig,
 )
-from clip_jax.models.clip import abstract_model, parameter_count, variables
 
 # Of the papers' models those that released definitions give, of ALIGN and SigLIP transformers'.
 COUNTS = {

@@ -10,15 +10,10 @@ import pytest
 from flax import nnx
 
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import (
-    ARCHITECTURES,
-    CLIPConfig,
-    TextConfig,
-    VisionConfig,
-    name_of,
-)
+from clip_jax.models.architectures import ARCHITECTURES, name_of
 from clip_jax.models.clip import CLIP, normalize, parameter_count
 from clip_jax.models.initializers import clip_text_block
+from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.transformer import ACTIVATIONS, Block, Transformer
 from clip_jax.models.vit import drop_patches
 from clip_jax.tokenizers import packing

@@ -18,16 +18,16 @@ from flax import nnx
 from scipy import stats
 
 import released
-from clip_jax.models.architectures import (
+from clip_jax.models.architectures import siglip
+from clip_jax.models.clip import CLIP, variables
+from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,
     ResNetConfig,
     TextConfig,
     VisionConfig,
-    siglip,
 )
-from clip_jax.models.clip import CLIP, variables
 from clip_jax.weights import param_mapping
 from clip_jax.weights.arrays import flat
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clip_jax.models.architectures import DTYPES
 from clip_jax.models.initializers import TORCH
 from clip_jax.models.linear import activation_dtype, linear, product
+from clip_jax.models.model_config import DTYPES
 from clip_jax.models.stack import REMAT_POLICIES
 
 KEYS = jax.random.split(jax.random.key(0), 3)

@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 
 from clip_jax.errors import GuessedWarning, UserError
-from clip_jax.models.architectures import MEAN, STD, CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.clip import CLIP
+from clip_jax.models.model_config import MEAN, STD, CLIPConfig, TextConfig, VisionConfig
 from support import picture, says
 
 SMALL: dict[str, Any] = dict(width=16, layers=1, heads=2)

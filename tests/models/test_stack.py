@@ -8,8 +8,8 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_jax.models.architectures import BertConfig, CLIPConfig, TextConfig
 from clip_jax.models.initializers import clip_text_block
+from clip_jax.models.model_config import BertConfig, CLIPConfig, TextConfig
 from clip_jax.models.stack import _pieces
 from clip_jax.models.transformer import Transformer, taken
 from clip_jax.plan import program

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import BertConfig, CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.clip import CLIP
+from clip_jax.models.model_config import BertConfig, CLIPConfig, TextConfig, VisionConfig
 from clip_jax.tokenizers import packing
 
 VISION = VisionConfig(image_size=8, patch_size=4, width=16, layers=1, heads=2)

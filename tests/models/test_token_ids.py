@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.clip import CLIP
+from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from support import says
 
 SMALL: dict[str, Any] = dict(width=16, layers=1, heads=2)

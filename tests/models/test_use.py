@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clip_jax.models.architectures import (
+from clip_jax.models.architectures import siglip
+from clip_jax.models.clip import CLIP
+from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,
     ResNetConfig,
     TextConfig,
     VisionConfig,
-    siglip,
 )
-from clip_jax.models.clip import CLIP
 
 SMALL: dict[str, Any] = dict(width=16, layers=2, heads=2)
 WORDS: dict[str, Any] = dict(vocab_size=100, context_length=12)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clip_jax.models.architectures import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.clip import CLIP, abstract_model, parameter_count
 from clip_jax.models.initializers import SIGLIP_BLOCK
+from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.transformer import AttentionPool
 from clip_jax.models.vit import patches
 

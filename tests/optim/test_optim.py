@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_jax import optim
-from clip_jax.models.architectures import ARCHITECTURES, CLIPConfig
+from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import abstract_model
+from clip_jax.models.model_config import CLIPConfig
 
 CONFIG = dict(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, clip_norm=0.0)
 

@@ -11,8 +11,8 @@ import pytest
 
 from clip_jax.errors import DamageWarning
 from clip_jax.inference import pretrained
-from clip_jax.models.architectures import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.clip import abstract_model, variables
+from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.training import checkpointing, digests
 from support import refused, says
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 import jaxprs
 import steps
 from clip_jax.losses.objectives import Contrastive
-from clip_jax.models.architectures import (
-    ARCHITECTURES,
+from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.clip import abstract_model, variables
+from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,
@@ -24,7 +25,6 @@ from clip_jax.models.architectures import (
     TextConfig,
     VisionConfig,
 )
-from clip_jax.models.clip import abstract_model, variables
 from clip_jax.training import flops, grad_cache
 from clip_jax.training.flops import Forward
 from jaxprs import Count

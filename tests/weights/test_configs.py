@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import released
 from clip_jax.errors import UserError
 from clip_jax.io import files
-from clip_jax.models.architectures import ARCHITECTURES, CLIPConfig
+from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights import configs, library
 from support import says
 

@@ -33,8 +33,8 @@ from weightfiles import (
 
 import clip_jax
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.clip import CLIP, variables
+from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.weights import library
 from clip_jax.weights.tensors import write_safetensors
 from support import says

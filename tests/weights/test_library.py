@@ -14,8 +14,9 @@ from flax import nnx
 
 from clip_jax.errors import UserError
 from clip_jax.models import architectures
-from clip_jax.models.architectures import ARCHITECTURES, CLIPConfig, TextConfig, VisionConfig
+from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, abstract_model, variables
+from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.weights import arrays, library
 from clip_jax.weights.tensors import open_tensors, write_safetensors
 from support import says

@@ -12,14 +12,9 @@ import pytest
 
 import released
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import (
-    ARCHITECTURES,
-    CLIPConfig,
-    ResNetConfig,
-    TextConfig,
-    VisionConfig,
-)
+from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, abstract_model, variables
+from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.weights import arrays, positions
 from support import says
 

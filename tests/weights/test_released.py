@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 
 import released
-from clip_jax.models.architectures import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.models.clip import CLIP, abstract_model, variables
+from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.weights import arrays, library
 from clip_jax.weights.param_mapping import leaves
 from clip_jax.weights.tensors import open_tensors, write_safetensors

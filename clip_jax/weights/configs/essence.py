@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from clip_jax.models.architectures import MEAN, STD, BertConfig, CLIPConfig, ResNetConfig
+from clip_jax.models.model_config import MEAN, STD, BertConfig, CLIPConfig, ResNetConfig
 
 
 def essence(config: CLIPConfig) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import (
+from clip_jax.models.architectures import siglip
+from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,
     TextConfig,
     VisionConfig,
-    siglip,
 )
 from clip_jax.weights.configs.fields import Fields
 

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import (
+from clip_jax.models.architectures import siglip
+from clip_jax.models.model_config import (
     CLIPConfig,
     EfficientNetConfig,
     ImageTowerConfig,
     ResNetConfig,
     TextConfig,
     VisionConfig,
-    siglip,
 )
 from clip_jax.weights.configs.fields import Fields
 
