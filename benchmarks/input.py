@@ -77,10 +77,10 @@ def make(folder: Path, pictures: int) -> None:
 def ours(folder: Path, batch: int) -> Iterator[Any]:
     """Batches of clip_jax: pixels uint8 and tokens int32."""
     from clip_jax import tokenizers
-    from clip_jax.data import images, pipeline
+    from clip_jax.data import augmentation, images, pipeline
     from clip_jax.data.sources import open_source
 
-    augment = images.Augment()
+    augment = augmentation.Augment()
     prepare = pipeline.Prepare(
         tokenizers.load("clip", 77), SIZE, ("{caption}",), augment,
         images.Decoder(at_least=augment.least_side(SIZE)),

@@ -42,7 +42,7 @@ import parity
 import peers
 
 from clip_jax import tokenizers
-from clip_jax.data import images, pipeline
+from clip_jax.data import augmentation, images, pipeline
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
 from clip_jax.models.clip import abstract_model
@@ -76,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
         "--batches", default="ours", choices=["ours", "own"], help="`own` mode: both read the "
         "batches of clip_jax's pipeline, or open_clip reads rows of its own order and crops",
     )  # fmt: skip
-    data.add_argument("--crop", default="fit", choices=images.CROPS, help="of clip_jax's pipeline")
+    data.add_argument(
+        "--crop", default="fit", choices=augmentation.CROPS, help="of clip_jax's pipeline"
+    )
     model = p.add_argument_group("model")
     model.add_argument("--towers", nargs="+", choices=["vit", "rn"], help="default: same: both; "
                        "own: vit")  # fmt: skip
@@ -150,7 +152,7 @@ class Data:
             "{name}, {keywords}" if args.data.startswith("embedded:emoji") else "{caption}"
         )
         self.tokenizer = tokenizers.load("clip", args.context_length)
-        augment = images.Augment.from_dict({"crop": args.crop})
+        augment = augmentation.Augment.from_dict({"crop": args.crop})
         decode = images.Decoder(cache_mib=1024)
         self.prepare = pipeline.Prepare(
             self.tokenizer, args.image_size, (self.caption,), augment, decode

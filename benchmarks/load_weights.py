@@ -39,13 +39,13 @@ def write(name: str, folder: Path, library: Library) -> Path:
 
     from clip_jax.models import architectures
     from clip_jax.models.clip import abstract_model, variables
-    from clip_jax.weights import library as libraries
+    from clip_jax.weights import export
 
     rng = np.random.default_rng(0)
     config = architectures.find(name)
     shapes = variables(abstract_model(config))
     held = jax.tree.map(lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), shapes)
-    file = libraries.write(folder, held, config, library)
+    file = export.write(folder, held, config, library)
     file.read_bytes()
     return file
 

@@ -25,7 +25,7 @@ from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, V
 from clip_jax.tokenizers import packing
 from clip_jax.training import setup
 from clip_jax.training import train_step as step_lib
-from clip_jax.weights import arrays, library
+from clip_jax.weights import arrays, export, library
 
 Batch = Mapping[str, np.ndarray]  # `image` uint8 [n, size, size, 3], `tokens` int32 [n, context]
 Features = tuple[np.ndarray, np.ndarray]  # of images and of texts, [n, embed_dim]
@@ -213,7 +213,7 @@ class Theirs:
         self.model, self._hyper = model, hyper
         torch.manual_seed(seed)
         plain = _without_bias(model)
-        documents = library.documents(plain, "open_clip", library.preprocess_of(plain))
+        documents = export.documents(plain, "open_clip", library.preprocess_of(plain))
         self.module = open_clip.model.CLIP(
             **documents["open_clip_config.json"]["model_cfg"],
             init_logit_scale=-math.log(model.temperature),

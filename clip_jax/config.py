@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from clip_jax.data import captions, images, mixture_config
+from clip_jax.data import augmentation, captions, mixture_config
 from clip_jax.errors import UserError, counted, redacted
 from clip_jax.models.model_config import DTYPES
 
@@ -278,7 +278,7 @@ def check(config: ConfigDict, devices: int | None = None) -> None:
                 f"config.chunk.{tower}={rows} needs config.remat=full, not {config.remat!r}: going "
                 "backwards every chunk is computed again"
             )
-    images.Augment.from_dict(config.data.augment.to_dict())
+    augmentation.Augment.from_dict(config.data.augment.to_dict())
     mixture_config.of(config.data.to_dict())
     _check_templates(config)
     if devices is None:

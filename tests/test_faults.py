@@ -9,7 +9,7 @@ import pytest
 import runs
 from clip_jax import config as config_lib
 from clip_jax import tokenizers
-from clip_jax.data import images, mixture, pipeline
+from clip_jax.data import augmentation, mixture, pipeline
 from clip_jax.data.example import REASONS
 from support import encoded, picture, says, write_tar
 
@@ -62,7 +62,7 @@ def wanted(config, mix):
         tokenizers.load(c.tokenizer, c.model.text.context_length),
         c.model.vision.image_size,
         tuple(c.data.captions),
-        images.Augment.from_dict(c.data.augment.to_dict()),
+        augmentation.Augment.from_dict(c.data.augment.to_dict()),
     )
     batches = pipeline.batches(
         mixture.opened(c.data.to_dict()), prepare, batch_size=c.batch_size, seed=c.seed

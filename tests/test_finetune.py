@@ -25,7 +25,7 @@ from clip_jax.models.model_config import (
     TextConfig,
     VisionConfig,
 )
-from clip_jax.weights import library
+from clip_jax.weights import export
 from support import encoded, picture, says, write_tar
 
 CONFIG = '''"""A run of seconds from the weights of another library."""
@@ -139,7 +139,7 @@ def write_config(folder: Path, weights: Path, tar: Path, config: CLIPConfig) -> 
 def test_a_run_starts_from_a_file_and_is_loaded(family, tar, tmp_path):
     config, kind = MODELS[family]
     held = variables(CLIP(config, rngs=nnx.Rngs(3)))
-    library.write(tmp_path / "weights", held, config, kind)
+    export.write(tmp_path / "weights", held, config, kind)
     path = write_config(tmp_path, tmp_path / "weights", tar, config)
     still = runs.run(path, tmp_path / "still", "--config.optimizer.learning_rate=1e-12")
     assert still.returncode == 0, still.stderr
@@ -156,7 +156,7 @@ def test_a_run_starts_from_a_file_and_is_loaded(family, tar, tmp_path):
 
 def test_a_run_starts_from_another_run_or_a_step_of_it(tar, tmp_path):
     config, kind = MODELS["clip"]
-    library.write(tmp_path / "weights", variables(CLIP(config, rngs=nnx.Rngs(3))), config, kind)
+    export.write(tmp_path / "weights", variables(CLIP(config, rngs=nnx.Rngs(3))), config, kind)
     path = write_config(tmp_path, tmp_path / "weights", tar, config)
     first = runs.run(path, tmp_path / "first", "--config.optimizer.learning_rate=0.1")
     assert first.returncode == 0, first.stderr
@@ -176,7 +176,7 @@ def test_a_run_starts_from_another_run_or_a_step_of_it(tar, tmp_path):
 def test_other_sizes_are_resized_by_choice_only(tar, tmp_path):
     config, kind = MODELS["clip"]
     held = variables(CLIP(config, rngs=nnx.Rngs(3)))
-    library.write(tmp_path / "weights", held, config, kind)
+    export.write(tmp_path / "weights", held, config, kind)
     larger = dataclasses.replace(
         config,
         vision=dataclasses.replace(config.vision, image_size=32),
@@ -213,7 +213,7 @@ def test_other_sizes_are_resized_by_choice_only(tar, tmp_path):
 def test_weights_of_another_model_are_refused(change, words, tar, tmp_path):
     config, kind = MODELS["clip"]
     held = variables(CLIP(config, rngs=nnx.Rngs(3)))
-    library.write(tmp_path / "weights", held, config, kind)
+    export.write(tmp_path / "weights", held, config, kind)
     path = write_config(tmp_path, tmp_path / "weights", tar, dataclasses.replace(config, **change))
     with pytest.raises(UserError) as caught:
         main.run(["--config", str(path), "--workdir", str(tmp_path / "run")])

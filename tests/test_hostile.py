@@ -11,7 +11,7 @@ import damage
 import runs
 from clip_jax import config as config_lib
 from clip_jax import tokenizers
-from clip_jax.data import images, pipeline
+from clip_jax.data import augmentation, pipeline
 from clip_jax.data.example import MAX_TEXT, REASONS, PairError
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
@@ -127,7 +127,7 @@ def dataset(config, source):
         tokenizers.load(c.tokenizer, c.model.text.context_length),
         c.model.vision.image_size,
         tuple(c.data.captions),
-        images.Augment.from_dict(c.data.augment.to_dict()),
+        augmentation.Augment.from_dict(c.data.augment.to_dict()),
     )
     return pipeline.batches(source, prepare, batch_size=c.batch_size, seed=c.seed)
 

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from clip_jax.data import captions, images
+from clip_jax.data import augmentation, captions, images
 from clip_jax.data.example import REASONS, Pair, PairError, described, only_pair_errors
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.sources import Source, read_pair
@@ -34,7 +34,7 @@ class Prepare:
     tokenizer: Tokenizer
     image_size: int
     templates: Sequence[str]
-    augment: images.Augment
+    augment: augmentation.Augment
     decode: images.Decoder = dataclasses.field(default_factory=images.Decoder)
     token_dropout: float = 0.0
     weights: Sequence[float] = ()
@@ -42,7 +42,7 @@ class Prepare:
     @classmethod
     def of(cls, data: Mapping[str, Any], tokenizer: Tokenizer, image_size: int) -> Prepare:
         """As `config.data` says."""
-        augment = images.Augment.from_dict(data["augment"])
+        augment = augmentation.Augment.from_dict(data["augment"])
         return cls(
             tokenizer,
             image_size,
@@ -68,7 +68,7 @@ class Prepare:
         with only_pair_errors("caption", pair.name):
             caption = captions.sample(self.templates, pair.text, pair.name, rng, self.weights, turn)
         with only_pair_errors("picture", pair.name):
-            image = images.random_view(picture, self.image_size, self.augment, rng)
+            image = augmentation.random_view(picture, self.image_size, self.augment, rng)
         with only_pair_errors("caption", pair.name):
             tokens = self.tokenizer(caption, truncate=True)[0]
         if self.token_dropout:

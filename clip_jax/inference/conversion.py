@@ -43,7 +43,7 @@ def convert(
 
     Args:
       source: a run, or another library's file or folder.
-      dest: a folder or a file, as for `library.write`.
+      dest: a folder or a file, as for `weights.export.write`.
       to: for whom.
       model: what `source` is, where no config says so.
       dtype: of `DTYPES`: what parameters are written in.
@@ -64,7 +64,7 @@ def convert(
     """
     from clip_jax.inference.saved_models import is_run, open_saved_model
     from clip_jax.models.clip import abstract_model, variables
-    from clip_jax.weights import arrays, library, positions
+    from clip_jax.weights import arrays, positions
 
     file = _destination(dest, to)
     if model is not None and is_run(Path(source).expanduser()):
@@ -85,7 +85,7 @@ def convert(
         note(f"it computes {activation} from here on, not {config.activation}")
         config = dataclasses.replace(config, activation=activation)
     preprocess = found.preprocess.resized(config.vision.image_size)
-    described = library.documents(config, to, preprocess)
+    described = export.documents(config, to, preprocess)
     abstract = abstract_model(config)
     tensors = arrays.write(variables(abstract), config, to, arrays.DTYPES[dtype])
     _check_torch(file)
@@ -103,7 +103,7 @@ def convert(
     _check_range(held, dtype)
     before = _listing(file.parent)
     try:
-        library.write(file, held, config, to, preprocess=preprocess, tokenizer=words, dtype=dtype)
+        export.write(file, held, config, to, preprocess=preprocess, tokenizer=words, dtype=dtype)
     except (OSError, RuntimeError) as error:  # torch makes the one the other
         if not isinstance(error, OSError) and not is_disk_full(error):
             raise
@@ -126,9 +126,8 @@ def convert(
 def _destination(dest: str | Path, to: Library) -> Path:
     """Where the weights go; refused where they cannot."""
     from clip_jax.inference.saved_models import is_run
-    from clip_jax.weights import library
 
-    file = library.weights_file(dest, to)
+    file = export.weights_file(dest, to)
     folder = file.parent
     if file.is_dir():
         raise UserError(f"{file} is a folder: name another DEST")

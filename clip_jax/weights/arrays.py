@@ -19,7 +19,8 @@ from clip_jax.errors import UserError
 from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights.param_mapping import IGNORED, Leaf, Library, Piece, leaves, pieces
-from clip_jax.weights.tensors import Lazy, Tensors
+from clip_jax.weights.tensor_writing import Lazy
+from clip_jax.weights.tensors import Tensors
 
 # What parameters may be held in; `keep` leaves each as its file has it.
 DTYPES: dict[str, Any] = {

@@ -17,8 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clip_jax.data import images
-from clip_jax.data.images import Augment, decode, random_box, random_view, recolor, resize_and_crop
+from clip_jax.data import augmentation, images
+from clip_jax.data.augmentation import Augment, random_box, random_view, recolor
+from clip_jax.data.images import decode, resize_and_crop
 from clip_jax.errors import UserError
 from support import encoded, picture, says
 
@@ -379,7 +380,7 @@ def test_a_decoder_keeps_what_fits_and_only_that() -> None:
 
 AUGMENTS = st.builds(
     Augment,
-    crop=st.sampled_from(images.CROPS),
+    crop=st.sampled_from(augmentation.CROPS),
     crop_scale=st.sampled_from([(0.9, 1.0), (1.0, 1.0), (1e-3, 1.0), (0.5, 0.5)]),
     crop_ratio=st.sampled_from([(1.0, 1.0), (0.75, 4 / 3), (0.1, 10.0)]),
     flip=st.sampled_from([0.0, 0.5, 1.0]),
@@ -415,7 +416,7 @@ def test_a_crop_keeps_its_share_and_shape(seed: int) -> None:
     st.integers(1, 400),
     st.sampled_from([(0.9, 1.0), (1.0, 1.0), (0.08, 1.0), (0.5, 0.5)]),
     st.sampled_from([(1.0, 1.0), (0.75, 4 / 3), (0.1, 10.0), (2.0, 3.0), (0.25, 0.5)]),
-    st.sampled_from(images.CROPS),
+    st.sampled_from(augmentation.CROPS),
     st.integers(0, 2**32),
 )
 def test_a_crop_of_the_least_side_has_the_pixels_of_a_view(

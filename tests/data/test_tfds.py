@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from clip_jax.cli import tfds as command
-from clip_jax.data import captions, images, pipeline
+from clip_jax.data import augmentation, captions, images, pipeline
 from clip_jax.data.example import Pair
 from clip_jax.data.sources import open_source
 from clip_jax.data.tars import TarSource
@@ -184,7 +184,7 @@ def test_training_reads_the_same_batches_as_from_the_tars(emoji_here: Path) -> N
         tokenize,  # type: ignore[arg-type]
         32,
         ("{name}", "{keywords}, {group}"),
-        images.Augment(flip=0.5),
+        augmentation.Augment(flip=0.5),
     )
     specs = ("tfds:clip_jax_emoji:train", "embedded:emoji/train-*.tar")
     from_tfds, from_tars = (

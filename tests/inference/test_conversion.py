@@ -29,7 +29,7 @@ from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.training import checkpointing
-from clip_jax.weights import arrays, library
+from clip_jax.weights import arrays, export, library
 from clip_jax.weights.tensors import open_tensors
 from support import encoded, picture, says, write_tar
 
@@ -208,7 +208,7 @@ def test_open_clips_siglip_in_transformers_and_back(tmp_path: Path) -> None:
     file = GOLDEN / "open_clip_siglip" / "open_clip_model.safetensors"
     preprocess = library.preprocess_of(config)
     held = library.read(library.Found(file, "open_clip", config, preprocess, None))
-    library.write(tmp_path / "out", held, config, "hugging_face")
+    export.write(tmp_path / "out", held, config, "hugging_face")
     back = library.read(library.find(tmp_path / "out"))
     with open_tensors(file) as tensors:
         for name, lazy in arrays.write(back, config, "open_clip").items():
@@ -224,7 +224,7 @@ def openai_shaped(request: Any, tmp_path: Path) -> tuple[Path, CLIPConfig, Any]:
     """An open_clip folder of a model that OpenAI's code can build too."""
     config = OPENAI[request.param]
     held = random_variables(config)
-    library.write(tmp_path / "source", held, config, "open_clip")
+    export.write(tmp_path / "source", held, config, "open_clip")
     return tmp_path / "source", config, held
 
 
@@ -268,7 +268,7 @@ def test_openais_file_in_the_code_that_loads_openais(openai_shaped: Any, tmp_pat
 def test_openais_file_to_transformers_needs_its_name(tmp_path: Path) -> None:
     config = OPENAI["vit"]
     file = tmp_path / "mine.safetensors"
-    library.write(file, random_variables(config), config, "openai")
+    export.write(file, random_variables(config), config, "openai")
     with pytest.raises(UserError) as caught:
         conversion.convert(file, tmp_path / "out", "hugging_face")
     assert says(caught.value, file, "no config beside it")
@@ -303,7 +303,7 @@ def test_what_each_array_is_held_in_is_kept(tmp_path: Path) -> None:
     config = OPENAI["resnet"]
     params, stats = random_variables(config)
     mixed = jax.tree.map(lambda x: x.astype(np.float16) if x.ndim > 1 else x, params)
-    library.write(tmp_path / "source", (mixed, stats), config, "open_clip")
+    export.write(tmp_path / "source", (mixed, stats), config, "open_clip")
     conversion.convert(tmp_path / "source", tmp_path / "out.safetensors", "openai")
     same_tensors(tmp_path / "out.safetensors", weights(tmp_path / "source"))
     kinds = {str(x.dtype) for x in tensors_of(tmp_path / "out.safetensors").values()}
@@ -324,7 +324,7 @@ def test_what_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
     config = OPENAI["vit"]
     params, stats = random_variables(config)
     params["vision"]["class_embedding"][3] = -70_000
-    library.write(tmp_path / "source", (params, stats), config, "open_clip")
+    export.write(tmp_path / "source", (params, stats), config, "open_clip")
     with pytest.raises(UserError) as caught:
         conversion.convert(tmp_path / "source", tmp_path / "out", "open_clip", dtype="float16")
     assert says(caught.value, "vision/class_embedding", "70000", "bfloat16")
@@ -391,7 +391,7 @@ def with_words(tmp_path_factory: Any) -> Path:
     folder = tmp_path_factory.mktemp("words")
     text = dataclasses.replace(WORDS, vocab_size=49408, context_length=16, width=8, heads=2)
     config = dataclasses.replace(OPENAI["vit"], text=text)
-    library.write(folder, random_variables(config), config, "open_clip")
+    export.write(folder, random_variables(config), config, "open_clip")
     return folder
 
 
@@ -444,7 +444,7 @@ def test_siglips_tokenizer_goes_along(tmp_path: Path) -> None:
     size = tokenizers.load(f"siglip:{spiece}").vocab_size
     base = library.find(GOLDEN / "hugging_face_siglip").config
     config = dataclasses.replace(base, text=dataclasses.replace(base.text, vocab_size=size))
-    library.write(tmp_path / "source", random_variables(config), config, "hugging_face")
+    export.write(tmp_path / "source", random_variables(config), config, "hugging_face")
     out = tmp_path / "out"
     conversion.convert(tmp_path / "source", out, "hugging_face", tokenizer=f"siglip:{spiece}")
     assert (out / "spiece.model").read_bytes() == spiece.read_bytes()
@@ -472,7 +472,7 @@ def test_what_no_tokenizer_is_known_of(tmp_path: Path) -> None:
 
 def test_siglip_computes_the_exact_gelu_in_open_clip_by_choice() -> None:
     config = dataclasses.replace(ARCHITECTURES["siglip-b16"], activation="gelu")
-    values = library.documents(config, "open_clip", library.preprocess_of(config))
+    values = export.documents(config, "open_clip", library.preprocess_of(config))
     assert values["open_clip_config.json"]["model_cfg"]["vision_cfg"]["timm_pool"] == "map"
 
 
@@ -695,7 +695,7 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_file_that_changes_under_way_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = library.write
+    write = export.write
 
     def spoilt(*args: Any, **options: Any) -> Path:
         file = write(*args, **options)
@@ -704,7 +704,7 @@ def test_a_file_that_changes_under_way_is_noticed(
         file.write_bytes(raw)
         return file
 
-    monkeypatch.setattr(library, "write", spoilt)
+    monkeypatch.setattr(export, "write", spoilt)
     source = str(GOLDEN / "open_clip_vit")
     refused([source, str(tmp_path), "--to", "open_clip"], "reads back otherwise")
 

@@ -23,7 +23,7 @@ from clip_jax.inference import pretrained
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, variables
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
-from clip_jax.weights import library
+from clip_jax.weights import export, library
 from support import picture, says
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
@@ -39,7 +39,7 @@ CONFIG = CLIPConfig(
 def folder(tmp_path_factory) -> Path:
     """A small CLIP with CLIP's vocabulary, as transformers writes it."""
     place = tmp_path_factory.mktemp("weights") / "tiny-clip"
-    library.write(place, variables(CLIP(CONFIG, rngs=nnx.Rngs(1))), CONFIG, "hugging_face")
+    export.write(place, variables(CLIP(CONFIG, rngs=nnx.Rngs(1))), CONFIG, "hugging_face")
     return place
 
 
@@ -102,7 +102,7 @@ def test_a_lone_file_does_not_say_its_activation(folder, image, tmp_path, monkey
     """OpenAI's and open_clip's models have the same tensors and compute otherwise."""
     monkeypatch.setitem(ARCHITECTURES, "tiny", CONFIG)
     described = tmp_path / "described" / "renamed.safetensors"
-    library.write(described, library.read(library.find(folder)), CONFIG, "open_clip")
+    export.write(described, library.read(library.find(folder)), CONFIG, "open_clip")
     file = tmp_path / "lone.safetensors"
     file.write_bytes(described.read_bytes())
     with pytest.warns(GuessedWarning, match="lone.safetensors.*QuickGELU.*activation=gelu"):
@@ -190,7 +190,7 @@ def test_a_folder_without_a_tokenizer_says_so_when_one_is_needed(image):
 
 def test_parameters_are_kept_or_widened_by_choice(folder, tmp_path):
     held = variables(CLIP(CONFIG, rngs=nnx.Rngs(1)))
-    library.write(tmp_path, held, CONFIG, "hugging_face", dtype="float16")
+    export.write(tmp_path, held, CONFIG, "hugging_face", dtype="float16")
     kept, _, tokenize = clip_jax.load(tmp_path, params="keep")
     wide, _, _ = clip_jax.load(tmp_path)
     full, _, _ = clip_jax.load(folder)

@@ -18,7 +18,7 @@ from clip_jax.errors import UserError
 from clip_jax.io import files
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.weights import configs, library
+from clip_jax.weights import configs, export, library
 from support import says
 
 NAMES = list(ARCHITECTURES)
@@ -111,7 +111,7 @@ def test_open_clips_other_configs_are_read_or_refused(name: str) -> None:
 @pytest.mark.parametrize("name", PAPER)
 def test_openais_code_sees_the_papers_models_in_their_shapes(name: str) -> None:
     config = ARCHITECTURES[name]
-    assert library.documents(config, "openai", library.preprocess_of(config)) == {}
+    assert export.documents(config, "openai", library.preprocess_of(config)) == {}
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_what_a_library_cannot_say_is_refused_by_name(
 ) -> None:
     config = changed(ARCHITECTURES[name], **change)
     with pytest.raises(UserError) as caught:
-        library.documents(config, to, library.preprocess_of(config))
+        export.documents(config, to, library.preprocess_of(config))
     assert says(caught.value, *words)
 
 
@@ -201,7 +201,7 @@ def test_what_makes_no_difference_or_can_be_said_is_not(
     name: str, to: Any, change: dict[str, Any]
 ) -> None:
     config = changed(ARCHITECTURES[name], **change)
-    library.documents(config, to, library.preprocess_of(config))
+    export.documents(config, to, library.preprocess_of(config))
 
 
 def test_texts_are_read_out_at_their_largest_id() -> None:

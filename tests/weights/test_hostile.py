@@ -35,8 +35,8 @@ import clip_jax
 from clip_jax.errors import UserError
 from clip_jax.models.clip import CLIP, variables
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
-from clip_jax.weights import library
-from clip_jax.weights.tensors import write_safetensors
+from clip_jax.weights import export, library
+from clip_jax.weights.tensor_writing import write_safetensors
 from support import says
 
 SECONDS, BYTES = 10, 256 << 20  # a refusal takes under two seconds where nothing else runs
@@ -59,7 +59,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=TextConfig(context_length=8, **shape),
     )
     held = variables(CLIP(config, rngs=nnx.Rngs(0)))
-    library.write(folder, jax.tree.map(np.asarray, held), config, "hugging_face")
+    export.write(folder, jax.tree.map(np.asarray, held), config, "hugging_face")
     assert clip_jax.load(folder)[0].config == config
     return folder
 

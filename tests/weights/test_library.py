@@ -17,8 +17,9 @@ from clip_jax.models import architectures
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
-from clip_jax.weights import arrays, library
-from clip_jax.weights.tensors import open_tensors, write_safetensors
+from clip_jax.weights import arrays, export, library
+from clip_jax.weights.tensor_writing import write_safetensors
+from clip_jax.weights.tensors import open_tensors
 from support import says
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "models"
@@ -121,7 +122,7 @@ def test_a_bare_file_is_known_by_its_shapes(
 def test_a_renamed_file_finds_the_config_beside_it(tmp_path: Path) -> None:
     held = variables(CLIP(TINY, rngs=nnx.Rngs(0)))
     for kind in ("open_clip", "hugging_face"):
-        file = library.write(tmp_path / kind, held, TINY, kind)
+        file = export.write(tmp_path / kind, held, TINY, kind)
         renamed = file.rename(file.parent / "my best.safetensors")
         found = library.find(renamed)
         assert found.config == TINY and not found.guessed and found.library == kind
@@ -283,9 +284,7 @@ def test_another_model_than_was_named(name: str, folder: Path) -> None:
 
 
 def test_pixels_of_another_size_than_the_models(folder: Path) -> None:
-    document = library.documents(
-        library.find(folder).config, "hugging_face", library.Preprocess(16)
-    )
+    document = export.documents(library.find(folder).config, "hugging_face", library.Preprocess(16))
     (folder / "preprocessor_config.json").write_text(
         json.dumps(document["preprocessor_config.json"])
     )
@@ -300,9 +299,9 @@ def test_unknown_names(folder: Path, tmp_path: Path) -> None:
         library.read(found, "int8")
     held = library.read(found)
     with pytest.raises(UserError, match="unknown library 'timm'"):
-        library.write(tmp_path / "out", held, found.config, "timm")  # type: ignore[arg-type]
+        export.write(tmp_path / "out", held, found.config, "timm")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown dtype"):
-        library.write(tmp_path / "out", held, found.config, "open_clip", dtype="int8")
+        export.write(tmp_path / "out", held, found.config, "open_clip", dtype="int8")
     assert not (tmp_path / "out").exists()
 
 
@@ -325,4 +324,4 @@ def test_what_is_a_folder_of_weights(folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_where_weights_go(path: str, to: Any, file: str) -> None:
-    assert library.weights_file(path, to) == Path(file)
+    assert export.weights_file(path, to) == Path(file)

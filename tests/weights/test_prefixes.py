@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from clip_jax.errors import UserError
 from clip_jax.weights.prefixes import removed
-from clip_jax.weights.tensors import open_model, write_safetensors
+from clip_jax.weights.tensor_writing import write_safetensors
+from clip_jax.weights.tensors import open_model
 from support import says
 
 OPEN_CLIP = ("visual.conv1.weight", "visual.proj", "token_embedding.weight", "logit_scale")

@@ -17,7 +17,8 @@ from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.weights import arrays, library
 from clip_jax.weights.param_mapping import leaves
-from clip_jax.weights.tensors import open_tensors, write_safetensors
+from clip_jax.weights.tensor_writing import write_safetensors
+from clip_jax.weights.tensors import open_tensors
 from tools import golden_models
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "models"

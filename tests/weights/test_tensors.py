@@ -29,7 +29,8 @@ from weightfiles import (
 )
 
 from clip_jax.errors import UserError
-from clip_jax.weights.tensors import Lazy, open_tensors, write_safetensors, write_torch
+from clip_jax.weights.tensor_writing import Lazy, write_safetensors, write_torch
+from clip_jax.weights.tensors import open_tensors
 from support import says
 
 DTYPES = [np.float16, np.float32, np.int64, ml_dtypes.bfloat16]
