@@ -4,6 +4,10 @@ Imports inside functions count as well: a floor that reaches up later depends on
 """
 
 import ast
+import json
+import subprocess
+import sys
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -106,3 +110,18 @@ def test_an_import_in_a_function_counts_and_one_for_types_does_not() -> None:
     )
     found = [alias.name for n in statements(tree) if isinstance(n, ast.Import) for alias in n.names]
     assert found == ["b", "c"]
+
+
+def test_every_name_is_defined() -> None:
+    """Ruff's F821 is off elsewhere: names of jaxtyping's dimensions, in strings, are no names."""
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821"]
+    command += ["--output-format=json", str(PACKAGE)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    undefined = []
+    for one in json.loads(done.stdout):
+        path, row, column = one["filename"], one["location"]["row"], one["location"]["column"]
+        with open(path, "rb") as file:
+            strings = [t for t in tokenize.tokenize(file.readline) if t.type == tokenize.STRING]
+        if not any(t.start <= (row, column - 1) < t.end for t in strings):
+            undefined.append(f"{path}:{row}: {one['message']}")
+    assert not undefined

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clip_jax.data.images import crop
+from clip_jax.errors import UserError
 
 # "fit" shrinks the crop until it fits into the picture; "open_clip" draws again.
 CROPS = ("fit", "open_clip")

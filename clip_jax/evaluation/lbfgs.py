@@ -35,7 +35,7 @@ class Found(NamedTuple):
     the tolerance was met; where not, the iterations or float32's digits were used up.
     """
 
-    x: Float[np.ndarray, problems * shape]
+    x: Float[np.ndarray, " problems *shape"]
     value: Float[np.ndarray, " problems"]
     iterations: Int[np.ndarray, " problems"]
     converged: Bool[np.ndarray, " problems"]
@@ -44,9 +44,9 @@ class Found(NamedTuple):
 class _State(NamedTuple):
     """Of each problem: the point, the direction from it, and the search along that."""
 
-    x: Float[Array, p * shape]
-    gradient: Float[Array, p * shape]
-    direction: Float[Array, p * shape]
+    x: Float[Array, " p *shape"]
+    gradient: Float[Array, " p *shape"]
+    direction: Float[Array, " p *shape"]
     value: Float[Array, " p"]  # infinite before the first evaluation
     slope: Float[Array, " p"]
     gained: Float[Array, " p"]  # by how much the value fell so far
@@ -239,11 +239,11 @@ def _placed(tree: Any, mesh: Mesh, spec: P) -> Any:
 
 def minimize(
     objective: Objective,
-    start: Float[np.ndarray, problems * shape],
+    start: Float[np.ndarray, " problems *shape"],
     parameters: Any,
     shared: Any,
     *,
-    scaling: Float[np.ndarray, problems * shape] | None = None,
+    scaling: Float[np.ndarray, " problems *shape"] | None = None,
     tolerance: float | Float[np.ndarray, " problems"] = 1e-6,
     iterations: int = 1000,
     slots: int | None = None,

@@ -64,7 +64,7 @@ def convert(
     """
     from clip_jax.inference.saved_models import is_run, open_saved_model
     from clip_jax.models.clip import abstract_model, variables
-    from clip_jax.weights import arrays, positions
+    from clip_jax.weights import arrays, export, positions
 
     file = _destination(dest, to)
     if model is not None and is_run(Path(source).expanduser()):
@@ -126,6 +126,7 @@ def convert(
 def _destination(dest: str | Path, to: Library) -> Path:
     """Where the weights go; refused where they cannot."""
     from clip_jax.inference.saved_models import is_run
+    from clip_jax.weights import export
 
     file = export.weights_file(dest, to)
     folder = file.parent

@@ -14,7 +14,7 @@ from clip_jax.models.clip import Variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.tokenizers import Tokenizer
 from clip_jax.weights import arrays, configs
-from clip_jax.weights.library import CONFIG, PREPROCESSOR, WEIGHTS
+from clip_jax.weights.library import CONFIG, PREPROCESSOR, WEIGHTS, dtype_of, preprocess_of
 from clip_jax.weights.param_mapping import LIBRARIES, Library, leaves
 from clip_jax.weights.tensor_writing import write_safetensors, write_torch
 
@@ -49,7 +49,7 @@ def write(
     if library not in LIBRARIES:
         raise UserError(f"unknown library {library!r}; known: {', '.join(LIBRARIES)}")
     file = weights_file(path, library)
-    tensors = arrays.write(held, config, library, _dtype(dtype))
+    tensors = arrays.write(held, config, library, dtype_of(dtype))
     described = documents(config, library, preprocess or preprocess_of(config))
     if file.suffix == ".safetensors":
         write_safetensors(file, tensors)

@@ -308,10 +308,15 @@ def read(found: Found, dtype: str = "float32") -> Variables:
       UserError: a tensor is missing, superfluous, or of another shape; an unknown dtype.
     """
     with open_model(found.path) as tensors:
-        return arrays.read(tensors, found.config, found.library, _dtype(dtype))
+        return arrays.read(tensors, found.config, found.library, dtype_of(dtype))
 
 
-def _dtype(name: str) -> Any:
+def dtype_of(name: str) -> Any:
+    """The NumPy dtype that parameters are held in, by its name in `arrays.DTYPES`; None: as read.
+
+    Raises:
+      UserError: there is none of that name.
+    """
     if name not in arrays.DTYPES:
         raise UserError(f"unknown dtype {name!r}; known: {', '.join(arrays.DTYPES)}")
     return arrays.DTYPES[name]

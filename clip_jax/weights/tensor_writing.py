@@ -14,7 +14,7 @@ import numpy as np
 from clip_jax.errors import UserError
 from clip_jax.io import files
 from clip_jax.weights import torch_pickle
-from clip_jax.weights.tensors import CODES
+from clip_jax.weights.tensors import CODES, DTYPES
 
 
 class Lazy(NamedTuple):
@@ -86,7 +86,7 @@ def write_torch(path: str | Path, tensors: Mapping[str, np.ndarray | Lazy]) -> N
         array = _made(name, tensor)
         if array.dtype not in torch_pickle.DTYPES.values():
             raise ValueError(f"no {name!r} of {array.dtype} can be written for torch")
-        is_bfloat16 = array.dtype == _DTYPES["BF16"]
+        is_bfloat16 = array.dtype == DTYPES["BF16"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it shares what may not be written to
             held = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)

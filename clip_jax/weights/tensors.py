@@ -41,7 +41,7 @@ _FOLDER = (
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
-_DTYPES = {
+DTYPES = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
     "I8": np.dtype(np.int8),
@@ -59,7 +59,7 @@ _DTYPES = {
     "F64": np.dtype(np.float64),
     "C64": np.dtype(np.complex64),
 }
-CODES = {dtype: code for code, dtype in _DTYPES.items()}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -253,7 +253,7 @@ def _entries(
         if not isinstance(about, dict):
             raise BadFileError(f"{name} is not described")
         code, offsets = about.get("dtype"), about.get("data_offsets")
-        dtype = _DTYPES.get(code) if isinstance(code, str) else None
+        dtype = DTYPES.get(code) if isinstance(code, str) else None
         if dtype is None:
             raise BadFileError(f"{name} is of dtype {str(code)[:20]!a}, which is not known")
         shape = check_shape(name, about.get("shape"))
