@@ -18,7 +18,8 @@ import numpy as np
 from clip_jax.errors import UserError
 from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.weights.param_mapping import IGNORED, Leaf, Library, Piece, leaves, pieces
+from clip_jax.weights.mappings.leaf import Leaf, Piece, pieces
+from clip_jax.weights.param_mapping import IGNORED, Library, leaves
 from clip_jax.weights.tensor_writing import Lazy
 from clip_jax.weights.tensors import Tensors
 

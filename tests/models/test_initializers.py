@@ -114,7 +114,7 @@ def compared(
     table = param_mapping.leaves(MODELS[model], library)
     for i, state in enumerate(states):
         for leaf in table:
-            for piece in param_mapping.pieces(leaf, fresh(model)[leaf.path][i]):
+            for piece in leaf.pieces(leaf, fresh(model)[leaf.path][i]):
                 tensor = state[piece.name]
                 if piece.rows is not None:
                     first, end, of = piece.rows

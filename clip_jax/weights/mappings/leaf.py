@@ -1,0 +1,207 @@
+"""The entries of a table of names, and how they are written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from clip_jax.errors import UserError
+from clip_jax.models.model_config import (
+    CLIPConfig,
+    VisionConfig,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One of our arrays and the tensors it is made of.
+
+    path: ours, such as `vision/transformer/blocks/attention/qkv/kernel`.
+    names: theirs; several are parts of our last axis, one after the other.
+    form: how an array lies there: see `theirs`.
+    shares: how large the parts are, where they differ.
+    layers: their numbers, which `{}` in the names stands for, where ours leads with a layer axis.
+    span: (first, end, of): the rows of their tensor that are ours, in parts of its first axis.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    form: str = "same"
+    shares: tuple[int, ...] = ()
+    layers: tuple[int, ...] | None = None
+    span: tuple[int, int, int] | None = None
+
+    @property
+    def tensors(self) -> list[str]:
+        """The names of all tensors that it is made of."""
+        if self.layers is None:
+            return list(self.names)
+        return [name.replace("{}", str(i)) for i in self.layers for name in self.names]
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A tensor of theirs, or some of its rows, and the view of our array that holds the same."""
+
+    name: str
+    rows: tuple[int, int, int] | None
+    view: np.ndarray
+
+
+def theirs(form: str, array: np.ndarray) -> np.ndarray:
+    """A view of our array as it lies there.
+
+    linear: [inputs, outputs] as [outputs, inputs]; pointwise: the same as a 1×1 convolution;
+    convolution: [height, width, inputs, outputs] as [outputs, inputs, height, width];
+    patches: [height · width · 3, outputs] as a convolution; leading: with axes of one before it.
+    """
+    if form == "same":
+        return array
+    if form == "linear":
+        return array.T
+    if form == "pointwise":
+        return array.T[:, :, None, None]
+    if form == "convolution":
+        return array.transpose(3, 2, 0, 1)
+    if form == "patches":
+        size = round((len(array) / 3) ** 0.5)
+        return array.reshape(size, size, 3, -1).transpose(3, 2, 0, 1)
+    if form.startswith("leading"):
+        return array[(None,) * int(form[-1])]
+    raise ValueError(form)
+
+
+def pieces(leaf: Leaf, array: np.ndarray) -> Iterator[Piece]:
+    """Every tensor that a leaf is made of, and the part of `array` that it fills."""
+    shares = leaf.shares or (1,) * len(leaf.names)
+    unit = array.shape[-1] // sum(shares) if len(shares) > 1 else 0
+    layers: Sequence[Any] = (None,) if leaf.layers is None else leaf.layers
+    for i, number in enumerate(layers):
+        layer = array if number is None else array[i, ...]
+        start = 0
+        for name, share in zip(leaf.names, shares, strict=True):
+            part = layer[..., start * unit : (start + share) * unit] if unit else layer
+            start += share
+            name = name if number is None else name.replace("{}", str(number))
+            yield Piece(name, leaf.span, theirs(leaf.form, part))
+
+
+# Values of a model's config that say how it is built, and not how large it is.
+_STRUCTURE = (
+    *("log_scale", "logit_bias", "stem", "registers", "pool", "ln_pre", "projection"),
+    *("patch_bias", "ragged", "causal", "projection_bias", "pooler"),
+)
+
+
+def unsupported(config: CLIPConfig, library: str) -> UserError:
+    """The error for a model that a library has no place for, with what is special about it."""
+    unusual = [
+        f"{prefix}{field.name}={value!r}"
+        for part, prefix in ((config, ""), (config.vision, "vision."), (config.text, "text."))
+        for field in dataclasses.fields(part)
+        if field.name in _STRUCTURE and (value := getattr(part, field.name)) != field.default
+    ]
+    if not config.text.layers:
+        unusual.append("text.layers=0 (a bag of words)")
+    special = f", with {', '.join(unusual)}" if unusual else ""
+    return UserError(
+        f"{library} has no model of a {config.vision.kind} and a {config.text.kind} such as this "
+        f"one{special}: its files have no place for it"
+    )
+
+
+def one(path: str, name: str, form: str = "same", **options: Any) -> Leaf:
+    """An array that is one tensor of theirs."""
+    return Leaf(path, (name,), form, **options)
+
+
+def linear(
+    path: str, *modules: str, form: str = "linear", bias: bool = True, **options: Any
+) -> Iterator[Leaf]:
+    """A linear layer; several `modules` are parts of ours, side by side."""
+    yield Leaf(f"{path}/kernel", tuple(f"{m}.weight" for m in modules), form, **options)
+    if bias:
+        yield Leaf(f"{path}/bias", tuple(f"{m}.bias" for m in modules), **options)
+
+
+def in_projection(path: str, module: str, **options: Any) -> Iterator[Leaf]:
+    """torch's joint projection to queries, keys and values."""
+    yield one(f"{path}/kernel", f"{module}.in_proj_weight", "linear", **options)
+    yield one(f"{path}/bias", f"{module}.in_proj_bias", **options)
+
+
+def norm(path: str, module: str, **options: Any) -> Iterator[Leaf]:
+    """A LayerNorm."""
+    yield one(f"{path}/scale", f"{module}.weight", **options)
+    yield one(f"{path}/bias", f"{module}.bias", **options)
+
+
+def batch_norm(path: str, module: str, **options: Any) -> Iterator[Leaf]:
+    """A BatchNorm with its running statistics."""
+    yield from norm(path, module, **options)
+    yield one(f"{path}/mean", f"{module}.running_mean", **options)
+    yield one(f"{path}/var", f"{module}.running_var", **options)
+    yield one(f"{path}/batches", f"{module}.num_batches_tracked", **options)
+
+
+# The blocks of a Transformer: ours, and what each library calls it.
+_BLOCKS: dict[str, dict[str, str]] = {
+    "open_clip": {
+        "ln_1": "ln_1",
+        "attention/out": "attn.out_proj",
+        "ln_2": "ln_2",
+        "mlp/fc": "mlp.c_fc",
+        "mlp/proj": "mlp.c_proj",
+    },
+    "timm": {
+        "ln_1": "norm1",
+        "attention/qkv": "attn.qkv",
+        "attention/out": "attn.proj",
+        "ln_2": "norm2",
+        "mlp/fc": "mlp.fc1",
+        "mlp/proj": "mlp.fc2",
+    },
+    "hugging_face": {
+        "ln_1": "layer_norm1",
+        "attention/qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+        "attention/out": "self_attn.out_proj",
+        "ln_2": "layer_norm2",
+        "mlp/fc": "mlp.fc1",
+        "mlp/proj": "mlp.fc2",
+    },
+    "bert": {
+        "attention/qkv": "attention.self.query attention.self.key attention.self.value",
+        "attention/out": "attention.output.dense",
+        "ln_1": "attention.output.LayerNorm",
+        "mlp/fc": "intermediate.dense",
+        "mlp/proj": "output.dense",
+        "ln_2": "output.LayerNorm",
+    },
+}
+
+
+def blocks(tower: str, prefix: str, style: str, layers: int) -> Iterator[Leaf]:
+    """The blocks of a Transformer, called as in the library `style`."""
+    options: dict[str, Any] = dict(layers=tuple(range(layers)))
+    ours = f"{tower}/transformer/blocks"
+    if style == "open_clip":
+        yield from in_projection(f"{ours}/attention/qkv", f"{prefix}.{{}}.attn", **options)
+    for path, modules in _BLOCKS[style].items():
+        names = [f"{prefix}.{{}}.{module}" for module in modules.split()]
+        if path.startswith("ln"):
+            yield from norm(f"{ours}/{path}", *names, **options)
+        else:
+            yield from linear(f"{ours}/{path}", *names, **options)
+
+
+def is_plain(vision: VisionConfig) -> bool:
+    """Whether it is the paper's vision Transformer."""
+    return (
+        vision.pool == "class"
+        and vision.ln_pre
+        and vision.projection
+        and not (vision.stem or vision.registers or vision.patch_bias)
+    )
