@@ -1,4 +1,4 @@
-"""Makes the data files of the standard test sets, `clip_jax/evaluation/sets/data`.
+"""Makes the data files of the standard test sets, `clip_jax/evaluation/datasets/data`.
 
     python tools/build_sets.py clip_benchmark-1.6.2-py2.py3-none-any.whl
 
