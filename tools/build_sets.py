@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-OUT = HERE.parent / "clip_jax" / "evaluation" / "sets" / "data"
+OUT = HERE.parent / "clip_jax" / "evaluation" / "datasets" / "data"
 
 
 def installed(package: str, path: str) -> str:
