@@ -30,6 +30,7 @@ from clip_jax.models.model_config import (
 )
 from clip_jax.weights import param_mapping
 from clip_jax.weights.arrays import flat
+from clip_jax.weights.mappings.leaf import pieces
 
 SEEDS = 4
 LEAST_CHANCE = 1e-6
@@ -114,7 +115,7 @@ def compared(
     table = param_mapping.leaves(MODELS[model], library)
     for i, state in enumerate(states):
         for leaf in table:
-            for piece in leaf.pieces(leaf, fresh(model)[leaf.path][i]):
+            for piece in pieces(leaf, fresh(model)[leaf.path][i]):
                 tensor = state[piece.name]
                 if piece.rows is not None:
                     first, end, of = piece.rows
