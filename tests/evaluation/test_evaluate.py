@@ -216,9 +216,9 @@ def test_mistakes_are_one_line(run: Path, animals: Path, tmp_path: Path) -> None
 
 
 def test_weights_of_others_need_a_folder_for_the_report(run: Path, tmp_path: Path) -> None:
-    from clip_jax.inference import conversion
+    from clip_jax.cli import convert
 
-    conversion.run([str(run), str(tmp_path / "theirs"), "--to", "hugging_face"])
+    convert.run([str(run), str(tmp_path / "theirs"), "--to", "hugging_face"])
     config = str(run.parent / "config.py")
     argv = ["--config", config, "--mode=evaluate", "--checkpoint", str(tmp_path / "theirs")]
     refused(lambda: main.run(argv), "--workdir")
@@ -231,12 +231,12 @@ def test_a_lone_file_computes_what_the_config_says(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from clip_jax.inference import conversion
+    from clip_jax.cli import convert
 
     model = json.loads((run / "config.json").read_text())["model"]
     model["vision"]["patch_dropout"] = 0.0
     monkeypatch.setitem(ARCHITECTURES, "tiny", CLIPConfig.from_dict(model))
-    conversion.run([str(run), str(tmp_path / "theirs"), "--to", "open_clip"])
+    convert.run([str(run), str(tmp_path / "theirs"), "--to", "open_clip"])
     lone = (tmp_path / "theirs" / "open_clip_model.safetensors").rename(tmp_path / "l.safetensors")
     config = str(run.parent / "config.py")
     argv = ["--config", config, "--mode=evaluate", "--checkpoint", str(lone)]
