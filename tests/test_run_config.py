@@ -7,9 +7,9 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from test_checkpoint import NEW, run  # noqa: F401  # a fixture
 
 import damage
+from checkpoints import NEW, write_run
 from clip_jax import config as config_lib
 from clip_jax.errors import UserError
 from clip_jax.evaluation import evaluate
@@ -18,6 +18,13 @@ from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training import checkpointing
 from support import refused, says
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with two checkpoints."""
+    return write_run(tmp_path_factory.mktemp("run"))
+
 
 VALUES = [
     *(None, True, False, 0, -1, 1, 2, 7, 17, 1 << 20, 1 << 40, 10**30, 0.0, -0.5, 1e-300, 1e300),
@@ -76,7 +83,7 @@ def used(folder):
 
 
 @pytest.fixture
-def folder(run, tmp_path):  # noqa: F811
+def folder(run, tmp_path):
     """The run's checkpoint beside a config that may be changed."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to(run / "checkpoints")
@@ -155,7 +162,7 @@ def test_whole_numbers_stand_for_fractions(name):
     assert CLIPConfig.from_dict(values) == ARCHITECTURES[name]
 
 
-def test_weights_of_another_shape_are_refused(folder, run):  # noqa: F811
+def test_weights_of_another_shape_are_refused(folder, run):
     """Where the checkpoint holds no config of its own, its arrays tell."""
     (folder / "checkpoints").unlink()
     kept = checkpointing.Checkpoints(folder)
@@ -167,7 +174,7 @@ def test_weights_of_another_shape_are_refused(folder, run):  # noqa: F811
     refused(lambda: pretrained.load(folder), f"checkpoints/{NEW} cannot be restored")
 
 
-def test_layers_that_the_config_leaves_out_are_missed(folder, run):  # noqa: F811
+def test_layers_that_the_config_leaves_out_are_missed(folder, run):
     """Arrays that a model has no place for are refused, not ignored, before anything is read."""
     values = json.loads((folder / "config.json").read_text())
     values["model"]["text"]["layers"] = 0

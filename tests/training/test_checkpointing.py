@@ -9,40 +9,17 @@ import jax
 import numpy as np
 import pytest
 
+from checkpoints import NEW, OLD, TINY, numbers, write_run
 from clip_jax.errors import DamageWarning
 from clip_jax.inference import pretrained
-from clip_jax.models.clip import abstract_model, variables
-from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.training import checkpointing, digests
 from support import refused, says
-
-TINY = CLIPConfig(
-    8,
-    vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2),
-    text=TextConfig(vocab_size=50, context_length=8, width=16, layers=1, heads=2),
-)
-OLD, NEW = 4, 8
-
-
-def numbers(seed):
-    """Random variables of the tiny model."""
-    rng = np.random.default_rng(seed)
-    like = variables(abstract_model(TINY))
-    return jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype), like)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run's folder with two checkpoints."""
-    folder = tmp_path_factory.mktemp("run")
-    values = {"model": TINY.to_dict(), "tokenizer": "clip", "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(values))
-    kept = checkpointing.Checkpoints(folder, keep=2)
-    for step in (OLD, NEW):
-        params, _ = numbers(step)
-        kept.save(step, {"params": params}, {"next_index": step}, values, force=True)
-    kept.close()
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 def files_of(folder):
