@@ -51,12 +51,15 @@ def _swapped_and_missing_checkpoints(folder, config, flags, capsys):
     """On the run of the test above, which is there already."""
     mine, other = (folder / name / checkpointing.FOLDER for name in ("run", "other"))
     lines_of(capsys, config, other.parent, *flags, "--config.seed=5")
+
+    def again():
+        main.run(runs.command(config, mine.parent, *flags)[3:])
+
     for keep_config in (True, False):
         shutil.rmtree(mine)
         shutil.copytree(other, mine)
         if not keep_config:
             (mine.parent / checkpointing.CONFIG).unlink()
-        again = lambda: main.run(runs.command(config, mine.parent, *flags)[3:])  # noqa: E731
         refused(again, mine / "1", "another config", "seed: 5")
     shutil.rmtree(mine)
     mine.symlink_to("/nonexistent")

@@ -112,6 +112,13 @@ def test_an_import_in_a_function_counts_and_one_for_types_does_not() -> None:
     assert found == ["b", "c"]
 
 
+@cache
+def strings_of(path: str) -> list[tokenize.TokenInfo]:
+    """The string literals of a file."""
+    with open(path, "rb") as file:
+        return [t for t in tokenize.tokenize(file.readline) if t.type == tokenize.STRING]
+
+
 def test_every_name_is_defined() -> None:
     """Ruff's F821 is off elsewhere: names of jaxtyping's dimensions, in strings, are no names."""
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821"]
@@ -120,8 +127,6 @@ def test_every_name_is_defined() -> None:
     undefined = []
     for one in json.loads(done.stdout):
         path, row, column = one["filename"], one["location"]["row"], one["location"]["column"]
-        with open(path, "rb") as file:
-            strings = [t for t in tokenize.tokenize(file.readline) if t.type == tokenize.STRING]
-        if not any(t.start <= (row, column - 1) < t.end for t in strings):
+        if not any(t.start <= (row, column - 1) < t.end for t in strings_of(path)):
             undefined.append(f"{path}:{row}: {one['message']}")
     assert not undefined

@@ -41,9 +41,9 @@ _WIDTH = 1 + len(TEXTS)  # members of a pair at most
 class Index(NamedTuple):
     """Where the pairs of one tar stand.
 
-    spans: int64 [pairs, 4]: offset and size of the picture, the number in `headers.FAULTS` of what
-      makes the pair unreadable, and how many texts this pair and those before it have.
-    texts: int64 [texts, 3]: offset, size, and which of `pairs.TEXTS` it is; a pair's texts stand
+    spans: int64 [pairs, 4]: offset and size of the picture, the number in `tar_reader.FAULTS` of
+      what makes the pair unreadable, and how many texts this pair and those before it have.
+    texts: int64 [texts, 3]: offset, size, and which of `example.TEXTS` it is; a pair's texts stand
       together, in that order.
     names, ends: the pictures' names in UTF-8, uint8 [bytes], and where each ends, int64 [pairs].
     flaw: why the rest of the tar cannot be read, or why nothing; empty where nothing is wrong.

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from clip_jax.distributed import sharding as partition
+from clip_jax.distributed import sharding
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
@@ -23,7 +23,7 @@ def process_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
 
 def _held(mesh: Mesh, batch_size: int) -> np.ndarray:
     held = np.zeros(batch_size, bool)
-    pieces = partition.batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    pieces = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     for piece in pieces.values():
         held[piece] = True
     return held
@@ -34,8 +34,8 @@ def global_batch(rows: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
     rows: arrays [rows, …]. Nothing is sent from one process to another.
     """
-    sharding = partition.batch_sharding(mesh)
-    shards = partition.batch_shards(mesh)
+    layout = sharding.batch_sharding(mesh)
+    shards = sharding.batch_shards(mesh)
     own = len(process_rows(mesh, shards))
 
     def whole(local: np.ndarray) -> jax.Array:
@@ -46,6 +46,6 @@ def global_batch(rows: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
             start, stop, _ = index[0].indices(size)
             return local[first[start] : first[stop - 1] + 1]
 
-        return jax.make_array_from_callback((size, *local.shape[1:]), sharding, piece)
+        return jax.make_array_from_callback((size, *local.shape[1:]), layout, piece)
 
     return {name: whole(local) for name, local in rows.items()}

@@ -1,6 +1,6 @@
 """Many hosts as one machine: how their processes meet, agree, and end together.
 
-Every host runs the same command. `clusters.find` tells whether there are others, `joined` meets
+Every host runs the same command. `cluster_env.find` tells whether there are others, `joined` meets
 them before JAX touches a device. A process that fails tells the others why;
 of one that dies without a word process 0 notices that its sign of life is missing. Alone, all of
 this does nothing. JAX is imported only when there is something to join.

@@ -104,7 +104,7 @@ def load(
         open_clip's, also in Hugging Face's cache; a file of weights that a config stands beside or
         whose shapes are known; or the name of an architecture (`clip_jax.available_models()`).
       weights: for a name, the file or folder of OpenAI's, open_clip's or transformers' weights.
-      dtype: of matrix products, one of `zoo.DTYPES`; a run's own, or float32, when None.
+      dtype: of matrix products, one of `model_config.DTYPES`; a run's own, or float32, when None.
       params: what parameters are held in: float32, float16, bfloat16, or `keep`: as the file.
       image_size: for images of another size: positions are resized; None leaves them.
       context_length: for texts of another length, 3 or more: positions are resized; None leaves

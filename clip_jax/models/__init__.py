@@ -1,1 +1,1 @@
-"""Towers and the models made of them; `zoo` names the architectures."""
+"""Towers and the models made of them; `architectures` names the architectures."""

@@ -70,7 +70,7 @@ class CLIP(nnx.Module):
 
     Args:
       config: the architecture.
-      dtype: one of `zoo.DTYPES`; parameters, LayerNorms and features' norms stay fp32.
+      dtype: one of `model_config.DTYPES`; parameters, LayerNorms and features' norms stay fp32.
       remat: what of a layer is recomputed in the backward pass, see `transformer.Transformer`.
       chunks: rows of each device that a layer of the image and of the text Transformer takes at a
         time; 0: all.
@@ -224,7 +224,7 @@ def _abstract(
 
 
 def assembled(graph: nnx.GraphDef, held: Variables) -> CLIP:
-    """The model of these variables inside a program over a mesh, see `partition.gathered`."""
+    """The model of these variables inside a program over a mesh, see `sharding.gathered`."""
     params, stats = held
     return nnx.merge(graph, sharding.gathered(params), stats)
 

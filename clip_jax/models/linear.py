@@ -89,7 +89,7 @@ class _Multiply:
 def linear(
     inputs: int, outputs: int, *, init: LinearInit, dtype: DTypeLike, **options: Any
 ) -> nnx.Linear:
-    """An `nnx.Linear` whose matrix product is computed in `dtype`, one of `zoo.DTYPES`.
+    """An `nnx.Linear` whose matrix product is computed in `dtype`, one of `model_config.DTYPES`.
 
     Its result goes by the name `RESULT` among what rematerialisation may keep.
     """

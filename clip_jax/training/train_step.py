@@ -81,7 +81,7 @@ def make_train_step(
       optimizer: what makes updates of gradients.
       seed: of what is random.
       max_logit_scale: see `clamp_logit_scale`.
-      accumulate: the parts that a batch goes through the towers in, see `gradients.cached`.
+      accumulate: the parts that a batch goes through the towers in, see `grad_cache.cached`.
       sharded_optimizer: the optimizer's state lies over the data axis too, as in `abstract_state`.
     """
 

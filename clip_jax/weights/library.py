@@ -78,7 +78,7 @@ def find(path: str | Path, name: str | None = None, activation: str | None = Non
 
     Args:
       path: a file (.safetensors, .bin, .pt), or a folder of transformers' or open_clip's.
-      name: the architecture, as in `zoo.ARCHITECTURES`; needed where no config stands beside the
+      name: the architecture, as in `models.architectures`; needed where no config stands beside the
         weights and their shapes are those of none that is known.
       activation: what a CLIP's MLPs compute where no config beside it says so; None: QuickGELU.
 

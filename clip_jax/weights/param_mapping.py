@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from clip_jax.models.model_config import (
-    CLIPConfig,
-)
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights.mappings.hugging_face import hugging_face
 from clip_jax.weights.mappings.leaf import Leaf
 from clip_jax.weights.mappings.open_clip import open_clip

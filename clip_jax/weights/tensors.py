@@ -1,6 +1,6 @@
 """Named tensors in files, read one at a time: safetensors, shards of them, torch's files.
 
-No pickle is executed: see `archive`.
+No pickle is executed: see `torch_pickle`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Tensors(Mapping[str, np.ndarray]):
 def open_tensors(path: str | Path) -> Tensors:
     """The tensors of a file, or of a folder of shards, without reading them yet.
 
-    A state dict in a training program's dictionary is taken out of it, see `archive.state_dict`.
+    A state dict in a training program's dictionary is taken out of it: `torch_pickle.state_dict`.
 
     Args:
       path: .safetensors; .bin, .pt, .pth or .ckpt of torch, a TorchScript archive among them; the

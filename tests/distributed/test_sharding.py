@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.distributed import sharding as partition
+from clip_jax.distributed import sharding
 from clip_jax.distributed.global_batch import global_batch
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
@@ -16,10 +16,10 @@ from clip_jax.models.clip import abstract_model
 
 
 def test_minus_one_takes_what_is_left():
-    assert dict(partition.make_mesh(dict(data=-1)).shape) == dict(data=8, fsdp=1, tensor=1)
-    mesh = partition.make_mesh(dict(data=-1, fsdp=2, tensor=2))
+    assert dict(sharding.make_mesh(dict(data=-1)).shape) == dict(data=8, fsdp=1, tensor=1)
+    mesh = sharding.make_mesh(dict(data=-1, fsdp=2, tensor=2))
     assert dict(mesh.shape) == dict(data=2, fsdp=2, tensor=2)
-    assert partition.batch_shards(mesh) == 4
+    assert sharding.batch_shards(mesh) == 4
 
 
 @pytest.mark.parametrize(
@@ -27,18 +27,18 @@ def test_minus_one_takes_what_is_left():
 )
 def test_a_mesh_that_does_not_cover_the_devices_is_refused(shape):
     with pytest.raises(UserError, match=r"config\.mesh .* 8 devices"):
-        partition.make_mesh(shape)
+        sharding.make_mesh(shape)
 
 
 def test_every_matrix_of_a_model_has_a_rule_of_its_own():
-    mesh = partition.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
     model = abstract_model(ARCHITECTURES["ViT-B/16"], "float32", "none")
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     large = {
-        jax.tree_util.keystr(path): sharding.spec
-        for (path, leaf), sharding in zip(
+        jax.tree_util.keystr(path): layout.spec
+        for (path, leaf), layout in zip(
             jax.tree_util.tree_flatten_with_path(params)[0],
-            jax.tree.leaves(partition.shardings(params, mesh)),
+            jax.tree.leaves(sharding.shardings(params, mesh)),
             strict=True,
         )
         if leaf.size > 100_000
@@ -48,16 +48,16 @@ def test_every_matrix_of_a_model_has_a_rule_of_its_own():
 
 
 def test_an_axis_that_does_not_divide_is_left_out():
-    mesh = partition.make_mesh(dict(data=1, fsdp=4, tensor=2))
-    assert partition.spec_for("mlp/fc/kernel", (8, 6), mesh) == P("fsdp", "tensor")
-    assert partition.spec_for("mlp/fc/kernel", (6, 5), mesh) == P(None, None)
-    assert partition.spec_for("projection/kernel", (16, 6), mesh) == P(("tensor", "fsdp"), None)
-    assert partition.spec_for("projection/kernel", (6, 6), mesh) == P("tensor", None)
-    assert partition.spec_for("logit_scale", (), mesh) == P()
+    mesh = sharding.make_mesh(dict(data=1, fsdp=4, tensor=2))
+    assert sharding.spec_for("mlp/fc/kernel", (8, 6), mesh) == P("fsdp", "tensor")
+    assert sharding.spec_for("mlp/fc/kernel", (6, 5), mesh) == P(None, None)
+    assert sharding.spec_for("projection/kernel", (16, 6), mesh) == P(("tensor", "fsdp"), None)
+    assert sharding.spec_for("projection/kernel", (6, 6), mesh) == P("tensor", None)
+    assert sharding.spec_for("logit_scale", (), mesh) == P()
 
 
 def test_a_batch_is_split_over_its_axes():
-    mesh = partition.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
     rows = np.arange(8, dtype=np.int32)[:, None]
     array = global_batch({"tokens": rows}, mesh)["tokens"]
     np.testing.assert_array_equal(array, rows)
@@ -66,14 +66,14 @@ def test_a_batch_is_split_over_its_axes():
 
 @pytest.mark.parametrize("lanes", [1, 128])
 def test_tokens_are_looked_up_alike_wherever_the_table_lies(lanes, monkeypatch):
-    monkeypatch.setattr(partition, "LANES", lanes)
+    monkeypatch.setattr(sharding, "LANES", lanes)
     table = jax.random.normal(jax.random.key(0), (11, 8))
     tokens = jax.random.randint(jax.random.key(1), (16, 5), 0, 11)
-    mesh = partition.make_mesh(dict(data=2, fsdp=2, tensor=2), jax.devices()[:8])
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2), jax.devices()[:8])
 
     def value(table):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            found = partition.embedded(table, tokens, jnp.float32)
+            found = sharding.embedded(table, tokens, jnp.float32)
         return jnp.sum(found * jnp.arange(8)), found
 
     placed = jax.device_put(table, NamedSharding(mesh, P(None, ("fsdp", "tensor"))))
@@ -85,11 +85,11 @@ def test_tokens_are_looked_up_alike_wherever_the_table_lies(lanes, monkeypatch):
 
 def test_a_token_that_is_everywhere_has_the_sum_of_its_gradients():
     """1,000 ones in bfloat16 add up to 256."""
-    mesh = partition.make_mesh(dict(data=1), jax.devices()[:1])
+    mesh = sharding.make_mesh(dict(data=1), jax.devices()[:1])
 
     def value(table):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            found = partition.embedded(table, jnp.zeros((10, 100), jnp.int32), jnp.bfloat16)
+            found = sharding.embedded(table, jnp.zeros((10, 100), jnp.int32), jnp.bfloat16)
         return found.astype(jnp.float32).sum()
 
     assert jax.jit(jax.grad(value))(jnp.ones((2, 4)))[0, 0] == 1000

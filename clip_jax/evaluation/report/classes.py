@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from clip_jax.errors import counted
 from clip_jax.evaluation.report import charts, say, tables
 from clip_jax.evaluation.report.album import Album
 from clip_jax.evaluation.report.markup import Markup, cut, decimal, join, said, tag
@@ -100,7 +101,7 @@ def _classes(title: str, classes: Any, most: int) -> Markup:
         )
     if len(ordered) > most:
         body.append(tables.notes(f"The {most} worst of {len(ordered):,}; report.json has all."))
-    size = "1 class" if len(ordered) == 1 else f"{len(ordered):,} classes"
+    size = counted(len(ordered), "class", "classes")
     return tag("details", tag("summary", said(title, 40), " ", tag("small", size)), *body)
 
 

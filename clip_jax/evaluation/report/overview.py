@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from clip_jax.errors import counted
 from clip_jax.evaluation.report import say, tables
 from clip_jax.evaluation.report.markup import Markup, cut, join, said, tag
 from clip_jax.evaluation.report.tables import Cell, Column
@@ -87,12 +88,14 @@ def tiles(results: Mapping[str, Any]) -> Markup | None:
     shown = []
     if zero:
         best, worst = max(zero, key=lambda s: s[1]), min(zero, key=lambda s: s[1])
-        shown.append(_tile("Zero-shot, mean", _mean(zero), f"over {_sets(len(zero))}"))
+        shown.append(_tile("Zero-shot, mean", _mean(zero), f"over {counted(len(zero), 'set')}"))
         if len(zero) > 1:
             shown.append(_tile("Best set", say.percent(best[1]), best[0]))
             shown.append(_tile("Worst set", say.percent(worst[1]), worst[0]))
     if probe:
-        shown.append(_tile("Linear probe, mean", _mean(probe), f"over {_sets(len(probe))}"))
+        shown.append(
+            _tile("Linear probe, mean", _mean(probe), f"over {counted(len(probe), 'set')}")
+        )
     for way, title in (
         ("image_to_text", "Image → text R@1"),
         ("text_to_image", "Text → image R@1"),
@@ -102,7 +105,7 @@ def tiles(results: Mapping[str, Any]) -> Markup | None:
         ]
         known = [(t, v) for t, v in found if v is not None]
         if known:
-            shown.append(_tile(title, _mean(known), f"mean over {_sets(len(known))}"))
+            shown.append(_tile(title, _mean(known), f"mean over {counted(len(known), 'set')}"))
     gaps = []
     for shift in part(results, "robustness", "shifts").values():
         value, base = say.value_of(shift.get("score")), say.value_of(shift.get("reference"))
@@ -110,12 +113,8 @@ def tiles(results: Mapping[str, Any]) -> Markup | None:
             gaps.append(value - base)
     if gaps:
         mean = say.points(statistics.fmean(gaps))
-        shown.append(_tile("Under shift", mean, f"points over {_sets(len(gaps))}"))
+        shown.append(_tile("Under shift", mean, f"points over {counted(len(gaps), 'set')}"))
     return tag("div", *shown, class_="tiles") if shown else None
-
-
-def _sets(n: int) -> str:
-    return "1 set" if n == 1 else f"{n} sets"
 
 
 def _mean(values: Iterable[tuple[str, float]]) -> str:

@@ -187,7 +187,7 @@ def _read_timm(fields: Fields, vision: Fields, text: Fields, embed_dim: int) -> 
 
 
 def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
-    """The `model_cfg` that open_clip reads a model of ours from; see `names.leaves`.
+    """The `model_cfg` that open_clip reads a model of ours from; see `param_mapping.leaves`.
 
     Raises:
       UserError: a SigLIP whose vision tower or activation open_clip has no name for.

@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.errors import UserError
-from clip_jax.models.model_config import (
-    CLIPConfig,
-    VisionConfig,
-)
+from clip_jax.models.model_config import CLIPConfig, VisionConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from clip_jax.models.model_config import (
-    CLIPConfig,
-    ResNetConfig,
-    TextConfig,
-    VisionConfig,
-)
+from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.weights.mappings.leaf import (
     Leaf,
     batch_norm,
