@@ -6,11 +6,14 @@
 #   tpu_worker.sh stop                     SIGTERM, and wait for the end
 #   tpu_worker.sh progress                 "clip_jax: " and running, none or the exit code
 #
-# ~/clip_jax.pid is what was started last, ~/clip_jax.code its exit code once it has ended.
+# ~/clip_jax.pid is what was started last, ~/clip_jax.code its exit code once it has ended. The shell
+# that writes the code, and all that it starts, hold a lock on ~/clip_jax.lock: what was started runs
+# as long as that lock is held and there is no code. A reboot releases it.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [[ $# -gt 0 && $1 != -* ]] || { usage && exit; }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 pid_file=~/clip_jax.pid code_file=~/clip_jax.code log_file=~/clip_jax.log
+lock_file=~/clip_jax.lock
 
 install() {
   export PATH="$HOME/.local/bin:$PATH"
@@ -39,12 +42,14 @@ mount_bucket() {
 }
 
 running() {
-  [[ -s $pid_file ]] && pid=$(< "$pid_file") &&
-    [[ $(ps -o args= -p "$pid") == *launch/local.sh* ]]
+  [[ ! -s $code_file && -e $lock_file ]] && ! flock --shared --nonblock "$lock_file" true
 }
 
 start() {
   ! running || fail "clip_jax runs already: launch/tpu_vm.sh stop NAME ends it"
+  exec 9>> "$lock_file"
+  # a look at the progress holds the lock for a moment
+  flock --timeout 5 9 || fail "processes of the last run are left: 'pkill -f clip_jax.main' ends them"
   rm -f "$pid_file" "$code_file"
   export PATH="$PWD/.venv/bin:$PATH"
   trap '' HUP
@@ -53,7 +58,8 @@ start() {
     echo $! > "$pid_file"
     code=0
     wait $! || code=$?
-    echo "$code" > "$code_file"
+    echo "$code" > "$code_file.new"
+    mv "$code_file.new" "$code_file" # at once: a look must not find it empty
   } >> "$log_file" 2>&1 < /dev/null &
   until [[ -s $pid_file ]]; do sleep 0.1; done
 }
@@ -61,7 +67,7 @@ start() {
 progress() {
   if running; then
     echo "clip_jax: running"
-  elif [[ -s $code_file ]]; then
+  elif [[ -s $code_file ]]; then # also where it ended while we looked
     echo "clip_jax: $(< "$code_file")"
   else
     echo "clip_jax: none"
@@ -75,7 +81,11 @@ case $1 in
     ;;
   start) start "${@:2}" ;;
   stop)
-    ! running || { kill -TERM "$pid" && tail --pid="$pid" -f /dev/null; }
+    if running; then
+      pid=$(< "$pid_file")
+      kill -TERM "$pid" 2> /dev/null || exit 0 # it has just ended
+      tail --pid="$pid" -f /dev/null
+    fi
     ;;
   progress) progress ;;
   *) fail "unknown $1; see $0 --help" ;;

@@ -203,6 +203,22 @@ def test_what_runs_is_not_started_twice_and_stops_when_it_has_saved(pod):
     assert pod("stop").returncode == 0
 
 
+def test_between_its_end_and_its_exit_code_a_run_is_not_none(pod, tools):
+    """Else `train` would start a training again that has just ended."""
+    tools.add("mv", 'sleep 1; exec /bin/mv "$@"')
+    pod("create", *CREATE)
+    pod("install")
+    train = "touch ~/ended; exit 3"
+    assert pod("start", "--restarts=0", "--", "--config=a", train=train).returncode == 0
+    until(lambda: len(list(pod.folder.glob("pod.?/ended"))) == 2)
+    seen = [pod("status").stdout.splitlines()[-2:] for _ in range(3)]
+    until(lambda: len(code_files(pod)) == 2)
+    seen.append(pod("status").stdout.splitlines()[-2:])
+    assert seen[0] == ["clip_jax: running"] * 2
+    assert seen[-1] == ["clip_jax: 3"] * 2
+    assert "clip_jax: none" not in sum(seen, [])
+
+
 def test_train_creates_installs_starts_and_ends_with_the_training(pod, tools):
     done = pod("train", *CREATE, "--every=0", "--", "--config=x", train="sleep 0.3")
     assert done.returncode == 0, done.stderr
