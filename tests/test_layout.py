@@ -22,7 +22,7 @@ TRAINING = (
 )
 # From the ground up; a module belongs to the longest name that is its own or its package's.
 FLOORS = (
-    ("errors", "version", "io"),
+    ("errors", "registry", "version", "io"),
     ("distributed",),
     ("models", "tokenizers"),
     ("losses", "optim", "data"),
