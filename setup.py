@@ -66,15 +66,15 @@ setup(
     extras_require={
         # hardware: what JAX needs to run on it; CPUs need nothing more
         "tpu": ["jax[tpu]"],
-        "cuda": ["jax[cuda13]"],  # NVIDIA, driver 580 or newer
-        "cuda12": ["jax[cuda12]"],  # NVIDIA, driver 525 or newer
+        "cuda": ["jax[cuda13]"],  # driver 580 or newer
+        "cuda12": ["jax[cuda12]"],  # driver 525 or newer
         # released definitions to compare with; torch's build for CPUs is enough
         "parity": ["torch==2.13.0", "transformers>=5", "open_clip_torch>=3.3", "safetensors"],
         # the TPU's compiler, for --mode=plan on a machine without a TPU
         "plan": ["libtpu==0.0.52; sys_platform == 'linux'"],
         "remote": ["fsspec[http,s3,gs]>=2024.6"],
         "tables": ["pyarrow>=18"],
-        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "ruff"],
         "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
         "test": [
             "beartype",

@@ -1,0 +1,62 @@
+"""The documentation: pages that are made from the code are up to date, and links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import runs
+from tools import build_architecture, build_cli_docs
+
+PAGES = sorted([*runs.ROOT.glob("*.md"), *(runs.ROOT / "docs").glob("*.md")])
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+FENCE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    plain = (re.sub(r"[`*]|\]\([^)]*\)|\[", "", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings(page):
+    for target in LINK.findall(FENCE.sub("", page.read_text())):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(path), f"{page.name} links to {target}"
+
+
+def test_the_site_has_every_page():
+    navigation = (runs.ROOT / "mkdocs.yml").read_text()
+    for page in (runs.ROOT / "docs").glob("*.md"):
+        assert f": {page.name}\n" in navigation, f"mkdocs.yml has no {page.name} in its nav"
+
+
+def test_the_command_line_reference_is_up_to_date():
+    assert build_cli_docs.PAGE.read_text() == build_cli_docs.page(), (
+        "run python tools/build_cli_docs.py"
+    )
+
+
+def test_the_architecture_picture_is_up_to_date():
+    assert build_architecture.PICTURE.read_text() == build_architecture.draw(), (
+        "run python tools/build_architecture.py"
+    )
+
+
+def test_arrows_that_follow_from_others_are_left_out():
+    boxes = build_architecture.boxes_of_modules()
+    arrows = build_architecture.arrows(boxes)
+    for targets in arrows.values():
+        for target in targets:
+            others = targets - {target}
+            assert not any(target in arrows[other] for other in others)
+    top = max(arrows, key=lambda box: box.floor)
+    assert arrows[top] and not any(arrows[box] for box in arrows if box.package == "errors")
