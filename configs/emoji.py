@@ -2,10 +2,10 @@
 
     python -m clip_jax.main --config configs/emoji.py
 
-Hardware: two CPU cores.
+Hardware: Two CPU cores.
 Time:     25 minutes (measured: 25 min 2 s on a machine shared with others).
 Memory:   2.5 GiB (measured).
-Score:    top-1 on unseen drawings 40.6 % of 1,914 labels, on unseen concepts 17.4 % of 191
+Score:    Top-1 on unseen drawings 40.6 % of 1,914 labels, on unseen concepts 17.4 % of 191
           (measured, one seed; docs/benchmarks.md).
 """
 

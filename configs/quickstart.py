@@ -1,11 +1,11 @@
-"""A small CLIP on the embedded emoji, to see the whole of it within minutes.
+"""A small CLIP on the embedded emoji: everything from training to the report within minutes.
 
     python -m clip_jax.main --config configs/quickstart.py
 
-Hardware: two CPU cores.
-Time:     5 minutes, compilation and two evaluations included (measured: 4 min 45 s).
+Hardware: Two CPU cores.
+Time:     5 minutes, including compilation and two evaluations (measured: 4 min 45 s).
 Memory:   1.7 GiB (measured).
-Score:    top-1 on unseen drawings 30.7 % of 1,914 labels, on unseen concepts 15.0 % of 191
+Score:    Top-1 on unseen drawings 30.7 % of 1,914 labels, on unseen concepts 15.0 % of 191
           (measured, one seed; docs/benchmarks.md).
 """
 
@@ -20,9 +20,9 @@ def get_config() -> ConfigDict:
     c.batch_size = 128
     c.steps = 1_200
     c.dtype = "mixed"
-    c.remat = "dots"  # faster than keeping all: less is written and read
+    c.remat = "dots"  # faster than keeping everything: less memory traffic
     c.model.embed_dim = 256
-    # 64 pixels reduced to 32: less to compute, and what is left is alike between drawings
+    # 64 pixels reduced to 32: less to compute, and drawings by different teams look more alike
     c.model.vision.update(
         image_size=32,
         patch_size=8,
@@ -34,8 +34,7 @@ def get_config() -> ConfigDict:
         mean=(0.8, 0.77, 0.72),
         std=(0.29, 0.28, 0.33),
     )
-    # a bag of whole words (CLIP's vocabulary has most of them): names that were never trained
-    # are made of words that were
+    # a bag of whole words (CLIP's vocabulary has most of them): unseen names consist of seen words
     c.model.text.update(context_length=16, width=192, layers=0)
 
     c.data.train = "embedded:emoji/train-*.tar"
@@ -55,7 +54,7 @@ def get_config() -> ConfigDict:
     c.checkpoint.every = 250
     c.evaluate.every = 600
     c.evaluate.batch_size = 128
-    c.evaluate.templates = ("{}",)  # the names alone, as most captions say them
+    c.evaluate.templates = ("{}",)  # the names alone, like most captions
     c.evaluate.caption = "{name}, {keywords}"
     for name in ("unseen_drawing", "unseen_concept"):
         c.evaluate.sets[name] = ConfigDict(

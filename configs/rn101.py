@@ -4,11 +4,11 @@
         --config.data.train='/data/{00000..41407}.tar'
 
 Hardware: TPU or GPU; see configs/rn50.py.
-Time:     not measured; the paper gives 18 days on 592 V100 for RN50x64.
-          Here: on 256 v5e chips 199 ms a step, at least 22 hours (5,528 chip-hours; planned).
-Memory:   4.41 GiB of a v5e's 15.75, parameters and optimizer over all 256 (planned).
-Score:    ImageNet zero-shot top-1 62.3 % is what open_clip measures for the released weights.
-Measured here: the number of parameters, 119,688,033. Planned with
+Time:     Not measured. The paper gives 18 days on 592 V100 for RN50x64.
+          On 256 v5e chips: 199 ms per step, at least 22 hours (5,528 chip-hours; planned).
+Memory:   4.41 GiB of a v5e's 15.75, with parameters and optimizer over all 256 chips (planned).
+Score:    open_clip measures 62.3 % ImageNet zero-shot top-1 for the released weights.
+Measured here: the number of parameters, 119,688,033. Planned means
 `--mode=plan --topology=v5e:16x16`: compiled, not run.
 """
 
