@@ -1,12 +1,13 @@
-"""The first answer of a fresh process: ViT-B/32, one picture, three labels; beside open_clip's.
+"""The first answer of a fresh process, compared with open_clip: ViT-B/32, one image, three labels.
 
     pip install open_clip_torch && python benchmarks/cold_start.py
 
-Python starts, imports, reads the same safetensors file (open_clip's layout, random numbers, written
-once and read once, so that it comes from the page cache), compiles, and answers with probabilities.
-`cold` is clip_jax with an empty compilation cache, `warm` with one that an earlier process filled.
-The sides take turns; what counts is the median of the ratios of neighbours. Seconds are from before
-the process is started until it has ended, and so are more than the parts that it tells.
+Python starts, imports, reads the same safetensors file, compiles, and answers with probabilities.
+The file has open_clip's layout and random numbers; it is written once and read once, so it comes
+from the page cache. `cold` is clip_jax with an empty compilation cache, `warm` with a cache that an
+earlier process filled. The sides alternate, and the result is the median of the ratios of
+neighbouring runs. Seconds are measured from outside the process, from its start to its end, so they
+exceed the sum of the parts that it reports.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ SIDES = ("cold", "warm", "open_clip")
 
 
 class Clock:
-    """Seconds of the parts of a process, one after the other."""
+    """Times the consecutive parts of a process, in seconds."""
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def __call__(self, part: str) -> None:
-        """The part that ends now."""
+        """Ends the current part and records its time."""
         now = time.perf_counter()
         self.parts[part], self._last = now - self._last, now
 
 
 def ours(weights: str, picture: str) -> tuple[Clock, Any]:
-    """Probabilities by clip_jax."""
+    """Computes the probabilities with clip_jax."""
     clock = Clock()
     import clip_jax.inference.pretrained
 
@@ -66,7 +67,7 @@ def ours(weights: str, picture: str) -> tuple[Clock, Any]:
 
 
 def theirs(weights: str, picture: str) -> tuple[Clock, Any]:
-    """Probabilities by open_clip."""
+    """Computes the probabilities with open_clip."""
     clock = Clock()
     peers.import_torchvision()
     import open_clip
@@ -89,7 +90,7 @@ def theirs(weights: str, picture: str) -> tuple[Clock, Any]:
 
 
 def write(folder: Path) -> tuple[str, str]:
-    """Random weights in open_clip's layout, and a random picture."""
+    """Writes random weights in open_clip's layout, and a random image."""
     rng = np.random.default_rng(0)
     weights = load_weights.write(MODEL, folder, "open_clip")
     picture = folder / "picture.png"
@@ -98,7 +99,7 @@ def write(folder: Path) -> tuple[str, str]:
 
 
 def measure(side: str, files: tuple[str, str], cache: str) -> dict[str, Any]:
-    """One answer of a fresh process."""
+    """Measures one answer of a fresh process."""
     command = [sys.executable, __file__, "--worker", side, "--files", *files]
     environment = {**os.environ, "XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -111,7 +112,7 @@ def measure(side: str, files: tuple[str, str], cache: str) -> dict[str, Any]:
 
 
 def show(what: str, rows: list[dict[str, Any]]) -> None:
-    """A line of medians."""
+    """Prints a line of medians."""
     middle = statistics.median(row["seconds"] for row in rows)
     parts = {key: statistics.median(row["parts"][key] for row in rows) for key in rows[0]["parts"]}
     told = "  ".join(f"{key} {value:.2f}" for key, value in parts.items())
@@ -119,7 +120,7 @@ def show(what: str, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Runs the sides in turn and prints medians and ratios."""
+    """Alternates the sides and prints medians and ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)

@@ -1,10 +1,10 @@
-"""Pictures a second of one thread, from JPEG bytes to a training view: exactly, and by `at_least`.
+"""Images per second of one thread, from JPEG bytes to a training view: exactly and with `at_least`.
 
     python benchmarks/decode.py
 
-Made pictures (noise of every scale over a gradient, quality 90) of three sizes. `decoded` is bytes
-to RGB, `view` also the random crop and resize. Both ways take turns, and the best of some runs
-counts. The difference, of 255, is between both ways' views of the same crops.
+The images are synthetic (noise of every scale over a gradient, quality 90), of three sizes.
+`decoded` is bytes to RGB; `view` adds the random crop and the resize. The two ways alternate, and
+the best of several runs counts. The difference, of 255, is between the views of the same crops.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AUGMENT = Augment()
 
 
 def photograph(size: tuple[int, int], seed: int, detail: float = 2.0) -> bytes:
-    """A JPEG of `size` (width, height) with detail at every scale, less the finer it is."""
+    """A JPEG of `size` (width, height) with detail at every scale, weaker at finer scales."""
     rng = np.random.default_rng(seed)
     pixels = np.linspace(40.0, 215.0, size[1])[:, None, None] + np.zeros((1, size[0], 3))
     for cells in 2 ** np.arange(2, 10):
@@ -40,7 +40,7 @@ def photograph(size: tuple[int, int], seed: int, detail: float = 2.0) -> bytes:
 def timed(
     files: Sequence[bytes], at_least: int, size: int
 ) -> tuple[tuple[float, float], np.ndarray]:
-    """Seconds to decode and to view all files, and the views [files, size, size, 3]."""
+    """Seconds to decode all files and to view them, and the views [files, size, size, 3]."""
     decode = Decoder(at_least=at_least)
     began = time.perf_counter()
     pictures = [decode(data, "a made picture") for data in files]
@@ -53,7 +53,7 @@ def timed(
 
 
 def main() -> None:
-    """Prints a row for each size of picture."""
+    """Prints a row for each image size."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", type=int, default=224, help="pixels a side of a view")
     parser.add_argument("--pictures", type=int, default=16, help="of each size")

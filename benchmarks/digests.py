@@ -1,7 +1,7 @@
-"""What the digests of a checkpoint cost: the checksums, the thread that trains, a whole run.
+"""What the digests of a checkpoint cost: the checksums, the training thread, a whole run.
 
 python benchmarks/digests.py --mib 512
-python benchmarks/digests.py --repeats 5      a run with digests against the same without
+python benchmarks/digests.py --repeats 5      a run with digests compared with one without
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from clip_jax.training import loop as train
 
 
 def rate(act: Callable[[bytes], object], data: bytes) -> float:
-    """GiB/s of one thread, the best of three."""
+    """GiB/s of one thread, the best of three runs."""
     best = 1e9
     for _ in range(3):
         began = time.perf_counter()
@@ -40,7 +40,7 @@ def rate(act: Callable[[bytes], object], data: bytes) -> float:
 
 
 def seconds_of_steps(workdir: str, steps: int, every: int) -> float:
-    """From the second step of a run on the embedded data to its end, compiling left out."""
+    """Seconds of a run on the embedded data from its second step to its end."""
     values = {
         **{"workdir": workdir, "steps": steps, "batch_size": 32, "optimizer.warmup_steps": 1},
         **{"checkpoint.every": every, "checkpoint.keep": 1, "log.every": 1},
@@ -60,7 +60,7 @@ def seconds_of_steps(workdir: str, steps: int, every: int) -> float:
 
 
 def compare_runs(repeats: int, steps: int, every: int) -> None:
-    """Prints the time with digests over that without, in turns, each way first every other time."""
+    """Prints the time with digests over the time without, alternating in changing order."""
     ratios = []
     for repeat in range(repeats + 1):
         found = {}
@@ -75,7 +75,7 @@ def compare_runs(repeats: int, steps: int, every: int) -> None:
 
 
 def no_digests() -> contextlib.AbstractContextManager[Any]:
-    """Checkpoints are written without digests while it lasts."""
+    """A context in which checkpoints are written without digests."""
     return mock.patch.object(digests, "write", lambda folder, step: None)
 
 
@@ -119,7 +119,7 @@ def main() -> None:
         began, longest, steps = time.perf_counter(), 0.0, 0
         while work.is_alive():
             asked = time.perf_counter()
-            step(x)  # dispatch alone is what the training thread does
+            step(x)  # the training thread only dispatches
             longest, steps = max(longest, time.perf_counter() - asked), steps + 1
             jax.block_until_ready(x)
             time.sleep(0.001)

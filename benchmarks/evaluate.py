@@ -1,12 +1,13 @@
-"""Zero-shot evaluation of ViT-B/32 beside open_clip's loop: the same pictures, weights and prompts.
+"""Zero-shot evaluation of ViT-B/32, compared with open_clip's loop on the same images and weights.
 
     python benchmarks/evaluate.py --images 10000
-    python benchmarks/evaluate.py --images 10000 --dtype mixed     # beside bfloat16 autocast
+    python benchmarks/evaluate.py --images 10000 --dtype mixed     # compared with bfloat16 autocast
 
-Makes JPEGs of 224² in ten folders named by class, and random weights in open_clip's file. Each
-side is a process of its own: it loads the weights, makes the classifier of CIFAR-10's eighteen
-templates, reads, decodes and encodes every picture, and counts what is right. All of that is timed
-but the imports; compilation counts. The sides take turns; how far their logits are apart is told.
+Writes JPEGs of 224² in ten folders named after classes, and random weights as open_clip's file.
+Each side is a process of its own. It loads the weights, builds the classifier from the eighteen
+templates of CIFAR-10, reads, decodes and encodes every image, and counts the correct answers. The
+time includes all of this and compilation, but not imports. The sides alternate; the largest
+difference of their logits is printed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ TEMPLATES = [
 
 
 def write_picture(i: int, folder: Path) -> None:
-    """One JPEG of 224², of smooth colours and edges, as photographs have."""
+    """Writes one JPEG of 224² with smooth colours and edges, as photographs have."""
     from PIL import Image
 
     rng = np.random.default_rng(i)
@@ -46,7 +47,7 @@ def write_picture(i: int, folder: Path) -> None:
 
 
 def prepare(folder: Path, images: int) -> None:
-    """The pictures and the weights, where they are not there yet."""
+    """Writes the images and the weights, unless they exist."""
     there = {path.stem for path in (folder / "images").glob("*/*.jpg")}
     missing = [i for i in range(images) if f"{i:06}" not in there]
     with ProcessPoolExecutor() as pool:
@@ -64,7 +65,7 @@ def prepare(folder: Path, images: int) -> None:
 
 
 def ours(folder: Path, dtype: str, batch_size: int) -> tuple[float, np.ndarray]:
-    """Seconds, and every picture's cosines with the classes."""
+    """Seconds, and the cosines of every image with the classes."""
     import jax
     from flax import nnx
 
@@ -93,7 +94,7 @@ def ours(folder: Path, dtype: str, batch_size: int) -> tuple[float, np.ndarray]:
 
 
 def theirs(folder: Path, dtype: str, batch_size: int) -> tuple[float, np.ndarray]:
-    """The same by open_clip with torch's loader, as open_clip_train's zero-shot does."""
+    """The same with open_clip and torch's loader, as in open_clip_train's zero-shot evaluation."""
     import peers
 
     peers.import_torchvision()
@@ -136,7 +137,7 @@ def theirs(folder: Path, dtype: str, batch_size: int) -> tuple[float, np.ndarray
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--images", type=int, default=2_000)
     p.add_argument("--dtype", choices=("float32", "mixed"), default="float32")

@@ -1,10 +1,10 @@
-"""Few-shot learning: all seeds at once beside one seed after the other, in turns.
+"""Few-shot learning: all seeds at once compared with one seed after the other, alternating.
 
     python benchmarks/few_shot.py --classes 10 --grid
 
-1, 2, 4, 8 and 16 rows of each class, three seeds, features of unit length in overlapping clusters.
-With `--grid` there are 97 λ, chosen on a validation split, else one. Each side is a fresh process
-with nothing compiled; a second run tells the time without compiling.
+The data are 1, 2, 4, 8 and 16 rows of each class, three seeds, and unit-norm features in
+overlapping clusters. With `--grid` 97 values of λ are tried on a validation split, otherwise one.
+Each side is a fresh process with nothing compiled; a second run gives the time without compilation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIDES = ("at once", "seed by seed")
 
 
 def clusters(rows: int, classes: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features and their classes; every class has as many rows."""
+    """Features and their classes, with the same number of rows per class."""
     scale = (1 + np.arange(width, dtype=np.float32)) ** -0.5
     centres = np.random.default_rng(99).standard_normal((classes, width), np.float32) * scale
     rng = np.random.default_rng(seed)
@@ -33,7 +33,7 @@ def clusters(rows: int, classes: int, width: int, seed: int) -> tuple[np.ndarray
 
 
 def run(side: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of the first time and of a second, the accuracies, and the memory beyond the data."""
+    """Seconds of a first and of a second run, the accuracies, and the memory beyond the data."""
     from clip_jax.evaluation import few_shot
 
     if side == "seed by seed":
@@ -53,7 +53,7 @@ def run(side: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the sides in turn and prints times, memory, the ratio and the accuracies."""
+    """Alternates the sides and prints times, memory, the ratio and the accuracies."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--width", type=int, default=512)

@@ -1,4 +1,4 @@
-"""A side of a benchmark in a process of its own, with nothing compiled before."""
+"""Runs one side of a benchmark in a fresh process, with nothing compiled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def measure(side: str) -> dict[str, Any]:
-    """What the script prints, as JSON, when it runs with `--worker` and the side's name."""
+    """The JSON that the script prints when it runs with `--worker` and the name of the side."""
     with tempfile.TemporaryDirectory() as cache:
         command = [sys.executable, *sys.argv, "--worker", side]
         environment = {**os.environ, "XDG_CACHE_HOME": cache}

@@ -1,15 +1,15 @@
-"""The loader, from tars to batches, beside open_clip's, torch's and what decoding alone takes.
+"""The loader, from tars to batches, compared with open_clip's, with torch's and with bare decoding.
 
     pip install -e '.[parity]' webdataset==0.2.86 braceexpand pandas  # as open_clip pins it
     python benchmarks/input.py
 
-Every side has one core, with its workers. All read the same made pictures, JPEGs of 512 pixels a
-side and about 59 KB, with a caption each: ours and open_clip's from tars, torch's from a folder.
-The sides take turns, and stand still while another runs; before its turn is timed a side makes the
-batches that it had begun. Ratios are of medians.
+Every side has one core for itself and its workers. All read the same synthetic images, JPEGs of 512
+pixels a side and about 59 KB, with one caption each: clip_jax and open_clip from tars, torch from a
+folder. The sides alternate and are stopped while another one runs. Before its turn is timed, a side
+finishes the batches that it had begun. Ratios are of medians.
 
     python benchmarks/input.py --restart 10000    # seconds from a new process to the first batch
-    python benchmarks/input.py --steady 1000000   # memory of a loader over so many small pairs
+    python benchmarks/input.py --steady 1000000   # memory of a loader over that many small pairs
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import peers
 
 SIZE = 224
 TARS = 8
-AHEAD = 4  # batches that a side may have begun before its turn
+AHEAD = 4  # batches that a side may begin before its turn
 SIDES = {
     "ours": "clip_jax",
     "webdataset": "open_clip's webdataset loader",
@@ -49,7 +49,7 @@ WORDS = ("red", "old", "small", "a photo of", "house", "river", "dog", "under", 
 
 
 def write_tar(path: Path, pairs: Iterator[tuple[str, bytes, str]]) -> None:
-    """Pairs of a name, a JPEG and a caption as img2dataset lays them."""
+    """Writes pairs of a name, a JPEG and a caption in the layout of img2dataset."""
     with tarfile.open(path, "w") as tar:
         for name, picture, caption in pairs:
             for end, data in (("jpg", picture), ("txt", caption.encode())):
@@ -59,7 +59,7 @@ def write_tar(path: Path, pairs: Iterator[tuple[str, bytes, str]]) -> None:
 
 
 def make(folder: Path, pictures: int) -> None:
-    """Tars in `tars/`, and the same pictures in a folder of one class in `pictures/`."""
+    """Writes tars in `tars/`, and the same images in a folder of one class in `pictures/`."""
     rng = np.random.default_rng(0)
     (folder / "tars").mkdir()
     (folder / "pictures" / "all").mkdir(parents=True)
@@ -75,7 +75,7 @@ def make(folder: Path, pictures: int) -> None:
 
 
 def ours(folder: Path, batch: int) -> Iterator[Any]:
-    """Batches of clip_jax: pixels uint8 and tokens int32."""
+    """Batches of clip_jax: uint8 pixels and int32 tokens."""
     from clip_jax import tokenizers
     from clip_jax.data import augmentation, images, pipeline
     from clip_jax.data.sources import open_source
@@ -91,7 +91,7 @@ def ours(folder: Path, batch: int) -> Iterator[Any]:
 
 
 def webdataset(folder: Path, batch: int) -> Iterator[Any]:
-    """Batches of open_clip's trainer: normalised pixels float32 and tokens int64."""
+    """Batches of open_clip's trainer: normalised float32 pixels and int64 tokens."""
     peers.import_torchvision()
     import open_clip
     from open_clip_train import data
@@ -111,7 +111,7 @@ def webdataset(folder: Path, batch: int) -> Iterator[Any]:
 
 
 def folder(folder: Path, batch: int) -> Iterator[Any]:
-    """Batches of torchvision's ImageFolder under open_clip's training transform; no text."""
+    """Batches of torchvision's ImageFolder with open_clip's training transform; no text."""
     peers.import_torchvision()
     import open_clip
     import torch
@@ -137,17 +137,17 @@ def _alone(folder: Path, batch: int, least: int) -> Iterator[Any]:
 
 
 def scaled(folder: Path, batch: int) -> Iterator[Any]:
-    """libjpeg-turbo alone, at the least scale that leaves 256 pixels."""
+    """libjpeg-turbo alone, at the smallest scale that leaves 256 pixels."""
     return _alone(folder, batch, 256)
 
 
 def full(folder: Path, batch: int) -> Iterator[Any]:
-    """libjpeg-turbo alone."""
+    """libjpeg-turbo alone, at full size."""
     return _alone(folder, batch, 0)
 
 
 class Side:
-    """A loader in a process group of its own, on one core, stopped while it has no turn."""
+    """A loader in a process group of its own, on one core, stopped outside its turns."""
 
     def __init__(self, name: str, core: int, *arguments: str) -> None:
         command = [sys.executable, __file__, "--worker", name, "--core", str(core), *arguments]
@@ -160,7 +160,7 @@ class Side:
         )
 
     def turn(self) -> float:
-        """Pairs a second of one turn."""
+        """Pairs per second of one turn."""
         assert self.process.stdin and self.process.stdout
         os.killpg(self.process.pid, signal.SIGCONT)
         print("turn", file=self.process.stdin, flush=True)
@@ -177,7 +177,7 @@ class Side:
 
 
 def work(batches: Callable[[Path, int], Iterator[Any]], args: argparse.Namespace) -> None:
-    """Answers each line of standard input with the pairs a second of some batches."""
+    """Answers each line of standard input with the pairs per second of some batches."""
     if args.core >= 0:
         os.sched_setaffinity(0, {args.core})
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
@@ -193,7 +193,7 @@ def work(batches: Callable[[Path, int], Iterator[Any]], args: argparse.Namespace
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Prints pairs a second of every side, and how they stand to ours."""
+    """Prints the pairs per second of every side, and their ratios to clip_jax."""
     core = max(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as made:
         make(Path(made), args.pictures)
@@ -221,7 +221,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def restart(tars: int) -> None:
-    """Seconds from a new process to its first batch, with many tars, indexed before."""
+    """Seconds from a new process to its first batch, with many tars that were indexed before."""
     picture = decode.photograph((64, 64), 0)
     with tempfile.TemporaryDirectory() as made:
         os.environ["XDG_CACHE_HOME"] = made
@@ -239,7 +239,7 @@ def restart(tars: int) -> None:
 
 
 def first_batch() -> None:
-    """Makes one batch of 64 pairs of the tars that PATTERN names, as training does."""
+    """Makes one batch of 64 pairs from the tars that PATTERN names, as training does."""
     from clip_jax import tokenizers
     from clip_jax.data import pipeline
     from clip_jax.data.sources import open_source
@@ -250,19 +250,19 @@ def first_batch() -> None:
 
 
 def memory(process: int) -> int:
-    """Bytes that a process holds by itself."""
+    """The bytes of memory that a process does not share."""
     held = Path(f"/proc/{process}/smaps_rollup").read_text()
     return sum(int(n) << 10 for n in re.findall(r"Private_\w+:\s+(\d+) kB", held))
 
 
 def children() -> list[int]:
-    """The processes that this one has begun, by any of its threads."""
+    """The child processes of this process, started by any of its threads."""
     lists = Path("/proc/self/task").glob("*/children")
     return sorted(int(process) for found in lists for process in found.read_text().split())
 
 
 def steady(samples: int, workers: int) -> None:
-    """Prints what the loader's processes hold while they make so many pairs."""
+    """Prints the memory of the loader's processes while they produce that many pairs."""
     from clip_jax import tokenizers
     from clip_jax.data import pipeline
     from clip_jax.data.sources import open_source
@@ -285,7 +285,7 @@ def steady(samples: int, workers: int) -> None:
 
 
 def main() -> None:
-    """Compares the sides, or does what a flag asks."""
+    """Compares the sides, or does what a flag asks for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--pictures", type=int, default=1024)

@@ -1,4 +1,4 @@
-"""What a tiny CLIP learns here and in open_clip: the same pairs, the same hyperparameters.
+"""What a small CLIP learns in clip_jax and in open_clip from the same pairs and hyperparameters.
 
     pip install -e '.[parity]'
     python benchmarks/learning.py same --small          # 50 losses side by side, four models
@@ -6,18 +6,19 @@
     python benchmarks/learning.py own --seeds 3 --learning-rates 3e-4,1e-3,3e-3 --out sweep.jsonl
     python benchmarks/learning.py own --data /data/flickr8k --caption '{caption:each}' --label ''
 
-`same`: both start from the same weights (ours, exported as `python -m clip_jax convert` does)
-and read the same batches in fp32. The losses must agree to `--bar` at every step, or the exit code
-is 1. Models: a vision Transformer and CLIP's ResNet, each with the softmax and the sigmoid loss.
-`--control` adds open_clip in float64, which shows what rounding alone does to a run.
+`same`: both sides start from the same weights (those of clip_jax, exported as by
+`python -m clip_jax convert`) and read the same batches in fp32. The losses must agree to `--bar` at
+every step, otherwise the exit code is 1. Models: a vision Transformer and CLIP's ResNet, each with
+the softmax and the sigmoid loss. `--control` adds open_clip in float64, which shows the effect of
+rounding alone on a run.
 
-`own`: each starts from its own initial values, by seed. Printed for each learning rate: test loss
-in batches of 128, recall both ways, zero-shot accuracy where pictures have labels, and the logit
-scale; means over the seeds with 95 % intervals (Student's t), and the difference of the same seeds.
-`--out` keeps each run's figures, and the same command goes on where it was interrupted.
+`own`: each side starts from its own initial values, by seed. Printed for each learning rate: test
+loss in batches of 128, recall both ways, zero-shot accuracy if the images have labels, and the
+logit scale; means over the seeds with 95 % intervals (Student's t), and the difference for equal
+seeds. `--out` keeps the figures of each run, and the same command resumes an interrupted series.
 
-The data are the embedded emoji, or whatever `config.data.train` can be. Without `--test` every
-tenth pair of `--data` is the test. Both sides compute on the CPU.
+The data are the embedded emoji, or anything that `config.data.train` accepts. Without `--test`
+every tenth pair of `--data` is test data. Both sides compute on the CPU.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _numbers(text: str) -> list[float]:
 def hyperparameters(
     args: argparse.Namespace, model: CLIPConfig, learning_rate: float
 ) -> parity.Hyperparameters:
-    """Those of a run; what no flag says is open_clip's default for the tower."""
+    """The hyperparameters of a run; by default those of open_clip for the tower."""
     usual = {"b2": 0.999, "eps": 1e-8} if model.vision.kind == "resnet" else {}
     names = {field.name for field in dataclasses.fields(parity.Hyperparameters)}
     given = {k: v for k, v in vars(args).items() if k in names and v is not None}
@@ -130,14 +131,14 @@ def hyperparameters(
 
 
 def models(args: argparse.Namespace) -> Iterator[tuple[str, CLIPConfig]]:
-    """The architectures that are compared, by name."""
+    """The architectures to compare, by name."""
     sizes = {key: value for key, value in vars(args).items() if key in SIZES}
     for tower, loss in itertools.product(args.towers, args.losses):
         yield f"{tower} {loss}", parity.architecture(tower, loss, **sizes)
 
 
 class Data:
-    """Training and test pairs, tokenizer and captions, as the flags say."""
+    """Training and test pairs, tokenizer and captions, according to the flags."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -170,7 +171,7 @@ class Data:
         )
 
     def test_set(self) -> learning_data.TestSet:
-        """The test, read as a whole."""
+        """Reads the whole test set."""
         a = self.args
         found = learning_data.read_test_set(
             self.test, self.caption, self.tokenizer, a.image_size, a.label, a.prompt
@@ -181,7 +182,7 @@ class Data:
 
 
 def run_same(args: argparse.Namespace) -> int:
-    """Losses from equal weights and batches; the exit code."""
+    """Compares losses from equal weights and batches; returns the exit code."""
     data, worst = Data(args), {}
     for name, model in models(args):
         hyper = hyperparameters(args, model, args.learning_rates[0])
@@ -210,7 +211,7 @@ def run_same(args: argparse.Namespace) -> int:
     agree = True
     for name, apart in worst.items():
         print(f"{name:<14}" + "".join(f"{a} and {b} {x:.1e}   " for (a, b), x in apart.items()))
-        # a loss that is not a number is in no comparison
+        # a NaN fails every comparison
         agree &= apart["clip_jax", "open_clip"] <= args.bar
     return 0 if agree else 1
 
@@ -218,7 +219,7 @@ def run_same(args: argparse.Namespace) -> int:
 def train(
     side: Any, batches: Iterator[Any], args: argparse.Namespace, title: str
 ) -> dict[str, float]:
-    """Trains a side; its mean loss over the last tenth of the steps, and the seconds."""
+    """Trains a side; returns its mean loss over the last tenth of the steps, and the seconds."""
     losses, began = [], time.monotonic()
     for step, batch in zip(range(1, args.steps + 1), batches, strict=False):
         losses.append(side.step(batch))
@@ -233,7 +234,7 @@ def train(
 
 
 def run_own(args: argparse.Namespace) -> int:
-    """Runs from own initial values; the exit code."""
+    """Runs both sides from their own initial values; returns the exit code."""
     data = Data(args)
     test = data.test_set()
     kept = _read(args.out)
@@ -242,7 +243,7 @@ def run_own(args: argparse.Namespace) -> int:
         for rate in args.learning_rates:
             hyper = hyperparameters(args, model, rate)
             settings = _settings(args, name, hyper)
-            ours: parity.Ours | None = None  # its step is compiled once for all seeds
+            ours: parity.Ours | None = None  # compiles its step once for all seeds
             for seed, side in itertools.product(range(args.seeds), args.sides):
                 key = json.dumps([side, seed, settings], sort_keys=True)
                 if key not in kept:
@@ -264,13 +265,13 @@ def run_own(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace, name: str, hyper: parity.Hyperparameters) -> dict[str, Any]:
-    """All that a run's figures depend on beside side and seed."""
+    """All settings besides side and seed that a run's figures depend on."""
     keys = (*SIZES, "data", "test", "caption", "label", "prompt", "batches", "crop")
     return {"model": name, **dataclasses.asdict(hyper), **{key: vars(args)[key] for key in keys}}
 
 
 def _read(path: Path | None) -> dict[str, dict[str, float]]:
-    """The runs that a file of JSON lines holds, by what they are."""
+    """The runs in a file of JSON lines, by settings, side and seed."""
     if path is None or not path.is_file():
         return {}
     found = (json.loads(line) for line in path.read_text().splitlines())
@@ -288,7 +289,7 @@ def _line(figures: dict[str, float]) -> str:
 
 
 def print_table(name: str, figures: dict[Any, Any], args: argparse.Namespace) -> None:
-    """Means and intervals by learning rate and side, and ours less theirs of the same seed."""
+    """Prints means and intervals by learning rate and side, and differences of equal seeds."""
     print(f"\n{name}: means of {args.seeds} seeds, ± 95 % (Student's t)")
     metrics = list(next(iter(next(iter(figures.values())).values())))
     print("| learning rate | side | " + " | ".join(metrics) + " |")

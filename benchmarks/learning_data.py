@@ -1,4 +1,4 @@
-"""What `learning.py` trains both sides on, and how it evaluates them."""
+"""Training and test data of `learning.py` for both sides, and their evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clip_jax.evaluation import retrieval
 from clip_jax.evaluation.zero_shot import top_k
 from clip_jax.tokenizers import Tokenizer
 
-LOSS_BATCH = 128  # rows that the test loss compares with one another
+LOSS_BATCH = 128  # rows of a batch of the test loss
 
 
 class Subset:
@@ -36,14 +36,14 @@ class Subset:
 
 
 def split(source: Source, every: int) -> tuple[Any, Any]:
-    """A source without each `every`-th pair, and these pairs."""
+    """A source without every `every`-th pair, and those pairs."""
     numbers = range(len(source))
     training = [i for i in numbers if i % every]
     return Subset(source, training), Subset(source, [i for i in numbers if not i % every])
 
 
 def all_captions(pair: Pair, template: str) -> list[str]:
-    """Every caption of a pair: where a field of the template has alternatives, one for each.
+    """Every caption of a pair: one for each alternative of the template's field.
 
     Raises:
       PairError: a field is missing.
@@ -64,7 +64,7 @@ def all_captions(pair: Pair, template: str) -> list[str]:
 def our_batches(
     source: Any, prepare: pipeline.Prepare, batch_size: int, seed: int
 ) -> pipeline.Batches:
-    """The batches of clip_jax's pipeline: an epoch has each picture once, with a drawn caption."""
+    """Batches of clip_jax's pipeline: an epoch has each image once, with a random caption."""
     dataset = pipeline.batches(source, prepare, batch_size=batch_size, seed=seed)
     return pipeline.iterator(dataset, threads=2, workers=0, prefetch=4, max_bad_fraction=0.01)
 
@@ -72,10 +72,10 @@ def our_batches(
 def open_clip_batches(
     source: Any, template: str, tokenizer: Tokenizer, model: Any, batch_size: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Batches as open_clip's `data.py` makes them of a table of pictures and captions.
+    """Batches as open_clip's `data.py` makes them from a table of images and captions.
 
-    A row is a picture with one of its captions; an epoch has each row once, in random order; rows
-    that fill no batch are left out. Pictures go through open_clip's transform for training.
+    A row is an image with one of its captions. An epoch has each row once, in random order; rows
+    that do not fill a batch are left out. Images go through open_clip's training transform.
     """
     import torch
     from open_clip.transform import image_transform
@@ -103,14 +103,14 @@ def open_clip_batches(
 
 
 class TestSet(NamedTuple):
-    """Pictures and texts that both sides are evaluated on.
+    """Images and texts on which both sides are evaluated.
 
     image: uint8 [n, size, size, 3].
-    tokens: of all different captions, int32 [m, context].
-    image_group, text_group: what belongs together, [n] and [m].
-    partner: of each picture, its first caption's place in `tokens`.
-    label, label_tokens: of each picture its label's place among all labels, and their prompts;
-      None where pictures have no labels.
+    tokens: all distinct captions, int32 [m, context].
+    image_group, text_group: equal numbers mark what belongs together, [n] and [m].
+    partner: for each image, the index of its first caption in `tokens`.
+    label, label_tokens: for each image the index of its label among all labels, and their prompts;
+      None if images have no labels.
     """
 
     image: np.ndarray
@@ -125,9 +125,9 @@ class TestSet(NamedTuple):
 def read_test_set(
     source: Any, template: str, tokenizer: Tokenizer, size: int, label: str, prompt: str
 ) -> TestSet:
-    """Reads a whole test set; pairs that cannot be used are left out.
+    """Reads a whole test set, without the pairs that cannot be used.
 
-    label: the field that says a picture's label; empty, or a field that some pair lacks: no labels.
+    label: the field with an image's label; no labels if it is empty or if a pair lacks the field.
     """
     preprocess = Preprocess(size)
     pixels, partner, groups, labels = [], [], [], []
@@ -140,7 +140,7 @@ def read_test_set(
             pixels.append(preprocess(images.decode(pair.image, pair.name)))
         except PairError:
             continue
-        # pictures of one caption, such as drawings of one emoji, belong together
+        # images with the same caption, such as drawings of one emoji, belong together
         group = text_group[places[texts[0]]] if texts[0] in places else len(pixels)
         for text in texts:
             if text not in places:
@@ -172,7 +172,7 @@ class Side(Protocol):
         ...
 
     def logit_scale_and_bias(self) -> tuple[float, float]:
-        """The factor on the cosines, and what is added to them."""
+        """The factor on the cosines, and the bias added to them."""
         ...
 
 
@@ -196,12 +196,12 @@ def evaluate(side: Side, test: TestSet, sigmoid: bool) -> dict[str, float]:
 def batch_loss(
     image: np.ndarray, text: np.ndarray, scale: float, bias: float = 0.0, sigmoid: bool = False
 ) -> float:
-    """The mean loss of batches of `LOSS_BATCH` pairs, drawn once for all; a last part is left out.
+    """The mean loss of full batches of `LOSS_BATCH` pairs in a fixed random order.
 
     Args:
-      image, text: unit-norm features [n, d], of which a row each belongs together.
+      image, text: unit-norm features [n, d]; row i of both is a pair.
       scale, bias: of the logits.
-      sigmoid: the loss is SigLIP's, not CLIP's.
+      sigmoid: use the loss of SigLIP instead of CLIP's.
     """
     size = min(LOSS_BATCH, len(image))
     order = np.random.default_rng(0).permutation(len(image))

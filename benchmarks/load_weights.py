@@ -1,15 +1,15 @@
-"""Loading ViT-L/14 (fp32, 1.7 GB) from a transformers folder, side by side with transformers.
+"""Loading ViT-L/14 (fp32, 1.7 GB) from a transformers folder, compared with transformers.
 
     pip install torch transformers && python benchmarks/load_weights.py
 
-The weights are random, written once into a temporary folder and read once, so that they come from
-the page cache. Every load has a fresh process; the sides take turns and what counts is the median
-of the ratios of neighbours. Memory is the most that the process had resident, less what it had
-before loading, over the size of the file.
+The weights are random. They are written once into a temporary folder and read once, so they come
+from the page cache. Every load has a fresh process; the sides alternate, and the result is the
+median of the ratios of neighbouring runs. Memory is the peak resident size of the process, minus
+the size before loading, over the size of the file.
 
 transformers maps the file and leaves its tensors there: nothing is read before it is used. So both
-sides then touch every parameter once (its sum is compared, too), and loading is told without that
-and with it.
+sides then touch every parameter once (the sums are compared, too), and times are given without and
+with that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from clip_jax.weights.param_mapping import Library
 
 
 def write(name: str, folder: Path, library: Library) -> Path:
-    """A random model in a library's files; returns that of its weights, which has been read."""
+    """Writes a random model in a library's format, reads it once, and returns its path."""
     import jax
 
     from clip_jax.models import architectures
@@ -51,7 +51,7 @@ def write(name: str, folder: Path, library: Library) -> Path:
 
 
 def ours() -> tuple[Callable[[str], Any], Callable[[Any], float]]:
-    """clip_jax.load, and what sums all parameters."""
+    """clip_jax.load, and a function that sums all parameters."""
     import jax
     from flax import nnx
 
@@ -65,7 +65,7 @@ def ours() -> tuple[Callable[[str], Any], Callable[[Any], float]]:
 
 
 def theirs() -> tuple[Callable[[str], Any], Callable[[Any], float]]:
-    """transformers' from_pretrained, and what sums all parameters."""
+    """transformers' from_pretrained, and a function that sums all parameters."""
     import torch
 
     peers.import_torchvision()
@@ -79,7 +79,7 @@ def theirs() -> tuple[Callable[[str], Any], Callable[[Any], float]]:
 
 
 def memory(field: str) -> int:
-    """VmRSS or VmHWM of this process in bytes; the most that getrusage knows is inherited."""
+    """VmRSS or VmHWM of this process in bytes; the peak that getrusage reports is inherited."""
     status = Path("/proc/self/status").read_text()
     return int(re.findall(rf"{field}:\s+(\d+) kB", status)[0]) << 10
 
@@ -89,7 +89,7 @@ def work(side: str, folder: str) -> dict[str, float]:
     began = time.perf_counter()
     load, total = {"ours": ours, "theirs": theirs}[side]()
     imported, before = time.perf_counter(), memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     found = load(folder)
     loaded, peak = time.perf_counter(), memory("VmHWM")
     checksum = total(found)
@@ -116,7 +116,7 @@ def measure(side: str, folder: str) -> dict[str, float]:
 
 
 def show(what: str, rows: list[dict[str, float]], size: int) -> None:
-    """A line of medians."""
+    """Prints a line of medians."""
     middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     print(
         f"{what:12}  import {middle['import']:5.2f} s   load {middle['load']:5.2f} s   "
@@ -126,7 +126,7 @@ def show(what: str, rows: list[dict[str, float]], size: int) -> None:
 
 
 def main() -> None:
-    """Runs the sides in turn and prints medians and ratios."""
+    """Alternates the sides and prints medians and ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="ViT-L/14")
     parser.add_argument("--repeats", type=int, default=5)

@@ -2,9 +2,9 @@
 
     pip install libtpu==0.0.52 && python benchmarks/loss_memory.py
 
-TPU's compiler needs no TPU; only one process at a time may hold it. fp32 features of width 768,
-split over all chips. MiB of HBM a chip: `temporary` is what is neither argument nor result (what
-the compiler places in a chip's VMEM does not count), `all` is with arguments and results.
+The TPU compiler needs no TPU; only one process at a time can use it. The features are fp32, 768
+wide, and sharded over all chips. In MiB of HBM per chip, `temporary` is what is neither argument
+nor result (without what the compiler places in a chip's VMEM), `all` includes both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WIDTH = 768
 
 
 def memory(kind: str, layout: str, chips: int, n: int, block: int) -> tuple[float, float]:
-    """MiB of temporaries, and of everything, on each of the chips."""
+    """MiB of temporaries, and in total, on each of the chips."""
     topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chips])
     mesh = sharding.make_mesh(dict(data=chips), topology.devices)
     loss = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}[kind]
@@ -55,7 +55,7 @@ def memory(kind: str, layout: str, chips: int, n: int, block: int) -> tuple[floa
 
 
 def main() -> None:
-    """Prints a row for each layout, and how the blockwise loss grows."""
+    """Prints a row for each layout, and the growth of the blockwise loss."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layouts", nargs="+", default=[x for x in LAYOUTS if x != "auto"])
     parser.add_argument("--losses", nargs="+", default=["softmax", "sigmoid"])
@@ -74,7 +74,7 @@ def main() -> None:
                     flush=True,
                 )
         if "blockwise" in args.layouts:
-            sizes = [65536, 131072, 262144, 524288]  # what no VMEM holds
+            sizes = [65536, 131072, 262144, 524288]  # too large for any VMEM
             used = [memory(kind, "blockwise", 8, n, args.block) for n in sizes]
             for which, values in zip(("temporary", "all"), zip(*used, strict=True), strict=True):
                 slope, start = np.polyfit(sizes, values, 1)

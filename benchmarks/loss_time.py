@@ -1,16 +1,16 @@
-"""Time and memory of one step of the contrastive loss, side by side with open_clip's, on the CPU.
+"""Time and memory of one step of the contrastive loss on the CPU, compared with open_clip's.
 
     pip install torch open_clip_torch && python benchmarks/loss_time.py
     python benchmarks/loss_time.py --fits
 
-The loss and its gradients by both features and the scale, fp32, width 512, one device. open_clip's
-`ClipLoss` and the layouts take turns in one process, and what counts is the ratio of medians, by
-the clock and, on a machine that others use too, by the time of processors.
+A step is the loss and its gradients with respect to both features and the scale, fp32, width 512,
+on one device. open_clip's `ClipLoss` and the layouts alternate in one process. The result is the
+ratio of medians, by wall time and, for machines that others use too, by processor time.
 
-`--fits` looks for the largest N, a multiple of 1,024, whose step takes at most `--gib` GiB, with
-features and gradients. The dense sides run, each try in a fresh process whose address space may
-grow by that much. A blockwise step of such a size would run for hours: what counts is what XLA lays
-out for it, and a smaller one runs in that much to show that it can.
+`--fits` finds the largest N, a multiple of 1,024, whose step takes at most `--gib` GiB, including
+features and gradients. The dense sides run: each attempt is a fresh process whose address space may
+grow by that much. A blockwise step of such a size would run for hours; its result is what XLA
+allocates for it, and a smaller one runs within its allocation to show that this is enough.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def features(n: int, width: int) -> list[np.ndarray]:
 
 
 def theirs(n: int, width: int) -> Callable[[], float]:
-    """A step of open_clip's loss, which returns the loss."""
+    """A step of open_clip's loss; returns the loss."""
     import peers
     import torch
 
@@ -65,7 +65,7 @@ def theirs(n: int, width: int) -> Callable[[], float]:
 
 
 def compiled(layout: str, n: int, width: int) -> Any:
-    """A step of a layout: of both features and the scale, to the loss and its gradients."""
+    """A compiled step of a layout: from features and scale to the loss and its gradients."""
     import jax
     import jax.numpy as jnp
 
@@ -79,7 +79,7 @@ def compiled(layout: str, n: int, width: int) -> Any:
 
 
 def ours(layout: str, n: int, width: int) -> Callable[[], float]:
-    """A step of a layout, which returns the loss."""
+    """A step of a layout; returns the loss."""
     import jax
     import jax.numpy as jnp
 
@@ -94,7 +94,7 @@ def side(name: str, n: int, width: int) -> Callable[[], float]:
 
 
 def timed(n: int, width: int, repeats: int) -> None:
-    """Prints medians and ratios of all sides, which take turns."""
+    """Alternates all sides and prints medians and ratios."""
     steps = {name: side(name, n, width) for name in SIDES}
     losses = {name: step() for name, step in steps.items()}
     if not np.allclose(list(losses.values()), losses["open_clip"], rtol=1e-5):
@@ -117,7 +117,7 @@ def timed(n: int, width: int, repeats: int) -> None:
 
 
 def work(name: str, n: int, width: int, most: float) -> None:
-    """One step in this process, which may grow by that many GiB less those of the features."""
+    """One step in this process, which may grow by that many GiB minus the size of the features."""
     side(name, 512, width)()  # starts its threads
     step = side(name, n, width)
     held = int(re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
@@ -127,13 +127,13 @@ def work(name: str, n: int, width: int, most: float) -> None:
 
 
 def runs(name: str, n: int, width: int, most: float) -> bool:
-    """Whether a step in a fresh process gets what it asks for."""
+    """Whether a step in a fresh process gets the memory it asks for."""
     command = [sys.executable, __file__, "--worker", name, "--sizes", str(n), "--width", str(width)]
     return not subprocess.run([*command, "--gib", str(most)], capture_output=True).returncode
 
 
 def laid_out(n: int, width: int) -> float:
-    """GiB of a blockwise step by XLA's plan for it, which is not run."""
+    """GiB of a blockwise step as allocated by XLA; the step is not run."""
     plan = compiled("blockwise", n, width).memory_analysis()
     sizes = plan.temp_size_in_bytes, plan.argument_size_in_bytes, plan.output_size_in_bytes
     return sum(sizes) / 2**30
@@ -151,7 +151,7 @@ def largest(fits: Callable[[int], bool]) -> int:
 
 
 def fits(width: int, most: float) -> None:
-    """Prints what fits, of every side."""
+    """Prints what fits, for every side."""
     for name in ("open_clip", "dense"):
         print(f"{name:10} N = {largest(lambda n, name=name: runs(name, n, width, most)):9,}")
     n = largest(lambda n: laid_out(n, width) <= most)

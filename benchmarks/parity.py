@@ -1,8 +1,8 @@
-"""The same model trained here and by open_clip: both sides of `learning.py` and of its test.
+"""The same model trained by clip_jax and by open_clip: the two sides of `learning.py` and its test.
 
-A side takes batches of uint8 pixels and token ids, updates its model by the same hyperparameters,
-and gives the loss. open_clip's side is put together from its own parts as its `main.py` and
-`train.py` do: parameter groups, learning rate, clipping, loss, clamp of the logit scale.
+A side takes batches of uint8 pixels and token ids, updates its model with the same hyperparameters,
+and returns the loss. open_clip's side is assembled from its own parts as in its `main.py` and
+`train.py`: parameter groups, learning rate, clipping, loss, clamp of the logit scale.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ PART = 128  # rows that a model encodes at a time
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """What both sides train with. The defaults are open_clip's for a ViT.
+    """Hyperparameters of both sides. The defaults are those of open_clip for a ViT.
 
     schedule: `cosine` to 0, or `constant`, after the warm-up.
-    clip_norm: the gradient's greatest norm; 0: no bound.
+    clip_norm: the largest norm of the gradient; 0: no clipping.
     """
 
     batch_size: int = 128
@@ -72,9 +72,9 @@ def architecture(
     """A model that both sides have.
 
     Args:
-      tower: `vit`, or `rn`: CLIP's ResNet, of `vision_width` / 4 channels.
-      stages: blocks of the ResNet's four stages.
-      loss: `softmax`, or `sigmoid`, whose scale and bias start where SigLIP's do.
+      tower: `vit`, or `rn`: CLIP's ResNet, with `vision_width` / 4 channels.
+      stages: numbers of blocks of the ResNet's four stages.
+      loss: `softmax`, or `sigmoid`, whose scale and bias start from SigLIP's values.
     """
     vision: VisionConfig | ResNetConfig
     if tower == "vit":
@@ -90,7 +90,7 @@ def architecture(
 
 
 def config_of(model: CLIPConfig, hyper: Hyperparameters) -> ConfigDict:
-    """The config of a run of ours with these hyperparameters."""
+    """The config of a clip_jax run with these hyperparameters."""
     c, _ = config_lib.load(str(config_lib.ROOT / "configs" / "common.py"))
     with c.unlocked():
         c.model = ConfigDict(model.to_dict())
@@ -105,7 +105,7 @@ def config_of(model: CLIPConfig, hyper: Hyperparameters) -> ConfigDict:
 
 
 class Ours:
-    """clip_jax's own step on one device, from its own initial values."""
+    """The training step of clip_jax on one device, from its own initial values."""
 
     def __init__(self, model: CLIPConfig, hyper: Hyperparameters, seed: int = 0) -> None:
         self.model = model
@@ -118,20 +118,20 @@ class Ours:
         self.start(seed)
 
     def start(self, seed: int) -> None:
-        """Goes back to the beginning, with the initial values of a seed."""
+        """Starts again from the initial values of a seed."""
         made = self._recipe
         self._state = step_lib.init_state(self.model, made.optimizer, seed, self._mesh, **made.kept)
 
     def step(self, batch: Batch) -> float:
-        """One update; the loss before it."""
-        # what a causal tower computes does not depend on padding, which open_clip leaves in
+        """Does one update; returns the loss before it."""
+        # open_clip keeps the padding, which changes nothing in a causal tower
         rows = {"image": batch["image"], "tokens": packing.trim(batch["tokens"], pad_id=PAD_ID)}
         self._state, metrics = self._step(self._state, global_batch(rows, self._mesh))
         return float(metrics["loss"])
 
     @property
     def variables(self) -> Variables:
-        """Parameters and batch statistics as they are now."""
+        """The current parameters and batch statistics."""
         return jax.device_get(self._state.variables)
 
     def features(self, images: np.ndarray, tokens: np.ndarray) -> Features:
@@ -147,20 +147,20 @@ class Ours:
         return _by_parts(image, images), _by_parts(text, tokens)
 
     def logit_scale_and_bias(self) -> tuple[float, float]:
-        """The factor on the cosines, and what is added to them (0 without a bias)."""
+        """The factor on the cosines, and the bias added to them (0 without a bias)."""
         params = self._state.params
         return math.exp(float(params["logit_scale"])), float(params.get("logit_bias", 0.0))
 
 
 def _by_parts(encode: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """`encode` of `PART` rows at a time."""
+    """Applies `encode` to `PART` rows at a time."""
     return np.concatenate([encode(rows[i : i + PART]) for i in range(0, len(rows), PART)])
 
 
 def exported(model: CLIPConfig, held: Variables) -> dict[str, np.ndarray]:
-    """Our variables as the tensors of open_clip's model, by its names."""
+    """The variables of clip_jax as open_clip's tensors, by its names."""
     params, stats = held
-    # the table of names has a bias for SigLIP's towers alone; open_clip's class has one for all
+    # the table of names has a bias only for SigLIP's towers; open_clip's class always has one
     bias = {k: np.asarray(v) for k, v in params.items() if k == "logit_bias"}
     params = {k: v for k, v in params.items() if k != "logit_bias"}
     tensors = arrays.write((params, stats), _without_bias(model), "open_clip")
@@ -172,7 +172,7 @@ def _without_bias(model: CLIPConfig) -> CLIPConfig:
 
 
 def open_clip_groups(module: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """A model's parameters as open_clip's `main.py` gives them to AdamW: not decayed, decayed."""
+    """The parameters as open_clip's `main.py` passes them to AdamW: without and with decay."""
 
     def excluded(name: str, parameter: Any) -> bool:
         named = any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
@@ -188,11 +188,11 @@ def open_clip_groups(module: Any, weight_decay: float) -> list[dict[str, Any]]:
 
 
 class Theirs:
-    """open_clip's model, loss and update.
+    """The model, loss and update of open_clip.
 
     Args:
       model: the architecture.
-      hyper: what it trains with.
+      hyper: the hyperparameters.
       tensors: initial values by open_clip's names; None: its own.
       seed: of its own initial values.
       double: whether it computes in float64.
@@ -221,7 +221,7 @@ class Theirs:
             output_dict=True,
         )
         if tensors is not None:
-            # a copy: these parameters will change
+            # a copy, because these parameters change
             state = {name: torch.tensor(array) for name, array in tensors.items()}
             self.module.load_state_dict(state)
         self._dtype = torch.float64 if double else torch.float32
@@ -239,7 +239,7 @@ class Theirs:
         self._done = 0
 
     def pixels(self, images: Any) -> Any:
-        """Normalised NCHW pixels of uint8 NHWC; what is a torch tensor is so already."""
+        """Normalised NCHW pixels of uint8 NHWC; a torch tensor is returned as it is."""
         import torch
 
         if isinstance(images, torch.Tensor):
@@ -252,7 +252,7 @@ class Theirs:
         return ((whole.to(self._dtype) / 255 - mean) / std).contiguous()
 
     def step(self, batch: Mapping[str, Any]) -> float:
-        """One update; the loss before it."""
+        """Does one update; returns the loss before it."""
         import torch
 
         self.module.train()
@@ -270,7 +270,7 @@ class Theirs:
         return loss.item()
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Parameters and batch statistics as they are now, by name."""
+        """The current parameters and batch statistics, by name."""
         state = self.module.state_dict()
         return {name: tensor.numpy().copy() for name, tensor in state.items()}
 
@@ -290,13 +290,13 @@ class Theirs:
             return _by_parts(image, images), _by_parts(text, tokens)
 
     def logit_scale_and_bias(self) -> tuple[float, float]:
-        """The factor on the cosines, and what is added to them (0 without a bias)."""
+        """The factor on the cosines, and the bias added to them (0 without a bias)."""
         bias = self.module.logit_bias
         return self.module.logit_scale.exp().item(), 0.0 if bias is None else bias.item()
 
 
 def decays(module: Any) -> dict[str, bool]:
-    """Of each of open_clip's parameters, by name, whether its AdamW lets it decay."""
+    """For each parameter of open_clip, by name, whether its AdamW decays it."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return {
         names[id(parameter)]: group["weight_decay"] > 0

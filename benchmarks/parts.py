@@ -1,9 +1,10 @@
-"""Where a config's time goes: its data alone, and its step alone in each dtype.
+"""Where the time of a config goes: its data alone, and its step alone in each dtype.
 
     python benchmarks/parts.py --config configs/quickstart.py
 
-Data: batches made in this thread, once the pictures are in memory. Step: the same batch again and
-again, the dtypes in turn, so that a machine that slows down slows all. Nothing is written.
+Data: batches are made in this thread, once the images are in memory. Step: the same batch is
+repeated and the dtypes alternate, so that a machine that slows down slows all of them. Nothing is
+written.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from clip_jax.cli.allocator import tune_allocator
 
 
 def made_in(run: Any, seconds: float) -> float:
-    """Rows a second of the data of a run."""
+    """Rows per second of a run's data."""
     from clip_jax.training.trainer import Trainer
 
     data = Trainer(run).data()
@@ -34,7 +35,7 @@ def made_in(run: Any, seconds: float) -> float:
 
 
 def step_of(run: Any, dtype: str) -> Callable[[], float]:
-    """A function that does one step of a run's config in a dtype; milliseconds."""
+    """A function that does one step of a config in a dtype and returns milliseconds."""
     import jax
 
     from clip_jax.training import train_step as step_lib
@@ -58,7 +59,7 @@ def step_of(run: Any, dtype: str) -> Callable[[], float]:
 
 
 def main() -> None:
-    """Prints rows a second and the median of each dtype's steps."""
+    """Prints rows per second, and the median step time of each dtype."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--steps", type=int, default=20, help="counted steps of each dtype")

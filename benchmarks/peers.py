@@ -1,4 +1,4 @@
-"""What the other side of a comparison needs."""
+"""Preparations for importing the other libraries of a comparison."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import contextlib
 def import_torchvision() -> None:
     """Imports torchvision, whose operators may be missing beside a torch for CPUs.
 
-    The other libraries import it, and need its Python alone here.
+    The other libraries import it and need only its Python code here.
     """
     import torch
 

@@ -1,10 +1,10 @@
-"""What `--mode=plan` says of the models at their full batches: the table of docs/benchmarks.md.
+"""The plans of the models at their full batches: the table of docs/benchmarks.md.
 
     pip install -e '.[plan]' && python benchmarks/plan.py configs/vit_b16.py:v5e:16x16
 
-Each is a config, a topology and, after commas, keys that differ, such as
-`configs/vit_b16.py:v5e:2x4,accumulate=16,chunk.image=0`. A step takes minutes to compile; without
-arguments those are compiled that `CASES` lists. Compiler-estimated, not run.
+An argument is a config, a topology and, after commas, keys that differ, such as
+`configs/vit_b16.py:v5e:2x4,accumulate=16,chunk.image=0`. Without arguments the cases of `CASES` are
+compiled. A step takes minutes to compile. The figures are estimates of the compiler, not run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEAD = ("case", "HBM GiB", "est ms", "links ms", "images/s/chip", "MFU", "compil
 
 
 def planned(case: str) -> Estimate:
-    """What one of the arguments comes to."""
+    """The plan of one argument."""
     place, *overrides = case.split(",")
     path, _, name = place.partition(":")
     config, _ = config_lib.load(path, overrides)
@@ -38,7 +38,7 @@ def planned(case: str) -> Estimate:
 
 
 def row(case: str, found: Estimate) -> list[str]:
-    """Its line of the table."""
+    """The line of the table for a plan."""
     size = f"{found.hbm_bytes / 2**30:.2f}"
     if not found.fits or found.estimated_seconds is None:
         return [case, f"{size} wanted" if not found.fits else size, *[""] * 4, ""]

@@ -1,13 +1,13 @@
-"""A linear probe over the paper's grid of λ: clip_jax beside scikit-learn, in turns.
+"""A linear probe over the paper's grid of λ, compared with scikit-learn, alternating.
 
     pip install scikit-learn && python benchmarks/probe.py
 
-Features of unit length: overlapping clusters of unlike axes around a common mean. scikit-learn fits
-`LogisticRegression(C=1/λ, max_iter=1000)` for one λ after the other, in float32 as well, its
-products on all cores, or with `--jobs` several λ at a time in processes of one core each. Of its
-grid it fits every `--every`-th λ; the rest is taken to last as long as its neighbours. clip_jax
-fits the whole grid in a fresh process with nothing compiled, so its time has the compiling in it;
-a second fit tells it without.
+The features have unit norm: overlapping anisotropic clusters around a common mean. scikit-learn
+fits `LogisticRegression(C=1/λ, max_iter=1000)` for one λ after the other, also in float32, with its
+products on all cores, or with `--jobs` several λ at a time in processes of one core each. It fits
+every `--every`-th λ of the grid; the others are assumed to take as long as their neighbours.
+clip_jax fits the whole grid in a fresh process with nothing compiled, so its time includes
+compilation; a second fit gives the time without.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDES = ("clip_jax", "sklearn")
 
 
 def clusters(args: argparse.Namespace) -> tuple[np.ndarray, ...]:
-    """Features and classes to train on and to test on."""
+    """Features and classes for training and for testing."""
     rng = np.random.default_rng(0)
     scale = (1 + np.arange(args.width)) ** -0.5
     turn = np.linalg.qr(rng.normal(size=(args.width, args.width)))[0]
@@ -46,7 +46,7 @@ def clusters(args: argparse.Namespace) -> tuple[np.ndarray, ...]:
 
 
 def ours(data: tuple[np.ndarray, ...], args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of the first fit and of a second, and the test accuracy for each λ."""
+    """Seconds of a first and of a second fit, and the test accuracy for each λ."""
     from clip_jax.evaluation import linear_probe, logistic
 
     seconds = []
@@ -80,7 +80,7 @@ def theirs(data: tuple[np.ndarray, ...], args: argparse.Namespace) -> dict[str, 
     numbers = range(0, 97, args.every)
     strengths = [10.0 ** (i / 8 - 6) for i in numbers]
     tasks = [(data, strength, args.tolerance) for strength in strengths]
-    one(data, 1e6, 1e-4)  # imports, and what a first call sets up, are not counted
+    one(data, 1e6, 1e-4)  # does not count imports and the set-up of a first call
     if args.jobs > 1:
         with ProcessPoolExecutor(args.jobs) as pool:
             list(pool.map(_one_core, *zip(*[(data, 1e6, 1e-4)] * args.jobs, strict=True)))
@@ -99,7 +99,7 @@ def theirs(data: tuple[np.ndarray, ...], args: argparse.Namespace) -> dict[str, 
 
 
 def main() -> None:
-    """Runs the sides in turn and prints times, the ratio, and where accuracies differ."""
+    """Alternates the sides and prints times, the ratio, and where accuracies differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=512)

@@ -1,9 +1,9 @@
-"""The rate of the fp32 matrix products of a ViT-B/32 step on this CPU: XLA's, and torch's.
+"""The rate of the fp32 matrix products of a ViT-B/32 step on this CPU, for XLA and for torch.
 
     python benchmarks/products.py
 
-Twelve layers' worth of 1600×768×3072 and back, each product fed by the one before it: what is left
-of a step when nothing is lost between its products. `forward` is x·W, `input` x·Wᵀ, `kernel` xᵀ·y.
+The products of twelve layers, 1600×768×3072 and back, each fed by the one before: a step without
+any loss between its products. `forward` is x·W, `input` x·Wᵀ, `kernel` xᵀ·y.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def forward(x: Any, up: list[Any], down: list[Any], _: list[Any]) -> Any:
 
 
 def to_input(x: Any, up: list[Any], down: list[Any], _: list[Any]) -> Any:
-    """x through all kernels transposed, as gradients go."""
+    """x through all transposed kernels, as gradients flow."""
     for there, back in zip(up, down, strict=True):
         x = (x @ back.T) @ there.T
     return x
 
 
 def to_kernel(x: Any, up: list[Any], down: list[Any], hidden: list[Any]) -> Any:
-    """The kernels' gradients."""
+    """The gradients of the kernels."""
     return [[x.T @ y, y.T @ x] for y in hidden]
 
 
@@ -56,7 +56,7 @@ WORK = {"forward": forward, "input": to_input, "kernel": to_kernel}
 
 
 def best(work: Callable[[], Any], runs: int) -> float:
-    """The best rate of some runs, in GFLOP/s."""
+    """The best rate of several runs, in GFLOP/s."""
     seconds = []
     for _ in range(runs + 1):
         began = time.perf_counter()
@@ -66,7 +66,7 @@ def best(work: Callable[[], Any], runs: int) -> float:
 
 
 def main() -> None:
-    """Prints the rates, XLA's and torch's in turn."""
+    """Prints the rates of XLA and torch, alternating."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=6, help="counted runs of each")
     runs = parser.parse_args().runs

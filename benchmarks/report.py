@@ -1,10 +1,10 @@
-"""The report page of forty sets: its size, how long it takes to make, and to its first paint.
+"""The report of forty sets: its size, the time to write it, and the time to its first paint.
 
     pip install playwright && python benchmarks/report.py
 
-Chromium opens the file as a phone and as a desktop, each time with an empty profile; what counts is
-the median of the times from the navigation to the first contentful paint. Ends with an error where
-a page is over 3 MB or that median is a second or more.
+Chromium opens the file as a phone and as a desktop, each time with an empty profile; the result is
+the median time from navigation to the first contentful paint. It fails if a page is larger than
+3 MB or if that median is a second or more.
 """
 
 from __future__ import annotations

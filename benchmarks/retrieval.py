@@ -1,9 +1,9 @@
-"""Exact recalls of a large retrieval set, both ways: seconds and the most memory.
+"""Exact recalls of a large retrieval set, both ways: seconds and peak memory.
 
     python benchmarks/retrieval.py --images 1000000 --texts 1000
 
-Features are random, of unit length; each text belongs to one picture, and is near it. `--plain`
-also times the same products as NumPy makes them in float32, block by block, with nothing counted.
+The features are random, with unit norm; each text belongs to one image and is near it. `--plain`
+also times the same products by NumPy in float32, block by block, without counting anything.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from clip_jax.evaluation import retrieval
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    """Rows of unit length, made so in place."""
+    """Normalises rows to unit norm in place."""
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     return x
 
 
 def peak() -> float:
-    """The most memory that this process held since the last call, in GB (Linux)."""
+    """The peak memory of this process since the last call, in GB (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     found = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     Path("/proc/self/clear_refs").write_text("5")
@@ -32,7 +32,7 @@ def peak() -> float:
 
 
 def main() -> None:
-    """Makes the features, looks for each in the other's, and prints a line of each kind."""
+    """Makes the features, searches both ways, and prints one line for each."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--images", type=int, default=1_000_000)
     p.add_argument("--texts", type=int, default=1_000)

@@ -1,17 +1,17 @@
-"""One ViT-B/32 training step on this CPU, side by side with open_clip's.
+"""One ViT-B/32 training step on this CPU, compared with open_clip's.
 
-    python benchmarks/step.py                # ours alone, when open_clip is not installed
+    python benchmarks/step.py                # clip_jax alone, if open_clip is not installed
     pip install open_clip_torch && python benchmarks/step.py
 
 Both do the same: forward of 32 pairs, symmetric cross-entropy, backward, AdamW (0.9, 0.98), fp32,
 the temperature clamped, on fixed random data. With `--dtype mixed` or `bfloat16` open_clip computes
-under bfloat16 autocast. Each lives in a process of its own and they take turns, so that a machine
-that slows down slows both; what counts is the median of the ratios of neighbouring steps.
+under bfloat16 autocast. Each side has a process of its own and they alternate, so that a machine
+that slows down slows both. The result is the median of the ratios of neighbouring steps.
 
-As in training here, the columns after a batch's longest caption are cut off, which changes nothing
-that a causal tower computes; open_clip has no such thing. `--captions full` leaves nothing to cut.
-Both run with the heap settings of `clip_jax.main`; with `--heap ours` open_clip runs as it comes.
-`--where` profiles one step of ours instead, and says what its operations take.
+As in training, clip_jax cuts off the columns after a batch's longest caption, which changes no
+result of a causal tower; open_clip has no such thing. `--captions full` leaves nothing to cut. Both
+run with the heap settings of `clip_jax.main`; with `--heap ours` open_clip runs without them.
+`--where` profiles one step of clip_jax instead and prints the times of its operations.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ RATE = 5e-4
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What both sides do."""
+    """The settings of both sides."""
 
     batch_size: int
     dtype: str
-    remat: str  # clip_jax's alone
+    remat: str  # only for clip_jax
     captions: str
 
 
 def rows(setting: Setting) -> tuple[Any, Any]:
     """Random pixels uint8 [n, 224, 224, 3] and token ids int32 [n, 77].
 
-    The captions fill all 77 places at random, or are those of the embedded pictures.
+    The captions fill all 77 places at random, or are those of the embedded images.
     """
     import numpy as np
 
@@ -172,7 +172,7 @@ def where(one: Callable[[], float]) -> None:
 
 
 class Side:
-    """One of the two, in a process that does a step whenever it is asked to."""
+    """One of the two sides, in a process that does a step on request."""
 
     def __init__(self, name: str, heap: str) -> None:
         self.process = subprocess.Popen(
@@ -202,7 +202,7 @@ def work(one: Callable[[], float]) -> None:
 
 
 def main() -> None:
-    """Runs the sides in turn and prints the medians and their ratio."""
+    """Alternates the sides and prints the medians and their ratio."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=7, help="counted steps of each")

@@ -1,11 +1,11 @@
-"""Captions a second of CLIP's tokenizer beside open_clip's and Hugging Face's in Rust, one thread.
+"""Captions per second of CLIP's tokenizer, compared with open_clip's and Hugging Face's in Rust.
 
     pip install -e '.[parity]'
     python benchmarks/tokenizer.py
 
-The captions are those of the embedded emoji, and random words of theirs; every one different, and
-none that ftfy would repair, which transformers does not. All ids are compared. The sides take turns
-in one process; the first pass is that of a fresh tokenizer.
+The captions are those of the embedded emoji and random combinations of their words. All are
+different, and ftfy, which transformers does not use, changes none of them. All ids are compared.
+The sides alternate in one process with one thread; the first pass is that of a fresh tokenizer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Encode = Callable[[Sequence[str]], Any]
 
 
 def captions(count: int) -> list[str]:
-    """Different texts of 3 to 60 words."""
+    """Distinct texts of 3 to 60 words."""
     rng = np.random.default_rng(0)
     source = open_source("embedded:emoji/train-*.tar")
     texts = []
@@ -53,13 +53,13 @@ def captions(count: int) -> list[str]:
 
 
 def ours() -> Encode:
-    """clip_jax's."""
+    """The tokenizer of clip_jax."""
     tokenize = tokenizers.load("clip", 77)
     return lambda texts: tokenize(texts, truncate=True)
 
 
 def open_clip() -> Encode:
-    """open_clip's SimpleTokenizer."""
+    """The SimpleTokenizer of open_clip."""
     peers.import_torchvision()
     from open_clip.tokenizer import SimpleTokenizer
 
@@ -68,7 +68,7 @@ def open_clip() -> Encode:
 
 
 def rust() -> Encode:
-    """Hugging Face's, as transformers sets it up, its batches as an array of ids."""
+    """The tokenizer of Hugging Face as transformers sets it up, with batches as an array of ids."""
     from transformers import CLIPTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +87,7 @@ SIDES: dict[str, Callable[[], Encode]] = {
 
 
 def main() -> None:
-    """Prints captions a second of every side, and in how many captions the ids differ."""
+    """Prints captions per second of every side, and the number of captions whose ids differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--captions", type=int, default=40_000)
     parser.add_argument("--batch", type=int, default=256, help="captions in a call")

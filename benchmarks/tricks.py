@@ -1,9 +1,10 @@
-"""What each trick for memory saves: one step compiled for a TPU slice, with one more trick a row.
+"""What each option saves in memory: a step compiled for a TPU slice, with one more option per row.
 
     pip install -e '.[plan]' && python benchmarks/tricks.py
 
-Nothing is run. GiB of HBM a chip, by what lies there, and the compiler's estimate of a step's time.
-The first row is plain data parallelism in float32; each row keeps the tricks of those above it.
+Nothing is run. The figures are GiB of HBM per chip by use, and the compiler's estimate of a step's
+time. The first row is plain data parallelism in float32; each row keeps the options of the rows
+above it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TRICKS = (
 
 
 def main() -> None:
-    """Prints a row for each trick."""
+    """Prints a row for each option."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/vit_b32.py")
     parser.add_argument("--topology", default="v5e:2x2")

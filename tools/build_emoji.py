@@ -2,11 +2,11 @@
 
     python tools/build_emoji.py --out clip_jax/data/emoji [--npm FOLDER] [--limit N]
 
-Needs Pillow 13.0.0, resvg-py 0.5.0 and sentencepiece 0.2.3: with these, two builds are the same
-bytes. Without --npm the packages named in PACKAGES are fetched with `npm install` into a folder
-that is removed afterwards. The output folder is replaced as a whole, or left as it was.
+Needs Pillow 13.0.0, resvg-py 0.5.0 and sentencepiece 0.2.3: with these, two builds give the same
+bytes. Without --npm, `npm install` fetches the packages of PACKAGES into a folder that is removed
+afterwards. The output folder is replaced as a whole, or not changed.
 
-What is in it, why and under which licences: docs/emoji.md.
+docs/emoji.md describes the contents, the reasons and the licences.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ HELD_OUT = 0.1
 LARGEST_HELD_OUT_FAMILY = 6
 VOCABULARY = 2000
 TRIAL_VOCABULARY = 400
-BLOCK = 512  # a tar pads its members to this
+BLOCK = 512  # a tar pads its members to a multiple of this
 BUDGET = 19_500_000
-SECOND_BLOCKS = 0.27  # of all pictures, as many as the budget allows
+SECOND_BLOCKS = 0.27  # share of images; as many as the budget allows
 QUALITIES = (90, 84, 78, 72, 66, 60, 55, 50, 45, 40, 36, 32, 28, 20, 10, 1)
 GOOD_QUALITY = 60
 
@@ -62,7 +62,7 @@ PACKAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One family of drawings: where it comes from and whose it is."""
+    """One family of drawings, with its origin and its owner."""
 
     name: str
     package: str
@@ -112,12 +112,12 @@ class Emoji:
 
     @property
     def key(self) -> str:
-        """The code points as the data spells them."""
+        """The code points as the data set spells them."""
         return self.hexcode.lower()
 
     @property
     def bare(self) -> str:
-        """The code points without the variation selector that sets differ about."""
+        """The code points without the variation selector, which sets use differently."""
         return self.key.replace("-fe0f", "")
 
     @property
@@ -157,9 +157,9 @@ def load_emoji(npm: Path) -> tuple[list[Emoji], dict[int, str]]:
 _NAMES = json.loads(Path(__file__).with_name("emoji_names.json").read_text("utf-8"))
 # Emoji were renamed over the years; the older sets keep the older names.
 OLDER_NAMES: dict[str, str] = _NAMES["older_names"]
-# Firefox OS named its drawings freely, and drew foxes where Unicode has cats (left out).
+# Firefox OS has its own names, and foxes where Unicode has cats (left out).
 FXEMOJI_NAMES: dict[str, str] = _NAMES["fxemoji_names"]
-# Drawings whose name says so, and whose picture doesn't (or is broken).
+# Drawings that do not show what their name says, or that are broken.
 NOT_DRAWN_SO: dict[str, list[str]] = _NAMES["not_drawn_so"]
 
 
@@ -178,7 +178,7 @@ def squash(text: str) -> str:
 
 
 def icon_names(emoji: Emoji, family: str) -> Iterator[str]:
-    """The names under which a set that knows no code points may draw an emoji, best first."""
+    """The names under which a set without code points may draw an emoji, best first."""
     if family == "fxemoji":
         if emoji.label in FXEMOJI_NAMES:
             yield FXEMOJI_NAMES[emoji.label]
@@ -201,7 +201,7 @@ def icon_names(emoji: Emoji, family: str) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Icon:
-    """A drawing of an Iconify set: SVG body, view box, and how it is turned."""
+    """A drawing of an Iconify set: SVG body, view box and orientation."""
 
     root: str
     body: str
@@ -215,7 +215,7 @@ class Icon:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Equal where two icons are one picture."""
+        """Equal for two icons that are the same image."""
         return self.root, self.flip_x, self.flip_y, self.quarter_turns
 
 
@@ -295,7 +295,7 @@ def join_icons(icons: IconSet, emoji: Sequence[Emoji], family: str) -> dict[str,
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """On white, centred in a square, at the size of the data set."""
+    """Composites an image on white, centred in a square, at the size of the data set."""
     image = image.convert("RGBA")
     side = max(image.size)
     canvas = Image.new("RGBA", (side, side), "white")
@@ -305,7 +305,7 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def render_icon(icon: Icon) -> Image.Image:
-    """Draws an icon; what isn't square is centred in a square."""
+    """Draws an icon, centred in a square."""
     import resvg_py
 
     side = max(icon.width, icon.height)
@@ -348,7 +348,7 @@ def fit_webp(image: Image.Image, size: int) -> tuple[bytes, int]:
 
 
 def squared_error(image: Image.Image, data: bytes) -> float:
-    """How far an encoded picture is from the picture."""
+    """The squared error between an encoded image and the image."""
     with Image.open(io.BytesIO(data)) as decoded:
         difference = ImageChops.difference(image, decoded.convert("RGB"))
     return sum(band**2 for band in ImageStat.Stat(difference).rms)
@@ -356,7 +356,7 @@ def squared_error(image: Image.Image, data: bytes) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A picture in one block of a tar, in two, and what the second would gain."""
+    """An image in one block of a tar and in two, and the gain of the second block."""
 
     one: bytes
     two: bytes
@@ -364,7 +364,7 @@ class Encoded:
 
 
 def draw(source: Icon | Path) -> Encoded:
-    """The picture of an icon, or of a picture file."""
+    """The image of an icon, or of an image file."""
     if isinstance(source, Icon):
         image = render_icon(source)
     else:
@@ -378,14 +378,14 @@ def draw(source: Icon | Path) -> Encoded:
 
 
 def spend(encoded: Sequence[Encoded]) -> list[bytes]:
-    """Gives second blocks to the pictures that gain most by them, as far as the budget goes."""
+    """Gives second blocks to the images that gain most from them, as far as the budget goes."""
     by_gain = sorted(range(len(encoded)), key=lambda index: (-encoded[index].gain, index))
     second = set(by_gain[: round(SECOND_BLOCKS * len(encoded))])
     return [one.two if index in second else one.one for index, one in enumerate(encoded)]
 
 
 def find_drawings(npm: Path, emoji: Sequence[Emoji]) -> dict[str, dict[str, Icon | Path]]:
-    """{family: {emoji key: what to draw}}."""
+    """{family: {emoji key: drawing}}."""
     drawings: dict[str, dict[str, Icon | Path]] = {}
     for family in FAMILIES:
         folder = npm / family.package
@@ -402,7 +402,7 @@ def find_drawings(npm: Path, emoji: Sequence[Emoji]) -> dict[str, dict[str, Icon
             for one in emoji
             if one.bare in files
             and one.label not in skipped
-            and one.key in drawings["fluent-flat"]  # what Microsoft published: see docs/emoji.md
+            and one.key in drawings["fluent-flat"]  # published by Microsoft: see docs/emoji.md
         }
     return drawings
 
@@ -427,7 +427,7 @@ VARIANT_WORDS = frozenset(
     )
 )
 
-# Variants whose names and code points don't show it, and flags that are the same drawing.
+# Variants that names and code points do not reveal, and flags that are the same drawing.
 IRREGULAR_VARIANTS = (
     ("person with crown", "prince", "princess"),
     ("Santa Claus", "Mrs. Claus", "Mx Claus"),
@@ -509,12 +509,12 @@ def variant_families(emoji: Sequence[Emoji]) -> dict[str, str]:
 
 
 def digest(text: str) -> str:
-    """A hash to choose and to order by, the same in every build."""
+    """A hash for choices and orders that are the same in every build."""
     return hashlib.sha256(f"{SEED} {text}".encode()).hexdigest()
 
 
 def hold_out(emoji: Sequence[Emoji], families: Mapping[str, str], share: float) -> set[str]:
-    """Keys of about this share of the emoji: whole families of variants, from every group."""
+    """The keys of about this share of the emoji: whole families of variants, from every group."""
     members: dict[str, list[Emoji]] = defaultdict(list)
     for one in emoji:
         members[families[one.key]].append(one)
@@ -540,7 +540,7 @@ def hold_out(emoji: Sequence[Emoji], families: Mapping[str, str], share: float) 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One concept: its text and its drawings, encoded."""
+    """One concept: its text and its encoded drawings."""
 
     emoji: Emoji
     group: str
@@ -549,7 +549,7 @@ class Sample:
 
     @property
     def keywords(self) -> list[str]:
-        """As many of the tags as leave the text in one block of the tar."""
+        """As many of the tags as keep the text in one block of the tar."""
         kept = [tag.lower() for tag in self.emoji.tags]
         while len(self._text(kept)) > BLOCK:
             kept.pop()
@@ -574,7 +574,7 @@ class Sample:
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """A tar that depends on nothing but its members: no times, no owners."""
+    """Writes a tar that depends only on its members: no times, no owners."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
@@ -584,7 +584,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
 
 
 def pack(samples: Sequence[Sample], held: set[str], folder: Path) -> dict[str, list[Sample]]:
-    """Writes the tars of every split and returns what each split holds."""
+    """Writes the tars of every split and returns the contents of each split."""
     every = [family.name for family in FAMILIES]
     seen = [family for family in every if family not in UNSEEN_FAMILIES]
     shuffled = sorted(samples, key=lambda one: digest(f"order {one.emoji.key}"))
@@ -612,7 +612,7 @@ def pack(samples: Sequence[Sample], held: set[str], folder: Path) -> dict[str, l
 
 
 def captions(samples: Iterable[Sample]) -> Iterator[str]:
-    """Training text as a trainer's templates would say it, for the vocabulary."""
+    """Training texts as a trainer's templates would produce them, for the vocabulary."""
     for sample in samples:
         name = sample.emoji.name
         yield name
@@ -642,7 +642,7 @@ OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWA
 
 
 def licences() -> str:
-    """Whose drawings and words these are, and on which terms."""
+    """The owners of drawings and words, and their terms."""
     lines = [
         "# Licences of the emoji data",
         "",
@@ -693,7 +693,7 @@ def install(folder: Path) -> Path:
 
 
 def check_versions(npm: Path) -> None:
-    """Stops where a package is not the version that the data is built from."""
+    """Stops if a package does not have the version that the data set is built with."""
     for name, version in PACKAGES.items():
         found = json.loads((npm / name / "package.json").read_text("utf-8"))["version"]
         if found != version:
@@ -741,7 +741,7 @@ def build(npm: Path, folder: Path, limit: int | None = None) -> dict[str, list[S
 
 
 def replace_folder(new: Path, out: Path) -> None:
-    """Puts a finished folder in the place of an older one."""
+    """Replaces an older folder by a finished one."""
     if out.exists():
         old = new.with_name(new.name + "-old")
         out.rename(old)
@@ -752,7 +752,7 @@ def replace_folder(new: Path, out: Path) -> None:
 
 
 def report(splits: Mapping[str, Sequence[Sample]], folder: Path) -> None:
-    """Prints concepts and pictures by family and split, and bytes by file."""
+    """Prints concepts and images by family and split, and bytes by file."""
     names = list(splits)
     print(f"{'':12}" + "".join(f"{name:>16}" for name in names))
     print(f"{'concepts':12}" + "".join(f"{len(splits[name]):16,}" for name in names))
@@ -772,7 +772,7 @@ def report(splits: Mapping[str, Sequence[Sample]], folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line, builds, reports, and puts the folder in its place."""
+    """Reads the command line, builds, reports, and replaces the folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--npm", type=Path, help="node_modules that hold the packages")

@@ -1,12 +1,12 @@
-"""Makes the data files of the standard test sets, `clip_jax/evaluation/datasets/data`.
+"""Writes the data files of the standard test sets, `clip_jax/evaluation/datasets/data`.
 
     python tools/build_sets.py clip_benchmark-1.6.2-py2.py3-none-any.whl
 
-What is known of a set is kept in `standard_sets.json`, with the names and prompts that OpenAI
-published for its paper (data/prompts.md of openai/CLIP). Longer tables are taken from where they
-are published under a free licence: class names and prompts that are the same in CLIP_benchmark,
-labels in TensorFlow Datasets, the names of ImageNet's classes in torchvision (by which ObjectNet
-names its own). The two latter must be installed; none of them is run.
+`standard_sets.json` describes the sets, with the names and prompts that OpenAI published for its
+paper (data/prompts.md of openai/CLIP). Longer tables come from where they are published under a
+free licence: class names and prompts that are the same in CLIP_benchmark, labels in TensorFlow
+Datasets, and the names of ImageNet's classes in torchvision (with which ObjectNet names its own).
+The latter two must be installed; none of their code is run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def installed(package: str, path: str) -> str:
 
 
 def constants(source: str) -> dict[str, Any]:
-    """What a module assigns to names that is written out."""
+    """The literal values that a module assigns to names."""
     found = {}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -46,7 +46,7 @@ def constants(source: str) -> dict[str, Any]:
 
 
 class Tables:
-    """Lists from the packages, by how `standard_sets.json` asks for them."""
+    """Lists from the packages, as `standard_sets.json` refers to them."""
 
     def __init__(self, wheel: str) -> None:
         with zipfile.ZipFile(wheel) as file:
@@ -66,7 +66,7 @@ class Tables:
         ]
 
     def of(self, key: str, wanted: Any) -> Any:
-        """The list that a value stands for."""
+        """The list that a value refers to."""
         if wanted == "wnids":
             return self.wnids
         if not isinstance(wanted, dict) or key not in ("classes", "templates", "folders"):
@@ -78,7 +78,7 @@ class Tables:
             found = constants(installed("tensorflow_datasets", where[0]))[where[1]]
         else:
             found = installed("tensorflow_datasets", where).split()
-        if kind == "tfds_words":  # ApplyEyeMakeup, as OpenAI has it: Hand Stand Pushups
+        if kind == "tfds_words":  # splits ApplyEyeMakeup as OpenAI does: Hand Stand Pushups
             spaced = [re.sub("(?<=[a-z])(?=[A-Z])", " ", name) for name in found]
             return [name.replace("Handstand Pushups", "Hand Stand Pushups") for name in spaced]
         if key == "folders":
@@ -87,7 +87,7 @@ class Tables:
 
 
 def subset(tables: Tables, name: str) -> list[int]:
-    """Numbers of ImageNet's classes."""
+    """The indices of a subset of ImageNet's classes."""
     if name == "all":
         return list(range(len(tables.wnids)))
     chosen = set(tables.lists[name])
@@ -95,11 +95,11 @@ def subset(tables: Tables, name: str) -> list[int]:
 
 
 def made(tables: Tables, name: str, known: dict[str, Any]) -> dict[str, Any]:
-    """A set's data file."""
+    """The data file of a set."""
     found = {key: tables.of(key, value) for key, value in known.items()}
     if "subset" in found:
         found["subset"] = subset(tables, found["subset"])
-    if name == "caltech101":  # as files are sorted: capitals first
+    if name == "caltech101":  # in the order of files: capitals first
         first = ["background_google", "faces", "faces_easy", "leopards", "motorbikes"]
         found["folders"] = first + sorted(set(found["folders"]) - set(first))
     if shown := found.pop("shown", None):
@@ -112,7 +112,7 @@ def made(tables: Tables, name: str, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Writes all of them."""
+    """Writes all data files."""
     tables = Tables(sys.argv[1])
     kept = json.loads((HERE / "standard_sets.json").read_text("utf-8"))
     OUT.mkdir(exist_ok=True)

@@ -1,13 +1,13 @@
 """Writes tests/golden/bpe_ids.json: the ids that open_clip's tokenizer gives varied texts.
 
-Run it in an environment of its own; clip_jax is not needed there, and torch is only because
-open_clip's tokenizer imports it:
+Run it in an environment of its own. It needs no clip_jax, and torch only because open_clip's
+tokenizer imports it:
 
     pip install --no-deps open_clip_torch==3.3.0
     pip install torch==2.13.0 ftfy==6.3.1 numpy regex
     python tools/golden_bpe.py tests/golden/bpe_ids.json
 
-open_clip's tokenizer spells its special tokens unlike OpenAI's, so no text here holds any.
+open_clip's tokenizer spells its special tokens differently from OpenAI's, so no text contains any.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def drawn(count: int = 40) -> list[str]:
 
 
 def released_tokenizer() -> ModuleType:
-    """open_clip's tokenizer module alone: the package around it wants torchvision and more."""
+    """The tokenizer module of open_clip alone, because its package needs torchvision and more."""
     package = importlib.util.find_spec("open_clip")
     if package is None or not package.submodule_search_locations:
         raise SystemExit("open_clip is not installed: see the commands at the head of this file")

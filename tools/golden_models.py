@@ -1,10 +1,10 @@
-"""Golden numbers of released definitions: features, logits and gradients of tiny random models.
+"""Golden numbers of released definitions: features, logits and gradients of small random models.
 
     pip install -e '.[parity]'
     python tools/golden_models.py tests/golden/models
 
-One folder a family: its files as the library saves them, and `expected.safetensors`. The tests of
-weights build the same models anew where torch is installed, and read these where it is not.
+Writes one folder per family: its files as the library saves them, and `expected.safetensors`. The
+tests of weights build the same models again if torch is installed, and read these files if not.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Model:
     module: a torch module.
     documents: the JSON files that describe it, by name.
     encode: from (images NCHW, tokens) to image features, text features and logits per image.
-    image_size: pixels.
-    file: what its weights are called.
+    image_size: in pixels.
+    file: the file name of its weights.
     """
 
     module: Any
@@ -41,7 +41,7 @@ class Model:
 
 
 def hugging_face_clip(transformers: Any) -> Model:
-    """A `CLIPModel`, its activation QuickGELU."""
+    """A `CLIPModel` with the QuickGELU activation."""
     shape = dict(num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, hidden_size=16)
     config = transformers.CLIPConfig(
         projection_dim=12,
@@ -58,7 +58,7 @@ def hugging_face_clip(transformers: Any) -> Model:
 
 
 def hugging_face_siglip(transformers: Any) -> Model:
-    """A `SiglipModel`; its images are no multiple of its patches."""
+    """A `SiglipModel` whose image size is not a multiple of its patch size."""
     shape = dict(num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, hidden_size=16)
     config = transformers.SiglipConfig(
         vision_config=dict(image_size=9, patch_size=4, **shape),
@@ -118,7 +118,7 @@ def _hugging_face(module: Any, image_size: int) -> Model:
 
 
 def open_clip_vit(open_clip: Any) -> Model:
-    """open_clip's (and OpenAI's) CLIP of a vision Transformer, with QuickGELU."""
+    """The CLIP of open_clip (and OpenAI) with a vision Transformer and QuickGELU."""
     return _open_clip(
         open_clip,
         {
@@ -145,7 +145,7 @@ def open_clip_gelu(open_clip: Any) -> Model:
 
 
 def open_clip_resnet(open_clip: Any) -> Model:
-    """open_clip's (and OpenAI's) CLIP of a ResNet, with QuickGELU in the text."""
+    """The CLIP of open_clip (and OpenAI) with a ResNet, and QuickGELU in the text tower."""
     return _open_clip(
         open_clip,
         {
@@ -174,7 +174,7 @@ def _open_clip(open_clip: Any, config: dict[str, Any]) -> Model:
 
 
 def open_clip_siglip(open_clip: Any) -> Model:
-    """open_clip's SigLIP, its vision tower of timm made small."""
+    """The SigLIP of open_clip, with a small vision tower of timm."""
     import timm
 
     words = {**_WORDS, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
@@ -229,7 +229,7 @@ FAMILIES: dict[str, tuple[str, Callable[[Any], Model]]] = {
 
 
 def randomize(module: Any, seed: int) -> None:
-    """Every parameter and statistic drawn anew, so that none is a trivial zero or one."""
+    """Draws every parameter and statistic at random, so that none is a trivial zero or one."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -249,7 +249,7 @@ def randomize(module: Any, seed: int) -> None:
 
 
 def inputs(image_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images, normalised and channels last, and rows of tokens that end in the largest id."""
+    """Normalised images, channels last, and rows of tokens that end in the largest id."""
     rng = np.random.default_rng(seed)
     images = rng.standard_normal((BATCH, image_size, image_size, 3), np.float32)
     tokens = np.zeros((BATCH, CONTEXT), np.int32)
@@ -263,10 +263,10 @@ def inputs(image_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def outputs(model: Model, seed: int, train: bool = False) -> dict[str, np.ndarray]:
-    """What a model makes of its inputs, and the gradients of a weighted sum of its logits.
+    """The outputs of a model for its inputs, and the gradients of a weighted sum of its logits.
 
     Args:
-      train: statistics are the batch's; the updated ones are in the result, as `statistic.NAME`.
+      train: use the batch's statistics; the updated ones are in the result, as `statistic.NAME`.
     """
     import torch
 
@@ -300,7 +300,7 @@ def state(model: Model) -> dict[str, np.ndarray]:
 
 
 def write(folder: Path) -> None:
-    """All families, a folder each."""
+    """Writes all families, one folder each."""
     import importlib
 
     from safetensors.numpy import save_file

@@ -8,7 +8,8 @@
         --config.evaluate.sets.unseen_concept.data=/tmp/emoji/unseen_concept.tar \\
         --config.evaluate.sets.unseen_concept.labels=/tmp/emoji/labels.json
 
-One family of drawings is held out, and about 8.5 % of the concepts with their variants, by a hash.
+One family of drawings and about 8.5 % of the concepts with their variants, chosen by a hash, are
+held out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ EMOJI = Path(__file__).resolve().parent.parent / "clip_jax" / "data" / "emoji"
 FAMILY = "fxemoji"
 HELD_OUT = 85  # of 1,000
 
-Sample = dict[str, tuple[tarfile.TarInfo, bytes]]  # by what follows the key
+Sample = dict[str, tuple[tarfile.TarInfo, bytes]]  # by the part of the name after the key
 
 
 def samples() -> Iterator[Sample]:
@@ -44,12 +45,12 @@ def samples() -> Iterator[Sample]:
 
 
 def held_out(variants_of: str) -> bool:
-    """Whether a concept is of the unseen ones; the same for all its variants."""
+    """Whether a concept is held out; the same for all its variants."""
     return int(hashlib.md5(variants_of.encode()).hexdigest(), 16) % 1000 < HELD_OUT
 
 
 def main() -> None:
-    """Writes three tars and the names to tell apart."""
+    """Writes three tars and the label names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder")
     out: Path = parser.parse_args().out
@@ -72,7 +73,7 @@ def main() -> None:
                 parts = {"train": set(sample) - {drawn}, "unseen_drawing": {"json", drawn}}
             for split, suffixes in parts.items():
                 chosen = [sample[suffix] for suffix in sorted(sample) if suffix in suffixes]
-                if len(chosen) > 1:  # more than the json
+                if len(chosen) > 1:  # more than the JSON file
                     count[split] += len(chosen) - 1
                     for member, content in chosen:
                         tars[split].addfile(member, io.BytesIO(content))
