@@ -1,4 +1,9 @@
-"""CLIP in JAX: `model, preprocess, tokenize = clip_jax.load("runs/quickstart")`."""
+"""Train, evaluate and serve CLIP models in JAX.
+
+    model, preprocess, tokenize = clip_jax.load("runs/quickstart")
+
+Importing this package imports neither JAX nor a model; the functions below do when they are called.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,7 @@ __all__ = ["__version__", "available_models", "load", "pipeline", "plan", "token
 
 
 def available_models() -> list[str]:
-    """The names of the architectures that this version knows."""
+    """The names of the known architectures, such as `ViT-B/32`."""
     from clip_jax.models.architectures import ARCHITECTURES
 
     return list(ARCHITECTURES)
@@ -27,10 +32,11 @@ def available_models() -> list[str]:
 def load(
     model: str, weights: str | None = None, **options: Any
 ) -> tuple[CLIP, Callable[..., Any], Callable[..., np.ndarray]]:
-    """A trained model with its preprocessing and tokenizer.
+    """Loads a trained model with its preprocessing and its tokenizer.
 
-    `load("runs/mine")` reads a run, `load("ViT-B/32", weights="ViT-B-32.pt")` another library's
-    file, `load("folder")` one of its folders; `pretrained.load` has the options.
+    `load("runs/mine")` loads a run, `load("ViT-B/32", weights="ViT-B-32.pt")` a file of another
+    library, and `load("folder")` a folder of another library.
+    `clip_jax.inference.pretrained.load` describes the options, the results and the errors.
     """
     from clip_jax.inference import pretrained
 
@@ -40,7 +46,10 @@ def load(
 def pipeline(
     task: str = "zero-shot-image-classification", model: str = "", **options: Any
 ) -> ZeroShotClassifier:
-    """A function from a picture and labels to labels with scores; see `pretrained.pipeline`."""
+    """Returns a function from images and labels to labels with scores.
+
+    `clip_jax.inference.pretrained.pipeline` describes the options and the errors.
+    """
     from clip_jax.inference import pretrained
 
     return pretrained.pipeline(task, model, **options)
@@ -49,10 +58,13 @@ def pipeline(
 def tokenize(
     texts: str | list[str], context_length: int = 77, truncate: bool = False
 ) -> np.ndarray:
-    """CLIP's own tokens of texts: int32 [texts, context_length].
+    """Tokenizes texts with CLIP's tokenizer.
+
+    Returns:
+      int32 [texts, context_length].
 
     Raises:
-      UserError: a text is longer and `truncate` is False.
+      UserError: a text has too many tokens and `truncate` is False.
     """
     from clip_jax import tokenizers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,29 @@ def test_the_site_has_every_page():
     navigation = (runs.ROOT / "mkdocs.yml").read_text()
     for page in (runs.ROOT / "docs").glob("*.md"):
         assert f": {page.name}\n" in navigation, f"mkdocs.yml has no {page.name} in its nav"
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "expected"),
+    [
+        ("index.md", "[plans](docs/plan.md#the-json)", "[plans](plan.md#the-json)"),
+        ("plan.md", "[how](../CONTRIBUTING.md)", "[how](contributing.md)"),
+        ("plan.md", "[`run.sh`](../launch/local.sh)", "`run.sh`"),
+        ("contributing.md", "![floors](docs/architecture.svg)", "![floors](architecture.svg)"),
+        ("plan.md", "[JAX](https://docs.jax.dev)", "[JAX](https://docs.jax.dev)"),
+        ("plan.md", "[no file](missing.md)", "[no file](missing.md)"),
+    ],
+)
+def test_the_site_rewrites_links_that_github_understands(page, link, expected):
+    pytest.importorskip("mkdocs")
+    from tools import site_pages
+
+    class Files:
+        def get_file_from_path(self, path: str) -> bool:
+            return path in ("plan.md", "contributing.md", "architecture.svg")
+
+    source = types.SimpleNamespace(file=types.SimpleNamespace(src_uri=page))
+    assert site_pages.on_page_markdown(link, source, None, Files()) == expected
 
 
 def test_the_command_line_reference_is_up_to_date():
