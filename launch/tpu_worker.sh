@@ -19,8 +19,8 @@ install() {
   export PATH="$HOME/.local/bin:$PATH"
   # it brings a Python of its own: that of the TPU images is too old
   command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
-  uv venv --quiet --allow-existing --python 3.12 .venv
-  uv pip install --quiet --python .venv/bin/python -e . 'jax[tpu]'
+  uv venv --quiet --allow-existing --python 3.13 .venv
+  uv pip install --quiet --python .venv/bin/python -e '.[tpu]'
 }
 
 mount_bucket() {

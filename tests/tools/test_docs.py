@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import types
 from pathlib import Path
@@ -13,6 +14,10 @@ from tools import build_architecture, build_cli_docs
 
 PAGES = sorted([*runs.ROOT.glob("*.md"), *(runs.ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\]\(([^()\s]+)\)")
+CODE_FILE = re.compile(
+    r"(?<![\w/.-])(?:benchmarks|clip_jax|configs|examples|launch|tests|tools)/[\w./-]*\w\.\w+"
+)
+DOTTED = re.compile(r"(?<![\w/.-])clip_jax(?:\.[A-Za-z_]\w*)+")
 FENCE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
@@ -32,6 +37,18 @@ def test_links_lead_to_files_and_headings(page):
         path = (page.parent / name).resolve() if name else page
         assert path.exists(), f"{page.name} links to {target}"
         assert not anchor or anchor in anchors(path), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, runs.ROOT / "NOTICE"], ids=lambda path: path.name)
+def test_files_of_the_code_that_are_named_exist(page):
+    for name in CODE_FILE.findall(page.read_text()):
+        assert (runs.ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_modules_and_functions_that_are_named_exist(page):
+    for name in sorted(set(DOTTED.findall(page.read_text()))):
+        pkgutil.resolve_name(name)
 
 
 def test_the_site_has_every_page():
