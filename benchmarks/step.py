@@ -84,7 +84,7 @@ def ours(setting: Setting) -> Callable[[], float]:
     from clip_jax import optim
     from clip_jax.distributed import sharding
     from clip_jax.distributed.global_batch import global_batch
-    from clip_jax.losses.objectives import Contrastive
+    from clip_jax.losses.contrastive.objective import Contrastive
     from clip_jax.models.architectures import ARCHITECTURES
     from clip_jax.models.clip import abstract_model
     from clip_jax.tokenizers import packing

@@ -42,7 +42,11 @@ def parser() -> argparse.ArgumentParser:
         add_help=False,
         allow_abbrev=False,
     )
-    p.add_argument("--config", metavar="FILE", help="a config, such as configs/quickstart.py")
+    p.add_argument(
+        "--config",
+        metavar="CONFIG",
+        help="a file such as configs/quickstart.py, or just quickstart",
+    )
     p.add_argument("--workdir", metavar="FOLDER", help="where the run is kept (config.workdir)")
     p.add_argument(
         "--mode", default="train", help=f"one of {', '.join(MODES)} (default: %(default)s)"
@@ -135,7 +139,8 @@ def run(argv: Sequence[str]) -> int:
     config, doc = config_lib.load(args.config, overrides)
     if args.help:
         parser().print_help()
-        print(f"\n{args.config}: {doc.strip()}\n\nits keys:\n{config_lib.describe(config)}")
+        keys = config_lib.describe(config, explain=True)
+        print(f"\n{args.config}: {doc.strip()}\n\nits keys:\n{keys}")
         return 0
     if args.mode == "plan":
         from clip_jax.plan import report as plan_report
@@ -173,7 +178,7 @@ def _start(args: argparse.Namespace, config: ConfigDict) -> None:
     from clip_jax.io import remote
 
     use_compilation_cache()
-    remote.allow_redirects(config.data.get("redirects", ()))
+    remote.allow_redirects(config.data.redirects)
     if args.mode == "train":
         from clip_jax.training import loop
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from clip_jax.distributed import sharding
 from clip_jax.distributed.global_batch import global_batch
-from clip_jax.losses.objectives import Contrastive
+from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.clip import Variables, abstract_model
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.training import train_step as step

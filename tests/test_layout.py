@@ -22,11 +22,11 @@ TRAINING = (
 )
 # From the ground up; a module belongs to the longest name that is its own or its package's.
 FLOORS = (
-    ("errors", "registry", "version", "io"),
+    ("errors", "registry", "version", "io", "config"),
     ("distributed",),
     ("models", "tokenizers"),
     ("losses", "optim", "data"),
-    ("config", "weights"),
+    ("config.checks", "weights"),
     ("training",),
     ("inference",),
     ("evaluation",),

@@ -46,7 +46,10 @@ def test_a_run_logs_every_step_and_its_evaluations(whole):
     for line in runs.lines(whole):
         if "loss" in line:
             a_pair = 1e12 * line["tflops_per_second"] / line["images_per_second"]
-            assert a_pair == pytest.approx(flops.step(model, 8) / 8) and "mfu" not in line
+            assert (
+                a_pair == pytest.approx(flops.step(model, Contrastive(), 8) / 8)
+                and "mfu" not in line
+            )
     assert (whole / "pictures" / "step_12" / "held.png").exists()
     assert list((whole / "tensorboard").iterdir())
 

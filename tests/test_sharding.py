@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from clip_jax.distributed import sharding
-from clip_jax.losses.objectives import Contrastive
+from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.training import train_step
 from programs import arrays, collectives

@@ -250,7 +250,7 @@ def described(found: Mapping[str, Any], image_size: int, context_length: int) ->
 
 def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> dict[str, Any]:
     """Looks at a config's data, draws the picture, and gives what `--json` prints."""
-    model, _ = setup.checked(c, 1)
+    c, model, objective = setup.checked(c, 1)
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     data = mixture.opened(c.data.to_dict(), _say, report=False)  # it is in the summary
     size = model.vision.image_size
@@ -265,7 +265,7 @@ def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> dic
         with whole(Path(picture)) as file:
             _shown(data, seen).save(file, "png")
     if seconds and found["bytes"]:
-        step = flops.step(model, c.batch_size) / c.batch_size
+        step = flops.step(model, objective, c.batch_size) / c.batch_size
         trained = CHIPS * hardware.chip_named(CHIP).peak * mfu / step
         made = speed(
             data, pipeline.Prepare.of(c.data.to_dict(), tokenizer, size), c.to_dict(), seconds
@@ -316,7 +316,7 @@ def run(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(found))
         return 0
-    model, _ = setup.checked(config, 1)
+    _, model, _ = setup.checked(config, 1)
     print(described(found, model.vision.image_size, model.text.context_length))
     if args.picture:
         print(f"picture    {args.picture}: {_SHOWN} of them")

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from clip_jax import config as config_lib
 from clip_jax import tokenizers
+from clip_jax.config.checks import check
+from clip_jax.config.schema import Config
 from clip_jax.data import mixture
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source
@@ -65,7 +65,7 @@ class Subject:
         return architectures.name_of(self.config, any_activation=True) or Path(self.path).name
 
 
-def find(c: ConfigDict, checkpoint: str, workdir: str) -> Subject:
+def find(c: Config, checkpoint: str, workdir: str) -> Subject:
     """What a checkpoint is: a run, RUN/checkpoints/STEP, or a file or folder of weights.
 
     Args:
@@ -84,7 +84,7 @@ def find(c: ConfigDict, checkpoint: str, workdir: str) -> Subject:
     return _run(c, path, workdir if checkpoint else "")
 
 
-def _run(c: ConfigDict, path: Path, workdir: str) -> Subject:
+def _run(c: Config, path: Path, workdir: str) -> Subject:
     said: list[str] = []
 
     def first() -> tuple[str, int]:
@@ -107,8 +107,8 @@ def _run(c: ConfigDict, path: Path, workdir: str) -> Subject:
     )
 
 
-def _weights(c: ConfigDict, path: Path, workdir: str) -> Subject:
-    model = CLIPConfig.from_dict(c.model.to_dict())
+def _weights(c: Config, path: Path, workdir: str) -> Subject:
+    model = CLIPConfig.from_dict(c.model)
     name = architectures.name_of(model, any_activation=True) if path.is_file() else None
     found = library.find(path, name, library.config_activation(model, name))
     if not workdir:
@@ -130,7 +130,7 @@ def _weights(c: ConfigDict, path: Path, workdir: str) -> Subject:
     )
 
 
-def _training_pictures(c: ConfigDict) -> list[Source]:
+def _training_pictures(c: Config) -> list[Source]:
     """What the overlap is looked for in.
 
     Raises:
@@ -166,7 +166,7 @@ def encoder_of(
 
 
 def evaluate(
-    c: ConfigDict, checkpoint: str = "", workdir: str = "", suite: str = "", sets: str = ""
+    c: Config, checkpoint: str = "", workdir: str = "", suite: str = "", sets: str = ""
 ) -> None:
     """Judges a checkpoint; prints the numbers as a table and as JSON, and writes the report.
 
@@ -180,7 +180,7 @@ def evaluate(
       UserError: there is no such checkpoint, evaluator or set, or one of them is damaged.
     """
     began = time.monotonic()
-    config_lib.check(c)
+    c = check(c)
     subject = find(c, checkpoint, workdir)
     tokenizer = tokenizers.load(subject.tokenizer, subject.config.text.context_length)
     setup.check_tokenizer(subject.tokenizer, tokenizer, subject.config.text)

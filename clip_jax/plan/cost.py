@@ -133,9 +133,9 @@ class Estimate:
 def recipe_of(c: ConfigDict, name: str) -> tuple[setup.Recipe, Topology]:
     """How a config trains on a topology, checked as training would."""
     place = topology.find(name)
-    architecture, objective = setup.checked(c, len(place.devices))
-    mesh = sharding.make_mesh(c.mesh.to_dict(), place.devices)
-    return setup.Recipe(c, architecture, objective, mesh), place
+    config, architecture, objective = setup.checked(c, len(place.devices))
+    mesh = sharding.make_mesh(config.mesh.to_dict(), place.devices)
+    return setup.Recipe(config, architecture, objective, mesh), place
 
 
 def estimated(
@@ -156,7 +156,7 @@ def estimated(
     clock = chip.clock if chip else None
     timed = found.executable is not None and device.platform == "tpu"
     seconds_per_step = found.program.cycles / (clock * 1e9) if timed and clock else None
-    model_flops = flops.step(made.architecture, c.batch_size)
+    model_flops = flops.step(made.architecture, made.objective, c.batch_size)
     product_flops = found.program.product_flops * len(place.devices)
     refused = ""
     if seconds_per_step is not None and chip is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from clip_jax.losses.objective import Objective
 from clip_jax.models.model_config import (
     CLIPConfig,
     EfficientNetConfig,
@@ -42,20 +43,22 @@ def forward(config: CLIPConfig, *, tokens: int | None = None) -> Forward:
     )
 
 
-def step(config: CLIPConfig, batch_size: int, *, tokens: int | None = None) -> int:
+def step(
+    config: CLIPConfig, objective: Objective, batch_size: int, *, tokens: int | None = None
+) -> int:
     """FLOPs of a training step over a batch, on all devices together.
 
     Three times the forward pass, as backwards each product has a gradient by either factor; that
-    by the pixels counts too, though nobody asks for it. The loss is one product of all images with
-    all texts.
+    by the pixels counts too, though nobody asks for it.
 
     Args:
       config: the architecture.
+      objective: whose loss is counted.
       batch_size: pairs of the whole batch.
       tokens: as of `forward`.
     """
     towers = batch_size * sum(forward(config, tokens=tokens))
-    return 3 * (towers + _product(batch_size, config.embed_dim, batch_size))
+    return 3 * (towers + objective.flops(config, batch_size))
 
 
 def _product(rows: int, inputs: int, outputs: int) -> int:

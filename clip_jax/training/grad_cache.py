@@ -1,4 +1,4 @@
-"""The gradients of a batch, at once or in parts: the same numbers for less memory."""
+"""Gradients of a batch, in one pass or accumulated over parts: the same numbers for less memory."""
 
 from __future__ import annotations
 
@@ -10,93 +10,106 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from clip_jax.distributed import sharding
-from clip_jax.losses.objectives import Metrics, Objective
-from clip_jax.models.clip import CLIP, Output, Params, Variables, assembled, variables
+from clip_jax.losses.objective import Metrics, Objective
+from clip_jax.models.clip import Params, Variables, assembled, variables
 
 Batch = dict[str, Any]
-Found = tuple[Float[Array, ""], Metrics, Params, Params]  # loss, metrics, statistics, gradients
+Gradients = tuple[Float[Array, ""], Metrics, Params, Params]  # loss, metrics, statistics, gradients
 
 
-def of(
+def compute_gradients(
     graph: nnx.GraphDef,
     objective: Objective,
-    held: Variables,
+    model_variables: Variables,
     batch: Batch,
     key: Key[Array, ""],
     parts: int = 1,
-) -> Found:
-    """The loss of a batch, what else is said of it, new batch statistics and the gradients.
+) -> Gradients:
+    """The loss of a batch, its metrics, new batch statistics and the gradients.
 
     Args:
       graph: of the model.
-      objective: what is minimised.
-      held: parameters and batch statistics.
+      objective: what is minimized.
+      model_variables: parameters and batch statistics.
       batch: `image`, `tokens`, and what the objective asks for; rows first.
-      key: for what is random. Each row's chance is its own, whatever part it is in.
-      parts: 1, or as many as the batch goes through the towers in: see `cached`.
+      key: for everything random. Each row gets a key of its own, whatever part it is in.
+      parts: the number of parts in which the batch goes through the towers, see `accumulated`.
     """
     rows = jnp.arange(len(batch["tokens"]))
-    batch = {**batch, "key": jax.vmap(jax.random.fold_in, (None, 0))(key, rows)}
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     if parts == 1:
-        return whole(graph, objective, held, batch)
-    return cached(graph, objective, held, batch, parts)
+        return in_one_pass(graph, objective, model_variables, batch, keys)
+    return accumulated(graph, objective, model_variables, batch, keys, parts)
 
 
-def _forward(model: CLIP, batch: Batch) -> Output:
-    return model(batch["image"], batch["tokens"], key=batch["key"])
+def in_one_pass(
+    graph: nnx.GraphDef,
+    objective: Objective,
+    model_variables: Variables,
+    batch: Batch,
+    keys: Key[Array, " n"],
+) -> Gradients:
+    """The gradients of the whole batch at once; arguments as of `compute_gradients`.
 
-
-def whole(graph: nnx.GraphDef, objective: Objective, held: Variables, batch: Batch) -> Found:
-    """The batch at once; arguments as of `of`, the batch with a `key` for each row."""
-    params, stats = held
+    `keys` holds a key for each row.
+    """
+    params, stats = model_variables
 
     def loss_fn(params: Params) -> tuple[Float[Array, ""], tuple[Metrics, Params]]:
         model = assembled(graph, (params, stats))
-        loss, metrics = objective(_forward(model, batch), batch)
+        features = objective.features(model, batch, keys)
+        loss, metrics = objective.loss(features, model, batch)
         return loss, (metrics, variables(model)[1])
 
     (loss, (metrics, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     return loss, metrics, stats, grads
 
 
-def cached(
-    graph: nnx.GraphDef, objective: Objective, held: Variables, batch: Batch, parts: int
-) -> Found:
-    """The batch in parts, with every negative of the whole (Gao et al. 2021, GradCache).
+def accumulated(
+    graph: nnx.GraphDef,
+    objective: Objective,
+    model_variables: Variables,
+    batch: Batch,
+    keys: Key[Array, " n"],
+    parts: int,
+) -> Gradients:
+    """The gradients of the whole batch, whose rows go through the towers in parts (GradCache).
 
-    All features first, a part at a time, and nothing else kept; then the loss of the whole batch
-    and its gradients by the features; then each part again, backwards. The gradients are those
-    of the whole batch, for one more forward pass and the activations of one part.
+    First the features are computed one part at a time, and only they are kept. Then come the loss
+    of the whole batch and its gradients with respect to the features. Last, each part runs again,
+    with its backward pass. The gradients equal those of the whole batch, for one more forward pass
+    and the activations of one part.
 
-    Batch normalisation sees a part at a time: its statistics are a part's.
+    Batch normalization sees one part at a time: its statistics are those of a part.
+
+    Source: Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited
+    Setup.
     """
-    params, stats = held
-    pieces = sharding.cut(batch, parts)
+    params, stats = model_variables
+    pieces = sharding.cut({"batch": batch, "keys": keys}, parts)
 
-    def features(params: Params, stats: Params, piece: Batch) -> tuple[Any, Params]:
+    def features_of(params: Params, stats: Params, piece: Batch) -> tuple[Any, Params]:
         model = assembled(graph, (params, stats))
-        return _forward(model, piece)[:2], variables(model)[1]
+        features = objective.features(model, piece["batch"], piece["keys"])
+        return features, variables(model)[1]
 
-    def loss_fn(params: Params, *found: Array) -> tuple[Float[Array, ""], Metrics]:
-        model = nnx.merge(graph, params, stats)
-        return objective(model.compared(*found), batch)
+    def loss_fn(params: Params, features: Any) -> tuple[Float[Array, ""], Metrics]:
+        return objective.loss(features, nnx.merge(graph, params, stats), batch)
 
-    found = jax.lax.map(lambda piece: features(params, stats, piece)[0], pieces)
-    (loss, metrics), (grads, *by_features) = jax.value_and_grad(
-        loss_fn, argnums=(0, 1, 2), has_aux=True
-    )(params, *sharding.joined(found))
+    features = jax.lax.map(lambda piece: features_of(params, stats, piece)[0], pieces)
+    (loss, metrics), (grads, feature_grads) = jax.value_and_grad(
+        loss_fn, argnums=(0, 1), has_aux=True
+    )(params, sharding.joined(features))
 
-    def backwards(carry: Variables, piece: tuple[Batch, Any]) -> tuple[Variables, None]:
+    def backward(carry: Variables, piece: tuple[Batch, Any]) -> tuple[Variables, None]:
         grads, stats = carry
-        rows, by_features = piece
-        _, pull, stats = jax.vjp(lambda p: features(p, stats, rows), params, has_aux=True)
-        (more,) = pull(by_features)
+        rows, feature_grads = piece
+        _, pull, stats = jax.vjp(lambda p: features_of(p, stats, rows), params, has_aux=True)
+        (more,) = pull(feature_grads)
         return (sharding.spread(jax.tree.map(jnp.add, grads, more)), stats), None
 
-    # beginning with those of the scale and the bias, which only the loss knows; sums are float32
+    # Start from the gradients that only the loss produces, those of scale and bias. Sums are fp32.
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-    begin = (sharding.spread(grads), stats)
-    (grads, stats), _ = jax.lax.scan(
-        backwards, begin, (pieces, sharding.cut(tuple(by_features), parts))
-    )
+    carry = (sharding.spread(grads), stats)
+    (grads, stats), _ = jax.lax.scan(backward, carry, (pieces, sharding.cut(feature_grads, parts)))
     return loss, metrics, stats, grads

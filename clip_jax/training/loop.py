@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from clip_jax import config
+from clip_jax import config as config_lib
+from clip_jax.config.schema import Config
 from clip_jax.data import pipeline
 from clip_jax.data.example import REASONS
 from clip_jax.distributed import hardware, multihost
@@ -42,7 +42,7 @@ def _check_room(state: Any, workdir: Path, keep: int) -> None:
         )
 
 
-def _progress(mesh: Mesh, c: ConfigDict, done: int) -> metric_writers.Progress:
+def _progress(mesh: Mesh, c: Config, done: int) -> metric_writers.Progress:
     chip = hardware.chip_of_device(mesh.devices.flat[0])
     return metric_writers.Progress(
         c.steps,
@@ -144,7 +144,7 @@ class Loop:
                 "the checkpoints before it are kept"
             )
         run, batch_size = self.trainer.run, self.config.batch_size
-        self.flops += flops.step(run.model, batch_size, tokens=tokens)
+        self.flops += flops.step(run.model, run.objective, batch_size, tokens=tokens)
         self.counts = self.counts + counts
         if step % self.config.log.every and step != self.config.steps:
             return
@@ -198,7 +198,7 @@ class Loop:
         if counted := self._counted():  # a run that goes on from here does not know them
             self.writer.write(step, counted)
         position = self.data.get_state()
-        values = config.without_secrets(self.config.to_dict())
+        values = config_lib.without_secrets(self.config.to_dict())
         self.checkpoints.save(step, self.state, position, values, force=force)
 
     def _stopping(self) -> bool:
@@ -251,7 +251,7 @@ class Loop:
         self.writer.close()
 
 
-def train(c: ConfigDict, force: bool = False) -> None:
+def train(config: Any, force: bool = False) -> None:
     """Trains as a config says, from its newest checkpoint when there is one.
 
     force: also where another run is at work in the same folder, which then ends.
@@ -260,6 +260,7 @@ def train(c: ConfigDict, force: bool = False) -> None:
       UserError: the config or the data is wrong, the disk is full, the loss is not finite, or
         another run is at work in the folder.
     """
+    c = config_lib.typed(config)
     if c.workdir:
         multihost.from_first(lambda: workdir_lock.refuse_in_use(Path(c.workdir), force))
     run = prepare(c)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from clip_jax import tokenizers
+from clip_jax.config.schema import Config
 from clip_jax.data import fingerprint, mixture
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.sources import Source
@@ -19,7 +19,7 @@ from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
 from clip_jax.evaluation.suite import Suite
 from clip_jax.inference.saved_models import SavedModel, open_saved_model
-from clip_jax.losses.objectives import Contrastive
+from clip_jax.losses.objective import Objective
 from clip_jax.models import architectures
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.tokenizers import Tokenizer
@@ -31,9 +31,9 @@ from clip_jax.weights import library, positions
 class Run:
     """What a config comes to once everything that it names has been opened and checked."""
 
-    config: ConfigDict
+    config: Config
     model: CLIPConfig
-    objective: Contrastive
+    objective: Objective
     tokenizer: Tokenizer
     data: Mixture
     suite: Suite
@@ -50,9 +50,9 @@ class Run:
         }
 
 
-def prepare(c: ConfigDict) -> Run:
+def prepare(config: Any) -> Run:
     """Opens what a config names and finds its mistakes, before any device is touched."""
-    model, objective = setup.checked(c, jax.device_count())
+    c, model, objective = setup.checked(config, jax.device_count())
     if not c.workdir:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
@@ -78,7 +78,7 @@ def say_first(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _weights(c: ConfigDict, model: CLIPConfig) -> SavedModel:
+def _weights(c: Config, model: CLIPConfig) -> SavedModel:
     """The saved model that a fresh run starts from, checked against the one that it is for."""
     # with resize its sizes need not be the file's
     name = None if c.weights.resize else architectures.name_of(model, any_activation=True)

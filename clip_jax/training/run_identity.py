@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clip_jax import config
+from clip_jax import config as config_lib
 from clip_jax.data import fingerprint
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
@@ -39,12 +39,12 @@ def _claim(run: Run) -> None:
     if not path.exists():
         _write_claim(fingerprints, {**now, "weights": fingerprint.of_weights(weights)})
         with files.whole(path) as file:
-            file.write(config.to_json(run.config).encode())
+            file.write(config_lib.to_json(run.config).encode())
         return
     old = checkpointing.read_config(run.workdir)
-    changed = config.changes(old, run.config.to_dict())
+    changed = config_lib.changes(old, run.config.to_dict())
     before = _read_claim(fingerprints)
-    moved = [key for key in changed if config.is_place(key)] if before else []
+    moved = [key for key in changed if config_lib.is_place(key)] if before else []
     if before and "weights.path" in changed and _are_moved(old, weights, before.get("weights")):
         moved.append("weights.path")
     if rest := [line for key, line in changed.items() if key not in moved]:
@@ -61,7 +61,7 @@ def _claim(run: Run) -> None:
         )
     elif moved:
         with files.whole(path) as file:
-            file.write(config.to_json(run.config).encode())
+            file.write(config_lib.to_json(run.config).encode())
 
 
 def _are_moved(old: dict[str, Any], path: str, before: Any) -> bool:
@@ -110,11 +110,11 @@ def check_same_run(run: Run, step: int) -> None:
     """Raises UserError where a checkpoint is another run's that was put into this one's folder."""
     if (saved := checkpointing.read_saved_config(run.workdir, step)) is None:
         return  # an older version's; its arrays tell
-    changed = config.changes(saved, run.config.to_dict())
+    changed = config_lib.changes(saved, run.config.to_dict())
     lines = [
         line
         for key, line in changed.items()
-        if not (config.is_place(key) or key == "weights.path")  # they may have moved since
+        if not (config_lib.is_place(key) or key == "weights.path")  # they may have moved since
     ]
     if lines:
         raise UserError(

@@ -8,13 +8,14 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from clip_jax import config as config_lib
 from clip_jax import optim
+from clip_jax.config.checks import check
+from clip_jax.config.schema import Config
 from clip_jax.distributed import hardware, sharding
 from clip_jax.errors import UserError
-from clip_jax.losses.objectives import Contrastive
+from clip_jax.losses.objective import Objective
+from clip_jax.losses.registry import make_objective
 from clip_jax.models import model_config
 from clip_jax.models.clip import abstract_model
 from clip_jax.models.model_config import CLIPConfig
@@ -23,17 +24,19 @@ from clip_jax.training import layer_chunking
 from clip_jax.training import train_step as step_lib
 
 
-def checked(c: ConfigDict, devices: int) -> tuple[CLIPConfig, Contrastive]:
-    """The architecture and the objective of a config that is right for so many devices.
+def checked(config: Any, devices: int) -> tuple[Config, CLIPConfig, Objective]:
+    """A config as typed dataclasses, its architecture and its objective.
+
+    Args:
+      config: a `ConfigDict`, or a `Config`.
+      devices: the number of devices that train.
 
     Raises:
-      UserError: it is wrong; names the key, its value and what to do.
+      UserError: something is wrong; names the key, its value and what to do.
     """
-    config_lib.check(c, devices)
-    architecture = CLIPConfig.from_dict(c.model.to_dict())
-    objective = Contrastive(**c.loss.to_dict())
-    objective.check(sigmoid=architecture.logit_bias is not None)
-    return architecture, objective
+    c = check(config, devices)
+    architecture = CLIPConfig.from_dict(c.model)
+    return c, architecture, make_objective(c, architecture)
 
 
 def check_tokenizer(name: str, tokenizer: Tokenizer, text: model_config.TextTowerConfig) -> None:
@@ -65,24 +68,25 @@ class Recipe:
     Args:
       c: the config.
       architecture: of the model, as `checked` gives it.
-      objective: what is minimised, as `checked` gives it.
+      objective: what is minimized, as `checked` gives it.
       mesh: over devices that are there, or that only a compiler knows.
     """
 
     def __init__(
-        self, c: ConfigDict, architecture: CLIPConfig, objective: Contrastive, mesh: Mesh
+        self, c: Config, architecture: CLIPConfig, objective: Objective, mesh: Mesh
     ) -> None:
         self.config, self.architecture, self.mesh = c, architecture, mesh
+        self.objective = objective
         self.schedule = optim.learning_rate(
             c.optimizer.learning_rate,
             c.optimizer.warmup_steps,
             c.steps,
             c.optimizer.final_learning_rate,
-            c.optimizer.get("schedule", "cosine"),
+            c.optimizer.schedule,
         )
-        self.optimizer = optim.make_optimizer(c.optimizer, self.schedule)
+        self.optimizer = optim.make_optimizer(c.optimizer.to_dict(), self.schedule)
         self.chunks = layer_chunking.picked(
-            c.get("chunk", {"image": 0, "text": 0}),  # runs from before there were chunks
+            c.chunk.to_dict(),
             architecture,
             hardware.chip_of_device(mesh.devices.flat[0]),
             c.batch_size // sharding.batch_shards(mesh) // c.accumulate,
@@ -91,8 +95,7 @@ class Recipe:
         self.model = abstract_model(architecture, c.dtype, c.remat, self.chunks)
         self.graph = nnx.graphdef(self.model)
         sharded = {"sharded_optimizer": c.optimizer.sharded}
-        text_weights = c.optimizer.get("text_weights", "float32")
-        self.kept: dict[str, Any] = {**sharded, "text_weights": text_weights}
+        self.kept: dict[str, Any] = {**sharded, "text_weights": c.optimizer.text_weights}
         self.state_like = step_lib.abstract_state(architecture, self.optimizer, mesh, **self.kept)
         self.train_step = step_lib.make_train_step(
             self.graph,

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from clip_jax.distributed import sharding
-from clip_jax.losses.objectives import Metrics, Objective
+from clip_jax.losses.objective import Metrics, Objective
 from clip_jax.models.clip import CLIP, Params, Variables, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.optim import low_precision
@@ -77,18 +77,20 @@ def make_train_step(
 
     Args:
       graph: of the model.
-      objective: what is minimised.
+      objective: what is minimized.
       optimizer: what makes updates of gradients.
       seed: of what is random.
       max_logit_scale: see `clamp_logit_scale`.
-      accumulate: the parts that a batch goes through the towers in, see `grad_cache.cached`.
+      accumulate: the parts that a batch goes through the towers in, see `grad_cache.accumulated`.
       sharded_optimizer: the optimizer's state lies over the data axis too, as in `abstract_state`.
     """
 
     def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         held = _as_computed(graph, state.variables)
-        loss, metrics, stats, grads = grad_cache.of(graph, objective, held, batch, key, accumulate)
+        loss, metrics, stats, grads = grad_cache.compute_gradients(
+            graph, objective, held, batch, key, accumulate
+        )
         norm = optax.global_norm(low_precision.widened(grads))
         grads = low_precision.widened(sharding.spread(grads, over_data=sharded_optimizer))
         params = low_precision.widened(state.params)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from clip_jax.distributed import sharding
 from clip_jax.distributed.global_batch import global_batch
-from clip_jax.losses.objectives import Contrastive
+from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.convolution import BatchNorm, average_pool
 from clip_jax.models.model_config import (

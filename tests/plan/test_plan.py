@@ -71,7 +71,7 @@ def test_a_step_for_a_slice(path, config, capsys):
     assert found["hbm"].keys() == set(PARTS) and min(found["hbm"].values()) > 0
     assert sum(found["hbm"].values()) == found["hbm_bytes"] < found["hbm_capacity_bytes"]
     made, _ = cost.recipe_of(config, "v5e:2x2")
-    assert found["model_flops"] == flops.step(made.architecture, 16)
+    assert found["model_flops"] == flops.step(made.architecture, made.objective, 16)
     seconds = max(found["estimated_seconds"], found["interconnect_seconds"])
     assert found["estimated_seconds"] > 0 and found["interconnect_seconds"] > 0
     assert found["images_per_second_per_chip"] == pytest.approx(16 / seconds / 4)
@@ -123,8 +123,8 @@ def test_a_step_for_cpus_has_no_time_but_all_keys(path, tmp_path, capsys, monkey
 def test_the_plan_lowers_the_step_that_trains(config):
     """The program that `Trainer` compiles, letter for letter."""
     mesh = cost.sharding.make_mesh(config.mesh.to_dict())
-    architecture, objective = cost.setup.checked(config, jax.device_count())
-    run = Run(config, architecture, objective, None, None, None, None)
+    typed, architecture, objective = cost.setup.checked(config, jax.device_count())
+    run = Run(typed, architecture, objective, None, None, None, None)
     trained = Trainer(run).lower(8).as_text()
     assert mesh.size == jax.device_count() == 8
     assert clip_jax.plan.lower(config, "cpu:8").as_text() == trained

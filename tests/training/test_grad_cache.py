@@ -8,7 +8,7 @@ import pytest
 
 from clip_jax.distributed import sharding
 from clip_jax.distributed.global_batch import global_batch
-from clip_jax.losses.objectives import Contrastive
+from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.model_config import ResNetConfig
 from clip_jax.training import train_step as step
 from steps import (

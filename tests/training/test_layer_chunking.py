@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from clip_jax import config as config_lib
-from clip_jax.config import ROOT
+from clip_jax.config import ROOT, checks
 from clip_jax.distributed.hardware import chip_named
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import find
@@ -58,4 +58,4 @@ def test_chunks_that_cannot_be(override, said):
     file = str(ROOT / "configs" / "vit_b16.py")
     config, _ = config_lib.load(file, ["remat=none", override])
     with pytest.raises(UserError, match=said):
-        config_lib.check(config, 8)
+        checks.check(config, 8)

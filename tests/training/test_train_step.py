@@ -14,7 +14,7 @@ from flax import nnx
 from clip_jax import optim
 from clip_jax.distributed.global_batch import global_batch
 from clip_jax.inference import pretrained
-from clip_jax.losses.objectives import Contrastive
+from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.clip import abstract_model
 from clip_jax.optim import low_precision
 from clip_jax.training import checkpointing

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from clip_jax import config as config_lib
-from clip_jax.config import ROOT, check, describe, differences, flatten, load, override, to_json
+from clip_jax.config import ROOT, describe, differences, flatten, load, override, to_json
+from clip_jax.config.checks import check
 from clip_jax.errors import UserError
 from support import says
 
@@ -412,7 +413,8 @@ def test_a_batch_that_does_not_divide(
 ) -> None:
     c = changed(batch_size=batch_size, mesh__tensor=tensor, accumulate=accumulate)
     if batch_size % number == 0:
-        return check(c, devices)
+        check(c, devices)
+        return
     with pytest.raises(UserError) as error:
         check(c, devices)
     assert says(error.value, f"config.batch_size={batch_size}", f"a multiple of {number}")

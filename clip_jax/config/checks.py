@@ -1,0 +1,73 @@
+"""Checks of a whole config: everything that can be known to be wrong before a device is touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clip_jax.config.schema import Config
+from clip_jax.config.values import typed
+from clip_jax.data import augmentation, captions, mixture_config
+from clip_jax.errors import UserError, counted
+
+
+def check(config: Any, devices: int | None = None) -> Config:
+    """The config as typed dataclasses, once nothing in it is known to be wrong.
+
+    Args:
+      config: a `ConfigDict`, nested dictionaries, or a `Config`.
+      devices: the number of devices that train; None where nothing is trained.
+
+    Raises:
+      UserError: names the key, its value and what to do.
+    """
+    c = typed(config)
+    _check_optimizer(c)
+    for tower, rows in c.chunk.to_dict().items():
+        if rows > 0 and c.remat != "full":
+            raise UserError(
+                f"config.chunk.{tower}={rows} needs config.remat=full, not {c.remat!r}: the "
+                "backward pass computes every chunk again"
+            )
+    augmentation.Augment.from_dict(c.data.augment.to_dict())
+    mixture_config.of(c.data.to_dict())
+    _check_templates(c)
+    if devices is not None:
+        _check_batch_size(c, devices)
+    return c
+
+
+def _check_optimizer(c: Config) -> None:
+    if c.optimizer.warmup_steps >= c.steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps={c.optimizer.warmup_steps} must be below "
+            f"config.steps={c.steps}"
+        )
+    if c.optimizer.name == "lamb" and c.optimizer.muon_learning_rate:
+        raise UserError(
+            f"config.optimizer.muon_learning_rate={c.optimizer.muon_learning_rate} has no "
+            "place in config.optimizer.name=lamb: set it to 0, or the name to adamw"
+        )
+
+
+def _check_templates(c: Config) -> None:
+    try:
+        captions.fields(c.evaluate.caption)
+    except UserError as error:
+        raise UserError(f"config.evaluate.caption: {error}") from None
+    prompts = c.evaluate.templates
+    if not prompts or any("{}" not in prompt for prompt in prompts):
+        raise UserError(
+            f"config.evaluate.templates={prompts!r:.200} must each hold {{}}: the label"
+        )
+
+
+def _check_batch_size(c: Config, devices: int) -> None:
+    shards, parts = max(1, devices // max(1, c.mesh.tensor)), c.accumulate
+    if c.batch_size % (shards * parts):
+        near = max(1, round(c.batch_size / (shards * parts))) * shards * parts
+        in_parts = f" in config.accumulate={parts} parts" if parts > 1 else ""
+        raise UserError(
+            f"config.batch_size={c.batch_size} does not divide over "
+            f"{counted(shards, 'device')}{in_parts}: use a multiple of {shards * parts}, "
+            f"such as {near}"
+        )

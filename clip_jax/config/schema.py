@@ -1,0 +1,360 @@
+"""Every config key once: type, default, bounds, meaning, and whether a resumed run may change it.
+
+`configs/common.py`, `--help`, `docs/config.md` and all checks of single values are made from these
+classes. The defaults are CLIP's own hyperparameters (Radford et al. 2021, table 18).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from clip_jax.config.keys import Group, Key, group, key
+
+DTYPES = ("float32", "bfloat16", "mixed")
+_BELOW_ONE = 1 - 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights(Group):
+    """The weights that a fresh run starts from, instead of random values."""
+
+    path: str = key(
+        "", "a run's folder, or a file or folder of OpenAI's, open_clip's or transformers'"
+    )
+    resize: bool = key(
+        False,
+        "resize the positions where the resolution or context length differs from the model's",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk(Group):
+    """Rows of each device that a Transformer layer takes at a time, so that they stay on the chip.
+
+    Layers in chunks need `remat` to be full.
+    """
+
+    image: int = key(
+        -1, "of the image tower; 0: all rows; -1: the best value of the TPU's plans", at_least=-1
+    )
+    text: int = key(
+        -1, "of the text tower; 0: all rows; -1: the best value of the TPU's plans", at_least=-1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter(Group):
+    """Conditions on the pairs that are used; zero or empty: no condition."""
+
+    min_side: int = key(0, "least pixels of the shorter side")
+    max_side: int = key(0, "most pixels of the longer side")
+    max_aspect: float = key(0.0, "greatest ratio of the longer side to the shorter")
+    min_characters: int = key(
+        0, "least characters of the caption that the first usable template makes"
+    )
+    max_characters: int = key(0, "most characters of that caption")
+    least: Mapping[str, float] = key(
+        {}, "least number of a field, by field: {'similarity': 0.3}", user_named=True
+    )
+    most: Mapping[str, float] = key({}, "greatest number of a field, by field", user_named=True)
+    duplicates: int = key(
+        0,
+        "leave out an image whose bytes equal those of one of this many images before it; -1: of "
+        "any before it",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment(Group):
+    """Random changes to the training images. The defaults are the paper's: a random square crop."""
+
+    crop: str = key(
+        "fit",
+        "fit: the paper's square crop, shrunk until it fits; open_clip: its crop, drawn again "
+        "until it fits, with crop_ratio from 3/4 to 4/3 unless another is given",
+    )
+    crop_scale: tuple[float, float] = key((0.9, 1.0), "least and greatest share of the area")
+    crop_ratio: tuple[float, float] = key((1.0, 1.0), "least and greatest width over height")
+    flip: float = key(0.0, "probability of a mirror image")
+    rotate: float = key(0.0, "greatest angle in degrees, either way; corners are white")
+    color: float = key(
+        0.0, "strength of changes to brightness, contrast and saturation (0.4: ×0.6 to ×1.4)"
+    )
+    hue: float = key(0.0, "greatest rotation of the hue, as a share of the circle")
+    gray: float = key(0.0, "probability of a grey image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Group):
+    """The training pairs."""
+
+    train: str = key(
+        "",
+        "tars (with braces and globs), a folder of images, a table (csv, tsv, jsonl, parquet, "
+        "COCO's json), a folder saved by `datasets`, or tfds:NAME:SPLIT",
+    )
+    mix: Mapping[str, Any] = key(
+        {},
+        "several sources in place of train: name → data, and weight (its share of the rows) or "
+        "epochs (passes over it in an epoch of the mixture), and its own captions, "
+        "caption_weights, image, root, filter",
+        user_named=True,
+    )
+    image: str = key(
+        "",
+        "of a table: the column of the images; empty: the one that looks so. Of tars and folders: "
+        "which images of an example, by what follows the stem (seg.png); empty: the plain ones",
+    )
+    root: str = key("", "of a table: the folder that its paths start from; empty: the table's own")
+    separator: str = key("", "between the cells of a CSV or TSV, such as ; or tab; empty: detected")
+    quoting: str = key(
+        "", "double, or none: quotation marks are ordinary characters; empty: detected"
+    )
+    encoding: str = key("", "of a CSV, TSV or JSON lines, such as cp1252; empty: detected")
+    index: str = key(
+        "",
+        "where tar indices are kept: empty: the user's cache folder; beside: next to each tar; or "
+        "a folder, local or remote, that many hosts share",
+        resume=True,
+    )
+    redirects: tuple[str, ...] = key(
+        (),
+        "sites that web servers may redirect to, such as ('hf.co',); ('any',): all. A server may "
+        "always redirect to itself",
+        resume=True,
+    )
+    max_bad_fraction: float = key(
+        0.01,
+        "share of broken pairs, which are left out, above which the run ends",
+        at_least=0,
+        at_most=1,
+        resume=True,
+    )
+    captions: tuple[str, ...] = key(
+        ("{caption}",),
+        "templates over the fields of a pair, one of which is drawn; of a list, {tags} gives some "
+        "items, {tags:one} one, {tags:each} another one every epoch, {tags:all} all",
+    )
+    caption_weights: tuple[float, ...] = key(
+        (), "how often each template is drawn, relative to the others; empty: equally often"
+    )
+    filter: Filter = group(Filter)
+    token_dropout: float = key(
+        0.0, "share of a caption's tokens that is dropped", at_least=0, at_most=_BELOW_ONE
+    )
+    threads: int = key(2, "batches that a process makes at once", at_least=1, resume=True)
+    workers: int = key(
+        0, "processes that make batches; 0: threads of the main process", at_least=0, resume=True
+    )
+    prefetch: int = key(4, "batches made ahead", at_least=1, resume=True)
+    fast_decode: bool = key(True, "decode JPEGs at the scale that the crops need, not in full")
+    cache_mib: int = key(
+        0,
+        "MiB of decoded images kept in memory, for data sets that fit",
+        at_least=0,
+        resume=True,
+    )
+    augment: Augment = group(Augment)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective(Group):
+    """The objective that training minimizes."""
+
+    name: str = key(
+        "contrastive", "a built-in objective, or your own as my_package.my_module:MyObjective"
+    )
+    options: Mapping[str, Any] = key({}, "options of your own objective, by name", user_named=True)
+    mix: Mapping[str, Any] = key(
+        {},
+        "several objectives in place of name: name → weight, or name → weight, name and options",
+        user_named=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss(Group):
+    """The contrastive objective."""
+
+    layout: str = key(
+        "auto",
+        "how the batch_size² similarities lie over the devices: dense, blockwise, ring; auto: the "
+        "least memory that costs no time",
+        resume=True,
+    )
+    block: int = key(0, "rows of a tile; 0: the layout's own", at_least=0, resume=True)
+    label_smoothing: float = key(
+        0.0, "share of a target that is spread over the batch", at_least=0, at_most=_BELOW_ONE
+    )
+    mask_duplicates: bool = key(False, "pairs with equal captions are not each other's negatives")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer(Group):
+    """The optimizer and its learning rate."""
+
+    name: str = key("adamw", "which optimizer", choices=("adamw", "lamb"))
+    learning_rate: float = key(5e-4, "the rate after the warm-up", at_least=1e-12)
+    final_learning_rate: float = key(0.0, "the rate at the last step", at_least=0)
+    muon_learning_rate: float = key(
+        0.0, "above 0: Muon updates the towers' matrices at this rate, Adam the rest", at_least=0
+    )
+    warmup_steps: int = key(
+        2_000, "updates in which the rate rises linearly to learning_rate", at_least=0
+    )
+    schedule: str = key(
+        "cosine", "the decay from learning_rate to the final rate", choices=("cosine", "linear")
+    )
+    b1: float = key(0.9, "Adam's β₁", at_least=0, at_most=_BELOW_ONE)
+    b2: float = key(0.98, "Adam's β₂", at_least=0, at_most=_BELOW_ONE)
+    eps: float = key(1e-6, "Adam's ε", at_least=1e-30)
+    weight_decay: float = key(
+        0.2, "decoupled decay of matrices; gains, biases and scales do not decay", at_least=0
+    )
+    clip_norm: float = key(0.0, "greatest norm of the gradient; 0: no clipping", at_least=0)
+    sharded: bool = key(
+        False, "shard the optimizer's state over the data axis too (ZeRO)", resume=True
+    )
+    moments: str = key(
+        "float32",
+        "dtype of the optimizer's statistics of matrices; bfloat16 halves them, with stochastic "
+        "rounding",
+        choices=("float32", "bfloat16"),
+    )
+    text_weights: str = key(
+        "float32",
+        "dtype of the text tower's matrices and their gradients; bfloat16 with stochastic rounding",
+        choices=("float32", "bfloat16"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh(Group):
+    """The mesh of devices: the product of its axes is their number; -1: all that are left."""
+
+    data: int = key(-1, "the batch is split over this axis")
+    fsdp: int = key(
+        1, "the batch, the parameters and the optimizer's state are split over this axis"
+    )
+    tensor: int = key(1, "each layer's heads and hidden units are split over this axis")
+
+
+@dataclasses.dataclass(frozen=True)
+class Log(Group):
+    """Metrics of training."""
+
+    every: int = key(50, "steps between two lines of metrics", at_least=1)
+    tensorboard: bool = key(True, "write TensorBoard's files too")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint(Group):
+    """Checkpoints of a run."""
+
+    every: int = key(1_000, "steps between two checkpoints", at_least=1)
+    keep: int = key(2, "how many are kept", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate(Group):
+    """Evaluation during training and by --mode=evaluate."""
+
+    every: int = key(5_000, "steps between two evaluations", at_least=1)
+    batch_size: int = key(64, "images, or texts, that each device takes at a time", at_least=1)
+    pictures: int = key(
+        12, "random test images that are shown with their most likely labels", at_least=0
+    )
+    templates: tuple[str, ...] = key(
+        ("{}", "a photo of a {}."), "prompts of zero-shot classification; {} is the label"
+    )
+    caption: str = key("{caption}", "template of a test image's caption in retrieval")
+    suite: tuple[str, ...] = key(
+        ("zero_shot", "retrieval"),
+        "evaluators: zero_shot, linear_probe, few_shot, retrieval, robustness, bias, overlap",
+    )
+    sets: Mapping[str, Any] = key(
+        {},
+        "test sets of your own: name → data, and, where the data itself has no labels, labels (a "
+        "json list of names) and label (a field)",
+        user_named=True,
+    )
+    standard: tuple[str, ...] = key((), "standard test sets, such as ('cifar10', 'imagenet')")
+    folder: str = key("", "where the standard sets are")
+    dtype: str = key("", "empty: the run's own, float32 for other weights", choices=("", *DTYPES))
+    shots: tuple[int, ...] = key((1, 2, 4, 8, 16), "images per class in few-shot learning")
+    seeds: int = key(3, "draws of those images", at_least=1)
+    keep_features: bool = key(
+        True, "keep features on disk, so that another evaluation need not encode again"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Group):
+    """A run's config."""
+
+    workdir: str = key(
+        "", "the run's folder; the same command resumes the run that it holds", resume=True
+    )
+    seed: int = key(0, "of all that is random", at_least=0, at_most=2**32 - 1)
+    batch_size: int = key(32_768, "pairs of a batch, over all devices", at_least=1)
+    accumulate: int = key(
+        1,
+        "parts in which a batch goes through the towers; every negative of the batch counts",
+        at_least=1,
+        resume=True,
+    )
+    steps: int = key(390_625, "updates; the default is 32 epochs of 400 million pairs", at_least=1)
+    model: Mapping[str, Any] = key(
+        {}, "the architecture, as clip_jax.models.architectures names it"
+    )
+    weights: Weights = group(Weights)
+    tokenizer: str = key(
+        "clip", "clip, sentencepiece:PATH.model, siglip:PATH.model, or wordpiece:vocab.txt"
+    )
+    dtype: str = key(
+        "bfloat16",
+        "of activations; mixed: bfloat16 products between float32 activations, for CPUs. "
+        "Parameters (except optimizer.text_weights) and their updates are float32",
+        choices=DTYPES,
+    )
+    remat: str = key(
+        "full",
+        "what the backward pass computes again to save memory: none; dots: all but matrix "
+        "products; full: every layer",
+        resume=True,
+    )
+    chunk: Chunk = group(Chunk, resume=True)
+    data: Data = group(Data)
+    objective: Objective = group(Objective)
+    loss: Loss = group(Loss)
+    optimizer: Optimizer = group(Optimizer)
+    mesh: Mesh = group(Mesh, resume=True)
+    log: Log = group(Log, resume=True)
+    checkpoint: Checkpoint = group(Checkpoint, resume=True)
+    evaluate: Evaluate = group(Evaluate, resume=True)
+
+
+def walk(kind: type[Group] = Config, prefix: str = "") -> Iterator[tuple[str, Key, Any]]:
+    """Dotted name, `Key` and default of each key, groups before the keys in them.
+
+    Of a group the default is its class.
+    """
+    default = kind()
+    for field in dataclasses.fields(kind):
+        value, facts = getattr(default, field.name), field.metadata["key"]
+        name = f"{prefix}{field.name}"
+        if isinstance(value, Group):
+            yield name, facts, type(value)
+            yield from walk(type(value), f"{name}.")
+        else:
+            yield name, facts, value
+
+
+KEYS: dict[str, Key] = {name: facts for name, facts, _ in walk()}
+
+
+def defaults(model: Mapping[str, Any]) -> dict[str, Any]:
+    """All keys with their defaults, for a model's architecture."""
+    return {**Config().to_dict(), "model": dict(model)}

@@ -1,0 +1,88 @@
+"""The contrastive objective of CLIP and SigLIP."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array, Float, Key
+
+from clip_jax.config.schema import Config
+from clip_jax.errors import UserError
+from clip_jax.losses import contrastive
+from clip_jax.losses.contrastive import caption_ids, sigmoid_loss, softmax_loss
+from clip_jax.losses.objective import Batch, Metrics
+from clip_jax.models.clip import CLIP, Output
+from clip_jax.models.model_config import CLIPConfig
+
+Features = tuple[Float[Array, "n d"], Float[Array, "n d"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive:
+    """Predicts which of the N×N pairings of a batch really occurred (section 2.3).
+
+    A model with a `logit_bias` gets SigLIP's sigmoid loss over single pairings, any other CLIP's
+    symmetric cross-entropy.
+
+    Attributes:
+      layout: how the similarities lie over the devices, one of `contrastive.LAYOUTS`; all give the
+        same numbers.
+      block: rows of a tile in the layouts that have tiles; 0: the layout's own.
+      label_smoothing: the share of each row's target that is spread over the batch.
+      mask_duplicates: whether pairs with equal captions are left out as each other's negatives.
+    """
+
+    layout: str = "auto"
+    block: int = 0
+    label_smoothing: float = 0.0
+    mask_duplicates: bool = False
+
+    def __post_init__(self) -> None:
+        contrastive.check(self.layout, self.block)
+
+    @classmethod
+    def from_config(
+        cls, config: Config, model_config: CLIPConfig, options: Mapping[str, Any]
+    ) -> Contrastive:
+        """The objective that `config.loss` describes; see `ConfiguredObjective.from_config`."""
+        if options:
+            raise UserError(
+                f"config.objective.options={dict(options)!r:.200}: the contrastive objective has "
+                "none; its keys are those of config.loss"
+            )
+        objective = cls(**config.loss.to_dict())
+        if objective.label_smoothing and model_config.logit_bias is not None:
+            raise UserError(
+                f"config.loss.label_smoothing={objective.label_smoothing} applies to the softmax "
+                "over the batch, which a model with a logit_bias does not have: set it to 0"
+            )
+        return objective
+
+    def features(self, model: CLIP, batch: Batch, keys: Key[Array, " n"]) -> Features:
+        """Unit-norm features of images and texts, float32."""
+        output = model(batch["image"], batch["tokens"], key=keys)
+        return output.image_features, output.text_features
+
+    def loss(
+        self, features: Features, model: CLIP, batch: Batch
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss of the global batch, both accuracies, and the scale (and bias) of the logits."""
+        return self.loss_of_output(model.compared(*features), batch)
+
+    def loss_of_output(self, output: Output, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
+        """The loss and metrics of a model's output; of `batch` only `tokens` is read."""
+        image, text, scale, bias = output
+        ids = caption_ids(batch["tokens"]) if self.mask_duplicates else None
+        common: dict[str, Any] = dict(layout=self.layout, ids=ids, block=self.block)
+        if bias is None:
+            smoothing = self.label_smoothing
+            loss, metrics = softmax_loss(image, text, scale, label_smoothing=smoothing, **common)
+            return loss, {**metrics, "logit_scale": scale}
+        loss, metrics = sigmoid_loss(image, text, scale, bias, **common)
+        return loss, {**metrics, "logit_scale": scale, "logit_bias": bias}
+
+    def flops(self, model_config: CLIPConfig, batch_size: int) -> int:
+        """Those of the product of all image features with all text features."""
+        return 2 * batch_size * model_config.embed_dim * batch_size

@@ -1,0 +1,120 @@
+"""What a config's loss comes to."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import steps
+from clip_jax.config import typed
+from clip_jax.errors import UserError
+from clip_jax.losses.contrastive import softmax_loss
+from clip_jax.losses.contrastive.objective import Contrastive
+from clip_jax.losses.registry import OBJECTIVES, make_objective
+from clip_jax.losses.weighted import Weighted
+from clip_jax.models.clip import CLIP, Output, normalize
+from clip_jax.models.model_config import CLIPConfig
+from configs import common
+from support import says
+
+
+def output(bias=None, n=6):
+    image, text = (normalize(jax.random.normal(jax.random.key(i), (n, 4))) for i in range(2))
+    return Output(image, text, jnp.float32(20), bias)
+
+
+TOKENS = jnp.array([[1, 5, 9], [1, 6, 9], [1, 5, 9], [1, 7, 9], [1, 8, 9], [1, 6, 9]], jnp.int32)
+
+
+def test_pairs_of_one_caption_are_negatives_unless_they_are_masked():
+    found, batch = output(), {"tokens": TOKENS}
+    same, _ = Contrastive("dense").loss_of_output(found, batch)
+    ids = jnp.array([[0], [1], [0], [2], [3], [1]], jnp.uint32)
+    masking = Contrastive("dense", mask_duplicates=True)
+    masked, metrics = masking.loss_of_output(found, batch)
+    assert float(same) == pytest.approx(float(softmax_loss(*found[:3])[0]))
+    assert float(masked) == pytest.approx(float(softmax_loss(*found[:3], ids=ids)[0]))
+    assert float(masked) < float(same)
+    assert float(metrics["logit_scale"]) == 20
+
+
+def test_a_model_with_a_bias_is_asked_pair_by_pair():
+    loss_of_output, batch = Contrastive("dense").loss_of_output, {"tokens": TOKENS}
+    loss, metrics = loss_of_output(output(jnp.float32(-10)), batch)
+    assert float(metrics["logit_bias"]) == -10
+    assert float(loss) != float(loss_of_output(output(), batch)[0])
+
+
+def test_what_cannot_be_had_is_said():
+    with pytest.raises(UserError) as error:
+        Contrastive("sideways")
+    assert says(error.value, "config.loss.layout='sideways'", "auto, dense, blockwise, ring")
+    for model in ("ViT-B/32", "siglip-b16"):
+        c = common.get_config(model)
+        c.loss.label_smoothing = 0.1
+        config, architecture = typed(c), CLIPConfig.from_dict(c.model.to_dict())
+        if model == "ViT-B/32":
+            assert make_objective(config, architecture) == Contrastive(label_smoothing=0.1)
+            continue
+        with pytest.raises(UserError) as error:
+            make_objective(config, architecture)
+        assert says(error.value, "config.loss.label_smoothing=0.1", "logit_bias")
+
+
+@pytest.mark.parametrize("option", dataclasses.fields(Contrastive), ids=lambda f: f.name)
+def test_every_option_is_a_key_of_the_configs(option):
+    assert common.get_config().loss[option.name] == option.default
+
+
+def objective_of(**keys):
+    c = common.get_config()
+    with c.unlocked():
+        c.objective.update(keys)
+    config = typed(c)
+    return make_objective(config, CLIPConfig.from_dict(config.model))
+
+
+class Counting(Contrastive):
+    calls = 0
+
+    def features(self, model, batch, keys):
+        Counting.calls += 1
+        return super().features(model, batch, keys)
+
+
+def test_a_mix_is_the_weighted_sum_and_shares_features():
+    model, batch = CLIP(steps.TINY, rngs=nnx.Rngs(0)), steps.batch(4)
+    keys = jax.random.split(jax.random.key(0), 4)
+    mix = Weighted({"a": Counting(), "b": Counting(label_smoothing=0.1)}, {"a": 1.0, "b": 2.5})
+    loss, metrics = mix.loss(mix.features(model, batch, keys), model, batch)
+    assert Counting.calls == 1, "the towers run once for all objectives of one kind"
+    output = model(batch["image"], batch["tokens"], key=keys)
+    a, b = (Contrastive(label_smoothing=x).loss_of_output(output, batch)[0] for x in (0.0, 0.1))
+    assert float(loss) == pytest.approx(float(a) + 2.5 * float(b))
+    assert float(metrics["b/loss"]) == pytest.approx(float(b))
+    assert float(metrics["a/logit_scale"]) == pytest.approx(float(output.logit_scale))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"name": "contrstive"}, ["config.objective.name=contrstive", "did you mean contrastive"]),
+        ({"options": {"x": 1}}, ["config.objective.options={'x': 1}", "config.loss"]),
+        ({"mix": {"contrastive": 0}}, ["config.objective.mix.contrastive.weight=0", "above 0"]),
+        ({"mix": {"contrastive": "much"}}, ["config.objective.mix.contrastive.weight='much'"]),
+        ({"mix": {"a": {"weight": 1}}}, ["config.objective.mix.a.name=a", "contrastive"]),
+        ({"mix": {"contrastive": {"wieght": 1}}}, ["contrastive.wieght", "weight, name, options"]),
+    ],
+)
+def test_a_wrong_objective_is_one_line(keys, words):
+    with pytest.raises(UserError) as error:
+        objective_of(**keys)
+    assert says(error.value, *words)
+
+
+def test_every_registered_objective_can_be_made_from_the_defaults():
+    architecture = CLIPConfig.from_dict(common.get_config().model.to_dict())
+    for name in OBJECTIVES.names:
+        assert objective_of(name=name).flops(architecture, 8) > 0
