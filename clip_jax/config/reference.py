@@ -15,7 +15,7 @@ from clip_jax.config.schema import KEYS, Config, walk
 _INTRODUCTION = """\
 # Config keys
 
-This page is made from `clip_jax/config/schema.py` by `python tools/document_config.py`.
+This page is made from `clip_jax/config/schema.py` by `python tools/build_config_docs.py`.
 
 A config file is a Python file with a function `get_config()` that returns an
 `ml_collections.ConfigDict`. Most begin with the defaults and say what differs:

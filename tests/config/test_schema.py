@@ -89,7 +89,7 @@ def test_the_names_of_others_point_to_keys_that_exist():
 
 def test_the_reference_page_is_up_to_date():
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
-    assert page == reference.page(), "run python tools/document_config.py"
+    assert page == reference.page(), "run python tools/build_config_docs.py"
 
 
 def test_the_help_explains_every_key_of_the_schema():

@@ -1,6 +1,6 @@
 """Writes docs/config.md, the reference of all config keys, from the schema.
 
-python tools/document_config.py
+python tools/build_config_docs.py
 """
 
 from pathlib import Path
