@@ -39,6 +39,24 @@ def find(config: str) -> Path:
     raise UserError(f"no config {config}; in {folder()}/ there are: {', '.join(names)}")
 
 
+def _make_importable() -> None:
+    """Makes the shipped configs the package `configs`, so that a config can import from them.
+
+    `sys.path` stays as it is: with an installed package it would need the folder `clip_jax`, whose
+    packages would hide others of the same name, such as `tokenizers`.
+    """
+    if "configs" in sys.modules:
+        return
+    init = folder() / "__init__.py"
+    spec = importlib.util.spec_from_file_location(
+        "configs", init, submodule_search_locations=[str(folder())]
+    )
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["configs"] = module
+    spec.loader.exec_module(module)
+
+
 def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
     """The config of a file after `KEY=VALUE` overrides, and the file's docstring.
 
@@ -54,9 +72,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
     if not spec or not spec.loader:
         raise UserError(f"config {path} is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    importable = str(folder().parent)  # a config may say `from configs import common`
-    sys.path.insert(0, importable)
     try:
+        _make_importable()
         spec.loader.exec_module(module)
         config = module.get_config()
     except UserError:
@@ -64,8 +81,6 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
     except (Exception, SystemExit) as error:
         line = " ".join(str(error).split())
         raise UserError(f"config {path} fails: {type(error).__name__}: {line}") from error
-    finally:
-        sys.path.remove(importable)
     if not isinstance(config, ConfigDict):
         raise UserError(f"config {path}: get_config() must return a ConfigDict, not {config!r:.40}")
     for item in overrides:
