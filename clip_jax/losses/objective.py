@@ -1,6 +1,6 @@
-"""The seam between a training step and what it minimizes.
+"""The protocol of objectives: what a training step minimizes.
 
-The step, gradient accumulation, plans and the FLOP count know an objective by this protocol only.
+The step, gradient accumulation, plans and the FLOP count use an objective only through it.
 """
 
 from __future__ import annotations
@@ -19,49 +19,48 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 class Objective(Protocol):
-    """What training minimizes: from what the towers compute for a batch to a loss and metrics."""
+    """Computes features of a batch with a model, and from them a loss and metrics."""
 
     def features(self, model: CLIP, batch: Batch, keys: Key[Array, " n"]) -> Any:
-        """What the towers compute for a batch or a part of one.
+        """Runs the towers on a batch or on a part of it.
 
-        With gradient accumulation this runs on one part at a time, and its result is kept for the
-        whole batch.
+        Gradient accumulation calls this on one part at a time, and keeps the results of all parts.
 
         Args:
           model: the model.
           batch: `image` uint8 [n, height, width, 3] and `tokens` int32 [n, context].
-          keys: a random key for each row, the same in whatever part the row is.
+          keys: a random key for each row, which does not depend on the part that has the row.
 
         Returns:
-          A pytree of arrays whose first axis is the rows.
+          A pytree of arrays whose first axis runs over the rows.
         """
 
     def loss(self, features: Any, model: CLIP, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
         """The loss of the global batch, and metrics to log.
 
         Args:
-          features: of all rows of the batch, as `features` returns them.
-          model: for parameters beside the towers, such as `model.scale`.
-          batch: as for `features`.
+          features: the result of `features` for all rows of the batch.
+          model: gives parameters beside the towers, such as `model.scale`.
+          batch: the global batch, with the arrays that `features` describes.
         """
 
     def flops(self, model_config: CLIPConfig, batch_size: int) -> int:
-        """FLOPs of the loss of a batch, forward, without the towers."""
+        """FLOPs of the forward pass of the loss, without the towers."""
 
 
 class ConfiguredObjective(Objective, Protocol):
-    """An objective that a config can name."""
+    """An objective that can be made from a config."""
 
     @classmethod
     def from_config(
         cls, config: Config, model_config: CLIPConfig, options: Mapping[str, Any]
     ) -> Objective:
-        """The objective of a run.
+        """Makes the objective of a run.
 
         Args:
-          config: the run's config; `config.loss` has the keys of the contrastive objective.
+          config: the config of the run; `config.loss` has the keys of the contrastive objective.
           model_config: the architecture.
-          options: `config.objective.options`, for keys that the schema does not have.
+          options: `config.objective.options`: keys that are not part of the schema.
 
         Raises:
           UserError: a key is wrong, or the model lacks what the objective needs.

@@ -1,4 +1,4 @@
-"""Objectives by name, and the objective that a config asks for.
+"""The registry of objectives, and the objective of a config.
 
 A new objective is one module that implements `objective.ConfiguredObjective`, and one line here.
 """
@@ -26,27 +26,28 @@ _KEYS = ("weight", "name", "options")
 
 
 def make_objective(config: Config, model_config: CLIPConfig) -> Objective:
-    """The objective that `config.objective` describes.
+    """Makes the objective that `config.objective` describes.
 
     Raises:
-      UserError: there is no objective of a name, or one of its keys is wrong.
+      UserError: a name is not in the registry, or a key of an objective is wrong.
     """
-    wanted = config.objective
-    if not wanted.mix:
-        kind = OBJECTIVES.get(wanted.name, "config.objective.name")
-        return kind.from_config(config, model_config, wanted.options)
+    section = config.objective
+    if not section.mix:
+        objective_class = OBJECTIVES.get(section.name, "config.objective.name")
+        return objective_class.from_config(config, model_config, section.options)
     objectives, weights = {}, {}
-    for name, value in wanted.mix.items():
+    for name, value in section.mix.items():
         key = f"config.objective.mix.{name}"
-        entry = _entry(key, value)
+        entry = _mix_entry(key, value)
         weights[name] = float(entry.get("weight", 1.0))
-        kind = OBJECTIVES.get(str(entry.get("name", name)), f"{key}.name")
-        objectives[name] = kind.from_config(config, model_config, entry.get("options", {}))
+        objective_class = OBJECTIVES.get(str(entry.get("name", name)), f"{key}.name")
+        options = entry.get("options", {})
+        objectives[name] = objective_class.from_config(config, model_config, options)
     return Weighted(objectives, weights)
 
 
-def _entry(key: str, value: Any) -> Mapping[str, Any]:
-    """An entry of the mix: a weight, or a group of keys."""
+def _mix_entry(key: str, value: Any) -> Mapping[str, Any]:
+    """Checks an entry of the mix, which is a weight or a group of keys."""
     entry = value if isinstance(value, Mapping) else {"weight": value}
     for name in entry:
         if name not in _KEYS:

@@ -16,43 +16,44 @@ from clip_jax.models.model_config import CLIPConfig
 class Weighted:
     """Several objectives, minimized together.
 
-    Objectives whose classes share one `features` method share its result, so that the towers run
+    Objectives whose classes have the same `features` method share its result, so the towers run
     once.
 
     Attributes:
-      objectives: by the name that their metrics begin with.
-      weights: the factor on each objective's loss.
+      objectives: by name, which is the prefix of their metrics.
+      weights: the factor on the loss of each objective.
     """
 
     objectives: dict[str, Objective]
     weights: dict[str, float]
 
-    def _sharer(self, name: str) -> str:
-        """The first objective that computes the same features as the one of this name."""
+    def _features_owner(self, name: str) -> str:
+        """The name of the first objective that has the same `features` method."""
         method = type(self.objectives[name]).features
         return next(n for n, o in self.objectives.items() if type(o).features is method)
 
     def features(self, model: CLIP, batch: Batch, keys: Key[Array, " n"]) -> dict[str, Any]:
-        """The features of each objective that does not share another's."""
+        """The features of the objectives, without those that an earlier one computes too."""
         return {
             name: objective.features(model, batch, keys)
             for name, objective in self.objectives.items()
-            if self._sharer(name) == name
+            if self._features_owner(name) == name
         }
 
     def loss(
         self, features: dict[str, Any], model: CLIP, batch: Batch
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The weighted sum; each objective's loss is logged as NAME/loss, its metrics as NAME/…."""
+        """The weighted sum; logs the loss of each objective as NAME/loss, its metrics as NAME/…."""
         total: Any = 0.0
         metrics: Metrics = {}
         for name, objective in self.objectives.items():
-            loss, own = objective.loss(features[self._sharer(name)], model, batch)
+            owner = self._features_owner(name)
+            loss, objective_metrics = objective.loss(features[owner], model, batch)
             total = total + self.weights[name] * loss
-            own = {"loss": loss, **own}
-            metrics |= {f"{name}/{metric}": value for metric, value in own.items()}
+            objective_metrics = {"loss": loss, **objective_metrics}
+            metrics |= {f"{name}/{key}": value for key, value in objective_metrics.items()}
         return total, metrics
 
     def flops(self, model_config: CLIPConfig, batch_size: int) -> int:
-        """The sum over the objectives."""
+        """The sum of the FLOPs of all objectives."""
         return sum(o.flops(model_config, batch_size) for o in self.objectives.values())

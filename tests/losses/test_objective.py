@@ -1,4 +1,4 @@
-"""What a config's loss comes to."""
+"""Tests objectives: the contrastive one, weighted sums, and the registry."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ from configs import common
 from support import says
 
 
-def output(bias=None, n=6):
+def model_output(bias=None, n=6):
     image, text = (normalize(jax.random.normal(jax.random.key(i), (n, 4))) for i in range(2))
     return Output(image, text, jnp.float32(20), bias)
 
@@ -28,26 +28,26 @@ def output(bias=None, n=6):
 TOKENS = jnp.array([[1, 5, 9], [1, 6, 9], [1, 5, 9], [1, 7, 9], [1, 8, 9], [1, 6, 9]], jnp.int32)
 
 
-def test_pairs_of_one_caption_are_negatives_unless_they_are_masked():
-    found, batch = output(), {"tokens": TOKENS}
-    same, _ = Contrastive("dense").loss_of_output(found, batch)
+def test_pairs_with_equal_captions_are_negatives_unless_they_are_masked():
+    output, batch = model_output(), {"tokens": TOKENS}
+    unmasked, _ = Contrastive("dense").loss_of_output(output, batch)
     ids = jnp.array([[0], [1], [0], [2], [3], [1]], jnp.uint32)
     masking = Contrastive("dense", mask_duplicates=True)
-    masked, metrics = masking.loss_of_output(found, batch)
-    assert float(same) == pytest.approx(float(softmax_loss(*found[:3])[0]))
-    assert float(masked) == pytest.approx(float(softmax_loss(*found[:3], ids=ids)[0]))
-    assert float(masked) < float(same)
+    masked, metrics = masking.loss_of_output(output, batch)
+    assert float(unmasked) == pytest.approx(float(softmax_loss(*output[:3])[0]))
+    assert float(masked) == pytest.approx(float(softmax_loss(*output[:3], ids=ids)[0]))
+    assert float(masked) < float(unmasked)
     assert float(metrics["logit_scale"]) == 20
 
 
-def test_a_model_with_a_bias_is_asked_pair_by_pair():
+def test_a_model_with_a_logit_bias_gets_the_sigmoid_loss():
     loss_of_output, batch = Contrastive("dense").loss_of_output, {"tokens": TOKENS}
-    loss, metrics = loss_of_output(output(jnp.float32(-10)), batch)
+    loss, metrics = loss_of_output(model_output(jnp.float32(-10)), batch)
     assert float(metrics["logit_bias"]) == -10
-    assert float(loss) != float(loss_of_output(output(), batch)[0])
+    assert float(loss) != float(loss_of_output(model_output(), batch)[0])
 
 
-def test_what_cannot_be_had_is_said():
+def test_a_wrong_layout_and_smoothing_with_a_bias_are_user_errors():
     with pytest.raises(UserError) as error:
         Contrastive("sideways")
     assert says(error.value, "config.loss.layout='sideways'", "auto, dense, blockwise, ring")
@@ -64,11 +64,11 @@ def test_what_cannot_be_had_is_said():
 
 
 @pytest.mark.parametrize("option", dataclasses.fields(Contrastive), ids=lambda f: f.name)
-def test_every_option_is_a_key_of_the_configs(option):
+def test_every_option_is_a_config_key_with_the_same_default(option):
     assert common.get_config().loss[option.name] == option.default
 
 
-def objective_of(**keys):
+def objective_from(**keys):
     c = common.get_config()
     with c.unlocked():
         c.objective.update(keys)
@@ -76,20 +76,22 @@ def objective_of(**keys):
     return make_objective(config, CLIPConfig.from_dict(config.model))
 
 
-class Counting(Contrastive):
+class CountingCalls(Contrastive):
     calls = 0
 
     def features(self, model, batch, keys):
-        Counting.calls += 1
+        CountingCalls.calls += 1
         return super().features(model, batch, keys)
 
 
 def test_a_mix_is_the_weighted_sum_and_shares_features():
     model, batch = CLIP(steps.TINY, rngs=nnx.Rngs(0)), steps.batch(4)
     keys = jax.random.split(jax.random.key(0), 4)
-    mix = Weighted({"a": Counting(), "b": Counting(label_smoothing=0.1)}, {"a": 1.0, "b": 2.5})
+    mix = Weighted(
+        {"a": CountingCalls(), "b": CountingCalls(label_smoothing=0.1)}, {"a": 1.0, "b": 2.5}
+    )
     loss, metrics = mix.loss(mix.features(model, batch, keys), model, batch)
-    assert Counting.calls == 1, "the towers run once for all objectives of one kind"
+    assert CountingCalls.calls == 1, "objectives with the same `features` run the towers once"
     output = model(batch["image"], batch["tokens"], key=keys)
     a, b = (Contrastive(label_smoothing=x).loss_of_output(output, batch)[0] for x in (0.0, 0.1))
     assert float(loss) == pytest.approx(float(a) + 2.5 * float(b))
@@ -108,13 +110,13 @@ def test_a_mix_is_the_weighted_sum_and_shares_features():
         ({"mix": {"contrastive": {"wieght": 1}}}, ["contrastive.wieght", "weight, name, options"]),
     ],
 )
-def test_a_wrong_objective_is_one_line(keys, words):
+def test_a_wrong_objective_is_a_user_error(keys, words):
     with pytest.raises(UserError) as error:
-        objective_of(**keys)
+        objective_from(**keys)
     assert says(error.value, *words)
 
 
 def test_every_registered_objective_can_be_made_from_the_defaults():
     architecture = CLIPConfig.from_dict(common.get_config().model.to_dict())
     for name in OBJECTIVES.names:
-        assert objective_of(name=name).flops(architecture, 8) > 0
+        assert objective_from(name=name).flops(architecture, 8) > 0

@@ -1,7 +1,7 @@
-"""The N×N similarities of a global batch and the losses on them.
+"""Contrastive losses on the N×N similarities of a global batch.
 
-One loss in three layouts. `dense` has all logits at once and XLA partitions them. `blockwise` and
-`ring` have a tile of them at a time, and make each a second time for the gradients.
+Each loss has three layouts. `dense` holds all logits at once, partitioned by XLA. `blockwise` and
+`ring` hold one tile of logits at a time and recompute it for the gradients.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from jaxtyping import Array, Float, Integer
 from clip_jax.errors import UserError
 from clip_jax.losses.contrastive import blockwise, dense
 from clip_jax.losses.contrastive.masks import caption_ids
-from clip_jax.losses.contrastive.tiling import Plan, make_plan
+from clip_jax.losses.contrastive.tiling import TilePlan, make_tile_plan
+from clip_jax.losses.objective import Metrics
 
-__all__ = ["LAYOUTS", "caption_ids", "check", "choose_layout", "sigmoid_loss", "softmax_loss"]
+__all__ = [
+    "LAYOUTS", "caption_ids", "check_layout", "choose_layout", "sigmoid_loss", "softmax_loss",
+]  # fmt: skip
 
 LAYOUTS = ("auto", "dense", "blockwise", "ring")
 
-_DENSE_LOGITS = 2**24  # 64 MiB in fp32
-
-Metrics = dict[str, Float[Array, ""]]
+_MAX_DENSE_LOGITS = 2**24  # per device: 64 MiB in fp32
 
 
 def softmax_loss(
@@ -33,32 +34,33 @@ def softmax_loss(
     label_smoothing: float = 0.0,
     block: int = 0,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Symmetric cross-entropy over the pairings of the whole batch (section 2.3, figure 3).
+    """Symmetric cross-entropy over the pairings of the global batch (section 2.3, figure 3).
 
-    Row i of both belongs together. Written for the global batch, whose rows lie over the mesh of
-    the tracing context, if there is one. Sums are fp32; a gradient has its features' dtype.
+    Row i of the images and row i of the texts are a positive pair. The rows may be sharded over the
+    mesh of the tracing context. Sums are fp32; each gradient has the dtype of its features.
 
     Args:
-      image_features: unit-norm, as `text_features`.
-      text_features: a row for every image.
+      image_features: unit-norm.
+      text_features: unit-norm, one row for each image.
       logit_scale: the factor on the cosines.
       layout: one of `LAYOUTS`; all give the same numbers.
-      ids: two rows of equal ids are not each other's negatives; None: all rows differ.
+      ids: rows with equal ids are not negatives of each other; None: all rows differ.
       label_smoothing: the share of a row's target that is spread over all its candidates.
       block: rows and columns of a tile; 0: a good default.
 
     Returns:
-      The mean of both directions, and the shares of rows whose own partner is the likeliest.
+      The mean of both directions, and for each direction the share of rows whose positive has the
+      largest logit.
 
     Raises:
-      UserError: a layout, block or label smoothing that there is not.
+      UserError: an invalid layout, block or label smoothing.
     """
     if not 0 <= label_smoothing < 1:
         raise UserError(
             f"config.loss.label_smoothing={label_smoothing} must be a share, from 0 to below 1"
         )
-    features, ids = (image_features, text_features), _or_rows(ids, len(image_features))
-    plan = _plan(layout, block, len(image_features))
+    features, ids = (image_features, text_features), _ids_or_default(ids, len(image_features))
+    plan = _tile_plan(layout, block, len(image_features))
     if plan.layout == "dense":
         return dense.softmax(*features, logit_scale, ids, label_smoothing)
     return blockwise.softmax(*features, logit_scale, ids, label_smoothing, plan)
@@ -74,49 +76,49 @@ def sigmoid_loss(
     ids: Integer[Array, "n words"] | None = None,
     block: int = 0,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Whether each of the batch's pairings belongs together, asked one by one (SigLIP).
+    """SigLIP's loss: a binary classification of each pairing of the global batch.
 
-    Source: Zhai et al. 2023, algorithm 1. Arguments as those of `softmax_loss`; two rows of equal
-    ids are not asked about each other.
+    Source: Zhai et al. 2023, algorithm 1. The arguments are those of `softmax_loss`; pairings of
+    two different rows with equal ids are ignored.
 
     Returns:
-      The sum over an image's texts, averaged over images; the shares of rows whose own partner is
-      the likeliest.
+      The sum over the texts of an image, averaged over images, and for each direction the share of
+      rows whose positive has the largest logit.
 
     Raises:
-      UserError: a layout or block that there is not.
+      UserError: an invalid layout or block.
     """
-    features, ids = (image_features, text_features), _or_rows(ids, len(image_features))
-    plan = _plan(layout, block, len(image_features))
+    features, ids = (image_features, text_features), _ids_or_default(ids, len(image_features))
+    plan = _tile_plan(layout, block, len(image_features))
     if plan.layout == "dense":
         return dense.sigmoid(*features, logit_scale, logit_bias, ids)
     return blockwise.sigmoid(*features, logit_scale, logit_bias, ids, plan)
 
 
 def choose_layout(n: int, devices: int = 1) -> str:
-    """What the layout `auto` comes to for n pairs, split over devices.
+    """Resolves the layout `auto` for n pairs that are sharded over devices.
 
-    Dense while its logits take at most 64 MiB a device: there it is as fast as any and its program
-    the simplest. Beyond that blockwise, which by the table of docs/benchmarks.md needs the least
-    memory, whatever the number of devices.
+    Dense while its logits need at most 64 MiB per device: at that size it is as fast as any layout
+    and its program is the simplest. Blockwise beyond that: it needs the least memory for any number
+    of devices (table in docs/benchmarks.md).
     """
-    return "dense" if n * n <= devices * _DENSE_LOGITS else "blockwise"
+    return "dense" if n * n <= devices * _MAX_DENSE_LOGITS else "blockwise"
 
 
-def check(layout: str, block: int) -> None:
-    """UserError where there is no such layout, or no tiles of so many rows."""
+def check_layout(layout: str, block: int) -> None:
+    """Raises a UserError for an unknown layout or an impossible block size."""
     if layout not in LAYOUTS:
         raise UserError(f"config.loss.layout={layout!r} must be one of {', '.join(LAYOUTS)}")
     if block < 0:
         raise UserError(f"config.loss.block={block} must be a number of rows, or 0 for a default")
 
 
-def _plan(layout: str, block: int, n: int) -> Plan:
-    check(layout, block)
-    plan = make_plan(layout, block, n)
+def _tile_plan(layout: str, block: int, n: int) -> TilePlan:
+    check_layout(layout, block)
+    plan = make_tile_plan(layout, block, n)
     return plan._replace(layout=choose_layout(n, plan.devices)) if layout == "auto" else plan
 
 
-def _or_rows(ids: Integer[Array, "n words"] | None, n: int) -> Integer[Array, "n words"]:
-    """The ids, or those of n rows that all differ."""
+def _ids_or_default(ids: Integer[Array, "n words"] | None, n: int) -> Integer[Array, "n words"]:
+    """The ids, or n distinct ones where there are none."""
     return jnp.arange(n, dtype=jnp.uint32)[:, None] if ids is None else ids

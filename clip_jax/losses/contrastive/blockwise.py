@@ -1,7 +1,7 @@
-"""The losses from tiles of logits, which are made a second time for the gradients.
+"""Contrastive losses from tiles of logits, which are recomputed for the gradients.
 
-A logit is needed only for what it adds to its row and to its column, so that no device holds more
-than a tile of them. Own logits stay outside of the tiles: they are sums along a row of features.
+Each logit only adds to the sums of its row and of its column, so no device holds more than one tile
+of them. The logits of the positives are not part of the tiles: they are dot products of rows.
 """
 
 from __future__ import annotations
@@ -13,9 +13,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from clip_jax.losses.contrastive.dense import Loss
-from clip_jax.losses.contrastive.masks import FLOOR, accuracies, negatives, own_cosines, product
-from clip_jax.losses.contrastive.tiling import Max, Plan, Rows, Sum, SumExp, Totals, sweep
+from clip_jax.losses.contrastive.dense import LossAndMetrics
+from clip_jax.losses.contrastive.masks import (
+    FLOOR,
+    accuracies,
+    einsum_fp32,
+    negative_mask,
+    positive_cosines,
+)
+from clip_jax.losses.contrastive.tiling import (
+    Max,
+    Rows,
+    Sum,
+    SumExp,
+    TilePlan,
+    Totals,
+    reduce_tiles,
+)
 
 Features = Float[Array, "n d"]
 Scalar = Float[Array, ""]
@@ -29,73 +43,79 @@ def softmax(
     logit_scale: Scalar,
     ids: Ids,
     label_smoothing: float,
-    plan: Plan,
-) -> Loss:
+    plan: TilePlan,
+) -> LossAndMetrics:
     """Symmetric cross-entropy, as `dense.softmax`."""
-    return _softmax(image_features, text_features, logit_scale, ids, label_smoothing, plan)[0]
+    features = image_features, text_features
+    return _softmax_forward(*features, logit_scale, ids, label_smoothing, plan)[0]
 
 
-def _softmax(
-    image: Features, text: Features, scale: Scalar, ids: Ids, smoothing: float, plan: Plan
-) -> tuple[Loss, Any]:
+def _softmax_forward(
+    image: Features, text: Features, scale: Scalar, ids: Ids, label_smoothing: float, plan: TilePlan
+) -> tuple[LossAndMetrics, Any]:
+    """The loss with its metrics, and what the backward pass needs."""
     rows, columns = ({"features": x, "ids": ids} for x in (image, text))
-    sides = sweep(partial(_softmax_sums, smoothing > 0), scale, rows, columns, plan)
-    own = scale * own_cosines(image, text)
-    both = jax.tree.map(lambda *sides: jnp.stack(sides), *sides)
-    (top, total), *more = both
-    # the log-sum-exp of the negatives, less the own logit
-    behind = jnp.log(total) + (top - own)
-    share = jax.nn.sigmoid(behind)
-    loss, to_own = jax.nn.softplus(behind).sum(0), -share.sum(0)
-    # a row without negatives has a total of 0; any other's is at least 1
-    kept = {"top": top, "weight": share / jnp.maximum(total, 1)}
-    if smoothing:
-        others, candidates = more[0].value, 1 + more[1].value
-        kept["spread"] = smoothing / candidates
-        loss += (smoothing * own - kept["spread"] * (own + others)).sum(0)
-        to_own += (smoothing - kept["spread"]).sum(0)
-    metrics = accuracies(own, (top[0], top[1]), scale)
-    return (loss.mean() / 2, metrics), (image, text, scale, ids, to_own, kept)
+    tile = partial(_softmax_tile, label_smoothing > 0)
+    directions = reduce_tiles(tile, scale, rows, columns, plan)
+    positives = scale * positive_cosines(image, text)
+    # the leading axis of these totals: image to text, text to image
+    (top_logit, total), *smoothing_totals = jax.tree.map(lambda *xs: jnp.stack(xs), *directions)
+    # the log-sum-exp of the negatives minus the logit of the positive
+    margin = jnp.log(total) + (top_logit - positives)
+    negative_share = jax.nn.sigmoid(margin)
+    loss, positive_gradient = jax.nn.softplus(margin).sum(0), -negative_share.sum(0)
+    # the total is 0 for a row without negatives, and at least 1 for any other
+    residuals = {"top_logit": top_logit, "weight": negative_share / jnp.maximum(total, 1)}
+    if label_smoothing:
+        negatives_sum, candidates = smoothing_totals[0].value, 1 + smoothing_totals[1].value
+        smoothing = residuals["smoothing"] = label_smoothing / candidates
+        loss += (label_smoothing * positives - smoothing * (positives + negatives_sum)).sum(0)
+        positive_gradient += (label_smoothing - smoothing).sum(0)
+    metrics = accuracies(positives, (top_logit[0], top_logit[1]), scale)
+    return (loss.mean() / 2, metrics), (image, text, scale, ids, positive_gradient, residuals)
 
 
-def _softmax_sums(smoothed: bool, scale: Scalar, row: Rows, column: Rows) -> tuple[Totals, Totals]:
-    logits, counted = _logits(scale, row, column)
-    masked = jnp.where(counted, logits, -jnp.inf)
+def _softmax_tile(smoothed: bool, scale: Scalar, row: Rows, column: Rows) -> tuple[Totals, Totals]:
+    """The log-sum-exp of the negatives and, for label smoothing, their sum and their number."""
+    logits, mask = _logits(scale, row, column)
+    masked_logits = jnp.where(mask, logits, -jnp.inf)
 
-    def along(axis: int) -> Totals:
-        top = masked.max(axis=axis, initial=FLOOR)
-        total = jnp.exp(masked - jnp.expand_dims(top, axis)).sum(axis=axis)
+    def totals(axis: int) -> Totals:
+        top_logit = masked_logits.max(axis=axis, initial=FLOOR)
+        total = jnp.exp(masked_logits - jnp.expand_dims(top_logit, axis)).sum(axis=axis)
         if not smoothed:
-            return (SumExp(top, total),)
-        others = jnp.where(counted, logits, 0).sum(axis=axis)
-        return SumExp(top, total), Sum(others), Sum(counted.sum(axis=axis, dtype=jnp.float32))
+            return (SumExp(top_logit, total),)
+        negatives_sum = jnp.where(mask, logits, 0).sum(axis=axis)
+        count = mask.sum(axis=axis, dtype=jnp.float32)
+        return SumExp(top_logit, total), Sum(negatives_sum), Sum(count)
 
-    return along(1), along(0)
+    return totals(1), totals(0)
 
 
-def _softmax_gradients(
-    smoothing: float, plan: Plan, kept: Any, cotangents: Any
+def _softmax_backward(
+    label_smoothing: float, plan: TilePlan, saved: Any, cotangents: Any
 ) -> tuple[Array, Array, Array, None]:
-    image, text, scale, ids, to_own, sides = kept
+    image, text, scale, ids, positive_gradient, residuals = saved
     rows, columns = (
-        {"features": x, "ids": ids, **{name: of_both[i] for name, of_both in sides.items()}}
+        {"features": x, "ids": ids, **{name: stacked[i] for name, stacked in residuals.items()}}
         for i, x in enumerate((image, text))
     )
-    (to_image,), (to_text,) = sweep(_softmax_slopes, scale, rows, columns, plan)
-    slopes = _with_own(to_image.value, to_text.value, to_own, image, text)
-    return *_scaled(cotangents[0] / (2 * len(image)), *slopes, image, text, scale), None
+    (image_total,), (text_total,) = reduce_tiles(_softmax_gradient_tile, scale, rows, columns, plan)
+    gradients = _add_positives(image_total.value, text_total.value, positive_gradient, image, text)
+    return *_scale_gradients(cotangents[0] / (2 * len(image)), *gradients, image, text, scale), None
 
 
-def _softmax_slopes(scale: Scalar, row: Rows, column: Rows) -> tuple[Totals, Totals]:
-    logits, counted = _logits(scale, row, column)
-    slopes = jnp.exp(logits - row["top"][:, None]) * row["weight"][:, None]
-    slopes += jnp.exp(logits - column["top"]) * column["weight"]
-    if "spread" in row:
-        slopes -= row["spread"][:, None] + column["spread"]
-    return _to_features(jnp.where(counted, slopes, 0), row, column)
+def _softmax_gradient_tile(scale: Scalar, row: Rows, column: Rows) -> tuple[Totals, Totals]:
+    """The gradients by the features of the negatives."""
+    logits, mask = _logits(scale, row, column)
+    gradient = jnp.exp(logits - row["top_logit"][:, None]) * row["weight"][:, None]
+    gradient += jnp.exp(logits - column["top_logit"]) * column["weight"]
+    if "smoothing" in row:
+        gradient -= row["smoothing"][:, None] + column["smoothing"]
+    return _feature_gradients(jnp.where(mask, gradient, 0), row, column)
 
 
-softmax.defvjp(_softmax, _softmax_gradients)
+softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -105,97 +125,112 @@ def sigmoid(
     logit_scale: Scalar,
     logit_bias: Scalar,
     ids: Ids,
-    plan: Plan,
-) -> Loss:
-    """The sum of -log σ(±logit) over all pairings that count, as `dense.sigmoid`."""
+    plan: TilePlan,
+) -> LossAndMetrics:
+    """The sum of -log σ(±logit) over all pairings that are not masked, as `dense.sigmoid`."""
     features = image_features, text_features
-    return _sigmoid(*features, logit_scale, logit_bias, ids, plan, with_gradients=False)[0]
+    return _sigmoid_forward(*features, logit_scale, logit_bias, ids, plan, with_gradients=False)[0]
 
 
-def _sigmoid(
+def _sigmoid_forward(
     image: Features,
     text: Features,
     scale: Scalar,
     bias: Scalar,
     ids: Ids,
-    plan: Plan,
+    plan: TilePlan,
     with_gradients: bool = True,
-) -> tuple[Loss, Any]:
-    """A sum over logits needs no second look at them: its gradients are made along with it."""
+) -> tuple[LossAndMetrics, Any]:
+    """The loss with its metrics, and its gradients.
+
+    The loss is a sum over logits, so the same pass over the tiles gives the gradients too.
+    """
     rows, columns = ({"features": x, "ids": ids} for x in (image, text))
-    tile = partial(_sigmoid_sums, with_gradients)
-    by_row, by_column = sweep(tile, (scale, bias), rows, columns, plan)
-    own = bias + scale * own_cosines(image, text)
-    most = by_row[0].value, by_column[0].value
-    loss = (by_row[1].value + jax.nn.softplus(-own)).mean(), accuracies(own, most, scale)
+    tile = partial(_sigmoid_tile, with_gradients)
+    by_row, by_column = reduce_tiles(tile, (scale, bias), rows, columns, plan)
+    positives = bias + scale * positive_cosines(image, text)
+    max_negatives = by_row[0].value, by_column[0].value
+    loss = (by_row[1].value + jax.nn.softplus(-positives)).mean()
+    metrics = accuracies(positives, max_negatives, scale)
     if not with_gradients:
-        return loss, None
-    to_own = -jax.nn.sigmoid(-own)
-    slopes = _with_own(by_row[3].value, by_column[1].value, to_own, image, text)
-    to_bias = (by_row[2].value + to_own).mean()
-    return loss, (*_scaled(1 / len(image), *slopes, image, text, scale), to_bias)
+        return (loss, metrics), None
+    positive_gradient = -jax.nn.sigmoid(-positives)
+    gradients = _add_positives(by_row[3].value, by_column[1].value, positive_gradient, image, text)
+    bias_gradient = (by_row[2].value + positive_gradient).mean()
+    scaled = _scale_gradients(1 / len(image), *gradients, image, text, scale)
+    return (loss, metrics), (*scaled, bias_gradient)
 
 
-def _sigmoid_sums(
+def _sigmoid_tile(
     with_gradients: bool, shared: tuple[Scalar, Scalar], row: Rows, column: Rows
 ) -> tuple[Totals, Totals]:
+    """By row: maximum, loss, gradients by bias and features; by column: maximum, by features."""
     scale, bias = shared
-    logits, counted = _logits(scale, row, column)
-    logits = jnp.where(counted, logits + bias, -jnp.inf)
+    logits, mask = _logits(scale, row, column)
+    logits = jnp.where(mask, logits + bias, -jnp.inf)
     by_row: Totals = Max(logits.max(axis=1, initial=FLOOR)), Sum(jax.nn.softplus(logits).sum(1))
     by_column: Totals = (Max(logits.max(axis=0, initial=FLOOR)),)
     if with_gradients:
-        slopes = jax.nn.sigmoid(logits)
-        to_row, to_column = _to_features(slopes, row, column)
-        by_row, by_column = (*by_row, Sum(slopes.sum(axis=1)), *to_row), (*by_column, *to_column)
+        gradient = jax.nn.sigmoid(logits)
+        row_total, column_total = _feature_gradients(gradient, row, column)
+        by_row = (*by_row, Sum(gradient.sum(axis=1)), *row_total)
+        by_column = (*by_column, *column_total)
     return by_row, by_column
 
 
-def _sigmoid_gradients(
-    plan: Plan, kept: Any, cotangents: Any
+def _sigmoid_backward(
+    plan: TilePlan, gradients: Any, cotangents: Any
 ) -> tuple[Array, Array, Array, Array, None]:
-    return *(cotangents[0].astype(x.dtype) * x for x in kept), None
+    return *(cotangents[0].astype(x.dtype) * x for x in gradients), None
 
 
-sigmoid.defvjp(_sigmoid, _sigmoid_gradients)
+sigmoid.defvjp(_sigmoid_forward, _sigmoid_backward)
 
 
 def _logits(
     scale: Scalar, row: Rows, column: Rows
 ) -> tuple[Float[Array, "r c"], Bool[Array, "r c"]]:
-    """A tile's logits, and which of them count."""
-    counted = negatives(row["ids"], column["ids"])
+    """The logits of a tile, and the mask of its negatives."""
+    mask = negative_mask(row["ids"], column["ids"])
     if "valid" in row:
-        counted &= row["valid"][:, None]
+        mask &= row["valid"][:, None]
     if "valid" in column:
-        counted &= column["valid"]
-    return scale * product("id,jd->ij", row["features"], column["features"]), counted
+        mask &= column["valid"]
+    return scale * einsum_fp32("id,jd->ij", row["features"], column["features"]), mask
 
 
-def _to_features(
-    slopes: Float[Array, "r c"], row: Rows, column: Rows
+def _feature_gradients(
+    gradient: Float[Array, "r c"], row: Rows, column: Rows
 ) -> tuple[tuple[Sum], tuple[Sum]]:
-    """From the loss's slopes along a tile's cosines to those along its features."""
-    to_row = product("ij,jd->id", slopes, column["features"].astype(jnp.float32))
-    to_column = product("ij,id->jd", slopes, row["features"].astype(jnp.float32))
-    return (Sum(to_row),), (Sum(to_column),)
+    """From the gradient by the cosines of a tile to those by its row and column features."""
+    by_row = einsum_fp32("ij,jd->id", gradient, column["features"].astype(jnp.float32))
+    by_column = einsum_fp32("ij,id->jd", gradient, row["features"].astype(jnp.float32))
+    return (Sum(by_row),), (Sum(by_column),)
 
 
-def _with_own(
-    to_image: Features, to_text: Features, to_own: Float[Array, " n"], image: Array, text: Array
+def _add_positives(
+    image_gradient: Features,
+    text_gradient: Features,
+    positive_gradient: Float[Array, " n"],
+    image: Array,
+    text: Array,
 ) -> tuple[Features, Features]:
-    return to_image + to_own[:, None] * text, to_text + to_own[:, None] * image
+    """Adds the gradients through the positives to those through the negatives."""
+    return (
+        image_gradient + positive_gradient[:, None] * text,
+        text_gradient + positive_gradient[:, None] * image,
+    )
 
 
-def _scaled(
+def _scale_gradients(
     factor: Scalar | float,
-    to_image: Features,
-    to_text: Features,
+    image_gradient: Features,
+    text_gradient: Features,
     image: Array,
     text: Array,
     scale: Scalar,
 ) -> tuple[Array, Array, Array]:
-    """Gradients of both features and of the scale: a logit is a cosine times the scale."""
-    to_scale = factor * jnp.sum(image * to_image)
-    both = (factor * scale * to_image).astype(image.dtype), (factor * scale * to_text)
-    return both[0], both[1].astype(text.dtype), to_scale
+    """Gradients by both features and by the scale, as a logit is a cosine times the scale."""
+    scale_gradient = factor * jnp.sum(image * image_gradient)
+    image_gradient = (factor * scale * image_gradient).astype(image.dtype)
+    return image_gradient, (factor * scale * text_gradient).astype(text.dtype), scale_gradient

@@ -1,4 +1,4 @@
-"""The losses by their definition: all N×N logits at once, partitioned by XLA."""
+"""Contrastive losses by their definition: all N×N logits at once, partitioned by XLA."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from clip_jax.losses.contrastive.masks import FLOOR, accuracies, negatives, own_cosines, product
+from clip_jax.losses.contrastive.masks import (
+    FLOOR,
+    accuracies,
+    einsum_fp32,
+    negative_mask,
+    positive_cosines,
+)
+from clip_jax.losses.objective import Metrics
 
-Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
+LossAndMetrics = tuple[Float[Array, ""], Metrics]
 
 
 def softmax(
@@ -17,38 +24,40 @@ def softmax(
     logit_scale: Float[Array, ""],
     ids: Integer[Array, "n words"],
     label_smoothing: float,
-) -> Loss:
+) -> LossAndMetrics:
     """Symmetric cross-entropy; one matrix of logits serves both directions."""
     image_features, text_features = _fp32(image_features, text_features)
-    counted = negatives(ids, ids)
-    logits = _rows(logit_scale, ids) * product("id,jd->ij", image_features, text_features)
-    own = logit_scale * own_cosines(image_features, text_features)
-    directions = [_cross_entropy(logits, counted, own, axis, label_smoothing) for axis in (1, 0)]
-    (image_to_text, text_to_image), most = zip(*directions, strict=True)
+    mask = negative_mask(ids, ids)
+    scale = _per_row(logit_scale, ids)
+    logits = scale * einsum_fp32("id,jd->ij", image_features, text_features)
+    positives = logit_scale * positive_cosines(image_features, text_features)
+    directions = [_cross_entropy(logits, mask, positives, axis, label_smoothing) for axis in (1, 0)]
+    (image_to_text, text_to_image), max_negatives = zip(*directions, strict=True)
     loss = (image_to_text.mean() + text_to_image.mean()) / 2
-    return loss, accuracies(own, most, logit_scale)
+    return loss, accuracies(positives, max_negatives, logit_scale)
 
 
 def _cross_entropy(
     logits: Float[Array, "n n"],
-    counted: Bool[Array, "n n"],
-    own: Float[Array, " n"],
+    mask: Bool[Array, "n n"],
+    positives: Float[Array, " n"],
     axis: int,
     label_smoothing: float,
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """That of every row's own logit among all; and the greatest of the negatives.
+    """The cross-entropy of each row along an axis, and the largest logit of its negatives.
 
-    As softplus(log-sum-exp of the negatives - own), which is exact where it is small.
+    Computed as softplus(log-sum-exp of the negatives - positive), which stays exact for small
+    losses.
     """
-    logits = jnp.where(counted, logits, -jnp.inf)
-    top = jax.lax.stop_gradient(jnp.max(logits, axis=axis, initial=FLOOR))
-    total = jnp.sum(jnp.exp(logits - jnp.expand_dims(top, axis)), axis=axis)
-    loss = jax.nn.softplus(jnp.log(jnp.where(total > 0, total, 1)) + (top - own))
+    logits = jnp.where(mask, logits, -jnp.inf)
+    max_negative = jax.lax.stop_gradient(jnp.max(logits, axis=axis, initial=FLOOR))
+    total = jnp.sum(jnp.exp(logits - jnp.expand_dims(max_negative, axis)), axis=axis)
+    loss = jax.nn.softplus(jnp.log(jnp.where(total > 0, total, 1)) + (max_negative - positives))
     if label_smoothing:
-        others = jnp.sum(jnp.where(counted, logits, 0), axis=axis)
-        candidates = 1 + jnp.sum(counted, axis=axis)
-        loss += label_smoothing * (own - (own + others) / candidates)
-    return loss, top
+        negatives_sum = jnp.sum(jnp.where(mask, logits, 0), axis=axis)
+        candidates = 1 + jnp.sum(mask, axis=axis)
+        loss += label_smoothing * (positives - (positives + negatives_sum) / candidates)
+    return loss, max_negative
 
 
 def sigmoid(
@@ -57,27 +66,29 @@ def sigmoid(
     logit_scale: Float[Array, ""],
     logit_bias: Float[Array, ""],
     ids: Integer[Array, "n words"],
-) -> Loss:
-    """The sum of -log σ(±logit) over all pairings that count, by rows."""
+) -> LossAndMetrics:
+    """The sum of -log σ(±logit) over the positives and the unmasked negatives, averaged by row."""
     image_features, text_features = _fp32(image_features, text_features)
-    counted = negatives(ids, ids)
-    logits = _rows(logit_scale, ids) * product("id,jd->ij", image_features, text_features)
-    logits += _rows(logit_bias, ids)
-    own = logit_bias + logit_scale * own_cosines(image_features, text_features)
-    negative = jnp.where(counted, jax.nn.softplus(logits), 0).sum(axis=1)
-    masked = jax.lax.stop_gradient(jnp.where(counted, logits, FLOOR))
-    most = masked.max(axis=1), masked.max(axis=0)
-    return (jax.nn.softplus(-own) + negative).mean(), accuracies(own, most, logit_scale)
+    mask = negative_mask(ids, ids)
+    scale = _per_row(logit_scale, ids)
+    logits = scale * einsum_fp32("id,jd->ij", image_features, text_features)
+    logits += _per_row(logit_bias, ids)
+    positives = logit_bias + logit_scale * positive_cosines(image_features, text_features)
+    negative_loss = jnp.where(mask, jax.nn.softplus(logits), 0).sum(axis=1)
+    masked_logits = jax.lax.stop_gradient(jnp.where(mask, logits, FLOOR))
+    max_negatives = masked_logits.max(axis=1), masked_logits.max(axis=0)
+    loss = (jax.nn.softplus(-positives) + negative_loss).mean()
+    return loss, accuracies(positives, max_negatives, logit_scale)
 
 
 def _fp32(*features: Float[Array, "n d"]) -> list[Float[Array, "n d"]]:
-    """So that what a gradient is the sum of is rounded to the features' dtype once."""
+    """Casts features to fp32, so that their gradients are rounded to their dtype only once."""
     return [x.astype(jnp.float32) for x in features]
 
 
-def _rows(x: Float[Array, ""], ids: Integer[Array, "n words"]) -> Float[Array, "n 1"]:
-    """A scalar for every row, so that its gradient is summed by rows first.
+def _per_row(x: Float[Array, ""], ids: Integer[Array, "n words"]) -> Float[Array, "n 1"]:
+    """Repeats a scalar for each row, so that its gradient is summed within rows first.
 
-    XLA would merge the two sums, and n² terms one after the other lose digits.
+    The barrier stops XLA from merging the two sums: one sum of n² terms loses digits.
     """
     return jax.lax.optimization_barrier(jnp.full((len(ids), 1), x))

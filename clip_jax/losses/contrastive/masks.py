@@ -1,4 +1,4 @@
-"""Which pairings of a batch count, and what is said of a row's own."""
+"""Negatives, positives and accuracies: what the layouts of the contrastive loss share."""
 
 from __future__ import annotations
 
@@ -8,62 +8,70 @@ from operator import or_
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt
 
-FLOOR = float(jnp.finfo(jnp.float32).min)  # the maximum of nothing: -inf less itself is no number
+from clip_jax.losses.objective import Metrics
 
-_TIE = 4e-6  # a lead in cosine that is but rounding
+# The maximum over no elements. It is finite because -inf - (-inf) is NaN.
+FLOOR = float(jnp.finfo(jnp.float32).min)
+
+_TIE = 4e-6  # differences of cosines up to this are rounding errors
 
 
 def caption_ids(tokens: Int[Array, "n context"]) -> UInt[Array, "n 2"]:
-    """A 64-bit hash of every row as two words: equal captions have equal ids.
+    """A 64-bit hash of each row, as two words: equal captions have equal ids.
 
-    Two that differ share theirs with a chance of about 2^-64. Every token is mixed with its
-    position by the finalizer of MurmurHash3 (Appleby 2011); a row's hash is the sum.
+    Two different captions have equal ids with a probability of about 2^-64. Each token is mixed
+    with its position by the finalizer of MurmurHash3 (Appleby 2011); the hash of a row is the sum.
     """
     seeds = jnp.array([0x9E3779B9, 0x7F4A7C15], jnp.uint32)
     position = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.uint32)
-    place = _mixed(position[:, None] * seeds)
-    token = _mixed(tokens.astype(jnp.uint32)[:, :, None] + seeds)
-    return jnp.sum(_mixed(token ^ place), axis=1, dtype=jnp.uint32)
+    position_hash = _murmur_finalizer(position[:, None] * seeds)
+    token_hash = _murmur_finalizer(tokens.astype(jnp.uint32)[:, :, None] + seeds)
+    return jnp.sum(_murmur_finalizer(token_hash ^ position_hash), axis=1, dtype=jnp.uint32)
 
 
-def _mixed(x: UInt[Array, "*shape"]) -> UInt[Array, "*shape"]:
+def _murmur_finalizer(x: UInt[Array, "*shape"]) -> UInt[Array, "*shape"]:
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 
-def negatives(
-    rows: Integer[Array, "r words"], columns: Integer[Array, "c words"]
+def negative_mask(
+    row_ids: Integer[Array, "r words"], column_ids: Integer[Array, "c words"]
 ) -> Bool[Array, "r c"]:
-    """Which pairings are of two ids that differ."""
-    words = zip(rows.T, columns.T, strict=True)
+    """True where the ids of a row and a column differ."""
+    words = zip(row_ids.T, column_ids.T, strict=True)
     return reduce(or_, (row[:, None] != column for row, column in words))
 
 
-def product(spec: str, a: Float[Array, "_ _"], b: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
-    """A sum of products in fp32, of factors that may have 16 bits."""
+def einsum_fp32(spec: str, a: Float[Array, "_ _"], b: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
+    """An einsum with fp32 sums; its operands may have 16 bits."""
     return jnp.einsum(spec, a, b, precision="highest", preferred_element_type=jnp.float32)
 
 
-def own_cosines(
+def positive_cosines(
     image_features: Float[Array, "n d"], text_features: Float[Array, "n d"]
 ) -> Float[Array, " n"]:
-    """Of every row with its own partner."""
+    """The cosine of each positive pair, in fp32."""
     return jnp.sum(image_features.astype(jnp.float32) * text_features, axis=-1)
 
 
 def accuracies(
-    own: Float[Array, " n"],
-    most: tuple[Float[Array, " n"], Float[Array, " n"]],
+    positives: Float[Array, " n"],
+    max_negatives: tuple[Float[Array, " n"], Float[Array, " n"]],
     logit_scale: Float[Array, ""],
-) -> dict[str, Float[Array, ""]]:
-    """The shares of rows whose own logit is above `most`, the greatest of its negatives.
+) -> Metrics:
+    """The shares of rows whose positive has a larger logit than all negatives.
 
-    A tie is not right: a model that says the same of everything scores nothing.
+    A tie counts as wrong, so that constant features score 0.
+
+    Args:
+      positives: the logit of each positive pair.
+      max_negatives: the largest logit of each row's negatives, image to text and text to image.
+      logit_scale: the factor on the cosines.
     """
     names = ("image_to_text_accuracy", "text_to_image_accuracy")
-    lead = _TIE * logit_scale
+    margin = _TIE * logit_scale
     return {
-        name: jnp.mean(own - other > lead, dtype=jnp.float32)
-        for name, other in zip(names, most, strict=True)
+        name: jnp.mean(positives - max_negative > margin, dtype=jnp.float32)
+        for name, max_negative in zip(names, max_negatives, strict=True)
     }

@@ -27,11 +27,11 @@ class Contrastive:
     symmetric cross-entropy.
 
     Attributes:
-      layout: how the similarities lie over the devices, one of `contrastive.LAYOUTS`; all give the
-        same numbers.
-      block: rows of a tile in the layouts that have tiles; 0: the layout's own.
+      layout: how the similarities are computed, one of `contrastive.LAYOUTS`; all give the same
+        numbers.
+      block: rows of a tile in the layouts that have tiles; 0: the layout's default.
       label_smoothing: the share of each row's target that is spread over the batch.
-      mask_duplicates: whether pairs with equal captions are left out as each other's negatives.
+      mask_duplicates: whether pairs with equal captions are not negatives of each other.
     """
 
     layout: str = "auto"
@@ -40,13 +40,13 @@ class Contrastive:
     mask_duplicates: bool = False
 
     def __post_init__(self) -> None:
-        contrastive.check(self.layout, self.block)
+        contrastive.check_layout(self.layout, self.block)
 
     @classmethod
     def from_config(
         cls, config: Config, model_config: CLIPConfig, options: Mapping[str, Any]
     ) -> Contrastive:
-        """The objective that `config.loss` describes; see `ConfiguredObjective.from_config`."""
+        """Makes the objective from `config.loss`; see `ConfiguredObjective.from_config`."""
         if options:
             raise UserError(
                 f"config.objective.options={dict(options)!r:.200}: the contrastive objective has "
@@ -68,11 +68,11 @@ class Contrastive:
     def loss(
         self, features: Features, model: CLIP, batch: Batch
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss of the global batch, both accuracies, and the scale (and bias) of the logits."""
+        """The loss of the global batch; metrics: both accuracies, and the logit scale and bias."""
         return self.loss_of_output(model.compared(*features), batch)
 
     def loss_of_output(self, output: Output, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
-        """The loss and metrics of a model's output; of `batch` only `tokens` is read."""
+        """The loss and metrics of a model's output; reads only `tokens` of the batch."""
         image, text, scale, bias = output
         ids = caption_ids(batch["tokens"]) if self.mask_duplicates else None
         common: dict[str, Any] = dict(layout=self.layout, ids=ids, block=self.block)
@@ -84,5 +84,5 @@ class Contrastive:
         return loss, {**metrics, "logit_scale": scale, "logit_bias": bias}
 
     def flops(self, model_config: CLIPConfig, batch_size: int) -> int:
-        """Those of the product of all image features with all text features."""
+        """FLOPs of the product of all image features with all text features."""
         return 2 * batch_size * model_config.embed_dim * batch_size

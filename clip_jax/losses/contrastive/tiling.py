@@ -1,7 +1,7 @@
-"""Every image against every text, a tile at a time, over the blocks and the devices.
+"""Reduces all pairings of images and texts, one tile at a time, over blocks and devices.
 
-A tile is a function of a block of rows and a block of columns. What it adds to each is a `Total`,
-which tells how two of them become one, be it on a device or between devices.
+A tile function maps a block of rows and a block of columns to a `Total` for each of them. A `Total`
+knows how to merge with another one, on one device or between devices.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxtyping import Array
 from clip_jax.distributed import sharding
 from clip_jax.losses.contrastive.masks import FLOOR
 
-BLOCK = 2048
+DEFAULT_BLOCK = 2048
 
 Rows = dict[str, Any]
 
@@ -39,54 +39,55 @@ class Max(NamedTuple):
 
 
 class SumExp(NamedTuple):
-    """A sum of exponentials, divided by the greatest of them, whose exponent is `top`."""
+    """A sum of exponentials that is divided by exp(`max`), the largest of them."""
 
-    top: Array
+    max: Array
     total: Array
 
-    def under(self, top: Array) -> Array:
-        """The sum divided by the exponential of another top, which is not below its own."""
-        return self.total * jnp.exp(self.top - top)
+    def rescaled(self, new_max: Array) -> Array:
+        """The sum divided by exp(`new_max`) instead, where `new_max` is not below `max`."""
+        return self.total * jnp.exp(self.max - new_max)
 
 
 Total = Sum | Max | SumExp
 Totals = tuple[Total, ...]
-Tile = Callable[[Any, Rows, Rows], tuple[Totals, Totals]]
-PartialTile = Callable[[Rows, Rows], tuple[Totals, Totals]]  # its shared arrays given
+TileFunction = Callable[[Any, Rows, Rows], tuple[Totals, Totals]]
+BoundTile = Callable[[Rows, Rows], tuple[Totals, Totals]]  # its shared arrays are bound
 
 
 def _empty(total: Total) -> Total:
-    """Before any tile; of arrays or shapes."""
+    """The total of no tiles, for a total of arrays or of shapes."""
     match total:
         case Sum(x):
             return Sum(jnp.zeros(x.shape, x.dtype))
         case Max(x):
             return Max(jnp.full(x.shape, FLOOR, x.dtype))
-        case SumExp(top, x):
-            return SumExp(jnp.full(top.shape, FLOOR, top.dtype), jnp.zeros(x.shape, x.dtype))
+        case SumExp(x, total_x):
+            floor = jnp.full(x.shape, FLOOR, x.dtype)
+            return SumExp(floor, jnp.zeros(total_x.shape, total_x.dtype))
 
 
 def _merge(a: Totals, b: Totals) -> Totals:
-    """After the tiles of both."""
-    return tuple(_merge_one(x, y) for x, y in zip(a, b, strict=True))
+    """The totals of the tiles of both."""
+    return tuple(_merge_total(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _merge_one(a: Total, b: Total) -> Total:
+def _merge_total(a: Total, b: Total) -> Total:
     match a, b:
         case Sum(x), Sum(y):
             return Sum(x + y)
         case Max(x), Max(y):
             return Max(jnp.maximum(x, y))
         case SumExp(), SumExp():
-            top = jnp.maximum(a.top, b.top)
-            return SumExp(top, a.under(top) + b.under(top))
-    raise TypeError(f"{a} and {b} are of two kinds")
+            new_max = jnp.maximum(a.max, b.max)
+            return SumExp(new_max, a.rescaled(new_max) + b.rescaled(new_max))
+    raise TypeError(f"cannot merge totals of different types: {a} and {b}")
 
 
-def _settle(total: Total, axes: tuple[str, ...]) -> Total:
-    """After the tiles of all devices along the axes: each gets what belongs to its own rows."""
+def _reduce_scatter(total: Total, axes: tuple[str, ...]) -> Total:
+    """Merges the totals of all devices along the axes; each device gets those of its own rows."""
 
-    def own(x: Array) -> Array:
+    def own_rows(x: Array) -> Array:
         size = len(x) // lax.axis_size(axes)
         return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * size, size)
 
@@ -94,14 +95,22 @@ def _settle(total: Total, axes: tuple[str, ...]) -> Total:
         case Sum(x):
             return Sum(lax.psum_scatter(x, axes, tiled=True))
         case Max(x):
-            return Max(own(lax.pmax(x, axes)))
-        case SumExp(top):
-            top = lax.pmax(top, axes)
-            return SumExp(own(top), lax.psum_scatter(total.under(top), axes, tiled=True))
+            return Max(own_rows(lax.pmax(x, axes)))
+        case SumExp(x):
+            new_max = lax.pmax(x, axes)
+            own_max = own_rows(new_max)
+            return SumExp(own_max, lax.psum_scatter(total.rescaled(new_max), axes, tiled=True))
 
 
-class Plan(NamedTuple):
-    """How the tiles are visited; `axes` of the mesh split the rows."""
+class TilePlan(NamedTuple):
+    """The order in which tiles are visited.
+
+    Attributes:
+      layout: `dense`, `blockwise` or `ring`.
+      block: rows of a tile, at most.
+      mesh: the mesh of the tracing context.
+      axes: the axes of the mesh over which the rows are sharded.
+    """
 
     layout: str
     block: int
@@ -110,41 +119,46 @@ class Plan(NamedTuple):
 
     @property
     def devices(self) -> int:
-        """Into how many parts the rows are split."""
+        """The number of shards of the rows."""
         return math.prod(self.mesh.shape[axis] for axis in self.axes)
 
 
-def make_plan(layout: str, block: int, n: int) -> Plan:
-    """The plan for n rows over the mesh of the tracing context.
+def make_tile_plan(layout: str, block: int, n: int) -> TilePlan:
+    """Makes the plan for n rows on the mesh of the tracing context.
 
-    The axes are those of a batch, and the tensor axis, so that its replicas do not repeat each
-    other's work; one that does not divide the rows is left out.
+    The rows are sharded over the axes of a batch and over the tensor axis, so that tensor-parallel
+    replicas share the work. An axis that does not divide the rows is left out.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes: tuple[str, ...] = ()
     for axis in sharding.AXES:
-        parts = math.prod(mesh.shape[a] for a in axes)
-        if (size := mesh.shape.get(axis, 1)) > 1 and n % (parts * size) == 0:
+        shards = math.prod(mesh.shape[a] for a in axes)
+        if (size := mesh.shape.get(axis, 1)) > 1 and n % (shards * size) == 0:
             axes = (*axes, axis)
-    return Plan(layout, block or BLOCK, mesh, axes)
+    return TilePlan(layout, block or DEFAULT_BLOCK, mesh, axes)
 
 
-def sweep(tile: Tile, shared: Any, rows: Rows, columns: Rows, plan: Plan) -> tuple[Any, Any]:
-    """What all tiles add to all rows and to all columns: `Totals` of the kinds that a tile gives.
+def reduce_tiles(
+    tile: TileFunction, shared: Any, rows: Rows, columns: Rows, plan: TilePlan
+) -> tuple[Any, Any]:
+    """Computes all tiles and merges their totals by row and by column.
 
     Args:
-      tile: from `shared`, a block of rows and a block of columns to what it adds to these. Where
-        blocks hold padding, their "valid" says what is none.
-      shared: arrays that every tile needs whole.
+      tile: maps `shared`, a block of rows and a block of columns to the totals of both. A block
+        that has padding has a mask "valid" of its real rows.
+      shared: arrays that every tile needs in full.
       rows: arrays [n, …].
       columns: arrays [n, …].
-      plan: how to visit them.
+      plan: the layout and the sharding.
+
+    Returns:
+      The totals of the rows and of the columns, `Totals` of the types that `tile` returns.
     """
     if not plan.axes:
-        return _walk(tile, plan, shared, rows, columns)
+        return _reduce_on_device(tile, plan, shared, rows, columns)
     split = P(plan.axes)
     return jax.shard_map(
-        partial(_walk, tile, plan),
+        partial(_reduce_on_device, tile, plan),
         mesh=plan.mesh,
         in_specs=(P(), split, split),
         out_specs=(split, split),
@@ -152,82 +166,89 @@ def sweep(tile: Tile, shared: Any, rows: Rows, columns: Rows, plan: Plan) -> tup
     )(shared, rows, columns)
 
 
-def _walk(tile: Tile, plan: Plan, shared: Any, rows: Rows, columns: Rows) -> tuple[Totals, Totals]:
-    """The part of one device: all tiles of its rows."""
-    n, part = _count(columns), partial(tile, shared)
-    rows = _blocks(rows, plan.block)
+def _reduce_on_device(
+    tile: TileFunction, plan: TilePlan, shared: Any, rows: Rows, columns: Rows
+) -> tuple[Totals, Totals]:
+    """The work of one device: all tiles of its rows."""
+    n, bound_tile = _count(columns), partial(tile, shared)
+    rows = _split_into_blocks(rows, plan.block)
     if plan.layout == "ring" and plan.axes:
-        totals = _ring(part, plan, rows, _blocks(columns, plan.block))
+        totals = _reduce_ring(bound_tile, plan, rows, _split_into_blocks(columns, plan.block))
     else:
-        columns = _blocks(columns, -(-plan.block // plan.devices))
-        totals = _tiles(part, rows, columns, _start(part, rows, columns), plan.axes)
+        columns = _split_into_blocks(columns, -(-plan.block // plan.devices))
+        start = _empty_totals(bound_tile, rows, columns)
+        totals = _reduce_blocks(bound_tile, rows, columns, start, plan.axes)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], totals)
 
 
-def _ring(tile: PartialTile, plan: Plan, rows: Rows, columns: Rows) -> tuple[Totals, Totals]:
-    """Columns go from device to device, with what they are given, until they are home."""
+def _reduce_ring(
+    tile: BoundTile, plan: TilePlan, rows: Rows, columns: Rows
+) -> tuple[Totals, Totals]:
+    """Passes the columns and their totals from device to device, once around the ring."""
     ring = [(i, (i + 1) % plan.devices) for i in range(plan.devices)]
     shift = partial(lax.ppermute, axis_name=plan.axes, perm=ring)
 
     def visit(_: Array, state: Any) -> Any:
         columns, totals = state
-        by_row, by_column = _tiles(tile, rows, columns, totals)
+        by_row, by_column = _reduce_blocks(tile, rows, columns, totals)
         return shift(columns), (by_row, shift(by_column))
 
-    start = columns, _start(tile, rows, columns)
+    start = columns, _empty_totals(tile, rows, columns)
     return lax.fori_loop(0, plan.devices, visit, start)[1]
 
 
-def _tiles(
-    tile: PartialTile,
+def _reduce_blocks(
+    tile: BoundTile,
     rows: Rows,
     columns: Rows,
     totals: tuple[Totals, Totals],
     axes: tuple[str, ...] = (),
 ) -> tuple[Totals, Totals]:
-    """Every block of rows with every block of columns, added to what they had.
+    """Merges the tiles of all blocks of rows and columns into `totals`.
 
-    A block of columns is gathered along the axes, and each device gets back what its own got.
+    With `axes`, each block of columns is all-gathered along them, and its totals are
+    reduce-scattered.
     """
 
-    def column(c: Array, totals: tuple[Totals, Totals]) -> tuple[Totals, Totals]:
+    def visit_column(c: Array, totals: tuple[Totals, Totals]) -> tuple[Totals, Totals]:
         block = _take(columns, c)
         if axes:
             block = lax.all_gather(block, axes, tiled=True)
 
-        def row(r: Array, totals: tuple[Totals, Totals]) -> tuple[Totals, Totals]:
-            by_row, given = totals
-            to_row, to_column = tile(_take(rows, r), block)
-            return _put(by_row, _merge(_take(by_row, r), to_row), r), _merge(given, to_column)
+        def visit_row(r: Array, totals: tuple[Totals, Totals]) -> tuple[Totals, Totals]:
+            by_row, block_totals = totals
+            row_totals, column_totals = tile(_take(rows, r), block)
+            by_row = _put(by_row, _merge(_take(by_row, r), row_totals), r)
+            return by_row, _merge(block_totals, column_totals)
 
         by_row, by_column = totals
-        before = _take(by_column, c)
-        if axes:  # a gathered block comes only once
+        block_totals = _take(by_column, c)
+        if axes:  # each gathered block is visited only once
             shapes = jax.eval_shape(tile, _take(rows, 0), block)[1]
-            before = tuple(_empty(total) for total in shapes)
-        by_row, given = lax.fori_loop(0, _count(rows), row, (by_row, before))
+            block_totals = tuple(_empty(total) for total in shapes)
+        by_row, block_totals = lax.fori_loop(0, _count(rows), visit_row, (by_row, block_totals))
         if axes:
-            given = tuple(_settle(total, axes) for total in given)
-        return by_row, _put(by_column, given, c)
+            block_totals = tuple(_reduce_scatter(total, axes) for total in block_totals)
+        return by_row, _put(by_column, block_totals, c)
 
-    return lax.fori_loop(0, _count(columns), column, totals)
+    return lax.fori_loop(0, _count(columns), visit_column, totals)
 
 
-def _start(tile: PartialTile, rows: Rows, columns: Rows) -> tuple[Totals, Totals]:
-    """The totals of all blocks before any tile."""
+def _empty_totals(tile: BoundTile, rows: Rows, columns: Rows) -> tuple[Totals, Totals]:
+    """The totals of all blocks before the first tile."""
 
-    def blocks(totals: Totals, count: int) -> Totals:
+    def of_blocks(totals: Totals, count: int) -> Totals:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), totals)
         return tuple(_empty(total) for total in shapes)
 
     by_row, by_column = jax.eval_shape(tile, _take(rows, 0), _take(columns, 0))
-    return blocks(by_row, _count(rows)), blocks(by_column, _count(columns))
+    return of_blocks(by_row, _count(rows)), of_blocks(by_column, _count(columns))
 
 
-def _blocks(rows: Rows, most: int) -> Rows:
-    """Rows [n, …] as [blocks, rows of a block, …]: as few blocks as can be, as equal as can be."""
+def _split_into_blocks(rows: Rows, max_size: int) -> Rows:
+    """Reshapes rows [n, …] to [blocks, rows of a block, …]: few blocks of nearly equal size."""
     n = _count(rows)
-    count = -(-n // most)
+    count = -(-n // max_size)
     size = -(-n // count)
     padding = count * size - n
     if padding:
