@@ -111,7 +111,7 @@ class Ours:
         self.model = model
         c = config_of(model, hyper)
         self._mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-        self._recipe = setup.Recipe(c, *setup.checked(c, 1), self._mesh)
+        self._recipe = setup.Recipe(*setup.checked(c, 1), self._mesh)
         self._step = step_lib.compile_step(
             self._recipe.train_step, self._recipe.state_like, self._mesh
         )
@@ -119,8 +119,10 @@ class Ours:
 
     def start(self, seed: int) -> None:
         """Starts again from the initial values of a seed."""
-        made = self._recipe
-        self._state = step_lib.init_state(self.model, made.optimizer, seed, self._mesh, **made.kept)
+        recipe = self._recipe
+        self._state = step_lib.init_state(
+            self.model, recipe.optimizer, seed, self._mesh, **recipe.state_options
+        )
 
     def step(self, batch: Batch) -> float:
         """Does one update; returns the loss before it."""

@@ -1,4 +1,4 @@
-"""What a run says when it starts and when it ends."""
+"""The lines that a run prints when it starts and when it ends."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from clip_jax.training.loop import Loop
 
 
-def _of_processes() -> str:
+def _process_count() -> str:
     return f" of {jax.process_count()} processes" if multihost.many() else ""
 
 
 def announce(loop: Loop) -> None:
-    """Says what a run trains on and where it goes on from, before its first step."""
+    """Prints what a run trains on and where it starts or resumes, before its first step."""
     run, trainer = loop.trainer.run, loop.trainer
     say = loop.progress.say
     devices = counted(jax.device_count(), f"{jax.devices()[0].platform} device")
     say(
         f"{counted(run.data.pairs, 'pair')}, {parameter_count(trainer.model):,} parameters, "
-        f"batch {run.config.batch_size:,} on {devices}{_of_processes()}, {run.config.dtype}; "
+        f"batch {run.config.batch_size:,} on {devices}{_process_count()}, {run.config.dtype}; "
         f"run folder {run.workdir}"
     )
     for part in run.data.parts:
@@ -61,27 +61,30 @@ def announce(loop: Loop) -> None:
 
 
 def _announce_part(loop: Loop, part: mixture.Part) -> None:
-    """What of a mixture a source is, and what opening it and a filter left out."""
-    source, of = part.source, f"{part.name}: " if part.name else ""
+    """Prints a source's share of a mixture, and what its opening and its filter left out."""
+    source, prefix = part.source, f"{part.name}: " if part.name else ""
     if part.name:
         share = part.rows / len(source)
         loop.progress.say(
-            f"{of}{counted(len(source), 'pair')}, {counted(part.rows, 'row')} an epoch "
+            f"{prefix}{counted(len(source), 'pair')}, {counted(part.rows, 'row')} an epoch "
             f"({share:.3g} of them)"
         )
-    below = f"{part.name}/" if part.name else ""
-    left_out = source.opening_report().metrics(f"data/left_out/{below}")
+    group = f"{part.name}/" if part.name else ""
+    left_out = source.opening_report().metrics(f"data/left_out/{group}")
     if isinstance(source, filters.Selected):
-        loop.progress.say(f"{of}the filter left out {filters.described(source)}")
-        left_out |= {f"data/filtered/{below}{why}": n for why, n in source.left_out.items()}
+        loop.progress.say(f"{prefix}the filter left out {filters.described(source)}")
+        left_out |= {f"data/filtered/{group}{reason}": n for reason, n in source.left_out.items()}
     if left_out and not loop.first:
         loop.writer.write(0, left_out)
 
 
 def announce_end(run: Run, step: int, stopped_by: int) -> None:
-    """Says where a run ended, and what to do with it.
+    """Prints where a run ended, and what to do next.
 
-    stopped_by: the number of the signal that stopped it, or 0.
+    Args:
+      run: the run.
+      step: the step at which it ended.
+      stopped_by: the number of the signal that stopped it, or 0.
     """
     if step < run.config.steps:
         where = f"saved at step {step}" if step else "before the first step"
@@ -89,21 +92,21 @@ def announce_end(run: Run, step: int, stopped_by: int) -> None:
         print(f"stopped by {name}, {where}: the same command goes on from there", file=sys.stderr)
         return
     folder = shlex.quote(str(run.workdir))
-    tries = [
+    suggestions = [
         f'python -m clip_jax classify --checkpoint {folder} PICTURE.png --labels "a cat,a dog"'
     ]
     if (page := run.workdir / results_lib.PAGE).exists():
-        tries.append(f"open {page} in a browser")
+        suggestions.append(f"open {page} in a browser")
     if (run.workdir / "tensorboard").is_dir():
-        tries.append(f"tensorboard --logdir {folder}")
+        suggestions.append(f"tensorboard --logdir {folder}")
     if run.config.data.train.startswith(EMBEDDED):
-        tries.append(
+        suggestions.append(
             "train on your own tars: --config.data.train='/path/{00000..00099}.tar' "
             "--workdir runs/mine"
         )
     lines = [
         f"done: {counted(step, 'step')} in {run.workdir}",
         "what to try next:",
-        *(f"  {t}" for t in tries),
+        *(f"  {suggestion}" for suggestion in suggestions),
     ]
     print("\n".join(lines))

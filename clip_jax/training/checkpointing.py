@@ -1,6 +1,6 @@
-"""Checkpoints by orbax: state, data position and config, written whole or not at all.
+"""Checkpoints of state, data position and config, written by orbax whole or not at all.
 
-Each holds the digests of its files (`digests`), which are checked before anything is restored.
+Each checkpoint contains digests of its files (`digests`), which are verified before a restore.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from clip_jax.training import digests
 from clip_jax.weights.configs.essence import differences
 
 FOLDER = "checkpoints"
-DAMAGED = "damaged"  # where a run's damaged checkpoints are moved to when it goes on without them
+DAMAGED = "damaged"  # where a resuming run moves its damaged checkpoints
 CONFIG = "config.json"
-_METADATA = "_CHECKPOINT_METADATA"  # by orbax, in the folder of each step
-_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
+_METADATA = "_CHECKPOINT_METADATA"  # written by orbax in the folder of each step
+_UNFINISHED = ".orbax-checkpoint-tmp"  # part of the name of a folder that is still being written
 _COMMITTED = "commit_success.txt"
-_MARK = {"digests": 1}  # says in it that the folder must have a list of digests
+_MARK = {"digests": 1}  # in orbax's metadata: the folder must have a list of digests
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
@@ -48,7 +48,13 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What of a run's config its model is used by; `tokenizer` as for `tokenizers.load`."""
+    """The part of a run's config that using its model needs.
+
+    Attributes:
+      model: the architecture.
+      dtype: of activations.
+      tokenizer: as for `tokenizers.load`.
+    """
 
     model: CLIPConfig
     dtype: str
@@ -56,9 +62,12 @@ class RunConfig:
 
 
 def read_model_config(workdir: str | Path, step: int) -> RunConfig:
-    """The model of a run, whose config.json may be anybody's.
+    """The model of a run; its config.json may come from a stranger.
 
-    step: of the checkpoint that is to be read, which holds the config that it was written with.
+    Args:
+      workdir: the run's folder.
+      step: the checkpoint that will be read. It contains the config that it was written with, and
+        the two must describe the same model.
 
     Raises:
       UserError: the folder holds no run, or a value that it needs is missing or wrong.
@@ -79,7 +88,9 @@ def read_model_config(workdir: str | Path, step: int) -> RunConfig:
     try:
         written = CLIPConfig.from_dict((read_saved_config(workdir, step) or {})["model"])
     except (KeyError, UserError):
-        return RunConfig(model, dtype, tokenizer)  # an older version's; its arrays tell
+        return RunConfig(
+            model, dtype, tokenizer
+        )  # from an older version; restoring compares shapes
     for key, now, then in differences(model.to_dict(), written.to_dict()):
         raise UserError(
             f"{path}: model.{key}={now!r:.80}, but checkpoint {step} was written with {then!r:.80}:"
@@ -89,7 +100,7 @@ def read_model_config(workdir: str | Path, step: int) -> RunConfig:
 
 
 def read_saved_config(workdir: str | Path, step: int) -> dict[str, Any] | None:
-    """The config that a checkpoint was written with; None where it holds none that can be read."""
+    """The config that a checkpoint was written with; None where it cannot be read."""
     try:
         return read_json(Path(workdir) / FOLDER / str(step) / "config" / "metadata")
     except UserError:
@@ -97,21 +108,21 @@ def read_saved_config(workdir: str | Path, step: int) -> dict[str, Any] | None:
 
 
 def steps(workdir: str | Path) -> list[int]:
-    """The steps of a run's complete checkpoints, whole or damaged, the newest first.
+    """The steps of a run's complete checkpoints, intact or damaged, newest first.
 
     Raises:
-      UserError: what should be their folder is none.
+      UserError: the path of their folder is not a folder.
     """
     folder = Path(workdir) / FOLDER
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"{folder} is no folder, or a link to none: move it away")
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    # a checkpoint that is still being written has a longer name
+    # the name of a checkpoint that is still being written is longer
     return sorted((int(n) for n in names if n.isdecimal() and str(int(n)) == n), reverse=True)
 
 
 def damage(workdir: str | Path, step: int) -> str:
-    """What is wrong with a checkpoint; empty where nothing is, or nothing can be known."""
+    """What is wrong with a checkpoint; empty if it is intact, or has no digests to verify."""
     folder = Path(workdir) / FOLDER / str(step)
     if is_checkable(folder):
         return digests.damage(folder, step)
@@ -125,12 +136,12 @@ def damage(workdir: str | Path, step: int) -> str:
 
 
 def is_checkable(folder: Path) -> bool:
-    """Whether the folder of a step has digests, which those of older versions have not."""
+    """Whether a step's folder has digests; those of older versions do not."""
     return os.path.lexists(folder / digests.NAME)
 
 
 def refuse_damage(workdir: str | Path, step: int, tell: Callable[[str], None]) -> None:
-    """Checks one checkpoint; tells where it has no digests to check it by.
+    """Verifies one checkpoint, and tells if it has no digests to verify.
 
     Raises:
       UserError: it is damaged.
@@ -149,18 +160,21 @@ def _tell_unchecked(workdir: str | Path, step: int, tell: Callable[[str], None])
 
 
 def newest(workdir: str | Path, tell: Callable[[str], None]) -> int | None:
-    """The step of a run's newest whole checkpoint; None where it has none at all.
+    """The step of a run's newest intact checkpoint; None if it has no checkpoint.
 
-    tell: takes a line for each newer one that is damaged, and one where nothing can be checked.
+    Args:
+      workdir: the run's folder.
+      tell: called with a line for each newer checkpoint that is damaged, and with one if the
+        checkpoint has no digests.
 
     Raises:
-      UserError: all that it has are damaged.
+      UserError: all checkpoints are damaged.
     """
     damaged: dict[int, str] = {}
     while left := [step for step in steps(workdir) if step not in damaged]:
         why = damage(workdir, left[0])
         if not (Path(workdir) / FOLDER / str(left[0])).is_dir():
-            continue  # a run that goes on deletes its oldest
+            continue  # the run may be at work, and deletes its oldest checkpoints
         if why:
             damaged[left[0]] = why
             continue
@@ -181,7 +195,7 @@ def newest(workdir: str | Path, tell: Callable[[str], None]) -> int | None:
 
 
 def set_aside(workdir: str | Path, after: int) -> None:
-    """Moves the checkpoints of later steps, which are damaged, to where none is written again.
+    """Moves the damaged checkpoints of later steps out of the way, into the folder `damaged`.
 
     Raises:
       UserError: they cannot be moved.
@@ -200,10 +214,10 @@ def set_aside(workdir: str | Path, after: int) -> None:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Removes what saves that were killed left behind.
+    """Removes the unfinished folders of saves that were killed.
 
-    Orbax would do so in a thread that nothing waits for, which fails loudly where the process ends
-    early, as it does for whatever is wrong with a config.
+    Orbax would remove them in a thread that nothing waits for. That thread prints a traceback if
+    the process ends early, for example because of a mistake in the config.
     """
     for path in folder.glob(f"*{_UNFINISHED}*"):
         if path.is_dir() and not path.is_symlink():
@@ -211,16 +225,16 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """The folder of a checkpoint until it is complete, which its digests belong to.
+    """The temporary folder of a checkpoint, which gets its digests just before it is renamed.
 
-    Orbax's own would write into the folder after everything that could list what is in it.
+    Orbax's own class writes into the folder after the last point at which its files can be listed.
     """
 
     @classmethod
     def from_final(
         cls, final_path: Any, *, checkpoint_metadata_store: Any = None, **options: Any
     ) -> _SealedPath:
-        """The one that becomes `final_path`."""
+        """The temporary folder that becomes `final_path`."""
         path = super().from_final(
             final_path, checkpoint_metadata_store=checkpoint_metadata_store, **options
         )
@@ -228,21 +242,21 @@ class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
         return path
 
     async def finalize(self) -> None:
-        """Called in the thread that saves, on the first process, when all have written."""
+        """Runs in the saving thread of the first process once all processes have written."""
         final = Path(self.get_final())
-        if final.parent.name != FOLDER or not final.name.isdecimal():  # a part of a checkpoint
+        if final.parent.name != FOLDER or not final.name.isdecimal():  # an item of a checkpoint
             await super().finalize()
             return
         if self.metadata:
             await asyncio.to_thread(self.metadata.wait_until_finished)
-        # by this file orbax tells complete checkpoints where folders cannot be renamed
+        # orbax recognizes complete checkpoints by this file where folders cannot be renamed
         (Path(self.get()) / _COMMITTED).write_text(f"Checkpoint commit was successful to {final}")
         await asyncio.to_thread(digests.write, Path(self.get()), int(final.name))
         await asyncio.to_thread(os.rename, self.get(), final)
 
 
 class Checkpoints:
-    """The checkpoints of one run: saved in the background, the newest kept."""
+    """The checkpoints of one run: saved in the background; the newest are kept."""
 
     def __init__(self, workdir: str | Path, *, every: int = 1, keep: int = 1) -> None:
         self._folder = Path(workdir).absolute() / FOLDER
@@ -260,7 +274,7 @@ class Checkpoints:
                 preservation_policy=preservation_policy.LatestN(keep),
                 enable_async_checkpointing=True,
                 temporary_path_class=_SealedPath,
-                lightweight_initialize=True,  # what a damaged one says of itself is not read
+                lightweight_initialize=True,  # do not read the metadata of damaged checkpoints
             ),
             handler_registry=_handlers(),
         )
@@ -268,7 +282,7 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, data: Any, config: dict[str, Any], *, force: bool
     ) -> None:
-        """Starts a save when the step is due (or forced); returns while it is being written."""
+        """Starts a save if the step is due or `force` is set; returns while it is being written."""
         if step == self._manager.latest_step():
             return
         self._manager.save(
@@ -283,33 +297,40 @@ class Checkpoints:
         )
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """The state of a step, laid out like `like` (shapes with shardings), and the data's.
+        """The training state and the data state of a step.
+
+        Args:
+          step: the step.
+          like: shapes with shardings, in which the training state is laid out.
 
         Raises:
-          UserError: it is that of another model, or damaged and without digests.
+          UserError: the checkpoint is of another model, or damaged and without digests.
         """
         try:
             restored = self._manager.restore(
                 step,
-                args=ocp.args.Composite(state=_as(like), data=ocp.args.JsonRestore()),
+                args=ocp.args.Composite(state=_restore_args(like), data=ocp.args.JsonRestore()),
             )
             return restored["state"], restored["data"]
-        except Exception as error:  # of orbax and tensorstore, of any kind
+        except Exception as error:  # orbax and tensorstore raise errors of any kind
             raise _unreadable(self._folder / str(step), error) from error
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits until all saves are complete."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
 def read_variables(workdir: str | Path, step: int, like: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Only the parameters and batch statistics of a step, for use without an optimizer.
+    """The parameters and batch statistics of a step, without the optimizer's state.
 
-    like: their shapes, with the shardings that they shall have.
+    Args:
+      workdir: the run's folder.
+      step: the step.
+      like: shapes of parameters and batch statistics, with the shardings that they get.
 
     Raises:
-      UserError: it is that of another model, or damaged and without digests.
+      UserError: the checkpoint is of another model, or damaged and without digests.
     """
     shapes = dict(zip(("params", "stats"), like, strict=True))
     shapes = {name: tree for name, tree in shapes.items() if tree}
@@ -317,21 +338,30 @@ def read_variables(workdir: str | Path, step: int, like: tuple[Any, Any]) -> tup
     try:
         _check_shapes(folder / "state", shapes)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            found = reader.restore(folder / "state", args=_as(shapes, partial_restore=True))
-        return found["params"], found.get("stats", {})
-    except Exception as error:  # of orbax and tensorstore, of any kind
+            state = reader.restore(
+                folder / "state", args=_restore_args(shapes, partial_restore=True)
+            )
+        return state["params"], state.get("stats", {})
+    except Exception as error:  # orbax and tensorstore raise errors of any kind
         raise _unreadable(folder, error) from error
 
 
-def _check_shapes(folder: Path, wanted: dict[str, Any]) -> None:
-    """Orbax ignores arrays that nobody asks for, and stops amid reading where shapes differ."""
-    stored = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
-    found, asked = _shapes(stored), _shapes(wanted)
-    found = {name: shape for name, shape in found.items() if name[0] in ("params", "stats")}
-    for name in sorted(found.keys() | asked.keys()):
-        if found.get(name) != asked.get(name):
-            what, has, model = ".".join(name), found.get(name, "none"), asked.get(name, "none")
-            raise ValueError(f"it holds {what} of shape {has}, the model has {model}")
+def _check_shapes(folder: Path, model_shapes: dict[str, Any]) -> None:
+    """Compares a checkpoint's arrays with the model's.
+
+    Orbax itself ignores arrays that are not requested, and fails in the middle of reading where
+    shapes differ.
+
+    Raises:
+      ValueError: they differ.
+    """
+    metadata = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
+    stored, requested = _shapes(metadata), _shapes(model_shapes)
+    stored = {name: shape for name, shape in stored.items() if name[0] in ("params", "stats")}
+    for name in sorted(stored.keys() | requested.keys()):
+        if stored.get(name) != requested.get(name):
+            has, needs = stored.get(name, "none"), requested.get(name, "none")
+            raise ValueError(f"it holds {'.'.join(name)} of shape {has}, the model has {needs}")
 
 
 def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -350,16 +380,17 @@ def _unreadable(folder: Path, error: Exception) -> UserError:
     )
 
 
-def _as(like: Any, **options: Any) -> ocp.args.PyTreeRestore:
-    """Restore as `like`: shapes with shardings."""
-    how = ocp.checkpoint_utils.construct_restore_args(like)
-    return ocp.args.PyTreeRestore(item=like, restore_args=how, **options)
+def _restore_args(like: Any, **options: Any) -> ocp.args.PyTreeRestore:
+    """Arguments that restore a tree as `like`, shapes with shardings."""
+    shardings = ocp.checkpoint_utils.construct_restore_args(like)
+    return ocp.args.PyTreeRestore(item=like, restore_args=shardings, **options)
 
 
 def _handlers() -> Any:
-    """Orbax's own, but small arrays are written whole.
+    """Orbax's handlers, except that small arrays are written in one piece.
 
-    What several devices hold it cuts up, so that each writes a part, by a program for each shape.
+    By default orbax splits every replicated array, so that each device writes a part of it, which
+    compiles a program for each shape.
     """
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
     kinds = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
@@ -374,5 +405,5 @@ def _handlers() -> Any:
 
 
 def bytes_of(tree: Any) -> int:
-    """How large a tree of arrays or shapes is."""
+    """The size of a tree of arrays or shapes in bytes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

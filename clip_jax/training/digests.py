@@ -1,8 +1,8 @@
-"""Checksums of the files of a folder, by which accidental damage shows.
+"""Checksums of the files of a folder, which detect accidental damage.
 
-The checksum is CRC-32: it finds every flipped bit and every burst of up to 32, misses one in four
-billion of other damages, and costs a fifth of what SHA-256 does (docs/benchmarks.md). It does not
-prove who wrote a file.
+The checksum is CRC-32. It detects every flipped bit and every burst of up to 32 bits, misses one in
+four billion of other damages, and costs a fifth of SHA-256 (docs/benchmarks.md). It does not prove
+who wrote a file.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from clip_jax.errors import UserError
 from clip_jax.io import files
 
 NAME = "digests.json"
-_MAX_LIST = 64 << 20  # bytes of the list of a folder's files
+_MAX_LIST = 64 << 20  # bytes of the file of digests
 _CHUNK = 4 << 20  # bytes read at a time
 _THREADS = 4
 
 
 def write(folder: Path, step: int) -> None:
-    """Writes the digests of all files below a folder into it, and the step that it holds.
+    """Writes the digests of all files below a folder, and the checkpoint's step, into the folder.
 
     Raises:
       OSError: a file cannot be read, or the disk is full.
@@ -37,13 +37,17 @@ def write(folder: Path, step: int) -> None:
 
 
 def damage(folder: Path, step: int) -> str:
-    """What is wrong with a folder that `write` saw for a step; empty where it is whole.
+    """What is wrong with a folder that `write` was called on; empty if it is intact.
 
-    Files that file managers and network file systems leave behind do not count.
+    Files that file managers and network file systems leave behind are ignored.
+
+    Args:
+      folder: the folder.
+      step: the step that `write` was called with.
     """
     try:
         raw = (folder / NAME).read_bytes() if not _is_too_large(folder / NAME) else b""
-        recorded, found = _parsed(raw), set(_files(folder))
+        recorded, present = _parsed(raw), set(_files(folder))
     except UserError as error:
         return str(error)
     except OSError as error:
@@ -52,15 +56,15 @@ def damage(folder: Path, step: int) -> str:
         return f"{NAME} is damaged"
     if recorded["step"] != step:
         return f"it is that of step {recorded['step']}"
-    wanted = recorded["files"]
-    if missing := sorted(wanted.keys() - found):
+    expected = recorded["files"]
+    if missing := sorted(expected.keys() - present):
         return f"{missing[0]} is missing"
-    if extra := sorted(name for name in found - wanted.keys() if not _is_litter(name)):
+    if extra := sorted(name for name in present - expected.keys() if not _is_litter(name)):
         return f"{extra[0]} was not written with it"
-    paths = sorted(wanted)
+    paths = sorted(expected)
     try:
         for path, digest in zip(paths, _digests(folder, paths), strict=True):
-            if digest != wanted[path]:
+            if digest != expected[path]:
                 return f"{path} holds other bytes than were written"
     except OSError as error:
         return _unreadable(error, folder)
@@ -77,7 +81,7 @@ def _unreadable(error: OSError, folder: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """The files below a folder, relative to it, but for the list of them.
+    """The files below a folder, relative to it, except the file of digests.
 
     Raises:
       UserError: something is neither a plain file nor a folder.
@@ -98,7 +102,7 @@ def _is_litter(path: str) -> bool:
 
 
 def _digests(folder: Path, paths: Iterable[str]) -> Iterator[list[int]]:
-    """The size and the checksum of each file, in order, read by several threads."""
+    """The size and checksum of each file, in order; several threads read."""
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from pool.map(lambda path: _digest(folder / path), paths)
 
@@ -107,13 +111,13 @@ def _digest(path: Path) -> list[int]:
     size, checksum, buffer = 0, 0, memoryview(bytearray(_CHUNK))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
-            checksum = zlib.crc32(buffer[:count], checksum)  # lets other threads run
+            checksum = zlib.crc32(buffer[:count], checksum)  # releases the GIL
             size += count
     return [size, checksum]
 
 
 def _serialized(record: dict[str, Any]) -> bytes:
-    """The record with a checksum of its own."""
+    """The record as JSON, with a checksum of its own."""
     body = json.dumps(record, sort_keys=True)
     return json.dumps(
         {"checksum": zlib.crc32(body.encode()), "of": record}, sort_keys=True
@@ -121,7 +125,7 @@ def _serialized(record: dict[str, Any]) -> bytes:
 
 
 def _parsed(raw: bytes) -> dict[str, Any] | None:
-    """The record whose bytes are exactly these, or None."""
+    """The record that `_serialized` turned into exactly these bytes; None if there is none."""
     try:
         record = json.loads(raw)["of"]
         return record if _serialized(record) == raw else None

@@ -1,4 +1,4 @@
-"""The loop: batch → step → metrics → evaluation → checkpoint."""
+"""The training loop: batch, step, metrics, evaluation, checkpoint."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _progress(mesh: Mesh, c: Config, done: int) -> metric_writers.Progress:
 
 
 class Loop:
-    """Steps until the end or a signal; says what happens on the way."""
+    """Runs steps until the end or a signal, and logs, evaluates and saves on the way."""
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class Loop:
     ) -> None:
         self.trainer, self.data, self.stop, self.lock = trainer, data, stop, lock
         self.any_stop = multihost.AnyOf(trainer.mesh) if multihost.many() else None
-        self.stopped_by = 0  # the number of the signal
+        self.stopped_by = 0  # the number of the signal that stopped the run
         self.config = c = trainer.run.config
-        self.lines: list[str] = []  # about checkpoints that were passed over
+        self.lines: list[str] = []  # about checkpoints that were skipped
         step = multihost.from_first(self._newest)
         self.checkpoints = checkpointing.Checkpoints(
             trainer.run.workdir, every=c.checkpoint.every, keep=c.checkpoint.keep
@@ -82,17 +82,17 @@ class Loop:
             else metric_writers.Unwritten()
         )
         self.progress = _progress(trainer.mesh, c, self.first)
-        self.flops = 0  # of the steps since the last line of the log
-        self.compiled: dict[int, step_lib.TrainStep] = {}  # by the width of the texts
+        self.flops = 0  # model FLOPs of the steps since the last line of the log
+        self.compiled: dict[int, step_lib.TrainStep] = {}  # by the number of tokens of a text
         self.parts = trainer.run.data.parts
         mixed = [f"data/source/{part.name}" for part in self.parts if part.name]
         self.counted = [*(f"data/skipped/{reason}" for reason in REASONS), *mixed]
-        # pairs left out, and rows of each source, since they were last written
+        # skipped pairs, and rows of each source, since the last line of the log
         self.counts = np.zeros(len(self.counted), np.int64)
-        self.told = False  # of the first that was left out
+        self.told = False  # whether the first skipped pair was reported
 
     def _newest(self) -> int | None:
-        """The step of the newest whole checkpoint; what is newer is moved out of the way."""
+        """The step of the newest intact checkpoint; damaged newer ones are moved out of the way."""
         workdir = self.trainer.run.workdir
         step = checkpointing.newest(workdir, self.lines.append)
         if step is None:
@@ -108,7 +108,7 @@ class Loop:
         return step
 
     def _start(self, step: int | None) -> tuple[step_lib.TrainState, int]:
-        """The state to go on from and its step: a checkpoint's, or a fresh one's."""
+        """The initial state and its step: from a checkpoint, or fresh."""
         trainer = self.trainer
         if step is not None:
             state, position = self.checkpoints.restore(step, trainer.state_like)
@@ -130,9 +130,13 @@ class Loop:
         return self.compiled[width]
 
     def _log(self, step: int, tokens: int, counts: np.ndarray, out: dict[str, jax.Array]) -> None:
-        """Reads a step's metrics, which waits for it.
+        """Reads the metrics of a step, which waits for the step to complete.
 
-        `tokens` is the width of its texts, `counts` what is counted of its data.
+        Args:
+          step: the step.
+          tokens: tokens of each of its texts, padding included.
+          counts: counts of its data, in the order of `counted`.
+          out: its metrics on the devices.
         """
         if self.any_stop:
             self.stopped_by = int(out.pop("stop"))
@@ -157,18 +161,18 @@ class Loop:
         self.writer.write(step, values)
         self.progress.show(step, values["loss"], rates)
 
-    def _of_batch(self) -> np.ndarray:
-        """What is counted of the newest batch's rows in this process."""
+    def _batch_counts(self) -> np.ndarray:
+        """Counts of the newest batch's rows in this process, in the order of `counted`."""
         rows = np.bincount(self.data.source, minlength=len(self.parts))
         return np.concatenate([self.data.bad, rows])[: len(self.counted)]
 
     def _counted(self) -> dict[str, int]:
-        """What all processes counted since it was last written."""
-        found = multihost.total(self.counts)
-        self.counts = np.zeros_like(found)
-        return {name: int(n) for name, n in zip(self.counted, found, strict=True) if n}
+        """The counts of all processes since they were last written, by name."""
+        totals = multihost.total(self.counts)
+        self.counts = np.zeros_like(totals)
+        return {name: int(n) for name, n in zip(self.counted, totals, strict=True) if n}
 
-    def _say_left_out(self) -> None:
+    def _report_first_skipped(self) -> None:
         if not self.told and self.data.complaint:
             self.told = True
             self.progress.say(f"a pair is left out: {self.data.complaint}")
@@ -177,88 +181,90 @@ class Loop:
     def _evaluate(self, step: int) -> None:
         began = time.monotonic()
         results, pictures = self.trainer.evaluate(self.state.variables)
-        found = results_lib.flat(results)
-        self.writer.write(step, found)
+        metrics = results_lib.flat(results)
+        self.writer.write(step, metrics)
         seconds = time.monotonic() - began
         if multihost.is_first():
             self.trainer.report(results, pictures, step, seconds)
         for path in sorted((self.trainer.run.workdir / "pictures" / f"step_{step}").glob("*.png")):
             self.writer.picture(step, f"pictures/{path.stem}", path)
         self.progress.say(f"evaluation at step {step} ({seconds:.0f} s)")
-        self.progress.say(table(found))
+        self.progress.say(table(metrics))
         self.progress.leave_out(time.monotonic() - began)
 
     def check_lock(self) -> None:
-        """Raises UserError where another run has taken the folder."""
+        """Raises UserError if another run has taken the folder."""
         if self.lock:
             self.lock.check()
 
     def _save(self, step: int, force: bool = False) -> None:
         self.check_lock()
-        if counted := self._counted():  # a run that goes on from here does not know them
+        if counted := self._counted():  # a run that resumes here starts its counts anew
             self.writer.write(step, counted)
         position = self.data.get_state()
         values = config_lib.without_secrets(self.config.to_dict())
         self.checkpoints.save(step, self.state, position, values, force=force)
 
     def _stopping(self) -> bool:
-        """Whether this is the last step; many processes learn it together, with the metrics."""
+        """Whether a signal asks to stop. Several processes learn it together, with the metrics."""
         if not self.any_stop:
             self.stopped_by = self.stop.number
         return bool(self.stopped_by)
 
     def run(self) -> int:
-        """Trains; returns the step that it came to."""
+        """Trains; returns the last step that was done."""
         c, step = self.config, self.first
         if step >= c.steps:
             return step
-        before: tuple[int, int, np.ndarray, dict[str, jax.Array]] | None = None
+        pending: tuple[int, int, np.ndarray, dict[str, jax.Array]] | None = None
         while step < c.steps and not self._stopping():
             batch = self.trainer.place(next(self.data))
-            self._say_left_out()
+            self._report_first_skipped()
             train_step = self._step_for(batch)
             step += 1
             self.state, out = train_step(self.state, batch)
             if self.any_stop:
                 out = {**out, "stop": self.any_stop(self.stop.number)}
-            # step N + 1 is dispatched before N's metrics are read: the device never waits
-            if before:
-                self._log(*before)
-            before = (step, batch["tokens"].shape[1], self._of_batch(), out)
+            # Step N + 1 is dispatched before the metrics of N are read: the device never waits.
+            if pending:
+                self._log(*pending)
+            pending = (step, batch["tokens"].shape[1], self._batch_counts(), out)
             last = step == c.steps
             evaluating = self.trainer.run.suite and (last or step % c.evaluate.every == 0)
-            saving = step % c.checkpoint.every == 0 and not last  # the last is saved below
+            saving = step % c.checkpoint.every == 0 and not last  # the last step is saved below
             if evaluating or saving:
-                self._log(*before)
-                before = None
+                self._log(*pending)
+                pending = None
             if evaluating:
                 self._evaluate(step)
             if saving:
                 self._save(step)
             self.progress.advance()
-        if before:
-            self._log(*before)
+        if pending:
+            self._log(*pending)
         if step > self.first:
             self._save(step, force=True)
         return step
 
     def close(self, failed: bool = False) -> None:
-        """Waits for the checkpoint under way; closes the files."""
+        """Waits for unfinished saves and closes the files."""
         self.progress.close()
         self.data.close()
-        if not (failed and multihost.many()):  # the others are not told yet
+        if not (failed and multihost.many()):  # the other processes do not know yet, and would wait
             self.checkpoints.close()
         self.writer.close()
 
 
 def train(config: Any, force: bool = False) -> None:
-    """Trains as a config says, from its newest checkpoint when there is one.
+    """Trains as a config says, from its newest checkpoint if there is one.
 
-    force: also where another run is at work in the same folder, which then ends.
+    Args:
+      config: a `ConfigDict`, or a `Config`.
+      force: take the folder from another run that is using it, which then ends.
 
     Raises:
       UserError: the config or the data is wrong, the disk is full, the loss is not finite, or
-        another run is at work in the folder.
+        another run is using the folder.
     """
     c = config_lib.typed(config)
     if c.workdir:
@@ -276,7 +282,7 @@ def train(config: Any, force: bool = False) -> None:
                 try:
                     loop.close(failed=True)
                 finally:
-                    loop.check_lock()  # what fails may do so because another run took the folder
+                    loop.check_lock()  # the failure may be because another run took the folder
                 raise
             loop.close()
     if multihost.is_first():
@@ -285,10 +291,12 @@ def train(config: Any, force: bool = False) -> None:
 
 @contextmanager
 def _locked(workdir: Path, force: bool) -> Iterator[workdir_lock.Lock | None]:
-    """The first process takes the folder for all, before any goes on."""
+    """The first process locks the folder for all processes, before any continues."""
     locks: list[workdir_lock.Lock] = []
     with ExitStack() as stack:
         multihost.from_first(
-            lambda: locks.append(stack.enter_context(workdir_lock.held(workdir, force, say_first)))
+            lambda: locks.append(
+                stack.enter_context(workdir_lock.locked(workdir, force, say_first))
+            )
         )
         yield locks[0] if locks else None

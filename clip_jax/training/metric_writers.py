@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, the progress bar."""
+"""Output of a run: metrics.jsonl, TensorBoard files, and the progress bar."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from clip_jax.errors import UserError
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl; a line that a crash cut short is left out.
+    """The metrics in a metrics.jsonl, one dictionary a line; an incomplete last line is ignored.
 
     Raises:
       UserError: another line is damaged.
     """
-    if not Path(path).is_file():  # a device, such as /dev/full, has no end
+    if not Path(path).is_file():  # reading a device such as /dev/full would not end
         return []
-    found = []
+    metrics = []
     for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
         try:
             values = json.loads(line) if line else None
             if values is not None:
                 values["step"] = int(values["step"])
-                found.append(values)
+                metrics.append(values)
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise UserError(f"{path}: line {number} is damaged: remove it") from None
-    return found
+    return metrics
 
 
 class _Board:
-    """TensorBoard's events, each flushed by whoever writes it.
+    """TensorBoard events, flushed by the thread that writes them.
 
-    tensorboardX's own writer has a thread; once a full disk has ended that, a run hangs for good.
+    The writer of tensorboardX uses a thread of its own. If a full disk ends that thread, the run
+    hangs forever.
     """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
@@ -51,7 +52,7 @@ class _Board:
         folder.mkdir(parents=True, exist_ok=True)
         self._event = Event
         self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
-        if resume_step:  # what was written of later steps is about to be written again
+        if resume_step:  # events of later steps will be written again
             log = SessionLog(status=SessionLog.START)
             self._file.write_event(Event(step=resume_step + 1, session_log=log))
 
@@ -80,10 +81,10 @@ class _Board:
 
 
 class Writer:
-    """Appends metrics to a run's folder, a step's metric once.
+    """Appends metrics to a run's folder, each metric of a step once.
 
-    A resumed run does some steps again that were logged before it was killed. What stands in the
-    file already is not written again, and half a line left by a crash is cut off.
+    A resumed run repeats some steps that were logged before it was killed. Metrics that the file
+    already contains are not written again, and an incomplete last line is removed.
     """
 
     def __init__(
@@ -96,24 +97,24 @@ class Writer:
         for line in read(self._path):
             self._seen.setdefault(line["step"], set()).update(line)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._cut_half_line()
+        self._remove_incomplete_line()
         self._board = _Board(folder / "tensorboard", resume_step) if tensorboard else None
 
-    def _cut_half_line(self) -> None:
+    def _remove_incomplete_line(self) -> None:
         if os.path.isfile(self._path):
-            whole = self._path.read_bytes().rfind(b"\n") + 1
-            if whole < os.fstat(self._file).st_size:
-                os.ftruncate(self._file, whole)
+            end = self._path.read_bytes().rfind(b"\n") + 1
+            if end < os.fstat(self._file).st_size:
+                os.ftruncate(self._file, end)
 
     def seen(self, step: int, name: str) -> bool:
-        """Whether a metric of a step is written already."""
+        """Whether a metric of a step has been written already."""
         return name in self._seen.get(step, ())
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One line of what is new for this step.
+        """Appends one line with the metrics that are new for this step.
 
         Raises:
-          OSError: the disk is full; the file then ends with its last whole line.
+          OSError: the disk is full. The file then ends with its last complete line.
         """
         seen = self._seen.setdefault(step, set())
         values = {k: v if isinstance(v, int) else float(v) for k, v in metrics.items()}
@@ -137,12 +138,12 @@ class Writer:
             raise
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """A PNG of the run's folder, shown in TensorBoard too."""
+        """Shows a PNG of the run's folder in TensorBoard too."""
         if self._board:
             self._board.picture(step, name, path)
 
     def close(self) -> None:
-        """Flush TensorBoard's events and let go of the file."""
+        """Flushes TensorBoard's events and closes the files."""
         try:
             if self._board:
                 self._board.close()
@@ -162,35 +163,35 @@ class Writer:
 
 
 class Unwritten(Writer):
-    """What the processes beside the first write: nothing."""
+    """The writer of all processes but the first: it writes nothing."""
 
     def __init__(self) -> None:
         pass
 
     def seen(self, step: int, name: str) -> bool:
-        """False."""
+        """Always false."""
         return False
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class Progress:
-    """A bar with loss, speed and the time left; plain lines where nobody watches a terminal.
+    """A progress bar with loss, speed and time left; plain lines if stderr is not a terminal.
 
     Args:
-      steps: of the whole run.
-      done: those before this start.
-      batch_size: images of a step.
-      devices: how many of them train.
-      peak: FLOP/s that each can do at best; None where nobody knows.
-      mute: only measure.
+      steps: steps of the whole run.
+      done: steps that were done before this start.
+      batch_size: images per step.
+      devices: number of devices that train.
+      peak: peak FLOP/s of a device; None if it is unknown.
+      mute: measure, but print nothing.
     """
 
     def __init__(
@@ -221,35 +222,35 @@ class Progress:
         self._total = steps
 
     def advance(self) -> None:
-        """One more step was dispatched."""
+        """Counts one more dispatched step."""
         self._bar.update()
 
     def rates(self, step: int, flops: float) -> dict[str, float]:
-        """How fast the steps since the last call were.
+        """The speed of the steps since the last call.
 
         Args:
-          step: the last of them.
-          flops: model FLOPs of all of them together, see `clip_jax.training.flops`.
+          step: the last of these steps.
+          flops: model FLOPs of these steps together, see `clip_jax.training.flops`.
 
         Returns:
-          `images_per_second` of all devices, `tflops_per_second` of each, and `mfu`, the share that
-          this is of its peak, where that is known.
+          `images_per_second` of all devices, `tflops_per_second` of each one, and, if the peak is
+          known, `mfu`: the share of it that the model FLOPs reach.
         """
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         images = (step - self._steps) * self._batch_size
         self._since, self._steps = now, step
-        each = flops / seconds / self._devices
-        found = {"images_per_second": images / seconds, "tflops_per_second": each / 1e12}
-        return found if self._peak is None else {**found, "mfu": each / self._peak}
+        per_device = flops / seconds / self._devices
+        rates = {"images_per_second": images / seconds, "tflops_per_second": per_device / 1e12}
+        return rates if self._peak is None else {**rates, "mfu": per_device / self._peak}
 
     def leave_out(self, seconds: float) -> None:
-        """Forget a time that went into compiling or evaluation, not into steps."""
+        """Excludes time that was spent on compiling or evaluation from the rates."""
         self._started += seconds
         self._since += seconds
 
     def show(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
-        """Loss and what `rates` found beside the bar."""
+        """Shows the loss and the rates beside the bar."""
         text = f"loss {loss:.3f}, {rates['images_per_second']:,.0f} images/s"
         if "mfu" in rates:
             text += f", {100 * rates['mfu']:.1f} % MFU"
@@ -261,7 +262,7 @@ class Progress:
             self._bar.set_postfix_str(text)
 
     def say(self, line: str) -> None:
-        """A line of its own, above the bar."""
+        """Prints a line above the bar."""
         if self._mute:
             return
         if self._quiet:
@@ -270,12 +271,12 @@ class Progress:
             self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
-        """Leave the bar as it is and free the line."""
+        """Leaves the bar on the screen and ends its line."""
         self._bar.close()
 
 
 def duration(seconds: float) -> str:
-    """`75` → `1:15`, `3700` → `1:01:40`."""
+    """Seconds as text: 75 is `1:15`, 3700 is `1:01:40`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""A run before it starts: what its config names, opened and checked."""
+"""A run before it starts: everything that its config names, opened and checked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,18 @@ from clip_jax.weights import library, positions
 
 @dataclasses.dataclass
 class Run:
-    """What a config comes to once everything that it names has been opened and checked."""
+    """A config, and everything that it names, opened and checked.
+
+    Attributes:
+      config: the config.
+      model: the architecture.
+      objective: what is minimized.
+      tokenizer: of the captions.
+      data: the training pairs.
+      suite: the evaluations.
+      workdir: the run's folder.
+      weights: the saved model that a fresh run starts from; None: random initial values.
+    """
 
     config: Config
     model: CLIPConfig
@@ -42,7 +53,7 @@ class Run:
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, Any]:
-        """What the data and the tokenizer are, wherever they lie."""
+        """Identifies the data and the tokenizer by their content, whatever their paths."""
         return {
             "version": fingerprint.VERSION,
             "data": fingerprint.of_mixture(self.data),
@@ -51,7 +62,14 @@ class Run:
 
 
 def prepare(config: Any) -> Run:
-    """Opens what a config names and finds its mistakes, before any device is touched."""
+    """Opens everything that a config names, before any device is touched.
+
+    Args:
+      config: a `ConfigDict`, or a `Config`.
+
+    Raises:
+      UserError: a mistake in the config, or something that it names cannot be opened.
+    """
     c, model, objective = setup.checked(config, jax.device_count())
     if not c.workdir:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
@@ -66,7 +84,7 @@ def prepare(config: Any) -> Run:
     )
     fresh = not multihost.from_first(lambda: checkpointing.steps(c.workdir))
     weights = _weights(c, model) if fresh and c.weights.path else None
-    # last: a filter may take long
+    # Last, because a filter can take long.
     data = mixture.opened(c.data.to_dict(), say_first)
     pictures.extend(part.source for part in data.parts)
     return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights)
@@ -79,10 +97,10 @@ def say_first(line: str) -> None:
 
 
 def _weights(c: Config, model: CLIPConfig) -> SavedModel:
-    """The saved model that a fresh run starts from, checked against the one that it is for."""
-    # with resize its sizes need not be the file's
+    """The saved model that a fresh run starts from, checked against the run's architecture."""
+    # With resize the sizes in the file may differ.
     name = None if c.weights.resize else architectures.name_of(model, any_activation=True)
-    found = open_saved_model(c.weights.path, name, library.config_activation(model, name))
-    how = "--config.weights.resize=True"
-    positions.check_fits(found.config, model, c.weights.path, c.weights.resize, how)
-    return found
+    saved = open_saved_model(c.weights.path, name, library.config_activation(model, name))
+    flag = "--config.weights.resize=True"
+    positions.check_fits(saved.config, model, c.weights.path, c.weights.resize, flag)
+    return saved

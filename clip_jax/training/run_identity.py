@@ -1,4 +1,4 @@
-"""Whether a run's folder belongs to the run that is to go on in it."""
+"""Whether a run's folder belongs to the run that resumes in it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _FINGERPRINTS = "fingerprints.json"
 
 
 def claim_workdir(run: Run) -> None:
-    """Writes config.json into a new workdir; in an old one checks that it is the same run.
+    """Writes config.json into a new workdir; checks that an existing one is of the same run.
 
-    The first process does that for all, before any goes on.
+    The first process does this for all processes, before any continues.
 
     Raises:
       UserError: the folder belongs to a run of another config, or cannot be written.
@@ -37,13 +37,13 @@ def _claim(run: Run) -> None:
     path, fingerprints = run.workdir / checkpointing.CONFIG, run.workdir / _FINGERPRINTS
     now, weights = run.fingerprints, run.config.weights.path
     if not path.exists():
-        _write_claim(fingerprints, {**now, "weights": fingerprint.of_weights(weights)})
+        _write_fingerprints(fingerprints, {**now, "weights": fingerprint.of_weights(weights)})
         with files.whole(path) as file:
             file.write(config_lib.to_json(run.config).encode())
         return
     old = checkpointing.read_config(run.workdir)
     changed = config_lib.changes(old, run.config.to_dict())
-    before = _read_claim(fingerprints)
+    before = _read_fingerprints(fingerprints)
     moved = [key for key in changed if config_lib.is_place(key)] if before else []
     if before and "weights.path" in changed and _are_moved(old, weights, before.get("weights")):
         moved.append("weights.path")
@@ -53,7 +53,7 @@ def _claim(run: Run) -> None:
             "give another --workdir, or the values it was started with"
         )
     if before is None:
-        _write_claim(fingerprints, now)
+        _write_fingerprints(fingerprints, now)
     elif any(before.get(key) != value for key, value in now.items()):
         raise UserError(
             f"{run.workdir} holds a run on {_different(before, now)}: give the data it began with, "
@@ -65,56 +65,56 @@ def _claim(run: Run) -> None:
 
 
 def _are_moved(old: dict[str, Any], path: str, before: Any) -> bool:
-    """Whether weights at another path are those that the run began with.
+    """Whether weights at another path are those that the run started from.
 
-    A resumed run does not read them: where they are gone, the last name of the path has to do.
+    A resumed run does not read them. If they no longer exist, equal file names are enough.
     """
     now, group = fingerprint.of_weights(path) if path else "", old.get("weights")
     if before and now is not None:
         return bool(before == now)
-    was = group.get("path") if isinstance(group, dict) else None
-    return bool(was and path) and Path(str(was)).name == Path(path).name
+    old_path = group.get("path") if isinstance(group, dict) else None
+    return bool(old_path and path) and Path(str(old_path)).name == Path(path).name
 
 
-def _read_claim(path: Path) -> dict[str, Any] | None:
-    """The fingerprints in a run's folder; None where there are none, or an older version's."""
+def _read_fingerprints(path: Path) -> dict[str, Any] | None:
+    """The fingerprints in a run's folder; None if there are none of this version."""
     if not path.exists():
         return None
     try:
-        found = files.read_json(path, what="fingerprints")
+        fingerprints = files.read_json(path, what="fingerprints")
     except UserError as error:
         raise UserError(
             f"{error}: it tells whether the data is what the run began with; delete it where you "
             "are sure of that"
         ) from None
-    return found if found.get("version") == fingerprint.VERSION else None
+    return fingerprints if fingerprints.get("version") == fingerprint.VERSION else None
 
 
-def _write_claim(path: Path, fingerprints: dict[str, Any]) -> None:
+def _write_fingerprints(path: Path, fingerprints: dict[str, Any]) -> None:
     with files.whole(path) as file:
         file.write(json.dumps(fingerprints, indent=1, sort_keys=True).encode() + b"\n")
 
 
 def _different(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What the fingerprints of a run's folder and of a command differ in."""
+    """How the fingerprints of a run's folder and of a command differ, for a message."""
     old, new = before.get("data"), now["data"]
     if not isinstance(old, dict) or old == new:
         return "another tokenizer"
     name = min(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    pairs = [str(of.get(name, "0")).partition(" ")[0] for of in (old, new)]
+    pairs = [str(prints.get(name, "0")).partition(" ")[0] for prints in (old, new)]
     where = f"config.data.mix.{name}" if name else "config.data.train"
     return f"other pairs than {where} gives ({pairs[0]:.20} then, {pairs[1]} now)"
 
 
 def check_same_run(run: Run, step: int) -> None:
-    """Raises UserError where a checkpoint is another run's that was put into this one's folder."""
+    """Raises UserError if a checkpoint of another run was put into this run's folder."""
     if (saved := checkpointing.read_saved_config(run.workdir, step)) is None:
-        return  # an older version's; its arrays tell
+        return  # from an older version; restoring compares shapes
     changed = config_lib.changes(saved, run.config.to_dict())
     lines = [
         line
         for key, line in changed.items()
-        if not (config_lib.is_place(key) or key == "weights.path")  # they may have moved since
+        if not (config_lib.is_place(key) or key == "weights.path")  # these may have moved
     ]
     if lines:
         raise UserError(

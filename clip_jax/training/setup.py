@@ -1,4 +1,7 @@
-"""What a config comes to on a mesh: the model, what updates it, and the step that trains it."""
+"""What a config means on a mesh: the model, the optimizer, and the training step.
+
+Training and plans share this module, so that a plan compiles the very step that training runs.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +43,10 @@ def checked(config: Any, devices: int) -> tuple[Config, CLIPConfig, Objective]:
 
 
 def check_tokenizer(name: str, tokenizer: Tokenizer, text: model_config.TextTowerConfig) -> None:
-    """That a tower finds in the tokenizer's rows what it looks for.
+    """Checks that a text tower can read a tokenizer's ids.
 
     Raises:
-      UserError: it does not; names the key and what to do.
+      UserError: it cannot; names the key and what to do.
     """
     if tokenizer.vocab_size > text.vocab_size:
         raise UserError(
@@ -63,13 +66,13 @@ def check_tokenizer(name: str, tokenizer: Tokenizer, text: model_config.TextTowe
 
 
 class Recipe:
-    """How a config trains on a mesh, without an array of it.
+    """How a config trains on a mesh: shapes and functions, but no arrays.
 
     Args:
-      c: the config.
-      architecture: of the model, as `checked` gives it.
-      objective: what is minimized, as `checked` gives it.
-      mesh: over devices that are there, or that only a compiler knows.
+      c: the config, the first result of `checked`.
+      architecture: the second result of `checked`.
+      objective: the third result of `checked`.
+      mesh: over real devices, or devices that only a compiler knows.
     """
 
     def __init__(
@@ -95,8 +98,10 @@ class Recipe:
         self.model = abstract_model(architecture, c.dtype, c.remat, self.chunks)
         self.graph = nnx.graphdef(self.model)
         sharded = {"sharded_optimizer": c.optimizer.sharded}
-        self.kept: dict[str, Any] = {**sharded, "text_weights": c.optimizer.text_weights}
-        self.state_like = step_lib.abstract_state(architecture, self.optimizer, mesh, **self.kept)
+        self.state_options: dict[str, Any] = {**sharded, "text_weights": c.optimizer.text_weights}
+        self.state_like = step_lib.abstract_state(
+            architecture, self.optimizer, mesh, **self.state_options
+        )
         self.train_step = step_lib.make_train_step(
             self.graph,
             objective,
@@ -108,7 +113,7 @@ class Recipe:
         )
 
     def batch_like(self, context_length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a whole batch whose texts have so many tokens."""
+        """The shapes of a global batch whose texts have this many tokens."""
         size, rows = self.architecture.vision.image_size, self.config.batch_size
         return {
             "image": jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8),
@@ -116,7 +121,7 @@ class Recipe:
         }
 
     def lower(self, context_length: int | None = None) -> jax.stages.Lowered:
-        """The step for texts of a width (None: the tower's own), traced but not compiled."""
-        width = self.architecture.text.context_length if context_length is None else context_length
+        """The step traced but not compiled, for texts of this many tokens (None: the tower's)."""
+        tokens = self.architecture.text.context_length if context_length is None else context_length
         jitted = step_lib.compile_step(self.train_step, self.state_like, self.mesh)
-        return jitted.lower(self.state_like, self.batch_like(width))
+        return jitted.lower(self.state_like, self.batch_like(tokens))

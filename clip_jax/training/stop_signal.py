@@ -1,4 +1,4 @@
-"""The wish to stop, from the keyboard or from a machine that shuts down."""
+"""Stopping after the current step, on Ctrl-C or when the machine shuts down."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from types import FrameType
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM as a wish to stop after the step; a Ctrl-C after it stops at once.
+    """Records Ctrl-C and SIGTERM, so that training stops after the step.
 
-    Another SIGTERM is the same wish: a machine that shuts down tells a process, and so does the
-    launcher of that process.
+    A Ctrl-C after that stops at once. A second SIGTERM does not: when a machine shuts down, both
+    the system and the launcher of a process send one.
+
+    Attributes:
+      number: the number of the signal; 0: none so far.
     """
 
     def __init__(self) -> None:
@@ -25,10 +28,10 @@ class StopSignal:
 
     @contextmanager
     def watching(self) -> Iterator[StopSignal]:
-        """Takes the two signals over while it lasts."""
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        """Handles the two signals until the block ends."""
+        previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -32,7 +32,7 @@ class Trainer(setup.Recipe):
         super().__init__(run.config, run.model, run.objective, mesh)
 
     def evaluate(self, variables: Variables) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """The suite's results on a model's variables, and the pictures that they name."""
+        """Evaluates a model's variables; returns results and their pictures."""
         run = self.run
         pad_id = run.tokenizer.pad_id if run.model.text.blind_to_padding else None
         size = run.config.evaluate.batch_size
@@ -42,7 +42,7 @@ class Trainer(setup.Recipe):
     def report(
         self, results: dict[str, Any], pictures: dict[str, bytes], step: int, seconds: float
     ) -> None:
-        """Puts the results' page and pictures into the run's folder."""
+        """Writes the report and its pictures into the run's folder."""
         run = self.run
         write_sheets(results, pictures, run.workdir / "pictures" / f"step_{step}")
         results["model"] = results_lib.model_facts(
@@ -58,22 +58,22 @@ class Trainer(setup.Recipe):
         results_lib.write(run.workdir, results, pictures)
 
     def state_from(self, found: SavedModel) -> step_lib.TrainState:
-        """A fresh state around saved weights, in fp32, resized where the model asks it."""
+        """A fresh state with saved weights in fp32; positions are resized to the model's sizes."""
         params, stats = jax.device_get(found.read("float32"))
         vision, text = self.run.model.vision, self.run.model.text
         params, _ = positions.resized(params, found.config, vision.image_size, text.context_length)
-        return step_lib.state_of((params, stats), self.optimizer, self.mesh, **self.kept)
+        return step_lib.state_of((params, stats), self.optimizer, self.mesh, **self.state_options)
 
     def fresh(self) -> step_lib.TrainState:
-        """A state of random numbers, or around the weights that the config names."""
+        """A state with random initial values, or with the weights that the config names."""
         run = self.run
         if run.weights:
             return self.state_from(run.weights)
         seed = run.config.seed
-        return step_lib.init_state(run.model, self.optimizer, seed, self.mesh, **self.kept)
+        return step_lib.init_state(run.model, self.optimizer, seed, self.mesh, **self.state_options)
 
     def data(self) -> pipeline.Batches:
-        """The iterator over this process's batches."""
+        """An iterator over this process's batches."""
         c, run = self.run.config, self.run
         batches = pipeline.batches(
             run.data,
@@ -91,13 +91,13 @@ class Trainer(setup.Recipe):
         )
 
     def place(self, rows: pipeline.Row) -> dict[str, jax.Array]:
-        """This process's rows as the global batch, without columns that no text reaches."""
-        # many processes would have to agree on the longest text
+        """This process's rows in the global batch, without columns of mere padding."""
+        # Several processes would have to agree on the longest text.
         if not multihost.many() and self.run.model.text.blind_to_padding:
             pad_id = self.run.tokenizer.pad_id
             rows = {**rows, "tokens": packing.trim(rows["tokens"], pad_id=pad_id)}
         return rows_lib.global_batch(rows, self.mesh)
 
     def compile(self, context_length: int) -> step_lib.TrainStep:
-        """The step for texts of a width, compiled before the clock of images/s starts."""
+        """The compiled step for texts of this many tokens."""
         return self.lower(context_length).compile()

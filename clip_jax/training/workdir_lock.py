@@ -1,9 +1,9 @@
-"""One trainer at a time in a run's folder: a file that says who trains there.
+"""A lock on a run's folder: at most one trainer writes into it.
 
-The file names the process and holds a number that the process raises while it lives, so that other
-hosts, which cannot ask for a process, see whether it does. Nothing needs locks of the file system,
-which shared disks and mounted buckets may not have. A killed trainer's file is taken over at once
-on its own host, and elsewhere once its number stands still.
+The lock is a file that names the process and contains a counter that the process increments while
+it runs, because other hosts cannot ask whether a process exists. File system locks are not used:
+shared disks and mounted buckets may not support them. The lock of a killed trainer is taken over at
+once on the same host, and on another host once the counter has stopped.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from typing import Any
 from clip_jax.errors import UserError
 
 NAME = "in_use.json"
-BEAT = 5.0  # seconds between two signs of life
-STALE = 40.0  # seconds without one, after which the trainer of another host counts as dead
+BEAT = 5.0  # seconds between two increments of the counter
+STALE = 40.0  # seconds without an increment until a trainer of another host counts as dead
 _MAX_BYTES = 1 << 14
+
+Record = dict[str, Any]  # the lock file's content, which a stranger may have written
 
 
 class Lock:
-    """A run's folder while this process trains in it. `check` tells whether it still does."""
+    """The lock that this process has on a run's folder. `check` tells whether it still has it."""
 
-    def __init__(self, workdir: Path, record: dict[str, Any]) -> None:
+    def __init__(self, workdir: Path, record: Record) -> None:
         self._path, self._record, self._beats = workdir / NAME, record, 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -41,50 +43,50 @@ class Lock:
     def check(self) -> None:
         """Raises UserError where another trainer has taken the folder."""
         try:
-            found = _read(self._path)
+            record = _read(self._path)
         except OSError:
-            return  # a disk that is away for a moment, which shows elsewhere
-        if found is not None and found.get("token") != self._record["token"]:
+            return  # the disk is unavailable for a moment; writes of the run itself report that
+        if record is not None and record.get("token") != self._record["token"]:
             raise UserError(
-                f"{self._path.parent} was taken over by {_named(found)}: this run ends, and writes "
+                f"{self._path.parent} was taken over by {_named(record)}: this run ends, and writes "
                 "nothing more"
             )
 
     def release(self) -> None:
-        """Removes the file, where it is still this process's."""
+        """Removes the file if it is still this process's."""
         self._over.set()
         self._thread.join()
-        found = _read(self._path)
-        if found is not None and found.get("token") == self._record["token"]:
+        record = _read(self._path)
+        if record is not None and record.get("token") == self._record["token"]:
             self._path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
             self._beats += 1
-            # a disk that is away for a moment, or full, shows elsewhere
+            # a disk that is full or unavailable is reported by the run's own writes
             with contextlib.suppress(OSError):
                 self._write_beat()
 
     def _write_beat(self) -> None:
-        """Into the file in place: one that another trainer has put there stays untouched."""
+        """Writes the counter in place, unless the file is now another trainer's."""
         with open(self._path, "r+b") as file:
-            found = _parsed(file.read(_MAX_BYTES))
-            if found and found.get("token") == self._record["token"]:
+            record = _parsed(file.read(_MAX_BYTES))
+            if record and record.get("token") == self._record["token"]:
                 file.seek(0)
                 file.write(_serialized({**self._record, "beats": self._beats}))
 
 
 @contextlib.contextmanager
-def held(workdir: Path, force: bool, tell: Callable[[str], None]) -> Iterator[Lock]:
-    """The folder for this process alone, until the block ends.
+def locked(workdir: Path, force: bool, tell: Callable[[str], None]) -> Iterator[Lock]:
+    """Locks a folder for this process until the block ends.
 
     Args:
-      workdir: the run's folder, made where it is missing.
-      force: take it from another trainer, which then ends.
-      tell: takes a line before it has to wait.
+      workdir: the run's folder, which is created if it is missing.
+      force: take the folder from another trainer, which then ends.
+      tell: called with a line before waiting.
 
     Raises:
-      UserError: another trainer is at work there, or the folder cannot be written.
+      UserError: another trainer is using the folder, or it cannot be written.
     """
     try:
         lock = Lock(workdir, _take(workdir, force, tell))
@@ -98,61 +100,63 @@ def held(workdir: Path, force: bool, tell: Callable[[str], None]) -> Iterator[Lo
 
 
 def refuse_in_use(workdir: Path, force: bool) -> None:
-    """Raises UserError where a trainer of this host is surely at work: early, before a long start.
+    """Raises UserError if a trainer of this host is certainly using the folder.
 
-    What cannot be known at once is left to `held`.
+    This is an early check before a long start. `locked` decides all other cases.
     """
-    found = _read(workdir / NAME)
-    if found and not force and _is_alive(found):
-        raise _in_use(workdir, found)
+    record = _read(workdir / NAME)
+    if record and not force and _is_alive(record):
+        raise _in_use(workdir, record)
 
 
-def _take(workdir: Path, force: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+def _take(workdir: Path, force: bool, tell: Callable[[str], None]) -> Record:
     workdir.mkdir(parents=True, exist_ok=True)
+    """Creates the lock file; returns its record."""
     path, record = workdir / NAME, _own_record()
-    before = None
+    previous = None
     while True:
-        if (found := _read(path)) is not None:
+        if (other := _read(path)) is not None:
             if force:
-                before = found
-            elif (living := _living(path, found, tell)) is not None:
-                raise _in_use(workdir, living)
+                previous = other
+            elif (user := _current_user(path, other, tell)) is not None:
+                raise _in_use(workdir, user)
             path.unlink(missing_ok=True)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            continue  # another was quicker
+            continue  # another process was faster
         with os.fdopen(descriptor, "wb") as file:
             file.write(_serialized(record))
             file.flush()
             os.fsync(file.fileno())
-        # on a mounted bucket both of two that begin at once may have made the file
-        if (found := _read(path)) is not None and found.get("token") == record["token"]:
-            if before is not None:
-                _await_end(workdir, before, tell)
+        # on a mounted bucket two processes that start together may both have created the file
+        if (current := _read(path)) is not None and current.get("token") == record["token"]:
+            if previous is not None:
+                _await_end(workdir, previous, tell)
             return record
 
 
-def _await_end(workdir: Path, before: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """Lets the trainer whose folder was taken see that, so that two never write at once."""
-    if _is_alive(before) is False or before.get("pid") == os.getpid():
+def _await_end(workdir: Path, previous: Record, tell: Callable[[str], None]) -> None:
+    """Waits until the previous trainer has noticed and ended, so that two never write at once."""
+    if _is_alive(previous) is False or previous.get("pid") == os.getpid():
         return
-    tell(f"{workdir} is taken from {_named(before)}: waiting up to {STALE:g} s for it to end")
+    tell(f"{workdir} is taken from {_named(previous)}: waiting up to {STALE:g} s for it to end")
     end = time.monotonic() + STALE
-    while time.monotonic() < end and _is_alive(before) is not False:
+    while time.monotonic() < end and _is_alive(previous) is not False:
         time.sleep(min(0.2, STALE / 10))
 
 
-def _living(
-    path: Path, found: dict[str, Any], tell: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """Who is at work there, or None where nobody is, for which another host has to be watched."""
-    alive = _is_alive(found)
+def _current_user(path: Path, record: Record, tell: Callable[[str], None]) -> Record | None:
+    """The record of the trainer that is using the folder; None if there is none.
+
+    If the recorded process is on another host, this watches its counter for `STALE` seconds.
+    """
+    alive = _is_alive(record)
     if alive is not None:
-        return found if alive else None
+        return record if alive else None
     tell(
-        f"{path.parent} was last in use by {_named(found)}, whom this host cannot ask for: waiting "
-        f"{STALE:g} s for a sign of life (--force takes it at once)"
+        f"{path.parent} was last in use by {_named(record)}, on another host: waiting {STALE:g} s "
+        "for a sign of life (--force takes it at once)"
     )
     end = time.monotonic() + STALE
     while time.monotonic() < end:
@@ -160,24 +164,24 @@ def _living(
         now = _read(path)
         if now is None:
             return None
-        if now != found:
+        if now != record:
             return now
     return None
 
 
-def _in_use(workdir: Path, found: dict[str, Any]) -> UserError:
+def _in_use(workdir: Path, record: Record) -> UserError:
     return UserError(
-        f"{workdir} is in use by {_named(found)}: end that run, or give another --workdir; "
+        f"{workdir} is in use by {_named(record)}: end that run, or give another --workdir; "
         "--force takes it, and that run ends"
     )
 
 
-def _named(found: dict[str, Any]) -> str:
-    host, pid, since = (found.get(key, "unknown") for key in ("host", "pid", "since"))
+def _named(record: Record) -> str:
+    host, pid, since = (record.get(key, "unknown") for key in ("host", "pid", "since"))
     return f"{host!s:.80}, PID {pid!s:.20} since {since!s:.40}"
 
 
-def _own_record() -> dict[str, Any]:
+def _own_record() -> Record:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -190,7 +194,7 @@ def _own_record() -> dict[str, Any]:
 
 
 def _process_space() -> str:
-    """Within which process numbers are unique: a host since its start, or a container on it."""
+    """The scope of process numbers: a host since it booted, or a container on it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -199,45 +203,45 @@ def _process_space() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in whatever units; empty where there is none, or a dead one."""
+    """When a process started, in the system's units; empty if it does not exist or is a zombie."""
     try:
-        # the name before it may hold anything
+        # the process name before it may contain spaces and parentheses
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         if Path("/proc/self/stat").exists():
             return ""
     with contextlib.suppress(OSError):
-        asked = ["ps", "-o", "lstart=", "-p", str(pid)]
-        return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+        command = ["ps", "-o", "lstart=", "-p", str(pid)]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return ""
 
 
-def _is_alive(found: dict[str, Any]) -> bool | None:
-    """Whether the process of a record lives; None where this one cannot tell."""
-    pid, started = found.get("pid"), found.get("started")
-    if found.get("space") != _process_space() or type(pid) is not int or not started:
+def _is_alive(record: Record) -> bool | None:
+    """Whether the process of a record exists; None if this process cannot know."""
+    pid, started = record.get("pid"), record.get("started")
+    if record.get("space") != _process_space() or type(pid) is not int or not started:
         return None
     return _started(pid) == started
 
 
-def _serialized(record: dict[str, Any]) -> bytes:
-    """As many bytes for any number of beats."""
+def _serialized(record: Record) -> bytes:
+    """The record as JSON, of the same length for any value of the counter."""
     return json.dumps({**record, "beats": f"{record['beats']:012}"}).encode() + b"\n"
 
 
-def _parsed(raw: bytes) -> dict[str, Any] | None:
+def _parsed(raw: bytes) -> Record | None:
     try:
-        found = json.loads(raw)
+        record = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return record if isinstance(record, dict) else None
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """The record in a file; an empty one where it is being written or damaged; None: no file."""
+def _read(path: Path) -> Record | None:
+    """The record in a file; empty if it is damaged or being written; None if there is none."""
     try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):  # a link to nothing, or a pipe to wait for
+        if not stat.S_ISREG(os.lstat(path).st_mode):  # a dangling link, or a pipe that would block
             raise UserError(f"{path} is no plain file: remove it")
         with open(path, "rb") as file:
             raw = file.read(_MAX_BYTES)

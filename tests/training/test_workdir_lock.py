@@ -22,7 +22,7 @@ def quick(monkeypatch):
 
 
 def take(workdir, force=False, tell=lambda line: None):
-    return workdir_lock.held(workdir, force, tell)
+    return workdir_lock.locked(workdir, force, tell)
 
 
 def record_of(workdir):
@@ -71,7 +71,7 @@ def test_of_many_at_once_one_gets_it(tmp_path):
 def test_a_killed_trainer_of_this_host_is_nobody(tmp_path):
     code = (
         "import sys, time, pathlib; from clip_jax.training import workdir_lock as w\n"
-        "h = w.held(pathlib.Path(sys.argv[1]), False, print)\n"
+        "h = w.locked(pathlib.Path(sys.argv[1]), False, print)\n"
         "h.__enter__(); print('in', flush=True)\n"
         "time.sleep(60)"
     )
