@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import runs
+from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training import flops
 

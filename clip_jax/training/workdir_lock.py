@@ -48,8 +48,8 @@ class Lock:
             return  # the disk is unavailable for a moment; writes of the run itself report that
         if record is not None and record.get("token") != self._record["token"]:
             raise UserError(
-                f"{self._path.parent} was taken over by {_named(record)}: this run ends, and writes "
-                "nothing more"
+                f"{self._path.parent} was taken over by {_named(record)}: this run ends, and "
+                "writes nothing more"
             )
 
     def release(self) -> None:

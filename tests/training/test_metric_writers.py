@@ -315,7 +315,8 @@ def test_a_line_of_the_log_counts_the_texts_as_wide_as_they_were(clock: list[flo
         any_stop=None,
         config=ConfigDict({"batch_size": 4, "steps": 9, "log": {"every": 2}}),
         trainer=SimpleNamespace(
-            run=SimpleNamespace(model=steps.TINY, data=range(8)), schedule=lambda step: step
+            run=SimpleNamespace(model=steps.TINY, objective=steps.DENSE, data=range(8)),
+            schedule=lambda step: step,
         ),
         flops=0,
         counts=0,
@@ -328,7 +329,7 @@ def test_a_line_of_the_log_counts_the_texts_as_wide_as_they_were(clock: list[flo
         clock[0] += 0.5
         train.Loop._log(loop, step, tokens, np.zeros(4, int), {"loss": np.float32(1)})
     for step, widths in ((2, (3, 8)), (4, (5, 5))):
-        flops = sum(flops_lib.step(steps.TINY, 4, tokens=tokens) for tokens in widths)
+        flops = sum(flops_lib.step(steps.TINY, steps.DENSE, 4, tokens=tokens) for tokens in widths)
         assert written[step]["tflops_per_second"] == pytest.approx(flops / 1e12)
         assert written[step]["images_per_second"] == pytest.approx(8)
         assert written[step]["epoch"] == step / 2
