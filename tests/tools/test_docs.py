@@ -42,7 +42,8 @@ def test_links_lead_to_files_and_headings(page):
 @pytest.mark.parametrize("page", [*PAGES, runs.ROOT / "NOTICE"], ids=lambda path: path.name)
 def test_files_of_the_code_that_are_named_exist(page):
     for name in CODE_FILE.findall(page.read_text()):
-        assert (runs.ROOT / name).exists(), f"{page.name} names {name}"
+        is_placeholder = "NAME" in name or "KIND" in name
+        assert is_placeholder or (runs.ROOT / name).exists(), f"{page.name} names {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
