@@ -52,6 +52,20 @@ def test_modules_and_functions_that_are_named_exist(page):
         pkgutil.resolve_name(name)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_python_examples_compile(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        compile(block, page.name, "exec")
+
+
+def test_classes_of_the_user_in_the_docs_can_be_defined():
+    page = (runs.ROOT / "docs" / "extending.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        if re.search(r"^class \w+", block, re.MULTILINE):
+            exec(block, {"__name__": "__main__"})
+
+
 def test_the_site_has_every_page():
     navigation = (runs.ROOT / "mkdocs.yml").read_text()
     for page in (runs.ROOT / "docs").glob("*.md"):
