@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from clip_jax.data.augmentation import Augment, random_view
-from clip_jax.data.images import Decoder
+from clip_jax.data.images.augmentation import Augment, random_view
+from clip_jax.data.images.decoding import Decoder
 
 SIZES = ((640, 480), (1024, 768), (2048, 1536))
 AUGMENT = Augment()

@@ -77,13 +77,14 @@ def make(folder: Path, pictures: int) -> None:
 def ours(folder: Path, batch: int) -> Iterator[Any]:
     """Batches of clip_jax: uint8 pixels and int32 tokens."""
     from clip_jax import tokenizers
-    from clip_jax.data import augmentation, images, pipeline
+    from clip_jax.data import pipeline
+    from clip_jax.data.images import augmentation, decoding
     from clip_jax.data.sources import open_source
 
     augment = augmentation.Augment()
     prepare = pipeline.Prepare(
         tokenizers.load("clip", 77), SIZE, ("{caption}",), augment,
-        images.Decoder(at_least=augment.least_side(SIZE)),
+        decoding.Decoder(at_least=augment.least_side(SIZE)),
     )  # fmt: skip
     source = open_source(str(folder / "tars" / f"{{00000..{TARS - 1:05}}}.tar"))
     dataset = pipeline.batches(source, prepare, batch_size=batch, seed=0)

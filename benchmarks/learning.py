@@ -42,7 +42,8 @@ import parity
 import peers
 
 from clip_jax import tokenizers
-from clip_jax.data import augmentation, images, pipeline
+from clip_jax.data import pipeline
+from clip_jax.data.images import augmentation, decoding
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
 from clip_jax.models.clip import abstract_model
@@ -147,7 +148,7 @@ class Data:
         )
         self.tokenizer = tokenizers.load("clip", args.context_length)
         augment = augmentation.Augment.from_dict({"crop": args.crop})
-        decode = images.Decoder(cache_mib=1024)
+        decode = decoding.Decoder(cache_mib=1024)
         self.prepare = pipeline.Prepare(
             self.tokenizer, args.image_size, (self.caption,), augment, decode
         )

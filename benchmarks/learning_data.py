@@ -10,9 +10,10 @@ import numpy as np
 from scipy import stats
 from scipy.special import logsumexp
 
-from clip_jax.data import captions, images, pipeline
+from clip_jax.data import captions, pipeline
 from clip_jax.data.example import Pair, PairError
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.images import decoding
+from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source, read_pair
 from clip_jax.errors import UserError
 from clip_jax.evaluation import retrieval
@@ -95,7 +96,7 @@ def open_clip_batches(
         for first in range(0, len(rows) - batch_size + 1, batch_size):
             chosen = [rows[j] for j in order[first : first + batch_size]]
             pictures = [
-                transform(images.decode((pair := read_pair(source, i)).image, pair.name))
+                transform(decoding.decode((pair := read_pair(source, i)).image, pair.name))
                 for i, _ in chosen
             ]
             tokens = tokenizer([caption for _, caption in chosen], truncate=True)
@@ -137,7 +138,7 @@ def read_test_set(
         try:
             pair = read_pair(source, i)
             texts = all_captions(pair, template)
-            pixels.append(preprocess(images.decode(pair.image, pair.name)))
+            pixels.append(preprocess(decoding.decode(pair.image, pair.name)))
         except PairError:
             continue
         # images with the same caption, such as drawings of one emoji, belong together

@@ -27,9 +27,9 @@ import numpy as np
 from PIL import Image
 
 import damage
-from clip_jax.data import images
 from clip_jax.data.example import REASONS, PairError
-from clip_jax.data.tars import TarSource
+from clip_jax.data.images import decoding
+from clip_jax.data.sources.tars import TarSource
 from clip_jax.errors import UserError
 from support import encoded, picture, says, write_tar
 
@@ -70,14 +70,14 @@ def pictures() -> list[bytes]:
 def decodes(data: bytes) -> str:
     """What `images.decode` makes of bytes: `picture` or `refused`; fails on anything else."""
     try:
-        with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=decoding.FORMATS) as image:
             sizes = (image.size, image.size[::-1])
     except Exception:  # of every kind
         sizes = ()
     results = []
     for least in (0, 12):
-        pixels = _read(functools.partial(images.decode, at_least=least), data)
-        trained = _read(images.Decoder(at_least=least), data)
+        pixels = _read(functools.partial(decoding.decode, at_least=least), data)
+        trained = _read(decoding.Decoder(at_least=least), data)
         assert (pixels is None) == (trained is None), (pixels is None, least)
         results.append("refused" if pixels is None else "picture")
         if pixels is None or trained is None:

@@ -9,8 +9,9 @@ import pytest
 import runs
 from clip_jax import config as config_lib
 from clip_jax import tokenizers
-from clip_jax.data import augmentation, mixture, pipeline
+from clip_jax.data import mixture, pipeline
 from clip_jax.data.example import REASONS
+from clip_jax.data.images import augmentation
 from support import encoded, picture, says, write_tar
 
 PAIRS, STEPS = 20, 12

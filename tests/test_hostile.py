@@ -11,8 +11,9 @@ import damage
 import runs
 from clip_jax import config as config_lib
 from clip_jax import tokenizers
-from clip_jax.data import augmentation, pipeline
+from clip_jax.data import pipeline
 from clip_jax.data.example import MAX_TEXT, REASONS, PairError
+from clip_jax.data.images import augmentation
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
 from support import encoded, picture, says

@@ -25,8 +25,9 @@ from tqdm import tqdm
 from clip_jax import config as config_lib
 from clip_jax import tokenizers
 from clip_jax.cli.common import LinesParser, split_overrides
-from clip_jax.data import captions, filters, images, lettering, mixture, pipeline
+from clip_jax.data import captions, filters, mixture, pipeline
 from clip_jax.data.example import PairError, only_pair_errors
+from clip_jax.data.images import decoding, lettering
 from clip_jax.data.opening import REASONS, quoted
 from clip_jax.data.sources import read_pair
 from clip_jax.distributed import hardware
@@ -77,7 +78,7 @@ def look(
                 tokens = len(ready.tokenizer.encode(text)) + marks
             with only_pair_errors("picture", pair.name):
                 ready.decode(pair.image, pair.name)
-                with images.opened(pair.image) as picture:
+                with decoding.opened(pair.image) as picture:
                     kind, (width, height) = picture.format or "", picture.size
         except PairError as error:
             return Seen(part, i, size, reason=error.reason, complaint=str(error))
@@ -177,7 +178,7 @@ def _shown(data: mixture.Mixture, found: Sequence[Seen]) -> Image.Image:
     pairs = []
     for seen in chosen:
         pair = data.parts[seen.part].source[seen.pair]
-        pairs.append((images.decode(pair.image, pair.name), seen.caption))
+        pairs.append((decoding.decode(pair.image, pair.name), seen.caption))
     return draw(pairs)
 
 

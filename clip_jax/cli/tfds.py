@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 
 from clip_jax.cli.common import LinesParser
-from clip_jax.data.tfds import COMMAND, data_dir, prepare
+from clip_jax.data.sources.tfds import COMMAND, data_dir, prepare
 
 
 def run(argv: Sequence[str]) -> int:

@@ -14,11 +14,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from clip_jax.data import captions, images, workers
+from clip_jax.data import captions, workers
 from clip_jax.data.example import Pair, PairError, only_pair_errors
+from clip_jax.data.images import decoding
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.sources import Source, layout, read_pair
-from clip_jax.data.tar_index import BESIDE
+from clip_jax.data.sources.tar_index import BESIDE
 from clip_jax.errors import UserError
 from clip_jax.io import files, remote
 
@@ -144,7 +145,7 @@ def _number(value: Any) -> float:
 def _size(data: bytes) -> tuple[int, int] | None:
     """Shorter and longer side of a picture by its header; None where that cannot be read."""
     try:
-        with images.opened(data) as image:
+        with decoding.opened(data) as image:
             return min(image.size), max(image.size)
     except Exception:  # Pillow's readers fail on damage with errors of every kind
         return None

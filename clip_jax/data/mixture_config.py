@@ -9,7 +9,7 @@ from typing import Any
 
 from clip_jax.data import captions
 from clip_jax.data.filters import Filter
-from clip_jax.data.table_options import TableOptions
+from clip_jax.data.sources.table_options import TableOptions
 from clip_jax.errors import UserError
 
 # of an entry, and of `config.data` for all of them

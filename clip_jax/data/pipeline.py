@@ -10,8 +10,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from clip_jax.data import augmentation, captions, images
+from clip_jax.data import captions
 from clip_jax.data.example import REASONS, Pair, PairError, described, only_pair_errors
+from clip_jax.data.images import augmentation, decoding
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.sources import Source, read_pair
 from clip_jax.data.workers import died, end_with_parent
@@ -35,7 +36,7 @@ class Prepare:
     image_size: int
     templates: Sequence[str]
     augment: augmentation.Augment
-    decode: images.Decoder = dataclasses.field(default_factory=images.Decoder)
+    decode: decoding.Decoder = dataclasses.field(default_factory=decoding.Decoder)
     token_dropout: float = 0.0
     weights: Sequence[float] = ()
 
@@ -48,7 +49,7 @@ class Prepare:
             image_size,
             tuple(data["captions"]),
             augment,
-            images.Decoder(
+            decoding.Decoder(
                 data["cache_mib"], augment.least_side(image_size) if data["fast_decode"] else 0
             ),
             data["token_dropout"],

@@ -18,7 +18,7 @@ from clip_jax import tokenizers
 from clip_jax.config.checks import check
 from clip_jax.config.schema import Config
 from clip_jax.data import mixture
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.distributed import multihost, sharding
 from clip_jax.errors import UserError

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from clip_jax.data.example import only_pair_errors
-from clip_jax.data.images import decode
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.images.decoding import decode
+from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source, read_pair
 from clip_jax.distributed import global_batch, sharding
 from clip_jax.evaluation.zero_shot import ensemble

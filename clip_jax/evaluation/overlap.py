@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.fft import dctn
 from scipy.stats import binomtest
 
-from clip_jax.data.images import to_rgb
+from clip_jax.data.images.decoding import to_rgb
 from clip_jax.errors import UserError
 from clip_jax.evaluation import retrieval, scores
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from clip_jax.data.lettering import Font, fit
+from clip_jax.data.images.lettering import Font, fit
 
 CELL, SIDE, LINE = (360, 152), 104, 19
 RIGHT, WRONG, OTHER = "#2e7d32", "#c62828", "#b0bec5"

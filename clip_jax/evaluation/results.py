@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_jax.data.lettering import encodable
+from clip_jax.data.images.lettering import encodable
 from clip_jax.evaluation import report
 from clip_jax.io import files
 

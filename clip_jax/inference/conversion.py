@@ -18,7 +18,7 @@ from clip_jax.weights.param_mapping import LIBRARIES, Library
 if TYPE_CHECKING:
     import numpy as np
 
-    from clip_jax.data.preprocess import Preprocess
+    from clip_jax.data.images.preprocess import Preprocess
     from clip_jax.models.clip import Variables
     from clip_jax.tokenizers import Tokenizer
 

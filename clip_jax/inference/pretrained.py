@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from clip_jax import tokenizers
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.distributed.compilation_cache import use_compilation_cache
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError
 from clip_jax.inference.zero_shot import Tokenize, ZeroShotClassifier

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import UserError
 from clip_jax.inference import pretrained
 from clip_jax.models.clip import Variables

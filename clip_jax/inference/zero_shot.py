@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from clip_jax.data.pictures import as_numpy, is_array, picture
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.images.pictures import as_numpy, is_array, picture
+from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.models.clip import CLIP
 from clip_jax.tokenizers import Tokenizer, packing

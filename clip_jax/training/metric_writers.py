@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clip_jax.data.lettering import encodable
+from clip_jax.data.images.lettering import encodable
 from clip_jax.errors import UserError
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clip_jax.data import preprocess as preprocessing
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.images import preprocess as preprocessing
+from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import UserError
 from clip_jax.io import files
 from clip_jax.models.clip import Variables

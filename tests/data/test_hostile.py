@@ -17,9 +17,10 @@ import pytest
 from PIL import Image, ImageChops
 
 import damage
-from clip_jax.data import captions, image_limits, images
+from clip_jax.data import captions
 from clip_jax.data.example import MAX_TEXT, PairError, parse_text
-from clip_jax.data.images import decode
+from clip_jax.data.images import decoding, limits
+from clip_jax.data.images.decoding import decode
 from support import encoded, picture, says
 
 # decode turns these off for a program; pytest turns them on again
@@ -153,7 +154,7 @@ MEASURED = """
 import os, resource
 import damage, test_hostile
 from clip_jax.data import captions, image_limits, images
-from clip_jax.data.images import decode
+from clip_jax.data.images.decoding import decode
 from clip_jax.errors import UserError
 
 def peak():
@@ -228,19 +229,19 @@ def test_large_files_are_read_in_few_parts() -> None:
         ("jpeg", {"quality": 100, "progressive": True}),
     ):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(image_limits.File, "_left", 3_000)
+            patch.setattr(limits.File, "_left", 3_000)
             assert decode(encoded(image, kind, **options), NAME).size == image.size
 
 
 def test_huge_pictures_are_read_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    held, plain = [], images.to_rgb
+    held, plain = [], decoding.to_rgb
 
     def to_rgb(image: Image.Image) -> Image.Image:
-        held.append(images._TURN.locked())
+        held.append(decoding._TURN.locked())
         return plain(image)
 
-    monkeypatch.setattr(images, "to_rgb", to_rgb)
-    monkeypatch.setattr(images, "_HUGE", 40 * 24)
+    monkeypatch.setattr(decoding, "to_rgb", to_rgb)
+    monkeypatch.setattr(decoding, "_HUGE", 40 * 24)
     large = picture(0, (80, 48))
     for data, least in (
         (WHOLE["png"], 0),
@@ -252,7 +253,7 @@ def test_huge_pictures_are_read_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -
         decode(data, NAME, least)
     assert held == [False, True, True, False, True]
     refused(encoded(large)[:-900])
-    assert not images._TURN.locked()
+    assert not decoding._TURN.locked()
 
 
 def exif(*entries: bytes, following: int = 0) -> bytes:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from clip_jax.data import mixture
 from clip_jax.data.filters import Selected
 from clip_jax.data.mixture import Mixture, Part, Place
-from clip_jax.data.tars import TarSource
+from clip_jax.data.sources.tars import TarSource
 from support import TarFactory, refused
 
 

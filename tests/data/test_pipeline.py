@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from clip_jax import tokenizers
 from clip_jax.data import pipeline
-from clip_jax.data.augmentation import Augment
 from clip_jax.data.example import REASONS, Pair
+from clip_jax.data.images.augmentation import Augment
 from clip_jax.data.mixture import Mixture, Part
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError

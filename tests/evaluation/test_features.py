@@ -12,8 +12,8 @@ from flax import nnx
 from PIL import Image
 
 from clip_jax.data.example import Pair
-from clip_jax.data.images import decode, resize_and_crop
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.images.decoding import decode, resize_and_crop
+from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import open_source
 from clip_jax.distributed import sharding
 from clip_jax.evaluation.features import Encoder, classifier, fingerprint

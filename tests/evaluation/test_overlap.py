@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
-from clip_jax.data.images import decode
+from clip_jax.data.images.decoding import decode
 from clip_jax.data.sources import Source, open_source
 from clip_jax.evaluation import scores
 from clip_jax.evaluation.overlap import (

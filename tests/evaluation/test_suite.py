@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data.images import decode
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.images.decoding import decode
+from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
 from clip_jax.evaluation import results

@@ -17,7 +17,7 @@ from PIL import Image
 
 import clip_jax
 from clip_jax.cli import classify
-from clip_jax.data import images
+from clip_jax.data.images import decoding
 from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.inference import pretrained
 from clip_jax.models.architectures import ARCHITECTURES
@@ -370,7 +370,7 @@ def test_a_phones_picture_has_the_same_scores_by_every_way(classifier, tmp_path,
     picture(7, (40, 24)).save(path, exif=exif)
     pixels = classifier.preprocess(Image.open(path))
     assert np.array_equal(classifier.preprocess(path), pixels)
-    assert np.array_equal(classifier.preprocess(images.decode(path.read_bytes(), "x")), pixels)
-    given = [path, str(path), Image.open(path), path.read_bytes(), images.read(path)]
+    assert np.array_equal(classifier.preprocess(decoding.decode(path.read_bytes(), "x")), pixels)
+    given = [path, str(path), Image.open(path), path.read_bytes(), decoding.read(path)]
     first, *others = classifier(given, ["a cat", "a dog"])
     assert all(other == first for other in others)

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data import catalogue, tar_index, tars
 from clip_jax.data.example import PairError
-from clip_jax.data.sources import open_source
-from clip_jax.data.tars import TarSource
+from clip_jax.data.sources import open_source, tar_catalogue, tar_index, tars
+from clip_jax.data.sources.tars import TarSource
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 from servers import PASSING, Server, serving
@@ -310,7 +309,7 @@ def test_hosts_that_share_a_folder_share_the_work(
     for i in range(6):
         tar_factory(f"{i}.tar", pairs=1)
     pattern, scans, scan = str(tmp_path / "{0..5}.tar"), list[str](), tar_index.scan
-    monkeypatch.setattr(catalogue, "_READERS", 1)
+    monkeypatch.setattr(tar_catalogue, "_READERS", 1)
 
     def meanwhile(path: str, *more: str) -> tar_index.Index:
         """Another host does all while the first one is at its first tar."""

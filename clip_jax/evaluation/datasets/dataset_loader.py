@@ -214,7 +214,7 @@ class _Opening:
                     return place
         if known.tfds:
             with contextlib.suppress(UserError):  # not installed: nothing is prepared
-                from clip_jax.data.tfds import data_dir
+                from clip_jax.data.sources.tfds import data_dir
 
                 return layouts.prepared(data_dir(), known, split)
         return None

@@ -12,7 +12,7 @@ import numpy as np
 from clip_jax.data.example import IMAGES, only_pair_errors
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.sources import Source, open_source, read_pair
-from clip_jax.data.tars import TarSource
+from clip_jax.data.sources.tars import TarSource
 from clip_jax.errors import UserError
 from clip_jax.evaluation.datasets.karpathy import KarpathySource
 from clip_jax.evaluation.datasets.registry import StandardSet
@@ -141,7 +141,7 @@ def opened(place: Place, image: str = "") -> Source:
     if place.kind == "karpathy":
         return KarpathySource(Path(place.path), place.split)
     if place.kind == "tfds":
-        from clip_jax.data.tfds import TfdsSource
+        from clip_jax.data.sources.tfds import TfdsSource
 
         return TfdsSource(place.path, place.root)
     return open_source(place.path, image, place.root, classes=True)

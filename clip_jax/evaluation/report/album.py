@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from PIL import Image
 
 from clip_jax.data.example import PairError
-from clip_jax.data.images import decode
+from clip_jax.data.images.decoding import decode
 from clip_jax.evaluation.report.markup import Markup, cut, tag
 
 _LARGE = 16_384  # bytes: what is more is no thumbnail, and is made one

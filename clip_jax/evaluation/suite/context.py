@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from clip_jax.data.images import decode
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.images.decoding import decode
+from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.distributed import multihost
 from clip_jax.evaluation import report

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from clip_jax.data.example import PairError, only_pair_errors
-from clip_jax.data.images import decode
+from clip_jax.data.images.decoding import decode
 from clip_jax.data.sources import Source, read_pair
 from clip_jax.evaluation import overlap, retrieval, scores
 from clip_jax.evaluation.datasets import TestSet

@@ -287,7 +287,7 @@ def test_groups_of_people(tmp_path: Path) -> None:
 def test_a_prepared_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorflow_datasets")
     write(tmp_path, {"cifar10/3.0.2/features.json": "{}"})
-    from clip_jax.data import tfds
+    from clip_jax.data.sources import tfds
 
     asked = []
 

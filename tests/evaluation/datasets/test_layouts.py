@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data.tars import TarSource
+from clip_jax.data.sources.tars import TarSource
 from clip_jax.evaluation.datasets import TestSet, open_set, standard
 from clip_jax.evaluation.datasets.layouts import Chosen, Place, lines, text_of, within
 from support import encoded, picture, refused, write_pairs, write_tar

@@ -1,0 +1,187 @@
+"""What training does to a picture at random: crop, mirror, rotation, colours."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clip_jax.data.images.decoding import crop
+from clip_jax.errors import UserError
+
+# "fit" shrinks the crop until it fits into the picture; "open_clip" draws again.
+CROPS = ("fit", "open_clip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What training does to a picture. The defaults are the paper's: a random square crop.
+
+    crop: one of `CROPS`: what happens to a crop that is wider or taller than the picture.
+    crop_scale: least and greatest share of the area that is kept.
+    crop_ratio: least and greatest width/height of the crop; (1, 1) is square.
+    flip: probability of a mirror image.
+    rotate: greatest angle, degrees, either way, corners filled with white.
+    color: strength of changes to brightness, contrast and saturation (0.4: ×0.6…×1.4).
+    hue: greatest rotation of the hue, as a share of the circle.
+    gray: probability of losing all colour.
+    """
+
+    crop: str = "fit"
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    crop_ratio: tuple[float, float] = (1.0, 1.0)
+    flip: float = 0.0
+    rotate: float = 0.0
+    color: float = 0.0
+    hue: float = 0.0
+    gray: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise UserError(
+                f"config.data.augment.crop={self.crop!r:.80} must be one of {', '.join(CROPS)}"
+            )
+        for key, least, most in (
+            ("crop_scale", 1e-6, 1.0),
+            ("crop_ratio", 1e-3, 1e3),
+            ("flip", 0.0, 1.0),
+            ("rotate", 0.0, 180.0),
+            ("color", 0.0, math.inf),
+            ("hue", 0.0, 0.5),
+            ("gray", 0.0, 1.0),
+        ):
+            value = getattr(self, key)
+            pair = key.startswith("crop_")
+            ends = value if pair else (value, value)
+            if len(ends) != 2 or not least <= ends[0] <= ends[1] <= most:
+                kind = "(least, greatest)" if pair else "a number"
+                raise UserError(
+                    f"config.data.augment.{key}={value} must be {kind} in [{least:g}, {most:g}]"
+                )
+
+    def least_side(self, size: int) -> int:
+        """The shorter side, pixels, of pictures of which every crop has `size` pixels a side."""
+        low, (narrow, wide) = self.crop_scale[0], self.crop_ratio
+        # a shape that does not fit shrinks, or, if none fits, becomes the largest that is allowed
+        limits = (narrow, 1 / wide) if self.crop == "fit" else (wide, 1 / narrow)
+        share = min(1.0, math.sqrt(low * narrow), math.sqrt(low / wide), *limits)
+        return math.ceil(size / share)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Augment:
+        """From a config's `data.augment`, in which open_clip's crop brings its shapes along."""
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        if plain.get("crop") == "open_clip" and plain.get("crop_ratio", (1.0, 1.0)) == (1.0, 1.0):
+            plain["crop_ratio"] = (3 / 4, 4 / 3)
+        return cls(**plain)
+
+
+def random_box(
+    size: tuple[int, int], augment: Augment, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A random crop (left, top, right, bottom) of a picture of `size` (width, height)."""
+    if augment.crop == "open_clip":
+        return _open_clip_box(size, augment, rng)
+    width, height = size
+    wide, tall = _random_shape(size, augment, rng)
+    shrink = min(1.0, width / wide, height / tall)
+    # float rounding may lead out of the picture by a hair
+    wide, tall = (min(max(shrink * v, 1.0), most) for v, most in ((wide, width), (tall, height)))
+    left, top = rng.uniform(0, width - wide), rng.uniform(0, height - tall)
+    return left, top, min(left + wide, width), min(top + tall, height)
+
+
+def _random_shape(
+    size: tuple[int, int], augment: Augment, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Width and height of a crop, which need not fit into the picture."""
+    low, high = (math.log(r) for r in augment.crop_ratio)
+    area = size[0] * size[1] * rng.uniform(*augment.crop_scale)
+    ratio = math.exp(rng.uniform(low, high))
+    return math.sqrt(area * ratio), math.sqrt(area / ratio)
+
+
+def _open_clip_box(
+    size: tuple[int, int], augment: Augment, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A crop as torchvision's `RandomResizedCrop` draws it, which open_clip trains with.
+
+    Of ten shapes in whole pixels the first one that fits is taken; if none does, the largest
+    centred part whose shape is allowed.
+    """
+    width, height = size
+    for _ in range(10):
+        wide, tall = (round(side) for side in _random_shape(size, augment, rng))
+        if 0 < wide <= width and 0 < tall <= height:
+            left = int(rng.integers(0, width - wide, endpoint=True))
+            top = int(rng.integers(0, height - tall, endpoint=True))
+            return left, top, left + wide, top + tall
+    narrowest, widest = augment.crop_ratio
+    wide = min(width, max(1, round(height * widest)))
+    tall = min(height, max(1, round(width / narrowest)))
+    left, top = (width - wide) // 2, (height - tall) // 2
+    return left, top, left + wide, top + tall
+
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_GRAY = np.tile(_LUMA, (3, 1))
+_IDENTITY = np.eye(3, dtype=np.float32)
+
+
+def _hue_matrix(turn: float) -> np.ndarray:
+    """Rotation by `turn` of a circle about the grey axis of RGB."""
+    cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
+    third, root = (1 - cos) / 3, math.sqrt(1 / 3) * sin
+    a, b, c = cos + third, third - root, third + root
+    return np.array([[a, b, c], [c, a, b], [b, c, a]], np.float32)
+
+
+def recolor(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast, saturation and hue as one affine map of the colours; uint8 → uint8."""
+    low, high = max(0.0, 1 - augment.color), 1 + augment.color
+    brightness, contrast, saturation = rng.uniform(low, high, 3).tolist()
+    if rng.random() < augment.gray:
+        saturation = 0.0
+    matrix = saturation * _IDENTITY + (1 - saturation) * _GRAY
+    matrix = (brightness * contrast) * (
+        _hue_matrix(rng.uniform(-augment.hue, augment.hue)) @ matrix
+    )
+    x = pixels.reshape(-1, 3).astype(np.float32)
+    mean = float(np.add.reduce(x @ _LUMA)) / len(x)
+    x = x @ matrix.T
+    x += brightness * (1 - contrast) * mean + 0.5
+    np.maximum(x, 0, out=x)
+    np.minimum(x, 255, out=x)
+    return x.astype(np.uint8).reshape(pixels.shape)
+
+
+def random_view(
+    pixels: np.ndarray, size: int, augment: Augment, rng: np.random.Generator
+) -> np.ndarray:
+    """A picture as training sees it. Depends on `rng` alone.
+
+    Args:
+      pixels: uint8 [height, width, 3].
+      size: of the view, pixels a side.
+      augment: what changes at random.
+      rng: the chance.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    if augment.rotate:
+        angle = rng.uniform(-augment.rotate, augment.rotate)
+        turned = Image.fromarray(pixels).rotate(angle, Image.Resampling.BILINEAR, fillcolor="white")
+        pixels = np.asarray(turned)
+    height, width = pixels.shape[:2]
+    view = crop(pixels, size, random_box((width, height), augment, rng))
+    if rng.random() < augment.flip:
+        view = view[:, ::-1]
+    if augment.color or augment.hue or augment.gray:
+        view = recolor(view, augment, rng)
+    return np.ascontiguousarray(view)

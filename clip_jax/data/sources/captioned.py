@@ -1,0 +1,207 @@
+"""Pictures in a folder whose captions one table holds, as `caption_tables` knows them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import posixpath
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+from clip_jax.data.captions import Alternatives
+from clip_jax.data.example import MAX_MEMBER, Pair, read_bytes, says_nothing
+from clip_jax.data.opening import OpeningReport, Tally, quoted
+from clip_jax.data.sources import caption_tables, folder_layouts, matching
+from clip_jax.data.sources.packed import Packed
+from clip_jax.data.sources.walk import Listing, walk
+from clip_jax.errors import UserError
+from clip_jax.io import remote
+
+# What tables of captions are called in common data sets.
+_NAMES = re.compile(
+    r"metadata\.(?:csv|tsv|jsonl|parquet)|captions\.(?:txt|csv|tsv|jsonl|json)|results\.csv"
+    r"|captions_\w+\.json|(?:flickr\w*|results_\d+)\.token(?:\.txt)?"
+)
+_NAMED = 4  # tables in an error
+
+
+def find(listing: Listing) -> str:
+    """The path of the table of captions in a folder, from its root; '' where none is.
+
+    Raises:
+      UserError: there are several.
+    """
+    found = [path for path in listing.files() if _NAMES.fullmatch(posixpath.basename(path).lower())]
+    if len(found) < 2:
+        return found[0] if found else ""
+    named = ", ".join(quoted(path) for path in found[:_NAMED]) + ", …" * (len(found) > _NAMED)
+    example = os.path.join(listing.root, found[0])
+    raise UserError(
+        f"{listing.root} holds several tables of captions ({named}): give the one of the split "
+        f"that is meant, such as {example}, or the folder that holds it alone"
+    )
+
+
+class CaptionedSource:
+    """The pictures that a table names, in the order of their paths, with its captions.
+
+    Where a picture has several rows, `caption` is the list of its captions: `{caption}` and
+    `{caption:one}` draw one of them, `{caption:each}` another one every epoch. Names in the table
+    lead to files of the folder only.
+
+    Args:
+      table: its path.
+      listing: of the folder of the pictures.
+
+    Raises:
+      UserError: the table cannot be read, or names no picture of the folder.
+    """
+
+    def __init__(self, table: str, listing: Listing) -> None:
+        self.table, self.root = table, listing.root
+        rows, notes = caption_tables.read(table)
+        notes.insert(0, f"captions are those of {remote.shown(table)}")
+        tally, by_base = Tally(), dict[str, list[str]]()
+        tally.merge(listing.tally.report(0), "")
+        own = os.path.relpath(table, self.root) if not remote.is_remote(table) else table
+        own = own.removeprefix(f"{self.root.rstrip('/')}/")
+        is_inside = False
+        for path in listing.files():
+            base = posixpath.basename(path)
+            if path == own:
+                is_inside = True
+            elif (kind := matching.kind(base)) == "picture":
+                by_base.setdefault(_folded(base), []).append(path)
+            else:
+                tally.add("no_picture" if kind else "unknown_ending", path)
+        said, used = dict[str, list[dict[str, Any]]](), 0
+        for row in rows:
+            path, why = _resolved(row.name, posixpath.dirname(own), by_base)
+            if row.problem or why:
+                reason = "unreadable" if row.problem else why
+                tally.add(reason, f"{remote.shown(table)}, {row.where}: {row.problem or row.name}")
+            elif "caption" in row.fields and says_nothing(row.fields["caption"]):
+                tally.add("no_text", f"{remote.shown(table)}, {row.where}")
+            else:
+                used += 1
+                said.setdefault(path, []).append(row.fields)
+        if not said:
+            named = next((row.name for row in rows if row.name), "")
+            if not named:
+                why = next((f": {row.where}: {row.problem}" for row in rows if row.problem), "")
+                raise UserError(f"{remote.shown(table)} names no picture{why}")
+            raise UserError(
+                f"{remote.shown(table)} names pictures such as {quoted(named)}, of which "
+                f"{self.root} holds none with a caption: set config.data.root to their folder"
+            )
+        for paths in by_base.values():
+            for path in paths:
+                if path not in said:
+                    tally.add("no_text", path)
+        order = sorted(said, key=os.fsencode)
+        self._paths = Packed(map(os.fsencode, order))
+        self._fields = Packed(
+            json.dumps(_joined(said[path]), default=_plain).encode() for path in order
+        )
+        total = used + len(said) + is_inside
+        self._report = tally.report(total, "files and rows", tuple(notes))
+
+    def opening_report(self) -> OpeningReport:
+        """The files of the folder and the rows of the table that were seen, used and left out."""
+        return self._report
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What changes when the table or a picture does: all are looked at, the first time."""
+        names = [self.table, *(self._whole(i) for i in range(len(self)))]
+        return remote.identity(names, remote.states(names))
+
+    def layout(self) -> Iterator[bytes]:
+        """The captions, the pictures' paths, and their sizes unless they are very many."""
+        yield from self._fields
+        yield from folder_layouts.of_files(self.root, self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __repr__(self) -> str:
+        return f"CaptionedSource({remote.shown(self.table)!r}, {len(self):,} pairs)"
+
+    def __getitem__(self, i: int) -> Pair:
+        name = self._whole(i)
+        return Pair(read_bytes(name, MAX_MEMBER), *self.text(i))
+
+    def text(self, i: int) -> tuple[dict[str, Any], str]:
+        """What is said of the i-th picture, and its name: the picture is not read."""
+        fields = json.loads(self._fields[i])
+        if isinstance(fields.get("caption"), list):
+            fields["caption"] = Alternatives(fields["caption"])
+        return fields, self._whole(i)
+
+    def _whole(self, i: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self._paths[i]))
+
+
+def _resolved(name: str | None, folder: str, by_base: dict[str, list[str]]) -> tuple[str, str]:
+    """The picture that a table names, or the reason why there is none.
+
+    A name starts at the table's own folder, or is the end of one path of the folder. Where none is
+    so as it is written, backslashes separate folders, as in tables that Windows wrote; and names
+    may differ in case and in Unicode's normal form, as other systems change these in copying.
+    """
+    if not name:
+        return "", "null_picture"
+    for written in dict.fromkeys((name, name.replace("\\", "/"))):
+        plain = posixpath.normpath(written)
+        candidates = by_base.get(_folded(posixpath.basename(plain)), [])
+        for alike in (str, _folded):
+            whole = alike(posixpath.normpath(posixpath.join(folder, plain)))
+            if len(exact := [path for path in candidates if alike(path) == whole]) == 1:
+                return exact[0], ""
+            end = alike(f"/{plain}")
+            if len(ends := [path for path in candidates if alike(f"/{path}").endswith(end)]) == 1:
+                return ends[0], ""
+    return "", "no_picture"
+
+
+def _folded(name: str) -> str:
+    """What names that differ in case and normal form alone have in common."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _plain(value: Any) -> str | None:
+    """A value of Parquet that JSON has no kind for, such as a date."""
+    return None if isinstance(value, bytes) else str(value)
+
+
+def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The fields of all rows of a picture: lists where they differ."""
+    if len(rows) == 1:
+        return rows[0]
+    joined: dict[str, Any] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        lists = (
+            row[key] if isinstance(row[key], list) else [row[key]] for row in rows if key in row
+        )
+        values = [one for some in lists for one in some if not says_nothing(one)]
+        different = [one for i, one in enumerate(values) if one not in values[:i]]
+        joined[key] = different if len(different) > 1 else different[0] if different else None
+    return joined
+
+
+def opened(table: str, root: str = "") -> CaptionedSource:
+    """The source of a table that is given by itself.
+
+    root: the folder of the pictures; empty: the table's own, or the one above `annotations/`.
+
+    Raises:
+      UserError: as `CaptionedSource`.
+    """
+    own = posixpath.dirname(table) or "."
+    above = posixpath.dirname(own) or "."
+    return CaptionedSource(
+        table, walk(root or (above if posixpath.basename(own) == "annotations" else own))
+    )

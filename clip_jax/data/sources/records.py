@@ -1,0 +1,196 @@
+"""Pairs in ArrayRecord files of serialized `tf.train.Example`s, read without TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from clip_jax.data.example import MAX_MEMBER, Pair, PairError
+from clip_jax.data.opening import OpeningReport, all_used
+from clip_jax.data.sources.open_files import Held
+from clip_jax.errors import UserError
+from clip_jax.io import remote
+from clip_jax.io.paths import expand
+
+MAX_OPEN = 256  # files
+_PICTURES = (
+    "image",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+)  # features that hold them, the first that is there
+_TRIED = 10  # records, one of which must have a picture
+_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # of records read one by one
+_BUFFER = 32 << 10  # bytes
+
+
+@functools.cache
+def _example() -> Any:
+    """The message `tf.train.Example`: features by name, each a list of bytes or of numbers."""
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="clip_jax/example.proto", package="clip_jax", syntax="proto3"
+    )
+
+    def message(name: str, **fields: tuple[bool, int | str]) -> None:
+        """Fields in the order of their numbers: whether there are many, and a type or message."""
+        made = file.message_type.add(name=name)
+        for number, (title, (many, kind)) in enumerate(fields.items(), 1):
+            label = field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
+            of = {"type": kind} if isinstance(kind, int) else {"type_name": f".clip_jax.{kind}"}
+            made.field.add(name=title, number=number, label=label, **of)
+
+    message("Bytes", value=(True, field.TYPE_BYTES))
+    message("Floats", value=(True, field.TYPE_FLOAT))
+    message("Ints", value=(True, field.TYPE_INT64))
+    message("Feature", bytes=(False, "Bytes"), floats=(False, "Floats"), ints=(False, "Ints"))
+    message("Entry", key=(False, field.TYPE_BYTES), value=(False, "Feature"))
+    message("Features", entries=(True, "Entry"))
+    message("Example", features=(False, "Features"))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("clip_jax.Example"))
+
+
+def parse(record: bytes) -> dict[str, list[Any]]:
+    """The features of a `tf.train.Example`: lists of bytes or numbers, by name.
+
+    Raises:
+      ValueError: the record is none.
+    """
+    try:
+        example = _example().FromString(record)
+    except DecodeError as error:
+        raise ValueError(f"no tf.train.Example: {error}") from None
+    found: dict[str, list[Any]] = {}
+    for entry in example.features.entries:
+        lists = (entry.value.bytes, entry.value.floats, entry.value.ints)
+        values = next((one.value for one in lists if one.value), ())
+        found[entry.key.decode(errors="replace")] = list(values)
+    return found
+
+
+def _reader(path: str) -> Any:
+    try:
+        from array_record.python.array_record_module import ArrayRecordReader
+    except ImportError as error:
+        raise UserError(
+            f"{path} needs a package that is missing ({error}): pip install array_record"
+        ) from None
+    return ArrayRecordReader(path, options=_OPTIONS, file_reader_buffer_size=_BUFFER)
+
+
+def _count(path: str) -> int:
+    """The records of a file.
+
+    Raises:
+      UserError: it is no ArrayRecord file, or cut short.
+    """
+    reader = _reader(path)
+    if count := reader.num_records():
+        return count
+    if reader.ok():
+        return 0
+    raise UserError(f"{path} cannot be read as ArrayRecord: it is cut short or something else")
+
+
+class RecordSource:
+    """The pairs of ArrayRecord files; `source[i]` reads the i-th record.
+
+    Features of text and numbers are the fields of a pair's text; one that has several values is a
+    list.
+
+    Args:
+      pattern: files on this machine (braces and globs).
+      image: the feature of the pictures; empty: image, jpg, jpeg, png or webp.
+
+    Raises:
+      UserError: a file is missing or cannot be read, or the first records have no picture.
+    """
+
+    def __init__(self, pattern: str, image: str = "") -> None:
+        if remote.is_remote(pattern):
+            raise UserError(
+                f"{pattern} is far away, and ArrayRecord files are read on this machine only: "
+                "copy them, or use tars"
+            )
+        self.pattern = pattern
+        self.paths = expand(pattern)
+        states = remote.states(self.paths)
+        self.fingerprint = remote.identity(self.paths, states)
+        self._sizes = [one.size for one in states]
+        self._starts = np.cumsum([0, *map(_count, self.paths)])
+        if not len(self):
+            raise UserError(f"{pattern} holds no records")
+        self._readers = Held(_reader, MAX_OPEN)
+        self.image = image or self._image()
+        self.fingerprint += f" {self.image}"
+
+    def _image(self) -> str:
+        features: dict[str, list[Any]] = {}
+        for i in range(min(len(self), _TRIED)):
+            with contextlib.suppress(PairError, ValueError):
+                features = parse(self._record(i, self.pattern))
+            for name in _PICTURES:
+                if any(isinstance(value, bytes) for value in features.get(name, ())):
+                    return name
+        raise UserError(
+            f"{self.pattern}: no feature is called {', '.join(_PICTURES)}: say which of "
+            f"{', '.join(sorted(features))[:200]} holds the pictures by config.data.image"
+        )
+
+    def layout(self) -> Iterator[bytes]:
+        """The sizes of the files."""
+        yield repr(self._sizes).encode()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def opening_report(self) -> OpeningReport:
+        """Every record is a pair: one that is broken is counted when it is drawn."""
+        return all_used(len(self), "records")
+
+    def __repr__(self) -> str:
+        return f"RecordSource({self.pattern!r}, {len(self):,} pairs)"
+
+    def _record(self, i: int, name: str) -> bytes:
+        file = int(np.searchsorted(self._starts, i, side="right")) - 1
+        try:
+            (record,) = self._readers[self.paths[file]].read([int(i - self._starts[file])])
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise PairError(
+                "unreadable", f"{name} cannot be read ({' '.join(str(error).split())[:200]})"
+            ) from None
+        return record
+
+    def __getitem__(self, i: int) -> Pair:
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self!r} has no pair {i}")
+        name = f"{self.pattern}: record {i:,}"
+        try:
+            features = parse(self._record(i, name))
+        except ValueError as error:
+            raise PairError("unreadable", f"{name} is {error}") from None
+        pictures = features.pop(self.image, [])
+        if len(pictures) != 1 or not isinstance(pictures[0], bytes):
+            raise PairError("unreadable", f"{name} has no picture in {self.image!r}")
+        if len(pictures[0]) > MAX_MEMBER:
+            raise PairError("unreadable", f"{name} is over {MAX_MEMBER >> 20} MiB")
+        text = {key: _plain(values) for key, values in features.items()}
+        return Pair(pictures[0], {k: v for k, v in text.items() if v is not None}, name)
+
+
+def _plain(values: list[Any]) -> Any:
+    """The values of a feature as JSON has them; None where they are no text or number."""
+    try:
+        plain = [v.decode() if isinstance(v, bytes) else v for v in values]
+    except UnicodeDecodeError:
+        return None
+    return plain[0] if len(plain) == 1 else plain

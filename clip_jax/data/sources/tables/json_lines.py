@@ -1,0 +1,52 @@
+"""JSON lines, read by `json`: every row is just what its line says.
+
+A reader that infers columns from the first rows gives others wrong values, or none, where a key
+comes late, is null for long, or is now text and now a list.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from clip_jax.data.sources.tables import text
+
+MAX_LINE = 16 << 20  # characters; a line of brackets becomes objects of fifty times its size
+
+
+class Line(NamedTuple):
+    """A line: the object in it, and its text; or what is wrong with it. `number` counts from 1."""
+
+    number: int
+    row: dict[str, Any]
+    raw: str
+    fault: str = ""
+
+
+def read(path: str, encoding: str) -> Iterator[Line]:
+    """The lines of a file that are not blank."""
+    number = 0
+    with text.opened(path, encoding) as file:
+        try:
+            for number, line in enumerate(text.lines(file, MAX_LINE), 1):
+                if line is None:
+                    yield Line(number, {}, "", f"it is over {MAX_LINE >> 20} MiB")
+                elif stripped := line.strip():
+                    yield _parsed(number, stripped, encoding)
+        except UnicodeError as error:  # UTF-16 that is cut
+            yield Line(number + 1, {}, "", f"it is not {text.shown(encoding)}: {error}")
+
+
+def _parsed(number: int, line: str, encoding: str) -> Line:
+    if text.is_damaged(line):
+        return Line(number, {}, "", f"it holds bytes that are not {text.shown(encoding)}")
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Line(number, {}, "", f"it is no JSON ({error})")
+    if not isinstance(row, dict):
+        what = 'it is no object such as {"image": "a.jpg", "caption": "a"}'
+        list_of_all = "; a list of objects is read from a file called .json"
+        return Line(number, {}, "", what + list_of_all * isinstance(row, list))
+    return Line(number, row, line)

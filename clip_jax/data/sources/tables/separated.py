@@ -1,0 +1,193 @@
+"""CSV and TSV: what separates the cells is looked for, and every row has as many as the header."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from clip_jax.data.example import IMAGES, MAX_TEXT
+from clip_jax.data.opening import quoted
+from clip_jax.data.sources.table_options import TableOptions
+from clip_jax.data.sources.tables import text
+from clip_jax.errors import UserError
+from clip_jax.io import remote
+
+_USUAL = {".csv": ",", ".tsv": "\t"}
+_NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bars"}
+_TRIED = 50  # rows that a separator must fit
+
+
+class Line(NamedTuple):
+    """A row: its cells, or what is wrong with it, and the first and last of its lines, from 1."""
+
+    first: int
+    number: int
+    cells: list[str]
+    fault: str = ""
+
+
+@dataclasses.dataclass
+class SeparatedFile:
+    """An open description of one file: how it is written, and the names of its columns.
+
+    is_spaced: whether a space follows each separator, as in the header.
+    width: how many cells the header has, also those without a name.
+    skipped: how many lines stand before the header.
+    notes: lines about what was guessed; some are known only after all rows were read.
+    """
+
+    path: str
+    encoding: str
+    separator: str
+    quoting: bool
+    is_spaced: bool = False
+    width: int = 0
+    skipped: int = 0
+    names: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def inspect(cls, path: str, end: str, options: TableOptions) -> SeparatedFile:
+        """Looks at a file that ends in `end`.
+
+        Raises:
+          UserError: it cannot be read, or its first row names no columns.
+        """
+        encoding, note = (options.encoding, "") if options.encoding else text.encoding_of(path)
+        usual = _USUAL[end]
+        found = cls(path, encoding, options.separator or usual, options.quoting != "none")
+        found.notes += [note] if note else []
+        told = found._told_separator()
+        if told and not options.separator:
+            found.separator = told
+        elif not options.separator:
+            found._sniff(usual)
+        _, *others = next((row.cells for row in found._read()), []) or [""]
+        found.is_spaced = bool(others) and all(cell.startswith(" ") for cell in others)
+        found.names = found._header()
+        return found
+
+    def _told_separator(self) -> str:
+        """The separator of a first line such as `sep=;`, which Excel writes; empty without one."""
+        with text.opened(self.path, self.encoding) as file:
+            told = re.fullmatch(r'"?sep=([,;|\t])"?[\r\n]*', file.readline(16), re.IGNORECASE)
+        self.skipped = 1 if told else 0
+        return told[1] if told else ""
+
+    def _sniff(self, usual: str) -> None:
+        """Takes another separator where the usual one gives no table and another does."""
+        marks = [usual, *(mark for mark in _NAMES if mark != usual)]
+        cells = {mark: self._cells(mark) for mark in marks}
+        even = [mark for mark in marks if len(set(cells[mark])) == 1 and cells[mark][0] > 1]
+        # where every table is ragged, the one whose header has several cells
+        several = [mark for mark in marks if cells[mark] and cells[mark][0] > 1]
+        self.separator = (even or several or [usual])[0]
+        if self.separator != usual:
+            self.notes.append(
+                f"{remote.shown(self.path)} is separated by {_NAMES[self.separator]}, not "
+                f"{_NAMES[usual]}; config.data.separator says otherwise"
+            )
+
+    def _cells(self, separator: str) -> list[int]:
+        """How many cells the first rows have with another separator."""
+        other = dataclasses.replace(self, separator=separator)
+        return [len(row.cells) for row in itertools.islice(other._read(), _TRIED)]
+
+    def _read(self) -> Iterator[Line]:
+        """All rows that are not blank, the header too."""
+        csv.field_size_limit(MAX_TEXT)
+        quoting: Any = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
+        with text.opened(self.path, self.encoding) as file:
+            for _ in range(self.skipped):
+                file.readline()
+            reader = csv.reader(
+                file, delimiter=self.separator, quoting=quoting, skipinitialspace=self.is_spaced
+            )
+            while True:
+                first = self.skipped + reader.line_num + 1
+                try:
+                    cells = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    last = self.skipped + reader.line_num
+                    yield Line(first, last, [], f"{error}; config.data.quoting=none?")
+                    continue
+                except UnicodeError as error:  # UTF-16 that is cut
+                    yield Line(first, first, [], f"it is not {text.shown(self.encoding)}: {error}")
+                    return
+                if cells:
+                    yield Line(first, self.skipped + reader.line_num, cells)
+
+    def _header(self) -> list[str]:
+        shown = remote.shown(self.path)
+        names = [name.strip() for name in next((row.cells for row in self._read()), [])]
+        self.width = len(names)
+        while names and not names[-1]:  # spreadsheets leave empty columns behind
+            names.pop()
+        if not names:
+            raise UserError(f"{shown} cannot be read as a table: it is empty")
+        if any(text.is_damaged(name) for name in names):
+            raise UserError(
+                f"{shown} cannot be read as a table: its first line is not "
+                f"{text.shown(self.encoding)}; see "
+                "config.data.encoding"
+            )
+        if any(name.lower().endswith(IMAGES) for name in names):
+            line = quoted(self.separator.join(names))
+            raise UserError(
+                f"{shown}: its first line names a picture and no columns ({line}): put a line such "
+                "as filepath,caption before it"
+            )
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{shown} has two columns called {quoted(twice[0])!r}: rename one")
+        return names
+
+    def rows(self, note: bool = True) -> Iterator[Line]:
+        """The rows below the header; what is odd in them is added to `notes` where `note`.
+
+        Empty cells beyond the header's do not count, nor do the last columns without a name.
+        """
+        broken, longest, where, escaped = 0, 0, 0, list[int]()
+        rows = self._read()
+        next(rows, None)
+        for row in rows:
+            if not any(map(str.strip, row.cells[self.width :])):
+                del row.cells[self.width :]
+            if len(row.cells) == self.width:
+                del row.cells[len(self.names) :]
+            if row.fault:
+                yield row
+            elif len(row.cells) != len(self.names):
+                yield row._replace(fault=self._ragged(row))
+            elif any(map(text.is_damaged, row.cells)):
+                what = f"it holds bytes that are not {text.shown(self.encoding)}"
+                yield row._replace(fault=f"{what}; see config.data.encoding")
+            else:
+                yield row
+            if self.quoting and any("\\" in cell and cell.endswith('"') for cell in row.cells):
+                escaped.append(row.first)
+            if row.number > row.first:
+                broken += 1
+                if row.number + 1 - row.first > longest:
+                    longest, where = row.number + 1 - row.first, row.first
+        if escaped and note:
+            self.notes.append(
+                f"{remote.shown(self.path)}: {len(escaped):,} rows, such as line {escaped[0]:,}, "
+                'seem to write quotation marks as \\", which are read as they stand: write ""'
+            )
+        if broken and note:
+            self.notes.append(
+                f"{remote.shown(self.path)}: {broken:,} rows have line breaks within quotation "
+                f"marks; the longest is of {longest:,} lines, from line {where:,}. If a mark there "
+                "does not quote, rows after it were lost: set config.data.quoting=none"
+            )
+
+    def _ragged(self, row: Line) -> str:
+        more = len(row.cells) > len(self.names)
+        how = f": quote cells that hold {_NAMES.get(self.separator, 'a separator')}" * more
+        return f"it has {len(row.cells)} cells and the header {len(self.names)}{how}"

@@ -1,0 +1,105 @@
+"""The files of a folder and of all folders below it, here or far away.
+
+Links are the user's own: links to files and to folders are followed, as in folders of class links
+and in the cache of Hugging Face. A folder is entered once, however many links lead to it, so loops
+end. Paths that *files* name, such as those in tables, do not leave the folder of their pictures.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from clip_jax.data.opening import Tally
+from clip_jax.data.sources import matching
+from clip_jax.errors import UserError
+from clip_jax.io import remote
+
+
+class Folder(NamedTuple):
+    """A folder below the root: its path (empty, or with a slash at its end) and its files."""
+
+    path: bytes
+    names: list[bytes]
+
+
+class Listing(NamedTuple):
+    """All folders below a root, in the order of their paths.
+
+    tally: what is no file that can be used: hidden names, folders that cannot be listed, loops.
+    states: of files far away, by their paths.
+    """
+
+    root: str
+    folders: list[Folder]
+    tally: Tally
+    states: dict[str, remote.State]
+
+    def files(self) -> Iterator[str]:
+        """The paths of all files, from the root."""
+        for path, names in self.folders:
+            yield from (os.fsdecode(path + name) for name in names)
+
+
+def walk(root: str) -> Listing:
+    """Lists a folder.
+
+    Raises:
+      UserError: it cannot be listed.
+    """
+    tally = Tally()
+    if remote.is_remote(root):
+        states = remote.below(root)
+        return Listing(root, list(_remote(states, tally)), tally, states)
+    return Listing(root, sorted(_local(os.fsencode(root), tally)), tally, {})
+
+
+def _local(root: bytes, tally: Tally) -> Iterator[Folder]:
+    waiting, links = [b""], list[bytes]()
+    entered = set[tuple[int, int]]()
+    while waiting or links:  # links last: a folder is known by its own path where it has one
+        inner = waiting.pop() if waiting else links.pop(0)
+        path = os.path.join(root, inner)
+        try:
+            place = os.stat(path)
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError as error:
+            if not inner:
+                shown = os.fsdecode(root)
+                raise UserError(f"{shown} cannot be read ({error.strerror})") from None
+            tally.add("unreadable", os.fsdecode(inner))
+            continue
+        if (place.st_dev, place.st_ino) in entered:
+            tally.add("repeated", os.fsdecode(inner))
+            continue
+        entered.add((place.st_dev, place.st_ino))
+        names = []
+        for entry in entries:
+            kind = "hidden" if entry.name.startswith(b".") else _kind(entry)
+            if kind == "file":
+                names.append(entry.name)
+            elif kind == "folder":
+                (links if entry.is_symlink() else waiting).append(inner + entry.name + b"/")
+            else:
+                tally.add(kind, os.fsdecode(inner + entry.name))
+        yield Folder(inner, names)
+
+
+def _kind(entry: os.DirEntry[bytes]) -> str:
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "unreadable"
+    except OSError:  # links in a circle
+        return "unreadable"
+
+
+def _remote(states: dict[str, remote.State], tally: Tally) -> Iterator[Folder]:
+    shown = []
+    for path in states:
+        if matching.is_hidden(path):
+            tally.add("hidden", path)
+        else:
+            shown.append(os.path.split(os.fsencode(path)))
+    for inner, files in itertools.groupby(sorted(shown), key=lambda parts: parts[0]):
+        yield Folder(inner + b"/" if inner else inner, [name for _, name in files])
