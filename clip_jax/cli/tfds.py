@@ -9,7 +9,8 @@ import os
 from collections.abc import Sequence
 
 from clip_jax.cli.common import LinesParser
-from clip_jax.data.sources.tfds import COMMAND, data_dir, prepare
+from clip_jax.data.sources.tfds.location import COMMAND, data_dir
+from clip_jax.data.sources.tfds.prepared import prepare
 
 
 def run(argv: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ import grain
 from clip_jax.data import captions, mixture_config
 from clip_jax.data.example import PairError, only_pair_errors
 from clip_jax.data.filters import Selected
-from clip_jax.data.sources import Source, open_source, read_pair
+from clip_jax.data.sources import Source, SourceOptions, open_source, read_pair
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 
@@ -130,11 +130,10 @@ def opened(
     found = mixture_config.of(data)
     for name, entry in found.items():
         kept, most = data.get("index", ""), data.get("max_bad_fraction", 0.01)
-        source = open_source(
-            *(entry.data, entry.image, entry.root, kept, most),
-            form=entry.form,
-            wanted=entry.columns,
+        options = SourceOptions(
+            entry.image, entry.root, kept, most, entry.table_options, entry.columns
         )
+        source = open_source(entry.data, options, kind=entry.source, key=entry.key)
         for line in source.opening_report().lines(remote.shown(entry.data)) if report else ():
             say(line)
         if entry.filter:

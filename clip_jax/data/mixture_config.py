@@ -9,12 +9,13 @@ from typing import Any
 
 from clip_jax.data import captions
 from clip_jax.data.filters import Filter
+from clip_jax.data.sources import source_kind
 from clip_jax.data.sources.table_options import TableOptions
 from clip_jax.errors import UserError
 
 # of an entry, and of `config.data` for all of them
 _FORM = ("separator", "quoting", "encoding")
-_KEYS = ("image", "root", *_FORM, "captions", "caption_weights", "filter")
+_KEYS = ("source", "image", "root", *_FORM, "captions", "caption_weights", "filter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Entry:
 
     key: str
     data: str
+    source: str = ""
     image: str = ""
     root: str = ""
     separator: str = ""
@@ -35,9 +37,11 @@ class Entry:
     filter: Filter = dataclasses.field(default_factory=Filter)
 
     def __post_init__(self) -> None:
-        for name in ("data", "image", "root", *_FORM):
+        for name in ("data", "source", "image", "root", *_FORM):
             if not isinstance(value := getattr(self, name), str):
                 raise UserError(f"{self.key}.{name}={value!r} must be text")
+        if self.source:
+            source_kind(self.source, f"{self.key}.source")
         TableOptions.of(self.separator, self.quoting, self.encoding, self.key)
         for name in ("weight", "epochs"):
             value = getattr(self, name)
@@ -59,7 +63,7 @@ class Entry:
             )
 
     @property
-    def form(self) -> TableOptions:
+    def table_options(self) -> TableOptions:
         """How its text tables are written."""
         return TableOptions.of(self.separator, self.quoting, self.encoding, self.key)
 

@@ -14,10 +14,6 @@ from clip_jax.errors import UserError
 from clip_jax.io import remote
 
 EMBEDDED = "embedded:"
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-CAPTIONS = (".json", ".txt", ".token")  # of common data sets, see `captioned`
-RECORDS = (".array_record", ".arrayrecord")
-SAVED = "state.json"  # in a folder that `datasets` wrote
 _HOME = Path(__file__).parents[1] / "data"
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 

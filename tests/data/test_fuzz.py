@@ -157,7 +157,7 @@ def test_any_members_of_a_tar(members: list[bytes]) -> None:
 
 @pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
 def test_columns_whose_names_are_no_text(name: str, tmp_path: Path) -> None:
-    tables = pytest.importorskip("clip_jax.data.sources.tables")
+    tables = pytest.importorskip("clip_jax.data.sources.tables.source")
     path = tmp_path / name
     line = b'{"image": "1.png", "capt\x81\xd3ion": "a"}\n'
     path.write_bytes(line if name == "x.jsonl" else b"image,capt\x81\xd3ion\n1.png,a\n")
@@ -165,7 +165,7 @@ def test_columns_whose_names_are_no_text(name: str, tmp_path: Path) -> None:
 
 
 def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
-    tables = pytest.importorskip("clip_jax.data.sources.tables")
+    tables = pytest.importorskip("clip_jax.data.sources.tables.source")
     path = tmp_path / "x.jsonl"
     path.write_text('{"image": "a\\u0000.png"}\n{"image": "%s.png"}\n' % ("x" * 5000))
     source = tables.TableSource(str(path))

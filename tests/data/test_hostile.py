@@ -153,7 +153,7 @@ def inflating() -> dict[str, bytes]:
 MEASURED = """
 import os, resource
 import damage, test_hostile
-from clip_jax.data import captions, image_limits, images
+from clip_jax.data import captions
 from clip_jax.data.images.decoding import decode
 from clip_jax.errors import UserError
 

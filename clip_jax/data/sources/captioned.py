@@ -15,10 +15,13 @@ from clip_jax.data.captions import Alternatives
 from clip_jax.data.example import MAX_MEMBER, Pair, read_bytes, says_nothing
 from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.sources import caption_tables, folder_layouts, matching
+from clip_jax.data.sources.endings import CAPTIONS
 from clip_jax.data.sources.packed import Packed
+from clip_jax.data.sources.protocol import SourceOptions
 from clip_jax.data.sources.walk import Listing, walk
 from clip_jax.errors import UserError
 from clip_jax.io import remote
+from clip_jax.io.paths import expand, resolve, suffix
 
 # What tables of captions are called in common data sets.
 _NAMES = re.compile(
@@ -109,6 +112,29 @@ class CaptionedSource:
         total = used + len(said) + is_inside
         self._report = tally.report(total, "files and rows", tuple(notes))
 
+    @staticmethod
+    def matches(spec: str) -> bool:
+        """Whether the name ends like that of a table of captions."""
+        return suffix(spec) in CAPTIONS
+
+    @classmethod
+    def open(cls, spec: str, options: SourceOptions) -> CaptionedSource:
+        """Opens a table of captions that is given by itself.
+
+        Its images are in `options.root`; without one in the table's own folder, or in the folder
+        above `annotations/`.
+        """
+        tables = expand(spec)
+        if len(tables) > 1:
+            raise UserError(
+                f"{spec} are {len(tables):,} tables of captions: give one of them, or several by "
+                "config.data.mix"
+            )
+        own = posixpath.dirname(tables[0]) or "."
+        above = posixpath.dirname(own) or "."
+        usual = above if posixpath.basename(own) == "annotations" else own
+        return cls(tables[0], walk(resolve(options.root) if options.root else usual))
+
     def opening_report(self) -> OpeningReport:
         """The files of the folder and the rows of the table that were seen, used and left out."""
         return self._report
@@ -190,18 +216,3 @@ def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
         different = [one for i, one in enumerate(values) if one not in values[:i]]
         joined[key] = different if len(different) > 1 else different[0] if different else None
     return joined
-
-
-def opened(table: str, root: str = "") -> CaptionedSource:
-    """The source of a table that is given by itself.
-
-    root: the folder of the pictures; empty: the table's own, or the one above `annotations/`.
-
-    Raises:
-      UserError: as `CaptionedSource`.
-    """
-    own = posixpath.dirname(table) or "."
-    above = posixpath.dirname(own) or "."
-    return CaptionedSource(
-        table, walk(root or (above if posixpath.basename(own) == "annotations" else own))
-    )

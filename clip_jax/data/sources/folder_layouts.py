@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 from clip_jax.data.example import IMAGES
+from clip_jax.data.sources.endings import RECORDS, TABLES
 from clip_jax.data.sources.matching import kind
 from clip_jax.data.sources.walk import Listing
 from clip_jax.io import remote
-from clip_jax.io.paths import RECORDS, TABLES
 
 # Splits of a data set, whose names are no captions where there are several.
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}

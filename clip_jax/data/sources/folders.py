@@ -7,24 +7,29 @@ folder says it: `golden_retriever/1.jpg` shows a golden retriever.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from clip_jax.data.example import IMAGES, MAX_MEMBER, MAX_TEXT, Pair, parse_texts, read_bytes
 from clip_jax.data.opening import OpeningReport, Tally, quoted
-from clip_jax.data.sources import folder_layouts, matching
+from clip_jax.data.sources import captioned, folder_layouts, matching
+from clip_jax.data.sources.endings import CAPTIONS, RECORDS, TABLES
 from clip_jax.data.sources.packed import Packed
+from clip_jax.data.sources.protocol import Source, SourceOptions
 from clip_jax.data.sources.walk import Listing, walk
 from clip_jax.errors import UserError
 from clip_jax.io import remote
+from clip_jax.io.paths import resolve, suffix
 
 _FEW = 0.5  # share of pictures with a text, below which a line explains the others
 _NAMED = 5  # folders in an error
+_FILES = (".tar", *RECORDS, *TABLES, *CAPTIONS)  # endings of names that are no folders'
 
 
 class _Described(NamedTuple):
@@ -70,6 +75,36 @@ class FolderSource:
         self._texts = Packed(texts)
         self._last_text = np.cumsum([0, *(len(one.texts) for one in found)])
         self._report = tally.report(len(found) + len({*texts}), notes=self._notes(tally, found))
+
+    @staticmethod
+    def matches(spec: str) -> bool:
+        """Whether it is a folder; a remote one is asked for only if its name is no file's."""
+        path = resolve(spec)
+        if not remote.is_remote(path):
+            return Path(path).is_dir()
+        return suffix(spec) not in _FILES and remote.is_folder(path)
+
+    @staticmethod
+    def open(spec: str, options: SourceOptions) -> Source:
+        """Opens a folder of images: by the table of captions in it, or by texts and folder names.
+
+        Where folder names are classes they win; where the table cannot be used, texts beside the
+        images do.
+        """
+        path = resolve(spec)
+        listing = walk(path)
+        if options.classes and folder_layouts.has_classes(listing):
+            return FolderSource(path, options.image, listing, options.classes)
+        table = captioned.find(listing)
+        if not table:
+            return FolderSource(path, options.image, listing, options.classes)
+        try:
+            return captioned.CaptionedSource(os.path.join(path, table), listing)
+        except UserError as error:
+            with contextlib.suppress(UserError):
+                if (source := FolderSource(path, options.image, listing)).has_texts:
+                    return source
+            raise error
 
     def _beside(self, listing: Listing, tally: Tally) -> list[_Described]:
         """Pictures with texts beside them; counts all others where there is one."""

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
 
 from clip_jax.data.example import MAX_MEMBER, Pair, PairError
 from clip_jax.data.opening import OpeningReport, all_used
+from clip_jax.data.sources.endings import RECORDS
 from clip_jax.data.sources.open_files import Held
+from clip_jax.data.sources.protocol import SourceOptions
 from clip_jax.errors import UserError
 from clip_jax.io import remote
-from clip_jax.io.paths import expand
+from clip_jax.io.paths import expand, resolve, suffix
 
 MAX_OPEN = 256  # files
 _PICTURES = (
@@ -34,6 +34,8 @@ _BUFFER = 32 << 10  # bytes
 @functools.cache
 def _example() -> Any:
     """The message `tf.train.Example`: features by name, each a list of bytes or of numbers."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
         name="clip_jax/example.proto", package="clip_jax", syntax="proto3"
@@ -65,6 +67,8 @@ def parse(record: bytes) -> dict[str, list[Any]]:
     Raises:
       ValueError: the record is none.
     """
+    from google.protobuf.message import DecodeError
+
     try:
         example = _example().FromString(record)
     except DecodeError as error:
@@ -132,6 +136,16 @@ class RecordSource:
         self._readers = Held(_reader, MAX_OPEN)
         self.image = image or self._image()
         self.fingerprint += f" {self.image}"
+
+    @staticmethod
+    def matches(spec: str) -> bool:
+        """Whether the name ends like that of ArrayRecord files."""
+        return suffix(spec) in RECORDS
+
+    @classmethod
+    def open(cls, spec: str, options: SourceOptions) -> RecordSource:
+        """Opens the files that a pattern names."""
+        return cls(resolve(spec), options.image)
 
     def _image(self) -> str:
         features: dict[str, list[Any]] = {}

@@ -15,6 +15,7 @@ from clip_jax.data.opening import OpeningReport
 from clip_jax.data.sources import tar_catalogue
 from clip_jax.data.sources.matching import RULES
 from clip_jax.data.sources.open_files import Held
+from clip_jax.data.sources.protocol import SourceOptions
 from clip_jax.data.sources.tar_reader import BLOCK, FAULTS, DamageError, is_header, number
 from clip_jax.errors import UserError
 from clip_jax.io import remote
@@ -61,6 +62,16 @@ class TarSource:
         notes = tar_catalogue.check(self._pairs, self.paths, max_bad_fraction)
         self._report = dataclasses.replace(self._pairs.report, notes=tuple(notes))
         self._files = Held(_Open, MAX_OPEN)
+
+    @staticmethod
+    def matches(spec: str) -> bool:
+        """Always: what no other kind matches is read as tars, which say what is wrong with it."""
+        return True
+
+    @classmethod
+    def open(cls, spec: str, options: SourceOptions) -> TarSource:
+        """Opens the tars that a pattern names."""
+        return cls(spec, options.index, options.max_bad_fraction, options.image)
 
     def __len__(self) -> int:
         return len(self._pairs.ends)

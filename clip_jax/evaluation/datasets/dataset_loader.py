@@ -14,11 +14,12 @@ import numpy as np
 
 from clip_jax.data import captions
 from clip_jax.data.example import PairError
-from clip_jax.data.sources import Source
+from clip_jax.data.sources import Source, read_text
+from clip_jax.data.sources.tfds.location import data_dir, is_installed
 from clip_jax.errors import UserError
 from clip_jax.evaluation.datasets import layouts, registry
 from clip_jax.evaluation.datasets.classes import Classes, Said, natural
-from clip_jax.evaluation.datasets.layouts import Place, text_of
+from clip_jax.evaluation.datasets.layouts import Place
 from clip_jax.evaluation.datasets.registry import StandardSet
 from clip_jax.evaluation.datasets.testset import MissingSet, Split, TestSet
 from clip_jax.evaluation.scores import METRICS
@@ -26,8 +27,8 @@ from clip_jax.io import remote
 from clip_jax.io.paths import resolve
 
 KEYS = (
-    *("data", "labels", "label", "image", "root", "templates", "caption", "metric", "title"),
-    *("train", "validation", "groups", "threshold"),
+    *("data", "source", "labels", "label", "image", "root", "templates", "caption", "metric"),
+    *("title", "train", "validation", "groups", "threshold"),
 )
 _CLASS = ("cls", "npy", "label", "labels", "class", "category")  # fields that tell a class
 _CAPTIONS = ("captions", "caption", "captions/text", "text", "sentences", "raw")
@@ -121,7 +122,7 @@ class _Opening:
             raise self._missing()
         source = layouts.opened(place, self.values.get("image", ""))
         with whole(self.name):
-            read = [text_of(source, i) for i in range(len(source))]
+            read = [read_text(source, i) for i in range(len(source))]
             metric = self._metric(place)
             classes = None
             if metric not in ("retrieval", "bias") and self._has_only_captions(read):
@@ -194,6 +195,9 @@ class _Opening:
         return self._looked_for(self.known, split)
 
     def _given(self, data: str, split: str) -> Place:
+        source, root = (str(self.values.get(key) or "") for key in ("source", "root"))
+        if source:
+            return Place("data", data, split, root, source, f"config.{self.key}")
         path = resolve(data)
         if split == "test" and not remote.is_remote(path) and Path(path).is_dir():
             suite = any((Path(path) / s / "nshards.txt").is_file() for s in layouts.SPLITS["test"])
@@ -201,7 +205,7 @@ class _Opening:
             parts = parts or any(Path(path).glob("dataset_*.json"))
             if (suite or parts) and (place := layouts.within(Path(path), split)):
                 return place
-        return Place("data", data, split, str(self.values.get("root") or ""))
+        return Place("data", data, split, root)
 
     def _looked_for(self, known: StandardSet, split: str) -> Place | None:
         files = known.files.get(split, ())
@@ -212,11 +216,8 @@ class _Opening:
             for name in (known.name, *known.wds):
                 if place := layouts.within(home / name, split, files):
                     return place
-        if known.tfds:
-            with contextlib.suppress(UserError):  # not installed: nothing is prepared
-                from clip_jax.data.sources.tfds import data_dir
-
-                return layouts.prepared(data_dir(), known, split)
+        if known.tfds and is_installed():
+            return layouts.prepared(data_dir(), known, split)
         return None
 
     def _missing(self) -> UserError:
@@ -351,7 +352,7 @@ class _Opening:
             )
         source = layouts.opened(place, self.values.get("image", ""))
         with whole(self.name):
-            read = [text_of(source, i) for i in range(len(source))]
+            read = [read_text(source, i) for i in range(len(source))]
             return Split(source, self._targets(classes, read))
 
     def _groups(self) -> tuple[str, ...]:

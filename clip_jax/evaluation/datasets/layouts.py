@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_jax.data.example import IMAGES, only_pair_errors
+from clip_jax.data.example import IMAGES
 from clip_jax.data.opening import OpeningReport
-from clip_jax.data.sources import Source, open_source, read_pair
-from clip_jax.data.sources.tars import TarSource
+from clip_jax.data.sources import Source, SourceOptions, open_source, read_text
+from clip_jax.data.sources.endings import RECORDS, TABLES
 from clip_jax.errors import UserError
 from clip_jax.evaluation.datasets.karpathy import KarpathySource
 from clip_jax.evaluation.datasets.registry import StandardSet
-from clip_jax.io.paths import RECORDS, TABLES
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -35,12 +34,15 @@ class Place(NamedTuple):
     path: a folder, file, or what `open_source` or TensorFlow Datasets takes.
     split: what the split is called there.
     root: the folder that paths of a table start at, or where data sets are prepared.
+    source: the kind of data source, where a config names it; key: the config keys of the set.
     """
 
     kind: str
     path: str
     split: str
     root: str = ""
+    source: str = ""
+    key: str = "config.evaluate.sets"
 
 
 def within(folder: Path, split: str, files: Sequence[str] = ()) -> Place | None:
@@ -121,13 +123,13 @@ def lines(path: Path) -> list[str]:
         raise UserError(f"{path} is not UTF-8") from None
 
 
-def _suite(folder: Path, split: str) -> TarSource:
+def _suite(folder: Path, split: str) -> Source:
     path = folder / split / "nshards.txt"
     found = lines(path)
     count = int(found[0]) if found and found[0].isdecimal() and len(found[0]) < 9 else 0
     if not 0 < count <= _MAX_SHARDS:
         raise UserError(f"{path} must hold the number of tars, 1…{_MAX_SHARDS:,}")
-    return TarSource(f"{folder / split}/{{0..{count - 1}}}.tar")
+    return open_source(f"{folder / split}/{{0..{count - 1}}}.tar", kind="tars")
 
 
 def opened(place: Place, image: str = "") -> Source:
@@ -141,19 +143,9 @@ def opened(place: Place, image: str = "") -> Source:
     if place.kind == "karpathy":
         return KarpathySource(Path(place.path), place.split)
     if place.kind == "tfds":
-        from clip_jax.data.sources.tfds import TfdsSource
-
-        return TfdsSource(place.path, place.root)
-    return open_source(place.path, image, place.root, classes=True)
-
-
-def text_of(source: Source, i: int) -> tuple[dict[str, Any], str]:
-    """What is written about the i-th picture, and its name; without the picture where it can."""
-    if read := getattr(source, "text", None):
-        with only_pair_errors("text", lambda: f"{source!r}: pair {i:,}"):
-            return read(i)
-    pair = read_pair(source, i)
-    return pair.text, pair.name
+        return open_source(f"tfds:{place.path}", SourceOptions(tfds_folder=place.root))
+    options = SourceOptions(image, place.root, classes=True)
+    return open_source(place.path, options, kind=place.source, key=place.key)
 
 
 def numbered(place: Place) -> list[str]:
@@ -200,4 +192,4 @@ class Chosen:
 
     def text(self, i: int) -> tuple[dict[str, Any], str]:
         """What is written about the i-th, and its name."""
-        return text_of(self._source, self._chosen[i])
+        return read_text(self._source, self._chosen[i])

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clip_jax.data import captions
-from clip_jax.data.sources import open_source
+from clip_jax.data.sources import SourceOptions, open_source
 from clip_jax.data.sources.captioned import CaptionedSource
 from clip_jax.data.sources.folders import FolderSource
 from clip_jax.data.sources.walk import walk
@@ -29,7 +29,7 @@ def write(folder: Path, content: dict[str, bytes | str]) -> Path:
 
 
 def said(spec: object, *more: str) -> dict[bytes, Any]:
-    source = open_source(str(spec), *more)
+    source = open_source(str(spec), SourceOptions(*more))
     assert isinstance(source, CaptionedSource)
     return {source[i].image: source[i].text["caption"] for i in range(len(source))}
 

@@ -11,7 +11,7 @@ import pytest
 
 from clip_jax.data.example import Pair
 from clip_jax.data.images.decoding import decode
-from clip_jax.data.sources import open_source
+from clip_jax.data.sources import SourceOptions, open_source
 from clip_jax.data.sources.folders import MAX_TEXT, FolderSource
 from clip_jax.io.paths import expand
 from support import encoded, picture, refused
@@ -204,10 +204,20 @@ def test_masks_in_folders(tmp_path: Path) -> None:
     assert [p.image for p in pairs(beside)] == [b"p"]
     assert [p.image for p in pairs(classes)] == [b".png"] * 2
     assert left_out(beside) == {"extra_picture": 1} and left_out(classes) == {"extra_picture": 2}
-    assert open_source(str(beside), "seg")[0][:2] == (b"m", {"txt": "zero", "caption": "zero"})
-    assert open_source(str(classes), "mask.png")[1].image == b".Mask.png"
-    assert len({open_source(str(beside), image).fingerprint for image in ("", "seg")}) == 2
-    refused(lambda: open_source(str(classes), "depth"), "no picture", "config.data.image='depth'")
+    assert open_source(str(beside), SourceOptions("seg"))[0][:2] == (
+        b"m",
+        {"txt": "zero", "caption": "zero"},
+    )
+    assert open_source(str(classes), SourceOptions("mask.png"))[1].image == b".Mask.png"
+    assert (
+        len({open_source(str(beside), SourceOptions(image)).fingerprint for image in ("", "seg")})
+        == 2
+    )
+    refused(
+        lambda: open_source(str(classes), SourceOptions("depth")),
+        "no picture",
+        "config.data.image='depth'",
+    )
 
 
 def test_a_folder_of_something_else_says_what_to_use(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_jax.data.example import Pair, PairError
-from clip_jax.data.sources import open_source, records
+from clip_jax.data.sources import SourceOptions, open_source, records
 from clip_jax.data.sources.records import RecordSource
 from support import refused, says
 
@@ -129,7 +129,7 @@ def test_files_that_array_record_calls_otherwise(tmp_path: Path) -> None:
 def test_the_pictures_can_be_said(tmp_path: Path) -> None:
     path = write(tmp_path / "x.array_record", [example({"thumb": [b"1"], "text": [b"t"]})])
     refused(lambda: open_source(str(path)), path, "text, thumb", "config.data.image")
-    assert open_source(str(path), "thumb")[0][:2] == (b"1", {"text": "t"})
+    assert open_source(str(path), SourceOptions("thumb"))[0][:2] == (b"1", {"text": "t"})
 
 
 def test_records_that_are_no_pairs_are_named(tmp_path: Path) -> None:

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 
 from clip_jax.data import mixture
 from clip_jax.data.example import Pair, PairError
-from clip_jax.data.sources import open_source, tables
+from clip_jax.data.sources import SourceOptions, open_source
 from clip_jax.data.sources.table_options import TableOptions
-from clip_jax.data.sources.tables import TableSource
+from clip_jax.data.sources.tables import arrow_source
+from clip_jax.data.sources.tables.arrow_source import ArrowSource
+from clip_jax.data.sources.tables.source import TableSource
 from support import refused, says
 
 ROWS = [
@@ -59,8 +61,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def pairs(spec: object, *more: str) -> list[Pair]:
-    source = open_source(str(spec), *more)
-    assert isinstance(source, TableSource)
+    source = open_source(str(spec), SourceOptions(*more))
+    assert isinstance(source, ArrowSource)
     again = pickle.loads(pickle.dumps(source))  # as a worker gets it
     found = [source[i] for i in range(len(source))]
     assert [again[i] for i in reversed(range(len(again)))] == found[::-1]
@@ -167,7 +169,11 @@ def test_the_column_of_the_pictures_can_be_said(folder: Path) -> None:
     assert pairs(path, "full") == [
         Pair(b"A", {"thumb": "b.jpg", "caption": "x"}, str(folder / "in/a.jpg"))
     ]
-    refused(lambda: open_source(str(path), "pic"), "no column 'pic'", "thumb, full, caption")
+    refused(
+        lambda: open_source(str(path), SourceOptions("pic")),
+        "no column 'pic'",
+        "thumb, full, caption",
+    )
     path = write(folder / "y.csv", [{"url": "http://x/y", "caption": "x"}])
     refused(lambda: open_source(str(path)), "'url' holds web addresses", "img2dataset")
     path = write(folder / "z.csv", [{"page": "x/y", "caption": "x"}])
@@ -213,11 +219,16 @@ def test_rows_without_a_picture_are_left_out_and_counted(folder: Path) -> None:
         assert open_source(str(spec)).opening_report().left_out["null_picture"].count == 2
         assert open_source(str(spec))[0].name == f"{spec}: row 1"
     path = write(folder / "none.jsonl", [{"p": None, "caption": "x"}])
-    refused(lambda: open_source(str(path), "p"), "no rows with a picture (null_picture 1)")
+    refused(
+        lambda: open_source(str(path), SourceOptions("p")),
+        "no rows with a picture (null_picture 1)",
+    )
 
 
 def test_a_cell_that_is_no_picture_is_named(folder: Path) -> None:
-    source = open_source(str(write(folder / "x.jsonl", [{"p": 3, "caption": "x"}])), "p")
+    source = open_source(
+        str(write(folder / "x.jsonl", [{"p": 3, "caption": "x"}])), SourceOptions("p")
+    )
     refused(lambda: source[0], f"{folder / 'x.jsonl'}: row 0", "not a picture")
 
 
@@ -241,9 +252,12 @@ def test_every_row_keeps_its_own_number_and_words(
             numbers = [i for i, row in enumerate(rows) if row["p"]]
             expected += [(rows[i]["caption"], f"{path}: row {i}") for i in numbers]
     if not expected:
-        refused(lambda: open_source(f"{inner}/*.{end}", "p", str(folder)), "no rows with a picture")
+        refused(
+            lambda: open_source(f"{inner}/*.{end}", SourceOptions("p", str(folder))),
+            "no rows with a picture",
+        )
         return
-    source = open_source(f"{inner}/*.{end}", "p", str(folder))
+    source = open_source(f"{inner}/*.{end}", SourceOptions("p", str(folder)))
     found = [source.text(i) for i in range(len(source))]
     assert [(text["caption"], name) for text, name in found] == expected
     report = source.opening_report()
@@ -339,7 +353,7 @@ def test_another_separator_is_seen_and_said(folder: Path, end: str, separator: s
     notes = open_source(str(path)).opening_report().notes
     assert [f"{path} is separated by" in note for note in notes] == [True] * (not usual)
     form = TableOptions.of(separator="tab" if separator == "\t" else separator)
-    assert open_source(str(path), form=form).opening_report().notes == ()
+    assert open_source(str(path), SourceOptions(table=form)).opening_report().notes == ()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
@@ -354,7 +368,9 @@ def test_the_encoding_is_seen_and_said(folder: Path, end: str, encoding: str) ->
     assert ("utf-8" in encoding) == (not notes)
     assert not notes or encoding.lower() in notes[0].lower()
     form = TableOptions.of(encoding=encoding)
-    assert open_source(str(path), form=form)[0].text == {"caption": "ein Käse für 5 €"}
+    assert open_source(str(path), SourceOptions(table=form))[0].text == {
+        "caption": "ein Käse für 5 €"
+    }
 
 
 def test_a_line_of_other_bytes_is_left_out_of_a_file_of_utf8(folder: Path) -> None:
@@ -378,11 +394,11 @@ def test_a_few_broken_rows_are_counted_and_many_are_refused(folder: Path) -> Non
     report = source.opening_report()
     assert (report.seen, report.used, len(source)) == (1002, 1000, 1000)
     assert "line 502: it has 3 cells and the header 2" in report.left_out["unreadable"].example
-    open_source(str(path), max_bad_fraction=0.002)
+    open_source(str(path), SourceOptions(max_bad_fraction=0.002))
     for most in (0.0, 0.001):
         path.write_text(path.read_text() + "b.jpg,x\n")
         refused(
-            lambda most=most: open_source(str(path), max_bad_fraction=most),
+            lambda most=most: open_source(str(path), SourceOptions(max_bad_fraction=most)),
             *("x.csv: line 502", "rows cannot be read", "config.data.max_bad_fraction"),
         )
 
@@ -393,12 +409,12 @@ def test_a_lone_quotation_mark_is_told_and_can_be_taken_as_a_letter(folder: Path
     rows[5], rows[20] = 'b.jpg,"cat', 'b.jpg,a 12" ruler'
     path = folder / "x.csv"
     path.write_text("\n".join(["path,caption", *rows]))
-    source = open_source(str(path), max_bad_fraction=1)
+    source = open_source(str(path), SourceOptions(max_bad_fraction=1))
     assert len(source) < 30
     (note,) = source.opening_report().notes
     assert "line breaks within quotation marks" in note and "config.data.quoting=none" in note
     assert "from line 7" in note
-    source = open_source(str(path), form=TableOptions.of(quoting="none"))
+    source = open_source(str(path), SourceOptions(table=TableOptions.of(quoting="none")))
     assert [source[i].text["caption"] for i in range(30)] == [row[6:] for row in rows]
 
 
@@ -422,7 +438,10 @@ def test_addresses_are_never_taken_for_paths(folder: Path) -> None:
     for end in ("csv", "jsonl", "parquet"):
         path = write(folder / f"x.{end}", rows)
         assert [p.image for p in pairs(path)] == [b"B"]
-        refused(lambda path=path: open_source(str(path), "url"), "'url' holds web addresses")
+        refused(
+            lambda path=path: open_source(str(path), SourceOptions("url")),
+            "'url' holds web addresses",
+        )
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=12)
@@ -447,7 +466,7 @@ def test_a_table_has_a_fingerprint(folder: Path) -> None:
     saved = save_to_disk(folder / "saved", [ROWS])
     root, other = str(folder), str(folder / "other")
     columns = [("filepath", root), ("title", root), ("filepath", other)]
-    assert len({open_source(str(path), *one).fingerprint for one in columns}) == 3
+    assert len({open_source(str(path), SourceOptions(*one)).fingerprint for one in columns}) == 3
     before = open_source(str(saved)).fingerprint
     save_to_disk(folder / "other", [ROWS[1:]])
     (saved / "data-00000-of-00001.arrow").write_bytes(
@@ -489,7 +508,7 @@ def test_a_row_that_points_where_nothing_is_is_unreadable(folder: Path, kind: st
     batch = forged(kind)
     with pa.ipc.new_stream(str(saved / "data-00000-of-00001.arrow"), batch.schema) as file:
         file.write_batch(batch)
-    source = open_source(str(saved), "", str(folder))
+    source = open_source(str(saved), SourceOptions("", str(folder)))
     assert source[0].image == b"B" and source[0].text["caption"][0] == "a"
     with pytest.raises(PairError) as error:
         source[1]
@@ -497,7 +516,7 @@ def test_a_row_that_points_where_nothing_is_is_unreadable(folder: Path, kind: st
 
 
 def test_a_row_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MAX_MEMBER", 1000)
+    monkeypatch.setattr(arrow_source, "MAX_MEMBER", 1000)
     rows = [{"p": "b.jpg", "caption": "x" * n} for n in (10, 2000, 10)]
     source = open_source(str(write(folder / "x.parquet", rows)))
     assert source[0].image == source[2].image == b"B"
@@ -513,11 +532,11 @@ FUZZ = """
 import random, resource, sys
 from pathlib import Path
 from clip_jax.data.example import PairError
-from clip_jax.data.sources.tables import TableSource
+from clip_jax.data.sources import SourceOptions, open_source
 from clip_jax.errors import UserError
 file, spec, said = Path(sys.argv[1]), sys.argv[2], 0
 whole, chance = file.read_bytes(), random.Random(0)
-TableSource(spec, "blob")[0]
+open_source(spec, SourceOptions("blob"))[0]
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for i in range(250):
     raw = bytearray(whole[: chance.randrange(len(whole)) if i % 5 == 0 else None])
@@ -528,7 +547,7 @@ for i in range(250):
         raw[at : at + len(new)] = new
     file.write_bytes(raw)
     try:
-        source = TableSource(spec, "blob")
+        source = open_source(spec, SourceOptions("blob"))
     except UserError:
         said += 1
         continue

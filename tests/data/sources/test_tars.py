@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from clip_jax import config
 from clip_jax.data import mixture
 from clip_jax.data.example import Pair, PairError
-from clip_jax.data.sources import open_source, tar_index, tar_reader, tars
+from clip_jax.data.sources import SourceOptions, open_source, tar_index, tar_reader, tars
 from clip_jax.data.sources.tar_reader import FAULTS
 from clip_jax.data.sources.tars import TarSource
 from clip_jax.errors import UserError
@@ -162,11 +162,24 @@ def test_a_mask_is_no_picture_unless_it_is_named(tmp_path: Path, cache: Path) ->
     path = str(write_tar(tmp_path / "x.tar", members))
     for image, first in {"": "p", "seg.png": "m", ".seg": "m", "png": "p", "depth;x": "d"}.items():
         for _ in range(2):  # scanned, and from the cache: one choice is not another's
-            source = open_source(path, image)
+            source = open_source(path, SourceOptions(image))
             assert captions(source) == {f"{first}{i}".encode(): str(i) for i in range(4)}
             assert left_out(source) == {"extra_picture": 8}
-    assert len({open_source(path, image).fingerprint for image in ("", "seg.png", "depth")}) == 3
-    refused(lambda: open_source(path, "mask"), path, "config.data.image", "extra_picture 12")
+    assert (
+        len(
+            {
+                open_source(path, SourceOptions(image)).fingerprint
+                for image in ("", "seg.png", "depth")
+            }
+        )
+        == 3
+    )
+    refused(
+        lambda: open_source(path, SourceOptions("mask")),
+        path,
+        "config.data.image",
+        "extra_picture 12",
+    )
 
 
 @pytest.mark.parametrize("version", [5, 4, 0])

@@ -29,9 +29,10 @@ from clip_jax.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
-from clip_jax.data.sources import tfds as ours  # noqa: E402
+from clip_jax.data.sources.tfds import prepared  # noqa: E402
+from clip_jax.data.sources.tfds.emoji import FAMILIES  # noqa: E402
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 SPLITS = {"train": 9094, "unseen_drawing": 2843, "unseen_concept": 1346}
 STUB = """\
 from pathlib import Path
@@ -117,7 +118,7 @@ def emoji_here(emoji: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 READ = """
 import sys
 import tensorflow_datasets as tfds
-import clip_jax.data.sources.tfds
+import clip_jax.data.sources.tfds.emoji
 from clip_jax.data.sources import open_source
 
 builder = tfds.builder("clip_jax_emoji", data_dir=sys.argv[1], file_format="array_record")
@@ -141,7 +142,7 @@ def test_nothing_else_imports_tensorflow_datasets() -> None:
         for path in (REPOSITORY / "clip_jax").rglob("*.py")
         if re.search(r"^\s*(import|from) tensorflow", path.read_text("utf-8"), re.MULTILINE)
     ]
-    assert importing == ["clip_jax/data/sources/tfds.py"]
+    assert importing == ["clip_jax/data/sources/tfds/library.py"]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -160,7 +161,7 @@ def test_emoji_are_the_tars(emoji_here: Path, split: str) -> None:
         assert expected.name.endswith(f".{family}.webp")
         families.add(family)
     fluent = {"fluent-flat", "fluent-3d"}
-    every = set(ours.FAMILIES)
+    every = set(FAMILIES)
     assert families == {"train": every - fluent, "unseen_drawing": fluent}.get(split, every)
 
 
@@ -419,7 +420,8 @@ def test_a_folder_that_is_damaged(here: Path) -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    monkeypatch.delitem(sys.modules, "clip_jax.data.sources.tfds")
+    for name in ("library", "emoji", "features", "prepared", "source"):
+        monkeypatch.delitem(sys.modules, f"clip_jax.data.sources.tfds.{name}")
     assert "pip install 'clip_jax[tfds]'" in line("tfds:clip_jax_emoji:train")
 
 
@@ -453,4 +455,4 @@ def test_a_data_set_whose_code_needs_tensorflow(
 
     monkeypatch.setattr(tfds, "builder", fail)
     with pytest.raises(UserError, match="whose own code needs TensorFlow to prepare"):
-        ours.prepare("mnist", str(here))
+        prepared.prepare("mnist", str(here))

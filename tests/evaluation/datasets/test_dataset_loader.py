@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 from clip_jax.data.opening import OpeningReport, all_used
-from clip_jax.data.sources import Source
+from clip_jax.data.sources import Source, read_text
 from clip_jax.errors import UserError
 from clip_jax.evaluation.datasets import MissingSet, TestSet, open_set, read_labels, standard
-from clip_jax.evaluation.datasets.layouts import text_of
 from support import encoded, picture, refused, write_tar
 
 PNG = encoded(picture())
@@ -77,7 +76,7 @@ class Unseen:
         raise AssertionError("a picture was read")
 
     def text(self, i: int) -> Any:
-        return text_of(self._source, i)
+        return read_text(self._source, i)
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +212,7 @@ def test_imagenets_folders_by_number_by_wnid_and_by_their_order(tmp_path: Path) 
     refused(lambda: test.split("validation"), "imagenet.validation")
     digits(tmp_path / "imagenet_v2", *range(1000))
     test = opened("imagenet_v2", folder=tmp_path)
-    found = [int(Path(text_of(test.source, i)[1]).parent.name) for i in range(1000)]
+    found = [int(Path(read_text(test.source, i)[1]).parent.name) for i in range(1000)]
     assert test.target is not None and test.target.tolist() == found
     write(tmp_path / "imagenet_a", {"n01498041/1.jpg": PNG, "n12267677/1.jpg": PNG})
     test = opened("imagenet_a", folder=tmp_path)
@@ -229,7 +228,7 @@ def test_objectnets_other_classes_are_left_out(tmp_path: Path) -> None:
     assert len(test) == 3 and len(test.source) == 3
     assert test.target is not None
     assert [test.labels[i] for i in test.target] == ["alarm clock", "binder (closed)", "wok"]
-    assert "wok" in text_of(test.source, 2)[1]
+    assert "wok" in read_text(test.source, 2)[1]
     assert test.subset is not None and test.subset.tolist()[0] == [409, 530]
     assert len({opened("objectnet", folder=tmp_path).fingerprint for _ in range(3)}) == 1
 
@@ -287,7 +286,7 @@ def test_groups_of_people(tmp_path: Path) -> None:
 def test_a_prepared_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorflow_datasets")
     write(tmp_path, {"cifar10/3.0.2/features.json": "{}"})
-    from clip_jax.data.sources import tfds
+    from clip_jax.data.sources.tfds import source
 
     asked = []
 
@@ -305,7 +304,7 @@ def test_a_prepared_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         def text(self, i: int) -> Any:
             return {"label": ("frog", "deer")[i]}, f"tfds:{i}"
 
-    monkeypatch.setattr(tfds, "TfdsSource", Made)
+    monkeypatch.setattr(source, "TfdsSource", Made)
     test = opened("cifar10", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [6, 4]
     assert test.split("train").target.tolist() == [6, 4]

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clip_jax.data.sources import read_text
 from clip_jax.data.sources.tars import TarSource
 from clip_jax.evaluation.datasets import TestSet, open_set, standard
-from clip_jax.evaluation.datasets.layouts import Chosen, Place, lines, text_of, within
+from clip_jax.evaluation.datasets.layouts import Chosen, Place, lines, within
 from support import encoded, picture, refused, write_pairs, write_tar
 
 PNG = encoded(picture())
@@ -73,7 +74,7 @@ def test_a_set_is_the_same_in_every_layout(targets, write) -> None:  # type: ign
         assert test.target is not None and len(test) == len(targets)
         order = []
         for i in range(len(test)):
-            name = Path(text_of(test.source, i)[1].rpartition(":")[2]).name
+            name = Path(read_text(test.source, i)[1].rpartition(":")[2]).name
             order.append(i if "row" in name else int(name.removeprefix("s").split(".")[0]))
         assert test.target.tolist() == [targets[i] for i in order]
         assert test.labels == list(NAMES)

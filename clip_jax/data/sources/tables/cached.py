@@ -37,7 +37,7 @@ class Cached:
 
     stream: the file of the rows that can be used.
     image: the column of the pictures. names: all columns that there are.
-    is_json: whether a row is the text of an object, in the column `reading.RAW`.
+    is_json: whether a row is the text of an object, in the column `columns.RAW`.
     starts: int64 [files + 1]: the number of each file's first row, counting also those left out.
     left: int64 [rows left out]: their numbers, rising.
     left_out: how many for which reason. notes: lines to say.

@@ -15,6 +15,7 @@ from clip_jax.data.opening import quoted
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 
+RAW = "row"  # the column that holds rows of JSON lines as they are written
 _ROWS = 10  # that show which column holds the pictures
 _MOST = 20_000  # rows that are looked at where the first have no picture
 _NAMED = 20  # columns in a line

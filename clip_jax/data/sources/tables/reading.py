@@ -20,7 +20,6 @@ from clip_jax.errors import UserError
 from clip_jax.io import remote
 from clip_jax.io.paths import suffix
 
-RAW = "row"  # the column of the rows of JSON lines, as they are written
 _HEAD = 64  # bytes that show what a file is
 _ROWS = 1024  # of a batch
 _PAGES = 1 << 20  # bytes of a Parquet file held to read from
@@ -183,7 +182,7 @@ class _JsonLines:
         self.names = list(dict.fromkeys(name for row in first for name in row))
 
     def schema(self) -> pa.Schema:
-        return pa.schema([(RAW, pa.large_string())])
+        return pa.schema([(columns.RAW, pa.large_string())])
 
     def peek(self) -> Iterator[dict[str, Any]]:
         for line in json_lines.read(self.path, self._encoding):

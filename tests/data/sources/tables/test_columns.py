@@ -11,7 +11,7 @@ import pytest
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("pyarrow.parquet")
 
-from clip_jax.data.sources import open_source  # noqa: E402
+from clip_jax.data.sources import SourceOptions, open_source  # noqa: E402
 from clip_jax.data.sources.tables import columns  # noqa: E402
 
 LATE = 2**62  # of which no Python type holds as many microseconds
@@ -41,7 +41,7 @@ def test_times_that_python_cannot_hold(name: str, file: str, tmp_path: Path) -> 
     pa.parquet.write_table(table, tmp_path / file)
     whole = str(tmp_path if file == "metadata.parquet" else tmp_path / file)
     for wanted in (None, frozenset({"caption"})):
-        source = open_source(whole, wanted=wanted)
+        source = open_source(whole, SourceOptions(columns=wanted))
         assert source[0].image == b"A" and source[0].text["caption"] == "a cat"
 
 
@@ -78,7 +78,7 @@ def test_the_column_that_is_the_caption(
             csv.writer(file).writerows([whole.keys(), whole.values()])
     else:  # JSON lines are also called .json
         path.write_text(json.dumps(whole) + "\n" + json.dumps(whole) + "\n")
-    source = open_source(str(path), wanted=frozenset({"caption"}))
+    source = open_source(str(path), SourceOptions(columns=frozenset({"caption"})))
     assert source[0].text.get("caption") == caption
     said = any("{caption} is" in note for note in source.opening_report().notes)
     assert said == (caption is not None and "caption" not in row)

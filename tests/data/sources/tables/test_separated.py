@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_jax.data.sources import open_source
+from clip_jax.data.sources import SourceOptions, open_source
 from support import refused
 
 pytest.importorskip("pyarrow")
@@ -83,7 +83,7 @@ def test_the_line_in_which_excel_names_the_separator(tmp_path: Path) -> None:
         lines = [name, "filepath,caption", 'b.jpg,"a, b; c"', "b.jpg", "b.jpg,two"]
         path.write_text("\r\n".join(lines).replace("h,c", f"h{separator}c").replace(
             "g,", f"g{separator}"))  # fmt: skip
-        source = open_source(str(path), max_bad_fraction=0.5)
+        source = open_source(str(path), SourceOptions(max_bad_fraction=0.5))
         assert [source.text(i)[0]["caption"] for i in range(2)] == ["a, b; c", "two"]
         report = source.opening_report()
         assert "line 4: it has 1 cells" in report.left_out["unreadable"].example
