@@ -1,4 +1,4 @@
-"""What reading one pair of any source promises, `clip_jax/data/sources.py`."""
+"""What reading one pair of any source promises, `clip_jax/data/sources/protocol.py`."""
 
 import pytest
 
