@@ -182,7 +182,11 @@ def evaluate(
     began = time.monotonic()
     c = check(c)
     subject = find(c, checkpoint, workdir)
-    tokenizer = tokenizers.load(subject.tokenizer, subject.config.text.context_length)
+    tokenizer = tokenizers.load(
+        subject.tokenizer,
+        subject.config.text.context_length,
+        trusted=subject.tokenizer == c.tokenizer,
+    )
     setup.check_tokenizer(subject.tokenizer, tokenizer, subject.config.text)
     pictures: list[Source] = []
     evaluation = Suite(

@@ -92,7 +92,9 @@ def convert(
     usual = dataclasses.replace(preprocess, half="even") == type(preprocess)(preprocess.size)
     if to == "openai" and not usual:
         note(f"OpenAI's code prepares pictures in its own way, not by {preprocess}")
-    words = _tokenizer(tokenizer or found.tokenizer, config, to, note)
+    words = _tokenizer(
+        tokenizer or found.tokenizer, config, to, note, trusted=tokenizer is not None
+    )
     _check_free(file, list(described), overwrite)
     _check_room(file, sum(t.dtype.itemsize * math.prod(t.shape) for t in tensors.values()))
 
@@ -178,7 +180,12 @@ def _resizings(old: CLIPConfig, new: CLIPConfig) -> Iterator[str]:
 
 
 def _tokenizer(
-    name: str | None, config: CLIPConfig, to: Library, note: Callable[[str], None]
+    name: str | None,
+    config: CLIPConfig,
+    to: Library,
+    note: Callable[[str], None],
+    *,
+    trusted: bool,
 ) -> Tokenizer | None:
     """The tokenizer whose files stand beside the weights; says where there will be none."""
     from clip_jax import tokenizers
@@ -187,13 +194,15 @@ def _tokenizer(
     if name is None:
         note("no tokenizer is known of it: --tokenizer names one")
     elif to == "hugging_face" and kind != "sentencepiece":
-        found = tokenizers.load(name, config.text.context_length)
+        found = tokenizers.load(name, config.text.context_length, trusted=trusted)
         if found.vocab_size > config.text.vocab_size:
             raise UserError(
                 f"the tokenizer {name} has {found.vocab_size} ids, the model only "
                 f"{config.text.vocab_size}"
             )
-        return found
+        if kind in tokenizers.TOKENIZERS:
+            return found
+        note(f"clip_jax writes no files for the tokenizer {name}: keep its module")
     elif to == "hugging_face":
         note(f"transformers has no tokenizer like {name}: tokenize with clip_jax.tokenizers")
     elif kind != "clip" and not (kind == "siglip" and to == "open_clip"):

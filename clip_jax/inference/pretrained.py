@@ -137,6 +137,7 @@ def load(
             f"{model} needs weights: clip_jax.load({str(model)!r}, weights=FILE) reads OpenAI's, "
             "open_clip's or transformers' files; none are downloaded"
         )
+    trusted = tokenizer is not None
     if weights is None:
         held, config, run = read_run(path)
         held = arrays.cast(held, params)
@@ -158,7 +159,8 @@ def load(
     built = nnx.merge(nnx.graphdef(abstract), resized_params, held[1])
     if tokenizer is None:
         return built, preprocess, _NoTokenizer(str(weights))
-    return built, preprocess, tokenizers.load(tokenizer, config.text.context_length)
+    words = tokenizers.load(tokenizer, config.text.context_length, trusted=trusted)
+    return built, preprocess, words
 
 
 def _check_options(

@@ -1,28 +1,67 @@
 """Text to token ids: one protocol; byte-level BPE, SentencePiece and WordPiece behind it.
 
 `load("clip")` is CLIP's own tokenizer, `load("sentencepiece:PATH.model")` reads any SentencePiece
-model, `load("wordpiece:PATH")` is ALIGN's and `load("siglip:PATH.model")` SigLIP's; `find` says
-which of them a published model's folder holds. Importing this package imports neither NumPy nor a
-tokenizer's library.
+model, `load("wordpiece:PATH")` is ALIGN's and `load("siglip:PATH.model")` SigLIP's. A tokenizer of
+the user's own is named by its dotted path, `load("my_package.my_module:MyTokenizer")`. `find` tells
+which tokenizer the folder of a published model holds. Importing this package imports neither NumPy
+nor a tokenizer's library.
 """
 
 from __future__ import annotations
 
+import re
+
 from clip_jax.errors import UserError
+from clip_jax.registry import Registry
 from clip_jax.tokenizers.folders import find
-from clip_jax.tokenizers.protocol import DEFAULT_CONTEXT_LENGTH, SHORT_CONTEXT_LENGTH, Tokenizer
+from clip_jax.tokenizers.protocol import (
+    DEFAULT_CONTEXT_LENGTH,
+    SHORT_CONTEXT_LENGTH,
+    Tokenizer,
+    TokenizerKind,
+)
 
-__all__ = ["DEFAULT_CONTEXT_LENGTH", "SHORT_CONTEXT_LENGTH", "Tokenizer", "find", "load"]
+__all__ = [
+    "DEFAULT_CONTEXT_LENGTH",
+    "SHORT_CONTEXT_LENGTH",
+    "TOKENIZERS",
+    "Tokenizer",
+    "TokenizerKind",
+    "find",
+    "load",
+]
+
+# By the prefix of a name: `wordpiece:PATH`.
+TOKENIZERS: Registry[TokenizerKind] = Registry(
+    "tokenizer",
+    {
+        "clip": "clip_jax.tokenizers.bpe:BPE",
+        "sentencepiece": "clip_jax.tokenizers.sentencepiece:SentencePiece",
+        "wordpiece": "clip_jax.tokenizers.wordpiece:WordPiece",
+        "siglip": "clip_jax.tokenizers.siglip:SigLIP",
+    },
+)
+_WITHOUT_FILE = ("clip",)
+_DOTTED = re.compile(r"(?P<path>\w+(?:\.\w+)*:[^\W\d]\w*)(?::(?P<file>.*))?", re.DOTALL)
+_MEMBERS = (
+    *("vocab_size", "context_length", "sot_id", "eot_id", "pad_id", "encode", "decode"),
+    "__call__",
+)
 
 
-def load(name: str, context_length: int | None = None) -> Tokenizer:
+def load(name: str, context_length: int | None = None, *, trusted: bool = True) -> Tokenizer:
     """The tokenizer that a config names.
 
     Args:
         name: `"clip"`; `"sentencepiece:PATH.model"`; `"wordpiece:PATH"`, a vocab.txt, a
-            tokenizer.json or a folder that holds one; or `"siglip:PATH.model"`. A PATH that
+            tokenizer.json or a folder that holds one; `"siglip:PATH.model"`; or a class of the
+            user's own as `"my_package.my_module:MyTokenizer"`, with `:PATH` at the end if it reads
+            a file. The prefixes of `TOKENIZERS` win over modules of the same name. A PATH that
             starts with `embedded:` is a file that ships with the package.
-        context_length: the width of the rows; when None 77, or 64 for WordPiece and SigLIP.
+        context_length: the width of the rows; None for the tokenizer's own default, 77, or 64 for
+            WordPiece and SigLIP.
+        trusted: whether the name comes from the user. If not, a dotted path must name a module
+            that is imported already.
 
     Raises:
         UserError: the name is unknown, the file is missing or not of its kind, or
@@ -30,30 +69,39 @@ def load(name: str, context_length: int | None = None) -> Tokenizer:
     """
     if not isinstance(name, str):
         raise UserError(f"a tokenizer is named by a text such as 'clip', not {name!r:.60}")
-    kind, _, path = name.partition(":")
-    if context_length is None:
-        short = kind in ("wordpiece", "siglip")
-        context_length = SHORT_CONTEXT_LENGTH if short else DEFAULT_CONTEXT_LENGTH
-    if name == "clip":
-        from clip_jax.tokenizers.bpe import BPE
-
-        return BPE(context_length)
-    if kind not in ("sentencepiece", "wordpiece", "siglip") or not path:
+    prefix, _, path = name.partition(":")
+    if prefix in TOKENIZERS and (name == prefix if prefix in _WITHOUT_FILE else path):
+        return TOKENIZERS.get(prefix).open(_resolve(path), context_length)
+    dotted = _DOTTED.fullmatch(name)
+    if prefix in TOKENIZERS or not dotted:
         raise UserError(
             f"unknown tokenizer {name!r}: use 'clip', 'sentencepiece:PATH.model', "
-            "'wordpiece:PATH' (vocab.txt, tokenizer.json or their folder) or 'siglip:PATH.model'"
+            "'wordpiece:PATH' (vocab.txt, tokenizer.json or their folder), 'siglip:PATH.model' or "
+            "your own as 'my_package.my_module:MyTokenizer'"
         )
+    return _open_users(dotted["path"], dotted["file"] or "", context_length, trusted)
+
+
+def _resolve(path: str) -> str:
+    if not path:
+        return ""
     from clip_jax.io.paths import resolve
 
-    path = resolve(path)
-    if kind == "wordpiece":
-        from clip_jax.tokenizers.wordpiece import WordPiece
+    return resolve(path)
 
-        return WordPiece(path, context_length)
-    if kind == "siglip":
-        from clip_jax.tokenizers.siglip import SigLIP
 
-        return SigLIP(path, context_length)
-    from clip_jax.tokenizers.sentencepiece import SentencePiece
-
-    return SentencePiece(path, context_length)
+def _open_users(path: str, file: str, context_length: int | None, trusted: bool) -> Tokenizer:
+    """A tokenizer of the user's own, checked against the protocol."""
+    kind = TOKENIZERS.get(path, "config.tokenizer", trusted=trusted)
+    if not callable(getattr(kind, "open", None)):
+        raise UserError(
+            f"config.tokenizer={path} is no tokenizer: it needs a class method "
+            "open(path, context_length)"
+        )
+    tokenizer = kind.open(_resolve(file), context_length)
+    if missing := [member for member in _MEMBERS if not hasattr(tokenizer, member)]:
+        raise UserError(
+            f"config.tokenizer={path} opens a {type(tokenizer).__name__} without "
+            f"{', '.join(missing)}: a tokenizer needs {', '.join(_MEMBERS)}"
+        )
+    return tokenizer

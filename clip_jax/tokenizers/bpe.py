@@ -54,6 +54,11 @@ class BPE:
         """
         self.context_length = check_context_length(context_length)
 
+    @classmethod
+    def open(cls, path: str, context_length: int | None) -> BPE:
+        """CLIP's tokenizer, whose vocabulary ships with the package; see `TokenizerKind`."""
+        return cls(DEFAULT_CONTEXT_LENGTH if context_length is None else context_length)
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without start, end or padding, of any length."""
         # No token spans white space, so what stands between two spaces is encoded on its own.

@@ -12,12 +12,29 @@ DEFAULT_CONTEXT_LENGTH = 77
 SHORT_CONTEXT_LENGTH = 64
 
 
+class TokenizerKind(Protocol):
+    """An entry of `TOKENIZERS`, usually the tokenizer's own class."""
+
+    def open(self, path: str, context_length: int | None) -> Tokenizer:
+        """Makes a tokenizer.
+
+        Args:
+            path: the file or folder that the name holds after its prefix; empty without one.
+            context_length: the width of the rows; None for the tokenizer's own default.
+
+        Raises:
+            UserError: the file cannot be read, or the width is too small.
+        """
+        ...
+
+
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What a text tower, a data pipeline and an evaluator ask of a tokenizer.
+    """What a text tower, a data pipeline and an evaluator need of a tokenizer.
 
-    `sot_id` is None where rows have no start, and `eot_id` may be `pad_id` too (SigLIP). A tower
+    `sot_id` is None if rows have no start token, and `eot_id` may equal `pad_id` (SigLIP). A tower
     that finds the end of a text at the largest id of its row needs `eot_id == vocab_size - 1`.
+    Worker processes receive a tokenizer by pickle.
     """
 
     vocab_size: int

@@ -60,6 +60,11 @@ class SentencePiece:
                 "SentencePiece training wrote"
             ) from error
 
+    @classmethod
+    def open(cls, path: str, context_length: int | None) -> SentencePiece:
+        """Reads a .model file; see `TokenizerKind`."""
+        return cls(path, DEFAULT_CONTEXT_LENGTH if context_length is None else context_length)
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without start, end or padding, of any length."""
         text = clean(text)

@@ -43,6 +43,11 @@ class SigLIP(SentencePiece):
                 "use it as 'sentencepiece:PATH.model'"
             )
 
+    @classmethod
+    def open(cls, path: str, context_length: int | None) -> SigLIP:
+        """Reads a .model file; see `TokenizerKind`."""
+        return cls(path, SHORT_CONTEXT_LENGTH if context_length is None else context_length)
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without end or padding, of any length."""
         ids: list[int] = self._processor.encode(canonical(text))

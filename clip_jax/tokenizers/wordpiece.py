@@ -89,6 +89,11 @@ class WordPiece:
         """
         self._start(*_read(Path(path)), check_context_length(context_length))
 
+    @classmethod
+    def open(cls, path: str, context_length: int | None) -> WordPiece:
+        """Reads a vocabulary; see `TokenizerKind`."""
+        return cls(path, SHORT_CONTEXT_LENGTH if context_length is None else context_length)
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without start, end or padding, of any length."""
         ids: list[int] = []
