@@ -187,7 +187,7 @@ class Pipelines:
         try:
             self._account(inspect.inspect(config, 0, 0.0, 0.4, ""))
             lines: list[str] = []
-            data = mixture.opened(config.data.to_dict(), lines.append)
+            data = mixture.open_mixture(config.data.to_dict(), lines.append)
             assert all("\n" not in line for line in lines), lines
             self._train(data)
         except UserError as error:

@@ -66,7 +66,7 @@ def wanted(config, mix):
         augmentation.Augment.from_dict(c.data.augment.to_dict()),
     )
     batches = pipeline.batches(
-        mixture.opened(c.data.to_dict()), prepare, batch_size=c.batch_size, seed=c.seed
+        mixture.open_mixture(c.data.to_dict()), prepare, batch_size=c.batch_size, seed=c.seed
     )
     bad = sum(batches[step]["bad"].sum(0) for step in range(STEPS))
     found = {f"data/skipped/{r}": int(n) for r, n in zip(REASONS, bad, strict=True) if n}

@@ -191,7 +191,7 @@ def test_a_full_disk_while_saving_leaves_no_half_checkpoint(config, tmp_path):
     assert runs.values(workdir)[12, "loss"] > 0
 
 
-def test_what_a_failed_save_leaves_behind_says_nothing_after_the_error():
+def test_what_a_failed_save_leaves_behind_is_blank_after_the_error():
     """Writes that were queued behind the failed one die with the process, early or late."""
     code = (
         "import errno\n"

@@ -28,7 +28,7 @@ from clip_jax.cli.common import LinesParser, split_overrides
 from clip_jax.data import captions, filters, mixture, pipeline
 from clip_jax.data.example import PairError, only_pair_errors
 from clip_jax.data.images import decoding, lettering
-from clip_jax.data.opening import REASONS, quoted
+from clip_jax.data.opening import meaning, quoted
 from clip_jax.data.sources import read_pair
 from clip_jax.distributed import hardware
 from clip_jax.errors import UserError, counted
@@ -63,7 +63,7 @@ def look(
     data: mixture.Mixture, prepare: pipeline.Prepare, count: int, seed: int, threads: int
 ) -> Iterator[Seen]:
     """The first `count` pairs that training draws; all of them, in their order, where it is 0."""
-    prepares = pipeline.of_parts(data, prepare)
+    prepares = pipeline.prepares_of(data, prepare)
 
     def seen(place: tuple[int, int]) -> Seen:
         part, i = place
@@ -221,7 +221,7 @@ def described(found: Mapping[str, Any], image_size: int, context_length: int) ->
         lines += [f"note       {note}" for note in opening["notes"]]
         lines += [
             f"left out   {reason} {one['count']:,} of {opening['seen']:,} {opening['unit']}: "
-            f"{REASONS[reason]}, such as {quoted(one['example'])}"
+            f"{meaning(reason)}, such as {quoted(one['example'])}"
             for reason, one in opening["left_out"].items()
         ]
     lines.append(f"looked at  {found['looked_at']:,}, the first that training draws")
@@ -253,9 +253,9 @@ def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> dic
     """Looks at a config's data, draws the picture, and gives what `--json` prints."""
     c, model, objective = setup.checked(c, 1)
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
-    data = mixture.opened(c.data.to_dict(), _say, report=False)  # it is in the summary
+    data = mixture.open_mixture(c.data.to_dict(), _say, report=False)  # it is in the summary
     size = model.vision.image_size
-    prepare = pipeline.Prepare.of({**c.data.to_dict(), "cache_mib": 0}, tokenizer, size)
+    prepare = pipeline.Prepare.from_config({**c.data.to_dict(), "cache_mib": 0}, tokenizer, size)
     total = count or data.pairs
     pairs = look(data, prepare, count, c.seed, c.data.threads)
     quiet = not sys.stderr.isatty()
@@ -269,7 +269,10 @@ def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> dic
         step = flops.step(model, objective, c.batch_size) / c.batch_size
         trained = CHIPS * hardware.chip_named(CHIP).peak * mfu / step
         made = speed(
-            data, pipeline.Prepare.of(c.data.to_dict(), tokenizer, size), c.to_dict(), seconds
+            data,
+            pipeline.Prepare.from_config(c.data.to_dict(), tokenizer, size),
+            c.to_dict(),
+            seconds,
         )
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         found |= {"images_per_second": made, "cores": cores, "mfu": mfu}

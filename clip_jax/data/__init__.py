@@ -1,1 +1,1 @@
-"""From files to batches: tars and other sources, pictures, captions, the order of them all."""
+"""From files to batches: sources, images, captions, filters, and the order of training."""

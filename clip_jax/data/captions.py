@@ -1,8 +1,8 @@
-"""Captions from what is written about a picture: templates over its fields.
+"""Captions from the text fields of a pair, through templates.
 
-`{name}` is a field, `{meta.title}` one inside another. Of a list `{tags}` gives some of its items,
-joined by commas, `{captions:one}` one of them by chance, `{captions:each}` another one every epoch,
-`{captions:all}` all of them, joined by spaces.
+`{name}` is a field, `{meta.title}` one inside another. Of a list, `{tags}` gives some items at
+random, joined by commas, `{captions:one}` one item at random, `{captions:each}` another item every
+epoch, and `{captions:all}` all items, joined by spaces.
 """
 
 from __future__ import annotations
@@ -18,18 +18,32 @@ from clip_jax.data.example import PairError
 from clip_jax.errors import UserError
 
 _WAYS = ("", "one", "each", "all")  # to make text of a list
-_NAMED = 20  # fields in an error
-_LONGEST = 1_000_000  # characters
+_MAX_NAMED = 20  # fields in an error
+_MAX_LENGTH = 1_000_000  # characters of a caption
 
 
 class Alternatives(list[str]):
-    """Captions each of which describes the whole picture: `{caption}` is one of them by chance."""
+    """Captions that each describe the whole image: `{caption}` is one of them at random."""
+
+
+class MissingFieldError(PairError):
+    """A template names a field that a pair does not have as text.
+
+    fields: the fields that the pair has.
+    """
+
+    def __init__(self, line: str, fields: tuple[str, ...]) -> None:
+        super().__init__("caption", line)
+        self.fields = fields
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MissingFieldError, (str(self), self.fields)
 
 
 class _Piece(NamedTuple):
-    """What stands before a field, and the field; None after the last."""
+    """Literal text, and the field that follows it; None after the last field."""
 
-    before: str
+    literal: str
     field: str | None
     way: str
 
@@ -45,16 +59,16 @@ def _parse(template: str) -> tuple[_Piece, ...]:
             f"caption template {template!r}: a field is a plain name, such as {{name}}, or, of a "
             "list, {name:one}, {name:each} or {name:all}"
         )
-    return tuple(_Piece(before, field, way or "") for before, field, way, _ in parts)
+    return tuple(_Piece(literal, field, way or "") for literal, field, way, _ in parts)
 
 
 def fields(template: str) -> list[str]:
-    """The fields that a template such as `a photo of {name}` asks for."""
+    """The fields that a template such as `a photo of {name}` names."""
     return [piece.field for piece in _parse(template) if piece.field is not None]
 
 
 def find(text: Mapping[str, Any], field: str) -> Any:
-    """What a field says, `meta.title` being `title` inside `meta`; None where it is missing."""
+    """The value of a field, `meta.title` being `title` inside `meta`; None if it is missing."""
     if field in text:
         return text[field]
     outer, dot, inner = field.partition(".")
@@ -62,30 +76,30 @@ def find(text: Mapping[str, Any], field: str) -> Any:
     return find(below, inner) if dot and isinstance(below, dict) else None
 
 
-def _plain(value: Any) -> str | None:
-    """A value as text; None where it is nothing, as NaN is in tables, or no text."""
+def _scalar_text(value: Any) -> str | None:
+    """A value as text; None for null, for NaN (null in tables) and for lists, dicts and bytes."""
     if value is None or isinstance(value, dict | list | bytes) or value != value:
         return None
     return str(value)
 
 
-def _said(value: Any, way: str, rng: np.random.Generator | None, turn: int) -> str | None:
-    """A field's value as text; None where there is none."""
+def _value_text(value: Any, way: str, rng: np.random.Generator | None, turn: int) -> str | None:
+    """A field's value as text; None if there is none."""
     if not isinstance(value, list):
-        return _plain(value)
+        return _scalar_text(value)
     if not way and isinstance(value, Alternatives):
         way = "one"
-    items = [said for said in map(_plain, value) if said is not None]
-    chance = rng is not None and len(items) > 1
+    items = [item for item in map(_scalar_text, value) if item is not None]
+    is_random = rng is not None and len(items) > 1
     if way in ("one", "each"):
         if not items:
             return None
         if way == "one":
-            turn = int(rng.integers(len(items))) if rng is not None and chance else 0
+            turn = int(rng.integers(len(items))) if rng is not None and is_random else 0
         return items[turn % len(items)]
     if way == "all":
         return " ".join(items)
-    if rng is not None and chance:
+    if rng is not None and is_random:
         count = int(rng.integers(1, len(items) + 1))
         items = [items[i] for i in rng.permutation(len(items))[:count]]
     return ", ".join(items)
@@ -98,30 +112,35 @@ def fill(
     rng: np.random.Generator | None = None,
     turn: int = 0,
 ) -> str:
-    """The template with its fields replaced; lists are joined by commas.
+    """Replaces the fields of a template by their values.
 
-    With `rng`, a list gives some of its items in random order (at least one, at most all), and
-    `:one` any of them, without it the first; `:each` gives the `turn`-th, counted round.
+    Args:
+      template: such as `a photo of {name}`.
+      text: the fields of a pair.
+      name: of the pair, for errors.
+      rng: draws some items of a list, at least one and at most all, in random order; and the item
+        of `:one`. None: all items in their order, and the first item.
+      turn: the number of the item that `:each` gives, modulo the length of the list.
 
     Raises:
-      PairError: a field is missing or null; `name` says of which picture.
+      MissingFieldError: a field is missing or null.
     """
-    filled = []
-    for before, field, way in _parse(template):
-        filled.append(before)
+    parts = []
+    for literal, field, way in _parse(template):
+        parts.append(literal)
         if field is None:
             continue
-        said = _said(find(text, field), way, rng, turn)
-        if said is None:
-            there = [key for key, known in text.items() if known is not None]
-            shown = ", ".join(there[:_NAMED]) + (", …" if len(there) > _NAMED else "")
-            raise PairError(
-                "caption",
+        value = _value_text(find(text, field), way, rng, turn)
+        if value is None:
+            known = tuple(key for key, item in text.items() if item is not None)
+            shown = ", ".join(known[:_MAX_NAMED]) + (", …" if len(known) > _MAX_NAMED else "")
+            raise MissingFieldError(
                 f"{name}: caption template {template!r} needs the field {field!r} as text; "
                 f"there are: {shown or 'none'}",
+                known,
             )
-        filled.append(said)
-    return "".join(filled)
+        parts.append(value)
+    return "".join(parts)
 
 
 def _draw(rng: np.random.Generator, count: int, weights: Sequence[float]) -> int:
@@ -139,27 +158,29 @@ def sample(
     weights: Sequence[float] = (),
     turn: int = 0,
 ) -> str:
-    """A caption through one of the templates at random, of those that give one.
+    """A caption through a random template, among those that the pair can fill.
 
-    weights: how often each is drawn, relative to the others; empty: all alike. turn: `fill`'s.
+    Args:
+      templates, text, name, rng, turn: as for `fill`.
+      weights: the relative probability of each template; empty: all alike.
 
     Raises:
-      PairError: through every template a field is missing, or nothing is said, or over a million
-        characters; of the one that was drawn first.
+      PairError: no template gives a caption, because a field is missing or the caption is empty or
+        longer than a million characters. The error is that of the template drawn first.
     """
-    left, shares = list(templates), list(weights)
-    wrong: PairError | None = None
-    while left:
-        drawn = _draw(rng, len(left), shares)
-        template = left.pop(drawn)
+    candidates, shares = list(templates), list(weights)
+    first_error: PairError | None = None
+    while candidates:
+        drawn = _draw(rng, len(candidates), shares)
+        template = candidates.pop(drawn)
         del shares[drawn : drawn + 1]
         try:
             caption = fill(template, text, name, rng, turn)
-            if caption.strip() and len(caption) <= _LONGEST:
+            if caption.strip() and len(caption) <= _MAX_LENGTH:
                 return caption
-            what = f"over {_LONGEST:,} characters long" if caption.strip() else "empty"
+            what = f"over {_MAX_LENGTH:,} characters long" if caption.strip() else "empty"
             raise PairError("caption", f"{name}: its caption is {what}")
         except PairError as error:
-            wrong = wrong or error
-    assert wrong, "no templates"
-    raise wrong
+            first_error = first_error or error
+    assert first_error, "no templates"
+    raise first_error

@@ -1,4 +1,4 @@
-"""What data is, wherever it lies: a resumed run must go on with the pairs that it began with."""
+"""Fingerprints of data that do not depend on its place: a resumed run must get the same pairs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from clip_jax.data.mixture import Mixture
 from clip_jax.data.sources import Source, layout, read_pair
 from clip_jax.tokenizers import Tokenizer
 
-VERSION = 2  # of what is hashed
+VERSION = 2  # of the hashed content
 _SAMPLES = 16  # pairs of a source that are read
-_ENDS = 1 << 20  # bytes at the start and at the end of a file of weights that are read
-_FILES = 1000  # of a folder of weights
+_ENDS = 1 << 20  # bytes read at the start and at the end of a weight file
+_MAX_FILES = 1000  # of a folder of weights
 
 
 def of_source(source: Source) -> str:
-    """The number of pairs, and a hash of what the source knows of its files and of some pairs.
+    """The number of pairs, and a hash of the source's layout and of some pairs.
 
-    The pairs are spread over all, and their names left out, which tell the place.
+    The hashed pairs are spread evenly over all. Their names are left out, as they tell the place.
     """
     digest = hashlib.sha256()
     for part in layout(source):
@@ -31,8 +31,8 @@ def of_source(source: Source) -> str:
     for i in np.unique(np.linspace(0, len(source) - 1, _SAMPLES).astype(int)):
         try:
             pair = read_pair(source, int(i))
-            written = json.dumps(pair.text, sort_keys=True, default=str)
-            for part in (bytes(pair.image), written.encode(errors="surrogatepass")):
+            fields = json.dumps(pair.text, sort_keys=True, default=str)
+            for part in (bytes(pair.image), fields.encode(errors="surrogatepass")):
                 digest.update(hashlib.sha256(part).digest())
         except PairError as error:
             digest.update(error.reason.encode())
@@ -40,26 +40,26 @@ def of_source(source: Source) -> str:
 
 
 def of_mixture(mixture: Mixture) -> dict[str, str]:
-    """`of_source` by the sources' names; '' is a single one."""
+    """`of_source` by the names of the sources; the name of a single source is empty."""
     return {part.name: of_source(part.source) for part in mixture.parts}
 
 
 def of_tokenizer(tokenizer: Tokenizer) -> str:
-    """A hash of the vocabulary and of what comes of a few words."""
+    """A hash of the vocabulary and of the ids of a sentence."""
     words: list[Any] = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     words.append(tokenizer.encode("A photo of two cats, 1984: naïve façade ☃ 猫"))
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
 
 
 def of_weights(path: str) -> str | None:
-    """The sizes of a file, or of those below a folder, and a hash of their starts and ends.
+    """A hash of the sizes, starts and ends of a file or of all files below a folder.
 
-    None where there are none that can be read.
+    None if no file can be read.
     """
     root, digest = Path(path).expanduser(), hashlib.sha256()
     try:
-        inner = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-        for file in inner[:_FILES]:
+        paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+        for file in paths[:_MAX_FILES]:
             digest.update(f"{file.relative_to(root)} {file.stat().st_size} ".encode())
             with open(file, "rb") as content:
                 digest.update(content.read(_ENDS))
@@ -67,4 +67,4 @@ def of_weights(path: str) -> str | None:
                 digest.update(content.read(_ENDS))
     except (OSError, ValueError):
         return None
-    return digest.hexdigest()[:32] if inner else None
+    return digest.hexdigest()[:32] if paths else None

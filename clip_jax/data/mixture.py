@@ -1,4 +1,4 @@
-"""Which pair stands where in the endless order: of one source, or of several that are mixed."""
+"""Which pair is at which position of the endless training order, of one source or of a mixture."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ import grain
 from clip_jax.data import captions, mixture_config
 from clip_jax.data.example import PairError, only_pair_errors
 from clip_jax.data.filters import Selected
+from clip_jax.data.mixture_config import Entry
 from clip_jax.data.sources import Source, SourceOptions, open_source, read_pair
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 
-_FIRST = 100  # pairs of a source, of which one must make a caption
+_CHECKED = 100  # pairs of a source, one of which must give a caption
 # spread epochs and sources over seeds, so that neighbouring seeds share no order
-_ODD, _OTHER = 0x9E3779B1, 0x85EBCA6B
+_EPOCH_STRIDE, _PART_STRIDE = 0x9E3779B1, 0x85EBCA6B
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A source of a mixture.
+    """One source of a mixture.
 
-    rows: of an epoch of the mixture. templates, weights: of its captions; empty: those of the
-    pipeline.
+    name: as the config has it; empty for a single source.
+    rows: the source's share of an epoch of the mixture.
+    templates, weights: of its captions; empty: those of the pipeline.
     """
 
     name: str
@@ -40,7 +42,7 @@ class Part:
 
 
 class Place(NamedTuple):
-    """A pair in the order: the part's number, that part's own epoch, and the pair in it."""
+    """A pair in the order: the number of its part, the epoch of that part, and the pair in it."""
 
     part: int
     epoch: int
@@ -48,11 +50,11 @@ class Place(NamedTuple):
 
 
 class Mixture:
-    """Sources of which every epoch has so many rows each; `len` is the rows of an epoch.
+    """Sources with a fixed number of rows each in every epoch; `len` is the rows of an epoch.
 
-    An epoch is shuffled as a whole. A source goes on in each where it was in the last: all its
-    pairs come once, in an order of their own, before one comes again. Of a single source nothing
-    else is shuffled.
+    An epoch is shuffled as a whole. Each source continues where the previous epoch ended: all its
+    pairs come once, in an order of their own, before one comes again. The pairs of a single source
+    are shuffled once only.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -60,8 +62,8 @@ class Mixture:
         self._ends = list(itertools.accumulate(part.rows for part in parts))
 
     @classmethod
-    def of(cls, source: Source | Mixture) -> Mixture:
-        """A source alone."""
+    def from_source(cls, source: Source | Mixture) -> Mixture:
+        """A mixture of one source; a mixture is returned as it is."""
         return source if isinstance(source, Mixture) else cls([Part("", source, len(source))])
 
     def __len__(self) -> int:
@@ -69,99 +71,104 @@ class Mixture:
 
     @property
     def pairs(self) -> int:
-        """Of all sources together."""
+        """The number of pairs of all sources together."""
         return sum(len(part.source) for part in self.parts)
 
     def place(self, position: int, seed: int) -> Place:
-        """What stands at a position of the endless order; depends on nothing else."""
+        """The pair at a position of the endless order: a pure function of its arguments."""
         at, count = position, len(self.parts)
         number = 0
         if count > 1:
             epoch, at = divmod(position, len(self))
-            at = _shuffled(at, len(self), seed, epoch, count)
+            at = _shuffle(at, len(self), seed, epoch, count)
             number = bisect.bisect_right(self._ends, at)
             rows = self.parts[number].rows
             at += epoch * rows - (self._ends[number] - rows)
         length = len(self.parts[number].source)
         epoch, at = divmod(at, length)
-        return Place(number, epoch, _shuffled(at, length, seed, epoch, number))
+        return Place(number, epoch, _shuffle(at, length, seed, epoch, number))
 
 
-def _shuffled(at: int, length: int, seed: int, epoch: int, number: int) -> int:
-    """A permutation of range(length), one for each seed, epoch and number."""
+def _shuffle(at: int, length: int, seed: int, epoch: int, number: int) -> int:
+    """Applies a permutation of range(length); each seed, epoch and number has its own."""
     return grain.experimental.index_shuffle(
         at,
         max_index=length - 1,
-        seed=(seed + _ODD * epoch + _OTHER * number) % 2**32,
+        seed=(seed + _EPOCH_STRIDE * epoch + _PART_STRIDE * number) % 2**32,
         rounds=4,
     )
 
 
-def shared(total: int, weights: Sequence[float]) -> list[int]:
-    """`total` rows by weights, to the largest remainders what is left over; exactly."""
+def split_rows(total: int, weights: Sequence[float]) -> list[int]:
+    """Divides `total` rows in proportion to weights, exactly; largest remainders round up."""
     exact = [Fraction(weight) for weight in weights]
     quotas = [total * weight / sum(exact) for weight in exact]
     rows = [math.floor(quota) for quota in quotas]
-    largest = sorted(range(len(rows)), key=lambda k: rows[k] - quotas[k])
-    for k in largest[: total - sum(rows)]:
+    by_remainder = sorted(range(len(rows)), key=lambda k: rows[k] - quotas[k])
+    for k in by_remainder[: total - sum(rows)]:
         rows[k] += 1
     return rows
 
 
-def opened(
+def open_mixture(
     data: Mapping[str, Any], say: Callable[[str], None] = lambda line: None, report: bool = True
 ) -> Mixture:
-    """The data that a config trains on: opened, filtered, and found to make captions.
+    """Opens and filters the training data of a config, and checks that it gives captions.
 
     Args:
-      data: `config.data`, whose threads or workers also find out what a filter leaves in.
-      say: takes lines on the way: how far a filter is, what is odd.
-      report: whether what opening left out is said too.
+      data: `config.data`. Its threads or workers also evaluate the filter.
+      say: receives lines on the way: how far a filter is, what is unusual.
+      report: whether to say what opening left out, too.
 
     Raises:
-      UserError: a key is wrong, a source cannot be read, or nothing is left of it.
+      UserError: a key is wrong, a source cannot be read, or no pair is left.
     """
     if not (data["train"] or data.get("mix")):
         raise UserError(
             "no data given: set config.data.train to your tars, a folder of pictures, a table or "
             "tfds:NAME:SPLIT, or config.data.mix to several of them"
         )
-    parts = []
-    found = mixture_config.of(data)
-    for name, entry in found.items():
-        kept, most = data.get("index", ""), data.get("max_bad_fraction", 0.01)
-        options = SourceOptions(
-            entry.image, entry.root, kept, most, entry.table_options, entry.columns
-        )
-        source = open_source(entry.data, options, kind=entry.source, key=entry.key)
-        for line in source.opening_report().lines(remote.shown(entry.data)) if report else ():
-            say(line)
-        if entry.filter:
-            source = Selected(
-                source,
-                entry.filter,
-                entry.captions,
-                threads=data.get("threads", 2),
-                processes=data.get("workers", 0),
-                say=say,
-                place=kept,
-                key=entry.key,
-            )
-        for template in _unfilled(source, entry.captions):
-            say(f"caption template {template!r}: none of the first {_FIRST} pairs fills it")
-        parts.append(Part(name, source, len(source), entry.captions, entry.caption_weights))
-    rows = _rows(list(found.values()), [part.rows for part in parts])
+    entries = mixture_config.entries(data)
+    parts = [_open_part(name, entry, data, say, report) for name, entry in entries.items()]
+    rows = _rows_of_epoch(list(entries.values()), [part.rows for part in parts])
     return Mixture([dataclasses.replace(p, rows=n) for p, n in zip(parts, rows, strict=True)])
 
 
-def _rows(found: Sequence[mixture_config.Entry], lengths: Sequence[int]) -> list[int]:
-    """Of each source in an epoch."""
-    if found[0].weight is not None:
-        rows = shared(sum(lengths), [entry.weight or 0 for entry in found])
+def _open_part(
+    name: str, entry: Entry, data: Mapping[str, Any], say: Callable[[str], None], report: bool
+) -> Part:
+    """Opens one source, with as many rows as it has pairs; see `open_mixture`."""
+    index, max_bad_fraction = data.get("index", ""), data.get("max_bad_fraction", 0.01)
+    options = SourceOptions(
+        entry.image, entry.root, index, max_bad_fraction, entry.table_options, entry.columns
+    )
+    source = open_source(entry.data, options, kind=entry.source, key=entry.key)
+    for line in source.opening_report().lines(remote.shown(entry.data)) if report else ():
+        say(line)
+    if entry.filter:
+        source = Selected(
+            source,
+            entry.filter,
+            entry.captions,
+            threads=data.get("threads", 2),
+            processes=data.get("workers", 0),
+            say=say,
+            cache=index,
+            key=entry.key,
+        )
+    for template in _unfilled_templates(source, entry.captions):
+        say(f"caption template {template!r}: none of the first {_CHECKED} pairs fills it")
+    return Part(name, source, len(source), entry.captions, entry.caption_weights)
+
+
+def _rows_of_epoch(entries: Sequence[Entry], lengths: Sequence[int]) -> list[int]:
+    """The rows of each source in an epoch."""
+    if entries[0].weight is not None:
+        rows = split_rows(sum(lengths), [entry.weight or 0 for entry in entries])
     else:
-        times = [1 if entry.epochs is None else entry.epochs for entry in found]
+        times = [1 if entry.epochs is None else entry.epochs for entry in entries]
         rows = [round(Fraction(n) * length) for n, length in zip(times, lengths, strict=True)]
-    for entry, count in zip(found, rows, strict=True):
+    for entry, count in zip(entries, rows, strict=True):
         if not count:
             what = "epochs" if entry.weight is None else "weight"
             share = getattr(entry, what)
@@ -169,31 +176,32 @@ def _rows(found: Sequence[mixture_config.Entry], lengths: Sequence[int]) -> list
     return rows
 
 
-def _unfilled(source: Source, templates: Sequence[str]) -> list[str]:
+def _unfilled_templates(source: Source, templates: Sequence[str]) -> list[str]:
     """The templates that none of the first pairs fills.
 
     Raises:
       PairError: that is all of them, or none of these pairs can be read.
     """
-    left, wrong = list(templates), None
-    for i in range(min(len(source), _FIRST)):
+    unfilled = list(templates)
+    first_error: PairError | None = None
+    for i in range(min(len(source), _CHECKED)):
         try:
             pair = read_pair(source, i)
         except PairError as error:
-            wrong = wrong or error
+            first_error = first_error or error
             continue
-        for template in list(left):
+        for template in list(unfilled):
             try:
                 with only_pair_errors("caption", pair.name):
                     captions.fill(template, pair.text, pair.name)
-                left.remove(template)
+                unfilled.remove(template)
             except PairError as error:
-                wrong = wrong or error
-        if not left:
+                first_error = first_error or error
+        if not unfilled:
             return []
-    if wrong and len(left) == len(templates):
-        line = str(wrong)
-        if "; there are: " in line and not line.endswith(": none"):
+    if first_error and len(unfilled) == len(templates):
+        line = str(first_error)
+        if isinstance(first_error, captions.MissingFieldError) and first_error.fields:
             line += ": set config.data.captions to a template over one of them"
-        raise PairError(wrong.reason, line)
-    return left
+        raise PairError(first_error.reason, line)
+    return unfilled

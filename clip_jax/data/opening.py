@@ -1,16 +1,17 @@
-"""What opening a data source left out, and why: nothing is left out without a word.
+"""What opening a data source left out, and why: nothing is left out silently.
 
-Every source gives an `OpeningReport`. It is said once at the start of a run, shown by
-`python -m clip_jax inspect`, and written to the metrics as `data/left_out/REASON`.
+Every source gives an `OpeningReport`. A run prints it once at its start, `python -m clip_jax
+inspect` shows it, and the metrics hold its counts as `data/left_out/REASON`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Every reason that opening can have, and what it means.
+# The reasons of the sources that ship with clip_jax, and what they mean.
 REASONS: Mapping[str, str] = {
     "no_text": "pictures without a text",
     "no_picture": "texts without a picture",
@@ -21,19 +22,25 @@ REASONS: Mapping[str, str] = {
     "hidden": "names that begin with a dot",
     "unreadable": "no plain files, links that lead nowhere, folders or rows that cannot be read",
 }
-_LONGEST = 200  # characters of an example
+_NAME = re.compile(r"[a-z][a-z0-9_]*")  # of a reason: it is part of a metric's name
+_MAX_LENGTH = 200  # characters of an example
 
 
 def quoted(name: str) -> str:
-    """A name from a file or folder as a line can show it: cut in its middle, escaped."""
-    if len(name) > _LONGEST:
-        name = f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
+    """An untrusted name as a line can show it: truncated in its middle, escaped."""
+    if len(name) > _MAX_LENGTH:
+        name = f"{name[: _MAX_LENGTH // 2]}…{name[-_MAX_LENGTH // 2 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
+def meaning(reason: str) -> str:
+    """What a reason means; a source's own reason speaks for itself."""
+    return REASONS.get(reason) or reason.replace("_", " ")
 
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """How many were left out for one reason, and the name of one of them."""
+    """How many items were left out for one reason, and the name of the first."""
 
     count: int
     example: str
@@ -43,10 +50,10 @@ class LeftOut:
 class OpeningReport:
     """What opening a source saw, used and left out.
 
-    seen: files, members of tars, rows or records, as `unit` says.
-    used: how many of these the pairs are made of: seen = used + all that is left out.
-    left_out: by reason, one of `REASONS`.
-    notes: lines to say, such as a tar that is damaged or an encoding that was guessed.
+    seen: the number of files, tar members, rows or records, as `unit` says.
+    used: how many of them the pairs are made of. The rest is left out.
+    left_out: counts by reason, one of `REASONS` or a source's own, in lower case with underscores.
+    notes: lines to print, such as a damaged tar or a guessed encoding.
     """
 
     seen: int
@@ -56,54 +63,54 @@ class OpeningReport:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if unknown := set(self.left_out) - set(REASONS):
-            raise ValueError(f"unknown reasons {sorted(unknown)}")
-        if self.seen != self.used + sum(one.count for one in self.left_out.values()):
+        if wrong := [reason for reason in self.left_out if not _NAME.fullmatch(reason)]:
+            raise ValueError(f"{wrong[0]!r} is no reason such as no_text")
+        if self.seen != self.used + sum(item.count for item in self.left_out.values()):
             raise ValueError(f"{self} does not account for everything seen")
 
     def lines(self, source: str) -> Iterator[str]:
-        """What to say of a source called `source`; nothing where there is nothing to say."""
+        """Lines to print about a source called `source`; none if nothing is unusual."""
         yield from self.notes
         if not self.left_out:
             return
         rest = self.seen - self.used
         yield f"{source}: {rest:,} of {self.seen:,} {self.unit} are left out at opening:"
-        for reason, one in self.left_out.items():
-            such = f", such as {quoted(one.example)}" if one.example else ""
-            yield f"  {reason} {one.count:,}: {REASONS[reason]}{such}"
+        for reason, item in self.left_out.items():
+            such = f", such as {quoted(item.example)}" if item.example else ""
+            yield f"  {reason} {item.count:,}: {meaning(reason)}{such}"
 
     def metrics(self, prefix: str = "data/left_out/") -> dict[str, int]:
-        """The counts by the names that they have in the metrics."""
-        return {f"{prefix}{reason}": one.count for reason, one in self.left_out.items()}
+        """The counts by their names in the metrics."""
+        return {f"{prefix}{reason}": item.count for reason, item in self.left_out.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OpeningReport:
-        """The report that `to_dict` gave.
+        """Restores the report that `to_dict` gave.
 
         Raises:
-          KeyError, TypeError, ValueError: it is none.
+          KeyError, TypeError, ValueError: the values are no report.
         """
         left_out = {
-            str(reason): LeftOut(int(one["count"]), str(one["example"]))
-            for reason, one in dict(values["left_out"]).items()
+            str(reason): LeftOut(int(item["count"]), str(item["example"]))
+            for reason, item in dict(values["left_out"]).items()
         }
-        numbers = int(values["seen"]), int(values["used"])
+        seen, used = int(values["seen"]), int(values["used"])
         notes = tuple(str(note) for note in values["notes"])
-        return cls(*numbers, str(values["unit"]), left_out, notes)
+        return cls(seen, used, str(values["unit"]), left_out, notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Values for JSON; `from_dict` reads them."""
         return dataclasses.asdict(self)
 
 
 class Tally:
-    """Counts by reason while a source is opened, with the first example of each."""
+    """Counts what opening leaves out by reason, with the first example of each."""
 
     def __init__(self) -> None:
         self._counts: dict[str, LeftOut] = {}
 
     def add(self, reason: str, example: str, count: int = 1) -> None:
-        """Counts `count` more that are left out for one of `REASONS`."""
+        """Counts `count` more items that are left out for a reason, see `OpeningReport`."""
         before = self._counts.get(reason)
         if count:
             self._counts[reason] = (
@@ -111,20 +118,21 @@ class Tally:
             )
 
     def merge(self, report: OpeningReport, where: str) -> None:
-        """Adds what another report left out; its examples are in `where`."""
-        for reason, one in report.left_out.items():
-            self.add(reason, f"{where}{one.example}", one.count)
+        """Adds what another report left out; its examples get the prefix `where`."""
+        for reason, item in report.left_out.items():
+            self.add(reason, f"{where}{item.example}", item.count)
 
     def total(self) -> int:
-        """All that is left out so far."""
-        return sum(one.count for one in self._counts.values())
+        """The number of items left out so far."""
+        return sum(item.count for item in self._counts.values())
 
     def left_out(self) -> dict[str, LeftOut]:
-        """The counts in the order of `REASONS`."""
-        return {reason: self._counts[reason] for reason in REASONS if reason in self._counts}
+        """The counts in the order of `REASONS`, then other reasons as they came."""
+        order = [*(r for r in REASONS if r in self._counts), *self._counts]
+        return {reason: self._counts[reason] for reason in order}
 
     def report(self, used: int, unit: str = "files", notes: tuple[str, ...] = ()) -> OpeningReport:
-        """The report where `used` others were seen, and are used."""
+        """The report of a source that used `used` more items."""
         return OpeningReport(used + self.total(), used, unit, self.left_out(), notes)
 
 

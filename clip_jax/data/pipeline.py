@@ -21,15 +21,15 @@ from clip_jax.tokenizers import Tokenizer, packing
 
 Row = dict[str, np.ndarray]
 _ENDLESS = 1 << 53  # rows
-ATTEMPTS = 100  # at a row
-_FEW = 1_000  # pairs, of which a share says little
+ATTEMPTS = 100  # to fill a row
+_MIN_SEEN = 1_000  # pairs, before a share of bad ones means anything
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """A pair to a row of a batch: augmented pixels and the tokens of a sampled caption.
+    """Turns a pair into a row of a batch: augmented pixels and the tokens of a sampled caption.
 
-    weights: how often each template is drawn, relative to the others; empty: all alike.
+    weights: the relative probability of each template; empty: all alike.
     """
 
     tokenizer: Tokenizer
@@ -41,8 +41,8 @@ class Prepare:
     weights: Sequence[float] = ()
 
     @classmethod
-    def of(cls, data: Mapping[str, Any], tokenizer: Tokenizer, image_size: int) -> Prepare:
-        """As `config.data` says."""
+    def from_config(cls, data: Mapping[str, Any], tokenizer: Tokenizer, image_size: int) -> Prepare:
+        """From `config.data`."""
         augment = augmentation.Augment.from_dict(data["augment"])
         return cls(
             tokenizer,
@@ -57,9 +57,15 @@ class Prepare:
         )
 
     def __call__(self, pair: Pair, rng: np.random.Generator, turn: int = 0) -> Row:
-        """`image` uint8 [size, size, 3], `tokens` int32 [context]; over-long captions are cut.
+        """Makes one row.
 
-        turn: which of several captions `{captions:each}` is, counted round.
+        Args:
+          pair: the pair.
+          rng: all randomness of the row.
+          turn: the number of the item that `{captions:each}` gives, modulo the length of the list.
+
+        Returns:
+          `image` uint8 [size, size, 3] and `tokens` int32 [context]; long captions are truncated.
 
         Raises:
           PairError: the pair cannot be used, for whatever reason.
@@ -73,17 +79,17 @@ class Prepare:
         with only_pair_errors("caption", pair.name):
             tokens = self.tokenizer(caption, truncate=True)[0]
         if self.token_dropout:
-            marked = self.tokenizer.sot_id is not None
-            tokens = packing.drop(tokens, self.token_dropout, self.tokenizer.pad_id, rng, marked)
+            has_start = self.tokenizer.sot_id is not None
+            tokens = packing.drop(tokens, self.token_dropout, self.tokenizer.pad_id, rng, has_start)
         return {"image": image, "tokens": tokens}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """A process's rows of the global batch of every step, as a source of random access.
+    """A process's rows of the global batch of every step, with random access.
 
-    A whole batch is one element: grain's bookkeeping for an element costs half of what making
-    a small picture does.
+    A whole batch is one element for grain, whose bookkeeping for an element costs half as much as
+    making a small image.
     """
 
     mixture: Mixture
@@ -103,14 +109,15 @@ class _Steps:
     def _row(self, position: int) -> Row:
         """The row at a position of the endless global order.
 
-        In place of a pair that cannot be used stands another of its source, drawn by the
-        position's own chance.
+        A pair that cannot be used is replaced by a random pair of the same source. The
+        replacement depends on the position only.
         """
         part, epoch, i = self.mixture.place(position, self.seed)
         source = self.mixture.parts[part].source
         bad, complaint = np.zeros(len(REASONS), np.int32), ""
         for attempt in range(ATTEMPTS):
-            # Philox counts: each attempt has 2**96 draws of its own (Salmon et al. 2011)
+            # a counter-based generator: each attempt has 2**96 draws of its own
+            # (Philox, Salmon et al. 2011)
             counter = (position << 128) + (attempt << 96)
             rng = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
             if attempt:
@@ -121,15 +128,15 @@ class _Steps:
                 bad[REASONS.index(error.reason)] += 1
                 complaint = str(error)
             else:
-                beside = {"source": part, "bad": bad, "complaint": complaint}
-                return row | {key: np.array(value) for key, value in beside.items()}
+                extra = {"source": part, "bad": bad, "complaint": complaint}
+                return row | {key: np.array(value) for key, value in extra.items()}
         raise UserError(
             f"{ATTEMPTS} pairs in a row cannot be used ({described(bad)}), such as: {complaint}"
         )
 
 
-def of_parts(mixture: Mixture, prepare: Prepare) -> tuple[Prepare, ...]:
-    """`prepare` for each source of a mixture, with the templates that are its own."""
+def prepares_of(mixture: Mixture, prepare: Prepare) -> tuple[Prepare, ...]:
+    """`prepare` for each source of a mixture, with the source's own templates if it has any."""
     return tuple(
         dataclasses.replace(prepare, templates=part.templates, weights=part.weights)
         if part.templates
@@ -146,29 +153,30 @@ def batches(
     seed: int,
     rows: Iterable[int] | None = None,
 ) -> grain.MapDataset:
-    """Endless batches; element `i` is the global batch of step `i`, or the `rows` of it.
+    """Endless batches; element `i` is the global batch of step `i`, or some `rows` of it.
 
-    Every epoch is shuffled anew. Which pair stands in which row of which step, and what is
-    random about it, depends on seed and global batch size only, not on who makes which rows.
-    Where a source of a mixture has templates of its own, its captions are made by these.
+    Every epoch has a new order. Which pair is in which row of which step, and all randomness of
+    the row, depend on seed and global batch size only, not on the process that makes the row.
+    Sources of a mixture with templates of their own make their captions from these.
 
-    Beside what `prepare` makes a batch has, of each row, `source`, int64 [rows]: the number of the
-    mixture's part that it is of; `bad`, int32 [rows, reasons]: the pairs that could not be used,
-    for which others stand in; and `complaint`, text [rows]: of the last of them, or empty.
+    Besides the output of `prepare`, a batch contains for each row
+      source: int64 [rows], the number of the mixture's part;
+      bad: int32 [rows, reasons], how many pairs could not be used and were replaced;
+      complaint: text [rows], about the last of them, or empty.
     """
-    mixture = Mixture.of(source)
-    chosen = tuple(range(batch_size) if rows is None else map(int, rows))
-    prepares = of_parts(mixture, prepare)
-    return grain.MapDataset.source(_Steps(mixture, prepares, batch_size, seed, chosen))
+    mixture = Mixture.from_source(source)
+    own_rows = tuple(range(batch_size) if rows is None else map(int, rows))
+    prepares = prepares_of(mixture, prepare)
+    return grain.MapDataset.source(_Steps(mixture, prepares, batch_size, seed, own_rows))
 
 
 class Batches(grain.DatasetIterator):
-    """Batches in order, made ahead by threads or processes.
+    """Batches in order, prefetched by threads or processes.
 
-    The state is the step that comes next, whoever makes its batch: it holds for any number of
-    threads, workers and hosts. `bad` counts, by `pairs.REASONS`, the pairs that the newest batch
-    lacks; where more than `max_bad_fraction` of all are bad, the next batch is a UserError.
-    `source` says of each row of the newest batch which part of the mixture it is of.
+    The state is the number of the next step. It is valid for any number of threads, workers and
+    hosts. After each batch, `bad` counts by `example.REASONS` the pairs that were replaced in it,
+    `complaint` describes one of them, and `source` holds the part of the mixture of each row. A
+    UserError is raised once more than `max_bad_fraction` of all pairs are bad.
     """
 
     def __init__(
@@ -183,9 +191,9 @@ class Batches(grain.DatasetIterator):
         self.dataset = dataset
         self.bad = np.zeros(len(REASONS), np.int64)
         self.source = np.zeros(0, np.int64)
-        self.complaint = ""  # of the last of them
+        self.complaint = ""
         self._max_bad_fraction = max_bad_fraction
-        self._bad, self._seen = self.bad, 0  # of all batches
+        self._total_bad, self._total_seen = self.bad, 0
         self._threads, self._workers, self._prefetch = threads, workers, prefetch
         self._step = 0
         self._reader: grain.DatasetIterator | None = None
@@ -214,7 +222,7 @@ class Batches(grain.DatasetIterator):
         try:
             batch = dict(next(self._reader))
         except RuntimeError as error:
-            if "terminated unexpectedly" in str(error):  # grain's words
+            if "terminated unexpectedly" in str(error):  # how grain reports a killed worker
                 raise died(self._workers) from None
             raise
         self.source = batch.pop("source")
@@ -224,15 +232,15 @@ class Batches(grain.DatasetIterator):
 
     def _count(self, bad: np.ndarray, complaints: np.ndarray) -> None:
         self.bad = bad.sum(0, dtype=np.int64)
-        self._bad, self._seen = self._bad + self.bad, self._seen + len(bad)
+        self._total_bad, self._total_seen = self._total_bad + self.bad, self._total_seen + len(bad)
         if not self.bad.any():
             return
         self.complaint = str(complaints[complaints != ""][-1])
-        total = int(self._bad.sum())
-        if total > self._max_bad_fraction * max(self._seen, _FEW):
+        total = int(self._total_bad.sum())
+        if total > self._max_bad_fraction * max(self._total_seen, _MIN_SEEN):
             raise UserError(
-                f"{total:,} of {self._seen + total:,} pairs cannot be used "
-                f"({described(self._bad)}), more than config.data.max_bad_fraction="
+                f"{total:,} of {self._total_seen + total:,} pairs cannot be used "
+                f"({described(self._total_bad)}), more than config.data.max_bad_fraction="
                 f"{self._max_bad_fraction:g}; such as: {self.complaint}"
             )
 
@@ -241,12 +249,12 @@ class Batches(grain.DatasetIterator):
         return {"next_index": self._step}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a step."""
+        """Continues at a step."""
         self.close()
         self._step = state["next_index"]
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stops prefetching."""
         if self._reader is not None:
             self._reader.close()
         self._reader = None
@@ -260,10 +268,13 @@ def iterator(
     prefetch: int,
     max_bad_fraction: float = 0.0,
 ) -> Batches:
-    """Reads ahead; its state (the next step) is a small JSON that a checkpoint holds.
+    """Iterates over batches with prefetching; its state fits into a checkpoint's JSON.
 
-    threads: batches made at once in a process. workers: processes, 0 for this one alone.
-    prefetch: batches made ahead, by all workers together.
-    max_bad_fraction: of pairs that may be unusable.
+    Args:
+      dataset: as `batches` gives it.
+      threads: batches that a process makes at the same time.
+      workers: processes that make batches; 0: threads of this process only.
+      prefetch: batches that all workers together make in advance.
+      max_bad_fraction: the share of pairs that may be unusable.
     """
     return Batches(dataset, threads, workers, prefetch, max_bad_fraction)

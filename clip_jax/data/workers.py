@@ -1,4 +1,4 @@
-"""Processes that work for this one, and end with it."""
+"""Worker processes that end with the process that started them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 from clip_jax.errors import UserError
 
 T = TypeVar("T")
-_work: Callable[[Any], Any]  # of a worker process
+_function: Callable[[Any], Any]  # of a worker process
 
 
 def end_with_parent(*_: int) -> None:
-    """In a worker process: ends it when the one that it works for is killed."""
+    """In a worker process: ends it when its parent is killed."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -31,41 +31,42 @@ def end_with_parent(*_: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _begin(work: Callable[[Any], Any]) -> None:
-    global _work
-    _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that it works for
+def _start_worker(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     end_with_parent()
 
 
-def _do(item: Any) -> Any:
-    return _work(item)
+def _call(item: Any) -> Any:
+    return _function(item)
 
 
 @contextmanager
 def mapping(
-    work: Callable[[Any], T], threads: int, processes: int
+    function: Callable[[Any], T], threads: int, processes: int
 ) -> Iterator[Callable[[Iterable[Any]], Iterator[T]]]:
-    """A `map` of `work` over items, in order, by threads, or by processes where there are any.
+    """Gives an ordered `map` of a function over items, by threads, or by processes if any.
 
-    For processes `work` is pickled once.
+    Processes receive the function once, by pickle.
 
     Raises:
       UserError: a process died.
     """
     pool: Executor = ThreadPoolExecutor(threads)
     if processes:
-        spawn = multiprocessing.get_context("spawn")  # threads, and those of JAX, do not fork
-        pool = ProcessPoolExecutor(processes, spawn, _begin, (work,))
+        # a fork would copy the locks of threads, such as JAX's, without the threads
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(processes, spawn, _start_worker, (function,))
     try:
         with pool:
-            yield lambda items: pool.map(_do if processes else work, items)
+            yield lambda items: pool.map(_call if processes else function, items)
     except BrokenProcessPool:
         raise died(processes) from None
 
 
 def died(processes: int) -> UserError:
-    """What is to be said when one of some worker processes was killed."""
+    """The error to raise when one of some worker processes was killed."""
     return UserError(
         f"one of {processes} processes that read pairs died, perhaps for want of memory: lower "
         "config.data.workers"

@@ -140,7 +140,7 @@ def _training_pictures(c: Config) -> list[Source]:
         raise UserError(
             "--suite=overlap compares with the training pictures: give --config.data.train"
         )
-    return [part.source for part in mixture.opened(c.data.to_dict(), _say).parts]
+    return [part.source for part in mixture.open_mixture(c.data.to_dict(), _say).parts]
 
 
 def _say(line: str) -> None:

@@ -85,7 +85,7 @@ def prepare(config: Any) -> Run:
     fresh = not multihost.from_first(lambda: checkpointing.steps(c.workdir))
     weights = _weights(c, model) if fresh and c.weights.path else None
     # Last, because a filter can take long.
-    data = mixture.opened(c.data.to_dict(), say_first)
+    data = mixture.open_mixture(c.data.to_dict(), say_first)
     pictures.extend(part.source for part in data.parts)
     return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights)
 

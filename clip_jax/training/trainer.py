@@ -77,7 +77,9 @@ class Trainer(setup.Recipe):
         c, run = self.run.config, self.run
         batches = pipeline.batches(
             run.data,
-            pipeline.Prepare.of(c.data.to_dict(), run.tokenizer, run.model.vision.image_size),
+            pipeline.Prepare.from_config(
+                c.data.to_dict(), run.tokenizer, run.model.vision.image_size
+            ),
             batch_size=c.batch_size,
             seed=c.seed,
             rows=rows_lib.process_rows(self.mesh, c.batch_size),

@@ -62,7 +62,7 @@ def kept(source: Made, templates: tuple[str, ...] = ("{caption}",), **wanted: An
 
 def numbers(found: Selected) -> list[int]:
     """Of the pairs that are left, in order."""
-    return found.kept.tolist()
+    return found.numbers.tolist()
 
 
 SIZES = [(10, 20), (20, 10), (30, 30), (9, 9), (100, 10), (10, 101)]
@@ -179,7 +179,7 @@ def test_duplicates_are_those_within_the_window(
         if pair is None or (pair[1]["n"] and not again):
             expected.append(i)
     source = Made([*pairs, None])  # so that one is left
-    with mock.patch.multiple(filters, _BLOCK=block, _STEP=step):
+    with mock.patch.multiple(filters, _BLOCK=block, _CHUNK=step):
         found = kept(source, duplicates=window, least={"n": 1})
     assert numbers(found) == [*expected, len(contents)]
     repeated = len(meets) - len([i for i in expected if i in meets])
@@ -201,7 +201,7 @@ def test_the_pass_is_made_once_and_mapped_into_memory() -> None:
     again = kept(source, least={"n": 2})
     assert not source.read and again.left_out == first.left_out == {"n": 667}
     assert again.fingerprint == first.fingerprint
-    assert isinstance(again.kept, np.memmap)
+    assert isinstance(again.numbers, np.memmap)
     assert [again[i].name for i in (0, 1, 332)] == ["pair 2", "pair 5", "pair 998"]
     assert len(pickle.dumps(again)) < len(pickle.dumps(source)) + 1000
     assert numbers(pickle.loads(pickle.dumps(again))) == numbers(first)
@@ -261,7 +261,7 @@ def test_a_damaged_cache_is_made_anew(end: str, content: bytes | None) -> None:
 def test_it_is_kept_where_indices_are(tmp_path: Path) -> None:
     wanted, source = Filter.from_dict({"most": {"n": 1}}), many("shared")
     for place in (str(tmp_path / "index"), str(tmp_path / "index"), "beside", "s3://bucket/index"):
-        assert len(Selected(source, wanted, place=place)) == 667
+        assert len(Selected(source, wanted, cache=place)) == 667
     ends = {path.suffix for path in (tmp_path / "index").iterdir()}
     assert ends == {".pairs", ".json"} and set(source.read.values()) == {2}, "once in each place"
 

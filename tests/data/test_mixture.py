@@ -31,11 +31,11 @@ def places(found: Mixture, count: int, seed: int) -> list[Place]:
 
 
 def test_a_single_source_keeps_the_order_that_it_always_had() -> None:
-    alone, named = Mixture.of(range(10)), mixed((10, 10))  # type: ignore[arg-type]
+    alone, named = Mixture.from_source(range(10)), mixed((10, 10))  # type: ignore[arg-type]
     expected = [4, 7, 0, 8, 2, 5, 3, 6, 1, 9, 0, 6, 9, 1, 8, 7, 5, 4, 3, 2]
     assert [alone.place(p, 3).pair for p in range(20)] == expected
     assert places(named, 20, 3) == places(alone, 20, 3), "nothing to mix it with"
-    assert Mixture.of(named) is named
+    assert Mixture.from_source(named) is named
 
 
 @given(st.integers(1, 10**10), st.integers(0, 2**32 - 1), st.integers(0, 2**50))
@@ -44,7 +44,7 @@ def test_which_is_grains_shuffle_of_each_epoch(pairs: int, seed: int, position: 
     shuffled = grain.experimental.index_shuffle(
         at, max_index=pairs - 1, seed=(seed + 0x9E3779B1 * epoch) % 2**32, rounds=4
     )
-    assert Mixture.of(range(pairs)).place(position, seed) == Place(0, epoch, shuffled)  # type: ignore[arg-type]
+    assert Mixture.from_source(range(pairs)).place(position, seed) == Place(0, epoch, shuffled)  # type: ignore[arg-type]
 
 
 # grain's shuffle of a few takes milliseconds: it walks in 65,536 until it meets one of them
@@ -94,7 +94,7 @@ def test_a_mixture_is_shuffled_as_a_whole_and_anew_every_epoch() -> None:
     st.lists(st.floats(1e-3, 1e3) | st.integers(1, 10), min_size=1, max_size=9),
 )
 def test_rows_are_shared_by_weight_to_within_one(total: int, weights: list[float]) -> None:
-    rows = mixture.shared(total, weights)
+    rows = mixture.split_rows(total, weights)
     assert sum(rows) == total
     for count, weight in zip(rows, weights, strict=True):
         assert abs(count - Fraction(weight) * total / sum(map(Fraction, weights))) < 1
@@ -112,7 +112,7 @@ def test_rows_are_shared_by_weight_to_within_one(total: int, weights: list[float
 def test_to_the_largest_remainders_goes_the_rest(
     total: int, weights: list[float], rows: list[int]
 ) -> None:
-    assert mixture.shared(total, weights) == rows
+    assert mixture.split_rows(total, weights) == rows
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def two(tar_factory: TarFactory) -> dict[str, dict[str, Any]]:
 def opened(mix: dict[str, dict[str, Any]], **data: Any) -> tuple[Mixture, list[str]]:
     lines: list[str] = []
     data = {"train": "", "mix": mix, "captions": ("{caption}",), **data}
-    return mixture.opened(data, lines.append), lines
+    return mixture.open_mixture(data, lines.append), lines
 
 
 def with_keys(mix: dict[str, dict[str, Any]], **keys: Any) -> dict[str, dict[str, Any]]:

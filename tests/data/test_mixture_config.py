@@ -15,7 +15,7 @@ GOOD: dict[str, Any] = {"data": "a.tar"}
 
 
 def of(mix: dict[str, Any], **data: Any) -> dict[str, mixture_config.Entry]:
-    return mixture_config.of({"train": "", "mix": mix, "captions": ("{caption}",), **data})
+    return mixture_config.entries({"train": "", "mix": mix, "captions": ("{caption}",), **data})
 
 
 def test_what_an_entry_does_not_say_is_said_for_all() -> None:

@@ -27,8 +27,19 @@ def test_a_report_accounts_for_everything_seen(events: list[tuple[str, int]], us
 def test_what_does_not_add_up_is_no_report() -> None:
     with pytest.raises(ValueError, match="account"):
         OpeningReport(5, 3, left_out={"no_text": LeftOut(1, "x")})
-    with pytest.raises(ValueError, match="moon"):
-        OpeningReport(5, 4, left_out={"moon": LeftOut(1, "x")})
+    with pytest.raises(ValueError, match="Moon"):
+        OpeningReport(5, 4, left_out={"Moon": LeftOut(1, "x")})
+
+
+def test_a_source_has_reasons_of_its_own() -> None:
+    tally = Tally()
+    tally.add("too_dark", "1.jpg")
+    tally.add("no_text", "2.jpg")
+    report = tally.report(1)
+    assert list(report.left_out) == ["no_text", "too_dark"]
+    assert list(report.lines("x"))[-1] == "  too_dark 1: too dark, such as 1.jpg"
+    assert report.metrics() == {"data/left_out/no_text": 1, "data/left_out/too_dark": 1}
+    assert OpeningReport.from_dict(report.to_dict()) == report
 
 
 def test_lines_name_the_source_the_reason_and_an_example() -> None:

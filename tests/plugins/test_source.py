@@ -156,7 +156,7 @@ def test_a_mixture_has_it_beside_others(here: Path) -> None:
     database = {"data": str(here / "pairs.db"), "source": SOURCE}
     data["mix"] = {"emoji": {"data": "embedded:emoji/train-000.tar"}, "mine": database}
     data["captions"] = ("{caption}", "{name}")
-    emoji, mine = mixture.opened(data).parts
+    emoji, mine = mixture.open_mixture(data).parts
     assert len(mine.source) == PAIRS and len(emoji.source) > PAIRS
     assert repr(emoji.source).startswith("TarSource")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 
 from clip_jax.data.sources.protocol import (
+    BESIDE,
     KnowsLayout,
     KnowsText,
     Source,
@@ -24,6 +25,7 @@ from clip_jax.errors import UserError
 from clip_jax.registry import Registry
 
 __all__ = [
+    "BESIDE",
     "SOURCES",
     "KnowsLayout",
     "KnowsText",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from clip_jax.data.captions import Alternatives
-from clip_jax.data.example import MAX_MEMBER, Pair, read_bytes, says_nothing
+from clip_jax.data.example import MAX_MEMBER, Pair, is_blank, read_bytes
 from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.sources import caption_tables, folder_layouts, matching
 from clip_jax.data.sources.endings import CAPTIONS
@@ -86,7 +86,7 @@ class CaptionedSource:
             if row.problem or why:
                 reason = "unreadable" if row.problem else why
                 tally.add(reason, f"{remote.shown(table)}, {row.where}: {row.problem or row.name}")
-            elif "caption" in row.fields and says_nothing(row.fields["caption"]):
+            elif "caption" in row.fields and is_blank(row.fields["caption"]):
                 tally.add("no_text", f"{remote.shown(table)}, {row.where}")
             else:
                 used += 1
@@ -212,7 +212,7 @@ def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
         lists = (
             row[key] if isinstance(row[key], list) else [row[key]] for row in rows if key in row
         )
-        values = [one for some in lists for one in some if not says_nothing(one)]
+        values = [one for some in lists for one in some if not is_blank(one)]
         different = [one for i, one in enumerate(values) if one not in values[:i]]
         joined[key] = different if len(different) > 1 else different[0] if different else None
     return joined

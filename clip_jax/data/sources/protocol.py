@@ -10,6 +10,8 @@ from clip_jax.data.example import Pair, only_pair_errors
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.sources.table_options import TableOptions
 
+BESIDE = "beside"  # of `SourceOptions.index`: next to each tar
+
 
 class Source(Protocol):
     """A sequence of image–text pairs with random access.

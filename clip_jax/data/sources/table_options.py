@@ -1,4 +1,4 @@
-"""How text tables are written, where it cannot be seen or is seen wrongly."""
+"""How text tables are written, where that cannot be seen or is guessed wrongly."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import dataclasses
 from clip_jax.errors import UserError
 
 QUOTING = ("", "double", "none")
-_WORDS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " "}
+_NAMED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " "}
 
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
-    """How CSV and TSV files are written; empty: as is found.
+    """How CSV and TSV files are written; empty: to be detected.
 
-    separator: one character between cells, or a word such as `tab`.
-    quoting: `double`: cells may stand in double quotation marks (as when empty); `none`: a
-      quotation mark is a character like others.
-    encoding: as Python calls it, such as `utf-8`, `utf-16` or `cp1252`.
+    separator: the character between cells.
+    quoting: `double` or empty: cells may be in double quotation marks; `none`: a quotation mark is
+      an ordinary character.
+    encoding: as Python names it, such as `utf-8`, `utf-16` or `cp1252`.
     """
 
     separator: str = ""
@@ -25,15 +25,17 @@ class TableOptions:
     encoding: str = ""
 
     @classmethod
-    def of(
+    def from_config(
         cls, separator: str = "", quoting: str = "", encoding: str = "", key: str = "config.data"
     ) -> TableOptions:
-        """Checked; errors call the keys `key.separator` and so on.
+        """Checks the values of a config; `separator` may be a word such as `tab`.
+
+        key: the group of config keys, for errors: `key.separator` and so on.
 
         Raises:
-          UserError: a value is none that is known.
+          UserError: a value is unknown.
         """
-        separator = _WORDS.get(separator, separator)
+        separator = _NAMED.get(separator, separator)
         if len(separator) > 1 or separator in ('"', "\n", "\r"):
             raise UserError(
                 f"{key}.separator={separator!r:.60} must be one character between cells, such as "

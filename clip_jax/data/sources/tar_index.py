@@ -28,12 +28,12 @@ from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.sources import matching
 from clip_jax.data.sources.disguises import disguise, packed
 from clip_jax.data.sources.endings import TABLES
+from clip_jax.data.sources.protocol import BESIDE
 from clip_jax.data.sources.tar_reader import BLOCK, FAULTS, DamageError, Member, is_header, members
 from clip_jax.errors import UserError
 from clip_jax.io import files, remote
 from clip_jax.io.paths import suffix
 
-BESIDE = "beside"
 _VERSION = 7  # of the kept index
 _PLACES = 8  # headers compared
 _WIDTH = 1 + len(TEXTS)  # members of a pair at most

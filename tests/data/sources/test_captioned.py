@@ -206,7 +206,7 @@ def test_which_column_is_the_caption(tmp_path: Path) -> None:
         ("captions.json", '{"images": [], "dataset": "coco"}', ["Karpathy"]),
     ],
 )
-def test_a_table_that_says_nothing_is_named(
+def test_a_table_that_is_blank_is_named(
     tmp_path: Path, table: str, content: str, words: list[str]
 ) -> None:
     write(tmp_path, {"train/0.jpg": b"0", "train/1.jpg": b"1", table: content})

@@ -318,14 +318,14 @@ def test_only_the_columns_that_are_needed_are_read(folder: Path) -> None:
     pattern = f"{folder}/*.parquet"
     refused(lambda: open_source(pattern), "1.parquet has columns of other types", "key")
     data = {"train": pattern, "captions": ("{caption}",), "filter": {"least": {"s": 0.1}}}
-    (part,) = mixture.opened(data).parts
+    (part,) = mixture.open_mixture(data).parts
     assert [part.source[i].text for i in range(2)] == [
         {"caption": "a", "s": 0.5},
         {"caption": "b", "s": 0.25},
     ]
     lines: list[str] = []
     data = {"train": str(folder / "0.parquet"), "captions": ("{words}",)}
-    refused(lambda: mixture.opened(data, lines.append), "'words'", "caption, key, s")
+    refused(lambda: mixture.open_mixture(data, lines.append), "'words'", "caption, key, s")
 
 
 def test_columns_that_some_csv_files_lack_are_null_there(folder: Path) -> None:
@@ -352,7 +352,7 @@ def test_another_separator_is_seen_and_said(folder: Path, end: str, separator: s
     usual = separator == {"csv": ",", "tsv": "\t"}[end]
     notes = open_source(str(path)).opening_report().notes
     assert [f"{path} is separated by" in note for note in notes] == [True] * (not usual)
-    form = TableOptions.of(separator="tab" if separator == "\t" else separator)
+    form = TableOptions.from_config(separator="tab" if separator == "\t" else separator)
     assert open_source(str(path), SourceOptions(table=form)).opening_report().notes == ()
 
 
@@ -367,7 +367,7 @@ def test_the_encoding_is_seen_and_said(folder: Path, end: str, encoding: str) ->
     notes = open_source(str(path)).opening_report().notes
     assert ("utf-8" in encoding) == (not notes)
     assert not notes or encoding.lower() in notes[0].lower()
-    form = TableOptions.of(encoding=encoding)
+    form = TableOptions.from_config(encoding=encoding)
     assert open_source(str(path), SourceOptions(table=form))[0].text == {
         "caption": "ein Käse für 5 €"
     }
@@ -414,7 +414,7 @@ def test_a_lone_quotation_mark_is_told_and_can_be_taken_as_a_letter(folder: Path
     (note,) = source.opening_report().notes
     assert "line breaks within quotation marks" in note and "config.data.quoting=none" in note
     assert "from line 7" in note
-    source = open_source(str(path), SourceOptions(table=TableOptions.of(quoting="none")))
+    source = open_source(str(path), SourceOptions(table=TableOptions.from_config(quoting="none")))
     assert [source[i].text["caption"] for i in range(30)] == [row[6:] for row in rows]
 
 
@@ -428,9 +428,9 @@ def test_a_lone_quotation_mark_is_told_and_can_be_taken_as_a_letter(folder: Path
     ],
 )
 def test_options_of_tables_are_checked(values: tuple[str, str, str], said: str) -> None:
-    refused(lambda: TableOptions.of(*values), said)
+    refused(lambda: TableOptions.from_config(*values), said)
     keys = dict(zip(("separator", "quoting", "encoding"), values, strict=True))
-    refused(lambda: mixture.opened({"train": "/x.csv", "captions": ("{c}",)} | keys), said)
+    refused(lambda: mixture.open_mixture({"train": "/x.csv", "captions": ("{c}",)} | keys), said)
 
 
 def test_addresses_are_never_taken_for_paths(folder: Path) -> None:

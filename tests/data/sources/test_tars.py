@@ -355,7 +355,7 @@ def test_a_run_says_which_tar_is_damaged(tar_factory: TarFactory) -> None:
     path, lines = tar_factory(pairs=4), list[str]()
     damaged("between members", path)
     c = config.load(str(config.ROOT / "configs" / "common.py"))[0].data.to_dict()
-    data = mixture.opened({**c, "train": str(path)}, say=lines.append)
+    data = mixture.open_mixture({**c, "train": str(path)}, say=lines.append)
     assert data.pairs == 3
     assert [line for line in lines if "1 of 1 tars" in line and str(path) in line]
 
@@ -566,9 +566,7 @@ def test_all_texts_of_an_example_are_fields(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("said", ["null", '""', '" "', "[]", "[null]", "NaN", None])
-def test_a_caption_that_says_nothing_falls_back_to_the_text(
-    tmp_path: Path, said: str | None
-) -> None:
+def test_a_caption_that_is_blank_falls_back_to_the_text(tmp_path: Path, said: str | None) -> None:
     fields = '{"n": 1}' if said is None else f'{{"caption": {said}, "n": 1}}'
     members = [("1.png", b"A"), ("1.txt", b"from the text"), ("1.json", fields.encode())]
     source = TarSource(str(write_tar(tmp_path / "x.tar", members)))
