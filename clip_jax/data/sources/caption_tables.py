@@ -1,9 +1,9 @@
-"""Tables of captions as common data sets have them: which picture, and what is said of it.
+"""Tables of captions in the formats of common data sets.
 
 - imagefolder's `metadata.csv`, `metadata.jsonl`, `metadata.parquet`: a column `file_name`;
 - Flickr8k's and Flickr30k's `captions.txt`, `results.csv`, `….token`: a line for each caption;
 - COCO's `captions_train2017.json`: lists of `images` and `annotations`;
-- a JSON list of objects, or one object that has captions by the names of pictures.
+- a JSON list of objects, or one object that maps the names of images to captions.
 
 Only Parquet needs pyarrow.
 """
@@ -11,6 +11,7 @@ Only Parquet needs pyarrow.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -20,27 +21,32 @@ from typing import Any, NamedTuple
 
 from clip_jax.data.example import IMAGES
 from clip_jax.data.opening import quoted
+from clip_jax.data.sources import text_files
 from clip_jax.data.sources.disguises import disguise
 from clip_jax.errors import UserError
 from clip_jax.io import paths, remote
 
 MAX_BYTES = 1 << 30  # of a table
-# Columns that name the picture, and those that are its caption, the first that is there.
-_PICTURES = (
+# Columns that name the image, and those that are its caption; the first that exists is taken.
+_IMAGE_COLUMNS = (
     *("file_name", "filename", "image", "image_name", "image_path", "file_path", "filepath"),
     *("file", "path", "img", "img_name", "picture", "photo", "image_file"),
 )
-_CAPTIONS = ("caption", "captions", "text", "comment", "description", "sentence", "prompt", "title")
+_CAPTION_COLUMNS = (
+    *("caption", "captions", "text", "comment", "description", "sentence", "prompt", "title"),
+)
 _TOKEN = re.compile(r"([^\t]+)#\d+\t(.*)")  # Flickr's: 1000268201_693b08cb0e.jpg#0	A child …
 _SEPARATORS = ("\t", "|", ";", ",")
+_MAX_NAMED = 10  # columns in an error
 
 
 class Row(NamedTuple):
-    """What a table says of one picture.
+    """A row of a table.
 
-    name: of the picture, as the table has it; None where the row has none.
-    where: the row or line, for errors.
-    problem: why the row cannot be read; empty where it can.
+    name: of the image, as the table has it; None if the row has none.
+    fields: its text fields.
+    where: the row or line, for messages.
+    problem: why the row cannot be read; empty if it can.
     """
 
     name: str | None
@@ -50,69 +56,95 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table that was read: its rows, and what to say about how it was read."""
+    """A table: its rows, and lines about what was guessed."""
 
     rows: list[Row]
     notes: list[str]
 
 
-def read(path: str) -> Table:
-    """Reads a table of captions, here or far away.
+@dataclasses.dataclass
+class _File:
+    """A table while it is read."""
+
+    path: str
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def shown(self) -> str:
+        """The path as a message can show it."""
+        return remote.shown(self.path)
+
+    def unknown(self, what: str) -> UserError:
+        """The error for a table of an unknown format."""
+        return UserError(
+            f"{self.shown} is no table of captions that is known ({what}): expected a column "
+            f"such as file_name or image beside caption or text, Flickr's lines or COCO's JSON"
+        )
+
+
+def read(path: str, encoding: str = "") -> Table:
+    """Reads a table of captions, local or remote.
+
+    Args:
+      path: of the table.
+      encoding: of a text file; empty: see `text_files.find_encoding`.
 
     Raises:
-      UserError: it cannot be read, or is none of those above.
+      UserError: it cannot be read, or has none of the formats above.
     """
     end = os.path.splitext(remote.shown(path))[1].lower()
-    notes: list[str] = []
+    file = _File(path)
     if end == ".parquet":
-        rows = _of_records(_parquet(path), path, notes)
+        return Table(list(_record_rows(_parquet_records(file), file)), file.notes)
+    text, encoding = _read_text(file, encoding)
+    if end == ".json":
+        rows = _json_rows(text, file)
+    elif end in (".jsonl", ".ndjson"):
+        rows = _record_rows(_json_lines(text), file)
     else:
-        text = _decoded(_bytes(path), path, notes)
-        if end == ".json":
-            rows = _json(text, path, notes)
-        elif end in (".jsonl", ".ndjson"):
-            rows = _of_records(_lines(text), path, notes)
-        else:
-            rows = _text(text, path, notes)
+        rows = _text_rows(text, file)
     try:
-        return Table(list(rows), notes)
+        return Table([_checked(row, encoding) for row in rows], file.notes)
     except csv.Error as error:
-        raise UserError(f"{remote.shown(path)} cannot be read as a table ({error})") from None
+        raise UserError(f"{file.shown} cannot be read as a table ({error})") from None
 
 
-def _bytes(path: str) -> bytes:
+def _checked(row: Row, encoding: str) -> Row:
+    """A row; with a problem if it contains bytes that its encoding does not have."""
+    texts = (value for value in (row.name, *row.fields.values()) if isinstance(value, str))
+    if any(map(text_files.has_undecoded, texts)):
+        name = text_files.encoding_name(encoding)
+        return Row(None, {}, row.where, f"it holds bytes that are not {name}")
+    return row
+
+
+def _read_text(file: _File, encoding: str) -> tuple[str, str]:
+    """The text of a file, and its encoding."""
+    content = _read_bytes(file)
+    if not encoding:
+        encoding, note = text_files.find_encoding(file.path, io.BytesIO(content))
+        file.notes += [note] if note else []
     try:
-        with remote.open_file(path) as file:
-            found = file.read(MAX_BYTES + 1)
+        return text_files.decode(content, encoding), encoding
+    except UnicodeError as error:
+        name = text_files.encoding_name(encoding)
+        raise UserError(f"{file.shown} is not {name} ({error}); see config.data.encoding") from None
+
+
+def _read_bytes(file: _File) -> bytes:
+    try:
+        with remote.open_file(file.path) as opened:
+            content = opened.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    if why := disguise(found, paths.suffix(path)):
-        raise UserError(f"{remote.shown(path)} {why}")
-    if len(found) > MAX_BYTES:
-        raise UserError(f"{remote.shown(path)} is over {MAX_BYTES >> 20} MiB")
-    return found
+        raise UserError(f"{file.path} cannot be read ({error.strerror})") from None
+    if why := disguise(content, paths.suffix(file.path)):
+        raise UserError(f"{file.shown} {why}")
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{file.shown} is over {MAX_BYTES >> 20} MiB")
+    return content
 
 
-def _decoded(raw: bytes, path: str, notes: list[str]) -> str:
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError:
-        encoding = "cp1252"
-        text = raw.decode(encoding, errors="replace")
-    if encoding != "utf-8-sig":
-        notes.append(f"{remote.shown(path)} is no UTF-8: it is read as {encoding}")
-    return text
-
-
-def _unknown(path: str, what: str) -> UserError:
-    return UserError(
-        f"{remote.shown(path)} is no table of captions that is known ({what}): expected a column "
-        f"such as file_name or image beside caption or text, Flickr's lines or COCO's JSON"
-    )
-
-
-def _parquet(path: str) -> Iterator[tuple[str, Any]]:
+def _parquet_records(file: _File) -> Iterator[tuple[str, Any]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet
@@ -120,130 +152,132 @@ def _parquet(path: str) -> Iterator[tuple[str, Any]]:
         from clip_jax.data.sources.tables.columns import python_rows
     except ImportError as error:
         raise UserError(
-            f"{path} needs pyarrow, which is not installed ({error}): "
+            f"{file.path} needs pyarrow, which is not installed ({error}): "
             "pip install 'clip_jax[tables]'"
         ) from None
     try:
-        with remote.open_file(path) as file:
+        with remote.open_file(file.path) as opened:
             number = 0
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1024):
+            for batch in pyarrow.parquet.ParquetFile(opened).iter_batches(1024):
                 for record in python_rows(batch):
                     yield f"row {number:,}", record
                     number += 1
     except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"{remote.shown(path)} cannot be read as a table ({why})") from None
+        raise UserError(f"{file.shown} cannot be read as a table ({why})") from None
 
 
-def _lines(text: str) -> Iterator[tuple[str, Any]]:
-    """JSON lines; None for a line that is none."""
+def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
+    """The values of JSON lines; None for a line that is not JSON."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield f"line {number:,}", _loaded(line)
+            yield f"line {number:,}", _parse_json(line)
 
 
-def _loaded(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError, MemoryError):
         return None
 
 
-def _column(names: Iterable[str], among: Iterable[str]) -> str:
+def _first_column(names: Iterable[str], candidates: Iterable[str]) -> str:
+    """The first candidate among names, whatever its case; empty for none."""
     by_lower = {name.strip().lower(): name for name in names}
-    return next((by_lower[one] for one in among if one in by_lower), "")
+    return next((by_lower[name] for name in candidates if name in by_lower), "")
 
 
-def _of_records(records: Iterable[tuple[str, Any]], path: str, notes: list[str]) -> Iterator[Row]:
-    """Rows of objects that have a field for the picture."""
-    picture, aliases = "", set[str]()
+def _record_rows(records: Iterable[tuple[str, Any]], file: _File) -> Iterator[Row]:
+    """Rows of objects that have a field for the image."""
+    image_column, aliases = "", set[str]()
     for where, record in records:
         if not isinstance(record, Mapping):
             yield Row(None, {}, where, "it is no object of JSON")
             continue
-        column = picture if picture in record else _column(record, _PICTURES)
-        if not column and not picture:
-            raise _unknown(path, f"{where} has {_named(record)}")
-        picture = picture or column
+        is_usual = image_column in record
+        column = image_column if is_usual else _first_column(record, _IMAGE_COLUMNS)
+        if not column and not image_column:
+            raise file.unknown(f"{where} has {_list_names(record)}")
+        image_column = image_column or column
         name = record.get(column)
         fields = {key: value for key, value in record.items() if key != column}
-        if alias := _with_caption(fields):
+        if alias := _add_caption(fields):
             aliases.add(alias)
         yield Row(name if isinstance(name, str) else None, fields, where)
-    notes += [f"{remote.shown(path)}: {{caption}} is {quoted(alias)}" for alias in sorted(aliases)]
+    file.notes += [f"{file.shown}: {{caption}} is {quoted(alias)}" for alias in sorted(aliases)]
 
 
-def _named(names: Iterable[str]) -> str:
-    return ", ".join(quoted(str(name)) for name in list(names)[:10]) or "nothing"
+def _list_names(names: Iterable[str]) -> str:
+    return ", ".join(quoted(str(name)) for name in list(names)[:_MAX_NAMED]) or "nothing"
 
 
 def caption_column(names: Iterable[str]) -> str:
-    """The column that is `{caption}` where none is called so: by its name, or as the only one.
+    """The column that `{caption}` stands for if none is called so: by its name, or the only one.
 
-    names: of all columns beside the picture's. Empty: none is.
+    names: of all columns but the image's. Empty: there is none, or one is called caption.
     """
-    known = list(names)
-    if "caption" in known:
+    columns = list(names)
+    if "caption" in columns:
         return ""
-    return _column(known, _CAPTIONS) or (known[0] if len(known) == 1 else "")
+    return _first_column(columns, _CAPTION_COLUMNS) or (columns[0] if len(columns) == 1 else "")
 
 
-def _with_caption(fields: dict[str, Any]) -> str:
-    """Gives fields a `caption` where another field is one; gives that field's name."""
+def _add_caption(fields: dict[str, Any]) -> str:
+    """Adds the field `caption` if another field is the caption; returns that field's name."""
     if column := caption_column(fields):
         fields["caption"] = fields[column]
     return column
 
 
-def _json(text: str, path: str, notes: list[str]) -> Iterator[Row]:
-    content = _loaded(text)
-    lines = () if content is not None else _lines(text)
+def _json_rows(text: str, file: _File) -> Iterator[Row]:
+    content = _parse_json(text)
+    lines = () if content is not None else _json_lines(text)
     if isinstance(next((record for _, record in lines), None), dict):  # objects, one a line
-        yield from _of_records(_lines(text), path, notes)
+        yield from _record_rows(_json_lines(text), file)
     elif isinstance(content, list):
-        yield from _of_records(((f"item {i:,}", one) for i, one in enumerate(content)), path, notes)
+        yield from _record_rows(((f"item {i:,}", item) for i, item in enumerate(content)), file)
     elif isinstance(content, dict) and isinstance(content.get("images"), list):
-        yield from _coco(content, path)
-    elif isinstance(content, dict) and any(_is_picture(key) for key in content):
+        yield from _coco_rows(content, file)
+    elif isinstance(content, dict) and any(_is_image(key) for key in content):
         for key, value in content.items():
             fields = dict(value) if isinstance(value, dict) else {"caption": value}
-            _with_caption(fields)
+            _add_caption(fields)
             yield Row(key, fields, quoted(key))
     else:
-        raise _unknown(path, "broken JSON" if content is None else "other JSON")
+        raise file.unknown("broken JSON" if content is None else "other JSON")
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGES)
 
 
-def _coco(content: dict[str, Any], path: str) -> Iterator[Row]:
+def _coco_rows(content: dict[str, Any], file: _File) -> Iterator[Row]:
     annotations = content.get("annotations")
     if not isinstance(annotations, list) or not annotations:
-        kind = "a file of Karpathy's splits" if "dataset" in content else "without annotations"
-        raise _unknown(path, kind)
-    if not any(isinstance(one, dict) and "caption" in one for one in annotations):
-        raise _unknown(path, "its annotations have no captions: give captions_….json")
+        what = "a file of Karpathy's splits" if "dataset" in content else "without annotations"
+        raise file.unknown(what)
+    if not any(isinstance(item, dict) and "caption" in item for item in annotations):
+        raise file.unknown("its annotations have no captions: give captions_….json")
     names = {
-        one["id"]: one.get("file_name")
-        for one in content["images"]
-        if isinstance(one, dict) and isinstance(one.get("id"), (int, str))
+        image["id"]: image.get("file_name")
+        for image in content["images"]
+        if isinstance(image, dict) and isinstance(image.get("id"), (int, str))
     }
-    for number, one in enumerate(annotations):
+    for number, item in enumerate(annotations):
         where = f"annotation {number:,}"
-        if not isinstance(one, dict) or not isinstance(one.get("image_id"), (int, str)):
+        if not isinstance(item, dict) or not isinstance(item.get("image_id"), (int, str)):
             yield Row(None, {}, where, "it has no image_id")
             continue
-        name = names.get(one["image_id"])
-        said = {"caption": one.get("caption"), "image_id": one["image_id"]}
-        yield Row(name if isinstance(name, str) else None, said, where)
+        name = names.get(item["image_id"])
+        fields = {"caption": item.get("caption"), "image_id": item["image_id"]}
+        yield Row(name if isinstance(name, str) else None, fields, where)
 
 
-def _text(text: str, path: str, notes: list[str]) -> Iterator[Row]:
+def _text_rows(text: str, file: _File) -> Iterator[Row]:
     """Rows of lines: Flickr's tokens, or cells between separators."""
     first = next((line for line in text.split("\n") if line.strip()), "").rstrip("\r")
-    if (token := _TOKEN.fullmatch(first)) and _is_picture(token[1].strip()):
-        yield from _tokens(text)
+    if (token := _TOKEN.fullmatch(first)) and _is_image(token[1].strip()):
+        yield from _token_rows(text)
         return
     for separator in _SEPARATORS:
         names = [cell.strip() for cell in next(_cells(first, separator), (1, []))[1]]
@@ -251,17 +285,17 @@ def _text(text: str, path: str, notes: list[str]) -> Iterator[Row]:
             names.pop()
         if len(names) < 2:
             continue
-        if picture := _column(names, _PICTURES):
-            yield from _separated(text, path, separator, names, picture, notes)
+        if image := _first_column(names, _IMAGE_COLUMNS):
+            yield from _separated_rows(text, file, separator, names, image)
             return
-        if _is_picture(names[0]):
+        if _is_image(names[0]):
             columns = ["image", "caption"]
-            yield from _separated(text, path, separator, columns, "image", notes, header=False)
+            yield from _separated_rows(text, file, separator, columns, "image", has_header=False)
             return
-    raise _unknown(path, f"it begins with {quoted(first[:100])!r}")
+    raise file.unknown(f"it begins with {quoted(first[:100])!r}")
 
 
-def _tokens(text: str) -> Iterator[Row]:
+def _token_rows(text: str) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -274,7 +308,7 @@ def _tokens(text: str) -> Iterator[Row]:
 def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """The number of the first line of each row, and its cells.
 
-    Flickr30k's, between bars, are never quoted.
+    Cells between bars, as in Flickr30k, are never quoted.
     """
     if separator == "|":
         for number, line in enumerate(text.split("\n"), 1):
@@ -289,28 +323,27 @@ def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
         number = reader.line_num + 1
 
 
-def _separated(
+def _separated_rows(
     text: str,
-    path: str,
+    file: _File,
     separator: str,
     columns: list[str],
-    picture: str,
-    notes: list[str],
-    header: bool = True,
+    image: str,
+    has_header: bool = True,
 ) -> Iterator[Row]:
-    """Rows of cells. What follows the last separator that is needed belongs to the last column."""
-    caption = _column(columns, _CAPTIONS) or (columns[-1] if len(columns) == 2 else "")
+    """Rows of cells. Text after the last separator that is needed belongs to the last column."""
+    caption = _first_column(columns, _CAPTION_COLUMNS)
+    caption = caption or (columns[-1] if len(columns) == 2 else "")
     if caption and caption != "caption":
-        notes.append(f"{remote.shown(path)}: {{caption}} is {quoted(caption)}")
-    longer, left = 0, header
-    for number, cells in _cells(text, separator):
-        if left:
-            left = False
-            continue
+        file.notes.append(f"{file.shown}: {{caption}} is {quoted(caption)}")
+    longer, rows = 0, _cells(text, separator)
+    if has_header:
+        next(rows, None)
+    for number, cells in rows:
         where = f"line {number:,}"
-        if any(_swallows(cell, separator) for cell in cells):
+        if any(_contains_rows(cell, separator) for cell in cells):
             raise UserError(
-                f"{remote.shown(path)}, {where}: a quote that opens here takes the rows after "
+                f"{file.shown}, {where}: a quote that opens here takes the rows after "
                 "it into one cell: double it, or remove it"
             )
         while len(cells) > len(columns) and not cells[-1].strip():
@@ -323,17 +356,17 @@ def _separated(
             yield Row(None, {}, where, what)
             continue
         fields = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
-        name = fields.pop(picture)
+        name = fields.pop(image)
         if caption:
             fields["caption"] = fields[caption]
         yield Row(name or None, fields, where)
     if longer:
-        notes.append(
-            f"{remote.shown(path)}: {longer:,} rows have more separators than columns; what "
+        file.notes.append(
+            f"{file.shown}: {longer:,} rows have more separators than columns; what "
             f"follows belongs to {quoted(caption)}"
         )
 
 
-def _swallows(cell: str, separator: str) -> bool:
-    """Whether a cell holds the beginnings of further rows."""
-    return any(_is_picture(line.split(separator, 1)[0]) for line in cell.split("\n")[1:])
+def _contains_rows(cell: str, separator: str) -> bool:
+    """Whether a cell contains the beginnings of further rows, because a quote never closes."""
+    return any(_is_image(line.split(separator, 1)[0]) for line in cell.split("\n")[1:])

@@ -63,9 +63,9 @@ class CaptionedSource:
       UserError: the table cannot be read, or names no picture of the folder.
     """
 
-    def __init__(self, table: str, listing: Listing) -> None:
+    def __init__(self, table: str, listing: Listing, encoding: str = "") -> None:
         self.table, self.root = table, listing.root
-        rows, notes = caption_tables.read(table)
+        rows, notes = caption_tables.read(table, encoding)
         notes.insert(0, f"captions are those of {remote.shown(table)}")
         tally, by_base = Tally(), dict[str, list[str]]()
         tally.merge(listing.tally.report(0), "")
@@ -133,7 +133,8 @@ class CaptionedSource:
         own = posixpath.dirname(tables[0]) or "."
         above = posixpath.dirname(own) or "."
         usual = above if posixpath.basename(own) == "annotations" else own
-        return cls(tables[0], walk(resolve(options.root) if options.root else usual))
+        root = resolve(options.root) if options.root else usual
+        return cls(tables[0], walk(root), options.table.encoding)
 
     def opening_report(self) -> OpeningReport:
         """The files of the folder and the rows of the table that were seen, used and left out."""

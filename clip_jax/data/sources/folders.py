@@ -99,7 +99,9 @@ class FolderSource:
         if not table:
             return FolderSource(path, options.image, listing, options.classes)
         try:
-            return captioned.CaptionedSource(os.path.join(path, table), listing)
+            return captioned.CaptionedSource(
+                os.path.join(path, table), listing, options.table.encoding
+            )
         except UserError as error:
             with contextlib.suppress(UserError):
                 if (source := FolderSource(path, options.image, listing)).has_texts:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clip_jax.data import captions
-from clip_jax.data.sources import SourceOptions, open_source
+from clip_jax.data.sources import SourceOptions, TableOptions, open_source
 from clip_jax.data.sources.captioned import CaptionedSource
 from clip_jax.data.sources.folders import FolderSource
 from clip_jax.data.sources.walk import walk
@@ -64,7 +64,7 @@ def test_the_table_says_the_captions_not_the_folder(
     assert left_out(tmp_path) == {}
     notes = open_source(str(tmp_path)).opening_report().notes
     assert notes[0] == f"captions are those of {tmp_path}/{table}"
-    assert any("utf-16" in note for note in notes) == (encoding == "utf-16")
+    assert any("utf-16" in note.lower() for note in notes) == (encoding == "utf-16")
 
 
 def test_parquet_is_a_table_of_captions_too(tmp_path: Path) -> None:
@@ -312,3 +312,24 @@ def test_names_that_differ_in_case_alone_are_different_files(tmp_path: Path) -> 
 def test_a_table_that_names_no_picture(content: str, tmp_path: Path) -> None:
     write(tmp_path, {"captions.json": content, "a.jpg": b"A"})
     refused(lambda: open_source(str(tmp_path / "captions.json")), "names no picture")
+
+
+def test_an_encoding_is_found_or_given(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"captions.csv": "", "1.jpg": "1", "2.jpg": "2"})
+    table = folder / "captions.csv"
+    table.write_bytes("file_name,caption\n1.jpg,ein Käse\n2.jpg,zwei Käse\n".encode("cp1252"))
+    source = open_source(str(folder))
+    assert source[0].text["caption"] == "ein Käse"
+    assert any("is read as cp1252" in note for note in source.opening_report().notes)
+    options = SourceOptions(table=TableOptions.from_config(encoding="cp1251"))
+    assert open_source(str(folder), options)[0].text["caption"] == "ein Kдse"
+
+
+def test_a_row_of_another_encoding_is_left_out(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"captions.csv": "", "1.jpg": "1", "2.jpg": "2", "3.jpg": "3"})
+    rows = ["1.jpg,ein Käse\n".encode(), "2.jpg,☃\n".encode(), "3.jpg,Käse\n".encode("cp1252")]
+    (folder / "captions.csv").write_bytes(b"file_name,caption\n" + b"".join(rows))
+    source = open_source(str(folder))
+    assert [source[i].text["caption"] for i in range(len(source))] == ["ein Käse", "☃"]
+    left_out = source.opening_report().left_out["unreadable"]
+    assert left_out.count == 1 and "line 4: it holds bytes that are not UTF-8" in left_out.example

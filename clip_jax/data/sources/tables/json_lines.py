@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from clip_jax.data.sources.tables import text
+from clip_jax.data.sources import text_files
 
 MAX_LINE = 16 << 20  # characters; a line of brackets becomes objects of fifty times its size
 
@@ -27,20 +27,24 @@ class Line(NamedTuple):
 def read(path: str, encoding: str) -> Iterator[Line]:
     """The lines of a file that are not blank."""
     number = 0
-    with text.opened(path, encoding) as file:
+    with text_files.open_text(path, encoding) as file:
         try:
-            for number, line in enumerate(text.lines(file, MAX_LINE), 1):
+            for number, line in enumerate(text_files.read_lines(file, MAX_LINE), 1):
                 if line is None:
                     yield Line(number, {}, "", f"it is over {MAX_LINE >> 20} MiB")
                 elif stripped := line.strip():
                     yield _parsed(number, stripped, encoding)
         except UnicodeError as error:  # UTF-16 that is cut
-            yield Line(number + 1, {}, "", f"it is not {text.shown(encoding)}: {error}")
+            yield Line(
+                number + 1, {}, "", f"it is not {text_files.encoding_name(encoding)}: {error}"
+            )
 
 
 def _parsed(number: int, line: str, encoding: str) -> Line:
-    if text.is_damaged(line):
-        return Line(number, {}, "", f"it holds bytes that are not {text.shown(encoding)}")
+    if text_files.has_undecoded(line):
+        return Line(
+            number, {}, "", f"it holds bytes that are not {text_files.encoding_name(encoding)}"
+        )
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from clip_jax.data.opening import Tally
+from clip_jax.data.sources import text_files
 from clip_jax.data.sources.disguises import disguise
 from clip_jax.data.sources.table_options import TableOptions
-from clip_jax.data.sources.tables import columns, json_lines, text
+from clip_jax.data.sources.tables import columns, json_lines
 from clip_jax.data.sources.tables.separated import SeparatedFile
 from clip_jax.errors import UserError
 from clip_jax.io import remote
@@ -176,7 +177,7 @@ class _JsonLines:
 
     def __init__(self, path: str, options: TableOptions) -> None:
         self.path, self.fault = path, ""
-        found, note = (options.encoding, "") if options.encoding else text.encoding_of(path)
+        found, note = (options.encoding, "") if options.encoding else text_files.find_encoding(path)
         self._encoding, self.notes = found, [note] if note else []
         first = itertools.islice(self.peek(), _ENOUGH)
         self.names = list(dict.fromkeys(name for row in first for name in row))

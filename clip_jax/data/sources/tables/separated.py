@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from clip_jax.data.example import IMAGES, MAX_TEXT
 from clip_jax.data.opening import quoted
+from clip_jax.data.sources import text_files
 from clip_jax.data.sources.table_options import TableOptions
-from clip_jax.data.sources.tables import text
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 
@@ -57,7 +57,9 @@ class SeparatedFile:
         Raises:
           UserError: it cannot be read, or its first row names no columns.
         """
-        encoding, note = (options.encoding, "") if options.encoding else text.encoding_of(path)
+        encoding, note = (
+            (options.encoding, "") if options.encoding else text_files.find_encoding(path)
+        )
         usual = _USUAL[end]
         found = cls(path, encoding, options.separator or usual, options.quoting != "none")
         found.notes += [note] if note else []
@@ -73,7 +75,7 @@ class SeparatedFile:
 
     def _told_separator(self) -> str:
         """The separator of a first line such as `sep=;`, which Excel writes; empty without one."""
-        with text.opened(self.path, self.encoding) as file:
+        with text_files.open_text(self.path, self.encoding) as file:
             told = re.fullmatch(r'"?sep=([,;|\t])"?[\r\n]*', file.readline(16), re.IGNORECASE)
         self.skipped = 1 if told else 0
         return told[1] if told else ""
@@ -101,7 +103,7 @@ class SeparatedFile:
         """All rows that are not blank, the header too."""
         csv.field_size_limit(MAX_TEXT)
         quoting: Any = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
-        with text.opened(self.path, self.encoding) as file:
+        with text_files.open_text(self.path, self.encoding) as file:
             for _ in range(self.skipped):
                 file.readline()
             reader = csv.reader(
@@ -118,7 +120,12 @@ class SeparatedFile:
                     yield Line(first, last, [], f"{error}; config.data.quoting=none?")
                     continue
                 except UnicodeError as error:  # UTF-16 that is cut
-                    yield Line(first, first, [], f"it is not {text.shown(self.encoding)}: {error}")
+                    yield Line(
+                        first,
+                        first,
+                        [],
+                        f"it is not {text_files.encoding_name(self.encoding)}: {error}",
+                    )
                     return
                 if cells:
                     yield Line(first, self.skipped + reader.line_num, cells)
@@ -131,10 +138,10 @@ class SeparatedFile:
             names.pop()
         if not names:
             raise UserError(f"{shown} cannot be read as a table: it is empty")
-        if any(text.is_damaged(name) for name in names):
+        if any(text_files.has_undecoded(name) for name in names):
             raise UserError(
                 f"{shown} cannot be read as a table: its first line is not "
-                f"{text.shown(self.encoding)}; see "
+                f"{text_files.encoding_name(self.encoding)}; see "
                 "config.data.encoding"
             )
         if any(name.lower().endswith(IMAGES) for name in names):
@@ -164,8 +171,8 @@ class SeparatedFile:
                 yield row
             elif len(row.cells) != len(self.names):
                 yield row._replace(fault=self._ragged(row))
-            elif any(map(text.is_damaged, row.cells)):
-                what = f"it holds bytes that are not {text.shown(self.encoding)}"
+            elif any(map(text_files.has_undecoded, row.cells)):
+                what = f"it holds bytes that are not {text_files.encoding_name(self.encoding)}"
                 yield row._replace(fault=f"{what}; see config.data.encoding")
             else:
                 yield row

@@ -1,0 +1,116 @@
+"""Text files of unknown encoding: which one it is, and reading their lines."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Iterator
+from typing import BinaryIO, TextIO
+
+from clip_jax.errors import UserError
+from clip_jax.io import remote
+
+UTF8, LEGACY = "utf-8-sig", "cp1252"
+_MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32"}
+_MARKS |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": UTF8}
+_CHUNK = 1 << 20  # bytes
+_ON_ERROR = "surrogateescape"  # see `has_undecoded`
+
+
+def find_encoding(path: str, file: BinaryIO | None = None) -> tuple[str, str]:
+    """The encoding of a text file, and a note if it is not UTF-8.
+
+    A byte-order mark decides. Without one the file is UTF-8, unless most of its lines beyond ASCII
+    are not UTF-8 and all of these are Windows-1252, in which spreadsheets save.
+
+    Args:
+      path: of the file, local or remote.
+      file: its content, where that is known.
+
+    Raises:
+      UserError: it contains zero bytes, as UTF-16 without a mark does.
+    """
+    shown = remote.shown(path)
+    with file or remote.open_file(path) as content:
+        head = content.read(_CHUNK)
+        for mark, encoding in _MARKS.items():
+            if head.startswith(mark):
+                note = "" if encoding == UTF8 else f"{shown} is {encoding.upper()}"
+                return encoding, note
+        if head[:_CHUNK].count(b"\0") > len(head) // 4:
+            raise UserError(
+                f"{shown} looks like UTF-16 without a byte-order mark: say which by "
+                "config.data.encoding=utf-16-le or utf-16-be"
+            )
+        utf8, legacy, neither = _count_encodings(content, head)
+    if legacy <= utf8 or neither:
+        return UTF8, ""
+    return LEGACY, (
+        f"{shown} is not UTF-8 ({legacy:,} lines): it is read as {LEGACY}; "
+        "config.data.encoding says otherwise"
+    )
+
+
+def _count_encodings(file: BinaryIO, head: bytes) -> tuple[int, int, int]:
+    """How many lines beyond ASCII are UTF-8, how many others are `LEGACY`, and how many neither.
+
+    head: the first bytes of the file, already read.
+    """
+    counts, rest, chunk = Counter[str](), b"", head
+    while chunk:
+        if chunk.isascii() and rest.isascii():
+            rest = b""
+        else:
+            *lines, rest = (rest + chunk).split(b"\n")
+            counts.update(_line_encoding(line) for line in lines if not line.isascii())
+            rest = b"" if len(rest) > _CHUNK else rest  # a line can be of any length
+        chunk = file.read(_CHUNK)
+    if not rest.isascii():
+        counts[_line_encoding(rest)] += 1
+    return counts[UTF8], counts[LEGACY], counts[""]
+
+
+def _line_encoding(line: bytes) -> str:
+    """The first of UTF-8 and `LEGACY` that decodes a line; empty for neither."""
+    for encoding in (UTF8, LEGACY):
+        with contextlib.suppress(UnicodeDecodeError):
+            line.decode(encoding)
+            return encoding
+    return ""
+
+
+def encoding_name(encoding: str) -> str:
+    """An encoding as people call it."""
+    return "UTF-8" if encoding == UTF8 else encoding
+
+
+def open_text(path: str, encoding: str) -> TextIO:
+    """Opens a file as text with its line ends as they are; see `has_undecoded` for damage."""
+    raw = remote.open_file(path)
+    return io.TextIOWrapper(raw, encoding=encoding, errors=_ON_ERROR, newline="")
+
+
+def decode(content: bytes, encoding: str) -> str:
+    """Decodes a whole file; see `has_undecoded` for damage.
+
+    Raises:
+      UnicodeError: it is truncated UTF-16 or UTF-32.
+    """
+    return content.decode(encoding, errors=_ON_ERROR)
+
+
+def has_undecoded(text: str) -> bool:
+    """Whether text contains bytes that are not valid in the encoding of its file."""
+    return not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+def read_lines(file: TextIO, max_length: int) -> Iterator[str | None]:
+    """The lines of a file; None for a line of more than `max_length` characters."""
+    while line := file.readline(max_length + 1):
+        if len(line) <= max_length:
+            yield line
+            continue
+        while line and not line.endswith("\n"):  # skips the rest of the line
+            line = file.readline(max_length + 1)
+        yield None
