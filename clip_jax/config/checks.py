@@ -6,7 +6,8 @@ from typing import Any
 
 from clip_jax.config.schema import Config
 from clip_jax.config.values import typed
-from clip_jax.data import augmentation, captions, mixture_config
+from clip_jax.data import captions, mixture_config
+from clip_jax.data.images import augmentation
 from clip_jax.errors import UserError, counted
 
 
@@ -29,7 +30,7 @@ def check(config: Any, devices: int | None = None) -> Config:
                 "backward pass computes every chunk again"
             )
     augmentation.Augment.from_dict(c.data.augment.to_dict())
-    mixture_config.of(c.data.to_dict())
+    mixture_config.entries(c.data.to_dict())
     _check_templates(c)
     if devices is not None:
         _check_batch_size(c, devices)

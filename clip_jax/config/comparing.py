@@ -12,7 +12,7 @@ from clip_jax.config.values import may_change
 from clip_jax.errors import UserError, redacted
 
 # Keys that say where something is, not what it is.
-_PLACES = re.compile(r"data\.(train|root)|data\.mix\..+\.(data|root)|tokenizer")
+_PLACES = re.compile(r"data\.(train|source|root)|data\.mix\..+\.(data|source|root)|tokenizer")
 
 
 def to_json(config: Any) -> str:

@@ -95,10 +95,16 @@ class Data(Group):
         "tars (with braces and globs), a folder of images, a table (csv, tsv, jsonl, parquet, "
         "COCO's json), a folder saved by `datasets`, or tfds:NAME:SPLIT",
     )
+    source: str = key(
+        "",
+        "the kind of data source: tfds, saved, folder, records, table, captions or tars; or your "
+        "own class as my_package.my_module:MySource, which opens train; empty: by what train "
+        "looks like",
+    )
     mix: Mapping[str, Any] = key(
         {},
         "several sources in place of train: name → data, and weight (its share of the rows) or "
-        "epochs (passes over it in an epoch of the mixture), and its own captions, "
+        "epochs (passes over it in an epoch of the mixture), and its own source, captions, "
         "caption_weights, image, root, filter",
         user_named=True,
     )
@@ -311,7 +317,9 @@ class Config(Group):
     )
     weights: Weights = group(Weights)
     tokenizer: str = key(
-        "clip", "clip, sentencepiece:PATH.model, siglip:PATH.model, or wordpiece:vocab.txt"
+        "clip",
+        "clip, sentencepiece:PATH.model, siglip:PATH.model, wordpiece:vocab.txt, or your own class "
+        "as my_package.my_module:MyTokenizer, with :PATH at the end if it reads a file",
     )
     dtype: str = key(
         "bfloat16",
