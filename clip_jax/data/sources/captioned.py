@@ -1,4 +1,4 @@
-"""Pictures in a folder whose captions one table holds, as `caption_tables` knows them."""
+"""Images in a folder whose captions are in one table, in a format of `caption_tables`."""
 
 from __future__ import annotations
 
@@ -23,25 +23,29 @@ from clip_jax.errors import UserError
 from clip_jax.io import remote
 from clip_jax.io.paths import expand, resolve, suffix
 
-# What tables of captions are called in common data sets.
+# Names of caption tables in common data sets.
 _NAMES = re.compile(
     r"metadata\.(?:csv|tsv|jsonl|parquet)|captions\.(?:txt|csv|tsv|jsonl|json)|results\.csv"
     r"|captions_\w+\.json|(?:flickr\w*|results_\d+)\.token(?:\.txt)?"
 )
-_NAMED = 4  # tables in an error
+_MAX_NAMED = 4  # tables in an error
 
 
 def find(listing: Listing) -> str:
-    """The path of the table of captions in a folder, from its root; '' where none is.
+    """The caption table in a folder, relative to its root; empty for none.
 
     Raises:
       UserError: there are several.
     """
-    found = [path for path in listing.files() if _NAMES.fullmatch(posixpath.basename(path).lower())]
-    if len(found) < 2:
-        return found[0] if found else ""
-    named = ", ".join(quoted(path) for path in found[:_NAMED]) + ", …" * (len(found) > _NAMED)
-    example = os.path.join(listing.root, found[0])
+    tables = [
+        path for path in listing.files() if _NAMES.fullmatch(posixpath.basename(path).lower())
+    ]
+    if len(tables) < 2:
+        return tables[0] if tables else ""
+    named = ", ".join(quoted(path) for path in tables[:_MAX_NAMED]) + ", …" * (
+        len(tables) > _MAX_NAMED
+    )
+    example = os.path.join(listing.root, tables[0])
     raise UserError(
         f"{listing.root} holds several tables of captions ({named}): give the one of the split "
         f"that is meant, such as {example}, or the folder that holds it alone"
@@ -49,18 +53,19 @@ def find(listing: Listing) -> str:
 
 
 class CaptionedSource:
-    """The pictures that a table names, in the order of their paths, with its captions.
+    """The images that a table names, in the order of their paths, with the captions of the table.
 
-    Where a picture has several rows, `caption` is the list of its captions: `{caption}` and
+    If an image has several rows, `caption` is the list of its captions: `{caption}` and
     `{caption:one}` draw one of them, `{caption:each}` another one every epoch. Names in the table
     lead to files of the folder only.
 
     Args:
-      table: its path.
-      listing: of the folder of the pictures.
+      table: the path of the table.
+      listing: of the folder of the images.
+      encoding: of the table; empty: detected.
 
     Raises:
-      UserError: the table cannot be read, or names no picture of the folder.
+      UserError: the table cannot be read, or names no image of the folder.
     """
 
     def __init__(self, table: str, listing: Listing, encoding: str = "") -> None:
@@ -71,7 +76,7 @@ class CaptionedSource:
         tally.merge(listing.tally.report(0), "")
         own = os.path.relpath(table, self.root) if not remote.is_remote(table) else table
         own = own.removeprefix(f"{self.root.rstrip('/')}/")
-        is_inside = False
+        is_inside = False  # whether the table is in the folder of the images
         for path in listing.files():
             base = posixpath.basename(path)
             if path == own:
@@ -80,7 +85,7 @@ class CaptionedSource:
                 by_base.setdefault(_folded(base), []).append(path)
             else:
                 tally.add("no_picture" if kind else "unknown_ending", path)
-        said, used = dict[str, list[dict[str, Any]]](), 0
+        rows_of, used = dict[str, list[dict[str, Any]]](), 0
         for row in rows:
             path, why = _resolved(row.name, posixpath.dirname(own), by_base)
             if row.problem or why:
@@ -90,8 +95,8 @@ class CaptionedSource:
                 tally.add("no_text", f"{remote.shown(table)}, {row.where}")
             else:
                 used += 1
-                said.setdefault(path, []).append(row.fields)
-        if not said:
+                rows_of.setdefault(path, []).append(row.fields)
+        if not rows_of:
             named = next((row.name for row in rows if row.name), "")
             if not named:
                 why = next((f": {row.where}: {row.problem}" for row in rows if row.problem), "")
@@ -102,14 +107,14 @@ class CaptionedSource:
             )
         for paths in by_base.values():
             for path in paths:
-                if path not in said:
+                if path not in rows_of:
                     tally.add("no_text", path)
-        order = sorted(said, key=os.fsencode)
+        order = sorted(rows_of, key=os.fsencode)
         self._paths = Packed(map(os.fsencode, order))
         self._fields = Packed(
-            json.dumps(_joined(said[path]), default=_plain).encode() for path in order
+            json.dumps(_joined(rows_of[path]), default=_plain).encode() for path in order
         )
-        total = used + len(said) + is_inside
+        total = used + len(rows_of) + is_inside
         self._report = tally.report(total, "files and rows", tuple(notes))
 
     @staticmethod
@@ -142,14 +147,14 @@ class CaptionedSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What changes when the table or a picture does: all are looked at, the first time."""
-        names = [self.table, *(self._whole(i) for i in range(len(self)))]
+        """Changes when the table or an image does; the first use asks for the state of all files."""
+        names = [self.table, *(self._full_path(i) for i in range(len(self)))]
         return remote.identity(names, remote.states(names))
 
     def layout(self) -> Iterator[bytes]:
-        """The captions, the pictures' paths, and their sizes unless they are very many."""
+        """The captions, the paths of the images, and their sizes unless they are very many."""
         yield from self._fields
-        yield from folder_layouts.of_files(self.root, self._paths)
+        yield from folder_layouts.file_layout(self.root, self._paths)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -158,26 +163,26 @@ class CaptionedSource:
         return f"CaptionedSource({remote.shown(self.table)!r}, {len(self):,} pairs)"
 
     def __getitem__(self, i: int) -> Pair:
-        name = self._whole(i)
+        name = self._full_path(i)
         return Pair(read_bytes(name, MAX_MEMBER), *self.text(i))
 
     def text(self, i: int) -> tuple[dict[str, Any], str]:
-        """What is said of the i-th picture, and its name: the picture is not read."""
+        """The text fields of the i-th pair and its name; the image is not read."""
         fields = json.loads(self._fields[i])
         if isinstance(fields.get("caption"), list):
             fields["caption"] = Alternatives(fields["caption"])
-        return fields, self._whole(i)
+        return fields, self._full_path(i)
 
-    def _whole(self, i: int) -> str:
+    def _full_path(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(self._paths[i]))
 
 
 def _resolved(name: str | None, folder: str, by_base: dict[str, list[str]]) -> tuple[str, str]:
-    """The picture that a table names, or the reason why there is none.
+    """The image that a table names, or the reason why there is none.
 
-    A name starts at the table's own folder, or is the end of one path of the folder. Where none is
-    so as it is written, backslashes separate folders, as in tables that Windows wrote; and names
-    may differ in case and in Unicode's normal form, as other systems change these in copying.
+    A name is relative to the folder of the table, or the end of exactly one path of the folder. If
+    no file matches it as it is written, backslashes are taken as separators, as in tables written
+    by Windows, and case and Unicode's normal form are ignored, as copying can change them.
     """
     if not name:
         return "", "null_picture"
@@ -185,8 +190,8 @@ def _resolved(name: str | None, folder: str, by_base: dict[str, list[str]]) -> t
         plain = posixpath.normpath(written)
         candidates = by_base.get(_folded(posixpath.basename(plain)), [])
         for alike in (str, _folded):
-            whole = alike(posixpath.normpath(posixpath.join(folder, plain)))
-            if len(exact := [path for path in candidates if alike(path) == whole]) == 1:
+            full = alike(posixpath.normpath(posixpath.join(folder, plain)))
+            if len(exact := [path for path in candidates if alike(path) == full]) == 1:
                 return exact[0], ""
             end = alike(f"/{plain}")
             if len(ends := [path for path in candidates if alike(f"/{path}").endswith(end)]) == 1:
@@ -195,17 +200,17 @@ def _resolved(name: str | None, folder: str, by_base: dict[str, list[str]]) -> t
 
 
 def _folded(name: str) -> str:
-    """What names that differ in case and normal form alone have in common."""
+    """A name without differences of case and normal form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _plain(value: Any) -> str | None:
-    """A value of Parquet that JSON has no kind for, such as a date."""
+    """A value of Parquet for which JSON has no type, such as a date."""
     return None if isinstance(value, bytes) else str(value)
 
 
 def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The fields of all rows of a picture: lists where they differ."""
+    """Merges the fields of all rows of an image; different values become a list."""
     if len(rows) == 1:
         return rows[0]
     joined: dict[str, Any] = {}
@@ -213,7 +218,7 @@ def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
         lists = (
             row[key] if isinstance(row[key], list) else [row[key]] for row in rows if key in row
         )
-        values = [one for some in lists for one in some if not is_blank(one)]
-        different = [one for i, one in enumerate(values) if one not in values[:i]]
-        joined[key] = different if len(different) > 1 else different[0] if different else None
+        values = [item for items in lists for item in items if not is_blank(item)]
+        distinct = [item for i, item in enumerate(values) if item not in values[:i]]
+        joined[key] = distinct if len(distinct) > 1 else distinct[0] if distinct else None
     return joined

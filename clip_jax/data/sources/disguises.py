@@ -1,4 +1,4 @@
-"""What a file is in place of the data that its name promises, by its first bytes."""
+"""Files that are not the data that their names promise, told by their first bytes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ _PARQUET = b"PAR1"
 
 
 def packed(start: bytes, end: str) -> str:
-    """Why a file that begins so must be unpacked or fetched first, and how; empty for others.
+    """Why a file must be unpacked or fetched first, and how; empty if it need not be.
 
-    end: how its name ends, such as `.tar`.
+    Args:
+      start: its first bytes.
+      end: of its name, such as `.tar`.
     """
     if end in _SPREADSHEETS:
         return "is a spreadsheet: save it as .csv"
@@ -28,7 +30,7 @@ def packed(start: bytes, end: str) -> str:
 
 
 def disguise(start: bytes, end: str) -> str:
-    """What is wrong with a file that begins so, and what to do; empty where nothing is known."""
+    """What is wrong with a file, and what to do; empty if nothing is known. See `packed`."""
     if why := packed(start, end):
         return why
     if start.lstrip()[:20].lower().startswith(_PAGES):

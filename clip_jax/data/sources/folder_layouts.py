@@ -1,4 +1,4 @@
-"""What the names in a folder of pictures say: labels, splits, tables that hold the captions."""
+"""What the names in a folder of images mean: labels, splits, and tables of captions."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from clip_jax.data.sources.matching import kind
 from clip_jax.data.sources.walk import Listing
 from clip_jax.io import remote
 
-# Splits of a data set, whose names are no captions where there are several.
+# Names of splits, which are no captions where several of them are side by side.
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
-# Names of folders that say nothing about the pictures in them.
+# Names of folders that say nothing about the images in them.
 _GENERIC = re.compile(
     r"(?:(?:train|val|test|dev|unlabeled)\d{4}|flicke?r(?:8k|30k)[-_](?:images|dataset)"
     r"|(?:images?|imgs?|pictures?|pics?|photos?|frames?|data|dataset|files?|media|all|extra|samples"
     r"|jpe?gs?|pngs?|webps?|jpegimages|parts?|shards?|batch|chunks?|sets?|splits?|folders?|dirs?"
     r"|raw|inputs?|crops?|thumbs?|thumbnails?)(?:[-_ ]?\d+)?)"
 )
-_HEAD = 1 << 18  # bytes of a table that are looked at
-_TABLES_READ = 20
-_MOST_SIZES = 200_000  # of files in a folder: each is a question to the file system
-_WORDS = 4  # for each picture that a table names, from which on it holds captions
+_HEAD = 1 << 18  # bytes of a table that are read
+_MAX_TABLES = 20
+_MAX_SIZES = 200_000  # files whose size is asked for: each is a system call
+_MIN_WORDS = 4  # for each image that a table names, if it holds captions
 _TEXTUAL = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".token")
-_PICTURE = re.compile(
+_IMAGE_NAME = re.compile(
     r"[^\s,;|\"'#/\\:<>]+(?:" + "|".join(map(re.escape, IMAGES)) + r")\b", re.IGNORECASE
 )
 _KEY = re.compile(r'"[^"\s]*"\s*:')
@@ -40,59 +40,58 @@ def label(path: bytes) -> str:
     return os.fsdecode(os.path.basename(path.rstrip(b"/")))
 
 
-def telling(labels: Collection[str]) -> set[str]:
-    """Those names of folders that can be captions: not `train` beside `test`, nor `images`."""
-    lower = {one.lower() for one in labels}
-    told = {one for one in labels if not _GENERIC.fullmatch(one.lower())}
+def caption_labels(labels: Collection[str]) -> set[str]:
+    """The folder names that can be captions: not `train` beside `test`, nor `images`."""
+    lower = {label.lower() for label in labels}
+    captions = {label for label in labels if not _GENERIC.fullmatch(label.lower())}
     splits = lower & _SPLITS
-    if len(splits) > 1 or lower == splits or len(told) < len(labels):
-        told = {one for one in told if one.lower() not in _SPLITS}
-    return told
+    if len(splits) > 1 or lower == splits or len(captions) < len(labels):
+        captions = {label for label in captions if label.lower() not in _SPLITS}
+    return captions
 
 
 def has_classes(listing: Listing) -> bool:
-    """Whether pictures are in several folders whose names can be captions."""
+    """Whether images are in several folders whose names can be captions."""
     labels = {
         label(path)
         for path, names in listing.folders
         if path and any(kind(os.fsdecode(name)) == "picture" for name in names)
     }
-    return len(telling(labels)) > 1
+    return len(caption_labels(labels)) > 1
 
 
-def captioning_table(listing: Listing, pictures: Iterable[list[bytes]]) -> str:
-    """A file of a folder that says several words about each of its pictures; '' for none.
+def captioning_table(listing: Listing, images: Iterable[list[bytes]]) -> str:
+    """A file of a folder that has several words about each image; empty for none.
 
-    pictures: the names of the files, by folder.
+    images: the names of the image files, by folder.
     """
     tables = [path for path in listing.files() if path.lower().endswith((*_TEXTUAL, ".parquet"))]
     if not tables:
         return ""
-    names = {os.fsdecode(name) for some in pictures for name in some}
-    for path in sorted(tables, key=lambda path: (path.count("/"), path))[:_TABLES_READ]:
-        if path.lower().endswith(".parquet") or _says_much(_head(listing, path), names):
+    names = {os.fsdecode(name) for folder in images for name in folder}
+    for path in sorted(tables, key=lambda path: (path.count("/"), path))[:_MAX_TABLES]:
+        if path.lower().endswith(".parquet") or _has_captions(_head(listing, path), names):
             return os.path.join(listing.root, path)
     return ""
 
 
 def _head(listing: Listing, path: str) -> str:
-    whole = os.path.join(listing.root, path)
     try:
-        with remote.open_file(whole) as file:
+        with remote.open_file(os.path.join(listing.root, path)) as file:
             return file.read(_HEAD).decode(errors="replace")
     except OSError:
         return ""
 
 
-def _says_much(text: str, names: Collection[str]) -> bool:
-    if not any(name in names for name in _PICTURE.findall(text)):
+def _has_captions(text: str, names: Collection[str]) -> bool:
+    if not any(name in names for name in _IMAGE_NAME.findall(text)):
         return False
-    plain, count = _PICTURE.subn(" ", re.sub(r"\S*[/\\]", "", _KEY.sub(" ", text)))
-    return len(_WORD.findall(plain)) >= _WORDS * count
+    plain, count = _IMAGE_NAME.subn(" ", re.sub(r"\S*[/\\]", "", _KEY.sub(" ", text)))
+    return len(_WORD.findall(plain)) >= _MIN_WORDS * count
 
 
 def hint(listing: Listing) -> str:
-    """What else a folder holds that could be meant, as the end of an error; '' for nothing."""
+    """What else in a folder could be meant, as the end of an error; empty for nothing."""
     folders = dict[int, Counter[str]]()
     for path in listing.files():
         folder, name = os.path.split(path)
@@ -109,10 +108,10 @@ def hint(listing: Listing) -> str:
     return f"; it holds {count:,} {end} files: {how}"
 
 
-def of_files(root: str, paths: Iterable[bytes]) -> Iterator[bytes]:
-    """Paths below a folder as they are, then the files' sizes unless there are very many."""
+def file_layout(root: str, paths: Iterable[bytes]) -> Iterator[bytes]:
+    """Paths below a folder, then the sizes of the files unless they are very many."""
     paths = list(paths)
     yield b"\0".join(paths)
-    if len(paths) <= _MOST_SIZES:
+    if len(paths) <= _MAX_SIZES:
         states = remote.states([os.path.join(root, os.fsdecode(path)) for path in paths])
-        yield repr([one.size for one in states]).encode()
+        yield repr([state.size for state in states]).encode()

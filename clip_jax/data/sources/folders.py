@@ -1,8 +1,8 @@
-"""Pictures in a folder, with captions beside them or in folders named by what they show.
+"""Images in a folder, with text files beside them or in folders named after what they show.
 
-`cats/1.jpg` is described by `cats/1.json` and `cats/1.txt`; `matching` says which files belong
-together, as in a tar. Where no picture of the whole folder has such a file, the name of its own
-folder says it: `golden_retriever/1.jpg` shows a golden retriever.
+`cats/1.json` and `cats/1.txt` describe `cats/1.jpg`; `matching` decides which files belong
+together, as in a tar. If no image of the whole folder has a text file, the name of an image's
+folder is its caption: `golden_retriever/1.jpg` shows a golden retriever.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from clip_jax.errors import UserError
 from clip_jax.io import remote
 from clip_jax.io.paths import resolve, suffix
 
-_FEW = 0.5  # share of pictures with a text, below which a line explains the others
-_NAMED = 5  # folders in an error
+_FEW = 0.5  # share of images with a text, below which a note explains the others
+_MAX_NAMED = 5  # folders in an error
 _FILES = (".tar", *RECORDS, *TABLES, *CAPTIONS)  # endings of names that are no folders'
 
 
-class _Described(NamedTuple):
-    """A picture and the texts beside it, by their paths from the root; no texts: its folder's."""
+class _Example(NamedTuple):
+    """An image and its text files, by their paths from the root; no texts: the folder's name."""
 
-    picture: bytes
+    image: bytes
     texts: tuple[bytes, ...] = ()
 
 
 class FolderSource:
     """The pairs of a folder; `source[i]` reads the i-th, in the order of their paths.
 
-    The folder may be far away, where its protocol lists files.
+    The folder can be remote if its protocol lists files.
 
     Args:
       folder: its path.
-      image: which pictures of an example are used, see `matching.match`; empty: the plain one.
-      listing: of the folder, where it is known.
-      classes: whether any name of a folder is a class, such as in a test set.
+      image: which images of an example are used, see `matching.match`; empty: the plain one.
+      listing: of the folder, if it is known.
+      classes: whether every folder name is a class, as in a test set.
 
     Raises:
-      UserError: the folder cannot be read, or nothing in it is described.
+      UserError: the folder cannot be read, or no image in it has a text.
     """
 
     def __init__(
@@ -64,17 +64,21 @@ class FolderSource:
         self.folder, self._image = folder, image
         listing = listing or walk(folder)
         if listing.states:
-            self.fingerprint = self._marked(
+            self.fingerprint = self._with_rules(
                 remote.identity([folder, *listing.states], [*listing.states.values()])
             )
         tally = Tally()
         tally.merge(listing.tally.report(0), "")
-        found = sorted(self._beside(listing, tally) or self._classes(listing, tally, classes))
-        self._paths = Packed(one.picture for one in found)
-        texts = [text for one in found for text in one.texts]
+        examples = sorted(
+            self._with_texts(listing, tally) or self._classes(listing, tally, classes)
+        )
+        self._paths = Packed(example.image for example in examples)
+        texts = [text for example in examples for text in example.texts]
         self._texts = Packed(texts)
-        self._last_text = np.cumsum([0, *(len(one.texts) for one in found)])
-        self._report = tally.report(len(found) + len({*texts}), notes=self._notes(tally, found))
+        self._last_text = np.cumsum([0, *(len(example.texts) for example in examples)])
+        self._report = tally.report(
+            len(examples) + len({*texts}), notes=self._notes(tally, examples)
+        )
 
     @staticmethod
     def matches(spec: str) -> bool:
@@ -108,72 +112,72 @@ class FolderSource:
                     return source
             raise error
 
-    def _beside(self, listing: Listing, tally: Tally) -> list[_Described]:
-        """Pictures with texts beside them; counts all others where there is one."""
-        found, others = list[_Described](), Tally()
+    def _with_texts(self, listing: Listing, tally: Tally) -> list[_Example]:
+        """Images with text files beside them; counts all other files if there is any."""
+        examples, others = list[_Example](), Tally()
         for path, names in listing.folders:
             decoded = [os.fsdecode(name) for name in names]
-            examples, left_out = matching.match(decoded, self._image)
-            for picture, texts in examples:
-                found.append(
-                    _Described(path + names[picture], tuple(path + names[i] for i in texts))
+            matches, left_out = matching.match(decoded, self._image)
+            for image, texts in matches:
+                examples.append(
+                    _Example(path + names[image], tuple(path + names[i] for i in texts))
                 )
             for i, reason in left_out.items():
                 others.add(reason, os.fsdecode(path) + decoded[i])
-        if found:
+        if examples:
             tally.merge(others.report(0), "")
-        return found
+        return examples
 
-    def _classes(self, listing: Listing, tally: Tally, any_name: bool) -> list[_Described]:
-        """Pictures in folders that are named by what they show.
+    def _classes(self, listing: Listing, tally: Tally, any_name: bool) -> list[_Example]:
+        """Images in folders that are named after what they show.
 
         Raises:
-          UserError: there are none, or the names say nothing.
+          UserError: there are none, or the names are no captions.
         """
-        pictures = dict[bytes, list[bytes]]()  # by the path of their folder
+        images = dict[bytes, list[bytes]]()  # by the path of their folder
         for path, names in listing.folders:
             decoded = [os.fsdecode(name) for name in names]
-            chosen, left_out = matching.alone(decoded, self._image)
+            chosen, left_out = matching.match_without_texts(decoded, self._image)
             if chosen:
-                pictures[path] = [names[i] for i in chosen]
+                images[path] = [names[i] for i in chosen]
             for i, reason in left_out.items():
                 tally.add(reason, os.fsdecode(path) + decoded[i])
-        if not pictures:
-            raise UserError(self._without_pictures(listing))
-        labels = {folder_layouts.label(path) for path in pictures if path}
-        told = labels if any_name else folder_layouts.telling(labels)
-        if not told or not any_name:
-            self._check_captions(listing, pictures, labels, told)
-        found = []
-        for path, names in pictures.items():
-            if path and folder_layouts.label(path) in told:
-                found += [_Described(path + name) for name in names]
+        if not images:
+            raise UserError(self._no_image(listing))
+        labels = {folder_layouts.label(path) for path in images if path}
+        captions = labels if any_name else folder_layouts.caption_labels(labels)
+        if not captions or not any_name:
+            self._check_captions(listing, images, labels, captions)
+        examples = []
+        for path, names in images.items():
+            if path and folder_layouts.label(path) in captions:
+                examples += [_Example(path + name) for name in names]
             else:
                 tally.add("no_text", os.fsdecode(path + names[0]), len(names))
-        return found
+        return examples
 
     def _check_captions(
         self,
         listing: Listing,
-        pictures: dict[bytes, list[bytes]],
+        images: dict[bytes, list[bytes]],
         labels: set[str],
-        told: set[str],
+        captions: set[str],
     ) -> None:
-        """Whether names of folders are the captions that are meant.
+        """Checks that folder names are meant to be captions.
 
         Raises:
-          UserError: a table holds others, or fewer than two names are captions.
+          UserError: a table has other captions, or fewer than two folder names are captions.
         """
-        if table := folder_layouts.captioning_table(listing, pictures.values()):
+        if table := folder_layouts.captioning_table(listing, images.values()):
             raise UserError(
                 f"{self.folder} holds pictures without texts beside them, and {quoted(table)}, "
                 "which says something about pictures: give that table as the data if its captions "
                 "are meant, or move it out of the folder if the names of folders are"
             )
-        if len(told) < 2:
-            named = ", ".join(quoted(label) for label in sorted(labels)[:_NAMED])
+        if len(captions) < 2:
+            named = ", ".join(quoted(label) for label in sorted(labels)[:_MAX_NAMED])
             why = f": the names of their folders ({named}) are no captions" if labels else ""
-            if len(labels) == len(told) == 1:
+            if len(labels) == len(captions) == 1:
                 why = f": all are in folders called {named}, and one name for all is no caption"
             raise UserError(
                 f"{self.folder} holds pictures of which nothing is said{why}: put 1.txt or 1.json "
@@ -181,23 +185,23 @@ class FolderSource:
                 f"into folders named by what they show{folder_layouts.hint(listing)}"
             )
 
-    def _without_pictures(self, listing: Listing) -> str:
+    def _no_image(self, listing: Listing) -> str:
         chosen = f" that is chosen by config.data.image={self._image!r}" if self._image else ""
         expected = f": expected files such as cats/1.jpg ({', '.join(IMAGES)})"
         return f"{self.folder} holds no picture{chosen}{folder_layouts.hint(listing) or expected}"
 
-    def _notes(self, tally: Tally, found: list[_Described]) -> tuple[str, ...]:
-        alone = tally.left_out().get("no_text")
-        if not alone or not found[0].texts or len(found) >= _FEW * (len(found) + alone.count):
+    def _notes(self, tally: Tally, examples: list[_Example]) -> tuple[str, ...]:
+        without, used = tally.left_out().get("no_text"), len(examples)
+        if not without or not examples[0].texts or used >= _FEW * (used + without.count):
             return ()
         return (
-            f"{self.folder}: only {len(found):,} of {len(found) + alone.count:,} pictures have a "
+            f"{self.folder}: only {used:,} of {used + without.count:,} pictures have a "
             "text beside them; the names of folders are captions only where none has",
         )
 
     @property
     def has_texts(self) -> bool:
-        """Whether texts beside the pictures describe them, not the names of their folders."""
+        """Whether text files describe the images, and not the names of their folders."""
         return len(self._texts) > 0
 
     def __len__(self) -> int:
@@ -215,18 +219,20 @@ class FolderSource:
         return Pair(read_bytes(name, MAX_MEMBER), *self.text(i))
 
     def name(self, i: int) -> str:
-        """The path of the i-th picture."""
-        return self._whole(self._paths[i])
+        """The path of the i-th image."""
+        return self._full_path(self._paths[i])
 
     def text(self, i: int) -> tuple[dict[str, Any], str]:
-        """What is said of the i-th picture, and its name: the picture is not read."""
+        """The text fields of the i-th pair and its name; the image is not read."""
         name = self.name(i)
-        texts = [self._whole(text) for text in self._texts_of(i)]
+        texts = [self._full_path(text) for text in self._texts_of(i)]
         if not texts:
             label = PurePath(name).parent.name
             return {"caption": label.replace("_", " "), "label": label}, name
-        read = [(read_bytes(text, MAX_TEXT), os.path.splitext(text)[1].lower()) for text in texts]
-        return parse_texts(read, texts[0]), name
+        contents = [
+            (read_bytes(text, MAX_TEXT), os.path.splitext(text)[1].lower()) for text in texts
+        ]
+        return parse_texts(contents, texts[0]), name
 
     def _texts_of(self, i: int) -> Iterator[bytes]:
         for number in range(self._last_text[i], self._last_text[i + 1]):
@@ -234,19 +240,19 @@ class FolderSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What changes when one of the files does: all are looked at, the first time."""
+        """Changes when one of the files does; the first use asks for the state of all files."""
         paths = []
         for i in range(len(self)):
             paths += [self._paths[i], *self._texts_of(i)]
-        names = [self._whole(path) for path in paths]
-        return self._marked(remote.identity(names, remote.states(names)))
+        names = [self._full_path(path) for path in paths]
+        return self._with_rules(remote.identity(names, remote.states(names)))
 
     def layout(self) -> Iterator[bytes]:
-        """The paths below the folder, and the sizes of files unless they are very many."""
-        yield from folder_layouts.of_files(self.folder, [*self._paths, *self._texts])
+        """The paths below the folder, and the sizes of the files unless they are very many."""
+        yield from folder_layouts.file_layout(self.folder, [*self._paths, *self._texts])
 
-    def _marked(self, identity: str) -> str:
+    def _with_rules(self, identity: str) -> str:
         return " ".join(filter(None, (identity, str(matching.RULES), self._image)))
 
-    def _whole(self, path: bytes) -> str:
+    def _full_path(self, path: bytes) -> str:
         return os.path.join(self.folder, os.fsdecode(path))

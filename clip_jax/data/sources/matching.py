@@ -1,19 +1,20 @@
-"""Which pictures and texts of one folder belong together, by their names alone.
+"""Which image and text files of a folder form an example, by their names alone.
 
 Folders and tars share these rules:
 
-- A picture belongs to the texts of its own stem: `photo.v1.5.jpg` to `photo.v1.5.txt`. Where there
-  is none, to those of its whole name (`photo.v1.5.jpg.txt`), or else of the longest part of its
-  stem that ends before a dot: `photo.v1.5.large.jpg` and `photo.v1.5.jpg` share `photo.v1.5.txt`.
+- An image belongs to the texts of its own stem: `photo.v1.5.jpg` to `photo.v1.5.txt`. If there are
+  none, to those of its full name (`photo.v1.5.jpg.txt`), otherwise to those of the longest part of
+  its stem that ends before a dot: `photo.v1.5.large.jpg` and `photo.v1.5.jpg` share
+  `photo.v1.5.txt`.
 - All texts of that stem describe it together: `1.txt`, `1.json`, `1.cls`, `1.npy`.
-- Texts of a stem that has a picture of its own describe that picture alone: `0.seg.png` beside
-  `0.png` and `0.txt` is left out. Without one, every picture is a pair, except what is a mask by
-  its name. `config.data.image` chooses pictures by what follows the stem.
-- Of one stem in several formats the first of `pairs.IMAGES` is the picture.
-- A name that comes again, as in a tar, begins another example: its second picture belongs to the
+- If a stem has an image of its own, its texts describe that image only: `0.seg.png` beside `0.png`
+  and `0.txt` is left out. Otherwise every image is a pair, except masks, which are told by their
+  names. `config.data.image` chooses images by what follows the stem.
+- Of one stem in several formats, the first of `example.IMAGES` is used.
+- A name that occurs again, as in a tar, begins another example: its second image belongs to its
   second text.
-- Endings may be in upper case. Names whose accents are encoded differently (Unicode's normal forms)
-  are alike where no other text fits.
+- Endings can be in upper case. Names whose accents are encoded differently (Unicode's normal
+  forms) match if no other text does.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import NamedTuple
 
 from clip_jax.data.example import IMAGES, TEXTS
 
-RULES = 2  # their version: part of the fingerprints of what they paired
-# What follows the stem of a picture that shows something about another picture.
+RULES = 2  # their version, a part of fingerprints
+# What follows the stem of an image that is derived from another image.
 MASKS = frozenset(
     (
         *("alpha", "canny", "depth", "disparity", "edge", "edges", "flow", "instance", "instances"),
@@ -39,13 +40,15 @@ _TEXTS = {end: kind for kind, end in enumerate(TEXTS)}
 
 
 class Example(NamedTuple):
-    """A picture and its texts, in the order of `pairs.TEXTS`, as numbers of names."""
+    """An image and its texts, in the order of `example.TEXTS`, as indices of names."""
 
-    picture: int
+    image: int
     texts: tuple[int, ...]
 
 
 class _File(NamedTuple):
+    """A file: the index of its name, the name, its stem, and the rank of its ending."""
+
     number: int
     name: str
     stem: str
@@ -53,30 +56,30 @@ class _File(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Files of one folder whose names agree up to the first dot, and whose names differ."""
+    """Files of one folder with different names that agree up to the first dot."""
 
-    pictures: list[_File]
+    images: list[_File]
     texts: list[_File]
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a part of a relative path begins with a dot; `.` and `..` do not count."""
+    """Whether a part of a relative path begins with a dot, except `.` and `..`."""
     return any(part[:1] == "." and part not in (".", "..") for part in path.split("/"))
 
 
 def is_mask(stem: str) -> bool:
-    """Whether a stem says that the picture shows something about another: `0.seg`."""
+    """Whether a stem is that of a mask or another derived image: `0.seg`."""
     return stem.rpartition(".")[2].lower() in MASKS and "." in stem
 
 
 def short_key(name: str) -> str:
-    """What the names of files that may belong together agree in."""
+    """The part in which the names of files that may belong together agree."""
     key = name.split(".", 1)[0]
     return key if key.isascii() else unicodedata.normalize("NFC", key)
 
 
 def kind(name: str) -> str:
-    """`picture`, `text`, or nothing, by a name's ending."""
+    """`picture`, `text` or empty, by the ending of a name."""
     end = _ending(name)
     return "picture" if end in _PICTURES else "text" if end in _TEXTS else ""
 
@@ -87,15 +90,16 @@ def _ending(name: str) -> str:
 
 
 def match(names: Sequence[str], image: str = "") -> tuple[list[Example], dict[int, str]]:
-    """The examples among the names of files, and why each other name is left out.
+    """Matches images with texts.
 
     Args:
-      names: of files in one folder, without it; equal names are different files.
-      image: the pictures to use, by what follows the stem of their text, such as `seg.png`, `seg`
-        or `png`; several are separated by `;`. Empty: see above.
+      names: of the files in one folder, without the folder; equal names are different files.
+      image: the images to use, by what follows the stem of their text, such as `seg.png`, `seg` or
+        `png`; several are separated by `;`. Empty: see the rules above.
 
     Returns:
-      Examples in the order of their pictures, and one of `opening.REASONS` by a name's number.
+      The examples in the order of their images; and, by the index of every other name, one of
+      `opening.REASONS`.
     """
     examples: list[Example] = []
     left_out: dict[int, str] = {}
@@ -114,10 +118,13 @@ def match(names: Sequence[str], image: str = "") -> tuple[list[Example], dict[in
     return sorted(examples), left_out
 
 
-def alone(names: Sequence[str], image: str = "") -> tuple[list[int], dict[int, str]]:
-    """The pictures of a folder in which no text is: all but masks, or those that are chosen.
+def match_without_texts(names: Sequence[str], image: str = "") -> tuple[list[int], dict[int, str]]:
+    """Chooses the images of a folder without texts: all but masks, or those that `image` chooses.
 
-    Args and the second of the results are as in `match`; the first is the numbers of the pictures.
+    The arguments are those of `match`.
+
+    Returns:
+      The indices of the images; and, by the index of every other name, a reason.
     """
     wanted, chosen = _wanted(image), list[int]()
     left_out = {
@@ -133,7 +140,7 @@ def alone(names: Sequence[str], image: str = "") -> tuple[list[int], dict[int, s
     for i in pictures:
         stem, _, end = names[i].rpartition(".")
         outer, _, last = stem.rpartition(".")
-        plain = _longest(outer, stems)
+        plain = _longest_part(outer, stems)
         extra = stem[len(plain) + 1 :] if plain else last if is_mask(stem) else ""
         if _is_wanted(extra, end, wanted) if wanted else not (plain and is_mask(stem)):
             chosen.append(i)
@@ -144,17 +151,17 @@ def alone(names: Sequence[str], image: str = "") -> tuple[list[int], dict[int, s
 
 
 def _is_wanted(extra: str, end: str, wanted: Sequence[str]) -> bool:
-    """Whether a picture is chosen by what stands between its stem and its ending."""
+    """Whether an image is chosen by what is between its stem and its ending."""
     before, after = extra.lower(), end.lower()
     return (f"{before}.{after}" if before else after) in wanted or before in wanted
 
 
 def _wanted(image: str) -> tuple[str, ...]:
-    return tuple(one.strip().lstrip(".").lower() for one in image.split(";") if one.strip())
+    return tuple(part.strip().lstrip(".").lower() for part in image.split(";") if part.strip())
 
 
 def _occurrences(names: Sequence[str], numbers: Sequence[int]) -> Iterator[_Group]:
-    """The first files of each name, then the second, and so on."""
+    """Groups of the first files of each name, of the second, and so on."""
     groups: list[_Group] = []
     counts: Counter[str] = Counter()
     for number in numbers:
@@ -166,27 +173,27 @@ def _occurrences(names: Sequence[str], numbers: Sequence[int]) -> Iterator[_Grou
         rank = _PICTURES.get(end, -1)
         is_text = rank < 0
         file = _File(number, name, name[: -len(end)], _TEXTS[end] if is_text else rank)
-        (groups[again].texts if is_text else groups[again].pictures).append(file)
+        (groups[again].texts if is_text else groups[again].images).append(file)
     return iter(groups)
 
 
 def _examples(
     group: _Group, wanted: Sequence[str], left_out: dict[int, str], again: bool
 ) -> Iterator[Example]:
-    """The examples of a group; notes why each other of its files is left out."""
+    """The examples of a group; adds the reason why each other file is left out."""
     taken = set[tuple[str, int]]()
     for normal in (str, _normalized):
-        pictures, texts = group
+        images, texts = group
         by_stem: dict[str, dict[int, _File]] = {}
         for file in sorted(texts, key=lambda file: file.name):
             by_stem.setdefault(normal(file.stem), {}).setdefault(file.rank, file)
-        of_text: dict[str, list[_File]] = {}
-        for file in pictures:
-            stem = _own(normal(file.stem), normal(file.name), by_stem)
+        images_of: dict[str, list[_File]] = {}
+        for file in images:
+            stem = _text_stem(normal(file.stem), normal(file.name), by_stem)
             if stem is not None:
-                of_text.setdefault(stem, []).append(file)
+                images_of.setdefault(stem, []).append(file)
         used = set[int]()
-        for stem, candidates in of_text.items():
+        for stem, candidates in images_of.items():
             chosen = _chosen(stem, candidates, wanted, normal)
             described = tuple(by_stem[stem][rank].number for rank in sorted(by_stem[stem]))
             used.update(described if chosen else ())
@@ -198,9 +205,9 @@ def _examples(
                     left_out[file.number] = "extra_picture"
         taken |= {(_normalized(f.stem), f.rank) for f in texts if f.number in used}
         group = _Group(*([f for f in files if f.number not in used] for files in group))
-        if not (group.pictures and group.texts) or all(f.name.isascii() for f in group.texts):
+        if not (group.images and group.texts) or all(f.name.isascii() for f in group.texts):
             break
-    for file in group.pictures:
+    for file in group.images:
         left_out[file.number] = "repeated" if again else "no_text"
     for file in group.texts:
         twice = again or (_normalized(file.stem), file.rank) in taken  # 1.txt beside 1.TXT
@@ -211,14 +218,15 @@ def _normalized(stem: str) -> str:
     return unicodedata.normalize("NFC", stem)
 
 
-def _own(stem: str, name: str, among: Collection[str]) -> str | None:
-    """The stem of the texts of a picture: its own, its whole name, or the longest part of it."""
-    return name if stem not in among and name in among else _longest(stem, among)
+def _text_stem(stem: str, name: str, text_stems: Collection[str]) -> str | None:
+    """The stem of an image's texts: its own, its full name, or the longest part of its stem."""
+    use_name = stem not in text_stems and name in text_stems
+    return name if use_name else _longest_part(stem, text_stems)
 
 
-def _longest(stem: str, among: Iterable[str]) -> str | None:
-    """The longest part of a stem that ends before a dot and is `among` some; None for none."""
-    while stem not in among:
+def _longest_part(stem: str, stems: Iterable[str]) -> str | None:
+    """The longest part of a stem that ends before a dot and is one of `stems`; None for none."""
+    while stem not in stems:
         stem, dot, _ = stem.rpartition(".")
         if not dot:
             return None
@@ -228,7 +236,7 @@ def _longest(stem: str, among: Iterable[str]) -> str | None:
 def _chosen(
     stem: str, candidates: Sequence[_File], wanted: Sequence[str], normal: Callable[[str], str]
 ) -> set[_File]:
-    """The pictures that the texts of a stem describe."""
+    """The images that the texts of a stem describe."""
 
     def extra(file: _File) -> str:
         return normal(file.stem)[len(stem) + 1 :]

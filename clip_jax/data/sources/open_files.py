@@ -1,4 +1,4 @@
-"""Some of many files, held open."""
+"""A bounded number of open files."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Held(Generic[T]):
-    """What `open` makes of paths, held until `most` others were asked for since.
+class OpenFiles(Generic[T]):
+    """Opens files by their paths and keeps the `limit` most recently used ones open.
 
-    Safe under threads; pickled without what it holds.
+    Thread-safe. A pickle contains no open files.
     """
 
-    def __init__(self, open: Callable[[str], T], most: int) -> None:
-        self._open, self._most = open, most
-        self._held: dict[str, T] = {}  # the least recently used first
+    def __init__(self, open: Callable[[str], T], limit: int) -> None:
+        self._open, self._limit = open, limit
+        self._files: dict[str, T] = {}  # the least recently used first
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Held, (self._open, self._most)
+        return OpenFiles, (self._open, self._limit)
 
     def __getitem__(self, path: str) -> T:
         with self._lock:
-            found = self._held.pop(path, None) or self._open(path)
-            self._held[path] = found
-            if len(self._held) > self._most:
-                del self._held[next(iter(self._held))]
-            return found
+            file = self._files.pop(path, None) or self._open(path)
+            self._files[path] = file
+            if len(self._files) > self._limit:
+                del self._files[next(iter(self._files))]
+            return file

@@ -1,4 +1,4 @@
-"""Many short byte strings in little memory: lists of millions of them take gigabytes."""
+"""Many short byte strings in little memory; a list of millions of them takes gigabytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Packed:
-    """A sequence of byte strings, kept one after the other in one of them."""
+    """A sequence of byte strings, stored as one."""
 
     def __init__(self, parts: Iterable[bytes]) -> None:
         parts = list(parts)

@@ -12,28 +12,26 @@ import numpy as np
 from clip_jax.data.example import MAX_MEMBER, Pair, PairError
 from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.sources.endings import RECORDS
-from clip_jax.data.sources.open_files import Held
+from clip_jax.data.sources.open_files import OpenFiles
 from clip_jax.data.sources.protocol import SourceOptions
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 from clip_jax.io.paths import expand, resolve, suffix
 
 MAX_OPEN = 256  # files
-_PICTURES = (
-    "image",
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-)  # features that hold them, the first that is there
-_TRIED = 10  # records, one of which must have a picture
-_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # of records read one by one
+# names of features that hold the image; the first that exists is taken
+_IMAGE_FEATURES = ("image", "jpg", "jpeg", "png", "webp")
+_CHECKED = 10  # records, one of which must have an image
+_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for single records
 _BUFFER = 32 << 10  # bytes
 
 
 @functools.cache
 def _example() -> Any:
-    """The message `tf.train.Example`: features by name, each a list of bytes or of numbers."""
+    """The message class `tf.train.Example`: features by name, lists of bytes or of numbers.
+
+    Built at run time, because a module that protoc generates is tied to a version of protobuf.
+    """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     field = descriptor_pb2.FieldDescriptorProto
@@ -42,12 +40,12 @@ def _example() -> Any:
     )
 
     def message(name: str, **fields: tuple[bool, int | str]) -> None:
-        """Fields in the order of their numbers: whether there are many, and a type or message."""
-        made = file.message_type.add(name=name)
-        for number, (title, (many, kind)) in enumerate(fields.items(), 1):
-            label = field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
-            of = {"type": kind} if isinstance(kind, int) else {"type_name": f".clip_jax.{kind}"}
-            made.field.add(name=title, number=number, label=label, **of)
+        """Adds a message; each field is (is repeated, type), in the order of their numbers."""
+        descriptor = file.message_type.add(name=name)
+        for number, (title, (is_repeated, kind)) in enumerate(fields.items(), 1):
+            label = field.LABEL_REPEATED if is_repeated else field.LABEL_OPTIONAL
+            type_ = {"type": kind} if isinstance(kind, int) else {"type_name": f".clip_jax.{kind}"}
+            descriptor.field.add(name=title, number=number, label=label, **type_)
 
     message("Bytes", value=(True, field.TYPE_BYTES))
     message("Floats", value=(True, field.TYPE_FLOAT))
@@ -65,7 +63,7 @@ def parse(record: bytes) -> dict[str, list[Any]]:
     """The features of a `tf.train.Example`: lists of bytes or numbers, by name.
 
     Raises:
-      ValueError: the record is none.
+      ValueError: the record is no such message.
     """
     from google.protobuf.message import DecodeError
 
@@ -73,12 +71,12 @@ def parse(record: bytes) -> dict[str, list[Any]]:
         example = _example().FromString(record)
     except DecodeError as error:
         raise ValueError(f"no tf.train.Example: {error}") from None
-    found: dict[str, list[Any]] = {}
+    features: dict[str, list[Any]] = {}
     for entry in example.features.entries:
         lists = (entry.value.bytes, entry.value.floats, entry.value.ints)
-        values = next((one.value for one in lists if one.value), ())
-        found[entry.key.decode(errors="replace")] = list(values)
-    return found
+        values = next((item.value for item in lists if item.value), ())
+        features[entry.key.decode(errors="replace")] = list(values)
+    return features
 
 
 def _reader(path: str) -> Any:
@@ -92,10 +90,10 @@ def _reader(path: str) -> Any:
 
 
 def _count(path: str) -> int:
-    """The records of a file.
+    """The number of records of a file.
 
     Raises:
-      UserError: it is no ArrayRecord file, or cut short.
+      UserError: it is no ArrayRecord file, or truncated.
     """
     reader = _reader(path)
     if count := reader.num_records():
@@ -108,15 +106,14 @@ def _count(path: str) -> int:
 class RecordSource:
     """The pairs of ArrayRecord files; `source[i]` reads the i-th record.
 
-    Features of text and numbers are the fields of a pair's text; one that has several values is a
-    list.
+    Features with text and numbers are the text fields of a pair; several values are a list.
 
     Args:
       pattern: files on this machine (braces and globs).
-      image: the feature of the pictures; empty: image, jpg, jpeg, png or webp.
+      image: the feature with the image; empty: image, jpg, jpeg, png or webp.
 
     Raises:
-      UserError: a file is missing or cannot be read, or the first records have no picture.
+      UserError: a file is missing or cannot be read, or the first records have no image.
     """
 
     def __init__(self, pattern: str, image: str = "") -> None:
@@ -129,11 +126,11 @@ class RecordSource:
         self.paths = expand(pattern)
         states = remote.states(self.paths)
         self.fingerprint = remote.identity(self.paths, states)
-        self._sizes = [one.size for one in states]
+        self._sizes = [state.size for state in states]
         self._starts = np.cumsum([0, *map(_count, self.paths)])
         if not len(self):
             raise UserError(f"{pattern} holds no records")
-        self._readers = Held(_reader, MAX_OPEN)
+        self._readers = OpenFiles(_reader, MAX_OPEN)
         self.image = image or self._image()
         self.fingerprint += f" {self.image}"
 
@@ -149,14 +146,14 @@ class RecordSource:
 
     def _image(self) -> str:
         features: dict[str, list[Any]] = {}
-        for i in range(min(len(self), _TRIED)):
+        for i in range(min(len(self), _CHECKED)):
             with contextlib.suppress(PairError, ValueError):
                 features = parse(self._record(i, self.pattern))
-            for name in _PICTURES:
+            for name in _IMAGE_FEATURES:
                 if any(isinstance(value, bytes) for value in features.get(name, ())):
                     return name
         raise UserError(
-            f"{self.pattern}: no feature is called {', '.join(_PICTURES)}: say which of "
+            f"{self.pattern}: no feature is called {', '.join(_IMAGE_FEATURES)}: say which of "
             f"{', '.join(sorted(features))[:200]} holds the pictures by config.data.image"
         )
 
@@ -168,7 +165,7 @@ class RecordSource:
         return int(self._starts[-1])
 
     def opening_report(self) -> OpeningReport:
-        """Every record is a pair: one that is broken is counted when it is drawn."""
+        """Every record is a pair. A damaged one is counted when it is drawn."""
         return all_used(len(self), "records")
 
     def __repr__(self) -> str:
@@ -192,17 +189,17 @@ class RecordSource:
             features = parse(self._record(i, name))
         except ValueError as error:
             raise PairError("unreadable", f"{name} is {error}") from None
-        pictures = features.pop(self.image, [])
-        if len(pictures) != 1 or not isinstance(pictures[0], bytes):
+        images = features.pop(self.image, [])
+        if len(images) != 1 or not isinstance(images[0], bytes):
             raise PairError("unreadable", f"{name} has no picture in {self.image!r}")
-        if len(pictures[0]) > MAX_MEMBER:
+        if len(images[0]) > MAX_MEMBER:
             raise PairError("unreadable", f"{name} is over {MAX_MEMBER >> 20} MiB")
         text = {key: _plain(values) for key, values in features.items()}
-        return Pair(pictures[0], {k: v for k, v in text.items() if v is not None}, name)
+        return Pair(images[0], {k: v for k, v in text.items() if v is not None}, name)
 
 
 def _plain(values: list[Any]) -> Any:
-    """The values of a feature as JSON has them; None where they are no text or number."""
+    """The values of a feature as JSON has them; None if they are bytes that are no text."""
     try:
         plain = [v.decode() if isinstance(v, bytes) else v for v in values]
     except UnicodeDecodeError:

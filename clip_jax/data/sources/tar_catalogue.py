@@ -1,6 +1,6 @@
-"""Where the pairs of a data set of tars stand: arrays in a folder, mapped into memory.
+"""The indices of many tars as one: arrays in a folder, mapped into memory.
 
-A set of a billion pairs opens as soon as one of ten, and its workers share the memory.
+So a data set of a billion pairs opens as quickly as one of ten, and its workers share the memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clip_jax.errors import UserError
 from clip_jax.io import remote
 
 _VERSION = 4
-_READERS = 8  # indices read at once
+_READERS = 8  # indices read at the same time
 _TYPES = {
     **{"starts": np.int64, "spans": np.int64, "texts": np.int64},
     **{"names": np.uint8, "ends": np.int64},
@@ -36,13 +36,14 @@ Tar = tuple[str, remote.State]
 
 
 class Catalogue(NamedTuple):
-    """The pairs of tars, one tar after the other.
+    """The pairs of several tars, one tar after the other.
 
-    starts: int64 [tars + 1]: the first pair of each tar, and how many there are.
-    spans: int64 [pairs, 4], as in `index.Index`; its texts are counted over all tars.
-    texts: int64 [texts, 3], as in `index.Index`.
-    names, ends: the pictures' names in UTF-8, uint8 [bytes], and where each ends, int64 [pairs].
-    flaws: of tars of which not all can be read: number → why.
+    starts: int64 [tars + 1]: the first pair of each tar, then the number of pairs.
+    spans: int64 [pairs, 4], as in `tar_index.Index`, with the texts of all tars counted together.
+    texts: int64 [texts, 3], as in `tar_index.Index`.
+    names, ends: the names of the images in UTF-8, uint8 [bytes], and where each ends, int64
+      [pairs].
+    flaws: why a tar cannot be read completely, by its number.
     report: the members of all tars that were seen, used and left out.
     """
 
@@ -55,87 +56,87 @@ class Catalogue(NamedTuple):
     report: OpeningReport
 
     def name(self, i: int) -> str:
-        """The name of the i-th picture."""
+        """The name of the i-th image."""
         return tar_index.name_at(self.names, self.ends, i)
 
 
 def _load(folder: Path, tars: int) -> Catalogue | None:
-    """What `_write` left in a folder; None where that is not all of it."""
+    """Maps what `_write` wrote to a folder; None if it is incomplete."""
     try:
-        found: dict[str, np.ndarray] = {
+        arrays: dict[str, np.ndarray] = {
             field: np.memmap(folder / field, dtype, mode="r") for field, dtype in _TYPES.items()
         }
         for field, width in _WIDTHS.items():
-            found[field] = found[field].reshape(-1, width)
+            arrays[field] = arrays[field].reshape(-1, width)
         report = OpeningReport.from_dict(json.loads((folder / _REPORT).read_bytes()))
         flaws = {int(tar): str(why) for tar, why in json.loads((folder / _FLAWS).read_bytes())}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    pairs = len(found["spans"])
-    good = (
-        len(found["starts"]) == tars + 1
-        and int(found["starts"][-1]) == pairs == len(found["ends"])
-        and int(found["ends"][-1]) == len(found["names"])
-        and int(found["spans"][-1, 3]) == len(found["texts"])
+    pairs = len(arrays["spans"])
+    is_complete = (
+        len(arrays["starts"]) == tars + 1
+        and int(arrays["starts"][-1]) == pairs == len(arrays["ends"])
+        and int(arrays["ends"][-1]) == len(arrays["names"])
+        and int(arrays["spans"][-1, 3]) == len(arrays["texts"])
     )
-    return Catalogue(**found, flaws=flaws, report=report) if good else None
+    return Catalogue(**arrays, flaws=flaws, report=report) if is_complete else None
 
 
 def _write(
     tars: Sequence[Tar], place: str, image: str, into: Mapping[str, IO[bytes]]
 ) -> tuple[dict[int, str], OpeningReport]:
-    """The arrays of a catalogue as plain bytes, one tar at a time; gives flaws and report.
+    """Writes the arrays of a catalogue, one tar at a time; returns flaws and report.
 
     Raises:
-      UserError: no tar holds a pair, or one cannot be read at all.
+      UserError: no tar holds a pair, or a file is no tar.
     """
     counts, flaws = dict.fromkeys(("pairs", "texts", "names", "used"), 0), dict[int, str]()
     tally = Tally()
     into["starts"].write(bytes(8))
     with ThreadPoolExecutor(_READERS) as pool:
-        indices = pool.map(lambda tar: tar_index.of(tar[0], place, tar[1], image), tars)
-        for i, found in enumerate(indices):
-            spans = found.spans + np.array([0, 0, 0, counts["texts"]])
+        indices = pool.map(lambda tar: tar_index.open_index(tar[0], place, tar[1], image), tars)
+        for i, index in enumerate(indices):
+            spans = index.spans + np.array([0, 0, 0, counts["texts"]])
             into["spans"].write(spans.tobytes())
-            into["texts"].write(found.texts.tobytes())
-            into["names"].write(found.names.tobytes())
-            into["ends"].write((found.ends + counts["names"]).tobytes())
+            into["texts"].write(index.texts.tobytes())
+            into["names"].write(index.names.tobytes())
+            into["ends"].write((index.ends + counts["names"]).tobytes())
             for count, more in (
-                *(("pairs", len(found.ends)), ("texts", len(found.texts))),
-                *(("names", len(found.names)), ("used", found.report.used)),
+                *(("pairs", len(index.ends)), ("texts", len(index.texts))),
+                *(("names", len(index.names)), ("used", index.report.used)),
             ):
                 counts[count] += more
             into["starts"].write(np.int64(counts["pairs"]).tobytes())
-            tally.merge(found.report, f"{remote.shown(tars[i][0])}:")
-            if found.flaw:
-                flaws[i] = found.flaw
+            tally.merge(index.report, f"{remote.shown(tars[i][0])}:")
+            if index.flaw:
+                flaws[i] = index.flaw
     if not counts["pairs"]:
-        raise UserError(_nothing(tars[0][0], flaws[0]))
+        raise UserError(_unusable(tars[0][0], flaws[0]))
     return flaws, tally.report(counts["used"], "members")
 
 
-def _nothing(path: str, flaw: str) -> str:
+def _unusable(path: str, flaw: str) -> str:
     return f"{remote.shown(path)} cannot be used: {flaw}"
 
 
-def _keep(tars: Sequence[Tar], place: str, image: str, folder: Path) -> None:
-    """Makes the folder of a catalogue, whole or not at all."""
+def _write_folder(tars: Sequence[Tar], place: str, image: str, folder: Path) -> None:
+    """Writes the folder of a catalogue, completely or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
     try:
         with contextlib.ExitStack() as stack:
-            into = {f: stack.enter_context(open(made / f, "wb")) for f in _TYPES}
+            into = {f: stack.enter_context(open(temporary / f, "wb")) for f in _TYPES}
             flaws, report = _write(tars, place, image, into)
-        (made / _REPORT).write_text(json.dumps(report.to_dict()))
-        (made / _FLAWS).write_text(json.dumps(list(flaws.items())))
+        (temporary / _REPORT).write_text(json.dumps(report.to_dict()))
+        (temporary / _FLAWS).write_text(json.dumps(list(flaws.items())))
         shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would have been used
-        made.replace(folder)
+        temporary.replace(folder)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _held(tars: Sequence[Tar], place: str, image: str) -> Catalogue:
-    """A catalogue in this process's own memory."""
+def _in_memory(tars: Sequence[Tar], place: str, image: str) -> Catalogue:
+    """A catalogue in the memory of this process."""
     into = {field: io.BytesIO() for field in _TYPES}
     flaws, report = _write(tars, place, image, into)
     arrays = {f: np.frombuffer(into[f].getbuffer(), dtype) for f, dtype in _TYPES.items()}
@@ -143,80 +144,88 @@ def _held(tars: Sequence[Tar], place: str, image: str) -> Catalogue:
     return Catalogue(**arrays, flaws=flaws, report=report)
 
 
-def of(
+def open_catalogue(
     paths: Sequence[str], states: Sequence[remote.State], place: str = "", image: str = ""
 ) -> Catalogue:
-    """The catalogue of tars, kept until one of their states changes.
+    """The catalogue of tars, cached until the state of one of them changes.
 
-    It lies where their indices do (`place`, see `index.of`), but always on this machine. `image`
-    says which pictures are used, see `matching.match`.
+    Args:
+      paths: of the tars.
+      states: of the tars.
+      place: where their indices are, see `tar_index.open_index`. The catalogue is in the same
+        folder if that is on this machine, else in the user's cache folder.
+      image: which images are used, see `matching.match`.
 
     Raises:
-      UserError: a tar cannot be read, or none holds a pair.
+      UserError: a file is no tar, or no tar holds a pair.
     """
     name = remote.identity(paths, states)
     tars = list(zip(paths, states, strict=True))
     local = "" if remote.is_remote(place) else place
-    folder = Path(tar_index.home(local)) / f"{name}{tar_index.chosen(image)}-{_VERSION}"
-    if kept := _load(folder, len(paths)):
-        return kept
+    folder = (
+        Path(tar_index.index_folder(local)) / f"{name}{tar_index.image_suffix(image)}-{_VERSION}"
+    )
+    if catalogue := _load(folder, len(paths)):
+        return catalogue
     if place:
-        _with_others(tars, place, image)
-    # one that cannot be kept only costs the next start some time
+        _share_indexing(tars, place, image)
+    # a catalogue that cannot be written only costs the next start some time
     with contextlib.suppress(OSError):
-        _keep(tars, place, image, folder)
-    return _load(folder, len(paths)) or _held(tars, place, image)
+        _write_folder(tars, place, image, folder)
+    return _load(folder, len(paths)) or _in_memory(tars, place, image)
 
 
-def _with_others(tars: Sequence[Tar], place: str, image: str) -> None:
-    """Has an index of each tar made where many hosts keep them.
+def _share_indexing(tars: Sequence[Tar], place: str, image: str) -> None:
+    """Indexes the tars together with the other hosts that use the same place.
 
-    Each goes through the tars in an order of its own and finds what the others have made.
+    Each host goes through the tars in a random order and finds the indices that others have made.
     """
     order = random.Random().sample(range(len(tars)), len(tars))
     with ThreadPoolExecutor(_READERS) as pool:
-        for _ in pool.map(lambda i: tar_index.of(tars[i][0], place, tars[i][1], image).end, order):
+        for _ in pool.map(
+            lambda i: tar_index.open_index(tars[i][0], place, tars[i][1], image).end, order
+        ):
             pass
 
 
-def check(found: Catalogue, paths: Sequence[str], max_bad_fraction: float) -> list[str]:
-    """Lines about the tars that are damaged.
+def check(catalogue: Catalogue, paths: Sequence[str], max_bad_fraction: float) -> list[str]:
+    """Lines about damaged tars.
 
     Raises:
-      UserError: of more than that fraction of them nothing can be used.
+      UserError: more than that fraction of the tars holds no pair that can be used.
     """
-    empty = [int(i) for i in np.flatnonzero(np.diff(found.starts) == 0)]
+    empty = [int(i) for i in np.flatnonzero(np.diff(catalogue.starts) == 0)]
     if len(empty) > max_bad_fraction * len(paths):
-        line = _nothing(paths[empty[0]], found.flaws.get(empty[0], ""))
+        line = _unusable(paths[empty[0]], catalogue.flaws.get(empty[0], ""))
         if len(paths) > 1:
             line += (
                 f"; {len(empty):,} of {len(paths):,} tars are so, more than "
                 f"config.data.max_bad_fraction={max_bad_fraction:g}"
             )
         raise UserError(line)
-    cut = sorted(set(found.flaws) - set(empty))
+    cut = sorted(set(catalogue.flaws) - set(empty))
     return [
         f"{len(tars):,} of {len(paths):,} tars {what}, such as {remote.shown(paths[tars[0]])}: "
-        f"{found.flaws.get(tars[0], '')}"
+        f"{catalogue.flaws.get(tars[0], '')}"
         for tars, what in ((empty, "are left out"), (cut, "are used only up to a damage"))
         if tars
     ]
 
 
-def shared(found: Catalogue) -> Any:
-    """What a worker process is given in place of a catalogue: its folder, where it has one."""
-    name = getattr(found.spans, "filename", None)
-    return found if name is None else (Path(name).parent, len(found.starts) - 1)
+def to_pickle(catalogue: Catalogue) -> Any:
+    """What a worker process receives in place of a catalogue: its folder, if it has one."""
+    name = getattr(catalogue.spans, "filename", None)
+    return catalogue if name is None else (Path(name).parent, len(catalogue.starts) - 1)
 
 
-def received(given: Any) -> Catalogue:
-    """The catalogue that `shared` gave away.
+def from_pickle(value: Any) -> Catalogue:
+    """The catalogue that `to_pickle` stands for.
 
     Raises:
-      UserError: it is not in its folder any more.
+      UserError: its folder was removed.
     """
-    if isinstance(given, Catalogue):
-        return given
-    if found := _load(*given):
-        return found
-    raise UserError(f"{given[0]} was removed while it was in use: start again")
+    if isinstance(value, Catalogue):
+        return value
+    if catalogue := _load(*value):
+        return catalogue
+    raise UserError(f"{value[0]} was removed while it was in use: start again")

@@ -1,7 +1,7 @@
-"""The members of a tar, by its headers alone: quick, in little memory, whatever a stranger wrote.
+"""Lists the members of an untrusted tar from its headers, quickly and in little memory.
 
-The standard library's reader keeps all members in memory, reads a header of any length that the
-file claims, and goes back and forth where a size is negative.
+The standard library's reader keeps all members in memory, reads headers of any length that the
+file claims, and loops if a size is negative.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 from clip_jax.data.example import MAX_MEMBER
 
 BLOCK = 512
-MAX_HEADER = 1 << 20  # bytes of a long name or of what PAX says of a member
+MAX_HEADER = 1 << 20  # bytes of a long name or of PAX records
 MAX_NAME = 4096  # bytes
 # Why a member cannot be read, by `Member.fault`.
 FAULTS = (
@@ -32,11 +32,11 @@ _FOLDER = b"5"
 
 
 class DamageError(ValueError):
-    """A place in a tar from where nothing more can be read."""
+    """A tar cannot be read beyond this place."""
 
 
 class Member(NamedTuple):
-    """A member: where its content starts, how long it is, and which of `FAULTS` it has."""
+    """A member: its name, the offset and size of its content, and its index in `FAULTS`."""
 
     name: str
     at: int
@@ -45,10 +45,10 @@ class Member(NamedTuple):
 
 
 def number(field: bytes) -> int:
-    """A number as a header holds it: octal digits, or two's complement where that is too short.
+    """Parses a number of a header: octal digits, or two's complement if they are too few.
 
     Raises:
-      DamageError: it is neither.
+      DamageError: the field is neither.
     """
     if field[0] in (0x80, 0xFF):
         return int.from_bytes(field[1:], "big") - (256 ** len(field[1:]) if field[0] == 0xFF else 0)
@@ -58,14 +58,15 @@ def number(field: bytes) -> int:
 
 
 def is_header(block: bytes) -> bool:
-    """Whether a block has the sum that a header has."""
+    """Whether a block has the checksum of a header."""
     try:
-        given = number(block[148:156])
+        checksum = number(block[148:156])
     except DamageError:
         return False
     rest = block[:148] + b" " * 8 + block[156:]
-    plain = sum(rest)
-    return given == plain or given == plain - 256 * sum(byte > 127 for byte in rest)  # signed bytes
+    unsigned = sum(rest)
+    signed = unsigned - 256 * sum(byte > 127 for byte in rest)  # as some old writers add
+    return checksum in (unsigned, signed)
 
 
 def _padded(size: int) -> int:
@@ -73,21 +74,21 @@ def _padded(size: int) -> int:
 
 
 def _records(content: bytes) -> dict[bytes, bytes]:
-    """What PAX says of a member: lines `LENGTH KEY=VALUE`.
+    """The PAX records of a member: lines `LENGTH KEY=VALUE`.
 
     Raises:
-      DamageError: a length is none.
+      DamageError: a length is wrong.
     """
-    found, at = {}, 0
+    records, at = {}, 0
     while at < len(content) and content[at]:
         digits, _, _ = content[at : at + 20].partition(b" ")
         end = at + int(digits) if digits.isdigit() else at
         if not at + len(digits) + 1 < end <= len(content):
             raise DamageError("PAX records of wrong lengths")
         key, _, value = content[at + len(digits) + 1 : end - 1].partition(b"=")
-        found[key] = value
+        records[key] = value
         at = end
-    return found
+    return records
 
 
 def _name(header: bytes) -> bytes:
@@ -102,13 +103,13 @@ def _decimal(digits: bytes) -> int:
 
 
 def members(file: BinaryIO, length: int) -> Generator[Member, None, int]:
-    """The members of a tar of `length` bytes, without folders; returns where its end stands.
+    """Yields the members of a tar of `length` bytes without folders; returns where the tar ends.
 
     Raises:
-      DamageError: the tar ends without its end, or goes on with what is no header; all that can be
-        read has been given before.
+      DamageError: the tar is truncated or continues with something else than a header, after all
+        members that can be read.
     """
-    at, long, told = 0, b"", dict[bytes, bytes]()
+    at, long_name, pax = 0, b"", dict[bytes, bytes]()
     while True:
         file.seek(at)
         header = file.read(BLOCK)
@@ -122,26 +123,27 @@ def members(file: BinaryIO, length: int) -> Generator[Member, None, int]:
                 raise DamageError(f"a header of {size:,} bytes before byte {at:,}")
             content = file.read(size)
             if kind == b"L":
-                long = content.split(b"\0", 1)[0]
+                long_name = content.split(b"\0", 1)[0]
             elif kind in b"xX":
-                told = _records(content)
+                pax = _records(content)
             at += _padded(size)
             continue
-        name = told.get(b"path") or long or _name(header)
-        if b"size" in told:
-            size = _decimal(told[b"size"])
-        sparse = kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in told)
+        name = pax.get(b"path") or long_name or _name(header)
+        if b"size" in pax:
+            size = _decimal(pax[b"size"])
+        is_sparse = kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax)
         if kind == b"S":
             at += _extensions(file, header)
-        long, told = b"", {}
+        long_name, pax = b"", {}
         if kind in (*_WITHOUT_DATA, _FOLDER):
             if kind != _FOLDER:
                 yield Member(_text(name), at, 0, _WITHOUT_DATA[kind])
             continue
-        whole = 0 <= size <= length - at
+        is_whole = 0 <= size <= length - at
         if kind != b"\0" or not name.endswith(b"/"):  # a folder, in the oldest tars
-            yield Member(_text(name), at, size if whole else 0, _fault(kind, size, whole, sparse))
-        if not whole:
+            fault = _fault(kind, size, is_whole, is_sparse)
+            yield Member(_text(name), at, size if is_whole else 0, fault)
+        if not is_whole:
             raise DamageError(f"{_text(name)} {FAULTS[_CUT if size > 0 else _NEGATIVE]}")
         at += _padded(size)
 
@@ -150,10 +152,10 @@ def _text(name: bytes) -> str:
     return name[:MAX_NAME].decode(errors="surrogateescape")
 
 
-def _fault(kind: bytes, size: int, whole: bool, sparse: bool) -> int:
-    if not whole:
+def _fault(kind: bytes, size: int, is_whole: bool, is_sparse: bool) -> int:
+    if not is_whole:
         return _CUT if size > 0 else _NEGATIVE
-    if sparse:
+    if is_sparse:
         return _SPARSE
     if kind not in (b"0", b"\0", b"7"):
         return _OTHER
@@ -161,9 +163,9 @@ def _fault(kind: bytes, size: int, whole: bool, sparse: bool) -> int:
 
 
 def _extensions(file: BinaryIO, header: bytes) -> int:
-    """The bytes of the further blocks that say where a sparse member has holes."""
-    count, more = 0, header[482]
-    while more:
+    """The size of the further blocks that describe the holes of a sparse member, in bytes."""
+    size, has_more = 0, header[482]
+    while has_more:
         block = file.read(BLOCK)
-        count, more = count + BLOCK, block[504] if len(block) == BLOCK else 0
-    return count
+        size, has_more = size + BLOCK, block[504] if len(block) == BLOCK else 0
+    return size

@@ -1,8 +1,8 @@
-"""The files of a folder and of all folders below it, here or far away.
+"""Lists the files of a folder and of all folders below it, local or remote.
 
-Links are the user's own: links to files and to folders are followed, as in folders of class links
-and in the cache of Hugging Face. A folder is entered once, however many links lead to it, so loops
-end. Paths that *files* name, such as those in tables, do not leave the folder of their pictures.
+Links are the user's own, so links to files and folders are followed, as in folders of class links
+and in Hugging Face's cache. A folder is entered once, however many links lead to it, so loops end.
+Paths inside *files*, such as tables, are untrusted and must not leave the folder of the images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clip_jax.io import remote
 
 
 class Folder(NamedTuple):
-    """A folder below the root: its path (empty, or with a slash at its end) and its files."""
+    """A folder below the root: its path (empty, or ending in a slash) and its file names."""
 
     path: bytes
     names: list[bytes]
@@ -28,8 +28,8 @@ class Folder(NamedTuple):
 class Listing(NamedTuple):
     """All folders below a root, in the order of their paths.
 
-    tally: what is no file that can be used: hidden names, folders that cannot be listed, loops.
-    states: of files far away, by their paths.
+    tally: counts what is left out: hidden names, folders that cannot be listed, loops.
+    states: of remote files, by their paths.
     """
 
     root: str
@@ -38,7 +38,7 @@ class Listing(NamedTuple):
     states: dict[str, remote.State]
 
     def files(self) -> Iterator[str]:
-        """The paths of all files, from the root."""
+        """The paths of all files, relative to the root."""
         for path, names in self.folders:
             yield from (os.fsdecode(path + name) for name in names)
 
@@ -59,7 +59,7 @@ def walk(root: str) -> Listing:
 def _local(root: bytes, tally: Tally) -> Iterator[Folder]:
     waiting, links = [b""], list[bytes]()
     entered = set[tuple[int, int]]()
-    while waiting or links:  # links last: a folder is known by its own path where it has one
+    while waiting or links:  # links last, so that a folder gets its own path if it has one
         inner = waiting.pop() if waiting else links.pop(0)
         path = os.path.join(root, inner)
         try:
@@ -90,16 +90,16 @@ def _local(root: bytes, tally: Tally) -> Iterator[Folder]:
 def _kind(entry: os.DirEntry[bytes]) -> str:
     try:
         return "folder" if entry.is_dir() else "file" if entry.is_file() else "unreadable"
-    except OSError:  # links in a circle
+    except OSError:  # a circle of links
         return "unreadable"
 
 
 def _remote(states: dict[str, remote.State], tally: Tally) -> Iterator[Folder]:
-    shown = []
+    visible = []
     for path in states:
         if matching.is_hidden(path):
             tally.add("hidden", path)
         else:
-            shown.append(os.path.split(os.fsencode(path)))
-    for inner, files in itertools.groupby(sorted(shown), key=lambda parts: parts[0]):
+            visible.append(os.path.split(os.fsencode(path)))
+    for inner, files in itertools.groupby(sorted(visible), key=lambda parts: parts[0]):
         yield Folder(inner + b"/" if inner else inner, [name for _, name in files])

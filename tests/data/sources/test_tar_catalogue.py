@@ -33,7 +33,7 @@ def folders(cache: Path) -> list[Path]:
 
 
 def of(paths: list[str]) -> tar_catalogue.Catalogue:
-    return tar_catalogue.of(paths, remote.states(paths))
+    return tar_catalogue.open_catalogue(paths, remote.states(paths))
 
 
 def check(found: tar_catalogue.Catalogue, paths: list[str]) -> None:
@@ -53,12 +53,14 @@ def test_it_is_mapped_from_the_cache_and_made_once(
 ) -> None:
     check(of(paths), paths)
     (folder,) = folders(cache)
-    monkeypatch.setattr(tar_index, "of", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(tar_index, "open_index", lambda *_: pytest.fail("read again"))
     again = of(paths)
     check(again, paths)
     assert all(isinstance(array, np.memmap) for array in again[:5])
-    assert len(pickle.dumps(tar_catalogue.shared(again))) < 1000, "workers map it themselves"
-    check(tar_catalogue.received(pickle.loads(pickle.dumps(tar_catalogue.shared(again)))), paths)
+    assert len(pickle.dumps(tar_catalogue.to_pickle(again))) < 1000, "workers map it themselves"
+    check(
+        tar_catalogue.from_pickle(pickle.loads(pickle.dumps(tar_catalogue.to_pickle(again)))), paths
+    )
     assert folders(cache) == [folder]
 
 
@@ -94,7 +96,9 @@ def test_without_a_cache_it_is_in_memory(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     found = of(paths)
     check(found, paths)
-    check(tar_catalogue.received(pickle.loads(pickle.dumps(tar_catalogue.shared(found)))), paths)
+    check(
+        tar_catalogue.from_pickle(pickle.loads(pickle.dumps(tar_catalogue.to_pickle(found)))), paths
+    )
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)

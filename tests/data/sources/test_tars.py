@@ -185,11 +185,13 @@ def test_a_mask_is_no_picture_unless_it_is_named(tmp_path: Path, cache: Path) ->
 @pytest.mark.parametrize("version", [5, 4, 0])
 def test_an_index_of_older_rules_is_made_anew(tmp_path: Path, cache: Path, version: int) -> None:
     path = write_tar(tmp_path / "x.tar", [("1.jpg", b"x"), ("1.txt", b"x"), ("2.jpg", b"y")])
-    good = tar_index.of(str(path))
+    good = tar_index.open_index(str(path))
     (kept,) = cache.iterdir()
     line, _, body = kept.read_bytes().partition(b"\n")
     kept.write_bytes(json.dumps({**json.loads(line), "version": version}).encode() + b"\n" + body)
-    assert same(tar_index.of(str(path)), good) and good.report.left_out["no_text"].count == 1
+    assert (
+        same(tar_index.open_index(str(path)), good) and good.report.left_out["no_text"].count == 1
+    )
 
 
 def test_the_index_is_kept_and_built_again_when_the_tar_changes(
@@ -198,20 +200,22 @@ def test_the_index_is_kept_and_built_again_when_the_tar_changes(
     path, scans = tar_factory(pairs=2), []
     scan = tar_index.scan
     monkeypatch.setattr(tar_index, "scan", lambda p, *more: scans.append(p) or scan(p, *more))
-    first = tar_index.of(str(path))
-    again = tar_index.of(str(path))
+    first = tar_index.open_index(str(path))
+    again = tar_index.open_index(str(path))
     assert len(scans) == 1
     assert same(first, again)
     assert [p.suffix for p in cache.iterdir()] == [".index"]
 
     tar_factory(pairs=5)
-    assert len(tar_index.of(str(path)).spans) == 5
+    assert len(tar_index.open_index(str(path)).spans) == 5
     touched(path)
-    assert len(tar_index.of(str(path)).spans) == 5
+    assert len(tar_index.open_index(str(path)).spans) == 5
     assert len(scans) == 2, "a tar that was only touched is the same"
     write_tar(path, [(f"{i}.{end}", b"x" * 2000) for i in (1, 2) for end in ("png", "txt")])
     touched(path)
-    assert tar_index.of(str(path)).spans.tolist() == tar_index.scan(str(path)).spans.tolist()
+    assert (
+        tar_index.open_index(str(path)).spans.tolist() == tar_index.scan(str(path)).spans.tolist()
+    )
     assert len(cached_indices()) == 1, "and one that is another takes the place of the first"
 
 
@@ -236,7 +240,7 @@ def test_a_tar_of_the_same_size_in_which_all_stands_elsewhere_is_scanned_again(
         members = [(f"{i // 2}.{name[2:]}", content) for i, (name, content) in enumerate(members)]
         write_tar(path, members)
         touched(path)
-        assert same(tar_index.of(str(path)), tar_index.scan(str(path)))
+        assert same(tar_index.open_index(str(path)), tar_index.scan(str(path)))
     assert len({path.stat().st_size}) == 1 and len(list(cache.iterdir())) == 1
 
 
@@ -246,7 +250,7 @@ DAMAGE = ["garbage", "empty", "half", "another version", "far outside", "a bomb"
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_cache_is_not_used(tar_factory: TarFactory, cache: Path, damage: str) -> None:
     path = tar_factory(pairs=3)
-    good = tar_index.of(str(path))
+    good = tar_index.open_index(str(path))
     (kept,) = cache.iterdir()
     whole = kept.read_bytes()
     line, _, body = whole.partition(b"\n")
@@ -268,7 +272,7 @@ def test_a_damaged_cache_is_not_used(tar_factory: TarFactory, cache: Path, damag
         "list": b"[1, 2]\n" + body,
     }
     kept.write_bytes(content[damage])
-    assert same(tar_index.of(str(path)), good)
+    assert same(tar_index.open_index(str(path)), good)
     assert TarSource(str(path))[2].text == {"caption": "picture 2"}
     assert kept.read_bytes() == whole
 
@@ -381,7 +385,7 @@ def test_of_many_tars_few_may_be_left_out(tar_factory: TarFactory) -> None:
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     for path in (tmp_path / "no.tar", tmp_path):
-        for read in (TarSource, tar_index.scan, tar_index.of):
+        for read in (TarSource, tar_index.scan, tar_index.open_index):
             with pytest.raises(UserError) as error:
                 read(str(path))
             assert says(error.value, path)
