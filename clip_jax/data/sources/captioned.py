@@ -147,7 +147,7 @@ class CaptionedSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when the table or an image does; the first use asks for the state of all files."""
+        """Changes when the table or an image does. The first use looks at all files."""
         names = [self.table, *(self._full_path(i) for i in range(len(self)))]
         return remote.identity(names, remote.states(names))
 

@@ -240,7 +240,7 @@ class FolderSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when one of the files does; the first use asks for the state of all files."""
+        """Changes when one of the files does. The first use looks at all files."""
         paths = []
         for i in range(len(self)):
             paths += [self._paths[i], *self._texts_of(i)]
