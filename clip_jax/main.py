@@ -175,10 +175,10 @@ def _prepare_plan(args: argparse.Namespace) -> None:
 
 def _start(args: argparse.Namespace, config: ConfigDict) -> None:
     from clip_jax.distributed.compilation_cache import use_compilation_cache
-    from clip_jax.io import remote
+    from clip_jax.io.redirects import allow_redirects
 
     use_compilation_cache()
-    remote.allow_redirects(config.data.redirects)
+    allow_redirects(config.data.redirects)
     if args.mode == "train":
         from clip_jax.training import loop
 

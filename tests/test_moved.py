@@ -13,7 +13,7 @@ from clip_jax.data import fingerprint
 from clip_jax.distributed import multihost
 from clip_jax.distributed.cluster_env import Place
 from clip_jax.errors import UserError, redacted
-from clip_jax.io import remote
+from clip_jax.io import redirects, remote
 from clip_jax.training import run_identity
 from servers import serving
 from support import refused, write_pairs, write_tar
@@ -171,7 +171,7 @@ def test_the_coordinator_listens_at_its_own_address(address, wanted, monkeypatch
 )
 def test_a_site_is_a_host_and_what_is_below_it(old, new, same):
     yarl = pytest.importorskip("yarl")
-    assert remote._same_site(yarl.URL(old), yarl.URL(new)) is same
+    assert redirects.is_same_site(yarl.URL(old), yarl.URL(new)) is same
 
 
 @pytest.mark.parametrize(

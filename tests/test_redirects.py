@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from clip_jax.io import remote
+from clip_jax.io import redirects, remote
 from servers import serving
 from support import refused
 
@@ -49,15 +49,15 @@ def test_a_redirect_to_another_site_is_refused_unless_allowed(tmp_path, monkeypa
         asks = (
             lambda: remote.state(f"{url}/x.bin"),
             lambda: remote.read(f"{url}/x.bin", 0, 3),
-            lambda: remote.whole(f"{url}/x.bin", 9),
+            lambda: remote.read_whole(f"{url}/x.bin", 9),
         )
         for ask in asks:
             refused(ask, f"{url}/x.bin redirects", server.url, "config.data.redirects")
         assert not server.asked
         for sites in (["127.0.0.1"], ["any"]):
-            remote.allow_redirects(sites)
+            redirects.allow_redirects(sites)
             assert remote.read(f"{url}/x.bin", 0, 3) == b"abc"
-        remote.allow_redirects(["example.org"])
+        redirects.allow_redirects(["example.org"])
         refused(asks[0], "redirects")
 
 

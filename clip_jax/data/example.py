@@ -91,7 +91,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     """
     if remote.is_remote(str(path)):
         try:
-            return remote.whole(str(path), most)
+            return remote.read_whole(str(path), most)
         except UserError as error:
             raise PairError("unreadable", str(error)) from None
     try:

@@ -19,7 +19,7 @@ from clip_jax.data.example import PairError
 from clip_jax.data.sources import open_source, tar_catalogue, tar_index, tars
 from clip_jax.data.sources.tars import TarSource
 from clip_jax.errors import UserError
-from clip_jax.io import remote
+from clip_jax.io import file_systems, remote, retries
 from servers import PASSING, Server, serving
 from support import TarFactory, refused, says, write_tar
 
@@ -32,7 +32,7 @@ DATA = np.random.default_rng(0).bytes(5000)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Pauses of a millisecond, and a cache of one's own."""
-    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.001)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -58,7 +58,7 @@ def put(path: str, content: bytes) -> str:
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.sampled_from([f for f in PASSING if f != "late"]), max_size=remote.ATTEMPTS - 1),
+    st.lists(st.sampled_from([f for f in PASSING if f != "late"]), max_size=retries.ATTEMPTS - 1),
     st.integers(0, 4999),
     st.integers(2, 5000),
 )
@@ -80,7 +80,7 @@ def test_an_answer_that_is_late_is_asked_for_again(
     server.faults.append("late")
     assert remote.read(f"{server.url}/data", 0, 10) == DATA[:10]
     server.always = "late"
-    monkeypatch.setattr(remote, "PATIENCE", 0.0)
+    monkeypatch.setattr(retries, "PATIENCE", 0.0)
     refused(lambda: remote.read(f"{server.url}/data", 0, 10), "/data", "no answer in time")
 
 
@@ -89,7 +89,7 @@ def test_but_not_for_ever(server: Server, fault: str) -> None:
     server.always = fault
     refused(lambda: remote.read(f"{server.url}/data", 0, 10), f"{server.url}/data", "attempt 6")
     # the client asks twice by itself where a connection that was open before is gone
-    assert server.asked["/data"] in (remote.ATTEMPTS, 2 * remote.ATTEMPTS)
+    assert server.asked["/data"] in (retries.ATTEMPTS, 2 * retries.ATTEMPTS)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_a_server_that_is_not_there(server: Server) -> None:
 def test_whole_files_need_no_ranges(server: Server) -> None:
     for fault in ("", "503", "drop", "ignores ranges"):
         server.faults.append(fault)
-        assert remote.whole(f"{server.url}/data", 5000) == DATA
-    refused(lambda: remote.whole(f"{server.url}/data", 4999), "/data", "is over")
+        assert remote.read_whole(f"{server.url}/data", 5000) == DATA
+    refused(lambda: remote.read_whole(f"{server.url}/data", 4999), "/data", "is over")
 
 
 def test_a_file_read_in_order_is_fetched_in_few_pieces(
@@ -345,10 +345,10 @@ def read_in_child(url: str) -> bool:
 
 FORK = """
 import os, sys
-from clip_jax.io import remote
+from clip_jax.io import file_systems, remote
 url = sys.argv[1]
 before = remote.read(url, 100, 50)
-lock = remote._fsspec().asyn.get_lock()
+lock = file_systems.load_fsspec().asyn.get_lock()
 lock.acquire()  # as another thread may at that moment
 child = os.fork()
 if not child:
@@ -384,7 +384,7 @@ def test_s3(tar_factory: TarFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         host, port = s3.get_host_and_port()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        system = remote._system("s3://bucket")
+        system = file_systems.system_of("s3://bucket")
         system.mkdir("s3://bucket")
         path = tar_factory(pairs=3)
         for i in range(20):

@@ -327,7 +327,7 @@ def _load(index_path: str, path: str, image: str, state: remote.State) -> Index 
             if os.path.getsize(index_path) > state.size + (1 << 20):
                 return None
             return _unpack(Path(index_path).read_bytes(), path, image, state)
-        return _unpack(remote.whole(index_path, state.size + (1 << 20)), path, image, state)
+        return _unpack(remote.read_whole(index_path, state.size + (1 << 20)), path, image, state)
     except (OSError, UserError):
         return None
 

@@ -51,7 +51,7 @@ def walk(root: str) -> Listing:
     """
     tally = Tally()
     if remote.is_remote(root):
-        states = remote.below(root)
+        states = remote.list_files(root)
         return Listing(root, list(_remote(states, tally)), tally, states)
     return Listing(root, sorted(_local(os.fsencode(root), tally)), tally, {})
 

@@ -196,7 +196,7 @@ def test_grey_and_black_and_white_arrays() -> None:
 def test_what_is_no_picture_is_one_line(
     given_: Any, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clip_jax.io.remote.PATIENCE", 1)
+    monkeypatch.setattr("clip_jax.io.retries.PATIENCE", 1)
     with pytest.raises(UserError) as error:
         taken(given_)
     assert says(error.value, *words)

@@ -1,0 +1,73 @@
+"""Retrying remote requests: which errors are final, and how long to wait."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from clip_jax.errors import UserError, redacted
+
+ATTEMPTS = 6
+PATIENCE = 120.0  # seconds, after which nothing is retried
+FIRST_PAUSE = 0.5  # seconds; each pause is up to twice the one before
+
+T = TypeVar("T")
+_jitter = random.Random()
+
+
+class MissingError(UserError):
+    """There is no such file."""
+
+
+def reason(error: BaseException) -> str:
+    """Why a request failed, in a few words."""
+    if isinstance(status := _status(error), int):
+        return f"HTTP {status}"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _status(error: BaseException) -> int | None:
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    return status if isinstance(status, int) else None
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether a retry would fail in the same way."""
+    status = _status(error)
+    if status is not None:
+        return 400 <= status < 500 and status not in (408, 425, 429)
+    final = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+    is_refused = "credential" in type(error).__name__.lower() or str(error).startswith("Forbidden")
+    return is_refused or isinstance(error, (*final, NotImplementedError, ValueError, TypeError))
+
+
+def retry(path: str, request: Callable[[], T]) -> T:
+    """The result of a request about a remote path, retried with growing pauses while that may help.
+
+    Raises:
+      MissingError: there is no such file.
+      UserError: the request fails finally, or too often.
+    """
+    end = time.monotonic() + PATIENCE
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return request()
+        except UserError:
+            raise
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) or _status(error) in (404, 410):
+                raise MissingError(f"no file {redacted(path)}") from None
+            pause = FIRST_PAUSE * 2 ** (attempt - 1) * _jitter.uniform(0.5, 1)
+            if _is_final(error):
+                raise UserError(f"{redacted(path)} cannot be read ({reason(error)})") from None
+            if attempt == ATTEMPTS or time.monotonic() + pause > end:
+                raise UserError(
+                    f"{redacted(path)} cannot be read: {reason(error)} at attempt {attempt}, "
+                    "the last"
+                ) from None
+        time.sleep(pause)
+    raise AssertionError
