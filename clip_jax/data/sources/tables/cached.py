@@ -1,7 +1,6 @@
-"""The rows of tables as one Arrow stream in the cache folder.
+"""The rows of tables as one Arrow stream in the cache folder, for random access.
 
-Parquet is compressed in groups of rows, and CSV and JSON lines have no index: none of them has
-random access.
+Parquet is compressed in groups of rows, and CSV and JSON lines have no index.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ import pyarrow as pa
 from clip_jax.data.opening import LeftOut, quoted
 from clip_jax.data.sources.table_options import TableOptions
 from clip_jax.data.sources.tables import columns, reading
-from clip_jax.data.sources.tables.reading import Account, Reader
+from clip_jax.data.sources.tables.reading import Account, FileReader
 from clip_jax.errors import UserError
 from clip_jax.io import files, remote
 
 _VERSION = 3
-_MOST_NOTES = 20
-_MOST_JSON = 64 << 20  # bytes: a data set may have many files
+_MAX_NOTES = 20
+_MAX_JSON = 64 << 20  # bytes: a data set may have many files
 
 
 @dataclasses.dataclass(frozen=True)
 class Cached:
     """Tables in the cache folder.
 
-    stream: the file of the rows that can be used.
-    image: the column of the pictures. names: all columns that there are.
+    stream: the file with the rows that are used.
+    image: the column of the images. names: all columns.
     is_json: whether a row is the text of an object, in the column `columns.RAW`.
-    starts: int64 [files + 1]: the number of each file's first row, counting also those left out.
+    starts: int64 [files + 1]: the number of each file's first row, counting rows left out.
     left: int64 [rows left out]: their numbers, rising.
-    left_out: how many for which reason. notes: lines to say.
+    left_out: counts by reason. notes: lines to print.
     """
 
     stream: Path
@@ -61,16 +60,16 @@ def table(
     wanted: frozenset[str] | None,
     max_bad_fraction: float,
 ) -> Cached:
-    """The rows of files as one table, read where the cache does not hold them.
+    """The rows of files as one table, from the cache if it is there.
 
     Args:
       paths: the files, of one kind.
-      image: the column of the pictures; empty: the one that looks so.
-      root: the folder that paths of pictures start at.
+      image: the column of the images; empty: the one that looks like it.
+      root: the folder that image paths start at.
       options: how text tables are written.
-      wanted: the columns that are needed beside the pictures; None: all. Where one of them is
-        missing everywhere all columns are read, so that a later error can name them.
-      max_bad_fraction: of rows that may be damaged.
+      wanted: the columns that are needed beside the images; None: all. If one of them is missing
+        in all files, all columns are read, so that a later error can name them.
+      max_bad_fraction: the share of rows that may be damaged.
 
     Raises:
       UserError: a file cannot be read, the columns do not fit, or too many rows are damaged.
@@ -80,31 +79,31 @@ def table(
     state += [dataclasses.astuple(options), None if wanted is None else sorted(wanted)]
     name = hashlib.sha256(json.dumps(state).encode(errors="surrogateescape")).hexdigest()[:32]
     stream = files.cache_folder("tables") / f"{name}.arrow"
-    if found := _load(stream):
-        bad = found.left_out.get("unreadable", LeftOut(0, ""))
-        _check_broken(bad, int(found.starts[-1]), max_bad_fraction)
-        return found
-    made, account = _Making(paths, image, root, options, wanted), Account()
+    if cached := _load(stream):
+        bad = cached.left_out.get("unreadable", LeftOut(0, ""))
+        _check_damaged(bad, int(cached.starts[-1]), max_bad_fraction)
+        return cached
+    reader, account = _Reader(paths, image, root, options, wanted), Account()
     with files.whole(stream) as file:
-        starts = made.write(file, account)
+        starts = reader.write(file, account)
         left_out = account.tally.left_out()
         bad = left_out.get("unreadable", LeftOut(0, ""))
-        _check_broken(bad, account.seen, max_bad_fraction)
+        _check_damaged(bad, account.seen, max_bad_fraction)
     with files.whole(stream.with_suffix(".left")) as file:
         file.write(np.frombuffer(account.left, np.int64).tobytes())
     head = {
-        **dict(image=made.image, names=made.names, is_json=made.is_json, starts=starts),
+        **dict(image=reader.image, names=reader.names, is_json=reader.is_json, starts=starts),
         "left_out": {k: dataclasses.astuple(v) for k, v in left_out.items()},
-        "notes": made.notes(),
+        "notes": reader.notes(),
     }
-    with files.whole(stream.with_suffix(".json")) as file:  # last: now it is whole
+    with files.whole(stream.with_suffix(".json")) as file:  # last: it marks completion
         file.write(json.dumps(head).encode())
-    found = _load(stream)
-    assert found, "just written"
-    return found
+    cached = _load(stream)
+    assert cached, "just written"
+    return cached
 
 
-def _check_broken(bad: LeftOut, rows: int, most: float) -> None:
+def _check_damaged(bad: LeftOut, rows: int, most: float) -> None:
     if bad.count > most * rows:
         raise UserError(
             f"{bad.example}; {bad.count:,} of {rows:,} rows cannot be read, more than "
@@ -113,14 +112,16 @@ def _check_broken(bad: LeftOut, rows: int, most: float) -> None:
 
 
 def _load(stream: Path) -> Cached | None:
-    """What is in the cache folder; None where that is not all of it."""
+    """The table in the cache folder; None if it is missing or incomplete."""
     try:
-        head = files.read_json(stream.with_suffix(".json"), _MOST_JSON)
+        head = files.read_json(stream.with_suffix(".json"), _MAX_JSON)
         left = np.fromfile(stream.with_suffix(".left"), np.int64)
         if not stream.is_file():
             return None
-        left_out = {k: LeftOut(int(n), str(like)) for k, (n, like) in head["left_out"].items()}
-        if len(left) != sum(one.count for one in left_out.values()):
+        left_out = {
+            k: LeftOut(int(n), str(example)) for k, (n, example) in head["left_out"].items()
+        }
+        if len(left) != sum(item.count for item in left_out.values()):
             return None
         return Cached(
             stream,
@@ -136,8 +137,8 @@ def _load(stream: Path) -> Cached | None:
         return None
 
 
-class _Making:
-    """A table that is not in the cache yet, up to its first row."""
+class _Reader:
+    """Reads tables that are not in the cache yet."""
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class _Making:
         options: TableOptions,
         wanted: frozenset[str] | None,
     ) -> None:
-        self.readers = [_opened(path, options) for path in paths]
+        self.readers = [_open_reader(path, options) for path in paths]
         self.is_json = reading.is_json(paths[0])
         for path in paths:
             if reading.is_json(path) != self.is_json:
@@ -155,10 +156,10 @@ class _Making:
                     f"{remote.shown(path)} and {remote.shown(paths[0])} are of two kinds: name "
                     "them as two sources, see config.data.mix"
                 )
-        self.names = list(dict.fromkeys(name for one in self.readers for name in one.names))
+        self.names = list(dict.fromkeys(name for reader in self.readers for name in reader.names))
         self.image = self._image(image, root)
         needed = None if wanted is None or wanted - set(self.names) else wanted | {self.image}
-        schemas = [(remote.shown(one.path), one.schema()) for one in self.readers]
+        schemas = [(remote.shown(reader.path), reader.schema()) for reader in self.readers]
         self.schema = schemas[0][1] if self.is_json else columns.unified(schemas, needed)
 
     def _image(self, image: str, root: str) -> str:
@@ -166,10 +167,10 @@ class _Making:
         where = remote.shown(first.path)
         with _one_line(where):
             if not image:
-                rows = itertools.chain.from_iterable(one.peek() for one in self.readers)
-                if found := columns.find_images(rows, where, root):
-                    return found
-                fault = next((one.fault for one in self.readers if one.fault), "")
+                rows = itertools.chain.from_iterable(reader.peek() for reader in self.readers)
+                if column := columns.find_images(rows, where, root):
+                    return column
+                fault = next((reader.fault for reader in self.readers if reader.fault), "")
                 raise UserError(fault or f"{where} holds no rows")
             if image not in self.names:
                 raise UserError(
@@ -180,38 +181,38 @@ class _Making:
         return image
 
     def write(self, file: BinaryIO, account: Account) -> list[int]:
-        """Writes the stream; gives how many rows were seen before each file, and in all."""
+        """Writes the stream; returns how many rows were seen before each file, and in all."""
         starts = [0]
         with pa.ipc.new_stream(file, self.schema) as writer:
-            for one in self.readers:
-                with _one_line(remote.shown(one.path)):
-                    for batch in one.batches(self.schema, self.image, account):
+            for reader in self.readers:
+                with _one_line(remote.shown(reader.path)):
+                    for batch in reader.batches(self.schema, self.image, account):
                         writer.write_batch(batch)
                 starts.append(account.seen)
         return starts
 
     def notes(self) -> list[str]:
-        """What readers say of their files, and columns that some files lack."""
-        notes = [note for one in self.readers for note in one.notes]
+        """The notes of the readers, and the columns that some files lack."""
+        notes = [note for reader in self.readers for note in reader.notes]
         if not self.is_json:
-            for one in self.readers:
-                if lacking := [name for name in self.schema.names if name not in one.names]:
+            for reader in self.readers:
+                if lacking := [name for name in self.schema.names if name not in reader.names]:
                     notes.append(
-                        f"{remote.shown(one.path)} has no column {columns.named(lacking)}, which "
-                        "others have: it is null there"
+                        f"{remote.shown(reader.path)} has no column {columns.named(lacking)}, "
+                        "which others have: it is null there"
                     )
-        more = len(notes) - _MOST_NOTES
-        return notes[:_MOST_NOTES] + ([f"and {more:,} more such notes"] if more > 0 else [])
+        more = len(notes) - _MAX_NOTES
+        return notes[:_MAX_NOTES] + ([f"and {more:,} more such notes"] if more > 0 else [])
 
 
-def _opened(path: str, options: TableOptions) -> Reader:
+def _open_reader(path: str, options: TableOptions) -> FileReader:
     with _one_line(remote.shown(path)):
         return reading.reader_of(path, options)
 
 
 @contextlib.contextmanager
 def _one_line(path: str) -> Iterator[None]:
-    """Whatever is wrong with a table in one line; what is wrong with the machine as it is."""
+    """Turns errors of a table into one line; errors of the machine pass."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, ArithmeticError, csv.Error) as error:

@@ -1,4 +1,4 @@
-"""Columns of tables: which holds the pictures, and what several files have in common."""
+"""Columns of tables: which one holds the images, and what several files have in common."""
 
 from __future__ import annotations
 
@@ -16,70 +16,71 @@ from clip_jax.errors import UserError
 from clip_jax.io import remote
 
 RAW = "row"  # the column that holds rows of JSON lines as they are written
-_ROWS = 10  # that show which column holds the pictures
-_MOST = 20_000  # rows that are looked at where the first have no picture
-_NAMED = 20  # columns in a line
+_ROWS = 10  # that tell which column holds the images
+_MAX_ROWS = 20_000  # that are read while none has an image
+_MAX_NAMED = 20  # columns in a message
 
 
 def named(names: Sequence[str]) -> str:
-    """Names of columns as a line can show them."""
-    return ", ".join(map(quoted, names[:_NAMED])) + (", …" if len(names) > _NAMED else "")
+    """Names of columns as a message can show them."""
+    return ", ".join(map(quoted, names[:_MAX_NAMED])) + (", …" if len(names) > _MAX_NAMED else "")
 
 
 def is_null(value: Any) -> bool:
-    """Whether a picture's cell holds none: null, empty text, or neither bytes nor path."""
+    """Whether a cell has no image: null, empty text, or neither bytes nor path."""
     if isinstance(value, dict):
         return not (value.get("bytes") or value.get("path"))
     return value is None or value == ""
 
 
 def null_pictures(column: pa.Array) -> np.ndarray:
-    """`is_null` of each value of a column, bool [rows]; bytes of which there are none are null."""
+    """`is_null` of each value of a column, bool [rows]; empty bytes count as null."""
     if pa.types.is_struct(column.type):
-        found = np.asarray(column.is_null())
+        is_null_ = np.asarray(column.is_null())
         inner = [column.type.field(i).name for i in range(column.type.num_fields)]
         parts = [column.field(name) for name in ("bytes", "path") if name in inner]
-        return found | np.logical_and.reduce([null_pictures(part) for part in parts] or [~found])
-    found = np.asarray(column.is_null())
+        empty = [null_pictures(part) for part in parts] or [~is_null_]
+        return is_null_ | np.logical_and.reduce(empty)
+    is_null_ = np.asarray(column.is_null())
     kinds = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
     if column.type in kinds:
-        found |= np.asarray(pc.fill_null(pc.equal(pc.binary_length(column), 0), False))
-    return found
+        is_null_ |= np.asarray(pc.fill_null(pc.equal(pc.binary_length(column), 0), False))
+    return is_null_
 
 
 def null_bits(batch: pa.RecordBatch, image: str) -> np.ndarray:
-    """Which rows have no picture by the null bits of a column alone, bool [rows].
+    """Which rows have no image, by the null bits of a column alone, bool [rows].
 
-    Nothing else of a stranger's buffers may be looked at before it is checked.
+    The other buffers of an untrusted file must be validated before they are read.
     """
     at = batch.schema.get_field_index(image)
     if at < 0:
         return np.ones(batch.num_rows, bool)
     column = batch.column(at)
-    found = np.asarray(column.is_null())
+    is_null_ = np.asarray(column.is_null())
     if pa.types.is_struct(column.type) and column.type.num_fields:
         inner = [column.field(i).is_null() for i in range(column.type.num_fields)]
-        found = found | np.logical_and.reduce([np.asarray(one) for one in inner])
-    return found
+        is_null_ = is_null_ | np.logical_and.reduce([np.asarray(part) for part in inner])
+    return is_null_
 
 
 def is_address(value: Any, root: str) -> bool:
-    """Whether a picture's cell is a web address, which does not lie in `root`."""
+    """Whether a cell is a web address outside `root`."""
     return isinstance(value, str) and remote.is_remote(value) and not value.startswith(f"{root}/")
 
 
 def find_images(rows: Iterable[dict[str, Any]], where: str, root: str) -> str:
-    """The column whose first values are pictures, or paths of them; null says nothing.
+    """The column whose first values are images or their paths, ignoring nulls.
 
-    Empty where there are no rows.
+    Empty if there are no rows.
 
     Args:
-      rows: of the table, as many as are asked for.
-      where: what an error calls the table.
-      root: the folder of the pictures, see `is_address`.
+      rows: of the table, read lazily.
+      where: the table, for errors.
+      root: the folder of the images, see `is_address`.
 
     Raises:
-      UserError: no column holds pictures, or several do.
+      UserError: no column holds images, or several do.
     """
     pictures, others, names, address = dict[str, int](), set[str](), dict[str, None](), ""
     for count, row in enumerate(rows, 1):
@@ -87,24 +88,26 @@ def find_images(rows: Iterable[dict[str, Any]], where: str, root: str) -> str:
         for name, value in row.items():
             if is_address(value, root):
                 address = address or name
-            if _looks_so(value, root):
+            if _is_image(value, root):
                 pictures[name] = pictures.get(name, 0) + 1
             elif not is_null(value):
                 others.add(name)
-        if count >= _MOST or (count >= _ROWS and pictures.keys() - others):
+        if count >= _MAX_ROWS or (count >= _ROWS and pictures.keys() - others):
             break
-    found = [name for name in pictures if name not in others]
-    if len(found) == 1 or not names:
-        return found[0] if found else ""
-    if not found and address:
+    candidates = [name for name in pictures if name not in others]
+    if len(candidates) == 1 or not names:
+        return candidates[0] if candidates else ""
+    if not candidates and address:
         raise _addresses(address, where)
-    what = f"{named(found)} all look like pictures" if found else "no column holds pictures"
+    what = (
+        f"{named(candidates)} all look like pictures" if candidates else "no column holds pictures"
+    )
     raise UserError(f"{where}: {what}, of {named([*names])}: say which by config.data.image")
 
 
 def check_addresses(rows: Iterable[dict[str, Any]], image: str, where: str, root: str) -> None:
-    """Raises a UserError where the first picture that a column names is a web address."""
-    values = (row.get(image) for row in itertools.islice(rows, _MOST))
+    """Raises a UserError if the first image that a column names is a web address."""
+    values = (row.get(image) for row in itertools.islice(rows, _MAX_ROWS))
     value = next((value for value in values if not is_null(value)), None)
     if is_address(value, root):
         raise _addresses(image, where)
@@ -117,7 +120,7 @@ def _addresses(name: str, where: str) -> UserError:
     )
 
 
-def _looks_so(value: Any, root: str) -> bool:
+def _is_image(value: Any, root: str) -> bool:
     if isinstance(value, dict):
         return value.keys() <= {"bytes", "path"} and not is_null(value)
     if isinstance(value, bytes):
@@ -129,51 +132,51 @@ def _looks_so(value: Any, root: str) -> bool:
 def python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """The rows of a batch as Python values.
 
-    Times that Python's types cannot hold, such as nanoseconds, are integers in their own unit.
+    Times that Python's types cannot represent, such as nanoseconds, become integers in their unit.
 
     Raises:
-      pa.ArrowException, ValueError, ArithmeticError: a value cannot be had.
+      pa.ArrowException, ValueError, ArithmeticError: a value cannot be converted.
     """
     values = []
     for column in batch.columns:
         try:
             values.append(column.to_pylist())
         except (ValueError, ArithmeticError):
-            if (kind := _counted(column.type)) == column.type:
+            if (kind := _with_integer_times(column.type)) == column.type:
                 raise
             values.append(column.cast(kind).to_pylist())
     names = batch.schema.names
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
-def _counted(kind: pa.DataType) -> pa.DataType:
+def _with_integer_times(kind: pa.DataType) -> pa.DataType:
     """A type with integers in place of times, also inside lists and structs."""
     if pa.types.is_temporal(kind):
         return pa.int32() if kind.bit_width == 32 else pa.int64()
     if pa.types.is_struct(kind):
         fields = [kind.field(i) for i in range(kind.num_fields)]
-        return pa.struct([field.with_type(_counted(field.type)) for field in fields])
+        return pa.struct([field.with_type(_with_integer_times(field.type)) for field in fields])
     if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_counted(kind.value_type)))
+        return pa.list_(kind.value_field.with_type(_with_integer_times(kind.value_type)))
     if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_counted(kind.value_type)))
+        return pa.large_list(kind.value_field.with_type(_with_integer_times(kind.value_type)))
     return kind
 
 
 def unified(schemas: Sequence[tuple[str, pa.Schema]], wanted: frozenset[str] | None) -> pa.Schema:
-    """The columns of several files as those of one table.
+    """Unifies the columns of several files into those of one table.
 
-    The order may differ, and a column may be missing from some files, where it is null; integers
-    take the widest type, text and bytes the one that holds more.
+    Their order may differ. A column that some files lack is null there. Integers take the widest
+    type, text and bytes the larger one.
 
     Args:
-      schemas: of each file, with what an error calls it.
+      schemas: of each file, with its name for errors.
       wanted: the columns that are needed; None: all.
 
     Raises:
       UserError: a column has types that have nothing in common.
     """
-    whole, first = pa.schema([]), ""
+    unified_schema, first = pa.schema([]), ""
     for path, schema in schemas:
         fields = [f for f in schema if wanted is None or f.name in wanted]
         if len({f.name for f in fields}) < len(fields):
@@ -182,16 +185,16 @@ def unified(schemas: Sequence[tuple[str, pa.Schema]], wanted: frozenset[str] | N
             raise UserError(f"{path} has two columns called {quoted(twice)!r}: rename one")
         plain = pa.schema([pa.field(f.name, _plain(f.type)) for f in fields])
         try:
-            whole = pa.unify_schemas([whole, plain], promote_options="permissive")
+            unified_schema = pa.unify_schemas([unified_schema, plain], promote_options="permissive")
         except pa.ArrowException as error:
             why = " ".join(str(error).split())[:200]
             raise UserError(f"{path} has columns of other types than {first} ({why})") from None
         first = first or path
-    return whole
+    return unified_schema
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """A type of which text and bytes are of any length, and no dictionary."""
+    """A type without dictionaries, whose text and bytes can be of any length."""
     if pa.types.is_dictionary(kind):
         return _plain(kind.value_type)
     if pa.types.is_string(kind) or pa.types.is_string_view(kind):
@@ -202,7 +205,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def fitted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch with the columns of `schema`: cast, and null where it has none.
+    """A batch with the columns of `schema`: cast, and null where the batch lacks them.
 
     Raises:
       pa.ArrowException: a value does not fit.

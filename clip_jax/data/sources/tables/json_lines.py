@@ -1,7 +1,7 @@
-"""JSON lines, read by `json`: every row is just what its line says.
+"""JSON lines, read by the module `json`, so that every row is exactly what its line says.
 
-A reader that infers columns from the first rows gives others wrong values, or none, where a key
-comes late, is null for long, or is now text and now a list.
+A reader that infers columns from the first rows gives wrong or missing values if a key comes late,
+is null for long, or is sometimes text and sometimes a list.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_LINE = 16 << 20  # characters; a line of brackets becomes objects of fifty t
 
 
 class Line(NamedTuple):
-    """A line: the object in it, and its text; or what is wrong with it. `number` counts from 1."""
+    """A line: its number from 1, the object in it and its text, or what is wrong with it."""
 
     number: int
     row: dict[str, Any]
@@ -33,14 +33,14 @@ def read(path: str, encoding: str) -> Iterator[Line]:
                 if line is None:
                     yield Line(number, {}, "", f"it is over {MAX_LINE >> 20} MiB")
                 elif stripped := line.strip():
-                    yield _parsed(number, stripped, encoding)
-        except UnicodeError as error:  # UTF-16 that is cut
+                    yield _parse(number, stripped, encoding)
+        except UnicodeError as error:  # truncated UTF-16
             yield Line(
                 number + 1, {}, "", f"it is not {text_files.encoding_name(encoding)}: {error}"
             )
 
 
-def _parsed(number: int, line: str, encoding: str) -> Line:
+def _parse(number: int, line: str, encoding: str) -> Line:
     if text_files.has_undecoded(line):
         return Line(
             number, {}, "", f"it holds bytes that are not {text_files.encoding_name(encoding)}"

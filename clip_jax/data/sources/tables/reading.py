@@ -1,4 +1,4 @@
-"""Files of tables as Arrow batches, row by row accounted for."""
+"""Reads table files as Arrow batches and accounts for every row."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from clip_jax.errors import UserError
 from clip_jax.io import remote
 from clip_jax.io.paths import suffix
 
-_HEAD = 64  # bytes that show what a file is
+_HEAD = 64  # bytes that tell what a file is
 _ROWS = 1024  # of a batch
-_PAGES = 1 << 20  # bytes of a Parquet file held to read from
+_BUFFER = 1 << 20  # bytes of a Parquet file
 _JSON = (".jsonl", ".ndjson")
-_ENOUGH = 1000  # rows whose keys are the columns of JSON lines
+_SAMPLED = 1000  # rows whose keys are the columns of JSON lines
 
 
 class Account:
-    """The rows seen so far, over all files, and which of them are left out and why.
+    """Counts the rows of all files, and which of them are left out and why.
 
     left: the numbers of the rows left out, rising.
     """
@@ -38,21 +38,21 @@ class Account:
         self.seen, self.left, self.tally = 0, array("q"), Tally()
 
     def use(self, count: int = 1) -> None:
-        """Rows that are pairs."""
+        """Counts rows that are pairs."""
         self.seen += count
 
     def leave(self, reason: str, example: str) -> None:
-        """A row that is left out, for one of `opening.REASONS`."""
+        """Counts a row that is left out, for one of `opening.REASONS`."""
         self.left.append(self.seen)
         self.seen += 1
         self.tally.add(reason, example)
 
 
-class Reader(Protocol):
-    """One file of a table.
+class FileReader(Protocol):
+    """Reads one file of a table.
 
-    notes: what was guessed or looks odd. names: of the columns. fault: of the first row that could
-    not be read when some were looked at.
+    notes: lines about what was guessed or is unusual. names: of the columns. fault: what is wrong
+    with the first row that `peek` could not read.
     """
 
     path: str
@@ -61,23 +61,23 @@ class Reader(Protocol):
     fault: str
 
     def schema(self) -> pa.Schema:
-        """The columns that `batches` can give."""
+        """The columns that `batches` can return."""
         ...
 
     def peek(self) -> Iterator[dict[str, Any]]:
-        """The first rows that can be read, as many as are asked for."""
+        """The rows that can be read, lazily."""
         ...
 
     def batches(self, schema: pa.Schema, image: str, account: Account) -> Iterator[pa.RecordBatch]:
-        """The rows that have a picture in the column `image`, with the columns of `schema`.
+        """The rows that have an image in the column `image`, with the columns of `schema`.
 
-        `account` is told of every row.
+        Every row is counted in `account`.
         """
         ...
 
 
-def reader_of(path: str, options: TableOptions) -> Reader:
-    """A reader by how the name of a file ends.
+def reader_of(path: str, options: TableOptions) -> FileReader:
+    """The reader for a file, by the ending of its name.
 
     Raises:
       UserError: the file cannot be read as a table.
@@ -103,8 +103,8 @@ class _Parquet:
     def _opened(self) -> Iterator[pa.parquet.ParquetFile]:
         far = remote.is_remote(self.path)
         with remote.open_file(self.path) if far else pa.OSFile(self.path) as file:
-            # pages come one by one: a group of rows may be of any size
-            yield pa.parquet.ParquetFile(file, buffer_size=_PAGES)
+            # with a buffer, pages are read one by one: a group of rows may be of any size
+            yield pa.parquet.ParquetFile(file, buffer_size=_BUFFER)
 
     def schema(self) -> pa.Schema:
         return self._schema.remove_metadata()
@@ -115,9 +115,9 @@ class _Parquet:
                 yield from columns.python_rows(batch)
 
     def batches(self, schema: pa.Schema, image: str, account: Account) -> Iterator[pa.RecordBatch]:
-        here, row = [name for name in self.names if name in schema.names], 0
+        names, row = [name for name in self.names if name in schema.names], 0
         with self._opened() as file:
-            for batch in file.iter_batches(_ROWS, columns=here):
+            for batch in file.iter_batches(_ROWS, columns=names):
                 fitted = columns.fitted(batch, schema)
                 missing = columns.null_pictures(fitted.column(image))
                 for i in range(len(missing)):
@@ -130,7 +130,7 @@ class _Parquet:
 
 
 class _Separated:
-    """CSV and TSV, of which every value is text."""
+    """CSV and TSV: every value is text."""
 
     def __init__(self, path: str, end: str, options: TableOptions) -> None:
         self.path, self.fault = path, ""
@@ -173,13 +173,15 @@ class _Separated:
 
 
 class _JsonLines:
-    """JSON lines, of which every row is kept as it is written."""
+    """JSON lines: every row is stored as it is written."""
 
     def __init__(self, path: str, options: TableOptions) -> None:
         self.path, self.fault = path, ""
-        found, note = (options.encoding, "") if options.encoding else text_files.find_encoding(path)
-        self._encoding, self.notes = found, [note] if note else []
-        first = itertools.islice(self.peek(), _ENOUGH)
+        encoding, note = (
+            (options.encoding, "") if options.encoding else text_files.find_encoding(path)
+        )
+        self._encoding, self.notes = encoding, [note] if note else []
+        first = itertools.islice(self.peek(), _SAMPLED)
         self.names = list(dict.fromkeys(name for row in first for name in row))
 
     def schema(self) -> pa.Schema:

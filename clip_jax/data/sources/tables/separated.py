@@ -1,4 +1,4 @@
-"""CSV and TSV: what separates the cells is looked for, and every row has as many as the header."""
+"""CSV and TSV: the separator is detected, and every row must have as many cells as the header."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from clip_jax.io import remote
 
 _USUAL = {".csv": ",", ".tsv": "\t"}
 _NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bars"}
-_TRIED = 50  # rows that a separator must fit
+_SAMPLED = 50  # rows that a separator must fit
 
 
 class Line(NamedTuple):
-    """A row: its cells, or what is wrong with it, and the first and last of its lines, from 1."""
+    """A row: its first and last line, counted from 1, its cells, or what is wrong with it."""
 
     first: int
     number: int
@@ -32,12 +32,12 @@ class Line(NamedTuple):
 
 @dataclasses.dataclass
 class SeparatedFile:
-    """An open description of one file: how it is written, and the names of its columns.
+    """How a file is written, and the names of its columns.
 
     is_spaced: whether a space follows each separator, as in the header.
-    width: how many cells the header has, also those without a name.
-    skipped: how many lines stand before the header.
-    notes: lines about what was guessed; some are known only after all rows were read.
+    width: the number of cells of the header, with those without a name.
+    skipped: the number of lines before the header.
+    notes: lines about what was guessed; some are known only after all rows are read.
     """
 
     path: str
@@ -52,7 +52,7 @@ class SeparatedFile:
 
     @classmethod
     def inspect(cls, path: str, end: str, options: TableOptions) -> SeparatedFile:
-        """Looks at a file that ends in `end`.
+        """Detects how a file is written whose name ends in `end`.
 
         Raises:
           UserError: it cannot be read, or its first row names no columns.
@@ -61,31 +61,31 @@ class SeparatedFile:
             (options.encoding, "") if options.encoding else text_files.find_encoding(path)
         )
         usual = _USUAL[end]
-        found = cls(path, encoding, options.separator or usual, options.quoting != "none")
-        found.notes += [note] if note else []
-        told = found._told_separator()
-        if told and not options.separator:
-            found.separator = told
+        file = cls(path, encoding, options.separator or usual, options.quoting != "none")
+        file.notes += [note] if note else []
+        declared = file._declared_separator()
+        if declared and not options.separator:
+            file.separator = declared
         elif not options.separator:
-            found._sniff(usual)
-        _, *others = next((row.cells for row in found._read()), []) or [""]
-        found.is_spaced = bool(others) and all(cell.startswith(" ") for cell in others)
-        found.names = found._header()
-        return found
+            file._detect_separator(usual)
+        _, *others = next((row.cells for row in file._read()), []) or [""]
+        file.is_spaced = bool(others) and all(cell.startswith(" ") for cell in others)
+        file.names = file._header()
+        return file
 
-    def _told_separator(self) -> str:
+    def _declared_separator(self) -> str:
         """The separator of a first line such as `sep=;`, which Excel writes; empty without one."""
         with text_files.open_text(self.path, self.encoding) as file:
-            told = re.fullmatch(r'"?sep=([,;|\t])"?[\r\n]*', file.readline(16), re.IGNORECASE)
-        self.skipped = 1 if told else 0
-        return told[1] if told else ""
+            match = re.fullmatch(r'"?sep=([,;|\t])"?[\r\n]*', file.readline(16), re.IGNORECASE)
+        self.skipped = 1 if match else 0
+        return match[1] if match else ""
 
-    def _sniff(self, usual: str) -> None:
-        """Takes another separator where the usual one gives no table and another does."""
+    def _detect_separator(self, usual: str) -> None:
+        """Takes another separator if the usual one gives no table and another does."""
         marks = [usual, *(mark for mark in _NAMES if mark != usual)]
         cells = {mark: self._cells(mark) for mark in marks}
         even = [mark for mark in marks if len(set(cells[mark])) == 1 and cells[mark][0] > 1]
-        # where every table is ragged, the one whose header has several cells
+        # if every table is ragged, the one whose header has several cells
         several = [mark for mark in marks if cells[mark] and cells[mark][0] > 1]
         self.separator = (even or several or [usual])[0]
         if self.separator != usual:
@@ -95,12 +95,12 @@ class SeparatedFile:
             )
 
     def _cells(self, separator: str) -> list[int]:
-        """How many cells the first rows have with another separator."""
+        """The number of cells of the first rows with another separator."""
         other = dataclasses.replace(self, separator=separator)
-        return [len(row.cells) for row in itertools.islice(other._read(), _TRIED)]
+        return [len(row.cells) for row in itertools.islice(other._read(), _SAMPLED)]
 
     def _read(self) -> Iterator[Line]:
-        """All rows that are not blank, the header too."""
+        """All rows that are not blank, with the header."""
         csv.field_size_limit(MAX_TEXT)
         quoting: Any = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
         with text_files.open_text(self.path, self.encoding) as file:
@@ -119,7 +119,7 @@ class SeparatedFile:
                     last = self.skipped + reader.line_num
                     yield Line(first, last, [], f"{error}; config.data.quoting=none?")
                     continue
-                except UnicodeError as error:  # UTF-16 that is cut
+                except UnicodeError as error:  # truncated UTF-16
                     yield Line(
                         first,
                         first,
@@ -155,9 +155,9 @@ class SeparatedFile:
         return names
 
     def rows(self, note: bool = True) -> Iterator[Line]:
-        """The rows below the header; what is odd in them is added to `notes` where `note`.
+        """The rows below the header; with `note`, unusual rows are described in `notes`.
 
-        Empty cells beyond the header's do not count, nor do the last columns without a name.
+        Empty cells beyond the header are ignored, and so are trailing columns without a name.
         """
         broken, longest, where, escaped = 0, 0, 0, list[int]()
         rows = self._read()
