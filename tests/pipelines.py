@@ -30,6 +30,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+from ml_collections import ConfigDict
 
 import damage
 import runs
@@ -182,7 +183,7 @@ class Pipelines:
 
     def __call__(self, spec: str) -> str:
         """What comes of a data set: `trained` or `refused`; fails on anything else."""
-        config = config_lib.ConfigDict(self.config.to_dict())
+        config = ConfigDict(self.config.to_dict())
         config.data.train = spec
         try:
             self._account(inspect.inspect(config, 0, 0.0, 0.4, ""))

@@ -14,6 +14,7 @@ import pytest
 import runs
 from clip_jax import config as config_lib
 from clip_jax.cli import inspect
+from clip_jax.config.checks import check
 from clip_jax.data import mixture
 from clip_jax.data.sources import SourceOptions, open_source
 from support import encoded, picture, refused
@@ -177,7 +178,7 @@ def test_a_wrong_path_is_one_line_before_any_device_is_touched(
     overrides = [f"data.{key}={name}"]
     overrides += ["data.train=x.db"] if key == "source" else ["data.mix.x.data=x.db"]
     config, _ = config_lib.load("configs/common.py", overrides)
-    refused(lambda: config_lib.check(config), f"config.data.{key}={name}", words)
+    refused(lambda: check(config), f"config.data.{key}={name}", words)
 
 
 def test_a_class_that_is_no_source_is_told_what_it_lacks(
