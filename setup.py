@@ -54,7 +54,7 @@ setup(
         "numpy>=2.0",
         "pillow>=11.0",
         "simplejpeg>=1.8",
-        "cykooz.resizer>=4.0.1; platform_machine != 'aarch64'",  # has no wheel for Linux on ARM
+        "cykooz.resizer>=4.0.1; platform_machine != 'aarch64'",  # no wheel for Linux on ARM
         "ftfy>=6.3.1",
         "regex",
         "sentencepiece>=0.2.1",
