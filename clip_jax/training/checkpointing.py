@@ -5,7 +5,6 @@ Each checkpoint contains digests of its files (`digests`), which are verified be
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import os
@@ -23,14 +22,13 @@ from clip_jax.errors import UserError
 from clip_jax.io.files import read_json
 from clip_jax.models.model_config import DTYPES, CLIPConfig
 from clip_jax.training import digests
+from clip_jax.training.orbax_parts import FOLDER, SealedFolder, make_handlers
 from clip_jax.weights.configs.essence import differences
 
-FOLDER = "checkpoints"
 DAMAGED = "damaged"  # where a resuming run moves its damaged checkpoints
 CONFIG = "config.json"
 _METADATA = "_CHECKPOINT_METADATA"  # written by orbax in the folder of each step
 _UNFINISHED = ".orbax-checkpoint-tmp"  # part of the name of a folder that is still being written
-_COMMITTED = "commit_success.txt"
 _MARK = {"digests": 1}  # in orbax's metadata: the folder must have a list of digests
 
 
@@ -224,37 +222,6 @@ def _remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """The temporary folder of a checkpoint, which gets its digests just before it is renamed.
-
-    Orbax's own class writes into the folder after the last point at which its files can be listed.
-    """
-
-    @classmethod
-    def from_final(
-        cls, final_path: Any, *, checkpoint_metadata_store: Any = None, **options: Any
-    ) -> _SealedPath:
-        """The temporary folder that becomes `final_path`."""
-        path = super().from_final(
-            final_path, checkpoint_metadata_store=checkpoint_metadata_store, **options
-        )
-        path.metadata = checkpoint_metadata_store
-        return path
-
-    async def finalize(self) -> None:
-        """Runs in the saving thread of the first process once all processes have written."""
-        final = Path(self.get_final())
-        if final.parent.name != FOLDER or not final.name.isdecimal():  # an item of a checkpoint
-            await super().finalize()
-            return
-        if self.metadata:
-            await asyncio.to_thread(self.metadata.wait_until_finished)
-        # orbax recognizes complete checkpoints by this file where folders cannot be renamed
-        (Path(self.get()) / _COMMITTED).write_text(f"Checkpoint commit was successful to {final}")
-        await asyncio.to_thread(digests.write, Path(self.get()), int(final.name))
-        await asyncio.to_thread(os.rename, self.get(), final)
-
-
 class Checkpoints:
     """The checkpoints of one run: saved in the background; the newest are kept."""
 
@@ -273,10 +240,10 @@ class Checkpoints:
                 ),
                 preservation_policy=preservation_policy.LatestN(keep),
                 enable_async_checkpointing=True,
-                temporary_path_class=_SealedPath,
+                temporary_path_class=SealedFolder,
                 lightweight_initialize=True,  # do not read the metadata of damaged checkpoints
             ),
-            handler_registry=_handlers(),
+            handler_registry=make_handlers(),
         )
 
     def save(
@@ -384,24 +351,6 @@ def _restore_args(like: Any, **options: Any) -> ocp.args.PyTreeRestore:
     """Arguments that restore a tree as `like`, shapes with shardings."""
     shardings = ocp.checkpoint_utils.construct_restore_args(like)
     return ocp.args.PyTreeRestore(item=like, restore_args=shardings, **options)
-
-
-def _handlers() -> Any:
-    """Orbax's handlers, except that small arrays are written in one piece.
-
-    By default orbax splits every replicated array, so that each device writes a part of it, which
-    compiles a program for each shape.
-    """
-    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
-    kinds = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-    state = ocp.PyTreeCheckpointHandler(type_handler_registry=kinds)
-    known = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for args in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
-        known.add("state", args, state)
-    for name in ("data", "config"):
-        for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
-            known.add(name, args)
-    return known
 
 
 def bytes_of(tree: Any) -> int:
