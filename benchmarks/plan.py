@@ -15,7 +15,7 @@ import sys
 
 from clip_jax.plan import topology
 
-os.environ.update(topology.ENVIRONMENT, JAX_PLATFORMS="cpu")
+os.environ.update(topology.LIBTPU_ENVIRONMENT, JAX_PLATFORMS="cpu")
 
 from clip_jax import config as config_lib
 from clip_jax.plan import search
@@ -34,22 +34,22 @@ def planned(case: str) -> Estimate:
     place, *overrides = case.split(",")
     path, _, name = place.partition(":")
     config, _ = config_lib.load(path, overrides)
-    return search.timed(config, name, lambda line: print(line, file=sys.stderr))
+    return search.estimate_and_log(config, name, lambda line: print(line, file=sys.stderr))
 
 
-def row(case: str, found: Estimate) -> list[str]:
+def row(case: str, estimate: Estimate) -> list[str]:
     """The line of the table for a plan."""
-    size = f"{found.hbm_bytes / 2**30:.2f}"
-    if not found.fits or found.estimated_seconds is None:
-        return [case, f"{size} wanted" if not found.fits else size, *[""] * 4, ""]
+    size = f"{estimate.hbm_bytes / 2**30:.2f}"
+    if not estimate.fits or estimate.estimated_seconds is None:
+        return [case, f"{size} wanted" if not estimate.fits else size, *[""] * 4, ""]
     return [
         case,
         size,
-        f"{1e3 * found.estimated_seconds:.0f}",
-        f"{1e3 * (found.interconnect_seconds or 0):.0f}",
-        f"{found.images_per_second_per_chip:.0f}",
-        f"{100 * (found.mfu or 0):.1f} %",
-        f"{found.compile_seconds:.0f}",
+        f"{1e3 * estimate.estimated_seconds:.0f}",
+        f"{1e3 * (estimate.interconnect_seconds or 0):.0f}",
+        f"{estimate.images_per_second_per_chip:.0f}",
+        f"{100 * (estimate.mfu or 0):.1f} %",
+        f"{estimate.compile_seconds:.0f}",
     ]
 
 

@@ -14,7 +14,7 @@ import os
 
 from clip_jax.plan import topology
 
-os.environ.update(topology.ENVIRONMENT, JAX_PLATFORMS="cpu")
+os.environ.update(topology.LIBTPU_ENVIRONMENT, JAX_PLATFORMS="cpu")
 
 from clip_jax import config as config_lib
 from clip_jax import plan
@@ -45,12 +45,12 @@ def main() -> None:
     print(f"{args.config}, batch {args.batch_size:,} on {args.topology}; GiB a chip")
     for name, more in TRICKS:
         overrides += more
-        found = plan.estimate(config_lib.load(args.config, overrides)[0], args.topology)
-        parts = ", ".join(f"{part} {size / 2**30:.2f}" for part, size in found.hbm.items())
-        said = f"{found.hbm_bytes / 2**30:5.2f}" if found.fits else "does not fit:"
-        took = f", {1e3 * found.estimated_seconds:.0f} ms" if found.estimated_seconds else ""
-        seconds = found.compile_seconds
-        print(f"{name:26} {said} ({parts}){took} (compiled in {seconds:.0f} s)", flush=True)
+        estimate = plan.estimate(config_lib.load(args.config, overrides)[0], args.topology)
+        parts = ", ".join(f"{part} {size / 2**30:.2f}" for part, size in estimate.hbm.items())
+        memory = f"{estimate.hbm_bytes / 2**30:5.2f}" if estimate.fits else "does not fit:"
+        time = f", {1e3 * estimate.estimated_seconds:.0f} ms" if estimate.estimated_seconds else ""
+        seconds = estimate.compile_seconds
+        print(f"{name:26} {memory} ({parts}){time} (compiled in {seconds:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

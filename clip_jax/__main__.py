@@ -1,4 +1,4 @@
-"""`python -m clip_jax COMMAND`: every command by its name."""
+"""`python -m clip_jax COMMAND`: runs a command by its name."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from clip_jax.cli.allocator import tune_allocator
-from clip_jax.cli.common import report
+from clip_jax.cli.common import run_and_exit
 from clip_jax.errors import UserError
 from clip_jax.version import __version__
 
-# The module whose `run` is the command, and one line of help. Nothing is imported until used.
+# The module whose `run` is the command, and one line of help. Modules are imported when used.
 COMMANDS = {
-    "train": ("main", "train a model as a config says, or go on with a run"),
-    "evaluate": ("main", "evaluate a run or anybody's weights by the papers' protocols"),
-    "plan": ("main", "say what a step needs on a TPU slice or on CPUs, without one"),
-    "classify": ("cli.classify", "say which of some labels pictures show"),
+    "train": ("main", "train a model from a config, or resume a run"),
+    "evaluate": (
+        "main",
+        "evaluate a run, or weights of other libraries, by the protocols of the papers",
+    ),
+    "plan": ("main", "estimate the memory and time of a step on a TPU slice, without one"),
+    "classify": ("cli.classify", "classify images with labels of your own"),
     "convert": ("cli.convert", "write a model for OpenAI's code, open_clip or transformers"),
-    "inspect": ("cli.inspect", "say what a config's data hold and how fast they are read"),
+    "inspect": ("cli.inspect", "show what the data of a config contain and how fast they are read"),
     "tfds": ("cli.tfds", "prepare a data set of TensorFlow Datasets, without TensorFlow"),
 }
 
@@ -33,10 +36,10 @@ def _help() -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the command that the first word names; returns its exit code.
+    """Runs the command that the first argument names; returns its exit code.
 
     Raises:
-      UserError: there is no such command, or its flags are wrong.
+      UserError: the command is unknown, or its flags are wrong.
     """
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help", "help"):
@@ -46,9 +49,9 @@ def run(argv: Sequence[str]) -> int:
         print(f"clip_jax {__version__}")
         return 0
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        meant = f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}"
-        raise UserError(f"no command {name!r:.80}; {meant}")
+        matches = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {matches[0]}?" if matches else f"known: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r:.80}; {hint}")
     module, _ = COMMANDS[name]
     command: Callable[[Sequence[str]], int] = import_module(f"clip_jax.{module}").run
     return command([f"--mode={name}", *rest] if module == "main" else rest)
@@ -58,7 +61,7 @@ def main() -> None:
     """The command line: `python -m clip_jax`."""
     if COMMANDS.get(next(iter(sys.argv[1:]), ""), ("",))[0] == "main":
         tune_allocator()
-    report(run, sys.argv[1:])
+    run_and_exit(run, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Mistakes of the user and failures of the machine, told from bugs."""
+"""Errors that are not bugs: mistakes of the user and failures of the machine."""
 
 from __future__ import annotations
 
 import errno
 import re
 
-_LONGEST = 500
-_USER = re.compile(r"(?<=://)[^\s/?#'\"]*@")
+_MAX_LENGTH = 500
+_USERINFO = re.compile(r"(?<=://)[^\s/?#'\"]*@")
 _LOOSE_PASSWORD = re.compile(r"(?<=://)[^\s/@:]+:(?!\d{1,5}(?:[/?#\s]|$))[^\s'\"]*@")
 _QUERY = re.compile(r"(https?://[^\s?#'\"]*)[?#][^\s'\"]*", re.IGNORECASE)
 _SECRET = re.compile(
@@ -14,61 +14,62 @@ _SECRET = re.compile(
     r"[^&;\s'\"]+",
     re.IGNORECASE,
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL_TEXTS = ("No space left", "File too large", "Disk quota")
 
 
 def redacted(text: str) -> str:
-    """A text without the passwords and signatures of URLs in it.
+    """Removes the passwords and signatures of URLs from a text.
 
-    Of `https://` URLs neither user nor query is left, as either may be the key; of others
-    (`s3://KEY:SECRET@bucket`) no user with a password.
+    `https://` URLs lose their user and their query, because either may be a secret. Other URLs lose
+    a user that has a password (`s3://KEY:SECRET@bucket`).
     """
     if "://" not in text and "=" not in text:
         return text
     text = _LOOSE_PASSWORD.sub("", text)
-    text = _USER.sub(lambda found: found[0] if _is_container(text, found) else "", text)
+    text = _USERINFO.sub(lambda match: match[0] if _is_container(text, match) else "", text)
     return _SECRET.sub(r"\1…", _QUERY.sub(r"\1", text))
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """A count with its noun: `1 file`, `2,000 files`; `plural` where an s does not make it."""
+    """A count with its noun: `1 file`, `2,000 files`; give an irregular `plural`."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
-def _is_container(text: str, found: re.Match[str]) -> bool:
-    """`abfs://container@account` names a place by what others put a user."""
-    scheme = text[: found.start() - 3].lower()
-    return ":" not in found[0] and scheme.endswith(("abfs", "abfss", "wasb", "wasbs"))
+def _is_container(text: str, userinfo: re.Match[str]) -> bool:
+    """Whether the part before `@` is a container, as in `abfs://container@account`."""
+    scheme = text[: userinfo.start() - 3].lower()
+    return ":" not in userinfo[0] and scheme.endswith(("abfs", "abfss", "wasb", "wasbs"))
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: one clear line that says what to do.
+    """A mistake in the user's input: one clear line that says what to do.
 
-    What of it stood in a file may be of any length and hold anything: the line is cut in its
-    middle, and what would not print is escaped. Passwords and signatures are left out.
+    Messages can quote untrusted file content, so a long line is cut in the middle and unprintable
+    characters are escaped. Passwords and signatures of URLs are removed.
     """
 
     def __init__(self, line: str) -> None:
         line = redacted(line)
-        if len(line) > _LONGEST:
-            line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 3 :]}"
+        if len(line) > _MAX_LENGTH:
+            line = f"{line[: _MAX_LENGTH // 2]} … {line[-_MAX_LENGTH // 3 :]}"
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
 
 
 class GuessedWarning(UserWarning):
-    """Something was taken for granted that was not said, or an answer says less than it seems."""
+    """The input leaves something open that was guessed, or a result means less than it seems to."""
 
 
 class DamageWarning(UserWarning):
-    """A damaged checkpoint was passed over, or one cannot be checked for damage."""
+    """A damaged checkpoint was skipped, or a checkpoint cannot be checked for damage."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that the disk has no room."""
+    """Whether an error or one of its causes means that the disk is full."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL_CODES:
             return True
-        if any(text in str(error) for text in ("No space left", "File too large", "Disk quota")):
+        if any(text in str(error) for text in _DISK_FULL_TEXTS):
             return True
         error = error.__cause__ or error.__context__
     return False

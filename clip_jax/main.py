@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clip_jax.cli.allocator import tune_allocator
-from clip_jax.cli.common import LinesParser, at_least, report, split_overrides
+from clip_jax.cli.common import CommandParser, integer_from, run_and_exit, split_overrides
 from clip_jax.distributed import cluster_env, multihost
 from clip_jax.errors import UserError
 
@@ -18,119 +18,138 @@ if TYPE_CHECKING:
 
 MODES = ("train", "evaluate", "plan")
 _EPILOG = """\
-any key of the config can be set:  --config.KEY=VALUE   (--config FILE --help lists them)
+--config.KEY=VALUE sets any key of the config; --config FILE --help lists the keys.
+
+Train. The same command resumes a stopped run. Ctrl-C and SIGTERM save a checkpoint first.
   python -m clip_jax.main --config configs/quickstart.py
   python -m clip_jax.main --config configs/vit_b16.py --config.data.train='/data/{00000..41407}.tar'
-the same command resumes a run that was stopped; Ctrl-C and SIGTERM save first
-many hosts: the same command on each; on a TPU pod, in Slurm and in Kubernetes that is all,
-elsewhere the three flags, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
-a checkpoint judged as the paper does, and a page about it; what there is: docs/evaluation.md
-  python -m clip_jax.main --config configs/vit_b32.py --mode=evaluate --checkpoint ViT-B-32.pt \
+
+Train on many hosts: start the same command on each host. TPU pods, Slurm and Kubernetes need no
+more. Elsewhere add --coordinator, --processes and --process, or set JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+Evaluate a checkpoint by the protocols of the papers and write a report (docs/evaluation.md).
+  python -m clip_jax.main --config configs/vit_b32.py --mode=evaluate --checkpoint ViT-B-32.pt \\
       --workdir runs/b32 --sets=cifar10,mine=/data/mine --suite=zero_shot,linear_probe
-what a step would take on a TPU slice, asked of its compiler; no TPU, no data (docs/plan.md):
-  python -m clip_jax.main --config configs/vit_l14.py --mode=plan --topology=v5e:16x16
-the exit code is 0 also for a step that does not fit: scripts read "fits" of --json"""
+
+Plan: compile a training step for a TPU slice, without a TPU and without data (docs/plan.md). The
+exit code is 0 even if the step does not fit: scripts read "fits" in the output of --json.
+  python -m clip_jax.main --config configs/vit_l14.py --mode=plan --topology=v5e:16x16"""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags of the command."""
-    p = LinesParser(
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
+    parser = CommandParser(
         prog="python -m clip_jax.main",
-        description="Trains and evaluates CLIP models.",
+        description="Trains, evaluates and plans CLIP models.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
     )
-    p.add_argument(
+    add = parser.add_argument
+    add(
         "--config",
         metavar="CONFIG",
-        help="a file such as configs/quickstart.py, or just quickstart",
+        help="a file such as configs/quickstart.py, or a shipped config by name: quickstart",
     )
-    p.add_argument("--workdir", metavar="FOLDER", help="where the run is kept (config.workdir)")
-    p.add_argument(
-        "--mode", default="train", help=f"one of {', '.join(MODES)} (default: %(default)s)"
-    )
-    p.add_argument(
-        "--checkpoint",
-        metavar="RUN",
-        help="what is evaluated: a run's folder, its checkpoints/STEP, or weights of OpenAI's, "
-        "open_clip's or transformers' (default: the run in --workdir)",
-    )
-    p.add_argument(
-        "--suite",
-        metavar="NAME,…",
-        help="how: some of zero_shot, linear_probe, few_shot, retrieval, robustness, bias and "
-        "overlap, or all (default: config.evaluate.suite)",
-    )
-    p.add_argument(
-        "--sets",
-        metavar="NAME,…",
-        help="on what: sets of the config, standard ones (docs/sets.md) such as cifar10, paper or "
-        "robustness, and NAME=PATH for your own (default: the config's)",
-    )
-    p.add_argument(
+    add("--workdir", metavar="FOLDER", help="the folder of the run (config.workdir)")
+    add("--mode", default="train", help=f"one of {', '.join(MODES)} (default: %(default)s)")
+    _add_evaluation_flags(parser.add_argument_group("flags of --mode=evaluate"))
+    group = parser.add_argument_group("flags of --mode=train")
+    group.add_argument(
         "--force",
         action="store_true",
-        help="train in a --workdir that is in use: the run at work there ends",
+        help="train in a --workdir that another run is using: that run stops",
     )
-    p.add_argument("--topology", metavar="NAME", help="of a plan: v5e:16x16, v5p:4x4x4, cpu:8, …")
-    p.add_argument("--json", action="store_true", help="the plan's last line is JSON")
-    p.add_argument(
+    _add_plan_flags(parser.add_argument_group("flags of --mode=plan"))
+    _add_multihost_flags(parser.add_argument_group("many hosts"))
+    add("--help", "-h", action="store_true", help="show this text and the keys of the config")
+    return parser
+
+
+def _add_evaluation_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--checkpoint",
+        metavar="RUN",
+        help="the model to evaluate: the folder of a run, its checkpoints/STEP, or weights of "
+        "OpenAI, open_clip or transformers (default: the run in --workdir)",
+    )
+    group.add_argument(
+        "--suite",
+        metavar="NAME,…",
+        help="the evaluations: some of zero_shot, linear_probe, few_shot, retrieval, robustness, "
+        "bias and overlap, or all (default: config.evaluate.suite)",
+    )
+    group.add_argument(
+        "--sets",
+        metavar="NAME,…",
+        help="the data sets: names in the config, standard ones (docs/sets.md) such as cifar10, "
+        "paper or robustness, and NAME=PATH for your own (default: all in the config)",
+    )
+
+
+def _add_plan_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--topology", metavar="NAME", help="the devices: v5e:16x16, v5p:4x4x4, cpu:8, …"
+    )
+    group.add_argument(
+        "--json", action="store_true", help="print the plan as JSON on the last line"
+    )
+    group.add_argument(
         "--sweep",
         metavar="KEY=V,V,…",
         nargs="*",
         action="extend",
-        help="plans for all of these values, such as config.accumulate=1,4,16 "
-        "config.remat=dots,full; alone: for the usual choices",
+        help="compare all combinations of these values, such as config.accumulate=1,4,16 "
+        "config.remat=dots,full; without a KEY: a default choice",
     )
-    p.add_argument("--dump", metavar="FOLDER", help="keeps what the compiler wrote of the step")
-    p.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 lets all meet")
-    p.add_argument("--processes", metavar="N", type=at_least(1), help="how many there are")
-    p.add_argument("--process", metavar="I", type=at_least(0), help="which one this is, from 0")
-    for name, default, what in (
-        ("connect", multihost.CONNECT_TIMEOUT, "that all processes have to come"),
-        (
-            "heartbeat",
-            multihost.HEARTBEAT_TIMEOUT,
-            "without a sign of life until one counts as dead",
-        ),
-    ):
-        p.add_argument(
-            f"--{name}-timeout",
-            metavar="SECONDS",
-            type=at_least(1),
-            default=default,
-            help=f"seconds {what} (default: %(default)g)",
-        )
-    p.add_argument("--help", "-h", action="store_true", help="this text, and the config's keys")
-    return p
+    group.add_argument(
+        "--dump", metavar="FOLDER", help="keep the output of the compiler for the step"
+    )
+
+
+def _add_multihost_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0")
+    group.add_argument(
+        "--processes", metavar="N", type=integer_from(1), help="the number of processes"
+    )
+    group.add_argument(
+        "--process", metavar="I", type=integer_from(0), help="the index of this process, from 0"
+    )
+    group.add_argument(
+        "--connect-timeout",
+        metavar="SECONDS",
+        type=integer_from(1),
+        default=multihost.CONNECT_TIMEOUT,
+        help="seconds to wait for all processes to connect (default: %(default)g)",
+    )
+    group.add_argument(
+        "--heartbeat-timeout",
+        metavar="SECONDS",
+        type=integer_from(1),
+        default=multihost.HEARTBEAT_TIMEOUT,
+        help="seconds without a heartbeat after which a process counts as dead "
+        "(default: %(default)g)",
+    )
 
 
 def run(argv: Sequence[str]) -> int:
-    """The whole command; returns the exit code.
+    """Runs the command; returns its exit code.
 
     Raises:
-      UserError: what the user gave is wrong.
+      UserError: a flag, the config or the data is wrong.
     """
     flags, overrides = split_overrides(argv)
-    args = parser().parse_args(flags)
+    args = make_parser().parse_args(flags)
     if args.mode not in MODES:
         raise UserError(f"unknown --mode {args.mode!r}; known: {', '.join(MODES)}")
-    if not args.config:
-        if args.help:
-            parser().print_help()
-            return 0
-        raise UserError("--config is missing: try --config configs/quickstart.py")
-
+    if args.help and not args.config:
+        make_parser().print_help()
+        return 0
+    _check_flags(args)
     if args.mode == "plan":
         _prepare_plan(args)
-    elif args.topology or args.json or args.sweep is not None or args.dump:
-        raise UserError("--topology, --json, --sweep and --dump belong to --mode=plan")
-    if args.force and args.mode != "train":
-        raise UserError("--force belongs to --mode=train: others only read a run's folder")
-    if args.mode != "evaluate" and (args.checkpoint or args.suite or args.sets):
-        raise UserError("--checkpoint, --suite and --sets belong to --mode=evaluate")
 
     from clip_jax import config as config_lib
 
@@ -138,42 +157,52 @@ def run(argv: Sequence[str]) -> int:
         overrides.append(f"workdir={args.workdir}")
     config, doc = config_lib.load(args.config, overrides)
     if args.help:
-        parser().print_help()
+        make_parser().print_help()
         keys = config_lib.describe(config, explain=True)
         print(f"\n{args.config}: {doc.strip()}\n\nits keys:\n{keys}")
-        return 0
-    if args.mode == "plan":
-        from clip_jax.plan import report as plan_report
+    elif args.mode == "plan":
+        from clip_jax.plan.report import print_plan, print_sweep
 
-        plan_report.plan(
-            config,
-            args.topology,
-            name=args.config,
-            axes=args.sweep,
-            as_json=args.json,
-            dump=args.dump,
-        )
-        return 0
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    place = cluster_env.find(args.coordinator, args.processes, args.process, os.environ)
-    with multihost.joined(place, args.connect_timeout, args.heartbeat_timeout):
-        _start(args, config)
+        if args.sweep is None:
+            print_plan(config, args.topology, args.config, as_json=args.json, dump=args.dump)
+        else:
+            print_sweep(config, args.topology, args.config, args.sweep, as_json=args.json)
+    else:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        place = cluster_env.find(args.coordinator, args.processes, args.process, os.environ)
+        with multihost.joined(place, args.connect_timeout, args.heartbeat_timeout):
+            _train_or_evaluate(args, config)
     return 0
 
 
+def _check_flags(args: argparse.Namespace) -> None:
+    """Raises a UserError for flags that are missing or do not fit the mode."""
+    if not args.config:
+        raise UserError("--config is missing: try --config configs/quickstart.py")
+    if args.mode != "plan" and (args.topology or args.json or args.sweep is not None or args.dump):
+        raise UserError("--topology, --json, --sweep and --dump need --mode=plan")
+    if args.mode != "train" and args.force:
+        raise UserError("--force needs --mode=train: other modes only read the folder of a run")
+    if args.mode != "evaluate" and (args.checkpoint or args.suite or args.sets):
+        raise UserError("--checkpoint, --suite and --sets need --mode=evaluate")
+
+
 def _prepare_plan(args: argparse.Namespace) -> None:
-    """What must be set before JAX is imported: a plan leaves this machine's accelerators alone."""
+    """Checks the flags of a plan, and keeps JAX away from this machine's accelerators.
+
+    The environment must be set before JAX is imported.
+    """
     from clip_jax.plan import topology
 
     if not args.topology:
-        raise UserError(f"--mode=plan needs --topology, one of such as {topology.EXAMPLES}")
+        raise UserError(f"--mode=plan needs --topology, such as one of {topology.EXAMPLES}")
     if args.sweep is not None and args.dump:
-        raise UserError("--dump keeps one program: leave out --sweep")
+        raise UserError("--dump keeps the output for one program: leave out --sweep")
     os.environ["JAX_PLATFORMS"] = "cpu"
-    topology.quiet(os.environ)
+    topology.set_libtpu_environment(os.environ)
 
 
-def _start(args: argparse.Namespace, config: ConfigDict) -> None:
+def _train_or_evaluate(args: argparse.Namespace, config: ConfigDict) -> None:
     from clip_jax.distributed.compilation_cache import use_compilation_cache
     from clip_jax.io.redirects import allow_redirects
 
@@ -193,4 +222,4 @@ def _start(args: argparse.Namespace, config: ConfigDict) -> None:
 
 if __name__ == "__main__":
     tune_allocator()
-    report(run, sys.argv[1:])
+    run_and_exit(run, sys.argv[1:])

@@ -1,4 +1,4 @@
-"""`python -m clip_jax COMMAND`, which finds every command by its name."""
+"""Tests `python -m clip_jax COMMAND`, which runs a command by its name."""
 
 import subprocess
 import sys
@@ -10,32 +10,33 @@ from clip_jax import __main__ as command_line
 from clip_jax.errors import UserError
 
 
-def test_help_lists_every_command_and_imports_none(capsys):
+def test_help_lists_all_commands_and_imports_none(capsys):
     assert command_line.run([]) == 0
-    shown = capsys.readouterr().out
-    assert all(f"  {name} " in shown for name in command_line.COMMANDS)
-    assert f"clip_jax {clip_jax.__version__}\n" in shown
+    output = capsys.readouterr().out
+    assert all(f"  {name} " in output for name in command_line.COMMANDS)
+    assert f"clip_jax {clip_jax.__version__}\n" in output
     code = (
         "import sys; from clip_jax.__main__ import run\n"
         "run(['--help']); print('jax' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("False\n")
+    argv = [sys.executable, "-c", code]
+    process = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert process.stdout.endswith("False\n")
 
 
 @pytest.mark.parametrize("name", command_line.COMMANDS)
 def test_every_command_has_help(name, capsys):
     try:
         assert command_line.run([name, "--help"]) == 0
-    except SystemExit as end:  # argparse's own help
-        assert end.code == 0
+    except SystemExit as exit_:  # from the help of argparse
+        assert exit_.code == 0
     assert "usage: python -m clip_jax" in capsys.readouterr().out
 
 
-def test_a_command_that_is_none():
-    with pytest.raises(UserError, match=r"no command 'clasify'; did you mean classify\?"):
+def test_an_unknown_command_is_a_user_error():
+    with pytest.raises(UserError, match=r"unknown command 'clasify'; did you mean classify\?"):
         command_line.run(["clasify"])
-    with pytest.raises(UserError, match="no command 'x'; known: train, evaluate, "):
+    with pytest.raises(UserError, match="unknown command 'x'; known: train, evaluate, "):
         command_line.run(["x"])
 
 

@@ -1,4 +1,4 @@
-"""The command line: what is wrong is said in one line, before anything is written."""
+"""Tests the command line: a mistake is one line, before anything is written."""
 
 import json
 import os
@@ -19,24 +19,24 @@ def config(tmp_path, tar_factory):
     return runs.write_config(tmp_path, tar_factory(pairs=20, size=(20, 18)), 20)
 
 
-def fails(argv):
-    """The one line that a command ends with."""
-    with pytest.raises(UserError) as caught:
+def error_of(argv):
+    """The one line of the UserError that the command raises."""
+    with pytest.raises(UserError) as error:
         main.run(argv)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def flags(config, *more):
     return ["--config", str(config), "--workdir", str(config.parent / "run"), *more]
 
 
-def failed(done, *words):
-    """A finished command that failed with one line that names all of `words`."""
-    assert done.returncode not in (0, None), done.stderr
-    assert "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and done.stderr.splitlines()[-1] == errors[0], done.stderr
+def assert_failed(process, *words):
+    """Asserts that a process failed with one line that contains all of `words`."""
+    assert process.returncode not in (0, None), process.stderr
+    assert "Traceback" not in process.stderr
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and process.stderr.splitlines()[-1] == errors[0], process.stderr
     for word in words:
         assert str(word) in errors[0], errors[0]
 
@@ -49,38 +49,38 @@ def test_help_and_a_wrong_flag_import_nothing_heavy(argv):
         "heavy = {'jax', 'flax', 'orbax', 'grain', 'optax', 'numpy', 'PIL', 'tensorflow'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], env=runs.environment(), capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    assert "--conf" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "--conf" in process.stdout
 
 
 def test_help_with_a_config_shows_its_keys(config, capsys):
     assert main.run(["--config", str(config), "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert "A run of seconds." in shown
-    assert "--config.batch_size=8" in shown and "--config.optimizer.learning_rate" in shown
+    output = capsys.readouterr().out
+    assert "A run of seconds." in output
+    assert "--config.batch_size=8" in output and "--config.optimizer.learning_rate" in output
 
 
-def test_a_wrong_flag_or_mode_is_named():
-    assert "--confg" in fails(["--confg=x"])
-    assert "evaluate" in fails(["--config", "x", "--mode=tran"])
-    assert "configs/quickstart.py" in fails([])
+def test_the_error_for_a_wrong_flag_or_mode_names_it():
+    assert "--confg" in error_of(["--confg=x"])
+    assert "evaluate" in error_of(["--config", "x", "--mode=tran"])
+    assert "configs/quickstart.py" in error_of([])
 
 
-def test_an_unknown_key_is_named_with_the_nearest_known_one(config):
+def test_the_error_for_an_unknown_key_names_the_closest_known_one(config):
     assert says(
-        UserError(fails(flags(config, "--config.batchsize=8"))), "batchsize", "config.batch_size"
+        UserError(error_of(flags(config, "--config.batchsize=8"))), "batchsize", "config.batch_size"
     )
-    assert "config.optimizer.learning_rate" in fails(
+    assert "config.optimizer.learning_rate" in error_of(
         flags(config, "--config.optimizer.lr_rate", "1")
     )
     assert not (config.parent / "run").exists()
 
 
-def test_a_batch_that_does_not_divide_over_the_devices(config):
-    line = fails(flags(config, "--config.batch_size=12"))
+def test_a_batch_size_that_the_devices_do_not_divide_is_a_user_error(config):
+    line = error_of(flags(config, "--config.batch_size=12"))
     assert "config.batch_size=12" in line and "8 devices" in line and "such as" in line
     assert not (config.parent / "run").exists()
 
@@ -102,40 +102,40 @@ def test_a_batch_that_does_not_divide_over_the_devices(config):
         ("--config.workdir=", ["--workdir"]),
     ],
 )
-def test_bad_values_are_one_line_and_leave_no_folder(config, flag, words):
+def test_wrong_values_are_one_line_and_leave_no_folder(config, flag, words):
     argv = flags(config, flag)
     if flag == "--config.workdir=":
         argv = ["--config", str(config), flag]
-    line = fails(argv)
+    line = error_of(argv)
     for word in words:
         assert word in line
     assert not (config.parent / "run").exists()
 
 
-def test_a_tar_of_which_nothing_is_left_is_named(config, tar_factory):
+def test_the_error_for_a_truncated_tar_names_it(config, tar_factory):
     path = tar_factory("cut.tar", pairs=9)
     path.write_bytes(path.read_bytes()[:600])
-    assert "cut.tar" in fails(flags(config, f"--config.data.train={path}"))
+    assert "cut.tar" in error_of(flags(config, f"--config.data.train={path}"))
     assert not (config.parent / "run").exists()
 
 
-def test_a_corrupt_picture_is_named(config, tmp_path):
+def test_the_error_for_a_corrupt_image_names_it(config, tmp_path):
     members = [("7.png", b"\x89PNG not really"), ("7.json", b'{"caption": "x"}')]
     path = write_tar(tmp_path / "bad.tar", members)
-    done = runs.run(config, tmp_path / "run", f"--config.data.train={path}")
-    failed(done, "bad.tar", "7.png")
+    process = runs.run(config, tmp_path / "run", f"--config.data.train={path}")
+    assert_failed(process, "bad.tar", "7.png")
 
 
-def test_a_corrupt_picture_is_named_by_a_worker_process_too(config, tmp_path):
+def test_the_error_of_a_worker_process_names_the_corrupt_image(config, tmp_path):
     members = [("7.png", b"\x89PNG not really"), ("7.json", b'{"caption": "x"}')]
     path = write_tar(tmp_path / "bad.tar", members)
-    done = runs.run(
+    process = runs.run(
         config, tmp_path / "run", f"--config.data.train={path}", "--config.data.workers=1"
     )
-    failed(done, "bad.tar", "7.png")
+    assert_failed(process, "bad.tar", "7.png")
 
 
-def test_a_folder_of_another_run_is_refused_and_left_as_it_was(config):
+def test_the_folder_of_another_run_is_refused_and_unchanged(config):
     workdir = config.parent / "run"
     workdir.mkdir()
     from clip_jax import config as config_lib
@@ -143,13 +143,13 @@ def test_a_folder_of_another_run_is_refused_and_left_as_it_was(config):
     old, _ = config_lib.load(str(config), ["seed=7"])
     text = config_lib.to_json(old)
     (workdir / "config.json").write_text(text)
-    line = fails(flags(config))
+    line = error_of(flags(config))
     assert "seed: 7 → 0" in line and str(workdir) in line
     assert [p.name for p in workdir.iterdir()] == ["config.json"]
     assert (workdir / "config.json").read_text() == text
 
 
-def test_a_run_may_be_resumed_with_other_intervals(config):
+def test_a_run_can_be_resumed_with_other_intervals(config):
     from clip_jax import config as config_lib
 
     old, _ = config_lib.load(str(config), ["checkpoint.every=2", "log.every=7", "data.threads=1"])
@@ -161,12 +161,12 @@ def test_a_full_disk_while_logging(config, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     (workdir / "metrics.jsonl").symlink_to("/dev/full")
-    done = runs.run(config, workdir, "--config.log.tensorboard=false")
-    failed(done, "disk is full", "resumes")
+    process = runs.run(config, workdir, "--config.log.tensorboard=false")
+    assert_failed(process, "disk is full", "resumes")
 
 
 def test_a_full_disk_while_saving_leaves_no_half_checkpoint(config, tmp_path):
-    """A limit on the size of files stands for the full disk: the write fails in the same place."""
+    """A limit on file sizes simulates a full disk: the write fails in the same place."""
     workdir = tmp_path / "run"
     limit = (
         "import os, resource, sys\n"
@@ -174,78 +174,78 @@ def test_a_full_disk_while_saving_leaves_no_half_checkpoint(config, tmp_path):
         "os.execv(sys.argv[1], sys.argv[1:])"
     )
     argv = runs.command(config, workdir, "--config.log.tensorboard=false")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", limit, *argv],
         env=runs.environment(JAX_ENABLE_COMPILATION_CACHE="false"),
         capture_output=True,
         text=True,
         cwd=tmp_path,
     )
-    failed(done, "disk is full")
+    assert_failed(process, "disk is full")
     from clip_jax.training import checkpointing
 
     assert checkpointing.steps(workdir) == []
     assert all(json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
-    again = runs.run(config, workdir)
-    assert again.returncode == 0, again.stderr
+    resumed = runs.run(config, workdir)
+    assert resumed.returncode == 0, resumed.stderr
     assert runs.values(workdir)[12, "loss"] > 0
 
 
-def test_what_a_failed_save_leaves_behind_is_blank_after_the_error():
-    """Writes that were queued behind the failed one die with the process, early or late."""
+def test_nothing_is_printed_after_the_error_of_a_failed_save():
+    """Writes that are pending when one fails end with the process, early or late."""
     code = (
         "import errno\n"
         "from clip_jax.cli import common\n"
         "async def write_fragment(): pass\n"
         "def save(argv):\n"
         "    global queued\n"
-        "    common._leave_it_to_the_main_thread()\n"
+        "    common._silence_reported_errors()\n"
         "    queued = write_fragment()\n"
         "    write_fragment()\n"
         "    raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "common.report(save, [])"
+        "common.run_and_exit(save, [])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], env=runs.environment(), capture_output=True, text=True
     )
-    failed(done, "disk is full")
-    assert done.stderr.count("\n") == 1
+    assert_failed(process, "disk is full")
+    assert process.stderr.count("\n") == 1
 
 
-def test_a_disk_without_room_for_checkpoints_is_found_before_training(config, monkeypatch):
-    real = os.statvfs
+def test_a_disk_too_small_for_checkpoints_is_a_user_error_before_training(config, monkeypatch):
+    real_statvfs = os.statvfs
 
-    def tiny(path):
-        found = list(real(path))
-        found[4] = 1  # f_bavail
-        return os.statvfs_result(found)
+    def almost_full(path):
+        fields = list(real_statvfs(path))
+        fields[4] = 1  # f_bavail
+        return os.statvfs_result(fields)
 
-    monkeypatch.setattr(os, "statvfs", tiny)
-    assert "GiB free" in fails(flags(config))
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
-    done = runs.run(config, tmp_path / "run", "--config.optimizer.learning_rate=1e30")
-    failed(done, "loss is", "learning_rate")
+    monkeypatch.setattr(os, "statvfs", almost_full)
+    assert "GiB free" in error_of(flags(config))
 
 
-def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run(config, tmp_path):
+    process = runs.run(config, tmp_path / "run", "--config.optimizer.learning_rate=1e30")
+    assert_failed(process, "loss is", "learning_rate")
+
+
+def test_the_error_for_an_unwritable_folder_names_it(config, tmp_path):
     (tmp_path / "file").write_text("")
-    done = runs.run(config, tmp_path / "file" / "run")
-    failed(done, tmp_path / "file")
+    process = runs.run(config, tmp_path / "file" / "run")
+    assert_failed(process, tmp_path / "file")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 @pytest.mark.parametrize("own", [None, "glibc.malloc.check=0"])
-def test_the_command_starts_again_with_its_heap_unless_the_user_chose_one(own):
+def test_the_command_restarts_with_its_heap_settings_unless_the_user_has_set_them(own):
     code = (
         "import os; from clip_jax.cli import allocator; allocator.tune_allocator()\n"
         "print(os.environ['GLIBC_TUNABLES'], sorted(k for k in os.environ if 'TUNABLES' in k))"
     )
     env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
     env |= {"GLIBC_TUNABLES": own} if own else {}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == f"{own or allocator.heap_settings()} ['GLIBC_TUNABLES']"
+    assert process.stdout.strip() == f"{own or allocator.heap_settings()} ['GLIBC_TUNABLES']"
     assert "hugetlb=1" in allocator.heap_settings()

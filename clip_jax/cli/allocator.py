@@ -7,10 +7,10 @@ import sys
 
 
 def heap_settings() -> str:
-    """What glibc is told of the heap: huge pages, and nothing given back between steps.
+    """The value of GLIBC_TUNABLES: huge pages, and no memory returned to the kernel between steps.
 
-    The arenas of threads are given back whatever one sets, so on few cores there is only one;
-    on many, threads that decode pictures would wait for each other in it.
+    The arenas of threads are returned whatever one sets, so machines with few cores get a single
+    arena. With many cores, threads that decode images would wait for each other in it.
     """
     settings = {
         "hugetlb": 1,
@@ -22,11 +22,11 @@ def heap_settings() -> str:
 
 
 def tune_allocator() -> None:
-    """Starts this command again with `heap_settings`.
+    """Restarts the running command with `heap_settings`.
 
-    On a CPU a step allocates its activations anew, and without this the kernel zeroes them page
-    by page (docs/benchmarks.md). glibc reads the setting only when a process starts; one
-    that the user made is kept.
+    On a CPU each step allocates its activations anew. With the default settings the kernel zeroes
+    them page by page (docs/benchmarks.md). glibc reads the settings only when a process starts.
+    A value that the user set is kept.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = heap_settings()

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clip_jax.cli.common import LinesParser
+from clip_jax.cli.common import CommandParser
 from clip_jax.data.example import IMAGES
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError, counted
 from clip_jax.io import remote
@@ -34,7 +34,7 @@ _BATCH_SIZE = 32  # as `zero_shot.BATCH_SIZE`, which imports JAX
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    p = LinesParser(
+    p = CommandParser(
         prog="python -m clip_jax classify",
         description="Says which of some labels pictures show, best first.",
         epilog="example: python -m clip_jax classify --checkpoint runs/quickstart cat.png "

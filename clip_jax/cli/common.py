@@ -1,4 +1,4 @@
-"""What commands share: flags, overrides of a config, and errors as one line."""
+"""What the commands share: a parser, config overrides, and errors as one line."""
 
 from __future__ import annotations
 
@@ -17,93 +17,105 @@ from clip_jax.distributed import multihost
 from clip_jax.errors import UserError, is_disk_full, redacted
 
 
-class LinesParser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, without the usage before it."""
+class CommandParser(argparse.ArgumentParser):
+    """A parser that reports a wrong flag as a `UserError`, without the usage text."""
 
     def error(self, message: str) -> None:  # type: ignore[override]  # argparse says NoReturn
-        """Raises what is wrong instead of exiting."""
+        """Raises a UserError instead of exiting."""
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """The `type` of a flag that takes whole numbers from `least` on."""
+def integer_from(minimum: int) -> Callable[[str], int]:
+    """The `type` of a flag that accepts integers from `minimum` on."""
 
-    def number(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
+    def integer(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text) or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} must be a whole number, at least {minimum}")
         return int(text)
 
-    return number
+    return integer
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`--config.KEY=VALUE` and `--config.KEY VALUE` apart from the other flags."""
-    rest, overrides = [], []
+    """Splits a command line into its flags and its config overrides.
+
+    Returns:
+      The other flags, and `KEY=VALUE` for each `--config.KEY=VALUE` and `--config.KEY VALUE`.
+    """
+    flags, overrides = [], []
     words = iter(argv)
     for word in words:
         if not word.startswith("--config."):
-            rest.append(word)
+            flags.append(word)
         else:
             key = word.removeprefix("--config.")
             overrides.append(key if "=" in key else f"{key}={next(words, '')}")
-    return rest, overrides
+    return flags, overrides
 
 
-def report(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
-    """Runs a command and exits; a mistake of the user's is one line on stderr and exit code 2."""
-    _leave_it_to_the_main_thread()
+def run_and_exit(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
+    """Runs a command and exits with its code.
+
+    A mistake of the user is printed as one line on standard error, with exit code 2. So is a
+    failure of the machine such as a full disk, with exit code 1.
+    """
+    _silence_reported_errors()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name in a file may hold what it cannot encode
+        if isinstance(stream, io.TextIOWrapper):  # file names can have unencodable characters
             stream.reconfigure(errors="backslashreplace")
     try:
         code = command(argv)
     except UserError as error:
-        code = _fail(str(error), 2)
+        code = _print_error(str(error), 2)
     except KeyboardInterrupt:
-        code = _fail("interrupted before anything could be saved", 130)
+        code = _print_error("interrupted before anything could be saved", 130)
     except BrokenPipeError:
         code = 0
     except Exception as error:
-        if line := _outside(error):
-            _fail(line, 1)
+        if line := _machine_failure(error):
+            _print_error(line, 1)
         else:
             sys.stderr.write(redacted(traceback.format_exc()))
         code = 1
     multihost.leave(code)
 
 
-def _leave_it_to_the_main_thread() -> None:
-    """Checkpoints are written and read by threads; what fails there, `report` says in one line."""
+def _silence_reported_errors() -> None:
+    """Stops other threads from printing a failure that `run_and_exit` reports in one line.
 
-    def thread_failed(args: threading.ExceptHookArgs) -> None:
-        if not (args.exc_value and _outside(args.exc_value)):
+    Threads read and write checkpoints; their failures also reach the main thread.
+    """
+
+    def thread_hook(args: threading.ExceptHookArgs) -> None:
+        if not (args.exc_value and _machine_failure(args.exc_value)):
             threading.__excepthook__(args)
 
-    def callback_failed(args: sys.UnraisableHookArgs) -> None:
-        if "Event loop is closed" not in str(args.exc_value):  # what else was being written
+    def unraisable_hook(args: sys.UnraisableHookArgs) -> None:
+        # writes that are still pending when the process ends
+        if "Event loop is closed" not in str(args.exc_value):
             sys.__unraisablehook__(args)
 
-    def worth_logging(record: logging.LogRecord) -> bool:
+    def log_filter(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        unheard = "exception was never retrieved" in record.getMessage()
-        return not unheard and not (error and _outside(error))
+        never_retrieved = "exception was never retrieved" in record.getMessage()
+        return not never_retrieved and not (error and _machine_failure(error))
 
-    threading.excepthook = thread_failed
-    sys.unraisablehook = callback_failed
+    threading.excepthook = thread_hook
+    sys.unraisablehook = unraisable_hook
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(worth_logging)
+        logging.getLogger(name).addFilter(log_filter)
 
 
-def _outside(error: BaseException) -> str:
-    """What went wrong outside of the program, such as a full disk, in one line; or nothing."""
+def _machine_failure(error: BaseException) -> str:
+    """One line about an error that the program did not cause, or an empty string for a bug."""
     if is_disk_full(error):
-        return "the disk is full: make room and start the same command again, it resumes"
+        return "the disk is full: free some space and start the same command again, it resumes"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return ""
 
 
-def _fail(line: str, code: int) -> int:
+def _print_error(line: str, code: int) -> int:
     print(f"error: {redacted(' '.join(line.split()))}", file=sys.stderr)
     return code

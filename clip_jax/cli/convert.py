@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from clip_jax.cli.common import LinesParser
+from clip_jax.cli.common import CommandParser
 from clip_jax.errors import UserError, counted
 from clip_jax.inference.conversion import DTYPES, convert, megabytes
 from clip_jax.models.architectures import ARCHITECTURES
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     command = "python -m clip_jax convert"
     names = textwrap.fill(", ".join(ARCHITECTURES), 78, initial_indent="  ", subsequent_indent="  ")
-    p = LinesParser(
+    p = CommandParser(
         prog=command,
         description="Writes a model for another library, and reads it back to check.",
         epilog=_EXAMPLES.format(command, names),

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from clip_jax import config as config_lib
 from clip_jax import tokenizers
-from clip_jax.cli.common import LinesParser, split_overrides
+from clip_jax.cli.common import CommandParser, split_overrides
 from clip_jax.data import captions, filters, mixture, pipeline
 from clip_jax.data.example import PairError, only_pair_errors
 from clip_jax.data.images import decoding, lettering
@@ -286,7 +286,7 @@ def _say(line: str) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    p = LinesParser(
+    p = CommandParser(
         prog="python -m clip_jax inspect",
         description="Says what a config's data hold, what is broken in them, and how fast they are "
         "read.",

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from clip_jax.cli.common import LinesParser
+from clip_jax.cli.common import CommandParser
 from clip_jax.data.sources.tfds.location import COMMAND, data_dir
 from clip_jax.data.sources.tfds.prepared import prepare
 
 
 def run(argv: Sequence[str]) -> int:
     """The whole command; returns the exit code."""
-    parser = LinesParser(
+    parser = CommandParser(
         prog=COMMAND,
         description="Prepares a data set of TensorFlow Datasets for training, without TensorFlow.",
         epilog=f"example: {COMMAND} clip_jax_emoji --data-dir data",

@@ -1,9 +1,9 @@
-"""What a training step will take on a TPU slice: asked of the TPU's compiler, without a TPU.
+"""Plans: what a training step needs on a TPU slice, by the TPU compiler and without a TPU.
 
     clip_jax.plan.lower(config, "v5e:16x16").compile().memory_analysis()
     clip_jax.plan.estimate(config, "v5e:16x16").hbm_bytes
 
-Nothing heavy is imported until it is asked.
+Importing this package imports no other one; the functions import JAX when they are called.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ __all__ = ["estimate", "lower"]
 
 
 def lower(config: ConfigDict, topology: str) -> jax.stages.Lowered:
-    """The whole training step of a config for a topology, traced: nothing is allocated.
+    """Traces the training step of a config for a topology; allocates nothing.
 
     Args:
-      config: as `--config` gives it.
+      config: the config, as a config file returns it.
       topology: such as `v5e:16x16`, `v5p:4x4x4` (chips), or `cpu:8` (devices of this machine).
 
     Raises:
-      UserError: the config is wrong for so many devices, no such topology, libtpu is missing.
+      UserError: the config is wrong or does not fit the number of devices, the topology is unknown,
+        or libtpu is not installed.
     """
-    from clip_jax.plan.cost import recipe_of
+    from clip_jax.plan.cost import make_recipe
 
-    return recipe_of(config, topology)[0].lower()
+    return make_recipe(config, topology)[0].lower()
 
 
 def estimate(config: ConfigDict, topology: str, dump: str | None = None) -> Estimate:
-    """Compiles the step of a config for a topology and reads off what it takes.
+    """Compiles the training step of a config for a topology, and estimates what it needs.
 
     Args:
-      config: as of `lower`.
-      topology: as of `lower`.
-      dump: a folder that keeps what the compiler wrote of the program; None: nothing is kept.
+      config: as for `lower`.
+      topology: as for `lower`.
+      dump: a folder that keeps the output of the compiler; None: nothing is kept.
 
     Raises:
-      UserError: as of `lower`, or the folder cannot be written.
+      UserError: as for `lower`, or the folder cannot be written.
     """
-    from clip_jax.plan.cost import estimated
+    from clip_jax.plan.cost import estimate_step
 
-    return estimated(config, topology, dump)
+    return estimate_step(config, topology, dump)

@@ -1,4 +1,4 @@
-"""A training step compiled for devices that need not be there, and what it takes of them."""
+"""Compiles a training step for devices that need not exist, and estimates its memory and time."""
 
 from __future__ import annotations
 
@@ -24,50 +24,52 @@ from clip_jax.distributed import hardware, sharding
 from clip_jax.distributed.hardware import Chip
 from clip_jax.errors import UserError
 from clip_jax.models.model_config import CLIPConfig, TextTowerConfig, VisionConfig
-from clip_jax.plan import program, topology
-from clip_jax.plan.topology import Topology
+from clip_jax.plan import program
+from clip_jax.plan.program import CollectiveSummary, Program
+from clip_jax.plan.topology import Topology, find_topology
 from clip_jax.training import flops, setup
 
 PARTS = ("parameters", "optimizer", "batch", "activations")
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _AMOUNT = r"([\d.]+)([KMGTP]?)i?B?"
-_WANTED = (
+_OUT_OF_MEMORY = (
     re.compile(rf"memory required .*?\({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)"),
     re.compile(rf"memory space hbm\. Used {_AMOUNT} of {_AMOUNT} hbm", re.IGNORECASE),
 )
 DAY = 86_400
-# Of the model's FLOPs, a step has at least this share in its products. The formula also counts the
-# gradient by the pixels, padding of convolutions, and (see `_least_share`) whole last layers.
-_LEAST_SHARE = 0.75
+# The products of a step have at least this share of the model's FLOPs. The formula for these also
+# counts the gradient by the pixels, padding of convolutions, and (see `_min_product_share`) the
+# whole last layer of a tower.
+_MIN_PRODUCT_SHARE = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a step takes, as a compiler sees it; nothing was run. None: not known.
+    """What a step needs, by the compiler; nothing was run. None means unknown.
 
-    topology: its name.
-    overrides: the keys that differ from the config that was asked for, with their values.
-    devices: how many work on a step; each is a chip, but of TPU v2, v3 and 7x half of one.
-    chips: how many are paid for; None for CPUs.
-    fits: whether the step fits into the devices' memory.
-    hbm_bytes: that it takes of each; of what does not fit, that it asks for.
-    hbm: the same by what lies there (`PARTS`); activations are all that is not the rest.
-    hbm_capacity_bytes: that there are of each.
-    estimated_seconds: of its operations, one after the other; no collective and no kernel is in it.
-    interconnect_seconds: that collectives take at least, were every link always busy.
-    model_flops: of a step on all devices, see `clip_jax.training.flops`.
-    collectives: each kind and size with how often a step has it.
-    kernels: custom calls, of which the compiler estimates nothing, with how often a step runs each.
-    unread_loops: loops counted once, as the number of their rounds could not be read.
-    product_flops: of the matrix products and convolutions in the compiled step, on all devices;
-      those in kernels are not in it.
-    time_unknown: why there is no estimate of the time although the step fits; empty where there is
-      one.
-    batch_size: pairs of a step.
-    chunks: rows that a layer of the image and of the text tower takes at a time; 0: all.
-    steps: of the whole run.
-    peak: FLOP/s of a device.
-    compile_seconds: that compiling took on this machine.
+    Attributes:
+      topology: the name of the topology.
+      overrides: the keys that differ from the requested config, with their values.
+      devices: the number of devices; each is a chip, or half a chip of TPU v2, v3 and 7x.
+      chips: the number of chips to pay for; None for CPUs.
+      fits: whether the step fits into the memory of the devices.
+      hbm_bytes: memory per device; if the step does not fit, what the compiler says it needs.
+      hbm: its parts (`PARTS`); activations are everything that is not in the other parts.
+      hbm_capacity_bytes: the memory of a device that programs can use.
+      estimated_seconds: of all operations, one after the other; without collectives and kernels.
+      interconnect_seconds: of the collectives, if all links are always busy: a lower bound.
+      model_flops: of a step on all devices, see `clip_jax.training.flops`.
+      collectives: the collectives of a step, merged by kind and size.
+      kernels: custom kernels, which the compiler does not estimate, with their executions per step.
+      unread_loops: loops with unknown trip counts, which are counted once.
+      product_flops: of the matrix products and convolutions in the compiled step, on all devices;
+        without kernels.
+      time_unknown: why a step that fits has no time; empty if it has one.
+      batch_size: the number of pairs in a step.
+      chunks: the rows that a layer of the image and of the text tower processes at a time; 0: all.
+      steps: of the whole run.
+      peak: FLOP/s of a device.
+      compile_seconds: the time to compile the step on this machine.
     """
 
     topology: str
@@ -81,7 +83,7 @@ class Estimate:
     estimated_seconds: float | None
     interconnect_seconds: float | None
     model_flops: int
-    collectives: list[dict[str, Any]] | None
+    collectives: list[CollectiveSummary] | None
     kernels: Mapping[str, int]
     unread_loops: list[str]
     product_flops: int
@@ -94,196 +96,227 @@ class Estimate:
 
     @property
     def step_seconds(self) -> float | None:
-        """At least: operations and collectives at the same time, the longer of the two."""
+        """A lower bound: the longer of compute and interconnect time, as if they overlapped."""
         if self.estimated_seconds is None:
             return None
         return max(self.estimated_seconds, self.interconnect_seconds or 0.0)
 
     @property
     def images_per_second_per_chip(self) -> float | None:
-        """At most."""
+        """An upper bound."""
         seconds = self.step_seconds
         return self.batch_size / seconds / (self.chips or self.devices) if seconds else None
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOP/s as a share of the peak, at most."""
+        """Model FLOP/s as a share of the peak: an upper bound."""
         if not self.step_seconds or not self.peak:
             return None
         return self.model_flops / self.step_seconds / self.devices / self.peak
 
     @property
     def days(self) -> float | None:
-        """Of all steps, at least."""
+        """Days for all steps: a lower bound."""
         return self.steps * self.step_seconds / DAY if self.step_seconds else None
 
     @property
     def chip_hours(self) -> float | None:
-        """Of all steps, at least."""
+        """Chip-hours for all steps: a lower bound."""
         return self.days * 24 * self.chips if self.days and self.chips else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON."""
+        """All fields and properties as plain values, for JSON."""
         derived = ("step_seconds", "images_per_second_per_chip", "mfu", "days", "chip_hours")
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        found["chunks"] = dict(zip(("image", "text"), self.chunks, strict=True))
-        return {**found, **{name: getattr(self, name) for name in derived}}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["chunks"] = dict(zip(("image", "text"), self.chunks, strict=True))
+        return {**values, **{name: getattr(self, name) for name in derived}}
 
 
-def recipe_of(c: ConfigDict, name: str) -> tuple[setup.Recipe, Topology]:
-    """How a config trains on a topology, checked as training would."""
-    place = topology.find(name)
-    config, architecture, objective = setup.checked(c, len(place.devices))
-    mesh = sharding.make_mesh(config.mesh.to_dict(), place.devices)
-    return setup.Recipe(config, architecture, objective, mesh), place
+def make_recipe(config: ConfigDict, topology_name: str) -> tuple[setup.Recipe, Topology]:
+    """How a config trains on a topology, with the checks of training.
+
+    Raises:
+      UserError: the config or the topology is wrong.
+    """
+    topology = find_topology(topology_name)
+    typed_config, architecture, objective = setup.checked(config, len(topology.devices))
+    mesh = sharding.make_mesh(typed_config.mesh.to_dict(), topology.devices)
+    return setup.Recipe(typed_config, architecture, objective, mesh), topology
 
 
-def estimated(
-    c: ConfigDict,
-    name: str,
+def estimate_step(
+    config: ConfigDict,
+    topology_name: str,
     dump: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Estimate:
-    """`clip_jax.plan.estimate`; `overrides` are only noted."""
-    made, place = recipe_of(c, name)
-    device = place.devices[0]
+    """See `clip_jax.plan.estimate`; `overrides` only go into the result."""
+    recipe, topology = make_recipe(config, topology_name)
+    device = topology.devices[0]
     chip = hardware.chip_of_device(device)
-    began = time.monotonic()
-    found = compiled(made.lower(), device.platform, dump)
-    seconds = time.monotonic() - began
-    held, capacity = _memory(found, made), _capacity(place.name)
-    total = sum(held.values())
-    clock = chip.clock if chip else None
-    timed = found.executable is not None and device.platform == "tpu"
-    seconds_per_step = found.program.cycles / (clock * 1e9) if timed and clock else None
-    model_flops = flops.step(made.architecture, made.objective, c.batch_size)
-    product_flops = found.program.product_flops * len(place.devices)
-    refused = ""
-    if seconds_per_step is not None and chip is not None:
-        peak_seconds = model_flops / len(place.devices) / chip.peak
-        share, least = product_flops / model_flops, _least_share(made.architecture)
-        refused = _implausible(seconds_per_step, peak_seconds, share, least)
+    start = time.monotonic()
+    result = compile_lowered(recipe.lower(), device.platform, dump)
+    compile_seconds = time.monotonic() - start
+    hbm, capacity = _memory_parts(result, recipe), _capacity(topology.name)
+    model_flops = flops.step(recipe.architecture, recipe.objective, config.batch_size)
+    product_flops = result.program.product_flops * len(topology.devices)
+    times = _Times(None, None, "")
+    if result.executable is not None and device.platform == "tpu" and chip is not None:
+        min_share = _min_product_share(recipe.architecture)
+        flops_per_device = model_flops / len(topology.devices)
+        times = _estimate_times(result.program, chip, flops_per_device, min_share)
     return Estimate(
-        topology=place.name,
+        topology=topology.name,
         overrides=dict(overrides or {}),
-        devices=len(place.devices),
-        chips=place.chips,
-        fits=found.executable is not None and total <= capacity,
-        hbm_bytes=total,
-        hbm=held,
+        devices=len(topology.devices),
+        chips=topology.chips,
+        fits=result.executable is not None and sum(hbm.values()) <= capacity,
+        hbm_bytes=sum(hbm.values()),
+        hbm=hbm,
         hbm_capacity_bytes=capacity,
-        estimated_seconds=None if refused else seconds_per_step,
-        interconnect_seconds=_interconnect(found.program, chip) if timed else None,
+        estimated_seconds=times.compute,
+        interconnect_seconds=times.interconnect,
         model_flops=model_flops,
-        collectives=found.program.exchanges() if found.executable is not None else None,
-        kernels=found.program.kernels,
-        unread_loops=found.program.endless,
+        collectives=result.program.collective_summaries()
+        if result.executable is not None
+        else None,
+        kernels=result.program.kernels,
+        unread_loops=result.program.unread_loops,
         product_flops=product_flops,
-        time_unknown=refused,
-        batch_size=c.batch_size,
-        chunks=made.chunks,
-        steps=c.steps,
+        time_unknown=times.unknown_reason,
+        batch_size=config.batch_size,
+        chunks=recipe.chunks,
+        steps=config.steps,
         peak=chip.peak if chip else None,
-        compile_seconds=seconds,
+        compile_seconds=compile_seconds,
     )
 
 
-def _least_share(architecture: CLIPConfig) -> float:
-    """The share of the model's FLOPs that products of a step have at least.
+class _Times(NamedTuple):
+    """Seconds of a step: compute and interconnect; and why there is no compute time."""
 
-    The last layer of a transformer computes only the tokens that are read out: of few layers that
-    is much.
+    compute: float | None
+    interconnect: float | None
+    unknown_reason: str
+
+
+def _estimate_times(
+    step: Program, chip: Chip, flops_per_device: float, min_product_share: float
+) -> _Times:
+    """The times of a step on a TPU; a time that cannot be right is left out."""
+    sent = sum(c.bytes_sent for c in step.collectives)
+    interconnect = None if chip.interconnect is None else sent / chip.interconnect
+    if not chip.clock:
+        return _Times(None, interconnect, "")
+    compute = step.cycles / (chip.clock * 1e9)
+    reason = _implausible(
+        compute,
+        flops_per_device / chip.peak,
+        step.product_flops / flops_per_device,
+        min_product_share,
+    )
+    return _Times(None if reason else compute, interconnect, reason)
+
+
+def _min_product_share(architecture: CLIPConfig) -> float:
+    """The smallest plausible share of the products of a step in the model's FLOPs.
+
+    The last layer of a transformer computes only the tokens that are read out, which matters if
+    there are few layers.
     """
     depths = [
         tower.layers
         for tower in (architecture.vision, architecture.text)
         if isinstance(tower, VisionConfig | TextTowerConfig)
     ]
-    return _LEAST_SHARE * (1 - 1 / min(depths))
+    return _MIN_PRODUCT_SHARE * (1 - 1 / min(depths))
 
 
 def _implausible(
-    seconds: float, peak_seconds: float, product_share: float, least_share: float
+    seconds: float, peak_seconds: float, product_share: float, min_product_share: float
 ) -> str:
-    """Why an estimate of a step's time cannot be right; empty where it may be.
+    """The reason why an estimated time cannot be right, or an empty string.
 
-    A compiler's text that is read wrongly must not become a number. Two independent bounds show it:
-    the chip's peak, and the products that the model needs.
+    Output of the compiler that is misread must not become a number. Two independent bounds reveal
+    it: the peak of the chip, and the products that the model needs.
 
     Args:
       seconds: the estimate.
-      peak_seconds: that the model's FLOPs take at the chip's peak.
-      product_share: FLOPs of the products counted in the program, over the model's FLOPs.
-      least_share: that this share cannot be below.
+      peak_seconds: the time of the model's FLOPs at the peak of the chip.
+      product_share: FLOPs of the products in the program, divided by the model's FLOPs.
+      min_product_share: a lower bound of this share.
     """
     if seconds < peak_seconds:
         return (
-            f"the compiler's cycles come to {1e3 * seconds:.3g} ms, less than the "
-            f"{1e3 * peak_seconds:.3g} ms that the model's FLOPs take at the chip's peak"
+            f"the compiler's cycles take {1e3 * seconds:.3g} ms, less than the "
+            f"{1e3 * peak_seconds:.3g} ms of the model's FLOPs at the chip's peak"
         )
-    if product_share < least_share:
+    if product_share < min_product_share:
         return (
-            f"only {100 * product_share:.0f} % of the model's FLOPs were found in the compiled "
-            "program"
+            f"the compiled program contains only {100 * product_share:.0f} % of the model's FLOPs"
         )
     return ""
 
 
-class Compiled(NamedTuple):
-    """What came of compiling.
+class CompileResult(NamedTuple):
+    """The result of a compilation.
 
-    executable: the program; None where a device has not the memory for it.
-    wanted: bytes that it then asks for.
-    program: what it does.
+    Attributes:
+      executable: the compiled program; None if it does not fit into the memory of a device.
+      requested_bytes: the memory that the compiler asks for if it does not fit.
+      program: the parsed program.
     """
 
     executable: jax.stages.Compiled | None
-    wanted: int
-    program: program.Program
+    requested_bytes: int
+    program: Program
 
 
-def compiled(lowered: jax.stages.Lowered, platform: str, dump: str | None = None) -> Compiled:
-    """A function lowered for a platform, compiled and read.
+def compile_lowered(
+    lowered: jax.stages.Lowered, platform: str, dump: str | None = None
+) -> CompileResult:
+    """Compiles and parses a lowered function.
 
     Args:
       lowered: the function.
       platform: tpu or cpu.
-      dump: a folder that keeps what the compiler writes; None: nothing is kept.
+      dump: a folder that keeps the output of the compiler; None: nothing is kept.
 
     Raises:
-      UserError: the compiler fails, not for want of memory; or the folder cannot be written.
+      UserError: the compiler fails for another reason than memory, or the folder cannot be written.
     """
     options: dict[str, str | bool] = {"xla_dump_hlo_as_text": True}
-    if platform == "cpu":  # what LLVM does changes nothing that is told here
+    if platform == "cpu":  # the estimate does not depend on LLVM's optimizations
         options["xla_backend_optimization_level"] = "0"
-    with _folder(dump) as folder, _nothing_cached():
+    with _dump_folder(dump) as folder, _compilation_cache_disabled():
         try:
             executable = lowered.compile(compiler_options={"xla_dump_to": folder, **options})
         except jax.errors.JaxRuntimeError as error:
-            if amounts := _wanted(str(error)):
-                return Compiled(None, amounts[0], program.Program([], [], {}, []))
-            line = " ".join(str(error).split())
-            raise UserError(f"the compiler fails on this step: {line:.600}") from None
-        return Compiled(executable, 0, program.read(_text(executable, Path(folder))))
+            if amounts := _out_of_memory(str(error)):
+                return CompileResult(None, amounts.requested, Program())
+            message = " ".join(str(error).split())
+            raise UserError(f"the compiler fails on this step: {message:.600}") from None
+        text = _program_text(executable, Path(folder))
+        return CompileResult(executable, 0, program.parse(text))
 
 
 @contextlib.contextmanager
-def _folder(kept: str | None) -> Iterator[str]:
-    """Where the compiler writes: a folder that the user wants to have, or one for the moment."""
-    if kept is None:
+def _dump_folder(dump: str | None) -> Iterator[str]:
+    """The folder for the output of the compiler: the user's, or a temporary one."""
+    if dump is None:
         with tempfile.TemporaryDirectory(prefix="clip_jax_plan_") as folder:
             yield folder
         return
     try:
-        os.makedirs(kept, exist_ok=True)
+        os.makedirs(dump, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--dump={kept}: {error.strerror}") from None
-    yield kept
+        raise UserError(f"--dump={dump}: {error.strerror}") from None
+    yield dump
 
 
 @contextlib.contextmanager
-def _nothing_cached() -> Iterator[None]:
-    """Programs are compiled anew: one from JAX's cache would leave no text."""
+def _compilation_cache_disabled() -> Iterator[None]:
+    """Forces a compilation: a program from JAX's cache would leave no text."""
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -292,89 +325,93 @@ def _nothing_cached() -> Iterator[None]:
         jax.config.update("jax_enable_compilation_cache", before)
 
 
-def _wanted(message: str) -> tuple[int, int] | None:
-    """Bytes wanted and bytes there, of what the compiler says when memory is not enough."""
+class _Memory(NamedTuple):
+    """Bytes that a program requests, and bytes that are available."""
+
+    requested: int
+    available: int
+
+
+def _out_of_memory(message: str) -> _Memory | None:
+    """Parses the compiler's error for a program that needs too much memory."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
-    for pattern in _WANTED:
-        if found := pattern.search(message):
-            n, unit, of, of_unit = found.groups()
-            return round(float(n) * 2 ** _UNITS[unit]), round(float(of) * 2 ** _UNITS[of_unit])
+    for pattern in _OUT_OF_MEMORY:
+        if match := pattern.search(message):
+            requested, unit, available, available_unit = match.groups()
+            return _Memory(
+                round(float(requested) * 2 ** _UNITS[unit]),
+                round(float(available) * 2 ** _UNITS[available_unit]),
+            )
     return None
 
 
-def _text(executable: jax.stages.Compiled, folder: Path) -> str:
-    written = sorted(folder.glob("*after_codegen.txt"), key=lambda path: path.stat().st_size)
-    return written[-1].read_text() if written else executable.as_text() or ""
+def _program_text(executable: jax.stages.Compiled, folder: Path) -> str:
+    dumps = sorted(folder.glob("*after_codegen.txt"), key=lambda path: path.stat().st_size)
+    return dumps[-1].read_text() if dumps else executable.as_text() or ""
 
 
 @functools.lru_cache
-def _capacity(name: str) -> int:
-    """Bytes of a topology's device that a program may use."""
-    place = topology.find(name)
-    if place.devices[0].platform == "cpu":
+def _capacity(topology_name: str) -> int:
+    """The bytes of a device that a program can use."""
+    devices = find_topology(topology_name).devices
+    if devices[0].platform == "cpu":
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return memory // len(place.devices)
-    # only the compiler knows what it keeps for itself, and says so when it is asked too much
-    everywhere = NamedSharding(jax.sharding.Mesh(np.array(place.devices), ("all",)), jax.P())
-    too_large = jax.ShapeDtypeStruct((1 << 37,), np.float32)
+        return memory // len(devices)
+    # The compiler reserves some memory. It tells how much is left in the error for a huge program.
+    replicated = NamedSharding(jax.sharding.Mesh(np.array(devices), ("all",)), jax.P())
+    huge = jax.ShapeDtypeStruct((1 << 37,), np.float32)
     try:
-        jax.jit(lambda x: x + 1, in_shardings=everywhere).lower(too_large).compile()
+        jax.jit(lambda x: x + 1, in_shardings=replicated).lower(huge).compile()
     except jax.errors.JaxRuntimeError as error:
-        if amounts := _wanted(str(error)):
-            return amounts[1]
-    chip = hardware.chip_of_device(place.devices[0])
+        if amounts := _out_of_memory(str(error)):
+            return amounts.available
+    chip = hardware.chip_of_device(devices[0])
     assert chip is not None
     return chip.hbm
 
 
-def _memory(found: Compiled, made: setup.Recipe) -> dict[str, int]:
-    """Bytes of a device by what lies there; of what does not fit, as if nothing were padded."""
-    like, batch = made.state_like, made.batch_like(made.architecture.text.context_length)
-    where = sharding.batch_sharding(made.mesh)
-    state_formats: Any = jax.tree.map(lambda leaf: Format(None, leaf.sharding), like)
-    batch_formats: Any = jax.tree.map(lambda leaf: Format(None, where), batch)
-    total = found.wanted
-    if found.executable is not None:
-        (state_formats, batch_formats), _ = found.executable.input_formats
-        used = found.executable.memory_analysis()
-        assert used is not None
+def _memory_parts(result: CompileResult, recipe: setup.Recipe) -> dict[str, int]:
+    """The bytes of each of `PARTS` on a device; without padding if the step does not fit."""
+    state = recipe.state_like
+    batch = recipe.batch_like(recipe.architecture.text.context_length)
+    batch_sharding = sharding.batch_sharding(recipe.mesh)
+    state_formats: Any = jax.tree.map(lambda leaf: Format(None, leaf.sharding), state)
+    batch_formats: Any = jax.tree.map(lambda leaf: Format(None, batch_sharding), batch)
+    total = result.requested_bytes
+    if result.executable is not None:
+        (state_formats, batch_formats), _ = result.executable.input_formats
+        stats = result.executable.memory_analysis()
+        assert stats is not None
         total = (
-            used.argument_size_in_bytes
-            + used.temp_size_in_bytes
-            + used.output_size_in_bytes
-            - used.alias_size_in_bytes
+            stats.argument_size_in_bytes
+            + stats.temp_size_in_bytes
+            + stats.output_size_in_bytes
+            - stats.alias_size_in_bytes
         )
     f = state_formats
-    held = {
-        "parameters": _bytes((like.params, like.stats), (f.params, f.stats)),
-        "optimizer": _bytes((like.opt_state, like.step), (f.opt_state, f.step)),
-        "batch": _bytes(batch, batch_formats),
+    arguments = {
+        "parameters": _shard_bytes((state.params, state.stats), (f.params, f.stats)),
+        "optimizer": _shard_bytes((state.opt_state, state.step), (f.opt_state, f.step)),
+        "batch": _shard_bytes(batch, batch_formats),
     }
-    return {**held, "activations": total - sum(held.values())}
+    return {**arguments, "activations": total - sum(arguments.values())}
 
 
-def _bytes(tree: Any, formats: Any) -> int:
-    """Of a device's shards, as they lie: with what their tiles add at the edges."""
+def _shard_bytes(tree: Any, formats: Any) -> int:
+    """The bytes of a device's shards of a tree of arrays, with the padding of their tiles."""
     return sum(
-        _padded(form.sharding.shard_shape(leaf.shape), form.layout) * leaf.dtype.itemsize
+        _padded_size(form.sharding.shard_shape(leaf.shape), form.layout) * leaf.dtype.itemsize
         for leaf, form in zip(jax.tree.leaves(tree), jax.tree.leaves(formats), strict=True)
     )
 
 
-def _padded(shape: tuple[int, ...], layout: Layout | None) -> int:
-    """Elements of an array of a shape with those that only fill its tiles up."""
+def _padded_size(shape: tuple[int, ...], layout: Layout | None) -> int:
+    """The number of elements of an array, with those that pad its tiles."""
     if layout is None or not layout.tiling:
         return math.prod(shape)
     sides = [shape[i] for i in layout.major_to_minor]
-    tile = layout.tiling[0]  # those after it only order what is in one
+    tile = layout.tiling[0]  # further tiles only order the elements in a tile
     sides = [1] * (len(tile) - len(sides)) + sides
-    whole, edges = sides[: len(sides) - len(tile)], sides[len(sides) - len(tile) :]
-    return math.prod(whole) * math.prod(-(-n // t) * t for n, t in zip(edges, tile, strict=True))
-
-
-def _interconnect(read: program.Program, chip: Chip | None) -> float | None:
-    """Seconds that a chip's links take at least for what it sends."""
-    if chip is None or chip.interconnect is None:
-        return None
-    return sum(c.sent for c in read.collectives) / chip.interconnect
+    untiled, tiled = sides[: len(sides) - len(tile)], sides[len(sides) - len(tile) :]
+    return math.prod(untiled) * math.prod(-(-n // t) * t for n, t in zip(tiled, tile, strict=True))

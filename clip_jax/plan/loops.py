@@ -1,4 +1,4 @@
-"""How often the loops of a compiled program turn: the few scalars that decide it, worked out."""
+"""Trip counts of the loops of a compiled program, by constant evaluation of a few scalars."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|"
     r"false_computation|called_computations)=(\{[^}]*\}|%?[\w.-]+)"
 )
-_SAME = ("bitcast", "convert", "copy", "copy-done", "copy-start", "optimization-barrier", "reshape")
-_OF_TWO: dict[str, Callable[[Any, Any], int]] = {
+_IDENTITIES = (
+    "bitcast", "convert", "copy", "copy-done", "copy-start", "optimization-barrier", "reshape",
+)  # fmt: skip
+_BINARY: dict[str, Callable[[Any, Any], int]] = {
     "add": operator.add,
     "and": operator.and_,
     "maximum": max,
@@ -23,7 +25,7 @@ _OF_TWO: dict[str, Callable[[Any, Any], int]] = {
     "or": operator.or_,
     "subtract": operator.sub,
 }
-_COMPARED: dict[str, Callable[[Any, Any], bool]] = {
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "EQ": operator.eq,
     "GE": operator.ge,
     "GT": operator.gt,
@@ -31,187 +33,216 @@ _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "LT": operator.lt,
     "NE": operator.ne,
 }
-_MOST = 2**31  # rounds; more are taken for a loop that never ends
+_MAX_TRIPS = 2**31  # a loop with more is taken for an endless one
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
     """One line of a computation.
 
-    root: whether it is what its computation gives back.
-    cycles: the compiler's estimate of one run; None where it gives none.
-    runs: how often it runs in a step.
+    Attributes:
+      name: without its `%`.
+      opcode: such as `fusion`.
+      shape: of the result, such as `bf16[8,128]{1,0}`.
+      text: operands and attributes, everything after the opcode's parenthesis.
+      is_root: whether its computation returns it.
+      cycles: the compiler's estimate for one execution; None if there is none.
     """
 
     name: str
-    kind: str
-    result: str
-    rest: str
-    root: bool = False
+    opcode: str
+    shape: str
+    text: str
+    is_root: bool = False
     cycles: int | None = None
-    runs: int = 0
-
-    @property
-    def source(self) -> str:
-        """Where in the traced program it comes from."""
-        found = re.search(r'op_name="([^"]*)"', self.rest)
-        return found[1] if found else ""
 
     @property
     def operands(self) -> list[str]:
-        """The names of what it is computed from; `name#1` is element 1 of a tuple called `name`."""
-        return re.findall(r"%([\w.-]+(?:#\d+)*)", self.rest.partition("), ")[0])
+        """The names of the operands; `name#1` is element 1 of the tuple `name`."""
+        return re.findall(r"%([\w.-]+(?:#\d+)*)", self.text.partition("), ")[0])
 
     @property
-    def called(self) -> list[str]:
-        """The names of the computations that it calls."""
-        names = [n for found in _CALLED.findall(self.rest) for n in found.strip("{}").split(",")]
+    def called_computations(self) -> list[str]:
+        """The names of the computations that the operation calls."""
+        names = [n for group in _CALLED.findall(self.text) for n in group.strip("{}").split(",")]
         return [n.strip().lstrip("%") for n in names]
 
 
-Table = dict[str, Operation]
-Tables = Callable[[str], Table]
-Value = Any  # an int, a tuple of thunks, or None: not known
+Operations = dict[str, Operation]  # the operations of a computation, by name
+Computations = Callable[[str], Operations]  # by the name of the computation
+Value = Any  # an int, a tuple of thunks, or None: unknown
 Thunk = Callable[[], Value]
 
 
-def inputs(
-    op: Operation, table: Table, args: tuple[Thunk, ...], tables: Tables
-) -> tuple[Thunk, ...]:
-    """The operands of an operation of `table`, whose parameters are `args`."""
-    return tuple(functools.partial(value, name, table, args, tables) for name in op.operands)
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A call of a computation, which evaluates the scalars in it that are constant.
 
+    Attributes:
+      operations: those of the computation.
+      args: the values of its parameters.
+      computations: all computations of the program.
+    """
 
-def value(name: str, table: Table, args: tuple[Thunk, ...], tables: Tables) -> Value:
-    """What an operation comes to where that follows from constants and `args` alone."""
-    # jax 0.12 writes elements of tuples as `%tuple#1`; earlier ones have an operation for each
-    name, *elements = name.split("#")
-    if elements:
-        return _element(value(name, table, args, tables), map(int, elements))
-    op = table.get(name)
-    if op is None:
+    operations: Operations
+    args: tuple[Thunk, ...]
+    computations: Computations
+
+    def operands(self, op: Operation) -> tuple[Thunk, ...]:
+        """The values of the operands of an operation."""
+        return tuple(functools.partial(self.evaluate, name) for name in op.operands)
+
+    def evaluate(self, name: str) -> Value:
+        """The value of an operation, if it follows from constants and `args`; otherwise None."""
+        # jax 0.12 writes an element of a tuple as `%tuple#1`; earlier versions have an operation
+        name, *indices = name.split("#")
+        if indices:
+            return _tuple_element(self.evaluate(name), map(int, indices))
+        op = self.operations.get(name)
+        if op is None:
+            return None
+        if op.opcode == "constant":
+            return _constant(op.text.partition(")")[0])
+        if op.opcode == "parameter":
+            number = int(op.text.partition(")")[0])
+            return self.args[number]() if number < len(self.args) else None
+        operands = self.operands(op)
+        if op.opcode == "tuple":
+            return operands
+        if op.opcode == "get-tuple-element":
+            index = re.search(r"index=(\d+)", op.text)
+            return _tuple_element(operands[0](), [int(index[1])]) if index else None
+        if op.opcode in _IDENTITIES:
+            return operands[0]()
+        if op.opcode in ("fusion", "call"):
+            return evaluate_call(op.called_computations[0], operands, self.computations)
+        if op.opcode in _BINARY or op.opcode == "compare":
+            return _arithmetic(op, [operand() for operand in operands])
         return None
-    if op.kind == "constant":
-        text = op.rest.partition(")")[0]
-        return {"true": 1, "false": 0}.get(
-            text, int(text) if re.fullmatch(r"-?\d+", text) else None
-        )
-    if op.kind == "parameter":
-        number = int(op.rest.partition(")")[0])
-        return args[number]() if number < len(args) else None
-    given = inputs(op, table, args, tables)
-    if op.kind == "tuple":
-        return given
-    if op.kind == "get-tuple-element":
-        index = re.search(r"index=(\d+)", op.rest)
-        return _element(given[0](), [int(index[1])]) if index else None
-    if op.kind in _SAME:
-        return given[0]()
-    if op.kind in ("fusion", "call"):
-        return result(op.called[0], given, tables)
-    if op.kind in _OF_TWO or op.kind == "compare":
-        found = [one() for one in given]
-        if not all(isinstance(one, int) for one in found):
-            return None
-        direction = re.search(r"direction=(\w+)", op.rest)
-        apply = _COMPARED[direction[1]] if direction else _OF_TWO[op.kind]
-        return int(apply(*found))
-    return None
 
 
-def _element(found: Value, indices: Iterable[int]) -> Value:
-    """An element of a tuple, of tuples in a tuple by several indices; None where unknown."""
+def evaluate_call(computation: str, args: tuple[Thunk, ...], computations: Computations) -> Value:
+    """The result of a call of a computation, see `Frame.evaluate`."""
+    frame = Frame(computations(computation), args, computations)
+    root = next((op.name for op in frame.operations.values() if op.is_root), "")
+    return frame.evaluate(root)
+
+
+def _constant(text: str) -> int | None:
+    number = int(text) if re.fullmatch(r"-?\d+", text) else None
+    return {"true": 1, "false": 0}.get(text, number)
+
+
+def _arithmetic(op: Operation, values: list[Value]) -> int | None:
+    if not all(isinstance(value, int) for value in values):
+        return None
+    direction = re.search(r"direction=(\w+)", op.text)
+    function = _COMPARISONS[direction[1]] if direction else _BINARY[op.opcode]
+    return int(function(*values))
+
+
+def _tuple_element(value: Value, indices: Iterable[int]) -> Value:
+    """An element of a tuple; several indices go into nested tuples. None if unknown."""
     for index in indices:
-        if not isinstance(found, tuple) or index >= len(found):
+        if not isinstance(value, tuple) or index >= len(value):
             return None
-        found = found[index]()
-    return found
-
-
-def result(computation: str, args: tuple[Thunk, ...], tables: Tables) -> Value:
-    """What a computation gives back, see `value`."""
-    table = tables(computation)
-    root = next((op.name for op in table.values() if op.root), "")
-    return value(root, table, args, tables)
+        value = value[index]()
+    return value
 
 
 class Loop:
-    """A `while` among the operations of `table`, whose parameters are `args`."""
+    """A `while` operation.
 
-    def __init__(
-        self, op: Operation, table: Table, args: tuple[Thunk, ...], tables: Tables
-    ) -> None:
-        parts = dict(re.findall(r"\b(condition|body)=%?([\w.-]+)", op.rest))
-        self.body, self._condition = parts["body"], parts["condition"]
-        self._tables, self._rest = tables, op.rest
-        (start,) = inputs(op, table, args, tables)
-        found = start()
-        self._start: tuple[Thunk, ...] = found if isinstance(found, tuple) else ()
+    Args:
+      op: the operation.
+      frame: the call of the computation that contains it.
+    """
 
-    def rounds(self) -> int | None:
-        """How often it turns; None where that is not known before it runs."""
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', self._rest):
+    def __init__(self, op: Operation, frame: Frame) -> None:
+        called = dict(re.findall(r"\b(condition|body)=%?([\w.-]+)", op.text))
+        self.body, self._condition = called["body"], called["condition"]
+        self._computations, self._text = frame.computations, op.text
+        (start,) = frame.operands(op)
+        state = start()
+        self._start: tuple[Thunk, ...] = state if isinstance(state, tuple) else ()
+
+    def trip_count(self) -> int | None:
+        """The number of iterations; None if it is unknown before the program runs.
+
+        Only loops whose condition depends on scalars with constant steps are counted.
+        """
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', self._text):
             return int(known[1])
-        decides = self._read()
-        if not decides:
-            return None  # a condition of which nothing is understood
-        first = {i: self._start[i]() for i in decides}
-        second = {i: self._after(i, first) for i in decides}
+        indices = self._condition_inputs()
+        if not indices:
+            return None  # nothing of the condition is understood
+        first = {i: self._start[i]() for i in indices}
+        second = {i: self._next_value(i, first) for i in indices}
         if None in first.values() or None in second.values():
             return None
-        steps = {i: second[i] - first[i] for i in decides}
+        steps = {i: second[i] - first[i] for i in indices}
+        third = {i: self._next_value(i, second) for i in indices}
+        if third != {i: second[i] + steps[i] for i in indices}:
+            return None  # the steps are not constant
 
-        def turns(n: int) -> bool | None:
-            """Whether it goes on after `n` rounds; None where the condition is not understood."""
-            state = {i: first[i] + n * steps[i] for i in decides}
-            found = result(self._condition, (lambda: self._state(state),), self._tables)
-            return bool(found) if isinstance(found, int) else None
+        def continues(n: int) -> bool | None:
+            """Whether the loop continues after n iterations; None if that is unknown."""
+            state = {i: first[i] + n * steps[i] for i in indices}
+            value = evaluate_call(
+                self._condition, (lambda: self._state(state),), self._computations
+            )
+            return bool(value) if isinstance(value, int) else None
 
-        if {i: self._after(i, second) for i in decides} != {
-            i: second[i] + steps[i] for i in decides
-        }:
-            return None  # it does not count
-        if turns(0) is None:
-            return None
-        most = 1
-        while turns(most) and most < _MOST:
-            most *= 2
-        if not turns(0) or most >= _MOST:
-            return None if turns(0) else 0
-        low = most // 2
-        while most - low > 1:
-            middle = (low + most) // 2
-            low, most = (middle, most) if turns(middle) else (low, middle)
-        return most
+        return _first_false(continues)
 
-    def unchanging(self) -> Value:
-        """What is known of its state in every round."""
+    def loop_invariants(self) -> Value:
+        """The state as a tuple in which only the values that never change are known."""
 
-        def kept(i: int) -> Value:
+        def invariant(i: int) -> Value:
             before = self._start[i]()
-            return before if before == self._after(i, {i: before}) else None
+            return before if before == self._next_value(i, {i: before}) else None
 
-        return tuple(functools.partial(kept, i) for i in range(len(self._start)))
+        return tuple(functools.partial(invariant, i) for i in range(len(self._start)))
 
-    def _read(self) -> list[int]:
-        """The places of its state that decide whether it goes on."""
-        read: set[int] = set()
+    def _condition_inputs(self) -> list[int]:
+        """The indices of the elements of the state that the condition reads."""
+        indices: set[int] = set()
 
-        def noted(i: int) -> Value:
-            read.add(i)
+        def recorded(i: int) -> Value:
+            indices.add(i)
             return self._start[i]()
 
-        state = tuple(functools.partial(noted, i) for i in range(len(self._start)))
-        result(self._condition, (lambda: state,), self._tables)
-        return sorted(read)
+        state = tuple(functools.partial(recorded, i) for i in range(len(self._start)))
+        evaluate_call(self._condition, (lambda: state,), self._computations)
+        return sorted(indices)
 
-    def _state(self, known: dict[int, Value]) -> tuple[Thunk, ...]:
+    def _state(self, values: dict[int, Value]) -> tuple[Thunk, ...]:
+        """The initial state with other values at some indices."""
         return tuple(
-            functools.partial(known.get, i) if i in known else self._start[i]
+            functools.partial(values.get, i) if i in values else self._start[i]
             for i in range(len(self._start))
         )
 
-    def _after(self, index: int, before: dict[int, Value]) -> Value:
-        """An element of the state after one round."""
-        after = result(self.body, (lambda: self._state(before),), self._tables)
-        return after[index]() if isinstance(after, tuple) else None
+    def _next_value(self, index: int, values: dict[int, Value]) -> Value:
+        """An element of the state after one iteration."""
+        state = evaluate_call(self.body, (lambda: self._state(values),), self._computations)
+        return state[index]() if isinstance(state, tuple) else None
+
+
+def _first_false(predicate: Callable[[int], bool | None]) -> int | None:
+    """The smallest n ≥ 0 for which a monotonic predicate is false, by bisection.
+
+    None if the predicate is unknown at 0, or true up to `_MAX_TRIPS`.
+    """
+    if predicate(0) is None:
+        return None
+    high = 1
+    while predicate(high) and high < _MAX_TRIPS:
+        high *= 2
+    if not predicate(0) or high >= _MAX_TRIPS:
+        return None if predicate(0) else 0
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if predicate(middle) else (low, middle)
+    return high

@@ -1,4 +1,4 @@
-"""FLOPs of the matrix products and convolutions in a compiled program's text."""
+"""FLOPs of the matrix products and convolutions in the text of a compiled program."""
 
 from __future__ import annotations
 
@@ -7,58 +7,61 @@ import re
 
 import numpy as np
 
-from clip_jax.plan.loops import Operation, Table
+from clip_jax.plan.loops import Operation, Operations
 
-KINDS = ("convolution", "dot")
-_SHAPE = re.compile(r"\b[a-z]+\d*\w*\[([\d,]*)\]")
+OPCODES = ("convolution", "dot")
+_DIMENSIONS = re.compile(r"\b[a-z]+\d*\w*\[([\d,]*)\]")
 
 
-def flops(op: Operation, table: Table) -> int:
-    """FLOPs of one run of a `dot` or a `convolution` among the operations of `table`.
+def product_flops(op: Operation, operations: Operations) -> int:
+    """FLOPs of one execution of a `dot` or `convolution`; 0 for other operations.
 
-    A multiplication and an addition are two. A convolution counts the taps that fall on elements of
-    its input and none on padding or dilation: TPU's compiler writes batched products as such
-    convolutions, most of whose taps are empty. What cannot be read counts as 0.
+    A multiplication and an addition count as two. A convolution counts only the taps that fall on
+    elements of its input, not on padding or dilation: the TPU compiler writes batched products as
+    convolutions in which most taps are empty. An operation that cannot be parsed counts as 0.
+
+    Args:
+      op: the operation.
+      operations: those of its computation.
     """
-    if op.kind not in KINDS or len(op.operands) < 2:
+    if op.opcode not in OPCODES or len(op.operands) < 2:
         return 0
-    left, right = (_dims(name, table) for name in op.operands[:2])
-    found = _SHAPE.search(op.result)
-    if left is None or right is None or not found:
+    left, right = (_operand_dims(name, operations) for name in op.operands[:2])
+    shape = _DIMENSIONS.search(op.shape)
+    if left is None or right is None or not shape:
         return 0
-    output = _numbers(found[1])
-    if op.kind == "dot":
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)
-        sides = [left[i] for i in _numbers(contracted[1])] if contracted else []
-        return 2 * math.prod(output) * math.prod(sides)
-    return _convolution(op.rest, left, right, output)
+    output = _integers(shape[1])
+    if op.opcode == "dot":
+        contracting = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.text)
+        contracted = [left[i] for i in _integers(contracting[1])] if contracting else []
+        return 2 * math.prod(output) * math.prod(contracted)
+    return _convolution_flops(op.text, left, right, output)
 
 
-def _convolution(rest: str, left: list[int], right: list[int], output: list[int]) -> int:
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", rest)
+def _convolution_flops(text: str, left: list[int], right: list[int], output: list[int]) -> int:
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
     if not labels or [len(part) for part in labels.groups()] != [*map(len, (left, right, output))]:
         return 0
-    of_left, of_right, of_output = labels.groups()
-    window = re.search(r"window=\{([^}]*)\}", rest)
+    left_labels, right_labels, output_labels = labels.groups()
+    window = re.search(r"window=\{([^}]*)\}", text)
     settings = dict(re.findall(r"(\w+)=(\S+)", window[1] if window else ""))
-    spatial = [label for label in of_output if label.isdigit()]
-    inputs = right[of_right.index("i")]
-    total = 2 * output[of_output.index("b")] * output[of_output.index("f")] * inputs
-    for label in spatial:
+    batch, features = output[output_labels.index("b")], output[output_labels.index("f")]
+    flops = 2 * batch * features * right[right_labels.index("i")]
+    for label in filter(str.isdigit, output_labels):
         axis = int(label)
-        total *= _taps(
-            left[of_left.index(label)],
-            right[of_right.index(label)],
-            output[of_output.index(label)],
-            stride=_setting(settings, "stride", axis, 1),
-            padding=_setting(settings, "pad", axis, 0),
-            input_dilation=_setting(settings, "lhs_dilate", axis, 1),
-            kernel_dilation=_setting(settings, "rhs_dilate", axis, 1),
+        flops *= _count_taps(
+            left[left_labels.index(label)],
+            right[right_labels.index(label)],
+            output[output_labels.index(label)],
+            stride=_window_setting(settings, "stride", axis, 1),
+            padding=_window_setting(settings, "pad", axis, 0),
+            input_dilation=_window_setting(settings, "lhs_dilate", axis, 1),
+            kernel_dilation=_window_setting(settings, "rhs_dilate", axis, 1),
         )
-    return total
+    return flops
 
 
-def _taps(
+def _count_taps(
     inputs: int,
     kernel: int,
     outputs: int,
@@ -68,31 +71,31 @@ def _taps(
     input_dilation: int,
     kernel_dilation: int,
 ) -> int:
-    """Pairs of an output and a tap of the kernel along one axis that meet an element of the input.
+    """Counts the pairs of an output and a kernel tap along one axis that read an input element.
 
-    padding: before the first element; negative where elements are cut off.
+    `padding` is the padding before the first element; negative padding crops elements.
     """
-    first = np.arange(outputs, dtype=np.int64)[:, None] * stride - padding
-    place = first + np.arange(kernel, dtype=np.int64) * kernel_dilation
-    inside = (place >= 0) & (place <= (inputs - 1) * input_dilation)
-    return int(np.count_nonzero(inside & (place % input_dilation == 0)))
+    start = np.arange(outputs, dtype=np.int64)[:, None] * stride - padding
+    position = start + np.arange(kernel, dtype=np.int64) * kernel_dilation
+    inside = (position >= 0) & (position <= (inputs - 1) * input_dilation)
+    return int(np.count_nonzero(inside & (position % input_dilation == 0)))
 
 
-def _setting(settings: dict[str, str], key: str, axis: int, default: int) -> int:
-    """An axis's value of a window's setting such as `stride=2x1` or `pad=0_1x3_3` (its first)."""
+def _window_setting(settings: dict[str, str], key: str, axis: int, default: int) -> int:
+    """The value of one axis in a setting such as `stride=2x1` or `pad=0_1x3_3` (before the `_`)."""
     if key not in settings:
         return default
     return int(settings[key].split("x")[axis].split("_")[0])
 
 
-def _dims(name: str, table: Table) -> list[int] | None:
-    """The dimensions of an operand; None where they are not known."""
-    name, *elements = name.split("#")
-    op = table.get(name)
-    shapes = _SHAPE.findall(op.result) if op else []
-    index = int(elements[0]) if elements else 0
-    return _numbers(shapes[index]) if len(elements) < 2 and index < len(shapes) else None
+def _operand_dims(name: str, operations: Operations) -> list[int] | None:
+    """The dimensions of an operand; None if they are unknown."""
+    name, *indices = name.split("#")
+    op = operations.get(name)
+    shapes = _DIMENSIONS.findall(op.shape) if op else []
+    index = int(indices[0]) if indices else 0
+    return _integers(shapes[index]) if len(indices) < 2 and index < len(shapes) else None
 
 
-def _numbers(text: str) -> list[int]:
+def _integers(text: str) -> list[int]:
     return [int(n) for n in text.split(",") if n]

@@ -1,4 +1,4 @@
-"""What a compiled program does, read from the text that the compiler leaves of it."""
+"""Parses the text of a compiled program: cycles, collectives, kernels and FLOPs of one step."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
-from clip_jax.plan import loops, products
-from clip_jax.plan.loops import Operation
+from clip_jax.plan.loops import Computations, Frame, Loop, Operation, Operations, Thunk
+from clip_jax.plan.products import product_flops
 
-KINDS = (
+COLLECTIVES = (
     "all-gather",
     "all-reduce",
     "all-to-all",
@@ -22,226 +22,240 @@ KINDS = (
     "reduce-scatter",
 )
 
-# What leaves a chip at least for each byte of a result, its links being counted together: an
-# all-reduce scatters and gathers, a permute has one link of four.
-_SENT = {"all-reduce": 2, "collective-permute": 4}
+# Bytes that leave a chip for each byte of the result, at least, over all its links: an all-reduce
+# scatters and gathers, a permute uses one link of four.
+_SEND_FACTORS = {"all-reduce": 2, "collective-permute": 4}
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
 _HEAD = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
 _OPERATION = re.compile(r"^\s+(ROOT )?%?(\S+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_NONE = 2**62  # what the compiler writes, or nearly, where it has no estimate
+_NO_ESTIMATE = 2**62  # the compiler writes about this or more if it has no estimate
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between chips: a result of `size` bytes on each, `runs` times a step.
+    """A communication between chips.
 
-    group: how many chips take part; 0 where the program does not say, which means all.
+    Attributes:
+      kind: one of `COLLECTIVES`.
+      bytes: of the result on each chip.
+      executions: per step.
+      group_size: the number of chips that take part; 0 if the program does not say: all chips.
     """
 
     kind: str
-    size: int
-    runs: int
-    group: int
+    bytes: int
+    executions: int
+    group_size: int
 
     @property
-    def sent(self) -> int:
-        """Bytes of a step that keep a chip's links busy, at least."""
-        if self.group == 1:
+    def bytes_sent(self) -> int:
+        """Bytes that each chip sends in a step over all its links, at least."""
+        if self.group_size == 1:
             return 0
-        factor = self.group if self.kind == "reduce-scatter" else _SENT.get(self.kind, 1)
-        return factor * self.size * self.runs
+        is_scatter = self.kind == "reduce-scatter"
+        factor = self.group_size if is_scatter else _SEND_FACTORS.get(self.kind, 1)
+        return factor * self.bytes * self.executions
 
 
-@dataclasses.dataclass(frozen=True)
+class CollectiveSummary(TypedDict):
+    """A `Collective` as JSON."""
+
+    kind: str
+    bytes: int
+    executions: int
+    group_size: int
+
+
+@dataclasses.dataclass
 class Program:
-    """What a step does on one chip.
+    """The work of one chip in one step.
 
-    cycles: estimated, over all runs of all operations; collectives and kernels are not in it.
-    kernels: custom calls, of which the compiler estimates nothing, and how often each runs.
-    endless: loops whose number of rounds could not be read, counted once.
-    product_flops: of all runs of its matrix products and convolutions; kernels are not in it.
+    Attributes:
+      cycles: the compiler's estimates, summed over all executions; without collectives and kernels.
+      collectives: in the order of the program.
+      kernels: custom kernels, which the compiler does not estimate, with their executions.
+      unread_loops: loops with unknown trip counts, which are counted once.
+      product_flops: of all executions of matrix products and convolutions, without kernels.
     """
 
-    operations: list[Operation]
-    collectives: list[Collective]
-    kernels: dict[str, int]
-    endless: list[str]
+    cycles: int = 0
+    collectives: list[Collective] = dataclasses.field(default_factory=list)
+    kernels: dict[str, int] = dataclasses.field(default_factory=dict)
+    unread_loops: list[str] = dataclasses.field(default_factory=list)
     product_flops: int = 0
 
-    @property
-    def cycles(self) -> int:
-        """Of one chip in one step."""
-        return sum(op.runs * (op.cycles or 0) for op in self.operations)
-
-    def exchanges(self) -> list[dict[str, Any]]:
-        """Collectives, those of one kind, size and group together; what sends most comes first."""
-        alike: dict[tuple[str, int, int], int] = {}
+    def collective_summaries(self) -> list[CollectiveSummary]:
+        """The collectives, merged by kind, size and group; the largest senders come first."""
+        executions: dict[tuple[str, int, int], int] = {}
         for c in self.collectives:
-            key = c.kind, c.size, c.group
-            alike[key] = alike.get(key, 0) + c.runs
-        found = [Collective(kind, size, runs, group) for (kind, size, group), runs in alike.items()]
+            key = c.kind, c.bytes, c.group_size
+            executions[key] = executions.get(key, 0) + c.executions
+        merged = [
+            Collective(kind, size, count, group_size)
+            for (kind, size, group_size), count in executions.items()
+        ]
         return [
-            {"kind": c.kind, "bytes": c.size, "executions": c.runs, "group_size": c.group}
-            for c in sorted(found, key=lambda c: -c.sent)
+            CollectiveSummary(
+                kind=c.kind, bytes=c.bytes, executions=c.executions, group_size=c.group_size
+            )
+            for c in sorted(merged, key=lambda c: -c.bytes_sent)
         ]
 
 
-def read(text: str) -> Program:
-    """The program of an `*after_codegen.txt`, or of `compiled.as_text()` (which may lack cycles).
+def parse(text: str) -> Program:
+    """Parses an `*after_codegen.txt`, or `compiled.as_text()`, which may lack cycles.
 
-    An operation is counted as often as the loops around it turn; what is fused is its fusion's.
+    Each operation counts as often as the loops around it iterate. A fusion counts as one operation.
     """
-    computations, entry = _computations(text)
-    walk = _Walk(computations)
-    walk.follow(entry, 1, ())
-    return Program(
-        walk.operations, walk.collectives, walk.kernels, walk.endless, walk.product_flops
-    )
+    lines, entry = _split_computations(text)
+    reader = _ProgramReader(lambda name: _parse_operations(lines.get(name, ())))
+    reader.follow(entry, 1, ())
+    return reader.program
 
 
-def size_of(shape: str) -> int:
-    """The bytes of a shape such as `bf16[8,128]{1,0}` or a tuple of such, without padding."""
+def shape_bytes(shape: str) -> int:
+    """The bytes of a shape such as `bf16[8,128]{1,0}`, or of a tuple of shapes, without padding."""
     total = 0.0
-    for kind, dims in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape):
-        bits = re.search(r"\d+", kind)
-        each = _BYTES.get(kind, int(bits[0]) / 8 if bits else 4)
-        total += each * math.prod(int(n) for n in dims.split(",") if n)
+    for dtype, dims in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape):
+        bits = re.search(r"\d+", dtype)
+        itemsize = _BYTES.get(dtype, int(bits[0]) / 8 if bits else 4)
+        total += itemsize * math.prod(int(n) for n in dims.split(",") if n)
     return round(total)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    found: dict[str, list[str]] = {}
+def _split_computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation, and the name of the entry computation."""
+    computations: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():
         if head := _HEAD.match(line):
-            lines = found.setdefault(head[2], [])
+            lines = computations.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
         elif line.startswith(" "):
             lines.append(line)
-    return found, entry
+    return computations, entry
 
 
-def _operation(line: str) -> Operation | None:
-    found = _OPERATION.match(line)
-    if not found:
+def _parse_operations(lines: Sequence[str]) -> Operations:
+    return {op.name: op for op in map(_parse_operation, lines) if op}
+
+
+def _parse_operation(line: str) -> Operation | None:
+    match = _OPERATION.match(line)
+    if not match:
         return None
-    root, name, result, kind, rest = found.groups()
-    cycles = _CYCLES.search(rest)
-    estimate = int(cycles[1]) if cycles and int(cycles[1]) < _NONE else None
-    return Operation(name, kind, result, rest, bool(root), estimate)
+    root, name, shape, opcode, text = match.groups()
+    cycles = _CYCLES.search(text)
+    estimate = int(cycles[1]) if cycles and int(cycles[1]) < _NO_ESTIMATE else None
+    return Operation(name, opcode, shape, text, bool(root), estimate)
 
 
-class _Walk:
-    """Through the computations that really run, from the entry on."""
+class _ProgramReader:
+    """Follows the computations that a program executes, and sums their work in `program`."""
 
-    def __init__(self, computations: dict[str, list[str]]) -> None:
-        self.computations = computations
-        self.table = functools.cache(self._table)
-        self.operations: list[Operation] = []
-        self.collectives: list[Collective] = []
-        self.kernels: dict[str, int] = {}
-        self.endless: list[str] = []
-        self.product_flops = 0
+    def __init__(self, computations: Computations) -> None:
+        self.computations = functools.cache(computations)
+        self.program = Program()
 
-    def _table(self, computation: str) -> loops.Table:
-        lines = map(_operation, self.computations.get(computation, ()))
-        return {op.name: op for op in lines if op}
+    def follow(self, computation: str, executions: int, args: tuple[Thunk, ...]) -> None:
+        """Adds all work of a computation.
 
-    def follow(self, computation: str, runs: int, args: tuple[loops.Thunk, ...]) -> None:
-        """Everything that `computation` does when it is called so often.
-
-        `args` are what is known of its parameters.
+        Args:
+          computation: its name.
+          executions: how often it is called in a step.
+          args: the values of its parameters, where they are known.
         """
-        table = self.table(computation)
-        for op in table.values():
-            self._collective(op, runs)
-            self.product_flops += runs * products.flops(op, table)
-            if op.kind == "while":
-                self._loop(op, table, runs, args)
-            elif op.kind == "conditional":
-                for branch in self._dearest(op.called):
-                    self.follow(branch, runs, ())
-            elif op.kind in ("call", "async-start"):
-                inputs = loops.inputs(op, table, args, self.table)
-                for name in op.called:
-                    self.follow(name, runs, inputs)
-            elif op.kind == "fusion":
-                for name in op.called:
-                    self._look_inside(name, runs)
-            elif op.kind == "custom-call":
-                self._custom(op, runs)
-            if op.cycles is not None and op.kind not in ("while", "conditional", "call"):
-                self.operations.append(dataclasses.replace(op, runs=runs))
+        frame = Frame(self.computations(computation), args, self.computations)
+        for op in frame.operations.values():
+            self._add_collective(op, executions)
+            self.program.product_flops += executions * product_flops(op, frame.operations)
+            if op.opcode == "while":
+                self._follow_loop(op, frame, executions)
+            elif op.opcode == "conditional":
+                self._follow_costliest(op.called_computations, executions)
+            elif op.opcode in ("call", "async-start"):
+                for name in op.called_computations:
+                    self.follow(name, executions, frame.operands(op))
+            elif op.opcode == "fusion":
+                for name in op.called_computations:
+                    self._read_fusion(name, executions)
+            elif op.opcode == "custom-call":
+                self._add_kernel(op, executions)
+            if op.cycles is not None and op.opcode not in ("while", "conditional", "call"):
+                self.program.cycles += executions * op.cycles
 
-    def _loop(
-        self, op: Operation, table: loops.Table, runs: int, args: tuple[loops.Thunk, ...]
-    ) -> None:
-        loop = loops.Loop(op, table, args, self.table)
-        rounds = loop.rounds()
-        if rounds is None:
-            self.endless.append(op.name)
-        self.follow(loop.body, runs * (1 if rounds is None else rounds), (loop.unchanging,))
-
-    def _dearest(self, branches: list[str]) -> list[str]:
-        """Of the branches of a conditional the one that costs most."""
-
-        def cost(branch: str) -> int:
-            walk = _Walk(self.computations)
-            walk.follow(branch, 1, ())
-            return sum(op.runs * (op.cycles or 0) for op in walk.operations)
-
-        return sorted(branches, key=cost)[-1:]
-
-    def _look_inside(self, fused: str, runs: int) -> None:
-        """For what a fusion holds that is no computation: exchanges between chips, kernels."""
-        table = self.table(fused)
-        # an asynchronous exchange stands in every fusion from its start to its end
-        under_way = fused.startswith("async_collective_fusion") or any(
-            _target(op) == "AsyncCollectiveDone" for op in table.values()
+    def _follow_loop(self, op: Operation, frame: Frame, executions: int) -> None:
+        loop = Loop(op, frame)
+        trips = loop.trip_count()
+        if trips is None:
+            self.program.unread_loops.append(op.name)
+        self.follow(
+            loop.body, executions * (1 if trips is None else trips), (loop.loop_invariants,)
         )
-        for op in table.values():
-            self.product_flops += runs * products.flops(op, table)
-            if not under_way:
-                scattered = [o.result for o in table.values() if o.root]
-                self._collective(op, runs, scattered if "all-reduce-scatter" in fused else ())
-            if op.kind in ("fusion", "call", "async-start"):
-                for name in op.called:
-                    self._look_inside(name, runs)
-            elif op.kind == "custom-call":
-                self._custom(op, runs)
 
-    def _collective(self, op: Operation, runs: int, scattered: Sequence[str] = ()) -> None:
-        """Notes an exchange; `scattered` is what a fusion keeps of an all-reduce's result."""
-        kind, shape = op.kind.removesuffix("-start"), op.result
-        if kind not in KINDS:
+    def _follow_costliest(self, branches: Sequence[str], executions: int) -> None:
+        """Follows the branch of a conditional that takes the most cycles."""
+
+        def cycles(branch: str) -> int:
+            reader = _ProgramReader(self.computations)
+            reader.follow(branch, 1, ())
+            return reader.program.cycles
+
+        for branch in sorted(branches, key=cycles)[-1:]:
+            self.follow(branch, executions, ())
+
+    def _read_fusion(self, computation: str, executions: int) -> None:
+        """Adds the collectives, kernels and products in a fusion; its cycles are on the outside."""
+        operations = self.computations(computation)
+        # an asynchronous collective is repeated in all fusions from its start to its end
+        is_repeated = computation.startswith("async_collective_fusion") or any(
+            _custom_call_target(op) == "AsyncCollectiveDone" for op in operations.values()
+        )
+        is_scatter = "all-reduce-scatter" in computation
+        scattered = next((op.shape for op in operations.values() if op.is_root), "")
+        for op in operations.values():
+            self.program.product_flops += executions * product_flops(op, operations)
+            if not is_repeated:
+                self._add_collective(op, executions, scattered if is_scatter else "")
+            if op.opcode in ("fusion", "call", "async-start"):
+                for name in op.called_computations:
+                    self._read_fusion(name, executions)
+            elif op.opcode == "custom-call":
+                self._add_kernel(op, executions)
+
+    def _add_collective(self, op: Operation, executions: int, scattered: str = "") -> None:
+        """Adds a collective; `scattered` is the shape that a fusion keeps of an all-reduce."""
+        kind, shape = op.opcode.removesuffix("-start"), op.shape
+        if kind not in COLLECTIVES:
             return
-        if op.kind.endswith("-start"):  # (operand, result, …)
-            parts = re.findall(r"\w+\[[\d,]*\]", shape)
-            shape = parts[1] if kind != "all-reduce" and len(parts) > 1 else shape
+        if op.opcode.endswith("-start"):  # (operand, result, …)
+            shapes = re.findall(r"\w+\[[\d,]*\]", shape)
+            shape = shapes[1] if kind != "all-reduce" and len(shapes) > 1 else shape
         if scattered:
-            kind, shape = "reduce-scatter", scattered[0]
-        self.collectives.append(Collective(kind, size_of(shape), runs, _group(op.rest)))
+            kind, shape = "reduce-scatter", scattered
+        collective = Collective(kind, shape_bytes(shape), executions, _group_size(op.text))
+        self.program.collectives.append(collective)
 
-    def _custom(self, op: Operation, runs: int) -> None:
-        if _target(op) == "tpu_custom_call":
-            self.kernels[op.name] = self.kernels.get(op.name, 0) + runs
-
-
-def _target(op: Operation) -> str:
-    """What a custom call calls."""
-    found = re.search(r'custom_call_target="([^"]*)"', op.rest)
-    return found[1] if found else ""
+    def _add_kernel(self, op: Operation, executions: int) -> None:
+        if _custom_call_target(op) == "tpu_custom_call":
+            kernels = self.program.kernels
+            kernels[op.name] = kernels.get(op.name, 0) + executions
 
 
-def _group(rest: str) -> int:
-    """How many chips take part."""
-    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
-        return math.prod(int(sizes[a]) for a in re.findall(r"'(\w+)'", axes[2]) if a in sizes)
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+def _custom_call_target(op: Operation) -> str:
+    target = re.search(r'custom_call_target="([^"]*)"', op.text)
+    return target[1] if target else ""
+
+
+def _group_size(text: str) -> int:
+    """The number of chips that take part in a collective; 0 if the text does not say."""
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[a]) for a in re.findall(r"'(\w+)'", mesh[2]) if a in sizes)
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
         return int(iota[2])
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
-        return listed[1].count(",") + 1
+    if explicit := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return explicit[1].count(",") + 1
     return 0

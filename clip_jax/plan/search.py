@@ -1,4 +1,4 @@
-"""Other ways to train a config on a topology, each of them compiled."""
+"""Alternatives to a config on a topology; each one is compiled."""
 
 from __future__ import annotations
 
@@ -14,206 +14,224 @@ from ml_collections import ConfigDict
 
 from clip_jax import config as config_lib
 from clip_jax.errors import UserError
-from clip_jax.plan.cost import Estimate, estimated, recipe_of
+from clip_jax.plan.cost import Estimate, estimate_step, make_recipe
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Overrides = dict[str, Any]
-ENOUGH = 2  # proposals
+MAX_PROPOSALS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Refused:
-    """A choice that training would refuse, with the line that says why."""
+class Rejected:
+    """A choice that training would reject, and the error message."""
 
     overrides: Mapping[str, Any]
     error: str
 
 
-def changed(c: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """A copy of a config in which keys (dotted) have other values.
+def with_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """A copy of a config with other values for some (dotted) keys.
 
     Raises:
-      UserError: there is no such key, or the value is not of its type.
+      UserError: a key is unknown, or a value does not have its type.
     """
-    copy = ConfigDict(c.to_dict())
+    copy = ConfigDict(config.to_dict())
     for key, value in overrides.items():
         config_lib.override(copy, f"{key}={value}")
     return copy.lock()
 
 
-def flags(overrides: Mapping[str, Any]) -> str:
-    """What to type for them."""
+def override_flags(overrides: Mapping[str, Any]) -> str:
+    """The flags that set these keys on the command line."""
     return " ".join(f"--config.{key}={value}" for key, value in overrides.items())
 
 
-def timed(
-    c: ConfigDict,
+def estimate_and_log(
+    config: ConfigDict,
     topology: str,
-    say: Say,
+    log: Log,
     overrides: Overrides | None = None,
     dump: str | None = None,
 ) -> Estimate:
-    """`estimated`, and before and after it a line on what goes on."""
-    say(f"compiling for {topology}: {flags(overrides or {}) or 'the config as it is'} …")
-    began = time.monotonic()
-    found = estimated(changed(c, overrides or {}), topology, dump, overrides)
-    said = f"{'fits' if found.fits else 'does not fit'}: {found.hbm_bytes / 2**30:.2f} GiB"
-    if found.time_unknown:
-        said += ", time unknown"
-    elif found.estimated_seconds:
-        said += f", {1e3 * found.estimated_seconds:.4g} ms"
-    say(f"  {said} (compiled in {time.monotonic() - began:.0f} s)")
-    return found
+    """`estimate_step` of a config with overrides; logs the start and the result."""
+    changes = override_flags(overrides or {})
+    log(f"compiling for {topology}: {changes or 'the config without changes'} …")
+    start = time.monotonic()
+    estimate = estimate_step(with_overrides(config, overrides or {}), topology, dump, overrides)
+    verdict = "fits" if estimate.fits else "does not fit"
+    summary = f"{verdict}: {estimate.hbm_bytes / 2**30:.2f} GiB"
+    if estimate.time_unknown:
+        summary += ", time unknown"
+    elif estimate.estimated_seconds:
+        summary += f", {1e3 * estimate.estimated_seconds:.4g} ms"
+    log(f"  {summary} (compiled in {time.monotonic() - start:.0f} s)")
+    return estimate
 
 
-def proposals(c: ConfigDict, topology: str, failed: Estimate, say: Say) -> list[Estimate]:
-    """What would fit in place of a config that does not, the mildest change first.
+def propose(config: ConfigDict, topology: str, failed: Estimate, log: Log) -> list[Estimate]:
+    """Finds changes that make a config fit, the mildest first.
 
-    Parameters over all chips, full rematerialisation, layers in chunks: each on top of the one
-    before. Then, on top of all, the batch in parts; and in place of that a smaller batch.
+    The changes are cumulative: parameters sharded over all chips, full rematerialization, layers in
+    chunks. If none of them fits, the batch is split into parts, and alternatively made smaller.
+
+    Args:
+      config: a config that does not fit.
+      topology: the name of the topology.
+      failed: its estimate.
+      log: called with a line about the progress.
     """
-    found: list[Estimate] = []
-    last, base = failed, dict[str, Any]()
-    for more in _ladder(c, topology):
-        base |= more
-        last = _tried(c, topology, say, base) or last
+    proposals: list[Estimate] = []
+    last, overrides = failed, dict[str, Any]()
+    for change in _cumulative_changes(config, topology):
+        overrides |= change
+        last = _try_estimate(config, topology, log, overrides) or last
         if last.fits:
-            found.append(last)
-            if len(found) == ENOUGH:
-                return found
-    for shrink in () if found else (_parts, _batches):
-        fitting = _first_that_fits(c, topology, last, base, shrink, say)
-        found += [fitting] if fitting else []
-    return found
+            proposals.append(last)
+            if len(proposals) == MAX_PROPOSALS:
+                return proposals
+    for reductions in () if proposals else (_more_accumulation, _smaller_batches):
+        fitting = _first_that_fits(config, topology, last, overrides, reductions, log)
+        proposals += [fitting] if fitting else []
+    return proposals
 
 
-def _tried(c: ConfigDict, topology: str, say: Say, overrides: Overrides) -> Estimate | None:
-    """`timed`; None where the compiler fails, which is then said."""
+def _try_estimate(
+    config: ConfigDict, topology: str, log: Log, overrides: Overrides
+) -> Estimate | None:
+    """`estimate_and_log`, or None if the compiler fails; the failure is logged."""
     try:
-        return timed(c, topology, say, dict(overrides))
+        return estimate_and_log(config, topology, log, dict(overrides))
     except UserError as error:
-        say(f"  {error}")
+        log(f"  {error}")
         return None
 
 
-def _ladder(c: ConfigDict, topology: str) -> Iterator[Overrides]:
-    made, place = recipe_of(c, topology)
-    shape = made.mesh.shape
+def _cumulative_changes(config: ConfigDict, topology: str) -> Iterator[Overrides]:
+    recipe, devices = make_recipe(config, topology)
+    shape = recipe.mesh.shape
     if shape["data"] > 1:
-        yield {"mesh.data": 1, "mesh.fsdp": len(place.devices) // shape["tensor"]}
-    if c.remat != "full":
+        yield {"mesh.data": 1, "mesh.fsdp": len(devices.devices) // shape["tensor"]}
+    if config.remat != "full":
         yield {"remat": "full"}
-    auto = {"chunk.image": -1, "chunk.text": -1}
-    chunked = recipe_of(changed(c, {"remat": "full", **auto}), topology)[0].chunks
-    asked = recipe_of(changed(c, {"remat": "full"}), topology)[0].chunks
-    if any(new and (new < old or not old) for new, old in zip(chunked, asked, strict=True)):
-        yield auto
+    auto_chunks = {"chunk.image": -1, "chunk.text": -1}
+    full_remat = with_overrides(config, {"remat": "full"})
+    old_chunks = make_recipe(full_remat, topology)[0].chunks
+    new_chunks = make_recipe(with_overrides(full_remat, auto_chunks), topology)[0].chunks
+    if any(new and (new < old or not old) for new, old in zip(new_chunks, old_chunks, strict=True)):
+        yield auto_chunks
 
 
-def _parts(c: ConfigDict, rows: int) -> Iterator[tuple[int, Overrides]]:
-    """The batch in more and more parts; `rows` are those of a device."""
+Reductions = Callable[[ConfigDict, int], Iterator[tuple[int, Overrides]]]
+
+
+def _more_accumulation(config: ConfigDict, rows: int) -> Iterator[tuple[int, Overrides]]:
+    """Splits the batch into more and more parts; `rows` is the number of rows per device."""
     factor = 2
-    while rows % (c.accumulate * factor) == 0:
-        yield factor, {"accumulate": c.accumulate * factor}
+    while rows % (config.accumulate * factor) == 0:
+        yield factor, {"accumulate": config.accumulate * factor}
         factor *= 2
 
 
-def _batches(c: ConfigDict, rows: int) -> Iterator[tuple[int, Overrides]]:
+def _smaller_batches(config: ConfigDict, rows: int) -> Iterator[tuple[int, Overrides]]:
+    """Halves the batch again and again; `rows` is the number of rows per device."""
     factor = 2
-    while rows % (c.accumulate * factor) == 0:
-        yield factor, {"batch_size": c.batch_size // factor}
+    while rows % (config.accumulate * factor) == 0:
+        yield factor, {"batch_size": config.batch_size // factor}
         factor *= 2
 
 
 def _first_that_fits(
-    c: ConfigDict,
+    config: ConfigDict,
     topology: str,
     last: Estimate,
     base: Overrides,
-    shrink: Callable[[ConfigDict, int], Iterator[tuple[int, Overrides]]],
-    say: Say,
+    reductions: Reductions,
+    log: Log,
 ) -> Estimate | None:
-    made, _ = recipe_of(changed(c, base), topology)
-    shards = made.mesh.shape["data"] * made.mesh.shape["fsdp"]
+    """The first reduction on top of `base` that fits; `last` is the estimate of `base`."""
+    recipe, _ = make_recipe(with_overrides(config, base), topology)
+    shards = recipe.mesh.shape["data"] * recipe.mesh.shape["fsdp"]
     last_factor = 1
-    for factor, more in shrink(c, c.batch_size // shards):
-        # a part of the rows takes at least that part of the memory, and here even half is too much
+    for factor, change in reductions(config, config.batch_size // shards):
+        # memory shrinks at most by the factor: skip what would need over twice the capacity
         if last.hbm_bytes * last_factor / factor > 2 * last.hbm_capacity_bytes:
             continue
-        found = _tried(c, topology, say, {**base, **more})
-        if found and found.fits:
-            return found
-        last, last_factor = found or last, factor if found else last_factor
+        estimate = _try_estimate(config, topology, log, {**base, **change})
+        if estimate is None:
+            continue
+        if estimate.fits:
+            return estimate
+        last, last_factor = estimate, factor
     return None
 
 
-def default_axes(c: ConfigDict, topology: str) -> dict[str, list[str]]:
-    """The choices that most often matter."""
-    made, place = recipe_of(c, topology)
-    all_of_them = len(place.devices) // made.mesh.shape["tensor"]
+def default_axes(config: ConfigDict, topology: str) -> dict[str, list[str]]:
+    """The keys and values of a sweep without arguments: those that matter most often."""
+    recipe, devices = make_recipe(config, topology)
+    max_fsdp = len(devices.devices) // recipe.mesh.shape["tensor"]
     return {
         "mesh.data": ["-1"],
-        "mesh.fsdp": list(dict.fromkeys(["1", str(all_of_them)])),
+        "mesh.fsdp": list(dict.fromkeys(["1", str(max_fsdp)])),
         "remat": ["dots", "full"],
         "chunk.image": ["0", "-1"],
         "accumulate": ["1", "4"],
     }
 
 
-def axes_of(texts: Sequence[str]) -> dict[str, list[str]]:
-    """`config.accumulate=1,4,16` and the like as keys with their values.
+def parse_axes(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Parses arguments such as `config.accumulate=1,4,16` to keys and their values.
 
     Raises:
-      UserError: one is not of that form.
+      UserError: an argument does not have that form.
     """
-    found = {}
-    for text in texts:
-        key, _, values = text.partition("=")
+    axes = {}
+    for argument in arguments:
+        key, _, values = argument.partition("=")
         if not values or not key:
             raise UserError(
-                f"--sweep {text!r}: give KEY=VALUE,VALUE,… such as config.accumulate=1,4,16"
+                f"--sweep {argument!r}: use KEY=VALUE,VALUE,… such as config.accumulate=1,4,16"
             )
-        found[key.removeprefix("config.")] = values.split(",")
-    return found
+        axes[key.removeprefix("config.")] = values.split(",")
+    return axes
 
 
 def sweep(
-    c: ConfigDict, topology: str, axes: Mapping[str, Sequence[str]], say: Say
-) -> list[Estimate | Refused]:
-    """Every choice of values of the axes, compiled; the fastest that fits comes first.
+    config: ConfigDict, topology: str, axes: Mapping[str, Sequence[str]], log: Log
+) -> list[Estimate | Rejected]:
+    """Compiles all combinations of the values of the axes; the fastest that fits comes first.
 
-    Those that come to the same program are compiled once.
+    Combinations with the same program are compiled once.
     """
     choices = []
-    for values in itertools.product(*axes.values()):  # a wrong key is said before all compiling
-        known = dict(config_lib.flatten(changed(c, dict(zip(axes, values, strict=True)))))
-        choices.append({key: known[key] for key in axes})
-    found: list[Estimate | Refused] = []
-    seen: set[str] = set()
+    for values in itertools.product(*axes.values()):  # finds wrong keys before compiling anything
+        choice = with_overrides(config, dict(zip(axes, values, strict=True)))
+        typed_values = dict(config_lib.flatten(choice))
+        choices.append({key: typed_values[key] for key in axes})
+    rows: list[Estimate | Rejected] = []
+    compiled: set[str] = set()
     for number, choice in enumerate(choices, 1):
         try:
-            same = _program(changed(c, choice), topology)
-            if same in seen:
+            key = _program_key(with_overrides(config, choice), topology)
+            if key in compiled:
                 continue
-            seen.add(same)
-            say(f"{number} of {len(choices)}:")
-            found.append(timed(c, topology, say, choice))
+            compiled.add(key)
+            log(f"{number} of {len(choices)}:")
+            rows.append(estimate_and_log(config, topology, log, choice))
         except UserError as error:
-            found.append(Refused(choice, str(error)))
-    return sorted(found, key=_rank)
+            rows.append(Rejected(choice, str(error)))
+    return sorted(rows, key=_sort_key)
 
 
-def _program(c: ConfigDict, topology: str) -> str:
-    """What is the same for configs whose step is the same."""
-    made, _ = recipe_of(c, topology)
-    rest = {k: v for k, v in c.to_dict().items() if k not in ("chunk", "mesh")}
-    return json.dumps([rest, made.chunks, dict(made.mesh.shape)], sort_keys=True, default=str)
+def _program_key(config: ConfigDict, topology: str) -> str:
+    """A key that is equal for configs with the same training step."""
+    recipe, _ = make_recipe(config, topology)
+    rest = {k: v for k, v in config.to_dict().items() if k not in ("chunk", "mesh")}
+    return json.dumps([rest, recipe.chunks, dict(recipe.mesh.shape)], sort_keys=True, default=str)
 
 
-def _rank(found: Estimate | Refused) -> tuple[int, float, int]:
-    if isinstance(found, Refused):
+def _sort_key(row: Estimate | Rejected) -> tuple[int, float, int]:
+    if isinstance(row, Rejected):
         return 2, 0.0, 0
-    # those of unknown time come after the others that fit
-    seconds = math.inf if found.time_unknown else found.step_seconds or 0.0
-    per_image = seconds / found.batch_size
-    return (0 if found.fits else 1), per_image, found.hbm_bytes
+    # among the choices that fit, those with an unknown time come last
+    seconds = math.inf if row.time_unknown else row.step_seconds or 0.0
+    return (0 if row.fits else 1), seconds / row.batch_size, row.hbm_bytes

@@ -34,8 +34,8 @@ def test_metrics_of_such_a_set_are_written(tmp_path: Path) -> None:
 
 def test_a_command_prints_what_its_output_cannot_encode() -> None:
     code = (
-        "import sys; from clip_jax.cli.common import report\n"
-        "report(lambda argv: print('a 猫 \\ud800') or 0, [])"
+        "import sys; from clip_jax.cli.common import run_and_exit\n"
+        "run_and_exit(lambda argv: print('a 猫 \\ud800') or 0, [])"
     )
     environment = {**runs.environment(), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)

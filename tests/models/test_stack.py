@@ -113,8 +113,8 @@ def test_an_exchange_between_devices_is_one_for_all_chunks():
 
     def sent(chunks):
         _, step = compiled(mesh_of(dict(data=2)), rows=32, remat="full", chunks=chunks)
-        found = program.read(step.as_text()).collectives
-        return sum(c.size * c.runs for c in found if c.kind == "all-reduce")
+        collectives = program.parse(step.as_text()).collectives
+        return sum(c.bytes * c.executions for c in collectives if c.kind == "all-reduce")
 
     assert sent((1, 1)) == sent((4, 4)) <= 1.1 * sent((0, 0))
 

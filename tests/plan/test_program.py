@@ -1,4 +1,4 @@
-"""Reading a compiled program's text: loops, exchanges, what has no estimate."""
+"""Tests parsing of compiled programs: loops, collectives, products, kernels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_jax.plan import program
+from clip_jax.plan.loops import evaluate_call
 
 CYCLES = 'backend_config={"window_config":{"estimated_cycles":"%d","x":[]}}'
 
@@ -16,12 +17,12 @@ CYCLES = 'backend_config={"window_config":{"estimated_cycles":"%d","x":[]}}'
 def loop(
     *, start=0, step=1, bound=7, direction="LT", body="", fused=False, known="", outer=""
 ) -> str:
-    """A program whose entry, after the lines `outer`, has one loop around the lines `body`."""
-    test = f"  ROOT %lt = pred[] compare(%i.2, %bound), direction={direction}"
-    compared = ""
+    """A program with the operations `outer`, and a loop around the operations `body`."""
+    condition = f"  ROOT %lt = pred[] compare(%i.2, %bound), direction={direction}"
+    fused_computation = ""
     if fused:
-        test = "  ROOT %lt = pred[]{:T(512)} fusion(%i.2, %bound), kind=kLoop, calls=%compared"
-        compared = f"""
+        condition = "  ROOT %lt = pred[]{:T(512)} fusion(%i.2, %bound), kind=kLoop, calls=%compared"
+        fused_computation = f"""
 %compared (p.0: s32[], p.1: s32[]) -> pred[] {{
   %p.0 = s32[]{{:T(128)}} parameter(0)
   %p.1 = s32[]{{:T(128)}} parameter(1)
@@ -29,7 +30,7 @@ def loop(
 }}
 """
     return f"""HloModule jit_f, is_scheduled=true
-{compared}
+{fused_computation}
 %body (state: (s32[], f32[8], s32[])) -> (s32[], f32[8], s32[]) {{
   %state = (s32[]{{:T(128)}}, f32[8]{{0:T(128)S(1)}}, s32[]{{:T(128)}}) parameter(0)
   %i = s32[]{{:T(128)}} get-tuple-element(%state), index=0
@@ -44,7 +45,7 @@ def loop(
   %bound = s32[]{{:T(128)}} constant({bound})
   %state.1 = (s32[]{{:T(128)}}, f32[8]{{0:T(128)}}, s32[]{{:T(128)}}) parameter(0)
   %i.2 = s32[]{{:T(128)}} get-tuple-element(%state.1), index=0
-{test}
+{condition}
 }}
 
 ENTRY %main (x.0: f32[8]) -> f32[8] {{
@@ -60,8 +61,8 @@ ENTRY %main (x.0: f32[8]) -> f32[8] {{
 """
 
 
-def short(text: str) -> str:
-    """The same program as jax 0.12 writes it: `%state#0` for the operation that takes element 0."""
+def in_jax_0_12_syntax(text: str) -> str:
+    """The same program as jax 0.12 writes it: `%state#0` instead of an operation for element 0."""
     elements = re.findall(r"^  (%\S+) = \S+ get-tuple-element\((%\S+)\), index=(\d)\n", text, re.M)
     for name, state, index in elements:
         text = re.sub(rf"^  {re.escape(name)} = .*\n", "", text, flags=re.M)
@@ -70,7 +71,7 @@ def short(text: str) -> str:
     return text
 
 
-def work(cycles: int, name: str = "work") -> str:
+def operation(cycles: int, name: str = "work") -> str:
     return f"  %{name} = f32[8]{{0:T(128)}} negate(%x), {CYCLES % cycles}"
 
 
@@ -80,35 +81,37 @@ def work(cycles: int, name: str = "work") -> str:
     bound=st.integers(-200, 200),
     direction=st.sampled_from(["LT", "LE", "GT", "GE"]),
     fused=st.booleans(),
-    elements=st.booleans(),
+    jax_0_12=st.booleans(),
 )
-def test_rounds_are_those_that_the_loop_would_turn(start, step, bound, direction, fused, elements):
-    goes_on = {
+def test_trip_counts_match_a_simulation(start, step, bound, direction, fused, jax_0_12):
+    continues = {
         "LT": lambda i: i < bound,
         "LE": lambda i: i <= bound,
         "GT": lambda i: i > bound,
         "GE": lambda i: i >= bound,
     }[direction]
-    rounds, i = 0, start
-    while goes_on(i) and rounds < 1000:
-        rounds, i = rounds + 1, i + step
-    text = loop(start=start, step=step, bound=bound, direction=direction, fused=fused, body=work(3))
-    found = program.read(short(text) if elements else text)
-    if rounds == 1000:
-        assert found.endless == ["while"] and found.cycles == 3
+    trips, i = 0, start
+    while continues(i) and trips < 1000:
+        trips, i = trips + 1, i + step
+    text = loop(
+        start=start, step=step, bound=bound, direction=direction, fused=fused, body=operation(3)
+    )
+    parsed = program.parse(in_jax_0_12_syntax(text) if jax_0_12 else text)
+    if trips == 1000:
+        assert parsed.unread_loops == ["while"] and parsed.cycles == 3
     else:
-        assert not found.endless and found.cycles == 3 * rounds
+        assert not parsed.unread_loops and parsed.cycles == 3 * trips
 
 
-def test_what_the_compiler_tells_of_a_loop_is_believed():
+def test_a_trip_count_from_the_compiler_is_used():
     known = ', backend_config={"known_trip_count":{"n":"12"}}'
-    assert program.read(loop(known=known, body=work(5))).cycles == 60
+    assert program.parse(loop(known=known, body=operation(5))).cycles == 60
 
 
-def test_a_loop_that_data_ends_counts_once_and_is_named():
-    text = loop(body=work(5)).replace("copy(%first)", "custom-call(%first)")
-    found = program.read(text)
-    assert found.endless == ["while"] and found.cycles == 5
+def test_a_loop_with_a_data_dependent_end_counts_once_and_is_named():
+    text = loop(body=operation(5)).replace("copy(%first)", "custom-call(%first)")
+    parsed = program.parse(text)
+    assert parsed.unread_loops == ["while"] and parsed.cycles == 5
 
 
 @pytest.mark.parametrize(
@@ -120,13 +123,13 @@ def test_a_loop_that_data_ends_counts_once_and_is_named():
         "compare(%bound, %bound), direction=LT",
     ],
 )
-def test_a_condition_that_is_not_understood_is_no_loop_of_no_rounds(line):
-    text = loop(body=work(5)).replace("compare(%i.2, %bound), direction=LT", line)
-    found = program.read(text)
-    assert found.endless == ["while"] and found.cycles == 5
+def test_a_loop_with_an_unknown_condition_counts_once_and_is_named(line):
+    text = loop(body=operation(5)).replace("compare(%i.2, %bound), direction=LT", line)
+    parsed = program.parse(text)
+    assert parsed.unread_loops == ["while"] and parsed.cycles == 5
 
 
-def test_elements_of_tuples_in_tuples_are_read():
+def test_elements_of_nested_tuples_are_evaluated():
     text = """HloModule jit_f
 
 ENTRY %main (x: s32[]) -> s32[] {
@@ -136,9 +139,9 @@ ENTRY %main (x: s32[]) -> s32[] {
   ROOT %sum = s32[] add(%outer#1#0, %outer#0)
 }
 """
-    computations, entry = program._computations(text)
-    table = program._Walk(computations).table
-    assert program.loops.result(entry, (), table) == 10
+    lines, entry = program._split_computations(text)
+    computations = {name: program._parse_operations(text) for name, text in lines.items()}
+    assert evaluate_call(entry, (), computations.__getitem__) == 10
 
 
 PRODUCTS = """HloModule jit_f
@@ -166,13 +169,13 @@ ENTRY %main (a: bf16[8,16,32], b: bf16[8,32,64]) -> bf16[8,16,64] {{
             "rhs_contracting_dims={1}",
             8 * 16 * 32 * 64,
         ),
-        # the batch as a dilated dimension of the window, in which one tap of eight is not empty
+        # a batched product: the batch is a dilated dimension, with one non-empty tap in eight
         (
             "bf16[8,16,64] convolution(%a, %b), "
             "window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0io->0bf",
             8 * 16 * 32 * 64,
         ),
-        # of the 8 · 3 taps of a 'same' convolution two are outside
+        # two of the 8 · 3 taps of a 'same' convolution are outside
         (
             "bf16[8,16,64] convolution(%a, %k), window={size=3 pad=1_1}, dim_labels=0bf_0io->0bf",
             16 * 32 * 64 * (3 * 8 - 2),
@@ -182,11 +185,11 @@ ENTRY %main (a: bf16[8,16,32], b: bf16[8,32,64]) -> bf16[8,16,64] {{
         ("bf16[8,16,64] add(%a, %b)", 0),
     ],
 )
-def test_products_are_counted_without_their_padding(line, products):
-    assert program.read(PRODUCTS.format(line=line)).product_flops == 2 * products
+def test_flops_of_products_do_not_include_padding(line, products):
+    assert program.parse(PRODUCTS.format(line=line)).product_flops == 2 * products
 
 
-def test_products_in_loops_and_fusions_count_each_round():
+def test_products_in_loops_and_fusions_count_in_each_iteration():
     text = loop(body="  %f = f32[8] fusion(%x), kind=kOutput, calls=%fused").replace(
         "\n%body",
         """
@@ -197,12 +200,12 @@ def test_products_in_loops_and_fusions_count_each_round():
 
 %body""",
     )
-    assert program.read(text).product_flops == 2 * 8 * 7
+    assert program.parse(text).product_flops == 2 * 8 * 7
 
 
-def test_an_estimate_that_is_none_is_left_out():
-    text = loop(body=work(2**63 - 1) + "\n" + work(4, "more"), bound=3)
-    assert program.read(text).cycles == 12
+def test_an_operation_without_an_estimate_has_no_cycles():
+    text = loop(body=operation(2**63 - 1) + "\n" + operation(4, "more"), bound=3)
+    assert program.parse(text).cycles == 12
 
 
 GATHER = (
@@ -211,25 +214,25 @@ GATHER = (
 REDUCE = "all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add"
 
 
-def collective(name: str, what: str, shape: str = "bf16[64,32]{1,0:T(8,128)(2,1)}") -> str:
-    return f"  %{name} = {shape} {what}"
+def collective(name: str, text: str, shape: str = "bf16[64,32]{1,0:T(8,128)(2,1)}") -> str:
+    return f"  %{name} = {shape} {text}"
 
 
-def exchanges(text: str) -> list[tuple[str, int, int, int]]:
-    return [tuple(e.values()) for e in program.read(text).exchanges()]
+def summaries(text: str) -> list[tuple[str, int, int, int]]:
+    return [tuple(c.values()) for c in program.parse(text).collective_summaries()]
 
 
-def test_an_exchange_in_a_loop_counts_each_round():
+def test_a_collective_in_a_loop_counts_in_each_iteration():
     text = loop(body=collective("g", GATHER), outer=collective("h", GATHER))
-    assert exchanges(text) == [("all-gather", 64 * 32 * 2, 8, 8)]
+    assert summaries(text) == [("all-gather", 64 * 32 * 2, 8, 8)]
 
 
-def test_exchanges_of_one_channel_are_not_one():
+def test_collectives_on_the_same_channel_are_separate():
     body = collective("r", REDUCE) + "\n" + collective("s", REDUCE, "f32[16]{0}")
-    assert exchanges(loop(body=body)) == [("all-reduce", 4096, 7, 4), ("all-reduce", 64, 7, 4)]
+    assert summaries(loop(body=body)) == [("all-reduce", 4096, 7, 4), ("all-reduce", 64, 7, 4)]
 
 
-def test_an_asynchronous_exchange_counts_once():
+def test_an_asynchronous_collective_counts_once():
     fusions = "".join(
         f"""
 %{name} (p: bf16[8,32]) -> bf16[64,32] {{
@@ -249,17 +252,17 @@ def test_an_asynchronous_exchange_counts_once():
         for i, name in enumerate(("fused.1", "async_collective_fusion.2", "fused.3"))
     )
     text = loop(body=body).replace("\n%body", fusions + "\n%body")
-    assert exchanges(text) == [("all-gather", 4096, 7, 8)]
+    assert summaries(text) == [("all-gather", 4096, 7, 8)]
 
 
-def test_starts_count_by_their_result_and_ends_do_not():
+def test_a_start_counts_with_its_result_and_a_done_does_not():
     shape = "(bf16[64,4]{1,0}, bf16[64,32]{1,0}, u32[]{:S(2)})"
     start = collective("s", GATHER.replace("all-gather(", "all-gather-start("), shape)
     done = collective("d", "all-gather-done(%s)")
-    assert exchanges(loop(body=f"{start}\n{done}")) == [("all-gather", 4096, 7, 8)]
+    assert summaries(loop(body=f"{start}\n{done}")) == [("all-gather", 4096, 7, 8)]
 
 
-def test_a_fusion_that_keeps_its_part_of_a_sum_scatters():
+def test_a_fusion_that_keeps_a_part_of_an_all_reduce_is_a_reduce_scatter():
     fused = f"""
 %all-reduce-scatter.1 (p: f32[64,32]) -> f32[16,32] {{
   %p = f32[64,32]{{1,0}} parameter(0)
@@ -269,11 +272,11 @@ def test_a_fusion_that_keeps_its_part_of_a_sum_scatters():
 """
     body = "  %f = f32[16,32]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1"
     text = loop(body=body).replace("\n%body", fused + "\n%body")
-    assert exchanges(text) == [("reduce-scatter", 2048, 7, 4)]
+    assert summaries(text) == [("reduce-scatter", 2048, 7, 4)]
 
 
 @pytest.mark.parametrize(
-    ("kind", "group", "sent"),
+    ("kind", "group_size", "bytes_sent"),
     [
         ("all-gather", 4, 30),
         ("all-reduce", 4, 60),
@@ -283,12 +286,12 @@ def test_a_fusion_that_keeps_its_part_of_a_sum_scatters():
         ("all-to-all", 4, 30),
     ],
 )
-def test_what_an_exchange_sends(kind, group, sent):
-    assert program.Collective(kind, 10, 3, group).sent == sent
+def test_bytes_sent_by_a_collective(kind, group_size, bytes_sent):
+    assert program.Collective(kind, 10, 3, group_size).bytes_sent == bytes_sent
 
 
 @pytest.mark.parametrize(
-    ("rest", "group"),
+    ("text", "group_size"),
     [
         ("replica_groups=mesh['a'=16,'b'=2] {'a'}", 16),
         ("replica_groups=mesh['a'=16,'b'=2] {'a','b'}", 32),
@@ -297,8 +300,8 @@ def test_what_an_exchange_sends(kind, group, sent):
         ("replica_groups={}", 0),
     ],
 )
-def test_how_many_take_part(rest, group):
-    assert program._group(rest) == group
+def test_group_size_of_a_collective(text, group_size):
+    assert program._group_size(text) == group_size
 
 
 @pytest.mark.parametrize(
@@ -312,26 +315,26 @@ def test_how_many_take_part(rest, group):
         ("f8e4m3fn[16]", 16),
     ],
 )
-def test_the_bytes_of_a_shape(shape, size):
-    assert program.size_of(shape) == size
+def test_bytes_of_a_shape(shape, size):
+    assert program.shape_bytes(shape) == size
 
 
-def test_of_two_branches_the_dearer_counts():
+def test_the_costlier_branch_of_a_conditional_counts():
     branches = "".join(
         f"""
 %{name} (q: f32[8]) -> f32[8] {{
   %x = f32[8]{{0}} parameter(0)
-  ROOT{work(cycles).replace("  %", " %")}
+  ROOT{operation(cycles).replace("  %", " %")}
 }}
 """
-        for name, cycles in (("cheap", 10), ("dear", 1000))
+        for name, cycles in (("cheap", 10), ("costly", 1000))
     )
-    body = "  %c = f32[8] conditional(%i, %x, %x), branch_computations={%dear, %cheap}"
+    body = "  %c = f32[8] conditional(%i, %x, %x), branch_computations={%costly, %cheap}"
     text = loop(body=body).replace("\n%body", branches + "\n%body")
-    assert program.read(text).cycles == 7000
+    assert program.parse(text).cycles == 7000
 
 
-def test_a_kernel_is_counted_in_runs_not_in_cycles():
+def test_a_kernel_has_executions_and_no_cycles():
     body = '  %k = f32[8] custom-call(%x), custom_call_target="tpu_custom_call"'
-    found = program.read(loop(body=body))
-    assert found.kernels == {"k": 7} and found.cycles == 0
+    parsed = program.parse(loop(body=body))
+    assert parsed.kernels == {"k": 7} and parsed.cycles == 0

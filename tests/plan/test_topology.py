@@ -1,4 +1,4 @@
-"""The names of topologies, and what each comes to."""
+"""Tests the names of topologies and their devices."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.plan import topology
+from clip_jax.plan.topology import find_topology
 
 
 @pytest.mark.parametrize(
-    ("name", "called", "devices", "chips"),
+    ("name", "canonical_name", "devices", "chips"),
     [
         ("v5e:2x2", "v5e:2x2", 4, 4),
         ("v5e:1x1", "v5e:1x1", 1, 1),
@@ -24,17 +25,17 @@ from clip_jax.plan import topology
         ("v3:2x2", "v3:2x2", 8, 4),
     ],
 )
-def test_a_slice_has_its_devices(name, called, devices, chips):
+def test_a_slice_has_its_devices(name, canonical_name, devices, chips):
     pytest.importorskip("libtpu")
-    found = topology.find(name)
-    assert (found.name, len(found.devices), found.chips) == (called, devices, chips)
-    assert found.devices[0].num_cores == (2 if called.startswith(("v4", "v5p")) else 1)
+    slice_ = find_topology(name)
+    assert (slice_.name, len(slice_.devices), slice_.chips) == (canonical_name, devices, chips)
+    assert slice_.devices[0].num_cores == (2 if canonical_name.startswith(("v4", "v5p")) else 1)
 
 
-def test_cpu_devices_are_this_machines():
-    found = topology.find("cpu:4")
-    assert len(found.devices) == 4 and found.chips is None
-    assert {device.platform for device in found.devices} == {"cpu"}
+def test_cpu_devices_are_devices_of_this_machine():
+    cpus = find_topology("cpu:4")
+    assert len(cpus.devices) == 4 and cpus.chips is None
+    assert {device.platform for device in cpus.devices} == {"cpu"}
 
 
 @pytest.mark.parametrize(
@@ -44,19 +45,19 @@ def test_cpu_devices_are_this_machines():
         *("2x2", "v9-8", "cpu", "cpu:0", "cpu:x", "v5e:32x32", "v5e:-2x2", "v5e:2x2:1"),
     ],
 )
-def test_what_is_no_topology_is_named_with_those_that_are(name):
+def test_the_error_for_an_unknown_topology_names_known_ones(name):
     with pytest.raises(UserError) as error:
-        topology.find(name)
+        find_topology(name)
     assert repr(name) in str(error.value) and "\n" not in str(error.value)
     assert any(known in str(error.value) for known in ("v5e:16x16", "cpu:8", "256 chips"))
 
 
-def test_more_cpu_devices_than_jax_runs_with():
-    with pytest.raises(UserError, match=r"8 CPU devices already.*device_count=64"):
-        topology.find("cpu:64")
+def test_more_cpu_devices_than_jax_has_is_a_user_error():
+    with pytest.raises(UserError, match=r"runs with 8 CPU devices.*device_count=64"):
+        find_topology("cpu:64")
 
 
-def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'clip_jax\[plan\]'"):
-        topology.find("v6e:2x4")
+        find_topology("v6e:2x4")
