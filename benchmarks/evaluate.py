@@ -73,7 +73,7 @@ def ours(folder: Path, dtype: str, batch_size: int) -> tuple[float, np.ndarray]:
     from clip_jax.data.sources import open_source
     from clip_jax.distributed import sharding
     from clip_jax.evaluation.features import Encoder, classifier
-    from clip_jax.models.clip import abstract_model
+    from clip_jax.models.clip import abstract_model, specs_of
     from clip_jax.weights import library
 
     jax.devices()
@@ -81,7 +81,7 @@ def ours(folder: Path, dtype: str, batch_size: int) -> tuple[float, np.ndarray]:
     found = library.find(folder / "open_clip_model.safetensors", "ViT-B/32")
     mesh = sharding.make_mesh({"data": -1})
     held = library.read(found)
-    held = jax.device_put(held, sharding.shardings(held, mesh))
+    held = jax.device_put(held, sharding.shardings(held, specs_of(found.config), mesh))
     graph = nnx.graphdef(abstract_model(found.config, dtype))
     tokenizer = tokenizers.load("clip", 77)
     encoder = Encoder(graph, held, mesh, batch_size, tokenizer.pad_id)

@@ -86,13 +86,13 @@ def ours(setting: Setting) -> Callable[[], float]:
     from clip_jax.distributed.global_batch import global_batch
     from clip_jax.losses.contrastive.objective import Contrastive
     from clip_jax.models.architectures import ARCHITECTURES
-    from clip_jax.models.clip import abstract_model
+    from clip_jax.models.clip import abstract_model, specs_of
     from clip_jax.tokenizers import packing
     from clip_jax.training import train_step as step
 
     config = ARCHITECTURES[MODEL]
     mesh = sharding.make_mesh({"data": -1})
-    optimizer = optim.make_optimizer(ADAM, lambda _: RATE)
+    optimizer = optim.make_optimizer(ADAM, lambda _: RATE, specs_of(config))
     state = step.init_state(config, optimizer, 0, mesh)
     graph = nnx.graphdef(abstract_model(config, setting.dtype, setting.remat))
     train_step = step.compile_step(

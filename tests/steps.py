@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from clip_jax.distributed import sharding
 from clip_jax.distributed.global_batch import global_batch
+from clip_jax.distributed.param_spec import ParamSpec, path_name
 from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.clip import Variables, abstract_model
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
@@ -68,6 +69,21 @@ def compiled(
     return like, step.compile_step(train_step, like, mesh).lower(like, shapes).compile()
 
 
+def toy_specs(params: Any) -> dict[str, ParamSpec]:
+    """Metadata for parameters without a model: `blocks` are stacked, `kernel` is a matrix."""
+
+    def spec(name: str, leaf: Any) -> ParamSpec:
+        stack = ("layers",) if "blocks" in name else ()
+        last = name.rpartition("/")[2]
+        decay = last in ("kernel", "embedding", "positional_embedding")
+        matrix = last == "kernel" and leaf.ndim - len(stack) == 2
+        axes = ("width", "hidden") if matrix else (None,) * (leaf.ndim - len(stack))
+        return ParamSpec((*stack, *axes), decay, matrix)
+
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {(name := path_name(path)): spec(name, leaf) for path, leaf in leaves}
+
+
 @functools.cache
 def fresh(config: CLIPConfig, seed: int = 0) -> Variables:
     """What `step.init_state` starts from, made once."""
@@ -94,7 +110,7 @@ def run(
     """Parameters before, the optimizer's state after (the gradients), metrics of each step."""
     mesh = mesh_of(shape)
     sharded = {"sharded_optimizer": sharded_optimizer}
-    state = step.state_of(fresh(config, seed), optimizer, mesh, **sharded)
+    state = step.state_of(config, fresh(config, seed), optimizer, mesh, **sharded)
     before = jax.tree.map(np.asarray, state.params)
     _, train_step = compiled(mesh, config, optimizer, seed=seed, rows=rows, **sharded, **options)
     metrics = []

@@ -17,7 +17,7 @@ from clip_jax.data.captions import Alternatives
 from clip_jax.data.example import Pair
 from clip_jax.losses import contrastive
 from clip_jax.models.architectures import find
-from clip_jax.models.clip import abstract_model, variables
+from clip_jax.models.clip import abstract_model, specs_of, variables
 from clip_jax.weights import arrays
 from clip_jax.weights.param_mapping import leaves
 from support import Letters, encoded, picture
@@ -118,7 +118,7 @@ def test_the_rate_of_every_step_is_open_clips(warmup, rest, schedule):
 
 def our_decays(model):
     """Of each of open_clip's parameters, by name, whether ours of the same numbers decays."""
-    mask = dict(arrays.flat(optim.decay_mask(variables(abstract_model(model))[0])))
+    mask = dict(arrays.flat(optim.decay_mask(variables(abstract_model(model))[0], specs_of(model))))
     named = {leaf.path: leaf.tensors for leaf in leaves(model, "open_clip")}
     assert mask.keys() <= named.keys()
     return {name: decays for path, decays in mask.items() for name in named[path]}

@@ -43,10 +43,16 @@ def _check_optimizer(c: Config) -> None:
             f"config.optimizer.warmup_steps={c.optimizer.warmup_steps} must be below "
             f"config.steps={c.steps}"
         )
-    if c.optimizer.name == "lamb" and c.optimizer.muon_learning_rate:
+    name, rate = c.optimizer.name, c.optimizer.muon_learning_rate
+    if name not in ("adamw", "muon") and rate:
         raise UserError(
-            f"config.optimizer.muon_learning_rate={c.optimizer.muon_learning_rate} has no "
-            "place in config.optimizer.name=lamb: set it to 0, or the name to adamw"
+            f"config.optimizer.muon_learning_rate={rate} has no place in "
+            f"config.optimizer.name={name}: set it to 0, or the name to muon"
+        )
+    if name == "muon" and not rate:
+        raise UserError(
+            "config.optimizer.name=muon needs config.optimizer.muon_learning_rate above 0, such as "
+            "0.01: config.optimizer.learning_rate is that of Adam"
         )
 
 

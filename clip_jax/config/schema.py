@@ -201,7 +201,10 @@ class Loss(Group):
 class Optimizer(Group):
     """The optimizer and its learning rate."""
 
-    name: str = key("adamw", "which optimizer", choices=("adamw", "lamb"))
+    name: str = key(
+        "adamw",
+        "which optimizer: adamw, lamb or muon, or your own as my_package.optim:my_optimizer",
+    )
     learning_rate: float = key(5e-4, "the rate after the warm-up", at_least=1e-12)
     final_learning_rate: float = key(0.0, "the rate at the last step", at_least=0)
     muon_learning_rate: float = key(

@@ -1,6 +1,6 @@
-"""Whether this process is one of several, and which: from flags, environment and cluster.
+"""The index of this process and the number of processes, from flags, environment and cluster.
 
-Nothing is started here, and JAX is imported only to look for chips or to ask a cluster.
+Nothing is started here. JAX is imported only to look for chips or to ask a cluster.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """One process among others; what is None JAX finds out from the cluster."""
+    """One process among others. JAX asks the cluster for values that are None."""
 
     coordinator: str | None = None
     processes: int | None = None
@@ -26,7 +26,7 @@ class Place:
 
     @property
     def known(self) -> bool:
-        """Whether nothing is left to find out."""
+        """Whether all values are known."""
         return None not in dataclasses.astuple(self)
 
 
@@ -36,10 +36,10 @@ def find(
     process: int | None,
     environment: Mapping[str, str],
 ) -> Place | None:
-    """Where this process stands among others; None where it is alone.
+    """The place of this process among others; None if it is the only one.
 
-    The flags come before JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, these
-    before what a cluster sets. One process is alone whatever else is set.
+    Flags have priority over JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and
+    these over the variables of a cluster. A number of one process has priority over everything.
 
     Raises:
       UserError: some of the three are missing or do not fit together.
@@ -84,11 +84,11 @@ def _checked(address: Any, count: Any, index: Any, called: str, number: str) -> 
 
 
 def cluster(environment: Mapping[str, str], on_tpu: bool) -> str:
-    """What started this process as one of several, or may have; an empty string: nothing.
+    """The cluster that started this process, perhaps as one of several; empty: none.
 
-    "slurm", "open_mpi" and "gke_tpu" are certain of it. A "gce_tpu" machine and a pod of a
-    "kubernetes" job tell how many they are only when asked. The same variables as jax's own
-    detection reads, `jax/_src/clusters`.
+    "slurm", "open_mpi" and "gke_tpu" state the number of processes. A "gce_tpu" machine and a pod
+    of a "kubernetes" job must be asked for it. The variables are those of JAX's own detection,
+    `jax/_src/clusters`.
     """
     if "OMPI_MCA_orte_hnp_uri" in environment:
         return "open_mpi" if _many(environment.get("OMPI_COMM_WORLD_SIZE")) else ""
@@ -111,7 +111,7 @@ def _many(count: str | None) -> bool:
 
 
 def _cluster_of_many(environment: Mapping[str, str]) -> bool:
-    """Whether a cluster started more than one process; asks it where that needs asking."""
+    """Whether a cluster started more than one process; asks it if necessary."""
     platforms = environment.get("JAX_PLATFORMS", "")
     on_tpu = False
     if not platforms or "tpu" in platforms:
@@ -121,7 +121,7 @@ def _cluster_of_many(environment: Mapping[str, str]) -> bool:
     if kind == "gce_tpu":
         from jax._src.clusters import GceTpuCluster
 
-        # a machine with chips that is not Google's has no such server to ask
+        # a machine outside Google Cloud has no such server
         with contextlib.suppress(Exception):
             return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
         return False
@@ -131,7 +131,7 @@ def _cluster_of_many(environment: Mapping[str, str]) -> bool:
 
 
 def _pods() -> int:
-    """How many pods the job of this one has at once."""
+    """The number of parallel pods of this pod's job."""
     from jax._src.clusters import K8sCluster
 
     instead = f"or set {_ADDRESS}, {_COUNT} and {_INDEX} ({_COUNT}=1: alone)"

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept from one process to the next."""
+"""The persistent cache of compiled programs."""
 
 from __future__ import annotations
 

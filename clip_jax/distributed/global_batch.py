@@ -1,4 +1,4 @@
-"""Which rows of the global batch a process makes, and the global arrays made of them."""
+"""Global arrays from the rows of a batch that each process has."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ from clip_jax.distributed import sharding
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
-    """The positions in the global batch that this process's devices hold, in order.
+    """The positions in the global batch of the rows on this process's devices, in order.
 
-    They follow from the mesh alone: its devices need not be sorted by process, and processes
-    whose devices share rows, as along a tensor axis, each make the same ones.
+    They depend only on the mesh. Its devices need not be sorted by process. Processes whose devices
+    share rows, as along a tensor axis, have the same positions.
     """
-    return np.flatnonzero(_held(mesh, batch_size))
+    return np.flatnonzero(_is_local(mesh, batch_size))
 
 
-def _held(mesh: Mesh, batch_size: int) -> np.ndarray:
-    held = np.zeros(batch_size, bool)
+def _is_local(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """True for the rows of the global batch that are on this process's devices."""
+    is_local = np.zeros(batch_size, bool)
     pieces = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     for piece in pieces.values():
-        held[piece] = True
-    return held
+        is_local[piece] = True
+    return is_local
 
 
 def global_batch(rows: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global arrays, of which this process gives the rows that `process_rows` names.
+    """The global arrays of a batch, without communication.
 
-    rows: arrays [rows, …]. Nothing is sent from one process to another.
+    Args:
+      rows: arrays [rows, …] of this process, in the order of `process_rows`.
+      mesh: the mesh.
     """
     layout = sharding.batch_sharding(mesh)
     shards = sharding.batch_shards(mesh)
     own = len(process_rows(mesh, shards))
 
-    def whole(local: np.ndarray) -> jax.Array:
+    def make_global(local: np.ndarray) -> jax.Array:
         size = len(local) * shards // own
-        first = np.cumsum(_held(mesh, size)) - 1  # where a position stands among the rows
+        first = np.cumsum(_is_local(mesh, size)) - 1  # the index of a position in `local`
 
         def piece(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(size)
@@ -48,4 +51,4 @@ def global_batch(rows: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
         return jax.make_array_from_callback((size, *local.shape[1:]), layout, piece)
 
-    return {name: whole(local) for name, local in rows.items()}
+    return {name: make_global(local) for name, local in rows.items()}

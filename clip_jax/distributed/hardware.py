@@ -1,4 +1,4 @@
-"""Accelerators: how fast each can be at best, and how much it holds."""
+"""Accelerators: peak speed, memory and interconnect."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one `jax.Device` can do at best: of TPU v2, v3 and 7x that is a core, half a chip.
+    """Peak values of one `jax.Device`, which for TPU v2, v3 and 7x is a core: half a chip.
 
-    name: as in `v5e` or `A100-80GB`.
-    peak: FLOP/s of dense bfloat16 products with float32 sums; of float16 where there is no
-      bfloat16 (V100, T4).
-    hbm: bytes of its memory.
-    clock: GHz of a TPU's matrix units; None where the maker doesn't say.
-    interconnect: bytes/s that it sends over all its links to other TPUs at once, while as many
-      arrive; None where it is unknown or not the chip's (GPUs).
-    cores: TensorCores of a TPU that make one device.
+    Attributes:
+      name: such as `v5e` or `A100-80GB`.
+      peak: FLOP/s of dense bfloat16 products with float32 sums; of float16 on GPUs without bfloat16
+        (V100, T4).
+      hbm: bytes of memory.
+      clock: GHz of a TPU's matrix units; None if it is not published.
+      interconnect: bytes/s that it sends over all links to other TPUs, while it receives as many;
+        None if it is unknown or not part of the chip (GPUs).
+      cores: TensorCores of a TPU in one device.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Chip:
     cores: int = 1
 
     def of_cores(self, cores: int) -> Chip:
-        """The same chip where a device is so many of its cores: v4 and v5p may be split."""
+        """The values of a device of so many cores of the chip: v4 and v5p can be split."""
         share = cores / self.cores
         return dataclasses.replace(
             self,
@@ -49,15 +50,15 @@ def _gpu(name: str, tflops: float, gib: int) -> Chip:
     return Chip(name, tflops * 1e12, gib * _GIB)
 
 
-# What `jax.Device.device_kind` may be, without the maker's name and brand, and the chip that it is.
-# A part of a GPU (MIG) is none of these.
+# The chip of each `jax.Device.device_kind`, without the names of maker and brand. A part of a GPU
+# (MIG) is none of these.
 #
 # TPUs: Google's "System architecture" pages (cloud.google.com/tpu/docs/v2 to /tpu7x). Clocks are
-# those at which the matrix units come to that peak. Links: 496 and 656 Gbit/s each of v2 and v3
+# those at which the matrix units reach that peak. Links: 496 and 656 Gbit/s each of v2 and v3
 # (Jouppi et al. 2020, "A domain-specific supercomputer for training deep neural networks"), 45 GB/s
 # of v4 and v5e and 90 of v5p and v6e ("How to scale your model", part 2), times four in a plane and
 # six in space.
-# GPUs: NVIDIA's datasheets, halved where they count on sparsity: V100, T4, A10, A10G (by AWS), A40,
+# GPUs: NVIDIA's datasheets, halved where they assume sparsity: V100, T4, A10, A10G (by AWS), A40,
 # A100, L4, L40, L40S, H100, H200, HGX B200; of RTX cards the whitepapers of GA102, Ada and
 # Blackwell, "BF16 with FP32 accumulate".
 _CHIPS: tuple[tuple[str, Chip], ...] = (
@@ -94,11 +95,11 @@ _CHIPS: tuple[tuple[str, Chip], ...] = (
 
 
 def chip_of(device_kind: str, cores: int | None = None) -> Chip | None:
-    """The chip that JAX calls so; None where its peak is not known here, as a CPU's.
+    """The chip of a `jax.Device.device_kind`; None if it is not known here, such as a CPU.
 
     Args:
-      device_kind: as `jax.Device` has it, such as `TPU v5 lite` or `NVIDIA A100-SXM4-80GB`.
-      cores: a TPU device's `num_cores`; None: as many as devices of its kind usually have.
+      device_kind: such as `TPU v5 lite` or `NVIDIA A100-SXM4-80GB`.
+      cores: `num_cores` of a TPU device; None: the usual number of its kind.
     """
     kind = re.sub(r"^(NVIDIA |Tesla |GeForce )*", "", device_kind)
     chip = next((chip for known, chip in _CHIPS if re.fullmatch(known, kind)), None)
@@ -106,15 +107,15 @@ def chip_of(device_kind: str, cores: int | None = None) -> Chip | None:
 
 
 def chip_of_device(device: jax.Device) -> Chip | None:
-    """`chip_of` a device."""
+    """The chip of a device, see `chip_of`."""
     return chip_of(device.device_kind, device.num_cores if device.platform == "tpu" else None)
 
 
 def chip_named(name: str) -> Chip:
-    """The chip called `name`, capitals or not.
+    """The chip of a name, in any case.
 
     Raises:
-      UserError: none is called so.
+      UserError: no chip has this name.
     """
     chips = {chip.name.lower(): chip for _, chip in _CHIPS}
     if name.lower() not in chips:

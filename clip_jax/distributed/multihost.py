@@ -1,9 +1,9 @@
-"""Many hosts as one machine: how their processes meet, agree, and end together.
+"""Multi-host runs: the processes connect, agree, and end together.
 
-Every host runs the same command. `cluster_env.find` tells whether there are others, `joined` meets
-them before JAX touches a device. A process that fails tells the others why;
-of one that dies without a word process 0 notices that its sign of life is missing. Alone, all of
-this does nothing. JAX is imported only when there is something to join.
+Every host runs the same command. `cluster_env.find` tells whether there are other processes;
+`joined` connects to them before JAX touches a device. A process that fails reports the reason to
+the others. If one dies without a report, process 0 misses its heartbeats. In a single process all
+of this does nothing. JAX is imported only if there are other processes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ T = TypeVar("T")
 CONNECT_TIMEOUT, HEARTBEAT_TIMEOUT = 300.0, 60.0  # seconds
 AGAIN = "start the same command again, it resumes"
 _BIND = "JAX_COORDINATOR_BIND_ADDRESS"
-_LINGER = 3.0  # seconds that process 0, where all meet, outlives bad news
-_WORDS, _BEATS, _NEWS, _END = (f"clip_jax/{key}" for key in ("words", "beats", "news", "end"))
+_LINGER = 3.0  # seconds that process 0, the coordinator, stays alive after a failure is reported
+_SHARED, _BEATS, _FAILURE, _END = (
+    f"clip_jax/{key}" for key in ("shared", "heartbeats", "failure", "end")
+)
 _OF_A_PEER = re.compile(
     r"gloo|nccl|peer|socket|connection|unavailable|deadline|barrier|coordination", re.IGNORECASE
 )
@@ -46,54 +48,54 @@ def joined(
     connect_timeout: float = CONNECT_TIMEOUT,
     heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
 ) -> Iterator[None]:
-    """Meets the others and shares their fate: what fails inside ends all of them.
+    """Connects to the other processes; a failure inside the context ends all of them.
 
     Args:
-      place: of this process; None does nothing at all.
-      connect_timeout: seconds that all have to come.
-      heartbeat_timeout: seconds without a sign of life after which a process counts as dead.
+      place: of this process; None: there are no others, and nothing is done.
+      connect_timeout: seconds in which all processes must connect.
+      heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
 
     Raises:
-      UserError: the others cannot be met.
+      UserError: the processes cannot connect.
     """
-    global _bond
+    global _group
     if place is None:
         yield
         return
-    _bond = _Bond(*_connect(place, connect_timeout, heartbeat_timeout), heartbeat_timeout)
+    _group = _Group(*_connect(place, connect_timeout, heartbeat_timeout), heartbeat_timeout)
     try:
         yield
     except BaseException as error:
-        _bond.tell(error)
+        _group.report(error)
         raise
-    _bond.part()
+    _group.finish()
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process; one that failed among others does not wait for them."""
-    if _bond and not _bond.parted:
+    """Ends this process. After a failure it does not wait for the others."""
+    if _group and not _group.finished:
         sys.stdout.flush()
-        _bond.end("", code)
+        _group.end("", code)
     sys.exit(code)
 
 
 def many() -> bool:
     """Whether there is more than one process."""
-    return _bond is not None
+    return _group is not None
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks for all."""
-    return _bond is None or _bond.index == 0
+    """Whether this is the process that writes files and messages for all."""
+    return _group is None or _group.index == 0
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives on the first process (JSON), on every one of them; the others wait."""
-    return _bond.from_first(make) if _bond else make()
+    """The result of `make()` (JSON) on the first process, in all processes; the others wait."""
+    return _group.from_first(make) if _group else make()
 
 
 def total(numbers: Any) -> Any:
-    """The sum of an array over all processes, each of which calls this; waits for them."""
+    """The sum of an array over all processes, which all call this."""
     if not many():
         return numbers
     from jax.experimental import multihost_utils
@@ -102,9 +104,9 @@ def total(numbers: Any) -> Any:
 
 
 class AnyOf:
-    """The greatest of the processes' numbers, found on the devices while they work.
+    """The maximum of a number over the processes, computed asynchronously on the devices.
 
-    Called once a step, in every process alike.
+    All processes call it once in each step.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -117,7 +119,7 @@ class AnyOf:
         self._max = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, number: int) -> Any:
-        """Starts it; the result is an int32 array of no dimension."""
+        """Starts the computation; the result is an int32 scalar array."""
         import jax
         import numpy as np
 
@@ -126,14 +128,14 @@ class AnyOf:
 
 
 def _connect(place: Place, timeout: float, heartbeat: float) -> tuple[Any, int, int]:
-    """Starts `jax.distributed`; the client, this process's number and that of all."""
+    """Starts `jax.distributed`; returns the client, the index of this process and their number."""
     import jax
     from jax._src.distributed import global_state
 
     _check_port(place)
-    # SIGTERM is the training loop's to handle
+    # the training loop handles SIGTERM
     jax.config.update("jax_enable_preemption_service", False)
-    _mind_abort()
+    _handle_abort()
     late = threading.Timer(timeout, lambda: _too_late(global_state, place, timeout))
     late.daemon = True
     late.start()
@@ -143,7 +145,7 @@ def _connect(place: Place, timeout: float, heartbeat: float) -> tuple[Any, int, 
             place.processes,
             place.process,
             cluster_detection_method="deactivate" if place.known else None,
-            # of these two JAX makes an abort: ours come first
+            # JAX aborts after its timeouts: ours come first
             coordinator_bind_address=_bind_address(place),
             initialization_timeout=int(timeout) + 60,
             heartbeat_timeout_seconds=int(2 * heartbeat) + 60,
@@ -177,11 +179,11 @@ def _split(address: str) -> tuple[str, int]:
 
 
 def _bind_address(place: Place) -> str | None:
-    """Where process 0 listens: at the named address, where that is one of this host's.
+    """The address at which process 0 listens, if the coordinator's address is one of this host.
 
-    None leaves it to JAX, which listens on all interfaces: of a cluster's own addresses, where
-    JAX_COORDINATOR_BIND_ADDRESS says otherwise, and for a name that here alone means this host, as
-    a host's own does in the /etc/hosts of Debian.
+    None: JAX listens on all interfaces. This is so for addresses that a cluster gives, if
+    JAX_COORDINATOR_BIND_ADDRESS is set, and for a name that means a loopback address on this host
+    only, as a host's own name does in Debian's /etc/hosts.
     """
     if place.process != 0 or not place.coordinator or os.environ.get(_BIND):
         return None
@@ -195,7 +197,7 @@ def _bind_address(place: Place) -> str | None:
         family = socket.AF_INET6 if numbers.version == 6 else socket.AF_INET
         socket.create_server((address, 0), family=family).close()
     except (OSError, ValueError):
-        return None  # it is an address of a router's in front of this host
+        return None  # the address of a router in front of this host
     return f"[{address}]:{port}" if numbers.version == 6 else f"{address}:{port}"
 
 
@@ -208,146 +210,150 @@ def _too_late(state: Any, place: Place, timeout: float) -> None:
             socket.create_connection((host.strip("[]"), int(port)), 3).close()
         except (OSError, ValueError) as error:
             why = f"process 0 does not answer ({error})"
-    _die(
+    _exit(
         f"waited {timeout:g} s for the other processes at {address}: {why}; is every one "
         "started, with the same address, and its port open between them?",
-        1,  # of a host that was only late a restart is the cure
+        1,  # a restart helps if a host was only late
     )
 
 
-class _Bond:
-    """A process's ties to the others, over the key-value store that jax.distributed keeps."""
+class _Group:
+    """Communication with the other processes by the key-value store of jax.distributed."""
 
     def __init__(self, client: Any, index: int, count: int, timeout: float) -> None:
         self.index, self.count = index, count
         self._client, self._timeout = client, timeout
-        self._said, self._telling, self._over = 0, False, threading.Event()
-        watches = [self._listen, self._beat, *([self._look_after] if index == 0 else [])]
+        self._shared, self._reporting, self._ended = 0, False, threading.Event()
+        watches = [
+            self._listen,
+            self._send_heartbeats,
+            *([self._check_heartbeats] if index == 0 else []),
+        ]
         self._threads = [threading.Thread(target=watch, daemon=True) for watch in watches]
         for thread in self._threads:
             thread.start()
 
     @property
-    def parted(self) -> bool:
-        """Whether the healthy end was reached."""
-        return self._over.is_set()
+    def finished(self) -> bool:
+        """Whether all processes have ended without a failure."""
+        return self._ended.is_set()
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        key = f"{_WORDS}/{self._said}"
-        self._said += 1
+        key = f"{_SHARED}/{self._shared}"
+        self._shared += 1
         if self.index == 0:
             value = make()
             self._client.key_value_set(key, json.dumps(value))
             return value
         return json.loads(self._client.blocking_key_value_get(key, 1 << 40))
 
-    def tell(self, error: BaseException) -> None:
-        """Gives the others the reason; of what comes from another's end, waits for the reason."""
+    def report(self, error: BaseException) -> None:
+        """Reports a failure to the others; if another process caused it, waits for its report."""
         if not isinstance(error, (UserError, KeyboardInterrupt)) and _OF_A_PEER.search(str(error)):
-            time.sleep(self._timeout * 1.5 + 5)  # who listens ends this process before
-        self._telling = True
+            time.sleep(self._timeout * 1.5 + 5)  # `_listen` ends this process before
+        self._reporting = True
         line = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}"
-        self._news(self.index, line, 2 if isinstance(error, UserError) else 1)
+        self._report(self.index, line, 2 if isinstance(error, UserError) else 1)
 
-    def part(self) -> None:
-        """The healthy end: once all are there, nobody is missed any more."""
+    def finish(self) -> None:
+        """Ends without a failure, once all processes have arrived."""
         try:
             self._client.wait_at_barrier(_END, int(self._timeout * 1000))
         except RuntimeError:
             time.sleep(self._timeout / 2)
             raise UserError("the other processes did not end with this one") from None
-        self._over.set()
+        self._ended.set()
         import jax
 
         jax.distributed.shutdown()
-        for thread in self._threads:  # one that the interpreter's end finds in C++ would abort it
+        for thread in self._threads:  # a thread in C++ at the interpreter's end would abort
             thread.join()
         _at_signal(signal.SIGABRT, signal.SIG_DFL)
 
     def end(self, line: str, code: int) -> NoReturn:
         """Ends this process at once."""
-        _die(line, code, _LINGER if self.index == 0 else 0)
+        _exit(line, code, _LINGER if self.index == 0 else 0)
 
-    def _news(self, who: int, what: str, code: int = 1) -> None:
-        with contextlib.suppress(RuntimeError):  # bad news is there already, or nobody to tell
-            self._client.key_value_set(_NEWS, json.dumps([who, what, code]))
+    def _report(self, index: int, reason: str, code: int = 1) -> None:
+        with contextlib.suppress(RuntimeError):  # there is a report already, or no coordinator
+            self._client.key_value_set(_FAILURE, json.dumps([index, reason, code]))
 
     def _listen(self) -> None:
         try:
-            who, what, code = json.loads(self._client.blocking_key_value_get(_NEWS, 1 << 40))
+            report = self._client.blocking_key_value_get(_FAILURE, 1 << 40)
+            index, reason, code = json.loads(report)
         except RuntimeError as error:
-            if self.parted:
+            if self.finished:
                 return
-            reason = str(error).splitlines()[0]
-            who, what, code = 0, f"died or cannot be reached ({reason}): {AGAIN}", 1
-        if not self._telling:
-            self.end(f"process {who} of {self.count} {what}", code)
+            line = str(error).splitlines()[0]
+            index, reason, code = 0, f"died or cannot be reached ({line}): {AGAIN}", 1
+        if not self._reporting:
+            self.end(f"process {index} of {self.count} {reason}", code)
 
-    def _beat(self) -> None:
-        """Gives signs of life."""
-        with contextlib.suppress(RuntimeError):  # who listens tells
-            while not self.parted:
+    def _send_heartbeats(self) -> None:
+        with contextlib.suppress(RuntimeError):  # `_listen` reports it
+            while not self.finished:
                 mark = f"{socket.gethostname()} {time.monotonic()}"
                 self._client.key_value_set(f"{_BEATS}/{self.index}", mark, allow_overwrite=True)
-                self._over.wait(self._timeout / 6)
+                self._ended.wait(self._timeout / 6)
 
-    def _look_after(self) -> None:
-        """Misses the signs of life of the others."""
+    def _check_heartbeats(self) -> None:
+        """Reports a process whose heartbeats are missing."""
         now = time.monotonic()
         seen = dict.fromkeys(range(1, self.count), ("", now))
-        while not self.parted:
+        while not self.finished:
             before, now = now, time.monotonic()
-            if now - before > self._timeout / 2:  # it was this process that slept
+            if now - before > self._timeout / 2:  # this process itself was suspended
                 seen = {i: (mark, now) for i, (mark, _) in seen.items()}
             try:
-                found = self._client.key_value_dir_get(_BEATS)
+                heartbeats = self._client.key_value_dir_get(_BEATS)
             except RuntimeError:
                 return
-            for key, mark in found:
+            for key, mark in heartbeats:
                 i = int(key.rpartition("/")[2])
                 if i in seen and seen[i][0] != mark:
                     seen[i] = mark, now
             for i, (mark, when) in seen.items():
-                if now - when > self._timeout and not self.parted:
+                if now - when > self._timeout and not self.finished:
                     host = mark.rpartition(" ")[0] or "of an unknown host"
-                    what = f"({host}) died or hangs, no sign of life for {self._timeout:g} s"
-                    return self._news(i, f"{what}: {AGAIN}")
-            self._over.wait(self._timeout / 6)
+                    reason = f"({host}) died or hangs, no sign of life for {self._timeout:g} s"
+                    return self._report(i, f"{reason}: {AGAIN}")
+            self._ended.wait(self._timeout / 6)
 
 
-_bond: _Bond | None = None
-_last_words = threading.Lock()
+_group: _Group | None = None
+_exit_lock = threading.Lock()
 
 
-def _die(line: str, code: int, linger: float = 0) -> NoReturn:
-    """The line, once, and the end of this process and of those that it started."""
-    _last_words.acquire()  # never released: a second thread waits here for the end
+def _exit(line: str, code: int, linger: float = 0) -> NoReturn:
+    """Prints a line and ends this process and its children; only the first call does it."""
+    _exit_lock.acquire()  # never released: a second thread waits here for the end
     sys.stderr.flush()
-    voice = os.dup(2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the runtime adds comes too late
+    stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hide what the runtime prints from now on
     if line:
-        os.write(voice, f"error: {' '.join(line.split())}\n".encode())
+        os.write(stderr, f"error: {' '.join(line.split())}\n".encode())
     for child in multiprocessing.active_children():
         child.kill()
     if linger:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a launcher's, whom the others' end told
+        for number in (signal.SIGINT, signal.SIGTERM):  # of a launcher that saw the others end
             _at_signal(number, signal.SIG_IGN)
         time.sleep(linger)
     os._exit(code)
 
 
 def _at_signal(number: int, handler: Any) -> None:
-    """As `signal.signal`, from any thread."""
+    """`signal.signal` for any thread."""
     if isinstance(handler, signal.Handlers):
         handler = ctypes.c_void_p(handler)
     ctypes.CDLL(None).signal(number, handler)
 
 
-def _mind_abort() -> None:
-    """One line as the last one where the runtime aborts, as it does when process 0 is gone."""
+def _handle_abort() -> None:
+    """Prints one line if the runtime aborts, as it does when process 0 is gone."""
 
     def aborted(_: int) -> None:
-        _die(
+        _exit(
             "process 0, where all processes meet, died or cannot be reached, or this one was "
             f"aborted: {AGAIN}",
             1,
@@ -358,4 +364,4 @@ def _mind_abort() -> None:
     _at_signal(signal.SIGABRT, _on_abort)
 
 
-_on_abort: Any = None  # C keeps no reference
+_on_abort: Any = None  # C does not keep a reference

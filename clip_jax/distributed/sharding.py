@@ -1,9 +1,8 @@
-"""Where arrays live: the mesh, and one table from parameter names to its axes."""
+"""Sharding: the mesh, and the rules from logical axes of parameters to axes of the mesh."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,43 +13,44 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from clip_jax.distributed.param_spec import (
+    EMBEDDING,
+    ParamSpec,
+    ParamSpecs,
+    find_spec,
+    map_params,
+    path_name,
+)
 from clip_jax.errors import UserError, counted
 
 AXES = ("data", "fsdp", "tensor")
 _ROWS = ("data", "fsdp")
 BATCH = P(_ROWS)
 
-# In this order, so that a gradient summed over both lands where its parameter lies.
+# In this order a gradient that is summed over both axes is already where its parameter is.
 _BOTH = ("tensor", "fsdp")
 
-# First match wins; matched against the end of a parameter's path, so that the optimizer's
-# moments, which repeat the names, lie where their parameters lie. A spec names the last axes of
-# an array: stacked layers lead with one more, convolutions with their windows.
-RULES: tuple[tuple[str, P], ...] = (
-    (r"attention/qkv/kernel", P("fsdp", "tensor")),
-    (r"attention/qkv/bias", P("tensor")),
-    (r"attention/out/kernel", P("tensor", "fsdp")),
-    (r"mlp/fc/kernel", P("fsdp", "tensor")),
-    (r"mlp/fc/bias", P("tensor")),
-    (r"mlp/proj/kernel", P("tensor", "fsdp")),
-    (r"token_embedding/embedding", P(None, ("fsdp", "tensor"))),
-    (r"patch_embedding/kernel", P(None, _BOTH)),
-    (r"positional_embedding", P(None, ("fsdp", "tensor"))),
-    (r"depthwise/kernel", P()),
-    (r"kernel", P(_BOTH, None)),
-    (r".*", P()),
-)
+# The axes of the mesh that each logical axis of a parameter is sharded over.
+RULES: dict[str, tuple[str, ...]] = {
+    "width": ("fsdp",),  # the residual stream, where a block's layers read or write it
+    "heads": ("tensor",),  # queries, keys and values of all heads
+    "hidden": ("tensor",),  # the hidden layer of an MLP
+    "inputs": _BOTH,  # of any other linear layer or convolution
+    "outputs": (),
+    "features": ("fsdp", "tensor"),  # of an embedding table
+    "vocabulary": (),
+    "positions": (),
+    "pixels": (),
+    "patch_features": _BOTH,
+    "layers": (),
+}
 
-# Numbers that a row of a TPU's tile takes: fewer are filled up.
+# Values in a row of a TPU tile; shorter rows are padded.
 LANES = 128
-
-# What `gathered` leaves where it lies: stacked layers, which are gathered one at a time
-# (`models.stack`), and the table of `embedded`.
-_STAY = r"(^|/)(blocks|first|rest|token_embedding)/"
 
 
 def make_mesh(shape: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of the axes data, fsdp and tensor; one of them may be -1: all that is left.
+    """A mesh of the axes data, fsdp and tensor. One may be -1: all devices that are left.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
@@ -71,33 +71,41 @@ def make_mesh(shape: dict[str, int], devices: Sequence[jax.Device] | None = None
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """The number of parts that the rows of a batch are sharded into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def name_of(path: tuple[Any, ...]) -> str:
-    """A leaf's path in a tree as `text/projection/kernel`, in a `flax.nnx.State` too."""
-    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+def partition(spec: ParamSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
+    """The partition of a parameter by `RULES`; mesh axes that do not divide a dimension drop out.
 
-
-def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
-    """The rule for a parameter; axes that do not divide its dimension are left out."""
-    spec = next(spec for pattern, spec in RULES if re.search(f"(^|/){pattern}$", path))
-    if len(spec) > len(shape):
+    Raises:
+      UserError: the metadata names a logical axis that has no rule.
+    """
+    if len(shape) != len(spec.axes):  # such as the row sums of a factored optimizer
         return P()
-    axes = (*(None,) * (len(shape) - len(spec)), *spec) if spec else ()
-    return P(*(_dividing(n, _names(a), mesh) for n, a in zip(shape, axes, strict=False)))
+    axes = [_rule(axis) for axis in spec.axes]
+    if not any(axes):
+        return P()
+    return P(*(_dividing(n, a, mesh) for n, a in zip(shape, axes, strict=True)))
+
+
+def _rule(axis: str | None) -> tuple[str, ...]:
+    if axis is None:
+        return ()
+    if axis not in RULES:
+        raise UserError(f"unknown logical axis {axis!r} of a parameter; known: {', '.join(RULES)}")
+    return RULES[axis]
 
 
 def _dividing(n: int, axes: tuple[str, ...], mesh: Mesh | AbstractMesh) -> Any:
-    """As many of the axes as `n` divides over, as an entry of a spec."""
+    """As many of the axes as divide `n`, as an entry of a `PartitionSpec`."""
     while axes and n % _size(mesh, axes):
         axes = axes[:-1]
     return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def _names(axes: Any) -> tuple[str, ...]:
-    """An entry of a spec as a tuple of the mesh's axes."""
+    """An entry of a `PartitionSpec` as a tuple of mesh axes."""
     return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
@@ -105,44 +113,53 @@ def _size(mesh: Mesh | AbstractMesh, axes: Any) -> int:
     return math.prod(mesh.shape[axis] for axis in _names(axes))
 
 
-def shardings(tree: Any, mesh: Mesh, *, over_data: bool = False) -> Any:
-    """A `NamedSharding` for every leaf of a tree (arrays or shapes), by `RULES`.
+def shardings(tree: Any, specs: ParamSpecs, mesh: Mesh, *, over_data: bool = False) -> Any:
+    """A `NamedSharding` for every leaf of a tree (arrays or shapes).
 
-    With `over_data` matrices are spread over the data axis as well, as an optimizer's state may
-    be (ZeRO stage 1, Rajbhandari et al. 2019).
+    Args:
+      tree: parameters, or a tree that repeats their paths, such as an optimizer's state. Leaves
+        that belong to no parameter are replicated.
+      specs: the metadata of the parameters.
+      mesh: the mesh.
+      over_data: whether matrices are sharded over the data axis as well, as an optimizer's state
+        may be (ZeRO stage 1, Rajbhandari et al. 2019).
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, _spec(path, leaf, mesh, over_data)), tree
-    )
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        spec = find_spec(path_name(path), specs)
+        axes = P() if spec is None else _partition(spec, leaf, mesh, over_data)
+        return NamedSharding(mesh, axes)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def _spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh | AbstractMesh, over_data: bool) -> P:
-    spec = spec_for(name_of(path), leaf.shape, mesh)
+def _partition(spec: ParamSpec, leaf: Any, mesh: Mesh | AbstractMesh, over_data: bool) -> P:
+    axes = partition(spec, leaf.shape, mesh)
     if not over_data or leaf.ndim < 2:
-        return spec
-    axes = [*spec, *(None,) * (leaf.ndim - len(spec))]
-    parts = [_size(mesh, a) for a in axes]
+        return axes
+    entries = [*axes, *(None,) * (leaf.ndim - len(axes))]
+    parts = [_size(mesh, entry) for entry in entries]
     for i in sorted(range(leaf.ndim), key=lambda i: -leaf.shape[i] // parts[i]):
         if leaf.shape[i] % (parts[i] * mesh.shape["data"]) == 0:
-            axes[i] = (*_names(axes[i]), "data")
-            return P(*axes)
-    return spec
+            entries[i] = (*_names(entries[i]), "data")
+            return P(*entries)
+    return axes
 
 
-def spread(tree: Any, *, over_data: bool = False) -> Any:
-    """Parameters or what has their shapes, such as gradients, laid out as `shardings` says."""
+def spread(tree: Any, specs: ParamSpecs, *, over_data: bool = False) -> Any:
+    """Parameters or their gradients, constrained to their `shardings`."""
     mesh = _context()
     if mesh is None:
         return tree
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: _constrained(x, *_spec(path, x, mesh, over_data)), tree
+    return map_params(
+        lambda spec, x: _constrained(x, *_partition(spec, x, mesh, over_data)), specs, tree
     )
 
 
 def cut(batch: Any, parts: int) -> Any:
-    """Arrays [n, …] as [parts, n / parts, …]; of each part every device holds as many rows.
+    """Arrays [n, …] as [parts, n / parts, …], each part sharded evenly over the devices.
 
-    Nothing moves: a device cuts up its own rows.
+    No communication: each device splits its own rows.
     """
     shards = _shards()
 
@@ -170,14 +187,14 @@ def _shards() -> int:
 
 
 def _context() -> AbstractMesh | None:
-    """The mesh that a program is being traced for; none in a notebook."""
+    """The mesh that a program is being traced for; None in a notebook."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else mesh
 
 
 def _constrained(x: Array, *axes: Any) -> Array:
     mesh = _context()
-    if mesh is None or mesh.manual_axes:  # a device by itself
+    if mesh is None or mesh.manual_axes:  # inside `by_device`
         return x
     return jax.lax.with_sharding_constraint(x, P(*axes))
 
@@ -185,19 +202,19 @@ def _constrained(x: Array, *axes: Any) -> Array:
 def by_device(
     function: Callable[[Any, Any], tuple[Any, Any]], shared: Any, batch: Any
 ) -> tuple[Any, Any]:
-    """`function(shared, batch)` by each device, on the rows that it holds of a batch.
+    """Each device calls `function(shared, batch)` on its own rows of a batch.
 
-    Of the two that it returns the first is summed over the devices, the second are rows again.
+    The first result of the function is summed over the devices; the second are rows.
     """
     mesh = _context()
-    if mesh is None or batch_shards(mesh) == 1:  # all rows are every device's
+    if mesh is None or batch_shards(mesh) == 1:  # every device has all rows
         return function(shared, batch)
 
     def own(shared: Any, batch: Any) -> tuple[Any, Any]:
-        sums, found = function(shared, batch)
-        return jax.lax.psum(sums, _ROWS), found
+        sums, rows = function(shared, batch)
+        return jax.lax.psum(sums, _ROWS), rows
 
-    # left to the compiler, an axis of size one keeps it from fusing a softmax with its product
+    # an automatic axis of size one keeps XLA from fusing a softmax with its product
     left = {"tensor"} if mesh.shape["tensor"] > 1 else set()
     return jax.shard_map(
         own,
@@ -205,21 +222,22 @@ def by_device(
         axis_names=set(AXES) - left,
         in_specs=(P(), BATCH),
         out_specs=(P(), BATCH),
-        check_vma=False,  # one sum for all rounds of a loop, not one each
+        check_vma=False,  # one sum after a loop, not one in each iteration
     )(shared, batch)
 
 
 def rows(x: Array) -> Array:
-    """`x`, whose first axis counts rows of a batch: they lie where the batch's do, and whole."""
+    """`x`, whose first axis counts rows of a batch, sharded like the batch on that axis only."""
     return _constrained(x, *BATCH)
 
 
 def embedded(table: Array, tokens: Array, dtype: Any) -> Array:
-    """The rows of a `table` [vocabulary, width] that `tokens` name, [batch, context, width].
+    """The rows of a `table` [vocabulary, width] for `tokens`: [batch, context, width].
 
-    A table that is spread over few devices stays where it lies: each looks its features up for all
-    rows of its fsdp and tensor group, and then they change hands, far fewer bytes than the table.
-    Over many devices a feature or two of each would fill a tile of `LANES`; then it is gathered.
+    A table that is sharded over few devices is not gathered. Each device looks up its features for
+    all rows of its fsdp and tensor group; then an all-to-all moves far fewer bytes than the table.
+    Over many devices each would have only a few features in a tile of `LANES`: then the table is
+    gathered.
     """
     mesh = _context()
     if mesh is not None and table.shape[1] < LANES * _size(mesh, _BOTH):
@@ -239,9 +257,9 @@ def _looked_up_forward(table: Array, tokens: Array, dtype: Any) -> tuple[Array, 
     return _looked_up(table, tokens, dtype), (table, tokens)
 
 
-def _looked_up_backward(dtype: Any, held: Any, gradient: Array) -> tuple[Array, None]:
-    """A token's gradients are summed in float32, however many it has."""
-    table, tokens = held
+def _looked_up_backward(dtype: Any, saved: Any, gradient: Array) -> tuple[Array, None]:
+    """The gradients of a token are summed in float32, however many there are."""
+    table, tokens = saved
 
     def own(_: Any, rows: tuple[Array, Array]) -> tuple[Array, tuple[()]]:
         zero = jnp.zeros(table.shape, jnp.float32)
@@ -250,7 +268,7 @@ def _looked_up_backward(dtype: Any, held: Any, gradient: Array) -> tuple[Array, 
     sums, _ = by_device(own, (), (tokens, gradient))
     mesh = _context()
     if mesh is not None:
-        sums = _constrained(sums, *spec_for("token_embedding/embedding", table.shape, mesh))
+        sums = _constrained(sums, *partition(EMBEDDING, table.shape, mesh))
     return sums.astype(table.dtype), None
 
 
@@ -258,51 +276,50 @@ _looked_up.defvjp(_looked_up_forward, _looked_up_backward)
 
 
 def splits(count: int) -> bool:
-    """Whether `count` heads are split over the tensor axis."""
+    """Whether `count` heads are sharded over the tensor axis."""
     mesh = _context()
     return mesh is not None and mesh.shape["tensor"] > 1 and count % mesh.shape["tensor"] == 0
 
 
-def gathered(params: Any) -> Any:
-    """Parameters as a layer uses them: whole, but for the tensor axis.
+def gathered(params: Any, specs: ParamSpecs) -> Any:
+    """Parameters as a layer uses them: all-gathered over fsdp, still sharded over tensor.
 
-    What fsdp spread over devices comes together here; gradients are spread again.
+    The gradients are sharded over fsdp again. Parameters whose metadata says `gather=False` stay
+    as they are.
     """
     mesh = _context()
     if mesh is None:
         return params
 
-    def gather(path: tuple[Any, ...], leaf: Array) -> Array:
-        name = name_of(path)
-        held = spec_for(name, leaf.shape, mesh)
-        used = P(*("tensor" if axis == "tensor" else None for axis in held))
-        stays = held == used or re.search(_STAY, name)
-        return leaf if stays else _gather(leaf, held, used)
+    def gather(spec: ParamSpec, leaf: Array) -> Array:
+        sharded = partition(spec, leaf.shape, mesh)
+        gathered = P(*("tensor" if axis == "tensor" else None for axis in sharded))
+        return _gather(leaf, sharded, gathered) if spec.gather and sharded != gathered else leaf
 
-    return jax.tree_util.tree_map_with_path(gather, params)
+    return map_params(gather, specs, params)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(leaf: Array, held: P, used: P) -> Array:
-    return jax.lax.with_sharding_constraint(leaf, used)
+def _gather(leaf: Array, sharded: P, gathered: P) -> Array:
+    return jax.lax.with_sharding_constraint(leaf, gathered)
 
 
-def _gather_forward(leaf: Array, held: P, used: P) -> tuple[Array, None]:
-    return _gather(leaf, held, used), None
+def _gather_forward(leaf: Array, sharded: P, gathered: P) -> tuple[Array, None]:
+    return _gather(leaf, sharded, gathered), None
 
 
-def _gather_backward(held: P, used: P, _: None, gradient: Array) -> tuple[Array]:
-    return (jax.lax.with_sharding_constraint(gradient, held),)
+def _gather_backward(sharded: P, gathered: P, _: None, gradient: Array) -> tuple[Array]:
+    return (jax.lax.with_sharding_constraint(gradient, sharded),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the data and fsdp axes."""
+    """The sharding of a batch: rows over the data and fsdp axes."""
     return NamedSharding(mesh, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """The sharding of arrays that are replicated on every device."""
     return NamedSharding(mesh, P())

@@ -21,6 +21,7 @@ from clip_jax.data import mixture
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.distributed import multihost, sharding
+from clip_jax.distributed.param_spec import param_specs
 from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.features import Encoder
@@ -30,7 +31,7 @@ from clip_jax.models import architectures
 from clip_jax.models.clip import Variables, abstract_model, parameter_count, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training import checkpointing as checkpoints
-from clip_jax.training import metric_writers, setup
+from clip_jax.training import metric_writers
 from clip_jax.weights import library
 
 
@@ -108,7 +109,7 @@ def _run(c: Config, path: Path, workdir: str) -> Subject:
 
 
 def _weights(c: Config, path: Path, workdir: str) -> Subject:
-    model = CLIPConfig.from_dict(c.model)
+    model = CLIPConfig.from_dict(c.model, trusted=True)
     name = architectures.name_of(model, any_activation=True) if path.is_file() else None
     found = library.find(path, name, library.config_activation(model, name))
     if not workdir:
@@ -157,7 +158,7 @@ def encoder_of(
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         shapes,
-        sharding.shardings(shapes, mesh),
+        sharding.shardings(shapes, param_specs(model), mesh),
     )
     held, graph = subject.read(like), nnx.graphdef(model)
     pad_id = tokenizer.pad_id if subject.config.text.blind_to_padding else None
@@ -187,7 +188,7 @@ def evaluate(
         subject.config.text.context_length,
         trusted=subject.tokenizer == c.tokenizer,
     )
-    setup.check_tokenizer(subject.tokenizer, tokenizer, subject.config.text)
+    subject.config.text.check_tokenizer(subject.tokenizer, tokenizer)
     pictures: list[Source] = []
     evaluation = Suite(
         c.evaluate.to_dict(),

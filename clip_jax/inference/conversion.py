@@ -238,7 +238,7 @@ def _check_written(
     from clip_jax.models.architectures import name_of
     from clip_jax.weights import arrays, configs, library
 
-    found = library.Found(file, to, config, preprocess, None)
+    found = library.SavedWeights(file, to, config, preprocess, None)
     if file.name in library.USUAL and (to != "openai" or name_of(config)):
         found = library.find(file)  # what it says, and not only what it holds
         said = configs.essence(config), configs.essence(found.config)

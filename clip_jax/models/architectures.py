@@ -1,4 +1,4 @@
-"""The architectures that have names: which towers, of which sizes."""
+"""Named architectures: towers and their sizes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
     EfficientNetConfig,
-    ImageTowerConfig,
     ResNetConfig,
     TextConfig,
     VisionConfig,
+    VisionTower,
 )
 
 
-def _clip(
-    embed_dim: int, vision: ImageTowerConfig, text_width: int = 512, **text: Any
-) -> CLIPConfig:
+def _clip(embed_dim: int, vision: VisionTower, text_width: int = 512, **text: Any) -> CLIPConfig:
     return CLIPConfig(
         embed_dim,
         vision=vision,
@@ -44,7 +42,7 @@ EFFICIENTNETS: dict[str, tuple[float, float, int]] = {
 
 
 def align(name: str, bert: BertConfig, image_size: int = 289) -> CLIPConfig:
-    """ALIGN's towers: the EfficientNet called `name`, at ALIGN's resolution, and a BERT."""
+    """ALIGN: the EfficientNet of this name at ALIGN's resolution, and a BERT."""
     width, depth, _ = EFFICIENTNETS[name]
     vision = EfficientNetConfig(image_size=image_size, width=width, depth=depth)
     return CLIPConfig(
@@ -66,9 +64,13 @@ def siglip(
     embed_dim: int | None = None,
     logit_bias: float = -10.0,
 ) -> CLIPConfig:
-    """SigLIP's towers (Zhai et al. 2023) of these sizes: a query pools, padding is read.
+    """SigLIP (Zhai et al. 2023): attention pooling, and a text tower that attends to padding.
 
-    embed_dim: the vision tower's width when None; nothing leads from one to the other.
+    Args:
+      activation: of the MLPs.
+      vision, text: fields of `VisionConfig` and `TextConfig`.
+      embed_dim: None: the vision tower's width; there is no projection between the two.
+      logit_bias: initial value.
     """
     ragged = vision["image_size"] % vision["patch_size"] > 0
     return CLIPConfig(
@@ -135,7 +137,7 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     "siglip-so400m14": _siglip(224, 14, **_SO400M),
     "siglip-so400m14-384": _siglip(384, 14, **_SO400M),
 }
-_ALIASES = {  # open_clip's names of what is called otherwise here
+_ALIASES = {  # open_clip's names that differ from ours
     "vit-l-14-336": "vit-l-14-336px",
     "vit-b-16-siglip": "siglip-b16",
     "vit-b-16-siglip-256": "siglip-b16-256",
@@ -147,16 +149,16 @@ _ALIASES = {  # open_clip's names of what is called otherwise here
     "vit-so400m-14-siglip": "siglip-so400m14",
     "vit-so400m-14-siglip-384": "siglip-so400m14-384",
 }
-_QUICK = "-quickgelu"  # how open_clip calls those of its models that compute it
+_QUICK = "-quickgelu"  # the suffix of open_clip's models with this activation
 
 
 def find(name: str) -> CLIPConfig:
-    """The architecture called `name`; `ViT-B-32` means ViT-B/32, as in file names.
+    """The architecture of a name; `ViT-B-32` means ViT-B/32, as in file names.
 
-    A name that ends in `-quickgelu`, as open_clip's do, is that of the same model with QuickGELU.
+    With the suffix `-quickgelu`, as in open_clip, it is the same model with QuickGELU.
 
     Raises:
-      UserError: no architecture is called so.
+      UserError: no architecture has this name.
     """
     plain = {_plain(key): key for key in ARCHITECTURES}
     key = _plain(name).removesuffix(_QUICK)
@@ -165,9 +167,9 @@ def find(name: str) -> CLIPConfig:
         near = difflib.get_close_matches(_plain(name), plain, 1)
         hint = f", such as {plain[near[0]]}" if near else ""
         raise UserError(f"unknown model {name!r:.80}{hint}; known: {', '.join(ARCHITECTURES)}")
-    found = ARCHITECTURES[key]
+    config = ARCHITECTURES[key]
     activation = named_activation(name)
-    return dataclasses.replace(found, activation=activation) if activation else found
+    return dataclasses.replace(config, activation=activation) if activation else config
 
 
 def _plain(name: str) -> str:
@@ -175,24 +177,21 @@ def _plain(name: str) -> str:
 
 
 def named_activation(name: str) -> str | None:
-    """The activation that an architecture's name says; None where it says none."""
+    """The activation that the name of an architecture states; None if it states none."""
     return "quick_gelu" if _plain(name).endswith(_QUICK) else None
 
 
 def architecture(name: str) -> dict[str, Any]:
-    """The architecture called `name` as nested dictionaries, ready for a config's `model`."""
+    """The architecture of a name as nested dictionaries, for a config's `model`."""
     return find(name).to_dict()
 
 
 def name_of(config: CLIPConfig, any_activation: bool = False) -> str | None:
-    """The name under which `config` is known, or None.
+    """The name of an architecture, or None.
 
-    any_activation: open_clip's own models have the names of OpenAI's, but GELU.
+    any_activation: ignore the activation; open_clip's own models have OpenAI's names, but GELU.
     """
-    if isinstance(config.vision, VisionConfig):
-        config = dataclasses.replace(
-            config, vision=dataclasses.replace(config.vision, patch_dropout=0.0)
-        )
+    config = dataclasses.replace(config, vision=config.vision.without_dropout())
     for name, known in ARCHITECTURES.items():
         activation = config.activation if any_activation else known.activation
         if dataclasses.replace(known, activation=activation) == config:

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from clip_jax.distributed import sharding
+from clip_jax.distributed.param_spec import POSITIONS, ParamSpec
 from clip_jax.models.initializers import (
     BERT_BLOCK,
     BERT_LINEAR,
@@ -15,13 +16,15 @@ from clip_jax.models.initializers import (
     XAVIER_UNIFORM,
     LinearInit,
 )
-from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.layers import activation_dtype, embedding, layer_norm, linear
 from clip_jax.models.model_config import BertConfig
-from clip_jax.models.transformer import Transformer, layer_norm
+from clip_jax.models.transformer import Transformer
+
+_SEGMENTS = ParamSpec((None, None), decay=True)
 
 
 class BERT(nnx.Module):
-    """Token, position and segment embeddings, blocks with LayerNorms after their sums, [CLS]."""
+    """Token, position and segment embeddings, post-norm blocks; the output is that of [CLS]."""
 
     def __init__(
         self,
@@ -37,11 +40,15 @@ class BERT(nnx.Module):
         self.config = config
         self.dtype = activation_dtype(dtype)
         width = config.width
-        self.token_embedding = nnx.Embed(
-            config.vocab_size, width, embedding_init=BERT_NORMAL, dtype=self.dtype, rngs=rngs
+        self.token_embedding = embedding(
+            config.vocab_size, width, init=BERT_NORMAL, dtype=dtype, rngs=rngs
         )
-        self.positional_embedding = nnx.Param(BERT_NORMAL(rngs.params(), (config.positions, width)))
-        self.segment_embedding = nnx.Param(BERT_NORMAL(rngs.params(), (config.token_types, width)))
+        self.positional_embedding = nnx.Param(
+            BERT_NORMAL(rngs.params(), (config.positions, width)), spec=POSITIONS
+        )
+        self.segment_embedding = nnx.Param(
+            BERT_NORMAL(rngs.params(), (config.token_types, width)), spec=_SEGMENTS
+        )
         self.ln_embedding = layer_norm(width, config.eps, rngs)
         self.transformer = Transformer(
             config,
@@ -61,19 +68,19 @@ class BERT(nnx.Module):
             width,
             embed_dim,
             use_bias=config.projection_bias,
-            init=LinearInit(XAVIER_UNIFORM),  # as transformers' ALIGN; the paper does not say
+            init=LinearInit(XAVIER_UNIFORM),  # as in transformers; ALIGN's paper does not state it
             **common,
         )
 
     def __call__(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed_dim"]:
-        """Features of token ids that start with [CLS], not normalised; padding is not seen."""
+        """Features of token ids that start with [CLS], not normalised. Padding is masked."""
         if tokens.shape[1] > self.config.context_length:
             raise ValueError(
                 f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
             )
-        places = self.positional_embedding[: tokens.shape[1]] + self.segment_embedding[0]
+        positions = self.positional_embedding[: tokens.shape[1]] + self.segment_embedding[0]
         table = self.token_embedding.embedding[...]
-        x = sharding.embedded(table, tokens, self.dtype) + places.astype(self.dtype)
+        x = sharding.embedded(table, tokens, self.dtype) + positions.astype(self.dtype)
         mask = (tokens != self.config.pad_id)[:, None, None, :]
         x = self.transformer(self.ln_embedding(x).astype(self.dtype), mask, at=0)
         return self.projection(x[:, 0])

@@ -1,9 +1,8 @@
-"""CLIP: an image tower and a text tower that meet on a unit sphere."""
+"""CLIP: an image tower and a text tower with a common embedding space."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -14,24 +13,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from clip_jax.distributed import sharding
+from clip_jax.distributed.param_spec import SCALAR, ParamSpecs, param_specs
 from clip_jax.models.architectures import name_of
-from clip_jax.models.bert import BERT
-from clip_jax.models.efficientnet import EfficientNet
-from clip_jax.models.model_config import BertConfig, CLIPConfig, TextConfig, VisionConfig
+from clip_jax.models.layers import activation_dtype
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.pixels import given_pixels
-from clip_jax.models.resnet import ModifiedResNet
-from clip_jax.models.text import TextTransformer
 from clip_jax.models.token_ids import given_tokens
-from clip_jax.models.vit import VisionTransformer
-
-_TOWERS: dict[str, Callable[..., nnx.Module]] = {
-    "vit": VisionTransformer,
-    "resnet": ModifiedResNet,
-    "efficientnet": EfficientNet,
-    "transformer": TextTransformer,
-    "bert": BERT,
-}
-
 
 Keys = Key[Array, ""] | Key[Array, " images"]
 Params = dict[str, Any]
@@ -39,7 +26,7 @@ Variables = tuple[Params, Params]  # parameters and batch statistics
 
 
 class Output(NamedTuple):
-    """What a batch becomes: unit-norm features (fp32), the factor on their cosines, a bias."""
+    """Unit-norm features of a batch (fp32), the factor on their cosines, and a bias."""
 
     image_features: Float[Array, "images embed_dim"]
     text_features: Float[Array, "texts embed_dim"]
@@ -48,7 +35,7 @@ class Output(NamedTuple):
 
     @property
     def logits_per_image(self) -> Float[Array, "images texts"]:
-        """How well each text fits each image: scaled cosines, and the bias where there is one."""
+        """Scaled cosines of every image with every text, plus the bias if there is one."""
         logits = self.logit_scale * self.image_features @ self.text_features.T
         return logits if self.logit_bias is None else logits + self.logit_bias
 
@@ -70,11 +57,11 @@ class CLIP(nnx.Module):
 
     Args:
       config: the architecture.
-      dtype: one of `model_config.DTYPES`; parameters, LayerNorms and features' norms stay fp32.
-      remat: what of a layer is recomputed in the backward pass, see `transformer.Transformer`.
+      dtype: one of `model_config.DTYPES`; parameters, LayerNorms and feature norms stay fp32.
+      remat: what the backward pass recomputes, see `transformer.Transformer`.
       chunks: rows of each device that a layer of the image and of the text Transformer takes at a
         time; 0: all.
-      rngs: where initial values come from.
+      rngs: source of the initial values.
     """
 
     def __init__(
@@ -87,15 +74,18 @@ class CLIP(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
-        common = dict(dtype=dtype, remat=remat, rngs=rngs)
-        self.vision = _tower(config, config.vision, chunks[0], common)
-        self.text = _tower(config, config.text, chunks[1], common)
+        self.dtype = activation_dtype(dtype)
+        common: dict[str, Any] = dict(dtype=dtype, remat=remat, rngs=rngs)
+        sizes = config.embed_dim, config.activation
+        self.vision: Any = config.vision.build(*sizes, chunk=chunks[0], **common)
+        self.text: Any = config.text.build(*sizes, chunk=chunks[1], **common)
         if config.log_scale:
-            self.logit_scale = nnx.Param(jnp.asarray(-math.log(config.temperature), jnp.float32))
+            self.logit_scale = _scalar(-math.log(config.temperature))
         else:
-            self.temperature = nnx.Param(jnp.asarray(config.temperature, jnp.float32))
+            self.temperature = _scalar(config.temperature)
         if config.logit_bias is not None:
-            self.logit_bias = nnx.Param(jnp.asarray(config.logit_bias, jnp.float32))
+            self.logit_bias = _scalar(config.logit_bias)
+        param_specs(self)  # raises where a parameter of a tower has no metadata
 
     @property
     def scale(self) -> Float[Array, ""]:
@@ -116,11 +106,11 @@ class CLIP(nnx.Module):
         Args:
           image: [batch, size, size, 3]: integers in 0…255, or floats that are normalised already;
             see `pixels.given_pixels`.
-          normalized: whether features have length one.
-          key: as in a call.
+          normalized: whether features are scaled to length one.
+          key: as in `__call__`.
 
         Raises:
-          UserError: another shape or type, or values that are no pixels.
+          UserError: the shape or type is wrong, or the values are no pixels.
         """
         image = given_pixels(image, self.config.vision)
         if key is None:
@@ -135,12 +125,12 @@ class CLIP(nnx.Module):
         """Text features.
 
         Args:
-          tokens: [batch, context], whole numbers below the vocabulary's size; see
+          tokens: [batch, context], integers below the size of the vocabulary; see
             `token_ids.given_tokens`.
-          normalized: whether features have length one.
+          normalized: whether features are scaled to length one.
 
         Raises:
-          UserError: texts, another shape or type, or ids of another tokenizer.
+          UserError: tokens are texts, have a wrong shape or type, or are of another tokenizer.
         """
         return self._encode("text", given_tokens(tokens, self.config.text), normalized)
 
@@ -155,10 +145,13 @@ class CLIP(nnx.Module):
         *,
         key: Keys | None = None,
     ) -> Output:
-        """Unit-norm features of both and the scale, from which `logits_per_image` are made.
+        """Unit-norm features of images and texts, and the logit scale.
 
-        `key` says that this is training: it turns on what is random, and batch statistics. It is
-        one for all images, or one for each: an image's chance is then its own in any batch.
+        Args:
+          image: as for `encode_image`.
+          tokens: as for `encode_text`.
+          key: in training only: it turns on dropout and batch statistics. One key, or one for each
+            image, which makes dropout independent of the batch.
         """
         return self.compared(
             self.encode_image(image, normalized=True, key=key),
@@ -168,39 +161,31 @@ class CLIP(nnx.Module):
     def compared(
         self, image: Float[Array, "images embed_dim"], text: Float[Array, "texts embed_dim"]
     ) -> Output:
-        """Unit-norm features with the learned numbers that make logits of them."""
+        """Unit-norm features with the learned scale and bias, which make logits of them."""
         bias = None if self.config.logit_bias is None else self.logit_bias[...].astype(jnp.float32)
         return Output(image, text, self.scale, bias)
 
     def __repr__(self) -> str:
         c = self.config
-        patch = f"/{c.vision.patch_size}" if isinstance(c.vision, VisionConfig) else ""
         return (
-            f"CLIP({name_of(c) or 'custom'}: image {c.vision.kind} {c.vision.image_size}px{patch} "
-            f"{_depth(c.vision)}×{c.vision.width}, text {c.text.kind} {c.text.context_length} of "
-            f"{c.text.vocab_size:,} tokens {c.text.layers}×{c.text.width}, "
+            f"CLIP({name_of(c) or 'custom'}: image {c.vision.summary()}, text {c.text.summary()}, "
             f"embed_dim {c.embed_dim}, {parameter_count(self):,} parameters)"
         )
 
     __str__ = __repr__
 
 
-def _tower(config: CLIPConfig, tower: Any, chunk: int, common: dict[str, Any]) -> Any:
-    if isinstance(tower, (VisionConfig, TextConfig, BertConfig)):
-        common = {**common, "chunk": chunk}
-    return _TOWERS[tower.kind](tower, config.embed_dim, config.activation, **common)
+def _scalar(value: float) -> nnx.Param:
+    return nnx.Param(jnp.asarray(value, jnp.float32), spec=SCALAR)
 
 
-# Compiled as a whole, so that a notebook's first call is one program and not hundreds.
+# One compiled program: without jit, the first call in a notebook compiles hundreds.
 @partial(jax.jit, static_argnums=(0, 3, 4))
-def _features(graph: nnx.GraphDef, held: Any, rows: Any, tower: str, normalized: bool) -> Any:
-    features = getattr(nnx.merge(graph, *held), tower)(rows)
+def _features(
+    graph: nnx.GraphDef, model_variables: Any, rows: Any, tower: str, normalized: bool
+) -> Any:
+    features = getattr(nnx.merge(graph, *model_variables), tower)(rows)
     return normalize(features) if normalized else features
-
-
-def _depth(tower: Any) -> str:
-    depth = tower.depth if tower.kind == "efficientnet" else tower.layers
-    return "-".join(map(str, depth)) if isinstance(depth, tuple) else str(depth)
 
 
 def abstract_model(
@@ -209,8 +194,13 @@ def abstract_model(
     remat: str = "none",
     chunks: tuple[int, int] = (0, 0),
 ) -> CLIP:
-    """The model's structure with shapes in place of arrays: nothing is allocated."""
+    """The model with shapes in place of arrays: nothing is allocated."""
     return nnx.merge(*_abstract(config, dtype, remat, chunks))
+
+
+def specs_of(config: CLIPConfig) -> ParamSpecs:
+    """The metadata of the parameters of an architecture."""
+    return param_specs(abstract_model(config))
 
 
 @lru_cache(maxsize=32)
@@ -223,10 +213,11 @@ def _abstract(
     return nnx.split(nnx.eval_shape(make))
 
 
-def assembled(graph: nnx.GraphDef, held: Variables) -> CLIP:
+def assembled(graph: nnx.GraphDef, model_variables: Variables) -> CLIP:
     """The model of these variables inside a program over a mesh, see `sharding.gathered`."""
-    params, stats = held
-    return nnx.merge(graph, sharding.gathered(params), stats)
+    params, stats = model_variables
+    specs = param_specs(nnx.merge(graph, params, stats))
+    return nnx.merge(graph, sharding.gathered(params, specs), stats)
 
 
 def variables(model: CLIP) -> Variables:
@@ -236,5 +227,5 @@ def variables(model: CLIP) -> Variables:
 
 
 def parameter_count(model: nnx.Module) -> int:
-    """How many numbers a model (or its `nnx.eval_shape`) learns."""
+    """The number of learned values of a model, or of its `nnx.eval_shape`."""
     return sum(math.prod(p.shape) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))

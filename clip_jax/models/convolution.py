@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from clip_jax.distributed import sharding
-from clip_jax.models.linear import RESULT, activation_dtype
+from clip_jax.distributed.param_spec import VECTOR, ParamSpec
+from clip_jax.models.layers import RESULT, activation_dtype
 
 Image = Float[Array, "batch height width channels"]
 Result = Float[Array, "batch rows columns outputs"]
@@ -24,7 +25,7 @@ class Convolution(nnx.Module):
 
     Args:
       padding: rows and columns of zeros before and after.
-      groups: 1, or as many as `inputs`: every channel has a window of its own (depthwise).
+      groups: 1, or `inputs` for a depthwise convolution.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class Convolution(nnx.Module):
         self.padding = ((size - 1) // 2, size // 2) if padding is None else padding
         self.dtype = activation_dtype(dtype)
         shape = (size, size, inputs // groups, outputs)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), shape))
+        channels = ("inputs", "outputs") if groups == 1 else (None, None)
+        spec = ParamSpec((None, None, *channels), decay=True)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape), spec=spec)
 
     def __call__(self, x: Image) -> Result:
         """The image, `stride` times smaller."""
@@ -66,10 +69,10 @@ def _convolve(x: Array, kernel: Array, stride: int, padding: Padding, groups: in
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
-    """Every channel by a window of its own.
+    """A depthwise convolution.
 
-    Over a mesh whose axes do not all split the batch, XLA's gradient of such a kernel is wrong
-    (jax 0.10.2, CPU): here each device makes it of its own rows.
+    Over a mesh whose axes do not all shard the batch, XLA's gradient of the kernel is wrong (jax
+    0.10.2, CPU). Here each device computes it from its own rows.
     """
     return _convolve(x, kernel, stride, padding, x.shape[-1])
 
@@ -102,11 +105,11 @@ _depthwise.defvjp(_forward, _backward)
 
 
 class BatchNorm(nnx.Module):
-    """Every channel's mean and variance taken away (Ioffe and Szegedy 2015), in fp32.
+    """Normalises the mean and variance of each channel (Ioffe and Szegedy 2015), in fp32.
 
-    In training they are those of the global batch, whatever device holds its rows, and the running
-    ones follow: by `momentum` times what is new, the variance as of a sample. Otherwise they are
-    the running ones. `batches` counts the updates, as other libraries' files do.
+    Training uses the statistics of the global batch and updates the running ones: they move towards
+    the new ones by the share `momentum`, the variance as an unbiased estimate. Otherwise the
+    running statistics are used. `batches` counts the updates, as other libraries' files do.
     """
 
     def __init__(
@@ -120,8 +123,8 @@ class BatchNorm(nnx.Module):
     ) -> None:
         del rngs
         self.eps, self.momentum = eps, momentum
-        self.scale = nnx.Param(jnp.full(channels, scale))
-        self.bias = nnx.Param(jnp.zeros(channels))
+        self.scale = nnx.Param(jnp.full(channels, scale), spec=VECTOR)
+        self.bias = nnx.Param(jnp.zeros(channels), spec=VECTOR)
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.var = nnx.BatchStat(jnp.ones(channels))
         self.batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
@@ -131,26 +134,26 @@ class BatchNorm(nnx.Module):
         y = x.astype(jnp.float32)
         if train:
             mean = y.mean((0, 1, 2))
-            if x.dtype == jnp.bfloat16:  # E[x²] - E[x]² is as exact then, and takes one pass
+            if x.dtype == jnp.bfloat16:  # E[x²] - E[x]² is exact enough, and takes one pass
                 var = jnp.maximum(jnp.square(y).mean((0, 1, 2)) - mean**2, 0)
             else:
                 var = y.var((0, 1, 2))
             count = y.size // y.shape[-1]
-            self._follow(self.mean, mean)
-            self._follow(self.var, var * (count / max(count - 1, 1)))
+            self._update(self.mean, mean)
+            self._update(self.var, var * (count / max(count - 1, 1)))
             self.batches[...] = self.batches[...] + 1
         else:
             mean, var = self.mean[...], self.var[...]
         factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
         return ((y - mean) * factor + self.bias[...]).astype(x.dtype)
 
-    def _follow(self, running: nnx.BatchStat, new: Float[Array, " channels"]) -> None:
+    def _update(self, running: nnx.BatchStat, new: Float[Array, " channels"]) -> None:
         old = running[...]
         running[...] = old + self.momentum * (jax.lax.stop_gradient(new) - old)
 
 
 def average_pool(x: Image, size: int) -> Result:
-    """The means of squares of `size` pixels; what fills no square is left out."""
+    """The means of squares of `size` pixels; pixels that fill no square are dropped."""
     if size == 1:
         return x
     rows, columns = x.shape[1] // size, x.shape[2] // size

@@ -1,4 +1,4 @@
-"""EfficientNet (Tan and Le 2019): the image tower of ALIGN, global pooling and no head."""
+"""EfficientNet (Tan and Le 2019) with global pooling and no head: the image tower of ALIGN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key, Num
 
 from clip_jax.models.convolution import BatchNorm, Convolution, Image, Result
 from clip_jax.models.initializers import LinearInit, fan_out_normal
-from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.layers import activation_dtype, linear
 from clip_jax.models.model_config import EfficientNetConfig
 from clip_jax.models.pixels import normalized
 from clip_jax.models.resnet import Stage
@@ -21,7 +21,7 @@ _LINEAR = LinearInit(fan_out_normal())
 
 
 class SqueezeExcite(nnx.Module):
-    """Every channel scaled by what all of them come to over the image (Hu et al. 2017)."""
+    """Scales channels by a function of their means over the image (Hu et al. 2017)."""
 
     def __init__(self, channels: int, inner: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         common = dict(init=_LINEAR, dtype=dtype, rngs=rngs)
@@ -35,7 +35,7 @@ class SqueezeExcite(nnx.Module):
 
 
 class MBConv(nnx.Module):
-    """Wider, depthwise, squeezed and excited, narrow again; the input is added where it fits."""
+    """Expansion, depthwise convolution, squeeze-and-excite and projection, with a residual."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class EfficientNet(nnx.Module):
         remat: str = "none",
         rngs: nnx.Rngs,
     ) -> None:
-        del embed_dim, activation  # the last stage's channels, and SiLU, whatever the text's
+        del embed_dim, activation  # the channels of the last stage, and SiLU
         self.config = config
         self.dtype = activation_dtype(dtype)
         stem = config.channels(config.stem)
@@ -129,7 +129,7 @@ class EfficientNet(nnx.Module):
     ) -> Float[Array, "batch embed_dim"]:
         """Features of images (uint8, or normalised already), not normalised to length one.
 
-        `key` says that this is training: statistics are the batch's, and the running ones follow.
+        With a `key` batch statistics are used, and the running statistics are updated.
         """
         train = key is not None
         x = self.stem(normalized(image, self.config).astype(self.dtype))

@@ -1,4 +1,4 @@
-"""Types and bounds of an architecture's values, whoever wrote them: a config or a run's folder."""
+"""Types and bounds of the values of an architecture, from a config or a run's folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MAX_SIZE = 8192  # pixels a side
 MAX_INTEGER = 1 << 24
 _MAX_ITEMS = 256
 
-# Least and greatest value, where they are not 1 and MAX_INTEGER for whole numbers, any finite
-# number for others.
+# Least and greatest values, where they are not 1 and MAX_INTEGER for integers, and ±10^6 for
+# other numbers.
 _BOUNDS: dict[str, tuple[float, float]] = {
     "image_size": (1, MAX_SIZE),
     "stem": (0, MAX_INTEGER),
@@ -31,21 +31,24 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (0, 1e6),
     "std": (1e-6, 1e6),
 }
-_OF_EFFICIENTNET = {"width": (1e-6, 100)}  # a factor, where other towers have channels
+_OF_EFFICIENTNET = {"width": (1e-6, 100)}  # a multiplier; in other towers it is in channels
 
 
 def checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Values of the types of a dataclass's fields, and in their bounds.
+    """Checks values for the fields of a dataclass: their names, types and bounds.
 
     Args:
       kind: the dataclass.
-      values: by the names of its fields, of which any may be missing.
-      where: what messages put before a name, such as `model.vision.`.
+      values: by the names of its fields; any may be missing.
+      where: the prefix of a name in messages, such as `model.vision.`.
+
+    Returns:
+      The values, with floats where fields are floats.
 
     Raises:
-      UserError: an unknown name, another type, or a number out of bounds.
+      UserError: an unknown name, a wrong type, or a number out of bounds.
     """
-    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    types = {field.name: _type_name(field.type) for field in dataclasses.fields(kind)}
     if strange := sorted(str(name) for name in values.keys() - types.keys()):
         named = f"{where}{strange[0]:.60}"
         raise UserError(
@@ -58,8 +61,13 @@ def checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]
     return {name: _as_float(value, types[name]) for name, value in values.items()}
 
 
+def _type_name(annotation: Any) -> str:
+    """The annotation of a field as text, whether annotations are postponed or not."""
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
 def _as_float(value: Any, kind: str) -> Any:
-    """Whole numbers where fractions may be, as JSON and people write them."""
+    """Integers become floats in fields of floats: JSON and people write 1 for 1.0."""
     if "float" not in kind:
         return value
     return (
@@ -72,7 +80,7 @@ def _as_float(value: Any, kind: str) -> Any:
 
 
 def _wrong(name: str, kind: str, value: Any) -> str:
-    """What a value must be, where it is not."""
+    """What a value must be; empty if it is valid."""
     if kind.endswith(" | None"):
         return "" if value is None else _wrong(name, kind.removesuffix(" | None"), value)
     if kind.startswith("tuple["):

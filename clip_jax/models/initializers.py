@@ -1,9 +1,9 @@
-"""What a fresh model's parameters are drawn from: for each family, what its own code draws from.
+"""Initial values of parameters: for each family of models, those of its own code.
 
 docs/training.md compares every parameter here, in OpenAI's CLIP, in open_clip and in big_vision.
-A tower's family is chosen in one place: `vision_init` and `text_init`. What is not named here
-starts as everywhere: LayerNorms and BatchNorms with scales of 1 (the last of a ResNet's block with
-0) and biases of 0.
+`vision_init` and `text_init` choose the family of a tower. Parameters that are not named here start
+as usual: LayerNorms and BatchNorms with scales of 1 (0 in the last of a ResNet's block) and biases
+of 0.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Initializer = jax.nn.initializers.Initializer
 normal = nnx.initializers.normal
 _zeros = nnx.initializers.zeros_init()
 
-# Variance 1 / fan-in, cut off at two standard deviations: Flax's default for Dense and Conv.
+# Variance 1 / fan-in, truncated at two standard deviations: Flax's default for Dense and Conv.
 LECUN_NORMAL: Initializer = nnx.initializers.lecun_normal()
 # Variance 2 / (fan-in + fan-out), uniform.
 XAVIER_UNIFORM: Initializer = nnx.initializers.xavier_uniform()
-# The same for each of several square matrices that lie side by side, such as [width, 3 · width].
+# The same for each of several square matrices side by side, such as [width, 3 · width].
 SQUARE_XAVIER_UNIFORM: Initializer = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
 # torch's default for weights of nn.Linear and nn.Conv2d: uniform within ±fan-in^-½, whose variance
 # is 1 / (3 · fan-in).
@@ -34,7 +34,7 @@ TORCH_KERNEL: Initializer = nnx.initializers.variance_scaling(1 / 3, "fan_in", "
 
 
 def zero_bias(fan_in: int) -> Initializer:
-    """Zeros: Flax's default, and what torch's nn.MultiheadAttention sets its biases to."""
+    """Zeros: the default of Flax, and of torch's nn.MultiheadAttention."""
     del fan_in
     return _zeros
 
@@ -51,7 +51,7 @@ def torch_bias(fan_in: int) -> Initializer:
 
 
 def tiny_bias(fan_in: int) -> Initializer:
-    """Normal with a spread of 10^-6: those of big_vision's MLPs."""
+    """Normal with standard deviation 10^-6: biases of big_vision's MLPs."""
     del fan_in
     return normal(1e-6)
 
@@ -66,10 +66,11 @@ def fan_out_normal(groups: int = 1) -> Initializer:
 
 @dataclasses.dataclass(frozen=True)
 class LinearInit:
-    """How a linear layer starts.
+    """Initializers of a linear layer.
 
-    kernel: of [inputs, outputs].
-    bias: the initializer of [outputs], given the number of inputs.
+    Attributes:
+      kernel: of [inputs, outputs].
+      bias: maps the number of inputs to the initializer of [outputs].
     """
 
     kernel: Initializer
@@ -78,11 +79,12 @@ class LinearInit:
 
 @dataclasses.dataclass(frozen=True)
 class BlockInit:
-    """How the linear layers of a Transformer's block start.
+    """Initializers of the linear layers of a Transformer block.
 
-    qkv: the projection to queries, keys and values, [width, 3 · width].
-    out: the projection of what attention gathered.
-    fc, proj: the first and second layer of the MLP.
+    Attributes:
+      qkv: the projection to queries, keys and values, [width, 3 · width].
+      out: the projection of the attention's output.
+      fc, proj: the first and second layer of the MLP.
     """
 
     qkv: LinearInit
@@ -93,12 +95,13 @@ class BlockInit:
 
 @dataclasses.dataclass(frozen=True)
 class VisionInit:
-    """How a vision Transformer starts.
+    """Initializers of a vision Transformer.
 
-    patches: the projection of the patches, and the convolutions of a stem.
-    embeddings: positions, class token and registers.
-    block: every block, and the attention pool.
-    projection: the kernel to the embedding space.
+    Attributes:
+      patches: the projection of the patches, and the convolutions of a stem.
+      embeddings: positions, class token and registers.
+      block: every block, and the attention pool.
+      projection: the projection to the embedding space.
     """
 
     patches: LinearInit
@@ -109,7 +112,7 @@ class VisionInit:
 
 @dataclasses.dataclass(frozen=True)
 class TextInit:
-    """How a text Transformer starts: its two tables, every block, the last projection."""
+    """Initializers of a text Transformer: two tables, every block, the projection."""
 
     tokens: Initializer
     positions: Initializer
@@ -125,7 +128,7 @@ CLIP_VISION_BLOCK = BlockInit(
     qkv=LinearInit(XAVIER_UNIFORM), out=LinearInit(TORCH_KERNEL), fc=TORCH, proj=TORCH
 )
 
-# big_vision's vit.py: Xavier for each matrix, biases of its MLPs next to zero.
+# big_vision's vit.py: Xavier for each matrix, biases of the MLPs close to zero.
 SIGLIP_BLOCK = BlockInit(
     qkv=LinearInit(SQUARE_XAVIER_UNIFORM),
     out=LinearInit(SQUARE_XAVIER_UNIFORM),
@@ -134,16 +137,17 @@ SIGLIP_BLOCK = BlockInit(
 )
 
 # BERT's initializer_range for all matrices and tables, as transformers draws it (Google's
-# TensorFlow code cuts the normal off at two standard deviations).
+# TensorFlow code truncates it at two standard deviations).
 BERT_NORMAL = normal(0.02)
 BERT_LINEAR = LinearInit(BERT_NORMAL)
 BERT_BLOCK = BlockInit(BERT_LINEAR, BERT_LINEAR, BERT_LINEAR, BERT_LINEAR)
 
 
 def clip_text_block(width: int, layers: int) -> BlockInit:
-    """OpenAI's text tower: inputs by their width, outputs scaled down by the depth of the stack.
+    """OpenAI's text tower: scaled by the width; output projections also by the depth.
 
-    So the residual stream keeps its variance. OpenAI's code sets weights only: biases stay torch's.
+    The residual stream keeps its variance. OpenAI's code sets only weights; biases have torch's
+    default.
     """
     out = normal((2 * width * layers) ** -0.5)
     return BlockInit(
@@ -155,19 +159,19 @@ def clip_text_block(width: int, layers: int) -> BlockInit:
 
 
 def _clip_vision(config: VisionConfig) -> VisionInit:
-    """OpenAI's image tower: torch's defaults, and three parameters normal by their width."""
+    """OpenAI's image tower: torch's defaults, and three parameters scaled by the width."""
     scale = normal(config.width**-0.5)
     return VisionInit(TORCH, scale, CLIP_VISION_BLOCK, LinearInit(scale))
 
 
 def _siglip_vision(config: VisionConfig) -> VisionInit:
-    """big_vision's vit.py: Flax's defaults outside of the blocks, positions by their width."""
+    """big_vision's vit.py: Flax's defaults outside of the blocks, positions scaled by the width."""
     flax = LinearInit(LECUN_NORMAL)
     return VisionInit(flax, normal(config.width**-0.5), SIGLIP_BLOCK, flax)
 
 
-# The family of a vision tower by what it reads out. No family pools by a mean (nor has a stem, nor
-# registers): such a tower is CLIP's in the rest.
+# The family of a vision tower by its pooling. No family has mean pooling, a stem or registers: such
+# a tower is initialised like CLIP's otherwise.
 _VISION: dict[str, Callable[[VisionConfig], VisionInit]] = {
     "class": _clip_vision,
     "mean": _clip_vision,
@@ -176,14 +180,15 @@ _VISION: dict[str, Callable[[VisionConfig], VisionInit]] = {
 
 
 def vision_init(config: VisionConfig) -> VisionInit:
-    """How a vision Transformer of this architecture starts."""
+    """The initializers of a vision Transformer."""
     return _VISION[config.pool](config)
 
 
 def text_init(config: TextConfig) -> TextInit:
-    """How a text Transformer of this architecture starts: SigLIP's where it reads the last place.
+    """The initializers of a text Transformer.
 
-    SigLIP's is big_vision's text_transformer.py; others are OpenAI's, a bag of words among them.
+    Towers with `pool="last"` are initialised like SigLIP's, in big_vision's text_transformer.py.
+    All others, bags of words included, are initialised like OpenAI's.
     """
     by_width = normal(config.width**-0.5)
     if config.pool == "last":
@@ -193,8 +198,8 @@ def text_init(config: TextConfig) -> TextInit:
 
 
 def resnet_pool_init(width: int) -> LinearInit:
-    """The linear layers of the attention that pools CLIP's ResNet; its positions are `normal` too.
+    """The linear layers of the attention pool of CLIP's ResNet; the kernel's also for positions.
 
-    OpenAI's code sets weights only: biases stay torch's.
+    OpenAI's code sets only weights; biases have torch's default.
     """
     return LinearInit(normal(width**-0.5), torch_bias)

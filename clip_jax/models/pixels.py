@@ -1,4 +1,4 @@
-"""What every image tower does first: look at the shape, and normalise what is an integer."""
+"""The input of image towers: checks of what a caller passes, and normalisation."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from clip_jax.errors import GuessedWarning, UserError
-from clip_jax.models.model_config import ImageTowerConfig
+from clip_jax.models.model_config import VisionTower
 
-_SLACK = 2  # times the range of normalised pixels that floats may lie outside of it
+_SLACK = 2  # ranges of normalised pixels that floats may be outside of that range
 
 
 def normalized(
-    image: Num[Array, "batch height width 3"], config: ImageTowerConfig
+    image: Num[Array, "batch height width 3"], config: VisionTower
 ) -> Float[Array, "batch height width 3"]:
-    """Integers in 0…255 less the mean, over the deviation; what is floating point is so already.
+    """Integers in 0…255 minus the mean, over the deviation; floats are normalised already.
 
     Raises:
       ValueError: the images are not of `config.image_size`.
@@ -33,16 +33,16 @@ def normalized(
     return (image.astype(jnp.float32) - mean) / std
 
 
-def given_pixels(image: Any, config: ImageTowerConfig) -> Num[Array, "batch height width 3"]:
-    """What a caller of `encode_image` gives, as an array that a tower can take.
+def given_pixels(image: Any, config: VisionTower) -> Num[Array, "batch height width 3"]:
+    """The argument of `encode_image` as an array for a tower.
 
     Args:
       image: [batch, size, size, 3] of NumPy, JAX or torch, or a list of such pictures: integers in
-        0…255, or floats that are normalised already. Inside a program that is being traced, where
-        values are not known, only shapes are looked at.
+        0…255, or floats that are normalised already. Traced values are not checked.
+      config: the image tower's config.
 
     Raises:
-      UserError: another shape or type, or values that are no pixels.
+      UserError: the shape or type is wrong, or the values are no pixels.
     """
     if isinstance(image, jax.core.Tracer):
         return image
@@ -54,7 +54,7 @@ def given_pixels(image: Any, config: ImageTowerConfig) -> Num[Array, "batch heig
     if not isinstance(image, jax.Array):
         try:
             image = np.asarray(image)
-        except Exception as error:  # of each library its own
+        except Exception as error:  # each library has its own
             raise _unusable(f"{type(image).__name__} is no array ({error})", size) from None
     _check_shape(image.shape, size)
     if image.dtype == np.uint8 or not image.size or not _is_here(image):
@@ -73,8 +73,8 @@ def given_pixels(image: Any, config: ImageTowerConfig) -> Num[Array, "batch heig
 
 def _stacked(images: list[Any] | tuple[Any, ...], size: int) -> Any:
     try:
-        return np.stack([np.asarray(one) for one in images])
-    except Exception:  # of each library its own
+        return np.stack([np.asarray(image) for image in images])
+    except Exception:  # each library has its own
         raise _unusable("a list of what is not of one shape holds no pixels", size) from None
 
 
@@ -95,7 +95,7 @@ def _check_shape(shape: tuple[int, ...], size: int) -> None:
     raise _unusable(f"images are {tuple(shape)}, this model takes {(size, size, 3)}{hint}", size)
 
 
-def _check_floats(low: float, high: float, config: ImageTowerConfig) -> None:
+def _check_floats(low: float, high: float, config: VisionTower) -> None:
     least = min(-m / s for m, s in zip(config.mean, config.std, strict=True))
     most = max((1 - m) / s for m, s in zip(config.mean, config.std, strict=True))
     room = _SLACK * (most - least)

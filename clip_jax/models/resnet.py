@@ -1,4 +1,4 @@
-"""CLIP's ResNet (section 2.4): anti-aliased strides, a stem of three, attention in place of a mean.
+"""CLIP's ResNet (section 2.4): anti-aliased strides, a stem of three layers, attention pooling.
 
 Strides are average pools before a convolution (Zhang 2019), the stem is ResNet-D's (He et al.
 2018).
@@ -15,9 +15,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
+from clip_jax.distributed.param_spec import POSITIONS, defer_gathering
 from clip_jax.models.convolution import BatchNorm, Convolution, Image, Result, average_pool
 from clip_jax.models.initializers import TORCH, TORCH_KERNEL, resnet_pool_init
-from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.layers import activation_dtype, linear
 from clip_jax.models.model_config import ResNetConfig
 from clip_jax.models.pixels import normalized
 from clip_jax.models.stack import check_remat, once, scan, stack
@@ -26,9 +27,9 @@ EXPANSION = 4
 
 
 class Bottleneck(nnx.Module):
-    """1×1, 3×3 and 1×1 convolutions around which the input is added.
+    """1×1, 3×3 and 1×1 convolutions with a residual connection.
 
-    The last scale starts at zero (`residual branch off`), so that a fresh block is its shortcut.
+    The last scale is initialised with zero, so that a fresh block is its shortcut.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Bottleneck(nnx.Module):
             self.bn_shortcut = BatchNorm(outputs, **norm)
 
     def __call__(self, x: Image, train: bool) -> Result:
-        """The image, `stride` times smaller, of four times `planes` channels."""
+        """The image, `stride` times smaller, with four times `planes` channels."""
         y = jax.nn.relu(self.bn1(self.conv1(x), train))
         y = jax.nn.relu(self.bn2(self.conv2(y), train))
         y = self.bn3(self.conv3(average_pool(y, self.stride)), train)
@@ -68,7 +69,7 @@ class Bottleneck(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Blocks of one width: a first of its own kind, and the rest as one stack."""
+    """Blocks of one width: the first, which may differ in shape, and a stack of the others."""
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class Stage(nnx.Module):
         remat: str,
         rngs: nnx.Rngs,
     ) -> None:
+        defer_gathering(first)  # `once` gathers it
         self.first = first
         self.deep = depth > 1
         if self.deep:
@@ -85,7 +87,7 @@ class Stage(nnx.Module):
         self.remat = check_remat(remat)
 
     def __call__(self, x: Image, train: bool) -> Result:
-        """All blocks in turn."""
+        """Applies all blocks."""
         x = once(self.first, x, lambda block, x: block(x, train), self.remat, train)
         if self.deep:
             x = scan(self.rest, x, lambda block, x: block(x, train), self.remat, train)
@@ -93,7 +95,7 @@ class Stage(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """Three convolutions and a pool, to a quarter of the size."""
+    """Three convolutions and an average pool, to a quarter of the size."""
 
     def __init__(self, config: ResNetConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         width = config.width
@@ -107,7 +109,7 @@ class Stem(nnx.Module):
         self.bn3 = BatchNorm(width, **norm)
 
     def __call__(self, x: Image, train: bool) -> Result:
-        """The image, four times smaller, of `width` channels."""
+        """The image, four times smaller, with `width` channels."""
         x = jax.nn.relu(self.bn1(self.conv1(x), train))
         x = jax.nn.relu(self.bn2(self.conv2(x), train))
         x = jax.nn.relu(self.bn3(self.conv3(x), train))
@@ -115,7 +117,7 @@ class Stem(nnx.Module):
 
 
 class SpatialAttentionPool(nnx.Module):
-    """Attention whose query is the mean over all places; positions are learned."""
+    """Attention of the mean over all places to all places, with learned positions."""
 
     def __init__(
         self, config: ResNetConfig, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs
@@ -124,13 +126,15 @@ class SpatialAttentionPool(nnx.Module):
         places = (config.image_size // 32) ** 2 + 1
         init = resnet_pool_init(width)
         common = dict(init=init, dtype=dtype, rngs=rngs)
-        self.positional_embedding = nnx.Param(init.kernel(rngs.params(), (places, width)))
+        self.positional_embedding = nnx.Param(
+            init.kernel(rngs.params(), (places, width)), spec=POSITIONS
+        )
         self.q = linear(width, width, **common)
         self.kv = linear(width, 2 * width, **common)
         self.projection = linear(width, embed_dim, **common)
 
     def __call__(self, x: Image) -> Float[Array, "batch embed_dim"]:
-        """One vector an image."""
+        """One vector for each image."""
         batch, width = x.shape[0], x.shape[-1]
         x = x.reshape(batch, x.shape[1] * x.shape[2], width)
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
@@ -155,7 +159,7 @@ class ModifiedResNet(nnx.Module):
         remat: str = "none",
         rngs: nnx.Rngs,
     ) -> None:
-        del activation  # ReLU, whatever the text's
+        del activation  # always ReLU
         self.config = config
         self.dtype = activation_dtype(dtype)
         self.stem = Stem(config, dtype=dtype, rngs=rngs)
@@ -174,7 +178,7 @@ class ModifiedResNet(nnx.Module):
     ) -> Float[Array, "batch embed_dim"]:
         """Features of images (uint8, or normalised already), not normalised to length one.
 
-        `key` says that this is training: statistics are the batch's, and the running ones follow.
+        With a `key` batch statistics are used, and the running statistics are updated.
         """
         train = key is not None
         x = self.stem(normalized(image, self.config).astype(self.dtype), train)

@@ -1,4 +1,4 @@
-"""Layers of one shape, stacked on a leading axis and scanned over; rematerialisation by name."""
+"""Layers of one shape, stacked on a leading axis and scanned; rematerialisation by name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from flax import nnx
 from jaxtyping import Array
 
 from clip_jax.distributed import sharding
+from clip_jax.distributed.param_spec import (
+    ParamSpec,
+    ParamSpecs,
+    add_layer_axis,
+    map_params,
+    param_specs,
+)
 from clip_jax.errors import UserError
-from clip_jax.models.linear import RESULT
+from clip_jax.models.layers import RESULT
 
-# What the backward pass finds saved; the rest it computes again.
+# What is saved for the backward pass, which recomputes everything else.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -27,25 +34,27 @@ Apply = Callable[..., Array]
 
 
 def check_remat(remat: str) -> str:
-    """`remat` itself; UserError where it names nothing in `REMAT_POLICIES`."""
+    """Returns `remat`; UserError if it is no name of `REMAT_POLICIES`."""
     if remat not in REMAT_POLICIES:
         raise UserError(f"unknown remat {remat!r}; known: {', '.join(REMAT_POLICIES)}")
     return remat
 
 
 def stack(make: Callable[..., Layer], count: int, rngs: nnx.Rngs) -> Layer:
-    """`count` layers of `make(rngs=…)` as one module whose variables lead with such an axis."""
+    """`count` layers of `make(rngs=…)` as one module whose variables have a leading layer axis."""
 
     @nnx.split_rngs(splits=count)
     @nnx.vmap(in_axes=0, out_axes=0)
     def stacked(rngs: nnx.Rngs) -> Layer:
         return make(rngs=rngs)
 
-    return stacked(rngs)
+    layers = stacked(rngs)
+    add_layer_axis(layers)
+    return layers
 
 
 def _layer(graph: nnx.GraphDef, apply: Apply) -> Callable[..., tuple[Array, nnx.State]]:
-    """A layer as a function of its (parameters, statistics), its input and what else it takes."""
+    """A layer as a function of (parameters, statistics), its input and further arguments."""
 
     def layer(variables: Any, x: Array, *rest: Any) -> tuple[Array, nnx.State]:
         module = nnx.merge(graph, *variables)
@@ -54,15 +63,15 @@ def _layer(graph: nnx.GraphDef, apply: Apply) -> Callable[..., tuple[Array, nnx.
     return layer
 
 
-def _whole(
-    graph: nnx.GraphDef, apply: Apply, remat: str, rest: tuple[Any, ...]
+def _unchunked(
+    graph: nnx.GraphDef, apply: Apply, specs: ParamSpecs, remat: str, rest: tuple[Any, ...]
 ) -> Callable[[Array, Any], tuple[Array, nnx.State]]:
-    """A layer over a whole batch, as `jax.lax.scan` takes it."""
+    """A layer over all rows of the batch, as the body of `jax.lax.scan`."""
     layer = _layer(graph, apply)
 
     def body(x: Array, variables: Any) -> tuple[Array, nnx.State]:
         params, stats = variables
-        x, stats = layer((sharding.gathered(params), stats), sharding.rows(x), *rest)
+        x, stats = layer((sharding.gathered(params, specs), stats), sharding.rows(x), *rest)
         return sharding.rows(x), stats
 
     if remat == "none":
@@ -71,53 +80,53 @@ def _whole(
 
 
 def _chunked(
-    graph: nnx.GraphDef, apply: Apply, chunk: int, rest: tuple[Any, ...]
+    graph: nnx.GraphDef, apply: Apply, specs: ParamSpecs, chunk: int, rest: tuple[Any, ...]
 ) -> Callable[[Array, Any], tuple[Array, nnx.State]]:
-    """The same, of which each device does at most `chunk` of its rows at a time.
+    """A layer that each device applies to at most `chunk` of its rows at a time.
 
-    What is between a layer's input and its output then never leaves the memory on the chip. Going
-    backwards all of it is computed again, chunk by chunk; gradients are summed in float32.
+    Intermediate values of a layer then stay in on-chip memory. The backward pass recomputes them,
+    chunk by chunk, and sums gradients in float32.
     """
     layer = _layer(graph, apply)
 
-    def used(params: nnx.State, dtype: Any) -> nnx.State:
-        """Parameters whole, and matrices as they are multiplied: half the bytes to gather.
+    def gathered(params: nnx.State, dtype: Any) -> nnx.State:
+        """Parameters that are all-gathered, matrices in the dtype of the products: half the bytes.
 
-        Gathered before the loop over chunks: the compiler would move that into it.
+        The barrier keeps the compiler from moving the gathering into the loop over chunks.
         """
-        params = jax.tree_util.tree_map_with_path(partial(_cast, dtype), params)
-        return jax.lax.optimization_barrier(sharding.gathered(params))
+        params = map_params(partial(_cast, dtype), specs, params)
+        return jax.lax.optimization_barrier(sharding.gathered(params, specs))
 
-    def of(params: Any, stats: Any, piece: tuple[Any, ...]) -> Array:
+    def apply_to(params: Any, stats: Any, piece: tuple[Any, ...]) -> Array:
         return layer((params, stats), *piece)[0]
 
     @jax.custom_vjp
     def run(params: Any, stats: Any, x: Array, rest: tuple[Any, ...]) -> Array:
         def forward(params: Any, rows: Any) -> tuple[tuple[()], Array]:
-            return (), _flat(jax.lax.map(partial(of, params, stats), _pieces(rows, chunk)))
+            return (), _flat(jax.lax.map(partial(apply_to, params, stats), _pieces(rows, chunk)))
 
-        return sharding.by_device(forward, used(params, x.dtype), (x, *rest))[1]
+        return sharding.by_device(forward, gathered(params, x.dtype), (x, *rest))[1]
 
-    def run_forward(*held: Any) -> tuple[Array, Any]:
-        return run(*held), held
+    def run_forward(*arguments: Any) -> tuple[Array, Any]:
+        return run(*arguments), arguments
 
-    def run_backward(held: Any, gradient: Array) -> tuple[Any, None, Array, None]:
-        params, stats, x, rest = held
+    def run_backward(saved: Any, gradient: Array) -> tuple[Any, None, Array, None]:
+        params, stats, x, rest = saved
 
         def backward(params: Any, rows: Any) -> tuple[Any, Array]:
-            def one(sums: Any, piece: Any) -> tuple[Any, Array]:
+            def add_piece(sums: Any, piece: Any) -> tuple[Any, Array]:
                 (x, *rest), gradient = piece
-                _, pull = jax.vjp(lambda p, x: of(p, stats, (x, *rest)), params, x)
+                _, pull = jax.vjp(lambda p, x: apply_to(p, stats, (x, *rest)), params, x)
                 more, to_x = pull(gradient)
                 return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, more), to_x
 
             zero = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-            sums, to_x = jax.lax.scan(one, zero, _pieces(rows, chunk))
+            sums, to_x = jax.lax.scan(add_piece, zero, _pieces(rows, chunk))
             return sums, _flat(to_x)
 
         rows = ((x, *rest), gradient)
-        sums, to_x = sharding.by_device(backward, used(params, x.dtype), rows)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), sharding.spread(sums), params)
+        sums, to_x = sharding.by_device(backward, gathered(params, x.dtype), rows)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), sharding.spread(sums, specs), params)
         return grads, None, to_x, None
 
     run.defvjp(run_forward, run_backward)
@@ -129,8 +138,13 @@ def _chunked(
     return body
 
 
-def _cast(dtype: Any, path: Any, param: Array) -> Array:
-    return param.astype(dtype) if sharding.name_of(path).endswith("kernel") else param
+def _cast(dtype: Any, spec: ParamSpec, param: Array) -> Array:
+    return param.astype(dtype) if spec.matrix else param
+
+
+def _layer_specs(params: nnx.State) -> ParamSpecs:
+    """The metadata of one layer's parameters inside its body."""
+    return {name: spec.in_layer() for name, spec in param_specs(params).items()}
 
 
 def _pieces(rows: Any, chunk: int) -> Any:
@@ -155,25 +169,26 @@ def scan(
     rest: tuple[Any, ...] = (),
     last: Apply | None = None,
 ) -> Array:
-    """`apply(layer, x, *rest)` for each layer of a `stack` in turn: one is compiled.
+    """Applies the layers of a `stack` in turn; only one layer is compiled.
 
     Args:
-      stacked: what `stack` made.
+      stacked: the layers, as `stack` returns them.
       x: rows of a batch.
-      apply: what a layer does.
+      apply: `apply(layer, x, *rest)` is the output of a layer.
       remat: a name of `REMAT_POLICIES`.
-      train: what `apply` changes in the layers' batch statistics is kept in `stacked`.
-      chunk: rows of each device that a layer takes at once; 0 for all. Only for layers without
-        batch statistics, each of whose rows goes its own way; then `remat` is full.
+      train: whether new batch statistics of the layers are written to `stacked`.
+      chunk: rows of each device that a layer takes at a time; 0 for all. Only for layers without
+        batch statistics whose rows are independent; requires `remat` full.
       rest: more rows of the same batch (arrays, or None).
-      last: what the last layer does in place of `apply`.
+      last: applied in place of `apply` to the last layer.
     """
     graph, params, stats = nnx.split(stacked, nnx.Param, nnx.BatchStat)
+    specs = _layer_specs(params)
 
     def layer(apply: Apply) -> Callable[[Array, Any], tuple[Array, nnx.State]]:
         if chunk:
-            return _chunked(graph, apply, chunk, rest)
-        return _whole(graph, apply, remat, rest)
+            return _chunked(graph, apply, specs, chunk, rest)
+        return _unchunked(graph, apply, specs, remat, rest)
 
     x = sharding.rows(x)
     if last is None:
@@ -191,9 +206,9 @@ def scan(
 
 
 def once(module: nnx.Module, x: Array, apply: Apply, remat: str, train: bool = False) -> Array:
-    """`apply(module, x)` for a layer that stands alone, rematerialised like those of `scan`."""
+    """`apply(module, x)` for a single layer, rematerialised like those of `scan`."""
     graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
-    x, stats = _whole(graph, apply, remat, ())(x, (params, stats))
+    x, stats = _unchunked(graph, apply, _layer_specs(params), remat, ())(x, (params, stats))
     if train:
         nnx.update(module, stats)
     return x

@@ -8,16 +8,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from clip_jax.distributed import sharding
+from clip_jax.distributed.param_spec import POSITIONS
 from clip_jax.models.initializers import text_init
-from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.layers import activation_dtype, embedding, layer_norm, linear
 from clip_jax.models.model_config import TextConfig
-from clip_jax.models.transformer import Transformer, layer_norm
+from clip_jax.models.transformer import Transformer
 
 
 class TextTransformer(nnx.Module):
-    """Token and position embeddings, blocks; read out at the end of the text, or of the row.
+    """Token and position embeddings, blocks; the output is that of the last token.
 
-    With `layers=0` it is a bag of words (CBOW): the mean of the tokens' embeddings.
+    With `layers=0` it is a bag of words (CBOW): the mean of the token embeddings.
     """
 
     def __init__(
@@ -35,12 +36,12 @@ class TextTransformer(nnx.Module):
         self.dtype = activation_dtype(dtype)
         width = config.width
         init = text_init(config)
-        self.token_embedding = nnx.Embed(
-            config.vocab_size, width, embedding_init=init.tokens, dtype=self.dtype, rngs=rngs
+        self.token_embedding = embedding(
+            config.vocab_size, width, init=init.tokens, dtype=dtype, rngs=rngs
         )
         if config.layers:
             self.positional_embedding = nnx.Param(
-                init.positions(rngs.params(), (config.context_length, width))
+                init.positions(rngs.params(), (config.context_length, width)), spec=POSITIONS
             )
             self.transformer = Transformer(
                 config,
@@ -63,9 +64,9 @@ class TextTransformer(nnx.Module):
         )
 
     def __call__(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed_dim"]:
-        """Features of token ids, not normalised; the largest id of a row marks the text's end.
+        """Features of token ids, not normalised. The largest id of a row is the end of the text.
 
-        A tower with `pool="last"` takes whole rows, padding included, as it was trained on them.
+        A tower with `pool="last"` needs full rows, padding included, as in its training.
         """
         if tokens.shape[1] > self.config.context_length:
             raise ValueError(
@@ -81,7 +82,7 @@ class TextTransformer(nnx.Module):
     def _read_out(
         self, x: Float[Array, "batch context width"], end: Int[Array, " batch"]
     ) -> Float[Array, "batch width"]:
-        """What the blocks make of the last token of each text."""
+        """The output of the blocks at the end of each text."""
         x = x + self.positional_embedding[: x.shape[1]].astype(self.dtype)
         return self.transformer(x, at=end)[:, 0]
 
@@ -89,7 +90,7 @@ class TextTransformer(nnx.Module):
 def _mean(
     x: Float[Array, "batch context width"], end: Int[Array, " batch"]
 ) -> Float[Array, "batch width"]:
-    """The mean over what stands between start and end; zero where nothing does."""
-    place = jnp.arange(x.shape[1])
-    inside = ((place > 0) & (place < end[:, None]))[..., None]
+    """The mean of the tokens between start and end; zero if there are none."""
+    position = jnp.arange(x.shape[1])
+    inside = ((position > 0) & (position < end[:, None]))[..., None]
     return jnp.sum(x * inside, axis=1) / jnp.maximum(end - 1, 1)[:, None].astype(x.dtype)

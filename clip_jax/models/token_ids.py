@@ -1,4 +1,4 @@
-"""What a caller of `encode_text` gives, checked before a tower looks its ids up."""
+"""The input of text towers: checks of what a caller passes."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from clip_jax.errors import UserError
-from clip_jax.models.model_config import TextTowerConfig
+from clip_jax.models.model_config import TextTower
 
 _HOW = "encode_text takes whole numbers [batch, context], as tokenize([…]) makes them"
 
 
-def given_tokens(tokens: Any, config: TextTowerConfig) -> Int[Array, "batch context"]:
-    """Token ids as an array that a text tower can take.
+def given_tokens(tokens: Any, config: TextTower) -> Int[Array, "batch context"]:
+    """The argument of `encode_text` as an array for a tower.
 
-    A lookup of an id that the table does not have gives numbers without meaning and no error, so
-    ids are compared with the vocabulary here. Inside a program that is being traced values are not
-    known, and nothing is looked at.
+    Looking up an id that is not in the table returns meaningless values without an error, so ids
+    are compared with the vocabulary here. Traced values are not checked.
 
     Args:
       tokens: [batch, context] of NumPy, JAX or torch, or lists of ids.
-      config: the text tower's.
+      config: the text tower's config.
 
     Raises:
-      UserError: texts in place of ids, another shape or type, or ids of another tokenizer.
+      UserError: tokens are texts, have a wrong shape or type, or are of another tokenizer.
     """
     if isinstance(tokens, jax.core.Tracer):
         return tokens
     if not isinstance(tokens, jax.Array):
         try:
             tokens = np.asarray(tokens)
-        except Exception as error:  # of each library its own
+        except Exception as error:  # each library has its own
             raise UserError(
                 f"{type(tokens).__name__} is no array ({error!s:.80}); {_HOW}"
             ) from None

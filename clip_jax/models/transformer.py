@@ -1,4 +1,4 @@
-"""The Transformer block before or after whose parts a LayerNorm stands, and stacks of it."""
+"""Transformer blocks with LayerNorms before or after their parts, and stacks of them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.distributed import sharding
+from clip_jax.distributed.param_spec import VECTOR
 from clip_jax.errors import UserError
 from clip_jax.models.initializers import XAVIER_UNIFORM, BlockInit
-from clip_jax.models.linear import activation_dtype, linear
-from clip_jax.models.model_config import BertConfig, TextConfig, VisionConfig
+from clip_jax.models.layers import layer_norm, linear
 from clip_jax.models.stack import check_remat, scan, stack
+from clip_jax.models.tower import BlockSizes, hidden_width
 
-TowerConfig = VisionConfig | TextConfig | BertConfig
 Mask = Bool[Array, "#batch #heads #queries keys"]
 Heads = Float[Array, "batch length heads size"]
 Place = int | Int[Array, " batch"]
@@ -31,19 +31,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def layer_norm(
-    width: int, eps: float, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
-) -> nnx.LayerNorm:
-    """A LayerNorm in fp32 of inputs in `dtype`.
-
-    Those of bfloat16 are no more exact than E[x²] - E[x]² in fp32 is, which takes one pass.
-    """
-    fast = activation_dtype(dtype) in ("bfloat16", jnp.bfloat16)
-    return nnx.LayerNorm(width, epsilon=eps, dtype=jnp.float32, use_fast_variance=fast, rngs=rngs)
-
-
 def taken(x: Float[Array, "batch length *rest"], at: Place) -> Float[Array, "batch 1 *rest"]:
-    """One position of each row. A sum over all of them, of which one counts: no scattering."""
+    """One position of each row, as a masked sum: its gradient needs no scatter."""
     if isinstance(at, int):
         return x[:, at : at + 1]
     here = jnp.arange(x.shape[1]) == at[:, None]
@@ -55,12 +44,14 @@ class Attention(nnx.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
     def __init__(
-        self, config: TowerConfig, *, init: BlockInit, dtype: DTypeLike, rngs: nnx.Rngs
+        self, config: BlockSizes, *, init: BlockInit, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         width, self.heads = config.width, config.heads
         common = dict(dtype=dtype, rngs=rngs)
-        self.qkv = linear(width, 3 * width, init=init.qkv, **common)
-        self.out = linear(width, width, init=init.out, **common)
+        self.qkv = linear(
+            width, 3 * width, init=init.qkv, axes=("width", "heads"), bias_axis="heads", **common
+        )
+        self.out = linear(width, width, init=init.out, axes=("heads", "width"), **common)
 
     def __call__(
         self,
@@ -69,36 +60,40 @@ class Attention(nnx.Module):
         mask: Mask | None = None,
         at: Place | None = None,
     ) -> Float[Array, "batch queries width"]:
-        """Every position attends to all of its row (that `mask` allows), or to those up to it.
+        """Every position attends to all positions of its row that `mask` allows.
 
-        With `at`, one position of each row does: [batch, 1, width].
+        Args:
+          x: the sequence.
+          causal: whether a position attends only to itself and those before it.
+          mask: True where a query attends to a key.
+          at: the only position of each row that is computed, [batch, 1, width]; None: all.
         """
-        asking = x if at is None else taken(x, at)
+        queries = x if at is None else taken(x, at)
         if sharding.splits(self.heads):
             q, k, v = self._by_head(x)
             q = q if at is None else taken(q, at)
         else:
-            q, k, v = self._apart(asking, x)
+            q, k, v = self._by_three_products(queries, x)
         if causal and at is not None:
             seen = jnp.arange(x.shape[1]) <= jnp.reshape(at, (-1, 1, 1, 1))
             mask, causal = seen if mask is None else seen & mask, False
         attended = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
-        return self.out(attended.reshape(asking.shape))
+        return self.out(attended.reshape(queries.shape))
 
-    def _apart(
-        self, asking: Float[Array, "batch queries width"], x: Float[Array, "batch length width"]
+    def _by_three_products(
+        self, queries: Float[Array, "batch queries width"], x: Float[Array, "batch length width"]
     ) -> list[Array]:
-        """Queries, keys and values by three products: nothing has to be cut apart."""
+        """Queries, keys and values by three products, whose results need no slicing."""
         layer, parts = self.qkv, []
         kernels, biases = (jnp.split(p[...], 3, -1) for p in (layer.kernel, layer.bias))
-        for rows, kernel, bias in zip((asking, x, x), kernels, biases, strict=True):
+        for rows, kernel, bias in zip((queries, x, x), kernels, biases, strict=True):
             y = layer.dot_general(rows.astype(layer.dtype or rows.dtype), kernel)
             heads = (*rows.shape[:2], self.heads, rows.shape[2] // self.heads)
             parts.append((y + bias.astype(y.dtype)).reshape(heads))
         return parts
 
     def _by_head(self, x: Float[Array, "batch length width"]) -> list[Heads]:
-        """The same from a kernel in which a head's three stand together, as devices share them."""
+        """Queries, keys and values from a kernel grouped by head, as heads are sharded."""
 
         def grouped(param: nnx.Param) -> Array:
             parts = param[...].reshape(-1, 3, self.heads, x.shape[-1] // self.heads)
@@ -112,11 +107,11 @@ class Attention(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """What one learned query attends to, through an MLP (MAP; Zhai et al. 2022, section 3)."""
+    """Pools by the attention of a learned query and an MLP (MAP; Zhai et al. 2022, section 3)."""
 
     def __init__(
         self,
-        config: VisionConfig,
+        config: BlockSizes,
         activation: str,
         *,
         init: BlockInit,
@@ -125,8 +120,8 @@ class AttentionPool(nnx.Module):
     ) -> None:
         width, self.heads = config.width, config.heads
         common = dict(dtype=dtype, rngs=rngs)
-        # as big_vision draws its probe, a matrix of one row
-        self.probe = nnx.Param(XAVIER_UNIFORM(rngs.params(), (1, width))[0])
+        # initialised as in big_vision: a matrix of one row
+        self.probe = nnx.Param(XAVIER_UNIFORM(rngs.params(), (1, width))[0], spec=VECTOR)
         self.q = linear(width, width, init=init.qkv, **common)
         self.kv = linear(width, 2 * width, init=init.qkv, **common)
         self.out = linear(width, width, init=init.out, **common)
@@ -134,7 +129,7 @@ class AttentionPool(nnx.Module):
         self.mlp = MLP(config, activation, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
-        """One vector a row."""
+        """One vector for each row."""
         batch, length, width = x.shape
         heads = (batch, length, self.heads, width // self.heads)
         query = jnp.broadcast_to(self.probe[...].astype(x.dtype), (batch, 1, width))
@@ -150,7 +145,7 @@ class MLP(nnx.Module):
 
     def __init__(
         self,
-        config: TowerConfig,
+        config: BlockSizes,
         activation: str,
         *,
         init: BlockInit,
@@ -158,25 +153,27 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.activation = activation
-        width, hidden = config.width, round(config.width * config.mlp_ratio)
+        width, hidden = config.width, hidden_width(config)
         common = dict(dtype=dtype, rngs=rngs)
-        self.fc = linear(width, hidden, init=init.fc, **common)
-        self.proj = linear(hidden, width, init=init.proj, **common)
+        self.fc = linear(
+            width, hidden, init=init.fc, axes=("width", "hidden"), bias_axis="hidden", **common
+        )
+        self.proj = linear(hidden, width, init=init.proj, axes=("hidden", "width"), **common)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        """Position by position."""
+        """Applies the MLP to each position."""
         return self.proj(ACTIVATIONS[self.activation](self.fc(x)))
 
 
 class Block(nnx.Module):
     """A residual block: attention, then MLP.
 
-    CLIP's have a LayerNorm before each of the two, BERT's one after each sum (`post_norm`).
+    CLIP has a LayerNorm before each of the two, BERT one after each sum (`post_norm`).
     """
 
     def __init__(
         self,
-        config: TowerConfig,
+        config: BlockSizes,
         activation: str,
         *,
         init: BlockInit,
@@ -197,7 +194,7 @@ class Block(nnx.Module):
         mask: Mask | None = None,
         at: Place | None = None,
     ) -> Float[Array, "batch queries width"]:
-        """The residual stream after attention and MLP; with `at`, of one position of each row."""
+        """The residual stream after attention and MLP; with `at`, at one position of each row."""
         stream = x if at is None else taken(x, at)
         if self.post_norm:
             x = self.ln_1(stream + self.attention(x, causal, mask, at)).astype(x.dtype)
@@ -207,16 +204,16 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A tower's blocks, whose parameters are stacked on a leading axis and scanned over.
+    """The blocks of a tower. Their parameters are stacked on a leading axis, and scanned.
 
-    `remat` names what of a layer's activations is kept for the backward pass: `none` recomputes
-    nothing, `full` recomputes everything, `dots` keeps the results of the linear layers. With
-    `chunk`, a layer takes so many rows of each device at a time, see `stack.scan`.
+    `remat` names what the backward pass recomputes: `none` nothing, `full` everything; `dots` keeps
+    the results of the linear layers. With `chunk`, a layer takes so many rows of each device at a
+    time, see `stack.scan`.
     """
 
     def __init__(
         self,
-        config: TowerConfig,
+        config: BlockSizes,
         activation: str,
         *,
         init: BlockInit,
@@ -244,25 +241,25 @@ class Transformer(nnx.Module):
         mask: Mask | None = None,
         at: Place | None = None,
     ) -> Float[Array, "batch positions width"]:
-        """All blocks in turn.
+        """Applies all blocks.
 
-        With `at`, only that position of each row, [batch, 1, width]: the last block computes no
-        other, since nothing else would read them.
+        With `at`, the result is only that position of each row, [batch, 1, width]: the last block
+        computes no other.
         """
         fixed = isinstance(at, int)
 
-        def every(block: Block, x: Array, mask: Any, _: Any) -> Array:
+        def apply(block: Block, x: Array, mask: Any, _: Any) -> Array:
             return block(x, self.causal, mask)
 
-        def final(block: Block, x: Array, mask: Any, each: Any) -> Array:
-            return block(x, self.causal, mask, at if fixed else each)
+        def apply_last(block: Block, x: Array, mask: Any, place: Any) -> Array:
+            return block(x, self.causal, mask, at if fixed else place)
 
         return scan(
             self.blocks,
             x,
-            every,
+            apply,
             self.remat,
             chunk=self.chunk,
             rest=(mask, None if fixed else at),
-            last=None if at is None else final,
+            last=None if at is None else apply_last,
         )

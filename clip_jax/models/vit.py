@@ -9,11 +9,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
 from clip_jax.distributed import sharding
+from clip_jax.distributed.param_spec import POSITIONS, VECTOR, ParamSpec
 from clip_jax.models.initializers import LinearInit, vision_init
-from clip_jax.models.linear import activation_dtype, linear
+from clip_jax.models.layers import activation_dtype, layer_norm, linear
 from clip_jax.models.model_config import VisionConfig
 from clip_jax.models.pixels import normalized
-from clip_jax.models.transformer import ACTIVATIONS, AttentionPool, Transformer, layer_norm
+from clip_jax.models.transformer import ACTIVATIONS, AttentionPool, Transformer
+
+_REGISTERS = ParamSpec((None, None), decay=True)
 
 
 def drop_patches(
@@ -21,18 +24,18 @@ def drop_patches(
 ) -> Float[Array, "batch kept width"]:
     """A random subset of each image's patches (FLIP, Li et al. 2022, section 3)."""
     count = patches.shape[1]
-    kept = max(1, round(count * (1 - rate)))
-    chance = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
-    _, index = jax.lax.top_k(chance, kept)
+    size = max(1, round(count * (1 - rate)))
+    scores = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
+    _, index = jax.lax.top_k(scores, size)
     return jnp.take_along_axis(patches, index[..., None], axis=1)
 
 
 def patches(
     image: Float[Array, "batch height width channels"], size: int
 ) -> Float[Array, "batch patches pixels"]:
-    """The image's non-overlapping squares, row by row, each as one vector.
+    """The non-overlapping squares of an image, row by row, each as one vector.
 
-    Pixels at the right and below that fill no square are left out.
+    Pixels at the right and bottom edges that fill no square are dropped.
     """
     batch, height, width, channels = image.shape
     rows, columns = height // size, width // size
@@ -44,9 +47,9 @@ def patches(
 def windows(
     image: Float[Array, "batch height width channels"], size: int, stride: int
 ) -> Float[Array, "batch rows columns pixels"]:
-    """Overlapping squares around a grid of points: a convolution is their matrix product.
+    """Overlapping squares around a grid of points; their product with a kernel is a convolution.
 
-    On a CPU the product is several times as fast forwards and backwards as XLA's convolution.
+    On a CPU the product is several times as fast as XLA's convolution, forward and backward.
     """
     margin = (size - stride + 1) // 2
     rows, columns = image.shape[1] // stride, image.shape[2] // stride
@@ -83,14 +86,14 @@ class ConvolutionalStem(nnx.Module):
     def __call__(
         self, image: Float[Array, "batch height width 3"]
     ) -> Float[Array, "batch rows columns stem"]:
-        """A grid of features, two steps to a patch."""
+        """A grid of features, two by two for each patch."""
         activate = ACTIVATIONS[self.activation]
         x = activate(self.first(windows(image, self.size, self.size // 2)))
         return x + activate(self.second(windows(x, 3, 1)))
 
 
 class VisionTransformer(nnx.Module):
-    """Patches, learned positions, blocks; a class token, their mean or a query reads them out."""
+    """Patches, learned positions, blocks; then a class token, the mean or a query pools them."""
 
     def __init__(
         self,
@@ -116,13 +119,18 @@ class VisionTransformer(nnx.Module):
             width,
             use_bias=config.patch_bias,
             init=init.patches,
+            axes=("pixels", "patch_features"),
             **common,
         )
         if config.pool == "class":
-            self.class_embedding = nnx.Param(init.embeddings(rngs.params(), (width,)))
-        self.positional_embedding = nnx.Param(init.embeddings(rngs.params(), (tokens, width)))
+            self.class_embedding = nnx.Param(init.embeddings(rngs.params(), (width,)), spec=VECTOR)
+        self.positional_embedding = nnx.Param(
+            init.embeddings(rngs.params(), (tokens, width)), spec=POSITIONS
+        )
         if config.registers:
-            self.registers = nnx.Param(init.embeddings(rngs.params(), (config.registers, width)))
+            self.registers = nnx.Param(
+                init.embeddings(rngs.params(), (config.registers, width)), spec=_REGISTERS
+            )
         if config.ln_pre:
             self.ln_pre = layer_norm(width, config.eps, rngs)
         self.transformer = Transformer(
@@ -147,8 +155,9 @@ class VisionTransformer(nnx.Module):
     ) -> Float[Array, "batch embed_dim"]:
         """Features of images, not normalised.
 
-        `image` is uint8 in 0…255, normalised here, or floating point and normalised already.
-        `key`, one an image, turns on what is random in training (patch dropout).
+        Args:
+          image: uint8 in 0…255, which is normalised here, or floats that are normalised already.
+          key: one for each image, in training only: turns on patch dropout.
         """
         x = self.pooled(image, key=key)
         return self.projection(x) if self.config.projection else x
@@ -156,9 +165,9 @@ class VisionTransformer(nnx.Module):
     def pooled(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch features"]:
-        """What is read out of the blocks, before the projection to the embedding space.
+        """Pooled features before the projection to the embedding space.
 
-        Linear probes look at it (appendix A.3 of the paper).
+        Linear probes use them (appendix A.3 of the paper).
         """
         x = self._tokens(normalized(image, self.config), key)
         if self.config.ln_pre:
@@ -175,7 +184,7 @@ class VisionTransformer(nnx.Module):
     def _tokens(
         self, image: Float[Array, "batch height width 3"], key: Key[Array, " batch"] | None
     ) -> Float[Array, "batch tokens features"]:
-        """What enters the blocks: the class token, the patches in their places, the registers."""
+        """The input of the blocks: class token, patches with positions, registers."""
         if self.config.stem:
             x = self.patch_embedding(patches(self.stem(image), 2))
         else:

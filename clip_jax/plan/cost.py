@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from clip_jax.distributed import hardware, sharding
 from clip_jax.distributed.hardware import Chip
 from clip_jax.errors import UserError
-from clip_jax.models.model_config import CLIPConfig, TextTowerConfig, VisionConfig
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.plan import program
 from clip_jax.plan.program import CollectiveSummary, Program
 from clip_jax.plan.topology import Topology, find_topology
@@ -224,12 +224,8 @@ def _min_product_share(architecture: CLIPConfig) -> float:
     The last layer of a transformer computes only the tokens that are read out, which matters if
     there are few layers.
     """
-    depths = [
-        tower.layers
-        for tower in (architecture.vision, architecture.text)
-        if isinstance(tower, VisionConfig | TextTowerConfig)
-    ]
-    return _MIN_PRODUCT_SHARE * (1 - 1 / min(depths))
+    depths = [tower.blocks for tower in (architecture.vision, architecture.text) if tower.blocks]
+    return _MIN_PRODUCT_SHARE * (1 - 1 / min(depths, default=math.inf))
 
 
 def _implausible(

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from clip_jax.distributed import sharding
+from clip_jax.distributed.param_spec import param_specs
 from clip_jax.losses.objective import Metrics, Objective
 from clip_jax.models.clip import Params, Variables, assembled, variables
 
@@ -86,6 +87,7 @@ def accumulated(
     Setup.
     """
     params, stats = model_variables
+    specs = param_specs(nnx.merge(graph, params, stats))
     pieces = sharding.cut({"batch": batch, "keys": keys}, parts)
 
     def features_of(params: Params, stats: Params, piece: Batch) -> tuple[Any, Params]:
@@ -106,10 +108,10 @@ def accumulated(
         rows, feature_grads = piece
         _, pull, stats = jax.vjp(lambda p: features_of(p, stats, rows), params, has_aux=True)
         (more,) = pull(feature_grads)
-        return (sharding.spread(jax.tree.map(jnp.add, grads, more)), stats), None
+        return (sharding.spread(jax.tree.map(jnp.add, grads, more), specs), stats), None
 
     # Start from the gradients that only the loss produces, those of scale and bias. Sums are fp32.
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-    carry = (sharding.spread(grads), stats)
+    carry = (sharding.spread(grads, specs), stats)
     (grads, stats), _ = jax.lax.scan(backward, carry, (pieces, sharding.cut(feature_grads, parts)))
     return loss, metrics, stats, grads

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from clip_jax.distributed.hardware import Chip
-from clip_jax.models.model_config import BertConfig, CLIPConfig, TextConfig, VisionConfig
+from clip_jax.models.model_config import CLIPConfig, TextTower, VisionTower
 
 AUTO = -1
 
@@ -31,25 +30,16 @@ def picked(
       remat: chunks are for `full`.
     """
 
-    def of(tower: Any, asked: int) -> int:
-        if not isinstance(tower, (VisionConfig, TextConfig, BertConfig)):
+    def of(tower: VisionTower | TextTower, asked: int) -> int:
+        if not tower.hidden_width:
             return 0
         if asked != AUTO or remat != "full" or chip is None or chip.name not in _WIDEST:
             return max(asked, 0)
-        tokens = _tokens(tower)
-        if tokens < _SHORT:
+        if tower.tokens < _SHORT:
             return 0
-        row = 2 * tokens * round(tower.width * tower.mlp_ratio)
+        row = 2 * tower.tokens * tower.hidden_width
         most = int(_WIDEST[chip.name] * 1e6 / row)
         size = max((m for m in range(1, rows + 1) if rows % m == 0 and m <= most), default=1)
         return size if size < rows else 0
 
     return of(model.vision, chunk["image"]), of(model.text, chunk["text"])
-
-
-def _tokens(tower: VisionConfig | TextConfig | BertConfig) -> int:
-    if not isinstance(tower, VisionConfig):
-        return tower.context_length
-    patches = (tower.image_size // tower.patch_size) ** 2
-    kept = max(1, round(patches * (1 - tower.patch_dropout)))
-    return kept + (tower.pool == "class") + tower.registers

@@ -74,7 +74,7 @@ def prepare(config: Any) -> Run:
     if not c.workdir:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
-    setup.check_tokenizer(c.tokenizer, tokenizer, model.text)
+    model.text.check_tokenizer(c.tokenizer, tokenizer)
     pictures: list[Source] = []
     suite = Suite(
         c.evaluate.to_dict(),

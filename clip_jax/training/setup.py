@@ -16,13 +16,11 @@ from clip_jax import optim
 from clip_jax.config.checks import check
 from clip_jax.config.schema import Config
 from clip_jax.distributed import hardware, sharding
-from clip_jax.errors import UserError
+from clip_jax.distributed.param_spec import param_specs
 from clip_jax.losses.objective import Objective
 from clip_jax.losses.registry import make_objective
-from clip_jax.models import model_config
 from clip_jax.models.clip import abstract_model
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.tokenizers import Tokenizer
 from clip_jax.training import layer_chunking
 from clip_jax.training import train_step as step_lib
 
@@ -38,31 +36,9 @@ def checked(config: Any, devices: int) -> tuple[Config, CLIPConfig, Objective]:
       UserError: something is wrong; names the key, its value and what to do.
     """
     c = check(config, devices)
-    architecture = CLIPConfig.from_dict(c.model)
+    optim.OPTIMIZERS.get(c.optimizer.name, "config.optimizer.name")
+    architecture = CLIPConfig.from_dict(c.model, trusted=True)
     return c, architecture, make_objective(c, architecture)
-
-
-def check_tokenizer(name: str, tokenizer: Tokenizer, text: model_config.TextTowerConfig) -> None:
-    """Checks that a text tower can read a tokenizer's ids.
-
-    Raises:
-      UserError: it cannot; names the key and what to do.
-    """
-    if tokenizer.vocab_size > text.vocab_size:
-        raise UserError(
-            f"tokenizer {name} has {tokenizer.vocab_size} ids: "
-            f"config.model.text.vocab_size={text.vocab_size} is too small"
-        )
-    if isinstance(text, model_config.BertConfig):
-        if tokenizer.pad_id != text.pad_id:
-            raise UserError(
-                f"tokenizer {name} pads with {tokenizer.pad_id}: set config.model.text.pad_id to it"
-            )
-    elif (text.pool == "end" or not text.layers) and tokenizer.eot_id != tokenizer.vocab_size - 1:
-        raise UserError(
-            f"config.model.text.pool={text.pool!r} reads a text out at its largest id, which in "
-            f"tokenizer {name} is not its end: use 'clip' or 'sentencepiece:PATH.model'"
-        )
 
 
 class Recipe:
@@ -87,7 +63,6 @@ class Recipe:
             c.optimizer.final_learning_rate,
             c.optimizer.schedule,
         )
-        self.optimizer = optim.make_optimizer(c.optimizer.to_dict(), self.schedule)
         self.chunks = layer_chunking.picked(
             c.chunk.to_dict(),
             architecture,
@@ -97,6 +72,9 @@ class Recipe:
         )
         self.model = abstract_model(architecture, c.dtype, c.remat, self.chunks)
         self.graph = nnx.graphdef(self.model)
+        self.optimizer = optim.make_optimizer(
+            c.optimizer.to_dict(), self.schedule, param_specs(self.model)
+        )
         sharded = {"sharded_optimizer": c.optimizer.sharded}
         self.state_options: dict[str, Any] = {**sharded, "text_weights": c.optimizer.text_weights}
         self.state_like = step_lib.abstract_state(

@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from clip_jax.distributed import sharding
+from clip_jax.distributed.param_spec import param_specs
 from clip_jax.losses.objective import Metrics, Objective
-from clip_jax.models.clip import CLIP, Params, Variables, variables
+from clip_jax.models.clip import CLIP, Params, Variables, specs_of, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.optim import low_precision
 from clip_jax.training import grad_cache
@@ -91,12 +92,13 @@ def make_train_step(
         loss, metrics, stats, grads = grad_cache.compute_gradients(
             graph, objective, held, batch, key, accumulate
         )
-        norm = optax.global_norm(low_precision.widened(grads))
-        grads = low_precision.widened(sharding.spread(grads, over_data=sharded_optimizer))
-        params = low_precision.widened(state.params)
+        norm = optax.global_norm(low_precision.upcast(grads))
+        specs = param_specs(nnx.merge(graph, *state.variables))
+        grads = low_precision.upcast(sharding.spread(grads, specs, over_data=sharded_optimizer))
+        params = low_precision.upcast(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         params = clamp_logit_scale(optax.apply_updates(params, updates), max_logit_scale)
-        params = low_precision.like(state.params, params, state.step)
+        params = low_precision.downcast_like(state.params, params, state.step)
         metrics = {"loss": loss, "gradient_norm": norm, **metrics}
         return TrainState(state.step + 1, params, stats, opt_state), metrics
 
@@ -109,27 +111,34 @@ def _as_computed(graph: nnx.GraphDef, held: Variables) -> Variables:
     A gradient has its parameter's type. In a model that computes in bfloat16 those of matrices are
     made in it anyway; in any other they are float32, whatever the matrices are kept in.
     """
-    dtype = jnp.dtype(nnx.merge(graph, *held).text.dtype)
-    return held if dtype == jnp.bfloat16 else low_precision.widened(held)
+    dtype = jnp.dtype(nnx.merge(graph, *held).dtype)
+    return held if dtype == jnp.bfloat16 else low_precision.upcast(held)
 
 
 def _create(
     config: CLIPConfig, optimizer: optax.GradientTransformation, text_weights: str, seed: int
 ) -> TrainState:
-    return _around(optimizer, text_weights, *init_variables(config, seed))
+    return _around(config, optimizer, text_weights, *init_variables(config, seed))
 
 
 def _around(
-    optimizer: optax.GradientTransformation, text_weights: str, params: Params, stats: Params
+    config: CLIPConfig,
+    optimizer: optax.GradientTransformation,
+    text_weights: str,
+    params: Params,
+    stats: Params,
 ) -> TrainState:
     opt_state = optimizer.init(params)
-    held = low_precision.text_weights(params, text_weights)
+    held = low_precision.text_weights(params, specs_of(config), text_weights)
     return TrainState(jnp.zeros((), jnp.int32), held, stats, opt_state)
 
 
-def _shardings(state: TrainState, mesh: Mesh, sharded_optimizer: bool) -> TrainState:
-    where = sharding.shardings(state, mesh)
-    moments = sharding.shardings(state.opt_state, mesh, over_data=sharded_optimizer)
+def _shardings(
+    config: CLIPConfig, state: TrainState, mesh: Mesh, sharded_optimizer: bool
+) -> TrainState:
+    specs = specs_of(config)
+    where = sharding.shardings(state, specs, mesh)
+    moments = sharding.shardings(state.opt_state, specs, mesh, over_data=sharded_optimizer)
     return dataclasses.replace(where, opt_state=moments)
 
 
@@ -150,7 +159,7 @@ def abstract_state(
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
-        _shardings(shapes, mesh, sharded_optimizer),
+        _shardings(config, shapes, mesh, sharded_optimizer),
     )
 
 
@@ -169,11 +178,12 @@ def init_state(
     # LLVM takes half a second for each of a ResNet's random arrays, and they are made only once
     many = bool(jax.tree.leaves(shapes.stats)) and mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if many else None
-    where = _shardings(shapes, mesh, sharded_optimizer)
+    where = _shardings(config, shapes, mesh, sharded_optimizer)
     return jax.jit(create, out_shardings=where, compiler_options=options)()
 
 
 def state_of(
+    config: CLIPConfig,
     held: Variables,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
@@ -182,8 +192,8 @@ def state_of(
     text_weights: str = "float32",
 ) -> TrainState:
     """A state around variables that were trained before, laid out over the mesh; step 0."""
-    create = partial(_around, optimizer, text_weights)
-    where = _shardings(jax.eval_shape(create, *held), mesh, sharded_optimizer)
+    create = partial(_around, config, optimizer, text_weights)
+    where = _shardings(config, jax.eval_shape(create, *held), mesh, sharded_optimizer)
     placed = jax.device_put(held, (where.params, where.stats))
     return jax.jit(create, out_shardings=where)(*placed)
 

@@ -62,7 +62,9 @@ class Trainer(setup.Recipe):
         params, stats = jax.device_get(found.read("float32"))
         vision, text = self.run.model.vision, self.run.model.text
         params, _ = positions.resized(params, found.config, vision.image_size, text.context_length)
-        return step_lib.state_of((params, stats), self.optimizer, self.mesh, **self.state_options)
+        config, variables = self.run.model, (params, stats)
+        options = self.state_options
+        return step_lib.state_of(config, variables, self.optimizer, self.mesh, **options)
 
     def fresh(self) -> step_lib.TrainState:
         """A state with random initial values, or with the weights that the config names."""

@@ -1,4 +1,4 @@
-"""A model's variables from the tensors of a file, and back, by the tables of `names`."""
+"""A model's variables from the tensors of a file, and back, by the tables of `param_mapping`."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from clip_jax.weights.param_mapping import IGNORED, Library, leaves
 from clip_jax.weights.tensor_writing import Lazy
 from clip_jax.weights.tensors import Tensors
 
-# What parameters may be held in; `keep` leaves each as its file has it.
+# Dtypes of parameters in memory; `keep` leaves each as its file has it.
 DTYPES: dict[str, Any] = {
     "keep": None,
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-_ALIGNMENT = 64  # bytes; an aligned array becomes XLA's on a CPU without a copy
-_ROWS = 96  # of a tensor that are transposed at once, to stay in the cache
+_ALIGNMENT = 64  # bytes; on a CPU XLA takes an aligned array without a copy
+_ROWS = 96  # transposed at a time, so that they stay in the cache
 
 
 def flat(*trees: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Paths such as `vision/ln_post/scale`, and what stands there, of nested dictionaries."""
+    """Paths such as `vision/ln_post/scale` of nested dictionaries, with their values."""
     for tree in trees:
         for key, value in tree.items():
             if isinstance(value, Mapping):
@@ -56,7 +56,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dummy(shape: tuple[int, ...]) -> np.ndarray:
-    """An array of a shape that takes no memory."""
+    """An array of a shape without memory of its own."""
     return np.broadcast_to(np.float32(0), shape)
 
 
@@ -64,23 +64,23 @@ def _their_shape(piece: Piece) -> tuple[int, ...]:
     shape = piece.view.shape
     if piece.rows is None:
         return shape
-    first, end, whole = piece.rows
-    return (shape[0] // (end - first) * whole, *shape[1:])
+    first, end, parts = piece.rows
+    return (shape[0] // (end - first) * parts, *shape[1:])
 
 
 def _rows(piece: Piece, tensor: np.ndarray) -> np.ndarray:
     if piece.rows is None:
         return tensor
-    first, end, whole = piece.rows
-    unit = len(tensor) // whole
+    first, end, parts = piece.rows
+    unit = len(tensor) // parts
     return tensor[first * unit : end * unit]
 
 
 def check(tensors: Tensors, table: list[Leaf], shapes: Mapping[str, Any]) -> None:
-    """That a file holds a table's tensors in their shapes, and no others.
+    """Checks that a file holds a table's tensors in their shapes, and no others.
 
     Raises:
-      UserError: names what is missing, has another shape or does not belong there.
+      UserError: names a tensor that is missing, has another shape or does not belong there.
     """
     wanted: dict[str, tuple[int, ...]] = {}
     for leaf in table:
@@ -93,23 +93,23 @@ def check(tensors: Tensors, table: list[Leaf], shapes: Mapping[str, Any]) -> Non
         for name, shape in wanted.items()
         if name in tensors and not _same(tensors.shapes[name], shape)
     ]
-    for found, what in (
+    for faults, message in (
         (missing, "has no {}"),
         (wrong, "{}"),
         (extra, "has a {} that this model has no place for"),
     ):
-        if found:
-            more = f" (and {len(found) - 1} more such)" if len(found) > 1 else ""
-            hint = ": is it the weights of another model?" if len(found) > 1 else ""
-            raise UserError(f"{tensors.path} {what.format(found[0])}{more}{hint}")
+        if faults:
+            more = f" (and {len(faults) - 1} more such)" if len(faults) > 1 else ""
+            hint = ": is it the weights of another model?" if len(faults) > 1 else ""
+            raise UserError(f"{tensors.path} {message.format(faults[0])}{more}{hint}")
 
 
-def _same(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return found == wanted or {found, wanted} == {(), (1,)}  # a scalar, in some versions
+def _same(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return shape == wanted or {shape, wanted} == {(), (1,)}  # a scalar, in some versions
 
 
 def _table(config: CLIPConfig, library: Library, arrays: Mapping[str, Any]) -> list[Leaf]:
-    """The table of a model; UserError where it leaves out one of `arrays`."""
+    """The table of a model; UserError if one of `arrays` is not in it."""
     table = leaves(config, library)
     if unnamed := arrays.keys() - {leaf.path for leaf in table}:
         raise UserError(f"{library} has no place for {sorted(unnamed)[0]} of this model")
@@ -123,14 +123,16 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _held_in(leaf: Leaf, tensors: Tensors, abstract: Any, dtype: np.dtype | None) -> np.dtype:
+def _memory_dtype(leaf: Leaf, tensors: Tensors, abstract: Any, dtype: np.dtype | None) -> np.dtype:
+    """The dtype of a parameter in memory."""
     if not np.issubdtype(abstract.dtype, np.floating):
         return np.dtype(abstract.dtype)
     if dtype is not None:
         return dtype
-    found = {tensors.dtypes[piece.name] for piece in pieces(leaf, _dummy(abstract.shape))}
-    one = found.pop()
-    return one if not found and one.itemsize <= 4 and one.kind in "fV" else np.dtype(np.float32)
+    dtypes = {tensors.dtypes[piece.name] for piece in pieces(leaf, _dummy(abstract.shape))}
+    first = dtypes.pop()
+    keep = not dtypes and first.itemsize <= 4 and first.kind in "fV"
+    return first if keep else np.dtype(np.float32)
 
 
 def read(
@@ -138,13 +140,13 @@ def read(
 ) -> Variables:
     """A model's parameters and batch statistics from the tensors of a file.
 
-    One tensor at a time is held besides what is made of them.
+    Beside the result, each of up to four threads has one tensor in memory.
 
     Args:
       tensors: of an open file.
       config: the architecture that the file holds.
       library: whose names the file uses.
-      dtype: what the parameters are held in; None keeps each as the file has it.
+      dtype: of the parameters in memory; None keeps each as the file has it.
 
     Raises:
       UserError: a tensor is missing, superfluous, or of another shape.
@@ -153,11 +155,11 @@ def read(
     both = shapes[0] | shapes[1]
     table = _table(config, library, both)
     check(tensors, table, both)
-    held = {
-        leaf.path: _aligned(both[leaf.path].shape, _held_in(leaf, tensors, both[leaf.path], dtype))
-        for leaf in table
-    }
-    work = [piece for leaf in table for piece in pieces(leaf, held[leaf.path])]
+    buffers = {}
+    for leaf in table:
+        abstract = both[leaf.path]
+        buffers[leaf.path] = _aligned(abstract.shape, _memory_dtype(leaf, tensors, abstract, dtype))
+    work = [piece for leaf in table for piece in pieces(leaf, buffers[leaf.path])]
 
     scratch = _Scratch()
 
@@ -172,38 +174,38 @@ def read(
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         list(pool.map(fill, work))
     where = jax.local_devices()[0]
-    arrays = {path: jax.device_put(array, where, may_alias=True) for path, array in held.items()}
+    arrays = {p: jax.device_put(array, where, may_alias=True) for p, array in buffers.items()}
     params, stats = ({path: arrays[path] for path in tree} for tree in shapes)
     return _nested(params), _nested(stats)
 
 
-def cast(held: Variables, dtype: str) -> Variables:
-    """A model's variables in a dtype of `DTYPES`; whole numbers stay as they are."""
+def cast(model_variables: Variables, dtype: str) -> Variables:
+    """A model's variables in a dtype of `DTYPES`; integers stay as they are."""
     wanted = DTYPES[dtype]
     if wanted is None:
-        return held
+        return model_variables
 
-    def to(x: jax.Array) -> jax.Array:
+    def cast_leaf(x: jax.Array) -> jax.Array:
         return x.astype(wanted) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    return jax.tree.map(to, held)
+    return jax.tree.map(cast_leaf, model_variables)
 
 
 class _Scratch(threading.local):
-    """Memory that each thread uses again and again: new pages cost as much as reading does."""
+    """Memory that each thread reuses: new pages cost as much time as reading."""
 
-    held = np.empty(0, np.uint8)
+    buffer = np.empty(0, np.uint8)
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array whose content lasts until the next."""
+        """An array that is valid until the next call."""
         size = math.prod(shape) * dtype.itemsize
-        if len(self.held) < size:
-            self.held = _aligned((size,), np.dtype(np.uint8))
-        return self.held[:size].view(dtype).reshape(shape)
+        if len(self.buffer) < size:
+            self.buffer = _aligned((size,), np.dtype(np.uint8))
+        return self.buffer[:size].view(dtype).reshape(shape)
 
 
 def _copy(tensor: np.ndarray, view: np.ndarray) -> None:
-    """Copies into a view that may be a transposition, a few rows at a time."""
+    """Copies into a view that may be transposed, a few rows at a time."""
     if view.ndim < 2:
         view[...] = tensor
         return
@@ -212,20 +214,23 @@ def _copy(tensor: np.ndarray, view: np.ndarray) -> None:
 
 
 def write(
-    held: Variables, config: CLIPConfig, library: Library, dtype: np.dtype | None = None
+    model_variables: Variables,
+    config: CLIPConfig,
+    library: Library,
+    dtype: np.dtype | None = None,
 ) -> dict[str, Lazy]:
-    """The tensors of a library's file, each made when it is asked for.
+    """The tensors of a library's file, each made only when it is written.
 
     Args:
-      held: a model's parameters and batch statistics.
+      model_variables: a model's parameters and batch statistics.
       config: the architecture.
       library: whose names to use.
-      dtype: what parameters are written in; None keeps each as it is held.
+      dtype: of the written parameters; None keeps each as it is in memory.
 
     Raises:
       UserError: the library has no such model.
     """
-    both = dict(flat(*held))
+    both = dict(flat(*model_variables))
     parts: dict[str, list[tuple[Leaf, int]]] = {}
     shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     table = _table(config, library, both)
@@ -233,21 +238,22 @@ def write(
         array = both[leaf.path]
         for i, piece in enumerate(pieces(leaf, _dummy(array.shape))):
             parts.setdefault(piece.name, []).append((leaf, i))
-            shapes[piece.name] = _their_shape(piece), _written_in(array.dtype, dtype)
+            shapes[piece.name] = _their_shape(piece), _written_dtype(array.dtype, dtype)
 
-    def made(name: str) -> np.ndarray:
-        found = []
+    def make(name: str) -> np.ndarray:
+        views = []
         for leaf, i in parts[name]:
             array = np.asarray(both[leaf.path])
-            found.append(next(p.view for j, p in enumerate(pieces(leaf, array)) if j == i))
-        whole = found[0] if len(found) == 1 else np.concatenate(found)
-        return np.asarray(whole, shapes[name][1], order="C")
+            views.append(next(p.view for j, p in enumerate(pieces(leaf, array)) if j == i))
+        tensor = views[0] if len(views) == 1 else np.concatenate(views)
+        return np.asarray(tensor, shapes[name][1], order="C")
 
-    return {name: Lazy(shape, kind, partial(made, name)) for name, (shape, kind) in shapes.items()}
+    return {name: Lazy(shape, kind, partial(make, name)) for name, (shape, kind) in shapes.items()}
 
 
-def _written_in(held: Any, dtype: np.dtype | None) -> np.dtype:
-    held = np.dtype(held)
-    if held == np.int32:
+def _written_dtype(in_memory: Any, dtype: np.dtype | None) -> np.dtype:
+    """The dtype of a tensor in a file; counts are int64 there."""
+    in_memory = np.dtype(in_memory)
+    if in_memory == np.int32:
         return np.dtype(np.int64)
-    return held if dtype is None else dtype
+    return in_memory if dtype is None else dtype

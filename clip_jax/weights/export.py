@@ -1,12 +1,10 @@
-"""A model into another library's files."""
+"""Writes a model into another library's files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from clip_jax.data.images import preprocess as preprocessing
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import UserError
 from clip_jax.io import files
@@ -14,14 +12,15 @@ from clip_jax.models.clip import Variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.tokenizers import Tokenizer
 from clip_jax.weights import arrays, configs
-from clip_jax.weights.library import CONFIG, PREPROCESSOR, WEIGHTS, dtype_of, preprocess_of
-from clip_jax.weights.param_mapping import LIBRARIES, Library, leaves
+from clip_jax.weights.library import dtype_of, preprocess_of
+from clip_jax.weights.mappings.protocol import Document
+from clip_jax.weights.param_mapping import Library, leaves, mapping_of
 from clip_jax.weights.tensor_writing import write_safetensors, write_torch
 
 
 def write(
     path: str | Path,
-    held: Variables,
+    variables: Variables,
     config: CLIPConfig,
     library: Library,
     *,
@@ -29,33 +28,31 @@ def write(
     tokenizer: Tokenizer | None = None,
     dtype: str = "keep",
 ) -> Path:
-    """Writes a model for another library; each file is there whole or not at all.
+    """Writes a model for another library; each file is written whole or not at all.
 
     Args:
-      path: a folder, or the weights' file (.safetensors, .bin, .pt); configs go beside it.
-      held: a model's parameters and batch statistics.
+      path: a folder, or the file of weights (.safetensors, .bin, .pt); configs go beside it.
+      variables: a model's parameters and batch statistics.
       config: its architecture.
-      library: for whom.
-      preprocess: of the model; the kind's own when None.
-      tokenizer: of the model; its files go into a folder of transformers'.
-      dtype: of `arrays.DTYPES`: what parameters are written in.
+      library: a name of `param_mapping.MAPPINGS`.
+      preprocess: of the model; None: as such models were published.
+      tokenizer: of the model; its files go into a folder of transformers.
+      dtype: of `arrays.DTYPES`: the dtype of the written parameters.
 
     Returns:
-      The file of the weights.
+      The file of weights.
 
     Raises:
       UserError: the library has no such model.
     """
-    if library not in LIBRARIES:
-        raise UserError(f"unknown library {library!r}; known: {', '.join(LIBRARIES)}")
     file = weights_file(path, library)
-    tensors = arrays.write(held, config, library, dtype_of(dtype))
-    described = documents(config, library, preprocess or preprocess_of(config))
+    tensors = arrays.write(variables, config, library, dtype_of(dtype))
+    beside = documents(config, library, preprocess or preprocess_of(config))
     if file.suffix == ".safetensors":
         write_safetensors(file, tensors)
     else:
         write_torch(file, tensors)
-    for name, values in described.items():
+    for name, values in beside.items():
         with files.whole(file.parent / name) as out:
             out.write((json.dumps(values, indent=2) + "\n").encode())
     if library == "hugging_face" and tokenizer is not None:
@@ -68,38 +65,24 @@ def write(
 def weights_file(path: str | Path, library: Library) -> Path:
     """Where `write` puts the weights: `path` if it names a file of weights, or in that folder."""
     path = Path(path).expanduser()
-    return path if path.suffix in (".safetensors", ".bin", ".pt") else path / WEIGHTS[library]
+    if path.suffix in (".safetensors", ".bin", ".pt"):
+        return path
+    return path / mapping_of(library).weights_file
 
 
-def documents(
-    config: CLIPConfig, library: Library, preprocess: Preprocess
-) -> dict[str, dict[str, Any]]:
-    """The JSON files that say what the weights beside them are, by name.
+def documents(config: CLIPConfig, library: Library, preprocess: Preprocess) -> dict[str, Document]:
+    """The JSON files that describe the weights beside them, by name.
 
     Raises:
-      UserError: the library has no such model, or would take it for another.
+      UserError: the library has no such model, or would build a different one from these files.
     """
     leaves(config, library)
-    if library == "openai":
-        _check_said(config, configs.as_openai(config), library)
-        return {}
-    if library == "hugging_face":
-        values = configs.to_hugging_face(config)
-        said = configs.from_hugging_face(values)
-        pixels = preprocessing.to_hugging_face(preprocess, values["model_type"])
-        found = {CONFIG[library]: values, PREPROCESSOR: pixels}
-    else:
-        values = configs.to_open_clip(config)
-        said = configs.from_open_clip(values)
-        pixels = preprocessing.to_open_clip(preprocess)
-        found = {CONFIG[library]: {"model_cfg": values, "preprocess_cfg": pixels}}
-    said = configs.with_normalization(said, preprocess.mean, preprocess.std)
-    _check_said(config, configs.essence(said), library)
-    return found
-
-
-def _check_said(config: CLIPConfig, said: dict[str, Any], library: Library) -> None:
-    for key, ours, theirs in configs.differences(configs.essence(config), said):
+    mapping = mapping_of(library)
+    beside = mapping.documents(config, preprocess)
+    theirs = mapping.understood(config, preprocess, beside)
+    for key, our_value, their_value in configs.differences(configs.essence(config), theirs):
         raise UserError(
-            f"{library} has no way to say model.{key}={ours!r}: it would compute with {theirs!r}"
+            f"{library} has no way to say model.{key}={our_value!r}: it would compute with "
+            f"{their_value!r}"
         )
+    return beside

@@ -1,28 +1,40 @@
-"""What our parameters are called in the files of others, and how their arrays lie.
+"""The parameter names of other libraries: one mapping a library, by name.
 
-OpenAI and open_clip share their names. Everything is one table of `Leaf`s for a model and a
-library, read in both directions.
+Every mapping is a table of `Leaf`s for a model. It is read in both directions.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.weights.mappings.hugging_face import hugging_face
+from clip_jax.registry import Registry
 from clip_jax.weights.mappings.leaf import Leaf
-from clip_jax.weights.mappings.open_clip import open_clip
+from clip_jax.weights.mappings.protocol import WeightsMapping
 
-Library = Literal["openai", "open_clip", "hugging_face"]
+Library = str  # a name of `MAPPINGS`, or the dotted path of a user's `WeightsMapping`
 
-LIBRARIES: dict[str, str] = {
-    "openai": "OpenAI's CLIP: a state dict in a .pt file",
-    "open_clip": "open_clip: open_clip_model.safetensors or .bin, and open_clip_config.json",
-    "hugging_face": "transformers: a folder of model.safetensors and config.json",
-}
+MAPPINGS: Registry[type[WeightsMapping]] = Registry(
+    "library",
+    {
+        "openai": "clip_jax.weights.mappings.openai:OpenAI",
+        "open_clip": "clip_jax.weights.mappings.open_clip:OpenClip",
+        "hugging_face": "clip_jax.weights.mappings.hugging_face:HuggingFace",
+    },
+)
+
+
+def mapping_of(library: Library) -> WeightsMapping:
+    """The mapping of a library.
+
+    Raises:
+      UserError: no library has this name.
+    """
+    return MAPPINGS.get(library)()
+
+
+LIBRARIES: dict[str, str] = {name: mapping_of(name).description for name in MAPPINGS.names}
 
 OPENAIS_OWN = "input_resolution"  # in the files that OpenAI published; nobody else writes it
-# What files hold besides parameters: sizes, and tables that follow from them.
+# Tensors of files that are no parameters: sizes, and tables that follow from them.
 IGNORED = (
     OPENAIS_OWN,
     "context_length",
@@ -41,7 +53,6 @@ def leaves(config: CLIPConfig, library: Library) -> list[Leaf]:
     Raises:
       UserError: the library has no such model.
     """
-    tables = hugging_face(config) if library == "hugging_face" else open_clip(config, library)
-    found = list(tables)
-    assert len({leaf.path for leaf in found}) == len(found)
-    return found
+    table = list(mapping_of(library).leaves(config))
+    assert len({leaf.path for leaf in table}) == len(table)
+    return table

@@ -1,4 +1,4 @@
-"""Named arrays into files of tensors, whole or not at all."""
+"""Writes named arrays into files of tensors, whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from clip_jax.errors import UserError
 from clip_jax.io import files
-from clip_jax.weights import torch_pickle
-from clip_jax.weights.tensors import CODES, DTYPES
+from clip_jax.weights.formats import torch_archive
+from clip_jax.weights.formats.safetensors import CODES, DTYPES
 
 
 class Lazy(NamedTuple):
-    """An array that is made when its turn to be written comes."""
+    """An array that is made only when it is written."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -33,14 +33,14 @@ def write_safetensors(
     """Writes a safetensors file, whole or not at all.
 
     Args:
-      path: over what has that name.
-      tensors: arrays by name; of those that are `Lazy`, one at a time is in memory.
-      metadata: of the file; {"format": "pt"}, which transformers asks for, when None.
+      path: the file, which may exist.
+      tensors: arrays by name; only one `Lazy` array is in memory at a time.
+      metadata: of the file; None: {"format": "pt"}, which transformers requires.
 
     Raises:
       ValueError: a dtype that the format does not have, or a `Lazy` that makes another array.
     """
-    # the widest first, so that each stands at a multiple of its width
+    # the widest first, so that each is aligned to its width
     order = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     reached = 0
@@ -59,17 +59,17 @@ def write_safetensors(
 
 
 def _made(name: str, tensor: np.ndarray | Lazy) -> np.ndarray:
-    """The array, in order."""
+    """The array, contiguous in row-major order."""
     array = np.asarray(tensor.make() if isinstance(tensor, Lazy) else tensor, order="C")
     if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
-        raise ValueError(f"{name} became {array.dtype} {array.shape}, not as it said")
+        raise ValueError(f"{name} became {array.dtype} {array.shape}, not what it declares")
     return array
 
 
 def write_torch(path: str | Path, tensors: Mapping[str, np.ndarray | Lazy]) -> None:
     """Writes a state dict that `torch.load` reads, whole or not at all.
 
-    All tensors are in memory together.
+    All tensors are in memory at once.
 
     Raises:
       UserError: torch is not installed.
@@ -84,12 +84,12 @@ def write_torch(path: str | Path, tensors: Mapping[str, np.ndarray | Lazy]) -> N
     state = {}
     for name, tensor in tensors.items():
         array = _made(name, tensor)
-        if array.dtype not in torch_pickle.DTYPES.values():
+        if array.dtype not in torch_archive.DTYPES.values():
             raise ValueError(f"no {name!r} of {array.dtype} can be written for torch")
         is_bfloat16 = array.dtype == DTYPES["BF16"]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it shares what may not be written to
-            held = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)
-        state[name] = held.view(torch.bfloat16) if is_bfloat16 else held
+            warnings.simplefilter("ignore")  # that it shares read-only memory
+            shared = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)
+        state[name] = shared.view(torch.bfloat16) if is_bfloat16 else shared
     with files.whole(Path(path)) as file:
         torch.save(state, file)

@@ -320,7 +320,6 @@ def test_a_value_out_of_bounds_is_named(key: str, value: Any) -> None:
     ("key", "choices"),
     [
         ("dtype", "float32, bfloat16, mixed"),
-        ("optimizer.name", "adamw, lamb"),
         ("optimizer.schedule", "cosine, linear"),
         ("optimizer.moments", "float32, bfloat16"),
         ("optimizer.text_weights", "float32, bfloat16"),
@@ -340,6 +339,13 @@ def test_lamb_and_muon_do_not_go_together() -> None:
     with pytest.raises(UserError) as error:
         check(changed(optimizer__name="lamb", optimizer__muon_learning_rate=0.02), 1)
     assert says(error.value, "config.optimizer.muon_learning_rate=0.02", "name=lamb")
+
+
+def test_muon_by_name_needs_its_rate() -> None:
+    with pytest.raises(UserError) as error:
+        check(changed(optimizer__name="muon"), 1)
+    assert says(error.value, "config.optimizer.muon_learning_rate", "name=muon", "0.01")
+    check(changed(optimizer__name="muon", optimizer__muon_learning_rate=0.02), 1)
 
 
 MIX = "{'a': {'data': 'a.tar', 'weight': 3}, 'b': {'data': 'b.csv', 'weight': 1, 'root': '/x'}}"

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax.distributed import sharding
 from clip_jax.distributed.global_batch import global_batch
+from clip_jax.distributed.param_spec import SCALAR, ParamSpec, param_specs
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import abstract_model
@@ -34,11 +35,12 @@ def test_every_matrix_of_a_model_has_a_rule_of_its_own():
     mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
     model = abstract_model(ARCHITECTURES["ViT-B/16"], "float32", "none")
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    specs = param_specs(model)
     large = {
         jax.tree_util.keystr(path): layout.spec
         for (path, leaf), layout in zip(
             jax.tree_util.tree_flatten_with_path(params)[0],
-            jax.tree.leaves(sharding.shardings(params, mesh)),
+            jax.tree.leaves(sharding.shardings(params, specs, mesh)),
             strict=True,
         )
         if leaf.size > 100_000
@@ -49,11 +51,37 @@ def test_every_matrix_of_a_model_has_a_rule_of_its_own():
 
 def test_an_axis_that_does_not_divide_is_left_out():
     mesh = sharding.make_mesh(dict(data=1, fsdp=4, tensor=2))
-    assert sharding.spec_for("mlp/fc/kernel", (8, 6), mesh) == P("fsdp", "tensor")
-    assert sharding.spec_for("mlp/fc/kernel", (6, 5), mesh) == P(None, None)
-    assert sharding.spec_for("projection/kernel", (16, 6), mesh) == P(("tensor", "fsdp"), None)
-    assert sharding.spec_for("projection/kernel", (6, 6), mesh) == P("tensor", None)
-    assert sharding.spec_for("logit_scale", (), mesh) == P()
+    fc = ParamSpec(("width", "hidden"), decay=True)
+    assert sharding.partition(fc, (8, 6), mesh) == P("fsdp", "tensor")
+    assert sharding.partition(fc, (6, 5), mesh) == P(None, None)
+    projection = ParamSpec(("inputs", "outputs"), decay=True)
+    assert sharding.partition(projection, (16, 6), mesh) == P(("tensor", "fsdp"), None)
+    assert sharding.partition(projection, (6, 6), mesh) == P("tensor", None)
+    assert sharding.partition(SCALAR, (), mesh) == P()
+    stacked = ParamSpec(("layers", "heads", "width"), decay=True)
+    assert sharding.partition(stacked, (4, 8, 8), mesh) == P(None, "tensor", "fsdp")
+    assert sharding.partition(stacked.in_layer(), (8, 8), mesh) == P("tensor", "fsdp")
+
+
+def test_an_unknown_logical_axis_is_refused():
+    mesh = sharding.make_mesh(dict(data=8))
+    with pytest.raises(UserError, match=r"logical axis 'breadth'.*known: width, heads"):
+        sharding.partition(ParamSpec(("breadth",), decay=False), (8,), mesh)
+
+
+def test_what_belongs_to_no_parameter_is_replicated():
+    """An optimizer's state holds moments, which repeat the parameters' paths, and counts."""
+    mesh = sharding.make_mesh(dict(fsdp=8))
+    specs = {"text/fc/kernel": ParamSpec(("width", "hidden"), decay=True)}
+    kernel = np.zeros((16, 4))
+    state = {
+        "0": {"mu": {"text": {"fc": {"kernel": kernel}}}, "count": np.zeros(8), "kernel": kernel}
+    }
+    found = sharding.shardings(state, specs, mesh)["0"]
+    assert found["mu"]["text"]["fc"]["kernel"].spec == P("fsdp", "tensor")
+    assert found["count"].spec == found["kernel"].spec == P()
+    rows = {"mu": {"text": {"fc": {"kernel": np.zeros(16)}}}}
+    assert jax.tree.leaves(sharding.shardings(rows, specs, mesh))[0].spec == P(), "factored"
 
 
 def test_a_batch_is_split_over_its_axes():

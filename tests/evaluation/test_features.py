@@ -17,7 +17,7 @@ from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import open_source
 from clip_jax.distributed import sharding
 from clip_jax.evaluation.features import Encoder, classifier, fingerprint
-from clip_jax.models.clip import CLIP, variables
+from clip_jax.models.clip import CLIP, specs_of, variables
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from support import Letters, TarFactory, encoded
 
@@ -49,7 +49,7 @@ def encoder(model: CLIP) -> Make:
     def make(devices: int = 8, batch_size: int = 8, **mesh: int) -> Encoder:
         placed = sharding.make_mesh(mesh or {"data": devices}, jax.devices()[:devices])
         held = variables(model)
-        held = jax.device_put(held, sharding.shardings(held, placed))
+        held = jax.device_put(held, sharding.shardings(held, specs_of(CONFIG), placed))
         return Encoder(nnx.graphdef(model), held, placed, batch_size)
 
     return make
@@ -176,7 +176,9 @@ def test_a_fingerprint_follows_every_number_and_no_mesh(model: CLIP) -> None:
     prints = {fingerprint(held)}
     for shape in ({"data": 8}, {"data": 2, "fsdp": 4}):
         mesh = sharding.make_mesh(shape)
-        prints.add(fingerprint(jax.device_put(held, sharding.shardings(held, mesh))))
+        prints.add(
+            fingerprint(jax.device_put(held, sharding.shardings(held, specs_of(CONFIG), mesh)))
+        )
     assert len(prints) == 1
     leaves, tree = jax.tree.flatten(held)
     for i, leaf in enumerate(leaves):

@@ -207,7 +207,7 @@ def test_open_clips_siglip_in_transformers_and_back(tmp_path: Path) -> None:
     )
     file = GOLDEN / "open_clip_siglip" / "open_clip_model.safetensors"
     preprocess = library.preprocess_of(config)
-    held = library.read(library.Found(file, "open_clip", config, preprocess, None))
+    held = library.read(library.SavedWeights(file, "open_clip", config, preprocess, None))
     export.write(tmp_path / "out", held, config, "hugging_face")
     back = library.read(library.find(tmp_path / "out"))
     with open_tensors(file) as tensors:
@@ -237,7 +237,7 @@ def test_openai_there_and_back(openai_shaped: Any, name: str, tmp_path: Path) ->
     conversion.convert(source, file, "openai")
     assert [p.name for p in file.parent.iterdir()] == [name]
     same_tensors(file, weights(source))
-    found = library.Found(file, "openai", config, library.preprocess_of(config), None)
+    found = library.SavedWeights(file, "openai", config, library.preprocess_of(config), None)
     for ours, theirs in zip(
         jax.tree.leaves(library.read(found)), jax.tree.leaves(held), strict=True
     ):

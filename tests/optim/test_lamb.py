@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from clip_jax import optim
 from clip_jax.distributed import sharding
 from clip_jax.models.architectures import find
-from clip_jax.models.clip import abstract_model, variables
-from clip_jax.optim.masks import is_stacked, name_of
-from steps import ADAM, mesh_of
+from clip_jax.models.clip import abstract_model, specs_of
+from steps import ADAM, mesh_of, toy_specs
 
 RATE = 0.01
 LAMB = {**ADAM, "name": "lamb"}
@@ -56,11 +56,12 @@ def trained(optimizer, params, grads):
 
 
 PARAMS = random(KEYS[0])
+SPECS = toy_specs(PARAMS)
 GRADS = [random(key, 0.1) for key in KEYS[1:]]
 
 
 def test_each_layer_of_a_stack_is_as_if_it_stood_alone():
-    ours = trained(optim.make_optimizer(LAMB, lambda _: RATE), PARAMS, GRADS)
+    ours = trained(optim.make_optimizer(LAMB, lambda _: RATE, SPECS), PARAMS, GRADS)
     theirs = optax.lamb(RATE, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2)
     want = trained(theirs, unstacked(PARAMS), [unstacked(g) for g in GRADS])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), unstacked(ours), want)
@@ -71,21 +72,20 @@ def test_each_layer_of_a_stack_is_as_if_it_stood_alone():
     assert np.median(off) > 1e-2, "a stack taken for one tensor is another thing"
 
 
-def test_stacks_are_known_by_their_names():
-    """Against the layers of a tower: what is stacked leads with their number."""
-    params, _ = variables(abstract_model(find("RN50")))
+def test_metadata_marks_stacked_layers():
+    """Against the layers of a tower: the first axis of a stack counts them."""
     layers = {"vision/stage1": 2, "vision/stage2": 3, "vision/stage3": 5, "vision/stage4": 2}
     layers["text/transformer"] = 12
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        name = name_of(path)
+    params = dict(nnx.to_flat_state(nnx.state(abstract_model(find("RN50")), nnx.Param)))
+    for name, spec in specs_of(find("RN50")).items():
         depth = layers.get("/".join(name.split("/")[:2]))
         alone = depth is None or "/first/" in name
-        assert is_stacked(name) is not alone
-        assert alone or leaf.shape[0] == depth
+        assert spec.stacked is not alone
+        assert alone or params[tuple(name.split("/"))].shape[0] == depth
 
 
 def test_a_step_is_as_long_as_the_layers_weights_are_large():
-    optimizer = optim.make_optimizer(LAMB, lambda _: RATE)
+    optimizer = optim.make_optimizer(LAMB, lambda _: RATE, SPECS)
     updates, _ = jax.jit(optimizer.update)(GRADS[0], optimizer.init(PARAMS), PARAMS)
     for name, update in unstacked(updates).items():
         length = RATE * np.linalg.norm(unstacked(PARAMS)[name])
@@ -93,15 +93,16 @@ def test_a_step_is_as_long_as_the_layers_weights_are_large():
 
 
 def test_gains_biases_and_the_temperature_are_adams():
-    ours = trained(optim.make_optimizer(LAMB, lambda _: RATE), PARAMS, GRADS)
+    ours = trained(optim.make_optimizer(LAMB, lambda _: RATE, SPECS), PARAMS, GRADS)
     adam = trained(optax.adam(RATE, b1=0.9, b2=0.98, eps=1e-6), PARAMS, GRADS)
     np.testing.assert_allclose(ours["blocks"]["bias"], adam["blocks"]["bias"], rtol=1e-6)
     np.testing.assert_allclose(ours["logit_scale"], adam["logit_scale"], rtol=1e-6)
 
 
 def test_weights_and_gradients_of_zero_change_nothing_into_nan():
-    optimizer = optim.make_optimizer({**LAMB, "weight_decay": 0.0}, lambda _: RATE)
     params = {"blocks": {"kernel": jnp.zeros((2, 4, 4))}, "kernel": jnp.ones((4, 4))}
+    config = {**LAMB, "weight_decay": 0.0}
+    optimizer = optim.make_optimizer(config, lambda _: RATE, toy_specs(params))
     grads = {"blocks": {"kernel": jnp.ones((2, 4, 4))}, "kernel": jnp.zeros((4, 4))}
     updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     np.testing.assert_allclose(updates["blocks"]["kernel"], -RATE, rtol=1e-4)
@@ -110,9 +111,9 @@ def test_weights_and_gradients_of_zero_change_nothing_into_nan():
 
 def test_with_moments_in_16_bits_it_stays_near():
     ours = trained(
-        optim.make_optimizer({**LAMB, "moments": "bfloat16"}, lambda _: RATE), PARAMS, GRADS
+        optim.make_optimizer({**LAMB, "moments": "bfloat16"}, lambda _: RATE, SPECS), PARAMS, GRADS
     )
-    exact = trained(optim.make_optimizer(LAMB, lambda _: RATE), PARAMS, GRADS)
+    exact = trained(optim.make_optimizer(LAMB, lambda _: RATE, SPECS), PARAMS, GRADS)
     for (name, a), b in zip(unstacked(ours).items(), unstacked(exact).values(), strict=True):
         moved = np.linalg.norm(b - unstacked(PARAMS)[name])
         assert 0 < np.linalg.norm(a - b) < 0.01 * moved
@@ -120,10 +121,11 @@ def test_with_moments_in_16_bits_it_stays_near():
 
 def test_the_ratio_is_that_of_the_whole_layer_on_any_mesh():
     mesh = mesh_of(dict(fsdp=2, tensor=2))
-    optimizer = optim.make_optimizer(LAMB, lambda _: RATE)
     kernel = {"blocks": {"mlp": {"fc": {"kernel": PARAMS["blocks"]["kernel"]}}}}
+    specs = toy_specs(kernel)
+    optimizer = optim.make_optimizer(LAMB, lambda _: RATE, specs)
     grads = jax.tree.map(jnp.cos, kernel)
-    where = sharding.shardings(kernel, mesh)
+    where = sharding.shardings(kernel, specs, mesh)
     update = jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p)[0])
     shared = jax.jit(update, in_shardings=(where, where), out_shardings=where)(kernel, grads)
     spread = jax.tree.leaves(shared)[0]

@@ -14,10 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax import optim
 from clip_jax.distributed import sharding
+from clip_jax.distributed.param_spec import path_name
 from clip_jax.models.architectures import find
-from clip_jax.models.clip import abstract_model, variables
+from clip_jax.models.clip import abstract_model, specs_of, variables
 from clip_jax.optim import low_precision
-from steps import ADAM, mesh_of
+from steps import ADAM, mesh_of, toy_specs
 
 HALF = {**ADAM, "moments": "bfloat16"}
 SIZE = 64
@@ -66,7 +67,7 @@ LARGEST = 0x7F7F0000  # of bfloat16; its upper neighbour is infinity
 def test_the_chance_of_the_upper_neighbour_is_the_distance_from_the_lower(below, rest):
     """Of all 2¹⁶ draws exactly `rest` go up: a number at rest / 2¹⁶ of the way, no bias at all."""
     x = np.full(2**16, floats(below + rest))
-    found = bits_of(jax.jit(low_precision._rounded)(x, np.arange(2**16, dtype=np.uint16)))
+    found = bits_of(jax.jit(low_precision._round)(x, np.arange(2**16, dtype=np.uint16)))
     assert np.sum(found == below + 0x10000) == rest
     assert np.sum(found == below) == 2**16 - rest
 
@@ -116,7 +117,7 @@ def after(optimizer, params, gradients, steps):
 def moment(state, name):
     """The moments of a state whose leaves' paths hold `name`, in float32."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    found = [x for path, x in leaves if f"/{name}/" in f"/{low_precision.name_of(path)}"]
+    found = [x for path, x in leaves if f"/{name}/" in f"/{path_name(path)}"]
     assert found
     return [np.asarray(x.astype(jnp.float32)) for x in found]
 
@@ -124,7 +125,7 @@ def moment(state, name):
 def both(config, params, gradients, steps):
     """The state with float32 and with bfloat16 moments."""
     kinds = [{**config, "moments": kind} for kind in ("float32", "bfloat16")]
-    made = [optim.make_optimizer(kind, lambda _: 1e-3) for kind in kinds]
+    made = [optim.make_optimizer(kind, lambda _: 1e-3, toy_specs(params)) for kind in kinds]
     return [after(optimizer, params, gradients, steps) for optimizer in made]
 
 
@@ -167,18 +168,18 @@ def test_the_first_step_is_float32s():
     grads = jax.tree.map(lambda p: jax.random.normal(KEY, p.shape), params)
     updates = []
     for config in (ADAM, HALF):
-        optimizer = optim.make_optimizer(config, lambda _: 1e-3)
+        optimizer = optim.make_optimizer(config, lambda _: 1e-3, toy_specs(params))
         state = optimizer.init(params)
         updates.append(jax.jit(optimizer.update)(grads, state, params)[0])
     jax.tree.map(np.testing.assert_array_equal, *updates)
 
 
 def test_a_hostile_gradient_spoils_its_own_entry_alone():
-    optimizer = optim.make_optimizer(HALF, lambda _: 1e-3)
     hostile = np.array([np.inf, -np.inf, np.nan, 0, 1e-30, 1e-8, 1e15, -3e38], np.float32)
     spoilt = hostile[:3].size
     noise = np.random.default_rng(0).normal(size=(6, 8, 8)).astype(np.float32)
     params = {"kernel": jnp.ones((8, 8))}
+    optimizer = optim.make_optimizer(HALF, lambda _: 1e-3, toy_specs(params))
 
     def states(first):
         state = optimizer.init(params)
@@ -200,9 +201,9 @@ def test_a_hostile_gradient_spoils_its_own_entry_alone():
 
 def test_small_entries_beside_large_ones_move_as_far():
     config = {**HALF, "eps": 1e-30, "weight_decay": 0.0}
-    optimizer = optim.make_optimizer(config, lambda _: 1e-3)
     grads = {"kernel": jnp.logspace(-15, 15, 31)[None]}
     params = {"kernel": jnp.zeros((1, 31))}
+    optimizer = optim.make_optimizer(config, lambda _: 1e-3, toy_specs(params))
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for _ in range(20):
         updates, state = update(grads, state, params)
@@ -210,8 +211,9 @@ def test_small_entries_beside_large_ones_move_as_far():
 
 
 def test_nothing_moves_where_nothing_pulls():
-    optimizer = optim.make_optimizer({**HALF, "weight_decay": 0.0}, lambda _: 1e-3)
     zero = {"kernel": jnp.zeros((4, 4))}
+    config = {**HALF, "weight_decay": 0.0}
+    optimizer = optim.make_optimizer(config, lambda _: 1e-3, toy_specs(zero))
     updates, state = jax.jit(optimizer.update)(zero, optimizer.init(zero), zero)
     assert not jnp.any(updates["kernel"]) and not moment(state, "nu")[0].any()
 
@@ -219,7 +221,7 @@ def test_nothing_moves_where_nothing_pulls():
 def test_two_parameters_and_two_steps_have_chances_of_their_own():
     params = {"a": {"kernel": jnp.zeros((64, 64))}, "b": {"kernel": jnp.zeros((64, 64))}}
     grads = jax.tree.map(lambda p: jnp.full(p.shape, 0.1001), params)
-    optimizer = optim.make_optimizer({**HALF, "b1": 0.0}, lambda _: 1e-3)
+    optimizer = optim.make_optimizer({**HALF, "b1": 0.0}, lambda _: 1e-3, toy_specs(params))
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     rounded = []
     for _ in range(2):
@@ -236,13 +238,13 @@ def bytes_of(tree):
 
 
 def params_of(model):
-    return variables(abstract_model(find(model)))[0]
+    return variables(abstract_model(find(model)))[0], specs_of(find(model))
 
 
 def test_moments_take_half_the_bytes():
-    params = params_of("ViT-B/32")
+    params, specs = params_of("ViT-B/32")
     exact, kept = (
-        jax.eval_shape(optim.make_optimizer(config, lambda _: 1e-3).init, params)
+        jax.eval_shape(optim.make_optimizer(config, lambda _: 1e-3, specs).init, params)
         for config in (ADAM, HALF)
     )
     assert bytes_of(kept) / bytes_of(exact) == pytest.approx(0.5, abs=1e-3)
@@ -250,20 +252,20 @@ def test_moments_take_half_the_bytes():
 
 def halves_of(tree):
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {low_precision.name_of(path) for path, leaf in leaves if leaf.dtype == jnp.bfloat16}
+    return {path_name(path) for path, leaf in leaves if leaf.dtype == jnp.bfloat16}
 
 
 @pytest.mark.parametrize("name", ["ViT-B/32", "align-base"])
 def test_matrices_are_kept_in_16_bits_and_no_gain_bias_or_temperature(name):
-    params = params_of(name)
-    state = jax.eval_shape(optim.make_optimizer(HALF, lambda _: 1e-3).init, params)
-    weights = jax.eval_shape(lambda p: low_precision.text_weights(p, "bfloat16"), params)
+    params, specs = params_of(name)
+    state = jax.eval_shape(optim.make_optimizer(HALF, lambda _: 1e-3, specs).init, params)
+    weights = jax.eval_shape(lambda p: low_precision.text_weights(p, specs, "bfloat16"), params)
     halves = halves_of(weights)
     layers = {"blocks", "rest"}
     matrices = {
         name
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-        if leaf.ndim - bool(layers & set((name := low_precision.name_of(path)).split("/"))) > 1
+        if leaf.ndim - bool(layers & set((name := path_name(path)).split("/"))) > 1
     }
     assert halves == {name for name in matrices if name.startswith("text/")}
     assert {"text/token_embedding/embedding", "text/projection/kernel"} < halves
@@ -293,24 +295,24 @@ def test_muon_keeps_its_momentum_and_adams_in_16_bits():
 def test_new_parameters_are_as_the_old():
     old = {"text": {"kernel": jnp.ones((64, 64), jnp.bfloat16), "bias": jnp.ones(64)}}
     new = jax.tree.map(lambda p: jnp.full(p.shape, 1.001, jnp.float32), old)
-    kept = low_precision.like(old, new, jnp.int32(3))
+    kept = low_precision.downcast_like(old, new, jnp.int32(3))
     assert kept["text"]["bias"] is new["text"]["bias"]
     assert kept["text"]["kernel"].dtype == jnp.bfloat16
     assert kept["text"]["kernel"].astype(jnp.float32).mean() == pytest.approx(1.001, abs=1e-3)
     assert np.any(
-        kept["text"]["kernel"] != low_precision.like(old, new, jnp.int32(4))["text"]["kernel"]
+        kept["text"]["kernel"]
+        != low_precision.downcast_like(old, new, jnp.int32(4))["text"]["kernel"]
     )
-    same = low_precision.like(old, new, jnp.int32(3))
+    same = low_precision.downcast_like(old, new, jnp.int32(3))
     jax.tree.map(np.testing.assert_array_equal, kept, same)
 
 
 def test_the_chain_of_names_is_that_of_the_parameters():
-    """Partition rules match the end of a path: a moment lies where its parameter does."""
+    """Metadata is found by the end of a path: a moment is sharded as its parameter is."""
     params = {"text": {"projection": {"kernel": jnp.ones((8, 8))}}}
-    state = optim.make_optimizer({**HALF, "clip_norm": 1.0}, lambda _: 1e-3).init(params)
-    names = [
-        low_precision.name_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]
-    ]
+    config = {**HALF, "clip_norm": 1.0}
+    state = optim.make_optimizer(config, lambda _: 1e-3, toy_specs(params)).init(params)
+    names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
     assert sum(name.endswith("/text/projection/kernel") for name in names) == 2
     assert isinstance(optax.tree.get(state, "mu")["text"]["projection"]["kernel"], jax.Array)
 
@@ -318,12 +320,14 @@ def test_the_chain_of_names_is_that_of_the_parameters():
 def test_each_device_draws_for_its_own_share():
     """Nothing travels, and no array of a whole parameter is made, that of the chances included."""
     mesh = mesh_of(dict(fsdp=4))
-    optimizer = optim.make_optimizer(HALF, lambda _: 1e-3)
     params = {"mlp": {"fc": {"kernel": jnp.ones((32, 96))}}}
-    placed = jax.device_put(params, sharding.shardings(params, mesh))
+    specs = toy_specs(params)
+    optimizer = optim.make_optimizer(HALF, lambda _: 1e-3, specs)
+    param_shardings = sharding.shardings(params, specs, mesh)
+    placed = jax.device_put(params, param_shardings)
     state = optimizer.init(params)
-    where = sharding.shardings(state, mesh)
-    program = jax.jit(optimizer.update, out_shardings=(sharding.shardings(params, mesh), where))
+    where = sharding.shardings(state, specs, mesh)
+    program = jax.jit(optimizer.update, out_shardings=(param_shardings, where))
     lowered = program.lower(placed, jax.device_put(state, where), placed)
     text = lowered.compile().as_text()
     assert "u32[8,96]" in text and "[32,96]" not in text

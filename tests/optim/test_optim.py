@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_jax import optim
+from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.clip import abstract_model
+from clip_jax.models.clip import abstract_model, specs_of
 from clip_jax.models.model_config import CLIPConfig
+from steps import toy_specs
+from support import says
 
 CONFIG = dict(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, clip_norm=0.0)
 
@@ -53,7 +56,7 @@ def test_a_rate_that_ends_where_it_peaks_is_constant():
 def test_gains_and_biases_do_not_decay_and_all_the_rest_does():
     model = abstract_model(ARCHITECTURES["ViT-B/32"], "float32", "none")
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    mask = optim.decay_mask(params)
+    mask = optim.decay_mask(params, specs_of(ARCHITECTURES["ViT-B/32"]))
     decays = {
         "/".join(str(k.key) for k in path): value
         for path, value in jax.tree_util.tree_flatten_with_path(mask)[0]
@@ -71,8 +74,8 @@ def test_gains_and_biases_do_not_decay_and_all_the_rest_does():
 
 
 def test_adamw_is_the_textbooks():
-    optimizer = optim.make_optimizer(CONFIG, lambda _: 0.01)
     params = {"kernel": jnp.asarray([1.0, -2.0]), "bias": jnp.asarray([3.0])}
+    optimizer = optim.make_optimizer(CONFIG, lambda _: 0.01, toy_specs(params))
     grads = [
         {"kernel": jnp.asarray([0.1, 0.2]), "bias": jnp.asarray([-0.3])},
         {"kernel": jnp.asarray([-0.4, 0.1]), "bias": jnp.asarray([0.2])},
@@ -96,10 +99,10 @@ def test_adamw_is_the_textbooks():
 
 
 def test_clipping_bounds_the_gradient():
-    optimizer = optim.make_optimizer(
-        {**CONFIG, "clip_norm": 1.0, "b1": 0.0, "b2": 0.0}, lambda _: 1.0
-    )
     params = {"bias": jnp.zeros(2)}
+    optimizer = optim.make_optimizer(
+        {**CONFIG, "clip_norm": 1.0, "b1": 0.0, "b2": 0.0}, lambda _: 1.0, toy_specs(params)
+    )
     state = optimizer.init(params)
     _, after = optimizer.update({"bias": jnp.asarray([30.0, 40.0])}, state, params)
     first_moment = next(x for x in jax.tree.leaves(after) if x.shape == (2,))
@@ -117,7 +120,6 @@ def orthogonality(update: jax.Array) -> tuple[float, float]:
 
 def test_muon_moves_matrices_alike_in_all_directions_and_adam_the_rest():
     config = {**CONFIG, "learning_rate": 0.01, "muon_learning_rate": 0.1, "weight_decay": 0.0}
-    optimizer = optim.make_optimizer(config, lambda _: 0.01)
     plain = optax.nadam(0.01, b1=0.9, b2=0.98, eps=1e-6)
     keys = iter(jax.random.split(jax.random.key(0), 8))
     grads = {
@@ -127,6 +129,7 @@ def test_muon_moves_matrices_alike_in_all_directions_and_adam_the_rest():
         "logit_scale": jnp.ones(()),
     }
     params = jax.tree.map(jnp.zeros_like, grads)
+    optimizer = optim.make_optimizer(config, lambda _: 0.01, toy_specs(params))
     muon, _ = optimizer.update(grads, optimizer.init(params), params)
     adam, _ = plain.update(grads, plain.init(params), params)
     for name in ("embedding", "logit_scale"):
@@ -143,9 +146,43 @@ def test_muon_moves_matrices_alike_in_all_directions_and_adam_the_rest():
 
 def test_muon_decays_matrices_alone():
     config = {**CONFIG, "learning_rate": 0.01, "muon_learning_rate": 0.1, "weight_decay": 0.5}
-    optimizer = optim.make_optimizer(config, lambda _: 0.01)
     params = {"a": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}, "embedding": jnp.ones((9, 4))}
+    optimizer = optim.make_optimizer(config, lambda _: 0.01, toy_specs(params))
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     np.testing.assert_allclose(updates["a"]["kernel"], -0.1 * 0.5, rtol=1e-5)
     assert not jnp.any(updates["a"]["bias"]) and not jnp.any(updates["embedding"])
+
+
+def test_muon_goes_by_its_name_and_by_its_rate():
+    config = {**CONFIG, "learning_rate": 0.01, "muon_learning_rate": 0.1}
+    params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    grads = jax.tree.map(jnp.cos, params)
+    updates = []
+    for name in ("adamw", "muon"):
+        options = {**config, "name": name}
+        optimizer = optim.make_optimizer(options, lambda _: 0.01, toy_specs(params))
+        updates.append(optimizer.update(grads, optimizer.init(params), params)[0])
+    jax.tree.map(np.testing.assert_array_equal, *updates)
+
+
+def my_optimizer(config, schedule, specs):
+    """Of a user's own: it moves matrices alone."""
+    rates = {name: float(spec.matrix) for name, spec in specs.items()}
+    return optax.stateless(lambda updates, _: {k: -rates[k] * updates[k] for k in updates})
+
+
+def test_an_optimizer_of_the_users_own_joins_by_dotted_path():
+    params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    config = {**CONFIG, "name": f"{__name__}:my_optimizer", "clip_norm": 1.0}
+    optimizer = optim.make_optimizer(config, lambda _: 0.01, toy_specs(params))
+    grads = jax.tree.map(lambda p: 10 * p, params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -1 / np.sqrt(20), rtol=1e-5)
+    assert not updates["bias"].any()
+
+
+def test_an_unknown_optimizer_is_named_with_those_there_are():
+    with pytest.raises(UserError) as error:
+        optim.make_optimizer({**CONFIG, "name": "lam"}, lambda _: 0.01, {})
+    assert says(error.value, "config.optimizer.name=lam", "adamw, lamb, muon")

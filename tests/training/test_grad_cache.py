@@ -70,7 +70,7 @@ def test_batch_statistics_follow_every_part():
     vision = ResNetConfig(image_size=32, width=4, layers=(1, 1, 1, 1), heads=2)
     config = dataclasses.replace(TINY, vision=vision)
     mesh = mesh_of(dict(data=1))
-    state = step.state_of(fresh(config), GRADIENTS, mesh)
+    state = step.state_of(config, fresh(config), GRADIENTS, mesh)
     _, train_step = compiled(mesh, config, accumulate=2)
     state, metrics = train_step(state, global_batch(batch(config=config), mesh))
     assert np.isfinite(float(metrics["loss"]))

@@ -15,7 +15,7 @@ from clip_jax import optim
 from clip_jax.distributed.global_batch import global_batch
 from clip_jax.inference import pretrained
 from clip_jax.losses.contrastive.objective import Contrastive
-from clip_jax.models.clip import abstract_model
+from clip_jax.models.clip import abstract_model, specs_of
 from clip_jax.optim import low_precision
 from clip_jax.training import checkpointing
 from clip_jax.training import train_step as step
@@ -30,6 +30,8 @@ from steps import (
     mesh_of,
     run,
 )
+
+SPECS = specs_of(TINY)
 
 MESHES = [
     dict(data=1),
@@ -71,7 +73,7 @@ def test_the_first_loss_is_the_definition_of_the_global_batch():
 
 def training(shape, text_weights="float32", **options):
     """A state of AdamW with these options, its shapes, and the step compiled for them."""
-    optimizer = optim.make_optimizer({**ADAM, **options}, optim.learning_rate(3e-3, 2, 40))
+    optimizer = optim.make_optimizer({**ADAM, **options}, optim.learning_rate(3e-3, 2, 40), SPECS)
     mesh, kept = mesh_of(shape), {"text_weights": text_weights}
     like = step.abstract_state(TINY, optimizer, mesh, **kept)
     graph = nnx.graphdef(abstract_model(TINY, "float32", "none"))
@@ -173,10 +175,10 @@ def test_chance_is_the_same_on_any_mesh(halves):
 
 
 def test_a_state_around_given_weights_keeps_them_as_it_shall():
-    optimizer, mesh = optim.make_optimizer(ADAM, lambda _: 1e-3), mesh_of(EIGHT)
+    optimizer, mesh = optim.make_optimizer(ADAM, lambda _: 1e-3, SPECS), mesh_of(EIGHT)
     held = alone()[0], {}
     like = step.abstract_state(TINY, optimizer, mesh, text_weights="bfloat16")
-    state = step.state_of(held, optimizer, mesh, text_weights="bfloat16")
+    state = step.state_of(TINY, held, optimizer, mesh, text_weights="bfloat16")
     jax.tree.map(same_place, like, state)
     for ours, theirs in zip(numbers(state.params), numbers(held[0]), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2**-8)
@@ -187,7 +189,7 @@ def test_a_state_around_given_weights_keeps_them_as_it_shall():
 
 def test_text_weights_in_16_bits_have_the_gradients_of_those_in_32():
     graph = nnx.graphdef(abstract_model(TINY, "bfloat16", "none"))
-    kept = low_precision.text_weights(jax.tree.map(jnp.asarray, alone()[0]), "bfloat16")
+    kept = low_precision.text_weights(jax.tree.map(jnp.asarray, alone()[0]), SPECS, "bfloat16")
     computed, _ = step._as_computed(graph, (kept, {}))
     tokens = jnp.asarray(batch()["tokens"])
     towards = np.random.default_rng(0).normal(size=(16, 16))
@@ -196,7 +198,7 @@ def test_text_weights_in_16_bits_have_the_gradients_of_those_in_32():
         return jnp.vdot(nnx.merge(graph, params, {}).text(tokens), towards)
 
     ours, theirs = jax.jit(lambda *p: [jax.grad(loss)(q)["text"] for q in p])(
-        computed, low_precision.widened(kept)
+        computed, low_precision.upcast(kept)
     )
     assert ours["projection"]["kernel"].dtype == jnp.bfloat16, "half the memory"
     for a, b in zip(numbers(ours), numbers(theirs), strict=True):
@@ -208,7 +210,7 @@ def test_text_weights_in_16_bits_have_the_gradients_of_those_in_32():
 @pytest.mark.parametrize("dtype", ["float32", "mixed"])
 def test_but_where_the_model_computes_in_32_so_do_they(dtype):
     graph = nnx.graphdef(abstract_model(TINY, dtype, "none"))
-    kept = low_precision.text_weights(jax.tree.map(jnp.asarray, alone()[0]), "bfloat16")
+    kept = low_precision.text_weights(jax.tree.map(jnp.asarray, alone()[0]), SPECS, "bfloat16")
     computed, _ = step._as_computed(graph, (kept, {}))
     assert {leaf.dtype for leaf in jax.tree.leaves(computed)} == {np.dtype("float32")}
 
@@ -252,7 +254,7 @@ def same_place(a, b):
 
 def test_the_abstract_state_is_the_real_one():
     mesh = mesh_of(dict(data=2, fsdp=2, tensor=2))
-    optimizer = optim.make_optimizer(ADAM, optim.learning_rate(1e-3, 1, 2))
+    optimizer = optim.make_optimizer(ADAM, optim.learning_rate(1e-3, 1, 2), SPECS)
     like = step.abstract_state(TINY, optimizer, mesh)
     real = step.init_state(TINY, optimizer, 0, mesh)
 

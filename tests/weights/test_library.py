@@ -298,7 +298,7 @@ def test_unknown_names(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown dtype 'int8'; known: keep"):
         library.read(found, "int8")
     held = library.read(found)
-    with pytest.raises(UserError, match="unknown library 'timm'"):
+    with pytest.raises(UserError, match="'timm': no library has this name; there are openai"):
         export.write(tmp_path / "out", held, found.config, "timm")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown dtype"):
         export.write(tmp_path / "out", held, found.config, "open_clip", dtype="int8")

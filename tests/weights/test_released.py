@@ -16,7 +16,7 @@ import released
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.weights import arrays, library
-from clip_jax.weights.param_mapping import leaves
+from clip_jax.weights.param_mapping import leaves, mapping_of
 from clip_jax.weights.tensor_writing import write_safetensors
 from clip_jax.weights.tensors import open_tensors
 from tools import golden_models
@@ -58,15 +58,15 @@ SIGLIP = CLIPConfig(
 )
 
 
-def found_in(folder: Path, family: str) -> library.Found:
+def found_in(folder: Path, family: str) -> library.SavedWeights:
     """What the files of a family's folder are."""
     if family == "open_clip_siglip":
         path = folder / "open_clip_model.safetensors"
-        return library.Found(path, "open_clip", SIGLIP, library.preprocess_of(SIGLIP), None)
+        return library.SavedWeights(path, "open_clip", SIGLIP, library.preprocess_of(SIGLIP), None)
     return library.find(folder)
 
 
-def built(found: library.Found) -> CLIP:
+def built(found: library.SavedWeights) -> CLIP:
     params, stats = library.read(found)
     return nnx.merge(nnx.graphdef(abstract_model(found.config)), params, stats)
 
@@ -94,7 +94,7 @@ def check_features(model: CLIP, expected: Mapping[str, np.ndarray], key: Any = N
 
 
 def check_gradients(
-    model: CLIP, found: library.Found, expected: Mapping[str, np.ndarray], folder: Path
+    model: CLIP, found: library.SavedWeights, expected: Mapping[str, np.ndarray], folder: Path
 ) -> None:
     """Theirs, read as if they were weights, are ours."""
     gradients = {
@@ -122,7 +122,7 @@ def check_gradients(
 
 
 def check_statistics(
-    model: CLIP, found: library.Found, expected: Mapping[str, np.ndarray], folder: Path
+    model: CLIP, found: library.SavedWeights, expected: Mapping[str, np.ndarray], folder: Path
 ) -> None:
     """In training both normalise by the batch, and the running statistics move alike."""
     check_features(model, expected, jax.random.key(0))
@@ -148,14 +148,14 @@ def test_golden_numbers(family: str, tmp_path: Path) -> None:
     model = built(found)
     check_features(model, expected)
     if found.path.is_dir():
-        found = dataclasses.replace(found, path=found.path / library.WEIGHTS[found.library])
+        found = dataclasses.replace(found, path=found.path / mapping_of(found.library).weights_file)
     check_gradients(model, found, expected, tmp_path)
 
 
 @pytest.mark.parametrize("family", TRAINED)
 def test_golden_batch_statistics(family: str, tmp_path: Path) -> None:
     found = found_in(GOLDEN / family, family)
-    found = dataclasses.replace(found, path=found.path / library.WEIGHTS[found.library])
+    found = dataclasses.replace(found, path=found.path / mapping_of(found.library).weights_file)
     expected = read_tensors(GOLDEN / family / "training.safetensors")
     check_statistics(built(found), found, expected, tmp_path)
 
@@ -203,7 +203,7 @@ def test_the_round_trip_is_exact(family: str, tmp_path: Path) -> None:
     tensors = arrays.write(held, found.config, found.library)
     write_safetensors(tmp_path / "again.safetensors", tensors)
     file = found.path
-    file = file / library.WEIGHTS[found.library] if file.is_dir() else file
+    file = file / mapping_of(found.library).weights_file if file.is_dir() else file
     before, after = read_tensors(file), read_tensors(tmp_path / "again.safetensors")
     assert before.keys() == after.keys()
     for name, value in before.items():

@@ -1,4 +1,4 @@
-"""The values of a stranger's JSON, each checked for its type and size."""
+"""Values of untrusted JSON, each checked for its type and size."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MAX_NUMBER = 1e6
 
 
 class Fields:
-    """The values of a JSON object by key, each checked; `where` is what messages call it.
+    """The values of a JSON object by key, each checked. Messages call the object `where`.
 
-    It remembers which keys were asked for, so that `finish` can refuse the others.
+    It records which keys were read, so that `finish` can refuse the others.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
@@ -28,7 +28,7 @@ class Fields:
         return self.values.get(key)
 
     def finish(self, neutral: Mapping[str, Collection[str]]) -> None:
-        """Refuses keys that nothing has read, in this object and in its groups.
+        """Refuses keys that were not read, in this object and in its groups.
 
         Args:
           neutral: by the key of a group ("" for this object), the keys that change nothing.
@@ -52,7 +52,7 @@ class Fields:
         return UserError(f"{self.where}: {key}={self.values.get(key)!r:.60} must be {wanted}")
 
     def group(self, key: str) -> Fields:
-        """The object under `key`; an empty one where there is none."""
+        """The object under `key`; an empty one if there is none."""
         value = self._value(key) or {}
         if not isinstance(value, dict):
             raise self._bad(key, "an object")
@@ -77,7 +77,7 @@ class Fields:
         return float(value)
 
     def eps(self, key: str, default: float) -> float:
-        """What keeps a norm from dividing by zero."""
+        """The ε of a normalisation layer."""
         return self.number(key, default, 0, 1)
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -109,7 +109,7 @@ class Fields:
         return tuple(value)
 
     def only(self, key: str, *wanted: Any) -> None:
-        """Nothing but what we have: refuses any value of `key` that is not among `wanted`."""
+        """Refuses any value of `key` that is not among `wanted`, those that we support."""
         value = self._value(key)
         if value is not None and value not in wanted:
             raise UserError(

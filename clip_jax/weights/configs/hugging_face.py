@@ -1,4 +1,4 @@
-"""Architectures as transformers writes them in config.json, to ours and back."""
+"""Converts architectures from and to the config.json of transformers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from clip_jax.models.model_config import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.registry import kind_of
 from clip_jax.weights.configs.fields import Fields
 
-# Theirs → ours; the first of a value's keys is what is written.
+# Theirs → ours; of several keys of a value the first is written.
 _ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
@@ -26,8 +27,8 @@ _ACTIVATIONS = {
 }
 
 
-# What `PretrainedConfig` of transformers wrote over the years into every group, and what only
-# training, generation or other heads read.
+# Keys that `PretrainedConfig` of transformers has written into every group over the years, and keys
+# that only training, generation or other heads read.
 _EVERYWHERE = (
     *("_attn_implementation_autoset", "_commit_hash", "_name_or_path", "add_cross_attention"),
     *("architectures", "attention_dropout", "attention_probs_dropout_prob"),
@@ -53,14 +54,14 @@ _UNREAD: dict[str, tuple[str, ...]] = {
     "vision_config": (
         *_EVERYWHERE,
         *("hidden_dim", "dropout_rate", "drop_connect_rate", "batch_norm_momentum"),
-        "num_hidden_layers",  # of an EfficientNet, which counts its stages
+        "num_hidden_layers",  # of an EfficientNet: the number of its stages
     ),
     "text_config": _EVERYWHERE,
 }
 
 
 def _check_older(fields: Fields, key: str) -> None:
-    """Older files say a tower twice, as `KEY_dict` too, which transformers believes more.
+    """Older files describe a tower twice, also as `KEY_dict`, which transformers prefers.
 
     Raises:
       UserError: the two are not the same.
@@ -78,8 +79,8 @@ def from_hugging_face(values: Mapping[str, Any], where: str = "config.json") -> 
     """The architecture of a `CLIPModel`, `SiglipModel` or `AlignModel` from its config.json.
 
     Raises:
-      UserError: another kind of model, a value of the wrong type, an unknown key, or something we
-        do not have.
+      UserError: another kind of model, a value of the wrong type, an unknown key, or a feature
+        that we do not have.
     """
     fields = Fields(values, where)
     kind = fields.text("model_type", "")
@@ -102,7 +103,7 @@ def from_hugging_face(values: Mapping[str, Any], where: str = "config.json") -> 
 
 
 def _activation(*towers: tuple[Fields, str]) -> str:
-    """The one activation of all towers."""
+    """The activation that all towers have in common."""
     names = {fields.text("hidden_act", default): fields.where for fields, default in towers}
     for name, where in names.items():
         if name not in _ACTIVATIONS:
@@ -130,7 +131,7 @@ def _shape(fields: Fields, width: int, layers: int, heads: int, hidden: int) -> 
 def _read_clip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     vision.only("num_channels", 3)
     vocab_size = text.integer("vocab_size", 49408)
-    # transformers looks for the largest id where this is 2, else for this id; we for the largest
+    # transformers pools at the largest id if this is 2, else at this id; we pool at the largest
     text.only("eos_token_id", 2, vocab_size - 1)
     if "eos_token_id" not in text.values and vocab_size != 49408:
         raise UserError(f"{text.where}: eos_token_id must be the last of vocab_size={vocab_size}")
@@ -156,7 +157,7 @@ def _read_clip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
 
 
 def _temperature(fields: Fields, default: float) -> float:
-    """What a `logit_scale_init_value` means; ours where it is the rounded usual."""
+    """The temperature of a `logit_scale_init_value`; 0.07 if it is the usual rounded value."""
     value = fields.number("logit_scale_init_value", default)
     return 0.07 if abs(value - math.log(1 / 0.07)) < 1e-3 else math.exp(-min(max(value, -50), 50))
 
@@ -235,12 +236,22 @@ def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
 
 
 def to_hugging_face(config: CLIPConfig) -> dict[str, Any]:
-    """The config.json that transformers reads a model of ours from; see `names.leaves`."""
-    vision, text = config.vision, config.text
+    """The config.json that transformers reads a model of ours from; see `param_mapping.leaves`."""
     activation = next(k for k, v in _ACTIVATIONS.items() if v == config.activation)
-    if isinstance(vision, EfficientNetConfig) and isinstance(text, BertConfig):
-        return _write_align(config, vision, text, activation)
-    assert isinstance(vision, VisionConfig) and isinstance(text, TextConfig)
+    match config:
+        case CLIPConfig(vision=EfficientNetConfig() as image, text=BertConfig() as bert):
+            return _write_align(config, image, bert, activation)
+        case CLIPConfig(vision=VisionConfig() as vision, text=TextConfig() as text):
+            return _write_transformers(config, vision, text, activation)
+    raise UserError(
+        f"transformers has no model of a {kind_of(config.vision)} and a {kind_of(config.text)}"
+    )
+
+
+def _write_transformers(
+    config: CLIPConfig, vision: VisionConfig, text: TextConfig, activation: str
+) -> dict[str, Any]:
+    """A `SiglipModel` or a `CLIPModel`."""
     siglip = vision.pool == "map"
     kind = "siglip" if siglip else "clip"
 
@@ -248,7 +259,7 @@ def to_hugging_face(config: CLIPConfig) -> dict[str, Any]:
         return {
             "model_type": f"{kind}_{side}_model",
             "hidden_size": values.width,
-            "intermediate_size": round(values.width * values.mlp_ratio),
+            "intermediate_size": values.hidden_width,
             "num_hidden_layers": values.layers,
             "num_attention_heads": values.heads,
             "layer_norm_eps": values.eps,
@@ -266,7 +277,7 @@ def to_hugging_face(config: CLIPConfig) -> dict[str, Any]:
         }
     special = {
         "bos_token_id": text.vocab_size - 2,
-        "eos_token_id": 2,  # what has transformers read texts out at their largest id, as we do
+        "eos_token_id": 2,  # transformers then pools at the largest id, as we do
         "projection_dim": config.embed_dim,
     }
     return {

@@ -1,4 +1,4 @@
-"""Architectures as open_clip writes them in a model_cfg, to ours and back."""
+"""Converts architectures from and to the model_cfg of open_clip."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from clip_jax.errors import UserError
 from clip_jax.models.architectures import siglip
 from clip_jax.models.model_config import (
     CLIPConfig,
-    EfficientNetConfig,
-    ImageTowerConfig,
     ResNetConfig,
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.registry import kind_of
 from clip_jax.weights.configs.fields import Fields
 
 # The vision towers of SigLIP, which timm defines by name: width, layers, heads, MLP.
@@ -34,7 +33,7 @@ _TIMM_SIZES = {
 }
 _SIGLIP_TOKENIZER = "timm/ViT-B-16-SigLIP"
 _SIGLIP_TOKENIZERS = {250_000: "timm/ViT-B-16-SigLIP-i18n-256"}
-# What may stand in a config without changing the model, or only as given.
+# Keys that do not change the model, and the values that they may have; (): absent or None.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "ls_init_value": (),
     "attentional_pool": (False,),
@@ -57,7 +56,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-# What training or other libraries read of a group, and what a tower of another kind would.
+# Keys of a group that training, other libraries or towers of another kind read.
 _UNREAD: dict[str, tuple[str, ...]] = {
     "": ("custom_text", "init_logit_scale", "output_dict", "cast_dtype"),
     "vision_cfg": (
@@ -76,7 +75,7 @@ def from_open_clip(values: Mapping[str, Any], where: str = "open_clip_config.jso
     """The architecture of a `model_cfg`: a CLIP of a ViT or a ResNet, or a SigLIP.
 
     Raises:
-      UserError: a value of the wrong type, an unknown key, or something we do not have.
+      UserError: a value of the wrong type, an unknown key, or a feature that we do not have.
     """
     if isinstance(values.get("model_cfg"), dict):
         raise UserError(f"{where}: the architecture is inside model_cfg: give that object alone")
@@ -102,11 +101,14 @@ def _read(fields: Fields, where: str) -> CLIPConfig:
     text.only("proj_bias", False)
     fields.only("init_logit_bias")
     exact = "quick_gelu" if fields.flag("quick_gelu") else "gelu"
-    found = {exact if fields.flag("quick_gelu") else _gelu(group) for group in (vision, text)}
-    if len(found) > 1:
+    activations = {exact if fields.flag("quick_gelu") else _gelu(group) for group in (vision, text)}
+    if len(activations) > 1:
         raise UserError(f"{where}: act_kwargs differ between vision_cfg and text_cfg")
     return CLIPConfig(
-        embed_dim, found.pop(), vision=_open_clip_vision(vision), text=TextConfig(**_words(text))
+        embed_dim,
+        activations.pop(),
+        vision=_open_clip_vision(vision),
+        text=TextConfig(**_words(text)),
     )
 
 
@@ -130,12 +132,12 @@ def _words(text: Fields) -> dict[str, Any]:
 
 
 def _mlp_ratio(fields: Fields, width: int) -> float:
-    """The hidden width of open_clip is rounded down."""
+    """The ratio that gives the hidden width of open_clip, which rounds down."""
     hidden = int(width * fields.number("mlp_ratio", 4.0, 0, 1000))
     return max(1, hidden) / width
 
 
-def _open_clip_vision(vision: Fields) -> ImageTowerConfig:
+def _open_clip_vision(vision: Fields) -> VisionConfig | ResNetConfig:
     width, head = vision.integer("width", 768), vision.integer("head_width", 64)
     size = vision.image_size(224)
     if isinstance(vision.values.get("layers"), (list, tuple)):
@@ -192,9 +194,21 @@ def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
     Raises:
       UserError: a SigLIP whose vision tower or activation open_clip has no name for.
     """
-    vision, text = config.vision, config.text
-    assert isinstance(text, TextConfig) and not isinstance(vision, EfficientNetConfig)
-    words: dict[str, Any] = {
+    match config:
+        case CLIPConfig(vision=VisionConfig(pool="map") as vision, text=TextConfig() as text):
+            return _write_siglip(config, vision, text)
+        case CLIPConfig(
+            vision=VisionConfig() | ResNetConfig() as vision, text=TextConfig() as text
+        ):
+            return _write_clip(config, vision, text)
+    raise UserError(
+        f"open_clip has no model of a {kind_of(config.vision)} and a {kind_of(config.text)}"
+    )
+
+
+def _write_words(text: TextConfig) -> dict[str, Any]:
+    """The sizes of a text tower."""
+    return {
         "context_length": text.context_length,
         "vocab_size": text.vocab_size,
         "width": text.width,
@@ -203,35 +217,44 @@ def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
         **_ratio(text),
         **({"norm_kwargs": {"eps": text.eps}} if text.eps != 1e-5 else {}),
     }
-    if isinstance(vision, VisionConfig) and vision.pool == "map":
-        if config.activation != "gelu":
-            raise UserError(
-                f"open_clip's SigLIP computes the exact GELU, this model {config.activation}: "
-                "write it for hugging_face, or accept that with --activation gelu"
-            )
-        return {
-            "embed_dim": config.embed_dim,
-            "init_logit_bias": config.logit_bias,
-            "custom_text": True,
-            "vision_cfg": _write_timm(vision),
-            "text_cfg": {
-                **words,
-                "hf_tokenizer_name": _SIGLIP_TOKENIZERS.get(text.vocab_size, _SIGLIP_TOKENIZER),
-                "tokenizer_kwargs": {"clean": "canonicalize"},
-                "no_causal_mask": True,
-                "proj_bias": text.projection_bias,
-                "pool_type": "last",
-            },
-        }
+
+
+def _write_siglip(config: CLIPConfig, vision: VisionConfig, text: TextConfig) -> dict[str, Any]:
+    if config.activation != "gelu":
+        raise UserError(
+            f"open_clip's SigLIP computes the exact GELU, this model {config.activation}: "
+            "write it for hugging_face, or accept that with --activation gelu"
+        )
+    return {
+        "embed_dim": config.embed_dim,
+        "init_logit_bias": config.logit_bias,
+        "custom_text": True,
+        "vision_cfg": _write_timm(vision),
+        "text_cfg": {
+            **_write_words(text),
+            "hf_tokenizer_name": _SIGLIP_TOKENIZERS.get(text.vocab_size, _SIGLIP_TOKENIZER),
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+            "no_causal_mask": True,
+            "proj_bias": text.projection_bias,
+            "pool_type": "last",
+        },
+    }
+
+
+def _write_clip(
+    config: CLIPConfig, vision: VisionConfig | ResNetConfig, text: TextConfig
+) -> dict[str, Any]:
     image: dict[str, Any] = {"image_size": vision.image_size, "width": vision.width}
-    if isinstance(vision, ResNetConfig):
-        head = 32 * vision.width // vision.heads
-        image |= {"layers": list(vision.layers), "patch_size": None}
-    else:
-        head = vision.width // vision.heads
-        image |= {"layers": vision.layers, "patch_size": vision.patch_size, **_ratio(vision)}
-        if vision.eps != 1e-5:
-            image["norm_kwargs"] = {"eps": vision.eps}
+    words = _write_words(text)
+    match vision:
+        case ResNetConfig():
+            head = 32 * vision.width // vision.heads
+            image |= {"layers": list(vision.layers), "patch_size": None}
+        case VisionConfig():
+            head = vision.width // vision.heads
+            image |= {"layers": vision.layers, "patch_size": vision.patch_size, **_ratio(vision)}
+            if vision.eps != 1e-5:
+                image["norm_kwargs"] = {"eps": vision.eps}
     if head != 64:
         image["head_width"] = head
     if config.activation == "gelu_tanh":

@@ -1,10 +1,14 @@
-"""The names in the files of transformers."""
+"""transformers' folders: `CLIPModel`, `SiglipModel` and `AlignModel`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from clip_jax.data.images import preprocess as preprocessing
+from clip_jax.data.images.preprocess import Preprocess
+from clip_jax.io import files
 from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
@@ -12,6 +16,7 @@ from clip_jax.models.model_config import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.weights import configs
 from clip_jax.weights.mappings.leaf import (
     Leaf,
     batch_norm,
@@ -23,31 +28,87 @@ from clip_jax.weights.mappings.leaf import (
     one,
     unsupported,
 )
+from clip_jax.weights.mappings.protocol import Described, Document, WeightsMapping
+
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"  # the only one that transformers 5 writes
 
 
-def hugging_face(config: CLIPConfig) -> Iterator[Leaf]:
-    """The table for a model in the files of transformers.
+class HuggingFace(WeightsMapping):
+    """transformers: CLIP, SigLIP and ALIGN."""
 
-    Raises:
-      UserError: it has no such model.
+    name = "hugging_face"
+    description = "transformers: a folder of model.safetensors and config.json"
+    weights_file = "model.safetensors"
+    config_file = "config.json"
+
+    def leaves(self, config: CLIPConfig) -> Iterator[Leaf]:
+        """The tensors for every parameter of a model."""
+        match config:
+            case CLIPConfig(
+                vision=EfficientNetConfig() as vision,
+                text=BertConfig(pooler=True, projection_bias=True) as text,
+                log_scale=False,
+            ):
+                return _align(vision, text)
+            case CLIPConfig(
+                vision=VisionConfig(pool="class") as vision,
+                text=TextConfig(pool="end", causal=True) as text,
+                log_scale=True,
+                logit_bias=None,
+            ) if text.layers and is_plain(vision):
+                return _clip(vision, text)
+            case CLIPConfig(
+                vision=VisionConfig(pool="map", stem=0, registers=0) as vision,
+                text=TextConfig(pool="last") as text,
+                log_scale=True,
+            ) if text.layers and config.logit_bias is not None:
+                return _siglip(vision, text)
+        raise unsupported(config, self.name)
+
+    def recognizes(self, names: Collection[str]) -> bool:
+        """Whether tensors of these names are a model of transformers."""
+        return any(name.startswith("vision_model.") for name in names)
+
+    def documents(self, config: CLIPConfig, preprocess: Preprocess) -> dict[str, Document]:
+        """config.json and preprocessor_config.json."""
+        values = configs.to_hugging_face(config)
+        pixels = preprocessing.to_hugging_face(preprocess, values["model_type"])
+        return {self.config_file: values, PREPROCESSOR: pixels}
+
+    def understood(
+        self, config: CLIPConfig, preprocess: Preprocess, documents: Mapping[str, Document]
+    ) -> Document:
+        """The essence of the model that transformers builds."""
+        theirs = configs.from_hugging_face(documents[self.config_file])
+        return configs.essence(configs.with_normalization(theirs, preprocess.mean, preprocess.std))
+
+    def describe(self, config_file: Path) -> Described:
+        """What config.json and the preprocessor's file say."""
+        config = configs.from_hugging_face(files.read_json(config_file), str(config_file))
+        folder = config_file.parent
+        where = f"{PREPROCESSOR} or {PROCESSOR} in {folder}"
+        return Described(config, _preprocess(folder), where)
+
+
+def _preprocess(folder: Path) -> Preprocess | None:
+    """What a folder says of pictures; None where it says nothing.
+
+    As in transformers, an `image_processor` inside processor_config.json counts more than the other
+    file; older ones name only the class of the processor there.
     """
-    vision, text = config.vision, config.text
-    if isinstance(vision, EfficientNetConfig) and isinstance(text, BertConfig):
-        yield from _align(config, vision, text)
-        return
-    if not isinstance(vision, VisionConfig) or not isinstance(text, TextConfig) or not text.layers:
-        raise unsupported(config, "hugging_face")
-    if not config.log_scale or vision.stem or vision.registers:
-        raise unsupported(config, "hugging_face")
-    if is_plain(vision) and text.pool == "end" and text.causal and config.logit_bias is None:
-        yield from _hugging_face_clip(vision, text)
-    elif vision.pool == "map" and text.pool == "last" and config.logit_bias is not None:
-        yield from _siglip(vision, text)
-    else:
-        raise unsupported(config, "hugging_face")
+    nested = folder / PROCESSOR
+    if nested.is_file():
+        values = files.read_json(nested)
+        if values.get("image_processor") is not None:
+            return preprocessing.from_hugging_face(values, str(nested))
+    alone = folder / PREPROCESSOR
+    if not alone.is_file():
+        return None
+    return preprocessing.from_hugging_face(files.read_json(alone), str(alone))
 
 
-def _hugging_face_text(text: TextConfig) -> Iterator[Leaf]:
+def _text(text: TextConfig) -> Iterator[Leaf]:
     tower = "text_model"
     yield one("text/token_embedding/embedding", f"{tower}.embeddings.token_embedding.weight")
     yield one("text/positional_embedding", f"{tower}.embeddings.position_embedding.weight")
@@ -55,10 +116,10 @@ def _hugging_face_text(text: TextConfig) -> Iterator[Leaf]:
     yield from norm("text/ln_final", f"{tower}.final_layer_norm")
 
 
-def _hugging_face_clip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
+def _clip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
     tower = "vision_model"
     yield one("logit_scale", "logit_scale")
-    yield from _hugging_face_text(text)
+    yield from _text(text)
     yield from linear("text/projection", "text_projection", bias=text.projection_bias)
     yield one("vision/class_embedding", f"{tower}.embeddings.class_embedding")
     yield one("vision/positional_embedding", f"{tower}.embeddings.position_embedding.weight")
@@ -75,7 +136,7 @@ def _siglip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
     tower, head = "vision_model", "vision_model.head"
     yield one("logit_scale", "logit_scale", "leading1")
     yield one("logit_bias", "logit_bias", "leading1")
-    yield from _hugging_face_text(text)
+    yield from _text(text)
     yield from linear("text/projection", "text_model.head", bias=text.projection_bias)
     yield from linear(
         "vision/patch_embedding",
@@ -95,9 +156,7 @@ def _siglip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
     yield from linear("vision/pool/mlp/proj", f"{head}.mlp.fc2")
 
 
-def _align(config: CLIPConfig, vision: EfficientNetConfig, text: BertConfig) -> Iterator[Leaf]:
-    if config.log_scale or not text.pooler or not text.projection_bias:
-        raise unsupported(config, "hugging_face")
+def _align(vision: EfficientNetConfig, text: BertConfig) -> Iterator[Leaf]:
     tower = "text_model"
     yield one("temperature", "temperature")
     yield one("text/token_embedding/embedding", f"{tower}.embeddings.word_embeddings.weight")

@@ -1,4 +1,4 @@
-"""The entries of a table of names, and how they are written."""
+"""Entries of a table of parameter names, and functions that make them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import numpy as np
 
 from clip_jax.errors import UserError
 from clip_jax.models.model_config import CLIPConfig, VisionConfig
+from clip_jax.models.registry import kind_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One of our arrays and the tensors it is made of.
+    """One of our arrays and the tensors of another library that it is made of.
 
-    path: ours, such as `vision/transformer/blocks/attention/qkv/kernel`.
-    names: theirs; several are parts of our last axis, one after the other.
-    form: how an array lies there: see `theirs`.
-    shares: how large the parts are, where they differ.
-    layers: their numbers, which `{}` in the names stands for, where ours leads with a layer axis.
-    span: (first, end, of): the rows of their tensor that are ours, in parts of its first axis.
+    Attributes:
+      path: of our array, such as `vision/transformer/blocks/attention/qkv/kernel`.
+      names: of their tensors; several are consecutive parts of our last axis.
+      form: the layout of their tensors, see `theirs`.
+      shares: the relative sizes of the parts; empty: equal.
+      layers: numbers of layers, for which `{}` in the names stands; our array then has a leading
+        layer axis.
+      span: (first, end, parts): the part of their tensor's first axis that is ours.
     """
 
     path: str
@@ -33,7 +36,7 @@ class Leaf:
 
     @property
     def tensors(self) -> list[str]:
-        """The names of all tensors that it is made of."""
+        """The names of all their tensors."""
         if self.layers is None:
             return list(self.names)
         return [name.replace("{}", str(i)) for i in self.layers for name in self.names]
@@ -41,7 +44,7 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A tensor of theirs, or some of its rows, and the view of our array that holds the same."""
+    """A tensor of theirs, or some of its rows, and the view of our array with the same values."""
 
     name: str
     rows: tuple[int, int, int] | None
@@ -49,11 +52,11 @@ class Piece:
 
 
 def theirs(form: str, array: np.ndarray) -> np.ndarray:
-    """A view of our array as it lies there.
+    """A view of our array in their layout.
 
     linear: [inputs, outputs] as [outputs, inputs]; pointwise: the same as a 1×1 convolution;
     convolution: [height, width, inputs, outputs] as [outputs, inputs, height, width];
-    patches: [height · width · 3, outputs] as a convolution; leading: with axes of one before it.
+    patches: [height · width · 3, outputs] as a convolution; leadingN: with N leading axes of one.
     """
     if form == "same":
         return array
@@ -72,7 +75,7 @@ def theirs(form: str, array: np.ndarray) -> np.ndarray:
 
 
 def pieces(leaf: Leaf, array: np.ndarray) -> Iterator[Piece]:
-    """Every tensor that a leaf is made of, and the part of `array` that it fills."""
+    """Every tensor of a leaf, and the part of `array` that it fills."""
     shares = leaf.shares or (1,) * len(leaf.names)
     unit = array.shape[-1] // sum(shares) if len(shares) > 1 else 0
     layers: Sequence[Any] = (None,) if leaf.layers is None else leaf.layers
@@ -86,7 +89,7 @@ def pieces(leaf: Leaf, array: np.ndarray) -> Iterator[Piece]:
             yield Piece(name, leaf.span, theirs(leaf.form, part))
 
 
-# Values of a model's config that say how it is built, and not how large it is.
+# Fields of a model's config that determine its structure, not its sizes.
 _STRUCTURE = (
     *("log_scale", "logit_bias", "stem", "registers", "pool", "ln_pre", "projection"),
     *("patch_bias", "ragged", "causal", "projection_bias", "pooler"),
@@ -94,31 +97,37 @@ _STRUCTURE = (
 
 
 def unsupported(config: CLIPConfig, library: str) -> UserError:
-    """The error for a model that a library has no place for, with what is special about it."""
+    """The error for a model that a library does not have, with its unusual features."""
+    parts: list[tuple[Any, str]] = [
+        (config, ""),
+        (config.vision, "vision."),
+        (config.text, "text."),
+    ]
     unusual = [
         f"{prefix}{field.name}={value!r}"
-        for part, prefix in ((config, ""), (config.vision, "vision."), (config.text, "text."))
+        for part, prefix in parts
         for field in dataclasses.fields(part)
         if field.name in _STRUCTURE and (value := getattr(part, field.name)) != field.default
     ]
-    if not config.text.layers:
+    if config.text.blocks == 0:
         unusual.append("text.layers=0 (a bag of words)")
     special = f", with {', '.join(unusual)}" if unusual else ""
+    vision, text = kind_of(config.vision), kind_of(config.text)
     return UserError(
-        f"{library} has no model of a {config.vision.kind} and a {config.text.kind} such as this "
-        f"one{special}: its files have no place for it"
+        f"{library} has no model of a {vision} and a {text} such as this one{special}: its files "
+        "have no place for it"
     )
 
 
 def one(path: str, name: str, form: str = "same", **options: Any) -> Leaf:
-    """An array that is one tensor of theirs."""
+    """An array that is one of their tensors."""
     return Leaf(path, (name,), form, **options)
 
 
 def linear(
     path: str, *modules: str, form: str = "linear", bias: bool = True, **options: Any
 ) -> Iterator[Leaf]:
-    """A linear layer; several `modules` are parts of ours, side by side."""
+    """A linear layer; several `modules` are parts of its outputs."""
     yield Leaf(f"{path}/kernel", tuple(f"{m}.weight" for m in modules), form, **options)
     if bias:
         yield Leaf(f"{path}/bias", tuple(f"{m}.bias" for m in modules), **options)
@@ -144,7 +153,7 @@ def batch_norm(path: str, module: str, **options: Any) -> Iterator[Leaf]:
     yield one(f"{path}/batches", f"{module}.num_batches_tracked", **options)
 
 
-# The blocks of a Transformer: ours, and what each library calls it.
+# The modules of a Transformer block: our names, and those of each library.
 _BLOCKS: dict[str, dict[str, str]] = {
     "open_clip": {
         "ln_1": "ln_1",
@@ -181,7 +190,7 @@ _BLOCKS: dict[str, dict[str, str]] = {
 
 
 def blocks(tower: str, prefix: str, style: str, layers: int) -> Iterator[Leaf]:
-    """The blocks of a Transformer, called as in the library `style`."""
+    """The blocks of a Transformer, by the names of the library `style`."""
     options: dict[str, Any] = dict(layers=tuple(range(layers)))
     ours = f"{tower}/transformer/blocks"
     if style == "open_clip":
@@ -195,7 +204,7 @@ def blocks(tower: str, prefix: str, style: str, layers: int) -> Iterator[Leaf]:
 
 
 def is_plain(vision: VisionConfig) -> bool:
-    """Whether it is the paper's vision Transformer."""
+    """Whether a tower is the vision Transformer of CLIP's paper."""
     return (
         vision.pool == "class"
         and vision.ln_pre

@@ -1,11 +1,16 @@
-"""The names in the files of OpenAI and open_clip, which share them."""
+"""open_clip's files, whose names OpenAI's share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from clip_jax.data.images import preprocess as preprocessing
+from clip_jax.data.images.preprocess import Preprocess
+from clip_jax.io import files
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
+from clip_jax.weights import configs
 from clip_jax.weights.mappings.leaf import (
     Leaf,
     batch_norm,
@@ -16,34 +21,99 @@ from clip_jax.weights.mappings.leaf import (
     one,
     unsupported,
 )
+from clip_jax.weights.mappings.protocol import Described, Document, WeightsMapping
 
 
-def open_clip(config: CLIPConfig, library: str) -> Iterator[Leaf]:
-    """The table for a model in OpenAI's or open_clip's files.
+class OpenClip(WeightsMapping):
+    """open_clip: CLIP of a vision Transformer or a ResNet, and SigLIP."""
+
+    name = "open_clip"
+    description = "open_clip: open_clip_model.safetensors or .bin, and open_clip_config.json"
+    weights_file = "open_clip_model.safetensors"
+    config_file = "open_clip_config.json"
+
+    def leaves(self, config: CLIPConfig) -> Iterator[Leaf]:
+        """The tensors for every parameter of a model."""
+        match config:
+            case CLIPConfig(
+                vision=VisionConfig(
+                    pool="map", ln_pre=False, projection=False, stem=0, registers=0
+                ) as vision,
+                text=TextConfig() as text,
+                log_scale=True,
+            ) if text.layers and config.logit_bias is not None:
+                return _siglip_leaves(vision, text)
+        return clip_leaves(config, self.name)
+
+    def recognizes(self, names: Collection[str]) -> bool:
+        """Whether tensors of these names are a model of open_clip."""
+        return is_open_clip(names)
+
+    def documents(self, config: CLIPConfig, preprocess: Preprocess) -> dict[str, Document]:
+        """open_clip_config.json."""
+        values = configs.to_open_clip(config)
+        pixels = preprocessing.to_open_clip(preprocess)
+        return {self.config_file: {"model_cfg": values, "preprocess_cfg": pixels}}
+
+    def understood(
+        self, config: CLIPConfig, preprocess: Preprocess, documents: Mapping[str, Document]
+    ) -> Document:
+        """The essence of the model that open_clip builds."""
+        theirs = configs.from_open_clip(documents[self.config_file]["model_cfg"])
+        return configs.essence(configs.with_normalization(theirs, preprocess.mean, preprocess.std))
+
+    def describe(self, config_file: Path) -> Described:
+        """What open_clip_config.json says."""
+        fields = configs.Fields(files.read_json(config_file), str(config_file))
+        model = fields.group("model_cfg").values
+        config = configs.from_open_clip(model, f"{config_file}: model_cfg")
+        pixels, preprocess = fields.group("preprocess_cfg").values, None
+        if pixels:
+            size = config.vision.image_size
+            preprocess = preprocessing.from_open_clip(pixels, size, str(config_file))
+        return Described(config, preprocess, f"preprocess_cfg in {config_file}")
+
+
+def is_open_clip(names: Collection[str]) -> bool:
+    """Whether these are names of open_clip or OpenAI."""
+    return any(name.startswith("visual.") for name in names)
+
+
+def is_siglip(names: Collection[str]) -> bool:
+    """Whether these are names of open_clip's SigLIP."""
+    return any(name.startswith("visual.trunk.") for name in names)
+
+
+def clip_leaves(config: CLIPConfig, library: str) -> Iterator[Leaf]:
+    """The tensors of a CLIP in the files of open_clip or OpenAI.
 
     Raises:
       UserError: the library has no such model.
     """
-    vision, text = config.vision, config.text
-    if not isinstance(text, TextConfig) or not text.layers or not config.log_scale:
-        raise unsupported(config, library)
-    yield one("logit_scale", "logit_scale")
-    if isinstance(vision, VisionConfig) and vision.pool == "map":
-        if library == "openai" or config.logit_bias is None:
+    match config:
+        case CLIPConfig(
+            text=TextConfig(projection_bias=False, pool="end") as text,
+            log_scale=True,
+            logit_bias=None,
+        ) if text.layers:
+            yield one("logit_scale", "logit_scale")
+            match config.vision:
+                case ResNetConfig() as vision:
+                    yield from _resnet(vision)
+                case VisionConfig() as vision if is_plain(vision):
+                    yield from _open_clip_vit(vision)
+                case _:
+                    raise unsupported(config, library)
+            yield from _open_clip_text(text, "")
+        case _:
             raise unsupported(config, library)
-        yield one("logit_bias", "logit_bias")
-        yield from _timm_vit(vision, config, library)
-        yield from _open_clip_text(text, "text.")
-        return
-    if config.logit_bias is not None or text.projection_bias or text.pool != "end":
-        raise unsupported(config, library)
-    if isinstance(vision, ResNetConfig):
-        yield from _resnet(vision)
-    elif isinstance(vision, VisionConfig) and is_plain(vision):
-        yield from _open_clip_vit(vision)
-    else:
-        raise unsupported(config, library)
-    yield from _open_clip_text(text, "")
+
+
+def _siglip_leaves(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
+    yield one("logit_scale", "logit_scale")
+    yield one("logit_bias", "logit_bias")
+    yield from _timm_vit(vision)
+    yield from _open_clip_text(text, "text.")
 
 
 def _open_clip_vit(vision: VisionConfig) -> Iterator[Leaf]:
@@ -56,9 +126,7 @@ def _open_clip_vit(vision: VisionConfig) -> Iterator[Leaf]:
     yield from norm("vision/ln_post", "visual.ln_post")
 
 
-def _timm_vit(vision: VisionConfig, config: CLIPConfig, library: str) -> Iterator[Leaf]:
-    if vision.ln_pre or vision.projection or vision.stem or vision.registers:
-        raise unsupported(config, library)
+def _timm_vit(vision: VisionConfig) -> Iterator[Leaf]:
     trunk, pool = "visual.trunk", "visual.trunk.attn_pool"
     yield one("vision/positional_embedding", f"{trunk}.pos_embed", "leading1")
     yield from linear("vision/patch_embedding", f"{trunk}.patch_embed.proj", form="patches")

@@ -33,8 +33,8 @@ from weightfiles import (
 )
 
 from clip_jax.errors import UserError
+from clip_jax.weights.formats.torch_state import WRAPPERS
 from clip_jax.weights.tensors import open_model, open_tensors
-from clip_jax.weights.torch_pickle import WRAPPERS
 from support import says
 
 BIG = 1 << 60

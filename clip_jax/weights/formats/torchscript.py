@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from clip_jax.weights.raw import BadFileError, Entry, check_name
-from clip_jax.weights.torch_pickle import Archive, Object, Tensor
+from clip_jax.weights.formats.pickle_reader import Object, TensorView
+from clip_jax.weights.formats.raw import BadFileError, Entry, check_name
+from clip_jax.weights.formats.torch_archive import Archive, tensor_entry
 
 MAX_CODE = 16 << 20  # bytes
 MAX_ATTRIBUTES = 200_000
@@ -15,7 +16,7 @@ _MODULE = re.compile(
 
 
 def is_torchscript(archive: Archive) -> bool:
-    """Whether an archive holds a program, and no state dict."""
+    """Whether an archive holds a program rather than a state dict."""
     return "constants.pkl" in archive
 
 
@@ -26,7 +27,7 @@ def state_dict(archive: Archive) -> dict[str, Entry]:
     waiting, seen = [("", archive.unpickled())], 0
     while waiting:
         prefix, module = waiting.pop()
-        # modules may be shared, and a hostile file have them share each other
+        # modules may be shared, and a hostile file may nest shared ones
         seen += 1 + len(module.state) if isinstance(module, Object) else 1
         if seen > MAX_ATTRIBUTES:
             raise BadFileError("it has more attributes than any model")
@@ -36,19 +37,19 @@ def state_dict(archive: Archive) -> dict[str, Entry]:
             check_name(prefix + name)
             if isinstance(value, Object):
                 waiting.append((f"{prefix}{name}.", value))
-            elif isinstance(value, Tensor) and name in declared[module.kind]:
-                entries[prefix + name] = value.entry(archive, prefix + name)
+            elif isinstance(value, TensorView) and name in declared[module.kind]:
+                entries[prefix + name] = tensor_entry(archive, prefix + name, value)
     if not entries:
         raise BadFileError("it holds no tensors")
     return entries
 
 
 def _declared(archive: Archive) -> dict[str, set[str]]:
-    """Which attributes of each class of modules are its parameters and buffers.
+    """The attributes of each module class that are its parameters and buffers.
 
-    Other tensors, which the code uses as constants, are no part of a state dict.
+    Other tensors are constants of the code and do not belong to the state dict.
     """
-    found, left = {}, MAX_CODE
+    declared, left = {}, MAX_CODE
     for member in archive:
         if not member.startswith("code/") or not member.endswith(".py"):
             continue
@@ -56,5 +57,5 @@ def _declared(archive: Archive) -> dict[str, set[str]]:
         left -= len(code)
         package = member.removeprefix("code/").removesuffix(".py").replace("/", ".")
         for name, lists in _MODULE.findall(code.decode(errors="replace")):
-            found[f"{package} {name}"] = set(re.findall(r'"([^"\\]*)"', lists))
-    return found
+            declared[f"{package} {name}"] = set(re.findall(r'"([^"\\]*)"', lists))
+    return declared

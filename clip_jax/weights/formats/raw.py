@@ -1,4 +1,4 @@
-"""What readers of weights share: bytes of a file, and checks of what it claims about them."""
+"""Shared by the readers of weights: bytes of a file, and checks of what it claims about them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _CHUNK = 1 << 28  # macOS reads at most 2 GiB at once
 
 
 class BadFileError(Exception):
-    """What is wrong inside a file; `open_tensors` adds which file and what to do."""
+    """A fault inside a file; `open_tensors` adds which file and what to do."""
 
 
 class UnreadableError(BadFileError):
-    """What in an intact file is not read here: to fetch it again changes nothing."""
+    """Something in an intact file that is not supported: fetching it again changes nothing."""
 
 
 class Entry(NamedTuple):
@@ -35,17 +35,17 @@ class Entry(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Of the tensor in memory."""
+        """Bytes of the tensor in memory."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """A file that may be one of weights, open.
+    """Opens a file that may hold weights.
 
     Raises:
-      UserError: it is no plain file, or holds what stands where a download failed.
+      UserError: it is no plain file, or what a failed download leaves.
     """
-    # a pipe would be waited for
+    # opening a pipe would block
     if not stat.S_ISREG(path.stat().st_mode):
         raise UserError(f"{path} is no plain file")
     file = open(path, "rb", buffering=0)  # noqa: SIM115
@@ -100,7 +100,7 @@ def check_name(name: str) -> None:
 
 
 def is_count(n: object) -> bool:
-    """Whether it is a whole number from 0 that a file's offsets could be."""
+    """Whether a value is a whole number from 0 that could be an offset in a file."""
     return type(n) is int and 0 <= n < 1 << 63
 
 
@@ -108,7 +108,7 @@ def check_shape(name: str, shape: Any) -> tuple[int, ...]:
     """The shape that a file gives for the tensor `name`.
 
     Raises:
-      BadFileError: it is none.
+      BadFileError: it is no possible shape.
     """
     if not isinstance(shape, list | tuple) or len(shape) > MAX_RANK:
         raise BadFileError(f"{name} has no shape")

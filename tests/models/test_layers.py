@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from clip_jax.models.initializers import TORCH
-from clip_jax.models.linear import activation_dtype, linear, product
+from clip_jax.models.layers import activation_dtype, linear, product
 from clip_jax.models.model_config import DTYPES
 from clip_jax.models.stack import REMAT_POLICIES
 

@@ -1,0 +1,43 @@
+"""Registries of towers: `config.model.vision.kind` and `config.model.text.kind`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from clip_jax.registry import Registry
+
+# The config classes, see `clip_jax.models.tower`. The first is the default.
+VISION_TOWERS: Registry[type] = Registry(
+    "vision tower",
+    {
+        "vit": "clip_jax.models.vision_configs:VisionConfig",
+        "resnet": "clip_jax.models.vision_configs:ResNetConfig",
+        "efficientnet": "clip_jax.models.vision_configs:EfficientNetConfig",
+    },
+)
+TEXT_TOWERS: Registry[type] = Registry(
+    "text tower",
+    {
+        "transformer": "clip_jax.models.text_configs:TextConfig",
+        "bert": "clip_jax.models.text_configs:BertConfig",
+    },
+)
+
+# The modules that our configs build, apart from them so that reading a config imports no JAX.
+MODULES: Registry[Callable[..., Any]] = Registry(
+    "tower module",
+    {
+        "vit": "clip_jax.models.vit:VisionTransformer",
+        "resnet": "clip_jax.models.resnet:ModifiedResNet",
+        "efficientnet": "clip_jax.models.efficientnet:EfficientNet",
+        "transformer": "clip_jax.models.text:TextTransformer",
+        "bert": "clip_jax.models.bert:BERT",
+    },
+)
+
+
+def kind_of(tower: object) -> str:
+    """What names a tower in `kind`: a short name, or the dotted path of a user's class."""
+    cls = type(tower)
+    return cls.__dict__.get("kind") or f"{cls.__module__}:{cls.__qualname__}"

@@ -1,0 +1,196 @@
+"""Configs of the text towers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from clip_jax.errors import UserError
+from clip_jax.models import flop_counts
+from clip_jax.models.flop_counts import product
+from clip_jax.models.registry import MODULES
+from clip_jax.models.tower import Params, TextTower, check_blocks, check_layers, hidden_width
+from clip_jax.tokenizers.protocol import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig(TextTower):
+    """A text Transformer.
+
+    Attributes:
+      layers: 0 for a bag of words, the mean of the tokens (the paper's CBOW, section 2.3).
+      causal: whether a token attends only to itself and those before it.
+      pool: the token whose features are the output: `end`, the one with the largest id (CLIP), or
+        `last`, the last of the row, padding included (SigLIP).
+      projection_bias: whether the projection to `embed_dim` has a bias.
+      eps: of the LayerNorms.
+    """
+
+    kind: ClassVar[str] = "transformer"
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    causal: bool = True
+    pool: str = "end"
+    projection_bias: bool = False
+    eps: float = 1e-5
+
+    def check(self) -> None:
+        """Raises UserError where the sizes do not fit together."""
+        check_layers("text", self.layers, 0)
+        if self.layers:
+            check_blocks("text", self)
+        if self.pool not in ("end", "last"):
+            raise UserError(f"model.text.pool={self.pool!r} must be 'end' or 'last'")
+
+    @property
+    def blind_to_padding(self) -> bool:
+        """Whether tokens after the end of a text change nothing, so that they can be cut off."""
+        return not self.layers or (self.causal and self.pool == "end")
+
+    def build(
+        self,
+        embed_dim: int,
+        activation: str,
+        *,
+        dtype: Any,
+        remat: str,
+        chunk: int,
+        rngs: Any,
+    ) -> Any:
+        """The module, see `tower.Tower.build`."""
+        make = MODULES.get(self.kind)
+        options = dict(dtype=dtype, remat=remat, chunk=chunk, rngs=rngs)
+        return make(self, embed_dim, activation, **options)
+
+    def flops(self, embed_dim: int, tokens: int) -> int:
+        """FLOPs of the forward pass of one text of so many tokens."""
+        return flop_counts.transformer(self, tokens) + product(1, self.width, embed_dim)
+
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks."""
+        return self.layers
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the hidden layer of an MLP."""
+        return hidden_width(self)
+
+    def resize_positions(self, params: Params, context_length: int) -> Params:
+        """The parameters of this tower for texts of another length."""
+        from clip_jax.models.positions import resize_line
+
+        if not self.layers:  # a bag of words has no positions
+            return params
+        table = resize_line(params["positional_embedding"], context_length)
+        return {**params, "positional_embedding": table}
+
+    def check_tokenizer(self, name: str, tokenizer: Tokenizer) -> None:
+        """That the tower can read the rows of a tokenizer."""
+        TextTower.check_tokenizer(self, name, tokenizer)
+        at_end = self.pool == "end" or not self.layers
+        if at_end and tokenizer.eot_id != tokenizer.vocab_size - 1:
+            raise UserError(
+                f"config.model.text.pool={self.pool!r} reads a text out at its largest id, which "
+                f"in tokenizer {name} is not its end: use 'clip' or 'sentencepiece:PATH.model'"
+            )
+
+    def summary(self) -> str:
+        """The kind and the sizes, for people."""
+        return f"{TextTower.summary(self)} {self.layers}×{self.width}"
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig(TextTower):
+    """BERT (Devlin et al. 2018). The output is that of its first token, as in ALIGN.
+
+    Attributes:
+      positions: length of the table of positions; texts have `context_length` tokens.
+      token_types: length of the table of segments, of which only the first is used.
+      pad_id: the padding token; no token attends to it.
+      pooler: whether the parameters of BERT's tanh layer are kept. ALIGN's files hold them; ALIGN
+        does not use them.
+    """
+
+    kind: ClassVar[str] = "bert"
+    vocab_size: int = 30522
+    context_length: int = 64
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    positions: int = 512
+    token_types: int = 2
+    pad_id: int = 0
+    pooler: bool = True
+    projection_bias: bool = True
+    eps: float = 1e-12
+
+    def check(self) -> None:
+        """Raises UserError where the sizes do not fit together."""
+        check_blocks("text", self)
+        check_layers("text", self.layers, 1)
+        if self.context_length > self.positions:
+            raise UserError(
+                f"model.text.context_length={self.context_length} is above "
+                f"model.text.positions={self.positions}"
+            )
+
+    @property
+    def blind_to_padding(self) -> bool:
+        """Whether tokens after the end of a text change nothing, so that they can be cut off."""
+        return True
+
+    def build(
+        self,
+        embed_dim: int,
+        activation: str,
+        *,
+        dtype: Any,
+        remat: str,
+        chunk: int,
+        rngs: Any,
+    ) -> Any:
+        """The module, see `tower.Tower.build`."""
+        make = MODULES.get(self.kind)
+        options = dict(dtype=dtype, remat=remat, chunk=chunk, rngs=rngs)
+        return make(self, embed_dim, activation, **options)
+
+    def flops(self, embed_dim: int, tokens: int) -> int:
+        """FLOPs of the forward pass of one text of so many tokens."""
+        return flop_counts.transformer(self, tokens) + product(1, self.width, embed_dim)
+
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks."""
+        return self.layers
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the hidden layer of an MLP."""
+        return hidden_width(self)
+
+    def resize_positions(self, params: Params, context_length: int) -> Params:
+        """The parameters as they are: the table of positions has `positions` rows."""
+        return params
+
+    @property
+    def any_length(self) -> bool:
+        """Whether the same parameters serve any length up to that of a table of positions."""
+        return True
+
+    def check_tokenizer(self, name: str, tokenizer: Tokenizer) -> None:
+        """That the tower can read the rows of a tokenizer."""
+        TextTower.check_tokenizer(self, name, tokenizer)
+        if tokenizer.pad_id != self.pad_id:
+            raise UserError(
+                f"tokenizer {name} pads with {tokenizer.pad_id}: set config.model.text.pad_id to it"
+            )
+
+    def summary(self) -> str:
+        """The kind and the sizes, for people."""
+        return f"{TextTower.summary(self)} {self.layers}×{self.width}"

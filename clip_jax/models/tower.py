@@ -1,0 +1,242 @@
+"""Protocols of the two towers: what a config of a tower knows about its kind of model.
+
+A tower is a frozen dataclass. Its fields are keys of a config's `model.vision` or `model.text`, so
+they hold plain values. `build` makes the module; the other methods say what other parts of the
+package need to know. A tower of your own subclasses `VisionTower` or `TextTower`, whose methods
+have defaults but for `build` and `flops`. The config names it by its dotted path:
+`model.text.kind = "my_package.towers:MyTower"`.
+
+Importing this module, and those of the tower configs, is cheap: `build` imports JAX.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+from clip_jax.errors import UserError
+from clip_jax.models.registry import kind_of
+from clip_jax.tokenizers.protocol import Tokenizer
+
+Params = dict[str, Any]  # nested dictionaries of arrays
+
+
+class PixelOptions(TypedDict, total=False):
+    """How pictures become a model's pixels, as `data.preprocess.Preprocess` takes it."""
+
+    resize: str
+    resize_size: int
+    interpolation: str
+
+
+@runtime_checkable
+class BlockSizes(Protocol):
+    """The sizes of a Transformer's blocks."""
+
+    @property
+    def width(self) -> int:
+        """Features of the residual stream."""
+
+    @property
+    def layers(self) -> int:
+        """Blocks."""
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+
+    @property
+    def mlp_ratio(self) -> float:
+        """The width of an MLP's hidden layer over `width`."""
+
+    @property
+    def eps(self) -> float:
+        """Added to the variance in LayerNorms."""
+
+
+@runtime_checkable
+class Tower(Protocol):
+    """What towers of images and of texts have in common."""
+
+    @abstractmethod
+    def build(
+        self,
+        embed_dim: int,
+        activation: str,
+        *,
+        dtype: Any,
+        remat: str,
+        chunk: int,
+        rngs: Any,
+    ) -> Any:
+        """The `nnx.Module`. Every `nnx.Param` in it carries a `distributed.param_spec.ParamSpec`.
+
+        Args:
+          embed_dim: features of its output.
+          activation: of the Transformers' MLPs, a name of `transformer.ACTIVATIONS`.
+          dtype: one of `model_config.DTYPES`. Parameters are float32 in each.
+          remat: what the backward pass recomputes, a name of `stack.REMAT_POLICIES`.
+          chunk: rows of each device that a layer takes at a time; 0: all. Only for towers with a
+            `hidden_width`.
+          rngs: an `nnx.Rngs`, the source of the initial values.
+        """
+
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks, the last of which may compute only the tokens that are read out."""
+        return 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one image or text in the blocks during training."""
+        return 0
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the hidden layer of an MLP; 0: the layers do not go in chunks of rows."""
+        return 0
+
+    def summary(self) -> str:
+        """The kind and the sizes, for people."""
+        return kind_of(self)
+
+
+@runtime_checkable
+class VisionTower(Tower, Protocol):
+    """An image tower. Its module maps images [batch, size, size, 3] to [batch, embed_dim].
+
+    The module is called as `module(image, key=keys)`. Images are uint8, or floats that are
+    normalised already (see `pixels.normalized`). `keys`, one for each image, are given in training
+    only: they turn on dropout and batch statistics.
+
+    Attributes:
+      image_size: pixels a side.
+      mean, std: of R, G and B in 0…1, by which images are normalised.
+    """
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @abstractmethod
+    def flops(self, embed_dim: int) -> int:
+        """FLOPs of the forward pass of one training image, see `training.flops`."""
+
+    def check(self, embed_dim: int) -> None:
+        """Raises UserError where the sizes do not fit together or `embed_dim`."""
+
+    def resize_positions(self, params: Params, image_size: int) -> Params:
+        """The parameters of this tower for images of another size.
+
+        Raises:
+          UserError: the tower cannot be resized.
+        """
+        raise UserError(
+            f"model.vision.image_size={image_size}: a {kind_of(self)} of {self.image_size} pixels "
+            "cannot be resized; it has no resize_positions"
+        )
+
+    @property
+    def any_size(self) -> bool:
+        """Whether the same parameters serve any image size."""
+        return False
+
+    def preprocess(self) -> PixelOptions:
+        """How such models were published to prepare pictures; nothing: CLIP's way."""
+        return {}
+
+    def without_dropout(self) -> VisionTower:
+        """The same tower without the dropout of training."""
+        return self
+
+    def summary(self) -> str:
+        """The kind and the sizes, for people."""
+        return f"{kind_of(self)} {self.image_size}px"
+
+
+@runtime_checkable
+class TextTower(Tower, Protocol):
+    """A text tower. Its module maps token ids int32 [batch, context] to [batch, embed_dim].
+
+    The module is called as `module(tokens)`; `context` is at most `context_length`.
+
+    Attributes:
+      vocab_size: token ids.
+      context_length: tokens of a text, padding included.
+    """
+
+    vocab_size: int
+    context_length: int
+
+    @abstractmethod
+    def flops(self, embed_dim: int, tokens: int) -> int:
+        """FLOPs of the forward pass of one text of so many tokens, see `training.flops`."""
+
+    def check(self) -> None:
+        """Raises UserError where the sizes do not fit together."""
+
+    def resize_positions(self, params: Params, context_length: int) -> Params:
+        """The parameters of this tower for texts of another length.
+
+        Raises:
+          UserError: the tower cannot be resized.
+        """
+        raise UserError(
+            f"model.text.context_length={context_length}: a {kind_of(self)} of "
+            f"{self.context_length} tokens cannot be resized; it has no resize_positions"
+        )
+
+    @property
+    def any_length(self) -> bool:
+        """Whether the same parameters serve any length up to that of a table of positions."""
+        return False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one text in the blocks during training."""
+        return self.context_length
+
+    @property
+    def blind_to_padding(self) -> bool:
+        """Whether tokens after the end of a text change nothing, so that they can be cut off."""
+        return False
+
+    def check_tokenizer(self, name: str, tokenizer: Tokenizer) -> None:
+        """That the tower can read the rows of a tokenizer.
+
+        Raises:
+          UserError: it cannot; names the key and what to do.
+        """
+        if tokenizer.vocab_size > self.vocab_size:
+            raise UserError(
+                f"tokenizer {name} has {tokenizer.vocab_size} ids: "
+                f"config.model.text.vocab_size={self.vocab_size} is too small"
+            )
+
+    def summary(self) -> str:
+        """The kind and the sizes, for people."""
+        return f"{kind_of(self)} {self.context_length} of {self.vocab_size:,} tokens"
+
+
+MAX_LAYERS = 1024  # a file may claim any number, and every layer of it would be named
+
+
+def check_layers(side: str, layers: int, least: int) -> None:
+    """Raises UserError where a tower cannot have so many layers."""
+    if not least <= layers <= MAX_LAYERS:
+        raise UserError(f"model.{side}.layers={layers} must be from {least} to {MAX_LAYERS}")
+
+
+def check_blocks(side: str, tower: BlockSizes) -> None:
+    """Raises UserError where these sizes make no Transformer block."""
+    if tower.heads < 1 or tower.width % tower.heads:
+        raise UserError(
+            f"model.{side}.heads={tower.heads} does not divide model.{side}.width={tower.width}"
+        )
+    if hidden_width(tower) < 1:
+        raise UserError(f"model.{side}.mlp_ratio={tower.mlp_ratio} leaves its MLPs no width")
+
+
+def hidden_width(tower: BlockSizes) -> int:
+    """The width of the hidden layer of a block's MLP."""
+    return round(tower.width * tower.mlp_ratio)

@@ -1,0 +1,1 @@
+"""File formats of weights. Each reader yields named tensors, and executes nothing in a file."""

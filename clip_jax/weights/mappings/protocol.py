@@ -1,0 +1,78 @@
+"""The protocol of a weights mapping: how another library names and describes models."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from clip_jax.data.images.preprocess import Preprocess
+from clip_jax.models.model_config import CLIPConfig
+from clip_jax.weights.mappings.leaf import Leaf
+
+Document = Mapping[str, Any]  # a JSON object
+
+
+class Described(NamedTuple):
+    """What the config files beside weights say.
+
+    Attributes:
+      config: the architecture.
+      preprocess: from a picture to pixels; None where no file says it.
+      preprocess_files: where it is looked for, in words.
+    """
+
+    config: CLIPConfig
+    preprocess: Preprocess | None
+    preprocess_files: str
+
+
+class WeightsMapping(Protocol):
+    """How a library names the parameters of a model, and describes the model in JSON.
+
+    Attributes:
+      name: the name in `MAPPINGS`, for messages.
+      description: one line for people: the library, a colon, its files.
+      weights_file: the usual name of a file of weights.
+      config_file: the name of the config beside it; empty where the library has none.
+    """
+
+    name: str
+    description: str
+    weights_file: str
+    config_file: str
+
+    @abstractmethod
+    def leaves(self, config: CLIPConfig) -> Iterator[Leaf]:
+        """The library's tensors for every parameter of a model.
+
+        Raises:
+          UserError: the library has no such model.
+        """
+
+    @abstractmethod
+    def recognizes(self, names: Collection[str]) -> bool:
+        """Whether tensors of these names are a model in the library's files."""
+
+    @abstractmethod
+    def documents(self, config: CLIPConfig, preprocess: Preprocess) -> dict[str, Document]:
+        """The JSON files beside the weights of a model, by name.
+
+        Raises:
+          UserError: the library cannot describe such a model.
+        """
+
+    @abstractmethod
+    def understood(
+        self, config: CLIPConfig, preprocess: Preprocess, documents: Mapping[str, Document]
+    ) -> Document:
+        """The `configs.essence` of the model that the library builds from such files."""
+
+    def describe(self, config_file: Path) -> Described:
+        """What the config files of a folder say, of which `config_file` is there.
+
+        Raises:
+          UserError: a file is damaged, or describes a model that we do not have.
+        """
+        raise NotImplementedError(f"{self.name} has no config files")
