@@ -22,7 +22,7 @@ Params = dict[str, Any]  # nested dictionaries of arrays
 
 
 class PixelOptions(TypedDict, total=False):
-    """How pictures become a model's pixels, as `data.preprocess.Preprocess` takes it."""
+    """How pictures become a model's pixels, as `data.images.preprocess.Preprocess` takes it."""
 
     resize: str
     resize_size: int
