@@ -61,9 +61,23 @@ def cell(text: str) -> str:
     return " ".join(escaped.split())
 
 
-def rows(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """A line of the table for each argument."""
-    for action in parser._actions:  # argparse has no public list of them
+def tables(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """A table of the arguments, and one for each group to which the command gives a title."""
+    groups: dict[str, list[str]] = {"": []}
+    for group in parser._action_groups:  # argparse has no public list of them
+        is_default = group.title in ("positional arguments", "options")
+        title = "" if is_default else str(group.title)
+        groups.setdefault(title, []).extend(rows(parser, group._group_actions))
+    for title, lines in groups.items():
+        if title:
+            yield f"{cell(title).capitalize()}:\n"
+        yield "| argument | meaning |\n|---|---|"
+        yield from (*lines, "")
+
+
+def rows(parser: argparse.ArgumentParser, actions: list[argparse.Action]) -> Iterator[str]:
+    """A line of a table for each argument."""
+    for action in actions:
         if "--help" in action.option_strings:
             continue
         value = "" if action.nargs == 0 else str(action.metavar or "")
@@ -78,11 +92,10 @@ def rows(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def section(title: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     """The part of the page about one command."""
-    yield f"## {title}\n\n{parser.description or ''}\n\n| argument | meaning |\n|---|---|"
-    yield from rows(parser)
+    yield f"## {title}\n\n{parser.description or ''}\n"
+    yield from tables(parser)
     if parser.epilog:
-        yield f"\n```text\n{parser.epilog.strip()}\n```"
-    yield ""
+        yield f"```text\n{parser.epilog.strip()}\n```\n"
 
 
 def page() -> str:
