@@ -34,7 +34,7 @@ def clusters(rows: int, classes: int, width: int, seed: int) -> tuple[np.ndarray
 
 def run(side: str, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a first and of a second run, the accuracies, and the memory beyond the data."""
-    from clip_jax.evaluation import few_shot
+    from clip_jax.evaluation.metrics import few_shot
 
     if side == "seed by seed":
         few_shot.HELD_BYTES = 1

@@ -16,8 +16,8 @@ from clip_jax.data.images import decoding
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source, read_pair
 from clip_jax.errors import UserError
-from clip_jax.evaluation import retrieval
-from clip_jax.evaluation.zero_shot import top_k
+from clip_jax.evaluation.metrics import retrieval
+from clip_jax.evaluation.metrics.zero_shot import top_k
 from clip_jax.tokenizers import Tokenizer
 
 LOSS_BATCH = 128  # rows of a batch of the test loss

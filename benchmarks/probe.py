@@ -47,7 +47,7 @@ def clusters(args: argparse.Namespace) -> tuple[np.ndarray, ...]:
 
 def ours(data: tuple[np.ndarray, ...], args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a first and of a second fit, and the test accuracy for each λ."""
-    from clip_jax.evaluation import linear_probe, logistic
+    from clip_jax.evaluation.metrics import linear_probe, logistic
 
     seconds = []
     for _ in range(2):

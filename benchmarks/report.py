@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from evaluation.report.browser import chromium
 from evaluation.report.sample import sample
 
+from clip_jax.evaluation.evaluators import registered_sections
 from clip_jax.evaluation.report import render
 
 SIZES = {"phone": (360, 740), "desktop": (1280, 900)}
@@ -37,7 +38,7 @@ def main() -> None:
     titles = {f"set{i}": (f"A set, number {i}", 1000, 50_000) for i in range(args.sets)}
     results, pictures = sample(titles, pictures=800, examples=24)
     began = time.perf_counter()
-    page = render(results, pictures)
+    page = render(results, pictures, registered_sections())
     found = {"sets": args.sets, "seconds_to_make": round(time.perf_counter() - began, 2)}
     found["megabytes"] = round(len(page.encode()) / 1e6, 2)
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:

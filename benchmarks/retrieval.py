@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_jax.evaluation import retrieval
+from clip_jax.evaluation.metrics import retrieval
 
 
 def unit(x: np.ndarray) -> np.ndarray:

@@ -82,7 +82,7 @@ def test_a_set_of_captions_without_labels_is_one_of_retrieval(ending, text, metr
     for i in range(3):
         members += [(f"{i}.png", encoded(picture(i))), (f"{i}.{ending}", text)]
     tar = write_tar(tmp_path / "a.tar", members)
-    found = dataset_loader.open_set(
+    found = dataset_loader.open_dataset(
         "mine", {"data": str(tar)}, "", templates=("{}",), caption="{caption}"
     )
     assert found.metric == metric

@@ -13,8 +13,9 @@ from checkpoints import NEW, write_run
 from clip_jax import config as config_lib
 from clip_jax.errors import UserError
 from clip_jax.evaluation import evaluate
-from clip_jax.inference import pretrained, saved_models
+from clip_jax.inference import model_source, pretrained
 from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.clip import abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training import checkpointing
 from support import refused, says
@@ -76,9 +77,9 @@ def mutated(values, rng):
 def used(folder):
     """The run by each of its readers."""
     pretrained.load(folder)
-    saved_models.open_saved_model(folder)
+    model_source.open_model_source(folder)
     c, _ = config_lib.load(str(config_lib.ROOT / "configs" / "quickstart.py"))
-    evaluate.find(c, str(folder), "")
+    evaluate.find_model(c, str(folder), "")
     config_lib.differences(checkpointing.read_config(folder), c.to_dict())
 
 
@@ -142,7 +143,7 @@ def test_a_wrong_value_is_named(folder, key, value, words):
         node = node[name]
     node[last] = value
     (folder / "config.json").write_text(json.dumps(values))
-    for act in (pretrained.load, saved_models.open_saved_model):
+    for act in (pretrained.load, model_source.open_model_source):
         refused(lambda act=act: act(folder), folder / "config.json", *words)
 
 
@@ -180,4 +181,4 @@ def test_layers_that_the_config_leaves_out_are_missed(folder, run):
     values["model"]["text"]["layers"] = 0
     shapes = CLIPConfig.from_dict(values["model"])
     with pytest.raises(UserError, match=r"text.* of shape .*, the model has none"):
-        pretrained.read_step(folder, NEW, shapes)
+        checkpointing.read_variables(folder, NEW, variables(abstract_model(shapes)))

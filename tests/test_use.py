@@ -216,7 +216,7 @@ def test_folders_patterns_and_broken_pictures(run, tmp_path, capsys):
     (tmp_path / "a" / "._2.png").write_bytes(b"what macOS leaves")
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
     given = [str(tmp_path / "a"), str(tmp_path / "*.png"), str(tmp_path / "c[1].png")]
-    found = [os.path.relpath(path, tmp_path) for path in classify.find_pictures(given)]
+    found = [os.path.relpath(path, tmp_path) for path in classify.find_images(given)]
     assert found == ["a/2.png", "a/b/1.jpg", "a/broken.png", "c[1].png", "c[1].png"]
     argv = ["--checkpoint", str(run), *given, "--labels", "a,b"]
     with pytest.raises(UserError, match=r"broken\.png"):
@@ -231,9 +231,9 @@ def test_folders_patterns_and_broken_pictures(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for name, words in (("empty", "holds no pictures"), ("e*y", "no file matches")):
         with pytest.raises(UserError, match=words):
-            classify.find_pictures([str(tmp_path / name)])
+            classify.find_images([str(tmp_path / name)])
     with pytest.raises(UserError, match="IMAGE is empty"):
-        classify.find_pictures([""])
+        classify.find_images([""])
 
 
 def test_notes_of_the_command(run, image, capsys):

@@ -1,4 +1,4 @@
-"""Asks a trained model what pictures show.
+"""`python -m clip_jax classify`: zero-shot classification of images.
 
 python -m clip_jax classify --checkpoint runs/quickstart cat.png --labels "a cat,a dog"
 """
@@ -24,12 +24,12 @@ from clip_jax.io import remote
 from clip_jax.io.files import read_small
 from clip_jax.io.paths import resolve
 
-_SAID = (GuessedWarning, DamageWarning)  # warnings that are lines of the command's
-SKIPPED = 3  # the exit code where some pictures were left out
+_NOTES = (GuessedWarning, DamageWarning)  # warnings that are printed as notes
+SKIPPED = 3  # the exit code if some images were left out
 _MAX_LABELS = 4 << 20  # bytes of a file
-_ROW = re.compile(r"[^\t]*\t|\d+\s*[,;]")  # how a line begins that has more than a label
+_ROW = re.compile(r"[^\t]*\t|\d+\s*[,;]")  # the start of a line with more than a label
 _QUOTED = re.compile(r'^"((?:[^"]|"")*)"$')
-_BATCH_SIZE = 32  # as `zero_shot.BATCH_SIZE`, which imports JAX
+_BATCH_SIZE = 32  # that of `zero_shot`, which imports JAX
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,13 +76,8 @@ def parser() -> argparse.ArgumentParser:
         "{}; clip_jax.pipeline, as transformers, takes 'This is a photo of {}.')",
     )
     p.add_argument("--top", type=int, default=5, help="how many labels to show (default 5)")
-    p.add_argument(
-        "--batch-size",
-        type=int,
-        default=_BATCH_SIZE,
-        metavar="N",
-        help="pictures that are encoded at once (default %(default)s)",
-    )
+    size = "pictures that are encoded at once (default %(default)s)"
+    p.add_argument("--batch-size", type=int, default=_BATCH_SIZE, metavar="N", help=size)
     p.add_argument("--truncate", action="store_true", help="cut texts that are too long")
     p.add_argument(
         "--skip-broken",
@@ -96,10 +91,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_labels(value: str) -> list[str]:
-    """Labels of `a,b`, or of `@FILE`: a JSON list or object, or a label a line.
+    """The labels of `a,b`, or of `@FILE`: a JSON list or object, or a label a line.
 
     Raises:
-      UserError: no label, what is no label, or no such plain file.
+      UserError: there is no label, something is no label, or there is no such plain file.
     """
     from clip_jax.inference.zero_shot import split_labels
 
@@ -111,7 +106,7 @@ def read_labels(value: str) -> list[str]:
         except UnicodeDecodeError as error:
             raise UserError(f"--labels: {path} is not UTF-8 ({error.reason}): save it so") from None
         is_json = text.lstrip().startswith(("[", "{"))
-        labels = _json_labels(text, path) if is_json else _lines_of_labels(text, path)
+        labels = _json_labels(text, path) if is_json else _labels_by_line(text, path)
         if not labels:
             raise UserError(f"--labels: {path} is empty")
     elif not (labels := split_labels(value)):
@@ -119,8 +114,8 @@ def read_labels(value: str) -> list[str]:
     return labels
 
 
-def _lines_of_labels(text: str, path: Path) -> list[str]:
-    """A label a line, in double quotes or not, as tables of one column are written."""
+def _labels_by_line(text: str, path: Path) -> list[str]:
+    """A label a line, with or without double quotes, as in tables of one column."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and all(_ROW.match(line) for line in lines):
         raise UserError(
@@ -130,16 +125,16 @@ def _lines_of_labels(text: str, path: Path) -> list[str]:
     return [_QUOTED.sub(lambda m: m[1].replace('""', '"'), line).strip() for line in lines]
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise ValueError("a key stands in an object twice")
-    return found
+    return values
 
 
 def _json_labels(text: str, path: Path) -> list[str]:
     try:
-        values = json.loads(text, object_pairs_hook=_once)
+        values = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise UserError(f"--labels: {path} is not JSON ({error})") from None
     if isinstance(values, dict):
@@ -157,35 +152,35 @@ def _json_labels(text: str, path: Path) -> list[str]:
     return [label.strip() for label in values]
 
 
-def find_pictures(given: Sequence[str]) -> list[str]:
-    """The files that are meant: those of folders and patterns in order, others as they stand.
+def find_images(names: Sequence[str]) -> list[str]:
+    """The image files of names: folders and patterns expanded in order, others unchanged.
 
-    A warning counts what a folder holds besides pictures and hidden files.
+    A warning counts the files of a folder that are neither images nor hidden.
 
     Raises:
-      UserError: a name is empty, or a folder or a pattern holds no picture.
+      UserError: a name is empty, or a folder or a pattern has no image.
     """
-    found: list[str] = []
-    for name in given:
+    files: list[str] = []
+    for name in names:
         if not name.strip():
             raise UserError("an IMAGE is empty: give a picture, a folder or a pattern")
         path = name if remote.is_remote(name) else resolve(name)
         if remote.is_remote(name) or os.path.isfile(path):
-            found.append(path)
+            files.append(path)
         elif os.path.isdir(path):
-            found += _pictures_in(path)
+            files += _images_in(path)
         elif glob.has_magic(path):
-            some = sorted(p for p in glob.glob(path, recursive=True) if not os.path.isdir(p))
-            if not some:
+            matches = sorted(p for p in glob.glob(path, recursive=True) if not os.path.isdir(p))
+            if not matches:
                 raise UserError(f"no file matches {name}")
-            found += some
+            files += matches
         else:
-            found.append(path)  # reading it says what is wrong
-    return found
+            files.append(path)  # reading it reports what is wrong
+    return files
 
 
-def _pictures_in(folder: str) -> list[str]:
-    """Pictures of a folder and those in it, each folder once, however it is linked."""
+def _images_in(folder: str) -> list[str]:
+    """The images of a folder and of folders in it; a folder with several links counts once."""
     files: list[str] = []
     seen: set[str] = set()
     for place, inner, names in os.walk(folder, followlinks=True):
@@ -196,29 +191,29 @@ def _pictures_in(folder: str) -> list[str]:
         seen.add(real)
         inner[:] = [name for name in inner if not name.startswith(".")]
         files += (os.path.join(place, name) for name in names if not name.startswith("."))
-    pictures = sorted(file for file in files if file.lower().endswith(IMAGES))
-    if not pictures:
+    images = sorted(file for file in files if file.lower().endswith(IMAGES))
+    if not images:
         raise UserError(f"{folder} holds no pictures ({', '.join(IMAGES)})")
-    if others := sorted(set(files) - set(pictures)):
+    if others := sorted(set(files) - set(images)):
         warnings.warn(
             f"{folder}: left out {counted(len(others), 'file')} without the ending of a picture, "
             f"such as {os.path.basename(others[0])!a}",
             GuessedWarning,
             stacklevel=3,
         )
-    return pictures
+    return images
 
 
 @contextmanager
 def _notes() -> Iterator[None]:
-    """What was taken for granted is a line on standard error; other warnings are none."""
+    """Prints warnings about assumptions and damage as notes on standard error, and no others."""
 
     def say(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, _SAID):
+        if issubclass(category, _NOTES):
             print(f"note: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        for kind in _SAID:
+        for kind in _NOTES:
             warnings.simplefilter("always", kind)
         warnings.showwarning = say
         yield
@@ -233,15 +228,15 @@ def classify(
     activation: str | None = None,
     **options: Any,
 ) -> Iterator[Any]:
-    """For each picture `[{"label": …, "score": …}, …]`, best first.
+    """The answer to each image, `[{"label": …, "score": …}, …]` with the best label first.
 
-    `options` are those of `ZeroShotClassifier.stream`.
+    options: those of `ZeroShotClassifier.stream`.
     """
     from absl import logging
 
     from clip_jax.inference import pretrained
 
-    logging.set_verbosity("error")  # orbax warns that a checkpoint is only read
+    logging.set_verbosity("error")  # without orbax's warning that a checkpoint is only read
     with _notes():
         classifier = pretrained.pipeline(model=checkpoint, weights=weights, activation=activation)
         return classifier.stream(images, labels, templates, **options)
@@ -252,7 +247,7 @@ def _printable(text: str) -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The whole command; returns the exit code."""
+    """Runs the command; returns the exit code."""
     args = parser().parse_args(argv)
     for name, value in (("--top", args.top), ("--batch-size", args.batch_size)):
         if value < 1:
@@ -262,7 +257,7 @@ def run(argv: Sequence[str]) -> int:
     if wrong := [t for t in templates if "{}" not in t]:
         raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
     with _notes():
-        images = find_pictures(args.images)
+        images = find_images(args.images)
     answers = classify(
         args.checkpoint,
         images,

@@ -6,6 +6,7 @@ python -m clip_jax convert runs/quickstart out --to hugging_face
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -78,25 +79,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The whole command; returns the exit code."""
+    """Runs the command; returns the exit code."""
     args = parser().parse_args(argv)
     for flag in ("image_size", "context_length"):
         value = getattr(args, flag)
         if value is not None and not 1 <= value <= MAX_SIZE:
             shown = flag.replace("_", "-")
             raise UserError(f"--{shown} {value} must be from 1 to {MAX_SIZE}")
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an accelerator would only be taken from others
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave accelerators to others
 
     from absl import logging
 
-    logging.set_verbosity("error")  # orbax warns that a checkpoint is only read
+    logging.set_verbosity("error")  # without orbax's warning that a checkpoint is only read
     options = {k: v for k, v in vars(args).items() if k != "json"}
-    done = convert(**options, note=lambda line: print(f"note: {line}", file=sys.stderr))
+    conversion = convert(**options, note=lambda line: print(f"note: {line}", file=sys.stderr))
     if args.json:
-        print(json.dumps(done))
+        print(json.dumps(dataclasses.asdict(conversion)))
         return 0
-    print(f"read {args.source} ({done['library']}): {done['model']}, {' and '.join(done['dtype'])}")
-    for path, size in done["files"].items():
+    dtypes = " and ".join(conversion.dtype)
+    print(f"read {args.source} ({conversion.library}): {conversion.model}, {dtypes}")
+    for path, size in conversion.files.items():
         print(f"wrote {path}  {megabytes(size)}")
-    print(f"read back: {counted(done['tensors'], 'tensor')}, bit for bit")
+    print(f"read back: {counted(conversion.tensors, 'tensor')}, bit for bit")
     return 0

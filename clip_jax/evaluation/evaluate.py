@@ -1,14 +1,11 @@
-"""Judging a checkpoint, ours or another library's: `--mode=evaluate`."""
+"""Evaluating a checkpoint, ours or another library's: `--mode=evaluate`."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from flax import nnx
@@ -18,60 +15,29 @@ from clip_jax import tokenizers
 from clip_jax.config.checks import check
 from clip_jax.config.schema import Config
 from clip_jax.data import mixture
-from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.distributed import multihost, sharding
 from clip_jax.distributed.param_spec import param_specs
 from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
+from clip_jax.evaluation.evaluators import load_evaluators
 from clip_jax.evaluation.features import Encoder
-from clip_jax.evaluation.suite import Suite, table
-from clip_jax.inference import pretrained
+from clip_jax.evaluation.suite import Suite
+from clip_jax.inference.model_source import ModelSource, open_run, open_weights
 from clip_jax.models import architectures
-from clip_jax.models.clip import Variables, abstract_model, parameter_count, variables
+from clip_jax.models.clip import abstract_model, parameter_count, variables
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.training import checkpointing as checkpoints
 from clip_jax.training import metric_writers
 from clip_jax.weights import library
 
 
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A model to be judged, before its parameters are read.
-
-    path: what the user named.
-    step: of a run.
-    config: the architecture.
-    dtype: of matrix products.
-    tokenizer: as for `tokenizers.load`.
-    preprocess: from a picture to pixels.
-    folder: where the report goes.
-    read: the variables, given their shapes with shardings.
-    note: what was taken for granted or passed over, in words, or nothing.
-    """
-
-    path: str
-    step: int | None
-    config: CLIPConfig
-    dtype: str
-    tokenizer: str
-    preprocess: Preprocess
-    folder: Path
-    read: Callable[[Any], Variables]
-    note: str = ""
-
-    @property
-    def name(self) -> str:
-        """The architecture's name, or the run's."""
-        return architectures.name_of(self.config, any_activation=True) or Path(self.path).name
-
-
-def find(c: Config, checkpoint: str, workdir: str) -> Subject:
-    """What a checkpoint is: a run, RUN/checkpoints/STEP, or a file or folder of weights.
+def find_model(c: Config, checkpoint: str, workdir: str) -> tuple[ModelSource, Path]:
+    """The model of a checkpoint, and the folder of its report.
 
     Args:
       c: the config; its `model` says what a lone file of weights is.
-      checkpoint: what `--checkpoint` says; empty: the run in `c.workdir`.
+      checkpoint: what `--checkpoint` says: a run, RUN/checkpoints/STEP, or a file or folder of
+        weights; empty: the run in `c.workdir`.
       workdir: what `--workdir` says, where the report goes; empty: into the run's folder.
 
     Raises:
@@ -81,58 +47,19 @@ def find(c: Config, checkpoint: str, workdir: str) -> Subject:
     if not checkpoint and not c.workdir:
         raise UserError("nothing to evaluate: --checkpoint=RUN or --workdir=RUN names a run")
     if path.is_file() or (path.is_dir() and library.is_weights(path)):
-        return _weights(c, path, workdir)
-    return _run(c, path, workdir if checkpoint else "")
+        model = CLIPConfig.from_dict(c.model, trusted=True)
+        name = architectures.name_of(model, any_activation=True) if path.is_file() else None
+        source = open_weights(path, name, library.config_activation(model, name))
+        if not workdir:
+            raise UserError(f"{path} is no run: --workdir=FOLDER says where its report goes")
+        return source, Path(workdir).expanduser()
+    source = open_run(path)
+    folder = (checkpoint and workdir) or source.workdir or path
+    return source, Path(folder).expanduser()
 
 
-def _run(c: Config, path: Path, workdir: str) -> Subject:
-    said: list[str] = []
-
-    def first() -> tuple[str, int]:
-        run, step = pretrained.find_run(path, said.append)
-        return str(run), step
-
-    run, step = multihost.from_first(first)
-    found = checkpoints.read_model_config(run, step)
-    config = found.model
-    return Subject(
-        path=str(path),
-        step=step,
-        config=config,
-        dtype=c.evaluate.dtype or found.dtype,
-        tokenizer=found.tokenizer,
-        preprocess=library.preprocess_of(config),
-        folder=Path(workdir or run).expanduser(),
-        read=lambda like: checkpoints.read_variables(run, step, like),
-        note="; ".join(said),
-    )
-
-
-def _weights(c: Config, path: Path, workdir: str) -> Subject:
-    model = CLIPConfig.from_dict(c.model, trusted=True)
-    name = architectures.name_of(model, any_activation=True) if path.is_file() else None
-    found = library.find(path, name, library.config_activation(model, name))
-    if not workdir:
-        raise UserError(f"{path} is no run: --workdir=FOLDER says where its report goes")
-
-    def read(like: Any) -> Variables:
-        return jax.device_put(library.read(found), jax.tree.map(lambda x: x.sharding, like))
-
-    return Subject(
-        path=str(path),
-        step=None,
-        config=found.config,
-        dtype=c.evaluate.dtype or "float32",
-        tokenizer=found.tokenizer or c.tokenizer,
-        preprocess=found.preprocess,
-        folder=Path(workdir).expanduser(),
-        read=read,
-        note=found.guessed,
-    )
-
-
-def _training_pictures(c: Config) -> list[Source]:
-    """What the overlap is looked for in.
+def _open_training_data(c: Config) -> list[Source]:
+    """The sources that the model was trained on.
 
     Raises:
       UserError: the config names no training data, or it cannot be opened.
@@ -149,83 +76,96 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def encoder_of(
-    subject: Subject, tokenizer: tokenizers.Tokenizer, mesh: Mesh, batch_size: int
+def load_encoder(
+    source: ModelSource, dtype: str, pad_id: int, mesh: Mesh, batch_size: int
 ) -> tuple[Encoder, float, int]:
-    """The subject's towers on a mesh, the factor on its cosines, and how many parameters it has."""
-    model = abstract_model(subject.config, subject.dtype)
+    """The towers of a model on a mesh, the factor on its cosines, and its number of parameters.
+
+    Args:
+      source: the model.
+      dtype: of matrix products.
+      pad_id: of the tokenizer.
+      batch_size: rows that each device encodes at a time.
+    """
+    model = abstract_model(source.config, dtype)
     shapes = variables(model)
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         shapes,
         sharding.shardings(shapes, param_specs(model), mesh),
     )
-    held, graph = subject.read(like), nnx.graphdef(model)
-    pad_id = tokenizer.pad_id if subject.config.text.blind_to_padding else None
-    scale = float(nnx.merge(graph, *held).scale)
-    return Encoder(graph, held, mesh, batch_size, pad_id), scale, parameter_count(model)
+    parameters, graph = source.read_sharded(like), nnx.graphdef(model)
+    trim_to = pad_id if source.config.text.blind_to_padding else None
+    scale = float(nnx.merge(graph, *parameters).scale)
+    encoder = Encoder(graph, parameters, mesh, batch_size, trim_to)
+    return encoder, scale, parameter_count(model)
 
 
 def evaluate(
     c: Config, checkpoint: str = "", workdir: str = "", suite: str = "", sets: str = ""
 ) -> None:
-    """Judges a checkpoint; prints the numbers as a table and as JSON, and writes the report.
+    """Evaluates a checkpoint; prints the metrics as a table and as JSON, and writes the report.
 
     Args:
       c: the config; `evaluate` says on what, unless the flags do.
-      checkpoint, workdir: as for `find`.
+      checkpoint, workdir: as for `find_model`.
       suite: evaluators between commas; empty: `config.evaluate.suite`.
-      sets: test sets between commas, `NAME=PATH` one of the user's own; empty: the config's.
+      sets: datasets between commas, `NAME=PATH` one of the user's own; empty: the config's.
 
     Raises:
-      UserError: there is no such checkpoint, evaluator or set, or one of them is damaged.
+      UserError: there is no such checkpoint, evaluator or dataset, or one of them is damaged.
     """
     began = time.monotonic()
+    key = "--suite" if suite else "config.evaluate.suite"
+    evaluators = load_evaluators(suite or c.evaluate.suite, key)
     c = check(c)
-    subject = find(c, checkpoint, workdir)
-    tokenizer = tokenizers.load(
-        subject.tokenizer,
-        subject.config.text.context_length,
-        trusted=subject.tokenizer == c.tokenizer,
-    )
-    subject.config.text.check_tokenizer(subject.tokenizer, tokenizer)
-    pictures: list[Source] = []
+    source, folder = find_model(c, checkpoint, workdir)
+    name = source.tokenizer or c.tokenizer
+    context_length = source.config.text.context_length
+    tokenizer = tokenizers.load(name, context_length, trusted=name == c.tokenizer)
+    source.config.text.check_tokenizer(name, tokenizer)
+    training: list[Source] = []
     evaluation = Suite(
-        c.evaluate.to_dict(),
+        c.evaluate,
         tokenizer,
-        subject.preprocess,
-        suite=suite,
+        source.preprocess,
+        evaluators,
+        explicit=bool(suite),
         sets=sets,
-        training=lambda: pictures,
+        training=lambda: training,
     )
     if not evaluation:
         raise UserError(
             "there is nothing to evaluate on: --sets=cifar10,mine=/data/mine or "
             "config.evaluate.sets names test sets"
         )
-    if "overlap" in evaluation.wanted:
-        pictures.extend(_training_pictures(c))
-    said = [subject.note, *(one["why"] for one in evaluation.missing)]
-    for line in dict.fromkeys(filter(None, said)):
+    if evaluation.needs_training:
+        training.extend(_open_training_data(c))
+    remarks = ["; ".join(source.remarks), *(missing.why for missing in evaluation.missing)]
+    for line in dict.fromkeys(filter(None, remarks)):
         _say(line)
-    mesh = sharding.make_mesh(c.mesh.to_dict())
-    encoder, scale, parameters = encoder_of(subject, tokenizer, mesh, c.evaluate.batch_size)
-    kept = subject.folder / "evaluation"
-    results, thumbnails = evaluation.evaluate(encoder, scale, kept, whole=True, say=_say)
+    mesh, dtype = sharding.make_mesh(c.mesh.to_dict()), c.evaluate.dtype or source.dtype
+    dtype = dtype or "float32"
+    batch_size = c.evaluate.batch_size
+    encoder, scale, parameters = load_encoder(source, dtype, tokenizer.pad_id, mesh, batch_size)
+    results = evaluation.evaluate(encoder, scale, folder / "evaluation", detailed=True, say=_say)
     if not multihost.is_first():
         return
-    results["model"] = results_lib.model_facts(
-        subject.name,
-        subject.path,
-        subject.step,
-        parameters,
-        subject.config.vision.image_size,
-        subject.dtype,
+    model = results_lib.ModelFacts(
+        name=source.name,
+        checkpoint=str(source.path),
+        step=source.step,
+        parameters=parameters,
+        image_size=source.config.vision.image_size,
+        dtype=dtype,
     )
-    results["curves"] = results_lib.curves(metric_writers.read(subject.folder / "metrics.jsonl"))
-    results["seconds"] = time.monotonic() - began
-    page = results_lib.write(subject.folder, results, thumbnails)
-    found = results_lib.flat(results)
-    at = "" if subject.step is None else f" at step {subject.step}"
-    print(f"{subject.path}{at}", table(found), f"look at {page}", sep="\n", file=sys.stderr)
-    print(json.dumps(({} if subject.step is None else {"step": subject.step}) | found))
+    curves = results_lib.curves(metric_writers.read(folder / "metrics.jsonl"), evaluators)
+    page = results_lib.write_report(folder, results, model, curves, time.monotonic() - began)
+    _print(source, results.metrics(), page)
+
+
+def _print(source: ModelSource, metrics: dict[str, float], page: Path) -> None:
+    step = {} if source.step is None else {"step": source.step}
+    title = f"{source.path} at step {source.step}" if step else str(source.path)
+    print(title, results_lib.table(metrics), f"look at {page}", sep="\n", file=sys.stderr)
+    print(json.dumps(step | metrics))

@@ -1,4 +1,4 @@
-"""Features of a whole set, on every device, whatever its size."""
+"""Features of datasets of any size, computed on all devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clip_jax.data.images.decoding import decode
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source, read_pair
 from clip_jax.distributed import global_batch, sharding
-from clip_jax.evaluation.zero_shot import ensemble
+from clip_jax.evaluation.metrics.zero_shot import ensemble
 from clip_jax.models.clip import CLIP, assembled, normalize
 from clip_jax.models.vit import VisionTransformer
 from clip_jax.tokenizers import packing
@@ -29,15 +29,16 @@ from clip_jax.tokenizers import packing
 Features = Float[np.ndarray, "n embed_dim"]
 Advance = Callable[[int], object]
 
-_AHEAD = 2  # batches that the devices are given before an answer is read
+_AHEAD = 2  # batches in flight before a result is read
 
 
 class Encoded(NamedTuple):
-    """What a tower makes of pictures.
+    """What the image tower computes.
 
-    features: of unit norm, what texts are compared with.
-    pooled: before the projection, which a ViT has; of other towers their features. Linear probes
-      look at these (appendix A.3 of the paper).
+    Attributes:
+      features: of unit norm, to be compared with texts.
+      pooled: features before a ViT's projection, the unnormalised features of other towers. Linear
+        probes use these (appendix A.3 of the paper).
     """
 
     features: Features
@@ -47,16 +48,16 @@ class Encoded(NamedTuple):
 class Encoder:
     """The two towers of a model as compiled functions from arrays of any length to features.
 
-    Rows are padded to full batches, encoded over the mesh, and cut back: a set of any size gives
-    the same features on any number of devices, bit for bit where no axis of the mesh splits a
-    layer, for each device always has as many rows.
+    Rows are padded to full batches, encoded over the mesh, and cut back. Each device always encodes
+    the same number of rows, so that features are equal on any number of devices, bit for bit unless
+    an axis of the mesh splits layers.
 
     Args:
       graph, variables: a model's structure, and its parameters and batch statistics on `mesh`.
       mesh: the devices.
-      batch_size: rows that each device takes at a time.
-      pad_id: of the tokenizer, where the text tower is blind to padding: columns that no text
-        reaches are then left out.
+      batch_size: rows that each device encodes at a time.
+      pad_id: of the tokenizer, if the text tower ignores padding: columns of padding alone are then
+        left out.
     """
 
     def __init__(
@@ -71,48 +72,51 @@ class Encoder:
         self.graph, self._variables = graph, variables
         self._pad_id = pad_id
         self._rows = batch_size * sharding.batch_shards(mesh)
-        self._own = global_batch.process_rows(mesh, self._rows)
+        self._process_rows = global_batch.process_rows(mesh, self._rows)
         self._towers = {name: _tower(graph, name, mesh) for name in ("image", "pooled", "text")}
 
     def fingerprint(self) -> str:
-        """What changes when a parameter does, the same on any mesh."""
+        """A digest of the parameters, the same on any mesh."""
         return fingerprint(self._variables)
 
-    def _all(
+    def _encode(
         self, tower: str, batches: Iterable[tuple[Any, int]], total: int, advance: Advance
-    ) -> Any:
-        """What a tower makes of batches: each this process's rows, and how many of all count."""
-        held: list[np.ndarray] = []
-        waiting: list[tuple[Any, int]] = []
+    ) -> list[np.ndarray]:
+        """The outputs of a tower.
+
+        batches: this process's rows of each batch, and how many rows of the batch are not padding.
+        """
+        outputs: list[np.ndarray] = []
+        pending: list[tuple[Any, int]] = []
         done = 0
 
         def read() -> None:
             nonlocal done
-            made, count = waiting.pop(0)
-            parts = [np.asarray(part)[:count] for part in jax.tree.leaves(made)]
-            if not held:
-                held.extend(np.empty((total, *part.shape[1:]), part.dtype) for part in parts)
-            for whole, part in zip(held, parts, strict=True):
-                whole[done : done + count] = part
+            output, count = pending.pop(0)
+            parts = [np.asarray(part)[:count] for part in jax.tree.leaves(output)]
+            if not outputs:
+                outputs.extend(np.empty((total, *part.shape[1:]), part.dtype) for part in parts)
+            for array, part in zip(outputs, parts, strict=True):
+                array[done : done + count] = part
             done += count
             advance(count)
 
-        for own, count in batches:
-            array = global_batch.global_batch({"rows": own}, self.mesh)["rows"]
-            waiting.append((self._towers[tower](self._variables, array), count))
-            if len(waiting) == _AHEAD:
+        for rows, count in batches:
+            batch = global_batch.global_batch({"rows": rows}, self.mesh)["rows"]
+            pending.append((self._towers[tower](self._variables, batch), count))
+            if len(pending) == _AHEAD:
                 read()
-        while waiting:
+        while pending:
             read()
-        return held
+        return outputs
 
-    def _cut(self, total: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Of each batch the numbers that this process encodes, and how many of all count.
+    def _batches(self, total: int) -> Iterator[tuple[np.ndarray, int]]:
+        """The row numbers of each batch that this process encodes, and the batch's row count.
 
-        What is missing from the last batch is its last number again.
+        The last batch is padded with its last row.
         """
         for first in range(0, total, self._rows):
-            yield np.minimum(first + self._own, total - 1), min(self._rows, total - first)
+            yield np.minimum(first + self._process_rows, total - 1), min(self._rows, total - first)
 
     def images(
         self,
@@ -121,13 +125,16 @@ class Encoder:
         threads: int = 0,
         advance: Advance = lambda _: None,
     ) -> Features:
-        """Unit-norm features of every picture of a source, in its order.
+        """Unit-norm features of all images of a source, in order.
 
-        Each process decodes only the pictures that its devices encode, by `threads` at once (0: as
-        many as it has processors). `advance` is told of every batch how many pictures it was.
+        Each process decodes only the images that its devices encode.
+
+        Args:
+          threads: decode at once; 0: one per processor.
+          advance: called with the number of images of each finished batch.
         """
-        batches = _pixels(source, preprocess, threads, self._cut(len(source)))
-        return self._all("image", batches, len(source), advance)[0]
+        batches = _pixels(source, preprocess, threads, self._batches(len(source)))
+        return self._encode("image", batches, len(source), advance)[0]
 
     def encoded(
         self,
@@ -136,43 +143,43 @@ class Encoder:
         threads: int = 0,
         advance: Advance = lambda _: None,
     ) -> Encoded:
-        """As `images`, with what stands before the projection too, in the same pass."""
-        batches = _pixels(source, preprocess, threads, self._cut(len(source)))
-        return Encoded(*self._all("pooled", batches, len(source), advance))
+        """As `images`, with the features before the projection from the same pass."""
+        batches = _pixels(source, preprocess, threads, self._batches(len(source)))
+        return Encoded(*self._encode("pooled", batches, len(source), advance))
 
     def tokens(self, tokens: np.ndarray) -> Features:
         """Unit-norm features of int32 [n, context]."""
         if self._pad_id is not None:
             tokens = packing.trim(tokens, pad_id=self._pad_id)
-        cut = self._cut(len(tokens))
-        batches = ((tokens[numbers], count) for numbers, count in cut)
-        return self._all("text", batches, len(tokens), lambda _: None)[0]
+        numbers = self._batches(len(tokens))
+        batches = ((tokens[rows], count) for rows, count in numbers)
+        return self._encode("text", batches, len(tokens), lambda _: None)[0]
 
 
 def _pixels(
-    source: Source, preprocess: Preprocess, threads: int, cut: Iterable[tuple[np.ndarray, int]]
+    source: Source, preprocess: Preprocess, threads: int, numbers: Iterable[tuple[np.ndarray, int]]
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of pixels; the next is being made while one is used."""
+    """Batches of pixels; one is used while the next is decoded."""
 
     def pixels(i: np.integer) -> np.ndarray:
         pair = read_pair(source, int(i))
         with only_pair_errors("picture", pair.name):
             return preprocess(decode(pair.image, pair.name))
 
-    def stacked(made: tuple[Iterator[np.ndarray], np.ndarray, int]) -> tuple[np.ndarray, int]:
-        images, where, count = made
+    def stack(decoded: tuple[Iterator[np.ndarray], np.ndarray, int]) -> tuple[np.ndarray, int]:
+        images, where, count = decoded
         return np.stack(list(images))[where], count
 
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        before = None
-        for numbers, count in cut:
-            wanted, where = np.unique(numbers, return_inverse=True)
-            after = pool.map(pixels, wanted), where, count
-            if before:
-                yield stacked(before)
-            before = after
-        if before:
-            yield stacked(before)
+        previous = None
+        for rows, count in numbers:
+            distinct, where = np.unique(rows, return_inverse=True)
+            current = pool.map(pixels, distinct), where, count
+            if previous:
+                yield stack(previous)
+            previous = current
+        if previous:
+            yield stack(previous)
 
 
 def _image(model: CLIP, rows: jax.Array) -> jax.Array:
@@ -193,16 +200,16 @@ def _text(model: CLIP, rows: jax.Array) -> jax.Array:
     return model.encode_text(rows, normalized=True)
 
 
-_MADE: dict[str, Callable[..., Any]] = {"image": _image, "pooled": _pooled, "text": _text}
+_TOWERS: dict[str, Callable[..., Any]] = {"image": _image, "pooled": _pooled, "text": _text}
 
 
 @lru_cache(maxsize=16)
 def _tower(graph: nnx.GraphDef, name: str, mesh: Mesh) -> Callable[..., Any]:
-    """A tower as one function for all encoders: later parameters of a run compile nothing."""
+    """A tower as one function for all encoders: new parameters need no compilation."""
 
     def encode(variables: Any, rows: jax.Array) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return _MADE[name](assembled(graph, variables), rows)
+            return _TOWERS[name](assembled(graph, variables), rows)
 
     return jax.jit(encode, out_shardings=sharding.replicated(mesh))
 
@@ -213,30 +220,35 @@ def classifier(
     labels: Sequence[str | Sequence[str]],
     templates: Sequence[str],
 ) -> Features:
-    """A row of weights per label: its templates' features averaged and normalised again.
+    """A row of weights per label: the features of its prompts averaged and normalised again.
 
-    Source: section 3.1.4, prompt ensembling. `templates` hold `{}` where the label goes; a label
-    may have several names, whose texts are averaged all together.
+    Source: section 3.1.4, prompt ensembling.
+
+    Args:
+      encoder: the model.
+      tokenize: its tokenizer.
+      labels: a label may have several names, whose prompts are averaged together.
+      templates: prompts with `{}` for a name.
     """
-    names = [(label,) if isinstance(label, str) else tuple(label) for label in labels]
-    texts = [t.replace("{}", name) for one in names for name in one for t in templates]
+    synonyms = [(label,) if isinstance(label, str) else tuple(label) for label in labels]
+    texts = [t.replace("{}", name) for names in synonyms for name in names for t in templates]
     features = encoder.tokens(tokenize(texts, truncate=True))
-    return ensemble(features, [len(one) * len(templates) for one in names])
+    return ensemble(features, [len(names) * len(templates) for names in synonyms])
 
 
 def fingerprint(variables: Any) -> str:
-    """What changes when one of a tree's numbers does; the same on any mesh.
+    """A digest of a tree's numbers, the same on any mesh.
 
-    Sums of integers that wrap around: no order of adding them matters, so that nothing need be
+    It is made of sums of integers that wrap around. Their order does not matter, so that nothing is
     gathered.
     """
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
-    said = [
-        (jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), [int(n) for n in found])
-        for (path, leaf), found in zip(leaves, sums, strict=True)
+    facts = [
+        (jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), [int(n) for n in leaf_sums])
+        for (path, leaf), leaf_sums in zip(leaves, sums, strict=True)
     ]
-    return hashlib.sha256(repr(said).encode()).hexdigest()
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 @jax.jit

@@ -1,119 +1,246 @@
-"""What an evaluation came to: `report.json` in numbers, `report.html` to look at."""
+"""The results of an evaluation: `report.json` in numbers, `report.html` to look at."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from PIL import Image
 
 from clip_jax.data.images.lettering import encodable
+from clip_jax.distributed import multihost
 from clip_jax.evaluation import report
+from clip_jax.evaluation.datasets import Dataset
+from clip_jax.evaluation.evaluators import EVALUATORS, Evaluator, Result
+from clip_jax.evaluation.report.section import Section
+from clip_jax.evaluation.serialization import JsonObject, thumbnails_in
 from clip_jax.io import files
 
 VERSION = 1
 JSON, PAGE = "report.json", "report.html"
 _POINTS = 400  # of a curve
-_CURVES = ("loss", "learning_rate", "images_per_second", "mfu", "zero_shot/", "retrieval/")
+_RUN_CURVES = ("loss", "learning_rate", "images_per_second", "mfu")
+
+Curves = dict[str, list[list[float]]]
 
 
-def curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+class Finding(NamedTuple):
+    """What an evaluator of this name found on a dataset."""
+
+    evaluator: str
+    dataset: Dataset
+    result: Result
+
+
+@dataclasses.dataclass(frozen=True)
+class Missing:
+    """What could not be evaluated.
+
+    Attributes:
+      set: the dataset, the evaluator, or `DATASET: EVALUATOR`.
+      why: the reason, and what to do.
+      evaluator: the evaluator; empty for a dataset.
+    """
+
+    set: str
+    why: str
+    evaluator: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What the report says of the model; `step` is None for weights that are no checkpoint."""
+
+    name: str
+    checkpoint: str
+    step: int | None
+    parameters: int
+    image_size: int
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteResults:
+    """What a suite found.
+
+    Attributes:
+      evaluators: those that were asked for, in order.
+      datasets: in order.
+      findings: in the order in which they were made.
+      missing: what could not be evaluated.
+    """
+
+    evaluators: Sequence[Evaluator[Any]]
+    datasets: Sequence[Dataset]
+    findings: Sequence[Finding]
+    missing: Sequence[Missing]
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers of metrics.jsonl: `zero_shot/NAME/top1`, `retrieval/NAME/…/r1`, ….
+
+        Undefined ones are left out.
+        """
+        return {
+            f"{evaluator}/{dataset.name}/{name}": float(value)
+            for evaluator, dataset, result in self.findings
+            for name, value in result.flat_metrics().items()
+            if value is not None
+        }
+
+    def _by_dataset(self, evaluator: str) -> dict[str, Any]:
+        return {
+            finding.dataset.name: finding.result
+            for finding in self.findings
+            if finding.evaluator == evaluator
+        }
+
+    def document(self) -> JsonObject:
+        """What report.json holds of it: `sets`, `missing`, and what compares datasets."""
+        sets = {dataset.name: _facts(dataset) for dataset in self.datasets}
+        top: JsonObject = {}
+        # what compares datasets comes first at the top
+        for evaluator in sorted(self.evaluators, key=lambda evaluator: not evaluator.reference):
+            document = evaluator.document(self._by_dataset(evaluator.name))
+            for dataset, part in document.datasets.items():
+                sets[dataset][evaluator.name] = part
+            top |= document.top
+        missing = [{"set": item.set, "why": item.why} for item in self.missing]
+        return {"sets": sets, "missing": missing, **top}
+
+    def thumbnails(self) -> dict[str, bytes]:
+        """The thumbnails that the document names."""
+        return thumbnails_in([finding.result for finding in self.findings])
+
+    def sections(self) -> list[Section]:
+        """The evaluators' sections of the report page."""
+        return [
+            section
+            for evaluator in self.evaluators
+            for section in evaluator.sections(self._by_dataset(evaluator.name))
+        ]
+
+    def sheets(self) -> Iterator[tuple[str, Image.Image]]:
+        """Images of the findings for the log of a run, by distinct names."""
+        names: set[str] = set()
+        for evaluator, dataset, result in self.findings:
+            if sheet := result.sheet(dataset):
+                name = dataset.name if dataset.name not in names else f"{dataset.name}-{evaluator}"
+                names.add(name)
+                yield name, sheet
+
+
+def _facts(dataset: Dataset) -> JsonObject:
+    facts: JsonObject = {
+        "title": dataset.title,
+        "split": dataset.split_name,
+        "images": len(dataset),
+        "classes": len(dataset.labels),
+        "paper": dataset.paper,
+    }
+    return facts | ({"note": dataset.note} if dataset.note else {})
+
+
+def write_sheets(results: SuiteResults, folder: Path) -> None:
+    """Writes the sheets of the findings as `NAME.png`; on the first process only."""
+    if multihost.is_first():
+        for name, sheet in results.sheets():
+            with files.whole(folder / f"{name}.png") as file:
+                sheet.save(file, "PNG")
+
+
+def curves(lines: Sequence[Mapping[str, Any]], evaluators: Iterable[Evaluator[Any]] = ()) -> Curves:
     """The curves of a run's metrics: name → [[step, value], …], thinned to some hundred points.
 
     The first and the last point of each stay.
+
+    Args:
+      lines: of metrics.jsonl.
+      evaluators: those whose curves are shown besides those of the registry.
     """
-    found: dict[str, list[list[float]]] = {}
+    endings = {name: EVALUATORS.get(name).curves for name in EVALUATORS.names}
+    endings |= {evaluator.name: evaluator.curves for evaluator in evaluators}
+    points: Curves = {}
     for line in lines:
         for name, value in line.items():
-            known = name.startswith(_CURVES) and not name.endswith(("/r5", "/r10"))
-            if known and isinstance(value, int | float) and math.isfinite(value):
-                found.setdefault(name, []).append([int(line["step"]), float(value)])
-    return {name: _thinned(sorted(points)) for name, points in found.items()}
+            kind = name.partition("/")[0]
+            shown = name.startswith(_RUN_CURVES) or name.endswith(endings.get(kind, ()))
+            if shown and isinstance(value, int | float) and math.isfinite(value):
+                points.setdefault(name, []).append([int(line["step"]), float(value)])
+    return {name: _thin(sorted(curve)) for name, curve in points.items()}
 
 
-def _thinned(points: list[list[float]]) -> list[list[float]]:
+def _thin(points: list[list[float]]) -> list[list[float]]:
     if len(points) <= _POINTS:
         return points
     step = (len(points) - 1) / (_POINTS - 1)
     return [points[round(i * step)] for i in range(_POINTS)]
 
 
-def model_facts(
-    name: str,
-    checkpoint: str,
-    step: int | None,
-    parameters: int,
-    image_size: int,
-    dtype: str,
-) -> dict[str, Any]:
-    """What the report says of the model; `created` is now, in UTC."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {
-        **dict(name=name, checkpoint=checkpoint, step=step, parameters=parameters),
-        **dict(image_size=image_size, dtype=dtype, created=now),
-    }
+def sanitize(value: Any) -> Any:
+    """A value as JSON in UTF-8 can hold it.
 
-
-def plain(value: Any) -> Any:
-    """A value as JSON in UTF-8 has it.
-
-    numpy's numbers as Python's, what is not finite as None, texts without halves of surrogates.
+    NumPy's numbers as Python's, numbers that are not finite as None, texts without halves of
+    surrogate pairs.
     """
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, Mapping):
-        return {encodable(str(key)): plain(one) for key, one in value.items()}
+        return {encodable(str(key)): sanitize(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [sanitize(item) for item in value]
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return sanitize(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def write(folder: Path, results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Path:
-    """Writes both files; returns the page."""
-    said = plain({"version": VERSION, **results})
+def write_report(
+    folder: Path, results: SuiteResults, model: ModelFacts, curves: Curves, seconds: float
+) -> Path:
+    """Writes both files; returns the page.
+
+    Args:
+      curves: of the run, see `curves`.
+      seconds: how long the evaluation took.
+    """
+    created = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    document = {
+        "version": VERSION,
+        **results.document(),
+        "model": {**dataclasses.asdict(model), "created": created},
+        "curves": curves,
+        "seconds": seconds,
+    }
+    return write_document(folder, document, results.thumbnails(), results.sections())
+
+
+def write_document(
+    folder: Path,
+    document: Mapping[str, Any],
+    thumbnails: Mapping[str, bytes],
+    sections: Iterable[Section],
+) -> Path:
+    """Writes a document and its page; returns the page."""
+    document = sanitize(document)
     with files.whole(folder / JSON) as file:
-        file.write((json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     page = folder / PAGE
     with files.whole(page) as file:
-        file.write(report.render(said, pictures).encode())
+        file.write(report.render(document, thumbnails, sections).encode())
     return page
 
 
-def flat(results: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers that metrics.jsonl holds: `zero_shot/NAME/top1`, `retrieval/NAME/…/r1`, ….
-
-    Those that are not defined are left out.
-    """
-    found: dict[str, float | None] = {}
-    for name, test in results.get("sets", {}).items():
-        found |= {f"{key}/{name}/{what}": value for key, what, value in _numbers(test)}
-    for name, shift in results.get("robustness", {}).get("shifts", {}).items():
-        found[f"robustness/{name}/accuracy"] = shift["score"]["value"]
-        found[f"robustness/{name}/effective"] = shift["effective"]
-    return {name: float(value) for name, value in found.items() if value is not None}
+def table(metrics: Mapping[str, float]) -> str:
+    """The metrics as lines: shares in percent, other numbers as they are."""
+    width = max(map(len, metrics), default=0)
+    return "\n".join(f"  {name:<{width}}  {_shown(value)}" for name, value in metrics.items())
 
 
-def _numbers(test: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
-    if shot := test.get("zero_shot"):
-        numbers = dict(shot["metrics"])
-        if shot["metric"] != "mean_per_class":
-            numbers.pop("mean_per_class", None)
-        yield from (("zero_shot", what, value) for what, value in numbers.items())
-    if found := test.get("retrieval"):
-        for way in ("image_to_text", "text_to_image"):
-            for k, score in found[way].items():
-                yield "retrieval", f"{way}/{k}", score["value"]
-    if probe := test.get("linear_probe"):
-        yield "linear_probe", probe["metric"], probe["score"]["value"]
-    if few := test.get("few_shot"):
-        for shots, mean in zip(few["shots"], few["mean"], strict=True):
-            yield "few_shot", f"{shots}", mean
-    if overlap := test.get("overlap"):
-        yield "overlap", "share", overlap["share"]
-        yield "overlap", "difference", overlap["difference"]
+def _shown(value: float) -> str:
+    return f"{value:7.2%}" if abs(value) <= 1 else f"{value:8.6g}"

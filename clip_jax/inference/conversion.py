@@ -1,4 +1,4 @@
-"""A model from a run, or another library's files, into another library's files."""
+"""Converting a model: from a run or another library's files into another library's files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clip_jax.errors import UserError, is_disk_full
 from clip_jax.models.model_config import CLIPConfig
@@ -19,10 +20,32 @@ if TYPE_CHECKING:
     import numpy as np
 
     from clip_jax.data.images.preprocess import Preprocess
+    from clip_jax.inference.model_source import ModelSource
     from clip_jax.models.clip import Variables
     from clip_jax.tokenizers import Tokenizer
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What was read and written.
+
+    Attributes:
+      library: whose files were read, in words.
+      model: a description of the architecture.
+      parameters: how many there are.
+      dtype: the dtypes that they were read in.
+      files: the bytes of each written file, by path.
+      tensors: how many there are in the written file.
+    """
+
+    library: str
+    model: str
+    parameters: int
+    dtype: list[str]
+    files: dict[str, int]
+    tensors: int
 
 
 def convert(
@@ -38,96 +61,158 @@ def convert(
     tokenizer: str | None = None,
     overwrite: bool = False,
     note: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+) -> Conversion:
     """Writes a model for another library, reads it back and compares.
 
     Args:
       source: a run, or another library's file or folder.
       dest: a folder or a file, as for `weights.export.write`.
-      to: for whom.
-      model: what `source` is, where no config says so.
+      to: the library that it is for.
+      model: the architecture of `source`, if no config says so.
       dtype: of `DTYPES`: what parameters are written in.
       image_size: for images of another size: positions are resized.
       context_length: for texts of another length: positions are resized.
       activation: that the model is to compute from now on.
-      tokenizer: as for `tokenizers.load`; what the source holds when None.
-      overwrite: whether files that are there are replaced.
-      note: is given what is worth knowing, a line at a time.
-
-    Returns:
-      What was read and written: `library`, `model`, `parameters`, `dtype`, `files` (bytes by
-      name) and `tensors`.
+      tokenizer: as for `tokenizers.load`; None: that of the source.
+      overwrite: whether existing files are replaced.
+      note: takes what the user should know, a line at a time.
 
     Raises:
       UserError: before anything is written: a source that cannot be read, a model that the library
-        has no place for, or a destination that cannot be written; and files that differ when read.
+        cannot represent, or a destination that cannot be written; and files that differ when read.
     """
-    from clip_jax.inference.saved_models import is_run, open_saved_model
-    from clip_jax.models.clip import abstract_model, variables
-    from clip_jax.weights import arrays, export, positions
+    from clip_jax.inference.model_source import is_run, open_model_source
+    from clip_jax.weights import arrays, positions
 
     file = _destination(dest, to)
     if model is not None and is_run(Path(source).expanduser()):
         raise UserError(f"{source} is a run, which says what it is: leave out --model")
-    found = open_saved_model(source, model)
-    if found.guessed:
-        note(found.guessed)
-    if found.dtype not in ("", "float32"):
-        theirs = LIBRARIES[to].partition(":")[0]
-        note(
-            f"it was trained with config.dtype={found.dtype}; {theirs} computes in float32 unless "
-            "told otherwise, so that features differ in their last digits"
-        )
-    config = positions.sized(found.config, image_size, context_length)
-    for line in _resizings(found.config, config):
-        note(line)
-    if activation not in (None, config.activation):
-        note(f"it computes {activation} from here on, not {config.activation}")
-        config = dataclasses.replace(config, activation=activation)
-    preprocess = found.preprocess.resized(config.vision.image_size)
-    described = export.documents(config, to, preprocess)
+    original = open_model_source(source, model)
+    if original.remarks:
+        note("; ".join(original.remarks))
+    config = _convert_config(original, to, image_size, context_length, activation, note)
+    target = _plan(original, file, to, config, dtype, tokenizer, overwrite, note)
+
+    # resized positions are rounded only once
+    params, stats = original.read("keep" if dtype == "keep" else "float32")
+    params, _ = positions.resized(params, original.config, image_size, context_length)
+    leaves = [leaf for _, leaf in arrays.flat(params)]
+    return Conversion(
+        library=original.library,
+        model=target.description,
+        parameters=sum(leaf.size for leaf in leaves),
+        dtype=sorted({str(leaf.dtype) for leaf in leaves}),
+        files=_write(target, (params, stats)),
+        tensors=target.tensors,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """The files to write, after all checks that need no parameters."""
+
+    file: Path
+    library: Library
+    config: CLIPConfig
+    preprocess: Preprocess
+    tokenizer: Tokenizer | None
+    dtype: str
+    description: str
+    tensors: int
+
+
+def _plan(
+    original: ModelSource,
+    file: Path,
+    to: Library,
+    config: CLIPConfig,
+    dtype: str,
+    tokenizer: str | None,
+    overwrite: bool,
+    note: Callable[[str], None],
+) -> _Target:
+    """Checks everything that can be checked before parameters are read."""
+    from clip_jax.models.clip import abstract_model, variables
+    from clip_jax.weights import arrays, export
+
+    preprocess = original.preprocess.resized(config.vision.image_size)
+    documents = export.documents(config, to, preprocess)
     abstract = abstract_model(config)
     tensors = arrays.write(variables(abstract), config, to, arrays.DTYPES[dtype])
     _check_torch(file)
     usual = dataclasses.replace(preprocess, half="even") == type(preprocess)(preprocess.size)
     if to == "openai" and not usual:
         note(f"OpenAI's code prepares pictures in its own way, not by {preprocess}")
-    words = _tokenizer(
-        tokenizer or found.tokenizer, config, to, note, trusted=tokenizer is not None
-    )
-    _check_free(file, list(described), overwrite)
+    trusted = tokenizer is not None
+    words = _tokenizer(tokenizer or original.tokenizer, config, to, note, trusted=trusted)
+    _check_free(file, list(documents), overwrite)
     _check_room(file, sum(t.dtype.itemsize * math.prod(t.shape) for t in tensors.values()))
+    return _Target(file, to, config, preprocess, words, dtype, str(abstract), len(tensors))
 
-    # resized positions are to be rounded once
-    params, stats = found.read("keep" if dtype == "keep" else "float32")
-    params, _ = positions.resized(params, found.config, image_size, context_length)
-    held = params, stats
-    _check_range(held, dtype)
+
+def _write(target: _Target, parameters: Variables) -> dict[str, int]:
+    """Writes the files and reads them back; returns the bytes of each."""
+    from clip_jax.weights import export
+
+    file, config, dtype = target.file, target.config, target.dtype
+    _check_range(parameters, dtype)
     before = _listing(file.parent)
+    with _write_errors(file):
+        export.write(
+            file,
+            parameters,
+            config,
+            target.library,
+            preprocess=target.preprocess,
+            tokenizer=target.tokenizer,
+            dtype=dtype,
+        )
+    after = _listing(file.parent)
+    _check_written(file, target.library, parameters, config, target.preprocess, dtype)
+    return {str(path): path.stat().st_size for path in after if after[path] != before.get(path)}
+
+
+def _convert_config(
+    original: ModelSource,
+    to: Library,
+    image_size: int | None,
+    context_length: int | None,
+    activation: str | None,
+    note: Callable[[str], None],
+) -> CLIPConfig:
+    """The architecture that is written; notes what will differ."""
+    from clip_jax.weights import positions
+
+    if original.dtype not in ("", "float32"):
+        library = LIBRARIES[to].partition(":")[0]
+        note(
+            f"it was trained with config.dtype={original.dtype}; {library} computes in float32 "
+            "unless told otherwise, so that features differ in their last digits"
+        )
+    config = positions.sized(original.config, image_size, context_length)
+    for line in _resizings(original.config, config):
+        note(line)
+    if activation not in (None, config.activation):
+        note(f"it computes {activation} from here on, not {config.activation}")
+        config = dataclasses.replace(config, activation=activation)
+    return config
+
+
+@contextmanager
+def _write_errors(file: Path) -> Iterator[None]:
+    """Reports a failure to write as one line."""
     try:
-        export.write(file, held, config, to, preprocess=preprocess, tokenizer=words, dtype=dtype)
-    except (OSError, RuntimeError) as error:  # torch makes the one the other
+        yield
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
         if not isinstance(error, OSError) and not is_disk_full(error):
             raise
         reason = getattr(error, "strerror", None) or "no space left on the device"
         raise UserError(f"{file} cannot be written ({reason})") from None
-    after = _listing(file.parent)
-    _check_written(file, to, held, config, preprocess, dtype)
-    return {
-        "library": found.library,
-        "model": str(abstract),
-        "parameters": sum(leaf.size for _, leaf in arrays.flat(params)),
-        "dtype": sorted({str(leaf.dtype) for _, leaf in arrays.flat(params)}),
-        "files": {
-            str(path): path.stat().st_size for path in after if after[path] != before.get(path)
-        },
-        "tensors": len(tensors),
-    }
 
 
 def _destination(dest: str | Path, to: Library) -> Path:
-    """Where the weights go; refused where they cannot."""
-    from clip_jax.inference.saved_models import is_run
+    """The file of the weights; raises UserError if it cannot be written."""
+    from clip_jax.inference.model_source import is_run
     from clip_jax.weights import export
 
     file = export.weights_file(dest, to)
@@ -136,9 +221,9 @@ def _destination(dest: str | Path, to: Library) -> Path:
         raise UserError(f"{file} is a folder: name another DEST")
     if Path(dest).suffix in (".pth", ".ckpt") and not Path(dest).is_dir():
         raise UserError(f"DEST {dest} is no folder and no .safetensors, .bin or .pt file")
-    there = _nearest(folder)
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"{file} cannot be written: {there} is no folder that you may write to")
+    existing = _nearest(folder)
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"{file} cannot be written: {existing} is no folder that you may write to")
     if is_run(folder):
         raise UserError(f"{folder} is the folder of a run: name another DEST")
     return file
@@ -153,13 +238,13 @@ def _check_torch(file: Path) -> None:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the first above it that exists."""
+    """The folder, or the nearest one above it that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def _check_free(file: Path, described: Sequence[str], overwrite: bool) -> None:
-    for path in (file, *(file.parent / name for name in (*described, "tokenizer_config.json"))):
+def _check_free(file: Path, documents: Sequence[str], overwrite: bool) -> None:
+    for path in (file, *(file.parent / name for name in (*documents, "tokenizer_config.json"))):
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists: give --overwrite, or another DEST")
 
@@ -187,21 +272,21 @@ def _tokenizer(
     *,
     trusted: bool,
 ) -> Tokenizer | None:
-    """The tokenizer whose files stand beside the weights; says where there will be none."""
+    """The tokenizer whose files are written beside the weights; notes if there will be none."""
     from clip_jax import tokenizers
 
     kind = (name or "").partition(":")[0]
     if name is None:
         note("no tokenizer is known of it: --tokenizer names one")
     elif to == "hugging_face" and kind != "sentencepiece":
-        found = tokenizers.load(name, config.text.context_length, trusted=trusted)
-        if found.vocab_size > config.text.vocab_size:
+        tokenizer = tokenizers.load(name, config.text.context_length, trusted=trusted)
+        if tokenizer.vocab_size > config.text.vocab_size:
             raise UserError(
-                f"the tokenizer {name} has {found.vocab_size} ids, the model only "
+                f"the tokenizer {name} has {tokenizer.vocab_size} ids, the model only "
                 f"{config.text.vocab_size}"
             )
         if kind in tokenizers.TOKENIZERS:
-            return found
+            return tokenizer
         note(f"clip_jax writes no files for the tokenizer {name}: keep its module")
     elif to == "hugging_face":
         note(f"transformers has no tokenizer like {name}: tokenize with clip_jax.tokenizers")
@@ -210,15 +295,15 @@ def _tokenizer(
     return None
 
 
-def _check_range(held: Variables, dtype: str) -> None:
-    """Refuses float16 to numbers that are none in it."""
+def _check_range(parameters: Variables, dtype: str) -> None:
+    """Raises UserError for numbers that float16 cannot represent."""
     import numpy as np
 
     from clip_jax.weights import arrays
 
     if dtype != "float16":
         return
-    for path, leaf in arrays.flat(*held):
+    for path, leaf in arrays.flat(*parameters):
         largest = float(np.abs(np.asarray(leaf)).max(initial=0))
         if 65504 < largest < math.inf:
             raise UserError(f"{path} reaches {largest:g}, too large for float16: use bfloat16")
@@ -227,25 +312,25 @@ def _check_range(held: Variables, dtype: str) -> None:
 def _check_written(
     file: Path,
     to: Library,
-    held: Variables,
+    parameters: Variables,
     config: CLIPConfig,
     preprocess: Preprocess,
     dtype: str,
 ) -> None:
-    """That the files say what was written, and hold it bit for bit."""
+    """Checks that the files describe the model that was written, and hold it bit for bit."""
     import numpy as np
 
     from clip_jax.models.architectures import name_of
     from clip_jax.weights import arrays, configs, library
 
-    found = library.SavedWeights(file, to, config, preprocess, None)
+    weights = library.SavedWeights(file, to, config, preprocess, None)
     if file.name in library.USUAL and (to != "openai" or name_of(config)):
-        found = library.find(file)  # what it says, and not only what it holds
-        said = configs.essence(config), configs.essence(found.config)
-        for key, ours, theirs in configs.differences(*said):
+        weights = library.find(file)  # reads the config beside it, too
+        essences = configs.essence(config), configs.essence(weights.config)
+        for key, ours, theirs in configs.differences(*essences):
             raise UserError(f"{file} reads back with model.{key}={theirs!r} in place of {ours!r}")
-    back = dict(arrays.flat(*library.read(found, "keep")))
-    for path, leaf in arrays.flat(*held):
+    back = dict(arrays.flat(*library.read(weights, "keep")))
+    for path, leaf in arrays.flat(*parameters):
         ours, theirs = np.asarray(leaf), np.asarray(back[path])
         if dtype != "keep" and ours.dtype.kind != "i":
             ours = ours.astype(arrays.DTYPES[dtype])
@@ -258,12 +343,12 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def _listing(folder: Path) -> dict[Path, tuple[int, int]]:
-    """The files of a folder, and what changes when one is replaced."""
+    """The files of a folder; their values change when they are replaced."""
     if not folder.is_dir():
         return {}
     return {p: (s.st_ino, s.st_mtime_ns) for p in sorted(folder.iterdir()) for s in [p.stat()]}
 
 
 def megabytes(size: int) -> str:
-    """A size in bytes for a line that people read: `577.1 MB`, `60.9 kB`."""
+    """A size in bytes for people: `577.1 MB`, `60.9 kB`."""
     return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"

@@ -1,4 +1,4 @@
-"""Zero-shot classification of any number of pictures by any number of texts, in bounded memory."""
+"""Zero-shot classification of any number of images by any number of texts, in bounded memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TEXTS = 8  # times as many texts as pictures make a batch: they are that much s
 
 
 class ZeroShotClassifier:
-    """Says which of some labels pictures show; called as transformers' pipeline of that name."""
+    """Zero-shot classification of images; it is called as transformers' pipeline of that name."""
 
     def __init__(self, model: CLIP, preprocess: Preprocess, tokenize: Tokenize) -> None:
         self.model, self.preprocess, self.tokenize = model, preprocess, tokenize
@@ -45,32 +45,32 @@ class ZeroShotClassifier:
         """Labels with their scores, best first.
 
         Args:
-          images: a picture in any form that `data.pictures.picture` takes, or several: a list, a
+          images: an image in any form that `data.pictures.picture` takes, or several: a list, a
             batch as an array, a generator.
           candidate_labels: the labels, as a list or between commas.
-          hypothesis_template: the prompt, with {} for the label; the features of several are
-            averaged.
-          options: `batch_size`, `truncate`, `top_k` and `skip_broken` as of `stream`. For a picture
-            that is skipped the answer is None.
+          hypothesis_template: the prompt, with {} for the label; the features of several prompts
+            are averaged.
+          options: `batch_size`, `truncate`, `top_k` and `skip_broken` as for `stream`. The answer
+            to a skipped image is None.
 
         Returns:
-          `[{"score": …, "label": …}, …]` for a picture, a list of these for several, and for a
-          generator a generator, which reads no further ahead than some batches. Scores are a
-          softmax over the labels, or, for a model with a sigmoid loss, each on its own.
+          `[{"score": …, "label": …}, …]` for an image, a list of these for several, and for a
+          generator a generator, which reads only some batches ahead. Scores are a softmax over the
+          labels; for a model with a sigmoid loss each is a probability of its own.
 
         Raises:
-          UserError: no labels, a template without {}, or what is no picture.
+          UserError: no labels, a template without {}, or something that is no image.
         """
-        several = _is_several(images)
+        several = _are_several(images)
         if several and hasattr(images, "__len__") and not len(images):
             raise UserError("give at least one picture and one label")
         answers = self.stream(
             images if several else [images], candidate_labels, hypothesis_template, **options
         )
-        plain = (None if isinstance(answer, UserError) else answer for answer in answers)
+        ranked = (None if isinstance(answer, UserError) else answer for answer in answers)
         if not several:
-            return next(plain)
-        return plain if hasattr(images, "__next__") else list(plain)
+            return next(ranked)
+        return ranked if hasattr(images, "__next__") else list(ranked)
 
     def stream(
         self,
@@ -83,26 +83,26 @@ class ZeroShotClassifier:
         top_k: int | None = None,
         skip_broken: bool = False,
     ) -> Iterator[Answer | UserError]:
-        """The answer to each picture in turn.
+        """The answer to each image in turn.
 
-        Labels are encoded at once; pictures while the answers are read, some batches ahead of them.
+        Labels are encoded at once, images some batches ahead of the answers that are read.
 
         Args:
-          images: pictures, each in any form that `data.pictures.picture` takes.
-          candidate_labels, hypothesis_template: as of a call.
-          batch_size: pictures that are encoded at once.
+          images: each in any form that `data.pictures.picture` takes.
+          candidate_labels, hypothesis_template: as for a call.
+          batch_size: images that are encoded at once.
           truncate: cut texts that have too many tokens.
-          top_k: how many labels of each picture to give; None: all.
-          skip_broken: give the error in place of an answer where a picture cannot be read.
+          top_k: how many labels an answer has; None: all.
+          skip_broken: give the error as the answer to an image that cannot be read.
 
         Raises:
-          UserError: as a call.
+          UserError: as for a call.
         """
         for key, value in (("batch_size", batch_size), ("top_k", top_k)):
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if value is not None and (not whole or value < 1):
+            integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if value is not None and (not integer or value < 1):
                 raise UserError(f"{key}={value!r} must be a whole number from 1 on")
-        labels = labels_of(candidate_labels)
+        labels = unique_labels(candidate_labels)
         templates = hypothesis_template
         templates = [templates] if isinstance(templates, str) else _listed("templates", templates)
         if wrong := [t for t in templates if not isinstance(t, str) or "{}" not in t]:
@@ -121,7 +121,7 @@ class ZeroShotClassifier:
     def _text_features(
         self, labels: list[str], templates: list[str], batch_size: int, truncate: bool
     ) -> Float[np.ndarray, "labels embed_dim"]:
-        """A unit vector a label: the mean of its prompts' features."""
+        """The mean of each label's prompts' features, of unit norm."""
         prompts = (template.replace("{}", label) for label in labels for template in templates)
         total = len(labels) * len(templates)
         options = {"truncate": True} if truncate else {}
@@ -134,8 +134,8 @@ class ZeroShotClassifier:
                 if trimmed:
                     tokens = packing.trim(tokens, pad_id=self.tokenize.pad_id)  # type: ignore[union-attr]
                 tokens = _padded(tokens, _rows(len(texts), batch_size, first > 0))
-                made = np.asarray(self.model.encode_text(tokens, normalized=True))[: len(texts)]
-                np.add.at(sums, np.arange(first, first + len(texts)) // len(templates), made)
+                features = np.asarray(self.model.encode_text(tokens, normalized=True))[: len(texts)]
+                np.add.at(sums, np.arange(first, first + len(texts)) // len(templates), features)
                 bar.update(len(texts))
         return (sums / np.linalg.norm(sums, axis=-1, keepdims=True)).astype(np.float32)
 
@@ -151,36 +151,36 @@ class ZeroShotClassifier:
         total = len(images) if isinstance(images, Sized) else None
         started = False
         with _progress("pictures", total) as bar:
-            made = self._pixels(images, 2 * batch_size)
-            while some := list(itertools.islice(made, batch_size)):
-                broken = [one for one in some if isinstance(one, UserError)]
+            prepared = self._pixels(images, 2 * batch_size)
+            while batch := list(itertools.islice(prepared, batch_size)):
+                broken = [item for item in batch if isinstance(item, UserError)]
                 if broken and not skip_broken:
                     raise broken[0]
-                pixels = [one for one in some if not isinstance(one, UserError)]
-                rows = _rows(len(some), batch_size, started)
+                pixels = [item for item in batch if not isinstance(item, UserError)]
+                rows = _rows(len(batch), batch_size, started)
                 scores = iter(self._scores(pixels, rows, text) if pixels else ())
                 started = True
-                for one in some:
+                for item in batch:
                     bar.update()
-                    if isinstance(one, UserError):
-                        yield one
+                    if isinstance(item, UserError):
+                        yield item
                     else:
                         yield _ranked(next(scores), labels, top_k)
 
     def _pixels(self, images: Iterable[Any], ahead: int) -> Iterator[np.ndarray | UserError]:
-        """What each picture is to the model, or why it is none; `ahead` are read before."""
+        """The pixels of each image, or why it cannot be read; `ahead` images are read ahead."""
 
-        def read(given: Any) -> np.ndarray | UserError:
+        def read(image: Any) -> np.ndarray | UserError:
             try:
-                return self.preprocess(picture(given))
+                return self.preprocess(picture(image))
             except UserError as error:
                 return error
 
         waiting: deque[Future[np.ndarray | UserError]] = deque()
         with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
             try:
-                for given in images:
-                    waiting.append(pool.submit(read, given))
+                for image in images:
+                    waiting.append(pool.submit(read, image))
                     if len(waiting) >= ahead:
                         yield waiting.popleft().result()
                 while waiting:
@@ -194,7 +194,7 @@ class ZeroShotClassifier:
     ) -> Float[np.ndarray, "pictures labels"]:
         batch = _padded(np.stack(pixels), rows)
         image = np.asarray(self.model.encode_image(batch, normalized=True))[: len(pixels)]
-        # with NumPy: in JAX each of these operations would be a program to compile
+        # in NumPy: JAX would compile a program for each of these operations
         logits = np.asarray(self.model.scale) * image @ text.T
         if self.model.config.logit_bias is None:
             shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -203,65 +203,67 @@ class ZeroShotClassifier:
 
 
 def split_labels(text: str) -> list[str]:
-    """Labels between commas; one that holds a comma stands in double quotes.
+    """The labels of a text with commas between them; double quotes protect a comma.
 
     Raises:
-      UserError: quotes that do not match.
+      UserError: the quotes do not match.
     """
     closed = re.sub(r'"\s+(?=,|$)', '"', text)  # csv takes no space after a quote
     try:
-        (found,) = csv.reader([closed], skipinitialspace=True, strict=True)
+        (labels,) = csv.reader([closed], skipinitialspace=True, strict=True)
     except (csv.Error, ValueError) as error:
         raise UserError(
             f"labels {text!r:.80} cannot be told apart ({error}): a label with a comma stands in "
             "double quotes"
         ) from None
-    return [label.strip() for label in found if label.strip()]
+    return [label.strip() for label in labels if label.strip()]
 
 
-def labels_of(given: Sequence[str] | str) -> list[str]:
-    """Labels, each once; a warning says which stood there twice.
+def unique_labels(candidates: Sequence[str] | str) -> list[str]:
+    """The labels, each once; a warning names those that are repeated.
 
     Raises:
       UserError: there is none, or one is no text.
     """
-    labels = split_labels(given) if isinstance(given, str) else _listed("labels", given)
+    labels = (
+        split_labels(candidates) if isinstance(candidates, str) else _listed("labels", candidates)
+    )
     for label in labels:
         if not isinstance(label, str) or not label.strip():
             raise UserError(f"a label must be a text, not {label!r:.80}")
-    once = list(dict.fromkeys(labels))
-    if not once:
+    unique = list(dict.fromkeys(labels))
+    if not unique:
         raise UserError("give at least one picture and one label")
-    if len(once) < len(labels):
+    if len(unique) < len(labels):
         seen: set[str] = set()
-        twice = list(dict.fromkeys(x for x in labels if x in seen or seen.add(x)))  # type: ignore[func-returns-value]
-        shown = ", ".join(f"{label!r:.40}" for label in twice[:3])
-        more = ", …" if len(twice) > 3 else ""
+        repeated = list(dict.fromkeys(x for x in labels if x in seen or seen.add(x)))  # type: ignore[func-returns-value]
+        shown = ", ".join(f"{label!r:.40}" for label in repeated[:3])
+        more = ", …" if len(repeated) > 3 else ""
         warnings.warn(
             f"labels: {shown}{more} given more than once; each label counts once",
             GuessedWarning,
             stacklevel=3,
         )
-    return once
+    return unique
 
 
-def _listed(what: str, given: Any) -> list[Any]:
-    if not isinstance(given, Iterable) or isinstance(given, bytes):
-        raise UserError(f"{what} must be a text or a list of texts, not {given!r:.80}")
-    return list(given)
+def _listed(what: str, texts: Any) -> list[Any]:
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes):
+        raise UserError(f"{what} must be a text or a list of texts, not {texts!r:.80}")
+    return list(texts)
 
 
-def _is_several(images: Any) -> bool:
+def _are_several(images: Any) -> bool:
     if is_array(images):
         values = as_numpy(images)
         names = values.ndim == 1 and values.dtype.kind in "OSU"  # such as a column of a table
         return names or values.ndim > 3
-    alone = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | dict)
-    return not alone and not hasattr(images, "read") and hasattr(images, "__iter__")
+    single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | dict)
+    return not single and not hasattr(images, "read") and hasattr(images, "__iter__")
 
 
 def _rows(count: int, batch_size: int, started: bool) -> int:
-    """The rows of a batch: few shapes are compiled, and a lone picture is no whole batch."""
+    """The rows of a batch, such that few shapes are compiled and a single image stays small."""
     return batch_size if started else min(batch_size, 1 << (count - 1).bit_length())
 
 
@@ -270,7 +272,7 @@ def _padded(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _progress(unit: str, total: int | None) -> Any:
-    """A bar for people, after a second."""
+    """A progress bar on terminals, shown after a second."""
     quiet = not sys.stderr.isatty()
     return tqdm(total=total, unit=f" {unit}", disable=quiet, delay=1, leave=False)
 

@@ -49,7 +49,7 @@ def announce(loop: Loop) -> None:
         say(f"all {run.config.steps} steps were done before: nothing to train")
     elif run.weights:
         start = f"starting from {run.config.weights.path}"
-        say("; ".join(filter(None, [start, run.weights.guessed])))
+        say("; ".join(filter(None, [start, *run.weights.remarks])))
         old, new = (
             f"{c.vision.image_size} pixels and {c.text.context_length} tokens"
             for c in (run.weights.config, run.model)

@@ -21,7 +21,6 @@ from clip_jax.data.example import REASONS
 from clip_jax.distributed import hardware, multihost
 from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
-from clip_jax.evaluation.suite import table
 from clip_jax.training import checkpointing, flops, metric_writers, workdir_lock
 from clip_jax.training import train_step as step_lib
 from clip_jax.training.announcements import announce, announce_end
@@ -180,16 +179,16 @@ class Loop:
 
     def _evaluate(self, step: int) -> None:
         began = time.monotonic()
-        results, pictures = self.trainer.evaluate(self.state.variables)
-        metrics = results_lib.flat(results)
+        results = self.trainer.evaluate(self.state.variables)
+        metrics = results.metrics()
         self.writer.write(step, metrics)
         seconds = time.monotonic() - began
         if multihost.is_first():
-            self.trainer.report(results, pictures, step, seconds)
+            self.trainer.report(results, step, seconds)
         for path in sorted((self.trainer.run.workdir / "pictures" / f"step_{step}").glob("*.png")):
             self.writer.picture(step, f"pictures/{path.stem}", path)
         self.progress.say(f"evaluation at step {step} ({seconds:.0f} s)")
-        self.progress.say(table(metrics))
+        self.progress.say(results_lib.table(metrics))
         self.progress.leave_out(time.monotonic() - began)
 
     def check_lock(self) -> None:

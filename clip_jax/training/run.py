@@ -17,8 +17,9 @@ from clip_jax.data.mixture import Mixture
 from clip_jax.data.sources import Source
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
+from clip_jax.evaluation.evaluators import load_evaluators
 from clip_jax.evaluation.suite import Suite
-from clip_jax.inference.saved_models import SavedModel, open_saved_model
+from clip_jax.inference.model_source import ModelSource, open_model_source
 from clip_jax.losses.objective import Objective
 from clip_jax.models import architectures
 from clip_jax.models.model_config import CLIPConfig
@@ -49,7 +50,7 @@ class Run:
     data: Mixture
     suite: Suite
     workdir: Path
-    weights: SavedModel | None = None
+    weights: ModelSource | None = None
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, Any]:
@@ -70,6 +71,7 @@ def prepare(config: Any) -> Run:
     Raises:
       UserError: a mistake in the config, or something that it names cannot be opened.
     """
+    evaluators = load_evaluators(config.evaluate.suite)
     c, model, objective = setup.checked(config, jax.device_count())
     if not c.workdir:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
@@ -77,9 +79,10 @@ def prepare(config: Any) -> Run:
     model.text.check_tokenizer(c.tokenizer, tokenizer)
     pictures: list[Source] = []
     suite = Suite(
-        c.evaluate.to_dict(),
+        c.evaluate,
         tokenizer,
         library.preprocess_of(model),
+        evaluators,
         training=lambda: pictures,
     )
     fresh = not multihost.from_first(lambda: checkpointing.steps(c.workdir))
@@ -96,11 +99,11 @@ def say_first(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _weights(c: Config, model: CLIPConfig) -> SavedModel:
+def _weights(c: Config, model: CLIPConfig) -> ModelSource:
     """The saved model that a fresh run starts from, checked against the run's architecture."""
     # With resize the sizes in the file may differ.
     name = None if c.weights.resize else architectures.name_of(model, any_activation=True)
-    saved = open_saved_model(c.weights.path, name, library.config_activation(model, name))
+    source = open_model_source(c.weights.path, name, library.config_activation(model, name))
     flag = "--config.weights.resize=True"
-    positions.check_fits(saved.config, model, c.weights.path, c.weights.resize, flag)
-    return saved
+    positions.check_fits(source.config, model, c.weights.path, c.weights.resize, flag)
+    return source

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from flax import nnx
 
@@ -12,8 +10,7 @@ from clip_jax.distributed import global_batch as rows_lib
 from clip_jax.distributed import multihost, sharding
 from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.features import Encoder
-from clip_jax.evaluation.suite import write_sheets
-from clip_jax.inference.saved_models import SavedModel
+from clip_jax.inference.model_source import ModelSource
 from clip_jax.models import architectures
 from clip_jax.models.clip import Variables, parameter_count
 from clip_jax.tokenizers import packing
@@ -31,21 +28,19 @@ class Trainer(setup.Recipe):
         mesh = sharding.make_mesh(run.config.mesh.to_dict())
         super().__init__(run.config, run.model, run.objective, mesh)
 
-    def evaluate(self, variables: Variables) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """Evaluates a model's variables; returns results and their pictures."""
+    def evaluate(self, variables: Variables) -> results_lib.SuiteResults:
+        """Evaluates a model's variables."""
         run = self.run
         pad_id = run.tokenizer.pad_id if run.model.text.blind_to_padding else None
         size = run.config.evaluate.batch_size
         encoder = Encoder(self.graph, variables, self.mesh, size, pad_id)
         return run.suite.evaluate(encoder, float(nnx.merge(self.graph, *variables).scale))
 
-    def report(
-        self, results: dict[str, Any], pictures: dict[str, bytes], step: int, seconds: float
-    ) -> None:
+    def report(self, results: results_lib.SuiteResults, step: int, seconds: float) -> None:
         """Writes the report and its pictures into the run's folder."""
         run = self.run
-        write_sheets(results, pictures, run.workdir / "pictures" / f"step_{step}")
-        results["model"] = results_lib.model_facts(
+        results_lib.write_sheets(results, run.workdir / "pictures" / f"step_{step}")
+        model = results_lib.ModelFacts(
             architectures.name_of(run.model, any_activation=True) or run.workdir.name,
             str(run.workdir),
             step,
@@ -53,15 +48,15 @@ class Trainer(setup.Recipe):
             run.model.vision.image_size,
             run.config.dtype,
         )
-        results["curves"] = results_lib.curves(metric_writers.read(run.workdir / "metrics.jsonl"))
-        results["seconds"] = seconds
-        results_lib.write(run.workdir, results, pictures)
+        lines = metric_writers.read(run.workdir / "metrics.jsonl")
+        curves = results_lib.curves(lines, results.evaluators)
+        results_lib.write_report(run.workdir, results, model, curves, seconds)
 
-    def state_from(self, found: SavedModel) -> step_lib.TrainState:
+    def state_from(self, source: ModelSource) -> step_lib.TrainState:
         """A fresh state with saved weights in fp32; positions are resized to the model's sizes."""
-        params, stats = jax.device_get(found.read("float32"))
+        params, stats = jax.device_get(source.read("float32"))
         vision, text = self.run.model.vision, self.run.model.text
-        params, _ = positions.resized(params, found.config, vision.image_size, text.context_length)
+        params, _ = positions.resized(params, source.config, vision.image_size, text.context_length)
         config, variables = self.run.model, (params, stats)
         options = self.state_options
         return step_lib.state_of(config, variables, self.optimizer, self.mesh, **options)

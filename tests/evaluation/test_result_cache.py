@@ -2,59 +2,86 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clip_jax.evaluation.features import Encoded
-from clip_jax.evaluation.suite.result_cache import ResultCache, key_of
-
-ANSWER = {"score": {"value": 0.5}, "examples": [{"picture": "abc"}]}
-
-
-def test_an_answer_with_its_pictures(tmp_path: Path) -> None:
-    ResultCache(tmp_path).keep("k", ANSWER, {"abc": b"picture"})
-    again = ResultCache(tmp_path)
-    assert again.answer("k") == ANSWER
-    assert again.pictures == {"abc": b"picture"}
-    assert again.answer("other") is None
+from clip_jax.evaluation.result_cache import ResultCache, key_of
+from clip_jax.evaluation.serialization import Thumbnail
 
 
-def test_nothing_is_kept_without_a_folder(tmp_path: Path) -> None:
-    kept = ResultCache(None)
-    kept.keep("k", ANSWER, {"abc": b"picture"})
-    kept.keep_encoded("k", Encoded(np.ones((2, 3)), np.ones((2, 4))))
-    kept.keep_classifier("k", np.ones((2, 3)))
-    assert not kept
-    assert kept.pictures == {"abc": b"picture"}, "but for the page"
-    assert kept.encoded("k") is None
-    assert kept.classifier("k") is None
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A result with a thumbnail."""
+
+    score: float
+    picture: Thumbnail
+    note: str | None = None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"of": []}', b'{"answer": {}, "of": 3}'])
-def test_a_damaged_answer_is_none(tmp_path: Path, content: bytes) -> None:
-    kept = ResultCache(tmp_path)
-    kept.keep("k", ANSWER, {"abc": b"picture"})
+RESULT = Result(0.5, Thumbnail(b"picture"))
+NAME = RESULT.picture.name
+
+
+def test_a_result_with_its_thumbnails(tmp_path: Path) -> None:
+    ResultCache(tmp_path).keep_result("k", RESULT)
+    result = ResultCache(tmp_path).result("k", Result)
+    assert result == RESULT
+    assert result.picture.content == b"picture"
+    assert ResultCache(tmp_path).result("other", Result) is None
+
+
+def test_nothing_is_kept_without_a_folder() -> None:
+    cache = ResultCache(None)
+    cache.keep_result("k", RESULT)
+    cache.keep_encoded("k", Encoded(np.ones((2, 3)), np.ones((2, 4))))
+    cache.keep_classifier("k", np.ones((2, 3)))
+    assert not cache
+    assert cache.result("k", Result) is None
+    assert cache.encoded("k") is None
+    assert cache.classifier("k") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"thumbnails": []}',
+        b'{"result": {}, "thumbnails": 3}',
+        b'{"result": {}, "thumbnails": []}',
+        b'{"result": {"score": "0.5", "picture": ""}, "thumbnails": []}',
+        b'{"result": {"score": 0.5, "picture": "", "more": 1}, "thumbnails": []}',
+    ],
+)
+def test_a_damaged_result_is_none(tmp_path: Path, content: bytes) -> None:
+    cache = ResultCache(tmp_path)
+    cache.keep_result("k", RESULT)
     (tmp_path / "k.json").write_bytes(content)
-    assert kept.answer("k") is None
+    assert cache.result("k", Result) is None
 
 
-def test_an_answer_without_its_picture_is_none(tmp_path: Path) -> None:
-    kept = ResultCache(tmp_path)
-    kept.keep("k", ANSWER, {"abc": b"picture"})
-    (tmp_path / "abc.webp").unlink()
-    assert kept.answer("k") is None
+def test_a_result_without_its_thumbnail_is_none(tmp_path: Path) -> None:
+    cache = ResultCache(tmp_path)
+    cache.keep_result("k", RESULT)
+    (tmp_path / f"{NAME}.webp").unlink()
+    assert cache.result("k", Result) is None
 
 
-def test_names_of_pictures_do_not_leave_the_folder(tmp_path: Path) -> None:
+def test_names_of_thumbnails_do_not_leave_the_folder(tmp_path: Path) -> None:
     (tmp_path / "secret.webp").write_bytes(b"secret")
     inner = tmp_path / "kept"
     inner.mkdir()
-    (inner / "k.json").write_text('{"of": ["../secret"], "answer": {}}')
-    kept = ResultCache(inner)
-    kept.answer("k")
-    assert not kept.pictures
+    document = {"thumbnails": ["../secret"], "result": {"score": 1.0, "picture": "../secret"}}
+    (inner / "k.json").write_text(json.dumps(document))
+    result = ResultCache(inner).result("k", Result)
+    assert result is not None
+    assert result.picture.content == b""
 
 
 def test_features(tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax.config.schema import Evaluate
 from clip_jax.data.images.decoding import decode
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
-from clip_jax.evaluation import results
 from clip_jax.evaluation.datasets import read_labels
-from clip_jax.evaluation.suite import Suite, evaluators, table, write_sheets
+from clip_jax.evaluation.evaluators import EVALUATORS, load_evaluators
+from clip_jax.evaluation.results import SuiteResults, table, write_sheets
+from clip_jax.evaluation.suite import Suite
 from support import Letters, TarFactory, encoded, picture, says, write_tar
 
 LABELS = ["cat", "dog", "sun"]
@@ -66,12 +68,18 @@ def config(tar_factory: TarFactory, tmp_path: Path) -> Config:
     }
 
 
-def judged(config: Config, encoder: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
-    return Suite(config, Letters(), Preprocess(8)).evaluate(encoder, 100.0)
+def suite_of(config: Config, names: str = "", sets: str = "") -> Suite:
+    evaluators = load_evaluators(names or config["suite"])
+    options: Any = {"explicit": bool(names), "sets": sets}
+    return Suite(Evaluate(**config), Letters(), Preprocess(8), evaluators, **options)
+
+
+def evaluate(config: Config, encoder: Any) -> SuiteResults:
+    return suite_of(config).evaluate(encoder, 100.0)
 
 
 def run(config: Config, encoder: Any) -> dict[str, float]:
-    return results.flat(judged(config, encoder)[0])
+    return evaluate(config, encoder).metrics()
 
 
 NAMES = [
@@ -103,7 +111,7 @@ def test_a_classifier_serves_all_sets_with_its_labels(config: Config, tmp_path: 
     def classifiers(encoder: Perfect) -> int:
         return sum(len(rows) == 2 * len(LABELS) for rows in encoder.texts)
 
-    encoder, suite = Perfect(), Suite(config, Letters(), Preprocess(8))
+    encoder, suite = Perfect(), suite_of(config)
     suite.evaluate(encoder, 1.0)
     assert classifiers(encoder) == 1
     suite.evaluate(encoder, 1.0)
@@ -117,29 +125,28 @@ def test_a_classifier_serves_all_sets_with_its_labels(config: Config, tmp_path: 
 
 
 def test_sheets_of_pictures(config: Config, tmp_path: Path) -> None:
-    write_sheets(*judged(config, Perfect()), tmp_path / "sheets")
+    write_sheets(evaluate(config, Perfect()), tmp_path / "sheets")
     for name in ("one", "two"):
         with Image.open(tmp_path / "sheets" / f"{name}.png") as image:
             assert image.size == (1080, 2 * 152 + 34)
     config["pictures"] = 0
-    write_sheets(*judged(config, Perfect()), tmp_path / "none")
+    write_sheets(evaluate(config, Perfect()), tmp_path / "none")
     assert not (tmp_path / "none").exists()
     config["pictures"] = 100
-    write_sheets(*judged(config, Perfect()), tmp_path / "all")
+    write_sheets(evaluate(config, Perfect()), tmp_path / "all")
     with Image.open(tmp_path / "all" / "one.png") as image:
         assert image.size == (1080, 2 * 152 + 34)
 
 
 def test_a_suite_of_nothing_is_false(config: Config) -> None:
-    assert Suite(config, Letters(), Preprocess(8))
-    assert not Suite({**config, "sets": {}}, Letters(), Preprocess(8))
+    assert suite_of(config)
+    assert not suite_of({**config, "sets": {}})
 
 
 def test_sets_are_chosen_by_name_path_and_group(config: Config) -> None:
     def names(words: str) -> list[str]:
-        return list(
-            Suite(config, Letters(), Preprocess(8), sets=words).evaluate(Perfect(), 1.0)[0]["sets"]
-        )
+        results = suite_of(config, sets=words).evaluate(Perfect(), 1.0)
+        return list(results.document()["sets"])
 
     assert names("") == ["one", "two"]
     assert names("two") == ["two"]
@@ -151,12 +158,17 @@ def test_sets_are_chosen_by_name_path_and_group(config: Config) -> None:
 
 
 def test_evaluators_are_chosen_by_name() -> None:
-    assert evaluators(["retrieval", "zero_shot"]) == ("zero_shot", "retrieval")
-    assert len(evaluators(["all"])) == 7
-    assert evaluators([]) == ()
+    def names(words: str | list[str]) -> tuple[str, ...]:
+        return tuple(evaluator.name for evaluator in load_evaluators(words))
+
+    assert names(["retrieval", "zero_shot"]) == names("retrieval, zero_shot")
+    assert names(["retrieval", "zero_shot"]) == ("zero_shot", "retrieval")
+    assert names(["all"]) == EVALUATORS.names
+    assert len(EVALUATORS.names) == 7
+    assert names([]) == ()
     with pytest.raises(UserError) as error:
-        evaluators(["zero_shot", "linear_prob"])
-    assert says(error.value, "'linear_prob'", "did you mean linear_probe?")
+        load_evaluators(["zero_shot", "linear_prob"], "--suite")
+    assert says(error.value, "--suite=linear_prob", "did you mean linear_probe?")
 
 
 @pytest.mark.parametrize(
@@ -164,17 +176,20 @@ def test_evaluators_are_chosen_by_name() -> None:
 )
 def test_an_evaluator_that_suits_no_set_is_told(config: Config, suite: str, words: str) -> None:
     with pytest.raises(UserError) as error:
-        Suite(config, Letters(), Preprocess(8), suite=suite)
+        suite_of(config, suite)
     assert says(error.value, words)
-    mixed = Suite(config, Letters(), Preprocess(8), suite=f"zero_shot,{suite}")
-    assert suite in mixed.missing[0]["set"]
-    assert words in mixed.missing[0]["why"]
-    assert mixed.evaluate(Perfect(), 1.0)[0]["missing"] == mixed.missing
+    mixed = suite_of(config, f"zero_shot,{suite}")
+    assert suite in mixed.missing[0].set
+    assert words in mixed.missing[0].why
+    missing = mixed.evaluate(Perfect(), 1.0).document()["missing"]
+    assert missing == [{"set": item.set, "why": item.why} for item in mixed.missing]
 
 
 def test_table() -> None:
-    lines = table({"zero_shot/a/top1": 0.123456, "retrieval/a/r10": 1.0, "loss": 3.0})
-    assert lines == "  zero_shot/a/top1   12.35%\n  retrieval/a/r10   100.00%"
+    lines = table({"zero_shot/a/top1": 0.123456, "retrieval/a/r10": 1.0, "mine/a/mean": 130.25})
+    assert lines == (
+        "  zero_shot/a/top1   12.35%\n  retrieval/a/r10   100.00%\n  mine/a/mean         130.25"
+    )
     assert table({}) == ""
 
 
@@ -224,14 +239,14 @@ def test_mistakes_are_one_line(
 ) -> None:
     change(config["sets"]["one"], tmp_path)
     with pytest.raises(UserError) as error:
-        Suite(config, Letters(), Preprocess(8))
+        suite_of(config)
     assert says(error.value, *words)
 
 
 def test_a_caption_that_asks_too_much_is_named(config: Config) -> None:
     config["caption"] = "{colour}"
     with pytest.raises(UserError) as error:
-        Suite(config, Letters(), Preprocess(8))
+        suite_of(config)
     assert says(error.value, "'colour'", "000000.png")
 
 

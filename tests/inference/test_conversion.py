@@ -23,7 +23,7 @@ import runs
 from clip_jax import tokenizers
 from clip_jax.cli import convert as convert_command
 from clip_jax.errors import UserError
-from clip_jax.inference import conversion, pretrained
+from clip_jax.inference import conversion
 from clip_jax.io import files
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, abstract_model, variables
@@ -163,9 +163,9 @@ CHECKS: dict[str, Any] = {"hugging_face": check_transformers, "open_clip": check
 def test_the_features_stay(family: str, to: Any, tmp_path: Path) -> None:
     done = conversion.convert(GOLDEN / family, tmp_path / "out", to)
     check_ours(tmp_path / "out", expected(family))
-    assert len(done["files"]) == len(list((tmp_path / "out").iterdir()))
-    assert all(Path(path).stat().st_size == size for path, size in done["files"].items())
-    assert done["tensors"] == len(tensors_of(weights(tmp_path / "out")))
+    assert len(done.files) == len(list((tmp_path / "out").iterdir()))
+    assert all(Path(path).stat().st_size == size for path, size in done.files.items())
+    assert done.tensors == len(tensors_of(weights(tmp_path / "out")))
 
 
 @pytest.mark.parametrize(("family", "to"), PAIRS)
@@ -285,7 +285,7 @@ def test_openais_file_to_transformers_needs_its_name(tmp_path: Path) -> None:
 def test_dtypes(to: Any, tmp_path: Path) -> None:
     source = GOLDEN / "hugging_face_clip"
     done = conversion.convert(source, tmp_path / "half", to, dtype="float16")
-    assert done["dtype"] == ["float32"]
+    assert done.dtype == ["float32"]
     held = tensors_of(weights(tmp_path / "half"))
     assert {x.dtype for x in held.values()} == {np.dtype(np.float16)}
     conversion.convert(tmp_path / "half", tmp_path / "kept", "hugging_face")
@@ -399,7 +399,7 @@ def test_transformers_gets_the_tokenizer_and_the_preprocessing(
     with_words: Path, tmp_path: Path
 ) -> None:
     done = conversion.convert(with_words, tmp_path / "out", "hugging_face")
-    names = {Path(p).name for p in done["files"]}
+    names = {Path(p).name for p in done.files}
     assert {"vocab.json", "merges.txt", "tokenizer_config.json"} < names
     assert tokenizers.find(tmp_path / "out") == "clip"
     transformers = released.transformers()
@@ -519,7 +519,7 @@ def test_a_run(to: Any, tmp_path: Path) -> None:
     notes: list[str] = []
     out = tmp_path / "out.safetensors" if to == "openai" else tmp_path / "out"
     done = conversion.convert(run, out, to, note=notes.append)
-    assert done["library"] == "a run" and len(notes) == 1
+    assert done.library == "a run" and len(notes) == 1
     assert "sentencepiece:/gone/emoji.model" in notes[0]
     if to == "openai":
         return
@@ -666,7 +666,9 @@ def test_without_torch_a_pt_is_refused_before_parameters_are_read(
     monkeypatch.setattr(conversion, "find_spec", lambda name: None)
     config = OPENAI["vit"]
     source = str(write_run(tmp_path / "run", config, random_variables(config), "clip"))
-    monkeypatch.setattr(pretrained, "read_step", lambda *_: pytest.fail("parameters were read"))
+    monkeypatch.setattr(
+        checkpointing, "read_variables", lambda *_: pytest.fail("parameters were read")
+    )
     refused([source, str(tmp_path), "--to", "openai"], "model.pt", "torch", "model.safetensors")
     refused([source, str(tmp_path / "x.bin"), "--to", "hugging_face"], "x.bin", "pip install torch")
     # nobody is told to install torch for a model that the library does not have

@@ -1,17 +1,16 @@
 """Whatever happens to the files of a checkpoint, none is restored that is not whole."""
 
 import json
+import re
 import shutil
 import threading
-import warnings
 
 import jax
 import numpy as np
 import pytest
 
 from checkpoints import NEW, OLD, TINY, numbers, write_run
-from clip_jax.errors import DamageWarning
-from clip_jax.inference import pretrained
+from clip_jax.inference.model_source import open_run
 from clip_jax.training import checkpointing, digests
 from support import refused, says
 
@@ -92,30 +91,28 @@ def test_no_damage_is_loaded(run, tmp_path):
         shutil.copytree(run, folder)
         what = damaged(folder, np.random.default_rng(seed))
         refused(
-            lambda folder=folder: pretrained.find_run(folder / "checkpoints" / str(NEW)),
+            lambda folder=folder: open_run(folder / "checkpoints" / str(NEW)),
             f"checkpoints/{NEW} is damaged",
         )
-        with pytest.warns(
-            DamageWarning, match=f"{NEW} is damaged.*passed over.*step {OLD}"
-        ) as said:
-            (params, _), _, _ = pretrained.read_run(folder)
-        assert len(said) == 1 and says(said[0].message, folder), what
+        source = open_run(folder)
+        (remark,) = source.remarks
+        assert re.search(f"{NEW} is damaged.*passed over.*step {OLD}", remark), what
+        assert says(remark, folder), what
+        params, _ = source.read("float32")
         for ours, theirs in zip(jax.tree.leaves(params), old, strict=True):
             np.testing.assert_array_equal(ours, theirs, err_msg=what)
         shutil.rmtree(folder / "checkpoints" / str(OLD))
-        refused(
-            lambda folder=folder: pretrained.read_run(folder), "no whole checkpoint", f"{NEW}: "
-        )
+        refused(lambda folder=folder: open_run(folder), "no whole checkpoint", f"{NEW}: ")
         shutil.rmtree(folder)
 
 
 def test_whole_ones_are_loaded_without_a_word(run, tmp_path):
     shutil.copytree(run, tmp_path / "moved")
     (tmp_path / "moved" / "checkpoints" / str(NEW) / ".DS_Store").write_bytes(b"x")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", DamageWarning)
-        (params, _), model, _ = pretrained.read_run(tmp_path / "moved")
-    assert model == TINY
+    source = open_run(tmp_path / "moved")
+    params, _ = source.read("float32")
+    assert source.remarks == ()
+    assert source.config == TINY
     new = jax.tree.leaves(numbers(NEW)[0])
     for ours, theirs in zip(jax.tree.leaves(params), new, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -125,8 +122,10 @@ def test_a_whole_checkpoint_under_another_step_s_name_is_refused(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     (folder / str(OLD)).rename(folder / "9")
-    with pytest.warns(DamageWarning, match="9 is damaged.*that of step 4"):
-        assert pretrained.find_run(tmp_path / "run")[1] == NEW
+    source = open_run(tmp_path / "run")
+    assert source.step == NEW
+    (remark,) = source.remarks
+    assert re.search("9 is damaged.*that of step 4", remark)
 
 
 def test_what_a_killed_save_left_is_gone_before_the_run_goes_on(tmp_path):
@@ -160,8 +159,10 @@ def without_digests(folder):
 def test_one_of_before_there_were_digests_is_loaded_with_a_line(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     without_digests(tmp_path / "run" / "checkpoints" / str(NEW))
-    with pytest.warns(DamageWarning, match="older version, without digests"):
-        (params, _), _, _ = pretrained.read_run(tmp_path / "run")
+    source = open_run(tmp_path / "run")
+    (remark,) = source.remarks
+    assert "older version, without digests" in remark
+    params, _ = source.read("float32")
     np.testing.assert_array_equal(jax.tree.leaves(params)[0], jax.tree.leaves(numbers(NEW)[0])[0])
 
 
@@ -173,8 +174,9 @@ def test_and_where_that_one_cannot_be_read_a_line_says_so(run, tmp_path):
     for name in ("state/manifest.ocdbt", "state/_METADATA"):
         raw = (folder / name).read_bytes()
         (folder / name).write_bytes(raw[: len(raw) // 2])
-        with pytest.warns(DamageWarning):
-            refused(lambda: pretrained.read_run(tmp_path / "run"), str(folder), "restored")
+        source = open_run(tmp_path / "run")
+        assert len(source.remarks) == 1
+        refused(lambda source=source: source.read("float32"), str(folder), "restored")
         (folder / name).write_bytes(raw)
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from clip_jax import optim
 from clip_jax.distributed.global_batch import global_batch
-from clip_jax.inference import pretrained
+from clip_jax.inference.model_source import open_run
 from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.clip import abstract_model, specs_of
 from clip_jax.optim import low_precision
@@ -148,8 +148,9 @@ def test_a_run_in_16_bits_is_read_in_32(halves):
     workdir, _, _, state, _ = halves
     config = {"model": dataclasses.asdict(TINY), "dtype": "float32", "tokenizer": "clip"}
     (workdir / checkpointing.CONFIG).write_text(json.dumps(config))
-    (params, _), model, _ = pretrained.read_run(workdir)
-    assert model == TINY
+    source = open_run(workdir)
+    params, _ = source.read("float32")
+    assert source.config == TINY
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
     for ours, theirs in zip(numbers(params), numbers(state.params), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -1,17 +1,19 @@
-"""Test sets: the standard ones as data, and opening these and the user's own."""
+"""Datasets to evaluate on: the standard ones as data, and opening these and the user's own."""
 
-from clip_jax.evaluation.datasets.dataset_loader import open_set, read_labels
-from clip_jax.evaluation.datasets.registry import StandardSet, expand, names, standard
-from clip_jax.evaluation.datasets.testset import MissingSet, Split, TestSet
+from clip_jax.evaluation.datasets.dataset import Dataset, MissingDataset, Split, Splits
+from clip_jax.evaluation.datasets.dataset_loader import open_dataset
+from clip_jax.evaluation.datasets.options import read_labels
+from clip_jax.evaluation.datasets.registry import StandardDataset, expand, names, standard
 
 __all__ = [
-    "MissingSet",
+    "Dataset",
+    "MissingDataset",
     "Split",
-    "StandardSet",
-    "TestSet",
+    "Splits",
+    "StandardDataset",
     "expand",
     "names",
-    "open_set",
+    "open_dataset",
     "read_labels",
     "standard",
 ]

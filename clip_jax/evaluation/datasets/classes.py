@@ -1,4 +1,4 @@
-"""Which class a picture is said to show: by name, by the name of its folder, by number."""
+"""The class of an image: by name, by the name of its folder, or by number."""
 
 from __future__ import annotations
 
@@ -11,41 +11,44 @@ from clip_jax.errors import UserError
 
 
 def plain(name: str) -> str:
-    """A name without case and without all but letters and digits."""
+    """A name in lower case with its letters and digits alone."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def natural(name: str) -> tuple[int, str]:
-    """A key that sorts numbers as numbers: 2 before 10."""
+def natural_order(name: str) -> tuple[int, str]:
+    """A sort key that puts 2 before 10."""
     return (int(name), "") if name.isdecimal() else (0, name)
 
 
 def _lookup(*lists: Sequence[str], more: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """The class of each plain name; a name of two classes is none of one."""
-    found: dict[str, set[int]] = {}
+    """The class of each plain name; names of several classes are left out."""
+    classes: dict[str, set[int]] = {}
     for names in lists:
         for i, name in enumerate(names):
-            for one in (name, *more.get(name, ())):
-                found.setdefault(plain(one), set()).add(i)
-    return {name: min(of) for name, of in found.items() if len(of) == 1}
+            for synonym in (name, *more.get(name, ())):
+                classes.setdefault(plain(synonym), set()).add(i)
+    return {name: min(numbers) for name, numbers in classes.items() if len(numbers) == 1}
 
 
-class Said(NamedTuple):
-    """What is said of a picture: a name or number of a class, or a list of these; and where."""
+class ClassName(NamedTuple):
+    """The annotation of an image's class, and where it is written.
+
+    value: a name or number of a class, or a list of these.
+    """
 
     value: Any
     where: str
 
 
 class Classes:
-    """The classes of a set, and how its files name them.
+    """The classes of a dataset, and the names that its files give them.
 
     Args:
       labels: names for prompts.
       folders: other names, class by class.
       synonyms: more names of a label.
-      numbered: names in the order that numbers of the files count, where they have one of
-        their own; one that is no permutation of the labels takes their place.
+      numbered: names in the order in which numbers in the files count, if the files have such a
+        list. One that is not a permutation of the labels replaces them.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Classes:
         self._lookup = lookup
 
     def _permutation(self, names: list[str], lookup: Mapping[str, int]) -> list[int] | None:
-        """The label that each name is; None where they are not the same."""
+        """The label of each name; None if they are not the same classes."""
         labels = [plain(label) for label in self.labels]
         if [plain(name) for name in names] == labels:  # two classes may have one name
             return list(range(len(names)))
@@ -75,49 +78,49 @@ class Classes:
         return order if sorted(order) == list(range(len(self.labels))) else None
 
     def knows(self, value: Any) -> bool:
-        """Whether a number or name is one of a class."""
+        """Whether a value is a number, or a name of a class."""
         return isinstance(value, int) or plain(str(value)) in self._lookup
 
-    def targets(self, said: Sequence[Said]) -> np.ndarray:
-        """The class of each picture: int64 [n]; bool [n, classes] where several are told.
+    def targets(self, names: Sequence[ClassName]) -> np.ndarray:
+        """The class of each image: int64 [n], or bool [n, classes] if one has a list of classes.
 
         Raises:
-          UserError: a name is none of a class, a number out of range.
+          UserError: a name is none of a class, or a number is out of range.
         """
-        if any(isinstance(value, list) for value, _ in said):
-            return self._several(said)
-        if self._order is not None and all(isinstance(value, int) for value, _ in said):
-            return np.array([self._numbered(one) for one in said], np.int64)
-        known = self._named({str(value): where for value, where in said})
-        return np.array([known[str(value)] for value, _ in said], np.int64)
+        if any(isinstance(value, list) for value, _ in names):
+            return self._multi_label(names)
+        if self._order is not None and all(isinstance(value, int) for value, _ in names):
+            return np.array([self._by_number(name) for name in names], np.int64)
+        classes = self._by_name({str(value): where for value, where in names})
+        return np.array([classes[str(value)] for value, _ in names], np.int64)
 
-    def _numbered(self, said: Said) -> int:
-        if not 0 <= said.value < len(self._order or self.labels):
-            last = len(self._order or self.labels) - 1
-            raise UserError(f"{said.where} is of class {said.value}: there are 0…{last:,}")
-        return self._order[said.value] if self._order else said.value
+    def _by_number(self, name: ClassName) -> int:
+        count = len(self._order or self.labels)
+        if not 0 <= name.value < count:
+            raise UserError(f"{name.where} is of class {name.value}: there are 0…{count - 1:,}")
+        return self._order[name.value] if self._order else name.value
 
-    def _named(self, names: Mapping[str, str]) -> dict[str, int]:
-        """The class of each name; the values say where one stands."""
-        found = {name: self._lookup.get(plain(name)) for name in names}
-        known = {name: i for name, i in found.items() if i is not None}
+    def _by_name(self, names: Mapping[str, str]) -> dict[str, int]:
+        """The class of each name; the values of `names` tell where it is written."""
+        known = {name: self._lookup[plain(name)] for name in names if plain(name) in self._lookup}
         if len(known) == len(names):
             return known
         if not known and len(names) == len(self.labels):
             if not all(name.isdecimal() for name in names):
                 self.note = "classes by the order of their folders' names"
-            return {name: i for i, name in enumerate(sorted(names, key=natural))}
+            return {name: i for i, name in enumerate(sorted(names, key=natural_order))}
         if not known and all(name.isdecimal() for name in names):
-            return {name: self._numbered(Said(int(name), where)) for name, where in names.items()}
-        wrong = next(name for name in names if found[name] is None)
+            numbers = {name: ClassName(int(name), where) for name, where in names.items()}
+            return {name: self._by_number(number) for name, number in numbers.items()}
+        wrong = next(name for name in names if name not in known)
         raise UserError(
             f"{wrong!r} of {names[wrong]} is none of the {len(self.labels):,} classes "
             f"({', '.join(self.labels[:3])}, …)"
         )
 
-    def _several(self, said: Sequence[Said]) -> np.ndarray:
-        target = np.zeros((len(said), len(self.labels)), bool)
-        for row, (values, where) in zip(target, said, strict=True):
+    def _multi_label(self, names: Sequence[ClassName]) -> np.ndarray:
+        target = np.zeros((len(names), len(self.labels)), bool)
+        for row, (values, where) in zip(target, names, strict=True):
             if not isinstance(values, list):
                 values = [values]
             if len(values) == len(row) and all(value in (0, 1) for value in values):
@@ -126,7 +129,7 @@ class Classes:
                 continue
             for value in values:
                 if isinstance(value, int):
-                    row[self._numbered(Said(value, where))] = True
+                    row[self._by_number(ClassName(value, where))] = True
                 else:
-                    row[self._named({str(value): where})[str(value)]] = True
+                    row[self._by_name({str(value): where})[str(value)]] = True
         return target

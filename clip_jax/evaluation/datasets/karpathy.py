@@ -1,9 +1,10 @@
-"""Karpathy's splits of Flickr30k and COCO: a JSON of captions beside a folder of pictures."""
+"""Karpathy's splits of Flickr30k and COCO: a JSON file of captions beside a folder of images."""
 
 from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,22 @@ MAX_BYTES = 256 << 20  # COCO's is 150 MB
 class KarpathySource:
     """The pairs of a split of `dataset_flickr30k.json` or `dataset_coco.json`.
 
-    A pair's text has `captions`, the list of them. The pictures are looked for beside the JSON
-    and in folders there: `images/`, `flickr30k-images/`, what COCO calls `val2014/`.
+    The fields of a pair are `captions`, a list of texts. Images are looked for beside the JSON file
+    and in the folders there, such as `images/`, `flickr30k-images/` or COCO's `val2014/`.
 
     Raises:
-      UserError: the file cannot be read, is over 256 MiB or not of this kind, has no such split,
-        or names a picture outside its folder.
+      UserError: the file cannot be read, is over 256 MiB or of another kind, has no such split, or
+        names an image outside its folder.
     """
 
     def __init__(self, path: Path, split: str) -> None:
         self.path, self.split = path, split
-        self._found = [self._of(image) for image in _read(path) if _is_of(image, split)]
-        if not self._found:
+        self._images = [self._parse(image) for image in _read(path) if _is_in(image, split)]
+        if not self._images:
             raise UserError(f"{path} has no picture of the split {split!r}")
-        self._root = self._where(self._found[0][0])
+        self._root = self._find_root(self._images[0][0])
 
-    def _of(self, image: dict[str, Any]) -> tuple[str, list[str]]:
+    def _parse(self, image: Mapping[str, Any]) -> tuple[str, list[str]]:
         try:
             name = os.path.join(str(image.get("filepath", "")), image["filename"])
             captions = [str(sentence["raw"]) for sentence in image["sentences"]]
@@ -45,30 +46,30 @@ class KarpathySource:
             raise UserError(f"{self.path}: {name} has no caption")
         return name, captions
 
-    def _where(self, name: str) -> Path:
-        """The folder that the paths start at."""
+    def _find_root(self, name: str) -> Path:
+        """The folder that the paths of the images start at."""
         home = self.path.parent
-        for folder in (home, *sorted(one for one in home.iterdir() if one.is_dir())):
+        for folder in (home, *sorted(path for path in home.iterdir() if path.is_dir())):
             if (folder / name).is_file():
                 return folder
         raise UserError(f"{self.path} names {name}, which is not in {home} or a folder in it")
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What changes when the captions or one of the pictures does."""
-        names = [str(self.path), *(str(self._root / name) for name, _ in self._found)]
+        """A digest of the captions and the images."""
+        names = [str(self.path), *(str(self._root / name) for name, _ in self._images)]
         return f"{remote.identity(names, remote.states(names))} {self.split}"
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._images)
 
     def opening_report(self) -> OpeningReport:
-        """Every picture of the split is used, or there is an error."""
+        """Every image of the split is used."""
         return all_used(len(self), "pictures")
 
     def text(self, i: int) -> tuple[dict[str, Any], str]:
-        """The captions of the i-th picture, and its name."""
-        name, captions = self._found[i]
+        """The captions of the i-th image, and its name."""
+        name, captions = self._images[i]
         return {"captions": list(captions)}, str(self._root / name)
 
     def __getitem__(self, i: int) -> Pair:
@@ -76,7 +77,7 @@ class KarpathySource:
         return Pair(read_bytes(name, MAX_MEMBER), text, name)
 
 
-def _is_of(image: Any, split: str) -> bool:
+def _is_in(image: Any, split: str) -> bool:
     return isinstance(image, dict) and image.get("split") == split
 
 

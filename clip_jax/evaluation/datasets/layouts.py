@@ -1,4 +1,4 @@
-"""Where the splits of a test set lie in a folder, and opening them."""
+"""The layouts of datasets: finding a split in a folder, and opening it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clip_jax.data.sources import Source, SourceOptions, open_source, read_text
 from clip_jax.data.sources.endings import RECORDS, TABLES
 from clip_jax.errors import UserError
 from clip_jax.evaluation.datasets.karpathy import KarpathySource
-from clip_jax.evaluation.datasets.registry import StandardSet
+from clip_jax.evaluation.datasets.registry import StandardDataset
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -27,14 +27,17 @@ _MAX_SHARDS = 100_000
 
 
 class Place(NamedTuple):
-    """Where a split lies.
+    """The place of a split.
 
-    kind: `suite` (CLIP_benchmark's WebDataset layout), `karpathy` (a JSON of captions), `tfds` (a
-      prepared data set), `data` (what `open_source` takes).
-    path: a folder, file, or what `open_source` or TensorFlow Datasets takes.
-    split: what the split is called there.
-    root: the folder that paths of a table start at, or where data sets are prepared.
-    source: the kind of data source, where a config names it; key: the config keys of the set.
+    Attributes:
+      kind: `suite` (CLIP_benchmark's WebDataset layout), `karpathy` (a JSON file of captions),
+        `tfds` (a dataset prepared by TensorFlow Datasets), or `data` (anything else that
+        `open_source` takes).
+      path: a folder, a file, or a name that `open_source` or TensorFlow Datasets takes.
+      split: the split's name there.
+      root: the folder that paths of a table start at, or that prepared datasets are in.
+      source: the kind of data source, if a config names it.
+      key: the config key of the dataset.
     """
 
     kind: str
@@ -46,46 +49,46 @@ class Place(NamedTuple):
 
 
 def within(folder: Path, split: str, files: Sequence[str] = ()) -> Place | None:
-    """The split of a set whose files lie in `folder`; None where it is not there.
+    """The place of a split in the folder of a dataset; None if it is not there.
 
     Args:
-      folder: of one set.
+      folder: of one dataset.
       split: train, validation or test.
-      files: what the split's files are called there, before its usual names.
+      files: names of the split's files, which are tried before the usual ones.
     """
     if not folder.is_dir():
         return None
     for name in (*files, *SPLITS[split]):
         if (folder / name / "nshards.txt").is_file():
             return Place("suite", str(folder), name)
-        if found := _of_split(folder, name):
-            return Place("data", found, name, str(folder))
+        if path := _split_path(folder, name):
+            return Place("data", path, name, str(folder))
     captions = sorted(path for path in folder.glob("dataset_*.json") if path.is_file())
     if captions:
         return Place("karpathy", str(captions[0]), "val" if split == "validation" else split)
-    if split == "test" and not has_splits(folder) and _has_pictures(folder):
+    if split == "test" and not has_splits(folder) and _has_images(folder):
         return Place("data", str(folder), "test")
     return None
 
 
-def _of_split(folder: Path, name: str) -> str:
-    """A table, tars, records or a folder of pictures that belong to a split; '' for none."""
+def _split_path(folder: Path, name: str) -> str:
+    """A table, tars, records or a folder of images that belong to a split; '' for none."""
     for end in (*TABLES, ".tar", *RECORDS):
         for form in (f"{name}{end}", f"{name}-*{end}", f"*_{name}{end}", f"{name}/*{end}"):
             if any(path.is_file() for path in folder.glob(form)):
                 return str(folder / form)
     inner = folder / name
-    return str(inner) if inner.is_dir() and _has_pictures(inner) else ""
+    return str(inner) if inner.is_dir() and _has_images(inner) else ""
 
 
 def has_splits(folder: Path) -> bool:
-    """Whether the folders or files in it are splits of one set."""
+    """Whether a folder's entries are splits of one dataset."""
     names = {path.name.split(".")[0] for path in folder.iterdir()}
     return "test" in names or ("train" in names and not names.isdisjoint(SPLITS["test"]))
 
 
-def _has_pictures(folder: Path) -> bool:
-    """Whether a picture is in it, or in a folder in it."""
+def _has_images(folder: Path) -> bool:
+    """Whether an image is in a folder, at most three folders deep."""
     return any(
         path.suffix.lower() in IMAGES and path.is_file()
         for depth in ("*", "*/*", "*/*/*", "*/*/*/*")
@@ -93,9 +96,9 @@ def _has_pictures(folder: Path) -> bool:
     )
 
 
-def prepared(folder: str, known: StandardSet, split: str) -> Place | None:
-    """A split that TensorFlow Datasets prepared in `folder`; None where it is not there."""
-    spec = known.tfds.get(split, "")
+def prepared(folder: str, standard: StandardDataset, split: str) -> Place | None:
+    """The place of a split that TensorFlow Datasets prepared; None if it is not there."""
+    spec = standard.tfds.get(split, "")
     dataset = spec.split(":")[0].split("/")[0]
     if not dataset or not folder:
         return None
@@ -106,7 +109,7 @@ def prepared(folder: str, known: StandardSet, split: str) -> Place | None:
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a small text file; none where there is no such file.
+    """The lines of a small text file; none if there is no such file.
 
     Raises:
       UserError: it is over 4 MiB or not UTF-8.
@@ -125,15 +128,15 @@ def lines(path: Path) -> list[str]:
 
 def _suite(folder: Path, split: str) -> Source:
     path = folder / split / "nshards.txt"
-    found = lines(path)
-    count = int(found[0]) if found and found[0].isdecimal() and len(found[0]) < 9 else 0
+    number = next(iter(lines(path)), "")
+    count = int(number) if number.isdecimal() and len(number) < 9 else 0
     if not 0 < count <= _MAX_SHARDS:
         raise UserError(f"{path} must hold the number of tars, 1…{_MAX_SHARDS:,}")
     return open_source(f"{folder / split}/{{0..{count - 1}}}.tar", kind="tars")
 
 
-def opened(place: Place, image: str = "") -> Source:
-    """The pairs of a split.
+def open_place(place: Place, image: str = "") -> Source:
+    """The source of a split's images.
 
     Raises:
       UserError: as `open_source`.
@@ -149,39 +152,39 @@ def opened(place: Place, image: str = "") -> Source:
 
 
 def numbered(place: Place) -> list[str]:
-    """The names of classes in the order that numbers in the files count, where that is told."""
+    """The class names of a suite, in the order in which numbers in its files count."""
     return lines(Path(place.path) / "classnames.txt") if place.kind == "suite" else []
 
 
 def own_templates(place: Place) -> list[str]:
-    """The prompts that lie with a suite folder."""
+    """The prompts of a suite."""
     if place.kind != "suite":
         return []
-    found = lines(Path(place.path) / "zeroshot_classification_templates.txt")
-    return [template.replace("{c}", "{}") for template in found]
+    templates = lines(Path(place.path) / "zeroshot_classification_templates.txt")
+    return [template.replace("{c}", "{}") for template in templates]
 
 
 def tells_captions(place: Place) -> bool:
-    """Whether a split holds captions and no classes."""
+    """Whether a split has captions and no classes."""
     if place.kind == "suite":
         return "retrieval" in lines(Path(place.path) / "dataset_type.txt")
     return place.kind == "karpathy"
 
 
 class Chosen:
-    """Some pairs of a source, in their order."""
+    """A selection of the pairs of a source."""
 
     def __init__(self, source: Source, chosen: Sequence[int]) -> None:
         self._source, self._chosen = source, list(chosen)
 
     @property
     def fingerprint(self) -> str:
-        """What changes when one of them does, or the choice."""
+        """A digest of the source and the selection."""
         chosen = hashlib.sha256(np.array(self._chosen, np.int64).tobytes()).hexdigest()
         return f"{self._source.fingerprint} {chosen}"
 
     def opening_report(self) -> OpeningReport:
-        """The source's own."""
+        """The report of the source."""
         return self._source.opening_report()
 
     def __len__(self) -> int:
@@ -191,5 +194,5 @@ class Chosen:
         return self._source[self._chosen[i]]
 
     def text(self, i: int) -> tuple[dict[str, Any], str]:
-        """What is written about the i-th, and its name."""
+        """The fields that are written about the i-th image, and its name."""
         return read_text(self._source, self._chosen[i])

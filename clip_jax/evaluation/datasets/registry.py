@@ -1,6 +1,6 @@
-"""The standard test sets: what they are called, what is known of them, and groups of them.
+"""The standard datasets: their names, facts about them, and groups of them.
 
-Names, class names, prompts and sizes are data files; `tools/build_sets.py` makes them.
+Class names, prompts and sizes are data files, which `tools/build_sets.py` writes.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ _DATA = Path(__file__).parent / "data"
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardSet:
-    """A test set of the CLIP paper (table 9) or of its evaluations of shift, retrieval and bias.
+class StandardDataset:
+    """A dataset of the CLIP paper (table 9) or of its evaluations of shift, retrieval and bias.
 
     Attributes:
-      name: what the command line calls it.
-      title: what the paper calls it.
-      metric: the official one, see `scores.METRICS`; `retrieval` or `bias` where no class is told.
-      classes: their names, as prompts have them.
-      templates: the paper's prompts, `{}` for the name.
-      paper: whether it is one of the paper's 27.
-      synonyms: more names of a class, by its first.
-      folders: what the set's own files call each class, where that is another name.
-      splits: pictures in each split, as the paper has them.
-      tfds: the split of TensorFlow Datasets for train, validation, test.
-      label: the field there that tells the class.
-      easy: the field of the classes whose objects are not all difficult; pictures of difficult ones
-        alone are left out for a class, as VOC's rules say.
-      wds: what CLIP_benchmark's WebDataset suites call it.
-      files: what files of a split are called, where not as the split.
+      name: its name on the command line.
+      title: its name in the paper.
+      metric: the official one, see `scores.METRICS`; `retrieval` or `bias` without classes.
       home: where it comes from.
       licence: what is known of its terms.
-      subset: which of ImageNet's 1,000 classes each of its own is; several where it holds them.
+      classes: their names, as prompts use them.
+      templates: the paper's prompts, with `{}` for the name.
+      paper: whether it is one of the paper's 27.
+      synonyms: more names of a class, by its first.
+      folders: the names of the classes in the dataset's own files, if they differ.
+      splits: the number of images in each split, as in the paper.
+      tfds: the split of TensorFlow Datasets for train, validation, test.
+      label: the field there that tells the class.
+      easy: the field of the classes whose objects are not all difficult. An image does not count
+        for a class if all its objects of it are difficult, as VOC's rules say.
+      wds: its names in CLIP_benchmark's WebDataset suites.
+      files: names of a split's files, if they are not named as the split.
+      subset: which of ImageNet's 1,000 classes each of its own is, or a tuple of several.
       partial: whether its files show other classes, too, which are left out.
       groups: fields that tell groups of people.
     """
@@ -66,11 +66,11 @@ class StandardSet:
     groups: tuple[str, ...] = ()
 
 
-def _frozen(value: Any) -> Any:
+def _freeze(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(map(_frozen, value))
+        return tuple(map(_freeze, value))
     if isinstance(value, dict):
-        return {key: _frozen(one) for key, one in value.items()}
+        return {key: _freeze(item) for key, item in value.items()}
     return value
 
 
@@ -80,26 +80,28 @@ def _groups() -> dict[str, list[str]]:
 
 
 def names() -> list[str]:
-    """All standard sets, those of the paper first."""
+    """The names of all standard datasets, those of the paper first."""
     return list(_groups()["all"])
 
 
 @functools.cache
-def standard(name: str) -> StandardSet:
-    """A standard set by its name.
+def standard(name: str) -> StandardDataset:
+    """A standard dataset by its name.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: none has this name.
     """
     if name not in names():
         raise UserError(_unknown(name))
-    found = json.loads((_DATA / f"{name}.json").read_text("utf-8"))
-    if "subset" in found and "classes" not in found:
+    values = json.loads((_DATA / f"{name}.json").read_text("utf-8"))
+    if "subset" in values and "classes" not in values:
         imagenet = standard("imagenet")
         for key in ("classes", "folders"):
-            found[key] = [getattr(imagenet, key)[i] for i in found["subset"]]
+            values[key] = [getattr(imagenet, key)[i] for i in values["subset"]]
     paper = name in _groups()["paper"]
-    return StandardSet(name=name, paper=paper, **{k: _frozen(v) for k, v in found.items()})
+    return StandardDataset(
+        name=name, paper=paper, **{key: _freeze(value) for key, value in values.items()}
+    )
 
 
 def _unknown(word: str) -> str:
@@ -110,17 +112,17 @@ def _unknown(word: str) -> str:
 
 
 def expand(words: Iterable[str]) -> list[str]:
-    """Names of standard sets from names and groups of them, each once, in the order given.
+    """The standard datasets of names and groups, each once, in the given order.
 
     Raises:
-      UserError: a word is neither; it names the nearest.
+      UserError: a word is neither; the line names the nearest.
     """
-    found: dict[str, None] = {}
+    expanded: dict[str, None] = {}
     for word in words:
         if word in _groups():
-            found |= dict.fromkeys(_groups()[word])
+            expanded |= dict.fromkeys(_groups()[word])
         elif word in names():
-            found[word] = None
+            expanded[word] = None
         else:
             raise UserError(_unknown(word))
-    return list(found)
+    return list(expanded)

@@ -1,4 +1,4 @@
-"""The pictures of a page: each once, as many as there is room for."""
+"""The images of a page: each once, as many as fit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from clip_jax.data.example import PairError
 from clip_jax.data.images.decoding import decode
 from clip_jax.evaluation.report.markup import Markup, cut, tag
 
-_LARGE = 16_384  # bytes: what is more is no thumbnail, and is made one
-_NO_THUMBNAIL = 4 << 20  # bytes: nothing of this size is opened
+_LARGE = 16_384  # bytes: larger images are reduced to thumbnails
+_NO_THUMBNAIL = 4 << 20  # bytes: larger files are not opened
 
 
 def thumbnail(image: Image.Image, side: int = 112) -> bytes:
-    """A picture within `side` × `side` pixels as WebP of a few kilobytes, on white."""
+    """An image reduced to `side` × `side` pixels on white, as WebP of a few kilobytes."""
     if image.mode not in ("RGB", "L"):
         rgba = image.convert("RGBA")
         image = Image.new("RGB", rgba.size, "white")
@@ -39,17 +39,17 @@ def _kind(content: bytes) -> str | None:
 
 
 class Album:
-    """Gives pictures their place on the page, and in the end a style sheet that holds them.
+    """Places images on the page, and writes the style sheet that contains them.
 
-    A picture shown in many places, or under many ids, is held once. Where not all have room, those
-    shown first in their lists stay.
+    An image that is shown several times, or under several names, is stored once. If not all fit,
+    the first of each list stay.
     """
 
     def __init__(self, pictures: Mapping[str, bytes]) -> None:
         self._pictures = pictures
         self._numbers: dict[str, int | None] = {}  # by id
         self._by_content: dict[bytes, int] = {}
-        self._held: list[tuple[str, bytes]] = []
+        self._stored: list[tuple[str, bytes]] = []
         self._rank: list[int] = []
 
     def _number(self, name: str) -> int | None:
@@ -70,15 +70,18 @@ class Album:
             kind = _kind(content)
             if kind is None:
                 return None
-            self._by_content[key] = len(self._held)
-            self._held.append((kind, content))
+            self._by_content[key] = len(self._stored)
+            self._stored.append((kind, content))
             self._rank.append(1 << 30)
         return self._by_content[key]
 
     def show(self, name: object, words: object, rank: int = 0) -> Markup:
-        """The place of a picture, with what it says to who does not see it.
+        """The element that shows an image.
 
-        `rank` is its number in its list: the higher, the sooner it is left out.
+        Args:
+          name: of the image.
+          words: its description for screen readers.
+          rank: its position in its list; later images are left out first.
         """
         number = self._number(str(name))
         alt = cut(words, 120) or "picture"
@@ -88,16 +91,16 @@ class Album:
         return tag("i", class_=f"p p{number}", role="img", aria_label=alt)
 
     def style(self, room: int) -> tuple[Markup, int]:
-        """Rules for the pictures that fit into `room` bytes, and how many did not."""
+        """CSS rules for the images that fit into `room` bytes, and how many do not."""
         rules: dict[int, str] = {}
-        for i in sorted(range(len(self._held)), key=lambda i: (self._rank[i], i)):
-            kind, content = self._held[i]
+        for i in sorted(range(len(self._stored)), key=lambda i: (self._rank[i], i)):
+            kind, content = self._stored[i]
             data = base64.b64encode(content).decode()
             rule = f".p{i}{{background-image:url(data:image/{kind};base64,{data})}}\n"
             if len(rule) <= room:
                 rules[i] = rule
                 room -= len(rule)
-        return Markup("".join(rules[i] for i in sorted(rules))), len(self._held) - len(rules)
+        return Markup("".join(rules[i] for i in sorted(rules))), len(self._stored) - len(rules)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._stored)

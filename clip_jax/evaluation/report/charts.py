@@ -1,4 +1,4 @@
-"""Charts as SVG, sized for a phone's width: text stays readable at 300 pixels."""
+"""Charts as SVG, sized for phones: text stays readable at a width of 300 pixels."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clip_jax.evaluation.report import say
-from clip_jax.evaluation.report.markup import Markup, cut, decimal, join, said, tag
+from clip_jax.evaluation.report import formats
+from clip_jax.evaluation.report.markup import Markup, cut, decimal, isolated, join, tag
 from clip_jax.evaluation.report.scales import Scale
 
 WIDTH, HEIGHT = 320.0, 220.0
@@ -30,7 +30,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Frame:
-    """The square between the axes; pixels of a point in it."""
+    """The area between the axes, and the pixels of points in it."""
 
     x: Scale
     y: Scale
@@ -71,7 +71,7 @@ def _sp(value: float) -> str:
 
 
 def svg(title: str, description: str, *parts: Markup, height: float = HEIGHT) -> Markup:
-    """A drawing with a name and a description for who does not see it."""
+    """A drawing with a name and a description for screen readers."""
     return tag(
         "svg",
         tag("title", cut(title, 120)),
@@ -84,15 +84,15 @@ def svg(title: str, description: str, *parts: Markup, height: float = HEIGHT) ->
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most some hundred points: of each stretch the lowest and the highest, nothing smoothed."""
+    """At most some hundred points: the lowest and the highest of each stretch, not smoothed."""
     if len(points) <= _MOST_POINTS:
         return list(points)
-    stretch, kept = -(-len(points) // (_MOST_POINTS // 2)), [points[0]]
+    stretch, thinned = -(-len(points) // (_MOST_POINTS // 2)), [points[0]]
     for first in range(0, len(points), stretch):
         part = points[first : first + stretch]
         ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
-        kept.extend(sorted(ends))
-    return [*kept, points[-1]]
+        thinned.extend(sorted(ends))
+    return [*thinned, points[-1]]
 
 
 def lines(
@@ -120,7 +120,7 @@ def lines(
             kind = f"line {one.color}" + (" dashed" if one.dashed else "")
             parts.append(tag("path", d=frame.path(thinned(one.points)), class_=kind))
         for x, y in one.points if one.marks else ():
-            said_ = f"{one.name}: {_value(frame.y, y)} at {say.plain(x)}"
+            said_ = f"{one.name}: {_value(frame.y, y)} at {formats.plain(x)}"
             cx, cy = frame.at(x, y)
             parts.append(tag("circle", tag("title", said_), cx=cx, cy=cy, r=3.0, class_=one.color))
     ends = (f"{s.name} ends at {_value(frame.y, s.points[-1][1])}" for s in series if s.points)
@@ -131,30 +131,30 @@ def lines(
 
 
 def _value(scale: Scale, value: float) -> str:
-    return say.percent(value) if scale.share else say.plain(value)
+    return formats.percent(value) if scale.share else formats.plain(value)
 
 
 def legend(series: Sequence[Series]) -> Markup:
     """The names of lines beside their colours."""
     kinds = ((s.name, f"key {s.color}" + (" dashed" if s.dashed else "")) for s in series)
-    items = (tag("li", tag("i", class_=kind), said(name, 40)) for name, kind in kinds)
+    items = (tag("li", tag("i", class_=kind), isolated(name, 40)) for name, kind in kinds)
     return tag("ul", *items, class_="legend")
 
 
 def reliability(title: str, bins: Sequence[Mapping[str, Any]]) -> Markup:
-    """How often the model is right beside how sure it is, and how many pictures each bin has."""
+    """Accuracy by confidence, and the number of images in each bin."""
     frame = Frame(Scale(0, 1, share=True), Scale(0, 1, share=True), "confidence", "accuracy")
     parts = [frame.axes()]
-    found = [
-        [say.number(b.get(k)) for k in ("low", "high", "n", "confidence", "accuracy")] for b in bins
+    bins_drawn = [
+        [formats.number(b.get(k)) for k in ("low", "high", "n", "confidence", "accuracy")]
+        for b in bins
     ]
-    most = max((n or 0 for _, _, n, _, _ in found), default=0)
-    for low, high, n, sure, right in found:
+    most = max((n or 0 for _, _, n, _, _ in bins_drawn), default=0)
+    for low, high, n, sure, right in bins_drawn:
         if low is None or high is None or not n or right is None:
             continue
-        words = (
-            f"{say.count(n)} pictures, confidence {say.percent(sure)}, right {say.percent(right)}"
-        )
+        words = f"{formats.count(n)} pictures, confidence {formats.percent(sure)}, "
+        words += f"right {formats.percent(right)}"
         (x, y), (end, bottom) = frame.at(low, right), frame.at(high, 0)
         box = dict(x=x + 0.5, y=y, width=max(0.5, end - x - 1), height=max(0.5, bottom - y))
         parts.append(tag("rect", tag("title", words), **box, class_="bar c1"))
@@ -191,7 +191,7 @@ def scatter(
     others: Sequence[tuple[float, float]] = (),
     line: Sequence[tuple[float, float]] = (),
 ) -> Markup:
-    """Labelled points, others as small dots with a line, and the line where the axes are equal."""
+    """Labelled points, others as small dots with their line, and the diagonal."""
     low, high = max(frame.x.low, frame.y.low), min(frame.x.high, frame.y.high)
     parts = [frame.axes()]
     if high > low:
@@ -208,23 +208,25 @@ def scatter(
         parts.append(tag("path", d=frame.path(line), class_="line c1"))
     placed = [(point, *frame.at(point.x, point.y)) for point in shown]
     for (point, x, y), (label_x, label_y, left) in zip(placed, _labels(placed, frame), strict=True):
-        words = f"{point.name}: {say.percent(point.y)}, reference {say.percent(point.x)}"
+        words = f"{point.name}: {formats.percent(point.y)}, reference {formats.percent(point.x)}"
         if abs(label_y - y) > 6:
             d = f"M{decimal(x)} {decimal(y)}L{decimal(label_x)} {decimal(label_y - 4)}"
             parts.append(tag("path", d=d, class_="leader"))
         parts.append(tag("circle", tag("title", words), cx=x, cy=y, r=4.5, class_="c2"))
         kind = "halo end" if left else "halo"
         parts.append(tag("text", cut(point.name, 18), x=label_x, y=label_y, class_=kind))
-    told = "; ".join(f"{p.name} {say.percent(p.y)} against {say.percent(p.x)}" for p in shown)
+    description = "; ".join(
+        f"{p.name} {formats.percent(p.y)} against {formats.percent(p.x)}" for p in shown
+    )
     marks = ["Dashed: no loss under the shift."] * (high > low)
     marks += [f"Dots and line: {len(others)} standard models."] * bool(others)
-    return svg(title, " ".join((*marks, told)), *parts, height=frame.height)
+    return svg(title, " ".join((*marks, description)), *parts, height=frame.height)
 
 
 def _labels(
     placed: Sequence[tuple[Point, float, float]], frame: Frame
 ) -> list[tuple[float, float, bool]]:
-    """Where each label starts, so that none lies on another; True: it ends there instead."""
+    """The position of each label such that none overlap, and whether the label ends there."""
     lines: dict[int, float] = {}
     middle = (LEFT + WIDTH) / 2
     for left in (False, True):

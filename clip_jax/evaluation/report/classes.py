@@ -1,4 +1,4 @@
-"""Zero-shot class by class: calibration, confusions, accuracies, and single pictures."""
+"""Zero-shot results in detail: calibration, confusions, accuracy by class, examples."""
 
 from __future__ import annotations
 
@@ -6,49 +6,51 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.errors import counted
-from clip_jax.evaluation.report import charts, say, tables
+from clip_jax.evaluation.report import charts, formats, tables
 from clip_jax.evaluation.report.album import Album
-from clip_jax.evaluation.report.markup import Markup, cut, decimal, join, said, tag
-from clip_jax.evaluation.report.overview import sets_with
-from clip_jax.evaluation.report.pairs import block
-from clip_jax.evaluation.report.probes import card, grid
+from clip_jax.evaluation.report.cards import block, card, grid
+from clip_jax.evaluation.report.document import datasets_with
+from clip_jax.evaluation.report.markup import Markup, cut, decimal, isolated, join, tag
 from clip_jax.evaluation.report.tables import Cell, Column
 
 _LABELS = 5
-_FILTERED = 12  # rows: more have a field to filter by
+_FILTERED = 12  # rows of a table without a filter
 
 
 def calibration(results: Mapping[str, Any]) -> Markup | None:
-    """Whether a model that says 70 % is right in 70 of 100 cases."""
-    made = []
-    for title, _, zero in sets_with(results, "zero_shot"):
+    """Reliability diagrams with the calibration errors."""
+    cards = []
+    for title, _, zero in datasets_with(results, "zero_shot"):
         values = zero.get("calibration")
         if values:
             drawn = charts.reliability(f"{title}: calibration", values.get("bins") or [])
-            words = f"ECE {say.percent(values.get('ece'))}"
-            if say.number(values.get("ece_after")) is not None:
-                words += f", {say.percent(values['ece_after'])} at temperature "
-                words += say.plain(values.get("temperature"))
-            more = (("MCE", say.percent(values.get("mce"))), ("NLL", say.plain(values.get("nll"))))
-            rest = ", ".join(
-                f"{k} {v}" for k, v in (*more, ("Brier", say.plain(values.get("brier"))))
+            headline = f"ECE {formats.percent(values.get('ece'))}"
+            if formats.number(values.get("ece_after")) is not None:
+                headline += f", {formats.percent(values['ece_after'])} at temperature "
+                headline += formats.plain(values.get("temperature"))
+            extra = (
+                ("MCE", formats.percent(values.get("mce"))),
+                ("NLL", formats.plain(values.get("nll"))),
             )
-            made.append(card(title, drawn, join(tag("b", words), tag("br"), rest)))
+            details = ", ".join(
+                f"{k} {v}" for k, v in (*extra, ("Brier", formats.plain(values.get("brier"))))
+            )
+            cards.append(card(title, drawn, join(tag("b", headline), tag("br"), details)))
     note = tables.notes(
         "Bars: accuracy of the pictures of each confidence; grey: how many they are; dashed: where "
         "perfect calibration lies. ECE: the expected calibration error, before and after one "
         "temperature is fitted."
     )
-    return join(note, grid(made)) if made else None
+    return join(note, grid(cards)) if cards else None
 
 
-def confusions(results: Mapping[str, Any], most: int) -> Markup | None:
-    """The pairs of classes taken for one another most often."""
-    made = []
-    for title, _, zero in sets_with(results, "zero_shot"):
+def confusions(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
+    """The pairs of classes that are confused most often."""
+    blocks = []
+    for title, _, zero in datasets_with(results, "zero_shot"):
         rows = [
             [
-                Cell(join(said(c.get("truth"), 50), " → ", said(c.get("predicted"), 50))),
+                Cell(join(isolated(c.get("truth"), 50), " → ", isolated(c.get("predicted"), 50))),
                 tables.count(c.get("count")),
                 tables.percent(c.get("share")),
             ]
@@ -58,29 +60,29 @@ def confusions(results: Mapping[str, Any], most: int) -> Markup | None:
             hint = "of the pictures of the true class"
             columns = [Column("Truth → taken for", numeric=False), Column("Count")]
             columns.append(Column("Share", hint=hint))
-            made.append(block(title, tables.table(f"{title}: confusions", columns, rows)))
-    return grid(made) if made else None
+            blocks.append(block(title, tables.table(f"{title}: confusions", columns, rows)))
+    return grid(blocks) if blocks else None
 
 
-def per_class(results: Mapping[str, Any], most: int) -> Markup | None:
+def per_class(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
     """Accuracy of every class, worst first, folded."""
-    found = [
-        (t, z["per_class"]) for t, _, z in sets_with(results, "zero_shot") if z.get("per_class")
+    datasets = [
+        (t, z["per_class"]) for t, _, z in datasets_with(results, "zero_shot") if z.get("per_class")
     ]
-    if not found:
+    if not datasets:
         return None
     return join(
-        *(_classes(title, classes, max(10, most // len(found))) for title, classes in found)
+        *(_classes(title, classes, max(10, most // len(datasets))) for title, classes in datasets)
     )
 
 
 def _classes(title: str, classes: Any, most: int) -> Markup:
-    ordered = sorted(classes, key=lambda c: _first(say.number(c.get("accuracy"))))
+    ordered = sorted(classes, key=lambda c: _first(formats.number(c.get("accuracy"))))
     rows = [
         [
-            Cell(said(c.get("label"), 60)),
+            Cell(isolated(c.get("label"), 60)),
             tables.count(c.get("n")),
-            Cell(_meter(c.get("accuracy")), say.number(c.get("accuracy"))),
+            Cell(_meter(c.get("accuracy")), formats.number(c.get("accuracy"))),
         ]
         for c in ordered[:most]
     ]
@@ -102,7 +104,7 @@ def _classes(title: str, classes: Any, most: int) -> Markup:
     if len(ordered) > most:
         body.append(tables.notes(f"The {most} worst of {len(ordered):,}; report.json has all."))
     size = counted(len(ordered), "class", "classes")
-    return tag("details", tag("summary", said(title, 40), " ", tag("small", size)), *body)
+    return tag("details", tag("summary", isolated(title, 40), " ", tag("small", size)), *body)
 
 
 def _first(value: float | None) -> float:
@@ -110,46 +112,50 @@ def _first(value: float | None) -> float:
 
 
 def _meter(share: Any) -> Markup:
-    found = say.number(share)
-    bar = None if found is None else tables.whisker(found, 0.0, found)
-    return tag("span", tag("b", say.percent(share)), bar, class_="score")
+    value = formats.number(share)
+    bar = None if value is None else tables.whisker(value, 0.0, value)
+    return tag("span", tag("b", formats.percent(share)), bar, class_="score")
 
 
 def predictions(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
-    """Pictures drawn at random with the likeliest labels."""
-    made = []
-    for title, whole, zero in sets_with(results, "zero_shot"):
+    """Random images with their likeliest labels."""
+    blocks = []
+    for title, dataset, zero in datasets_with(results, "zero_shot"):
         examples = (zero.get("examples") or [])[:most]
         if not examples:
             continue
-        cards = (_guess(example, album, rank) for rank, example in enumerate(examples))
-        of = say.number(whole.get("classes"))
-        small = f"the five likeliest of {say.count(of)} labels" if of and of > _LABELS else ""
-        shown = tag("div", *cards, class_="guesses")
-        made.append(block(title, shown, small=small, framed=False))
+        guesses = (_guess(example, album, rank) for rank, example in enumerate(examples))
+        count = formats.number(dataset.get("classes"))
+        small = (
+            f"the five likeliest of {formats.count(count)} labels"
+            if count and count > _LABELS
+            else ""
+        )
+        drawn = tag("div", *guesses, class_="guesses")
+        blocks.append(block(title, drawn, small=small, framed=False))
     note = tables.notes(
         "Drawn at random. ✓ and green: the likeliest label is the true one; ✗ and orange: it is "
         "another. The true label is marked ✓ among the five, if it is one of them."
     )
-    return join(note, *made) if made else None
+    return join(note, *blocks) if blocks else None
 
 
 def _guess(example: Mapping[str, Any], album: Album, rank: int) -> Markup:
     truth, labels = example.get("truth"), (example.get("labels") or [])[:_LABELS]
-    own = example.get("truths") or [truth]  # of a picture with several true labels
-    shares = [say.number(p) for p in (example.get("probabilities") or [])[:_LABELS]]
+    truths = example.get("truths") or [truth]  # of a picture with several true labels
+    shares = [formats.number(p) for p in (example.get("probabilities") or [])[:_LABELS]]
     shares += [None] * (len(labels) - len(shares))
-    right = bool(labels) and labels[0] in own
-    where = next((i for i, label in enumerate(labels, 1) if label in own), None)
-    place = "not among the five" if where is None else f"rank {where}"
+    right = bool(labels) and labels[0] in truths
+    rank_of_truth = next((i for i, label in enumerate(labels, 1) if label in truths), None)
+    place = "not among the five" if rank_of_truth is None else f"rank {rank_of_truth}"
     rows = (
-        _label(label, share, label in own, i == 0)
+        _label(label, share, label in truths, i == 0)
         for i, (label, share) in enumerate(zip(labels, shares, strict=False))
     )
     sign = tag("span", "✓" if right else "✗", role="img", aria_label="right" if right else "wrong")
     name = example.get("name")
     alt = f"{cut(truth, 60)}" + (f", {cut(name, 40)}" if name else "")
-    head = tag("figcaption", sign, " ", tag("b", said(truth, 60)), " ", tag("small", place))
+    head = tag("figcaption", sign, " ", tag("b", isolated(truth, 60)), " ", tag("small", place))
     body = tag("div", head, tag("ol", *rows))
     shown = album.show(example.get("picture"), alt, rank)
     return tag("figure", shown, body, class_="guess right" if right else "guess wrong")
@@ -160,8 +166,8 @@ def _label(label: Any, share: float | None, true: bool, first: bool) -> Markup:
     width = 0.0 if share is None else 100 * min(1.0, max(0.0, share))
     return tag(
         "li",
-        tag("span", "✓ " if true else None, said(label, 60)),
-        tag("em", say.percent(share)),
+        tag("span", "✓ " if true else None, isolated(label, 60)),
+        tag("em", formats.percent(share)),
         class_=kind,
         style=f"--s:{decimal(width)}%",
     )

@@ -1,15 +1,15 @@
-"""The run behind the model, and what could not be judged."""
+"""The curves of the run, and what could not be evaluated."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax.evaluation.report import charts, say, tables
+from clip_jax.evaluation.report import charts, formats, tables
+from clip_jax.evaluation.report.cards import card, grid
 from clip_jax.evaluation.report.charts import Frame, Series
-from clip_jax.evaluation.report.markup import Markup, cut, join, said, tag
-from clip_jax.evaluation.report.overview import part
-from clip_jax.evaluation.report.probes import card, grid
+from clip_jax.evaluation.report.document import part
+from clip_jax.evaluation.report.markup import Markup, cut, isolated, join, tag
 from clip_jax.evaluation.report.scales import around
 from clip_jax.evaluation.report.tables import Cell, Column
 
@@ -19,22 +19,22 @@ _SHARES = ("zero_shot", "retrieval", "accuracy", "linear_probe")
 
 
 def curves(results: Mapping[str, Any]) -> Markup | None:
-    """Every curve of the run as it was written; no smoothing."""
-    found = []
+    """The curves of the run's metrics, without smoothing."""
+    by_name = []
     for name, values in part(results, "curves").items():
         pairs = (pair for pair in values if len(pair) == 2)
-        numbers = ((say.number(step), say.number(y)) for step, y in pairs)
+        numbers = ((formats.number(step), formats.number(y)) for step, y in pairs)
         points = sorted((x, y) for x, y in numbers if x is not None and y is not None)
         if len(points) > 1:
-            found.append((str(name), points))
-    found.sort(key=lambda curve: (_place(curve[0]), curve[0]))
-    made = [_curve(name, points, i) for i, (name, points) in enumerate(found[:_MOST])]
-    if not made:
+            by_name.append((str(name), points))
+    by_name.sort(key=lambda curve: (_place(curve[0]), curve[0]))
+    cards = [_curve(name, points, i) for i, (name, points) in enumerate(by_name[:_MOST])]
+    if not cards:
         return None
-    words = "As written, nothing smoothed."
-    if len(found) > _MOST:
-        words += f" The first {_MOST} of {len(found)}; report.json has all."
-    return join(tables.notes(words), grid(made))
+    note = "As written, nothing smoothed."
+    if len(by_name) > _MOST:
+        note += f" The first {_MOST} of {len(by_name)}; report.json has all."
+    return join(tables.notes(note), grid(cards))
 
 
 def _place(name: str) -> int:
@@ -52,7 +52,7 @@ def _curve(name: str, points: list[tuple[float, float]], i: int) -> Markup:
         x = around([low, high])
         return charts.lines(f"{title} by step", Frame(x, y, "step", "", 190), series)
 
-    small = f"last {say.percent(points[-1][1]) if share else say.plain(points[-1][1], 4)}"
+    small = f"last {formats.percent(points[-1][1]) if share else formats.plain(points[-1][1], 4)}"
     if "loss" not in name or any(y <= 0 for _, y in points):
         return card(title, drawn("linear"), small)
     switch = [
@@ -76,9 +76,9 @@ def _curve(name: str, points: list[tuple[float, float]], i: int) -> Markup:
 
 
 def missing(results: Mapping[str, Any]) -> Markup | None:
-    """Sets that were asked for and are not there, with what to do."""
+    """Datasets that are missing, and what to do."""
     rows = [
-        [Cell(said(m.get("set"), 40)), Cell(said(m.get("why"), 400))]
+        [Cell(isolated(m.get("set"), 40)), Cell(isolated(m.get("why"), 400))]
         for m in results.get("missing") or []
     ]
     columns = [

@@ -1,4 +1,4 @@
-"""HTML and SVG that nothing put into them can break."""
+"""HTML and SVG that no text can break."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _VOID = {"meta", "link", "input", "br", "hr", "img", "col"}
 
 
 class Markup(str):
-    """Text that is markup already; any other text is escaped where it enters markup."""
+    """Text that is markup; all other text is escaped when it is put into markup."""
 
     __slots__ = ()
 
@@ -22,15 +22,15 @@ def escape(value: object) -> Markup:
 
 
 def clean(text: str) -> str:
-    """Text without what no page may hold: control characters, halves of surrogate pairs."""
+    """Text without control characters and halves of surrogate pairs."""
     if text.isascii() and text.isprintable():
         return text
-    kept = (" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
-    return "".join(kept)
+    characters = (" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
+    return "".join(characters)
 
 
 def cut(text: object, most: int = 80) -> str:
-    """One line of a text, with an ellipsis where it had more than `most` characters."""
+    """A text as one line of at most `most` characters, with an ellipsis if it is shortened."""
     text = "–" if text is None else str(text)
     start = text[: 4 * most]
     line = " ".join(clean(start).split())
@@ -38,21 +38,21 @@ def cut(text: object, most: int = 80) -> str:
     return line[: most - 1].rstrip() + "…" if shorter else line
 
 
-def said(text: object, most: int = 80) -> Markup:
-    """A text of strangers, cut, whose direction of writing leaves what is beside it alone."""
+def isolated(text: object, most: int = 80) -> Markup:
+    """An untrusted text, shortened and isolated from the writing direction around it."""
     return tag("bdi", cut(text, most))
 
 
 def join(*parts: Markup | str | None) -> Markup:
-    """Markup and texts, one after the other."""
+    """The concatenation of markup and texts."""
     return Markup("".join(escape(part) for part in parts if part is not None))
 
 
 def tag(name: str, /, *children: Markup | str | None, **attributes: Any) -> Markup:
     """An element, closed.
 
-    Underscores in the names of attributes stand for hyphens, one at the end for nothing. True is an
-    attribute without value; None and False are none.
+    Underscores in attribute names become hyphens; one at the end is dropped. True is an attribute
+    without value; None and False are left out.
     """
     written = "".join(_attribute(key, value) for key, value in attributes.items())
     if name in _VOID:

@@ -1,15 +1,17 @@
-"""The head of the page: the model, the summary, the table of all sets, prompts."""
+"""The head of the page: the model, headline numbers, the table of all datasets, prompts."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clip_jax.errors import counted
-from clip_jax.evaluation.report import say, tables
-from clip_jax.evaluation.report.markup import Markup, cut, join, said, tag
-from clip_jax.evaluation.report.tables import Cell, Column
+from clip_jax.evaluation.report import formats, tables
+from clip_jax.evaluation.report.document import datasets_with, part
+from clip_jax.evaluation.report.markup import Markup, cut, isolated, join, tag
+from clip_jax.evaluation.report.section import Document, Tile
+from clip_jax.evaluation.report.tables import Cell, Column, dataset_name
 
 METRICS = {
     "accuracy": "top-1 accuracy",
@@ -20,129 +22,127 @@ METRICS = {
 }
 
 
-def part(values: Any, *keys: str) -> Any:
-    """What lies under keys of dicts in dicts; {} where one is missing."""
-    for key in keys:
-        values = values.get(key) if isinstance(values, Mapping) else None
-    return {} if values is None else values
-
-
-def pruned(values: Any) -> Any:
-    """The same without what is None, but for places in lists of numbers and texts."""
-    if isinstance(values, Mapping):
-        return {k: pruned(v) for k, v in values.items() if v is not None}
-    if isinstance(values, (list, tuple)):
-        flat = any(v is not None and not isinstance(v, (Mapping, list, tuple)) for v in values)
-        return [pruned(v) for v in values if flat or v is not None]
-    return values
-
-
-def sets_with(results: Mapping[str, Any], key: str) -> list[tuple[str, Any, Any]]:
-    """Title, all of a set's results, and those under `key`, of the sets that have such."""
-    sets = part(results, "sets")
-    return [
-        (str(found.get("title") or name), found, found[key])
-        for name, found in sets.items()
-        if isinstance(found, Mapping) and found.get(key)
-    ]
-
-
 def header(results: Mapping[str, Any]) -> Markup:
-    """The model's name and what there is to know of it."""
+    """The model's name and facts about it."""
     model = part(results, "model")
-    size = say.number(model.get("image_size"))
+    size = formats.number(model.get("image_size"))
     facts = {
         "Checkpoint": model.get("checkpoint"),
-        "Step": _given(model.get("step"), say.count),
-        "Parameters": _given(model.get("parameters"), say.count),
-        "Image size": None if size is None else f"{say.count(size)} × {say.count(size)}",
+        "Step": _given(model.get("step"), formats.count),
+        "Parameters": _given(model.get("parameters"), formats.count),
+        "Image size": None if size is None else f"{formats.count(size)} × {formats.count(size)}",
         "Computed in": model.get("dtype"),
         "Made": model.get("created"),
-        "Took": _given(results.get("seconds"), say.duration),
+        "Took": _given(results.get("seconds"), formats.duration),
     }
     items = (
-        tag("div", tag("dt", name), tag("dd", said(value, 120)))
+        tag("div", tag("dt", name), tag("dd", isolated(value, 120)))
         for name, value in facts.items()
         if value is not None
     )
     return tag(
         "header",
         tag("p", "Evaluation report", class_="kicker"),
-        tag("h1", said(model.get("name") or "A model", 80)),
+        tag("h1", isolated(model.get("name") or "A model", 80)),
         tag("dl", *items, class_="facts"),
     )
 
 
 def _given(value: Any, speak: Any) -> str | None:
-    return None if say.number(value) is None else speak(value)
+    return None if formats.number(value) is None else speak(value)
 
 
 def _scores(results: Mapping[str, Any], key: str) -> list[tuple[str, float]]:
-    found = ((title, say.value_of(r.get("score"))) for title, _, r in sets_with(results, key))
-    return [(title, value) for title, value in found if value is not None]
+    scores = (
+        (title, formats.value_of(r.get("score"))) for title, _, r in datasets_with(results, key)
+    )
+    return [(title, value) for title, value in scores if value is not None]
 
 
-def tiles(results: Mapping[str, Any]) -> Markup | None:
-    """The run in a few large numbers."""
-    zero, probe = _scores(results, "zero_shot"), _scores(results, "linear_probe")
-    shown = []
-    if zero:
-        best, worst = max(zero, key=lambda s: s[1]), min(zero, key=lambda s: s[1])
-        shown.append(_tile("Zero-shot, mean", _mean(zero), f"over {counted(len(zero), 'set')}"))
-        if len(zero) > 1:
-            shown.append(_tile("Best set", say.percent(best[1]), best[0]))
-            shown.append(_tile("Worst set", say.percent(worst[1]), worst[0]))
-    if probe:
-        shown.append(
-            _tile("Linear probe, mean", _mean(probe), f"over {counted(len(probe), 'set')}")
-        )
-    for way, title in (
+def zero_shot_tiles(document: Document) -> Iterator[Tile]:
+    """The mean zero-shot score, and of several datasets the best and the worst."""
+    scores = _scores(document, "zero_shot")
+    if not scores:
+        return
+    yield _mean_tile("Zero-shot, mean", scores)
+    if len(scores) > 1:
+        for name, choose in (("Best set", max), ("Worst set", min)):
+            title, score = choose(scores, key=lambda pair: pair[1])
+            yield Tile(name, formats.percent(score), title)
+
+
+def probe_tiles(document: Document) -> Iterator[Tile]:
+    """The mean score of linear probes."""
+    if scores := _scores(document, "linear_probe"):
+        yield _mean_tile("Linear probe, mean", scores)
+
+
+def retrieval_tiles(document: Document) -> Iterator[Tile]:
+    """The mean recall at 1 each way."""
+    for way, name in (
         ("image_to_text", "Image → text R@1"),
         ("text_to_image", "Text → image R@1"),
     ):
-        found = [
-            (t, say.value_of(part(r, way, "r1"))) for t, _, r in sets_with(results, "retrieval")
+        recalls = [
+            (title, formats.value_of(part(result, way, "r1")))
+            for title, _, result in datasets_with(document, "retrieval")
         ]
-        known = [(t, v) for t, v in found if v is not None]
+        known = [(title, recall) for title, recall in recalls if recall is not None]
         if known:
-            shown.append(_tile(title, _mean(known), f"mean over {counted(len(known), 'set')}"))
+            yield _mean_tile(name, known, "mean over ")
+
+
+def robustness_tiles(document: Document) -> Iterator[Tile]:
+    """The mean difference between accuracy under shift and on the reference."""
     gaps = []
-    for shift in part(results, "robustness", "shifts").values():
-        value, base = say.value_of(shift.get("score")), say.value_of(shift.get("reference"))
-        if value is not None and base is not None:
-            gaps.append(value - base)
+    for shift in part(document, "robustness", "shifts").values():
+        shifted = formats.value_of(shift.get("score"))
+        reference = formats.value_of(shift.get("reference"))
+        if shifted is not None and reference is not None:
+            gaps.append(shifted - reference)
     if gaps:
-        mean = say.points(statistics.fmean(gaps))
-        shown.append(_tile("Under shift", mean, f"points over {counted(len(gaps), 'set')}"))
-    return tag("div", *shown, class_="tiles") if shown else None
+        mean = formats.points(statistics.fmean(gaps))
+        yield Tile("Under shift", mean, f"points over {counted(len(gaps), 'set')}")
 
 
-def _mean(values: Iterable[tuple[str, float]]) -> str:
-    return say.percent(statistics.fmean(value for _, value in values))
+def _mean_tile(name: str, scores: Sequence[tuple[str, float]], over: str = "over ") -> Tile:
+    mean = formats.percent(statistics.fmean(score for _, score in scores))
+    return Tile(name, mean, f"{over}{counted(len(scores), 'set')}")
 
 
-def _tile(name: str, value: str, more: str) -> Markup:
-    return tag("div", tag("p", name), tag("b", value), tag("small", said(more, 40)), class_="tile")
+def tiles(shown: Iterable[Tile]) -> Markup | None:
+    """Headline numbers side by side."""
+    drawn = [
+        tag(
+            "div",
+            tag("p", tile.name),
+            tag("b", tile.value),
+            tag("small", isolated(tile.remark, 40)),
+            class_="tile",
+        )
+        for tile in shown
+    ]
+    return tag("div", *drawn, class_="tiles") if drawn else None
 
 
 def accuracy(results: Mapping[str, Any]) -> Markup | None:
-    """Every set with its official metric."""
+    """Every dataset with its official metric."""
     rows = []
-    for name, found in part(results, "sets").items():
-        zero, probe = part(found, "zero_shot"), part(found, "linear_probe")
-        if not zero and not probe:
+    for name, dataset in part(results, "sets").items():
+        zero_shot, probe = part(dataset, "zero_shot"), part(dataset, "linear_probe")
+        if not zero_shot and not probe:
             continue
-        metric = str(zero.get("metric") or probe.get("metric") or say.NONE)
-        top5 = part(zero, "metrics", "top5")
+        metric = str(zero_shot.get("metric") or probe.get("metric") or formats.NONE)
+        top5 = part(zero_shot, "metrics", "top5")
         rows.append(
             [
-                set_name(found.get("title") or name, found.get("split")),
+                dataset_name(dataset.get("title") or name, dataset.get("split")),
                 Cell(cut(METRICS.get(metric, metric), 30)),
-                tables.score(zero.get("score")),
+                tables.score(zero_shot.get("score")),
                 tables.percent(top5 if top5 != {} else None),
                 tables.score(probe.get("score"), drawn=False),
-                tables.count(found.get("images")),
-                tables.count(found.get("classes")),
+                tables.count(dataset.get("images")),
+                tables.count(dataset.get("classes")),
             ]
         )
     columns = [
@@ -156,40 +156,36 @@ def accuracy(results: Mapping[str, Any]) -> Markup | None:
     ]
     if not rows:
         return None
-    kept = [i for i in range(len(columns)) if any(row[i].shown != say.NONE for row in rows)]
-    columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    used = [i for i in range(len(columns)) if any(row[i].shown != formats.NONE for row in rows)]
+    columns, rows = [columns[i] for i in used], [[row[i] for i in used] for row in rows]
     note = tables.notes(
         "Each set by the metric its paper uses. The bar runs from 0 to 100 %; the band around the "
         "mark is the 95 % interval. A heading sorts."
     )
     remarks = [
-        tag("li", said(found.get("title") or name, 40), ": ", said(found["note"], 300))
-        for name, found in part(results, "sets").items()
-        if found.get("note")
+        tag("li", isolated(dataset.get("title") or name, 40), ": ", isolated(dataset["note"], 300))
+        for name, dataset in part(results, "sets").items()
+        if dataset.get("note")
     ]
     below = tag("ul", *remarks, class_="note remarks") if remarks else None
     return join(note, tables.table("Accuracy on every set", columns, rows), below)
 
 
-def set_name(title: Any, split: Any = None) -> Cell:
-    """The name of a set as the heading of a row."""
-    small = tag("small", said(split, 20)) if split else None
-    return Cell(join(said(title, 40), small), None)
-
-
 def prompts(results: Mapping[str, Any]) -> Markup | None:
-    """What templates around the label are worth."""
-    found = [(t, r["prompts"]) for t, _, r in sets_with(results, "zero_shot") if r.get("prompts")]
-    kinds = list(dict.fromkeys(kind for _, scores in found for kind in scores))[:6]
-    if not found:
+    """The scores by kind of prompt."""
+    datasets = [
+        (t, r["prompts"]) for t, _, r in datasets_with(results, "zero_shot") if r.get("prompts")
+    ]
+    kinds = list(dict.fromkeys(kind for _, scores in datasets for kind in scores))[:6]
+    if not datasets:
         return None
     rows = []
-    for title, scores in found:
-        values = [say.value_of(scores.get(kind)) for kind in kinds]
+    for title, scores in datasets:
+        values = [formats.value_of(scores.get(kind)) for kind in kinds]
         first, last = values[0], values[-1]
         gain = None if first is None or last is None else last - first
         cells = [tables.score(scores.get(kind)) for kind in kinds]
-        rows.append([set_name(title), *cells, tables.points(gain)])
+        rows.append([dataset_name(title), *cells, tables.points(gain)])
     columns = [
         Column("Set", numeric=False),
         *(Column(cut(kind, 40).capitalize()) for kind in kinds),

@@ -1,31 +1,32 @@
-"""Pictures and texts together: retrieval, galleries, arithmetic, similarities, overlap."""
+"""Images and texts: retrieval, galleries, arithmetic, similarities; and overlapping pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_jax.evaluation.report import say, tables
+from clip_jax.evaluation.report import formats, tables
 from clip_jax.evaluation.report.album import Album
-from clip_jax.evaluation.report.markup import Markup, cut, decimal, join, said, tag
-from clip_jax.evaluation.report.overview import part, set_name, sets_with
-from clip_jax.evaluation.report.tables import Cell, Column
+from clip_jax.evaluation.report.cards import block
+from clip_jax.evaluation.report.document import datasets_with, part
+from clip_jax.evaluation.report.markup import Markup, cut, decimal, isolated, join, tag
+from clip_jax.evaluation.report.tables import Cell, Column, dataset_name
 
 _WAYS = {"image_to_text": "Image → text", "text_to_image": "Text → image"}
-_SHOWN = 10  # pictures in a row
+_SHOWN = 10  # images in a row
 _SIDE = 32  # rows and columns of the similarities
-_HOT = 0.6  # of the scale of colours, where black and white stand out from it alike
+_HOT = 0.6  # of the colour scale, where black and white text have equal contrast
 
 
 def retrieval(results: Mapping[str, Any]) -> Markup | None:
     """Recall both ways."""
     rows = []
-    for title, _, found in sets_with(results, "retrieval"):
-        recalls = [part(found, way, f"r{k}") for way in _WAYS for k in (1, 5, 10)]
+    for title, _, result in datasets_with(results, "retrieval"):
+        recalls = [part(result, way, f"r{k}") for way in _WAYS for k in (1, 5, 10)]
         if any(recalls):
             cells = [tables.score(recall, drawn=False) for recall in recalls]
-            counts = [tables.count(found.get(key)) for key in ("images", "texts")]
-            rows.append([set_name(title), *cells, *counts])
+            counts = [tables.count(result.get(key)) for key in ("images", "texts")]
+            rows.append([dataset_name(title), *cells, *counts])
     if not rows:
         return None
     recall = [Column(f"{way} R@{k}") for way in _WAYS.values() for k in (1, 5, 10)]
@@ -38,15 +39,15 @@ def retrieval(results: Mapping[str, Any]) -> Markup | None:
 
 
 def galleries(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
-    """For some texts the most similar pictures."""
-    made = []
-    for title, _, found in sets_with(results, "retrieval"):
-        queries = (found.get("gallery") or [])[:most]
+    """Texts with the most similar images."""
+    blocks = []
+    for title, _, result in datasets_with(results, "retrieval"):
+        queries = (result.get("gallery") or [])[:most]
         if queries:
             rows = (_query(query, album, 10 * rank) for rank, query in enumerate(queries))
-            made.append(block(title, *rows))
+            blocks.append(block(title, *rows))
     note = tables.notes("The most similar first. “✓ own” marks a picture that the text belongs to.")
-    return join(note, *made) if made else None
+    return join(note, *blocks) if blocks else None
 
 
 def _query(query: Mapping[str, Any], album: Album, rank: int) -> Markup:
@@ -54,20 +55,20 @@ def _query(query: Mapping[str, Any], album: Album, rank: int) -> Markup:
     similar, own = query.get("similarities") or [], query.get("own") or []
     shown = []
     for i, name in enumerate(pictures[:_SHOWN]):
-        mine = i < len(own) and bool(own[i])
-        value = say.number(similar[i]) if i < len(similar) else None
+        is_own = i < len(own) and bool(own[i])
+        value = formats.number(similar[i]) if i < len(similar) else None
         words = "" if value is None else f"{value:.3f}"
-        words_own = tag("b", "✓ own", class_="up") if mine else None
-        alt = f"found picture {i + 1}" + (", its own" if mine else "")
-        shown.append(thumb(album, name, alt, join(words, " ", words_own), rank + i, own=mine))
-    heading = tag("h4", "“", said(query.get("text") or "", 160), "”")
+        words_own = tag("b", "✓ own", class_="up") if is_own else None
+        alt = f"found picture {i + 1}" + (", its own" if is_own else "")
+        shown.append(thumb(album, name, alt, join(words, " ", words_own), rank + i, own=is_own))
+    heading = tag("h4", "“", isolated(query.get("text") or "", 160), "”")
     return tag("div", heading, strip(shown), class_="query")
 
 
 def thumb(
     album: Album, name: Any, alt: str, below: Markup | str, rank: int, own: bool = False
 ) -> Markup:
-    """A picture with a line below it."""
+    """An image with a line below it."""
     return tag(
         "figure",
         album.show(name, alt, rank),
@@ -77,26 +78,20 @@ def thumb(
 
 
 def strip(parts: Sequence[Markup]) -> Markup:
-    """Pictures in a row, which wraps."""
+    """Images in a row that wraps."""
     return tag("div", *parts, class_="strip")
 
 
-def block(title: str, *parts: Markup, small: str = "", framed: bool = True) -> Markup:
-    """What belongs to a set, under its name."""
-    heading = tag("h3", said(title, 60), tag("small", small) if small else None)
-    return tag("section", heading, *parts, class_="card block" if framed else "block")
-
-
 def arithmetic(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
-    """Picture ± text = pictures."""
-    made = []
-    for title, _, found in sets_with(results, "retrieval"):
-        sums = (found.get("arithmetic") or [])[:most]
+    """Image ± text = images."""
+    blocks = []
+    for title, _, result in datasets_with(results, "retrieval"):
+        sums = (result.get("arithmetic") or [])[:most]
         if sums:
             rows = (_sum(values, album, 10 * rank) for rank, values in enumerate(sums))
-            made.append(block(title, *rows))
+            blocks.append(block(title, *rows))
     note = tables.notes("A picture's features plus or less twice a text's, and what lies nearest.")
-    return join(note, *made) if made else None
+    return join(note, *blocks) if blocks else None
 
 
 def _sum(values: Mapping[str, Any], album: Album, rank: int) -> Markup:
@@ -112,17 +107,18 @@ def _sum(values: Mapping[str, Any], album: Album, rank: int) -> Markup:
 
 
 def similarity(results: Mapping[str, Any], album: Album) -> Markup | None:
-    """The similarities of a batch: texts down, pictures across, as the paper's figure 1 does."""
+    """The similarities of a batch: texts down, images across, as in figure 1 of the paper."""
     values = part(results, "similarity")
     pictures = (values.get("pictures") or [])[:_SIDE]
     texts = (values.get("texts") or [])[:_SIDE]
     matrix = [
-        [say.number(v) for v in row[: len(texts)]] for row in (values.get("matrix") or [])[:_SIDE]
+        [formats.number(v) for v in row[: len(texts)]]
+        for row in (values.get("matrix") or [])[:_SIDE]
     ]
-    known = [v for row in matrix for v in row if v is not None]
-    if not known or not pictures or not texts:
+    cosines = [v for row in matrix for v in row if v is not None]
+    if not cosines or not pictures or not texts:
         return None
-    low, high = min(known), max(known)
+    low, high = min(cosines), max(cosines)
     alts = (texts[i] if i < len(texts) else "picture" for i in range(len(pictures)))
     head = (
         tag("th", album.show(name, alt, 2), scope="col")
@@ -132,21 +128,21 @@ def similarity(results: Mapping[str, Any], album: Album) -> Markup | None:
     for j, text in enumerate(texts):
         column = [row[j] if j < len(row) else None for row in matrix][: len(pictures)]
         cells = (_heat(v, low, high, i == j) for i, v in enumerate(column))
-        rows.append(tag("tr", tag("th", said(text, 60), scope="row"), *cells))
+        rows.append(tag("tr", tag("th", isolated(text, 60), scope="row"), *cells))
     caption = tag("caption", "Cosine similarity of texts and pictures", class_="hidden")
-    made = tag("table", caption, tag("thead", tag("tr", tag("td"), *head)), tag("tbody", *rows))
-    best = sum(
+    table = tag("table", caption, tag("thead", tag("tr", tag("td"), *head)), tag("tbody", *rows))
+    matched = sum(
         row[i] is not None and row[i] == max(v for v in row if v is not None)
         for i, row in enumerate(matrix)
         if i < len(row)
     )
-    of = f" of {cut(values['set'], 40)}" if values.get("set") else ""
+    dataset = f" of {cut(values['set'], 40)}" if values.get("set") else ""
     note = tables.notes(
-        f"Cosines of {len(texts)} texts and {len(matrix)} pictures{of}; frames: pairs that belong "
-        f"together. {best} of {len(matrix)} pictures are most similar to their own text."
+        f"Cosines of {len(texts)} texts and {len(matrix)} pictures{dataset}; frames: pairs that "
+        f"belong together. {matched} of {len(matrix)} pictures are most similar to their own text."
     )
     label = "Similarities of a batch"
-    box = tag("div", made, class_="scroll heat", tabindex="0", role="region", aria_label=label)
+    box = tag("div", table, class_="scroll heat", tabindex="0", role="region", aria_label=label)
     ramp = tag("i", class_="ramp", aria_hidden="true")
     scale = tag("p", f"{low:.2f} ".replace("-", "−"), ramp, f" {high:.2f}", class_="scale")
     return join(note, box, scale)
@@ -154,7 +150,7 @@ def similarity(results: Mapping[str, Any], album: Album) -> Markup | None:
 
 def _heat(value: float | None, low: float, high: float, own: bool) -> Markup:
     if value is None:
-        return tag("td", say.NONE)
+        return tag("td", formats.NONE)
     share = (value - low) / (high - low) if high > low else 0.5
     kind = " ".join(filter(None, ("hot" if share > _HOT else "", "own" if own else "")))
     text = f"{value:.2f}".replace("0.", ".", 1).replace("-", "−")
@@ -162,28 +158,32 @@ def _heat(value: float | None, low: float, high: float, own: bool) -> Markup:
 
 
 def overlap(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
-    """Test pictures that were in the training data, and what they are worth (section 5)."""
-    found = sets_with(results, "overlap")
-    rows, pairs = [], []
-    for title, _, o in found:
-        low, high = say.number(o.get("low")), say.number(o.get("high"))
-        spread = say.NONE if low is None or high is None else f"{100 * low:.1f}–{say.percent(high)}"
-        scores = [tables.score(o.get(key), drawn=False) for key in ("all", "clean", "overlap")]
+    """Test images that were in the training data, and their effect (section 5)."""
+    datasets = datasets_with(results, "overlap")
+    rows, blocks = [], []
+    for title, _, result in datasets:
+        low, high = formats.number(result.get("low")), formats.number(result.get("high"))
+        spread = (
+            formats.NONE
+            if low is None or high is None
+            else f"{100 * low:.1f}–{formats.percent(high)}"
+        )
+        scores = [tables.score(result.get(key), drawn=False) for key in ("all", "clean", "overlap")]
         rows.append(
             [
-                set_name(title),
-                tables.count(o.get("overlapping")),
-                Cell(say.percent(o.get("share"), 2), say.number(o.get("share"))),
+                dataset_name(title),
+                tables.count(result.get("overlapping")),
+                Cell(formats.percent(result.get("share"), 2), formats.number(result.get("share"))),
                 *scores,
                 Cell(spread, low),
-                tables.points(o.get("difference")),
-                tables.plain(o.get("p_value"), 2),
-                tables.plain(o.get("threshold")),
+                tables.points(result.get("difference")),
+                tables.plain(result.get("p_value"), 2),
+                tables.plain(result.get("threshold")),
             ]
         )
-        shown = [_twins(p, album, i) for i, p in enumerate((o.get("pairs") or [])[:most])]
-        if shown:
-            pairs.append(block(f"{title}: pairs found", strip(shown)))
+        twins = [_twins(p, album, i) for i, p in enumerate((result.get("pairs") or [])[:most])]
+        if twins:
+            blocks.append(block(f"{title}: pairs found", strip(twins)))
     if not rows:
         return None
     names = ["Overlapping", "Share", "All", "Clean", "Overlap", "99.5 % of overlap", "All − clean"]
@@ -193,11 +193,11 @@ def overlap(results: Mapping[str, Any], album: Album, most: int) -> Markup | Non
         "Accuracy on all test pictures, on those without a near-duplicate in the training data, "
         "and on those with one. All − clean, in points, is what the overlap is worth."
     )
-    return join(note, tables.table("Overlap with the training data", columns, rows), *pairs)
+    return join(note, tables.table("Overlap with the training data", columns, rows), *blocks)
 
 
 def _twins(pair: Mapping[str, Any], album: Album, rank: int) -> Markup:
-    value = say.number(pair.get("similarity"))
+    value = formats.number(pair.get("similarity"))
     test = album.show(pair.get("test"), "test picture", rank)
     train = album.show(pair.get("train"), "training picture", rank)
     words = "test, train" if value is None else f"test, train: {value:.3f}"

@@ -1,4 +1,4 @@
-"""Linear probes beside zero-shot, their regularisation, and few labels a class."""
+"""Linear probes beside zero-shot, their regularisation, and few-shot classifiers."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_jax.evaluation.report import charts, say, tables
+from clip_jax.evaluation.report import charts, formats, tables
+from clip_jax.evaluation.report.cards import card, grid
 from clip_jax.evaluation.report.charts import Frame, Series
-from clip_jax.evaluation.report.markup import Markup, decimal, join, said, tag
-from clip_jax.evaluation.report.overview import sets_with
+from clip_jax.evaluation.report.document import datasets_with
+from clip_jax.evaluation.report.markup import Markup, decimal, isolated, join, tag
 from clip_jax.evaluation.report.scales import Scale, around
-
-_UNFOLDED = 9  # cards
 
 
 def against_zero_shot(results: Mapping[str, Any]) -> Markup | None:
     """The difference on every set, as figure 5 of the paper draws it."""
-    found = []
-    for title, whole, probe in sets_with(results, "linear_probe"):
-        zero = say.value_of((whole.get("zero_shot") or {}).get("score"))
-        value = say.value_of(probe.get("score"))
+    gaps = []
+    for title, dataset, probe in datasets_with(results, "linear_probe"):
+        zero = formats.value_of((dataset.get("zero_shot") or {}).get("score"))
+        value = formats.value_of(probe.get("score"))
         if zero is not None and value is not None:
-            found.append((title, zero - value))
-    if not found:
+            gaps.append((title, zero - value))
+    if not gaps:
         return None
-    found.sort(key=lambda pair: -pair[1])
-    most = max(0.01, *(abs(difference) for _, difference in found))
-    wins = sum(difference > 0 for _, difference in found)
+    gaps.sort(key=lambda pair: -pair[1])
+    largest = max(0.01, *(abs(gap) for _, gap in gaps))
+    wins = sum(gap > 0 for _, gap in gaps)
     note = tables.notes(
-        f"Zero-shot less linear probe, in points: zero-shot is ahead on {wins} of {len(found)}. ",
+        f"Zero-shot less linear probe, in points: zero-shot is ahead on {wins} of {len(gaps)}. ",
         "The probe has seen every training label, zero-shot none (figure 5).",
     )
-    rows = (_bar(title, difference, difference / most) for title, difference in found)
+    rows = (_bar(title, gap, gap / largest) for title, gap in gaps)
     return join(note, tag("ol", *rows, class_="bars card"))
 
 
@@ -41,25 +40,27 @@ def _bar(title: str, difference: float, share: float) -> Markup:
     bar = tag("i", class_="plus" if difference > 0 else "minus", style=width)
     return tag(
         "li",
-        tag("span", said(title, 40), class_="name"),
+        tag("span", isolated(title, 40), class_="name"),
         tag("span", bar, class_="track", aria_hidden="true"),
         tables.signed(difference),
     )
 
 
 def _pairs(xs: Any, ys: Any) -> list[tuple[float, float]]:
-    found = ((say.number(x), say.number(y)) for x, y in zip(xs or (), ys or (), strict=False))
-    return [(x, y) for x, y in found if x is not None and y is not None]
+    numbers = (
+        (formats.number(x), formats.number(y)) for x, y in zip(xs or (), ys or (), strict=False)
+    )
+    return [(x, y) for x, y in numbers if x is not None and y is not None]
 
 
 def sweep(results: Mapping[str, Any]) -> Markup | None:
-    """Validation accuracy by λ, where it was tried."""
-    made = []
-    for title, _, probe in sets_with(results, "linear_probe"):
+    """Validation accuracy by λ."""
+    cards = []
+    for title, _, probe in datasets_with(results, "linear_probe"):
         tried = probe.get("sweep") or []
         points = _pairs([t.get("lambda") for t in tried], [t.get("accuracy") for t in tried])
         points = sorted(point for point in points if point[0] > 0)
-        chosen = say.number(probe.get("lambda"))
+        chosen = formats.number(probe.get("lambda"))
         chosen = chosen if chosen and chosen > 0 else None
         if not points:
             continue
@@ -71,39 +72,42 @@ def sweep(results: Mapping[str, Any]) -> Markup | None:
             [Series("accuracy", points, marks=True)],
             upright=chosen,
         )
-        train, held = say.count(probe.get("train")), say.count(probe.get("validation"))
-        line = f"λ = {say.plain(chosen)}; {train} to train, {held} to validate"
-        made.append(card(title, drawn, line))
-    if not made:
+        train, validating = (
+            formats.count(probe.get("train")),
+            formats.count(probe.get("validation")),
+        )
+        caption = f"λ = {formats.plain(chosen)}; {train} to train, {validating} to validate"
+        cards.append(card(title, drawn, caption))
+    if not cards:
         return None
     note = tables.notes(
         "Tried by halving from seven values; the orange line is the λ that was kept."
     )
-    return join(note, grid(made))
+    return join(note, grid(cards))
 
 
 def few_shot(results: Mapping[str, Any]) -> Markup | None:
-    """Accuracy by labels a class, beside zero-shot, as in figure 6."""
-    found = sets_with(results, "few_shot")
-    made = [drawn for title, _, values in found if (drawn := _few(title, values))]
-    if not made:
+    """Accuracy by labels a class, beside zero-shot, as in figure 6 of the paper."""
+    datasets = datasets_with(results, "few_shot")
+    cards = [drawn for title, _, values in datasets if (drawn := _few(title, values))]
+    if not cards:
         return None
-    alike = [v for _, _, v in found if v.get("shots") == found[0][2].get("shots")]
-    mean = _mean(alike) if len(alike) > 1 else None
-    if mean and (drawn := _few(f"Mean of {len(alike)} sets", mean)):
-        made.insert(0, drawn)
+    comparable = [v for _, _, v in datasets if v.get("shots") == datasets[0][2].get("shots")]
+    mean = _mean(comparable) if len(comparable) > 1 else None
+    if mean and (drawn := _few(f"Mean of {len(comparable)} sets", mean)):
+        cards.insert(0, drawn)
     note = tables.notes(
         "Logistic regression on few labels a class. Band: one standard deviation over seeds; "
         "dashed: zero-shot, which needs no label (figure 6)."
     )
-    return join(note, grid(made))
+    return join(note, grid(cards))
 
 
 def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     columns = [v.get("mean") or [] for v in values]
-    zero = [say.number(v.get("zero_shot")) for v in values]
+    zero = [formats.number(v.get("zero_shot")) for v in values]
     if len({len(c) for c in columns}) != 1 or any(
-        say.number(x) is None for c in columns for x in c
+        formats.number(x) is None for c in columns for x in c
     ):
         return None
     mean = [statistics.fmean(column) for column in zip(*columns, strict=True)]
@@ -114,7 +118,7 @@ def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def _few(title: str, values: Mapping[str, Any]) -> Markup | None:
     points = [p for p in _pairs(values.get("shots"), values.get("mean")) if p[0] > 0]
-    zero = say.number(values.get("zero_shot"))
+    zero = formats.number(values.get("zero_shot"))
     if not points:
         return None
     spread = dict(_pairs(values.get("shots"), values.get("std")))
@@ -132,30 +136,16 @@ def _few(title: str, values: Mapping[str, Any]) -> Markup | None:
     if zero is not None:
         ends = [(x.low, zero), (x.high, zero)]
         series.append(Series("zero-shot", ends, "c2", dashed=True))
-    ticks = [(shots, say.plain(shots)) for shots, _ in points]
+    ticks = [(shots, formats.plain(shots)) for shots, _ in points]
     drawn = charts.lines(f"{title}: accuracy by labels a class", frame, series, x_ticks=ticks)
-    seeds = say.number(values.get("seeds"))
+    seeds = formats.number(values.get("seeds"))
     crossed = next((s for s, y in points if zero is not None and y >= zero), None)
-    words = [f"{say.count(seeds)} seeds"] if seeds else []
+    remarks = [f"{formats.count(seeds)} seeds"] if seeds else []
     if zero is not None:
-        equal = (
-            f"reaches zero-shot with {say.plain(crossed)}" if crossed else "stays below zero-shot"
+        remark = (
+            f"reaches zero-shot with {formats.plain(crossed)}"
+            if crossed
+            else "stays below zero-shot"
         )
-        words.append(equal)
-    return card(title, drawn, "; ".join(words))
-
-
-def card(title: str, body: Markup, small: Markup | str = "") -> Markup:
-    """A chart with its name."""
-    caption = tag("figcaption", tag("h3", said(title, 40)), tag("p", small) if small else None)
-    return tag("figure", caption, body, class_="card")
-
-
-def grid(cards: Sequence[Markup]) -> Markup:
-    """Cards side by side, as many as there is width for; where they are many, the rest folded."""
-    shown = tag("div", *cards[:_UNFOLDED], class_="grid")
-    rest = cards[_UNFOLDED:]
-    if not rest:
-        return shown
-    summary = tag("summary", f"{len(rest)} more")
-    return join(shown, tag("details", summary, tag("div", *rest, class_="grid"), class_="more"))
+        remarks.append(remark)
+    return card(title, drawn, "; ".join(remarks))

@@ -1,61 +1,63 @@
-"""What accuracy hides: other distributions, and groups of people."""
+"""Accuracy under shift, and rates by group of people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_jax.evaluation.report import charts, say, tables
+from clip_jax.evaluation.report import charts, formats, tables
+from clip_jax.evaluation.report.cards import block, card, grid
 from clip_jax.evaluation.report.charts import Frame, Point
-from clip_jax.evaluation.report.markup import Markup, cut, join, said, tag
-from clip_jax.evaluation.report.overview import part, set_name, sets_with
-from clip_jax.evaluation.report.pairs import block
-from clip_jax.evaluation.report.probes import card, grid
+from clip_jax.evaluation.report.document import datasets_with, part
+from clip_jax.evaluation.report.markup import Markup, cut, isolated, join, tag
 from clip_jax.evaluation.report.scales import Scale, around, log_odds, share_of
-from clip_jax.evaluation.report.tables import Cell, Column
+from clip_jax.evaluation.report.tables import Cell, Column, dataset_name
 
 _LINE = ("slope", "intercept", "knee")
-_MOST = 400  # standard models that are drawn
+_MOST = 400  # standard models in a chart
 
 
 def robustness(results: Mapping[str, Any]) -> Markup | None:
     """Accuracy under shift against accuracy on the reference, as in figure 13."""
     shifts, points, rows, panels = part(results, "robustness", "shifts"), [], [], []
     compared = False
-    named = part(results, "robustness").get("reference") or "the reference"
-    reference = cut(_title(results, named), 24)
+    reference_name = part(results, "robustness").get("reference") or "the reference"
+    reference = cut(_title(results, reference_name), 24)
     model = cut(part(results, "model").get("name") or "this model", 18)
-    for name, found in shifts.items():
-        value, base = say.value_of(found.get("score")), say.value_of(found.get("reference"))
-        above = say.number(found.get("effective"))
+    for name, shift in shifts.items():
+        value, base = (
+            formats.value_of(shift.get("score")),
+            formats.value_of(shift.get("reference")),
+        )
+        effective = formats.number(shift.get("effective"))
         title = _title(results, name)
         gap = None
         if value is not None and base is not None:
             gap = value - base
-            others = _pairs(found.get("standard"))
+            others = _pairs(shift.get("standard"))
             if others:
                 point = Point(model, base, value)
-                panels.append(_panel(title, reference, point, others, found.get("line"), above))
+                panels.append(_panel(title, reference, point, others, shift.get("line"), effective))
             else:
                 points.append(Point(title, base, value))
-        scores = [tables.score(found.get(key), drawn=False) for key in ("score", "reference")]
-        if above is None or gap is None or abs(above - gap) < 1e-9:
-            above = None  # beside no standard models it is the difference again
-        rows.append([set_name(title), *scores, tables.points(gap), tables.points(above)])
-        compared |= above is not None
+        scores = [tables.score(shift.get(key), drawn=False) for key in ("score", "reference")]
+        if effective is None or gap is None or abs(effective - gap) < 1e-9:
+            effective = None  # beside no standard models it is the difference again
+        rows.append([dataset_name(title), *scores, tables.points(gap), tables.points(effective)])
+        compared |= effective is not None
     if not rows:
         return None
     columns = [Column("Shift", numeric=False), Column("Under shift")]
     columns.append(Column(reference, hint="over the same classes"))
     columns.append(Column("Difference", hint="points lost under the shift"))
-    words = "Both accuracies are over the same classes. Axes by the logit, as in figure 13."
+    note = "Both accuracies are over the same classes. Axes by the logit, as in figure 13."
     if compared:
         columns.append(Column("Effective", hint="points above standard models of this accuracy"))
-        words += " Effective robustness: the points above what standard models would have."
+        note += " Effective robustness: the points above what standard models would have."
     if panels:
-        words += " Small dots: standard models, and the line fitted to them. Dashed: no loss."
-    shown = (row[: len(columns)] for row in rows)
-    body = tables.table("Robustness to natural shifts", columns, shown)
+        note += " Small dots: standard models, and the line fitted to them. Dashed: no loss."
+    cells = (row[: len(columns)] for row in rows)
+    body = tables.table("Robustness to natural shifts", columns, cells)
     if points:
         frame = Frame(
             around([p.x for p in points], "logit", share=True),
@@ -66,18 +68,18 @@ def robustness(results: Mapping[str, Any]) -> Markup | None:
         )
         drawn = charts.scatter("Accuracy under shift", frame, points)
         body = tag("div", tag("figure", drawn, class_="card"), body, class_="beside")
-    return join(tables.notes(words), grid(panels) if panels else None, body)
+    return join(tables.notes(note), grid(panels) if panels else None, body)
 
 
 def _pairs(values: Any) -> list[tuple[float, float]]:
-    """Pairs of shares, of what may be anything."""
-    found = []
-    for pair in values if isinstance(values, (list, tuple)) else ():
-        if isinstance(pair, (list, tuple)) and len(pair) == 2:
-            x, y = map(say.number, pair)
+    """The pairs of numbers among values that may be anything."""
+    pairs = []
+    for item in values if isinstance(values, (list, tuple)) else ():
+        if isinstance(item, (list, tuple)) and len(item) == 2:
+            x, y = map(formats.number, item)
             if x is not None and y is not None:
-                found.append((x, y))
-    return found[:_MOST]
+                pairs.append((x, y))
+    return pairs[:_MOST]
 
 
 def _panel(
@@ -86,21 +88,25 @@ def _panel(
     point: Point,
     others: Sequence[tuple[float, float]],
     line: Any,
-    above: float | None,
+    effective: float | None,
 ) -> Markup:
-    """One shift: the model among the standard ones and their line."""
+    """A chart of one shift: the model, the standard models and their line."""
     x, y = _axis([point.x, *(x for x, _ in others)]), _axis([point.y, *(y for _, y in others)])
     frame = Frame(x, y, f"{reference}, same classes", "under shift", height=230)
     line = line if isinstance(line, Mapping) else {}
-    ends = _ends(frame, point, *(say.number(line.get(key)) for key in _LINE))
+    ends = _ends(frame, point, *(formats.number(line.get(key)) for key in _LINE))
     drawn = charts.scatter(f"{title}: accuracy under shift", frame, [point], others, ends)
-    count = say.count(line.get("models"))
-    told = "" if above is None else f"{say.points(above)} points from the line of {count} models"
-    return card(title, drawn, told)
+    count = formats.count(line.get("models"))
+    remark = (
+        ""
+        if effective is None
+        else f"{formats.points(effective)} points from the line of {count} models"
+    )
+    return card(title, drawn, remark)
 
 
 def _axis(shares: Sequence[float]) -> Scale:
-    """A scale by the logit that holds all, with the same air at both ends."""
+    """A logit scale over all values, with equal margins at both ends."""
     ends = log_odds(min(shares)), log_odds(max(shares))
     air = 0.08 * (ends[1] - ends[0]) or 0.5
     return Scale(share_of(ends[0] - air), share_of(ends[1] + air), "logit", share=True)
@@ -113,7 +119,7 @@ def _ends(
     intercept: float | None,
     knee: float | None,
 ) -> list[tuple[float, float]]:
-    """Where a line of log-odds enters and leaves the frame, on the point's side of its knee."""
+    """The ends of a log-odds line within the frame, on the point's side of its knee."""
     if slope is None or intercept is None:
         return []
     low, high = log_odds(frame.x.low), log_odds(frame.x.high)
@@ -132,18 +138,18 @@ def _title(results: Mapping[str, Any], name: Any) -> str:
 
 
 def bias(results: Mapping[str, Any]) -> Markup | None:
-    """Tables of rates by group, each with its note."""
-    made = []
-    for title, _, found in sets_with(results, "bias"):
-        listed = found.get("tables") if isinstance(found, Mapping) else found
-        parts = [_table(table) for table in listed or [] if table.get("columns")]
+    """Tables of rates by group, each with a note."""
+    blocks = []
+    for title, _, result in datasets_with(results, "bias"):
+        table_values = result.get("tables") if isinstance(result, Mapping) else result
+        parts = [_table(table) for table in table_values or [] if table.get("columns")]
         if parts:
-            made.append(block(title, *parts, framed=False))
-    note = tables.notes(
+            blocks.append(block(title, *parts, framed=False))
+    notes = tables.notes(
         "Rates by group on one set of pictures. They can show a harm; they cannot show that there "
         "is none (section 7.1)."
     )
-    return join(note, *made) if made else None
+    return join(notes, *blocks) if blocks else None
 
 
 def _table(values: Mapping[str, Any]) -> Markup:
@@ -158,9 +164,9 @@ def _table(values: Mapping[str, Any]) -> Markup:
     note = values.get("note")
     return tag(
         "div",
-        tag("h4", said(title, 120)),
+        tag("h4", isolated(title, 120)),
         tables.table(cut(title, 120), columns, cells),
-        tables.notes(said(note, 600)) if note else None,
+        tables.notes(isolated(note, 600)) if note else None,
         class_="card",
     )
 
@@ -172,4 +178,4 @@ def _cell(value: Any) -> Cell:
         return tables.percent(value) if -1 <= value <= 1 else tables.plain(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return tables.count(value)
-    return Cell(say.NONE if value is None else said(value, 60))
+    return Cell(formats.NONE if value is None else isolated(value, 60))

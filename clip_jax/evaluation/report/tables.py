@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from clip_jax.evaluation.report import say
-from clip_jax.evaluation.report.markup import Markup, cut, decimal, join, tag
+from clip_jax.evaluation.report import formats
+from clip_jax.evaluation.report.markup import Markup, cut, decimal, isolated, join, tag
 
 
 class Cell(NamedTuple):
-    """What a cell shows, and what it is sorted by: a number, or None for its text."""
+    """The content of a cell, and its sort key: a number, or None for the text."""
 
     shown: Markup | str
     key: float | None = None
 
 
 class Column(NamedTuple):
-    """The heading of a column; whether it holds numbers; what it says when pointed at."""
+    """A column: its heading, whether it has numbers, and a hint on hovering."""
 
     name: str
     numeric: bool = True
@@ -32,7 +32,7 @@ def table(
     sortable: bool = True,
     kind: str = "",
 ) -> Markup:
-    """A table in a box that scrolls. The first cell of a row is its heading."""
+    """A table in a scrolling box. The first cell of a row is its heading."""
     head = (
         tag(
             "th",
@@ -45,19 +45,19 @@ def table(
     )
     body = (tag("tr", *_row(columns, row)) for row in rows)
     caption = cut(caption, 140)
-    made = tag(
+    element = tag(
         "table",
         tag("caption", caption, class_="hidden"),
         tag("thead", tag("tr", *head)),
         tag("tbody", *body),
         class_=" ".join(filter(None, ("sortable" if sortable else "", kind))) or None,
     )
-    return tag("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    return tag("div", element, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
 def _row(columns: Sequence[Column], row: Sequence[Cell]) -> Iterable[Markup]:
     for i, (column, cell) in enumerate(zip(columns, row, strict=True)):
-        # the text of a number is its key as well as need be
+        # six digits suffice to sort
         key = None if cell.key is None else f"{cell.key:.6g}"
         kind = "n" if column.numeric else None
         if i == 0:
@@ -68,45 +68,45 @@ def _row(columns: Sequence[Column], row: Sequence[Cell]) -> Iterable[Markup]:
 
 def percent(share: Any) -> Cell:
     """A share."""
-    return Cell(say.percent(share), say.number(share))
+    return Cell(formats.percent(share), formats.number(share))
 
 
 def count(value: Any) -> Cell:
     """A whole number."""
-    return Cell(say.count(value), say.number(value))
+    return Cell(formats.count(value), formats.number(value))
 
 
 def plain(value: Any, digits: int = 3) -> Cell:
     """A number of any size."""
-    return Cell(say.plain(value, digits), say.number(value))
+    return Cell(formats.plain(value, digits), formats.number(value))
 
 
 def points(difference: Any) -> Cell:
     """A difference in percentage points."""
-    return Cell(signed(difference), say.number(difference))
+    return Cell(signed(difference), formats.number(difference))
 
 
 def signed(difference: Any) -> Markup:
     """A difference in points: coloured, and with its sign."""
-    found = say.number(difference)
-    kind = None if not found else "up" if found > 0 else "down"
-    return tag("span", say.points(difference), class_=kind)
+    number = formats.number(difference)
+    kind = None if not number else "up" if number > 0 else "down"
+    return tag("span", formats.points(difference), class_=kind)
 
 
 def score(value: Any, *, drawn: bool = True) -> Cell:
-    """A score, with its 95 % interval below as text or as a small bar."""
-    found = say.value_of(value)
-    if found is None:
-        return Cell(say.NONE)
-    spread = say.interval(value)
+    """A score with its 95 % interval as text or as a small bar."""
+    number = formats.value_of(value)
+    if number is None:
+        return Cell(formats.NONE)
+    spread = formats.interval(value)
     hint = f"95 % interval {spread}" if spread else None
-    parts = [tag("b", say.percent(found))]
+    parts = [tag("b", formats.percent(number))]
     if drawn:
         ends = (value.get("low"), value.get("high")) if isinstance(value, dict) else (None, None)
-        parts.append(whisker(found, *map(say.number, ends)))
+        parts.append(whisker(number, *map(formats.number, ends)))
     elif spread:
         parts.append(tag("small", spread))
-    return Cell(tag("span", *parts, class_="score", title=hint), found)
+    return Cell(tag("span", *parts, class_="score", title=hint), number)
 
 
 def whisker(value: float, low: float | None, high: float | None) -> Markup:
@@ -121,5 +121,11 @@ def whisker(value: float, low: float | None, high: float | None) -> Markup:
 
 
 def notes(*parts: Markup | str | None) -> Markup:
-    """What stands below a table or above a chart in small print."""
+    """Small print below a table or above a chart."""
     return tag("p", join(*parts), class_="note")
+
+
+def dataset_name(title: Any, split: Any = None) -> Cell:
+    """The title of a dataset as the heading of a row."""
+    small = tag("small", isolated(split, 20)) if split else None
+    return Cell(join(isolated(title, 40), small), None)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clip_jax.cli import inspect
 from clip_jax.data.images import lettering
-from clip_jax.evaluation.picture import Guess, draw_guesses
+from clip_jax.evaluation.contact_sheet import Guess, draw_guesses
 from support import picture
 
 PEN = ImageDraw.Draw(Image.new("RGB", (8, 8)))

@@ -16,15 +16,21 @@ import pytest
 from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.sources import Source, read_text
 from clip_jax.errors import UserError
-from clip_jax.evaluation.datasets import MissingSet, TestSet, open_set, read_labels, standard
+from clip_jax.evaluation.datasets import (
+    Dataset,
+    MissingDataset,
+    open_dataset,
+    read_labels,
+    standard,
+)
 from support import encoded, picture, refused, write_tar
 
 PNG = encoded(picture())
 CIFAR = standard("cifar10").classes
 
 
-def opened(name: str, values: Mapping[str, Any] = {}, folder: object = "") -> TestSet:
-    return open_set(name, values, str(folder), templates=("{}",), caption="{caption}")
+def opened(name: str, values: Mapping[str, Any] = {}, folder: object = "") -> Dataset:
+    return open_dataset(name, values, str(folder), templates=("{}",), caption="{caption}")
 
 
 def write(folder: Path, content: Mapping[str, bytes | str]) -> Path:
@@ -83,8 +89,8 @@ class Unseen:
 def pictures_stay_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     from clip_jax.evaluation.datasets import layouts
 
-    real = layouts.opened
-    monkeypatch.setattr(layouts, "opened", lambda *args: Unseen(real(*args)))
+    real = layouts.open_place
+    monkeypatch.setattr(layouts, "open_place", lambda *args: Unseen(real(*args)))
 
 
 def test_a_suite_of_tars(tmp_path: Path) -> None:
@@ -318,7 +324,7 @@ def test_a_set_that_is_missing_says_what_to_do(
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     (tmp_path / "sets" / name).mkdir(parents=True)
     for folder in (tmp_path / "sets", ""):
-        with pytest.raises(MissingSet) as error:
+        with pytest.raises(MissingDataset) as error:
             opened(name, folder=folder)
         line = str(error.value)
         assert standard(name).title in line and standard(name).home in line and len(line) < 500
@@ -487,7 +493,7 @@ def test_a_standard_set_from_elsewhere(tmp_path: Path) -> None:
 
 
 def test_errors_are_the_users(tmp_path: Path) -> None:
-    assert issubclass(MissingSet, UserError)
+    assert issubclass(MissingDataset, UserError)
     broken = write_tar(tmp_path / "x.tar", [("1.png", PNG), ("1.json", b"{")])
     values = {"data": str(broken), "label": "x"}
     refused(lambda: opened("mine", values), "evaluate.sets.mine", "1.png", "take it out")

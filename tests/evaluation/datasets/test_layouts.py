@@ -6,6 +6,7 @@ import csv
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from clip_jax.data.sources import read_text
 from clip_jax.data.sources.tars import TarSource
-from clip_jax.evaluation.datasets import TestSet, open_set, standard
+from clip_jax.evaluation.datasets import Dataset, open_dataset, standard
 from clip_jax.evaluation.datasets.layouts import Chosen, Place, lines, within
 from support import encoded, picture, refused, write_pairs, write_tar
 
@@ -58,8 +59,8 @@ def as_table(home: Path, targets: Sequence[int]) -> None:
         writer.writerows([f"{i:07}.png", NAMES[target]] for i, target in enumerate(targets))
 
 
-def opened(folder: Path) -> TestSet:
-    return open_set("stl10", {}, str(folder), templates=(), caption="")
+def opened(folder: Path) -> Dataset:
+    return open_dataset("stl10", {}, str(folder), templates=(), caption="")
 
 
 @settings(max_examples=15)
@@ -122,4 +123,5 @@ def test_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["..", "/", "stl10/../.."])
 def test_a_name_is_never_a_path(tmp_path: Path, name: str) -> None:
     as_folders(tmp_path / "stl10", [1])
-    refused(lambda: open_set(name, {}, str(tmp_path), templates=(), caption=""), "no data given")
+    options: Any = {"templates": (), "caption": ""}
+    refused(lambda: open_dataset(name, {}, str(tmp_path), **options), "no data given")

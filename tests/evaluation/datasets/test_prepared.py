@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clip_jax.evaluation.datasets import MissingSet, TestSet, open_set, standard
-from clip_jax.evaluation.suite import classifying
+from clip_jax.evaluation.datasets import Dataset, MissingDataset, open_dataset, standard
+from clip_jax.evaluation.evaluators import zero_shot
 from support import encoded, picture, refused
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -51,8 +51,8 @@ def as_configuration(folder: Path, name: str) -> None:
     (folder / "1.0.0").rename(folder / name / "1.0.0")
 
 
-def opened(name: str, folder: object) -> TestSet:
-    return open_set(name, {}, str(folder), templates=("{}",), caption="{caption}")
+def opened(name: str, folder: object) -> Dataset:
+    return open_dataset(name, {}, str(folder), templates=("{}",), caption="{caption}")
 
 
 def test_labels_by_their_names(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_labels_that_have_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         test = opened("pcam", folder)
         assert test.target is not None and test.target.tolist() == [1, 0, 1]
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
-    with pytest.raises(MissingSet):
+    with pytest.raises(MissingDataset):
         opened("pcam", "")
 
 
@@ -113,8 +113,8 @@ def test_difficult_objects_are_left_out(tmp_path: Path) -> None:
     assert test.counts is not None and test.counts.shape == (3, 20)
     left_out = [[test.labels[i] for i in (~row).nonzero()[0]] for row in test.counts]
     assert left_out == [["dog"], ["bus"], []]
-    judged = classifying.scored(np.eye(3, dtype=np.float32), np.zeros((20, 3)), 1.0, test)
-    shares = {row["label"]: row["n"] for row in judged.per_class(test.labels) if row["n"]}
+    judged = zero_shot.score_features(np.eye(3, dtype=np.float32), np.zeros((20, 3)), 1.0, test)
+    shares = {row.label: row.n for row in judged.per_class(test.labels) if row.n}
     assert shares == {"cat": 1, "dog": 1}
     everything = dataclasses.replace(test, counts=None)
     assert everything.fingerprint != test.fingerprint

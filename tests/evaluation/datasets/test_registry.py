@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clip_jax.evaluation.datasets import expand, names, standard
 from clip_jax.evaluation.datasets import registry as module
-from clip_jax.evaluation.scores import METRICS
+from clip_jax.evaluation.metrics.scores import METRICS
 from support import refused
 
 # classes, templates, pictures to train and to test: table 9 of the paper, and its published prompts

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from clip_jax.data.sources import open_source
-from clip_jax.evaluation import robustness
+from clip_jax.evaluation.metrics import robustness
 from clip_jax.evaluation.report import thumbnail
 
 TITLES = {

@@ -10,6 +10,7 @@ import pytest
 from evaluation.report import browser
 from evaluation.report.sample import sample
 
+from clip_jax.evaluation.evaluators import registered_sections
 from clip_jax.evaluation.report import render
 
 WHY = browser.missing()
@@ -27,7 +28,7 @@ def chromium() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     path: Path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render(*sample()), encoding="utf-8")
+    path.write_text(render(*sample(), registered_sections()), encoding="utf-8")
     return path.as_uri()
 
 

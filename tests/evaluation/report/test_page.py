@@ -16,8 +16,10 @@ from evaluation.report.sample import sample, shift
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip_jax.evaluation.report import render, say
-from clip_jax.evaluation.report.page import LIMIT, SECTIONS
+from clip_jax.evaluation import report
+from clip_jax.evaluation.evaluators import registered_sections
+from clip_jax.evaluation.report import formats
+from clip_jax.evaluation.report.page import LIMIT, ordered
 
 VOID = {"meta", "input", "br"}
 NASTY = [
@@ -63,6 +65,10 @@ class Reader(HTMLParser):
             self.texts.append(data)
 
 
+def render(document: dict[str, Any], thumbnails: dict[str, bytes]) -> str:
+    return report.render(document, thumbnails, registered_sections())
+
+
 def structure(page: str) -> list[tuple[str, list[str]]]:
     """The elements of a page with the names of their attributes."""
     return [(tag, sorted(attrs)) for tag, attrs in Reader(page).tags]
@@ -77,9 +83,13 @@ def test_every_part_is_there_and_in_order(made: Any) -> None:
     page = render(*made)
     reader = Reader(page)
     ids = [attrs["id"] for tag, attrs in reader.tags if tag == "section" and "id" in attrs]
-    assert ids == list(SECTIONS)
+    names = [section.name for section in ordered(registered_sections())]
+    assert ids == names
+    assert names[0] == "accuracy"
+    assert names[-2:] == ["curves", "missing"]
+    assert names.index("overlap") < names.index("calibration"), "details come last"
     links = [attrs["href"] for tag, attrs in reader.tags if tag == "a"]
-    assert links == ["#results", *(f"#{name}" for name in SECTIONS)]
+    assert links == ["#results", *(f"#{name}" for name in names)]
     every = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
     assert len(every) == len(set(every))
 
@@ -271,7 +281,7 @@ def test_each_shift_shows_its_standard_models() -> None:
     Reader(page)
     assert page.count('class="dots"') == 2
     for name, models in (("imagenet_v2", 44), ("imagenet_a", 20)):
-        above = say.points(shifts[name]["effective"])
+        above = formats.points(shifts[name]["effective"])
         assert f"{above} points from the line of {models} models" in page
         assert f">{above}</span>" in page
     assert page.count(">−24.0</span>") == 1, "beside no models it is the difference, shown once"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_jax.evaluation.report import say
+from clip_jax.evaluation.report import formats
 from clip_jax.evaluation.report.charts import thinned
-from clip_jax.evaluation.report.markup import clean, cut, decimal, escape, said, tag
+from clip_jax.evaluation.report.markup import clean, cut, decimal, escape, isolated, tag
 from clip_jax.evaluation.report.scales import Scale, around
 
 SHARES = st.floats(0, 1)
@@ -67,23 +67,23 @@ def test_ticks() -> None:
 @pytest.mark.parametrize(
     ("said_", "text"),
     [
-        (say.percent(0.6312), "63.1\u202f%"),
-        (say.percent(None), "–"),
-        (say.percent(math.nan), "–"),
-        (say.percent(True), "–"),
-        (say.points(0.0351), "+3.5"),
-        (say.points(-0.2), "−20.0"),
-        (say.count(12800.0), "12,800"),
-        (say.count("7"), "–"),
-        (say.plain(1.23456), "1.23"),
-        (say.plain(5e-4), "5e−4"),
-        (say.plain(0), "0"),
-        (say.duration(5.12), "5.1 s"),
-        (say.duration(184), "3 min 4 s"),
-        (say.duration(7500), "2 h 5 min"),
-        (say.duration(math.inf), "–"),
-        (say.interval({"low": 0.622, "high": 0.64}), "62.2–64.0\u202f%"),
-        (say.interval({"low": None, "high": 0.64}), ""),
+        (formats.percent(0.6312), "63.1\u202f%"),
+        (formats.percent(None), "–"),
+        (formats.percent(math.nan), "–"),
+        (formats.percent(True), "–"),
+        (formats.points(0.0351), "+3.5"),
+        (formats.points(-0.2), "−20.0"),
+        (formats.count(12800.0), "12,800"),
+        (formats.count("7"), "–"),
+        (formats.plain(1.23456), "1.23"),
+        (formats.plain(5e-4), "5e−4"),
+        (formats.plain(0), "0"),
+        (formats.duration(5.12), "5.1 s"),
+        (formats.duration(184), "3 min 4 s"),
+        (formats.duration(7500), "2 h 5 min"),
+        (formats.duration(math.inf), "–"),
+        (formats.interval({"low": 0.622, "high": 0.64}), "62.2–64.0\u202f%"),
+        (formats.interval({"low": None, "high": 0.64}), ""),
     ],
 )
 def test_numbers_are_said(said_: str, text: str) -> None:
@@ -100,7 +100,7 @@ def test_markup_holds_any_text(body: str, value: str) -> None:
     assert made.count('"') == 2
     assert html.unescape(escape(body)) == clean(body) or "\r" in body
     assert len(cut(body, 10)) <= 10
-    assert escape(said(body)) == said(body), "nothing is escaped twice"
+    assert escape(isolated(body)) == isolated(body), "nothing is escaped twice"
 
 
 def test_texts_are_cut() -> None:

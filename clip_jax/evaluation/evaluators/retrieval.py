@@ -1,0 +1,198 @@
+"""Retrieval on a dataset, galleries, and arithmetic with embeddings (section 3.1; ALIGN)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clip_jax.evaluation.context import EvalContext
+from clip_jax.evaluation.datasets import Dataset
+from clip_jax.evaluation.evaluators.protocol import Document, Evaluator, Result
+from clip_jax.evaluation.features import Features
+from clip_jax.evaluation.metrics import retrieval
+from clip_jax.evaluation.report import overview, pairs
+from clip_jax.evaluation.report.album import Album
+from clip_jax.evaluation.report.markup import Markup
+from clip_jax.evaluation.report.section import Section, plain, shortened
+from clip_jax.evaluation.serialization import JsonObject, Thumbnail, to_json
+
+_QUERIES, _SHOWN = 6, 6  # of the galleries
+_ARITHMETIC = 3  # images, each plus and minus a text
+_BATCH = 12  # pairs of the similarity matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """A text with the images nearest to it, their similarities, and which of them are its own."""
+
+    text: str
+    pictures: list[Thumbnail]
+    similarities: list[float]
+    own: list[bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """An image plus or minus a text, and the images nearest to that."""
+
+    picture: Thumbnail
+    text: str
+    sign: str
+    found: list[Thumbnail]
+
+
+@dataclasses.dataclass(frozen=True)
+class Similarity:
+    """The cosines between some images and their texts, all with all (figure 1 of the paper)."""
+
+    set: str
+    pictures: list[Thumbnail]
+    texts: list[str]
+    matrix: list[list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalResult(retrieval.Recalls, Result):
+    """Recall both ways; where images are shown, galleries and similarities of pairs.
+
+    Attributes:
+      gallery: some texts with the nearest images.
+      arithmetic: images plus and minus texts; in detailed evaluations.
+      similarity: of the report's first dataset at the top of report.json.
+    """
+
+    gallery: list[Query] | None = None
+    arithmetic: list[Arithmetic] | None = None
+    similarity: Similarity | None = None
+
+    def flat_metrics(self) -> Mapping[str, float | None]:
+        """`WAY/rK` for both ways."""
+        ways = {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
+        return {
+            f"{way}/{name}": score.value
+            for way, scores in ways.items()
+            for name, score in scores.items()
+        }
+
+    def to_json(self) -> JsonObject:
+        """All but the similarity."""
+        json: JsonObject = to_json(dataclasses.replace(self, similarity=None))
+        return json
+
+
+class Retrieval(Evaluator[RetrievalResult]):
+    """Searches images by texts and texts by images."""
+
+    name = "retrieval"
+    result = RetrievalResult
+    curves = ("/r1",)
+
+    def needs(self, dataset: Dataset) -> str:
+        """Captions."""
+        return "" if dataset.texts else "captions"
+
+    def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[str]:
+        """Nothing else."""
+        return ()
+
+    def run(self, context: EvalContext, dataset: Dataset) -> RetrievalResult:
+        """Recall, and what the report shows of it."""
+        images = context.encode(dataset.name, dataset.source).features
+        texts = context.encode_texts(dataset.texts)
+        recalls = retrieval.recalls(images, texts, dataset.image_group, dataset.text_group)
+        result = RetrievalResult(**vars(recalls))
+        if not context.options.pictures:
+            return result
+        return dataclasses.replace(
+            result,
+            gallery=_gallery(context, dataset, images, texts),
+            arithmetic=_arithmetic(context, dataset, images, texts) if context.detailed else None,
+            similarity=_similarity(context, dataset, images),
+        )
+
+    def document(self, results: Mapping[str, RetrievalResult]) -> Document:
+        """Below the datasets; the first one's similarity at the top."""
+        first = next(iter(results.values()), None)
+        top = {"similarity": to_json(first.similarity)} if first and first.similarity else {}
+        return Document(super().document(results).datasets, top)
+
+    def sections(self, results: Mapping[str, RetrievalResult]) -> Iterable[Section]:
+        """Recall, galleries and arithmetic; similarities in detail."""
+        yield Section(
+            "retrieval", "Retrieval", plain(pairs.retrieval), tiles=overview.retrieval_tiles
+        )
+        yield Section("galleries", "Text finds pictures", shortened(8, pairs.galleries))
+        yield Section("arithmetic", "Picture ± text", shortened(8, pairs.arithmetic))
+        yield Section("similarity", "Similarities", _similarity_section, detail=True)
+
+
+def _similarity_section(document: Mapping[str, Any], album: Album, room: float) -> Markup | None:
+    del room  # it is small
+    return pairs.similarity(document, album)
+
+
+def _choose(count: int, wanted: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(1).choice(count, min(count, wanted), replace=False))
+
+
+def _gallery(
+    context: EvalContext, dataset: Dataset, images: Features, texts: Features
+) -> list[Query]:
+    chosen = _choose(len(texts), _QUERIES)
+    nearest, similarities = retrieval.nearest(texts[chosen], images, _SHOWN)
+    return [
+        Query(
+            text=dataset.texts[j],
+            pictures=[context.thumbnail(dataset.source, i) for i in row],
+            similarities=[float(value) for value in values],
+            own=[bool(dataset.image_group[i] == dataset.text_group[j]) for i in row],
+        )
+        for j, row, values in zip(chosen, nearest, similarities, strict=True)
+    ]
+
+
+def _arithmetic(
+    context: EvalContext, dataset: Dataset, images: Features, texts: Features
+) -> list[Arithmetic]:
+    """Some images plus and minus the text of another, and what is nearest (ALIGN, section 5)."""
+    results = []
+    chosen = _choose(len(images), 2 * _ARITHMETIC)
+    for i, other in zip(chosen[::2], chosen[1::2], strict=False):
+        others_texts = np.flatnonzero(dataset.text_group == dataset.image_group[other])
+        if not len(others_texts):
+            continue
+        j = int(others_texts[0])
+        for sign, weight in (("+", 2.0), ("−", -2.0)):
+            query = retrieval.arithmetic(images[i], texts[j], weight)
+            nearest, _ = retrieval.nearest(query[None], images, _SHOWN, np.array([i]))
+            results.append(
+                Arithmetic(
+                    picture=context.thumbnail(dataset.source, i),
+                    text=dataset.texts[j],
+                    sign=sign,
+                    found=[context.thumbnail(dataset.source, k) for k in nearest[0] if k >= 0],
+                )
+            )
+    return results
+
+
+def _similarity(context: EvalContext, dataset: Dataset, images: Features) -> Similarity:
+    chosen: list[int] = []
+    texts: list[int] = []
+    for i in context.choose(dataset, len(dataset)):
+        own = np.flatnonzero(dataset.text_group == dataset.image_group[i])
+        if len(own) and int(own[0]) not in texts:
+            chosen.append(i)
+            texts.append(int(own[0]))
+        if len(chosen) == _BATCH:
+            break
+    features = context.encode_texts([dataset.texts[j] for j in texts])
+    return Similarity(
+        set=dataset.name,
+        pictures=[context.thumbnail(dataset.source, i) for i in chosen],
+        texts=[dataset.texts[j] for j in texts],
+        matrix=(images[chosen] @ features.T).tolist(),
+    )

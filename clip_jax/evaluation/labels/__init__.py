@@ -1,1 +1,0 @@
-"""Label sets of the bias tables, as data."""

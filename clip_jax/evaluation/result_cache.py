@@ -1,0 +1,136 @@
+"""Results and features of an evaluation on disk, so that an interrupted one goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from clip_jax.distributed import multihost
+from clip_jax.evaluation.features import Encoded
+from clip_jax.evaluation.serialization import from_json, thumbnails_in, to_json
+from clip_jax.io import files
+
+T = TypeVar("T")
+
+_VERSION = 2  # of the files; those of other versions are not looked for
+_LARGEST = 64 << 20  # bytes of a result
+
+
+def key_of(*values: Any) -> str:
+    """A name for what follows from these JSON values alone."""
+    return hashlib.sha256(json.dumps([_VERSION, *values]).encode()).hexdigest()[:32]
+
+
+class ResultCache:
+    """Results and features by keys, which name everything that they follow from.
+
+    A damaged file counts as missing. The first process writes for all. Features are neither written
+    nor read by many processes, which would have to agree on which are there.
+
+    Args:
+      folder: where the files are; None keeps nothing.
+      features: whether features are kept too, 4 bytes a number.
+    """
+
+    def __init__(self, folder: Path | None, *, features: bool = True) -> None:
+        self._folder = folder
+        self._features = features and folder is not None
+
+    def __bool__(self) -> bool:
+        """Whether anything outlives the process."""
+        return self._folder is not None
+
+    def result(self, key: str, kind: type[T]) -> T | None:
+        """The result of a key and a type, or None; on all processes alike.
+
+        Only the first process gets its thumbnails.
+        """
+        result = self._read(key, kind) if multihost.is_first() else None
+        value = multihost.from_first(lambda: None if result is None else to_json(result))
+        if multihost.is_first() or value is None:
+            return result
+        return from_json(kind, value, {})
+
+    def _read(self, key: str, kind: type[T]) -> T | None:
+        if self._folder is None:
+            return None
+        try:
+            path = self._folder / f"{key}.json"
+            if path.stat().st_size > _LARGEST:
+                return None
+            document = json.loads(path.read_bytes())
+            # a name is no path
+            names = [name for name in document["thumbnails"] if name.isalnum()]
+            thumbnails = {name: (self._folder / f"{name}.webp").read_bytes() for name in names}
+            return from_json(kind, document["result"], thumbnails)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+
+    def keep_result(self, key: str, result: Any) -> None:
+        """Writes a result and its thumbnails."""
+        if self._folder is None or not multihost.is_first():
+            return
+        thumbnails = thumbnails_in(result)
+        for name, content in thumbnails.items():
+            with files.whole(self._folder / f"{name}.webp") as file:
+                file.write(content)
+        document = {"thumbnails": list(thumbnails), "result": to_json(result)}
+        with files.whole(self._folder / f"{key}.json") as file:
+            file.write(json.dumps(document).encode())
+
+    def encoded(self, key: str) -> Encoded | None:
+        """Features, or None."""
+        if not self._features or multihost.many():
+            return None
+        assert self._folder
+        try:
+            parts = [
+                np.load(self._folder / f"{key}.{name}.npy", mmap_mode="r", allow_pickle=False)
+                for name in Encoded._fields
+            ]
+        except (OSError, ValueError, EOFError):
+            return None
+        return Encoded(*parts)
+
+    def keep_encoded(self, key: str, encoded: Encoded) -> None:
+        """Writes features."""
+        if not self._features or multihost.many():
+            return
+        assert self._folder
+        for name, part in zip(Encoded._fields, encoded, strict=True):
+            with files.whole(self._folder / f"{key}.{name}.npy") as file:
+                np.save(file, part, allow_pickle=False)
+
+    def classifier(self, key: str) -> np.ndarray | None:
+        """A zero-shot classifier that any evaluation of this user computed, or None."""
+        return self._common("classifiers", key)
+
+    def keep_classifier(self, key: str, weights: np.ndarray) -> None:
+        """Writes a zero-shot classifier for later evaluations."""
+        self._keep_common("classifiers", key, weights)
+
+    def descriptors(self, key: str) -> np.ndarray | None:
+        """Descriptors of training images that any evaluation of this user computed, or None."""
+        return self._common("descriptors", key)
+
+    def keep_descriptors(self, key: str, descriptors: np.ndarray) -> None:
+        """Writes descriptors of training images for later evaluations."""
+        self._keep_common("descriptors", key, descriptors)
+
+    def _common(self, kind: str, key: str) -> np.ndarray | None:
+        if not self or multihost.many():
+            return None
+        try:
+            return np.load(files.cache_folder(kind) / f"{key}.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+
+    def _keep_common(self, kind: str, key: str, array: np.ndarray) -> None:
+        if not self or multihost.many():
+            return
+        with files.whole(files.cache_folder(kind) / f"{key}.npy") as file:
+            np.save(file, array, allow_pickle=False)

@@ -1,0 +1,206 @@
+"""The suite: evaluators and datasets of a config, and running them on a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clip_jax.config.schema import Evaluate
+from clip_jax.data.images.preprocess import Preprocess
+from clip_jax.data.sources import Source
+from clip_jax.errors import UserError
+from clip_jax.evaluation.context import EvalContext
+from clip_jax.evaluation.datasets import Dataset, MissingDataset, expand, open_dataset
+from clip_jax.evaluation.evaluators import Evaluator, Result, split_names
+from clip_jax.evaluation.features import Encoder
+from clip_jax.evaluation.result_cache import ResultCache, key_of
+from clip_jax.evaluation.results import Finding, Missing, SuiteResults
+from clip_jax.tokenizers import Tokenizer
+
+AnyEvaluator = Evaluator[Any]
+
+
+class Task(NamedTuple):
+    """An evaluator that runs on a dataset."""
+
+    evaluator: AnyEvaluator
+    dataset: Dataset
+
+
+class Suite:
+    """The datasets and evaluators of a config, ready to evaluate parameters again and again.
+
+    Args:
+      options: `config.evaluate`.
+      tokenizer, preprocess: of the model.
+      evaluators: as `load_evaluators` gives them.
+      explicit: whether the user asked for these evaluators in the command. One that can run on no
+        dataset is then reported.
+      sets: datasets between commas, in place of the config's: its own, standard ones, groups of
+        these, `NAME=PATH`.
+      training: opens what the model was trained on.
+
+    Raises:
+      UserError: no such dataset, or one is damaged. What is missing of a group of standard datasets
+        is left out and told in the results.
+    """
+
+    def __init__(
+        self,
+        options: Evaluate,
+        tokenizer: Tokenizer,
+        preprocess: Preprocess,
+        evaluators: tuple[AnyEvaluator, ...],
+        *,
+        explicit: bool = False,
+        sets: str = "",
+        training: Callable[[], list[Source]] = list,
+    ) -> None:
+        self._options = options
+        self._tokenizer = tokenizer
+        self._preprocess = preprocess
+        self._training = training
+        self.evaluators = evaluators
+        self.missing: list[Missing] = []
+        self._datasets = list(self._open_datasets(sets))
+        self._tasks = self._plan()
+        incomplete = bool(self.missing) and self.missing[-1].evaluator != ""
+        if explicit and self._datasets:
+            self.missing += self._unused_evaluators()
+        stop = explicit or incomplete or not self._datasets
+        if self.missing and not self._tasks and stop:
+            raise UserError(self.missing[0].why)
+
+    def __bool__(self) -> bool:
+        """Whether there is a dataset."""
+        return bool(self._datasets)
+
+    @cached_property
+    def needs_training(self) -> bool:
+        """Whether an evaluator looks at the training images."""
+        return any(evaluator.training for evaluator in self.evaluators)
+
+    def _open_datasets(self, sets: str) -> Iterator[Dataset]:
+        own = dict(self._options.sets)
+        required: dict[str, bool] = {}  # by name: whether it must be there
+        for word in split_names(sets) or [*own, *split_names(self._options.standard)]:
+            name, equals, path = word.partition("=")
+            if equals:
+                own[name] = {**own.get(name, {}), "data": path}
+            names = [name] if name in own else expand([word])
+            for member in names:
+                required[member] = required.get(member, False) or names == [name]
+        for name, is_required in required.items():
+            try:
+                yield self._open(name, own.get(name, {}))
+            except MissingDataset as error:
+                if is_required:
+                    raise
+                self.missing.append(Missing(name, str(error)))
+
+    def _open(self, name: str, values: Mapping[str, Any]) -> Dataset:
+        options = self._options
+        templates, caption = tuple(options.templates), options.caption
+        return open_dataset(name, values, options.folder, templates=templates, caption=caption)
+
+    def _plan(self) -> list[Task]:
+        """What runs, in order: dataset by dataset, then the evaluators that compare datasets."""
+        number = {name: i for i, name in enumerate(self._names)}
+
+        def place(task: Task) -> tuple[bool, int]:
+            return bool(task.evaluator.reference), number[task.dataset.name]
+
+        tasks = (task for evaluator in self.evaluators for task in self._plan_evaluator(evaluator))
+        return sorted(tasks, key=place)
+
+    def _plan_evaluator(self, evaluator: AnyEvaluator) -> Iterator[Task]:
+        """The datasets that an evaluator can run on; notes those that are incomplete."""
+        if evaluator.reference and evaluator.reference not in self._names:
+            return
+        for dataset in self._datasets:
+            try:
+                if not evaluator.needs(dataset):
+                    yield Task(evaluator, dataset)
+            except UserError as error:
+                what = f"{dataset.name}: {evaluator.name}"
+                self.missing.append(Missing(what, str(error), evaluator.name))
+
+    @property
+    def _names(self) -> list[str]:
+        return [dataset.name for dataset in self._datasets]
+
+    def _unused_evaluators(self) -> Iterator[Missing]:
+        """The evaluators that can run on no dataset for a reason that is not noted yet."""
+        noted = {missing.evaluator for missing in self.missing}
+        used = {task.evaluator.name for task in self._tasks}
+        unused = [item for item in self.evaluators if item.name not in noted | used]
+        for evaluator in unused:
+            name = evaluator.name
+            needs = [evaluator.needs(dataset) for dataset in self._datasets]
+            if all(needs):
+                yield Missing(name, f"--suite={name} needs a set with {needs[0]}", name)
+        for evaluator in unused:
+            name, reference = evaluator.name, evaluator.reference
+            if reference and reference not in self._names:
+                why = f"--suite={name} compares with {reference}: add it to --sets"
+                yield Missing(name, why, name)
+
+    def evaluate(
+        self,
+        encoder: Encoder,
+        scale: float,
+        folder: Path | None = None,
+        *,
+        detailed: bool = False,
+        say: Callable[[str], object] = lambda _: None,
+    ) -> SuiteResults:
+        """What the evaluators find.
+
+        Args:
+          encoder: the model.
+          scale: the factor on its cosines.
+          folder: where results are kept, so that an interrupted evaluation goes on.
+          detailed: compares prompts, too, and shows more.
+          say: takes a line for each result that was kept.
+        """
+        results: dict[str, dict[str, Result]] = {item.name: {} for item in self.evaluators}
+        context = EvalContext(
+            encoder,
+            scale,
+            self._tokenizer,
+            self._preprocess,
+            self._options,
+            ResultCache(folder, features=self._options.keep_features),
+            datasets={dataset.name: dataset for dataset in self._datasets},
+            results=results,
+            training=self._training() if self.needs_training else [],
+            pooled=any(task.evaluator.pooled for task in self._tasks),
+            detailed=detailed,
+            say=say,
+        )
+        findings = []
+        for evaluator, dataset in self._tasks:
+            result = _run(context, evaluator, dataset)
+            results[evaluator.name][dataset.name] = result
+            findings.append(Finding(evaluator.name, dataset, result))
+        return SuiteResults(self.evaluators, self._datasets, findings, self.missing)
+
+
+def _run(context: EvalContext, evaluator: AnyEvaluator, dataset: Dataset) -> Result:
+    """An evaluator's result on a dataset: the one that was kept, or a new one."""
+    more = evaluator.depends_on(context, dataset)
+    if more is None or not context.cache:
+        result: Result = evaluator.run(context, dataset)
+        return result
+    values = json.loads(json.dumps([context.options.pictures, *more], default=str))
+    key = key_of(evaluator.name, context.model_key, dataset.fingerprint, values)
+    kept: Result | None = context.cache.result(key, evaluator.result)
+    if kept is not None:
+        context.say(f"{dataset.name}: {evaluator.name} was done before")
+        return kept
+    result = evaluator.run(context, dataset)
+    context.cache.keep_result(key, result)
+    return result

@@ -1,0 +1,178 @@
+"""Models on disk, whoever wrote them: a checkpoint of a run, or the files of another library."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clip_jax.data.images.preprocess import Preprocess
+from clip_jax.distributed import multihost
+from clip_jax.errors import UserError
+from clip_jax.models import architectures
+from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.clip import Variables, abstract_model, variables
+from clip_jax.models.model_config import CLIPConfig
+from clip_jax.training import checkpointing
+from clip_jax.weights import arrays, library
+from clip_jax.weights.param_mapping import LIBRARIES
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """A model on disk whose parameters are not read yet.
+
+    Attributes:
+      path: what the user named.
+      library: whose files it is in, in words.
+      config: its architecture.
+      preprocess: from an image to pixels.
+      tokenizer: as for `tokenizers.load`; None if the files hold none.
+      read: reads the parameters and batch statistics in a dtype of `arrays.DTYPES`.
+      read_sharded: reads them given their shapes with shardings.
+      workdir, step: of a run's checkpoint; None for other weights.
+      dtype: what a run computes its activations in; empty for other weights.
+      remarks: what was assumed or passed over, a sentence each.
+    """
+
+    path: Path
+    library: str
+    config: CLIPConfig
+    preprocess: Preprocess
+    tokenizer: str | None
+    read: Callable[[str], Variables] = dataclasses.field(repr=False)
+    read_sharded: Callable[[Any], Variables] = dataclasses.field(repr=False)
+    workdir: Path | None = None
+    step: int | None = None
+    dtype: str = ""
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The architecture's name, or the path's."""
+        return architectures.name_of(self.config, any_activation=True) or self.path.name
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a run's folder, or RUN/checkpoints/STEP."""
+    if path.is_dir() and path.name.isdigit() and path.parent.name == checkpointing.FOLDER:
+        return True
+    # a folder of transformers has a file of that name, too
+    return (path / checkpointing.CONFIG).is_file() and not library.is_weights(path)
+
+
+def open_model_source(
+    path: str | Path, model: str | None = None, activation: str | None = None
+) -> ModelSource:
+    """The model of a run, or of another library's file or folder.
+
+    Args:
+      path: the run or the weights.
+      model, activation: the architecture of a lone file and what its MLPs compute, see
+        `library.find`.
+
+    Raises:
+      UserError: neither is there, or it is another model than `model`.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give the folder of a run or a file of weights")
+    return open_run(path) if is_run(path) else open_weights(path, model, activation)
+
+
+def open_run(path: str | Path) -> ModelSource:
+    """The newest whole checkpoint of a run, or the one of RUN/checkpoints/STEP.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged.
+    """
+    path = Path(path).expanduser()
+    remarks: list[str] = []
+
+    def find() -> tuple[str, int]:
+        workdir, step = find_checkpoint(path, remarks.append)
+        return str(workdir), step
+
+    workdir, step = multihost.from_first(find)
+    run = checkpointing.read_model_config(workdir, step)
+
+    def read_sharded(like: Any) -> Variables:
+        return checkpointing.read_variables(workdir, step, like)
+
+    def read(dtype: str) -> Variables:
+        where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            variables(abstract_model(run.model)),
+        )
+        return arrays.cast(read_sharded(like), dtype)
+
+    return ModelSource(
+        path=path,
+        library="a run",
+        config=run.model,
+        preprocess=library.preprocess_of(run.model),
+        tokenizer=run.tokenizer,
+        read=read,
+        read_sharded=read_sharded,
+        workdir=Path(workdir),
+        step=step,
+        dtype=run.dtype,
+        remarks=tuple(remarks),
+    )
+
+
+def find_checkpoint(path: Path, tell: Callable[[str], None]) -> tuple[Path, int]:
+    """The folder and the step of a run's newest whole checkpoint, or of RUN/checkpoints/STEP.
+
+    tell: takes a line for each checkpoint that is passed over.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged.
+    """
+    if path.name.isdigit() and path.parent.name == checkpointing.FOLDER and os.path.isdir(path):
+        workdir, step = path.parent.parent, int(path.name)
+        checkpointing.refuse_damage(workdir, step, tell)
+        return workdir, step
+    if not os.path.isdir(path):  # a name may be one that no file can have
+        raise UserError(
+            f"there is no run or model at {path!s:.200}: give the --workdir of a run, a folder or "
+            "file of another library's weights (none are downloaded), or with weights=FILE one of "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    checkpointing.read_config(path)
+    newest = checkpointing.newest(path, tell)
+    if newest is None:
+        raise UserError(f"{path} holds no checkpoint yet")
+    return path, newest
+
+
+def open_weights(
+    path: str | Path, model: str | None = None, activation: str | None = None
+) -> ModelSource:
+    """The model of another library's file or folder; `model` and `activation` as `library.find`.
+
+    Raises:
+      UserError: there is none, or it is another model than `model`.
+    """
+    weights = library.find(path, model, activation)
+
+    def read_sharded(like: Any) -> Variables:
+        shardings = jax.tree.map(lambda x: x.sharding, like)
+        placed: Variables = jax.device_put(library.read(weights), shardings)
+        return placed
+
+    return ModelSource(
+        path=Path(path).expanduser(),
+        library=LIBRARIES[weights.library].partition(":")[0],
+        config=weights.config,
+        preprocess=weights.preprocess,
+        tokenizer=weights.tokenizer,
+        read=lambda dtype: library.read(weights, dtype),
+        read_sharded=read_sharded,
+        remarks=(weights.guessed,) if weights.guessed else (),
+    )
