@@ -281,7 +281,8 @@ class Evaluate(Group):
     caption: str = key("{caption}", "template of a test image's caption in retrieval")
     suite: tuple[str, ...] = key(
         ("zero_shot", "retrieval"),
-        "evaluators: zero_shot, linear_probe, few_shot, retrieval, robustness, bias, overlap",
+        "evaluators: zero_shot, linear_probe, few_shot, retrieval, robustness, bias, overlap, or "
+        "your own as my_package.my_module:MyClass",
     )
     sets: Mapping[str, Any] = key(
         {},
