@@ -31,11 +31,11 @@ class Bias(Evaluator[BiasResult]):
     curves = ()
 
     def needs(self, dataset: Dataset) -> str:
-        """Groups of people."""
+        """Needs groups of people."""
         return "" if dataset.groups else "groups of people, as fairface has"
 
     def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[str]:
-        """Nothing else."""
+        """Depends on nothing else."""
         return ()
 
     def run(self, context: EvalContext, dataset: Dataset) -> BiasResult:
@@ -65,5 +65,5 @@ class Bias(Evaluator[BiasResult]):
         return BiasResult(tables)
 
     def sections(self, results: Mapping[str, BiasResult]) -> Iterable[Section]:
-        """The tables."""
+        """The tables of rates."""
         yield Section("bias", "Bias", plain(shifts.bias))

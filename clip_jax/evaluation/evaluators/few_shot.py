@@ -35,13 +35,13 @@ class FewShot(Evaluator[FewShotResult]):
     curves = ()
 
     def needs(self, dataset: Dataset) -> str:
-        """One class an image, and a train split with images of each class."""
+        """Needs one class an image, and a train split with images of each class."""
         if not dataset.has_one_class_each:
             return "one class an image and a train split"
         return "" if dataset.splits else "a train split"
 
     def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[object]:
-        """The splits to learn from, and what is drawn."""
+        """Depends on the splits to learn from and on the draws."""
         options = context.options
         return [dataset.splits.fingerprint, options.shots, options.seeds]
 

@@ -42,13 +42,13 @@ class LinearProbe(Evaluator[LinearProbeResult]):
     curves = ()
 
     def needs(self, dataset: Dataset) -> str:
-        """Classes and a train split with images of each."""
+        """Needs classes and a train split with images of each."""
         if dataset.target is None:
             return "classes and a train split"
         return "" if dataset.splits else "a train split"
 
     def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[str]:
-        """The splits to learn from."""
+        """Depends on the splits to learn from."""
         return [dataset.splits.fingerprint]
 
     def run(self, context: EvalContext, dataset: Dataset) -> LinearProbeResult:

@@ -40,7 +40,7 @@ class Twins:
 
 @dataclasses.dataclass(frozen=True)
 class OverlapResult(overlap.Assessment, Result):
-    """What overlap does to the accuracy.
+    """The effect of overlap on the accuracy.
 
     Attributes:
       suggested_threshold: the threshold that this dataset's own images suggest.
@@ -64,11 +64,11 @@ class Overlap(Evaluator[OverlapResult]):
     curves = ()
 
     def needs(self, dataset: Dataset) -> str:
-        """Classes or captions."""
+        """Needs classes or captions."""
         return "" if dataset.target is not None or dataset.texts else "classes or captions"
 
     def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[object]:
-        """The threshold and the training images."""
+        """Depends on the threshold and the training images."""
         return [dataset.threshold, *(source.fingerprint for source in context.training)]
 
     def run(self, context: EvalContext, dataset: Dataset) -> OverlapResult:
@@ -96,7 +96,7 @@ class Overlap(Evaluator[OverlapResult]):
         )
 
     def sections(self, results: Mapping[str, OverlapResult]) -> Iterable[Section]:
-        """A table, and the pairs."""
+        """A table of all datasets, and pairs of images."""
         yield Section("overlap", "Data overlap", shortened(16, pairs.overlap))
 
 

@@ -1,4 +1,4 @@
-"""What an evaluator is to the rest of the package, and what it finds."""
+"""The protocol of evaluators and of their results."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Result(Protocol):
-    """What an evaluator finds on a dataset. Results are frozen dataclasses that inherit from this.
+    """The result of an evaluator on a dataset: a frozen dataclass that inherits from this class.
 
-    `serialization` says which field types results can be written with; images are `Thumbnail`s.
+    `clip_jax.evaluation.serialization` can write its fields; an image is a `Thumbnail`.
     """
 
     def flat_metrics(self) -> Mapping[str, float | None]:
@@ -31,16 +31,16 @@ class Result(Protocol):
         return {}
 
     def to_json(self) -> JsonObject:
-        """What stands of it in report.json: by default its fields."""
+        """Its part of report.json; by default its fields."""
         json: JsonObject = to_json(self)
         return json
 
     def section(self) -> Markup | None:
-        """What the report page shows of it below a table of its metrics; None for nothing."""
+        """Its part of the report page, below a table of its metrics; None for nothing."""
         return None
 
     def sheet(self, dataset: Dataset) -> Image.Image | None:
-        """An image of it, which a training run keeps for each step; None for none."""
+        """An image that a training run saves at each evaluation; None for none."""
         return None
 
 
@@ -49,7 +49,7 @@ ResultT = TypeVar("ResultT", bound=Result)
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """What an evaluator puts into report.json.
+    """An evaluator's part of report.json.
 
     Attributes:
       datasets: under `sets.DATASET.EVALUATOR`, by dataset.
@@ -63,19 +63,19 @@ class Document:
 class Evaluator(Protocol[ResultT]):
     """One way to evaluate a model on datasets.
 
-    An evaluator inherits from this class, which is instantiated without arguments, and has at least
-    a `name`, `needs` and `run`. It is registered in `evaluators.EVALUATORS`, or named in
+    An evaluator inherits from this class and defines at least `name`, `needs` and `run`. It is
+    created without arguments. It is registered in `evaluators.EVALUATORS`, or named in
     `config.evaluate.suite` by its dotted path, such as `my_package.evaluators:MyEvaluator`.
 
     Attributes:
-      name: what metrics, report.json and the command line call it.
-      result: the class of its results, by which kept ones are read again.
-      pooled: whether it looks at features before the projection (`context.encode(…).pooled`). They
-        are then computed in the same pass.
-      training: whether it looks at the training images (`context.training`).
-      reference: the name of the dataset that it compares others with; empty for none. It then runs
-        after the other evaluators, whose results `context.results` holds.
-      curves: the endings of the metrics whose curves over the run the page shows; ("",) means all.
+      name: its name in metrics, in report.json and on the command line.
+      result: the class of its results, to read stored ones.
+      pooled: whether it uses features before the projection (`context.encode(…).pooled`), which are
+        then computed in the same pass.
+      training: whether it uses the training images (`context.training`).
+      reference: the name of the dataset that it compares others with; empty for none. Such an
+        evaluator runs after all others, whose results are in `context.results`.
+      curves: the endings of the metrics whose curves the page shows; ("",) means all.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Evaluator(Protocol[ResultT]):
     curves: tuple[str, ...] = ("",)
 
     def needs(self, dataset: Dataset) -> str:
-        """What it needs that a dataset lacks, such as "captions"; empty if it can run.
+        """The thing that a dataset lacks, such as "captions"; empty if the evaluator can run.
 
         Raises:
           UserError: the dataset is of the right kind but incomplete. The report shows the line.
@@ -98,16 +98,16 @@ class Evaluator(Protocol[ResultT]):
         ...
 
     def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[Any] | None:
-        """What a result follows from besides the model, the dataset and the number of images shown.
+        """JSON values that a result depends on, besides the model, the dataset and `pictures`.
 
-        Equal JSON values mean an equal result, so that an interrupted evaluation need not repeat
-        it. None, the default, means that results are never kept.
+        An interrupted evaluation reuses a stored result if they are equal. They do not include the
+        evaluator's own code. None, the default, means that results are not stored.
         """
         del context, dataset
         return None
 
     def document(self, results: Mapping[str, ResultT]) -> Document:
-        """Where the results stand in report.json; by default below their datasets.
+        """The places of the results in report.json; by default below their datasets.
 
         results: by dataset; empty if it ran on none.
         """

@@ -78,7 +78,7 @@ class RetrievalResult(retrieval.Recalls, Result):
         }
 
     def to_json(self) -> JsonObject:
-        """All but the similarity."""
+        """All fields but the similarity."""
         json: JsonObject = to_json(dataclasses.replace(self, similarity=None))
         return json
 
@@ -91,11 +91,11 @@ class Retrieval(Evaluator[RetrievalResult]):
     curves = ("/r1",)
 
     def needs(self, dataset: Dataset) -> str:
-        """Captions."""
+        """Needs captions."""
         return "" if dataset.texts else "captions"
 
     def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[str]:
-        """Nothing else."""
+        """Depends on nothing else."""
         return ()
 
     def run(self, context: EvalContext, dataset: Dataset) -> RetrievalResult:
@@ -114,7 +114,7 @@ class Retrieval(Evaluator[RetrievalResult]):
         )
 
     def document(self, results: Mapping[str, RetrievalResult]) -> Document:
-        """Below the datasets; the first one's similarity at the top."""
+        """The results below their datasets; the similarity of the first at the top."""
         first = next(iter(results.values()), None)
         top = {"similarity": to_json(first.similarity)} if first and first.similarity else {}
         return Document(super().document(results).datasets, top)

@@ -36,7 +36,7 @@ class Robustness(Evaluator[RobustnessResult]):
     curves = ()
 
     def needs(self, dataset: Dataset) -> str:
-        """Classes that are ImageNet's."""
+        """Needs classes of ImageNet's."""
         if dataset.subset is not None and dataset.target is not None:
             return ""
         return "classes of ImageNet under shift, as those of robustness"

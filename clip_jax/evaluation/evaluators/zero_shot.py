@@ -117,11 +117,11 @@ class ZeroShot(Evaluator[ZeroShotResult]):
     result = ZeroShotResult
 
     def needs(self, dataset: Dataset) -> str:
-        """Classes."""
+        """Needs classes."""
         return "" if dataset.target is not None else "classes"
 
     def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[str]:
-        """Nothing else."""
+        """Depends on nothing else."""
         return ()
 
     def run(self, context: EvalContext, dataset: Dataset) -> ZeroShotResult:

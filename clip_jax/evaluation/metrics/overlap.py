@@ -25,7 +25,7 @@ from clip_jax.evaluation.metrics import retrieval, scores
 
 @dataclasses.dataclass(frozen=True)
 class Assessment:
-    """What overlap does to an accuracy, as in the paper: All, Clean and Overlap (section 5).
+    """The effect of overlap on an accuracy, as in the paper: All, Clean and Overlap (section 5).
 
     Attributes:
       threshold: an image as similar to a training image as that, or more, overlaps.
@@ -184,7 +184,7 @@ def threshold_for(test: Views, rate: float = 0.001) -> float:
 def assess(
     right: Bool[np.ndarray, " n"], similarity: Float[np.ndarray, " n"], threshold: float
 ) -> Assessment:
-    """What overlap does to an accuracy.
+    """The effect of overlap on an accuracy.
 
     Args:
       right: whether the model is right on each test image.
