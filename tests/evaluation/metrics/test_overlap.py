@@ -19,6 +19,7 @@ from clip_jax.evaluation.metrics.overlap import (
     HIGHEST,
     LOWEST,
     THRESHOLD,
+    Pair,
     assess,
     describe,
     nearest_train,
@@ -201,7 +202,7 @@ def test_no_rows() -> None:
 def test_pairs_to_look_at() -> None:
     similarity, number = np.array([0.99, 0.5, 0.93, 0.96]), np.array([7, 8, 9, 10])
     assert pairs(number, similarity, 0.93, most=2) == [
-        {"test": 2, "train": 9, "similarity": 0.93},
-        {"test": 3, "train": 10, "similarity": 0.96},
+        Pair(test=2, train=9, similarity=0.93),
+        Pair(test=3, train=10, similarity=0.96),
     ]
     assert pairs(number, similarity, 1.0) == []
