@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Array, Float, Key
@@ -41,7 +42,7 @@ class Weighted:
         }
 
     def loss(
-        self, features: dict[str, Any], model: CLIP, batch: Batch
+        self, features: Mapping[str, Any], model: CLIP, batch: Batch
     ) -> tuple[Float[Array, ""], Metrics]:
         """The weighted sum; logs the loss of each objective as NAME/loss, its metrics as NAME/…."""
         total: Any = 0.0

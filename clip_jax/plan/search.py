@@ -81,7 +81,8 @@ def propose(config: ConfigDict, topology: str, failed: Estimate, log: Log) -> li
       log: called with a line about the progress.
     """
     proposals: list[Estimate] = []
-    last, overrides = failed, dict[str, Any]()
+    last = failed
+    overrides: Overrides = {}
     for change in _cumulative_changes(config, topology):
         overrides |= change
         last = _try_estimate(config, topology, log, overrides) or last

@@ -116,7 +116,9 @@ def _tpu_devices(name: str, generation: str, sides: list[int]) -> Sequence[Any]:
     import jax
     from jax.experimental import topologies
 
-    options: dict[str, Any] = {"chip_config_name": "megacore"} if generation in _MEGACORE else {}
+    options: dict[str, str | list[int]] = {}
+    if generation in _MEGACORE:
+        options["chip_config_name"] = "megacore"
     if any(n % 2 for n in sides[:2]):  # by default a host has 2×2 chips
         options["chips_per_host_bounds"] = [1, 1, 1]
     shape = f"{generation}:{'x'.join(map(str, sides))}"

@@ -75,12 +75,20 @@ class Contrastive:
         """The loss and metrics of a model's output; reads only `tokens` of the batch."""
         image, text, scale, bias = output
         ids = caption_ids(batch["tokens"]) if self.mask_duplicates else None
-        common: dict[str, Any] = dict(layout=self.layout, ids=ids, block=self.block)
         if bias is None:
-            smoothing = self.label_smoothing
-            loss, metrics = softmax_loss(image, text, scale, label_smoothing=smoothing, **common)
+            loss, metrics = softmax_loss(
+                image,
+                text,
+                scale,
+                layout=self.layout,
+                ids=ids,
+                label_smoothing=self.label_smoothing,
+                block=self.block,
+            )
             return loss, {**metrics, "logit_scale": scale}
-        loss, metrics = sigmoid_loss(image, text, scale, bias, **common)
+        loss, metrics = sigmoid_loss(
+            image, text, scale, bias, layout=self.layout, ids=ids, block=self.block
+        )
         return loss, {**metrics, "logit_scale": scale, "logit_bias": bias}
 
     def flops(self, model_config: CLIPConfig, batch_size: int) -> int:

@@ -23,7 +23,7 @@ from clip_jax.losses.contrastive.masks import FLOOR
 
 DEFAULT_BLOCK = 2048
 
-Rows = dict[str, Any]
+Rows = dict[str, Array]  # the arrays of a block of rows, by name
 
 
 class Sum(NamedTuple):
