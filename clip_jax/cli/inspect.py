@@ -1,4 +1,4 @@
-"""What a config's data hold and how fast this machine reads them, before a run depends on it.
+"""Inspects the data of a config: what it contains, what is broken, and how fast it is read.
 
 python -m clip_jax inspect configs/vit_b32.py --config.data.train='/data/*.tar'
 """
@@ -32,19 +32,19 @@ from clip_jax.data.opening import meaning, quoted
 from clip_jax.data.sources import read_pair
 from clip_jax.distributed import hardware
 from clip_jax.errors import UserError, counted
-from clip_jax.io.files import whole
+from clip_jax.io import files
 from clip_jax.training import flops, setup
 
 CHIPS, CHIP = 256, "v5e"
 _SHOWN, _COLUMNS, _CELL, _SIDE, _LINES = 12, 4, (300, 340), 276, 3
-_AHEAD = 2  # batches that are made before the clock starts
+_WARM_UP = 2  # batches before the clock starts
 
 
-class Seen(NamedTuple):
-    """One pair: what is in it, or why it is broken.
+class Inspected(NamedTuple):
+    """One pair: what it contains, or why it is broken.
 
-    width, height: pixels of the whole picture. tokens: of a caption, with start and end, before
-    they are cut.
+    width, height: of the full image, in pixels. tokens: of a caption, with start and end, before
+    truncation.
     """
 
     part: int
@@ -61,28 +61,28 @@ class Seen(NamedTuple):
 
 def look(
     data: mixture.Mixture, prepare: pipeline.Prepare, count: int, seed: int, threads: int
-) -> Iterator[Seen]:
-    """The first `count` pairs that training draws; all of them, in their order, where it is 0."""
+) -> Iterator[Inspected]:
+    """Inspects the first `count` pairs that training draws; 0: all pairs, in their order."""
     prepares = pipeline.prepares_of(data, prepare)
 
-    def seen(place: tuple[int, int]) -> Seen:
+    def inspect_pair(place: tuple[int, int]) -> Inspected:
         part, i = place
-        ready, size = prepares[part], 0
+        own, size = prepares[part], 0
         try:
             pair = read_pair(data.parts[part].source, i)
             size = len(pair.image)
             rng = np.random.default_rng((seed, part, i))
             with only_pair_errors("caption", pair.name):
-                text = captions.sample(ready.templates, pair.text, pair.name, rng, ready.weights, i)
-                marks = 1 + (ready.tokenizer.sot_id is not None)
-                tokens = len(ready.tokenizer.encode(text)) + marks
+                text = captions.sample(own.templates, pair.text, pair.name, rng, own.weights, i)
+                marks = 1 + (own.tokenizer.sot_id is not None)
+                tokens = len(own.tokenizer.encode(text)) + marks
             with only_pair_errors("picture", pair.name):
-                ready.decode(pair.image, pair.name)
+                own.decode(pair.image, pair.name)
                 with decoding.opened(pair.image) as picture:
                     kind, (width, height) = picture.format or "", picture.size
         except PairError as error:
-            return Seen(part, i, size, reason=error.reason, complaint=str(error))
-        return Seen(part, i, size, kind, width, height, tokens, text)
+            return Inspected(part, i, size, reason=error.reason, complaint=str(error))
+        return Inspected(part, i, size, kind, width, height, tokens, text)
 
     def places() -> Iterator[tuple[int, int]]:
         if not count:
@@ -93,44 +93,47 @@ def look(
             yield place.part, place.pair
 
     with ThreadPoolExecutor(threads) as pool:
-        waiting = places()
-        while some := list(itertools.islice(waiting, 64 * threads)):
-            yield from pool.map(seen, some)
+        remaining = places()
+        while block := list(itertools.islice(remaining, 64 * threads)):
+            yield from pool.map(inspect_pair, block)
 
 
 def _spread(values: Sequence[int]) -> dict[str, int]:
-    """Least, median, most, and what 95 of 100 do not exceed."""
+    """Minimum, median, 95th percentile and maximum."""
     if not values:
         return {}
     low, middle, high, top = np.percentile(values, [0, 50, 95, 100], method="nearest")
     return {"least": int(low), "median": int(middle), "95%": int(high), "most": int(top)}
 
 
-def summary(found: Sequence[Seen], image_size: int, context_length: int) -> dict[str, Any]:
-    """Pairs in numbers, for machines and for `described`."""
-    good = [seen for seen in found if not seen.reason]
+def summary(pairs: Sequence[Inspected], image_size: int, context_length: int) -> dict[str, Any]:
+    """Statistics of pairs, for `--json` and for `described`."""
+    good = [pair for pair in pairs if not pair.reason]
     complaints: dict[str, str] = {}
-    for seen in found:
-        if seen.reason:
-            complaints.setdefault(seen.reason, seen.complaint)
+    for pair in pairs:
+        if pair.reason:
+            complaints.setdefault(pair.reason, pair.complaint)
     return {
-        "looked_at": len(found),
-        "broken": dict(Counter(seen.reason for seen in found if seen.reason).most_common()),
+        "looked_at": len(pairs),
+        "broken": dict(Counter(pair.reason for pair in pairs if pair.reason).most_common()),
         "complaints": complaints,
-        "formats": dict(Counter(seen.format for seen in good).most_common()),
-        "bytes": _spread([seen.bytes for seen in good]),
-        "width": _spread([seen.width for seen in good]),
-        "height": _spread([seen.height for seen in good]),
-        "small": sum(min(seen.width, seen.height) < image_size for seen in good),
-        "tokens": _spread([seen.tokens for seen in good]),
-        "cut": sum(seen.tokens > context_length for seen in good),
+        "formats": dict(Counter(pair.format for pair in good).most_common()),
+        "bytes": _spread([pair.bytes for pair in good]),
+        "width": _spread([pair.width for pair in good]),
+        "height": _spread([pair.height for pair in good]),
+        "small": sum(min(pair.width, pair.height) < image_size for pair in good),
+        "tokens": _spread([pair.tokens for pair in good]),
+        "cut": sum(pair.tokens > context_length for pair in good),
     }
 
 
 def speed(
     data: mixture.Mixture, prepare: pipeline.Prepare, c: Mapping[str, Any], seconds: float
 ) -> float:
-    """Images a second that this machine makes of them as `config.data` says, over some seconds."""
+    """Images a second that this machine prepares with the settings of a config.
+
+    seconds: how long to measure.
+    """
     size = min(c["batch_size"], 256)
     batches = pipeline.iterator(
         pipeline.batches(data, prepare, batch_size=size, seed=c["seed"]),
@@ -140,20 +143,20 @@ def speed(
         max_bad_fraction=1.0,
     )
     try:
-        # what was made ahead of the clock took no time of it
-        for _ in range(_AHEAD + c["data"]["prefetch"] * max(1, c["data"]["workers"])):
+        # prefetched batches would make the measured rate too high
+        for _ in range(_WARM_UP + c["data"]["prefetch"] * max(1, c["data"]["workers"])):
             next(batches)
-        began, made = time.perf_counter(), 0
+        began, images_made = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
             next(batches)
-            made += size
-        return made / (time.perf_counter() - began)
+            images_made += size
+        return images_made / (time.perf_counter() - began)
     finally:
         batches.close()
 
 
 def draw(pairs: Sequence[tuple[Image.Image, str]]) -> Image.Image:
-    """A sheet of pictures with what is written about each below it."""
+    """Draws a sheet of images with their captions below them."""
     rows = math.ceil(len(pairs) / _COLUMNS)
     sheet = Image.new("RGB", (_CELL[0] * _COLUMNS, _CELL[1] * max(rows, 1)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
@@ -173,84 +176,84 @@ def draw(pairs: Sequence[tuple[Image.Image, str]]) -> Image.Image:
     return sheet
 
 
-def _shown(data: mixture.Mixture, found: Sequence[Seen]) -> Image.Image:
-    chosen = [seen for seen in found if not seen.reason][:_SHOWN]
-    pairs = []
-    for seen in chosen:
-        pair = data.parts[seen.part].source[seen.pair]
-        pairs.append((decoding.decode(pair.image, pair.name), seen.caption))
-    return draw(pairs)
+def _draw_first(data: mixture.Mixture, pairs: Sequence[Inspected]) -> Image.Image:
+    """Draws the first pairs that are not broken."""
+    drawn = []
+    for inspected in [pair for pair in pairs if not pair.reason][:_SHOWN]:
+        pair = data.parts[inspected.part].source[inspected.pair]
+        drawn.append((decoding.decode(pair.image, pair.name), inspected.caption))
+    return draw(drawn)
 
 
 def _sources(data: mixture.Mixture) -> list[dict[str, Any]]:
-    """Each source's pairs, rows of an epoch, and what opening it and a filter left out."""
-    found = []
+    """Pairs and rows of an epoch of each source, and what opening and a filter left out."""
+    sources = []
     for part in data.parts:
         source = {"name": part.name, "pairs": len(part.source), "rows": part.rows}
         source["opening"] = part.source.opening_report().to_dict()
         if isinstance(part.source, filters.Selected):
             source["left_out"] = part.source.left_out
-        found.append(source)
-    return found
+        sources.append(source)
+    return sources
 
 
 def _rounded(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def described(found: Mapping[str, Any], image_size: int, context_length: int) -> str:
-    """A summary as lines for people."""
-    looked = max(1, found["looked_at"])
+def described(summary: Mapping[str, Any], image_size: int, context_length: int) -> str:
+    """A summary as lines of text."""
+    total = max(1, summary["looked_at"])
 
     def share(count: int) -> str:
-        return f"{count:,} ({100 * count / looked:.3g} %)"
+        return f"{count:,} ({100 * count / total:.3g} %)"
 
     def spread(key: str, unit: str, scale: float = 1) -> str:
-        n = {name: _rounded(value / scale) for name, value in found[key].items()}
+        n = {name: _rounded(value / scale) for name, value in summary[key].items()}
         middle = f"{n['median']} {unit} (median), 95 % up to {n['95%']}"
         return f"{middle}, from {n['least']} to {n['most']}"
 
-    lines = [f"pairs      {found['pairs']:,}; an epoch has {counted(found['rows'], 'row')}"]
-    for source in found["sources"]:
+    lines = [f"pairs      {summary['pairs']:,}; an epoch has {counted(summary['rows'], 'row')}"]
+    for source in summary["sources"]:
         why = ", ".join(f"{reason} {n:,}" for reason, n in source.get("left_out", {}).items())
         if source["name"] or why:
             pairs, rows = counted(source["pairs"], "pair"), counted(source["rows"], "row")
-            said = f"{source['name'] or 'all'}: {pairs}, {rows}"
-            lines.append(f"           {said}{why and f'; left out: {why}'}")
+            line = f"{source['name'] or 'all'}: {pairs}, {rows}"
+            lines.append(f"           {line}{why and f'; left out: {why}'}")
         opening = source["opening"]
         lines += [f"note       {note}" for note in opening["notes"]]
         lines += [
-            f"left out   {reason} {one['count']:,} of {opening['seen']:,} {opening['unit']}: "
-            f"{meaning(reason)}, such as {quoted(one['example'])}"
-            for reason, one in opening["left_out"].items()
+            f"left out   {reason} {item['count']:,} of {opening['seen']:,} {opening['unit']}: "
+            f"{meaning(reason)}, such as {quoted(item['example'])}"
+            for reason, item in opening["left_out"].items()
         ]
-    lines.append(f"looked at  {found['looked_at']:,}, the first that training draws")
-    if found["bytes"]:
-        formats = ", ".join(f"{name} {share(n)}" for name, n in found["formats"].items())
+    lines.append(f"looked at  {summary['looked_at']:,}, the first that training draws")
+    if summary["bytes"]:
+        formats = ", ".join(f"{name} {share(n)}" for name, n in summary["formats"].items())
         lines += [
             f"pictures   {formats}",
             f"           {spread('bytes', 'KB', 1e3)}",
             f"           {spread('width', 'wide')}; {spread('height', 'high')}",
-            f"           {share(found['small'])} have a side below the model's {image_size}",
+            f"           {share(summary['small'])} have a side below the model's {image_size}",
             f"captions   {spread('tokens', 'tokens')}",
-            f"           {share(found['cut'])} are cut at {context_length}",
+            f"           {share(summary['cut'])} are cut at {context_length}",
         ]
     lines += [
-        f"broken     {reason} {share(n)}, such as: {found['complaints'][reason]}"
-        for reason, n in found["broken"].items()
+        f"broken     {reason} {share(n)}, such as: {summary['complaints'][reason]}"
+        for reason, n in summary["broken"].items()
     ] or ["broken     none"]
-    if "images_per_second" in found:
+    if "images_per_second" in summary:
         lines.append(
-            f"speed      {found['images_per_second']:,.0f} images/s as config.data reads them, on "
-            f"{counted(found['cores'], 'core')}; {CHIPS} {CHIP} chips at "
-            f"{100 * found['mfu']:.0f} % MFU train "
-            f"{found['trained_per_second']:,.0f} a second: {found['hosts']:,} such hosts feed them"
+            f"speed      {summary['images_per_second']:,.0f} images/s as config.data reads them, on "
+            f"{counted(summary['cores'], 'core')}; {CHIPS} {CHIP} chips at "
+            f"{100 * summary['mfu']:.0f} % MFU train "
+            f"{summary['trained_per_second']:,.0f} a second: {summary['hosts']:,} such hosts feed them"
         )
     return "\n".join(lines)
 
 
 def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> dict[str, Any]:
-    """Looks at a config's data, draws the picture, and gives what `--json` prints."""
+    """Inspects the data of a config and draws the picture; returns what `--json` prints."""
     c, model, objective = setup.checked(c, 1)
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     data = mixture.open_mixture(c.data.to_dict(), _say, report=False)  # it is in the summary
@@ -259,25 +262,26 @@ def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> dic
     total = count or data.pairs
     pairs = look(data, prepare, count, c.seed, c.data.threads)
     quiet = not sys.stderr.isatty()
-    seen = list(tqdm(pairs, "looking", total, unit="pair", disable=quiet, leave=False))
-    found = {"pairs": data.pairs, "rows": len(data), "sources": _sources(data)}
-    found |= summary(seen, size, tokenizer.context_length)
+    inspected = list(tqdm(pairs, "looking", total, unit="pair", disable=quiet, leave=False))
+    result = {"pairs": data.pairs, "rows": len(data), "sources": _sources(data)}
+    result |= summary(inspected, size, tokenizer.context_length)
     if picture:
-        with whole(Path(picture)) as file:
-            _shown(data, seen).save(file, "png")
-    if seconds and found["bytes"]:
+        with files.whole(Path(picture)) as file:
+            _draw_first(data, inspected).save(file, "png")
+    if seconds and result["bytes"]:
         step = flops.step(model, objective, c.batch_size) / c.batch_size
         trained = CHIPS * hardware.chip_named(CHIP).peak * mfu / step
-        made = speed(
+        images_per_second = speed(
             data,
             pipeline.Prepare.from_config(c.data.to_dict(), tokenizer, size),
             c.to_dict(),
             seconds,
         )
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        found |= {"images_per_second": made, "cores": cores, "mfu": mfu}
-        found |= {"trained_per_second": trained, "hosts": math.ceil(trained / made)}
-    return found
+        hosts = math.ceil(trained / images_per_second)
+        result |= {"images_per_second": images_per_second, "cores": cores, "mfu": mfu}
+        result |= {"trained_per_second": trained, "hosts": hosts}
+    return result
 
 
 def _say(line: str) -> None:
@@ -316,12 +320,12 @@ def run(argv: Sequence[str]) -> int:
     if not 0 < args.mfu <= 1:
         raise UserError(f"--mfu {args.mfu} must be above 0 and at most 1")
     config, _ = config_lib.load(args.config, overrides)
-    found = inspect(config, args.pairs, args.seconds, args.mfu, args.picture)
+    result = inspect(config, args.pairs, args.seconds, args.mfu, args.picture)
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(result))
         return 0
     _, model, _ = setup.checked(config, 1)
-    print(described(found, model.vision.image_size, model.text.context_length))
+    print(described(result, model.vision.image_size, model.text.context_length))
     if args.picture:
         print(f"picture    {args.picture}: {_SHOWN} of them")
     return 0

@@ -1,4 +1,4 @@
-"""Files that are there complete or not at all, and small ones from strangers."""
+"""Writing files completely or not at all, and reading small untrusted files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MAX_JSON = 4 << 20  # bytes
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write; it takes its name, over what had it, when the block ends without error.
+    """Opens a file for writing that replaces `path` when the block ends without an error.
 
-    Missing folders are made. Until then, and after an error, `path` is as it was.
+    Missing folders are made. Until then, and after an error, `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -34,16 +34,16 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def cache_folder(name: str) -> Path:
-    """Where this user's computed things of a kind are kept from one process to the next."""
+    """The folder where this user's processes cache results of a kind."""
     base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(base) / "clip_jax" / name
 
 
 def read_small(path: Path, most: int, what: str) -> bytes:
-    """A plain file of `most` bytes at the most, in which `what` is expected.
+    """Reads a plain file of at most `most` bytes, in which `what` is expected.
 
     Raises:
-      UserError: no such file, no plain one (a pipe or a device would never end), or over the size.
+      UserError: no such file, not a plain file (a pipe or a device might never end), or too large.
     """
     try:
         if path.exists() and not path.is_file():
@@ -59,10 +59,10 @@ def read_small(path: Path, most: int, what: str) -> bytes:
 
 
 def read_json(path: Path, most: int = MAX_JSON, what: str = "config") -> dict[str, Any]:
-    """The object in a JSON file of `most` bytes at the most, in which `what` is expected.
+    """Reads the object in a JSON file of at most `most` bytes, in which `what` is expected.
 
     Raises:
-      UserError: no such plain file, over the size, no JSON, or no object.
+      UserError: no such plain file, too large, no JSON, or no object.
     """
     try:
         values = json.loads(read_small(path, most, what))

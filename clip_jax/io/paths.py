@@ -1,6 +1,6 @@
 """Path patterns: braces, globs, `~`, and `embedded:` for the data that ships with the package.
 
-What is far away (`gs://bucket/{000..999}.tar`) has braces too, and globs where it can be listed.
+Remote paths (`gs://bucket/{000..999}.tar`) have braces too, and globs if they can be listed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
 def resolve(path: str) -> str:
-    """The path of a file: `embedded:emoji/x` in the package's folder, `~` expanded.
+    """Resolves `embedded:emoji/x` to the package's folder, and expands `~`.
 
     Raises:
       UserError: it leaves the embedded data, or names an unknown home.
@@ -38,68 +38,66 @@ def resolve(path: str) -> str:
 
 
 def suffix(path: str) -> str:
-    """How a path ends, in lower case: `.parquet`; a URL's question does not count."""
+    """The ending of a path in lower case, such as `.parquet`, without the query of a URL."""
     return Path(remote.shown(path)).suffix.lower()
 
 
 def braces(pattern: str) -> list[str]:
-    """`a{0..2}b` → a0b, a1b, a2b (widths kept, `{2..0}` counts down); `{x,y}` → x, y."""
-    found = _BRACES.search(pattern)
-    if not found:
+    """`a{0..2}b` → a0b, a1b, a2b (with leading zeros, `{2..0}` counts down); `{x,y}` → x, y."""
+    match = _BRACES.search(pattern)
+    if not match:
         return [pattern]
-    if found[3] is not None:
-        parts = found[3].split(",")
+    if match[3] is not None:
+        parts = match[3].split(",")
     else:
-        first, last = int(found[1]), int(found[2])
+        first, last = int(match[1]), int(match[2])
         numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-        parts = [str(i).zfill(len(found[1])) for i in numbers]
-    head, tail = pattern[: found.start()], pattern[found.end() :]
-    return list(dict.fromkeys(whole for part in parts for whole in braces(head + part + tail)))
+        parts = [str(i).zfill(len(match[1])) for i in numbers]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return list(dict.fromkeys(path for part in parts for path in braces(head + part + tail)))
 
 
 def expand(pattern: str) -> list[str]:
     """The files that a pattern names, in order.
 
     Raises:
-      UserError: a file or every match of a glob is missing. Whether a file that is far away is
-        there shows when it is asked for.
+      UserError: a file is missing, or a glob matches nothing. Remote files are not checked.
     """
     files: list[str] = []
-    whole = resolve(pattern)
-    if remote.is_remote(whole):
-        return [file for path in braces(whole) for file in _far(path, pattern)]
-    there = _existing(whole)
-    for inner in braces(whole[len(there) :]):
-        magic = glob.has_magic(inner)
-        found = [there + inner]
-        if magic:
-            found = sorted(glob.glob(glob.escape(there) + inner, recursive=True))
-        missing = [f for f in found if not Path(f).is_file()]
-        if missing or not found:
-            missed = missing[0] if missing else there + inner
-            raise UserError(f"no file {missed} (from {pattern!r}){_instead(missed)}")
-        files += found
+    resolved = resolve(pattern)
+    if remote.is_remote(resolved):
+        return [file for path in braces(resolved) for file in _expand_remote(path, pattern)]
+    start = _existing(resolved)
+    for rest in braces(resolved[len(start) :]):
+        matches = [start + rest]
+        if glob.has_magic(rest):
+            matches = sorted(glob.glob(glob.escape(start) + rest, recursive=True))
+        missing = [path for path in matches if not Path(path).is_file()]
+        if missing or not matches:
+            path = missing[0] if missing else start + rest
+            raise UserError(f"no file {path} (from {pattern!r}){_hint(path)}")
+        files += matches
     return files
 
 
 def _existing(path: str) -> str:
-    """The longest beginning of a path that is there as it is written: no pattern is in it."""
+    """The longest beginning of a path that exists as it is written, so it contains no pattern."""
     end = len(path)
     while end > 0 and not os.path.exists(path[:end]):
         end = path.rfind("/", 0, end)
     return path[: max(end, 0)]
 
 
-def _instead(path: str) -> str:
-    """What to give in place of a folder, as the end of an error."""
+def _hint(path: str) -> str:
+    """What to give instead of a folder, as the end of an error."""
     if Path(path).is_dir() and any(Path(path).glob("*.tar")):
         return f": it is a folder, use {path}/*.tar"
     return ""
 
 
-def _far(path: str, pattern: str) -> list[str]:
+def _expand_remote(path: str, pattern: str) -> list[str]:
     if not glob.has_magic(remote.shown(path)):
         return [path]
-    if found := remote.glob(path):
-        return found
+    if paths := remote.glob(path):
+        return paths
     raise UserError(f"no file {path} (from {pattern!r})")

@@ -39,7 +39,7 @@ _CACHED_CHUNK_LENGTH = 64
 class BPE:
     """CLIP's tokenizer: lower-case, 49,408 ids, of which the last two are start and end.
 
-    Every text has ids: whatever no merge covers is spelled in bytes.
+    Every text can be encoded: what no merge covers is spelled in bytes.
     """
 
     vocab_size: int = EOT + 1
@@ -48,7 +48,7 @@ class BPE:
     pad_id: int = 0
 
     def __init__(self, context_length: int = DEFAULT_CONTEXT_LENGTH) -> None:
-        """UserError where `context_length` is under 3.
+        """Raises UserError if `context_length` is under 3.
 
         The vocabulary is read once per process, when a text is first encoded.
         """
@@ -61,7 +61,7 @@ class BPE:
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without start, end or padding, of any length."""
-        # No token spans white space, so what stands between two spaces is encoded on its own.
+        # No token contains white space, so the text between two spaces is encoded by itself.
         chunks = clean(text).lower().split()
         return list(chain.from_iterable(map(vocabulary().__getitem__, chunks)))
 
@@ -102,8 +102,8 @@ class BPE:
 class Vocabulary(dict[str, tuple[int, ...]]):
     """The merges, the bytes of every id, and a bounded cache from chunk to ids.
 
-    A chunk is lower-case text without white space. The class is the cache: a look-up of a chunk
-    it holds costs one C call, and one it lacks is worked out by `__missing__`.
+    A chunk is lower-case text without white space. The class is the cache: looking up a cached
+    chunk costs one C call; `__missing__` computes the others.
     """
 
     def __init__(self, lines: Iterable[str]) -> None:
@@ -142,7 +142,7 @@ class Vocabulary(dict[str, tuple[int, ...]]):
         """Applies the merges to one word's ids, lowest rank first, leftmost first.
 
         An id grows with its rank and only one merge makes it, so the ids themselves are the
-        priorities. The heap keeps a word of n bytes at n log n: text without spaces is one word.
+        priorities. The heap makes a word of n bytes cost n log n: text without spaces is one word.
         """
         merges = self.merges
         after = [*range(1, len(ids)), -1]
@@ -197,12 +197,11 @@ def symbols() -> list[str]:
 
 
 def write_hugging_face(folder: Path, context_length: int = DEFAULT_CONTEXT_LENGTH) -> None:
-    """Writes what transformers' `CLIPTokenizer` reads; each file whole or not at all.
+    """Writes what transformers' `CLIPTokenizer` reads; each file completely or not at all.
 
-    It gives the ids of `BPE` wherever cleaning changes nothing but white space: transformers
-    repairs no mojibake and keeps HTML entities; it also lower-cases a Σ that ends a word to σ, not
-    ς. Its padding is the end token instead of 0, which a causal tower, read out at the first end,
-    does not see.
+    Its ids are those of `BPE` if cleaning changes only white space: transformers does not repair
+    mojibake and keeps HTML entities; it also lower-cases a Σ at the end of a word to σ, not ς. Its
+    padding is the end token instead of 0; a causal tower that pools at the first end ignores it.
 
     Args:
         folder: gets vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json,
@@ -230,9 +229,9 @@ def write_hugging_face(folder: Path, context_length: int = DEFAULT_CONTEXT_LENGT
 
 
 def _byte_letters() -> list[str]:
-    """The printable character that stands for each byte in the merges file.
+    """The printable character of each byte in the merges file.
 
-    Bytes that Latin-1 prints stand for themselves, the others for U+0100 onwards in order.
+    Bytes that Latin-1 prints are themselves, the others U+0100 onwards in order.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))

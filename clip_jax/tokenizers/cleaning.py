@@ -1,4 +1,4 @@
-"""CLIP's text cleaning, with a short cut for the plain ASCII that most captions are."""
+"""CLIP's text cleaning, with a fast path for plain ASCII, which most captions are."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _BREAKS_TO_SPACES = str.maketrans("\t\n\f\r", "    ")
 
 
 def clean(text: str) -> str:
-    """Repaired text on one line, its case kept.
+    """Cleans a text without changing its case.
 
-    Mojibake is repaired (ftfy), HTML entities are decoded twice, and every run of white space
-    becomes one space, with none at the ends.
+    Repairs mojibake (ftfy), decodes HTML entities twice, and replaces every run of white space by
+    one space, with none at the ends.
 
     Source: `basic_clean` and `whitespace_clean` in OpenAI's CLIP.
     """
@@ -25,18 +25,18 @@ def clean(text: str) -> str:
 
 
 def _unescape(text: str) -> str:
-    """HTML entities decoded, also numbers of more digits than Python reads (4,300)."""
+    """Decodes HTML entities, also numbers of more digits than Python parses (4,300)."""
 
-    def short(found: re.Match[str]) -> str:
-        digits = found[1].lstrip("0")
+    def shorten(match: re.Match[str]) -> str:
+        digits = match[1].lstrip("0")
         return f"&#{digits if len(digits) < 100 else 2**32}"  # no character: it becomes U+FFFD
 
-    return html.unescape(_LONG_NUMBER.sub(short, text))
+    return html.unescape(_LONG_NUMBER.sub(shorten, text))
 
 
 def _is_plain(text: str) -> bool:
-    # What ftfy and html.unescape change in ASCII is control characters and entities. Neither
-    # takes an ampersand before white space for an entity.
+    # In ASCII, ftfy and html.unescape change only control characters and entities. An ampersand
+    # before white space begins no entity.
     if not text.isascii():
         return False
     if not text.isprintable():

@@ -1,4 +1,4 @@
-"""Tokenizers in the folders of published models: which one a folder holds, its files in and out."""
+"""Which tokenizer the folder of a published model holds."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _ANY_CLASS = ("", "None", "PreTrainedTokenizer", "TokenizersBackend")
 def find(folder: Path) -> str | None:
     """The name, as for `load`, of the tokenizer in a Hugging Face or open_clip model folder.
 
-    What a file says counts more than what it implies: the class in `tokenizer_config.json`, then
-    the model in `config.json`, or, where there is none, the one in `open_clip_config.json`.
+    The class in `tokenizer_config.json` decides first, then the model type in `config.json`, or,
+    without a `config.json`, the model in `open_clip_config.json`.
 
     Args:
-        folder: where the model's files lie; any of them may be missing.
+        folder: of the model's files; any of them may be missing.
 
     Returns:
-        `clip`, where the folder's vocabulary is CLIP's own or the folder has none;
-        `wordpiece:FOLDER`, `siglip:FOLDER/spiece.model`; or None, where the tokenizer is none of
-        these or lacks its vocabulary.
+        `clip` if the folder's vocabulary is CLIP's own or the folder has none; `wordpiece:FOLDER`;
+        `siglip:FOLDER/spiece.model`; or None if the tokenizer is another, or its vocabulary is
+        missing.
 
     Raises:
-        UserError: a file that is there can't be read, is over 32 MiB or holds no JSON object.
+        UserError: an existing file can't be read, is over 32 MiB or holds no JSON object.
     """
     folder = Path(folder)
     config = _settings(folder / "config.json")
@@ -60,10 +60,10 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _open_clip_kind(text: dict[str, Any]) -> str | None:
-    """The kind of tokenizer that the `text_cfg` of an open_clip model means.
+    """The kind of tokenizer of the `text_cfg` of an open_clip model.
 
-    It names one of Hugging Face's or means CLIP's. SigLIP's is known by its cleaning; the others
-    pad and end rows in ways of their own.
+    It names a tokenizer of Hugging Face, or means CLIP's. SigLIP's is recognised by its cleaning;
+    the others pad and end rows differently.
     """
     if not text.get("hf_tokenizer_name"):
         return "clip" if text and not text.get("hf_model_name") else None
@@ -76,6 +76,6 @@ def _is_clip(folder: Path) -> bool:
         if (folder / name).is_file():
             from clip_jax.tokenizers.bpe import symbols
 
-            found = inside(read_json(folder / name), *keys)
-            return found == {symbol: i for i, symbol in enumerate(symbols())}
+            vocabulary = inside(read_json(folder / name), *keys)
+            return vocabulary == {symbol: i for i, symbol in enumerate(symbols())}
     return True

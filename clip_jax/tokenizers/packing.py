@@ -1,4 +1,4 @@
-"""Rows of token ids from texts: the one place that adds start, end and padding."""
+"""Rows of token ids from texts: the only place that adds start, end and padding."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from clip_jax.errors import UserError
 if TYPE_CHECKING:
     from clip_jax.tokenizers import Tokenizer
 
-CHARACTERS = 128  # of a place of a row: a token has at most some thirty
+CHARACTERS = 128  # that are read for each place of a row: a token has about thirty at most
 
 
 def check_context_length(context_length: int) -> int:
-    """`context_length` itself; UserError where start, one token and end do not fit in it."""
+    """Returns `context_length`; UserError if start, one token and end do not fit into it."""
     if isinstance(context_length, bool) or not isinstance(context_length, int | np.integer):
         raise UserError(f"context_length must be a whole number, not {context_length!r}")
     if context_length < 3:
@@ -35,16 +35,16 @@ def pack(
     Args:
         tokenizer: gives the ids, the special ids and the width.
         texts: one text or n of them.
-        truncate: cut an over-long row and put the end token in its last place. Of a text of over
-            `CHARACTERS` a place only these count, white space aside, so that a megabyte is soon
-            encoded.
+        truncate: cut an over-long row and put the end token in its last place. A text of more than
+            `CHARACTERS` characters a place is cut before it is encoded, so that a megabyte of
+            text takes little time.
 
     Returns:
         int32 [n, context_length]: start, if the tokenizer has one, ids, end, then padding; n is 1
         for a single text.
 
     Raises:
-        UserError: a text is too long and `truncate` is False, or is no text.
+        UserError: a text is too long and `truncate` is False, or is not a str.
 
     Source: `tokenize` in OpenAI's CLIP.
     """
@@ -75,14 +75,14 @@ def pack(
 
 
 def trim(rows: np.ndarray, multiple: int = 16, pad_id: int = 0) -> np.ndarray:
-    """Rows without the columns after the longest text's end, but for a multiple of columns.
+    """Cuts columns of padding after the end of the longest text.
 
-    Exact for a tower to which padding changes nothing: a causal one that is read out at the end,
-    a bag of words, BERT. Not for SigLIP, which reads its padding and whose end is padding too.
+    This changes nothing for a tower that ignores padding: a causal one that pools at the end, a
+    bag of words, BERT. It does for SigLIP, which attends to padding and whose end is padding too.
 
     Args:
         rows: int [n, context_length]; a text ends with the last id that is no padding.
-        multiple: of how many widths a step may be compiled for: every `multiple`-th.
+        multiple: the width is rounded up to a multiple of this, so that few widths are compiled.
         pad_id: the tokenizer's.
     """
     longest = int(_lengths(rows, pad_id).max())
@@ -90,31 +90,31 @@ def trim(rows: np.ndarray, multiple: int = 16, pad_id: int = 0) -> np.ndarray:
 
 
 def drop(
-    row: np.ndarray, rate: float, pad_id: int, rng: np.random.Generator, marked: bool = True
+    row: np.ndarray, rate: float, pad_id: int, rng: np.random.Generator, has_start: bool = True
 ) -> np.ndarray:
-    """A row of token ids without a share of its ids; one stays, and what is left moves up.
+    """Drops a random share of the ids of a row, at most all but one, and closes the gaps.
 
     Args:
         row: int [context_length]: start, ids, end, padding.
         rate: the share to drop.
         pad_id: the tokenizer's.
-        rng: decides which.
-        marked: whether the row has a start and an end, which stay. False for SigLIP's, which have
-            ids and padding alone (`tokenizer.sot_id is None`).
+        rng: decides which ids.
+        has_start: whether the row has a start and an end token, which are never dropped. False for
+            SigLIP, whose rows have ids and padding only (`tokenizer.sot_id is None`).
     """
     length = int(_lengths(row, pad_id))
-    first, last = (1, length - 1) if marked else (0, length)
-    kept = rng.random(len(row)) >= rate
-    kept[:first] = kept[last:length] = True
-    kept[length:] = False
-    if last > first and not kept[first:last].any():
-        kept[rng.integers(first, last)] = True
-    rest = np.full_like(row, pad_id)
-    rest[: kept.sum()] = row[kept]
-    return rest
+    first, last = (1, length - 1) if has_start else (0, length)
+    remains = rng.random(len(row)) >= rate
+    remains[:first] = remains[last:length] = True
+    remains[length:] = False
+    if last > first and not remains[first:last].any():
+        remains[rng.integers(first, last)] = True
+    shorter = np.full_like(row, pad_id)
+    shorter[: remains.sum()] = row[remains]
+    return shorter
 
 
 def _lengths(rows: np.ndarray, pad_id: int) -> np.ndarray:
-    """How many ids of each row stand before its padding: int [n] of [n, width], [] of [width]."""
+    """The number of ids before the padding of each row: int [n] for [n, width], [] for [width]."""
     place = np.arange(1, rows.shape[-1] + 1)
     return np.where(rows != pad_id, place, 0).max(axis=-1)

@@ -80,15 +80,15 @@ class SentencePiece:
         Raises:
             ValueError: an id outside [0, vocab_size).
         """
-        kept: list[int] = []
+        text_ids: list[int] = []
         for token in map(int, ids):
             if token == self.eot_id:
                 break
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token id {token} is outside [0, {self.vocab_size})")
             if token != self.sot_id:
-                kept.append(token)
-        text: str = self._processor.decode(kept) if kept else ""
+                text_ids.append(token)
+        text: str = self._processor.decode(text_ids) if text_ids else ""
         return text
 
     def __call__(
@@ -128,29 +128,24 @@ def train(
     lower: bool = True,
     character_coverage: float = 0.9995,
 ) -> None:
-    """Trains a SentencePiece model and writes it whole or not at all.
+    """Trains a SentencePiece model (BPE) and writes it completely or not at all.
 
     The same captions give the same bytes. Characters too rare for a piece are spelled in bytes,
-    so no text is unknown, and id 0 (unknown) is free to be padding. Digits stand alone.
+    so no text is unknown, and id 0 (unknown) can be padding. Every digit is a piece.
 
     Args:
-        captions: the texts; each is cleaned as `SentencePiece.encode` cleans it, empty ones and
-            those over 65,536 bytes are left out.
+        captions: texts, cleaned as `SentencePiece.encode` cleans them; empty ones and those over
+            65,536 bytes are left out.
         path: where the .model file goes.
-        vocab_size: the number of pieces, 256 bytes and the unknown piece among them. A tokenizer
-            of this model has two ids more.
-        lower: fold case and compatibility forms (Unicode NFKC) inside the model. When False the
-            model keeps every character as `clean` leaves it.
+        vocab_size: the number of pieces, including 256 bytes and the unknown piece. A tokenizer
+            of this model has two more ids.
+        lower: fold case and compatibility forms (Unicode NFKC) inside the model. If False, the
+            model keeps every character that `clean` returns.
         character_coverage: the share of the captions' characters that get a piece of their own.
 
     Raises:
         UserError: no captions, a `vocab_size` that they can't fill or that can't hold their
             characters, or a `path` that can't be written.
-
-    The model is BPE, not unigram: on 90% of 5,928 emoji captions and of 12,000 ImageNet prompts it
-    spelled the rest in 0.5% fewer tokens (emoji, 2,048 pieces) and 18% fewer (prompts, 1,024);
-    only on emoji with 1,024 pieces it took more, by 2%. It also fills vocabularies that unigram
-    refuses.
 
     Source: Kudo and Richardson, SentencePiece (2018).
     """
@@ -166,6 +161,10 @@ def train(
     if not texts:
         raise UserError("no captions to train a tokenizer on: every text was empty or too long")
     model = io.BytesIO()
+    # BPE, not unigram: trained on 90% of 5,928 emoji captions and of 12,000 ImageNet prompts, it
+    # spelled the rest in 0.5% fewer tokens (emoji, 2,048 pieces) and 18% fewer (prompts, 1,024);
+    # only on emoji with 1,024 pieces it took 2% more. It also fills vocabularies that unigram
+    # refuses.
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
@@ -201,7 +200,7 @@ def _read_lines(path: str) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: 0 when the model was written, 2 and one line on stderr when it wasn't."""
+    """The command; returns 0 if the model was written, else 2 after one line on stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m clip_jax.tokenizers.sentencepiece",
         description="Train a SentencePiece tokenizer on captions.",
@@ -215,14 +214,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=True,
         help="fold case inside the model (default: yes)",
     )
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        train(_read_lines(given.captions), given.model, given.vocab_size, lower=given.lower)
+        train(_read_lines(args.captions), args.model, args.vocab_size, lower=args.lower)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    tokenizer = SentencePiece(given.model)
-    print(f"{given.model}: {tokenizer.sot_id} pieces, vocab_size {tokenizer.vocab_size}")
+    tokenizer = SentencePiece(args.model)
+    print(f"{args.model}: {tokenizer.sot_id} pieces, vocab_size {tokenizer.vocab_size}")
     return 0
 
 

@@ -54,7 +54,7 @@ class SigLIP(SentencePiece):
         return ids
 
     def write_hugging_face(self, folder: Path) -> None:
-        """Writes what transformers' `SiglipTokenizer` reads; each file whole or not at all.
+        """Writes what transformers' `SiglipTokenizer` reads; each file completely or not at all.
 
         Args:
             folder: gets spiece.model, tokenizer_config.json and special_tokens_map.json, and is

@@ -1,4 +1,4 @@
-"""Files of tokenizers, read within bounds and written whole."""
+"""Reading tokenizer files with a size limit, and writing them completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 from clip_jax.errors import UserError
 from clip_jax.io import files
 
-LARGEST_FILE = 32 << 20  # bytes
+MAX_BYTES = 32 << 20  # bytes
 
 
 def read(path: Path) -> bytes:
-    """A file's bytes; UserError where it can't be read or is over 32 MiB."""
+    """The bytes of a file; UserError if it can't be read or is over 32 MiB."""
     try:
         with open(path, "rb") as file:
-            content = file.read(LARGEST_FILE + 1)
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    if len(content) > LARGEST_FILE:
+    if len(content) > MAX_BYTES:
         raise UserError(
-            f"{str(path)!r} is larger than {LARGEST_FILE >> 20} MiB: that is no tokenizer's file"
+            f"{str(path)!r} is larger than {MAX_BYTES >> 20} MiB: that is no tokenizer's file"
         )
     return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; UserError where it can't be read or holds anything else."""
+    """The object in a JSON file; UserError if it can't be read or holds anything else."""
     try:
         value = json.loads(read(path))
     except (ValueError, RecursionError) as error:
@@ -39,14 +39,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def inside(value: Any, *keys: str) -> dict[str, Any]:
-    """The object under `keys`; an empty one where there is none."""
+    """The nested object under `keys`; an empty one if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, with the folders that it needs; UserError where not."""
+    """Writes a file completely or not at all, and makes its folders; UserError if that fails."""
     try:
         with files.whole(path) as file:
             file.write(content)
@@ -55,5 +55,5 @@ def write(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object for people to read; UserError where it can't be written."""
+    """Writes an indented JSON object; UserError if it can't be written."""
     write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

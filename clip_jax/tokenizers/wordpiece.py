@@ -1,4 +1,8 @@
-"""BERT's WordPiece, as ALIGN uses it."""
+"""BERT's WordPiece, as ALIGN uses it.
+
+Our own, because Hugging Face's `tokenizers` brings a client for its hub with it, and the cache here
+makes encoding a single text faster. The golden ids of both are equal.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +45,10 @@ _CACHED_CHUNK_LENGTH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What BERT does to a text before it looks words up, named as in `tokenizer_config.json`.
+    """What BERT does to a text before it looks up words, named as in `tokenizer_config.json`.
 
     do_lower_case: fold case.
-    strip_accents: drop combining marks; None for what `do_lower_case` says.
+    strip_accents: drop combining marks; None: as `do_lower_case`.
     tokenize_chinese_chars: make every Chinese character a word.
     """
 
@@ -55,7 +59,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Specials:
-    """The special tokens, which stand for themselves where a text spells them."""
+    """The special tokens. A text that spells one of them gets its id."""
 
     unk_token: str = "[UNK]"
     sep_token: str = "[SEP]"
@@ -68,14 +72,14 @@ class WordPiece:
     """BERT's tokenizer: rows are [CLS], ids, [SEP], then [PAD].
 
     Source: Devlin et al. 2018; the ids are those of `BertTokenizer` in transformers, which knows
-    the characters of Unicode 9. Of characters that came later, combining marks and punctuation are
-    taken for what they are here and for letters there.
+    the characters of Unicode 9. Combining marks and punctuation that were added later are
+    recognised here and are letters there.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], context_length: int = SHORT_CONTEXT_LENGTH
     ) -> None:
-        """Reads a vocabulary, and the options and special tokens that stand beside it.
+        """Reads a vocabulary, and the options and special tokens of the files beside it.
 
         Args:
             path: a vocab.txt (a token a line), a tokenizer.json of Hugging Face, or a folder that
@@ -133,7 +137,7 @@ class WordPiece:
         return pack(self, texts, truncate)
 
     def write_hugging_face(self, folder: Path) -> None:
-        """Writes what transformers' `BertTokenizer` reads; each file whole or not at all.
+        """Writes what transformers' `BertTokenizer` reads; each file completely or not at all.
 
         Args:
             folder: gets vocab.txt, tokenizer_config.json and special_tokens_map.json, and is made
@@ -181,8 +185,7 @@ class WordPiece:
 class Words(dict[str, tuple[int, ...]]):
     """A bounded cache from chunk to ids; a chunk is text without white space.
 
-    A look-up of a chunk it holds costs one C call, and one it lacks is worked out by
-    `__missing__`.
+    Looking up a cached chunk costs one C call; `__missing__` computes the others.
     """
 
     def __init__(self, ids: dict[str, int], unknown: int, options: Options) -> None:
@@ -195,12 +198,12 @@ class Words(dict[str, tuple[int, ...]]):
         self._word = regex.compile(f"[{alone}]|[^{alone}]+")
 
     def split(self, chunk: str) -> list[str]:
-        """The words of a chunk, cleaned: every punctuation mark is one of its own."""
+        """The cleaned words of a chunk; every punctuation mark is a word."""
         if not chunk.isascii() or not chunk.isprintable():
             chunk = _CONTROLS.sub("", chunk)
             if self._strip_accents:
                 chunk = _ACCENTS.sub("", unicodedata.normalize("NFD", chunk))
-            # Python alone knows the sigma that ends a word.
+            # Python lower-cases a sigma at the end of a word differently.
             chunk = chunk.replace("Σ", "σ") if self._lower else chunk
         words: list[str] = self._word.findall(chunk.lower() if self._lower else chunk)
         return words
@@ -214,7 +217,7 @@ class Words(dict[str, tuple[int, ...]]):
         return ids
 
     def _pieces(self, word: str) -> list[int]:
-        """The longest token that starts the word, then the longest that goes on with it, …"""
+        """Splits a word greedily, always into the longest token that fits next."""
         if len(word) > LONGEST_WORD:
             return [self._unknown]
         ids: list[int] = []
@@ -233,18 +236,18 @@ class Words(dict[str, tuple[int, ...]]):
 
 
 def _read(path: Path) -> tuple[tuple[str, ...], Options, Specials]:
-    """The tokens by id and what the files beside them say; see `WordPiece`."""
+    """The tokens by id, the options and the special tokens; see `WordPiece`."""
     if path.is_dir():
-        found = [path / name for name in VOCABULARY_FILES if (path / name).is_file()]
-        if not found:
+        candidates = [path / name for name in VOCABULARY_FILES if (path / name).is_file()]
+        if not candidates:
             raise UserError(f"{str(path)!r} holds no {' and no '.join(VOCABULARY_FILES)}")
-        path = found[0]
+        path = candidates[0]
     tokens, settings = _read_json(path) if path.suffix == ".json" else (_read_lines(path), {})
     beside = path.with_name("tokenizer_config.json")
     if beside.is_file():
         settings |= vocab_files.read_json(beside)
-    options = Options(**_given(Options, bool, path, settings))
-    specials = Specials(**_given(Specials, str, path, settings))
+    options = Options(**_fields(Options, bool, path, settings))
+    specials = Specials(**_fields(Specials, str, path, settings))
     needed = {*dataclasses.astuple(specials)} - {specials.mask_token}
     missing = sorted(needed.difference(tokens))
     if missing:
@@ -269,7 +272,7 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The tokens by id, and the settings in the words of `tokenizer_config.json`."""
+    """The tokens by id, and the settings under the names of `tokenizer_config.json`."""
     content = vocab_files.read_json(path)
     model, normalizer = (
         vocab_files.inside(content, "model"),
@@ -297,11 +300,11 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(by_id[i] for i in range(len(ids))), settings
 
 
-def _given(
+def _fields(
     kind: type[Options] | type[Specials], value_type: type, path: Path, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the settings say about the fields of `kind`; null and silence leave the default."""
-    given = {}
+    """The fields of `kind` that the settings have; null means the default."""
+    fields = {}
     for name in (field.name for field in dataclasses.fields(kind)):
         value = settings.get(name)
         value = value.get("content") if isinstance(value, dict) else value
@@ -312,8 +315,8 @@ def _given(
             raise UserError(
                 f"the tokenizer of {str(path)!r} has {name}={value!r:.80}: it must be {what}"
             )
-        given[name] = value
-    return given
+        fields[name] = value
+    return fields
 
 
 def _added(settings: dict[str, Any]) -> list[str]:

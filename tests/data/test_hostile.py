@@ -237,7 +237,7 @@ def test_huge_pictures_are_read_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     held, plain = [], decoding.to_rgb
 
     def to_rgb(image: Image.Image) -> Image.Image:
-        held.append(decoding._TURN.locked())
+        held.append(decoding._HUGE_LOCK.locked())
         return plain(image)
 
     monkeypatch.setattr(decoding, "to_rgb", to_rgb)
@@ -253,7 +253,7 @@ def test_huge_pictures_are_read_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -
         decode(data, NAME, least)
     assert held == [False, True, True, False, True]
     refused(encoded(large)[:-900])
-    assert not decoding._TURN.locked()
+    assert not decoding._HUGE_LOCK.locked()
 
 
 def exif(*entries: bytes, following: int = 0) -> bytes:

@@ -170,7 +170,7 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 
 def test_a_file_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocab_files, "LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr(vocab_files, "MAX_BYTES", 1 << 20)
     path = tmp_path / "large"
     with open(path, "wb") as file:
         file.truncate(1 << 20)

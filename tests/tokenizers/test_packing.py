@@ -68,7 +68,7 @@ def test_rows_without_start_may_lose_their_first_and_last_ids(
     ids: list[int], padding: int, rate: float, seed: int
 ) -> None:
     row = np.array([*ids, *[1] * padding], np.int32)
-    kept = drop(row, rate, 1, np.random.default_rng(seed), marked=False)
+    kept = drop(row, rate, 1, np.random.default_rng(seed), has_start=False)
     left = [int(token) for token in kept if token != 1]
     assert (kept[len(left) :] == 1).all()
     rest = iter(ids)
@@ -79,7 +79,7 @@ def test_rows_without_start_may_lose_their_first_and_last_ids(
 def test_every_place_of_a_row_without_start_is_dropped_alike() -> None:
     row = np.array([10, 11, 12, 13, 1], np.int32)
     rng = np.random.default_rng(0)
-    left = np.concatenate([drop(row, 0.5, 1, rng, marked=False) for _ in range(1000)])
+    left = np.concatenate([drop(row, 0.5, 1, rng, has_start=False) for _ in range(1000)])
     shares = [np.mean(left == token) * len(row) for token in row[:-1]]
     assert all(0.45 < share < 0.6 for share in shares)
 

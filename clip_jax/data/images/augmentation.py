@@ -1,4 +1,4 @@
-"""What training does to a picture at random: crop, mirror, rotation, colours."""
+"""Random augmentation of training images: crop, flip, rotation, colours."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from PIL import Image
 from clip_jax.data.images.decoding import crop
 from clip_jax.errors import UserError
 
-# "fit" shrinks the crop until it fits into the picture; "open_clip" draws again.
+# "fit" shrinks the crop until it fits into the image; "open_clip" draws again.
 CROPS = ("fit", "open_clip")
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What training does to a picture. The defaults are the paper's: a random square crop.
+    """The random changes to an image. The defaults are the paper's: a random square crop.
 
-    crop: one of `CROPS`: what happens to a crop that is wider or taller than the picture.
-    crop_scale: least and greatest share of the area that is kept.
+    crop: one of `CROPS`: what happens if a crop is wider or taller than the image.
+    crop_scale: least and greatest share of the area.
     crop_ratio: least and greatest width/height of the crop; (1, 1) is square.
-    flip: probability of a mirror image.
-    rotate: greatest angle, degrees, either way, corners filled with white.
+    flip: probability of a horizontal flip.
+    rotate: greatest angle in degrees, in both directions; corners become white.
     color: strength of changes to brightness, contrast and saturation (0.4: ×0.6…×1.4).
     hue: greatest rotation of the hue, as a share of the circle.
-    gray: probability of losing all colour.
+    gray: probability of a grey image.
     """
 
     crop: str = "fit"
@@ -54,25 +54,25 @@ class Augment:
             ("gray", 0.0, 1.0),
         ):
             value = getattr(self, key)
-            pair = key.startswith("crop_")
-            ends = value if pair else (value, value)
+            is_pair = key.startswith("crop_")
+            ends = value if is_pair else (value, value)
             if len(ends) != 2 or not least <= ends[0] <= ends[1] <= most:
-                kind = "(least, greatest)" if pair else "a number"
+                kind = "(least, greatest)" if is_pair else "a number"
                 raise UserError(
                     f"config.data.augment.{key}={value} must be {kind} in [{least:g}, {most:g}]"
                 )
 
     def least_side(self, size: int) -> int:
-        """The shorter side, pixels, of pictures of which every crop has `size` pixels a side."""
+        """The least shorter side of an image whose crops all have `size` pixels a side."""
         low, (narrow, wide) = self.crop_scale[0], self.crop_ratio
-        # a shape that does not fit shrinks, or, if none fits, becomes the largest that is allowed
+        # a shape that does not fit is shrunk, or replaced by the largest that is allowed
         limits = (narrow, 1 / wide) if self.crop == "fit" else (wide, 1 / narrow)
         share = min(1.0, math.sqrt(low * narrow), math.sqrt(low / wide), *limits)
         return math.ceil(size / share)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Augment:
-        """From a config's `data.augment`, in which open_clip's crop brings its shapes along."""
+        """From a config's `data.augment`; open_clip's crop has shapes of its own as defaults."""
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
@@ -163,13 +163,13 @@ def recolor(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> n
 def random_view(
     pixels: np.ndarray, size: int, augment: Augment, rng: np.random.Generator
 ) -> np.ndarray:
-    """A picture as training sees it. Depends on `rng` alone.
+    """A random view of an image for training.
 
     Args:
       pixels: uint8 [height, width, 3].
       size: of the view, pixels a side.
-      augment: what changes at random.
-      rng: the chance.
+      augment: the random changes.
+      rng: all randomness of the view.
 
     Returns:
       uint8 [size, size, 3].

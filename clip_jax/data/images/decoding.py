@@ -1,9 +1,10 @@
-"""Pictures: decoding, the released preprocessing, and what training changes at random."""
+"""Decoding images into upright RGB, and the resizing and cropping of the released models."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import threading
 import warnings
@@ -26,13 +27,13 @@ from clip_jax.errors import UserError
 from clip_jax.io import remote
 from clip_jax.io.paths import resolve
 
-# What a picture may be. Not EPS, which Pillow hands to a program.
+# The accepted formats. Not EPS, for which Pillow starts a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-_HUGE = 1 << 24  # pixels: read, such take up to 32 bytes each, so threads take turns
-_TURN = threading.Lock()
+_HUGE = 1 << 24  # pixels: decoding takes up to 32 bytes for each, so threads take turns
+_HUGE_LOCK = threading.Lock()
 _ORIENTATION = 0x0112
-_SAYS_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-_LARGE = 1 << 22  # pixels: more are not copied twice for the sake of time
+_ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+_LARGE = 1 << 22  # pixels, above which copying costs more than the faster resizer saves
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,44 +44,55 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow warns of oddities that pictures of the web are full of, and of bombs: see decode.
+# Pillow warns of oddities, which are frequent in images of the web, and of bombs: see `decode`.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
-# libtiff itself writes to stderr what it thinks of damage
-for _library in Path(Image.__file__).parent.with_name("pillow.libs").glob("libtiff*"):
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(str(_library)).TIFFSetErrorHandler(None)
-        ctypes.CDLL(str(_library)).TIFFSetWarningHandler(None)
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """Keeps libtiff from writing about damage to stderr."""
+    for library in Path(Image.__file__).parent.with_name("pillow.libs").glob("libtiff*"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
+            ctypes.CDLL(str(library)).TIFFSetWarningHandler(None)
+
+
+def _load(image: Image.Image) -> None:
+    """Decodes the pixels of an opened image."""
+    if image.format == "TIFF":
+        _silence_libtiff()
+    image.load()
 
 
 def opened(data: bytes) -> Image.Image:
-    """A picture whose header is read and nothing more; fails with errors of every kind."""
+    """An image of which only the header is read; damage raises exceptions of every type."""
     limits.check_parts(data)
     return Image.open(limits.File(data), formats=FORMATS)
 
 
 def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
-    """An RGB picture, upright, transparency on white.
+    """Decodes an image to upright RGB with transparency on white.
 
     Args:
       data: the bytes of a file.
-      name: what an error calls it.
-      at_least: for training alone: a JPEG is read at a half, a quarter or an eighth of its size
-        while its shorter side keeps this many pixels. That is sooner read and resized, but is not
-        what the whole picture would be resized to. 0: the whole, exactly.
+      name: of the image, for errors.
+      at_least: for training only: a JPEG is decoded at a half, a quarter or an eighth of its size
+        as long as its shorter side keeps this many pixels. That is faster, but its pixels differ
+        slightly from those of the resized full image. 0: full size, exact.
 
     Raises:
-      PairError: the bytes are no picture, are cut short, would decode to over 89 megapixels, or
-        would take minutes (see `image_limits`).
+      PairError: the bytes are no image, are truncated, would decode to over 89 megapixels, or
+        would take minutes (see `limits`).
     """
     try:
         with opened(data) as image:
             limits.check(image, data)
-            huge = image.width * image.height > _HUGE
+            is_huge = image.width * image.height > _HUGE
             if at_least and image.draft(None, (at_least, at_least)):
-                huge &= "progressive" in image.info
-            with _TURN if huge else contextlib.nullcontext():
-                image.load()
+                is_huge &= "progressive" in image.info
+            with _HUGE_LOCK if is_huge else contextlib.nullcontext():
+                _load(image)
                 return to_rgb(image)
     except UnidentifiedImageError:
         kind = "has no bytes" if not data else f"is none of {', '.join(FORMATS)}, or is damaged"
@@ -90,103 +102,104 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
 
 
 def read(path: str | Path) -> Image.Image:
-    """`decode`'s picture of a file here, of `embedded:` data, or of a URL.
+    """Decodes a local file, `embedded:` data or a URL, see `decode`.
 
     Raises:
-      UserError: the file cannot be read, or is no picture.
+      UserError: the file cannot be read, or is no image.
     """
     path = resolve(str(path))
     try:
         data = read_bytes(path, MAX_MEMBER)
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # a name that no file can have, such as one with a zero byte
         raise UserError(f"{path} cannot be read ({error})") from None
     return decode(data, remote.shown(path))
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture as it was seen. The result names no orientation, so it is turned once.
+    """Applies the EXIF orientation and removes it, so that an image is never turned twice.
 
-    Pillow itself turns a TIFF while it is loaded, but no other format.
+    Pillow itself turns TIFFs while loading, but no other format.
     """
-    image.load()
+    _load(image)
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # EXIF that cannot be read says nothing about the pixels
+    except Exception:  # damaged EXIF says nothing about the pixels
         return image
     if turn is None:
         return image
     upright = image.transpose(turn)
-    for key in _SAYS_ORIENTATION:
+    for key in _ORIENTATION_KEYS:
         upright.info.pop(key, None)
     return upright
 
 
 def eight_bits(values: np.ndarray) -> np.ndarray:
-    """Numbers of a wider type as uint8, by the range that they fill.
+    """Converts numbers of a wider type to uint8, by the range that they use.
 
-    A type does not say how many of its bits are used: masks, 12-bit cameras and scanners all write
-    16 bits. Of 8, 12 and 16 bits the fewest that hold the greatest value are taken, and the upper
-    eight of these kept, so numbers up to 255 stay as they are. Above 16 bits the greatest value
-    becomes 255. Floats up to 1 are shares of 255, others as integers. Below 0 and what is not a
-    number becomes 0.
+    A type does not tell how many of its bits are used: masks, 12-bit cameras and scanners all write
+    16 bits. The smallest of 8, 12 and 16 bits that holds the greatest value is taken, and its upper
+    eight bits are kept, so numbers up to 255 do not change. Above 16 bits the greatest value
+    becomes 255. Floats up to 1 are multiplied by 255, others are treated like integers. Negative
+    numbers and NaN become 0.
     """
-    floats = values.dtype.kind == "f"
-    if floats:
+    is_float = values.dtype.kind == "f"
+    if is_float:
         values = np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=0.0)
-    top = float(np.max(values, initial=0, where=np.isfinite(values) if floats else True))
-    if floats and 0 < top <= 1:
+    top = float(np.max(values, initial=0, where=np.isfinite(values) if is_float else True))
+    if is_float and 0 < top <= 1:
         return np.clip(values * 255 + 0.5, 0, 255).astype(np.uint8)
     bits = next((bits for bits in (8, 12, 16) if top < 1 << bits), 0)
-    if bits and not floats:
+    if bits and not is_float:
         return np.clip(values >> (bits - 8), 0, 255).astype(np.uint8)
     return np.clip(values / ((1 << bits - 8) if bits else top / 255), 0, 255).astype(np.uint8)
 
 
 class Decoder:
-    """Pictures as pixels, kept in memory until `cache_mib` are full: for small sets.
+    """Decodes images to arrays, with a cache of `cache_mib` MiB for small data sets.
 
-    `at_least` is `decode`'s; `Augment.least_side` gives what random crops need. Safe under
-    threads; pickled without what it keeps.
+    `at_least` is that of `decode`; `Augment.least_side` gives what random crops need. Thread-safe.
+    A pickle does not contain the cache.
     """
 
     def __init__(self, cache_mib: int = 0, at_least: int = 0) -> None:
         self._cache_mib, self._at_least = cache_mib, at_least
         self._room = cache_mib << 20
-        self._kept: dict[str, np.ndarray] = {}
+        self._cache: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Decoder, (self._cache_mib, self._at_least)
 
     def __call__(self, data: bytes, name: str) -> np.ndarray:
-        """`decode`'s picture, uint8 [height, width, 3]; `name` tells pictures apart.
+        """The pixels of an image, uint8 [height, width, 3], not to be modified.
 
-        What it gives is not to be changed.
+        name: of the image: its key in the cache.
         """
-        pixels = self._kept.get(name)
+        pixels = self._cache.get(name)
         if pixels is None:
-            found = jpeg.read(data, self._at_least, _HUGE)
-            pixels = np.asarray(decode(data, name, self._at_least)) if found is None else found
+            pixels = jpeg.read(data, self._at_least, _HUGE)
+            if pixels is None:
+                pixels = np.asarray(decode(data, name, self._at_least))
             with self._lock:
-                if pixels.nbytes <= self._room and name not in self._kept:
+                if pixels.nbytes <= self._room and name not in self._cache:
                     self._room -= pixels.nbytes
-                    self._kept[name] = pixels
+                    self._cache[name] = pixels
         return pixels
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB of a picture in any mode; what is transparent becomes white.
+    """Converts an image of any mode to upright RGB, with transparency on white.
 
-    This is the one place that turns pictures by their EXIF; of its own result it makes the same.
-    More than 8 bits a pixel become 8 as `eight_bits` says.
+    Only this function applies the EXIF orientation, and it is idempotent. `eight_bits` reduces
+    images of more than 8 bits a channel.
 
-    The released preprocessing of CLIP drops transparency instead, clips 16 bits to 8, and leaves
-    pictures lying as the camera stored them: there a logo on nothing is black on black, a scan of
-    16 bits all white. Opaque upright pictures of 8 bits or fewer a channel come out the same.
+    The released preprocessing of CLIP drops transparency instead, clips 16 bits to 8, and ignores
+    the orientation: a black logo on transparency becomes black on black, and a scan of 16 bits
+    white. Opaque upright images of at most 8 bits a channel give the same pixels in both.
     """
     key = image.info.get("transparency")
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes every one for Adobe's, which are inverted
+        image = ImageChops.invert(image)  # Pillow assumes that all are inverted, as Adobe's are
     image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(eight_bits(np.asarray(image))).convert("RGB")
@@ -197,7 +210,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def shorter_side_to(side: int, size: tuple[int, int]) -> tuple[int, int]:
-    """What `size` (width, height) becomes when its shorter side does `side`; rounded down."""
+    """Scales `size` (width, height) so that its shorter side is `side`; rounds down."""
     width, height = size
     if width < height:
         return side, int(side * height / width)
@@ -211,14 +224,14 @@ def resize_and_crop(
     resample: Image.Resampling = Image.Resampling.BICUBIC,
     half: Callable[[float], int] = round,
 ) -> np.ndarray:
-    """The released preprocessing of RGB: shorter side to `size` (bicubic), then its centre.
+    """The released preprocessing: resizes the shorter side to `size`, then crops the centre.
 
     Args:
       image: RGB.
       size: of the crop, pixels a side.
-      shape: (width, height) of the whole that it is cut from, where that is another.
+      shape: (width, height) to resize to instead.
       resample: the filter.
-      half: rounds the margins at the left and above.
+      half: rounds the left and the top margin.
 
     Returns:
       uint8 [size, size, 3].
@@ -226,7 +239,7 @@ def resize_and_crop(
     width, height = image.size
     shape = shape or shorter_side_to(size, image.size)
     left, top = half((shape[0] - size) / 2), half((shape[1] - size) / 2)
-    if shape[0] * shape[1] > MAX_PIXELS:  # a thread of a picture: only its centre is resized
+    if shape[0] * shape[1] > MAX_PIXELS:  # of a very narrow image only the centre is resized
         wide, tall = width / shape[0], height / shape[1]
         part = (left * wide, top * tall, (left + size) * wide, (top + size) * tall)
         return np.asarray(image.resize((size, size), resample, part))
@@ -236,16 +249,16 @@ def resize_and_crop(
 
 
 def crop(pixels: np.ndarray, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
-    """A part of a picture (left, top, right, bottom) by Pillow's bicubic filter.
+    """Crops and resizes a part of an image with Pillow's bicubic filter.
 
-    Six times as fast as Pillow where cykooz.resizer is installed, and at most 2 of 255 away but at
-    edges so sharp that the filter overshoots. Large pictures, which it would copy twice, go to
-    Pillow.
+    With cykooz.resizer this is six times as fast as Pillow, and differs by at most 2 of 255 except
+    at edges so sharp that the filter overshoots. It copies its input twice, so large images are
+    left to Pillow.
 
     Args:
       pixels: uint8 [height, width, 3].
-      size: what a side of the part becomes.
-      box: in pixels from the left and from the top.
+      size: pixels a side of the result.
+      box: left, top, right and bottom of the part, in pixels.
 
     Returns:
       uint8 [size, size, 3].
@@ -256,11 +269,12 @@ def crop(pixels: np.ndarray, size: int, box: tuple[float, float, float, float]) 
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
     left, top, right, bottom = box
     form = resizer.PixelType.U8x3
-    cut = resizer.ResizeOptions(
+    options = resizer.ResizeOptions(
         resize_alg=resizer.ResizeAlg.convolution(resizer.FilterType.catmull_rom),
         crop_box=resizer.CropBox(left, top, right - left, bottom - top),
         use_alpha=False,
     )
-    found = resizer.ImageData(size, size, form)
-    resizer.Resizer().resize(resizer.ImageData(width, height, form, pixels.tobytes()), found, cut)
-    return np.frombuffer(found.get_buffer(), np.uint8).reshape(size, size, 3)
+    source = resizer.ImageData(width, height, form, pixels.tobytes())
+    result = resizer.ImageData(size, size, form)
+    resizer.Resizer().resize(source, result, options)
+    return np.frombuffer(result.get_buffer(), np.uint8).reshape(size, size, 3)

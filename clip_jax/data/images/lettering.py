@@ -1,4 +1,4 @@
-"""Texts of strangers on drawings: of any length, of any characters, in little time."""
+"""Fitting untrusted text, of any length and any characters, into drawings."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import re
 from PIL import ImageDraw, ImageFont
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
-# Characters of a text that are looked at: measuring takes time that grows with their square.
-MOST = 300
+# Measured characters of a text: the time to measure grows with their square.
+MAX_CHARACTERS = 300
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def encodable(text: str) -> str:
-    """The text with U+FFFD for halves of surrogate pairs, which no file or drawing can hold."""
+    """The text with U+FFFD for halves of surrogate pairs, which cannot be encoded."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def _one_line(text: str) -> tuple[str, bool]:
-    """The start of a text on one line, and whether it goes on."""
-    start = " ".join(encodable(text[: 4 * MOST]).split())
-    return start[:MOST], len(start) > MOST or len(text) > 4 * MOST
+    """The start of a text on one line, and whether the text continues."""
+    start = " ".join(encodable(text[: 4 * MAX_CHARACTERS]).split())
+    return start[:MAX_CHARACTERS], len(start) > MAX_CHARACTERS or len(text) > 4 * MAX_CHARACTERS
 
 
 def fit(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
-    """One line of a text, with an ellipsis where it has no room in `width` pixels."""
+    """One line of a text, with an ellipsis if it is wider than `width` pixels."""
     line, more = _one_line(text)
     if not more and draw.textlength(line, font) <= width:
         return line
     low, high = 0, len(line)
-    while low < high:  # how many characters stay
+    while low < high:  # searches for the number of characters that fit
         middle = (low + high + 1) // 2
         if draw.textlength(line[:middle] + "…", font) <= width:
             low = middle
@@ -39,7 +39,7 @@ def fit(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
 
 
 def wrap(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float, most: int) -> str:
-    """A text in at most `most` lines of `width` pixels, with an ellipsis where it goes on."""
+    """A text in at most `most` lines of `width` pixels, with an ellipsis if it continues."""
     text, more = _one_line(text)
     lines = [""]
     for letter in text:

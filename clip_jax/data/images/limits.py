@@ -1,7 +1,7 @@
-"""Pictures of few bytes that would take gigabytes or minutes: told before they are read.
+"""Limits against small files that would take gigabytes or minutes to decode.
 
-Where a bound is passed, ValueError says which. With all of them kept, a picture takes seconds at
-most, and, beside its file, up to 32 bytes a pixel while it is read.
+A ValueError names the limit that an image exceeds. Within all limits an image takes seconds at
+most, and, besides its file, up to 32 bytes a pixel while it is decoded.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import PREFIXES, ImageFileDirectory_v2, TiffImageFile
 
-MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs
-# A scan of a JPEG goes through all of its pixels, for a few bytes; encoders write some ten.
+MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs
+# A scan of a JPEG has few bytes and goes through all pixels; encoders write about ten.
 MAX_SCANNED = 100 * MAX_PIXELS
-MAX_READS = 1 << 18  # of a file: a picture of 256 MiB takes 100,000
+MAX_READS = 1 << 18  # of a file: an image of 256 MiB takes 100,000
 MAX_STRIPS = 1 << 16  # of a TIFF
 MAX_EXIF = 100  # segments of a JPEG
 _TILE, _OFFSETS = (0x0142, 0x0143), (0x0111, 0x0144)  # a TIFF's tags
-_LETTERS = (b"P1", b"P2", b"P3")  # PPM whose pixels are written out
+_TEXT_PPM = (b"P1", b"P2", b"P3")  # PPM whose pixels are decimal text
 _MANY = "it is made of too many parts"
 
 
 class File(io.BytesIO):
-    """A file that is read in so many parts at most: Pillow goes through headers in Python."""
+    """A file with a limited number of reads, because Pillow parses headers in Python."""
 
     _left = MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file."""
+        """Reads like any file."""
         self._left -= 1
         if self._left < 0:
             raise ValueError(_MANY)
@@ -37,25 +37,33 @@ class File(io.BytesIO):
 
 
 def check_parts(data: bytes) -> None:
-    """Looks for what takes Pillow long before `File` or `check` could stop it."""
+    """Rejects files that take Pillow long before `File` or `check` can stop it.
+
+    Raises:
+      ValueError: the image is made of too many parts.
+    """
     if data[:2] == b"\xff\xd8":
-        many = data.count(b"Exif\0\0") > MAX_EXIF  # which it puts together, one by one
+        is_excessive = data.count(b"Exif\0\0") > MAX_EXIF  # which Pillow joins one by one
     elif data[:4] in PREFIXES:
         file = io.BytesIO(data)
         tags = ImageFileDirectory_v2(file.read(16 if data[2] == 43 else 8))
         file.seek(tags.next)
         tags.load(file)
-        many = max(np.size(tags.get(tag, ())) for tag in _OFFSETS) > MAX_STRIPS
+        is_excessive = max(np.size(tags.get(tag, ())) for tag in _OFFSETS) > MAX_STRIPS
     else:
-        many = data[:2] in _LETTERS
-    if many:
+        is_excessive = data[:2] in _TEXT_PPM
+    if is_excessive:
         raise ValueError(_MANY)
 
 
 def check(image: Image.Image, data: bytes) -> None:
-    """Looks at the header of a picture that is opened and not yet read."""
+    """Checks the size of an image that is opened and not yet decoded.
+
+    Raises:
+      ValueError: it has too many pixels, or scans.
+    """
     wide, high = image.size
-    if isinstance(image, TiffImageFile):  # a tile of a small picture may be any size
+    if isinstance(image, TiffImageFile):  # a tile of a small image can have any size
         wide, high = (
             max(n, int(image.tag_v2.get(tag, 0)))
             for n, tag in zip((wide, high), _TILE, strict=True)

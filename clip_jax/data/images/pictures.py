@@ -1,4 +1,4 @@
-"""A picture in whatever form a program holds one, or one line that says what to do."""
+"""Images in any form that a program may pass: a path, bytes, an array, a PIL image."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ _CHANNELS = (1, 3, 4)
 _TAKEN = "a file's name, a URL, a PIL picture, an array [height, width, 3], bytes or an open file"
 
 
-def picture(given: Any) -> Image.Image:
-    """An upright RGB picture.
+def picture(value: Any) -> Image.Image:
+    """Converts any image to upright RGB.
 
     Args:
-      given: a PIL picture, the name of a file or a URL, its bytes, a file opened in binary mode, or
-        an array of NumPy, JAX or torch as `from_array` takes it.
+      value: a PIL image, a path or a URL, the bytes of a file, a file opened in binary mode, or an
+        array of NumPy, JAX or torch as `from_array` takes it.
 
     Raises:
-      UserError: it is no picture.
+      UserError: it is no image.
     """
-    if isinstance(given, Image.Image):
-        if 0 in given.size:
-            raise UserError(f"a PIL picture of {given.width} × {given.height} pixels shows nothing")
+    if isinstance(value, Image.Image):
+        if 0 in value.size:
+            raise UserError(f"a PIL picture of {value.width} × {value.height} pixels shows nothing")
         try:
-            return to_rgb(given)
+            return to_rgb(value)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow reads files late
             raise UserError(f"a PIL picture cannot be read ({error})") from None
-    if isinstance(given, str | os.PathLike):
-        return read(Path(given) if isinstance(given, os.PathLike) else given)
-    if isinstance(given, bytes | bytearray | memoryview):
-        return decode(bytes(given), "a picture given as bytes")
-    if callable(getattr(given, "read", None)):
-        return _from_file(given)
-    if is_array(given):
-        return to_rgb(Image.fromarray(from_array(as_numpy(given))))
-    raise UserError(f"{type(given).__name__} is no picture: give {_TAKEN}")
+    if isinstance(value, str | os.PathLike):
+        return read(Path(value) if isinstance(value, os.PathLike) else value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return decode(bytes(value), "a picture given as bytes")
+    if callable(getattr(value, "read", None)):
+        return _from_file(value)
+    if is_array(value):
+        return to_rgb(Image.fromarray(from_array(as_numpy(value))))
+    raise UserError(f"{type(value).__name__} is no picture: give {_TAKEN}")
 
 
-def is_array(given: Any) -> bool:
-    """Whether it is an array of NumPy, JAX, torch or another library."""
-    return hasattr(given, "__array__") and not isinstance(given, Image.Image)
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of NumPy, JAX, torch or another library."""
+    return hasattr(value, "__array__") and not isinstance(value, Image.Image)
 
 
-def as_numpy(given: Any) -> np.ndarray:
-    """The same numbers as an array of NumPy.
+def as_numpy(value: Any) -> np.ndarray:
+    """Converts an array to NumPy.
 
     Raises:
-      UserError: it cannot be had, such as a tensor on a GPU or one that asks for gradients.
+      UserError: it cannot be converted, such as a tensor on a GPU or one that needs gradients.
     """
     try:
-        return np.asarray(given)
-    except Exception as error:  # of each library its own
+        return np.asarray(value)
+    except Exception as error:  # each library raises its own
         raise UserError(
-            f"{type(given).__name__} cannot be read as an array ({error}); of torch give "
+            f"{type(value).__name__} cannot be read as an array ({error}); of torch give "
             "tensor.detach().cpu()"
         ) from None
 
@@ -79,14 +79,17 @@ def _from_file(file: Any) -> Image.Image:
 
 
 def from_array(values: np.ndarray) -> np.ndarray:
-    """An array that shows a picture as uint8 [height, width] or [height, width, 3 or 4].
+    """Converts an array to the pixels of an image.
 
     Args:
       values: [height, width], or with 1, 3 (RGB) or 4 (RGBA) channels last. bool; integers from 0
-        (`images.eight_bits` says what becomes of those over 255); or floats in 0…1 or 0…255.
+        (see `decoding.eight_bits` for those over 255); or floats in 0…1 or 0…255.
+
+    Returns:
+      uint8 [height, width] or [height, width, 3 or 4].
 
     Raises:
-      UserError: another shape or type, or numbers that are no pixels.
+      UserError: the shape, type or values are not those of an image.
     """
     shape = values.shape
     if values.ndim == 3 and shape[2] not in _CHANNELS and shape[0] in _CHANNELS:

@@ -1,4 +1,4 @@
-"""From a picture to the pixels that a model was trained on, and the files that say how."""
+"""The preprocessing of models, and the configuration files that describe it."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _LEAST, _GREATEST = 1e-6, 1e6  # of factors that a file may give; no model needs
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """A picture to what the model takes: uint8 [size, size, 3]; the model normalises it.
+    """Converts an image to the input of a model: uint8 [size, size, 3]; the model normalises it.
 
-    Pixel for pixel what the released code makes of upright, opaque pictures of 8 bits a channel in
-    RGB or grey. All others become such first (`images.to_rgb`). transformers too makes them RGB
-    before it resizes, and lays transparency on white. OpenAI's code and open_clip resize first:
-    palettes and black-and-white by picking pixels, CMYK before its inks are mixed.
+    The pixels equal those of the released code for upright, opaque RGB or grey images of 8 bits a
+    channel. All others are converted to such first (`decoding.to_rgb`). transformers also converts
+    to RGB before it resizes, and puts transparency on white. OpenAI's code and open_clip resize
+    first: palettes and black-and-white without interpolation, CMYK before its inks are mixed.
 
-    size: pixels a side of what comes out.
-    resize: `shortest`, the shorter side to `resize_size`, then the centre is cut out (CLIP);
-      `squash`, both sides to `resize_size` whatever the shape, then the same (SigLIP, ALIGN);
-      `longest`, the longer side to `size`, the rest filled.
-    resize_size: pixels, where it is more than `size`.
+    size: of the output, pixels a side.
+    resize: `shortest`: the shorter side becomes `resize_size`, then the centre is cropped (CLIP);
+      `squash`: both sides become `resize_size` whatever the shape, then the same (SigLIP, ALIGN);
+      `longest`: the longer side becomes `size`, and the rest is filled.
+    resize_size: pixels; None: `size`.
     interpolation: `bicubic`, `bilinear`, or another of Pillow's filters.
-    mean, std: of R, G and B in 0…1: what the model subtracts, then divides by.
-    fill: grey value around a picture whose longer side decides.
-    half: a crop's margin of half a pixel goes to the `even` number of pixels (OpenAI, open_clip),
-      or `down` (transformers): a pixel apart in one picture of four.
+    mean, std: of R, G and B in 0…1: the model subtracts the mean, then divides by std.
+    fill: grey value around an image with `longest`.
+    half: a margin of half a pixel is rounded to the `even` number of pixels (OpenAI, open_clip) or
+      `down` (transformers). This shifts the crop by a pixel in one image of four.
     """
 
     size: int
@@ -74,13 +74,13 @@ class Preprocess:
                 raise _unusable("Preprocess", key, value, f"three numbers above {least:g}")
 
     def resized(self, size: int) -> Preprocess:
-        """The same for a model of pictures of another size; a wider `resize_size` in proportion."""
+        """The same for a model of another image size; `resize_size` is scaled in proportion."""
         side = self.resize_size
         side = None if side is None else round(side * size / self.size)
         return dataclasses.replace(self, size=size, resize_size=side)
 
     def __call__(self, image: Any) -> np.ndarray:
-        """Pixels of a picture of any mode and shape, in whatever `pictures.picture` takes."""
+        """The pixels of an image of any mode and shape; see `pictures.picture` for the types."""
         image = picture(image)
         resample = RESAMPLES[self.interpolation]
         if self.resize == "longest":
@@ -129,10 +129,11 @@ _KINDS = {"clip": "CLIP", "siglip": "Siglip", "align": "EfficientNet"}
 def from_hugging_face(
     config: Mapping[str, Any], name: str = "preprocessor_config.json"
 ) -> Preprocess:
-    """What transformers does by a `preprocessor_config.json`, or by a `processor_config.json`.
+    """The preprocessing that transformers does by a `preprocessor_config.json` or
+    `processor_config.json`.
 
-    The processors are CLIP's, SigLIP's and EfficientNet's (ALIGN's), those that resample with
-    Pillow; transformers' others, on torch, round some pixels otherwise.
+    The processors of CLIP, SigLIP and EfficientNet (ALIGN) that resample with Pillow are supported;
+    those of transformers on torch round some pixels differently.
 
     Args:
       config: the JSON's content.
@@ -179,16 +180,16 @@ def from_hugging_face(
 
 
 def to_hugging_face(preprocess: Preprocess, kind: str) -> dict[str, Any]:
-    """The `preprocessor_config.json` from which transformers does the same.
+    """The `preprocessor_config.json` for the same preprocessing in transformers.
 
-    transformers rounds a crop's margins down: `half` alone is not kept.
+    Only `half` is lost: transformers always rounds margins down.
 
     Args:
       preprocess: what a model was trained with.
       kind: the model's: `clip`, `siglip` or `align`.
 
     Raises:
-      UserError: the processor of that kind has no way to do it.
+      UserError: the processor of that kind cannot do it.
     """
     _one_of("to_hugging_face", "kind", kind, _KINDS)
     side = preprocess.resize_size or preprocess.size
@@ -224,10 +225,10 @@ def to_hugging_face(preprocess: Preprocess, kind: str) -> dict[str, Any]:
 def from_open_clip(
     config: Mapping[str, Any], image_size: Any, name: str = "open_clip_config.json"
 ) -> Preprocess:
-    """What open_clip does to evaluate by the `preprocess_cfg` of an `open_clip_config.json`.
+    """The preprocessing of an `open_clip_config.json` when open_clip evaluates.
 
     Args:
-      config: the block; what it leaves out is as for OpenAI's models.
+      config: the block `preprocess_cfg`; missing keys are as for OpenAI's models.
       image_size: of the model: `model_cfg.vision_cfg.image_size`, which beats the block's `size`.
       name: of the file, for errors.
 
@@ -260,12 +261,12 @@ def from_open_clip(
 
 
 def to_open_clip(preprocess: Preprocess) -> dict[str, Any]:
-    """The `preprocess_cfg` from which open_clip does the same to evaluate.
+    """The `preprocess_cfg` for the same preprocessing when open_clip evaluates.
 
-    open_clip rounds a crop's margins to even numbers: `half` alone is not kept.
+    Only `half` is lost: open_clip always rounds margins to even numbers.
 
     Raises:
-      UserError: open_clip has no way to do it.
+      UserError: open_clip cannot do it.
     """
     if preprocess.resize_size not in (None, preprocess.size):
         raise UserError(
@@ -314,7 +315,7 @@ def _numbers(name: str, key: str, value: Any, least: float) -> tuple[float, ...]
 
 
 def _processor(config: Mapping[str, Any], name: str) -> str:
-    """The kind, whatever transformers called its class over the years."""
+    """The kind of processor, by any name that its class has had in transformers."""
     key = "image_processor_type"
     if config.get(key) is None and config.get("feature_extractor_type") is not None:
         key = "feature_extractor_type"
@@ -327,7 +328,7 @@ def _processor(config: Mapping[str, Any], name: str) -> str:
 
 
 def _resize(name: str, value: Any, squash: bool, key: str = "size") -> tuple[str, int]:
-    """How to resize and to what, of a size in any form that transformers ever wrote."""
+    """How to resize and to which side, from a size in any form of transformers."""
     if isinstance(value, Mapping):
         sides = {k: v for k, v in value.items() if v is not None}
         if set(sides) == {"shortest_edge"} and key == "size":
@@ -346,7 +347,7 @@ def _resize(name: str, value: Any, squash: bool, key: str = "size") -> tuple[str
 def _normalization(
     name: str, values: Mapping[str, Any], flag: Callable[[str], bool]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of colours in 0…1 that have the effect of all that a processor does to them."""
+    """Mean and std of colours in 0…1 that are equivalent to all steps of a processor."""
     factor = 1.0
     if flag("do_rescale"):
         factor = _numbers(name, "rescale_factor", values["rescale_factor"], _LEAST)[0]
