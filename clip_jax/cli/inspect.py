@@ -244,10 +244,10 @@ def described(summary: Mapping[str, Any], image_size: int, context_length: int) 
     ] or ["broken     none"]
     if "images_per_second" in summary:
         lines.append(
-            f"speed      {summary['images_per_second']:,.0f} images/s as config.data reads them, on "
-            f"{counted(summary['cores'], 'core')}; {CHIPS} {CHIP} chips at "
-            f"{100 * summary['mfu']:.0f} % MFU train "
-            f"{summary['trained_per_second']:,.0f} a second: {summary['hosts']:,} such hosts feed them"
+            f"speed      {summary['images_per_second']:,.0f} images/s as config.data reads them, "
+            f"on {counted(summary['cores'], 'core')}; {CHIPS} {CHIP} chips at "
+            f"{100 * summary['mfu']:.0f} % MFU train {summary['trained_per_second']:,.0f} a "
+            f"second: {summary['hosts']:,} such hosts feed them"
         )
     return "\n".join(lines)
 

@@ -31,7 +31,7 @@ class Tables:
             options.image,
             resolve(options.root) if options.root else "",
             options=options.table,
-            wanted=options.columns,
+            needed=options.columns,
             max_bad_fraction=options.max_bad_fraction,
         )
 
@@ -51,4 +51,4 @@ class SavedDatasets:
         from clip_jax.data.sources.tables.saved import SavedSource
 
         root = resolve(options.root) if options.root else ""
-        return SavedSource(resolve(spec), options.image, root, wanted=options.columns)
+        return SavedSource(resolve(spec), options.image, root, needed=options.columns)

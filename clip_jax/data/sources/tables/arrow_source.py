@@ -105,9 +105,9 @@ class ArrowSource(abc.ABC):
         self._batches = [b for stream in self._streams for b in map_stream(stream) if b.num_rows]
         self._ends = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
-    def _choose_caption(self, names: Sequence[str], wanted: frozenset[str] | None) -> None:
+    def _choose_caption(self, names: Sequence[str], needed: frozenset[str] | None) -> None:
         """Takes a column for `{caption}` where that is asked for and no column has the name."""
-        if wanted is not None and "caption" in wanted:
+        if needed is not None and "caption" in needed:
             self._caption = caption_column(name for name in names if name != self.image)
 
     def _caption_note(self) -> tuple[str, ...]:

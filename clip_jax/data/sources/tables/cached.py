@@ -57,7 +57,7 @@ def table(
     image: str,
     root: str,
     options: TableOptions,
-    wanted: frozenset[str] | None,
+    needed: frozenset[str] | None,
     max_bad_fraction: float,
 ) -> Cached:
     """The rows of files as one table, from the cache if it is there.
@@ -67,7 +67,7 @@ def table(
       image: the column of the images; empty: the one that looks like it.
       root: the folder that image paths start at.
       options: how text tables are written.
-      wanted: the columns that are needed beside the images; None: all. If one of them is missing
+      needed: the columns that are needed beside the images; None: all. If one of them is missing
         in all files, all columns are read, so that a later error can name them.
       max_bad_fraction: the share of rows that may be damaged.
 
@@ -76,14 +76,14 @@ def table(
       OSError: the cache cannot be written.
     """
     state: list[Any] = [remote.identity(paths, remote.states(paths)), image, root, _VERSION]
-    state += [dataclasses.astuple(options), None if wanted is None else sorted(wanted)]
+    state += [dataclasses.astuple(options), None if needed is None else sorted(needed)]
     name = hashlib.sha256(json.dumps(state).encode(errors="surrogateescape")).hexdigest()[:32]
     stream = files.cache_folder("tables") / f"{name}.arrow"
     if cached := _load(stream):
         bad = cached.left_out.get("unreadable", LeftOut(0, ""))
         _check_damaged(bad, int(cached.starts[-1]), max_bad_fraction)
         return cached
-    reader, account = _Reader(paths, image, root, options, wanted), Account()
+    reader, account = _Reader(paths, image, root, options, needed), Account()
     with files.whole(stream) as file:
         starts = reader.write(file, account)
         left_out = account.tally.left_out()
@@ -146,7 +146,7 @@ class _Reader:
         image: str,
         root: str,
         options: TableOptions,
-        wanted: frozenset[str] | None,
+        needed: frozenset[str] | None,
     ) -> None:
         self.readers = [_open_reader(path, options) for path in paths]
         self.is_json = reading.is_json(paths[0])
@@ -158,9 +158,9 @@ class _Reader:
                 )
         self.names = list(dict.fromkeys(name for reader in self.readers for name in reader.names))
         self.image = self._image(image, root)
-        needed = None if wanted is None or wanted - set(self.names) else wanted | {self.image}
+        selected = None if needed is None or needed - set(self.names) else needed | {self.image}
         schemas = [(remote.shown(reader.path), reader.schema()) for reader in self.readers]
-        self.schema = schemas[0][1] if self.is_json else columns.unified(schemas, needed)
+        self.schema = schemas[0][1] if self.is_json else columns.unified(schemas, selected)
 
     def _image(self, image: str, root: str) -> str:
         first, *_ = self.readers

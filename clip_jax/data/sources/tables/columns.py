@@ -163,7 +163,7 @@ def _with_integer_times(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def unified(schemas: Sequence[tuple[str, pa.Schema]], wanted: frozenset[str] | None) -> pa.Schema:
+def unified(schemas: Sequence[tuple[str, pa.Schema]], needed: frozenset[str] | None) -> pa.Schema:
     """Unifies the columns of several files into those of one table.
 
     Their order may differ. A column that some files lack is null there. Integers take the widest
@@ -171,14 +171,14 @@ def unified(schemas: Sequence[tuple[str, pa.Schema]], wanted: frozenset[str] | N
 
     Args:
       schemas: of each file, with its name for errors.
-      wanted: the columns that are needed; None: all.
+      needed: the columns that are needed; None: all.
 
     Raises:
       UserError: a column has types that have nothing in common.
     """
     unified_schema, first = pa.schema([]), ""
     for path, schema in schemas:
-        fields = [f for f in schema if wanted is None or f.name in wanted]
+        fields = [f for f in schema if needed is None or f.name in needed]
         if len({f.name for f in fields}) < len(fields):
             names = [f.name for f in fields]
             twice = next(name for name in names if names.count(name) > 1)

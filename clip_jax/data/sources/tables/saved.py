@@ -37,7 +37,7 @@ class SavedSource(ArrowSource):
       folder: that `Dataset.save_to_disk` wrote.
       image: the column of the images; empty: the one that looks like it.
       root: the folder that paths start at and do not leave; empty: `folder`.
-      wanted: the columns that captions and filters name. Where `caption` is one of them and no
+      needed: the columns that captions and filters name. Where `caption` is one of them and no
         column has the name, another may be it, see `caption_tables.caption_column`.
 
     Raises:
@@ -50,7 +50,7 @@ class SavedSource(ArrowSource):
         image: str = "",
         root: str = "",
         *,
-        wanted: frozenset[str] | None = None,
+        needed: frozenset[str] | None = None,
     ) -> None:
         self.pattern, self._streams = folder, _stream_paths(folder)
         self.root = real_root(root or folder)
@@ -65,7 +65,7 @@ class SavedSource(ArrowSource):
         self.image = image
         if names:
             self._find_image(names, where)
-            self._choose_caption(names, wanted)
+            self._choose_caption(names, needed)
         tally = Tally()
         if len(self._left):
             tally.add("null_picture", f"{where}: row {self._left[0]:,}", len(self._left))

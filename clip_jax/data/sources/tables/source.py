@@ -23,7 +23,7 @@ class TableSource(ArrowSource):
       image: the column of the images; empty: the one that looks like it.
       root: the folder that paths start at and do not leave; empty: the first file's own.
       options: how text tables are written.
-      wanted: the columns that are needed beside the images; None: all. Where `caption` is one of
+      needed: the columns that are needed beside the images; None: all. Where `caption` is one of
         them and no column has the name, another may be it, see `caption_tables.caption_column`.
       max_bad_fraction: the share of rows that may be damaged; they are left out.
 
@@ -38,7 +38,7 @@ class TableSource(ArrowSource):
         root: str = "",
         *,
         options: TableOptions | None = None,
-        wanted: frozenset[str] | None = None,
+        needed: frozenset[str] | None = None,
         max_bad_fraction: float = 0.01,
     ) -> None:
         self.pattern, options = pattern, options or TableOptions()
@@ -47,7 +47,7 @@ class TableSource(ArrowSource):
         states = remote.states(self.paths)
         self._sizes = [state.size for state in states]
         try:
-            table = cached.table(self.paths, image, self.root, options, wanted, max_bad_fraction)
+            table = cached.table(self.paths, image, self.root, options, needed, max_bad_fraction)
         except OSError as error:
             room = ": make room, or set XDG_CACHE_HOME" if is_disk_full(error) else ""
             what = error.filename or pattern
@@ -55,7 +55,7 @@ class TableSource(ArrowSource):
         self.image, self._is_json, self._streams = table.image, table.is_json, [table.stream]
         self._starts, self._left = table.starts, table.left
         self._rows = int(self._starts[-1])
-        self._choose_caption(table.names, wanted)
+        self._choose_caption(table.names, needed)
         self._map_streams()
         notes = table.notes + self._caption_note()
         self._report = OpeningReport(
