@@ -33,6 +33,7 @@ from clip_jax.data.sources import read_pair
 from clip_jax.distributed import hardware
 from clip_jax.errors import UserError, counted
 from clip_jax.io import files
+from clip_jax.io.files import JsonObject
 from clip_jax.training import flops, setup
 
 CHIPS, CHIP = 256, "v5e"
@@ -106,7 +107,7 @@ def _spread(values: Sequence[int]) -> dict[str, int]:
     return {"least": int(low), "median": int(middle), "95%": int(high), "most": int(top)}
 
 
-def summary(pairs: Sequence[Inspected], image_size: int, context_length: int) -> dict[str, Any]:
+def summary(pairs: Sequence[Inspected], image_size: int, context_length: int) -> JsonObject:
     """Statistics of pairs, for `--json` and for `described`."""
     good = [pair for pair in pairs if not pair.reason]
     complaints: dict[str, str] = {}
@@ -185,7 +186,7 @@ def _draw_first(data: mixture.Mixture, pairs: Sequence[Inspected]) -> Image.Imag
     return draw(drawn)
 
 
-def _sources(data: mixture.Mixture) -> list[dict[str, Any]]:
+def _sources(data: mixture.Mixture) -> list[JsonObject]:
     """Pairs and rows of an epoch of each source, and what opening and a filter left out."""
     sources = []
     for part in data.parts:
@@ -252,7 +253,7 @@ def described(summary: Mapping[str, Any], image_size: int, context_length: int) 
     return "\n".join(lines)
 
 
-def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> dict[str, Any]:
+def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> JsonObject:
     """Inspects the data of a config and draws the picture; returns what `--json` prints."""
     c, model, objective = setup.checked(c, 1)
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)

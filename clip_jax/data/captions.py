@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_jax.data.example import PairError
+from clip_jax.data.example import Fields, PairError
 from clip_jax.errors import UserError
 
 _WAYS = ("", "one", "each", "all")  # to make text of a list
@@ -107,7 +107,7 @@ def _value_text(value: Any, way: str, rng: np.random.Generator | None, turn: int
 
 def fill(
     template: str,
-    text: dict[str, Any],
+    text: Fields,
     name: str,
     rng: np.random.Generator | None = None,
     turn: int = 0,
@@ -152,7 +152,7 @@ def _draw(rng: np.random.Generator, count: int, weights: Sequence[float]) -> int
 
 def sample(
     templates: Sequence[str],
-    text: dict[str, Any],
+    text: Fields,
     name: str,
     rng: np.random.Generator,
     weights: Sequence[float] = (),

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -31,11 +31,15 @@ _MAX_LINE = 500  # characters of a line about a pair
 REASONS = ("unreadable", "text", "caption", "picture")
 
 
+# The text fields of a pair by name; values are those of JSON.
+Fields: TypeAlias = dict[str, Any]
+
+
 class Pair(NamedTuple):
     """The bytes of an image file, the text fields about it, and where it is, for messages."""
 
     image: bytes
-    text: dict[str, Any]
+    text: Fields
     name: str
 
 
@@ -112,7 +116,7 @@ def _parse_array(raw: bytes) -> list[Any]:
     return values.tolist() if values.ndim else [values.item()]
 
 
-def parse_text(raw: bytes, name: str, end: str) -> dict[str, Any]:
+def parse_text(raw: bytes, name: str, end: str) -> Fields:
     """Parses a text file of a pair into fields.
 
     Args:
@@ -142,7 +146,7 @@ def parse_text(raw: bytes, name: str, end: str) -> dict[str, Any]:
     return fields
 
 
-def parse_texts(texts: Iterable[tuple[bytes, str]], name: str) -> dict[str, Any]:
+def parse_texts(texts: Iterable[tuple[bytes, str]], name: str) -> Fields:
     """Merges the fields of all text files of a pair.
 
     `txt`, `cls` and `npy` come from these files. `caption` comes from the `.json`, or from the
@@ -155,7 +159,7 @@ def parse_texts(texts: Iterable[tuple[bytes, str]], name: str) -> dict[str, Any]
     Raises:
       PairError: as `parse_text`.
     """
-    fields: dict[str, Any] = {}
+    fields: Fields = {}
     for raw, end in sorted(texts, key=lambda text: TEXTS.index(text[1])):
         parsed = parse_text(raw, name, end)
         if end == ".txt":

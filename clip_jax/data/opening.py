@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from clip_jax.io.files import JsonObject
+
 # The reasons of the sources that ship with clip_jax, and what they mean.
 REASONS: Mapping[str, str] = {
     "no_text": "pictures without a text",
@@ -98,7 +100,7 @@ class OpeningReport:
         notes = tuple(str(note) for note in values["notes"])
         return cls(seen, used, str(values["unit"]), left_out, notes)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Values for JSON; `from_dict` reads them."""
         return dataclasses.asdict(self)
 

@@ -8,11 +8,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from clip_jax.errors import UserError
 
 MAX_JSON = 4 << 20  # bytes
+JsonObject: TypeAlias = dict[str, Any]
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def read_small(path: Path, most: int, what: str) -> bytes:
     return content
 
 
-def read_json(path: Path, most: int = MAX_JSON, what: str = "config") -> dict[str, Any]:
+def read_json(path: Path, most: int = MAX_JSON, what: str = "config") -> JsonObject:
     """Reads the object in a JSON file of at most `most` bytes, in which `what` is expected.
 
     Raises:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from clip_jax.io.files import JsonObject
 from clip_jax.tokenizers.vocab_files import inside, read_json
 
 CLIP_VOCABULARY = 49_408
@@ -55,11 +55,11 @@ def find(folder: Path) -> str | None:
     return None
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path) -> JsonObject:
     return read_json(path) if path.is_file() else {}
 
 
-def _open_clip_kind(text: dict[str, Any]) -> str | None:
+def _open_clip_kind(text: JsonObject) -> str | None:
     """The kind of tokenizer of the `text_cfg` of an open_clip model.
 
     It names a tokenizer of Hugging Face, or means CLIP's. SigLIP's is recognised by its cleaning;

@@ -8,6 +8,7 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.io import files
+from clip_jax.io.files import JsonObject
 
 MAX_BYTES = 32 << 20  # bytes
 
@@ -26,7 +27,7 @@ def read(path: Path) -> bytes:
     return content
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """The object in a JSON file; UserError if it can't be read or holds anything else."""
     try:
         value = json.loads(read(path))
@@ -38,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def inside(value: Any, *keys: str) -> dict[str, Any]:
+def inside(value: Any, *keys: str) -> JsonObject:
     """The nested object under `keys`; an empty one if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
@@ -54,6 +55,6 @@ def write(path: Path, content: bytes) -> None:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: JsonObject) -> None:
     """Writes an indented JSON object; UserError if it can't be written."""
     write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

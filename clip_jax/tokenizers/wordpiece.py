@@ -13,11 +13,12 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import regex
 
 from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
 from clip_jax.tokenizers import vocab_files
 from clip_jax.tokenizers.packing import check_context_length, pack
 from clip_jax.tokenizers.protocol import SHORT_CONTEXT_LENGTH
@@ -271,7 +272,7 @@ def _read_lines(path: Path) -> tuple[str, ...]:
     return tuple(line.rstrip() for line in (lines if lines[-1] else lines[:-1]))
 
 
-def _read_json(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _read_json(path: Path) -> tuple[tuple[str, ...], JsonObject]:
     """The tokens by id, and the settings under the names of `tokenizer_config.json`."""
     content = vocab_files.read_json(path)
     model, normalizer = (
@@ -301,8 +302,8 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 def _fields(
-    kind: type[Options] | type[Specials], value_type: type, path: Path, settings: dict[str, Any]
-) -> dict[str, Any]:
+    kind: type[Options] | type[Specials], value_type: type, path: Path, settings: JsonObject
+) -> JsonObject:
     """The fields of `kind` that the settings have; null means the default."""
     fields = {}
     for name in (field.name for field in dataclasses.fields(kind)):
@@ -319,7 +320,7 @@ def _fields(
     return fields
 
 
-def _added(settings: dict[str, Any]) -> list[str]:
+def _added(settings: JsonObject) -> list[str]:
     """The texts of added tokens as tokenizer.json and tokenizer_config.json list them."""
     tokens = settings.get("added_tokens")
     entries = [*(tokens if isinstance(tokens, list) else [])]

@@ -13,6 +13,7 @@ from PIL import Image
 from clip_jax.data.images.decoding import resize_and_crop, shorter_side_to
 from clip_jax.data.images.pictures import picture
 from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
 from clip_jax.models.model_config import MEAN, STD
 
 MAX_SIZE = 8192
@@ -95,7 +96,7 @@ class Preprocess:
         return resize_and_crop(image, self.size, shape, resample, HALVES[self.half])
 
 
-_PROCESSORS: dict[str, dict[str, Any]] = {  # of transformers, with what their files may leave out
+_PROCESSORS: dict[str, JsonObject] = {  # of transformers, with what their files may leave out
     "CLIP": {
         "size": {"shortest_edge": 224},
         "do_center_crop": True,
@@ -111,7 +112,7 @@ _PROCESSORS: dict[str, dict[str, Any]] = {  # of transformers, with what their f
         "include_top": True,
     },
 }
-_COMMON: dict[str, Any] = {
+_COMMON: JsonObject = {
     "do_resize": True,
     "resample": 3,
     "do_center_crop": False,
@@ -179,7 +180,7 @@ def from_hugging_face(
     )
 
 
-def to_hugging_face(preprocess: Preprocess, kind: str) -> dict[str, Any]:
+def to_hugging_face(preprocess: Preprocess, kind: str) -> JsonObject:
     """The `preprocessor_config.json` for the same preprocessing in transformers.
 
     Only `half` is lost: transformers always rounds margins down.
@@ -260,7 +261,7 @@ def from_open_clip(
     )
 
 
-def to_open_clip(preprocess: Preprocess) -> dict[str, Any]:
+def to_open_clip(preprocess: Preprocess) -> JsonObject:
     """The `preprocess_cfg` for the same preprocessing when open_clip evaluates.
 
     Only `half` is lost: open_clip always rounds margins to even numbers.

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from clip_jax.data.example import IMAGES
+from clip_jax.data.example import IMAGES, Fields
 from clip_jax.data.opening import quoted
 from clip_jax.data.sources import text_files
 from clip_jax.data.sources.disguises import disguise
@@ -50,7 +50,7 @@ class Row(NamedTuple):
     """
 
     name: str | None
-    fields: dict[str, Any]
+    fields: Fields
     where: str
     problem: str = ""
 
@@ -222,7 +222,7 @@ def caption_column(names: Iterable[str]) -> str:
     return _first_column(columns, _CAPTION_COLUMNS) or (columns[0] if len(columns) == 1 else "")
 
 
-def _add_caption(fields: dict[str, Any]) -> str:
+def _add_caption(fields: Fields) -> str:
     """Adds the field `caption` if another field is the caption; returns that field's name."""
     if column := caption_column(fields):
         fields["caption"] = fields[column]

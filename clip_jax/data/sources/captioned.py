@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from clip_jax.data.captions import Alternatives
-from clip_jax.data.example import MAX_MEMBER, Pair, is_blank, read_bytes
+from clip_jax.data.example import MAX_MEMBER, Fields, Pair, is_blank, read_bytes
 from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.sources import caption_tables, folder_layouts, matching
 from clip_jax.data.sources.endings import CAPTIONS
@@ -85,7 +85,7 @@ class CaptionedSource:
                 by_base.setdefault(_folded(base), []).append(path)
             else:
                 tally.add("no_picture" if kind else "unknown_ending", path)
-        rows_of, used = dict[str, list[dict[str, Any]]](), 0
+        rows_of, used = dict[str, list[Fields]](), 0
         for row in rows:
             path, why = _resolved(row.name, posixpath.dirname(own), by_base)
             if row.problem or why:
@@ -166,7 +166,7 @@ class CaptionedSource:
         name = self._full_path(i)
         return Pair(read_bytes(name, MAX_MEMBER), *self.text(i))
 
-    def text(self, i: int) -> tuple[dict[str, Any], str]:
+    def text(self, i: int) -> tuple[Fields, str]:
         """The text fields of the i-th pair and its name; the image is not read."""
         fields = json.loads(self._fields[i])
         if isinstance(fields.get("caption"), list):
@@ -209,11 +209,11 @@ def _plain(value: Any) -> str | None:
     return None if isinstance(value, bytes) else str(value)
 
 
-def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _joined(rows: list[Fields]) -> Fields:
     """Merges the fields of all rows of an image; different values become a list."""
     if len(rows) == 1:
         return rows[0]
-    joined: dict[str, Any] = {}
+    joined: Fields = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         lists = (
             row[key] if isinstance(row[key], list) else [row[key]] for row in rows if key in row

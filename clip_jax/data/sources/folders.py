@@ -12,11 +12,19 @@ import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from clip_jax.data.example import IMAGES, MAX_MEMBER, MAX_TEXT, Pair, parse_texts, read_bytes
+from clip_jax.data.example import (
+    IMAGES,
+    MAX_MEMBER,
+    MAX_TEXT,
+    Fields,
+    Pair,
+    parse_texts,
+    read_bytes,
+)
 from clip_jax.data.opening import OpeningReport, Tally, quoted
 from clip_jax.data.sources import captioned, folder_layouts, matching
 from clip_jax.data.sources.endings import CAPTIONS, RECORDS, TABLES
@@ -222,7 +230,7 @@ class FolderSource:
         """The path of the i-th image."""
         return self._full_path(self._paths[i])
 
-    def text(self, i: int) -> tuple[dict[str, Any], str]:
+    def text(self, i: int) -> tuple[Fields, str]:
         """The text fields of the i-th pair and its name; the image is not read."""
         name = self.name(i)
         texts = [self._full_path(text) for text in self._texts_of(i)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from clip_jax.data.example import Pair, only_pair_errors
+from clip_jax.data.example import Fields, Pair, only_pair_errors
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.sources.table_options import TableOptions
 
@@ -102,7 +102,7 @@ class KnowsLayout(Protocol):
 class KnowsText(Protocol):
     """A source that can read a pair's text without its image."""
 
-    def text(self, i: int) -> tuple[dict[str, Any], str]:
+    def text(self, i: int) -> tuple[Fields, str]:
         """The text fields of the i-th pair, and the pair's name."""
         ...
 
@@ -123,7 +123,7 @@ def read_pair(source: Source, i: int) -> Pair:
         return source[i]
 
 
-def read_text(source: Source, i: int) -> tuple[dict[str, Any], str]:
+def read_text(source: Source, i: int) -> tuple[Fields, str]:
     """The text fields of the i-th pair and its name, without reading the image where possible.
 
     Raises:

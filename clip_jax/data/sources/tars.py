@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.data.example import TEXTS, Pair, PairError, parse_texts
+from clip_jax.data.example import TEXTS, Fields, Pair, PairError, parse_texts
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.sources import tar_catalogue
 from clip_jax.data.sources.matching import RULES
@@ -96,7 +96,7 @@ class TarSource:
     def __getitem__(self, i: int) -> Pair:
         return self._pair(i, True)
 
-    def text(self, i: int) -> tuple[dict[str, Any], str]:
+    def text(self, i: int) -> tuple[Fields, str]:
         """The text fields of the i-th pair and its name; the image is not read."""
         pair = self._pair(i, False)
         return pair.text, pair.name

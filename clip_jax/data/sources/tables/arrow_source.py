@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from clip_jax.data.captions import Alternatives
-from clip_jax.data.example import MAX_MEMBER, Pair, PairError, read_bytes
+from clip_jax.data.example import MAX_MEMBER, Fields, Pair, PairError, read_bytes
 from clip_jax.data.opening import OpeningReport, quoted
 from clip_jax.data.sources.caption_tables import caption_column
 from clip_jax.errors import UserError
@@ -47,7 +47,7 @@ def map_stream(path: Path) -> list[pa.RecordBatch]:
         raise UserError(f"{path} is no Arrow stream ({one_line(error)})") from None
 
 
-def row_values(batch: pa.RecordBatch, i: int, name: str) -> dict[str, Any]:
+def row_values(batch: pa.RecordBatch, i: int, name: str) -> Fields:
     """The values of a row by column.
 
     Raises:
@@ -153,7 +153,7 @@ class ArrowSource(abc.ABC):
         """How many pairs precede each row that is left out, int64 [rows left out]."""
         return self._left - np.arange(len(self._left))
 
-    def _read(self, i: int, with_image: bool) -> tuple[dict[str, Any], str]:
+    def _read(self, i: int, with_image: bool) -> tuple[Fields, str]:
         """The values of a pair's row, and its name."""
         if not 0 <= i < len(self):
             raise IndexError(f"{self!r} has no pair {i}")
@@ -169,7 +169,7 @@ class ArrowSource(abc.ABC):
             values["caption"] = Alternatives(value) if isinstance(value, list) else value
         return values, name
 
-    def text(self, i: int) -> tuple[dict[str, Any], str]:
+    def text(self, i: int) -> tuple[Fields, str]:
         """The other columns of the i-th row, and its name; the image is not read."""
         values, name = self._read(i, with_image=False)
         values.pop(self.image, None)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clip_jax.data.example import IMAGES
+from clip_jax.data.example import IMAGES, Fields
 from clip_jax.data.opening import quoted
 from clip_jax.errors import UserError
 from clip_jax.io import remote
@@ -69,7 +69,7 @@ def is_address(value: Any, root: str) -> bool:
     return isinstance(value, str) and remote.is_remote(value) and not value.startswith(f"{root}/")
 
 
-def find_images(rows: Iterable[dict[str, Any]], where: str, root: str) -> str:
+def find_images(rows: Iterable[Fields], where: str, root: str) -> str:
     """The column whose first values are images or their paths, ignoring nulls.
 
     Empty if there are no rows.
@@ -105,7 +105,7 @@ def find_images(rows: Iterable[dict[str, Any]], where: str, root: str) -> str:
     raise UserError(f"{where}: {what}, of {named([*names])}: say which by config.data.image")
 
 
-def check_addresses(rows: Iterable[dict[str, Any]], image: str, where: str, root: str) -> None:
+def check_addresses(rows: Iterable[Fields], image: str, where: str, root: str) -> None:
     """Raises a UserError if the first image that a column names is a web address."""
     values = (row.get(image) for row in itertools.islice(rows, _MAX_ROWS))
     value = next((value for value in values if not is_null(value)), None)
@@ -129,7 +129,7 @@ def _is_image(value: Any, root: str) -> bool:
     return is_name and not is_address(value, root)
 
 
-def python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+def python_rows(batch: pa.RecordBatch) -> list[Fields]:
     """The rows of a batch as Python values.
 
     Times that Python's types cannot represent, such as nanoseconds, become integers in their unit.

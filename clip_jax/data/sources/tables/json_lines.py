@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from clip_jax.data.example import Fields
 from clip_jax.data.sources import text_files
 
 MAX_LINE = 16 << 20  # characters; a line of brackets becomes objects of fifty times its size
@@ -19,7 +20,7 @@ class Line(NamedTuple):
     """A line: its number from 1, the object in it and its text, or what is wrong with it."""
 
     number: int
-    row: dict[str, Any]
+    row: Fields
     raw: str
     fault: str = ""
 

@@ -6,11 +6,12 @@ import contextlib
 import itertools
 from array import array
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet
 
+from clip_jax.data.example import Fields
 from clip_jax.data.opening import Tally
 from clip_jax.data.sources import text_files
 from clip_jax.data.sources.disguises import disguise
@@ -64,7 +65,7 @@ class FileReader(Protocol):
         """The columns that `batches` can return."""
         ...
 
-    def peek(self) -> Iterator[dict[str, Any]]:
+    def peek(self) -> Iterator[Fields]:
         """The rows that can be read, lazily."""
         ...
 
@@ -109,7 +110,7 @@ class _Parquet:
     def schema(self) -> pa.Schema:
         return self._schema.remove_metadata()
 
-    def peek(self) -> Iterator[dict[str, Any]]:
+    def peek(self) -> Iterator[Fields]:
         with self._opened() as file:
             for batch in file.iter_batches(64):
                 yield from columns.python_rows(batch)
@@ -140,7 +141,7 @@ class _Separated:
     def schema(self) -> pa.Schema:
         return pa.schema([(name, pa.large_string()) for name in self.names])
 
-    def peek(self) -> Iterator[dict[str, Any]]:
+    def peek(self) -> Iterator[Fields]:
         for row in self._file.rows(note=False):
             if row.fault:
                 self.fault = self.fault or _broken(self.path, row.number, row.fault)
@@ -187,7 +188,7 @@ class _JsonLines:
     def schema(self) -> pa.Schema:
         return pa.schema([(columns.RAW, pa.large_string())])
 
-    def peek(self) -> Iterator[dict[str, Any]]:
+    def peek(self) -> Iterator[Fields]:
         for line in json_lines.read(self.path, self._encoding):
             if line.fault:
                 self.fault = self.fault or _broken(self.path, line.number, line.fault)

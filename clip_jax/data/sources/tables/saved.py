@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from clip_jax.data.example import PairError
+from clip_jax.data.example import Fields, PairError
 from clip_jax.data.opening import Tally, quoted
 from clip_jax.data.sources.endings import SAVED
 from clip_jax.data.sources.tables import columns
@@ -86,7 +85,7 @@ class SavedSource(ArrowSource):
         is_null = [columns.null_bits(batch, self.image) for batch in self._batches]
         self._left = np.flatnonzero(np.concatenate(is_null))
 
-    def _readable_rows(self) -> Iterator[dict[str, Any]]:
+    def _readable_rows(self) -> Iterator[Fields]:
         for batch in self._batches:
             for i in range(batch.num_rows):
                 with contextlib.suppress(PairError):
