@@ -103,7 +103,7 @@ def match(names: Sequence[str], image: str = "") -> tuple[list[Example], dict[in
     """
     examples: list[Example] = []
     left_out: dict[int, str] = {}
-    wanted = _wanted(image)
+    suffixes = _suffixes(image)
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         if name.startswith("."):
@@ -114,7 +114,7 @@ def match(names: Sequence[str], image: str = "") -> tuple[list[Example], dict[in
             groups.setdefault(short_key(name), []).append(i)
     for numbers in groups.values():
         for again, group in enumerate(_occurrences(names, numbers)):
-            examples += _examples(group, wanted, left_out, bool(again))
+            examples += _examples(group, suffixes, left_out, bool(again))
     return sorted(examples), left_out
 
 
@@ -126,7 +126,7 @@ def match_without_texts(names: Sequence[str], image: str = "") -> tuple[list[int
     Returns:
       The indices of the images; and, by the index of every other name, a reason.
     """
-    wanted, chosen = _wanted(image), list[int]()
+    suffixes, chosen = _suffixes(image), list[int]()
     left_out = {
         i: "hidden"
         if name.startswith(".")
@@ -142,7 +142,7 @@ def match_without_texts(names: Sequence[str], image: str = "") -> tuple[list[int
         outer, _, last = stem.rpartition(".")
         plain = _longest_part(outer, stems)
         extra = stem[len(plain) + 1 :] if plain else last if is_mask(stem) else ""
-        if _is_wanted(extra, end, wanted) if wanted else not (plain and is_mask(stem)):
+        if _is_chosen(extra, end, suffixes) if suffixes else not (plain and is_mask(stem)):
             chosen.append(i)
             del left_out[i]
         else:
@@ -150,13 +150,13 @@ def match_without_texts(names: Sequence[str], image: str = "") -> tuple[list[int
     return chosen, left_out
 
 
-def _is_wanted(extra: str, end: str, wanted: Sequence[str]) -> bool:
+def _is_chosen(extra: str, end: str, suffixes: Sequence[str]) -> bool:
     """Whether an image is chosen by what is between its stem and its ending."""
     before, after = extra.lower(), end.lower()
-    return (f"{before}.{after}" if before else after) in wanted or before in wanted
+    return (f"{before}.{after}" if before else after) in suffixes or before in suffixes
 
 
-def _wanted(image: str) -> tuple[str, ...]:
+def _suffixes(image: str) -> tuple[str, ...]:
     return tuple(part.strip().lstrip(".").lower() for part in image.split(";") if part.strip())
 
 
@@ -178,7 +178,7 @@ def _occurrences(names: Sequence[str], numbers: Sequence[int]) -> Iterator[_Grou
 
 
 def _examples(
-    group: _Group, wanted: Sequence[str], left_out: dict[int, str], again: bool
+    group: _Group, suffixes: Sequence[str], left_out: dict[int, str], again: bool
 ) -> Iterator[Example]:
     """The examples of a group; adds the reason why each other file is left out."""
     taken = set[tuple[str, int]]()
@@ -194,7 +194,7 @@ def _examples(
                 images_of.setdefault(stem, []).append(file)
         used = set[int]()
         for stem, candidates in images_of.items():
-            chosen = _chosen(stem, candidates, wanted, normal)
+            chosen = _chosen(stem, candidates, suffixes, normal)
             described = tuple(by_stem[stem][rank].number for rank in sorted(by_stem[stem]))
             used.update(described if chosen else ())
             for file in candidates:
@@ -234,16 +234,19 @@ def _longest_part(stem: str, stems: Iterable[str]) -> str | None:
 
 
 def _chosen(
-    stem: str, candidates: Sequence[_File], wanted: Sequence[str], normal: Callable[[str], str]
+    stem: str,
+    candidates: Sequence[_File],
+    suffixes: Sequence[str],
+    normal: Callable[[str], str],
 ) -> set[_File]:
     """The images that the texts of a stem describe."""
 
     def extra(file: _File) -> str:
         return normal(file.stem)[len(stem) + 1 :]
 
-    if wanted:
+    if suffixes:
         usable = [
-            file for file in candidates if _is_wanted(extra(file), _ending(file.name)[1:], wanted)
+            file for file in candidates if _is_chosen(extra(file), _ending(file.name)[1:], suffixes)
         ]
     else:
         plain = [file for file in candidates if not extra(file)]

@@ -81,9 +81,9 @@ def _latest(name: str, folder: str) -> epath.Path:
         if not prepared:
             _check_known(dataset, folder)
         others = ", ".join(f"{dataset}/{c}:{v}" if c else f"{dataset}:{v}" for c, v, _ in prepared)
-        there = f" ({others} is)" if others else ""
+        available = f" ({others} is)" if others else ""
         raise UserError(
-            f"{name} is not prepared in {folder}{there}: "
+            f"{name} is not prepared in {folder}{available}: "
             f"run {COMMAND} {name} --data-dir {folder}, or set TFDS_DATA_DIR to where it is"
         )
     if len(configs := sorted({item.config for item in matches})) > 1:
