@@ -1,4 +1,4 @@
-"""What is far away is read as if it were here: all bytes right, or one line that says why not."""
+"""Remote files are read like local ones: the right bytes, or one line that says why not."""
 
 from __future__ import annotations
 

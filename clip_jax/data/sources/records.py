@@ -119,7 +119,7 @@ class RecordSource:
     def __init__(self, pattern: str, image: str = "") -> None:
         if remote.is_remote(pattern):
             raise UserError(
-                f"{pattern} is far away, and ArrayRecord files are read on this machine only: "
+                f"{pattern} is remote, and ArrayRecord files are read on this machine only: "
                 "copy them, or use tars"
             )
         self.pattern = pattern
