@@ -17,8 +17,8 @@ from clip_jax.distributed.param_spec import SCALAR, ParamSpecs, param_specs
 from clip_jax.models.architectures import name_of
 from clip_jax.models.layers import activation_dtype
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.models.pixels import given_pixels
-from clip_jax.models.token_ids import given_tokens
+from clip_jax.models.pixels import checked_pixels
+from clip_jax.models.token_ids import checked_tokens
 
 Keys = Key[Array, ""] | Key[Array, " images"]
 Params = dict[str, Any]
@@ -105,14 +105,14 @@ class CLIP(nnx.Module):
 
         Args:
           image: [batch, size, size, 3]: integers in 0…255, or floats that are normalised already;
-            see `pixels.given_pixels`.
+            see `pixels.checked_pixels`.
           normalized: whether features are scaled to length one.
           key: as in `__call__`.
 
         Raises:
           UserError: the shape or type is wrong, or the values are no pixels.
         """
-        image = given_pixels(image, self.config.vision)
+        image = checked_pixels(image, self.config.vision)
         if key is None:
             return self._encode("vision", image, normalized)
         keys = key if key.ndim else jax.random.split(key, len(image))
@@ -126,13 +126,13 @@ class CLIP(nnx.Module):
 
         Args:
           tokens: [batch, context], integers below the size of the vocabulary; see
-            `token_ids.given_tokens`.
+            `token_ids.checked_tokens`.
           normalized: whether features are scaled to length one.
 
         Raises:
           UserError: tokens are texts, have a wrong shape or type, or are of another tokenizer.
         """
-        return self._encode("text", given_tokens(tokens, self.config.text), normalized)
+        return self._encode("text", checked_tokens(tokens, self.config.text), normalized)
 
     def _encode(self, tower: str, rows: Array, normalized: bool) -> Float[Array, "batch embed_dim"]:
         graph, params, stats = nnx.split(self, nnx.Param, nnx.BatchStat)

@@ -33,7 +33,7 @@ def normalized(
     return (image.astype(jnp.float32) - mean) / std
 
 
-def given_pixels(image: Any, config: VisionTower) -> Num[Array, "batch height width 3"]:
+def checked_pixels(image: Any, config: VisionTower) -> Num[Array, "batch height width 3"]:
     """The argument of `encode_image` as an array for a tower.
 
     Args:

@@ -15,7 +15,7 @@ from clip_jax.models.model_config import TextTower
 _HOW = "encode_text takes whole numbers [batch, context], as tokenize([…]) makes them"
 
 
-def given_tokens(tokens: Any, config: TextTower) -> Int[Array, "batch context"]:
+def checked_tokens(tokens: Any, config: TextTower) -> Int[Array, "batch context"]:
     """The argument of `encode_text` as an array for a tower.
 
     Looking up an id that is not in the table returns meaningless values without an error, so ids

@@ -16,7 +16,7 @@ from clip_jax.models.model_config import (
     VisionConfig,
 )
 from clip_jax.models.registry import kind_of
-from clip_jax.weights.configs.fields import Fields
+from clip_jax.weights.configs.fields import Fields, Json
 
 # Theirs → ours; of several keys of a value the first is written.
 _ACTIVATIONS = {
@@ -118,7 +118,7 @@ def _activation(*towers: tuple[Fields, str]) -> str:
     return _ACTIVATIONS[name]
 
 
-def _shape(fields: Fields, width: int, layers: int, heads: int, hidden: int) -> dict[str, Any]:
+def _shape(fields: Fields, width: int, layers: int, heads: int, hidden: int) -> Json:
     width = fields.integer("hidden_size", width)
     return dict(
         width=width,
@@ -235,7 +235,7 @@ def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     )
 
 
-def to_hugging_face(config: CLIPConfig) -> dict[str, Any]:
+def to_hugging_face(config: CLIPConfig) -> Json:
     """The config.json that transformers reads a model of ours from; see `param_mapping.leaves`."""
     activation = next(k for k, v in _ACTIVATIONS.items() if v == config.activation)
     match config:
@@ -250,12 +250,12 @@ def to_hugging_face(config: CLIPConfig) -> dict[str, Any]:
 
 def _write_transformers(
     config: CLIPConfig, vision: VisionConfig, text: TextConfig, activation: str
-) -> dict[str, Any]:
+) -> Json:
     """A `SiglipModel` or a `CLIPModel`."""
     siglip = vision.pool == "map"
     kind = "siglip" if siglip else "clip"
 
-    def tower(side: str, values: VisionConfig | TextConfig) -> dict[str, Any]:
+    def tower(side: str, values: VisionConfig | TextConfig) -> Json:
         return {
             "model_type": f"{kind}_{side}_model",
             "hidden_size": values.width,
@@ -292,7 +292,7 @@ def _write_transformers(
 
 def _write_align(
     config: CLIPConfig, vision: EfficientNetConfig, text: BertConfig, activation: str
-) -> dict[str, Any]:
+) -> Json:
     columns = {key: [stage[i] for stage in vision.stages] for key, i in _STAGES.items()}
     return {
         "architectures": ["AlignModel"],

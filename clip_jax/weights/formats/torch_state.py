@@ -10,6 +10,7 @@ from clip_jax.weights.formats.pickle_reader import MAX_OPCODES, Object, Opaque, 
 from clip_jax.weights.formats.raw import MAX_NAME, BadFileError, Entry, UnreadableError
 from clip_jax.weights.formats.torch_archive import Archive, tensor_entry
 
+Named = dict[str, Any]  # tensors and other values, by name
 _MAX_DEPTH = 3  # of wrappers in wrappers
 _MAX_MODULES = 16  # of torch, side by side
 # Keys of several state dicts, the likeliest first.
@@ -58,9 +59,9 @@ def _rank(path: str) -> int:
     return max(places) if path else -1
 
 
-def _dicts_of_tensors(saved: Any) -> dict[str, dict[str, Any]]:
+def _dicts_of_tensors(saved: Any) -> dict[str, Named]:
     """Every dictionary that has tensors in it, by the keys that lead to it, such as `a/b`."""
-    dicts: dict[str, dict[str, Any]] = {}
+    dicts: dict[str, Named] = {}
     waiting, seen, modules = deque([("", saved, 0)]), 0, 0
     while waiting:
         path, value, depth = waiting.popleft()
@@ -88,9 +89,9 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, TensorView) or (isinstance(value, Opaque) and "_rebuild" in value.kind)
 
 
-def _module_tensors(module: Object) -> dict[str, Any]:
+def _module_tensors(module: Object) -> Named:
     """The parameters and buffers of a pickled `torch.nn.Module`, as its state dict names them."""
-    tensors: dict[str, Any] = {}
+    tensors: Named = {}
     waiting, seen = [("", module)], 0
     while waiting:
         prefix, module = waiting.pop()
