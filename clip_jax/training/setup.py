@@ -63,7 +63,7 @@ class Recipe:
             c.optimizer.final_learning_rate,
             c.optimizer.schedule,
         )
-        self.chunks = layer_chunking.picked(
+        self.chunks = layer_chunking.choose_chunks(
             c.chunk.to_dict(),
             architecture,
             hardware.chip_of_device(mesh.devices.flat[0]),

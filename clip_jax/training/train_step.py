@@ -1,4 +1,4 @@
-"""One step of training as a pure function of state and batch, compiled over a mesh."""
+"""The training step: a pure function of state and batch, compiled over a mesh."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ from clip_jax.training import grad_cache
 )
 @dataclasses.dataclass
 class TrainState:
-    """All that a step changes.
+    """Everything that a step changes.
 
-    `step` counts the updates done; `params` are float32, or bfloat16 where they are to take half
-    the memory; `stats` are the running statistics of batch normalisation, empty for a model
-    without it.
+    Attributes:
+      step: number of updates done.
+      params: parameters, float32 except those that `optimizer.text_weights` keeps in bfloat16.
+      stats: running statistics of batch normalization; empty for a model without it.
+      opt_state: the optimizer's state.
     """
 
     step: Int[Array, ""]
@@ -45,7 +47,7 @@ class TrainState:
 
     @property
     def variables(self) -> Variables:
-        """What a model needs of a state."""
+        """Parameters and batch statistics."""
         return self.params, self.stats
 
 
@@ -53,15 +55,15 @@ TrainStep = Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]]
 
 
 def init_variables(config: CLIPConfig, seed: int) -> Variables:
-    """Fresh parameters and statistics."""
+    """Initial parameters and batch statistics."""
     return variables(CLIP(config, rngs=nnx.Rngs(seed)))
 
 
-def clamp_logit_scale(params: Params, most: float) -> Params:
-    """The temperature kept where its scale is between 1 and `most` (section 2.5); 0: no bound."""
-    if not most:
+def clamp_logit_scale(params: Params, maximum: float) -> Params:
+    """Keeps the factor on the logits between 1 and `maximum` (section 2.5); 0: no bounds."""
+    if not maximum:
         return params
-    return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(most))}
+    return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(maximum))}
 
 
 def make_train_step(
@@ -74,23 +76,25 @@ def make_train_step(
     accumulate: int = 1,
     sharded_optimizer: bool = False,
 ) -> TrainStep:
-    """The step: loss, gradients, update. Pure; what is random depends on seed and step alone.
+    """A pure function that does one step: loss, gradients, update.
+
+    Random numbers depend on seed and step alone.
 
     Args:
       graph: of the model.
       objective: what is minimized.
-      optimizer: what makes updates of gradients.
-      seed: of what is random.
+      optimizer: computes updates from gradients.
+      seed: of everything random.
       max_logit_scale: see `clamp_logit_scale`.
-      accumulate: the parts that a batch goes through the towers in, see `grad_cache.accumulated`.
-      sharded_optimizer: the optimizer's state lies over the data axis too, as in `abstract_state`.
+      accumulate: parts in which a batch goes through the towers, see `grad_cache.accumulated`.
+      sharded_optimizer: whether the optimizer's state is sharded over the data axis too.
     """
 
     def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        held = _as_computed(graph, state.variables)
+        model_variables = _with_gradient_dtypes(graph, state.variables)
         loss, metrics, stats, grads = grad_cache.compute_gradients(
-            graph, objective, held, batch, key, accumulate
+            graph, objective, model_variables, batch, key, accumulate
         )
         norm = optax.global_norm(low_precision.upcast(grads))
         specs = param_specs(nnx.merge(graph, *state.variables))
@@ -105,23 +109,24 @@ def make_train_step(
     return train_step
 
 
-def _as_computed(graph: nnx.GraphDef, held: Variables) -> Variables:
-    """Variables whose parameters have the types that their gradients shall have.
+def _with_gradient_dtypes(graph: nnx.GraphDef, model_variables: Variables) -> Variables:
+    """Variables whose parameters have the dtypes that their gradients should have.
 
-    A gradient has its parameter's type. In a model that computes in bfloat16 those of matrices are
-    made in it anyway; in any other they are float32, whatever the matrices are kept in.
+    A gradient has the dtype of its parameter. A model that computes in bfloat16 computes the
+    gradients of matrices in bfloat16 anyway. In any other model gradients are float32, even of
+    matrices that are stored in bfloat16.
     """
-    dtype = jnp.dtype(nnx.merge(graph, *held).dtype)
-    return held if dtype == jnp.bfloat16 else low_precision.upcast(held)
+    dtype = jnp.dtype(nnx.merge(graph, *model_variables).dtype)
+    return model_variables if dtype == jnp.bfloat16 else low_precision.upcast(model_variables)
 
 
 def _create(
     config: CLIPConfig, optimizer: optax.GradientTransformation, text_weights: str, seed: int
 ) -> TrainState:
-    return _around(config, optimizer, text_weights, *init_variables(config, seed))
+    return _state_with(config, optimizer, text_weights, *init_variables(config, seed))
 
 
-def _around(
+def _state_with(
     config: CLIPConfig,
     optimizer: optax.GradientTransformation,
     text_weights: str,
@@ -129,8 +134,8 @@ def _around(
     stats: Params,
 ) -> TrainState:
     opt_state = optimizer.init(params)
-    held = low_precision.text_weights(params, specs_of(config), text_weights)
-    return TrainState(jnp.zeros((), jnp.int32), held, stats, opt_state)
+    stored = low_precision.text_weights(params, specs_of(config), text_weights)
+    return TrainState(jnp.zeros((), jnp.int32), stored, stats, opt_state)
 
 
 def _shardings(
@@ -150,10 +155,14 @@ def abstract_state(
     sharded_optimizer: bool = False,
     text_weights: str = "float32",
 ) -> TrainState:
-    """The state's shapes, each with the sharding that it will have.
+    """The shapes of the state, each with its sharding.
 
-    With `sharded_optimizer` the optimizer's state is spread over the data axis too; `text_weights`
-    is what the text tower's matrices are kept in.
+    Args:
+      config: the architecture.
+      optimizer: whose state is part of it.
+      mesh: the mesh.
+      sharded_optimizer: whether the optimizer's state is sharded over the data axis too.
+      text_weights: dtype in which the text tower's matrices are stored.
     """
     shapes = jax.eval_shape(partial(_create, config, optimizer, text_weights, 0))
     return jax.tree.map(
@@ -172,36 +181,43 @@ def init_state(
     sharded_optimizer: bool = False,
     text_weights: str = "float32",
 ) -> TrainState:
-    """A fresh state, created where it will live: the same values on any mesh."""
+    """An initial state, created on its devices; the values are the same on any mesh."""
     create = partial(_create, config, optimizer, text_weights, seed)
     shapes = jax.eval_shape(create)
-    # LLVM takes half a second for each of a ResNet's random arrays, and they are made only once
-    many = bool(jax.tree.leaves(shapes.stats)) and mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_backend_optimization_level": 0} if many else None
+    # LLVM takes half a second for each random array of a ResNet, and the program runs only once.
+    is_resnet_on_cpu = (
+        bool(jax.tree.leaves(shapes.stats)) and mesh.devices.flat[0].platform == "cpu"
+    )
+    options = {"xla_backend_optimization_level": 0} if is_resnet_on_cpu else None
     where = _shardings(config, shapes, mesh, sharded_optimizer)
     return jax.jit(create, out_shardings=where, compiler_options=options)()
 
 
 def state_of(
     config: CLIPConfig,
-    held: Variables,
+    model_variables: Variables,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
     sharded_optimizer: bool = False,
     text_weights: str = "float32",
 ) -> TrainState:
-    """A state around variables that were trained before, laid out over the mesh; step 0."""
-    create = partial(_around, config, optimizer, text_weights)
-    where = _shardings(config, jax.eval_shape(create, *held), mesh, sharded_optimizer)
-    placed = jax.device_put(held, (where.params, where.stats))
+    """A state at step 0 with given variables, laid out over the mesh."""
+    create = partial(_state_with, config, optimizer, text_weights)
+    where = _shardings(config, jax.eval_shape(create, *model_variables), mesh, sharded_optimizer)
+    placed = jax.device_put(model_variables, (where.params, where.stats))
     return jax.jit(create, out_shardings=where)(*placed)
 
 
 def compile_step(train_step: TrainStep, state: Any, mesh: Mesh) -> jax.stages.Wrapped:
-    """`train_step` jitted over the mesh for states that lie as `state` (arrays or shapes) does.
+    """`train_step` jitted over the mesh, for states with the shardings of `state`.
 
-    It takes over (donates) the state it is given.
+    The state that it is called with is donated.
+
+    Args:
+      train_step: the step.
+      state: arrays, or shapes with shardings.
+      mesh: the mesh.
     """
 
     def over_mesh(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:

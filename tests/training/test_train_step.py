@@ -191,7 +191,7 @@ def test_a_state_around_given_weights_keeps_them_as_it_shall():
 def test_text_weights_in_16_bits_have_the_gradients_of_those_in_32():
     graph = nnx.graphdef(abstract_model(TINY, "bfloat16", "none"))
     kept = low_precision.text_weights(jax.tree.map(jnp.asarray, alone()[0]), SPECS, "bfloat16")
-    computed, _ = step._as_computed(graph, (kept, {}))
+    computed, _ = step._with_gradient_dtypes(graph, (kept, {}))
     tokens = jnp.asarray(batch()["tokens"])
     towards = np.random.default_rng(0).normal(size=(16, 16))
 
@@ -212,7 +212,7 @@ def test_text_weights_in_16_bits_have_the_gradients_of_those_in_32():
 def test_but_where_the_model_computes_in_32_so_do_they(dtype):
     graph = nnx.graphdef(abstract_model(TINY, dtype, "none"))
     kept = low_precision.text_weights(jax.tree.map(jnp.asarray, alone()[0]), SPECS, "bfloat16")
-    computed, _ = step._as_computed(graph, (kept, {}))
+    computed, _ = step._with_gradient_dtypes(graph, (kept, {}))
     assert {leaf.dtype for leaf in jax.tree.leaves(computed)} == {np.dtype("float32")}
 
 
