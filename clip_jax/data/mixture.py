@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import grain
 
+from clip_jax.config import schema
 from clip_jax.data import captions, mixture_config
 from clip_jax.data.example import PairError, only_pair_errors
 from clip_jax.data.filters import Selected
@@ -116,14 +117,16 @@ def open_mixture(
     """Opens and filters the training data of a config, and checks that it gives captions.
 
     Args:
-      data: `config.data`. Its threads or workers also evaluate the filter.
+      data: `config.data`; keys that it lacks have their defaults. Its threads or workers also
+        evaluate the filter.
       say: receives lines on the way: how far a filter is, what is unusual.
       report: whether to say what opening left out, too.
 
     Raises:
       UserError: a key is wrong, a source cannot be read, or no pair is left.
     """
-    if not (data["train"] or data.get("mix")):
+    data = {**schema.Data().to_dict(), **data}
+    if not (data["train"] or data["mix"]):
         raise UserError(
             "no data given: set config.data.train to your tars, a folder of pictures, a table or "
             "tfds:NAME:SPLIT, or config.data.mix to several of them"
@@ -138,9 +141,9 @@ def _open_part(
     name: str, entry: Entry, data: Mapping[str, Any], say: Callable[[str], None], report: bool
 ) -> Part:
     """Opens one source, with as many rows as it has pairs; see `open_mixture`."""
-    index, max_bad_fraction = data.get("index", ""), data.get("max_bad_fraction", 0.01)
     options = SourceOptions(
-        entry.image, entry.root, index, max_bad_fraction, entry.table_options, entry.columns
+        *(entry.image, entry.root, data["index"], data["max_bad_fraction"]),
+        *(entry.table_options, entry.columns),
     )
     source = open_source(entry.data, options, kind=entry.source, key=entry.key)
     for line in source.opening_report().lines(remote.shown(entry.data)) if report else ():
@@ -150,10 +153,10 @@ def _open_part(
             source,
             entry.filter,
             entry.captions,
-            threads=data.get("threads", 2),
-            processes=data.get("workers", 0),
+            threads=data["threads"],
+            processes=data["workers"],
             say=say,
-            cache=index,
+            cache=data["index"],
             key=entry.key,
         )
     for template in _unfilled_templates(source, entry.captions):

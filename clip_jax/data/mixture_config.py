@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from clip_jax.config import schema
 from clip_jax.data import captions
 from clip_jax.data.filters import Filter
 from clip_jax.data.sources import TableOptions, source_kind
@@ -104,13 +105,14 @@ def entries(data: Mapping[str, Any]) -> dict[str, Entry]:
     Raises:
       UserError: both `train` and `mix` are given, or a key of one of them is wrong.
     """
-    train, mix = data["train"], data.get("mix") or {}
+    data = {**schema.Data().to_dict(), **data}
+    train, mix = data["train"], data["mix"]
     if train and mix:
         raise UserError(
             f"config.data.train={train!r} and config.data.mix are both given: set one of them, "
             "config.data.train= or config.data.mix={}"
         )
-    single = _entry("config.data", {k: data[k] for k in _KEYS if k in data}, {"data": train})
+    single = _entry("config.data", {k: data[k] for k in _KEYS}, {"data": train})
     if not mix:
         return {"": single}
     by_name = {name: _mix_entry(name, mix[name], data) for name in sorted(mix)}
@@ -134,7 +136,7 @@ def _mix_entry(name: str, values: Any, data: Mapping[str, Any]) -> Entry:
         raise UserError(f"unknown config key {key}.{unknown[0]}; known: {', '.join(known)}")
     # the caption_weights of config.data belong to the templates of config.data
     inherited = set(_KEYS) - ({"caption_weights"} if "captions" in values else set())
-    return _entry(key, values, {k: data[k] for k in inherited if k in data})
+    return _entry(key, values, {k: data[k] for k in inherited})
 
 
 def _entry(key: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Entry:

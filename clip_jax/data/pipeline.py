@@ -10,6 +10,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from clip_jax.config import schema
 from clip_jax.data import captions
 from clip_jax.data.example import REASONS, Pair, PairError, described, only_pair_errors
 from clip_jax.data.images import augmentation, decoding
@@ -42,7 +43,8 @@ class Prepare:
 
     @classmethod
     def from_config(cls, data: Mapping[str, Any], tokenizer: Tokenizer, image_size: int) -> Prepare:
-        """From `config.data`."""
+        """From `config.data`; keys that it lacks have their defaults."""
+        data = {**schema.Data().to_dict(), **data}
         augment = augmentation.Augment.from_dict(data["augment"])
         return cls(
             tokenizer,
@@ -53,7 +55,7 @@ class Prepare:
                 data["cache_mib"], augment.least_side(image_size) if data["fast_decode"] else 0
             ),
             data["token_dropout"],
-            tuple(data.get("caption_weights", ())),
+            tuple(data["caption_weights"]),
         )
 
     def __call__(self, pair: Pair, rng: np.random.Generator, turn: int = 0) -> Row:

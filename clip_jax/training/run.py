@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from clip_jax import tokenizers
+from clip_jax.config.checks import check
 from clip_jax.config.schema import Config
 from clip_jax.data import fingerprint, mixture
 from clip_jax.data.mixture import Mixture
@@ -72,7 +73,8 @@ def prepare(config: Any) -> Run:
       UserError: a mistake in the config, or something that it names cannot be opened.
     """
     evaluators = load_evaluators(config.evaluate.suite)
-    c, model, objective = setup.checked(config, jax.device_count())
+    c = check(config)  # before `device_count` touches a device
+    c, model, objective = setup.checked(c, jax.device_count())
     if not c.workdir:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clip_jax.config import schema
 from clip_jax.data.images.decoding import crop
 from clip_jax.errors import UserError
 
@@ -17,27 +18,12 @@ CROPS = ("fit", "open_clip")
 
 
 @dataclasses.dataclass(frozen=True)
-class Augment:
-    """The random changes to an image. The defaults are the paper's: a random square crop.
+class Augment(schema.Augment):
+    """Random changes to the training images, as `config.data.augment` describes them.
 
-    crop: one of `CROPS`: what happens if a crop is wider or taller than the image.
-    crop_scale: least and greatest share of the area.
-    crop_ratio: least and greatest width/height of the crop; (1, 1) is square.
-    flip: probability of a horizontal flip.
-    rotate: greatest angle in degrees, in both directions; corners become white.
-    color: strength of changes to brightness, contrast and saturation (0.4: ×0.6…×1.4).
-    hue: greatest rotation of the hue, as a share of the circle.
-    gray: probability of a grey image.
+    `schema.Augment` has the fields. `crop` says what happens to a crop that is wider or taller than
+    the image: `fit` shrinks it until it fits, `open_clip` draws again.
     """
-
-    crop: str = "fit"
-    crop_scale: tuple[float, float] = (0.9, 1.0)
-    crop_ratio: tuple[float, float] = (1.0, 1.0)
-    flip: float = 0.0
-    rotate: float = 0.0
-    color: float = 0.0
-    hue: float = 0.0
-    gray: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
