@@ -49,16 +49,16 @@ class Installed:
 
     def output(self, *argv: str) -> str:
         """What a command prints; it must succeed."""
-        done = self.run(*argv)
-        assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
-        return done.stdout
+        result = self.run(*argv)
+        assert result.returncode == 0, f"{argv}: {result.stdout}{result.stderr}"
+        return result.stdout
 
 
 def pip(*argv: str) -> None:
     """Runs pip without the network."""
     command = [sys.executable, "-m", "pip", *argv, "--no-deps", "--no-index", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +166,8 @@ def test_a_run_resumes_with_new_keys_and_new_values(installed, run, tmp_path):
     del config["data"]["separator"], config["loss"]["mask_duplicates"]
     path.write_text(json.dumps(config))
     flags = (f"--workdir={tmp_path / 'run'}", "--config.steps=4", "--config.log.every=1")
-    done = installed.run("clip-jax", "train", *QUICKSTART, "--config.evaluate.every=4", *flags)
-    assert done.returncode == 0 and "nothing to train" in done.stderr, done.stderr
+    result = installed.run("clip-jax", "train", *QUICKSTART, "--config.evaluate.every=4", *flags)
+    assert result.returncode == 0 and "nothing to train" in result.stderr, result.stderr
     other = installed.run("clip-jax", "train", *QUICKSTART, *flags, "--config.seed=1")
     assert other.returncode == 2 and "seed" in other.stderr, other.stderr
 
