@@ -28,7 +28,7 @@ PEER = """
 import sys, time
 from clip_jax import main
 from clip_jax.distributed import cluster_env, multihost
-args = main.parser().parse_args(sys.argv[1:])
+args = main.make_parser().parse_args(sys.argv[1:])
 place = cluster_env.find(args.coordinator, args.processes, args.process, {})
 with multihost.joined(place, 60, 60):
     import jax, numpy as np
