@@ -19,7 +19,7 @@ os.environ.update(topology.LIBTPU_ENVIRONMENT, JAX_PLATFORMS="cpu")
 
 from clip_jax import config as config_lib
 from clip_jax.plan import search
-from clip_jax.plan.cost import Estimate
+from clip_jax.plan.result import Estimate
 
 CASES = tuple(
     f"configs/{model}.py:{slice_}"

@@ -10,6 +10,7 @@ from clip_jax.config.overrides import flatten
 from clip_jax.config.schema import defaults
 from clip_jax.config.values import may_change
 from clip_jax.errors import UserError, redacted
+from clip_jax.io.files import JsonObject
 
 # Keys that say where something is, not what it is.
 _PLACES = re.compile(r"data\.(train|source|root)|data\.mix\..+\.(data|source|root)|tokenizer")
@@ -34,12 +35,12 @@ def is_place(key: str) -> bool:
     return bool(_PLACES.fullmatch(key))
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: JsonObject, new: JsonObject) -> list[str]:
     """Lines `key: old → new` for what a resumed run may not change, see `changes`."""
     return list(changes(old, new).values())
 
 
-def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+def changes(old: JsonObject, new: JsonObject) -> dict[str, str]:
     """Lines `key: old → new`, by their keys, for what a resumed run may not change.
 
     A run that began before a key existed has that key's default.
@@ -53,7 +54,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
         raise UserError("the run's config is nested too deep to be one") from None
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+def _changes(old: JsonObject, new: JsonObject) -> dict[str, str]:
     # an empty group counts as absent: it may be filled later
     before, after = (
         {k: v for k, v in flatten(json.loads(json.dumps(c))) if v != {}} for c in (old, new)

@@ -18,8 +18,9 @@ from clip_jax.evaluation import report
 from clip_jax.evaluation.datasets import Dataset
 from clip_jax.evaluation.evaluators import EVALUATORS, Evaluator, Result
 from clip_jax.evaluation.report.section import Section
-from clip_jax.evaluation.serialization import JsonObject, thumbnails_in
+from clip_jax.evaluation.serialization import thumbnails_in
 from clip_jax.io import files
+from clip_jax.io.files import JsonObject
 
 VERSION = 1
 JSON, PAGE = "report.json", "report.html"

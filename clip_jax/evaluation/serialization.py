@@ -14,8 +14,9 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from clip_jax.io.files import JsonObject
+
 T = TypeVar("T")
-JsonObject = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

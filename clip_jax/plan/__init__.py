@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import jax
     from ml_collections import ConfigDict
 
-    from clip_jax.plan.cost import Estimate
+    from clip_jax.plan.result import Estimate
 
 __all__ = ["estimate", "lower"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 import os
@@ -25,111 +24,21 @@ from clip_jax.distributed.hardware import Chip
 from clip_jax.errors import UserError
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.plan import program
-from clip_jax.plan.program import CollectiveSummary, Program
+from clip_jax.plan.program import Program
+from clip_jax.plan.result import Estimate
 from clip_jax.plan.topology import Topology, find_topology
 from clip_jax.training import flops, setup
 
-PARTS = ("parameters", "optimizer", "batch", "activations")
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _AMOUNT = r"([\d.]+)([KMGTP]?)i?B?"
 _OUT_OF_MEMORY = (
     re.compile(rf"memory required .*?\({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)"),
     re.compile(rf"memory space hbm\. Used {_AMOUNT} of {_AMOUNT} hbm", re.IGNORECASE),
 )
-DAY = 86_400
 # The products of a step have at least this share of the model's FLOPs. The formula for these also
 # counts the gradient by the pixels, padding of convolutions, and (see `_min_product_share`) the
 # whole last layer of a tower.
 _MIN_PRODUCT_SHARE = 0.75
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """What a step needs, by the compiler; nothing was run. None means unknown.
-
-    Attributes:
-      topology: the name of the topology.
-      overrides: the keys that differ from the requested config, with their values.
-      devices: the number of devices; each is a chip, or half a chip of TPU v2, v3 and 7x.
-      chips: the number of chips to pay for; None for CPUs.
-      fits: whether the step fits into the memory of the devices.
-      hbm_bytes: memory per device; if the step does not fit, what the compiler says it needs.
-      hbm: its parts (`PARTS`); activations are everything that is not in the other parts.
-      hbm_capacity_bytes: the memory of a device that programs can use.
-      estimated_seconds: of all operations, one after the other; without collectives and kernels.
-      interconnect_seconds: of the collectives, if all links are always busy: a lower bound.
-      model_flops: of a step on all devices, see `clip_jax.training.flops`.
-      collectives: the collectives of a step, merged by kind and size.
-      kernels: custom kernels, which the compiler does not estimate, with their executions per step.
-      unread_loops: loops with unknown trip counts, which are counted once.
-      product_flops: of the matrix products and convolutions in the compiled step, on all devices;
-        without kernels.
-      time_unknown: why a step that fits has no time; empty if it has one.
-      batch_size: the number of pairs in a step.
-      chunks: the rows that a layer of the image and of the text tower processes at a time; 0: all.
-      steps: of the whole run.
-      peak: FLOP/s of a device.
-      compile_seconds: the time to compile the step on this machine.
-    """
-
-    topology: str
-    overrides: Mapping[str, Any]
-    devices: int
-    chips: int | None
-    fits: bool
-    hbm_bytes: int
-    hbm: Mapping[str, int]
-    hbm_capacity_bytes: int
-    estimated_seconds: float | None
-    interconnect_seconds: float | None
-    model_flops: int
-    collectives: list[CollectiveSummary] | None
-    kernels: Mapping[str, int]
-    unread_loops: list[str]
-    product_flops: int
-    time_unknown: str
-    batch_size: int
-    chunks: tuple[int, int]
-    steps: int
-    peak: float | None
-    compile_seconds: float
-
-    @property
-    def step_seconds(self) -> float | None:
-        """A lower bound: the longer of compute and interconnect time, as if they overlapped."""
-        if self.estimated_seconds is None:
-            return None
-        return max(self.estimated_seconds, self.interconnect_seconds or 0.0)
-
-    @property
-    def images_per_second_per_chip(self) -> float | None:
-        """An upper bound."""
-        seconds = self.step_seconds
-        return self.batch_size / seconds / (self.chips or self.devices) if seconds else None
-
-    @property
-    def mfu(self) -> float | None:
-        """Model FLOP/s as a share of the peak: an upper bound."""
-        if not self.step_seconds or not self.peak:
-            return None
-        return self.model_flops / self.step_seconds / self.devices / self.peak
-
-    @property
-    def days(self) -> float | None:
-        """Days for all steps: a lower bound."""
-        return self.steps * self.step_seconds / DAY if self.step_seconds else None
-
-    @property
-    def chip_hours(self) -> float | None:
-        """Chip-hours for all steps: a lower bound."""
-        return self.days * 24 * self.chips if self.days and self.chips else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields and properties as plain values, for JSON."""
-        derived = ("step_seconds", "images_per_second_per_chip", "mfu", "days", "chip_hours")
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["chunks"] = dict(zip(("image", "text"), self.chunks, strict=True))
-        return {**values, **{name: getattr(self, name) for name in derived}}
 
 
 def make_recipe(config: ConfigDict, topology_name: str) -> tuple[setup.Recipe, Topology]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from clip_jax.errors import counted
+from clip_jax.io.files import JsonObject
 from clip_jax.plan import search
-from clip_jax.plan.cost import PARTS, Estimate, make_recipe
+from clip_jax.plan.cost import make_recipe
+from clip_jax.plan.result import PARTS, Estimate
 from clip_jax.plan.search import Rejected
 
 NOTE = "compiler-estimated, not run"
@@ -215,7 +216,7 @@ def _align(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _row_to_dict(row: Estimate | Rejected) -> dict[str, Any]:
+def _row_to_dict(row: Estimate | Rejected) -> JsonObject:
     if isinstance(row, Estimate):
         return row.to_dict()
     return {"overrides": dict(row.overrides), "fits": False, "error": row.error}

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from clip_jax import config as config_lib
 from clip_jax.errors import UserError
-from clip_jax.plan.cost import Estimate, estimate_step, make_recipe
+from clip_jax.plan.cost import estimate_step, make_recipe
+from clip_jax.plan.result import Estimate
 
 Log = Callable[[str], None]
 Overrides = dict[str, Any]

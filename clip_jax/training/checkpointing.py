@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from clip_jax.errors import UserError
-from clip_jax.io.files import read_json
+from clip_jax.io.files import JsonObject, read_json
 from clip_jax.models.model_config import DTYPES, CLIPConfig
 from clip_jax.training import digests
 from clip_jax.training.orbax_parts import FOLDER, SealedFolder, make_handlers
@@ -32,7 +32,7 @@ _UNFINISHED = ".orbax-checkpoint-tmp"  # part of the name of a folder that is st
 _MARK = {"digests": 1}  # in orbax's metadata: the folder must have a list of digests
 
 
-def read_config(workdir: str | Path) -> dict[str, Any]:
+def read_config(workdir: str | Path) -> JsonObject:
     """The config that a run was started with.
 
     Raises:
@@ -97,7 +97,7 @@ def read_model_config(workdir: str | Path, step: int) -> RunConfig:
     return RunConfig(model, dtype, tokenizer)
 
 
-def read_saved_config(workdir: str | Path, step: int) -> dict[str, Any] | None:
+def read_saved_config(workdir: str | Path, step: int) -> JsonObject | None:
     """The config that a checkpoint was written with; None where it cannot be read."""
     try:
         return read_json(Path(workdir) / FOLDER / str(step) / "config" / "metadata")
@@ -246,9 +246,7 @@ class Checkpoints:
             handler_registry=make_handlers(),
         )
 
-    def save(
-        self, step: int, state: Any, data: Any, config: dict[str, Any], *, force: bool
-    ) -> None:
+    def save(self, step: int, state: Any, data: Any, config: JsonObject, *, force: bool) -> None:
         """Starts a save if the step is due or `force` is set; returns while it is being written."""
         if step == self._manager.latest_step():
             return
@@ -263,7 +261,7 @@ class Checkpoints:
             force=force,
         )
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    def restore(self, step: int, like: Any) -> tuple[Any, JsonObject]:
         """The training state and the data state of a step.
 
         Args:
@@ -313,7 +311,7 @@ def read_variables(workdir: str | Path, step: int, like: tuple[Any, Any]) -> tup
         raise _unreadable(folder, error) from error
 
 
-def _check_shapes(folder: Path, model_shapes: dict[str, Any]) -> None:
+def _check_shapes(folder: Path, model_shapes: Mapping[str, Any]) -> None:
     """Compares a checkpoint's arrays with the model's.
 
     Orbax itself ignores arrays that are not requested, and fails in the middle of reading where

@@ -13,10 +13,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.io import files
+from clip_jax.io.files import JsonObject
 
 NAME = "digests.json"
 _MAX_LIST = 64 << 20  # bytes of the file of digests
@@ -116,7 +116,7 @@ def _digest(path: Path) -> list[int]:
     return [size, checksum]
 
 
-def _serialized(record: dict[str, Any]) -> bytes:
+def _serialized(record: JsonObject) -> bytes:
     """The record as JSON, with a checksum of its own."""
     body = json.dumps(record, sort_keys=True)
     return json.dumps(
@@ -124,7 +124,7 @@ def _serialized(record: dict[str, Any]) -> bytes:
     ).encode()
 
 
-def _parsed(raw: bytes) -> dict[str, Any] | None:
+def _parsed(raw: bytes) -> JsonObject | None:
     """The record that `_serialized` turned into exactly these bytes; None if there is none."""
     try:
         record = json.loads(raw)["of"]

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from clip_jax.data.images.lettering import encodable
 from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
 
 
-def read(path: str | Path) -> list[dict[str, Any]]:
+def read(path: str | Path) -> list[JsonObject]:
     """The metrics in a metrics.jsonl, one dictionary a line; an incomplete last line is ignored.
 
     Raises:

@@ -21,6 +21,7 @@ from clip_jax.errors import UserError
 from clip_jax.evaluation.evaluators import load_evaluators
 from clip_jax.evaluation.suite import Suite
 from clip_jax.inference.model_source import ModelSource, open_model_source
+from clip_jax.io.files import JsonObject
 from clip_jax.losses.objective import Objective
 from clip_jax.models import architectures
 from clip_jax.models.model_config import CLIPConfig
@@ -54,7 +55,7 @@ class Run:
     weights: ModelSource | None = None
 
     @functools.cached_property
-    def fingerprints(self) -> dict[str, Any]:
+    def fingerprints(self) -> JsonObject:
         """Identifies the data and the tokenizer by their content, whatever their paths."""
         return {
             "version": fingerprint.VERSION,

@@ -11,6 +11,7 @@ from clip_jax.data import fingerprint
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
 from clip_jax.io import files
+from clip_jax.io.files import JsonObject
 from clip_jax.training import checkpointing
 from clip_jax.training.run import Run
 
@@ -64,7 +65,7 @@ def _claim(run: Run) -> None:
             file.write(config_lib.to_json(run.config).encode())
 
 
-def _are_moved(old: dict[str, Any], path: str, before: Any) -> bool:
+def _are_moved(old: JsonObject, path: str, before: Any) -> bool:
     """Whether weights at another path are those that the run started from.
 
     A resumed run does not read them. If they no longer exist, equal file names are enough.
@@ -76,7 +77,7 @@ def _are_moved(old: dict[str, Any], path: str, before: Any) -> bool:
     return bool(old_path and path) and Path(str(old_path)).name == Path(path).name
 
 
-def _read_fingerprints(path: Path) -> dict[str, Any] | None:
+def _read_fingerprints(path: Path) -> JsonObject | None:
     """The fingerprints in a run's folder; None if there are none of this version."""
     if not path.exists():
         return None
@@ -90,12 +91,12 @@ def _read_fingerprints(path: Path) -> dict[str, Any] | None:
     return fingerprints if fingerprints.get("version") == fingerprint.VERSION else None
 
 
-def _write_fingerprints(path: Path, fingerprints: dict[str, Any]) -> None:
+def _write_fingerprints(path: Path, fingerprints: JsonObject) -> None:
     with files.whole(path) as file:
         file.write(json.dumps(fingerprints, indent=1, sort_keys=True).encode() + b"\n")
 
 
-def _different(before: dict[str, Any], now: dict[str, Any]) -> str:
+def _different(before: JsonObject, now: JsonObject) -> str:
     """How the fingerprints of a run's folder and of a command differ, for a message."""
     old, new = before.get("data"), now["data"]
     if not isinstance(old, dict) or old == new:

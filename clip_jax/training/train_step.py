@@ -22,6 +22,7 @@ from clip_jax.models.clip import CLIP, Params, Variables, specs_of, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.optim import low_precision
 from clip_jax.training import grad_cache
+from clip_jax.training.grad_cache import Batch
 
 
 @partial(
@@ -51,7 +52,7 @@ class TrainState:
         return self.params, self.stats
 
 
-TrainStep = Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def init_variables(config: CLIPConfig, seed: int) -> Variables:
@@ -90,7 +91,7 @@ def make_train_step(
       sharded_optimizer: whether the optimizer's state is sharded over the data axis too.
     """
 
-    def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         model_variables = _with_gradient_dtypes(graph, state.variables)
         loss, metrics, stats, grads = grad_cache.compute_gradients(
@@ -220,7 +221,7 @@ def compile_step(train_step: TrainStep, state: Any, mesh: Mesh) -> jax.stages.Wr
       mesh: the mesh.
     """
 
-    def over_mesh(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:
+    def over_mesh(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return train_step(state, batch)
 

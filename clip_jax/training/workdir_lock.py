@@ -19,22 +19,20 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
 
 NAME = "in_use.json"
 BEAT = 5.0  # seconds between two increments of the counter
 STALE = 40.0  # seconds without an increment until a trainer of another host counts as dead
 _MAX_BYTES = 1 << 14
 
-Record = dict[str, Any]  # the lock file's content, which a stranger may have written
-
 
 class Lock:
     """The lock that this process has on a run's folder. `check` tells whether it still has it."""
 
-    def __init__(self, workdir: Path, record: Record) -> None:
+    def __init__(self, workdir: Path, record: JsonObject) -> None:
         self._path, self._record, self._beats = workdir / NAME, record, 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -109,7 +107,7 @@ def refuse_in_use(workdir: Path, force: bool) -> None:
         raise _in_use(workdir, record)
 
 
-def _take(workdir: Path, force: bool, tell: Callable[[str], None]) -> Record:
+def _take(workdir: Path, force: bool, tell: Callable[[str], None]) -> JsonObject:
     workdir.mkdir(parents=True, exist_ok=True)
     """Creates the lock file; returns its record."""
     path, record = workdir / NAME, _own_record()
@@ -136,7 +134,7 @@ def _take(workdir: Path, force: bool, tell: Callable[[str], None]) -> Record:
             return record
 
 
-def _await_end(workdir: Path, previous: Record, tell: Callable[[str], None]) -> None:
+def _await_end(workdir: Path, previous: JsonObject, tell: Callable[[str], None]) -> None:
     """Waits until the previous trainer has noticed and ended, so that two never write at once."""
     if _is_alive(previous) is False or previous.get("pid") == os.getpid():
         return
@@ -146,7 +144,7 @@ def _await_end(workdir: Path, previous: Record, tell: Callable[[str], None]) -> 
         time.sleep(min(0.2, STALE / 10))
 
 
-def _current_user(path: Path, record: Record, tell: Callable[[str], None]) -> Record | None:
+def _current_user(path: Path, record: JsonObject, tell: Callable[[str], None]) -> JsonObject | None:
     """The record of the trainer that is using the folder; None if there is none.
 
     If the recorded process is on another host, this watches its counter for `STALE` seconds.
@@ -169,19 +167,19 @@ def _current_user(path: Path, record: Record, tell: Callable[[str], None]) -> Re
     return None
 
 
-def _in_use(workdir: Path, record: Record) -> UserError:
+def _in_use(workdir: Path, record: JsonObject) -> UserError:
     return UserError(
         f"{workdir} is in use by {_named(record)}: end that run, or give another --workdir; "
         "--force takes it, and that run ends"
     )
 
 
-def _named(record: Record) -> str:
+def _named(record: JsonObject) -> str:
     host, pid, since = (record.get(key, "unknown") for key in ("host", "pid", "since"))
     return f"{host!s:.80}, PID {pid!s:.20} since {since!s:.40}"
 
 
-def _own_record() -> Record:
+def _own_record() -> JsonObject:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -217,7 +215,7 @@ def _started(pid: int) -> str:
     return ""
 
 
-def _is_alive(record: Record) -> bool | None:
+def _is_alive(record: JsonObject) -> bool | None:
     """Whether the process of a record exists; None if this process cannot know."""
     pid, started = record.get("pid"), record.get("started")
     if record.get("space") != _process_space() or type(pid) is not int or not started:
@@ -225,12 +223,12 @@ def _is_alive(record: Record) -> bool | None:
     return _started(pid) == started
 
 
-def _serialized(record: Record) -> bytes:
+def _serialized(record: JsonObject) -> bytes:
     """The record as JSON, of the same length for any value of the counter."""
     return json.dumps({**record, "beats": f"{record['beats']:012}"}).encode() + b"\n"
 
 
-def _parsed(raw: bytes) -> Record | None:
+def _parsed(raw: bytes) -> JsonObject | None:
     try:
         record = json.loads(raw)
     except (ValueError, RecursionError):
@@ -238,7 +236,7 @@ def _parsed(raw: bytes) -> Record | None:
     return record if isinstance(record, dict) else None
 
 
-def _read(path: Path) -> Record | None:
+def _read(path: Path) -> JsonObject | None:
     """The record in a file; empty if it is damaged or being written; None if there is none."""
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):  # a dangling link, or a pipe that would block

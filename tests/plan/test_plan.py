@@ -15,7 +15,7 @@ from clip_jax import main
 from clip_jax.distributed import hardware
 from clip_jax.errors import UserError
 from clip_jax.plan import cost, loops, search
-from clip_jax.plan.cost import PARTS, Estimate
+from clip_jax.plan.result import PARTS, Estimate
 from clip_jax.training import flops
 from clip_jax.training.run import Run
 from clip_jax.training.trainer import Trainer

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from clip_jax.evaluation.report.section import Section, metrics_section
-from clip_jax.evaluation.serialization import JsonObject, to_json
+from clip_jax.evaluation.serialization import to_json
+from clip_jax.io.files import JsonObject
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -17,7 +17,8 @@ from clip_jax.evaluation.report import overview, pairs
 from clip_jax.evaluation.report.album import Album
 from clip_jax.evaluation.report.markup import Markup
 from clip_jax.evaluation.report.section import Section, plain, shortened
-from clip_jax.evaluation.serialization import JsonObject, Thumbnail, to_json
+from clip_jax.evaluation.serialization import Thumbnail, to_json
+from clip_jax.io.files import JsonObject
 
 _QUERIES, _SHOWN = 6, 6  # of the galleries
 _ARITHMETIC = 3  # images, each plus and minus a text

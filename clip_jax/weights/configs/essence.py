@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from clip_jax.io.files import JsonObject
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.weights.configs.fields import Json
 
 
-def essence(config: CLIPConfig) -> Json:
+def essence(config: CLIPConfig) -> JsonObject:
     """The parts of an architecture that features depend on, as nested dictionaries.
 
     Initial values, training-only fields and the context length of a BERT are left out.

@@ -8,8 +8,6 @@ from typing import Any
 
 from clip_jax.errors import UserError
 
-Json = dict[str, Any]  # a JSON object
-
 MAX_INTEGER = 1 << 24
 MAX_NUMBER = 1e6
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
 from clip_jax.models.architectures import siglip
 from clip_jax.models.model_config import (
     BertConfig,
@@ -16,7 +17,7 @@ from clip_jax.models.model_config import (
     VisionConfig,
 )
 from clip_jax.models.registry import kind_of
-from clip_jax.weights.configs.fields import Fields, Json
+from clip_jax.weights.configs.fields import Fields
 
 # Theirs → ours; of several keys of a value the first is written.
 _ACTIVATIONS = {
@@ -118,7 +119,7 @@ def _activation(*towers: tuple[Fields, str]) -> str:
     return _ACTIVATIONS[name]
 
 
-def _shape(fields: Fields, width: int, layers: int, heads: int, hidden: int) -> Json:
+def _shape(fields: Fields, width: int, layers: int, heads: int, hidden: int) -> JsonObject:
     width = fields.integer("hidden_size", width)
     return dict(
         width=width,
@@ -235,7 +236,7 @@ def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     )
 
 
-def to_hugging_face(config: CLIPConfig) -> Json:
+def to_hugging_face(config: CLIPConfig) -> JsonObject:
     """The config.json that transformers reads a model of ours from; see `param_mapping.leaves`."""
     activation = next(k for k, v in _ACTIVATIONS.items() if v == config.activation)
     match config:
@@ -250,12 +251,12 @@ def to_hugging_face(config: CLIPConfig) -> Json:
 
 def _write_transformers(
     config: CLIPConfig, vision: VisionConfig, text: TextConfig, activation: str
-) -> Json:
+) -> JsonObject:
     """A `SiglipModel` or a `CLIPModel`."""
     siglip = vision.pool == "map"
     kind = "siglip" if siglip else "clip"
 
-    def tower(side: str, values: VisionConfig | TextConfig) -> Json:
+    def tower(side: str, values: VisionConfig | TextConfig) -> JsonObject:
         return {
             "model_type": f"{kind}_{side}_model",
             "hidden_size": values.width,
@@ -292,7 +293,7 @@ def _write_transformers(
 
 def _write_align(
     config: CLIPConfig, vision: EfficientNetConfig, text: BertConfig, activation: str
-) -> Json:
+) -> JsonObject:
     columns = {key: [stage[i] for stage in vision.stages] for key, i in _STAGES.items()}
     return {
         "architectures": ["AlignModel"],

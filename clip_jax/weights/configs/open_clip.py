@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
 from clip_jax.models.architectures import siglip
 from clip_jax.models.model_config import (
     CLIPConfig,
@@ -16,7 +17,7 @@ from clip_jax.models.model_config import (
     VisionConfig,
 )
 from clip_jax.models.registry import kind_of
-from clip_jax.weights.configs.fields import Fields, Json
+from clip_jax.weights.configs.fields import Fields
 
 # The vision towers of SigLIP, which timm defines by name: width, layers, heads, MLP.
 _TIMM: dict[str, tuple[int, int, int, float]] = {
@@ -118,7 +119,7 @@ def _gelu(fields: Fields) -> str:
     return "gelu_tanh" if options.values.get("approximate") == "tanh" else "gelu"
 
 
-def _words(text: Fields) -> Json:
+def _words(text: Fields) -> JsonObject:
     """The sizes of a text tower."""
     return dict(
         vocab_size=text.integer("vocab_size", 49408),
@@ -188,7 +189,7 @@ def _read_timm(fields: Fields, vision: Fields, text: Fields, embed_dim: int) -> 
     return siglip("gelu", image, words, embed_dim=embed_dim, logit_bias=bias)
 
 
-def to_open_clip(config: CLIPConfig) -> Json:
+def to_open_clip(config: CLIPConfig) -> JsonObject:
     """The `model_cfg` that open_clip reads a model of ours from; see `param_mapping.leaves`.
 
     Raises:
@@ -206,7 +207,7 @@ def to_open_clip(config: CLIPConfig) -> Json:
     )
 
 
-def _write_words(text: TextConfig) -> Json:
+def _write_words(text: TextConfig) -> JsonObject:
     """The sizes of a text tower."""
     return {
         "context_length": text.context_length,
@@ -219,7 +220,7 @@ def _write_words(text: TextConfig) -> Json:
     }
 
 
-def _write_siglip(config: CLIPConfig, vision: VisionConfig, text: TextConfig) -> Json:
+def _write_siglip(config: CLIPConfig, vision: VisionConfig, text: TextConfig) -> JsonObject:
     if config.activation != "gelu":
         raise UserError(
             f"open_clip's SigLIP computes the exact GELU, this model {config.activation}: "
@@ -241,8 +242,10 @@ def _write_siglip(config: CLIPConfig, vision: VisionConfig, text: TextConfig) ->
     }
 
 
-def _write_clip(config: CLIPConfig, vision: VisionConfig | ResNetConfig, text: TextConfig) -> Json:
-    image: Json = {"image_size": vision.image_size, "width": vision.width}
+def _write_clip(
+    config: CLIPConfig, vision: VisionConfig | ResNetConfig, text: TextConfig
+) -> JsonObject:
+    image: JsonObject = {"image_size": vision.image_size, "width": vision.width}
     words = _write_words(text)
     match vision:
         case ResNetConfig():
@@ -276,7 +279,7 @@ def _ratio(tower: VisionConfig | TextConfig) -> dict[str, float]:
     return {"mlp_ratio": exact}
 
 
-def _write_timm(vision: VisionConfig) -> Json:
+def _write_timm(vision: VisionConfig) -> JsonObject:
     shape = (vision.width, vision.layers, vision.heads, vision.mlp_ratio)
     name = next((n for n, known in _TIMM.items() if known == shape), None)
     sizes = _TIMM_SIZES.get((name or "", vision.patch_size), ())

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from clip_jax.io.files import JsonObject
 from clip_jax.weights.formats.raw import (
     BadFileError,
     Entry,
@@ -20,7 +21,6 @@ from clip_jax.weights.formats.raw import (
     size_of,
 )
 
-Json = dict[str, Any]  # a JSON object
 MAX_HEADER = 4 << 20  # bytes of JSON; a thousand tensors take 0.1 MiB
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -59,14 +59,14 @@ def read_entries(file: BinaryIO) -> dict[str, Entry]:
     return _entries(file, parse_json(raw), 8 + length, size - 8 - length)
 
 
-def parse_json(raw: bytes) -> Json:
+def parse_json(raw: bytes) -> JsonObject:
     """A JSON object without repeated keys.
 
     Raises:
       BadFileError: it is broken, or no object.
     """
 
-    def unique(pairs: list[tuple[str, Any]]) -> Json:
+    def unique(pairs: list[tuple[str, Any]]) -> JsonObject:
         values = dict(pairs)
         if len(values) < len(pairs):
             raise ValueError("a name stands in it twice")
@@ -81,7 +81,7 @@ def parse_json(raw: bytes) -> Json:
     return values
 
 
-def _entries(file: BinaryIO, header: Json, start: int, available: int) -> dict[str, Entry]:
+def _entries(file: BinaryIO, header: JsonObject, start: int, available: int) -> dict[str, Entry]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise BadFileError("its metadata is no text by name")
