@@ -36,56 +36,58 @@ def parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     p = CommandParser(
         prog="python -m clip_jax classify",
-        description="Says which of some labels pictures show, best first.",
+        description="Classifies images with your own labels; prints the most likely labels first.",
         epilog="example: python -m clip_jax classify --checkpoint runs/quickstart cat.png "
-        f'--labels "a cat,a dog"; the exit code is 0, {SKIPPED} where --skip-broken left pictures '
-        "out, 2 for any other mistake",
+        f'--labels "a cat,a dog"; the exit code is {SKIPPED} if --skip-broken skipped images, '
+        "and 2 after an error",
         allow_abbrev=False,
     )
     p.add_argument(
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="pictures (png, jpg, webp, …), URLs, folders of pictures (hidden ones are left out), "
+        help="images (png, jpg, webp, …), URLs, folders of images (hidden files are ignored), and "
         "patterns such as 'a/*.jpg'",
     )
     p.add_argument(
         "--checkpoint",
         required=True,
         metavar="RUN",
-        help="the folder of a run, of transformers or of open_clip, or with --weights a model's "
-        "name such as ViT-B/32",
+        help="the folder of a run, of transformers or of open_clip; with --weights the name of a "
+        "model, such as ViT-B/32",
     )
-    p.add_argument("--weights", metavar="FILE", help="OpenAI's, open_clip's or transformers' file")
+    p.add_argument("--weights", metavar="FILE", help="a file of OpenAI, open_clip or transformers")
     p.add_argument(
         "--activation",
         choices=("quick_gelu", "gelu"),
-        help="what a lone file computes: gelu for open_clip's own models (default: quick_gelu, as "
-        "OpenAI's)",
+        help="the activation function of a file without a config: gelu for the models that "
+        "open_clip trained (default: quick_gelu, as in OpenAI's)",
     )
     p.add_argument(
         "--labels",
         required=True,
-        help="labels between commas (one with a comma in double quotes), or @FILE: a JSON list, a "
-        "JSON object from numbers to labels, or a label a line (UTF-8)",
+        help="labels separated by commas (double quotes around a label with a comma), or @FILE: a "
+        "JSON list, a JSON object from numbers to labels, or one label per line (UTF-8)",
     )
     p.add_argument(
         "--templates",
         default="{}",
-        help="prompts with {} for the label, between |; their features are averaged (default "
-        "{}; clip_jax.pipeline, as transformers, takes 'This is a photo of {}.')",
+        help="prompts with {} for the label, separated by |; their features are averaged (default "
+        "{}; the default of clip_jax.pipeline, as in transformers, is 'This is a photo of {}.')",
     )
-    p.add_argument("--top", type=int, default=5, help="how many labels to show (default 5)")
-    size = "pictures that are encoded at once (default %(default)s)"
+    p.add_argument("--top", type=int, default=5, help="number of labels to print (default 5)")
+    size = "images that are encoded at a time (default %(default)s)"
     p.add_argument("--batch-size", type=int, default=_BATCH_SIZE, metavar="N", help=size)
-    p.add_argument("--truncate", action="store_true", help="cut texts that are too long")
+    p.add_argument("--truncate", action="store_true", help="truncate texts that are too long")
     p.add_argument(
         "--skip-broken",
         action="store_true",
-        help="say which pictures cannot be read, and go on with the others",
+        help="report images that cannot be read, and continue with the others",
     )
     p.add_argument(
-        "--json", action="store_true", help="a JSON list a picture, for machines; null: left out"
+        "--json",
+        action="store_true",
+        help="print one JSON list per image; null: the image was skipped",
     )
     return p
 

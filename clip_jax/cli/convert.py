@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     names = textwrap.fill(", ".join(ARCHITECTURES), 78, initial_indent="  ", subsequent_indent="  ")
     p = CommandParser(
         prog=command,
-        description="Writes a model for another library, and reads it back to check.",
+        description="Writes a model in the format of another library, and verifies it by reading it back.",
         epilog=_EXAMPLES.format(command, names),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -54,10 +54,10 @@ def parser() -> argparse.ArgumentParser:
         help="the folder of a run, of transformers or of open_clip, or a file of weights",
     )
     p.add_argument("dest", metavar="DEST", help="a folder, or a .safetensors, .bin or .pt file")
-    p.add_argument("--to", required=True, choices=LIBRARIES, help="whose files to write")
-    p.add_argument("--model", metavar="NAME", help="what it is, where no config says so")
+    p.add_argument("--to", required=True, choices=LIBRARIES, help="the library to write for")
+    p.add_argument("--model", metavar="NAME", help="the architecture, if no config names it")
     p.add_argument(
-        "--dtype", default="keep", choices=DTYPES, help="of the parameters (default: as they are)"
+        "--dtype", default="keep", choices=DTYPES, help="of the parameters (default: unchanged)"
     )
     p.add_argument("--image-size", type=int, metavar="N", help="resize the positions to N pixels")
     p.add_argument(
@@ -66,15 +66,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--activation",
         choices=ACTIVATIONS,
-        help="have it compute another than it was trained with: SigLIP in open_clip needs gelu",
+        help="write another activation function than the model was trained with: SigLIP in "
+        "open_clip needs gelu",
     )
     p.add_argument(
         "--tokenizer",
         metavar="NAME",
-        help="clip, siglip:spiece.model or wordpiece:vocab.txt (default: what SOURCE holds)",
+        help="clip, siglip:spiece.model or wordpiece:vocab.txt (default: that of SOURCE)",
     )
-    p.add_argument("--overwrite", action="store_true", help="replace files that DEST holds")
-    p.add_argument("--json", action="store_true", help="one JSON object, for machines")
+    p.add_argument("--overwrite", action="store_true", help="replace existing files")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
     return p
 
 

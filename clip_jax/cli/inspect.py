@@ -293,21 +293,22 @@ def parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     p = CommandParser(
         prog="python -m clip_jax inspect",
-        description="Says what a config's data hold, what is broken in them, and how fast they are "
+        description="Shows what the data of a config contain, what is broken, and how fast they are "
         "read.",
         epilog="any key of the config can be set: --config.data.train='/data/*.tar'",
         allow_abbrev=False,
     )
-    p.add_argument("config", metavar="CONFIG", help="a config, such as configs/vit_b32.py")
-    p.add_argument("--pairs", type=int, default=2_000, metavar="N", help="how many to look at; "
+    p.add_argument("config", metavar="CONFIG", help="a file such as configs/vit_b32.py, or "
+                   "a shipped config by name: vit_b32")  # fmt: skip
+    p.add_argument("--pairs", type=int, default=2_000, metavar="N", help="pairs to read; "
                    "0: all (default %(default)s)")  # fmt: skip
-    p.add_argument("--seconds", type=float, default=5.0, metavar="S", help="for which reading is "
-                   "timed; 0: not at all (default %(default)s)")  # fmt: skip
-    p.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="of the chips' peak "
-                   "that training is taken to reach (default %(default)s)")  # fmt: skip
-    p.add_argument("--picture", default="inspect.png", metavar="FILE", help="gets twelve of the "
-                   "pairs; empty: none (default %(default)s)")  # fmt: skip
-    p.add_argument("--json", action="store_true", help="one line of JSON in place of text")
+    p.add_argument("--seconds", type=float, default=5.0, metavar="S", help="seconds of the "
+                   "speed measurement; 0: no measurement (default %(default)s)")  # fmt: skip
+    p.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the "
+                   "chips' peak that training is assumed to reach (default %(default)s)")  # fmt: skip
+    p.add_argument("--picture", default="inspect.png", metavar="FILE", help="file for a "
+                   "picture of twelve pairs; empty: none (default %(default)s)")  # fmt: skip
+    p.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
     return p
 
 

@@ -21,12 +21,14 @@ def run(argv: Sequence[str]) -> int:
         epilog=f"example: {COMMAND} clip_jax_emoji --data-dir data",
         allow_abbrev=False,
     )
-    parser.add_argument("name", metavar="NAME", help="such as clip_jax_emoji, or NAME/CONFIG:1.0.0")
+    parser.add_argument(
+        "name", metavar="NAME", help="the data set, such as clip_jax_emoji or NAME/CONFIG:1.0.0"
+    )
     parser.add_argument(
         "--data-dir",
         metavar="FOLDER",
         default=data_dir(),
-        help="where to (TFDS_DATA_DIR, or %(default)s)",
+        help="the folder to write to (default: TFDS_DATA_DIR, here %(default)s)",
     )
     args = parser.parse_args(argv)
     builder = prepare(args.name, os.path.expanduser(args.data_dir))

@@ -31,9 +31,9 @@ def header(results: Mapping[str, Any]) -> Markup:
         "Step": _given(model.get("step"), formats.count),
         "Parameters": _given(model.get("parameters"), formats.count),
         "Image size": None if size is None else f"{formats.count(size)} × {formats.count(size)}",
-        "Computed in": model.get("dtype"),
+        "Data type": model.get("dtype"),
         "Made": model.get("created"),
-        "Took": _given(results.get("seconds"), formats.duration),
+        "Duration": _given(results.get("seconds"), formats.duration),
     }
     items = (
         tag("div", tag("dt", name), tag("dd", isolated(value, 120)))
