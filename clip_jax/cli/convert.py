@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     names = textwrap.fill(", ".join(ARCHITECTURES), 78, initial_indent="  ", subsequent_indent="  ")
     p = CommandParser(
         prog=command,
-        description="Writes a model in the format of another library, and verifies it by reading it back.",
+        description="Writes a model for another library, and verifies it by reading it back.",
         epilog=_EXAMPLES.format(command, names),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

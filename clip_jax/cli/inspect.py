@@ -293,8 +293,8 @@ def parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     p = CommandParser(
         prog="python -m clip_jax inspect",
-        description="Shows what the data of a config contain, what is broken, and how fast they are "
-        "read.",
+        description="Shows what the data of a config contain, what is broken, and how fast they "
+        "are read.",
         epilog="any key of the config can be set: --config.data.train='/data/*.tar'",
         allow_abbrev=False,
     )
@@ -305,7 +305,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seconds", type=float, default=5.0, metavar="S", help="seconds of the "
                    "speed measurement; 0: no measurement (default %(default)s)")  # fmt: skip
     p.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the "
-                   "chips' peak that training is assumed to reach (default %(default)s)")  # fmt: skip
+                   "chips' peak that training reaches (default %(default)s)")  # fmt: skip
     p.add_argument("--picture", default="inspect.png", metavar="FILE", help="file for a "
                    "picture of twelve pairs; empty: none (default %(default)s)")  # fmt: skip
     p.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
