@@ -87,7 +87,7 @@ def test_weights_that_a_run_began_with_are_known_wherever_they_lie(tmp_path):
 def test_damaged_fingerprints_are_one_line(content, tmp_path):
     path = tmp_path / "fingerprints.json"
     path.write_bytes(content)
-    refused(lambda: run_identity._read_claim(path), path, "delete it")
+    refused(lambda: run_identity._read_fingerprints(path), path, "delete it")
 
 
 def test_a_signature_is_renewed_and_stands_nowhere(tmp_path):
