@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from clip_jax.io.files import JsonObject
+
 T = TypeVar("T")
 
 
@@ -50,7 +52,7 @@ def group(kind: type[T], *, resume: bool = False) -> T:
 class Group:
     """A group of keys."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The group as nested plain dictionaries."""
         return {
             field.name: value.to_dict() if isinstance(value, Group) else _plain(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ _USER_NAMED = tuple(name for name, facts in KEYS.items() if facts.user_named)
 _EXTENSIBLE = tuple(name for name in _USER_NAMED if name != "evaluate.sets")
 
 
-def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and their values."""
     for key, value in config.items():
         if isinstance(value, (ConfigDict, dict)) and value:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_jax.config.keys import Group, Key, group, key
+from clip_jax.io.files import JsonObject
 
 DTYPES = ("float32", "bfloat16", "mixed")
 _BELOW_ONE = 1 - 1e-9
@@ -367,6 +368,6 @@ def walk(kind: type[Group] = Config, prefix: str = "") -> Iterator[tuple[str, Ke
 KEYS: dict[str, Key] = {name: facts for name, facts, _ in walk()}
 
 
-def defaults(model: Mapping[str, Any]) -> dict[str, Any]:
+def defaults(model: Mapping[str, Any]) -> JsonObject:
     """All keys with their defaults, for a model's architecture."""
     return {**Config().to_dict(), "model": dict(model)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ def _is_local(mesh: Mesh, batch_size: int) -> np.ndarray:
     return is_local
 
 
-def global_batch(rows: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+def global_batch(rows: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """The global arrays of a batch, without communication.
 
     Args:

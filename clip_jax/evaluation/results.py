@@ -93,7 +93,7 @@ class SuiteResults:
             if value is not None
         }
 
-    def _by_dataset(self, evaluator: str) -> dict[str, Any]:
+    def _by_dataset(self, evaluator: str) -> JsonObject:
         return {
             finding.dataset.name: finding.result
             for finding in self.findings

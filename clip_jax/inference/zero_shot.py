@@ -20,11 +20,12 @@ from tqdm import tqdm
 from clip_jax.data.images.pictures import as_numpy, is_array, picture
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import GuessedWarning, UserError
+from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import CLIP
 from clip_jax.tokenizers import Tokenizer, packing
 
 Tokenize = Tokenizer | Callable[..., np.ndarray]
-Answer = list[dict[str, Any]]
+Answer = list[JsonObject]
 BATCH_SIZE = 32
 _TEXTS = 8  # times as many texts as pictures make a batch: they are that much smaller
 

@@ -7,6 +7,7 @@ import difflib
 from typing import Any
 
 from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
 from clip_jax.models.model_config import (
     HALF,
     BertConfig,
@@ -17,8 +18,6 @@ from clip_jax.models.model_config import (
     VisionConfig,
     VisionTower,
 )
-
-Values = dict[str, Any]  # fields of a config, by name
 
 
 def _clip(embed_dim: int, vision: VisionTower, text_width: int = 512, **text: Any) -> CLIPConfig:
@@ -60,8 +59,8 @@ def align(name: str, bert: BertConfig, image_size: int = 289) -> CLIPConfig:
 
 def siglip(
     activation: str,
-    vision: Values,
-    text: Values,
+    vision: JsonObject,
+    text: JsonObject,
     *,
     embed_dim: int | None = None,
     logit_bias: float = -10.0,
@@ -105,10 +104,10 @@ def _siglip(
     )
 
 
-_BASE: Values = dict(width=768, layers=12, heads=12)
-_LARGE: Values = dict(width=1024, layers=24, heads=16)
-_HUGE: Values = dict(width=1280, layers=32, heads=16)
-_SO400M: Values = dict(width=1152, layers=27, heads=16, mlp_ratio=4304 / 1152)
+_BASE: JsonObject = dict(width=768, layers=12, heads=12)
+_LARGE: JsonObject = dict(width=1024, layers=24, heads=16)
+_HUGE: JsonObject = dict(width=1280, layers=32, heads=16)
+_SO400M: JsonObject = dict(width=1152, layers=27, heads=16, mlp_ratio=4304 / 1152)
 
 ARCHITECTURES: dict[str, CLIPConfig] = {
     # Learning Transferable Visual Models From Natural Language Supervision, tables 19 and 20.
@@ -183,7 +182,7 @@ def named_activation(name: str) -> str | None:
     return "quick_gelu" if _plain(name).endswith(_QUICK) else None
 
 
-def architecture(name: str) -> Values:
+def architecture(name: str) -> JsonObject:
     """The architecture of a name as nested dictionaries, for a config's `model`."""
     return find(name).to_dict()
 

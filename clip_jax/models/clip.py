@@ -19,9 +19,9 @@ from clip_jax.models.layers import activation_dtype
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.pixels import checked_pixels
 from clip_jax.models.token_ids import checked_tokens
+from clip_jax.models.tower import Params
 
 Keys = Key[Array, ""] | Key[Array, " images"]
-Params = dict[str, Any]
 Variables = tuple[Params, Params]  # parameters and batch statistics
 
 

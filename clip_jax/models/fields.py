@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
 
 MAX_SIZE = 8192  # pixels a side
 MAX_INTEGER = 1 << 24
@@ -34,7 +35,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 _OF_EFFICIENTNET = {"width": (1e-6, 100)}  # a multiplier; in other towers it is in channels
 
 
-def checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def checked(kind: type, values: Mapping[str, Any], where: str) -> JsonObject:
     """Checks values for the fields of a dataclass: their names, types and bounds.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
 from clip_jax.models import fields
 from clip_jax.models.registry import TEXT_TOWERS, VISION_TOWERS, kind_of
 from clip_jax.models.text_configs import BertConfig, TextConfig
@@ -114,7 +115,7 @@ class CLIPConfig:
             )
         return cls(**towers, **values)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Nested dictionaries; the `kind` of each tower names its class."""
         values = dataclasses.asdict(self)
         for side, tower in (("vision", self.vision), ("text", self.text)):
@@ -122,7 +123,7 @@ class CLIPConfig:
         return values
 
 
-def _replace(tower: Any, values: dict[str, Any]) -> Any:
+def _replace(tower: Any, values: Mapping[str, Any]) -> Any:
     return dataclasses.replace(tower, **values)
 
 

@@ -11,10 +11,9 @@ from jaxtyping import Array, Float, Key
 
 from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import param_specs
-from clip_jax.losses.objective import Metrics, Objective
+from clip_jax.losses.objective import Batch, Metrics, Objective
 from clip_jax.models.clip import Params, Variables, assembled, variables
 
-Batch = dict[str, Any]
 Gradients = tuple[Float[Array, ""], Metrics, Params, Params]  # loss, metrics, statistics, gradients
 
 

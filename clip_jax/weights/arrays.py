@@ -18,6 +18,7 @@ import numpy as np
 from clip_jax.errors import UserError
 from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
+from clip_jax.models.tower import Params
 from clip_jax.weights.mappings.leaf import Leaf, Piece, pieces
 from clip_jax.weights.param_mapping import IGNORED, Library, leaves
 from clip_jax.weights.tensor_writing import Lazy
@@ -44,8 +45,8 @@ def flat(*trees: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
                 yield prefix + key, value
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
+def _nested(flat: Mapping[str, Any]) -> Params:
+    tree: Params = {}
     for path, value in flat.items():
         *folders, last = path.split("/")
         node = tree

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Augment(schema.Augment):
         return math.ceil(size / share)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Augment:
+    def from_dict(cls, values: Mapping[str, Any]) -> Augment:
         """From a config's `data.augment`; open_clip's crop has shapes of its own as defaults."""
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()

@@ -25,6 +25,7 @@ from clip_jax.data.sources import text_files
 from clip_jax.data.sources.disguises import disguise
 from clip_jax.errors import UserError
 from clip_jax.io import paths, remote
+from clip_jax.io.files import JsonObject
 
 MAX_BYTES = 1 << 30  # of a table
 # Columns that name the image, and those that are its caption; the first that exists is taken.
@@ -251,7 +252,7 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGES)
 
 
-def _coco_rows(content: dict[str, Any], file: _File) -> Iterator[Row]:
+def _coco_rows(content: JsonObject, file: _File) -> Iterator[Row]:
     annotations = content.get("annotations")
     if not isinstance(annotations, list) or not annotations:
         what = "a file of Karpathy's splits" if "dataset" in content else "without annotations"

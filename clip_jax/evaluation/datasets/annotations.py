@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from clip_jax.evaluation.datasets.classes import Classes, ClassName, natural_ord
 from clip_jax.evaluation.datasets.layouts import Place
 from clip_jax.evaluation.datasets.options import WITHOUT_CLASSES, DatasetOptions, read_labels
 from clip_jax.evaluation.datasets.registry import StandardDataset
+from clip_jax.io.files import JsonObject
 
 _CLASS_FIELDS = ("cls", "npy", "label", "labels", "class", "category")
 _CAPTION_FIELDS = ("captions", "caption", "captions/text", "text", "sentences", "raw")
@@ -25,7 +26,7 @@ _CAPTION_FIELDS = ("captions", "caption", "captions/text", "text", "sentences", 
 class Annotation(NamedTuple):
     """The fields that are written about an image, and the image's name."""
 
-    fields: dict[str, Any]
+    fields: JsonObject
     name: str
 
 

@@ -12,6 +12,7 @@ from clip_jax.data.example import MAX_MEMBER, Pair, read_bytes
 from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.errors import UserError
 from clip_jax.io import files, remote
+from clip_jax.io.files import JsonObject
 
 MAX_BYTES = 256 << 20  # COCO's is 150 MB
 
@@ -67,7 +68,7 @@ class KarpathySource:
         """Every image of the split is used."""
         return all_used(len(self), "pictures")
 
-    def text(self, i: int) -> tuple[dict[str, Any], str]:
+    def text(self, i: int) -> tuple[JsonObject, str]:
         """The captions of the i-th image, and its name."""
         name, captions = self._images[i]
         return {"captions": list(captions)}, str(self._root / name)

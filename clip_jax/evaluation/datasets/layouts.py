@@ -16,6 +16,7 @@ from clip_jax.data.sources.endings import RECORDS, TABLES
 from clip_jax.errors import UserError
 from clip_jax.evaluation.datasets.karpathy import KarpathySource
 from clip_jax.evaluation.datasets.registry import StandardDataset
+from clip_jax.io.files import JsonObject
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -193,6 +194,6 @@ class Chosen:
     def __getitem__(self, i: int) -> Any:
         return self._source[self._chosen[i]]
 
-    def text(self, i: int) -> tuple[dict[str, Any], str]:
+    def text(self, i: int) -> tuple[JsonObject, str]:
         """The fields that are written about the i-th image, and its name."""
         return read_text(self._source, self._chosen[i])

@@ -11,13 +11,14 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from clip_jax.errors import UserError
 from clip_jax.evaluation.metrics import scores
+from clip_jax.io.files import JsonObject
 
 Logits = Float[np.ndarray, "n classes"]
 Labels = Int[np.ndarray, " n"]
@@ -47,7 +48,7 @@ NONE = Standard()
 
 
 @cache
-def _table() -> dict[str, Any]:
+def _table() -> JsonObject:
     file = resources.files(__package__) / "standard_models.json"
     return dict(json.loads(file.read_text(encoding="utf-8")))
 

@@ -12,6 +12,7 @@ from clip_jax.evaluation.report.charts import Frame, Series
 from clip_jax.evaluation.report.document import datasets_with
 from clip_jax.evaluation.report.markup import Markup, decimal, isolated, join, tag
 from clip_jax.evaluation.report.scales import Scale, around
+from clip_jax.io.files import JsonObject
 
 
 def against_zero_shot(results: Mapping[str, Any]) -> Markup | None:
@@ -103,7 +104,7 @@ def few_shot(results: Mapping[str, Any]) -> Markup | None:
     return join(note, grid(cards))
 
 
-def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _mean(values: Sequence[Mapping[str, Any]]) -> JsonObject | None:
     columns = [v.get("mean") or [] for v in values]
     zero = [formats.number(v.get("zero_shot")) for v in values]
     if len({len(c) for c in columns}) != 1 or any(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ class TextFeature(NamedTuple):
         """The name of the field that it becomes."""
         return "/".join(self.path)
 
-    def read(self, example: dict[str, Any]) -> str | list[str] | None:
+    def read(self, example: Mapping[str, Any]) -> str | list[str] | None:
         """The text in an example; None for a label that is unknown."""
         value = value_at(example, self.path)
         if not self.is_list:
