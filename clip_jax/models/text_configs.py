@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from clip_jax.errors import UserError
 from clip_jax.models import flop_counts
+from clip_jax.models.built_in import TransformerTower
 from clip_jax.models.flop_counts import product
-from clip_jax.models.registry import MODULES
-from clip_jax.models.tower import Params, TextTower, check_blocks, check_layers, hidden_width
+from clip_jax.models.tower import Params, TextTower, check_blocks, check_layers
 from clip_jax.tokenizers.protocol import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig(TextTower):
+class TextConfig(TransformerTower, TextTower):
     """A text Transformer.
 
     Attributes:
@@ -51,34 +51,9 @@ class TextConfig(TextTower):
         """Whether tokens after the end of a text change nothing, so that they can be cut off."""
         return not self.layers or (self.causal and self.pool == "end")
 
-    def build(
-        self,
-        embed_dim: int,
-        activation: str,
-        *,
-        dtype: Any,
-        remat: str,
-        chunk: int,
-        rngs: Any,
-    ) -> Any:
-        """The module, see `tower.Tower.build`."""
-        make = MODULES.get(self.kind)
-        options = dict(dtype=dtype, remat=remat, chunk=chunk, rngs=rngs)
-        return make(self, embed_dim, activation, **options)
-
     def flops(self, embed_dim: int, tokens: int) -> int:
         """FLOPs of the forward pass of one text of so many tokens."""
         return flop_counts.transformer(self, tokens) + product(1, self.width, embed_dim)
-
-    @property
-    def blocks(self) -> int:
-        """Transformer blocks."""
-        return self.layers
-
-    @property
-    def hidden_width(self) -> int:
-        """Width of the hidden layer of an MLP."""
-        return hidden_width(self)
 
     def resize_positions(self, params: Params, context_length: int) -> Params:
         """The parameters of this tower for texts of another length."""
@@ -105,7 +80,7 @@ class TextConfig(TextTower):
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig(TextTower):
+class BertConfig(TransformerTower, TextTower):
     """BERT (Devlin et al. 2018). The output is that of its first token, as in ALIGN.
 
     Attributes:
@@ -145,34 +120,9 @@ class BertConfig(TextTower):
         """Whether tokens after the end of a text change nothing, so that they can be cut off."""
         return True
 
-    def build(
-        self,
-        embed_dim: int,
-        activation: str,
-        *,
-        dtype: Any,
-        remat: str,
-        chunk: int,
-        rngs: Any,
-    ) -> Any:
-        """The module, see `tower.Tower.build`."""
-        make = MODULES.get(self.kind)
-        options = dict(dtype=dtype, remat=remat, chunk=chunk, rngs=rngs)
-        return make(self, embed_dim, activation, **options)
-
     def flops(self, embed_dim: int, tokens: int) -> int:
         """FLOPs of the forward pass of one text of so many tokens."""
         return flop_counts.transformer(self, tokens) + product(1, self.width, embed_dim)
-
-    @property
-    def blocks(self) -> int:
-        """Transformer blocks."""
-        return self.layers
-
-    @property
-    def hidden_width(self) -> int:
-        """Width of the hidden layer of an MLP."""
-        return hidden_width(self)
 
     def resize_positions(self, params: Params, context_length: int) -> Params:
         """The parameters as they are: the table of positions has `positions` rows."""

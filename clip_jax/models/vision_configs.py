@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from clip_jax.errors import UserError
 from clip_jax.models import flop_counts
+from clip_jax.models.built_in import BuiltInTower, TransformerTower
 from clip_jax.models.flop_counts import product
-from clip_jax.models.registry import MODULES
 from clip_jax.models.tower import (
     Params,
     PixelOptions,
     VisionTower,
     check_blocks,
     check_layers,
-    hidden_width,
 )
 
 # By which CLIP's images are normalised, of R, G and B in 0…1.
@@ -26,7 +25,7 @@ HALF = (0.5, 0.5, 0.5)  # SigLIP's and ALIGN's mean and deviation
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig(VisionTower):
+class VisionConfig(TransformerTower, VisionTower):
     """A vision Transformer. Sizes in pixels.
 
     Attributes:
@@ -90,21 +89,6 @@ class VisionConfig(VisionTower):
                 f"model.embed_dim={embed_dim}"
             )
 
-    def build(
-        self,
-        embed_dim: int,
-        activation: str,
-        *,
-        dtype: Any,
-        remat: str,
-        chunk: int,
-        rngs: Any,
-    ) -> Any:
-        """The module, see `tower.Tower.build`."""
-        make = MODULES.get(self.kind)
-        options = dict(dtype=dtype, remat=remat, chunk=chunk, rngs=rngs)
-        return make(self, embed_dim, activation, **options)
-
     def flops(self, embed_dim: int) -> int:
         """FLOPs of the forward pass of one training image."""
         width, patches = self.width, self._kept_patches
@@ -135,16 +119,6 @@ class VisionConfig(VisionTower):
         """Tokens of one image in the blocks during training."""
         return self._kept_patches + (self.pool == "class") + self.registers
 
-    @property
-    def blocks(self) -> int:
-        """Transformer blocks."""
-        return self.layers
-
-    @property
-    def hidden_width(self) -> int:
-        """Width of the hidden layer of an MLP."""
-        return hidden_width(self)
-
     def resize_positions(self, params: Params, image_size: int) -> Params:
         """The parameters of this tower for images of another size."""
         from clip_jax.models.positions import resize_grid
@@ -167,7 +141,7 @@ class VisionConfig(VisionTower):
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetConfig(VisionTower):
+class ResNetConfig(BuiltInTower, VisionTower):
     """CLIP's modified ResNet (section 2.4). Sizes in pixels.
 
     Attributes:
@@ -200,21 +174,6 @@ class ResNetConfig(VisionTower):
             raise UserError(f"model.vision.layers={self.layers} must be the depths of four stages")
         for depth in self.layers:
             check_layers("vision", depth, 1)
-
-    def build(
-        self,
-        embed_dim: int,
-        activation: str,
-        *,
-        dtype: Any,
-        remat: str,
-        chunk: int,
-        rngs: Any,
-    ) -> Any:
-        """The module, see `tower.Tower.build`."""
-        del chunk  # convolutions take all rows
-        make = MODULES.get(self.kind)
-        return make(self, embed_dim, activation, dtype=dtype, remat=remat, rngs=rngs)
 
     def flops(self, embed_dim: int) -> int:
         """FLOPs of the forward pass of one training image."""
@@ -252,7 +211,7 @@ class ResNetConfig(VisionTower):
 
 
 @dataclasses.dataclass(frozen=True)
-class EfficientNetConfig(VisionTower):
+class EfficientNetConfig(BuiltInTower, VisionTower):
     """EfficientNet without its head (Tan and Le 2019, table 1), as ALIGN uses it.
 
     Attributes:
@@ -323,21 +282,6 @@ class EfficientNetConfig(VisionTower):
                 f"an EfficientNet of model.vision.width={self.width} gives {last} features: "
                 f"set model.embed_dim={last}, not {embed_dim}"
             )
-
-    def build(
-        self,
-        embed_dim: int,
-        activation: str,
-        *,
-        dtype: Any,
-        remat: str,
-        chunk: int,
-        rngs: Any,
-    ) -> Any:
-        """The module, see `tower.Tower.build`."""
-        del chunk  # convolutions take all rows
-        make = MODULES.get(self.kind)
-        return make(self, embed_dim, activation, dtype=dtype, remat=remat, rngs=rngs)
 
     def flops(self, embed_dim: int) -> int:
         """FLOPs of the forward pass of one training image."""
