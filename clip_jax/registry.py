@@ -45,7 +45,9 @@ class Registry(Generic[T]):
           name: a short name, or the dotted path `module:attribute` of a user's own.
           key: the config key or file that holds the name, for error messages.
           trusted: whether the name comes from the user. A dotted path in a file that somebody else
-            may have written is not imported: it must name a module that is imported already.
+            may have written is not imported: it must name a class in a module that is imported
+            already. That can be any class of any library, so the caller must check that it belongs
+            to the registry's protocol before it calls anything of it.
 
         Raises:
           UserError: nothing has this name, or the user's module or class cannot be imported.
@@ -88,4 +90,6 @@ def _import_users(path: str, where: str, trusted: bool) -> Any:
         if not hasattr(value, part):
             raise UserError(f"{where}: {name} has no {attribute}")
         value = getattr(value, part)
+    if not trusted and not isinstance(value, type):
+        raise UserError(f"{where} must name a class; {attribute} of {name} is none")
     return value

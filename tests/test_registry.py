@@ -63,3 +63,5 @@ def test_a_name_in_a_file_from_somebody_else_imports_nothing(user_module):
         REGISTRY.get("hostile:X", "config.shape", trusted=False)
     assert "hostile" not in sys.modules
     assert REGISTRY.get("clip_jax.errors:UserError", trusted=False) is UserError
+    with pytest.raises(UserError, match="must name a class; system of os is none"):
+        REGISTRY.get("os:system", "config.shape", trusted=False)

@@ -47,6 +47,7 @@ _MEMBERS = (
     *("vocab_size", "context_length", "sot_id", "eot_id", "pad_id", "encode", "decode"),
     "__call__",
 )
+_METHODS = ("open", "encode", "decode", "__call__")
 
 
 def load(name: str, context_length: int | None = None, *, trusted: bool = True) -> Tokenizer:
@@ -90,9 +91,22 @@ def _resolve(path: str) -> str:
     return resolve(path)
 
 
+def _is_tokenizer_class(kind: object) -> bool:
+    """Whether a class has a tokenizer's methods, so that it is safe to call its `open`.
+
+    Methods of its metaclass do not count: every class has a `__call__` of `type`.
+    """
+    classes = getattr(kind, "__mro__", ())
+    return all(any(method in vars(c) for c in classes) for method in _METHODS)
+
+
 def _open_users(path: str, file: str, context_length: int | None, trusted: bool) -> Tokenizer:
     """A tokenizer of the user's own, checked against the protocol."""
     kind = TOKENIZERS.get(path, "config.tokenizer", trusted=trusted)
+    if not trusted and not _is_tokenizer_class(kind):
+        raise UserError(
+            f"config.tokenizer={path} is no tokenizer: its class needs {', '.join(_METHODS)}"
+        )
     if not callable(getattr(kind, "open", None)):
         raise UserError(
             f"config.tokenizer={path} is no tokenizer: it needs a class method "

@@ -105,6 +105,27 @@ def test_a_name_of_a_strangers_file_imports_nothing(here: Path) -> None:
     assert load(NAME, trusted=False).vocab_size == 259
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tarfile:os:/tmp/x",  # os.open would make a file
+        "os:system:touch x",
+        "codecs:open:x",
+        "tarfile:TarFile:x",
+        "subprocess:Popen:x",
+        "zipfile:ZipFile:x",
+        "clip_jax.tokenizers.packing:pack",
+    ],
+)
+def test_a_name_of_a_strangers_file_calls_nothing_but_a_tokenizer(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    __import__(name.partition(":")[0])
+    refused(lambda: load(name, trusted=False), "config.tokenizer=")
+    assert not list(tmp_path.iterdir())
+
+
 LOADING = """
 import sys, clip_jax
 sys.argv.pop(0)
