@@ -185,10 +185,12 @@ def evaluate(side: Side, test: TestSet, sigmoid: bool) -> dict[str, float]:
     image, text = image.astype(np.float64), text.astype(np.float64)
     scale, bias = side.logit_scale_and_bias()
     found = {"test loss": batch_loss(image, text[test.partner], scale, bias, sigmoid)}
-    ways = retrieval.both_ways_scores(image, text[:count], test.image_group, test.text_group)
+    recalls = retrieval.recalls(image, text[:count], test.image_group, test.text_group)
     for k in ("r1", "r10"):
         for way, short in (("image_to_text", "i→t"), ("text_to_image", "t→i")):
-            found[f"{k.upper().replace('R', 'R@')} {short} %"] = 100 * ways[way][k]["value"]
+            found[f"{k.upper().replace('R', 'R@')} {short} %"] = (
+                100 * getattr(recalls, way)[k].value
+            )
     if test.label is not None:
         found["zero-shot %"] = 100 * top_k(image @ text[count:].T, test.label)["top1"]
     return {**found, "logit scale": scale}

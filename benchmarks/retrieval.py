@@ -49,9 +49,9 @@ def main() -> None:
     before = peak()
     print(f"{args.images:,} pictures, {args.texts:,} texts, {args.width} wide: {before:.2f} GB")
     start = time.perf_counter()
-    found = retrieval.both_ways_scores(images, texts, np.arange(args.images), owner)
+    recalls = retrieval.recalls(images, texts, np.arange(args.images), owner)
     seconds = time.perf_counter() - start
-    ways = {way: {k: round(s["value"], 4) for k, s in found[way].items()} for way in _WAYS}
+    ways = {way: {k: round(s.value, 4) for k, s in getattr(recalls, way).items()} for way in _WAYS}
     print(f"clip_jax: {seconds:.1f} s, {peak() - before:.2f} GB more than the features; {ways}")
     if args.plain:
         start = time.perf_counter()

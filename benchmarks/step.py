@@ -35,7 +35,7 @@ from typing import Any
 
 import peers
 
-from clip_jax import main as command
+from clip_jax.cli import allocator
 from clip_jax.models.model_config import DTYPES
 
 MODEL = "ViT-B/32"
@@ -223,14 +223,14 @@ def main() -> None:
     if args.worker:
         return work({"ours": ours, "theirs": theirs}[args.worker](setting))
     if args.where:
-        command.tune_allocator()
+        allocator.tune_allocator()
         return where(ours(setting))
     names = ["ours"]
     if importlib.util.find_spec("open_clip"):
         names.append("theirs")
     else:
         print("open_clip is not installed (pip install open_clip_torch): timing clip_jax alone")
-    own = command.heap_settings()
+    own = allocator.heap_settings()
     heaps = {"ours": own, "theirs": own if args.heap == "both" else ""}
     sides = {name: Side(name, heaps[name]) for name in names}
     for name, side in sides.items():

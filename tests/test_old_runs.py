@@ -10,7 +10,7 @@ import pytest
 import runs
 
 # A run of commit d4f89c8, stopped at step 6 of 12; `expected.json` is what that commit logged next.
-OLD_RUN = runs.ROOT / "tests" / "golden" / "runs" / "d4f89c8.tar.gz"
+OLD_RUN = runs.ROOT / "tests" / "golden" / "old_runs" / "d4f89c8.tar.gz"
 
 
 @pytest.fixture

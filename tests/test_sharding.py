@@ -114,10 +114,20 @@ def test_a_rule_that_is_removed_is_missed(monkeypatch, axis):
     assert list(_unsplit(train_step.abstract_state(MODEL, GRADIENTS, mesh).params, 4))
 
 
-@pytest.mark.parametrize("axis", ["width", "hidden"])
-def test_and_seen_in_the_program(monkeypatch, axis):
-    monkeypatch.setitem(sharding.RULES, axis, ())
+@pytest.mark.parametrize("axes", [("width", "hidden"), ("hidden", "width")], ids=["fc", "proj"])
+def test_and_seen_in_the_program(monkeypatch, axes):
+    """One matrix of the MLPs is on every device; the other has its shape and should not be."""
+    partition, found = sharding.partition, []
+
+    def without_one(spec, shape, mesh):
+        if tuple(spec.axes)[-2:] != axes:
+            return partition(spec, shape, mesh)
+        found.append(shape)
+        return sharding.P()
+
+    monkeypatch.setattr(sharding, "partition", without_one)
     assert any(fault.startswith("every layer") for fault in faults(MESHES[2]))
+    assert found
 
 
 def test_a_constraint_that_is_removed_is_missed(monkeypatch):
