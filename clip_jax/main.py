@@ -14,7 +14,7 @@ from clip_jax.distributed import cluster_env, multihost
 from clip_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
+    from clip_jax.config import Config
 
 MODES = ("train", "evaluate", "plan")
 _EPILOG = """\
@@ -170,8 +170,9 @@ def run(argv: Sequence[str]) -> int:
     else:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         place = cluster_env.find(args.coordinator, args.processes, args.process, os.environ)
+        typed_config = config_lib.typed(config)
         with multihost.joined(place, args.connect_timeout, args.heartbeat_timeout):
-            _train_or_evaluate(args, config)
+            _train_or_evaluate(args, typed_config)
     return 0
 
 
@@ -202,7 +203,7 @@ def _prepare_plan(args: argparse.Namespace) -> None:
     topology.set_libtpu_environment(os.environ)
 
 
-def _train_or_evaluate(args: argparse.Namespace, config: ConfigDict) -> None:
+def _train_or_evaluate(args: argparse.Namespace, config: Config) -> None:
     from clip_jax.distributed.compilation_cache import use_compilation_cache
     from clip_jax.io.redirects import allow_redirects
 

@@ -249,3 +249,13 @@ def test_the_command_restarts_with_its_heap_settings_unless_the_user_has_set_the
     )
     assert process.stdout.strip() == f"{own or allocator.heap_settings()} ['GLIBC_TUNABLES']"
     assert "hugetlb=1" in allocator.heap_settings()
+
+
+def test_a_config_that_lacks_keys_trains_with_their_defaults(config, tmp_path):
+    """Such as one that was written before `data.redirects` existed."""
+    older = tmp_path / "older.py"
+    older.write_text(
+        config.read_text().replace("    return c\n", "    del c.data.redirects\n    return c\n")
+    )
+    done = runs.run(older, tmp_path / "run", "--config.steps=3")
+    assert done.returncode == 0, done.stderr

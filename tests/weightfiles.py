@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,15 @@ def refuses(path: Path, *words: object) -> bool:
     with pytest.raises(UserError) as error:
         read_all(path)
     return says(error.value, path, *words)
+
+
+def refuses_in_little_memory(path: Path, *words: object) -> bool:
+    """`refuses`, and reading allocates less than 128 MiB on the way."""
+    tracemalloc.start()
+    try:
+        return refuses(path, *words) and tracemalloc.get_traced_memory()[1] < 128 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def written(path: Path, content: bytes | str) -> Path:

@@ -16,7 +16,7 @@ def check(config: Any, devices: int | None = None) -> Config:
 
     Args:
       config: a `ConfigDict`, nested dictionaries, or a `Config`.
-      devices: the number of devices that train; None where nothing is trained.
+      devices: the number of devices that train; None if nothing is trained, or it is not known.
 
     Raises:
       UserError: names the key, its value and what to do.
@@ -33,7 +33,7 @@ def check(config: Any, devices: int | None = None) -> Config:
     mixture_config.entries(c.data.to_dict())
     _check_templates(c)
     if devices is not None:
-        _check_batch_size(c, devices)
+        check_batch_size(c, devices)
     return c
 
 
@@ -68,7 +68,8 @@ def _check_templates(c: Config) -> None:
         )
 
 
-def _check_batch_size(c: Config, devices: int) -> None:
+def check_batch_size(c: Config, devices: int) -> None:
+    """Raises UserError where the batch does not divide over so many devices."""
     shards, parts = max(1, devices // max(1, c.mesh.tensor)), c.accumulate
     if c.batch_size % (shards * parts):
         near = max(1, round(c.batch_size / (shards * parts))) * shards * parts

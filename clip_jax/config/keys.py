@@ -52,6 +52,11 @@ def group(kind: type[T], *, resume: bool = False) -> T:
 class Group:
     """A group of keys."""
 
+    @classmethod
+    def with_defaults(cls, values: Mapping[str, Any]) -> JsonObject:
+        """The values of a group, and the defaults of the keys that they lack."""
+        return {**cls().to_dict(), **values}
+
     def to_dict(self) -> JsonObject:
         """The group as nested plain dictionaries."""
         return {

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from clip_jax.config.hints import unknown_key
 from clip_jax.config.schema import KEYS
-from clip_jax.config.values import kind_of
+from clip_jax.config.values import is_number, kind_of
 from clip_jax.errors import UserError
 
 # Groups whose keys the user chooses. Single keys of `evaluate.sets` come from a config file only.
@@ -110,8 +110,7 @@ def _literal(text: str) -> Any:
 
 def _as_type(value: Any, old: Any) -> Any:
     """`value` as the type of `old` where that loses nothing; else TypeError."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(old, float) and number and math.isfinite(value):
+    if isinstance(old, float) and is_number(value) and math.isfinite(value):
         return float(value)
     if type(old) is int and isinstance(value, float) and value.is_integer():
         return int(value)

@@ -77,6 +77,11 @@ def check_value(name: str, value: Any) -> None:
         raise UserError(f"config.{name}={value!r:.80} must be one of {', '.join(facts.choices)}")
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is an integer or a float; true and false are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def kind_of(value: Any) -> str:
     """What a value is, in words for a message."""
     kinds = {

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from clip_jax.config.values import is_number
 from clip_jax.data import captions, workers
 from clip_jax.data.example import Pair, PairError, only_pair_errors
 from clip_jax.data.images import decoding
@@ -78,7 +79,7 @@ class Filter:
                 conditions[name] = _bounds(f"{key}.{name}", value)
                 continue
             is_whole = name != "max_aspect"
-            if not _is_number(value) or (is_whole and not isinstance(value, int)):
+            if not is_number(value) or (is_whole and not isinstance(value, int)):
                 raise UserError(f"{key}.{name}={value!r} must be a {'whole ' * is_whole}number")
             lowest = -1 if name == "duplicates" else 0
             if not lowest <= value < math.inf:
@@ -120,14 +121,10 @@ class Filter:
         return ["size", "aspect", "caption", *of_fields, "duplicate"]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _bounds(key: str, bounds: Any) -> dict[str, float]:
     """Checks the bounds of fields."""
     are_numbers = isinstance(bounds, Mapping) and all(
-        isinstance(field, str) and _is_number(bound) and math.isfinite(bound)
+        isinstance(field, str) and is_number(bound) and math.isfinite(bound)
         for field, bound in bounds.items()
     )
     if not are_numbers:

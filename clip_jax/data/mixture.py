@@ -125,7 +125,7 @@ def open_mixture(
     Raises:
       UserError: a key is wrong, a source cannot be read, or no pair is left.
     """
-    data = {**schema.Data().to_dict(), **data}
+    data = schema.Data.with_defaults(data)
     if not (data["train"] or data["mix"]):
         raise UserError(
             "no data given: set config.data.train to your tars, a folder of pictures, a table or "

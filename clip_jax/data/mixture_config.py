@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config import schema
+from clip_jax.config.values import is_number
 from clip_jax.data import captions
 from clip_jax.data.filters import Filter
 from clip_jax.data.sources import TableOptions, source_kind
@@ -49,7 +50,7 @@ class Entry:
         TableOptions.from_config(self.separator, self.quoting, self.encoding, self.key)
         for name in ("weight", "epochs"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 < value < math.inf):
+            if value is not None and not (is_number(value) and 0 < value < math.inf):
                 raise UserError(f"{self.key}.{name}={value!r} must be a number above 0")
         self._check_captions()
 
@@ -62,7 +63,7 @@ class Entry:
                 captions.fields(template)
             except UserError as error:
                 raise UserError(f"{self.key}.captions: {error}") from None
-        are_positive = all(_is_number(weight) and 0 < weight < math.inf for weight in weights)
+        are_positive = all(is_number(weight) and 0 < weight < math.inf for weight in weights)
         if weights and not (are_positive and len(weights) == len(templates)):
             raise UserError(
                 f"{self.key}.caption_weights={weights!r} must be a number above 0 for each of the "
@@ -79,10 +80,6 @@ class Entry:
         """The columns of a table that captions and the filter need."""
         fields = [field for template in self.captions for field in captions.fields(template)]
         return frozenset(field.partition(".")[0] for field in (*fields, *self.filter.fields))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _as_templates(key: str, value: Any) -> tuple[str, ...]:
@@ -105,7 +102,7 @@ def entries(data: Mapping[str, Any]) -> dict[str, Entry]:
     Raises:
       UserError: both `train` and `mix` are given, or a key of one of them is wrong.
     """
-    data = {**schema.Data().to_dict(), **data}
+    data = schema.Data.with_defaults(data)
     train, mix = data["train"], data["mix"]
     if train and mix:
         raise UserError(

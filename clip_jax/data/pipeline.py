@@ -44,7 +44,7 @@ class Prepare:
     @classmethod
     def from_config(cls, data: Mapping[str, Any], tokenizer: Tokenizer, image_size: int) -> Prepare:
         """From `config.data`; keys that it lacks have their defaults."""
-        data = {**schema.Data().to_dict(), **data}
+        data = schema.Data.with_defaults(data)
         augment = augmentation.Augment.from_dict(data["augment"])
         return cls(
             tokenizer,

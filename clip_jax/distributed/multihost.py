@@ -89,6 +89,12 @@ def is_first() -> bool:
     return _group is None or _group.index == 0
 
 
+def say_first(line: str) -> None:
+    """Prints a line to stderr, on the first process only."""
+    if is_first():
+        print(line, file=sys.stderr, flush=True)
+
+
 def from_first(make: Callable[[], T]) -> T:
     """The result of `make()` (JSON) on the first process, in all processes; the others wait."""
     return _group.from_first(make) if _group else make()

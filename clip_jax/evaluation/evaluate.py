@@ -68,12 +68,9 @@ def _open_training_data(c: Config) -> list[Source]:
         raise UserError(
             "--suite=overlap compares with the training pictures: give --config.data.train"
         )
-    return [part.source for part in mixture.open_mixture(c.data.to_dict(), _say).parts]
-
-
-def _say(line: str) -> None:
-    if multihost.is_first():
-        print(line, file=sys.stderr, flush=True)
+    return [
+        part.source for part in mixture.open_mixture(c.data.to_dict(), multihost.say_first).parts
+    ]
 
 
 def load_encoder(
@@ -116,9 +113,9 @@ def evaluate(
       UserError: there is no such checkpoint, evaluator or dataset, or one of them is damaged.
     """
     began = time.monotonic()
+    c = check(c)
     key = "--suite" if suite else "config.evaluate.suite"
     evaluators = load_evaluators(suite or c.evaluate.suite, key)
-    c = check(c)
     source, folder = find_model(c, checkpoint, workdir)
     name = source.tokenizer or c.tokenizer
     context_length = source.config.text.context_length
@@ -143,12 +140,14 @@ def evaluate(
         training.extend(_open_training_data(c))
     remarks = ["; ".join(source.remarks), *(missing.why for missing in evaluation.missing)]
     for line in dict.fromkeys(filter(None, remarks)):
-        _say(line)
-    mesh, dtype = sharding.make_mesh(c.mesh.to_dict()), c.evaluate.dtype or source.dtype
-    dtype = dtype or "float32"
+        multihost.say_first(line)
+    mesh = sharding.make_mesh(c.mesh.to_dict())
+    dtype = c.evaluate.dtype or source.dtype or "float32"
     batch_size = c.evaluate.batch_size
     encoder, scale, parameters = load_encoder(source, dtype, tokenizer.pad_id, mesh, batch_size)
-    results = evaluation.evaluate(encoder, scale, folder / "evaluation", detailed=True, say=_say)
+    results = evaluation.evaluate(
+        encoder, scale, folder / "evaluation", detailed=True, say=multihost.say_first
+    )
     if not multihost.is_first():
         return
     model = results_lib.ModelFacts(

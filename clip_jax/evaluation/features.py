@@ -23,7 +23,6 @@ from clip_jax.data.sources import Source, read_pair
 from clip_jax.distributed import global_batch, sharding
 from clip_jax.evaluation.metrics.zero_shot import ensemble
 from clip_jax.models.clip import CLIP, assembled, normalize
-from clip_jax.models.vit import VisionTransformer
 from clip_jax.tokenizers import packing
 
 Features = Float[np.ndarray, "n embed_dim"]
@@ -188,12 +187,11 @@ def _image(model: CLIP, rows: jax.Array) -> jax.Array:
 
 def _pooled(model: CLIP, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     tower = model.vision
-    if not isinstance(tower, VisionTransformer):
+    if not hasattr(tower, "pooled"):
         features = tower(rows)
         return normalize(features), features.astype(jnp.float32)
     pooled = tower.pooled(rows)
-    features = tower.projection(pooled) if tower.config.projection else pooled
-    return normalize(features), pooled.astype(jnp.float32)
+    return normalize(tower.project(pooled)), pooled.astype(jnp.float32)
 
 
 def _text(model: CLIP, rows: jax.Array) -> jax.Array:

@@ -57,9 +57,16 @@ class ModelSource:
         return architectures.name_of(self.config, any_activation=True) or self.path.name
 
 
+def _is_step(path: Path) -> bool:
+    """Whether a path is the folder RUN/checkpoints/STEP."""
+    # not `path.is_dir()`, which fails for a name that no file can have
+    named = path.name.isdigit() and path.parent.name == checkpointing.FOLDER
+    return named and os.path.isdir(path)
+
+
 def is_run(path: Path) -> bool:
     """Whether a path is a run's folder, or RUN/checkpoints/STEP."""
-    if path.is_dir() and path.name.isdigit() and path.parent.name == checkpointing.FOLDER:
+    if _is_step(path):
         return True
     # a folder of transformers has a file of that name, too
     return (path / checkpointing.CONFIG).is_file() and not library.is_weights(path)
@@ -129,12 +136,14 @@ def open_run(path: str | Path) -> ModelSource:
 def find_checkpoint(path: Path, tell: Callable[[str], None]) -> tuple[Path, int]:
     """The folder and the step of a run's newest whole checkpoint, or of RUN/checkpoints/STEP.
 
-    tell: takes a line for each checkpoint that is passed over.
+    Args:
+      path: the run's folder, or that of a step.
+      tell: called with a line for each checkpoint that is passed over.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
     """
-    if path.name.isdigit() and path.parent.name == checkpointing.FOLDER and os.path.isdir(path):
+    if _is_step(path):
         workdir, step = path.parent.parent, int(path.name)
         checkpointing.refuse_damage(workdir, step, tell)
         return workdir, step

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.config.schema import Config
+from clip_jax.config.values import is_number
 from clip_jax.errors import UserError
 from clip_jax.losses.objective import ConfiguredObjective, Objective
 from clip_jax.losses.weighted import Weighted
@@ -53,8 +54,7 @@ def _mix_entry(key: str, value: Any) -> Mapping[str, Any]:
         if name not in _KEYS:
             raise UserError(f"unknown config key {key}.{name}; known: {', '.join(_KEYS)}")
     weight = entry.get("weight", 1.0)
-    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-    if not is_number or not 0 < weight < math.inf:
+    if not is_number(weight) or not 0 < weight < math.inf:
         raise UserError(f"{key}.weight={weight!r:.80} must be a number above 0")
     if not isinstance(entry.get("options", {}), Mapping):
         raise UserError(f"{key}.options={entry['options']!r:.80} must be a group of keys")

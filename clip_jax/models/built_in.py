@@ -12,46 +12,24 @@ class BuiltInTower:
     """A tower whose module is found by `kind`, so that reading its config imports no JAX."""
 
     kind: ClassVar[str]
+    in_chunks: ClassVar[bool] = False  # whether the module can take rows in chunks
 
-    def build(
-        self,
-        embed_dim: int,
-        activation: str,
-        *,
-        dtype: Any,
-        remat: str,
-        chunk: int,
-        rngs: Any,
-    ) -> Any:
-        """The module, see `tower.Tower.build`. Convolutions take all rows, whatever `chunk` is."""
-        del chunk
-        make = MODULES.get(self.kind)
-        return make(self, embed_dim, activation, dtype=dtype, remat=remat, rngs=rngs)
+    def build(self, embed_dim: int, activation: str, *, chunk: int, **options: Any) -> Any:
+        """The module, see `tower.Tower.build`."""
+        if self.in_chunks:
+            options["chunk"] = chunk
+        return MODULES.get(self.kind)(self, embed_dim, activation, **options)
 
 
 class TransformerTower(BuiltInTower):
-    """A tower of Transformer blocks, which can take rows in chunks."""
+    """A tower of Transformer blocks."""
 
+    in_chunks = True
     width: int
     layers: int
     heads: int
     mlp_ratio: float
     eps: float
-
-    def build(
-        self,
-        embed_dim: int,
-        activation: str,
-        *,
-        dtype: Any,
-        remat: str,
-        chunk: int,
-        rngs: Any,
-    ) -> Any:
-        """The module, see `tower.Tower.build`."""
-        make = MODULES.get(self.kind)
-        options = dict(dtype=dtype, remat=remat, chunk=chunk, rngs=rngs)
-        return make(self, embed_dim, activation, **options)
 
     @property
     def blocks(self) -> int:

@@ -107,7 +107,8 @@ class VisionTower(Tower, Protocol):
 
     The module is called as `module(image, key=keys)`. Images are uint8, or floats that are
     normalised already (see `pixels.normalized`). `keys`, one for each image, are given in training
-    only: they turn on dropout and batch statistics.
+    only: they turn on dropout and batch statistics. A module with a projection may offer
+    `pooled(image)` and `project(pooled)`, whose composition it is: linear probes use `pooled`.
 
     Attributes:
       image_size: pixels a side.

@@ -159,8 +159,11 @@ class VisionTransformer(nnx.Module):
           image: uint8 in 0…255, which is normalised here, or floats that are normalised already.
           key: one for each image, in training only: turns on patch dropout.
         """
-        x = self.pooled(image, key=key)
-        return self.projection(x) if self.config.projection else x
+        return self.project(self.pooled(image, key=key))
+
+    def project(self, pooled: Float[Array, "batch width"]) -> Float[Array, "batch embed_dim"]:
+        """Pooled features in the embedding space; unchanged in a model without a projection."""
+        return self.projection(pooled) if self.config.projection else pooled
 
     def pooled(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None

@@ -7,6 +7,7 @@ from typing import Any
 
 import optax
 
+from clip_jax.config import schema
 from clip_jax.distributed.param_spec import ParamSpecs
 from clip_jax.optim import low_precision
 from clip_jax.optim.masks import decay_mask
@@ -22,17 +23,19 @@ def make_optimizer(
     """The optimizer that `config.optimizer` describes.
 
     Args:
-      config: `name` is a name of `OPTIMIZERS` or a dotted path of the user's own; `adamw` with a
-        `muon_learning_rate` above 0 means `muon`. With `clip_norm` above 0 gradients are clipped
-        by their global norm first. With `moments="bfloat16"` the moments take 16 bits.
+      config: keys that it lacks have their defaults. `name` is a name of `OPTIMIZERS` or a dotted
+        path of the user's own; `adamw` with a `muon_learning_rate` above 0 means `muon`. With
+        `clip_norm` above 0 gradients are clipped by their global norm first. With
+        `moments="bfloat16"` the moments take 16 bits.
       schedule: the learning rate by step.
       specs: the metadata of the parameters.
     """
-    name = config.get("name", "adamw")
-    if name == "adamw" and config.get("muon_learning_rate"):
+    config = schema.Optimizer.with_defaults(config)
+    name = config["name"]
+    if name == "adamw" and config["muon_learning_rate"]:
         name = "muon"
     optimizer = OPTIMIZERS.get(name, "config.optimizer.name")(config, schedule, specs)
-    if config.get("moments") == "bfloat16":
+    if config["moments"] == "bfloat16":
         optimizer = low_precision.moments(optimizer, specs)
     if config["clip_norm"]:
         return optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)

@@ -24,7 +24,7 @@ from clip_jax.evaluation import results as results_lib
 from clip_jax.training import checkpointing, flops, metric_writers, workdir_lock
 from clip_jax.training import train_step as step_lib
 from clip_jax.training.announcements import announce, announce_end
-from clip_jax.training.run import prepare, say_first
+from clip_jax.training.run import prepare
 from clip_jax.training.run_identity import check_same_run, claim_workdir
 from clip_jax.training.stop_signal import StopSignal
 from clip_jax.training.trainer import Trainer
@@ -295,7 +295,7 @@ def _locked(workdir: Path, force: bool) -> Iterator[workdir_lock.Lock | None]:
     with ExitStack() as stack:
         multihost.from_first(
             lambda: locks.append(
-                stack.enter_context(workdir_lock.locked(workdir, force, say_first))
+                stack.enter_context(workdir_lock.locked(workdir, force, multihost.say_first))
             )
         )
         yield locks[0] if locks else None

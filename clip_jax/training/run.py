@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from clip_jax import tokenizers
-from clip_jax.config.checks import check
+from clip_jax.config.checks import check_batch_size
 from clip_jax.config.schema import Config
 from clip_jax.data import fingerprint, mixture
 from clip_jax.data.mixture import Mixture
@@ -65,7 +64,7 @@ class Run:
 
 
 def prepare(config: Any) -> Run:
-    """Opens everything that a config names, before any device is touched.
+    """Opens everything that a config names. Mistakes in the config itself touch no device.
 
     Args:
       config: a `ConfigDict`, or a `Config`.
@@ -73,9 +72,9 @@ def prepare(config: Any) -> Run:
     Raises:
       UserError: a mistake in the config, or something that it names cannot be opened.
     """
-    evaluators = load_evaluators(config.evaluate.suite)
-    c = check(config)  # before `device_count` touches a device
-    c, model, objective = setup.checked(c, jax.device_count())
+    c, model, objective = setup.checked(config)
+    evaluators = load_evaluators(c.evaluate.suite)
+    check_batch_size(c, jax.device_count())
     if not c.workdir:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
@@ -91,15 +90,9 @@ def prepare(config: Any) -> Run:
     fresh = not multihost.from_first(lambda: checkpointing.steps(c.workdir))
     weights = _weights(c, model) if fresh and c.weights.path else None
     # Last, because a filter can take long.
-    data = mixture.open_mixture(c.data.to_dict(), say_first)
+    data = mixture.open_mixture(c.data.to_dict(), multihost.say_first)
     pictures.extend(part.source for part in data.parts)
     return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights)
-
-
-def say_first(line: str) -> None:
-    """Prints a line to stderr, on the first process only."""
-    if multihost.is_first():
-        print(line, file=sys.stderr, flush=True)
 
 
 def _weights(c: Config, model: CLIPConfig) -> ModelSource:

@@ -25,12 +25,12 @@ from clip_jax.training import layer_chunking
 from clip_jax.training import train_step as step_lib
 
 
-def checked(config: Any, devices: int) -> tuple[Config, CLIPConfig, Objective]:
+def checked(config: Any, devices: int | None = None) -> tuple[Config, CLIPConfig, Objective]:
     """A config as typed dataclasses, its architecture and its objective.
 
     Args:
       config: a `ConfigDict`, or a `Config`.
-      devices: the number of devices that train.
+      devices: the number of devices that train; None: the batch size is not checked against it.
 
     Raises:
       UserError: something is wrong; names the key, its value and what to do.

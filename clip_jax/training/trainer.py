@@ -57,9 +57,9 @@ class Trainer(setup.Recipe):
         params, stats = jax.device_get(source.read("float32"))
         vision, text = self.run.model.vision, self.run.model.text
         params, _ = positions.resized(params, source.config, vision.image_size, text.context_length)
-        config, variables = self.run.model, (params, stats)
-        options = self.state_options
-        return step_lib.state_of(config, variables, self.optimizer, self.mesh, **options)
+        return step_lib.state_of(
+            self.run.model, (params, stats), self.optimizer, self.mesh, **self.state_options
+        )
 
     def fresh(self) -> step_lib.TrainState:
         """A state with random initial values, or with the weights that the config names."""
