@@ -10,7 +10,8 @@
 `python -m clip_jax convert`) and read the same batches in fp32. The losses must agree to `--bar` at
 every step, otherwise the exit code is 1. Models: a vision Transformer and CLIP's ResNet, each with
 the softmax and the sigmoid loss. `--control` adds open_clip in float64, which shows the effect of
-rounding alone on a run.
+rounding alone on a run. `--float64` compares both sides in float64, where nothing but a difference
+in a formula is left.
 
 `own`: each side starts from its own initial values, by seed. Printed for each learning rate: test
 loss in batches of 128, recall both ways, zero-shot accuracy if the images have labels, and the
@@ -34,6 +35,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import double_precision
+
+if "--float64" in sys.argv:
+    double_precision.install()  # before the package is imported
 
 import jax
 import learning_data
@@ -112,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES, help="of `own`")
     p.add_argument("--bar", type=float, default=1e-4, help="greatest difference of losses in same")
     p.add_argument("--control", action="store_true", help="same: open_clip in float64 too")
+    p.add_argument("--float64", action="store_true", help="same: both sides in float64")
     p.add_argument("--out", type=Path, help="JSON lines of the runs of `own`; runs in it are kept")
     p.add_argument("--every", type=int, default=50, help="steps between two lines of progress")
     return p
@@ -191,7 +198,7 @@ def run_same(args: argparse.Namespace) -> int:
         weights = parity.exported(model, ours.variables)
         sides: dict[str, Any] = {
             "clip_jax": ours,
-            "open_clip": parity.Theirs(model, hyper, weights),
+            "open_clip": parity.Theirs(model, hyper, weights, double=args.float64),
         }
         if args.control:
             sides["float64"] = parity.Theirs(model, hyper, weights, double=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -94,7 +95,8 @@ def config_of(model: CLIPConfig, hyper: Hyperparameters) -> ConfigDict:
     c, _ = config_lib.load(str(config_lib.ROOT / "configs" / "common.py"))
     with c.unlocked():
         c.model = ConfigDict(model.to_dict())
-        c.batch_size, c.steps, c.dtype, c.remat = hyper.batch_size, hyper.steps, "float32", "none"
+        c.batch_size, c.steps, c.remat = hyper.batch_size, hyper.steps, "none"
+        c.dtype = "float64" if jax.config.jax_enable_x64 else "float32"
         c.chunk.update(image=0, text=0)
         for key in ("learning_rate", "warmup_steps", "b1", "b2", "eps", "weight_decay"):
             c.optimizer[key] = getattr(hyper, key)
@@ -123,6 +125,8 @@ class Ours:
         self._state = step_lib.init_state(
             self.model, recipe.optimizer, seed, self._mesh, **recipe.state_options
         )
+        if jax.config.jax_enable_x64:  # learning.py --float64
+            self._state = _from_float32(self._state)
 
     def step(self, batch: Batch) -> float:
         """Does one update; returns the loss before it."""
@@ -152,6 +156,16 @@ class Ours:
         """The factor on the cosines, and the bias added to them (0 without a bias)."""
         params = self._state.params
         return math.exp(float(params["logit_scale"])), float(params.get("logit_bias", 0.0))
+
+
+def _from_float32(tree: Any) -> Any:
+    """Floats of a tree as float64 numbers that float32 has too, so that torch can load them."""
+
+    def convert(x: jax.Array) -> jax.Array:
+        is_float = jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(jnp.float32).astype(jnp.float64) if is_float else x
+
+    return jax.tree.map(convert, tree)
 
 
 def _by_parts(encode: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
