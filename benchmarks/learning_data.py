@@ -52,7 +52,8 @@ def all_captions(pair: Pair, template: str) -> list[str]:
     lists = {
         field: found
         for field in captions.fields(template)
-        if isinstance(found := captions.find(pair.text, field), captions.Alternatives) and found
+        if isinstance(found := captions.field_value(pair.text, field), captions.Alternatives)
+        and found
     }
     count = max(map(len, lists.values()), default=1)
     turns = (
@@ -149,7 +150,7 @@ def read_test_set(
                 text_group.append(group)
         partner.append(places[texts[0]])
         groups.append(group)
-        labels.append(captions.find(pair.text, label) if label else None)
+        labels.append(captions.field_value(pair.text, label) if label else None)
     if len(pixels) < 2:
         raise UserError(f"{source!r} holds {len(pixels)} usable pairs: a test needs 2 or more")
     names = sorted({str(one) for one in labels})

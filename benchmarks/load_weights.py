@@ -42,7 +42,7 @@ def write(name: str, folder: Path, library: Library) -> Path:
     from clip_jax.weights import export
 
     rng = np.random.default_rng(0)
-    config = architectures.find(name)
+    config = architectures.find_architecture(name)
     shapes = variables(abstract_model(config))
     held = jax.tree.map(lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), shapes)
     file = export.write(folder, held, config, library)

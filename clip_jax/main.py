@@ -169,9 +169,11 @@ def run(argv: Sequence[str]) -> int:
             print_sweep(config, args.topology, args.config, args.sweep, as_json=args.json)
     else:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        place = cluster_env.find(args.coordinator, args.processes, args.process, os.environ)
+        process_info = cluster_env.detect_process(
+            args.coordinator, args.processes, args.process, os.environ
+        )
         typed_config = config_lib.typed(config)
-        with multihost.joined(place, args.connect_timeout, args.heartbeat_timeout):
+        with multihost.process_group(process_info, args.connect_timeout, args.heartbeat_timeout):
             _train_or_evaluate(args, typed_config)
     return 0
 

@@ -16,7 +16,7 @@ from clip_jax import optim
 from clip_jax.data.captions import Alternatives
 from clip_jax.data.example import Pair
 from clip_jax.losses import contrastive
-from clip_jax.models.architectures import find
+from clip_jax.models.architectures import find_architecture
 from clip_jax.models.clip import abstract_model, specs_of, variables
 from clip_jax.weights import arrays
 from clip_jax.weights.param_mapping import leaves
@@ -135,7 +135,7 @@ def test_what_decays_is_what_decays_in_open_clip(case):
 def test_of_siglip_the_probe_alone_decays_in_open_clip_and_not_here():
     """open_clip tells gains and biases by their axes, and its probe has three, two of them 1."""
     theirs = parity.decays(golden_models.open_clip_siglip(released.open_clip()).module)
-    model = find("siglip-b16")
+    model = find_architecture("siglip-b16")
     small = dataclasses.replace(
         model,
         vision=dataclasses.replace(model.vision, layers=2),

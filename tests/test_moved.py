@@ -11,7 +11,7 @@ import runs
 from clip_jax import config as config_lib
 from clip_jax.data import fingerprint
 from clip_jax.distributed import multihost
-from clip_jax.distributed.cluster_env import Place
+from clip_jax.distributed.cluster_env import ProcessInfo
 from clip_jax.errors import UserError, redacted
 from clip_jax.io import redirects, remote
 from clip_jax.training import run_identity
@@ -41,7 +41,7 @@ from support import refused, write_pairs, write_tar
     ],
 )
 def test_secrets_of_urls_are_left_out(text, wanted):
-    assert redacted(text) == wanted and remote.shown(text) == wanted
+    assert redacted(text) == wanted and remote.redact(text) == wanted
     assert "SECRET" not in str(UserError(text))
     assert config_lib.without_secrets({"a": [text], "b": {"c": (text,)}}) == {
         "a": [wanted],
@@ -151,9 +151,9 @@ def assert_told_nothing(done):
 )
 def test_the_coordinator_listens_at_its_own_address(address, wanted, monkeypatch):
     monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
-    found = multihost._bind_address(Place(address, 2, 0))
+    found = multihost._bind_address(ProcessInfo(address, 2, 0))
     assert found == wanted or (address.startswith("localhost") and found == "[::1]:8476")
-    assert multihost._bind_address(Place(address, 2, 1)) is None
+    assert multihost._bind_address(ProcessInfo(address, 2, 1)) is None
 
 
 @pytest.mark.parametrize(

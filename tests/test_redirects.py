@@ -48,7 +48,7 @@ def test_a_redirect_to_another_site_is_refused_unless_allowed(tmp_path, monkeypa
     with serving(tmp_path) as server, redirecting(server.url) as url:
         asks = (
             lambda: remote.state(f"{url}/x.bin"),
-            lambda: remote.read(f"{url}/x.bin", 0, 3),
+            lambda: remote.read_range(f"{url}/x.bin", 0, 3),
             lambda: remote.read_whole(f"{url}/x.bin", 9),
         )
         for ask in asks:
@@ -56,7 +56,7 @@ def test_a_redirect_to_another_site_is_refused_unless_allowed(tmp_path, monkeypa
         assert not server.asked
         for sites in (["127.0.0.1"], ["any"]):
             redirects.allow_redirects(sites)
-            assert remote.read(f"{url}/x.bin", 0, 3) == b"abc"
+            assert remote.read_range(f"{url}/x.bin", 0, 3) == b"abc"
         redirects.allow_redirects(["example.org"])
         refused(asks[0], "redirects")
 

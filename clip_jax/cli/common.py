@@ -77,7 +77,7 @@ def run_and_exit(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         else:
             sys.stderr.write(redacted(traceback.format_exc()))
         code = 1
-    multihost.leave(code)
+    multihost.exit_process(code)
 
 
 def _silence_reported_errors() -> None:

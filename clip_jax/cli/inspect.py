@@ -79,7 +79,7 @@ def look(
                 tokens = len(own.tokenizer.encode(text)) + marks
             with only_pair_errors("picture", pair.name):
                 own.decode(pair.image, pair.name)
-                with decoding.opened(pair.image) as picture:
+                with decoding.open_image(pair.image) as picture:
                     kind, (width, height) = picture.format or "", picture.size
         except PairError as error:
             return Inspected(part, i, size, reason=error.reason, complaint=str(error))
@@ -267,7 +267,7 @@ def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> Jso
     result = {"pairs": data.pairs, "rows": len(data), "sources": _sources(data)}
     result |= summary(inspected, size, tokenizer.context_length)
     if picture:
-        with files.whole(Path(picture)) as file:
+        with files.atomic_write(Path(picture)) as file:
             _draw_first(data, inspected).save(file, "png")
     if seconds and result["bytes"]:
         step = flops.step(model, objective, c.batch_size) / c.batch_size

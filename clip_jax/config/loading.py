@@ -21,7 +21,7 @@ def folder() -> Path:
     return installed if installed.is_dir() else ROOT / "configs"
 
 
-def find(config: str) -> Path:
+def find_config(config: str) -> Path:
     """The file of a config that is given as a path, or as the name of one in `folder()`.
 
     Raises:
@@ -67,7 +67,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
     Raises:
       UserError: there is no such file, it has no `get_config`, it fails, or an override is wrong.
     """
-    file = find(path)
+    file = find_config(path)
     spec = importlib.util.spec_from_file_location(f"clip_jax_config_{file.stem}", file)
     if not spec or not spec.loader:
         raise UserError(f"config {path} is no Python file: its name must end in .py")

@@ -57,8 +57,10 @@ def _value(name: str, value: Any, default: Any) -> Any:
         return float(value)
     if type(default) is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    wanted: Any = Mapping if isinstance(default, dict) else type(default)
-    fits = isinstance(value, wanted) and (isinstance(value, bool) == isinstance(default, bool))
+    expected_type: Any = Mapping if isinstance(default, dict) else type(default)
+    fits = isinstance(value, expected_type) and (
+        isinstance(value, bool) == isinstance(default, bool)
+    )
     if not fits:
         raise UserError(
             f"config.{name}={value!r:.200} is not {kind_of(default)}; the default is {default!r}"

@@ -67,13 +67,13 @@ def fields(template: str) -> list[str]:
     return [piece.field for piece in _parse(template) if piece.field is not None]
 
 
-def find(text: Mapping[str, Any], field: str) -> Any:
+def field_value(text: Mapping[str, Any], field: str) -> Any:
     """The value of a field, `meta.title` being `title` inside `meta`; None if it is missing."""
     if field in text:
         return text[field]
     outer, dot, inner = field.partition(".")
     below = text.get(outer)
-    return find(below, inner) if dot and isinstance(below, dict) else None
+    return field_value(below, inner) if dot and isinstance(below, dict) else None
 
 
 def _scalar_text(value: Any) -> str | None:
@@ -130,7 +130,7 @@ def fill(
         parts.append(literal)
         if field is None:
             continue
-        value = _value_text(find(text, field), way, rng, turn)
+        value = _value_text(field_value(text, field), way, rng, turn)
         if value is None:
             known = tuple(key for key, item in text.items() if item is not None)
             shown = ", ".join(known[:_MAX_NAMED]) + (", …" if len(known) > _MAX_NAMED else "")

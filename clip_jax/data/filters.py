@@ -145,7 +145,7 @@ def _as_number(value: Any) -> float:
 def _sides(data: bytes) -> tuple[int, int] | None:
     """Shorter and longer side of an image by its header; None if that cannot be read."""
     try:
-        with decoding.opened(data) as image:
+        with decoding.open_image(data) as image:
             return min(image.size), max(image.size)
     except Exception:  # Pillow's readers fail on damage with errors of every kind
         return None
@@ -174,7 +174,7 @@ def _reason(conditions: Filter, pair: Pair, templates: Sequence[str]) -> str:
         if count is not None and not conditions.min_characters <= count <= most:
             return "caption"
     for field in conditions.fields:
-        value = _as_number(captions.find(pair.text, field))
+        value = _as_number(captions.field_value(pair.text, field))
         if math.isnan(value):
             return f"{field}/missing"
         least, most = (
@@ -304,11 +304,11 @@ class Selected:
         if not self._load():
             # a cache that cannot be written only costs the next start some time
             with contextlib.suppress(OSError):
-                with files.whole(self._path) as file:
+                with files.atomic_write(self._path) as file:
                     codes = evaluation(threads, processes, say)
                     left_out = self._write(codes, conditions, file)
                 # the counts come last: they tell that the numbers are complete
-                with files.whole(self._path.with_suffix(".json")) as file:
+                with files.atomic_write(self._path.with_suffix(".json")) as file:
                     file.write(json.dumps(left_out).encode())
             if not self._load():
                 memory = io.BytesIO()

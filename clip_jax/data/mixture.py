@@ -42,7 +42,7 @@ class Part:
     weights: tuple[float, ...] = ()
 
 
-class Place(NamedTuple):
+class PairPosition(NamedTuple):
     """A pair in the order: the number of its part, the epoch of that part, and the pair in it."""
 
     part: int
@@ -75,7 +75,7 @@ class Mixture:
         """The number of pairs of all sources together."""
         return sum(len(part.source) for part in self.parts)
 
-    def place(self, position: int, seed: int) -> Place:
+    def place(self, position: int, seed: int) -> PairPosition:
         """The pair at a position of the endless order: a pure function of its arguments."""
         at, count = position, len(self.parts)
         number = 0
@@ -87,7 +87,7 @@ class Mixture:
             at += epoch * rows - (self._ends[number] - rows)
         length = len(self.parts[number].source)
         epoch, at = divmod(at, length)
-        return Place(number, epoch, _shuffle(at, length, seed, epoch, number))
+        return PairPosition(number, epoch, _shuffle(at, length, seed, epoch, number))
 
 
 def _shuffle(at: int, length: int, seed: int, epoch: int, number: int) -> int:
@@ -146,7 +146,7 @@ def _open_part(
         *(entry.table_options, entry.columns),
     )
     source = open_source(entry.data, options, kind=entry.source, key=entry.key)
-    for line in source.opening_report().lines(remote.shown(entry.data)) if report else ():
+    for line in source.opening_report().lines(remote.redact(entry.data)) if report else ():
         say(line)
     if entry.filter:
         source = Selected(

@@ -17,7 +17,7 @@ _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """One process among others. JAX asks the cluster for values that are None."""
 
     coordinator: str | None = None
@@ -30,12 +30,12 @@ class Place:
         return None not in dataclasses.astuple(self)
 
 
-def find(
+def detect_process(
     coordinator: str | None,
     processes: int | None,
     process: int | None,
     environment: Mapping[str, str],
-) -> Place | None:
+) -> ProcessInfo | None:
     """The place of this process among others; None if it is the only one.
 
     Flags have priority over JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and
@@ -45,27 +45,27 @@ def find(
       UserError: some of the three are missing or do not fit together.
     """
     flags = {"--coordinator": coordinator, "--processes": processes, "--process": process}
-    if given := [flag for flag, value in flags.items() if value is not None]:
+    if flags_given := [flag for flag, value in flags.items() if value is not None]:
         missing = [flag for flag, value in flags.items() if value is None]
         if processes == 1 and not process:
             return None
         if missing:
-            raise UserError(f"{' and '.join(given)} given without {' and '.join(missing)}")
+            raise UserError(f"{' and '.join(flags_given)} given without {' and '.join(missing)}")
         return _checked(coordinator, processes, process, "--coordinator", "--processes")
     address = environment.get(_ADDRESS) or None
-    count, index = _whole(environment, _COUNT), _whole(environment, _INDEX)
+    count, index = _integer(environment, _COUNT), _integer(environment, _INDEX)
     if count == 1:
         return None
     if None not in (address, count, index):
         return _checked(address, count, index, _ADDRESS, _COUNT)
-    if _cluster_of_many(environment):
-        return Place(address, count, index)
+    if _is_one_of_many(environment):
+        return ProcessInfo(address, count, index)
     if address or count or index is not None:
         raise UserError(f"{_ADDRESS}, {_COUNT} and {_INDEX} belong together: set all three or none")
     return None
 
 
-def _whole(environment: Mapping[str, str], name: str) -> int | None:
+def _integer(environment: Mapping[str, str], name: str) -> int | None:
     text = environment.get(name)
     if not text:
         return None
@@ -74,13 +74,13 @@ def _whole(environment: Mapping[str, str], name: str) -> int | None:
     return int(text)
 
 
-def _checked(address: Any, count: Any, index: Any, called: str, number: str) -> Place:
+def _checked(address: Any, count: Any, index: Any, called: str, number: str) -> ProcessInfo:
     host, _, port = address.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
         raise UserError(f"{called}={address} is no HOST:PORT, such as 10.0.0.2:8476")
     if not 0 <= index < count:
         raise UserError(f"process {index} of {number}={count}: they are counted from 0")
-    return Place(address, count, index)
+    return ProcessInfo(address, count, index)
 
 
 def cluster(environment: Mapping[str, str], on_tpu: bool) -> str:
@@ -91,26 +91,26 @@ def cluster(environment: Mapping[str, str], on_tpu: bool) -> str:
     `jax/_src/clusters`.
     """
     if "OMPI_MCA_orte_hnp_uri" in environment:
-        return "open_mpi" if _many(environment.get("OMPI_COMM_WORLD_SIZE")) else ""
+        return "open_mpi" if _is_above_one(environment.get("OMPI_COMM_WORLD_SIZE")) else ""
     step = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in environment for name in step):
         tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"]
-        return "slurm" if _many(tasks) else ""
+        return "slurm" if _is_above_one(tasks) else ""
     if on_tpu:
         names = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
         if names is None:
             return "" if "TPU_SKIP_MDS_QUERY" in environment else "gce_tpu"
         slices = environment.get("MEGASCALE_NUM_SLICES")
-        return "gke_tpu" if "," in names or _many(slices) else ""
+        return "gke_tpu" if "," in names or _is_above_one(slices) else ""
     indexed = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
     return "kubernetes" if indexed else ""
 
 
-def _many(count: str | None) -> bool:
+def _is_above_one(count: str | None) -> bool:
     return bool(count) and str(count).isdigit() and int(str(count)) > 1
 
 
-def _cluster_of_many(environment: Mapping[str, str]) -> bool:
+def _is_one_of_many(environment: Mapping[str, str]) -> bool:
     """Whether a cluster started more than one process; asks it if necessary."""
     platforms = environment.get("JAX_PLATFORMS", "")
     on_tpu = False

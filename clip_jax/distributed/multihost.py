@@ -1,9 +1,9 @@
 """Multi-host runs: the processes connect, agree, and end together.
 
-Every host runs the same command. `cluster_env.find` tells whether there are other processes;
-`joined` connects to them before JAX touches a device. A process that fails reports the reason to
-the others. If one dies without a report, process 0 misses its heartbeats. In a single process all
-of this does nothing. JAX is imported only if there are other processes.
+Every host runs the same command. `cluster_env.detect_process` tells whether there are other
+processes; `process_group` connects to them before JAX touches a device. A process that fails
+reports the reason to the others. If one dies without a report, process 0 misses its heartbeats. In
+a single process all of this does nothing. JAX is imported only if there are other processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from clip_jax.distributed.cluster_env import Place
+from clip_jax.distributed.cluster_env import ProcessInfo
 from clip_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ _OF_A_PEER = re.compile(
 
 
 @contextlib.contextmanager
-def joined(
-    place: Place | None,
+def process_group(
+    process_info: ProcessInfo | None,
     connect_timeout: float = CONNECT_TIMEOUT,
     heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
 ) -> Iterator[None]:
@@ -59,10 +59,10 @@ def joined(
       UserError: the processes cannot connect.
     """
     global _group
-    if place is None:
+    if process_info is None:
         yield
         return
-    _group = _Group(*_connect(place, connect_timeout, heartbeat_timeout), heartbeat_timeout)
+    _group = _Group(*_connect(process_info, connect_timeout, heartbeat_timeout), heartbeat_timeout)
     try:
         yield
     except BaseException as error:
@@ -71,7 +71,7 @@ def joined(
     _group.finish()
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Ends this process. After a failure it does not wait for the others."""
     if _group and not _group.finished:
         sys.stdout.flush()
@@ -79,7 +79,7 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def many() -> bool:
+def is_multi_process() -> bool:
     """Whether there is more than one process."""
     return _group is not None
 
@@ -95,21 +95,21 @@ def say_first(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast_from_first(make: Callable[[], T]) -> T:
     """The result of `make()` (JSON) on the first process, in all processes; the others wait."""
-    return _group.from_first(make) if _group else make()
+    return _group.broadcast_from_first(make) if _group else make()
 
 
-def total(numbers: Any) -> Any:
+def sum_over_processes(numbers: Any) -> Any:
     """The sum of an array over all processes, which all call this."""
-    if not many():
+    if not is_multi_process():
         return numbers
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(numbers).sum(0)
 
 
-class AnyOf:
+class MaxOverProcesses:
     """The maximum of a number over the processes, computed asynchronously on the devices.
 
     All processes call it once in each step.
@@ -133,48 +133,48 @@ class AnyOf:
         return self._max(jax.make_array_from_callback(own.shape, self._split, own.__getitem__))
 
 
-def _connect(place: Place, timeout: float, heartbeat: float) -> tuple[Any, int, int]:
+def _connect(process_info: ProcessInfo, timeout: float, heartbeat: float) -> tuple[Any, int, int]:
     """Starts `jax.distributed`; returns the client, the index of this process and their number."""
     import jax
     from jax._src.distributed import global_state
 
-    _check_port(place)
+    _check_port(process_info)
     # the training loop handles SIGTERM
     jax.config.update("jax_enable_preemption_service", False)
     _handle_abort()
-    late = threading.Timer(timeout, lambda: _too_late(global_state, place, timeout))
+    late = threading.Timer(timeout, lambda: _too_late(global_state, process_info, timeout))
     late.daemon = True
     late.start()
     try:
         jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process,
-            cluster_detection_method="deactivate" if place.known else None,
+            process_info.coordinator,
+            process_info.processes,
+            process_info.process,
+            cluster_detection_method="deactivate" if process_info.known else None,
             # JAX aborts after its timeouts: ours come first
-            coordinator_bind_address=_bind_address(place),
+            coordinator_bind_address=_bind_address(process_info),
             initialization_timeout=int(timeout) + 60,
             heartbeat_timeout_seconds=int(2 * heartbeat) + 60,
             shutdown_timeout_seconds=int(heartbeat) + 1,
         )
     except (RuntimeError, ValueError) as error:
-        where = global_state.coordinator_address or place.coordinator
+        where = global_state.coordinator_address or process_info.coordinator
         raise UserError(f"the processes cannot meet at {where}: {error}") from None
     finally:
         late.cancel()
     return global_state.client, global_state.process_id, global_state.num_processes
 
 
-def _check_port(place: Place) -> None:
-    if place.process == 0 and place.coordinator and not os.environ.get(_BIND):
+def _check_port(process_info: ProcessInfo) -> None:
+    if process_info.process == 0 and process_info.coordinator and not os.environ.get(_BIND):
         try:
-            host, port = _split(_bind_address(place) or place.coordinator)
+            host, port = _split(_bind_address(process_info) or process_info.coordinator)
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            host = host if _bind_address(place) else ""
+            host = host if _bind_address(process_info) else ""
             socket.create_server((host, port), family=family).close()
         except OSError as error:
             raise UserError(
-                f"process 0 cannot let the others meet at {place.coordinator} "
+                f"process 0 cannot let the others meet at {process_info.coordinator} "
                 f"({error.strerror}): choose another port"
             ) from None
 
@@ -184,16 +184,16 @@ def _split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _bind_address(place: Place) -> str | None:
+def _bind_address(process_info: ProcessInfo) -> str | None:
     """The address at which process 0 listens, if the coordinator's address is one of this host.
 
     None: JAX listens on all interfaces. This is so for addresses that a cluster gives, if
     JAX_COORDINATOR_BIND_ADDRESS is set, and for a name that means a loopback address on this host
     only, as a host's own name does in Debian's /etc/hosts.
     """
-    if place.process != 0 or not place.coordinator or os.environ.get(_BIND):
+    if process_info.process != 0 or not process_info.coordinator or os.environ.get(_BIND):
         return None
-    host, port = _split(place.coordinator)
+    host, port = _split(process_info.coordinator)
     try:
         address = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
         numbers = ipaddress.ip_address(address.partition("%")[0])
@@ -207,8 +207,8 @@ def _bind_address(place: Place) -> str | None:
     return f"[{address}]:{port}" if numbers.version == 6 else f"{address}:{port}"
 
 
-def _too_late(state: Any, place: Place, timeout: float) -> None:
-    address = state.coordinator_address or place.coordinator or "the cluster's first host"
+def _too_late(state: Any, process_info: ProcessInfo, timeout: float) -> None:
+    address = state.coordinator_address or process_info.coordinator or "the cluster's first host"
     why = f"not all of the {state.num_processes} processes came"
     if state.process_id:
         host, _, port = address.rpartition(":")
@@ -244,7 +244,7 @@ class _Group:
         """Whether all processes have ended without a failure."""
         return self._ended.is_set()
 
-    def from_first(self, make: Callable[[], Any]) -> Any:
+    def broadcast_from_first(self, make: Callable[[], Any]) -> Any:
         key = f"{_SHARED}/{self._shared}"
         self._shared += 1
         if self.index == 0:
@@ -306,20 +306,20 @@ class _Group:
     def _check_heartbeats(self) -> None:
         """Reports a process whose heartbeats are missing."""
         now = time.monotonic()
-        seen = dict.fromkeys(range(1, self.count), ("", now))
+        last_beats = dict.fromkeys(range(1, self.count), ("", now))
         while not self.finished:
             before, now = now, time.monotonic()
             if now - before > self._timeout / 2:  # this process itself was suspended
-                seen = {i: (mark, now) for i, (mark, _) in seen.items()}
+                last_beats = {i: (mark, now) for i, (mark, _) in last_beats.items()}
             try:
                 heartbeats = self._client.key_value_dir_get(_BEATS)
             except RuntimeError:
                 return
             for key, mark in heartbeats:
                 i = int(key.rpartition("/")[2])
-                if i in seen and seen[i][0] != mark:
-                    seen[i] = mark, now
-            for i, (mark, when) in seen.items():
+                if i in last_beats and last_beats[i][0] != mark:
+                    last_beats[i] = mark, now
+            for i, (mark, when) in last_beats.items():
                 if now - when > self._timeout and not self.finished:
                     host = mark.rpartition(" ")[0] or "of an unknown host"
                     reason = f"({host}) died or hangs, no sign of life for {self._timeout:g} s"

@@ -62,10 +62,10 @@ def make_mesh(shape: dict[str, int], devices: Sequence[jax.Device] | None = None
         if rest > 0 and len(devices) % rest == 0:
             sizes[sizes.index(-1)] = len(devices) // rest
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
-        given = ", ".join(f"{axis}={shape.get(axis, 1)}" for axis in AXES)
+        mesh_text = ", ".join(f"{axis}={shape.get(axis, 1)}" for axis in AXES)
         raise UserError(
-            f"config.mesh ({given}) does not cover {counted(len(devices), 'device')}: the three "
-            "must multiply to that number, or one of them be -1"
+            f"config.mesh ({mesh_text}) does not cover {counted(len(devices), 'device')}: the "
+            "three must multiply to that number, or one of them be -1"
         )
     return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
 
@@ -156,7 +156,7 @@ def spread(tree: Any, specs: ParamSpecs, *, over_data: bool = False) -> Any:
     )
 
 
-def cut(batch: Any, parts: int) -> Any:
+def split_chunks(batch: Any, parts: int) -> Any:
     """Arrays [n, …] as [parts, n / parts, …], each part sharded evenly over the devices.
 
     No communication: each device splits its own rows.
@@ -170,15 +170,15 @@ def cut(batch: Any, parts: int) -> Any:
     return jax.tree.map(divided, batch)
 
 
-def joined(batch: Any) -> Any:
-    """The reverse of `cut`."""
+def merge_chunks(batch: Any) -> Any:
+    """The reverse of `split_chunks`."""
     shards = _shards()
 
-    def whole(x: Array) -> Array:
+    def merge(x: Array) -> Array:
         x = x.reshape(len(x), shards, -1, *x.shape[2:]).swapaxes(0, 1)
         return rows(x.reshape(-1, *x.shape[3:]))
 
-    return jax.tree.map(whole, batch)
+    return jax.tree.map(merge, batch)
 
 
 def _shards() -> int:

@@ -158,7 +158,7 @@ def evaluate(
         image_size=source.config.vision.image_size,
         dtype=dtype,
     )
-    curves = results_lib.curves(metric_writers.read(folder / "metrics.jsonl"), evaluators)
+    curves = results_lib.curves(metric_writers.read_metrics(folder / "metrics.jsonl"), evaluators)
     page = results_lib.write_report(folder, results, model, curves, time.monotonic() - began)
     _print(source, results.metrics(), page)
 

@@ -89,7 +89,7 @@ class Encoder:
         pending: list[tuple[Any, int]] = []
         done = 0
 
-        def read() -> None:
+        def collect_oldest() -> None:
             nonlocal done
             output, count = pending.pop(0)
             parts = [np.asarray(part)[:count] for part in jax.tree.leaves(output)]
@@ -104,9 +104,9 @@ class Encoder:
             batch = global_batch.global_batch({"rows": rows}, self.mesh)["rows"]
             pending.append((self._towers[tower](self._variables, batch), count))
             if len(pending) == _AHEAD:
-                read()
+                collect_oldest()
         while pending:
-            read()
+            collect_oldest()
         return outputs
 
     def _batches(self, total: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -49,13 +49,13 @@ class ResultCache:
 
         Only the first process gets its thumbnails.
         """
-        result = self._read(key, kind) if multihost.is_first() else None
-        value = multihost.from_first(lambda: None if result is None else to_json(result))
+        result = self._read_result(key, kind) if multihost.is_first() else None
+        value = multihost.broadcast_from_first(lambda: None if result is None else to_json(result))
         if multihost.is_first() or value is None:
             return result
         return from_json(kind, value, {})
 
-    def _read(self, key: str, kind: type[T]) -> T | None:
+    def _read_result(self, key: str, kind: type[T]) -> T | None:
         if self._folder is None:
             return None
         try:
@@ -76,15 +76,15 @@ class ResultCache:
             return
         thumbnails = thumbnails_in(result)
         for name, content in thumbnails.items():
-            with files.whole(self._folder / f"{name}.webp") as file:
+            with files.atomic_write(self._folder / f"{name}.webp") as file:
                 file.write(content)
         document = {"thumbnails": list(thumbnails), "result": to_json(result)}
-        with files.whole(self._folder / f"{key}.json") as file:
+        with files.atomic_write(self._folder / f"{key}.json") as file:
             file.write(json.dumps(document).encode())
 
     def encoded(self, key: str) -> Encoded | None:
         """Features, or None."""
-        if not self._features or multihost.many():
+        if not self._features or multihost.is_multi_process():
             return None
         assert self._folder
         try:
@@ -98,11 +98,11 @@ class ResultCache:
 
     def keep_encoded(self, key: str, encoded: Encoded) -> None:
         """Writes features."""
-        if not self._features or multihost.many():
+        if not self._features or multihost.is_multi_process():
             return
         assert self._folder
         for name, part in zip(Encoded._fields, encoded, strict=True):
-            with files.whole(self._folder / f"{key}.{name}.npy") as file:
+            with files.atomic_write(self._folder / f"{key}.{name}.npy") as file:
                 np.save(file, part, allow_pickle=False)
 
     def classifier(self, key: str) -> np.ndarray | None:
@@ -122,7 +122,7 @@ class ResultCache:
         self._keep_common("descriptors", key, descriptors)
 
     def _common(self, kind: str, key: str) -> np.ndarray | None:
-        if not self or multihost.many():
+        if not self or multihost.is_multi_process():
             return None
         try:
             return np.load(files.cache_folder(kind) / f"{key}.npy", allow_pickle=False)
@@ -130,7 +130,7 @@ class ResultCache:
             return None
 
     def _keep_common(self, kind: str, key: str, array: np.ndarray) -> None:
-        if not self or multihost.many():
+        if not self or multihost.is_multi_process():
             return
-        with files.whole(files.cache_folder(kind) / f"{key}.npy") as file:
+        with files.atomic_write(files.cache_folder(kind) / f"{key}.npy") as file:
             np.save(file, array, allow_pickle=False)

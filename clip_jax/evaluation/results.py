@@ -150,7 +150,7 @@ def write_sheets(results: SuiteResults, folder: Path) -> None:
     """Writes the sheets of the findings as `NAME.png`; on the first process only."""
     if multihost.is_first():
         for name, sheet in results.sheets():
-            with files.whole(folder / f"{name}.png") as file:
+            with files.atomic_write(folder / f"{name}.png") as file:
                 sheet.save(file, "PNG")
 
 
@@ -229,10 +229,10 @@ def write_document(
 ) -> Path:
     """Writes a document and its page; returns the page."""
     document = sanitize(document)
-    with files.whole(folder / JSON) as file:
+    with files.atomic_write(folder / JSON) as file:
         file.write((json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     page = folder / PAGE
-    with files.whole(page) as file:
+    with files.atomic_write(page) as file:
         file.write(report.render(document, thumbnails, sections).encode())
     return page
 
@@ -240,8 +240,10 @@ def write_document(
 def table(metrics: Mapping[str, float]) -> str:
     """The metrics as lines: shares in percent, other numbers as they are."""
     width = max(map(len, metrics), default=0)
-    return "\n".join(f"  {name:<{width}}  {_shown(value)}" for name, value in metrics.items())
+    return "\n".join(
+        f"  {name:<{width}}  {_format_value(value)}" for name, value in metrics.items()
+    )
 
 
-def _shown(value: float) -> str:
+def _format_value(value: float) -> str:
     return f"{value:7.2%}" if abs(value) <= 1 else f"{value:8.6g}"

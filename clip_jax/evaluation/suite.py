@@ -197,10 +197,10 @@ def _run(context: EvalContext, evaluator: AnyEvaluator, dataset: Dataset) -> Res
         return result
     values = json.loads(json.dumps([context.options.pictures, *more], default=str))
     key = key_of(evaluator.name, context.model_key, dataset.fingerprint, values)
-    kept: Result | None = context.cache.result(key, evaluator.result)
-    if kept is not None:
+    cached: Result | None = context.cache.result(key, evaluator.result)
+    if cached is not None:
         context.say(f"{dataset.name}: {evaluator.name} was done before")
-        return kept
+        return cached
     result = evaluator.run(context, dataset)
     context.cache.keep_result(key, result)
     return result

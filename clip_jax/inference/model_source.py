@@ -104,7 +104,7 @@ def open_run(path: str | Path) -> ModelSource:
         workdir, step = find_checkpoint(path, remarks.append)
         return str(workdir), step
 
-    workdir, step = multihost.from_first(find)
+    workdir, step = multihost.broadcast_from_first(find)
     run = checkpointing.read_model_config(workdir, step)
 
     def read_sharded(like: Any) -> Variables:

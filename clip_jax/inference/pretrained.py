@@ -91,7 +91,7 @@ def _open_source(
     """The run or the weights that the arguments of `load` name."""
     path = _local("model", model)
     if weights is not None:
-        architectures.find(str(model))  # a wrong name is reported before a wrong file
+        architectures.find_architecture(str(model))  # a wrong name is reported before a wrong file
         file = _local("weights", weights)
         if (file / "checkpoints").is_dir():
             raise UserError(f"{file} is a run, which says what it is: load it without a name")
@@ -139,7 +139,7 @@ def _local(key: str, path: Any) -> Path:
 
 def _is_name(name: str) -> bool:
     try:
-        architectures.find(name)
+        architectures.find_architecture(name)
     except UserError:
         return False
     return True

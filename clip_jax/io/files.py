@@ -17,7 +17,7 @@ JsonObject: TypeAlias = dict[str, Any]
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Opens a file for writing that replaces `path` when the block ends without an error.
 
     Missing folders are made. Until then, and after an error, `path` is unchanged.

@@ -39,7 +39,7 @@ def resolve(path: str) -> str:
 
 def suffix(path: str) -> str:
     """The ending of a path in lower case, such as `.parquet`, without the query of a URL."""
-    return Path(remote.shown(path)).suffix.lower()
+    return Path(remote.redact(path)).suffix.lower()
 
 
 def braces(pattern: str) -> list[str]:
@@ -96,7 +96,7 @@ def _hint(path: str) -> str:
 
 
 def _expand_remote(path: str, pattern: str) -> list[str]:
-    if not glob.has_magic(remote.shown(path)):
+    if not glob.has_magic(remote.redact(path)):
         return [path]
     if paths := remote.glob(path):
         return paths

@@ -31,9 +31,9 @@ __all__ = [
     "is_remote",
     "list_files",
     "open_file",
-    "read",
+    "read_range",
     "read_whole",
-    "shown",
+    "redact",
     "state",
     "states",
     "write",
@@ -54,7 +54,7 @@ class State(NamedTuple):
     tag: str
 
 
-def shown(path: str) -> str:
+def redact(path: str) -> str:
     """A path as a message may show it: without the password and the signature of a URL."""
     return redacted(path)
 
@@ -78,13 +78,13 @@ async def _http_range(
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", content_range)
         if answer.status != 206 or not match or answer.headers.get("Content-Encoding"):
             raise UserError(
-                f"{shown(path)}: its server gives no parts of files (it answers a range with "
+                f"{redact(path)}: its server gives no parts of files (it answers a range with "
                 f"HTTP {answer.status}): copy the files to where ranges can be read"
             )
         begin, end, total = map(int, match.groups())
         state = State(total, _version(answer.headers))
         if tag and state.tag != tag:
-            raise UserError(f"{shown(path)} changed since the run began")
+            raise UserError(f"{redact(path)} changed since the run began")
         if begin != first or end < min(last, total - 1) or end > last:
             raise EOFError(f"asked for bytes {first}-{last}, given {content_range}")
         return state, await answer.content.readexactly(end - begin + 1)
@@ -147,7 +147,7 @@ def identity(paths: Sequence[str], states: Sequence[State]) -> str:
     return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def read(path: str, at: int, size: int, tag: str = "") -> bytes:
+def read_range(path: str, at: int, size: int, tag: str = "") -> bytes:
     """Reads a range of a remote file.
 
     Args:
@@ -189,11 +189,11 @@ def read_whole(path: str, most: int) -> bytes:
     size = state(path).size
     if size > most:
         raise _too_large(path, most)
-    return read(path, 0, size)
+    return read_range(path, 0, size)
 
 
 def _too_large(path: str, most: int) -> UserError:
-    return UserError(f"{shown(path)} is over {most >> 20} MiB")
+    return UserError(f"{redact(path)} is over {most >> 20} MiB")
 
 
 async def _http_whole(system: Any, path: str, most: int) -> bytes:
@@ -231,7 +231,7 @@ class _Ranges(io.RawIOBase):
     def readinto(self, into: Any) -> int:
         count = max(0, min(len(into), self._state.size - self._at))
         tag = self._state.tag if is_http(self._path) else ""
-        into[:count] = read(self._path, self._at, count, tag)
+        into[:count] = read_range(self._path, self._at, count, tag)
         self._at += count
         return count
 
@@ -255,7 +255,7 @@ def write(path: str, content: bytes) -> None:
       OSError: it cannot be written.
     """
     if not is_remote(path):
-        with files.whole(Path(path)) as file:
+        with files.atomic_write(Path(path)) as file:
             file.write(content)
         return
     try:
@@ -263,7 +263,7 @@ def write(path: str, content: bytes) -> None:
             raise PermissionError("web servers are only read from")
         system_of(path).pipe_file(path, content)
     except Exception as error:
-        raise OSError(f"{shown(path)} cannot be written ({reason(error)})") from error
+        raise OSError(f"{redact(path)} cannot be written ({reason(error)})") from error
 
 
 def glob(pattern: str) -> list[str]:

@@ -153,7 +153,7 @@ _ALIASES = {  # open_clip's names that differ from ours
 _QUICK = "-quickgelu"  # the suffix of open_clip's models with this activation
 
 
-def find(name: str) -> CLIPConfig:
+def find_architecture(name: str) -> CLIPConfig:
     """The architecture of a name; `ViT-B-32` means ViT-B/32, as in file names.
 
     With the suffix `-quickgelu`, as in open_clip, it is the same model with QuickGELU.
@@ -184,7 +184,7 @@ def named_activation(name: str) -> str | None:
 
 def architecture(name: str) -> JsonObject:
     """The architecture of a name as nested dictionaries, for a config's `model`."""
-    return find(name).to_dict()
+    return find_architecture(name).to_dict()
 
 
 def name_of(config: CLIPConfig, any_activation: bool = False) -> str | None:

@@ -57,8 +57,8 @@ def checked(kind: type, values: Mapping[str, Any], where: str) -> JsonObject:
             f"known: {', '.join(sorted(types))}"
         )
     for name, value in values.items():
-        if wanted := _wrong(name, types[name], value):
-            raise UserError(f"{where}{name}={value!r:.80} must be {wanted}")
+        if requirement := _wrong(name, types[name], value):
+            raise UserError(f"{where}{name}={value!r:.80} must be {requirement}")
     return {name: _as_float(value, types[name]) for name, value in values.items()}
 
 
@@ -91,7 +91,9 @@ def _wrong(name: str, kind: str, value: Any) -> str:
         if name in ("mean", "std") and len(value) != 3:
             return "three numbers: of red, green and blue"
         wrong = (_wrong(name, inner, item) for item in value)
-        return next((f"a list; each must be {wanted}" for wanted in wrong if wanted), "")
+        return next(
+            (f"a list; each must be {requirement}" for requirement in wrong if requirement), ""
+        )
     if kind == "bool":
         return "" if isinstance(value, bool) else "true or false"
     if kind == "str":

@@ -75,8 +75,8 @@ class Attention(nnx.Module):
         else:
             q, k, v = self._by_three_products(queries, x)
         if causal and at is not None:
-            seen = jnp.arange(x.shape[1]) <= jnp.reshape(at, (-1, 1, 1, 1))
-            mask, causal = seen if mask is None else seen & mask, False
+            visible = jnp.arange(x.shape[1]) <= jnp.reshape(at, (-1, 1, 1, 1))
+            mask, causal = visible if mask is None else visible & mask, False
         attended = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
         return self.out(attended.reshape(queries.shape))
 

@@ -2,9 +2,9 @@
 
 `load("clip")` is CLIP's own tokenizer, `load("sentencepiece:PATH.model")` reads any SentencePiece
 model, `load("wordpiece:PATH")` is ALIGN's and `load("siglip:PATH.model")` SigLIP's. A tokenizer of
-the user's own is named by its dotted path, `load("my_package.my_module:MyTokenizer")`. `find` tells
-which tokenizer the folder of a published model holds. Importing this package imports neither NumPy
-nor a tokenizer's library.
+the user's own is named by its dotted path, `load("my_package.my_module:MyTokenizer")`.
+`find_tokenizer` tells which tokenizer the folder of a published model holds. Importing this package
+imports neither NumPy nor a tokenizer's library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 
 from clip_jax.errors import UserError
 from clip_jax.registry import Registry
-from clip_jax.tokenizers.folders import find
+from clip_jax.tokenizers.folders import find_tokenizer
 from clip_jax.tokenizers.protocol import (
     DEFAULT_CONTEXT_LENGTH,
     SHORT_CONTEXT_LENGTH,
@@ -27,7 +27,7 @@ __all__ = [
     "TOKENIZERS",
     "Tokenizer",
     "TokenizerKind",
-    "find",
+    "find_tokenizer",
     "load",
 ]
 

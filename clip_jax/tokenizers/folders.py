@@ -15,7 +15,7 @@ _BY_MODEL = {"clip": "clip", "align": "wordpiece", "bert": "wordpiece", "siglip"
 _ANY_CLASS = ("", "None", "PreTrainedTokenizer", "TokenizersBackend")
 
 
-def find(folder: Path) -> str | None:
+def find_tokenizer(folder: Path) -> str | None:
     """The name, as for `load`, of the tokenizer in a Hugging Face or open_clip model folder.
 
     The class in `tokenizer_config.json` decides first, then the model type in `config.json`, or,

@@ -51,7 +51,7 @@ class SentencePiece:
             UserError: the file is missing, over 32 MiB or no SentencePiece model, or
                 `context_length` is under 3.
         """
-        model = vocab_files.read(Path(path))
+        model = vocab_files.read_file(Path(path))
         try:
             self._load(model, check_context_length(context_length), lower)
         except RuntimeError as error:

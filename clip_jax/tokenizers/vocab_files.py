@@ -13,7 +13,7 @@ from clip_jax.io.files import JsonObject
 MAX_BYTES = 32 << 20  # bytes
 
 
-def read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     """The bytes of a file; UserError if it can't be read or is over 32 MiB."""
     try:
         with open(path, "rb") as file:
@@ -30,7 +30,7 @@ def read(path: Path) -> bytes:
 def read_json(path: Path) -> JsonObject:
     """The object in a JSON file; UserError if it can't be read or holds anything else."""
     try:
-        value = json.loads(read(path))
+        value = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{str(path)!r} is not JSON: {reason}") from error
@@ -49,7 +49,7 @@ def inside(value: Any, *keys: str) -> JsonObject:
 def write(path: Path, content: bytes) -> None:
     """Writes a file completely or not at all, and makes its folders; UserError if that fails."""
     try:
-        with files.whole(path) as file:
+        with files.atomic_write(path) as file:
             file.write(content)
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error

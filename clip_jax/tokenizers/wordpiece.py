@@ -92,7 +92,7 @@ class WordPiece:
             UserError: a file is missing, over 32 MiB or no vocabulary of WordPiece, or
                 `context_length` is under 3.
         """
-        self._start(*_read(Path(path)), check_context_length(context_length))
+        self._start(*_read_vocabulary(Path(path)), check_context_length(context_length))
 
     @classmethod
     def open(cls, path: str, context_length: int | None) -> WordPiece:
@@ -236,7 +236,7 @@ class Words(dict[str, tuple[int, ...]]):
         return ids
 
 
-def _read(path: Path) -> tuple[tuple[str, ...], Options, Specials]:
+def _read_vocabulary(path: Path) -> tuple[tuple[str, ...], Options, Specials]:
     """The tokens by id, the options and the special tokens; see `WordPiece`."""
     if path.is_dir():
         candidates = [path / name for name in VOCABULARY_FILES if (path / name).is_file()]
@@ -266,7 +266,7 @@ def _read(path: Path) -> tuple[tuple[str, ...], Options, Specials]:
 
 def _read_lines(path: Path) -> tuple[str, ...]:
     try:
-        lines = vocab_files.read(path).decode().split("\n")
+        lines = vocab_files.read_file(path).decode().split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{str(path)!r} is not UTF-8 text: {error.reason}") from error
     return tuple(line.rstrip() for line in (lines if lines[-1] else lines[:-1]))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _process_count() -> str:
-    return f" of {jax.process_count()} processes" if multihost.many() else ""
+    return f" of {jax.process_count()} processes" if multihost.is_multi_process() else ""
 
 
 def announce(loop: Loop) -> None:

@@ -32,7 +32,7 @@ def write(folder: Path, step: int) -> None:
     """
     paths = sorted(_files(folder))
     record = {"step": step, "files": dict(zip(paths, _digests(folder, paths), strict=True))}
-    with files.whole(folder / NAME) as file:
+    with files.atomic_write(folder / NAME) as file:
         file.write(_serialized(record))
 
 

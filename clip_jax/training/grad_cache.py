@@ -87,7 +87,7 @@ def accumulated(
     """
     params, stats = model_variables
     specs = param_specs(nnx.merge(graph, params, stats))
-    pieces = sharding.cut({"batch": batch, "keys": keys}, parts)
+    pieces = sharding.split_chunks({"batch": batch, "keys": keys}, parts)
 
     def features_of(params: Params, stats: Params, piece: Batch) -> tuple[Any, Params]:
         model = assembled(graph, (params, stats))
@@ -100,7 +100,7 @@ def accumulated(
     features = jax.lax.map(lambda piece: features_of(params, stats, piece)[0], pieces)
     (loss, metrics), (grads, feature_grads) = jax.value_and_grad(
         loss_fn, argnums=(0, 1), has_aux=True
-    )(params, sharding.joined(features))
+    )(params, sharding.merge_chunks(features))
 
     def backward(carry: Variables, piece: tuple[Batch, Any]) -> tuple[Variables, None]:
         grads, stats = carry
@@ -112,5 +112,7 @@ def accumulated(
     # Start from the gradients that only the loss produces, those of scale and bias. Sums are fp32.
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     carry = (sharding.spread(grads, specs), stats)
-    (grads, stats), _ = jax.lax.scan(backward, carry, (pieces, sharding.cut(feature_grads, parts)))
+    (grads, stats), _ = jax.lax.scan(
+        backward, carry, (pieces, sharding.split_chunks(feature_grads, parts))
+    )
     return loss, metrics, stats, grads

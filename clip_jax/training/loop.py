@@ -64,11 +64,13 @@ class Loop:
         lock: workdir_lock.Lock | None = None,
     ) -> None:
         self.trainer, self.data, self.stop, self.lock = trainer, data, stop, lock
-        self.any_stop = multihost.AnyOf(trainer.mesh) if multihost.many() else None
+        self.any_stop = (
+            multihost.MaxOverProcesses(trainer.mesh) if multihost.is_multi_process() else None
+        )
         self.stopped_by = 0  # the number of the signal that stopped the run
         self.config = c = trainer.run.config
         self.lines: list[str] = []  # about checkpoints that were skipped
-        step = multihost.from_first(self._newest)
+        step = multihost.broadcast_from_first(self._newest)
         self.checkpoints = checkpointing.Checkpoints(
             trainer.run.workdir, every=c.checkpoint.every, keep=c.checkpoint.keep
         )
@@ -95,7 +97,7 @@ class Loop:
         workdir = self.trainer.run.workdir
         step = checkpointing.newest(workdir, self.lines.append)
         if step is None:
-            logged = metric_writers.read(workdir / "metrics.jsonl")
+            logged = metric_writers.read_metrics(workdir / "metrics.jsonl")
             if last := max((line["step"] for line in logged), default=0):
                 self.lines.append(
                     f"{workdir} holds metrics up to step {last} and no checkpoint: the run begins "
@@ -167,7 +169,7 @@ class Loop:
 
     def _counted(self) -> dict[str, int]:
         """The counts of all processes since they were last written, by name."""
-        totals = multihost.total(self.counts)
+        totals = multihost.sum_over_processes(self.counts)
         self.counts = np.zeros_like(totals)
         return {name: int(n) for name, n in zip(self.counted, totals, strict=True) if n}
 
@@ -249,7 +251,9 @@ class Loop:
         """Waits for unfinished saves and closes the files."""
         self.progress.close()
         self.data.close()
-        if not (failed and multihost.many()):  # the other processes do not know yet, and would wait
+        if not (
+            failed and multihost.is_multi_process()
+        ):  # the other processes do not know yet, and would wait
             self.checkpoints.close()
         self.writer.close()
 
@@ -267,7 +271,7 @@ def train(config: Any, force: bool = False) -> None:
     """
     c = config_lib.typed(config)
     if c.workdir:
-        multihost.from_first(lambda: workdir_lock.refuse_in_use(Path(c.workdir), force))
+        multihost.broadcast_from_first(lambda: workdir_lock.refuse_in_use(Path(c.workdir), force))
     run = prepare(c)
     trainer = Trainer(run)
     with _locked(run.workdir, force) as lock:
@@ -293,7 +297,7 @@ def _locked(workdir: Path, force: bool) -> Iterator[workdir_lock.Lock | None]:
     """The first process locks the folder for all processes, before any continues."""
     locks: list[workdir_lock.Lock] = []
     with ExitStack() as stack:
-        multihost.from_first(
+        multihost.broadcast_from_first(
             lambda: locks.append(
                 stack.enter_context(workdir_lock.locked(workdir, force, multihost.say_first))
             )

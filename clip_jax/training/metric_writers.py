@@ -19,7 +19,7 @@ from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
 
 
-def read(path: str | Path) -> list[JsonObject]:
+def read_metrics(path: str | Path) -> list[JsonObject]:
     """The metrics in a metrics.jsonl, one dictionary a line; an incomplete last line is ignored.
 
     Raises:
@@ -94,9 +94,9 @@ class Writer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
-        self._seen: dict[int, set[str]] = {}
-        for line in read(self._path):
-            self._seen.setdefault(line["step"], set()).update(line)
+        self._written: dict[int, set[str]] = {}
+        for line in read_metrics(self._path):
+            self._written.setdefault(line["step"], set()).update(line)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._remove_incomplete_line()
         self._board = _Board(folder / "tensorboard", resume_step) if tensorboard else None
@@ -107,9 +107,9 @@ class Writer:
             if end < os.fstat(self._file).st_size:
                 os.ftruncate(self._file, end)
 
-    def seen(self, step: int, name: str) -> bool:
+    def has_metric(self, step: int, name: str) -> bool:
         """Whether a metric of a step has been written already."""
-        return name in self._seen.get(step, ())
+        return name in self._written.get(step, ())
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line with the metrics that are new for this step.
@@ -117,12 +117,12 @@ class Writer:
         Raises:
           OSError: the disk is full. The file then ends with its last complete line.
         """
-        seen = self._seen.setdefault(step, set())
+        written = self._written.setdefault(step, set())
         values = {k: v if isinstance(v, int) else float(v) for k, v in metrics.items()}
-        new = {name: value for name, value in values.items() if name not in seen}
+        new = {name: value for name, value in values.items() if name not in written}
         if new:
             self._append({"step": step, **new})
-            seen.update(new)
+            written.update(new)
         if self._board:
             self._board.scalars(step, values)
 
@@ -169,7 +169,7 @@ class Unwritten(Writer):
     def __init__(self) -> None:
         pass
 
-    def seen(self, step: int, name: str) -> bool:
+    def has_metric(self, step: int, name: str) -> bool:
         """Always false."""
         return False
 

@@ -87,7 +87,7 @@ def prepare(config: Any) -> Run:
         evaluators,
         training=lambda: pictures,
     )
-    fresh = not multihost.from_first(lambda: checkpointing.steps(c.workdir))
+    fresh = not multihost.broadcast_from_first(lambda: checkpointing.steps(c.workdir))
     weights = _weights(c, model) if fresh and c.weights.path else None
     # Last, because a filter can take long.
     data = mixture.open_mixture(c.data.to_dict(), multihost.say_first)

@@ -26,8 +26,8 @@ def claim_workdir(run: Run) -> None:
     Raises:
       UserError: the folder belongs to a run of another config, or cannot be written.
     """
-    multihost.from_first(lambda: _claim(run))
-    if multihost.from_first(lambda: run.fingerprints) != run.fingerprints:
+    multihost.broadcast_from_first(lambda: _claim(run))
+    if multihost.broadcast_from_first(lambda: run.fingerprints) != run.fingerprints:
         raise UserError(
             "this process reads other data or another tokenizer than process 0: every host needs "
             "the same files"
@@ -39,7 +39,7 @@ def _claim(run: Run) -> None:
     now, weights = run.fingerprints, run.config.weights.path
     if not path.exists():
         _write_fingerprints(fingerprints, {**now, "weights": fingerprint.of_weights(weights)})
-        with files.whole(path) as file:
+        with files.atomic_write(path) as file:
             file.write(config_lib.to_json(run.config).encode())
         return
     old = checkpointing.read_config(run.workdir)
@@ -61,7 +61,7 @@ def _claim(run: Run) -> None:
             "or another --workdir"
         )
     elif moved:
-        with files.whole(path) as file:
+        with files.atomic_write(path) as file:
             file.write(config_lib.to_json(run.config).encode())
 
 
@@ -92,7 +92,7 @@ def _read_fingerprints(path: Path) -> JsonObject | None:
 
 
 def _write_fingerprints(path: Path, fingerprints: JsonObject) -> None:
-    with files.whole(path) as file:
+    with files.atomic_write(path) as file:
         file.write(json.dumps(fingerprints, indent=1, sort_keys=True).encode() + b"\n")
 
 

@@ -48,7 +48,7 @@ class Trainer(setup.Recipe):
             run.model.vision.image_size,
             run.config.dtype,
         )
-        lines = metric_writers.read(run.workdir / "metrics.jsonl")
+        lines = metric_writers.read_metrics(run.workdir / "metrics.jsonl")
         curves = results_lib.curves(lines, results.evaluators)
         results_lib.write_report(run.workdir, results, model, curves, seconds)
 
@@ -92,7 +92,7 @@ class Trainer(setup.Recipe):
     def place(self, rows: pipeline.Row) -> dict[str, jax.Array]:
         """This process's rows in the global batch, without columns of mere padding."""
         # Several processes would have to agree on the longest text.
-        if not multihost.many() and self.run.model.text.blind_to_padding:
+        if not multihost.is_multi_process() and self.run.model.text.blind_to_padding:
             pad_id = self.run.tokenizer.pad_id
             rows = {**rows, "tokens": packing.trim(rows["tokens"], pad_id=pad_id)}
         return rows_lib.global_batch(rows, self.mesh)

@@ -41,7 +41,7 @@ class Lock:
     def check(self) -> None:
         """Raises UserError where another trainer has taken the folder."""
         try:
-            record = _read(self._path)
+            record = _read_record(self._path)
         except OSError:
             return  # the disk is unavailable for a moment; writes of the run itself report that
         if record is not None and record.get("token") != self._record["token"]:
@@ -54,7 +54,7 @@ class Lock:
         """Removes the file if it is still this process's."""
         self._over.set()
         self._thread.join()
-        record = _read(self._path)
+        record = _read_record(self._path)
         if record is not None and record.get("token") == self._record["token"]:
             self._path.unlink(missing_ok=True)
 
@@ -102,7 +102,7 @@ def refuse_in_use(workdir: Path, force: bool) -> None:
 
     This is an early check before a long start. `locked` decides all other cases.
     """
-    record = _read(workdir / NAME)
+    record = _read_record(workdir / NAME)
     if record and not force and _is_alive(record):
         raise _in_use(workdir, record)
 
@@ -113,7 +113,7 @@ def _take(workdir: Path, force: bool, tell: Callable[[str], None]) -> JsonObject
     path, record = workdir / NAME, _own_record()
     previous = None
     while True:
-        if (other := _read(path)) is not None:
+        if (other := _read_record(path)) is not None:
             if force:
                 previous = other
             elif (user := _current_user(path, other, tell)) is not None:
@@ -128,7 +128,7 @@ def _take(workdir: Path, force: bool, tell: Callable[[str], None]) -> JsonObject
             file.flush()
             os.fsync(file.fileno())
         # on a mounted bucket two processes that start together may both have created the file
-        if (current := _read(path)) is not None and current.get("token") == record["token"]:
+        if (current := _read_record(path)) is not None and current.get("token") == record["token"]:
             if previous is not None:
                 _await_end(workdir, previous, tell)
             return record
@@ -159,7 +159,7 @@ def _current_user(path: Path, record: JsonObject, tell: Callable[[str], None]) -
     end = time.monotonic() + STALE
     while time.monotonic() < end:
         time.sleep(min(1.0, STALE / 10))
-        now = _read(path)
+        now = _read_record(path)
         if now is None:
             return None
         if now != record:
@@ -236,7 +236,7 @@ def _parsed(raw: bytes) -> JsonObject | None:
     return record if isinstance(record, dict) else None
 
 
-def _read(path: Path) -> JsonObject | None:
+def _read_record(path: Path) -> JsonObject | None:
     """The record in a file; empty if it is damaged or being written; None if there is none."""
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):  # a dangling link, or a pipe that would block

@@ -53,7 +53,7 @@ def write(
     else:
         write_torch(file, tensors)
     for name, values in beside.items():
-        with files.whole(file.parent / name) as out:
+        with files.atomic_write(file.parent / name) as out:
             out.write((json.dumps(values, indent=2) + "\n").encode())
     if library == "hugging_face" and tokenizer is not None:
         writer = getattr(tokenizer, "write_hugging_face", None)

@@ -106,7 +106,7 @@ def find(path: str | Path, name: str | None = None, activation: str | None = Non
             guessed = _joined(
                 guessed, f"no config is known of {path}: by its shapes it is taken for {name}"
             )
-        config = architectures.find(name)
+        config = architectures.find_architecture(name)
         _check_names(config, library, path, name)
         activation = activation or architectures.named_activation(name)
         if _is_clip(config):
@@ -139,7 +139,7 @@ def config_activation(model: CLIPConfig, name: str | None) -> str | None:
 
     None if it is the architecture's own, which is the default.
     """
-    own = name is not None and architectures.find(name).activation == model.activation
+    own = name is not None and architectures.find_architecture(name).activation == model.activation
     return None if own else model.activation
 
 
@@ -208,9 +208,11 @@ def _described(
         config = config.with_vision(image_size=preprocess.size)
     config = configs.with_normalization(config, preprocess.mean, preprocess.std)
     if name is not None:
-        known = dataclasses.replace(architectures.find(name), activation=config.activation)
+        known = dataclasses.replace(
+            architectures.find_architecture(name), activation=config.activation
+        )
         _check_name(config, known, path, name)
-    tokenizer = tokenizers.find(folder)
+    tokenizer = tokenizers.find_tokenizer(folder)
     return SavedWeights(path, library, config, preprocess, tokenizer, guessed)
 
 

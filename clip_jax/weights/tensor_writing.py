@@ -52,7 +52,7 @@ def write_safetensors(
         header[name] = dict(dtype=CODES[dtype], shape=shape, data_offsets=(begin, reached))
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
-    with files.whole(Path(path)) as file:
+    with files.atomic_write(Path(path)) as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         for name in order:
             file.write(_made(name, tensors[name]).reshape(-1).view(np.uint8).data)
@@ -91,5 +91,5 @@ def write_torch(path: str | Path, tensors: Mapping[str, np.ndarray | Lazy]) -> N
             warnings.simplefilter("ignore")  # that it shares read-only memory
             shared = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)
         state[name] = shared.view(torch.bfloat16) if is_bfloat16 else shared
-    with files.whole(Path(path)) as file:
+    with files.atomic_write(Path(path)) as file:
         torch.save(state, file)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from clip_jax.data import mixture
 from clip_jax.data.filters import Selected
-from clip_jax.data.mixture import Mixture, Part, Place
+from clip_jax.data.mixture import Mixture, PairPosition, Part
 from clip_jax.data.sources.tars import TarSource
 from support import TarFactory, refused
 
@@ -26,7 +26,7 @@ def mixed(*sizes: tuple[int, int]) -> Mixture:
     return Mixture([Part(f"{k}", range(pairs), rows) for k, (pairs, rows) in enumerate(sizes)])  # type: ignore[arg-type]
 
 
-def places(found: Mixture, count: int, seed: int) -> list[Place]:
+def places(found: Mixture, count: int, seed: int) -> list[PairPosition]:
     return [found.place(position, seed) for position in range(count)]
 
 
@@ -44,7 +44,9 @@ def test_which_is_grains_shuffle_of_each_epoch(pairs: int, seed: int, position: 
     shuffled = grain.experimental.index_shuffle(
         at, max_index=pairs - 1, seed=(seed + 0x9E3779B1 * epoch) % 2**32, rounds=4
     )
-    assert Mixture.from_source(range(pairs)).place(position, seed) == Place(0, epoch, shuffled)  # type: ignore[arg-type]
+    assert Mixture.from_source(range(pairs)).place(position, seed) == PairPosition(
+        0, epoch, shuffled
+    )  # type: ignore[arg-type]
 
 
 # grain's shuffle of a few takes milliseconds: it walks in 65,536 until it meets one of them

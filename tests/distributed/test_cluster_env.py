@@ -3,7 +3,7 @@
 import pytest
 
 from clip_jax.distributed import cluster_env
-from clip_jax.distributed.cluster_env import Place
+from clip_jax.distributed.cluster_env import ProcessInfo
 from clip_jax.errors import UserError
 from support import says
 
@@ -54,23 +54,25 @@ CPU = {"JAX_PLATFORMS": "cpu"}
 
 
 @pytest.mark.parametrize(
-    ("flags", "environment", "place"),
+    ("flags", "environment", "process_info"),
     [
         ((None, None, None), {}, None),
-        (("a:1", 2, 1), {}, Place("a:1", 2, 1)),
-        (("[::1]:80", 3, 2), GIVEN, Place("[::1]:80", 3, 2)),
-        ((None, None, None), GIVEN, Place("a:1", 2, 0)),
+        (("a:1", 2, 1), {}, ProcessInfo("a:1", 2, 1)),
+        (("[::1]:80", 3, 2), GIVEN, ProcessInfo("[::1]:80", 3, 2)),
+        ((None, None, None), GIVEN, ProcessInfo("a:1", 2, 0)),
         ((None, None, None), GIVEN | {"JAX_NUM_PROCESSES": "1"}, None),
         ((None, 1, None), GIVEN, None),
         ((None, 1, 0), SLURM, None),
-        ((None, None, None), SLURM, Place()),
+        ((None, None, None), SLURM, ProcessInfo()),
         ((None, None, None), SLURM | {"JAX_NUM_PROCESSES": "1"}, None),
-        ((None, None, None), SLURM | {"JAX_COORDINATOR_ADDRESS": "a:1"}, Place("a:1")),
-        ((None, None, None), SLURM | GIVEN, Place("a:1", 2, 0)),
+        ((None, None, None), SLURM | {"JAX_COORDINATOR_ADDRESS": "a:1"}, ProcessInfo("a:1")),
+        ((None, None, None), SLURM | GIVEN, ProcessInfo("a:1", 2, 0)),
     ],
 )
-def test_flags_come_before_the_environment_and_this_before_the_cluster(flags, environment, place):
-    assert cluster_env.find(*flags, CPU | environment) == place
+def test_flags_come_before_the_environment_and_this_before_the_cluster(
+    flags, environment, process_info
+):
+    assert cluster_env.detect_process(*flags, CPU | environment) == process_info
 
 
 @pytest.mark.parametrize(
@@ -94,10 +96,12 @@ def test_flags_come_before_the_environment_and_this_before_the_cluster(flags, en
 )
 def test_what_does_not_fit_together_is_one_line(flags, environment, words):
     with pytest.raises(UserError) as error:
-        cluster_env.find(*flags, CPU | environment)
+        cluster_env.detect_process(*flags, CPU | environment)
     assert says(error.value, *words)
 
 
 def test_only_a_place_without_gaps_leaves_jax_nothing_to_find_out():
-    assert Place("a:1", 2, 0).known
-    assert not any(place.known for place in (Place(), Place("a:1"), Place(None, 2, 0)))
+    assert ProcessInfo("a:1", 2, 0).known
+    assert not any(
+        place.known for place in (ProcessInfo(), ProcessInfo("a:1"), ProcessInfo(None, 2, 0))
+    )

@@ -15,9 +15,9 @@ PAIRS, STEPS = 20, 60
 
 
 def test_alone_nothing_is_started_or_changed():
-    with multihost.joined(None):
-        assert not multihost.many() and multihost.is_first()
-        assert multihost.from_first(lambda: "x") == "x"
+    with multihost.process_group(None):
+        assert not multihost.is_multi_process() and multihost.is_first()
+        assert multihost.broadcast_from_first(lambda: "x") == "x"
     import jax
 
     assert not jax.distributed.is_initialized()
@@ -29,13 +29,14 @@ import sys, time
 from clip_jax import main
 from clip_jax.distributed import cluster_env, multihost
 args = main.make_parser().parse_args(sys.argv[1:])
-place = cluster_env.find(args.coordinator, args.processes, args.process, {})
-with multihost.joined(place, 60, 60):
+place = cluster_env.detect_process(args.coordinator, args.processes, args.process, {})
+with multihost.process_group(place, 60, 60):
     import jax, numpy as np
     from jax.experimental import multihost_utils
     from clip_jax.distributed import global_batch, sharding
     i = jax.process_index()
-    assert multihost.many() and multihost.is_first() == (i == 0) and jax.device_count() == 4
+    assert multihost.is_multi_process() and multihost.is_first() == (i == 0)
+    assert jax.device_count() == 4
     a, b, c, d = jax.devices()
     meshes = [
         ({"data": 4}, [a, b, c, d], [[0, 1, 2, 3], [4, 5, 6, 7]]),
@@ -55,12 +56,12 @@ with multihost.joined(place, 60, 60):
             assert array.sharding == sharding.batch_sharding(mesh)
             found = multihost_utils.process_allgather(array, tiled=True)
             np.testing.assert_array_equal(found, whole[name])
-    assert multihost.from_first(lambda: {"who": i}) == {"who": 0}
-    assert multihost.from_first(lambda: [i]) == [0]
-    latest = multihost.AnyOf(mesh)
+    assert multihost.broadcast_from_first(lambda: {"who": i}) == {"who": 0}
+    assert multihost.broadcast_from_first(lambda: [i]) == [0]
+    latest = multihost.MaxOverProcesses(mesh)
     assert [int(latest(n)) for n in (0, 15 * i, 2 - i)] == [0, 15, 2]
 print("checked")
-multihost.leave(0)
+multihost.exit_process(0)
 """
 
 

@@ -29,7 +29,9 @@ def test_both_reports_are_written(tmp_path: Path) -> None:
 def test_metrics_of_such_a_set_are_written(tmp_path: Path) -> None:
     with metric_writers.Writer(tmp_path) as writer:
         writer.write(1, {f"zero_shot/{BAD}/top1": 0.5})
-    assert metric_writers.read(tmp_path / "metrics.jsonl")[0][f"zero_shot/{BAD}/top1"] == 0.5
+    assert (
+        metric_writers.read_metrics(tmp_path / "metrics.jsonl")[0][f"zero_shot/{BAD}/top1"] == 0.5
+    )
 
 
 def test_a_command_prints_what_its_output_cannot_encode() -> None:

@@ -401,7 +401,7 @@ def test_transformers_gets_the_tokenizer_and_the_preprocessing(
     done = conversion.convert(with_words, tmp_path / "out", "hugging_face")
     names = {Path(p).name for p in done.files}
     assert {"vocab.json", "merges.txt", "tokenizer_config.json"} < names
-    assert tokenizers.find(tmp_path / "out") == "clip"
+    assert tokenizers.find_tokenizer(tmp_path / "out") == "clip"
     transformers = released.transformers()
     texts = ["a photo of a cat.", "two dogs, perhaps"]
     ours = tokenizers.load("clip", 16)(texts)
@@ -448,7 +448,7 @@ def test_siglips_tokenizer_goes_along(tmp_path: Path) -> None:
     out = tmp_path / "out"
     conversion.convert(tmp_path / "source", out, "hugging_face", tokenizer=f"siglip:{spiece}")
     assert (out / "spiece.model").read_bytes() == spiece.read_bytes()
-    assert tokenizers.find(out) == f"siglip:{out / 'spiece.model'}"
+    assert tokenizers.find_tokenizer(out) == f"siglip:{out / 'spiece.model'}"
     conversion.convert(out, tmp_path / "again", "hugging_face")
     assert (tmp_path / "again" / "spiece.model").read_bytes() == spiece.read_bytes()
 

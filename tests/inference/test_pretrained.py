@@ -371,6 +371,6 @@ def test_a_phones_picture_has_the_same_scores_by_every_way(classifier, tmp_path,
     pixels = classifier.preprocess(Image.open(path))
     assert np.array_equal(classifier.preprocess(path), pixels)
     assert np.array_equal(classifier.preprocess(decoding.decode(path.read_bytes(), "x")), pixels)
-    given = [path, str(path), Image.open(path), path.read_bytes(), decoding.read(path)]
+    given = [path, str(path), Image.open(path), path.read_bytes(), decoding.read_image(path)]
     first, *others = classifier(given, ["a cat", "a dog"])
     assert all(other == first for other in others)

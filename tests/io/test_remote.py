@@ -69,7 +69,7 @@ def test_answers_that_fail_are_asked_for_again(
     at = min(at, len(DATA) - size)
     server.asked.clear()
     server.faults.extend(faults)
-    assert remote.read(f"{server.url}/data", at, size) == DATA[at : at + size]
+    assert remote.read_range(f"{server.url}/data", at, size) == DATA[at : at + size]
     assert server.asked["/data"] == len(faults) + 1
 
 
@@ -78,16 +78,18 @@ def test_an_answer_that_is_late_is_asked_for_again(
 ) -> None:
     monkeypatch.setattr(remote, "LATE", 0.2)
     server.faults.append("late")
-    assert remote.read(f"{server.url}/data", 0, 10) == DATA[:10]
+    assert remote.read_range(f"{server.url}/data", 0, 10) == DATA[:10]
     server.always = "late"
     monkeypatch.setattr(retries, "PATIENCE", 0.0)
-    refused(lambda: remote.read(f"{server.url}/data", 0, 10), "/data", "no answer in time")
+    refused(lambda: remote.read_range(f"{server.url}/data", 0, 10), "/data", "no answer in time")
 
 
 @pytest.mark.parametrize("fault", [f for f in PASSING if f != "late"])
 def test_but_not_for_ever(server: Server, fault: str) -> None:
     server.always = fault
-    refused(lambda: remote.read(f"{server.url}/data", 0, 10), f"{server.url}/data", "attempt 6")
+    refused(
+        lambda: remote.read_range(f"{server.url}/data", 0, 10), f"{server.url}/data", "attempt 6"
+    )
     # the client asks twice by itself where a connection that was open before is gone
     assert server.asked["/data"] in (retries.ATTEMPTS, 2 * retries.ATTEMPTS)
 
@@ -104,7 +106,7 @@ def test_but_not_for_ever(server: Server, fault: str) -> None:
 )
 def test_what_will_not_change_is_asked_for_once(server: Server, fault: str, said: str) -> None:
     server.always = fault
-    for ask in (lambda url: remote.read(url, 5, 10), remote.state, remote.open_file):
+    for ask in (lambda url: remote.read_range(url, 5, 10), remote.state, remote.open_file):
         server.asked.clear()
         refused(lambda ask=ask: ask(f"{server.url}/data?key=secret"), f"{server.url}/data", said)
         assert sum(server.asked.values()) == 1
@@ -340,22 +342,22 @@ def test_what_is_not_installed_or_unknown(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def read_in_child(url: str) -> bool:
-    return remote.read(url, 100, 50) == DATA[100:150]
+    return remote.read_range(url, 100, 50) == DATA[100:150]
 
 
 FORK = """
 import os, sys
 from clip_jax.io import file_systems, remote
 url = sys.argv[1]
-before = remote.read(url, 100, 50)
+before = remote.read_range(url, 100, 50)
 lock = file_systems.load_fsspec().asyn.get_lock()
 lock.acquire()  # as another thread may at that moment
 child = os.fork()
 if not child:
-    os._exit(0 if remote.read(url, 100, 50) == before else 1)
+    os._exit(0 if remote.read_range(url, 100, 50) == before else 1)
 lock.release()
 assert os.waitpid(child, 0)[1] == 0
-assert remote.read(url, 100, 50) == before
+assert remote.read_range(url, 100, 50) == before
 """
 
 

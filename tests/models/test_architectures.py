@@ -72,7 +72,7 @@ def test_a_config_survives_its_dictionary_and_json(name):
     assert CLIPConfig.from_dict(config.to_dict()) == config
     assert CLIPConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert architectures.name_of(config) == name
-    assert architectures.find(name) is config
+    assert architectures.find_architecture(name) is config
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_a_config_survives_its_dictionary_and_json(name):
     ],
 )
 def test_names_are_found_as_people_write_them(written, name):
-    assert architectures.find(written) is ARCHITECTURES[name]
+    assert architectures.find_architecture(written) is ARCHITECTURES[name]
 
 
 def test_an_unknown_name_lists_the_known():
     with pytest.raises(UserError, match=r"RN51.*RN50x64.*siglip-b16"):
-        architectures.find("RN51")
+        architectures.find_architecture("RN51")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from flax import nnx
 
 from clip_jax import optim
 from clip_jax.distributed import sharding
-from clip_jax.models.architectures import find
+from clip_jax.models.architectures import find_architecture
 from clip_jax.models.clip import abstract_model, specs_of
 from steps import ADAM, mesh_of, toy_specs
 
@@ -76,8 +76,10 @@ def test_metadata_marks_stacked_layers():
     """Against the layers of a tower: the first axis of a stack counts them."""
     layers = {"vision/stage1": 2, "vision/stage2": 3, "vision/stage3": 5, "vision/stage4": 2}
     layers["text/transformer"] = 12
-    params = dict(nnx.to_flat_state(nnx.state(abstract_model(find("RN50")), nnx.Param)))
-    for name, spec in specs_of(find("RN50")).items():
+    params = dict(
+        nnx.to_flat_state(nnx.state(abstract_model(find_architecture("RN50")), nnx.Param))
+    )
+    for name, spec in specs_of(find_architecture("RN50")).items():
         depth = layers.get("/".join(name.split("/")[:2]))
         alone = depth is None or "/first/" in name
         assert spec.stacked is not alone

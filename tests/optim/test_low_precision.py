@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from clip_jax import optim
 from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import path_name
-from clip_jax.models.architectures import find
+from clip_jax.models.architectures import find_architecture
 from clip_jax.models.clip import abstract_model, specs_of, variables
 from clip_jax.optim import low_precision
 from steps import ADAM, mesh_of, toy_specs
@@ -238,7 +238,9 @@ def bytes_of(tree):
 
 
 def params_of(model):
-    return variables(abstract_model(find(model)))[0], specs_of(find(model))
+    return variables(abstract_model(find_architecture(model)))[0], specs_of(
+        find_architecture(model)
+    )
 
 
 def test_moments_take_half_the_bytes():

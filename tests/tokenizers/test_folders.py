@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.tokenizers import find, load, vocab_files
+from clip_jax.tokenizers import find_tokenizer, load, vocab_files
 from clip_jax.tokenizers.bpe import BPE, symbols
 from clip_jax.tokenizers.siglip import SigLIP
 from clip_jax.tokenizers.wordpiece import WordPiece
@@ -118,12 +118,12 @@ def open_clip(**text: Any) -> dict[str, Any]:
     ],
 )
 def test_find(tmp_path: Path, contents: dict[str, Any], expected: str | None) -> None:
-    found = find(model(tmp_path, **contents))
+    found = find_tokenizer(model(tmp_path, **contents))
     assert found == (expected and expected.format(tmp_path))
 
 
 def test_a_folder_that_is_not_there_holds_none(tmp_path: Path) -> None:
-    assert find(tmp_path / "none") is None
+    assert find_tokenizer(tmp_path / "none") is None
 
 
 def test_what_is_written_is_found_and_loads(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_what_is_written_is_found_and_loads(tmp_path: Path) -> None:
     for tokenizer in (BPE(20), WordPiece(tmp_path / "words.txt", 20), SigLIP(MODEL, 20)):
         folder = tmp_path / type(tokenizer).__name__
         tokenizer.write_hugging_face(folder)
-        name = find(folder)
+        name = find_tokenizer(folder)
         assert name is not None
         again = load(name, 20)
         assert type(again) is type(tokenizer)
@@ -158,14 +158,14 @@ def test_a_file_that_is_no_json_object_is_named(
         path = folder / name
         path.write_text(content, encoding="utf-8")
         with pytest.raises(UserError) as error:
-            find(folder)
+            find_tokenizer(folder)
         assert says(error.value, path, *words)
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b'{"model_type": "\xff"}')
     with pytest.raises(UserError) as error:
-        find(tmp_path)
+        find_tokenizer(tmp_path)
     assert says(error.value, tmp_path / "config.json", "is not JSON")
 
 
@@ -174,7 +174,7 @@ def test_a_file_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "large"
     with open(path, "wb") as file:
         file.truncate(1 << 20)
-        assert len(vocab_files.read(path)) == 1 << 20
+        assert len(vocab_files.read_file(path)) == 1 << 20
         file.truncate((1 << 20) + 1)
     for name in (f"wordpiece:{path}", f"siglip:{path}", f"sentencepiece:{path}"):
         with pytest.raises(UserError) as error:

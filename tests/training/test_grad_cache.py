@@ -84,8 +84,8 @@ def test_a_part_holds_rows_of_every_device_and_none_twice():
 
     def parts(x):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            pieces = sharding.cut(x, 3)
-            return pieces, sharding.joined(pieces)
+            pieces = sharding.split_chunks(x, 3)
+            return pieces, sharding.merge_chunks(pieces)
 
     pieces, again = jax.jit(parts)(jax.device_put(rows, sharding.batch_sharding(mesh)))
     np.testing.assert_array_equal(again, rows)

@@ -8,7 +8,7 @@ from clip_jax import config as config_lib
 from clip_jax.config import ROOT, checks
 from clip_jax.distributed.hardware import chip_named
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import find
+from clip_jax.models.architectures import find_architecture
 from clip_jax.training.layer_chunking import choose_chunks
 
 AUTO = dict(image=-1, text=-1)
@@ -30,18 +30,18 @@ AUTO = dict(image=-1, text=-1)
     ],
 )
 def test_what_suits_a_chip(model, chip, rows, expected):
-    assert choose_chunks(AUTO, find(model), chip_named(chip), rows, "full") == expected
+    assert choose_chunks(AUTO, find_architecture(model), chip_named(chip), rows, "full") == expected
 
 
 def test_fewer_tokens_make_larger_chunks():
-    model = find("ViT-B/16")
+    model = find_architecture("ViT-B/16")
     half = dataclasses.replace(model.vision, patch_dropout=0.5)
     model = dataclasses.replace(model, vision=half)
     assert choose_chunks(AUTO, model, chip_named("v5e"), 128, "full") == (32, 64)
 
 
 def test_what_is_asked_for_is_taken():
-    model, chip = find("ViT-B/16"), chip_named("v5e")
+    model, chip = find_architecture("ViT-B/16"), chip_named("v5e")
     assert choose_chunks(dict(image=7, text=0), model, chip, 128, "full") == (7, 0)
     assert choose_chunks(AUTO, model, chip, 128, "none") == (0, 0)
     assert choose_chunks(AUTO, model, None, 128, "full") == (0, 0)

@@ -44,13 +44,13 @@ def test_a_line_a_step(tmp_path: Path) -> None:
         w.write(1, {"loss": np.float32(0.5), "count": 3})
         w.write(2, {"loss": 0.25})
         w.write(2, {})
-        assert w.seen(2, "loss")
-        assert not w.seen(2, "accuracy")
-        assert not w.seen(3, "loss")
+        assert w.has_metric(2, "loss")
+        assert not w.has_metric(2, "accuracy")
+        assert not w.has_metric(3, "loss")
     expected = [{"step": 1, "loss": 0.5, "count": 3}, {"step": 2, "loss": 0.25}]
     assert lines(tmp_path / "new" / "run") == expected
-    assert metric_writers.read(tmp_path / "new" / "run" / "metrics.jsonl") == expected
-    assert metric_writers.read(tmp_path / "no such file") == []
+    assert metric_writers.read_metrics(tmp_path / "new" / "run" / "metrics.jsonl") == expected
+    assert metric_writers.read_metrics(tmp_path / "no such file") == []
 
 
 RUNS = st.lists(
@@ -93,7 +93,7 @@ def test_resuming_appends_what_is_new(tmp_path: Path) -> None:
 def test_half_a_line_is_cut_off(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "loss": 1}\n{"step": 2, "lo')
-    assert metric_writers.read(file) == [{"step": 1, "loss": 1}]
+    assert metric_writers.read_metrics(file) == [{"step": 1, "loss": 1}]
     with writer(tmp_path) as w:
         assert file.read_text() == '{"step": 1, "loss": 1}\n'
         w.write(2, {"loss": 2})
@@ -115,7 +115,7 @@ def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
             with pytest.raises(OSError, match="No space") as error:
                 w.write(1, {"loss": 1})
             assert error.value.errno == errno.ENOSPC
-        assert not w.seen(1, "loss")
+        assert not w.has_metric(1, "loss")
 
 
 def test_a_disk_that_fills_within_a_line_keeps_whole_lines(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_beside_the_first_process_nothing_is_written_or_said(
     with Unwritten() as writer:
         writer.write(1, {"loss": 1.0})
         writer.picture(1, "sheet", Path("/nowhere.png"))
-        assert not writer.seen(1, "loss")
+        assert not writer.has_metric(1, "loss")
     progress = Progress(steps=10, done=0, batch_size=8, mute=True)
     progress.advance()
     clock[0] += 2

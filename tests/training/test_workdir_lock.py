@@ -140,7 +140,7 @@ def test_a_disk_that_is_away_for_a_moment_ends_no_run(tmp_path, monkeypatch):
 
     with take(tmp_path) as lock:
         with monkeypatch.context() as patch:
-            patch.setattr(workdir_lock, "_read", away)
+            patch.setattr(workdir_lock, "_read_record", away)
             lock.check()
         lock.check()
     assert not (tmp_path / workdir_lock.NAME).exists()

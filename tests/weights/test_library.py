@@ -148,7 +148,7 @@ def test_a_renamed_file_finds_the_config_beside_it(tmp_path: Path) -> None:
 )
 def test_the_names_that_open_clip_uses_are_known(name: str, known: str, activation: str) -> None:
     expected = dataclasses.replace(ARCHITECTURES[known], activation=activation)
-    assert architectures.find(name) == expected
+    assert architectures.find_architecture(name) == expected
 
 
 def test_a_name_that_says_quick_gelu_needs_no_guess(tmp_path: Path) -> None:

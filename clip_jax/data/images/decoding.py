@@ -65,7 +65,7 @@ def _load(image: Image.Image) -> None:
     image.load()
 
 
-def opened(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
     """An image of which only the header is read; damage raises exceptions of every type."""
     limits.check_parts(data)
     return Image.open(limits.File(data), formats=FORMATS)
@@ -86,7 +86,7 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
         would take minutes (see `limits`).
     """
     try:
-        with opened(data) as image:
+        with open_image(data) as image:
             limits.check(image, data)
             is_huge = image.width * image.height > _HUGE
             if at_least and image.draft(None, (at_least, at_least)):
@@ -101,7 +101,7 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
         raise PairError("picture", f"{name} is not a picture that can be read ({error})") from None
 
 
-def read(path: str | Path) -> Image.Image:
+def read_image(path: str | Path) -> Image.Image:
     """Decodes a local file, `embedded:` data or a URL, see `decode`.
 
     Raises:
@@ -112,7 +112,7 @@ def read(path: str | Path) -> Image.Image:
         data = read_bytes(path, MAX_MEMBER)
     except ValueError as error:  # a name that no file can have, such as one with a zero byte
         raise UserError(f"{path} cannot be read ({error})") from None
-    return decode(data, remote.shown(path))
+    return decode(data, remote.redact(path))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -177,7 +177,7 @@ class Decoder:
         """
         pixels = self._cache.get(name)
         if pixels is None:
-            pixels = jpeg.read(data, self._at_least, _HUGE)
+            pixels = jpeg.decode(data, self._at_least, _HUGE)
             if pixels is None:
                 pixels = np.asarray(decode(data, name, self._at_least))
             with self._lock:

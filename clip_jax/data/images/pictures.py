@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clip_jax.data.example import MAX_MEMBER
-from clip_jax.data.images.decoding import decode, eight_bits, read, to_rgb
+from clip_jax.data.images.decoding import decode, eight_bits, read_image, to_rgb
 from clip_jax.errors import UserError
 
 _CHANNELS = (1, 3, 4)
@@ -35,7 +35,7 @@ def picture(value: Any) -> Image.Image:
         except (OSError, ValueError, SyntaxError) as error:  # Pillow reads files late
             raise UserError(f"a PIL picture cannot be read ({error})") from None
     if isinstance(value, str | os.PathLike):
-        return read(Path(value) if isinstance(value, os.PathLike) else value)
+        return read_image(Path(value) if isinstance(value, os.PathLike) else value)
     if isinstance(value, bytes | bytearray | memoryview):
         return decode(bytes(value), "a picture given as bytes")
     if callable(getattr(value, "read", None)):

@@ -71,19 +71,19 @@ class _File:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
-    def shown(self) -> str:
+    def redacted(self) -> str:
         """The path as a message can show it."""
-        return remote.shown(self.path)
+        return remote.redact(self.path)
 
     def unknown(self, what: str) -> UserError:
         """The error for a table of an unknown format."""
         return UserError(
-            f"{self.shown} is no table of captions that is known ({what}): expected a column "
+            f"{self.redacted} is no table of captions that is known ({what}): expected a column "
             f"such as file_name or image beside caption or text, Flickr's lines or COCO's JSON"
         )
 
 
-def read(path: str, encoding: str = "") -> Table:
+def read_table(path: str, encoding: str = "") -> Table:
     """Reads a table of captions, local or remote.
 
     Args:
@@ -93,7 +93,7 @@ def read(path: str, encoding: str = "") -> Table:
     Raises:
       UserError: it cannot be read, or has none of the formats above.
     """
-    end = os.path.splitext(remote.shown(path))[1].lower()
+    end = os.path.splitext(remote.redact(path))[1].lower()
     file = _File(path)
     if end == ".parquet":
         return Table(list(_record_rows(_parquet_records(file), file)), file.notes)
@@ -107,7 +107,7 @@ def read(path: str, encoding: str = "") -> Table:
     try:
         return Table([_checked(row, encoding) for row in rows], file.notes)
     except csv.Error as error:
-        raise UserError(f"{file.shown} cannot be read as a table ({error})") from None
+        raise UserError(f"{file.redacted} cannot be read as a table ({error})") from None
 
 
 def _checked(row: Row, encoding: str) -> Row:
@@ -129,7 +129,9 @@ def _read_text(file: _File, encoding: str) -> tuple[str, str]:
         return text_files.decode(content, encoding), encoding
     except UnicodeError as error:
         name = text_files.encoding_name(encoding)
-        raise UserError(f"{file.shown} is not {name} ({error}); see config.data.encoding") from None
+        raise UserError(
+            f"{file.redacted} is not {name} ({error}); see config.data.encoding"
+        ) from None
 
 
 def _read_bytes(file: _File) -> bytes:
@@ -139,9 +141,9 @@ def _read_bytes(file: _File) -> bytes:
     except OSError as error:
         raise UserError(f"{file.path} cannot be read ({error.strerror})") from None
     if why := disguise(content, paths.suffix(file.path)):
-        raise UserError(f"{file.shown} {why}")
+        raise UserError(f"{file.redacted} {why}")
     if len(content) > MAX_BYTES:
-        raise UserError(f"{file.shown} is over {MAX_BYTES >> 20} MiB")
+        raise UserError(f"{file.redacted} is over {MAX_BYTES >> 20} MiB")
     return content
 
 
@@ -165,7 +167,7 @@ def _parquet_records(file: _File) -> Iterator[tuple[str, Any]]:
                     number += 1
     except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"{file.shown} cannot be read as a table ({why})") from None
+        raise UserError(f"{file.redacted} cannot be read as a table ({why})") from None
 
 
 def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
@@ -205,7 +207,7 @@ def _record_rows(records: Iterable[tuple[str, Any]], file: _File) -> Iterator[Ro
         if alias := _add_caption(fields):
             aliases.add(alias)
         yield Row(name if isinstance(name, str) else None, fields, where)
-    file.notes += [f"{file.shown}: {{caption}} is {quoted(alias)}" for alias in sorted(aliases)]
+    file.notes += [f"{file.redacted}: {{caption}} is {quoted(alias)}" for alias in sorted(aliases)]
 
 
 def _list_names(names: Iterable[str]) -> str:
@@ -336,7 +338,7 @@ def _separated_rows(
     caption = _first_column(columns, _CAPTION_COLUMNS)
     caption = caption or (columns[-1] if len(columns) == 2 else "")
     if caption and caption != "caption":
-        file.notes.append(f"{file.shown}: {{caption}} is {quoted(caption)}")
+        file.notes.append(f"{file.redacted}: {{caption}} is {quoted(caption)}")
     longer, rows = 0, _cells(text, separator)
     if has_header:
         next(rows, None)
@@ -344,7 +346,7 @@ def _separated_rows(
         where = f"line {number:,}"
         if any(_contains_rows(cell, separator) for cell in cells):
             raise UserError(
-                f"{file.shown}, {where}: a quote that opens here takes the rows after "
+                f"{file.redacted}, {where}: a quote that opens here takes the rows after "
                 "it into one cell: double it, or remove it"
             )
         while len(cells) > len(columns) and not cells[-1].strip():
@@ -363,7 +365,7 @@ def _separated_rows(
         yield Row(name or None, fields, where)
     if longer:
         file.notes.append(
-            f"{file.shown}: {longer:,} rows have more separators than columns; what "
+            f"{file.redacted}: {longer:,} rows have more separators than columns; what "
             f"follows belongs to {quoted(caption)}"
         )
 

@@ -31,7 +31,7 @@ _NAMES = re.compile(
 _MAX_NAMED = 4  # tables in an error
 
 
-def find(listing: Listing) -> str:
+def find_table(listing: Listing) -> str:
     """The caption table in a folder, relative to its root; empty for none.
 
     Raises:
@@ -70,8 +70,8 @@ class CaptionedSource:
 
     def __init__(self, table: str, listing: Listing, encoding: str = "") -> None:
         self.table, self.root = table, listing.root
-        rows, notes = caption_tables.read(table, encoding)
-        notes.insert(0, f"captions are those of {remote.shown(table)}")
+        rows, notes = caption_tables.read_table(table, encoding)
+        notes.insert(0, f"captions are those of {remote.redact(table)}")
         tally, by_base = Tally(), dict[str, list[str]]()
         tally.merge(listing.tally.report(0), "")
         own = os.path.relpath(table, self.root) if not remote.is_remote(table) else table
@@ -90,9 +90,9 @@ class CaptionedSource:
             path, why = _resolved(row.name, posixpath.dirname(own), by_base)
             if row.problem or why:
                 reason = "unreadable" if row.problem else why
-                tally.add(reason, f"{remote.shown(table)}, {row.where}: {row.problem or row.name}")
+                tally.add(reason, f"{remote.redact(table)}, {row.where}: {row.problem or row.name}")
             elif "caption" in row.fields and is_blank(row.fields["caption"]):
-                tally.add("no_text", f"{remote.shown(table)}, {row.where}")
+                tally.add("no_text", f"{remote.redact(table)}, {row.where}")
             else:
                 used += 1
                 rows_of.setdefault(path, []).append(row.fields)
@@ -100,9 +100,9 @@ class CaptionedSource:
             named = next((row.name for row in rows if row.name), "")
             if not named:
                 why = next((f": {row.where}: {row.problem}" for row in rows if row.problem), "")
-                raise UserError(f"{remote.shown(table)} names no picture{why}")
+                raise UserError(f"{remote.redact(table)} names no picture{why}")
             raise UserError(
-                f"{remote.shown(table)} names pictures such as {quoted(named)}, of which "
+                f"{remote.redact(table)} names pictures such as {quoted(named)}, of which "
                 f"{self.root} holds none with a caption: set config.data.root to their folder"
             )
         for paths in by_base.values():
@@ -112,7 +112,7 @@ class CaptionedSource:
         order = sorted(rows_of, key=os.fsencode)
         self._paths = Packed(map(os.fsencode, order))
         self._fields = Packed(
-            json.dumps(_joined(rows_of[path]), default=_plain).encode() for path in order
+            json.dumps(_merge_rows(rows_of[path]), default=_plain).encode() for path in order
         )
         total = used + len(rows_of) + is_inside
         self._report = tally.report(total, "files and rows", tuple(notes))
@@ -160,7 +160,7 @@ class CaptionedSource:
         return len(self._paths)
 
     def __repr__(self) -> str:
-        return f"CaptionedSource({remote.shown(self.table)!r}, {len(self):,} pairs)"
+        return f"CaptionedSource({remote.redact(self.table)!r}, {len(self):,} pairs)"
 
     def __getitem__(self, i: int) -> Pair:
         name = self._full_path(i)
@@ -209,7 +209,7 @@ def _plain(value: Any) -> str | None:
     return None if isinstance(value, bytes) else str(value)
 
 
-def _joined(rows: list[Fields]) -> Fields:
+def _merge_rows(rows: list[Fields]) -> Fields:
     """Merges the fields of all rows of an image; different values become a list."""
     if len(rows) == 1:
         return rows[0]

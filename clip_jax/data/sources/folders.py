@@ -107,7 +107,7 @@ class FolderSource:
         listing = walk(path)
         if options.classes and folder_layouts.has_classes(listing):
             return FolderSource(path, options.image, listing, options.classes)
-        table = captioned.find(listing)
+        table = captioned.find_table(listing)
         if not table:
             return FolderSource(path, options.image, listing, options.classes)
         try:

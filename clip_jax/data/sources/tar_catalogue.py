@@ -107,7 +107,7 @@ def _write(
             ):
                 counts[count] += more
             into["starts"].write(np.int64(counts["pairs"]).tobytes())
-            tally.merge(index.report, f"{remote.shown(tars[i][0])}:")
+            tally.merge(index.report, f"{remote.redact(tars[i][0])}:")
             if index.flaw:
                 flaws[i] = index.flaw
     if not counts["pairs"]:
@@ -116,7 +116,7 @@ def _write(
 
 
 def _unusable(path: str, flaw: str) -> str:
-    return f"{remote.shown(path)} cannot be used: {flaw}"
+    return f"{remote.redact(path)} cannot be used: {flaw}"
 
 
 def _write_folder(tars: Sequence[Tar], place: str, image: str, folder: Path) -> None:
@@ -205,7 +205,7 @@ def check(catalogue: Catalogue, paths: Sequence[str], max_bad_fraction: float) -
         raise UserError(line)
     cut = sorted(set(catalogue.flaws) - set(empty))
     return [
-        f"{len(tars):,} of {len(paths):,} tars {what}, such as {remote.shown(paths[tars[0]])}: "
+        f"{len(tars):,} of {len(paths):,} tars {what}, such as {remote.redact(paths[tars[0]])}: "
         f"{catalogue.flaws.get(tars[0], '')}"
         for tars, what in ((empty, "are left out"), (cut, "are used only up to a damage"))
         if tars

@@ -182,25 +182,25 @@ def scan(path: str, image: str = "") -> Index:
     Raises:
       UserError: the file is missing, cannot be read, or must be unpacked first.
     """
-    seen, flaw, end = _Members(), "", 0
+    tar_members, flaw, end = _Members(), "", 0
     try:
         with remote.open_file(path) as file:
             start = file.read(BLOCK)
             if (why := packed(start, suffix(path))) and not _is_tar(start):
-                raise UserError(f"{remote.shown(path)} {why}")
+                raise UserError(f"{remote.redact(path)} {why}")
             walk = members(file, file.seek(0, os.SEEK_END))
             try:
                 while True:
-                    seen.add(next(walk))
+                    tar_members.add(next(walk))
             except StopIteration as stop:
                 end = stop.value
             except DamageError as damage:
                 flaw = f"it is cut short or not a tar ({damage}): fetch it again"
-                if not len(seen):
+                if not len(tar_members):
                     flaw = _other_kind(start, suffix(path)) or flaw
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    return _build(seen, image, flaw, end)
+    return _build(tar_members, image, flaw, end)
 
 
 def _is_tar(start: bytes) -> bool:
@@ -241,7 +241,7 @@ def _header_hash(path: str, index: Index) -> str:
     samples = np.linspace(0, len(index.ends) - 1, _COMPARED).astype(int)
     places = [*sorted({int(index.spans[i, 0]) - BLOCK for i in samples}), index.end]
     if remote.is_remote(path):
-        blocks = [remote.read(path, at, BLOCK) for at in places]
+        blocks = [remote.read_range(path, at, BLOCK) for at in places]
     else:
         with open(path, "rb") as file:
             blocks = [os.pread(file.fileno(), BLOCK, at) for at in places]

@@ -106,7 +106,7 @@ class TarSource:
             raise IndexError(f"{self!r} has no pair {i}")
         tar = int(np.searchsorted(self._pairs.starts, i, side="right")) - 1
         path, (at, size, fault, end) = self.paths[tar], (int(n) for n in self._pairs.spans[i])
-        name = f"{remote.shown(path)}:{self._pairs.name(i)}"
+        name = f"{remote.redact(path)}:{self._pairs.name(i)}"
         if fault:
             raise PairError("unreadable", f"{name}: the picture or its text {FAULTS[fault]}")
         first = int(self._pairs.spans[i - 1, 3]) if i else 0
@@ -116,8 +116,8 @@ class TarSource:
             if remote.is_remote(path):
                 image, *raw = _fetch(path, at, size, places)
             else:
-                image = self._read(path, at, size) if with_image else b""
-                raw = [self._read(path, *place) for place in places]
+                image = self._read_bytes(path, at, size) if with_image else b""
+                raw = [self._read_bytes(path, *place) for place in places]
         except OSError as error:
             raise PairError("unreadable", f"{name} cannot be read ({error.strerror})") from None
         except UserError as error:
@@ -125,7 +125,7 @@ class TarSource:
         ends = [TEXTS[kind] for _, _, kind in texts]
         return Pair(image, parse_texts(zip(raw, ends, strict=True), name), name)
 
-    def _read(self, path: str, at: int, size: int) -> bytes:
+    def _read_bytes(self, path: str, at: int, size: int) -> bytes:
         file = self._files[path]  # this reference keeps it open
         content = os.pread(file.number, size, at)
         if len(content) < size:
@@ -141,10 +141,10 @@ def _fetch(path: str, at: int, size: int, texts: Sequence[tuple[int, int]]) -> l
     spans = [(at - BLOCK, BLOCK + size), *texts]
     first, end = min(s for s, _ in spans), max(s + n for s, n in spans)
     if end - first <= sum(n for _, n in spans) + MAX_GAP:
-        content = remote.read(path, first, end - first)
+        content = remote.read_range(path, first, end - first)
         parts = [content[s - first : s - first + n] for s, n in spans]
     else:
-        parts = [remote.read(path, s, n) for s, n in spans]
+        parts = [remote.read_range(path, s, n) for s, n in spans]
     header, parts[0] = parts[0][:BLOCK], parts[0][BLOCK:]
     try:
         is_same = is_header(header) and number(header[124:136]) == size

@@ -31,7 +31,7 @@ def find_encoding(path: str, file: BinaryIO | None = None) -> tuple[str, str]:
     Raises:
       UserError: it contains zero bytes, as UTF-16 without a mark does.
     """
-    shown = remote.shown(path)
+    shown = remote.redact(path)
     with file or remote.open_file(path) as content:
         head = content.read(_CHUNK)
         for mark, encoding in _MARKS.items():

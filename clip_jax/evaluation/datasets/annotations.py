@@ -14,7 +14,7 @@ from clip_jax.data.sources import Source, read_text
 from clip_jax.errors import UserError
 from clip_jax.evaluation.datasets import layouts
 from clip_jax.evaluation.datasets.classes import Classes, ClassName, natural_order
-from clip_jax.evaluation.datasets.layouts import Place
+from clip_jax.evaluation.datasets.layouts import SplitLocation
 from clip_jax.evaluation.datasets.options import WITHOUT_CLASSES, DatasetOptions, read_labels
 from clip_jax.evaluation.datasets.registry import StandardDataset
 from clip_jax.io.files import JsonObject
@@ -59,7 +59,7 @@ class Annotator:
 
     options: DatasetOptions
     standard: StandardDataset | None
-    place: Place
+    place: SplitLocation
     caption: str
 
     def metric(self, annotations: Annotations) -> str:
@@ -104,7 +104,7 @@ class Annotator:
         field = self._label_field(annotations)
         names = []
         for fields, where in annotations:
-            value = captions.find(fields, field)
+            value = captions.field_value(fields, field)
             if self.options.label and not isinstance(value, (int, list)):
                 value = captions.fill(f"{{{field}}}", fields, where)
             if isinstance(value, float) and value.is_integer():
@@ -210,7 +210,7 @@ def _captions_of(annotation: Annotation, names: Sequence[str]) -> list[str]:
       PairError: there is none.
     """
     for name in names or _CAPTION_FIELDS:
-        value = captions.find(annotation.fields, name)
+        value = captions.field_value(annotation.fields, name)
         if isinstance(value, str):
             value = value.splitlines()
         if isinstance(value, list):

@@ -22,7 +22,7 @@ from clip_jax.evaluation.datasets.annotations import (
 )
 from clip_jax.evaluation.datasets.classes import Classes
 from clip_jax.evaluation.datasets.dataset import Dataset, MissingDataset, Split
-from clip_jax.evaluation.datasets.layouts import Place
+from clip_jax.evaluation.datasets.layouts import SplitLocation
 from clip_jax.evaluation.datasets.options import WITHOUT_CLASSES, DatasetOptions
 from clip_jax.evaluation.datasets.registry import StandardDataset
 from clip_jax.io import remote
@@ -67,12 +67,12 @@ def open_dataset(
     """
     options = DatasetOptions.from_config(name, values)
     standard = registry.standard(name) if name in registry.names() else None
-    place = _find(options, standard, folder, "test")
-    if place is None:
+    location = _find_split(options, standard, folder, "test")
+    if location is None:
         raise _missing(options, standard, folder)
-    annotator = Annotator(options, standard, place, caption)
-    prompts = _templates(options, standard, place, tuple(templates))
-    return _annotate(annotator, layouts.open_place(place, options.image), prompts, folder)
+    annotator = Annotator(options, standard, location, caption)
+    prompts = _templates(options, standard, location, tuple(templates))
+    return _annotate(annotator, layouts.open_at(location, options.image), prompts, folder)
 
 
 def _annotate(
@@ -119,13 +119,13 @@ def _annotate(
     )
 
 
-def _find(
+def _find_split(
     options: DatasetOptions, standard: StandardDataset | None, folder: str, split: str
-) -> Place | None:
+) -> SplitLocation | None:
     """Where a split lies; None where it is not there."""
     data = {"test": options.data, "train": options.train, "validation": options.validation}[split]
     if data:
-        return _given(options, data, split)
+        return _location_from_options(options, data, split)
     if options.data:
         path = resolve(options.data)
         if remote.is_remote(path) or not Path(path).is_dir():
@@ -136,28 +136,28 @@ def _find(
     return _find_standard(standard, folder, split)
 
 
-def _given(options: DatasetOptions, data: str, split: str) -> Place:
+def _location_from_options(options: DatasetOptions, data: str, split: str) -> SplitLocation:
     if options.source:
         key = f"config.{options.key}"
-        return Place("data", data, split, options.root, options.source, key)
+        return SplitLocation("data", data, split, options.root, options.source, key)
     path = resolve(data)
     if split == "test" and not remote.is_remote(path) and Path(path).is_dir():
         suite = any((Path(path) / s / "nshards.txt").is_file() for s in layouts.SPLITS["test"])
         parts = not options.labels and layouts.has_splits(Path(path))
         parts = parts or any(Path(path).glob("dataset_*.json"))
-        if (suite or parts) and (place := layouts.within(Path(path), split)):
-            return place
-    return Place("data", data, split, options.root)
+        if (suite or parts) and (location := layouts.within(Path(path), split)):
+            return location
+    return SplitLocation("data", data, split, options.root)
 
 
-def _find_standard(standard: StandardDataset, folder: str, split: str) -> Place | None:
+def _find_standard(standard: StandardDataset, folder: str, split: str) -> SplitLocation | None:
     if folder:
         home = Path(resolve(folder))
-        if place := layouts.prepared(str(home), standard, split):
-            return place
+        if location := layouts.prepared(str(home), standard, split):
+            return location
         for name in (standard.name, *standard.wds):
-            if place := layouts.within(home / name, split, standard.files.get(split, ())):
-                return place
+            if location := layouts.within(home / name, split, standard.files.get(split, ())):
+                return location
     if standard.tfds and is_installed():
         return layouts.prepared(data_dir(), standard, split)
     return None
@@ -182,11 +182,11 @@ def _missing(options: DatasetOptions, standard: StandardDataset | None, folder: 
 def _templates(
     options: DatasetOptions,
     standard: StandardDataset | None,
-    place: Place,
+    location: SplitLocation,
     usual: tuple[str, ...],
 ) -> tuple[str, ...]:
     templates = options.templates or (standard.templates if standard else ())
-    templates = templates or tuple(layouts.own_templates(place)) or usual
+    templates = templates or tuple(layouts.own_templates(location)) or usual
     if wrong := [t for t in templates if not isinstance(t, str) or t.count("{}") != 1]:
         raise UserError(f"{options.key}: template {wrong[0]!r} must hold {{}} once, for the name")
     return templates
@@ -199,13 +199,13 @@ def _open_split(annotator: Annotator, classes: Classes, folder: str, split: str)
       UserError: there is none; the line says what to give.
     """
     options, test = annotator.options, annotator.place
-    place = _find(options, annotator.standard, folder, split)
-    if place is None or place[:3] == test[:3]:
+    location = _find_split(options, annotator.standard, folder, split)
+    if location is None or location[:3] == test[:3]:
         raise UserError(
             f"{options.key} has no split to learn from: give {options.key}.{split}=DATA, or put "
             f"{split}/ beside {test.split}/"
         )
-    source = layouts.open_place(place, options.image)
+    source = layouts.open_at(location, options.image)
     with nothing_left_out(options.name):
         return Split(source, annotator.targets(classes, read_annotations(source)))
 

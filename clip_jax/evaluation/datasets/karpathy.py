@@ -30,7 +30,7 @@ class KarpathySource:
 
     def __init__(self, path: Path, split: str) -> None:
         self.path, self.split = path, split
-        self._images = [self._parse(image) for image in _read(path) if _is_in(image, split)]
+        self._images = [self._parse(image) for image in _read_images(path) if _is_in(image, split)]
         if not self._images:
             raise UserError(f"{path} has no picture of the split {split!r}")
         self._root = self._find_root(self._images[0][0])
@@ -82,7 +82,7 @@ def _is_in(image: Any, split: str) -> bool:
     return isinstance(image, dict) and image.get("split") == split
 
 
-def _read(path: Path) -> list[Any]:
+def _read_images(path: Path) -> list[Any]:
     images = files.read_json(path, MAX_BYTES, "file of captions").get("images")
     if not isinstance(images, list):
         raise UserError(f"{path} has no list of images: a split of Karpathy's is expected")

@@ -27,7 +27,7 @@ _MAX_LINES = 4 << 20  # bytes of class names or templates
 _MAX_SHARDS = 100_000
 
 
-class Place(NamedTuple):
+class SplitLocation(NamedTuple):
     """The place of a split.
 
     Attributes:
@@ -49,7 +49,7 @@ class Place(NamedTuple):
     key: str = "config.evaluate.sets"
 
 
-def within(folder: Path, split: str, files: Sequence[str] = ()) -> Place | None:
+def within(folder: Path, split: str, files: Sequence[str] = ()) -> SplitLocation | None:
     """The place of a split in the folder of a dataset; None if it is not there.
 
     Args:
@@ -61,14 +61,16 @@ def within(folder: Path, split: str, files: Sequence[str] = ()) -> Place | None:
         return None
     for name in (*files, *SPLITS[split]):
         if (folder / name / "nshards.txt").is_file():
-            return Place("suite", str(folder), name)
+            return SplitLocation("suite", str(folder), name)
         if path := _split_path(folder, name):
-            return Place("data", path, name, str(folder))
+            return SplitLocation("data", path, name, str(folder))
     captions = sorted(path for path in folder.glob("dataset_*.json") if path.is_file())
     if captions:
-        return Place("karpathy", str(captions[0]), "val" if split == "validation" else split)
+        return SplitLocation(
+            "karpathy", str(captions[0]), "val" if split == "validation" else split
+        )
     if split == "test" and not has_splits(folder) and _has_images(folder):
-        return Place("data", str(folder), "test")
+        return SplitLocation("data", str(folder), "test")
     return None
 
 
@@ -97,7 +99,7 @@ def _has_images(folder: Path) -> bool:
     )
 
 
-def prepared(folder: str, standard: StandardDataset, split: str) -> Place | None:
+def prepared(folder: str, standard: StandardDataset, split: str) -> SplitLocation | None:
     """The place of a split that TensorFlow Datasets prepared; None if it is not there."""
     spec = standard.tfds.get(split, "")
     dataset = spec.split(":")[0].split("/")[0]
@@ -106,7 +108,7 @@ def prepared(folder: str, standard: StandardDataset, split: str) -> Place | None
     root = Path(folder) / dataset
     if not any(any(root.glob(f"{depth}/features.json")) for depth in ("*", "*/*")):
         return None
-    return Place("tfds", spec, spec.rpartition(":")[2], folder)
+    return SplitLocation("tfds", spec, spec.rpartition(":")[2], folder)
 
 
 def lines(path: Path) -> list[str]:
@@ -136,40 +138,40 @@ def _suite(folder: Path, split: str) -> Source:
     return open_source(f"{folder / split}/{{0..{count - 1}}}.tar", kind="tars")
 
 
-def open_place(place: Place, image: str = "") -> Source:
+def open_at(location: SplitLocation, image: str = "") -> Source:
     """The source of a split's images.
 
     Raises:
       UserError: as `open_source`.
     """
-    if place.kind == "suite":
-        return _suite(Path(place.path), place.split)
-    if place.kind == "karpathy":
-        return KarpathySource(Path(place.path), place.split)
-    if place.kind == "tfds":
-        return open_source(f"tfds:{place.path}", SourceOptions(tfds_folder=place.root))
-    options = SourceOptions(image, place.root, classes=True)
-    return open_source(place.path, options, kind=place.source, key=place.key)
+    if location.kind == "suite":
+        return _suite(Path(location.path), location.split)
+    if location.kind == "karpathy":
+        return KarpathySource(Path(location.path), location.split)
+    if location.kind == "tfds":
+        return open_source(f"tfds:{location.path}", SourceOptions(tfds_folder=location.root))
+    options = SourceOptions(image, location.root, classes=True)
+    return open_source(location.path, options, kind=location.source, key=location.key)
 
 
-def numbered(place: Place) -> list[str]:
+def numbered(location: SplitLocation) -> list[str]:
     """The class names of a suite, in the order in which numbers in its files count."""
-    return lines(Path(place.path) / "classnames.txt") if place.kind == "suite" else []
+    return lines(Path(location.path) / "classnames.txt") if location.kind == "suite" else []
 
 
-def own_templates(place: Place) -> list[str]:
+def own_templates(location: SplitLocation) -> list[str]:
     """The prompts of a suite."""
-    if place.kind != "suite":
+    if location.kind != "suite":
         return []
-    templates = lines(Path(place.path) / "zeroshot_classification_templates.txt")
+    templates = lines(Path(location.path) / "zeroshot_classification_templates.txt")
     return [template.replace("{c}", "{}") for template in templates]
 
 
-def tells_captions(place: Place) -> bool:
+def tells_captions(location: SplitLocation) -> bool:
     """Whether a split has captions and no classes."""
-    if place.kind == "suite":
-        return "retrieval" in lines(Path(place.path) / "dataset_type.txt")
-    return place.kind == "karpathy"
+    if location.kind == "suite":
+        return "retrieval" in lines(Path(location.path) / "dataset_type.txt")
+    return location.kind == "karpathy"
 
 
 class Chosen:

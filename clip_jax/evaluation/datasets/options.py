@@ -59,17 +59,17 @@ class DatasetOptions:
             raise UserError(
                 f"unknown config key evaluate.sets.{name}.{unknown[0]}; known: {', '.join(known)}"
             )
-        given = {key: value for key, value in values.items() if value not in (None, "")}
-        prompts, groups = given.pop("templates", ()), given.pop("groups", ())
-        threshold = _similarity(name, given.pop("threshold", None))
-        if given.get("metric", METRICS[0]) not in (*METRICS, *WITHOUT_CLASSES):
+        options = {key: value for key, value in values.items() if value not in (None, "")}
+        prompts, groups = options.pop("templates", ()), options.pop("groups", ())
+        threshold = _similarity(name, options.pop("threshold", None))
+        if options.get("metric", METRICS[0]) not in (*METRICS, *WITHOUT_CLASSES):
             raise UserError(
-                f"evaluate.sets.{name}.metric={given['metric']!r} is none of "
+                f"evaluate.sets.{name}.metric={options['metric']!r} is none of "
                 f"{', '.join((*METRICS, *WITHOUT_CLASSES))}"
             )
         return cls(
             name,
-            **{key: str(value) for key, value in given.items()},
+            **{key: str(value) for key, value in options.items()},
             templates=(prompts,) if isinstance(prompts, str) else tuple(prompts),
             groups=tuple(groups.split(",") if isinstance(groups, str) else groups),
             threshold=threshold,

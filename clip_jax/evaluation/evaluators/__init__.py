@@ -54,9 +54,9 @@ def load_evaluators(
     Raises:
       UserError: an evaluator does not exist, cannot be imported or is none, or two have one name.
     """
-    wanted = split_names(names)
-    own = [name for name in wanted if name not in EVALUATORS and name != ALL]
-    ours = [name for name in EVALUATORS.names if name in wanted or ALL in wanted]
+    requested = split_names(names)
+    own = [name for name in requested if name not in EVALUATORS and name != ALL]
+    ours = [name for name in EVALUATORS.names if name in requested or ALL in requested]
     evaluators: dict[str, Evaluator[Any]] = {}
     for path in (*ours, *dict.fromkeys(own)):
         evaluator = _create(path, key)

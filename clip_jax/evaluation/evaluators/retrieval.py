@@ -135,8 +135,8 @@ def _similarity_section(document: Mapping[str, Any], album: Album, room: float) 
     return pairs.similarity(document, album)
 
 
-def _choose(count: int, wanted: int) -> np.ndarray:
-    return np.sort(np.random.default_rng(1).choice(count, min(count, wanted), replace=False))
+def _choose(count: int, most: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(1).choice(count, min(count, most), replace=False))
 
 
 def _gallery(

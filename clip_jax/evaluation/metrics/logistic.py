@@ -100,8 +100,8 @@ def _losses(x: Array, problem: Any, shared: Any) -> tuple[Array, Array]:
         entropy = _cross_entropy if labels.ndim == 1 else _sigmoid_entropy
         z = jnp.einsum("pkd,bd->pkb", x, rows, precision=_EXACT)
         loss, residual = entropy(z, labels)
-        there = i * len(rows) + jnp.arange(len(rows)) < count[:, None]
-        weight = there / count[:, None].astype(jnp.float32)
+        is_row = i * len(rows) + jnp.arange(len(rows)) < count[:, None]
+        weight = is_row / count[:, None].astype(jnp.float32)
         gradient = jnp.einsum("pkb,bd->pkd", residual * weight[:, None], rows, precision=_EXACT)
         return sums[0] + (loss * weight).sum(1), sums[1] + gradient
 
@@ -132,7 +132,7 @@ def _space(features: Float[np.ndarray, "n d"], block: int = 4096) -> _Space:
         part = (features[i : i + block] - mean).astype(np.float64)
         gram += part.T @ part
     squares, axes = (a.astype(np.float32) for a in np.linalg.eigh(gram / n))
-    if multihost.many():  # eigenvectors may differ between machines
+    if multihost.is_multi_process():  # eigenvectors may differ between machines
         squares, axes = map(np.asarray, multihost_utils.broadcast_one_to_all((squares, axes)))
     varying = squares > NOISE * max(squares.max(), 1e-30)
     axes = axes[:, varying]

@@ -133,11 +133,11 @@ def mean_per_class(rank: Ranks, target: Labels, classes: int) -> Score:
     (MOVER; Zou and Donner 2008), so that it has a width even if every row is right.
     """
     rows, right = _by_class(rank, target, classes)
-    there = rows > 0
-    if not there.any():
+    has_rows = rows > 0
+    if not has_rows.any():
         return _undefined(0)
-    shares = right[there] / rows[there]
-    ends = np.array([wilson(p, n) for p, n in zip(shares, rows[there].tolist(), strict=True)])
+    shares = right[has_rows] / rows[has_rows]
+    ends = np.array([wilson(p, n) for p, n in zip(shares, rows[has_rows].tolist(), strict=True)])
     value, reach = shares.mean(), np.linalg.norm(ends - shares[:, None], axis=0) / len(shares)
     return _score(value, (max(0.0, value - reach[0]), min(1.0, value + reach[1])), len(rank))
 
@@ -171,8 +171,8 @@ def _precision_11(
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     total = hits[:, -1]
     # the first row of that recall, in whole numbers: 10 hits ≥ level × total
-    wanted = -(-np.arange(11) * total[:, None] // 10)
-    first = np.array([np.searchsorted(h, w) for h, w in zip(hits, wanted, strict=True)])
+    needed_hits = -(-np.arange(11) * total[:, None] // 10)
+    first = np.array([np.searchsorted(h, w) for h, w in zip(hits, needed_hits, strict=True)])
     precisions = np.take_along_axis(best, np.minimum(first, len(positive) - 1), axis=1).mean(axis=1)
     return np.where(total > 0, precisions, np.nan)
 

@@ -120,9 +120,9 @@ def lines(
             kind = f"line {one.color}" + (" dashed" if one.dashed else "")
             parts.append(tag("path", d=frame.path(thinned(one.points)), class_=kind))
         for x, y in one.points if one.marks else ():
-            said_ = f"{one.name}: {_value(frame.y, y)} at {formats.plain(x)}"
+            label = f"{one.name}: {_value(frame.y, y)} at {formats.plain(x)}"
             cx, cy = frame.at(x, y)
-            parts.append(tag("circle", tag("title", said_), cx=cx, cy=cy, r=3.0, class_=one.color))
+            parts.append(tag("circle", tag("title", label), cx=cx, cy=cy, r=3.0, class_=one.color))
     ends = (f"{s.name} ends at {_value(frame.y, s.points[-1][1])}" for s in series if s.points)
     drawn = svg(
         title, f"{frame.y_label} by {frame.x_label}: {'; '.join(ends)}", *parts, height=frame.height

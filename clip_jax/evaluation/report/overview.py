@@ -28,12 +28,12 @@ def header(results: Mapping[str, Any]) -> Markup:
     size = formats.number(model.get("image_size"))
     facts = {
         "Checkpoint": model.get("checkpoint"),
-        "Step": _given(model.get("step"), formats.count),
-        "Parameters": _given(model.get("parameters"), formats.count),
+        "Step": _formatted(model.get("step"), formats.count),
+        "Parameters": _formatted(model.get("parameters"), formats.count),
         "Image size": None if size is None else f"{formats.count(size)} × {formats.count(size)}",
         "Data type": model.get("dtype"),
         "Made": model.get("created"),
-        "Duration": _given(results.get("seconds"), formats.duration),
+        "Duration": _formatted(results.get("seconds"), formats.duration),
     }
     items = (
         tag("div", tag("dt", name), tag("dd", isolated(value, 120)))
@@ -48,7 +48,7 @@ def header(results: Mapping[str, Any]) -> Markup:
     )
 
 
-def _given(value: Any, speak: Any) -> str | None:
+def _formatted(value: Any, speak: Any) -> str | None:
     return None if formats.number(value) is None else speak(value)
 
 

@@ -24,7 +24,7 @@ def test_pixels_are_pillows(
     image = picture(width * 1000 + height, (width, height)).convert(mode)
     data = encoded(image, "jpeg", subsampling=subsampling, quality=85)
     assert jpeg.size_of(data) == (width, height)
-    found = jpeg.read(data, at_least, MAX_PIXELS)
+    found = jpeg.decode(data, at_least, MAX_PIXELS)
     assert found is not None
     assert np.array_equal(found, np.asarray(decode(data, "x", at_least)))
 
@@ -49,18 +49,18 @@ def test_what_is_not_plain_is_left_to_pillow(
 ) -> None:
     data = encoded(picture(1, (40, 30)).convert(mode), format, **options)
     assert jpeg.size_of(data) is None
-    assert jpeg.read(data, 0, MAX_PIXELS) is None
+    assert jpeg.decode(data, 0, MAX_PIXELS) is None
 
 
 def test_what_is_damaged_or_large_is_left_to_pillow() -> None:
     data = encoded(picture(1, (40, 30)), "jpeg")
-    assert jpeg.read(data, 0, 40 * 30) is not None
-    assert jpeg.read(data, 0, 40 * 30 - 1) is None
+    assert jpeg.decode(data, 0, 40 * 30) is not None
+    assert jpeg.decode(data, 0, 40 * 30 - 1) is None
     for end in range(len(data) - 2):
-        assert jpeg.read(data[:end], 0, MAX_PIXELS) is None
+        assert jpeg.decode(data[:end], 0, MAX_PIXELS) is None
 
 
 @given(st.binary(max_size=40))
 def test_any_bytes_are_survived(data: bytes) -> None:
     assert jpeg.size_of(b"\xff\xd8\xff" + data) is None or len(data) > 30
-    assert jpeg.read(b"\xff\xd8\xff" + data, 20, MAX_PIXELS) is None
+    assert jpeg.decode(b"\xff\xd8\xff" + data, 20, MAX_PIXELS) is None

@@ -89,8 +89,8 @@ class Unseen:
 def pictures_stay_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     from clip_jax.evaluation.datasets import layouts
 
-    real = layouts.open_place
-    monkeypatch.setattr(layouts, "open_place", lambda *args: Unseen(real(*args)))
+    real = layouts.open_at
+    monkeypatch.setattr(layouts, "open_at", lambda *args: Unseen(real(*args)))
 
 
 def test_a_suite_of_tars(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from clip_jax.data.sources import read_text
 from clip_jax.data.sources.tars import TarSource
 from clip_jax.evaluation.datasets import Dataset, open_dataset, standard
-from clip_jax.evaluation.datasets.layouts import Chosen, Place, lines, within
+from clip_jax.evaluation.datasets.layouts import Chosen, SplitLocation, lines, within
 from support import encoded, picture, refused, write_pairs, write_tar
 
 PNG = encoded(picture())
@@ -93,9 +93,13 @@ def test_splits_are_not_taken_for_each_other(tmp_path: Path) -> None:
     as_folders(tmp_path, [1], "train/")
     assert within(tmp_path, "test") is not None, "one folder called train is a class, or all of it"
     as_folders(tmp_path, [1], "val/")
-    assert within(tmp_path, "test") == Place("data", f"{tmp_path}/val", "val", str(tmp_path))
+    assert within(tmp_path, "test") == SplitLocation(
+        "data", f"{tmp_path}/val", "val", str(tmp_path)
+    )
     as_folders(tmp_path, [1], "test/")
-    assert within(tmp_path, "test") == Place("data", f"{tmp_path}/test", "test", str(tmp_path))
+    assert within(tmp_path, "test") == SplitLocation(
+        "data", f"{tmp_path}/test", "test", str(tmp_path)
+    )
     found = within(tmp_path, "validation")
     assert found is not None and found.split == "val"
     (tmp_path / "train.csv").write_text("path,label\n")

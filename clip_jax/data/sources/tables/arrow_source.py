@@ -64,7 +64,7 @@ def row_values(batch: pa.RecordBatch, i: int, name: str) -> Fields:
         raise PairError("unreadable", f"{name} cannot be read ({one_line(error)})") from None
 
 
-class Place(NamedTuple):
+class RowLocation(NamedTuple):
     """Where a pair is: the number of its row in the streams, and its name for messages."""
 
     row: int
@@ -98,7 +98,7 @@ class ArrowSource(abc.ABC):
     _report: OpeningReport
 
     @abc.abstractmethod
-    def _place(self, i: int) -> Place:
+    def _locate(self, i: int) -> RowLocation:
         """Where the i-th pair is."""
 
     def _map_streams(self) -> None:
@@ -114,14 +114,14 @@ class ArrowSource(abc.ABC):
         """The line about a column that is taken for `{caption}`."""
         if not self._caption:
             return ()
-        return (f"{remote.shown(self.pattern)}: {{caption}} is {quoted(self._caption)}",)
+        return (f"{remote.redact(self.pattern)}: {{caption}} is {quoted(self._caption)}",)
 
     def _check_rows(self) -> None:
         """Raises a UserError where no row is left."""
         if not len(self):
             counts = [f"{reason} {n.count:,}" for reason, n in self._report.left_out.items()]
             why = f" with a picture ({', '.join(counts)})" if counts else ""
-            raise UserError(f"{remote.shown(self.pattern)} holds no rows{why}")
+            raise UserError(f"{remote.redact(self.pattern)} holds no rows{why}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
@@ -138,7 +138,7 @@ class ArrowSource(abc.ABC):
         return self._rows - len(self._left)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({remote.shown(self.pattern)!r}, {len(self):,} pairs)"
+        return f"{type(self).__name__}({remote.redact(self.pattern)!r}, {len(self):,} pairs)"
 
     def opening_report(self) -> OpeningReport:
         """What opening the tables saw, used and left out, and what was guessed."""
@@ -153,11 +153,11 @@ class ArrowSource(abc.ABC):
         """How many pairs precede each row that is left out, int64 [rows left out]."""
         return self._left - np.arange(len(self._left))
 
-    def _read(self, i: int, with_image: bool) -> tuple[Fields, str]:
+    def _read_row(self, i: int, with_image: bool) -> tuple[Fields, str]:
         """The values of a pair's row, and its name."""
         if not 0 <= i < len(self):
             raise IndexError(f"{self!r} has no pair {i}")
-        row, name = self._place(i)
+        row, name = self._locate(i)
         number = int(np.searchsorted(self._ends, row, side="right")) - 1
         batch = self._batches[number]
         if not with_image and not self._is_json:
@@ -171,12 +171,12 @@ class ArrowSource(abc.ABC):
 
     def text(self, i: int) -> tuple[Fields, str]:
         """The other columns of the i-th row, and its name; the image is not read."""
-        values, name = self._read(i, with_image=False)
+        values, name = self._read_row(i, with_image=False)
         values.pop(self.image, None)
         return values, name
 
     def __getitem__(self, i: int) -> Pair:
-        row, name = self._read(i, with_image=True)
+        row, name = self._read_row(i, with_image=True)
         value = row.pop(self.image, None)
         if isinstance(value, dict):  # as `datasets` stores an image
             value = value.get("bytes") or value.get("path")
@@ -190,11 +190,11 @@ class ArrowSource(abc.ABC):
         if (path := _inside(self.root, value)) is None:
             raise PairError(
                 "unreadable",
-                f"{name}: {quoted(value)} leaves {remote.shown(self.root)}: set config.data.root "
+                f"{name}: {quoted(value)} leaves {remote.redact(self.root)}: set config.data.root "
                 "to the folder of the pictures",
             )
         try:
-            return Pair(read_bytes(path, MAX_MEMBER), row, remote.shown(path))
+            return Pair(read_bytes(path, MAX_MEMBER), row, remote.redact(path))
         except PairError as error:
             if remote.is_remote(path) or os.path.lexists(path):
                 raise

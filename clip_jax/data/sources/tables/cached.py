@@ -84,19 +84,19 @@ def table(
         _check_damaged(bad, int(cached.starts[-1]), max_bad_fraction)
         return cached
     reader, account = _Reader(paths, image, root, options, needed), Account()
-    with files.whole(stream) as file:
+    with files.atomic_write(stream) as file:
         starts = reader.write(file, account)
         left_out = account.tally.left_out()
         bad = left_out.get("unreadable", LeftOut(0, ""))
         _check_damaged(bad, account.seen, max_bad_fraction)
-    with files.whole(stream.with_suffix(".left")) as file:
+    with files.atomic_write(stream.with_suffix(".left")) as file:
         file.write(np.frombuffer(account.left, np.int64).tobytes())
     head = {
         **dict(image=reader.image, names=reader.names, is_json=reader.is_json, starts=starts),
         "left_out": {k: dataclasses.astuple(v) for k, v in left_out.items()},
         "notes": reader.notes(),
     }
-    with files.whole(stream.with_suffix(".json")) as file:  # last: it marks completion
+    with files.atomic_write(stream.with_suffix(".json")) as file:  # last: it marks completion
         file.write(json.dumps(head).encode())
     cached = _load(stream)
     assert cached, "just written"
@@ -153,18 +153,18 @@ class _Reader:
         for path in paths:
             if reading.is_json(path) != self.is_json:
                 raise UserError(
-                    f"{remote.shown(path)} and {remote.shown(paths[0])} are of two kinds: name "
+                    f"{remote.redact(path)} and {remote.redact(paths[0])} are of two kinds: name "
                     "them as two sources, see config.data.mix"
                 )
         self.names = list(dict.fromkeys(name for reader in self.readers for name in reader.names))
         self.image = self._image(image, root)
         selected = None if needed is None or needed - set(self.names) else needed | {self.image}
-        schemas = [(remote.shown(reader.path), reader.schema()) for reader in self.readers]
+        schemas = [(remote.redact(reader.path), reader.schema()) for reader in self.readers]
         self.schema = schemas[0][1] if self.is_json else columns.unified(schemas, selected)
 
     def _image(self, image: str, root: str) -> str:
         first, *_ = self.readers
-        where = remote.shown(first.path)
+        where = remote.redact(first.path)
         with _one_line(where):
             if not image:
                 rows = itertools.chain.from_iterable(reader.peek() for reader in self.readers)
@@ -185,7 +185,7 @@ class _Reader:
         starts = [0]
         with pa.ipc.new_stream(file, self.schema) as writer:
             for reader in self.readers:
-                with _one_line(remote.shown(reader.path)):
+                with _one_line(remote.redact(reader.path)):
                     for batch in reader.batches(self.schema, self.image, account):
                         writer.write_batch(batch)
                 starts.append(account.seen)
@@ -198,7 +198,7 @@ class _Reader:
             for reader in self.readers:
                 if lacking := [name for name in self.schema.names if name not in reader.names]:
                     notes.append(
-                        f"{remote.shown(reader.path)} has no column {columns.named(lacking)}, "
+                        f"{remote.redact(reader.path)} has no column {columns.named(lacking)}, "
                         "which others have: it is null there"
                     )
         more = len(notes) - _MAX_NOTES
@@ -206,7 +206,7 @@ class _Reader:
 
 
 def _open_reader(path: str, options: TableOptions) -> FileReader:
-    with _one_line(remote.shown(path)):
+    with _one_line(remote.redact(path)):
         return reading.reader_of(path, options)
 
 

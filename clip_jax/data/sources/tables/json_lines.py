@@ -25,7 +25,7 @@ class Line(NamedTuple):
     fault: str = ""
 
 
-def read(path: str, encoding: str) -> Iterator[Line]:
+def read_lines(path: str, encoding: str) -> Iterator[Line]:
     """The lines of a file that are not blank."""
     number = 0
     with text_files.open_text(path, encoding) as file:

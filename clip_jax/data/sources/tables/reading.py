@@ -42,7 +42,7 @@ class Account:
         """Counts rows that are pairs."""
         self.seen += count
 
-    def leave(self, reason: str, example: str) -> None:
+    def leave_out(self, reason: str, example: str) -> None:
         """Counts a row that is left out, for one of `opening.REASONS`."""
         self.left.append(self.seen)
         self.seen += 1
@@ -87,7 +87,7 @@ def reader_of(path: str, options: TableOptions) -> FileReader:
     end = suffix(path)
     with remote.open_file(path) as file:
         if why := disguise(file.read(_HEAD), end):
-            raise UserError(f"{remote.shown(path)} {why}")
+            raise UserError(f"{remote.redact(path)} {why}")
     if end == ".parquet":
         return _Parquet(path)
     return _JsonLines(path, options) if end in _JSON else _Separated(path, end, options)
@@ -96,12 +96,12 @@ def reader_of(path: str, options: TableOptions) -> FileReader:
 class _Parquet:
     def __init__(self, path: str) -> None:
         self.path, self.notes, self.fault = path, list[str](), ""
-        with self._opened() as file:
+        with self._open() as file:
             self._schema = file.schema_arrow
         self.names = self._schema.names  # ValueError where one is no text
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[pa.parquet.ParquetFile]:
+    def _open(self) -> Iterator[pa.parquet.ParquetFile]:
         far = remote.is_remote(self.path)
         with remote.open_file(self.path) if far else pa.OSFile(self.path) as file:
             # with a buffer, pages are read one by one: a group of rows may be of any size
@@ -111,19 +111,21 @@ class _Parquet:
         return self._schema.remove_metadata()
 
     def peek(self) -> Iterator[Fields]:
-        with self._opened() as file:
+        with self._open() as file:
             for batch in file.iter_batches(64):
                 yield from columns.python_rows(batch)
 
     def batches(self, schema: pa.Schema, image: str, account: Account) -> Iterator[pa.RecordBatch]:
         names, row = [name for name in self.names if name in schema.names], 0
-        with self._opened() as file:
+        with self._open() as file:
             for batch in file.iter_batches(_ROWS, columns=names):
                 fitted = columns.fitted(batch, schema)
                 missing = columns.null_pictures(fitted.column(image))
                 for i in range(len(missing)):
                     if missing[i]:
-                        account.leave("null_picture", f"{remote.shown(self.path)}: row {row + i:,}")
+                        account.leave_out(
+                            "null_picture", f"{remote.redact(self.path)}: row {row + i:,}"
+                        )
                     else:
                         account.use()
                 row += len(missing)
@@ -153,9 +155,9 @@ class _Separated:
         rows: list[list[str]] = []
         for line in self._file.rows():
             if line.fault:
-                account.leave("unreadable", _broken(self.path, line.number, line.fault))
+                account.leave_out("unreadable", _broken(self.path, line.number, line.fault))
             elif at < 0 or not (name := line.cells[at].strip()):
-                account.leave("null_picture", _line(self.path, line.number))
+                account.leave_out("null_picture", _line(self.path, line.number))
             else:
                 account.use()
                 line.cells[at] = name
@@ -189,7 +191,7 @@ class _JsonLines:
         return pa.schema([(columns.RAW, pa.large_string())])
 
     def peek(self) -> Iterator[Fields]:
-        for line in json_lines.read(self.path, self._encoding):
+        for line in json_lines.read_lines(self.path, self._encoding):
             if line.fault:
                 self.fault = self.fault or _broken(self.path, line.number, line.fault)
             else:
@@ -197,11 +199,11 @@ class _JsonLines:
 
     def batches(self, schema: pa.Schema, image: str, account: Account) -> Iterator[pa.RecordBatch]:
         rows: list[str] = []
-        for line in json_lines.read(self.path, self._encoding):
+        for line in json_lines.read_lines(self.path, self._encoding):
             if line.fault:
-                account.leave("unreadable", _broken(self.path, line.number, line.fault))
+                account.leave_out("unreadable", _broken(self.path, line.number, line.fault))
             elif columns.is_null(line.row.get(image)):
-                account.leave("null_picture", _line(self.path, line.number))
+                account.leave_out("null_picture", _line(self.path, line.number))
             else:
                 account.use()
                 rows.append(line.raw)
@@ -213,7 +215,7 @@ class _JsonLines:
 
 
 def _line(path: str, number: int) -> str:
-    return f"{remote.shown(path)}: line {number:,}"
+    return f"{remote.redact(path)}: line {number:,}"
 
 
 def _broken(path: str, number: int, fault: str) -> str:

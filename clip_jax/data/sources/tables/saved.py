@@ -12,7 +12,12 @@ from clip_jax.data.example import Fields, PairError
 from clip_jax.data.opening import Tally, quoted
 from clip_jax.data.sources.endings import SAVED
 from clip_jax.data.sources.tables import columns
-from clip_jax.data.sources.tables.arrow_source import ArrowSource, Place, real_root, row_values
+from clip_jax.data.sources.tables.arrow_source import (
+    ArrowSource,
+    RowLocation,
+    real_root,
+    row_values,
+)
 from clip_jax.errors import UserError
 from clip_jax.io import files, remote
 
@@ -58,7 +63,7 @@ class SavedSource(ArrowSource):
         self._sizes = [state.size for state in states]
         self._map_streams()
         self._rows, self._left = int(self._ends[-1]), np.zeros(0, np.int64)
-        where = remote.shown(folder)
+        where = remote.redact(folder)
         schemas = [(where, batch.schema.remove_metadata()) for batch in self._batches]
         names = columns.unified(schemas, None).names
         self.image = image
@@ -91,6 +96,6 @@ class SavedSource(ArrowSource):
                 with contextlib.suppress(PairError):
                     yield row_values(batch, i, self.pattern)
 
-    def _place(self, i: int) -> Place:
+    def _locate(self, i: int) -> RowLocation:
         number = self._row_number(i)
-        return Place(number, f"{remote.shown(self.pattern)}: row {number:,}")
+        return RowLocation(number, f"{remote.redact(self.pattern)}: row {number:,}")

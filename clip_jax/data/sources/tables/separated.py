@@ -68,7 +68,7 @@ class SeparatedFile:
             file.separator = declared
         elif not options.separator:
             file._detect_separator(usual)
-        _, *others = next((row.cells for row in file._read()), []) or [""]
+        _, *others = next((row.cells for row in file._read_rows()), []) or [""]
         file.is_spaced = bool(others) and all(cell.startswith(" ") for cell in others)
         file.names = file._header()
         return file
@@ -90,16 +90,16 @@ class SeparatedFile:
         self.separator = (even or several or [usual])[0]
         if self.separator != usual:
             self.notes.append(
-                f"{remote.shown(self.path)} is separated by {_NAMES[self.separator]}, not "
+                f"{remote.redact(self.path)} is separated by {_NAMES[self.separator]}, not "
                 f"{_NAMES[usual]}; config.data.separator says otherwise"
             )
 
     def _cells(self, separator: str) -> list[int]:
         """The number of cells of the first rows with another separator."""
         other = dataclasses.replace(self, separator=separator)
-        return [len(row.cells) for row in itertools.islice(other._read(), _SAMPLED)]
+        return [len(row.cells) for row in itertools.islice(other._read_rows(), _SAMPLED)]
 
-    def _read(self) -> Iterator[Line]:
+    def _read_rows(self) -> Iterator[Line]:
         """All rows that are not blank, with the header."""
         csv.field_size_limit(MAX_TEXT)
         quoting: Any = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
@@ -131,8 +131,8 @@ class SeparatedFile:
                     yield Line(first, self.skipped + reader.line_num, cells)
 
     def _header(self) -> list[str]:
-        shown = remote.shown(self.path)
-        names = [name.strip() for name in next((row.cells for row in self._read()), [])]
+        shown = remote.redact(self.path)
+        names = [name.strip() for name in next((row.cells for row in self._read_rows()), [])]
         self.width = len(names)
         while names and not names[-1]:  # spreadsheets leave empty columns behind
             names.pop()
@@ -160,7 +160,7 @@ class SeparatedFile:
         Empty cells beyond the header are ignored, and so are trailing columns without a name.
         """
         broken, longest, where, escaped = 0, 0, 0, list[int]()
-        rows = self._read()
+        rows = self._read_rows()
         next(rows, None)
         for row in rows:
             if not any(map(str.strip, row.cells[self.width :])):
@@ -184,12 +184,12 @@ class SeparatedFile:
                     longest, where = row.number + 1 - row.first, row.first
         if escaped and note:
             self.notes.append(
-                f"{remote.shown(self.path)}: {len(escaped):,} rows, such as line {escaped[0]:,}, "
+                f"{remote.redact(self.path)}: {len(escaped):,} rows, such as line {escaped[0]:,}, "
                 'seem to write quotation marks as \\", which are read as they stand: write ""'
             )
         if broken and note:
             self.notes.append(
-                f"{remote.shown(self.path)}: {broken:,} rows have line breaks within quotation "
+                f"{remote.redact(self.path)}: {broken:,} rows have line breaks within quotation "
                 f"marks; the longest is of {longest:,} lines, from line {where:,}. If a mark there "
                 "does not quote, rows after it were lost: set config.data.quoting=none"
             )

@@ -9,7 +9,7 @@ import numpy as np
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.sources.table_options import TableOptions
 from clip_jax.data.sources.tables import cached
-from clip_jax.data.sources.tables.arrow_source import ArrowSource, Place, real_root
+from clip_jax.data.sources.tables.arrow_source import ArrowSource, RowLocation, real_root
 from clip_jax.errors import UserError, is_disk_full
 from clip_jax.io import remote
 from clip_jax.io.paths import expand
@@ -67,8 +67,8 @@ class TableSource(ArrowSource):
         if options != TableOptions():
             self.fingerprint += f" {options.separator!r} {options.quoting} {options.encoding}"
 
-    def _place(self, i: int) -> Place:
+    def _locate(self, i: int) -> RowLocation:
         number = self._row_number(i)
         file = int(np.searchsorted(self._starts, number, side="right")) - 1
-        name = f"{remote.shown(self.paths[file])}: row {number - int(self._starts[file]):,}"
-        return Place(i, name)  # rows that are left out are not in the stream
+        name = f"{remote.redact(self.paths[file])}: row {number - int(self._starts[file]):,}"
+        return RowLocation(i, name)  # rows that are left out are not in the stream

@@ -30,7 +30,7 @@ class TextFeature(NamedTuple):
         """The name of the field that it becomes."""
         return "/".join(self.path)
 
-    def read(self, example: Mapping[str, Any]) -> str | list[str] | None:
+    def read_text(self, example: Mapping[str, Any]) -> str | list[str] | None:
         """The text in an example; None for a label that is unknown."""
         value = value_at(example, self.path)
         if not self.is_list:

@@ -87,7 +87,7 @@ class TfdsSource:
         try:
             record = self._records[i]
             example = self._features.deserialize_example_np(record, decoders=self._decoders)
-            values = {text.field: text.read(example) for text in self._texts}
+            values = {text.field: text.read_text(example) for text in self._texts}
             image = features.value_at(example, self._image)
         except Exception as error:
             raise PairError(
