@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_jax.data.images import preprocess as preprocessing
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.io import files
 from clip_jax.models.model_config import (
@@ -16,7 +15,7 @@ from clip_jax.models.model_config import (
     TextConfig,
     VisionConfig,
 )
-from clip_jax.weights import configs
+from clip_jax.weights import configs, preprocessing
 from clip_jax.weights.mappings.leaf import (
     Leaf,
     batch_norm,
