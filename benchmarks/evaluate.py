@@ -78,9 +78,9 @@ def ours(folder: Path, dtype: str, batch_size: int) -> tuple[float, np.ndarray]:
 
     jax.devices()
     began = time.monotonic()
-    found = library.find(folder / "open_clip_model.safetensors", "ViT-B/32")
+    found = library.find_weights(folder / "open_clip_model.safetensors", "ViT-B/32")
     mesh = sharding.make_mesh({"data": -1})
-    held = library.read(found)
+    held = library.read_variables(found)
     held = jax.device_put(held, sharding.shardings(held, specs_of(found.config), mesh))
     graph = nnx.graphdef(abstract_model(found.config, dtype))
     tokenizer = tokenizers.load("clip", 77)

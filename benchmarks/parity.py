@@ -179,7 +179,7 @@ def exported(model: CLIPConfig, held: Variables) -> dict[str, np.ndarray]:
     # the table of names has a bias only for SigLIP's towers; open_clip's class always has one
     bias = {k: np.asarray(v) for k, v in params.items() if k == "logit_bias"}
     params = {k: v for k, v in params.items() if k != "logit_bias"}
-    tensors = arrays.write((params, stats), _without_bias(model), "open_clip")
+    tensors = arrays.to_tensors((params, stats), _without_bias(model), "open_clip")
     return {name: lazy.make() for name, lazy in tensors.items()} | bias
 
 

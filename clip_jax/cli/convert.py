@@ -17,10 +17,10 @@ from clip_jax.cli.common import CommandParser
 from clip_jax.errors import UserError, counted
 from clip_jax.inference.conversion import DTYPES, convert, megabytes
 from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.fields import MAX_SIZE
 from clip_jax.models.model_config import ACTIVATIONS
-from clip_jax.weights.param_mapping import LIBRARIES
+from clip_jax.weights.param_mapping import MAPPINGS, mapping_of
 
-MAX_SIZE = 8192  # pixels a side, and tokens
 _EXAMPLES = """\
 examples:
   OpenAI to open_clip         {0} ViT-B-32.pt out --to open_clip
@@ -54,7 +54,16 @@ def parser() -> argparse.ArgumentParser:
         help="the folder of a run, of transformers or of open_clip, or a file of weights",
     )
     p.add_argument("dest", metavar="DEST", help="a folder, or a .safetensors, .bin or .pt file")
-    p.add_argument("--to", required=True, choices=LIBRARIES, help="the library to write for")
+    libraries = f"{', '.join(MAPPINGS.names)}, or your own as my_package.my_module:MyMapping"
+    p.add_argument(
+        "--to", required=True, metavar="LIBRARY", help=f"the library to write for: {libraries}"
+    )
+    p.add_argument(
+        "--from",
+        dest="source_library",
+        metavar="LIBRARY",
+        help="the library whose files SOURCE holds, as for --to (default: recognized)",
+    )
     p.add_argument("--model", metavar="NAME", help="the architecture, if no config names it")
     p.add_argument(
         "--dtype", default="keep", choices=DTYPES, help="of the parameters (default: unchanged)"
@@ -85,8 +94,10 @@ def run(argv: Sequence[str]) -> int:
     for flag in ("image_size", "context_length"):
         value = getattr(args, flag)
         if value is not None and not 1 <= value <= MAX_SIZE:
-            shown = flag.replace("_", "-")
-            raise UserError(f"--{shown} {value} must be from 1 to {MAX_SIZE}")
+            raise UserError(f"--{flag.replace('_', '-')} {value} must be from 1 to {MAX_SIZE}")
+    mapping_of(args.to, "--to")
+    if args.source_library is not None:
+        mapping_of(args.source_library, "--from")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave accelerators to others
 
     from absl import logging

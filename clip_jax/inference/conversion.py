@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from clip_jax.errors import UserError, is_disk_full
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.weights.param_mapping import LIBRARIES, Library
+from clip_jax.weights.param_mapping import MAPPINGS, Library, mapping_of, title_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +53,7 @@ def convert(
     dest: str | Path,
     to: Library,
     *,
+    source_library: Library | None = None,
     model: str | None = None,
     dtype: str = "keep",
     image_size: int | None = None,
@@ -67,7 +68,8 @@ def convert(
     Args:
       source: a run, or another library's file or folder.
       dest: a folder or a file, as for `weights.export.write`.
-      to: the library that it is for.
+      to: the library that it is for: a name of `MAPPINGS`, or the dotted path of a user's own.
+      source_library: whose names `source` uses; None: a run, or one of ours that is recognized.
       model: the architecture of `source`, if no config says so.
       dtype: of `DTYPES`: what parameters are written in.
       image_size: for images of another size: positions are resized.
@@ -87,7 +89,7 @@ def convert(
     file = _destination(dest, to)
     if model is not None and is_run(Path(source).expanduser()):
         raise UserError(f"{source} is a run, which says what it is: leave out --model")
-    original = open_model_source(source, model)
+    original = open_model_source(source, model, None, source_library)
     if original.remarks:
         note("; ".join(original.remarks))
     config = _convert_config(original, to, image_size, context_length, activation, note)
@@ -138,7 +140,7 @@ def _plan(
     preprocess = original.preprocess.resized(config.vision.image_size)
     documents = export.documents(config, to, preprocess)
     abstract = abstract_model(config)
-    tensors = arrays.write(variables(abstract), config, to, arrays.DTYPES[dtype])
+    tensors = arrays.to_tensors(variables(abstract), config, to, arrays.DTYPES[dtype])
     _check_torch(file)
     usual = dataclasses.replace(preprocess, half="even") == type(preprocess)(preprocess.size)
     if to == "openai" and not usual:
@@ -184,10 +186,9 @@ def _convert_config(
     from clip_jax.weights import positions
 
     if original.dtype not in ("", "float32"):
-        library = LIBRARIES[to].partition(":")[0]
         note(
-            f"it was trained with config.dtype={original.dtype}; {library} computes in float32 "
-            "unless told otherwise, so that features differ in their last digits"
+            f"it was trained with config.dtype={original.dtype}; {title_of(to)} computes in "
+            "float32 unless told otherwise, so that features differ in their last digits"
         )
     config = positions.sized(original.config, image_size, context_length)
     for line in _resizings(original.config, config):
@@ -324,12 +325,14 @@ def _check_written(
     from clip_jax.weights import arrays, configs, library
 
     weights = library.SavedWeights(file, to, config, preprocess, None)
-    if file.name in library.USUAL and (to != "openai" or name_of(config)):
-        weights = library.find(file)  # reads the config beside it, too
+    has_config = bool(mapping_of(to).config_file)
+    if file.name in library.usual_files(to) and (has_config or name_of(config)):
+        # reads the config beside it, too; the names of our libraries are recognized
+        weights = library.find_weights(file, library=None if to in MAPPINGS else to)
         essences = configs.essence(config), configs.essence(weights.config)
         for key, ours, theirs in configs.differences(*essences):
             raise UserError(f"{file} reads back with model.{key}={theirs!r} in place of {ours!r}")
-    back = dict(arrays.flat(*library.read(weights, "keep")))
+    back = dict(arrays.flat(*library.read_variables(weights, "keep")))
     for path, leaf in arrays.flat(*parameters):
         ours, theirs = np.asarray(leaf), np.asarray(back[path])
         if dtype != "keep" and ours.dtype.kind != "i":

@@ -18,8 +18,9 @@ from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training import checkpointing
-from clip_jax.weights import arrays, library
-from clip_jax.weights.param_mapping import LIBRARIES
+from clip_jax.weights import arrays
+from clip_jax.weights.library import find_weights, is_weights, preprocess_of, read_variables
+from clip_jax.weights.param_mapping import Library, title_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +70,22 @@ def is_run(path: Path) -> bool:
     if _is_step(path):
         return True
     # a folder of transformers has a file of that name, too
-    return (path / checkpointing.CONFIG).is_file() and not library.is_weights(path)
+    return (path / checkpointing.CONFIG).is_file() and not is_weights(path)
 
 
 def open_model_source(
-    path: str | Path, model: str | None = None, activation: str | None = None
+    path: str | Path,
+    model: str | None = None,
+    activation: str | None = None,
+    library: Library | None = None,
 ) -> ModelSource:
     """The model of a run, or of another library's file or folder.
 
     Args:
       path: the run or the weights.
       model, activation: the architecture of a lone file and what its MLPs compute, see
-        `library.find`.
+        `find_weights`.
+      library: whose names the weights use; None: one of ours, recognized by the tensors.
 
     Raises:
       UserError: neither is there, or it is another model than `model`.
@@ -88,7 +93,11 @@ def open_model_source(
     path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"{path} does not exist: give the folder of a run or a file of weights")
-    return open_run(path) if is_run(path) else open_weights(path, model, activation)
+    if not is_run(path):
+        return open_weights(path, model, activation, library)
+    if library is not None:
+        raise UserError(f"{path} is a run, which says what it is: name no library for it")
+    return open_run(path)
 
 
 def open_run(path: str | Path) -> ModelSource:
@@ -100,11 +109,11 @@ def open_run(path: str | Path) -> ModelSource:
     path = Path(path).expanduser()
     remarks: list[str] = []
 
-    def find() -> tuple[str, int]:
+    def checkpoint() -> tuple[str, int]:
         workdir, step = find_checkpoint(path, remarks.append)
         return str(workdir), step
 
-    workdir, step = multihost.broadcast_from_first(find)
+    workdir, step = multihost.broadcast_from_first(checkpoint)
     run = checkpointing.read_model_config(workdir, step)
 
     def read_sharded(like: Any) -> Variables:
@@ -122,7 +131,7 @@ def open_run(path: str | Path) -> ModelSource:
         path=path,
         library="a run",
         config=run.model,
-        preprocess=library.preprocess_of(run.model),
+        preprocess=preprocess_of(run.model),
         tokenizer=run.tokenizer,
         read=read,
         read_sharded=read_sharded,
@@ -161,27 +170,30 @@ def find_checkpoint(path: Path, tell: Callable[[str], None]) -> tuple[Path, int]
 
 
 def open_weights(
-    path: str | Path, model: str | None = None, activation: str | None = None
+    path: str | Path,
+    model: str | None = None,
+    activation: str | None = None,
+    library: Library | None = None,
 ) -> ModelSource:
-    """The model of another library's file or folder; `model` and `activation` as `library.find`.
+    """The model of another library's file or folder; the arguments are those of `find_weights`.
 
     Raises:
       UserError: there is none, or it is another model than `model`.
     """
-    weights = library.find(path, model, activation)
+    weights = find_weights(path, model, activation, library)
 
     def read_sharded(like: Any) -> Variables:
         shardings = jax.tree.map(lambda x: x.sharding, like)
-        placed: Variables = jax.device_put(library.read(weights), shardings)
+        placed: Variables = jax.device_put(read_variables(weights), shardings)
         return placed
 
     return ModelSource(
         path=Path(path).expanduser(),
-        library=LIBRARIES[weights.library].partition(":")[0],
+        library=title_of(weights.library),
         config=weights.config,
         preprocess=weights.preprocess,
         tokenizer=weights.tokenizer,
-        read=lambda dtype: library.read(weights, dtype),
+        read=lambda dtype: read_variables(weights, dtype),
         read_sharded=read_sharded,
         remarks=(weights.guessed,) if weights.guessed else (),
     )

@@ -14,7 +14,7 @@ from clip_jax import tokenizers
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.distributed.compilation_cache import use_compilation_cache
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError
-from clip_jax.inference.model_source import ModelSource, open_run, open_weights
+from clip_jax.inference.model_source import ModelSource, open_model_source, open_run, open_weights
 from clip_jax.inference.zero_shot import Tokenize, ZeroShotClassifier
 from clip_jax.io import remote
 from clip_jax.models import architectures
@@ -22,7 +22,9 @@ from clip_jax.models.clip import CLIP, abstract_model
 from clip_jax.models.fields import MAX_SIZE
 from clip_jax.models.model_config import ACTIVATIONS, DTYPES
 from clip_jax.tokenizers.packing import check_context_length
-from clip_jax.weights import arrays, library
+from clip_jax.weights import arrays
+from clip_jax.weights.library import is_weights
+from clip_jax.weights.param_mapping import Library
 from clip_jax.weights.positions import resized
 
 ZERO_SHOT = "zero-shot-image-classification"
@@ -38,6 +40,7 @@ def load(
     context_length: int | None = None,
     tokenizer: str | None = None,
     activation: str | None = None,
+    library: Library | None = None,
 ) -> tuple[CLIP, Preprocess, Tokenize]:
     """Loads a trained model with its preprocessing and its tokenizer.
 
@@ -54,6 +57,9 @@ def load(
       activation: what the MLPs of a CLIP in a lone file compute: `gelu` for open_clip's own models,
         `quick_gelu`, as OpenAI's, by default. A warning says if the file does not tell. It must not
         differ from that of a config.
+      library: whose files the weights are: the dotted path `my_package.my_module:MyMapping` of your
+        own `weights.mappings.protocol.WeightsMapping`. OpenAI's, open_clip's and transformers' are
+        recognized.
 
     Returns:
       The model (`encode_image`, `encode_text`), its preprocessing (a PIL image to uint8
@@ -64,7 +70,7 @@ def load(
     """
     use_compilation_cache()
     _check_options(dtype, params, image_size, context_length, activation)
-    source = _open_source(model, weights, activation)
+    source = _open_source(model, weights, activation, library)
     for remark in source.remarks:
         category = DamageWarning if source.workdir else GuessedWarning
         warnings.warn(remark, category, stacklevel=2)
@@ -86,7 +92,10 @@ def load(
 
 
 def _open_source(
-    model: str | Path, weights: str | Path | None, activation: str | None
+    model: str | Path,
+    weights: str | Path | None,
+    activation: str | None,
+    library: Library | None,
 ) -> ModelSource:
     """The run or the weights that the arguments of `load` name."""
     path = _local("model", model)
@@ -95,15 +104,15 @@ def _open_source(
         file = _local("weights", weights)
         if (file / "checkpoints").is_dir():
             raise UserError(f"{file} is a run, which says what it is: load it without a name")
-        return open_weights(file, str(model), activation)
-    if os.path.isfile(path) or (os.path.isdir(path) and library.is_weights(path)):
-        return open_weights(path, None, activation)
+        return open_weights(file, str(model), activation, library)
+    if os.path.isfile(path) or (os.path.isdir(path) and is_weights(path)):
+        return open_weights(path, None, activation, library)
     if not os.path.exists(path) and _is_name(str(model)):
         raise UserError(
             f"{model} needs weights: clip_jax.load({str(model)!r}, weights=FILE) reads OpenAI's, "
             "open_clip's or transformers' files; none are downloaded"
         )
-    return open_run(path)
+    return open_run(path) if library is None else open_model_source(path, None, activation, library)
 
 
 def _check_options(

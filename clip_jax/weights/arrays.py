@@ -136,7 +136,7 @@ def _memory_dtype(leaf: Leaf, tensors: Tensors, abstract: Any, dtype: np.dtype |
     return first if keep else np.dtype(np.float32)
 
 
-def read(
+def to_variables(
     tensors: Tensors, config: CLIPConfig, library: Library, dtype: np.dtype | None = None
 ) -> Variables:
     """A model's parameters and batch statistics from the tensors of a file.
@@ -160,8 +160,7 @@ def read(
     for leaf in table:
         abstract = both[leaf.path]
         buffers[leaf.path] = _aligned(abstract.shape, _memory_dtype(leaf, tensors, abstract, dtype))
-    work = [piece for leaf in table for piece in pieces(leaf, buffers[leaf.path])]
-
+    destinations = [piece for leaf in table for piece in pieces(leaf, buffers[leaf.path])]
     scratch = _Scratch()
 
     def fill(piece: Piece) -> None:
@@ -173,7 +172,7 @@ def read(
         _copy(_rows(piece, tensor.reshape(_their_shape(piece))), piece.view)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        list(pool.map(fill, work))
+        list(pool.map(fill, destinations))
     where = jax.local_devices()[0]
     arrays = {p: jax.device_put(array, where, may_alias=True) for p, array in buffers.items()}
     params, stats = ({path: arrays[path] for path in tree} for tree in shapes)
@@ -214,7 +213,7 @@ def _copy(tensor: np.ndarray, view: np.ndarray) -> None:
         view[start : start + _ROWS] = tensor[start : start + _ROWS]
 
 
-def write(
+def to_tensors(
     model_variables: Variables,
     config: CLIPConfig,
     library: Library,

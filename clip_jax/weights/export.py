@@ -34,7 +34,7 @@ def write(
       path: a folder, or the file of weights (.safetensors, .bin, .pt); configs go beside it.
       variables: a model's parameters and batch statistics.
       config: its architecture.
-      library: a name of `param_mapping.MAPPINGS`.
+      library: a name of `param_mapping.MAPPINGS`, or the dotted path of a user's own.
       preprocess: of the model; None: as such models were published.
       tokenizer: of the model; its files go into a folder of transformers.
       dtype: of `arrays.DTYPES`: the dtype of the written parameters.
@@ -46,7 +46,7 @@ def write(
       UserError: the library has no such model.
     """
     file = weights_file(path, library)
-    tensors = arrays.write(variables, config, library, dtype_of(dtype))
+    tensors = arrays.to_tensors(variables, config, library, dtype_of(dtype))
     beside = documents(config, library, preprocess or preprocess_of(config))
     if file.suffix == ".safetensors":
         write_safetensors(file, tensors)

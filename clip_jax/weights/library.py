@@ -26,12 +26,14 @@ from clip_jax.weights.param_mapping import (
 )
 from clip_jax.weights.tensors import ModelTensors, Tensors, open_model
 
-_CONFIGS = {name: mapping_of(name).config_file for name in MAPPINGS.names}
-# The usual names of weights. Configs beside files of other names may describe other models.
-USUAL = (
-    *(mapping_of(name).weights_file for name in MAPPINGS.names),
-    *("pytorch_model.bin", "open_clip_pytorch_model.bin"),
-)
+
+def usual_files(library: Library = "") -> frozenset[str]:
+    """The usual names of weights: those of our mappings, and that of a user's `library`.
+
+    Configs beside files of other names may describe other models.
+    """
+    names = {name: mapping_of(name).weights_file for name in (*MAPPINGS.names, library) if name}
+    return frozenset((*names.values(), "pytorch_model.bin", "open_clip_pytorch_model.bin"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +60,10 @@ class SavedWeights:
 def is_weights(path: Path) -> bool:
     """Whether a folder holds another library's model, also in Hugging Face's cache."""
     path = _snapshot(path)
-    if (path / _CONFIGS["open_clip"]).is_file():
+    if (path / mapping_of("open_clip").config_file).is_file():
         return True
-    config = path / _CONFIGS["hugging_face"]  # a run's folder has a file of this name, too
+    # a run's folder has a file of this name, too
+    config = path / mapping_of("hugging_face").config_file
     return config.is_file() and "model_type" in files.read_json(config)
 
 
@@ -74,7 +77,12 @@ def _snapshot(path: Path) -> Path:
     return snapshot if commit.isalnum() and snapshot.is_dir() else path
 
 
-def find(path: str | Path, name: str | None = None, activation: str | None = None) -> SavedWeights:
+def find_weights(
+    path: str | Path,
+    name: str | None = None,
+    activation: str | None = None,
+    library: Library | None = None,
+) -> SavedWeights:
     """The model at `path`, before its tensors are read.
 
     Args:
@@ -82,27 +90,32 @@ def find(path: str | Path, name: str | None = None, activation: str | None = Non
       name: the architecture, as in `models.architectures`; needed if there is no config beside the
         weights and their shapes match no known architecture.
       activation: the activation of a CLIP's MLPs if no config states it; None: QuickGELU.
+      library: whose names the file uses; None: one of ours, recognized by the tensors.
 
     Raises:
       UserError: no such file, no CLIP in it, or another model than `name`.
     """
     path = _snapshot(Path(path).expanduser())
-    with open_model(path) as tensors:
-        library = _library(tensors)
+    recognize = library is None
+    if library is not None:
+        own = path / mapping_of(library, "library").weights_file
+        path = own if path.is_dir() and own.is_file() else path
+    with open_model(path, exact=_is_users(library)) as tensors:
+        library = library or _recognize(tensors)
         folder = path if path.is_dir() else path.parent
-        beside = folder / _CONFIGS[library]
+        beside = folder / mapping_of(library).config_file
         guessed = _left_out(tensors)
         if beside.is_file():
-            if path.is_dir() or path.name in USUAL:
+            if path.is_dir() or path.name in usual_files(library):
                 weights = _described(path, folder, library, beside, name)
                 return dataclasses.replace(weights, guessed=_joined(guessed, weights.guessed))
             if renamed := _renamed(tensors, path, library, beside, name):
                 return dataclasses.replace(renamed, guessed=_joined(guessed, renamed.guessed))
             guessed = _joined(guessed, f"{beside} is about another model than {path}: not used")
-        if mapping_of("openai").recognizes(tensors):
+        if recognize and mapping_of("openai").recognizes(tensors):
             library = "openai"
         if name is None:
-            name = _recognised(tensors, library)
+            name = _architecture_by_shapes(tensors, library)
             guessed = _joined(
                 guessed, f"no config is known of {path}: by its shapes it is taken for {name}"
             )
@@ -125,6 +138,11 @@ def find(path: str | Path, name: str | None = None, activation: str | None = Non
     return SavedWeights(path, library, config, preprocess, tokenizer, guessed)
 
 
+def _is_users(library: Library | None) -> bool:
+    """Whether a library is a user's own, whose tensors' names are taken as they are."""
+    return library is not None and library not in MAPPINGS
+
+
 def _check_names(config: CLIPConfig, library: Library, path: Path, name: str) -> None:
     try:
         leaves(config, library)
@@ -135,7 +153,7 @@ def _check_names(config: CLIPConfig, library: Library, path: Path, name: str) ->
 
 
 def config_activation(model: CLIPConfig, name: str | None) -> str | None:
-    """The activation of a run's config for a file without a config, as `find` takes it.
+    """The activation of a run's config for a file without a config, as `find_weights` takes it.
 
     None if it is the architecture's own, which is the default.
     """
@@ -156,8 +174,8 @@ def _left_out(tensors: ModelTensors) -> str:
     """A line about tensors of a file that do not belong to the model."""
     lines = []
     if len(tensors.models) > 1:
-        read, *others = (ascii(key[:80]) for key in tensors.models)
-        lines.append(f"of {tensors.path} the model under {read} is read, not {', '.join(others)}")
+        first, *others = (ascii(key[:80]) for key in tensors.models)
+        lines.append(f"of {tensors.path} the model under {first} is read, not {', '.join(others)}")
     if names := tensors.left_out:
         lines.append(
             f"{len(names):,} tensors of {tensors.path} do not belong to the model and are left "
@@ -179,8 +197,9 @@ def _renamed(
     return weights
 
 
-def _library(tensors: Tensors) -> Library:
-    for name in ("hugging_face", "open_clip"):
+def _recognize(tensors: Tensors) -> Library:
+    """The first of our libraries that uses such names."""
+    for name in MAPPINGS.names:
         if mapping_of(name).recognizes(tensors):
             return name
     raise UserError(
@@ -229,7 +248,7 @@ def _check_name(config: CLIPConfig, known: CLIPConfig, path: Path, name: str) ->
         )
 
 
-def _recognised(tensors: Tensors, library: Library) -> str:
+def _architecture_by_shapes(tensors: Tensors, library: Library) -> str:
     """The name of the architecture whose tensors these are."""
     named = {name for name in tensors if name not in IGNORED}
     for name, config in ARCHITECTURES.items():
@@ -244,8 +263,15 @@ def _recognised(tensors: Tensors, library: Library) -> str:
         return name
     raise UserError(
         f"{tensors.path} has no config beside it and the shapes of no model that is known here: "
-        f"put its {' or '.join(filter(None, _CONFIGS.values()))} beside it"
+        f"put its {_configs_in_words(library)} beside it"
     )
+
+
+def _configs_in_words(library: Library) -> str:
+    """The names of the configs that can describe a file that is in a library's names."""
+    libraries = (library,) if _is_users(library) else MAPPINGS.names
+    names = [mapping_of(name).config_file for name in libraries]
+    return " or ".join(filter(None, names)) or "config"
 
 
 def preprocess_of(config: CLIPConfig) -> Preprocess:
@@ -258,18 +284,18 @@ def _usual_tokenizer(config: CLIPConfig) -> str | None:
     return "clip" if config.text.vocab_size == 49408 else None
 
 
-def read(weights: SavedWeights, dtype: str = "float32") -> Variables:
+def read_variables(weights: SavedWeights, dtype: str = "float32") -> Variables:
     """A model's parameters and batch statistics.
 
     Args:
-      weights: as `find` returns them.
+      weights: as `find_weights` returns them.
       dtype: of `arrays.DTYPES`: the dtype of the parameters in memory; `keep`: as in the file.
 
     Raises:
       UserError: a tensor is missing, superfluous, or of another shape; an unknown dtype.
     """
-    with open_model(weights.path) as tensors:
-        return arrays.read(tensors, weights.config, weights.library, dtype_of(dtype))
+    with open_model(weights.path, exact=_is_users(weights.library)) as tensors:
+        return arrays.to_variables(tensors, weights.config, weights.library, dtype_of(dtype))
 
 
 def dtype_of(name: str) -> Any:

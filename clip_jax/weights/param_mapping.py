@@ -1,10 +1,12 @@
 """The parameter names of other libraries: one mapping a library, by name.
 
-Every mapping is a table of `Leaf`s for a model. It is read in both directions.
+Every mapping is a table of `Leaf`s for a model. It is read in both directions. A mapping is
+imported when it is first used.
 """
 
 from __future__ import annotations
 
+from clip_jax.errors import UserError
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.registry import Registry
 from clip_jax.weights.mappings.leaf import Leaf
@@ -12,26 +14,50 @@ from clip_jax.weights.mappings.protocol import WeightsMapping
 
 Library = str  # a name of `MAPPINGS`, or the dotted path of a user's `WeightsMapping`
 
+# The order in which they are asked whether they recognize tensors. OpenAI's names are open_clip's,
+# too: open_clip comes first, since its folders have a config.
 MAPPINGS: Registry[type[WeightsMapping]] = Registry(
     "library",
     {
-        "openai": "clip_jax.weights.mappings.openai:OpenAI",
-        "open_clip": "clip_jax.weights.mappings.open_clip:OpenClip",
         "hugging_face": "clip_jax.weights.mappings.hugging_face:HuggingFace",
+        "open_clip": "clip_jax.weights.mappings.open_clip:OpenClip",
+        "openai": "clip_jax.weights.mappings.openai:OpenAI",
     },
 )
 
 
-def mapping_of(library: Library) -> WeightsMapping:
+def mapping_of(library: Library, key: str = "") -> WeightsMapping:
     """The mapping of a library.
 
+    Args:
+      library: a name of `MAPPINGS`, or a dotted path, which must come from the user.
+      key: the flag or the argument that holds the name, for messages.
+
     Raises:
-      UserError: no library has this name.
+      UserError: no library has this name, the user's class cannot be imported, or it is no
+        `WeightsMapping`.
     """
-    return MAPPINGS.get(library)()
+    mapping = MAPPINGS.get(library, key)
+    if WeightsMapping not in getattr(mapping, "__mro__", ()):
+        raise UserError(
+            f"{key or 'library'}={library} is no mapping of weights: inherit from "
+            "clip_jax.weights.mappings.protocol.WeightsMapping"
+        )
+    members = (*WeightsMapping.__annotations__, *sorted(WeightsMapping.__abstractmethods__))
+    missing = [
+        member
+        for member in members
+        if not hasattr(mapping, member) or member in mapping.__abstractmethods__
+    ]
+    if missing:
+        raise UserError(f"{key or 'library'}={library} has no {', '.join(missing)}")
+    return mapping()
 
 
-LIBRARIES: dict[str, str] = {name: mapping_of(name).description for name in MAPPINGS.names}
+def title_of(library: Library) -> str:
+    """A library's name in words, such as "OpenAI's CLIP"."""
+    return mapping_of(library).description.partition(":")[0]
+
 
 OPENAIS_OWN = "input_resolution"  # in the files that OpenAI published; nobody else writes it
 # Tensors of files that are no parameters: sizes, and tables that follow from them.

@@ -131,25 +131,36 @@ def open_tensors(path: str | Path) -> Tensors:
 class ModelTensors(Tensors):
     """The tensors of a model without the prefix that a training program put before their names.
 
+    Args:
+      file: the tensors of a file.
+      exact: whether names are taken as they are in the file.
+
     Attributes:
       prefix: of the names in the file, such as `module.` or `clip_model.`.
       left_out: names in the file without the prefix, which do not belong to the model.
     """
 
-    def __init__(self, file: Tensors) -> None:
-        entries, self.prefix, self.left_out = prefixes.removed(file._entries)
+    def __init__(self, file: Tensors, exact: bool = False) -> None:
+        entries = file._entries
+        self.prefix, self.left_out = "", list[str]()
+        if not exact:
+            entries, self.prefix, self.left_out = prefixes.removed(entries)
         super().__init__(file.path, entries, file.close, file.models)
 
 
-def open_model(path: str | Path) -> ModelTensors:
+def open_model(path: str | Path, *, exact: bool = False) -> ModelTensors:
     """Opens the tensors of a model, by their names in the model.
+
+    Args:
+      path: as for `open_tensors`.
+      exact: whether names are taken as they are in the file.
 
     Raises:
       UserError: as `open_tensors`, or there are several models.
     """
     tensors = open_tensors(path)
     try:
-        return ModelTensors(tensors)
+        return ModelTensors(tensors, exact)
     except UnreadableError as error:
         tensors.close()
         raise UserError(f"{tensors.path} cannot be read: {error}") from None

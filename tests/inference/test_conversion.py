@@ -88,7 +88,7 @@ def same_tensors(ours: Path, theirs: Path) -> None:
 
 
 def weights(folder: Path) -> Path:
-    (found,) = (p for p in folder.iterdir() if p.name in library.USUAL)
+    (found,) = (p for p in folder.iterdir() if p.name in library.usual_files())
     return found
 
 
@@ -187,7 +187,7 @@ def test_there_and_back_is_bit_exact(family: str, to: Any, suffix: str, tmp_path
     home = "hugging_face" if family.startswith("hugging") else "open_clip"
     conversion.convert(tmp_path / "out", tmp_path / "back", home)
     same_tensors(weights(tmp_path / "back"), weights(GOLDEN / family))
-    first, last = library.find(GOLDEN / family), library.find(tmp_path / "back")
+    first, last = library.find_weights(GOLDEN / family), library.find_weights(tmp_path / "back")
     if home == to:
         assert first.config == last.config
         assert first.preprocess == dataclasses.replace(last.preprocess, half=first.preprocess.half)
@@ -207,11 +207,11 @@ def test_open_clips_siglip_in_transformers_and_back(tmp_path: Path) -> None:
     )
     file = GOLDEN / "open_clip_siglip" / "open_clip_model.safetensors"
     preprocess = library.preprocess_of(config)
-    held = library.read(library.SavedWeights(file, "open_clip", config, preprocess, None))
+    held = library.read_variables(library.SavedWeights(file, "open_clip", config, preprocess, None))
     export.write(tmp_path / "out", held, config, "hugging_face")
-    back = library.read(library.find(tmp_path / "out"))
+    back = library.read_variables(library.find_weights(tmp_path / "out"))
     with open_tensors(file) as tensors:
-        for name, lazy in arrays.write(back, config, "open_clip").items():
+        for name, lazy in arrays.to_tensors(back, config, "open_clip").items():
             assert lazy.make().tobytes() == tensors.read(name).tobytes(), name
     with pytest.raises(UserError) as caught:
         conversion.convert(tmp_path / "out", tmp_path / "no", "open_clip")
@@ -239,7 +239,7 @@ def test_openai_there_and_back(openai_shaped: Any, name: str, tmp_path: Path) ->
     same_tensors(file, weights(source))
     found = library.SavedWeights(file, "openai", config, library.preprocess_of(config), None)
     for ours, theirs in zip(
-        jax.tree.leaves(library.read(found)), jax.tree.leaves(held), strict=True
+        jax.tree.leaves(library.read_variables(found)), jax.tree.leaves(held), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -348,7 +348,7 @@ def test_positions_are_resized_by_choice(to: Any, size: int, length: int, tmp_pa
     )
     assert any(f"from 8 to {size} pixels" in note for note in notes)
     assert any(f"from 8 to {length} tokens" in note for note in notes)
-    found = library.find(tmp_path / "out")
+    found = library.find_weights(tmp_path / "out")
     assert (found.config.vision.image_size, found.config.text.context_length) == (size, length)
     assert found.preprocess.size == size
     ours, _, _ = clip_jax.load(
@@ -374,10 +374,10 @@ def test_open_clip_loads_a_resized_model(tmp_path: Path) -> None:
 
 
 def test_a_resized_preprocessing_keeps_its_ways(tmp_path: Path) -> None:
-    config = library.find(GOLDEN / "hugging_face_align").config
+    config = library.find_weights(GOLDEN / "hugging_face_align").config
     before = library.preprocess_of(config)
     conversion.convert(GOLDEN / "hugging_face_align", tmp_path, "hugging_face", image_size=66)
-    after = library.find(tmp_path).preprocess
+    after = library.find_weights(tmp_path).preprocess
     wanted = dataclasses.replace(before, size=66, resize_size=2 * (before.resize_size or 0))
     assert dataclasses.replace(after, half=wanted.half) == wanted
 
@@ -442,7 +442,7 @@ def _image_side(model: CLIP, pixels: np.ndarray, tokens: np.ndarray) -> dict[str
 def test_siglips_tokenizer_goes_along(tmp_path: Path) -> None:
     spiece = GOLDEN.parent / "siglip.model"
     size = tokenizers.load(f"siglip:{spiece}").vocab_size
-    base = library.find(GOLDEN / "hugging_face_siglip").config
+    base = library.find_weights(GOLDEN / "hugging_face_siglip").config
     config = dataclasses.replace(base, text=dataclasses.replace(base.text, vocab_size=size))
     export.write(tmp_path / "source", random_variables(config), config, "hugging_face")
     out = tmp_path / "out"
@@ -482,7 +482,7 @@ def test_another_activation_by_choice(tmp_path: Path) -> None:
     out = tmp_path / "out"
     conversion.convert(source, out, "hugging_face", activation="gelu", note=notes.append)
     assert any("gelu from here on, not quick_gelu" in note for note in notes)
-    assert library.find(out).config.activation == "gelu"
+    assert library.find_weights(out).config.activation == "gelu"
     same = tensors_of(weights(source))
     conversion.convert(out, tmp_path / "back", "open_clip")
     assert tensors_of(weights(tmp_path / "back")).keys() == same.keys()
@@ -539,9 +539,9 @@ def test_a_run_of_a_resnet_by_a_step(tmp_path: Path) -> None:
     held = random_variables(config)
     run = write_run(tmp_path / "run", config, held, "clip", step=5)
     conversion.convert(run / "checkpoints" / "5", tmp_path / "out", "open_clip")
-    found = library.find(tmp_path / "out")
+    found = library.find_weights(tmp_path / "out")
     for ours, theirs in zip(
-        jax.tree.leaves(library.read(found)), jax.tree.leaves(held), strict=True
+        jax.tree.leaves(library.read_variables(found)), jax.tree.leaves(held), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
 

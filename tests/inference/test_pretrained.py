@@ -102,7 +102,9 @@ def test_a_lone_file_does_not_say_its_activation(folder, image, tmp_path, monkey
     """OpenAI's and open_clip's models have the same tensors and compute otherwise."""
     monkeypatch.setitem(ARCHITECTURES, "tiny", CONFIG)
     described = tmp_path / "described" / "renamed.safetensors"
-    export.write(described, library.read(library.find(folder)), CONFIG, "open_clip")
+    export.write(
+        described, library.read_variables(library.find_weights(folder)), CONFIG, "open_clip"
+    )
     file = tmp_path / "lone.safetensors"
     file.write_bytes(described.read_bytes())
     with pytest.warns(GuessedWarning, match="lone.safetensors.*QuickGELU.*activation=gelu"):

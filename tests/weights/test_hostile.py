@@ -95,7 +95,7 @@ def refused(read: Callable[[], Any], *words: object) -> bool:
 
 
 def read_found(folder: Path) -> Any:
-    return library.read(library.find(folder))
+    return library.read_variables(library.find_weights(folder))
 
 
 def keys(name: str, *path: str, **values: Any) -> Change:

@@ -46,7 +46,7 @@ TINY = CLIPConfig(
 def planned(name: str, to: Any, dtype: str = "keep") -> dict[str, Any]:
     """The tensors of a model's file, none of which is made."""
     config = ARCHITECTURES[name]
-    return arrays.write(variables(abstract_model(config)), config, to, arrays.DTYPES[dtype])
+    return arrays.to_tensors(variables(abstract_model(config)), config, to, arrays.DTYPES[dtype])
 
 
 def sparse(path: Path, tensors: dict[str, Any]) -> Path:
@@ -103,7 +103,7 @@ def test_a_bare_file_is_known_by_its_shapes(
     name: str, written_for: Any, library_found: str, tmp_path: Path
 ) -> None:
     path = sparse(tmp_path / "x.safetensors", planned(name, written_for))
-    found = library.find(path)
+    found = library.find_weights(path)
     assert found.library == library_found and name in found.guessed
     wanted = ARCHITECTURES[name]
     assert found.config.vision == wanted.vision and found.config.text == wanted.text
@@ -112,10 +112,10 @@ def test_a_bare_file_is_known_by_its_shapes(
     clip = wanted.activation == "quick_gelu"
     assert ("QuickGELU" in found.guessed) == clip
     assert found.tokenizer == ("clip" if wanted.text.vocab_size == 49408 else None)
-    named = library.find(path, name)
+    named = library.find_weights(path, name)
     assert named.config == found.config and ("QuickGELU" in named.guessed) == clip
     if clip:
-        told = library.find(path, name, "gelu")
+        told = library.find_weights(path, name, "gelu")
         assert told.config.activation == "gelu" and not told.guessed
 
 
@@ -124,13 +124,13 @@ def test_a_renamed_file_finds_the_config_beside_it(tmp_path: Path) -> None:
     for kind in ("open_clip", "hugging_face"):
         file = export.write(tmp_path / kind, held, TINY, kind)
         renamed = file.rename(file.parent / "my best.safetensors")
-        found = library.find(renamed)
+        found = library.find_weights(renamed)
         assert found.config == TINY and not found.guessed and found.library == kind
         assert found.preprocess.size == TINY.vision.image_size
     # a config about another model is not used, and that is said
     lone = sparse(tmp_path / "hugging_face" / "x.safetensors", planned("RN50", "openai"))
     lone.rename(tmp_path / "open_clip" / "x.safetensors")
-    found = library.find(tmp_path / "open_clip" / "x.safetensors")
+    found = library.find_weights(tmp_path / "open_clip" / "x.safetensors")
     assert found.config == ARCHITECTURES["RN50"] and "about another model" in found.guessed
 
 
@@ -153,12 +153,12 @@ def test_the_names_that_open_clip_uses_are_known(name: str, known: str, activati
 
 def test_a_name_that_says_quick_gelu_needs_no_guess(tmp_path: Path) -> None:
     path = sparse(tmp_path / "x.safetensors", planned("ViT-B/32", "openai"))
-    assert library.find(path, "ViT-B-32-quickgelu").guessed == ""
-    assert "QuickGELU" in library.find(path, "ViT-B-32").guessed
+    assert library.find_weights(path, "ViT-B-32-quickgelu").guessed == ""
+    assert "QuickGELU" in library.find_weights(path, "ViT-B-32").guessed
     path = sparse(tmp_path / "h.safetensors", planned("ViT-H/14", "openai"))
-    assert library.find(path).config == ARCHITECTURES["ViT-H/14"]
-    assert library.find(path, "ViT-H-14").guessed == ""
-    assert library.find(path, "ViT-H-14-quickgelu").config.activation == "quick_gelu"
+    assert library.find_weights(path).config == ARCHITECTURES["ViT-H/14"]
+    assert library.find_weights(path, "ViT-H-14").guessed == ""
+    assert library.find_weights(path, "ViT-H-14-quickgelu").config.activation == "quick_gelu"
 
 
 def test_openais_extra_tensors_do_not_matter(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_openais_extra_tensors_do_not_matter(tmp_path: Path) -> None:
         n: np.zeros((), np.int64) for n in ("input_resolution", "context_length", "vocab_size")
     }
     path = sparse(tmp_path / "x.safetensors", {**tensors, **extra})
-    found = library.find(path)
+    found = library.find_weights(path)
     assert found.config == ARCHITECTURES["ViT-B/32"] and "QuickGELU" not in found.guessed
 
 
@@ -183,7 +183,7 @@ def test_the_shapes_of_no_model(change: str, tmp_path: Path) -> None:
     else:
         tensors = {n: t for n, t in tensors.items() if ".11." not in n}
     with pytest.raises(UserError) as caught:
-        library.find(sparse(tmp_path / "x.safetensors", tensors))
+        library.find_weights(sparse(tmp_path / "x.safetensors", tensors))
     assert says(caught.value, "x.safetensors", "no model", "open_clip_config.json")
 
 
@@ -193,7 +193,7 @@ def test_a_file_that_is_no_clip(name: str | None, tensors: Any, tmp_path: Path) 
     path = tmp_path / "bert.safetensors"
     write_safetensors(path, tensors)
     with pytest.raises(UserError) as caught:
-        library.find(path, name)
+        library.find_weights(path, name)
     assert says(caught.value, path, "no CLIP", "visual.", "vision_model.")
 
 
@@ -202,7 +202,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(config)
     assert library.is_weights(tmp_path)
     with pytest.raises(UserError) as caught:
-        library.find(tmp_path)
+        library.find_weights(tmp_path)
     assert says(caught.value, tmp_path, "holds no weights", "model.safetensors")
 
 
@@ -239,14 +239,14 @@ PROBE = "vision_model.embeddings.class_embedding"
 def test_tensors_that_do_not_fit_are_named(folder: Path, change: Any, words: list[str]) -> None:
     change_tensors(folder, change)
     with pytest.raises(UserError) as caught:
-        library.read(library.find(folder))
+        library.read_variables(library.find_weights(folder))
     assert says(caught.value, "model.safetensors", *words)
 
 
 def test_a_scalar_may_have_an_axis(folder: Path) -> None:
-    before, _ = library.read(library.find(folder))
+    before, _ = library.read_variables(library.find_weights(folder))
     change_tensors(folder, lambda held: held.update(logit_scale=held["logit_scale"].reshape(1)))
-    after, _ = library.read(library.find(folder))
+    after, _ = library.read_variables(library.find_weights(folder))
     assert after["logit_scale"].shape == ()
     np.testing.assert_array_equal(before["logit_scale"], after["logit_scale"])
 
@@ -256,49 +256,54 @@ def test_half_precision_is_kept_or_widened(folder: Path) -> None:
         for name, value in held.items():
             held[name] = value.astype(np.float16)
 
-    wide = dict(arrays.flat(*library.read(library.find(folder))))
+    wide = dict(arrays.flat(*library.read_variables(library.find_weights(folder))))
     change_tensors(folder, narrow)
-    found = library.find(folder)
-    kept = dict(arrays.flat(*library.read(found, "keep")))
-    again = dict(arrays.flat(*library.read(found)))
+    found = library.find_weights(folder)
+    kept = dict(arrays.flat(*library.read_variables(found, "keep")))
+    again = dict(arrays.flat(*library.read_variables(found)))
     for path, value in wide.items():
         assert kept[path].dtype == np.float16 and again[path].dtype == np.float32
         rounded = np.asarray(value).astype(np.float16)
         np.testing.assert_array_equal(kept[path], rounded)
         np.testing.assert_array_equal(again[path], rounded.astype(np.float32))
-    assert dict(arrays.flat(*library.read(found, "bfloat16")))["logit_scale"].dtype == "bfloat16"
+    assert (
+        dict(arrays.flat(*library.read_variables(found, "bfloat16")))["logit_scale"].dtype
+        == "bfloat16"
+    )
 
 
 def test_parts_of_different_types_are_held_in_float32(folder: Path) -> None:
     name = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
     change_tensors(folder, lambda held: held.update({name: held[name].astype(np.float16)}))
-    kept = dict(arrays.flat(*library.read(library.find(folder), "keep")))
+    kept = dict(arrays.flat(*library.read_variables(library.find_weights(folder), "keep")))
     assert {str(value.dtype) for value in kept.values()} == {"float32"}
 
 
 @pytest.mark.parametrize("name", ["ViT-B/16", "siglip-b16"])
 def test_another_model_than_was_named(name: str, folder: Path) -> None:
     with pytest.raises(UserError) as caught:
-        library.find(folder, name)
+        library.find_weights(folder, name)
     assert says(caught.value, folder, f"does not hold {name}", "not (")
 
 
 def test_pixels_of_another_size_than_the_models(folder: Path) -> None:
-    document = export.documents(library.find(folder).config, "hugging_face", library.Preprocess(16))
+    document = export.documents(
+        library.find_weights(folder).config, "hugging_face", library.Preprocess(16)
+    )
     (folder / "preprocessor_config.json").write_text(
         json.dumps(document["preprocessor_config.json"])
     )
     with pytest.raises(UserError) as caught:
-        library.find(folder)
+        library.find_weights(folder)
     assert says(caught.value, "preprocessor_config.json", "16 pixels", "8")
 
 
 def test_unknown_names(folder: Path, tmp_path: Path) -> None:
-    found = library.find(folder)
+    found = library.find_weights(folder)
     with pytest.raises(UserError, match="unknown dtype 'int8'; known: keep"):
-        library.read(found, "int8")
-    held = library.read(found)
-    with pytest.raises(UserError, match="'timm': no library has this name; there are openai"):
+        library.read_variables(found, "int8")
+    held = library.read_variables(found)
+    with pytest.raises(UserError, match="'timm': no library has this name; there are hugging_face"):
         export.write(tmp_path / "out", held, found.config, "timm")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown dtype"):
         export.write(tmp_path / "out", held, found.config, "open_clip", dtype="int8")

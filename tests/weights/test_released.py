@@ -63,11 +63,11 @@ def found_in(folder: Path, family: str) -> library.SavedWeights:
     if family == "open_clip_siglip":
         path = folder / "open_clip_model.safetensors"
         return library.SavedWeights(path, "open_clip", SIGLIP, library.preprocess_of(SIGLIP), None)
-    return library.find(folder)
+    return library.find_weights(folder)
 
 
 def built(found: library.SavedWeights) -> CLIP:
-    params, stats = library.read(found)
+    params, stats = library.read_variables(found)
     return nnx.merge(nnx.graphdef(abstract_model(found.config)), params, stats)
 
 
@@ -113,7 +113,7 @@ def check_gradients(
 
     ours = nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))
     with open_tensors(folder / "gradients.safetensors") as tensors:
-        theirs, _ = arrays.read(tensors, found.config, found.library)
+        theirs, _ = arrays.to_variables(tensors, found.config, found.library)
     theirs_flat, ours_flat = dict(arrays.flat(theirs)), dict(arrays.flat(ours))
     assert theirs_flat.keys() == ours_flat.keys()
     assert any(np.abs(value).max() > 1e-3 for value in theirs_flat.values())
@@ -135,7 +135,7 @@ def check_statistics(
         rest = {name: tensors.read(name) for name in tensors if name not in statistics}
     write_safetensors(folder / "after.safetensors", {**rest, **statistics})
     with open_tensors(folder / "after.safetensors") as tensors:
-        _, theirs = arrays.read(tensors, found.config, found.library)
+        _, theirs = arrays.to_variables(tensors, found.config, found.library)
     ours = dict(arrays.flat(variables(model)[1]))
     for path, value in arrays.flat(theirs):
         close(ours[path], np.asarray(value), 1e-5, path)
@@ -199,8 +199,8 @@ def test_live_batch_statistics(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_round_trip_is_exact(family: str, tmp_path: Path) -> None:
     found = found_in(GOLDEN / family, family)
-    held = library.read(found, "keep")
-    tensors = arrays.write(held, found.config, found.library)
+    held = library.read_variables(found, "keep")
+    tensors = arrays.to_tensors(held, found.config, found.library)
     write_safetensors(tmp_path / "again.safetensors", tensors)
     file = found.path
     file = file / mapping_of(found.library).weights_file if file.is_dir() else file
