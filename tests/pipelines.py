@@ -39,6 +39,7 @@ from clip_jax.cli import inspect
 from clip_jax.data import mixture
 from clip_jax.data.example import REASONS
 from clip_jax.errors import UserError
+from clip_jax.training import setup
 from clip_jax.training.run import prepare
 from clip_jax.training.trainer import Trainer
 from support import encoded, picture, write_tar
@@ -186,7 +187,7 @@ class Pipelines:
         config = ConfigDict(self.config.to_dict())
         config.data.train = spec
         try:
-            self._account(inspect.inspect(config, 0, 0.0, 0.4, ""))
+            self._account(inspect.inspect(*setup.checked(config, 1), 0, 0.0, 0.4, ""))
             lines: list[str] = []
             data = mixture.open_mixture(config.data.to_dict(), lines.append)
             assert all("\n" not in line for line in lines), lines
@@ -211,7 +212,7 @@ class Pipelines:
             assert opening["used"] == found["pairs"], opening
         good = sum(found["formats"].values())
         assert found["looked_at"] == found["pairs"] == good + sum(found["broken"].values()), found
-        inspect.described(found, 16, 8).encode()
+        inspect.format_summary(found, 16, 8).encode()
 
     def _train(self, data: mixture.Mixture) -> None:
         self.trainer.run = dataclasses.replace(self.trainer.run, data=data)

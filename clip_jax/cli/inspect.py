@@ -25,6 +25,7 @@ from tqdm import tqdm
 from clip_jax import config as config_lib
 from clip_jax import tokenizers
 from clip_jax.cli.common import CommandParser, split_overrides
+from clip_jax.config.schema import Config
 from clip_jax.data import captions, filters, mixture, pipeline
 from clip_jax.data.example import PairError, only_pair_errors
 from clip_jax.data.images import decoding, lettering
@@ -34,6 +35,8 @@ from clip_jax.distributed import hardware
 from clip_jax.errors import UserError, counted
 from clip_jax.io import files
 from clip_jax.io.files import JsonObject
+from clip_jax.losses.objective import Objective
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training import flops, setup
 
 CHIPS, CHIP = 256, "v5e"
@@ -60,7 +63,7 @@ class Inspected(NamedTuple):
     complaint: str = ""
 
 
-def look(
+def inspect_pairs(
     data: mixture.Mixture, prepare: pipeline.Prepare, count: int, seed: int, threads: int
 ) -> Iterator[Inspected]:
     """Inspects the first `count` pairs that training draws; 0: all pairs, in their order."""
@@ -80,10 +83,10 @@ def look(
             with only_pair_errors("picture", pair.name):
                 own.decode(pair.image, pair.name)
                 with decoding.open_image(pair.image) as picture:
-                    kind, (width, height) = picture.format or "", picture.size
+                    file_format, (width, height) = picture.format or "", picture.size
         except PairError as error:
             return Inspected(part, i, size, reason=error.reason, complaint=str(error))
-        return Inspected(part, i, size, kind, width, height, tokens, text)
+        return Inspected(part, i, size, file_format, width, height, tokens, text)
 
     def places() -> Iterator[tuple[int, int]]:
         if not count:
@@ -107,8 +110,8 @@ def _spread(values: Sequence[int]) -> dict[str, int]:
     return {"least": int(low), "median": int(middle), "95%": int(high), "most": int(top)}
 
 
-def summary(pairs: Sequence[Inspected], image_size: int, context_length: int) -> JsonObject:
-    """Statistics of pairs, for `--json` and for `described`."""
+def summarize(pairs: Sequence[Inspected], image_size: int, context_length: int) -> JsonObject:
+    """Statistics of pairs, for `--json` and for `format_summary`."""
     good = [pair for pair in pairs if not pair.reason]
     complaints: dict[str, str] = {}
     for pair in pairs:
@@ -128,29 +131,29 @@ def summary(pairs: Sequence[Inspected], image_size: int, context_length: int) ->
     }
 
 
-def speed(
-    data: mixture.Mixture, prepare: pipeline.Prepare, c: Mapping[str, Any], seconds: float
+def measure_speed(
+    data: mixture.Mixture, prepare: pipeline.Prepare, c: Config, seconds: float
 ) -> float:
     """Images a second that this machine prepares with the settings of a config.
 
     seconds: how long to measure.
     """
-    size = min(c["batch_size"], 256)
+    batch_size = min(c.batch_size, 256)
     batches = pipeline.iterator(
-        pipeline.batches(data, prepare, batch_size=size, seed=c["seed"]),
-        threads=c["data"]["threads"],
-        workers=c["data"]["workers"],
-        prefetch=c["data"]["prefetch"],
+        pipeline.batches(data, prepare, batch_size=batch_size, seed=c.seed),
+        threads=c.data.threads,
+        workers=c.data.workers,
+        prefetch=c.data.prefetch,
         max_bad_fraction=1.0,
     )
     try:
         # prefetched batches would make the measured rate too high
-        for _ in range(_WARM_UP + c["data"]["prefetch"] * max(1, c["data"]["workers"])):
+        for _ in range(_WARM_UP + c.data.prefetch * max(1, c.data.workers)):
             next(batches)
         began, images_made = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
             next(batches)
-            images_made += size
+            images_made += batch_size
         return images_made / (time.perf_counter() - began)
     finally:
         batches.close()
@@ -165,8 +168,10 @@ def draw(pairs: Sequence[tuple[Image.Image, str]]) -> Image.Image:
         x, y = i % _COLUMNS * _CELL[0] + 12, i // _COLUMNS * _CELL[1] + 8
         scale = _SIDE / max(picture.size)
         size = tuple(max(1, round(side * scale)) for side in picture.size)
-        shown = picture.resize((size[0], size[1]))
-        sheet.paste(shown, (x + (_SIDE - size[0]) // 2, y + (_SIDE - size[1]) // 2))
+        sheet.paste(
+            picture.resize((size[0], size[1])),
+            (x + (_SIDE - size[0]) // 2, y + (_SIDE - size[1]) // 2),
+        )
         pen.text(
             (x, y + _SIDE + 4),
             lettering.wrap(pen, caption, font, _SIDE, _LINES),
@@ -202,7 +207,7 @@ def _rounded(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def described(summary: Mapping[str, Any], image_size: int, context_length: int) -> str:
+def format_summary(summary: Mapping[str, Any], image_size: int, context_length: int) -> str:
     """A summary as lines of text."""
     total = max(1, summary["looked_at"])
 
@@ -253,31 +258,45 @@ def described(summary: Mapping[str, Any], image_size: int, context_length: int) 
     return "\n".join(lines)
 
 
-def inspect(c: Any, count: int, seconds: float, mfu: float, picture: str) -> JsonObject:
-    """Inspects the data of a config and draws the picture; returns what `--json` prints."""
-    c, model, objective = setup.checked(c, 1)
+def inspect(
+    c: Config,
+    model: CLIPConfig,
+    objective: Objective,
+    count: int,
+    seconds: float,
+    mfu: float,
+    picture: str,
+) -> JsonObject:
+    """Inspects the data of a config and draws the picture.
+
+    Args:
+      c, model, objective: the results of `setup.checked`.
+      count: how many pairs to read; 0: all.
+      seconds: how long to measure the speed; 0: not at all.
+      mfu: the share of the chips' peak that training reaches.
+      picture: the file of the picture; empty: none.
+
+    Returns:
+      The summary that `--json` prints.
+    """
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     data = mixture.open_mixture(c.data.to_dict(), _say, report=False)  # it is in the summary
     size = model.vision.image_size
     prepare = pipeline.Prepare.from_config({**c.data.to_dict(), "cache_mib": 0}, tokenizer, size)
     total = count or data.pairs
-    pairs = look(data, prepare, count, c.seed, c.data.threads)
+    pairs = inspect_pairs(data, prepare, count, c.seed, c.data.threads)
     quiet = not sys.stderr.isatty()
     inspected = list(tqdm(pairs, "looking", total, unit="pair", disable=quiet, leave=False))
     result = {"pairs": data.pairs, "rows": len(data), "sources": _sources(data)}
-    result |= summary(inspected, size, tokenizer.context_length)
+    result |= summarize(inspected, size, tokenizer.context_length)
     if picture:
         with files.atomic_write(Path(picture)) as file:
             _draw_first(data, inspected).save(file, "png")
     if seconds and result["bytes"]:
         step = flops.step(model, objective, c.batch_size) / c.batch_size
         trained = CHIPS * hardware.chip_named(CHIP).peak * mfu / step
-        images_per_second = speed(
-            data,
-            pipeline.Prepare.from_config(c.data.to_dict(), tokenizer, size),
-            c.to_dict(),
-            seconds,
-        )
+        prepare = pipeline.Prepare.from_config(c.data.to_dict(), tokenizer, size)
+        images_per_second = measure_speed(data, prepare, c, seconds)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         hosts = math.ceil(trained / images_per_second)
         result |= {"images_per_second": images_per_second, "cores": cores, "mfu": mfu}
@@ -322,12 +341,12 @@ def run(argv: Sequence[str]) -> int:
     if not 0 < args.mfu <= 1:
         raise UserError(f"--mfu {args.mfu} must be above 0 and at most 1")
     config, _ = config_lib.load(args.config, overrides)
-    result = inspect(config, args.pairs, args.seconds, args.mfu, args.picture)
+    c, model, objective = setup.checked(config, 1)
+    result = inspect(c, model, objective, args.pairs, args.seconds, args.mfu, args.picture)
     if args.json:
         print(json.dumps(result))
         return 0
-    _, model, _ = setup.checked(config, 1)
-    print(described(result, model.vision.image_size, model.text.context_length))
+    print(format_summary(result, model.vision.image_size, model.text.context_length))
     if args.picture:
         print(f"picture    {args.picture}: {_SHOWN} of them")
     return 0

@@ -13,6 +13,7 @@ from PIL import Image
 from clip_jax.cli import inspect
 from clip_jax.cli.inspect import draw
 from clip_jax.config import ROOT
+from clip_jax.training import setup
 from support import encoded, picture, refused, write_tar
 
 CONFIG = str(ROOT / "configs" / "quickstart.py")
@@ -109,6 +110,18 @@ def test_what_opening_left_out(tmp_path, capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     said = "left out   no_text 1 of 5 files: pictures without a text, such as b.jpg"
     assert said in lines and sum(line.startswith("left out ") for line in lines) == 3
+
+
+@pytest.mark.parametrize("flags", [["--json"], []])
+def test_the_config_is_checked_once(data, flags, monkeypatch, capsys) -> None:
+    calls = []
+    check = setup.check
+    monkeypatch.setattr(setup, "check", lambda *args: calls.append(args) or check(*args))
+    captions = "--config.data.captions=('{caption}',)"
+    argv = [CONFIG, data, captions, "--pairs=1", "--seconds=0", "--picture=", *flags]
+    assert inspect.run(argv) == 0
+    assert len(calls) == 1
+    assert "looked" in capsys.readouterr().out
 
 
 def test_a_sheet_holds_any_caption() -> None:
