@@ -26,7 +26,7 @@ from clip_jax.data.sources import BESIDE, Source, layout, read_pair
 from clip_jax.errors import UserError
 from clip_jax.io import files, remote
 
-_VERSION = 1  # of the files in the cache folder
+_VERSION = 2  # of the files in the cache folder
 _CHUNK = 256  # pairs that a thread or a process evaluates at a time
 _BLOCK = 1 << 16  # pairs evaluated before their duplicates are looked for
 _MAX_FIELDS = 50  # in conditions
@@ -308,8 +308,9 @@ class Selected:
                     codes = evaluation(threads, processes, say)
                     left_out = self._write(codes, conditions, file)
                 # the counts come last: they tell that the numbers are complete
+                head = {"left_out": left_out, "digest": files.sampled_digest(self._path)}
                 with files.atomic_write(self._path.with_suffix(".json")) as file:
-                    file.write(json.dumps(left_out).encode())
+                    file.write(json.dumps(head).encode())
             if not self._load():
                 memory = io.BytesIO()
                 codes = evaluation(threads, processes, say)
@@ -330,16 +331,17 @@ class Selected:
         return {why: int(n) for why, n in zip(conditions.reasons, counts[1:], strict=True) if n}
 
     def _load(self) -> bool:
-        """Maps the cached numbers into memory; False if they are missing or incomplete."""
+        """Maps the cached numbers into memory; False if they are missing or damaged."""
         try:
-            counts = files.read_json(self._path.with_suffix(".json"))
-            left_out = {str(why): int(n) for why, n in counts.items()}
+            head = files.read_json(self._path.with_suffix(".json"))
+            left_out = {str(why): int(n) for why, n in head["left_out"].items()}
             count = len(self.source) - sum(left_out.values())
-            if self._path.stat().st_size != count * self._type.itemsize:
+            is_complete = self._path.stat().st_size == count * self._type.itemsize
+            if not is_complete or files.sampled_digest(self._path) != head["digest"]:
                 return False
             empty = np.zeros(0, self._type)  # an empty file cannot be mapped
             self.numbers = np.memmap(self._path, self._type, mode="r") if count else empty
-        except (OSError, UserError, ValueError, TypeError):
+        except (OSError, UserError, ValueError, TypeError, KeyError, AttributeError):
             return False
         self.left_out = left_out
         return True

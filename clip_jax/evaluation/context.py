@@ -116,8 +116,8 @@ class EvalContext:
         """
         key = key_of(self.model_key, source.fingerprint, len(source)) if self.cache else name
         if key not in self._encoded:
-            encoded = self.cache.encoded(key)
-            if encoded is None or len(encoded.features) != len(source):
+            encoded = self.cache.encoded(key, len(source))
+            if encoded is None:
                 with nothing_left_out(name), self.progress(name, len(source)) as advance:
                     if self._pooled:
                         encoded = self.encoder.encoded(source, self.preprocess, advance=advance)
@@ -125,7 +125,8 @@ class EvalContext:
                         images = self.encoder.images(source, self.preprocess, advance=advance)
                         encoded = Encoded(images, images)
                 self.cache.keep_encoded(key, encoded)
-                encoded = self.cache.encoded(key) or encoded  # mapped from disk, out of memory
+                # mapped from disk, out of memory
+                encoded = self.cache.encoded(key, len(source)) or encoded
             while len(self._encoded) >= _ENCODED_SPLITS:
                 self._encoded.pop(next(iter(self._encoded)))
             self._encoded[key] = encoded
@@ -149,8 +150,8 @@ class EvalContext:
         templates = templates or dataset.templates
         key = key_of(names, list(templates), self.model_key if self.cache else "")
         if key not in self._classifiers:
-            weights = self.cache.classifier(key)
-            if weights is None or weights.shape[:1] != (len(names),):
+            weights = self.cache.classifier(key, len(names))
+            if weights is None:
                 weights = classifier(self.encoder, self.tokenizer, names, templates)
                 self.cache.keep_classifier(key, weights)
             self._classifiers[key] = weights

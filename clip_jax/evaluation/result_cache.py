@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from clip_jax.distributed import multihost
 from clip_jax.evaluation.features import Encoded
-from clip_jax.evaluation.serialization import from_json, thumbnails_in, to_json
+from clip_jax.evaluation.serialization import Thumbnail, from_json, thumbnails_in, to_json
 from clip_jax.io import files
 
 T = TypeVar("T")
@@ -66,6 +67,8 @@ class ResultCache:
             # a name is no path
             names = [name for name in document["thumbnails"] if name.isalnum()]
             thumbnails = {name: (self._folder / f"{name}.webp").read_bytes() for name in names}
+            if any(Thumbnail(content).name != name for name, content in thumbnails.items()):
+                return None
             return from_json(kind, document["result"], thumbnails)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
@@ -82,19 +85,14 @@ class ResultCache:
         with files.atomic_write(self._folder / f"{key}.json") as file:
             file.write(json.dumps(document).encode())
 
-    def encoded(self, key: str) -> Encoded | None:
-        """Features, or None."""
+    def encoded(self, key: str, rows: int) -> Encoded | None:
+        """Features of so many images, mapped into memory, or None."""
         if not self._features or multihost.is_multi_process():
             return None
         assert self._folder
-        try:
-            parts = [
-                np.load(self._folder / f"{key}.{name}.npy", mmap_mode="r", allow_pickle=False)
-                for name in Encoded._fields
-            ]
-        except (OSError, ValueError, EOFError):
-            return None
-        return Encoded(*parts)
+        features = _map_array(self._folder / f"{key}.features.npy", rows)
+        pooled = _map_array(self._folder / f"{key}.pooled.npy", rows)
+        return None if features is None or pooled is None else Encoded(features, pooled)
 
     def keep_encoded(self, key: str, encoded: Encoded) -> None:
         """Writes features."""
@@ -105,32 +103,50 @@ class ResultCache:
             with files.atomic_write(self._folder / f"{key}.{name}.npy") as file:
                 np.save(file, part, allow_pickle=False)
 
-    def classifier(self, key: str) -> np.ndarray | None:
-        """A zero-shot classifier that any evaluation of this user computed, or None."""
-        return self._common("classifiers", key)
+    def classifier(self, key: str, rows: int) -> np.ndarray | None:
+        """A zero-shot classifier that any evaluation of this user computed, or None.
+
+        rows: how many classes it has.
+        """
+        return self._common("classifiers", key, rows)
 
     def keep_classifier(self, key: str, weights: np.ndarray) -> None:
         """Writes a zero-shot classifier for later evaluations."""
         self._keep_common("classifiers", key, weights)
 
-    def descriptors(self, key: str) -> np.ndarray | None:
-        """Descriptors of training images that any evaluation of this user computed, or None."""
-        return self._common("descriptors", key)
+    def descriptors(self, key: str, rows: int) -> np.ndarray | None:
+        """Descriptors of training images that any evaluation of this user computed, or None.
+
+        rows: how many images there are.
+        """
+        return self._common("descriptors", key, rows)
 
     def keep_descriptors(self, key: str, descriptors: np.ndarray) -> None:
         """Writes descriptors of training images for later evaluations."""
         self._keep_common("descriptors", key, descriptors)
 
-    def _common(self, kind: str, key: str) -> np.ndarray | None:
+    def _common(self, kind: str, key: str, rows: int) -> np.ndarray | None:
         if not self or multihost.is_multi_process():
             return None
-        try:
-            return np.load(files.cache_folder(kind) / f"{key}.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None
+        array = _map_array(files.cache_folder(kind) / f"{key}.npy", rows)
+        return None if array is None else np.array(array)
 
     def _keep_common(self, kind: str, key: str, array: np.ndarray) -> None:
         if not self or multihost.is_multi_process():
             return
-        with files.atomic_write(files.cache_folder(kind) / f"{key}.npy") as file:
+        # a cache that cannot be written only costs the next evaluation some time
+        with (
+            contextlib.suppress(OSError),
+            files.atomic_write(files.cache_folder(kind) / f"{key}.npy") as file,
+        ):
             np.save(file, array, allow_pickle=False)
+
+
+def _map_array(path: Path, rows: int) -> np.ndarray | None:
+    """Maps a matrix of so many rows into memory; None if the file is missing or is another."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception:  # NumPy raises errors of many types for the files of others
+        return None
+    is_matrix = array.ndim == 2 and array.dtype.kind == "f"
+    return array if is_matrix and len(array) == rows else None

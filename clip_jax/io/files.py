@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -14,6 +15,7 @@ from clip_jax.errors import UserError
 
 MAX_JSON = 4 << 20  # bytes
 JsonObject: TypeAlias = dict[str, Any]
+_SAMPLES, _SAMPLE = 16, 4096  # blocks of a sampled digest, and their bytes
 
 
 @contextmanager
@@ -38,6 +40,24 @@ def cache_folder(name: str) -> Path:
     """The folder where this user's processes cache results of a kind."""
     base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(base) / "clip_jax" / name
+
+
+def sampled_digest(path: Path) -> str:
+    """A hash of the size of a file and of blocks of it, from the first to the last.
+
+    It tells whether another file lies in the place of one that was written before, however large
+    both are, but not whether a single byte of a large file changed.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest = hashlib.sha256(str(size).encode())
+        for i in range(_SAMPLES):
+            file.seek(max(0, size - _SAMPLE) * i // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()[:32]
 
 
 def read_small(path: Path, most: int, what: str) -> bytes:

@@ -42,8 +42,8 @@ def test_nothing_is_kept_without_a_folder() -> None:
     cache.keep_classifier("k", np.ones((2, 3)))
     assert not cache
     assert cache.result("k", Result) is None
-    assert cache.encoded("k") is None
-    assert cache.classifier("k") is None
+    assert cache.encoded("k", 2) is None
+    assert cache.classifier("k", 2) is None
 
 
 @pytest.mark.parametrize(
@@ -87,26 +87,27 @@ def test_names_of_thumbnails_do_not_leave_the_folder(tmp_path: Path) -> None:
 def test_features(tmp_path: Path) -> None:
     made = Encoded(np.ones((2, 3), np.float32), np.zeros((2, 4), np.float32))
     ResultCache(tmp_path).keep_encoded("k", made)
-    found = ResultCache(tmp_path).encoded("k")
+    found = ResultCache(tmp_path).encoded("k", 2)
+    assert ResultCache(tmp_path).encoded("k", 3) is None
     assert found is not None
     assert all(np.array_equal(a, b) for a, b in zip(found, made, strict=True))
-    assert ResultCache(tmp_path, features=False).encoded("k") is None
+    assert ResultCache(tmp_path, features=False).encoded("k", 2) is None
     (tmp_path / "k.pooled.npy").write_bytes(b"\x93NUMPY")
-    assert ResultCache(tmp_path).encoded("k") is None
+    assert ResultCache(tmp_path).encoded("k", 2) is None
 
 
 def test_features_hold_no_pickle(tmp_path: Path) -> None:
     array = np.array([{"a": 1}], object)
     for name in Encoded._fields:
         np.save(tmp_path / f"k.{name}.npy", array, allow_pickle=True)
-    assert ResultCache(tmp_path).encoded("k") is None
+    assert ResultCache(tmp_path).encoded("k", 2) is None
 
 
 def test_what_is_written_for_all_evaluations_of_a_user(tmp_path: Path) -> None:
     ResultCache(tmp_path / "one").keep_classifier("k" * 8, np.arange(6.0).reshape(2, 3))
-    found = ResultCache(tmp_path / "two").classifier("k" * 8)
+    found = ResultCache(tmp_path / "two").classifier("k" * 8, 2)
     assert np.array_equal(found, np.arange(6.0).reshape(2, 3))
-    assert ResultCache(tmp_path / "two").descriptors("k" * 8) is None
+    assert ResultCache(tmp_path / "two").descriptors("k" * 8, 2) is None
 
 
 def test_a_name_follows_from_every_value() -> None:

@@ -21,16 +21,16 @@ import numpy as np
 from clip_jax.data.opening import OpeningReport, Tally
 from clip_jax.data.sources import tar_index
 from clip_jax.errors import UserError
-from clip_jax.io import remote
+from clip_jax.io import files, remote
 
-_VERSION = 4
+_VERSION = 5
 _READERS = 8  # indices read at the same time
 _TYPES = {
     **{"starts": np.int64, "spans": np.int64, "texts": np.int64},
     **{"names": np.uint8, "ends": np.int64},
 }
 _WIDTHS = {"spans": 4, "texts": 3}
-_FLAWS, _REPORT = "flaws", "report"
+_FLAWS, _REPORT, _DIGESTS = "flaws", "report", "digests"
 
 Tar = tuple[str, remote.State]
 
@@ -61,8 +61,10 @@ class Catalogue(NamedTuple):
 
 
 def _load(folder: Path, tars: int) -> Catalogue | None:
-    """Maps what `_write` wrote to a folder; None if it is incomplete."""
+    """Maps what `_write` wrote to a folder; None if it is incomplete or damaged."""
     try:
+        if json.loads((folder / _DIGESTS).read_bytes()) != _digests(folder):
+            return None
         arrays: dict[str, np.ndarray] = {
             field: np.memmap(folder / field, dtype, mode="r") for field, dtype in _TYPES.items()
         }
@@ -80,6 +82,11 @@ def _load(folder: Path, tars: int) -> Catalogue | None:
         and int(arrays["spans"][-1, 3]) == len(arrays["texts"])
     )
     return Catalogue(**arrays, flaws=flaws, report=report) if is_complete else None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The digests of all other files of a catalogue's folder."""
+    return {name: files.sampled_digest(folder / name) for name in (*_TYPES, _FLAWS, _REPORT)}
 
 
 def _write(
@@ -129,6 +136,7 @@ def _write_folder(tars: Sequence[Tar], place: str, image: str, folder: Path) -> 
             flaws, report = _write(tars, place, image, into)
         (temporary / _REPORT).write_text(json.dumps(report.to_dict()))
         (temporary / _FLAWS).write_text(json.dumps(list(flaws.items())))
+        (temporary / _DIGESTS).write_text(json.dumps(_digests(temporary)))
         shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would have been used
         temporary.replace(folder)
     finally:

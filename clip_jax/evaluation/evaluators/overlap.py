@@ -133,7 +133,7 @@ def _training_descriptors(context: EvalContext, source: Source) -> np.ndarray:
     version = overlap.describe(ramp).tolist()  # changes with the descriptor
     key = key_of("descriptors", version, source.fingerprint, len(source))
     if key not in context.descriptors:
-        descriptors = context.cache.descriptors(key)
+        descriptors = context.cache.descriptors(key, len(source))
         if descriptors is None:
             blank = overlap.describe(Image.new("RGB", (8, 8), (128, 128, 128)))
             descriptors = _describe_all(

@@ -25,7 +25,7 @@ from clip_jax.data.sources.tables.reading import Account, FileReader
 from clip_jax.errors import UserError
 from clip_jax.io import files, remote
 
-_VERSION = 3
+_VERSION = 4
 _MAX_NOTES = 20
 _MAX_JSON = 64 << 20  # bytes: a data set may have many files
 
@@ -95,6 +95,7 @@ def table(
         **dict(image=reader.image, names=reader.names, is_json=reader.is_json, starts=starts),
         "left_out": {k: dataclasses.astuple(v) for k, v in left_out.items()},
         "notes": reader.notes(),
+        "digests": _digests(stream),
     }
     with files.atomic_write(stream.with_suffix(".json")) as file:  # last: it marks completion
         file.write(json.dumps(head).encode())
@@ -111,13 +112,18 @@ def _check_damaged(bad: LeftOut, rows: int, most: float) -> None:
         )
 
 
+def _digests(stream: Path) -> list[str]:
+    """Of the rows, and of the numbers of those left out."""
+    return [files.sampled_digest(path) for path in (stream, stream.with_suffix(".left"))]
+
+
 def _load(stream: Path) -> Cached | None:
-    """The table in the cache folder; None if it is missing or incomplete."""
+    """The table in the cache folder; None if it is missing, incomplete or damaged."""
     try:
         head = files.read_json(stream.with_suffix(".json"), _MAX_JSON)
-        left = np.fromfile(stream.with_suffix(".left"), np.int64)
-        if not stream.is_file():
+        if head["digests"] != _digests(stream):
             return None
+        left = np.fromfile(stream.with_suffix(".left"), np.int64)
         left_out = {
             k: LeftOut(int(n), str(example)) for k, (n, example) in head["left_out"].items()
         }
