@@ -28,9 +28,9 @@ def write_run(folder):
     """Makes a run's folder with two checkpoints."""
     values = {"model": TINY.to_dict(), "tokenizer": "clip", "dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(values))
-    kept = checkpointing.Checkpoints(folder, keep=2)
+    checkpoints = checkpointing.Checkpoints(folder, keep=2)
     for step in (OLD, NEW):
         params, _ = numbers(step)
-        kept.save(step, {"params": params}, {"next_index": step}, values, force=True)
-    kept.close()
+        checkpoints.save(step, {"params": params}, {"next_index": step}, values, force=True)
+    checkpoints.close()
     return folder

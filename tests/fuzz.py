@@ -46,7 +46,7 @@ def pictures() -> list[bytes]:
     def paired(kind: str) -> bytes:
         return encoded(small.copy(), kind, save_all=True, append_images=[picture(3, (33, 21))])
 
-    found = [
+    files = [
         *(
             encoded(small, "jpeg", exif=exif, quality=q, subsampling=s)
             for q, s in ((60, 2), (95, 0))
@@ -64,7 +64,7 @@ def pictures() -> list[bytes]:
         *(encoded(small, kind) for kind in ("bmp", "ppm")),
         damage.many_scans((40, 40), 4),
     ]
-    return found
+    return files
 
 
 def decodes(data: bytes) -> str:

@@ -45,9 +45,9 @@ def kill(folder: Path, count: int, processes: int, seed: int) -> int:
     """Kills, over as many runs as it takes; returns how many kills it was."""
     rng, kills, number = random.Random(seed), 0, 0
     config = runs.small_run(folder, 20)
-    whole = folder / "whole"
+    uninterrupted = folder / "whole"
     began = time.monotonic()
-    for done in runs.together(runs.command(config, whole), processes):
+    for done in runs.together(runs.command(config, uninterrupted), processes):
         assert done.returncode == 0, done.stderr
     longest = time.monotonic() - began
     while kills < count:
@@ -57,7 +57,7 @@ def kill(folder: Path, count: int, processes: int, seed: int) -> int:
             kills += killed_once(argv, processes, rng.uniform(0.2, 1.1) * longest)
         for done in runs.together(argv, processes):
             assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-        assert same(folder / f"run{number}", whole), f"run{number}, seed {seed}"
+        assert same(folder / f"run{number}", uninterrupted), f"run{number}, seed {seed}"
         print(f"{kills} kills, {number} runs: equal to the bit", flush=True)
     return kills
 

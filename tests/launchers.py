@@ -25,8 +25,8 @@ HARD_WORDS = [
 
 def environment(**more: str) -> dict[str, str]:
     """This environment without what would lead jax.distributed astray, in UTF-8."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM_"))}
-    return {**kept, "PYTHON": sys.executable, "LC_ALL": "C.UTF-8", **more}
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM_"))}
+    return {**variables, "PYTHON": sys.executable, "LC_ALL": "C.UTF-8", **more}
 
 
 class Tools:

@@ -95,31 +95,31 @@ def described(rng: np.random.Generator, end: str) -> bytes:
 
 def members(rng: np.random.Generator) -> list[tuple[str, bytes]]:
     """Files of pairs, in some order."""
-    found: list[tuple[str, bytes]] = []
+    files: list[tuple[str, bytes]] = []
     for i in range(int(rng.integers(1, 9))):
         stem = _NAMES[int(rng.integers(len(_NAMES)))].format(i if rng.random() < 0.9 else 0)
         for _ in range(2 if rng.random() < 0.1 else 1):
             common = rng.random() < 0.7
             end = ".png" if common else _ENDS[int(rng.integers(len(_ENDS)))]
-            found.append((stem + end, image(rng)))
+            files.append((stem + end, image(rng)))
         for _ in range(int(rng.choice([0, 1, 2], p=[0.1, 0.8, 0.1]))):
             end = _TEXTS[int(rng.choice(len(_TEXTS), p=[0.4, 0.4, 0.05, 0.05, 0.05, 0.05]))]
-            found.append((stem + end, described(rng, end)))
+            files.append((stem + end, described(rng, end)))
     if rng.random() < 0.3:
-        found = [found[i] for i in rng.permutation(len(found))]
-    return found
+        files = [files[i] for i in rng.permutation(len(files))]
+    return files
 
 
 def rows(rng: np.random.Generator, kind: str) -> list[dict[str, Any]]:
     """Rows of a table, whose pictures are paths or bytes."""
-    found = []
+    table = []
     for i in range(int(rng.integers(1, 9))):
         path: Any = f"{i}.png" if rng.random() < 0.9 else [None, "", "../x.png", "no.png", 3][i % 5]
         row = {"filepath": path, "caption": caption(rng)}
         if rng.random() < 0.2:
             row[f"late {i % 2}"] = caption(rng)
-        found.append(row)
-    return found
+        table.append(row)
+    return table
 
 
 def table(rng: np.random.Generator, kind: str) -> bytes:
@@ -201,18 +201,20 @@ class Pipelines:
             return "refused"
         return "trained"
 
-    def _account(self, found: dict[str, Any]) -> None:
+    def _account(self, summary: dict[str, Any]) -> None:
         """Everything that was seen is used or left out for a reason, once."""
-        json.dumps(found).encode()
-        (source,) = found["sources"]
+        json.dumps(summary).encode()
+        (source,) = summary["sources"]
         opening = source["opening"]
         left = sum(one["count"] for one in opening["left_out"].values())
         assert opening["seen"] == opening["used"] + left, opening
         if opening["unit"] == "rows":
-            assert opening["used"] == found["pairs"], opening
-        good = sum(found["formats"].values())
-        assert found["looked_at"] == found["pairs"] == good + sum(found["broken"].values()), found
-        inspect.format_summary(found, 16, 8).encode()
+            assert opening["used"] == summary["pairs"], opening
+        good = sum(summary["formats"].values())
+        assert summary["looked_at"] == summary["pairs"] == good + sum(summary["broken"].values()), (
+            summary
+        )
+        inspect.format_summary(summary, 16, 8).encode()
 
     def _train(self, data: mixture.Mixture) -> None:
         self.trainer.run = dataclasses.replace(self.trainer.run, data=data)

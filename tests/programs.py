@@ -33,13 +33,13 @@ class Held(NamedTuple):
 
 def arrays(text: str) -> set[Held]:
     """Every array that the program of a device makes or is given."""
-    found = set()
+    results = set()
     for result, made_by in _RESULT.findall(text):
         for dtype, dims in _SHAPE.findall(result):
-            found.add(Held(made_by, dtype, tuple(int(n) for n in dims.split(",") if n)))
-    return found
+            results.add(Held(made_by, dtype, tuple(int(n) for n in dims.split(",") if n)))
+    return results
 
 
 def collectives(text: str) -> set[Held]:
     """The arrays that devices send each other."""
-    return {held for held in arrays(text) if _COLLECTIVE.match(held.made_by)}
+    return {array for array in arrays(text) if _COLLECTIVE.match(array.made_by)}

@@ -184,13 +184,13 @@ SPEEDS = ("images_per_second", "tflops_per_second", "mfu")
 
 def values(workdir: Path) -> dict[tuple[int, str], float]:
     """(step, name) → value, for all that does not tell the time; fails on one logged twice."""
-    found: dict[tuple[int, str], float] = {}
+    metrics: dict[tuple[int, str], float] = {}
     for line in lines(workdir):
         step = line.pop("step")
         for name, value in line.items():
-            assert (step, name) not in found, f"{name} of step {step} stands there twice"
-            found[step, name] = value
-    return {key: v for key, v in found.items() if key[1] not in SPEEDS}
+            assert (step, name) not in metrics, f"{name} of step {step} stands there twice"
+            metrics[step, name] = value
+    return {key: v for key, v in metrics.items() if key[1] not in SPEEDS}
 
 
 def parameters(workdir: Path) -> dict[str, np.ndarray]:

@@ -82,12 +82,12 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     def _send(self, path: Path, fault: str) -> None:
         content, stat = path.read_bytes(), path.stat()
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if not asked or fault == "ignores ranges":
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if not byte_range or fault == "ignores ranges":
             self.send_response(200)
             part = content
         else:
-            first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+            first, last = int(byte_range[1]), min(int(byte_range[2]), len(content) - 1)
             self.server.ranges.append((first, last))
             if first >= len(content):
                 self.send_response(416)

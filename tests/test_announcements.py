@@ -14,8 +14,8 @@ from support import encoded, picture, refused, write_tar
 
 def lines_of(capsys, config, workdir, *flags):
     assert main.run(runs.command(config, workdir, *flags)[3:]) == 0
-    said = capsys.readouterr()
-    return said.out, said.err
+    captured = capsys.readouterr()
+    return captured.out, captured.err
 
 
 def test_small_batches_are_said_and_the_farewell_names_what_was_written(tmp_path, capsys):
@@ -82,7 +82,7 @@ def test_a_set_of_captions_without_labels_is_one_of_retrieval(ending, text, metr
     for i in range(3):
         members += [(f"{i}.png", encoded(picture(i))), (f"{i}.{ending}", text)]
     tar = write_tar(tmp_path / "a.tar", members)
-    found = dataset_loader.open_dataset(
+    dataset = dataset_loader.open_dataset(
         "mine", {"data": str(tar)}, "", templates=("{}",), caption="{caption}"
     )
-    assert found.metric == metric
+    assert dataset.metric == metric

@@ -19,8 +19,8 @@ EXAMPLES = sorted((runs.ROOT / "examples").glob("*.ipynb"))
 
 def outputs(notebook, kind):
     """What the cells gave of a MIME type, in order."""
-    given = (out for cell in notebook.cells for out in cell.get("outputs", []))
-    return [out["data"][kind] for out in given if kind in out.get("data", {})]
+    cell_outputs = (out for cell in notebook.cells for out in cell.get("outputs", []))
+    return [out["data"][kind] for out in cell_outputs if kind in out.get("data", {})]
 
 
 def execute(name, folder, monkeypatch, **environment):

@@ -47,16 +47,16 @@ def mix(config, broken):
         members += [(f"{i}.png", encoded(picture(seed, size))), (f"{i}.json", b'{"name": "x y"}')]
     members += [("x.png", b""), ("y.json", b"{}"), ("y.heic", b""), ("0.seg.png", b"mask")]
     sound = write_tar(config.parent / "sound.tar", members)
-    of = {
+    entries = {
         "broken": {"data": str(broken), "weight": 2},
         "sound": {"data": str(sound), "weight": 1, "captions": ("{name}", "{name:each}")},
     }
-    of["sound"]["filter"] = {"min_side": 5, "duplicates": -1}
-    return "--config.data.train=", f"--config.data.mix={of}", "--config.log.every=5", MOST
+    entries["sound"]["filter"] = {"min_side": 5, "duplicates": -1}
+    return "--config.data.train=", f"--config.data.mix={entries}", "--config.log.every=5", MOST
 
 
 @pytest.fixture(scope="module")
-def wanted(config, mix):
+def expected(config, mix):
     """By the definition of the order, all that goes by in the run's steps."""
     c, _ = config_lib.load(str(config), [flag.removeprefix("--config.") for flag in mix])
     prepare = pipeline.Prepare(
@@ -69,12 +69,14 @@ def wanted(config, mix):
         mixture.open_mixture(c.data.to_dict()), prepare, batch_size=c.batch_size, seed=c.seed
     )
     bad = sum(batches[step]["bad"].sum(0) for step in range(STEPS))
-    found = {f"data/skipped/{r}": int(n) for r, n in zip(REASONS, bad, strict=True) if n}
-    of = sum(np.bincount(batches[step]["source"]) for step in range(STEPS))
-    found |= {f"data/source/{name}": int(n) for name, n in zip(c.data.mix, of, strict=True)}
+    counts = {f"data/skipped/{r}": int(n) for r, n in zip(REASONS, bad, strict=True) if n}
+    rows_by_source = sum(np.bincount(batches[step]["source"]) for step in range(STEPS))
+    counts |= {
+        f"data/source/{name}": int(n) for name, n in zip(c.data.mix, rows_by_source, strict=True)
+    }
     left_out = dict.fromkeys(("no_text", "no_picture", "extra_picture", "unknown_ending"), 1)
-    found |= {f"data/left_out/sound/{reason}": n for reason, n in left_out.items()}
-    return {**found, "data/filtered/sound/size": 1, "data/filtered/sound/duplicate": 1}
+    counts |= {f"data/left_out/sound/{reason}": n for reason, n in left_out.items()}
+    return {**counts, "data/filtered/sound/size": 1, "data/filtered/sound/duplicate": 1}
 
 
 def counted(workdir):
@@ -90,7 +92,7 @@ def flags(broken, *more):
 
 
 @pytest.fixture(scope="module")
-def whole(config, mix):
+def full_run(config, mix):
     workdir = config.parent / "whole"
     done = runs.run(config, workdir, *mix)
     assert done.returncode == 0, done.stderr
@@ -102,23 +104,23 @@ def whole(config, mix):
     return workdir
 
 
-def test_all_that_goes_by_and_is_left_out_is_counted(whole, wanted):
-    assert {f"data/skipped/{r}" for r in ("picture", "text", "caption")} < wanted.keys()
-    assert wanted["data/source/broken"] + wanted["data/source/sound"] == 8 * STEPS
-    assert counted(whole) == wanted
-    epochs = {step: v for (step, name), v in runs.values(whole).items() if name == "epoch"}
+def test_all_that_goes_by_and_is_left_out_is_counted(full_run, expected):
+    assert {f"data/skipped/{r}" for r in ("picture", "text", "caption")} < expected.keys()
+    assert expected["data/source/broken"] + expected["data/source/sound"] == 8 * STEPS
+    assert counted(full_run) == expected
+    epochs = {step: v for (step, name), v in runs.values(full_run).items() if name == "epoch"}
     assert epochs[STEPS] == 8 * STEPS / 22
 
 
-def test_and_counted_once_by_a_run_that_was_killed(config, mix, whole, wanted):
+def test_and_counted_once_by_a_run_that_was_killed(config, mix, full_run, expected):
     workdir = config.parent / "killed"
     process, _ = runs.run_until(config, workdir, 5, signal.SIGKILL, *mix)
     assert process.returncode == -signal.SIGKILL
     again = runs.run(config, workdir, *mix, "--config.data.workers=1")
     assert again.returncode == 0, again.stderr
-    assert counted(workdir) == wanted
-    assert runs.values(workdir) == runs.values(whole)
-    ours, theirs = runs.parameters(workdir), runs.parameters(whole)
+    assert counted(workdir) == expected
+    assert runs.values(workdir) == runs.values(full_run)
+    ours, theirs = runs.parameters(workdir), runs.parameters(full_run)
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 

@@ -138,15 +138,15 @@ def write_config(folder: Path, weights: Path, tar: Path, config: CLIPConfig) -> 
 @pytest.mark.parametrize("family", MODELS)
 def test_a_run_starts_from_a_file_and_is_loaded(family, tar, tmp_path):
     config, kind = MODELS[family]
-    held = variables(CLIP(config, rngs=nnx.Rngs(3)))
-    export.write(tmp_path / "weights", held, config, kind)
+    weights = variables(CLIP(config, rngs=nnx.Rngs(3)))
+    export.write(tmp_path / "weights", weights, config, kind)
     path = write_config(tmp_path, tmp_path / "weights", tar, config)
     still = runs.run(path, tmp_path / "still", "--config.optimizer.learning_rate=1e-12")
     assert still.returncode == 0, still.stderr
     losses = [line["loss"] for line in runs.lines(tmp_path / "still")]
     assert len(losses) == 3 and np.isfinite(losses).all()
     run, preprocess, tokenize = clip_jax.load(str(tmp_path / "still"))
-    params = dict(jax.tree_util.tree_flatten_with_path(held[0])[0])
+    params = dict(jax.tree_util.tree_flatten_with_path(weights[0])[0])
     for place, value in jax.tree_util.tree_flatten_with_path(variables(run)[0])[0]:
         np.testing.assert_allclose(value, params[place], rtol=0, atol=1e-6, err_msg=str(place))
     counted = [n for n in jax.tree.leaves(variables(run)[1]) if n.dtype == np.int32]
@@ -160,13 +160,13 @@ def test_a_run_starts_from_another_run_or_a_step_of_it(tar, tmp_path):
     path = write_config(tmp_path, tmp_path / "weights", tar, config)
     first = runs.run(path, tmp_path / "first", "--config.optimizer.learning_rate=0.1")
     assert first.returncode == 0, first.stderr
-    held = variables(clip_jax.load(str(tmp_path / "first"))[0])
+    weights = variables(clip_jax.load(str(tmp_path / "first"))[0])
     for source in (tmp_path / "first", tmp_path / "first" / "checkpoints" / "3"):
         still = ("--config.optimizer.learning_rate=1e-12", f"--config.weights.path={source}")
         done = runs.run(path, tmp_path / f"from {source.name}", *still)
         assert done.returncode == 0 and f"starting from {source}" in done.stderr, done.stderr
         again = variables(clip_jax.load(str(tmp_path / f"from {source.name}"))[0])
-        for one, other in zip(jax.tree.leaves(held[0]), jax.tree.leaves(again[0]), strict=True):
+        for one, other in zip(jax.tree.leaves(weights[0]), jax.tree.leaves(again[0]), strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
     other = ("--config.model.vision.layers=2", f"--config.weights.path={tmp_path / 'first'}")
     done = runs.run(path, tmp_path / "other", *other)
@@ -175,8 +175,8 @@ def test_a_run_starts_from_another_run_or_a_step_of_it(tar, tmp_path):
 
 def test_other_sizes_are_resized_by_choice_only(tar, tmp_path):
     config, kind = MODELS["clip"]
-    held = variables(CLIP(config, rngs=nnx.Rngs(3)))
-    export.write(tmp_path / "weights", held, config, kind)
+    weights = variables(CLIP(config, rngs=nnx.Rngs(3)))
+    export.write(tmp_path / "weights", weights, config, kind)
     larger = dataclasses.replace(
         config,
         vision=dataclasses.replace(config.vision, image_size=32),
@@ -192,8 +192,8 @@ def test_other_sizes_are_resized_by_choice_only(tar, tmp_path):
     assert done.returncode == 0, done.stderr
     losses = [line["loss"] for line in runs.lines(tmp_path / "run")]
     assert losses[2] < losses[0]
-    said = done.stdout + done.stderr
-    assert "resized: 16 pixels and 8 tokens to 32 pixels and 12 tokens" in said
+    output = done.stdout + done.stderr
+    assert "resized: 16 pixels and 8 tokens to 32 pixels and 12 tokens" in output
     shutil.rmtree(tmp_path / "weights")  # a run that has begun needs them no more
     again = runs.run(path, tmp_path / "run", "--config.weights.resize=True")
     assert again.returncode == 0 and "nothing to train" in again.stdout + again.stderr
@@ -212,8 +212,8 @@ def test_other_sizes_are_resized_by_choice_only(tar, tmp_path):
 )
 def test_weights_of_another_model_are_refused(change, words, tar, tmp_path):
     config, kind = MODELS["clip"]
-    held = variables(CLIP(config, rngs=nnx.Rngs(3)))
-    export.write(tmp_path / "weights", held, config, kind)
+    weights = variables(CLIP(config, rngs=nnx.Rngs(3)))
+    export.write(tmp_path / "weights", weights, config, kind)
     path = write_config(tmp_path, tmp_path / "weights", tar, dataclasses.replace(config, **change))
     with pytest.raises(UserError) as caught:
         main.run(["--config", str(path), "--workdir", str(tmp_path / "run")])

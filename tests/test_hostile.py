@@ -134,16 +134,16 @@ def dataset(config, source):
 
 
 @pytest.fixture(scope="module")
-def wanted(source, dataset):
+def expected(source, dataset):
     """How often the run's steps draw a pair of each fault."""
     source.drawn.clear()
     for step in range(STEPS):
         dataset[step]
     drawn = list(source.drawn)
     assert {*drawn} == {*range(len(source))}, "every fault is drawn"
-    found = Counter(reason(source, i) for i in drawn)
-    assert {*found} == {None, *REASONS}
-    return {f"data/skipped/{r}": n for r, n in found.items() if r}
+    counts = Counter(reason(source, i) for i in drawn)
+    assert {*counts} == {None, *REASONS}
+    return {f"data/skipped/{r}": n for r, n in counts.items() if r}
 
 
 def skipped(workdir):
@@ -163,7 +163,7 @@ def flags(tars, *more):
 
 
 @pytest.fixture(scope="module")
-def whole(config, tars):
+def full_run(config, tars):
     before = set(config.parent.rglob("*"))
     done = runs.run(config, config.parent / "whole", *flags(tars))
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
@@ -176,32 +176,32 @@ def whole(config, tars):
     return config.parent / "whole"
 
 
-def test_each_fault_is_survived_and_counted_as_often_as_it_is_drawn(whole, wanted):
-    assert skipped(whole) == wanted
-    assert len(losses(whole)) == STEPS
+def test_each_fault_is_survived_and_counted_as_often_as_it_is_drawn(full_run, expected):
+    assert skipped(full_run) == expected
+    assert len(losses(full_run)) == STEPS
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_counts_and_losses(config, tars, whole, wanted):
+def test_a_killed_run_goes_on_to_the_same_counts_and_losses(config, tars, full_run, expected):
     workdir = config.parent / "killed"
     process, _ = runs.run_until(config, workdir, 5, signal.SIGKILL, *flags(tars))
     assert process.returncode == -signal.SIGKILL
     again = runs.run(config, workdir, *flags(tars, "--config.data.workers=1"))
     assert again.returncode == 0, again.stderr
-    assert skipped(workdir) == wanted
-    assert losses(workdir) == losses(whole)
+    assert skipped(workdir) == expected
+    assert losses(workdir) == losses(full_run)
 
 
-def test_too_many_end_it_by_a_line(dataset, wanted):
-    most = sum(wanted.values()) - 1
-    found = pipeline.iterator(
+def test_too_many_end_it_by_a_line(dataset, expected):
+    most = sum(expected.values()) - 1
+    reader = pipeline.iterator(
         dataset, threads=1, workers=0, prefetch=1, max_bad_fraction=most / 1000
     )
     try:
         with pytest.raises(UserError) as error:
             for _ in range(STEPS):
-                next(found)
-        counts = [f"{name.rpartition('/')[2]} {n}" for name, n in wanted.items()]
+                next(reader)
+        counts = [f"{name.rpartition('/')[2]} {n}" for name, n in expected.items()]
         assert says(error.value, f"max_bad_fraction={most / 1000:g}", ".tar:", *counts)
     finally:
-        found.close()
+        reader.close()

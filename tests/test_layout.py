@@ -75,13 +75,13 @@ def imports(module: str) -> frozenset[str]:
             names += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-    found = set()
+    modules = set()
     for name in names:
         package, _, inner = name.partition(".")
         if package == "clip_jax":
             # what is no module is defined in one
-            found.add(inner if inner in MODULES else inner.rpartition(".")[0])
-    return frozenset(found - {module})
+            modules.add(inner if inner in MODULES else inner.rpartition(".")[0])
+    return frozenset(modules - {module})
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -108,8 +108,8 @@ def test_an_import_in_a_function_counts_and_one_for_types_does_not() -> None:
     tree = ast.parse(
         "if TYPE_CHECKING:\n    import a\ndef f():\n    import b\n    if x:\n        import c\n"
     )
-    found = [alias.name for n in statements(tree) if isinstance(n, ast.Import) for alias in n.names]
-    assert found == ["b", "c"]
+    names = [alias.name for n in statements(tree) if isinstance(n, ast.Import) for alias in n.names]
+    assert names == ["b", "c"]
 
 
 @cache

@@ -57,9 +57,9 @@ def ours(case, hyper):
 def theirs(case, hyper, before):
     """The loss of each step, and the weights after."""
     released.open_clip()
-    there = parity.Theirs(TINY[case], hyper, before)
-    losses = [there.step(batch) for batch in batches(TINY[case], hyper.steps)]
-    return np.array(losses), there.tensors()
+    trainer = parity.Theirs(TINY[case], hyper, before)
+    losses = [trainer.step(batch) for batch in batches(TINY[case], hyper.steps)]
+    return np.array(losses), trainer.tensors()
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_twenty_losses_from_equal_weights_and_batches_are_open_clips(case, optio
     released.open_clip()
     hyper = dataclasses.replace(HYPER, **options)
     before, losses, after = ours(case, hyper)
-    wanted, weights = theirs(case, hyper, before)
-    np.testing.assert_allclose(losses, wanted, rtol=0, atol=1e-4)
+    expected, weights = theirs(case, hyper, before)
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-4)
     assert np.ptp(losses) > 0.1, "something was trained"
     assert after.keys() == weights.keys()
     if case[0] == "vit":  # a whole batch's statistics spread a rounding over all of a ResNet
@@ -158,11 +158,11 @@ def unit(rng, *shape):
 def test_the_test_loss_is_the_objectives(sigmoid):
     rng = np.random.default_rng(0)
     image, text = unit(rng, 40, 8), unit(rng, 40, 8)
-    found = learning_data.batch_loss(image, text, 9.0, -3.0 if sigmoid else 0.0, sigmoid)
+    batch_loss = learning_data.batch_loss(image, text, 9.0, -3.0 if sigmoid else 0.0, sigmoid)
     arrays = (jnp.asarray(image, jnp.float32), jnp.asarray(text, jnp.float32), jnp.asarray(9.0))
     loss = contrastive.sigmoid_loss if sigmoid else contrastive.softmax_loss
-    want, _ = loss(*arrays, *((jnp.asarray(-3.0),) if sigmoid else ()))
-    assert found == pytest.approx(float(want), rel=1e-5)
+    expected, _ = loss(*arrays, *((jnp.asarray(-3.0),) if sigmoid else ()))
+    assert batch_loss == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_test_loss_leaves_out_what_fills_no_batch():
@@ -206,11 +206,11 @@ def test_a_test_set_groups_pictures_of_one_caption_and_captions_of_one_picture()
     assert test.image_group.tolist()[1] == test.image_group.tolist()[2] == test.text_group[2]
     assert test.text_group[0] == test.text_group[1] == test.image_group[0] != test.image_group[1]
     assert test.label.tolist() == [0, 1, 0] and len(test.label_tokens) == 2
-    found = learning_data.evaluate(Perfect(test), test, sigmoid=False)
-    assert found["R@1 i→t %"] == found["R@1 t→i %"] == 100
+    metrics = learning_data.evaluate(Perfect(test), test, sigmoid=False)
+    assert metrics["R@1 i→t %"] == metrics["R@1 t→i %"] == 100
     # in a batch of three, two pictures share their caption: each takes half of the other's chance
-    assert found["test loss"] == pytest.approx(2 / 3 * math.log(2))
-    assert found["zero-shot %"] == 0 and found["logit scale"] == 100
+    assert metrics["test loss"] == pytest.approx(2 / 3 * math.log(2))
+    assert metrics["zero-shot %"] == 0 and metrics["logit scale"] == 100
 
 
 def test_labels_that_some_picture_lacks_are_none():
@@ -234,10 +234,10 @@ def test_the_interval_over_seeds_is_students():
 def test_open_clips_own_rows_are_each_caption_once_an_epoch():
     released.open_clip()
     source = [pair(i, Alternatives([f"{i}a", f"{i}b"])) for i in range(6)]
-    found = learning_data.open_clip_batches(
+    batches = learning_data.open_clip_batches(
         source, "{caption}", Letters(8), TINY["vit", "softmax"], 4, 0
     )
-    first = [next(found) for _ in range(3)]
+    first = [next(batches) for _ in range(3)]
     texts = {Letters(8).decode(row) for batch in first for row in batch["tokens"]}
     assert texts == {f"{i}{letter}" for i in range(6) for letter in "ab"}
     assert first[0]["image"].shape == (4, 3, 16, 16)

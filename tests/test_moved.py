@@ -20,7 +20,7 @@ from support import refused, write_pairs, write_tar
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("http://user:SECRET@host/x.tar", "http://host/x.tar"),
         ("https://SECRET@host:80/x.tar:1.png", "https://host:80/x.tar:1.png"),
@@ -40,12 +40,12 @@ from support import refused, write_pairs, write_tar
         ("http://host:8080/a@b.tar", "http://host:8080/a@b.tar"),
     ],
 )
-def test_secrets_of_urls_are_left_out(text, wanted):
-    assert redacted(text) == wanted and remote.redact(text) == wanted
+def test_secrets_of_urls_are_left_out(text, expected):
+    assert redacted(text) == expected and remote.redact(text) == expected
     assert "SECRET" not in str(UserError(text))
     assert config_lib.without_secrets({"a": [text], "b": {"c": (text,)}}) == {
-        "a": [wanted],
-        "b": {"c": (wanted,)},
+        "a": [expected],
+        "b": {"c": (expected,)},
     }
 
 
@@ -117,9 +117,9 @@ def test_a_signature_is_renewed_and_stands_nowhere(tmp_path):
         assert_told_nothing(bad)
         argv = [sys.executable, "-m", "clip_jax", "inspect", str(config)]
         argv += [f"--config.data.train={at}", f"--picture={tmp_path / 'x.png'}", "--seconds=0"]
-        seen = subprocess.run(argv, env=runs.environment(), capture_output=True, text=True)
-        assert "pairs" in seen.stdout, seen.stderr
-        assert_told_nothing(seen)
+        inspection = subprocess.run(argv, env=runs.environment(), capture_output=True, text=True)
+        assert "pairs" in inspection.stdout, inspection.stderr
+        assert_told_nothing(inspection)
     for path in workdir.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
         assert not any(word in content for word in (b"SECRET", b"SIGN")), path
@@ -140,7 +140,7 @@ def assert_told_nothing(done):
 
 
 @pytest.mark.parametrize(
-    ("address", "wanted"),
+    ("address", "expected"),
     [
         ("127.0.0.1:8476", "127.0.0.1:8476"),
         ("localhost:8476", "127.0.0.1:8476"),
@@ -149,10 +149,10 @@ def assert_told_nothing(done):
         ("no-such-host.invalid:8476", None),
     ],
 )
-def test_the_coordinator_listens_at_its_own_address(address, wanted, monkeypatch):
+def test_the_coordinator_listens_at_its_own_address(address, expected, monkeypatch):
     monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
-    found = multihost._bind_address(ProcessInfo(address, 2, 0))
-    assert found == wanted or (address.startswith("localhost") and found == "[::1]:8476")
+    bound = multihost._bind_address(ProcessInfo(address, 2, 0))
+    assert bound == expected or (address.startswith("localhost") and bound == "[::1]:8476")
     assert multihost._bind_address(ProcessInfo(address, 2, 1)) is None
 
 

@@ -63,15 +63,15 @@ def test_a_redirect_to_another_site_is_refused_unless_allowed(tmp_path, monkeypa
 
 def children(pid):
     """The processes that a process started."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == pid:
-            found.append(int(path.parent.name))
-    return found
+            pids.append(int(path.parent.name))
+    return pids
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers by /proc")

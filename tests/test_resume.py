@@ -20,7 +20,7 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(config):
+def full_run(config):
     """The run that nobody stopped."""
     workdir = config.parent / "whole"
     done = runs.run(config, workdir)
@@ -36,37 +36,37 @@ def same(first, second):
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 
 
-def test_a_run_logs_every_step_and_its_evaluations(whole):
-    values = runs.values(whole)
+def test_a_run_logs_every_step_and_its_evaluations(full_run):
+    values = runs.values(full_run)
     assert {step for step, name in values if name == "loss"} == set(range(1, 13))
     names = {name for step, name in values if step == 12}
     assert {"zero_shot/held/top1", "zero_shot/held/top5"} <= names
     assert {f"retrieval/held/{way}/r{k}" for way in ("image_to_text", "text_to_image")
             for k in (1, 5, 10)} <= names  # fmt: skip
-    model = CLIPConfig.from_dict(json.loads((whole / "config.json").read_text())["model"])
-    for line in runs.lines(whole):
+    model = CLIPConfig.from_dict(json.loads((full_run / "config.json").read_text())["model"])
+    for line in runs.lines(full_run):
         if "loss" in line:
             a_pair = 1e12 * line["tflops_per_second"] / line["images_per_second"]
             assert (
                 a_pair == pytest.approx(flops.step(model, Contrastive(), 8) / 8)
                 and "mfu" not in line
             )
-    assert (whole / "pictures" / "step_12" / "held.png").exists()
-    assert list((whole / "tensorboard").iterdir())
+    assert (full_run / "pictures" / "step_12" / "held.png").exists()
+    assert list((full_run / "tensorboard").iterdir())
 
 
 @pytest.mark.parametrize("step", [1, 5, 7, 11])
-def test_killed_and_started_again_it_ends_the_same_to_the_bit(config, whole, step):
+def test_killed_and_started_again_it_ends_the_same_to_the_bit(config, full_run, step):
     workdir = config.parent / f"killed_{step}"
     process, _ = runs.run_until(config, workdir, step, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     again = runs.run(config, workdir)
     assert again.returncode == 0, again.stderr
-    same(workdir, whole)
+    same(workdir, full_run)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves_cleanly(config, whole, how):
+def test_a_signal_saves_and_leaves_cleanly(config, full_run, how):
     workdir = config.parent / how.name
     process, stderr = runs.run_until(config, workdir, 6, how)
     assert process.returncode == 0, stderr
@@ -77,31 +77,31 @@ def test_a_signal_saves_and_leaves_cleanly(config, whole, how):
     again = runs.run(config, workdir)
     assert again.returncode == 0, again.stderr
     assert f"resuming after step {last}" in again.stderr
-    same(workdir, whole)
+    same(workdir, full_run)
 
 
-def test_a_finished_run_has_nothing_to_do(config, whole):
-    before = (whole / "metrics.jsonl").read_bytes()
-    again = runs.run(config, whole)
+def test_a_finished_run_has_nothing_to_do(config, full_run):
+    before = (full_run / "metrics.jsonl").read_bytes()
+    again = runs.run(config, full_run)
     assert again.returncode == 0, again.stderr
     assert "nothing to train" in again.stderr
-    assert (whole / "metrics.jsonl").read_bytes() == before
+    assert (full_run / "metrics.jsonl").read_bytes() == before
 
 
-def test_worker_processes_give_the_same_batches(config, whole):
+def test_worker_processes_give_the_same_batches(config, full_run):
     workdir = config.parent / "workers"
     done = runs.run(config, workdir, "--config.data.workers=2")
     assert done.returncode == 0, done.stderr
     ours = {k: v for k, v in runs.values(workdir).items() if k[1] == "loss"}
-    assert ours == {k: v for k, v in runs.values(whole).items() if k[1] == "loss"}
+    assert ours == {k: v for k, v in runs.values(full_run).items() if k[1] == "loss"}
 
 
-def test_evaluate_gives_the_numbers_of_training(config, whole):
+def test_evaluate_gives_the_numbers_of_training(config, full_run):
     import json
 
-    done = runs.run(config, whole, "--mode=evaluate")
+    done = runs.run(config, full_run, "--mode=evaluate")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found.pop("step") == 12
-    trained = runs.values(whole)
-    assert found and all(value == trained[12, name] for name, value in found.items())
+    metrics = json.loads(done.stdout.splitlines()[-1])
+    assert metrics.pop("step") == 12
+    trained = runs.values(full_run)
+    assert metrics and all(value == trained[12, name] for name, value in metrics.items())

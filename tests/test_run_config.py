@@ -53,11 +53,11 @@ def mutated(values, rng):
     """One to three values replaced, left out, renamed or added."""
     values = copy.deepcopy(values)
     for _ in range(int(rng.integers(1, 4))):
-        found = list(places(values))
-        if not found:
+        paths = list(places(values))
+        if not paths:
             break
-        weight = np.array([3.0 if p[0] in ("model", "dtype", "tokenizer") else 1.0 for p in found])
-        *path, key = found[int(rng.choice(len(found), p=weight / weight.sum()))]
+        weight = np.array([3.0 if p[0] in ("model", "dtype", "tokenizer") else 1.0 for p in paths])
+        *path, key = paths[int(rng.choice(len(paths), p=weight / weight.sum()))]
         node = values
         for name in path:
             node = node[name]
@@ -97,13 +97,13 @@ def test_500_mutated_configs_end_in_a_line_or_are_used(folder, kind):
     config, count = folder / "config.json", 0
     c, _ = config_lib.load(str(config_lib.ROOT / "configs" / "quickstart.py"))
     raw = config.read_bytes()
-    whole = {**json.loads(config_lib.to_json(c)), **json.loads(raw)}
+    document = {**json.loads(config_lib.to_json(c)), **json.loads(raw)}
     for seed in range(250):
         rng = np.random.default_rng(seed)
         if kind == "bytes":
-            config.write_bytes(damage.mutated(json.dumps(whole).encode(), rng, raw))
+            config.write_bytes(damage.mutated(json.dumps(document).encode(), rng, raw))
         else:
-            config.write_text(json.dumps(mutated(whole, rng)))
+            config.write_text(json.dumps(mutated(document, rng)))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -166,11 +166,11 @@ def test_whole_numbers_stand_for_fractions(name):
 def test_weights_of_another_shape_are_refused(folder, run):
     """Where the checkpoint holds no config of its own, its arrays tell."""
     (folder / "checkpoints").unlink()
-    kept = checkpointing.Checkpoints(folder)
+    checkpoints = checkpointing.Checkpoints(folder)
     values = json.loads((folder / "config.json").read_text())
     state = {"params": {"log_logit_scale": jax.numpy.zeros(3)}}
-    kept.save(NEW, state, {}, {}, force=True)
-    kept.close()
+    checkpoints.save(NEW, state, {}, {}, force=True)
+    checkpoints.close()
     assert values["model"]
     refused(lambda: pretrained.load(folder), f"checkpoints/{NEW} cannot be restored")
 

@@ -39,13 +39,13 @@ def _replicated(text, params, shards):
     """Rows of the whole batch, or all layers of a parameter that is split, on one device."""
     split = [leaf for leaf in jax.tree.leaves(params) if not leaf.sharding.is_fully_replicated]
     stacks = {tuple(sorted(leaf.shape)) for leaf in split if leaf.shape[0] == LAYERS}
-    for held in arrays(text):
-        if not held.floating or len(held.shape) < 3:
+    for array in arrays(text):
+        if not array.floating or len(array.shape) < 3:
             continue
-        if ROWS in held.shape and held.size > ROWS * PATCHES * WIDTH / shards:
-            yield f"the whole batch: {held}"
-        if tuple(sorted(held.shape)) in stacks:
-            yield f"every layer of a parameter: {held}"
+        if ROWS in array.shape and array.size > ROWS * PATCHES * WIDTH / shards:
+            yield f"the whole batch: {array}"
+        if tuple(sorted(array.shape)) in stacks:
+            yield f"every layer of a parameter: {array}"
 
 
 def _unsplit(params, parts):
@@ -66,14 +66,14 @@ def _unexpected(text, params, mesh, updated):
     shards, tensor = sharding.batch_shards(mesh), mesh.shape["tensor"]
     # what an optimizer that is split over more devices has made of them
     updates = {math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(params)}
-    for held in collectives(text):
-        kind, size = held.made_by.removesuffix("-start"), held.size
+    for array in collectives(text):
+        kind, size = array.made_by.removesuffix("-start"), array.size
         features = size <= ROWS * MODEL.embed_dim
-        small = size <= LARGE or not held.floating
+        small = size <= LARGE or not array.floating
         parameter = any(size * part in layers for part in range(1, 9))
         # where devices share a layer, they sum what each of them made of its part
-        shared = tensor > 1 and held.shape[:1] == (ROWS // shards,) and kind == "all-reduce"
-        embedded = TOKENS in held.shape and size <= ROWS * TOKENS * WIDTH / shards
+        shared = tensor > 1 and array.shape[:1] == (ROWS // shards,) and kind == "all-reduce"
+        embedded = TOKENS in array.shape and size <= ROWS * TOKENS * WIDTH / shards
         expected = {
             "all-gather": parameter or features or embedded or (updated and size in updates),
             "all-reduce": parameter or features or shared,
@@ -81,7 +81,7 @@ def _unexpected(text, params, mesh, updated):
             "all-to-all": embedded,
         }
         if not small and not expected.get(kind, False):
-            yield f"unexpected: {held}"
+            yield f"unexpected: {array}"
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
@@ -117,17 +117,17 @@ def test_a_rule_that_is_removed_is_missed(monkeypatch, axis):
 @pytest.mark.parametrize("axes", [("width", "hidden"), ("hidden", "width")], ids=["fc", "proj"])
 def test_and_seen_in_the_program(monkeypatch, axes):
     """One matrix of the MLPs is on every device; the other has its shape and should not be."""
-    partition, found = sharding.partition, []
+    partition, shapes = sharding.partition, []
 
     def without_one(spec, shape, mesh):
         if tuple(spec.axes)[-2:] != axes:
             return partition(spec, shape, mesh)
-        found.append(shape)
+        shapes.append(shape)
         return sharding.P()
 
     monkeypatch.setattr(sharding, "partition", without_one)
     assert any(fault.startswith("every layer") for fault in faults(MESHES[2]))
-    assert found
+    assert shapes
 
 
 def test_a_constraint_that_is_removed_is_missed(monkeypatch):

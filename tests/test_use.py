@@ -84,10 +84,10 @@ def test_scores_add_up_and_are_the_softmax_of_scaled_cosines(run, image):
         model.encode_text(tokenize(["a cat", "a dog", "a car"]), normalized=True)
         @ (model.encode_image(preprocess(Image.open(image))[None], normalized=True)[0])
     )
-    wanted = np.exp(np.asarray(cosine) * np.exp(float(model.logit_scale[...])))
-    wanted = dict(zip(["a cat", "a dog", "a car"], wanted / wanted.sum(), strict=True))
+    expected = np.exp(np.asarray(cosine) * np.exp(float(model.logit_scale[...])))
+    expected = dict(zip(["a cat", "a dog", "a car"], expected / expected.sum(), strict=True))
     for item in scores:
-        assert item["score"] == pytest.approx(wanted[item["label"]], rel=1e-4)
+        assert item["score"] == pytest.approx(expected[item["label"]], rel=1e-4)
 
 
 def test_the_command_prints_labels_or_json(run, image):
@@ -101,8 +101,8 @@ def test_the_command_prints_labels_or_json(run, image):
     machine = subprocess.run(
         [*command, "--json"], env=runs.environment(), capture_output=True, text=True
     )
-    found = json.loads(machine.stdout)
-    assert [item["label"] for item in found] == [label for _, label in rows]
+    items = json.loads(machine.stdout)
+    assert [item["label"] for item in items] == [label for _, label in rows]
 
 
 @pytest.mark.parametrize(
@@ -215,10 +215,10 @@ def test_folders_patterns_and_broken_pictures(run, tmp_path, capsys):
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "a" / "._2.png").write_bytes(b"what macOS leaves")
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
-    given = [str(tmp_path / "a"), str(tmp_path / "*.png"), str(tmp_path / "c[1].png")]
-    found = [os.path.relpath(path, tmp_path) for path in classify.find_images(given)]
-    assert found == ["a/2.png", "a/b/1.jpg", "a/broken.png", "c[1].png", "c[1].png"]
-    argv = ["--checkpoint", str(run), *given, "--labels", "a,b"]
+    patterns = [str(tmp_path / "a"), str(tmp_path / "*.png"), str(tmp_path / "c[1].png")]
+    paths = [os.path.relpath(path, tmp_path) for path in classify.find_images(patterns)]
+    assert paths == ["a/2.png", "a/b/1.jpg", "a/broken.png", "c[1].png", "c[1].png"]
+    argv = ["--checkpoint", str(run), *patterns, "--labels", "a,b"]
     with pytest.raises(UserError, match=r"broken\.png"):
         classify.run(argv)
     capsys.readouterr()

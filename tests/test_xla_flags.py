@@ -15,8 +15,8 @@ def named_flags():
     """Each with a value: 2 where none is written."""
     files = [path for folder in FOLDERS for path in (runs.ROOT / folder).rglob("*")]
     texts = (p.read_text() for p in [*files, runs.ROOT / "README.md"] if p.suffix in KINDS)
-    found = {flag for text in texts for flag in re.findall(r"--xla_\w+(?:=\w+)?", text)} - PAST
-    return {flag if "=" in flag else f"{flag}=2" for flag in found}
+    flags = {flag for text in texts for flag in re.findall(r"--xla_\w+(?:=\w+)?", text)} - PAST
+    return {flag if "=" in flag else f"{flag}=2" for flag in flags}
 
 
 def test_the_installed_version_knows_all_that_are_set_or_documented():

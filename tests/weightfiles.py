@@ -35,8 +35,8 @@ def as_array(tensor: Any) -> np.ndarray:
 
 
 def read_all(path: Path) -> dict[str, np.ndarray]:
-    with open_tensors(path) as found:
-        return dict(found)
+    with open_tensors(path) as tensors:
+        return dict(tensors)
 
 
 def refuses(path: Path, *words: object) -> bool:
@@ -68,11 +68,11 @@ def mutations(content: bytes) -> st.SearchStrategy[bytes]:
         return bytes(changed[:length])
 
     place = st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255))
-    whole = st.just(len(content))
+    full_length = st.just(len(content))
     return st.builds(
         change,
         st.lists(place, min_size=1, max_size=4),
-        st.one_of(whole, whole, st.integers(0, len(content))),
+        st.one_of(full_length, full_length, st.integers(0, len(content))),
     )
 
 

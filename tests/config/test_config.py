@@ -76,11 +76,11 @@ def set_to(item: str) -> Any:
     ],
 )
 def test_values_take_the_type_of_the_default(item: str, expected: Any) -> None:
-    found = set_to(item)
-    assert found == expected
-    assert type(found) is type(expected)
+    config_value = set_to(item)
+    assert config_value == expected
+    assert type(config_value) is type(expected)
     if isinstance(expected, tuple):
-        assert [type(v) for v in found] == [type(v) for v in expected]
+        assert [type(v) for v in config_value] == [type(v) for v in expected]
 
 
 @given(st.integers() | st.floats(allow_nan=False, allow_infinity=False))

@@ -49,11 +49,11 @@ def test_values_are_taken_as_they_are(text: dict[str, str]) -> None:
 @given(st.integers(0, 2**32), st.lists(st.integers(), min_size=1, max_size=6, unique=True))
 def test_a_list_gives_some_of_its_items(seed: int, items: list[int]) -> None:
     rng = np.random.default_rng
-    found = captions.fill("{k}", {"k": items}, "x", rng(seed))
-    chosen = found.split(", ")
+    caption = captions.fill("{k}", {"k": items}, "x", rng(seed))
+    chosen = caption.split(", ")
     assert 1 <= len(chosen) == len(set(chosen))
     assert set(chosen) <= set(map(str, items))
-    assert found == captions.fill("{k}", {"k": items}, "x", rng(seed))
+    assert caption == captions.fill("{k}", {"k": items}, "x", rng(seed))
 
 
 def test_every_item_count_order_and_template_occurs() -> None:
@@ -80,8 +80,8 @@ def test_one_of_a_list_is_any_and_each_comes_in_turn() -> None:
 
 def draws(templates: tuple[str, ...], weights: tuple[float, ...] = ()) -> dict[str, int]:
     rng = np.random.default_rng(1)
-    found = Counter(captions.sample(templates, TEXT, "x", rng, weights) for _ in range(2000))
-    return {caption: round(count / 200) for caption, count in found.items()}
+    counts = Counter(captions.sample(templates, TEXT, "x", rng, weights) for _ in range(2000))
+    return {caption: round(count / 200) for caption, count in counts.items()}
 
 
 def test_templates_are_drawn_by_weight_among_those_that_make_a_caption() -> None:
@@ -95,8 +95,8 @@ def test_templates_are_drawn_by_weight_among_those_that_make_a_caption() -> None
 def test_where_the_first_draw_makes_one_no_more_is_drawn(seed: int, count: int) -> None:
     ours, plain = (np.random.default_rng(seed) for _ in range(2))
     templates = tuple(f"{i}: {{keywords}}" for i in range(count))
-    found = captions.sample((*templates,), TEXT, "x", ours)
-    assert found == captions.fill(templates[plain.integers(count)], TEXT, "x", plain)
+    caption = captions.sample((*templates,), TEXT, "x", ours)
+    assert caption == captions.fill(templates[plain.integers(count)], TEXT, "x", plain)
     assert ours.bit_generator.state == plain.bit_generator.state
 
 

@@ -111,12 +111,12 @@ def test_stems_put_variants_together() -> None:
 
 @pytest.mark.parametrize("stem", [code_stem, name_stem])
 def test_no_variant_of_an_unseen_concept_is_trained_on(splits: dict, stem: Any) -> None:
-    of = (lambda one: one.key) if stem is code_stem else (lambda one: one.text["name"])
-    trained = {stem(of(one)): one.text["name"] for one in splits["train"]}
+    identify = (lambda one: one.key) if stem is code_stem else (lambda one: one.text["name"])
+    trained = {stem(identify(one)): one.text["name"] for one in splits["train"]}
     leaks = {
-        one.text["name"]: trained[stem(of(one))]
+        one.text["name"]: trained[stem(identify(one))]
         for one in splits["unseen_concept"]
-        if stem(of(one)) in trained
+        if stem(identify(one)) in trained
     }
     assert not leaks
 
@@ -177,9 +177,9 @@ def test_no_fluent_drawing_is_trained_on(splits: dict) -> None:
     assert {family for one in splits["unseen_drawing"] for family in one.pictures} == UNSEEN
     trained = {one.key: one.pictures for one in splits["train"]}
     for one in splits["unseen_drawing"]:
-        seen = np.stack(list(trained[one.key].values())).astype(np.float32)
+        drawings = np.stack(list(trained[one.key].values())).astype(np.float32)
         for family, picture in one.pictures.items():
-            distance = np.abs(seen - picture).mean(axis=(1, 2, 3))
+            distance = np.abs(drawings - picture).mean(axis=(1, 2, 3))
             assert distance.min() > 2.0, (one.text["name"], family)
 
 

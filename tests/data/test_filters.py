@@ -28,7 +28,7 @@ from support import encoded, picture, refused
 
 
 @functools.cache
-def shown(width: int, height: int, seed: int = 0) -> bytes:
+def encoded_picture(width: int, height: int, seed: int = 0) -> bytes:
     return encoded(picture(seed, (width, height)))
 
 
@@ -50,26 +50,26 @@ class Made:
     def __getitem__(self, i: int) -> Pair:
         assert type(i) is int and 0 <= i < len(self)
         self.read[i] += 1
-        found = self.pairs[i]
-        if found is None:
+        pair = self.pairs[i]
+        if pair is None:
             raise PairError("unreadable", f"pair {i} cannot be read")
-        return Pair(*found, f"pair {i}")
+        return Pair(*pair, f"pair {i}")
 
 
-def kept(source: Made, templates: tuple[str, ...] = ("{caption}",), **wanted: Any) -> Selected:
-    return Selected(source, Filter.from_dict(wanted), templates, threads=2)
+def select(source: Made, templates: tuple[str, ...] = ("{caption}",), **options: Any) -> Selected:
+    return Selected(source, Filter.from_dict(options), templates, threads=2)
 
 
-def numbers(found: Selected) -> list[int]:
+def numbers(selected: Selected) -> list[int]:
     """Of the pairs that are left, in order."""
-    return found.numbers.tolist()
+    return selected.numbers.tolist()
 
 
 SIZES = [(10, 20), (20, 10), (30, 30), (9, 9), (100, 10), (10, 101)]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "expected", "left_out"),
+    ("options", "expected", "left_out"),
     [
         ({"min_side": 10}, [0, 1, 2, 4, 5], {"size": 1}),
         ({"min_side": 10, "max_side": 100}, [0, 1, 2, 4], {"size": 2}),
@@ -79,17 +79,17 @@ SIZES = [(10, 20), (20, 10), (30, 30), (9, 9), (100, 10), (10, 101)]
     ],
 )
 def test_by_the_sides_of_a_picture(
-    wanted: dict[str, Any], expected: list[int], left_out: dict[str, int]
+    options: dict[str, Any], expected: list[int], left_out: dict[str, int]
 ) -> None:
-    found = kept(Made([(shown(*size), {}) for size in SIZES]), **wanted)
-    assert (numbers(found), found.left_out) == (expected, left_out)
+    selected = select(Made([(encoded_picture(*size), {}) for size in SIZES]), **options)
+    assert (numbers(selected), selected.left_out) == (expected, left_out)
 
 
 def test_no_more_of_a_picture_than_its_header_is_read() -> None:
-    source = Made([(shown(20, 20)[:60], {})])  # a PNG's sizes are in its first 24 bytes
+    source = Made([(encoded_picture(20, 20)[:60], {})])  # a PNG's sizes are in its first 24 bytes
     with mock.patch.object(Image.Image, "load", side_effect=AssertionError):
-        assert numbers(kept(source, min_side=20)) == [0] and source.read == {0: 1}
-        refused(lambda: kept(source, min_side=21), "config.data.filter", "size 1")
+        assert numbers(select(source, min_side=20)) == [0] and source.read == {0: 1}
+        refused(lambda: select(source, min_side=21), "config.data.filter", "size 1")
 
 
 TEXTS: list[dict[str, Any]] = [
@@ -103,7 +103,7 @@ TEXTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    ("templates", "wanted", "expected"),
+    ("templates", "options", "expected"),
     [
         (("{caption}",), {"min_characters": 4}, [0, 2, 4, 5]),
         (("{caption}", "{title}"), {"min_characters": 5}, [0, 4, 5]),
@@ -113,21 +113,21 @@ TEXTS: list[dict[str, Any]] = [
     ],
 )
 def test_by_the_characters_of_the_first_template_that_can_be_filled(
-    templates: tuple[str, ...], wanted: dict[str, Any], expected: list[int]
+    templates: tuple[str, ...], options: dict[str, Any], expected: list[int]
 ) -> None:
-    found = kept(Made([(b"", text) for text in TEXTS]), templates, **wanted)
-    assert numbers(found) == expected, "of which no template makes a caption is left in"
-    assert found.left_out == {"caption": len(TEXTS) - len(expected)}
+    selected = select(Made([(b"", text) for text in TEXTS]), templates, **options)
+    assert numbers(selected) == expected, "of which no template makes a caption is left in"
+    assert selected.left_out == {"caption": len(TEXTS) - len(expected)}
 
 
 def test_by_fields_that_are_numbers() -> None:
     values = [0.3, 0.29, "0.3", " 1e0 ", "much", None, math.nan, True, [1], 10**400, math.inf]
     source = Made([(b"", {"similarity": value}) for value in values] + [(b"", {})])
-    found = kept(source, least={"similarity": 0.3})
-    assert numbers(found) == [0, 2, 3, 10]
-    assert found.left_out == {"similarity": 1, "similarity/missing": 7}
-    assert numbers(kept(source, most={"similarity": 0.3})) == [0, 1, 2]
-    assert numbers(kept(source, least={"similarity": 0.3}, most={"similarity": 1})) == [0, 2, 3]
+    selected = select(source, least={"similarity": 0.3})
+    assert numbers(selected) == [0, 2, 3, 10]
+    assert selected.left_out == {"similarity": 1, "similarity/missing": 7}
+    assert numbers(select(source, most={"similarity": 0.3})) == [0, 1, 2]
+    assert numbers(select(source, least={"similarity": 0.3}, most={"similarity": 1})) == [0, 2, 3]
 
 
 def test_the_first_reason_counts() -> None:
@@ -135,21 +135,21 @@ def test_the_first_reason_counts() -> None:
     source = Made(
         [(b"", {"b": 0}), (b"", {"a": 0, "b": 0}), (b"", {"a": 1}), (b"", {"a": 1, "b": 1})]
     )
-    found = kept(source, **both)
-    assert found.left_out == {"a": 1, "a/missing": 1, "b/missing": 1}
-    assert described(found) == "3 of 4: a 1, a/missing 1, b/missing 1"
-    assert described(kept(source, most={"b": 9})) == "1 of 4: b/missing 1"
+    selected = select(source, **both)
+    assert selected.left_out == {"a": 1, "a/missing": 1, "b/missing": 1}
+    assert described(selected) == "3 of 4: a 1, a/missing 1, b/missing 1"
+    assert described(select(source, most={"b": 9})) == "1 of 4: b/missing 1"
 
 
 def test_what_is_broken_stays_in_to_be_counted_when_it_is_drawn() -> None:
-    whole, text = shown(20, 20), {"caption": "a cat", "n": 1}
-    source = Made([None, (b"no picture", text), (b"", text), (whole[:20], text), (whole, text)])
+    image, text = encoded_picture(20, 20), {"caption": "a cat", "n": 1}
+    source = Made([None, (b"no picture", text), (b"", text), (image[:20], text), (image, text)])
     everything = {"min_side": 20, "max_aspect": 2, "min_characters": 3, "least": {"n": 1}}
-    found = kept(source, **everything, duplicates=-1)
-    assert (len(found), found.left_out) == (5, {})
+    selected = select(source, **everything, duplicates=-1)
+    assert (len(selected), selected.left_out) == (5, {})
     with pytest.raises(PairError, match="pair 0 cannot be read"):
-        found[0]
-    strict = kept(source, min_characters=6)
+        selected[0]
+    strict = select(source, min_characters=6)
     assert (len(strict), strict.left_out) == (1, {"caption": 4}), "what can be judged is"
 
 
@@ -180,25 +180,25 @@ def test_duplicates_are_those_within_the_window(
             expected.append(i)
     source = Made([*pairs, None])  # so that one is left
     with mock.patch.multiple(filters, _BLOCK=block, _CHUNK=step):
-        found = kept(source, duplicates=window, least={"n": 1})
-    assert numbers(found) == [*expected, len(contents)]
+        selected = select(source, duplicates=window, least={"n": 1})
+    assert numbers(selected) == [*expected, len(contents)]
     repeated = len(meets) - len([i for i in expected if i in meets])
-    assert found.left_out.get("duplicate", 0) == repeated
-    assert len(found) + sum(found.left_out.values()) == len(source)
+    assert selected.left_out.get("duplicate", 0) == repeated
+    assert len(selected) + sum(selected.left_out.values()) == len(source)
 
 
-def many(name: str) -> Made:
+def many_pairs(name: str) -> Made:
     return Made([(b"", {"n": i % 3}) for i in range(1000)], name)
 
 
 def test_the_pass_is_made_once_and_mapped_into_memory() -> None:
-    source, lines = many("once"), list[str]()
+    source, lines = many_pairs("once"), list[str]()
     with mock.patch.multiple(filters, _BLOCK=64):
         first = Selected(source, Filter(least={"n": 2.0}), threads=4, say=lines.append)
     assert numbers(first) == list(range(2, 1000, 3))
     assert 5 < len(lines) <= 100 and "of 1,000 pairs" in lines[0]
     source.read.clear()
-    again = kept(source, least={"n": 2})
+    again = select(source, least={"n": 2})
     assert not source.read and again.left_out == first.left_out == {"n": 667}
     assert again.fingerprint == first.fingerprint
     assert isinstance(again.numbers, np.memmap)
@@ -220,54 +220,59 @@ class Dies(Made):
 
 def test_processes_find_the_same_and_one_that_dies_is_said() -> None:
     pairs = [(b"x" * (i % 300), {"n": i % 3}) for i in range(1000)]
-    wanted = Filter.from_dict({"least": {"n": 1}, "duplicates": 300})
+    pair_filter = Filter.from_dict({"least": {"n": 1}, "duplicates": 300})
     ours, theirs = (
-        Selected(Made([*pairs], name), wanted, processes=n) for name, n in (("t", 0), ("p", 2))
+        Selected(Made([*pairs], name), pair_filter, processes=n) for name, n in (("t", 0), ("p", 2))
     )
     assert numbers(ours) == numbers(theirs) and ours.left_out == theirs.left_out
     assert 0 < ours.left_out["duplicate"] < 600
-    refused(lambda: Selected(Dies([*pairs], "d"), wanted, processes=1), "config.data.workers")
+    refused(lambda: Selected(Dies([*pairs], "d"), pair_filter, processes=1), "config.data.workers")
 
 
 def test_and_again_when_data_or_filter_change() -> None:
     prints = {
-        kept(many("a"), most={"n": 1}).fingerprint,
-        kept(many("b"), most={"n": 1}).fingerprint,
+        select(many_pairs("a"), most={"n": 1}).fingerprint,
+        select(many_pairs("b"), most={"n": 1}).fingerprint,
     }
-    prints |= {kept(many("a"), most={"n": 0}).fingerprint, kept(many("a"), min_side=1).fingerprint}
-    by_caption = [kept(many("a"), (t,), min_characters=1).fingerprint for t in ("{n}", "{n}{n}")]
+    prints |= {
+        select(many_pairs("a"), most={"n": 0}).fingerprint,
+        select(many_pairs("a"), min_side=1).fingerprint,
+    }
+    by_caption = [
+        select(many_pairs("a"), (t,), min_characters=1).fingerprint for t in ("{n}", "{n}{n}")
+    ]
     assert len(prints | {*by_caption}) == 6
-    other = kept(many("a"), ("{n}",), most={"n": 1}).fingerprint
+    other = select(many_pairs("a"), ("{n}",), most={"n": 1}).fingerprint
     assert other in prints, "templates matter where characters are counted"
 
 
-def cached(found: Selected) -> Path:
-    return files.cache_folder("selection") / f"{found.fingerprint}.pairs"
+def cached(selected: Selected) -> Path:
+    return files.cache_folder("selection") / f"{selected.fingerprint}.pairs"
 
 
 @pytest.mark.parametrize("end", [".pairs", ".json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"n": "x"}', b'{"n": 5}', None])
 def test_a_damaged_cache_is_made_anew(end: str, content: bytes | None) -> None:
-    path = cached(kept(many("damaged"), most={"n": 1})).with_suffix(end)
+    path = cached(select(many_pairs("damaged"), most={"n": 1})).with_suffix(end)
     if content is None:
         path.unlink()
     else:
         path.write_bytes(content)
-    again = kept(many("damaged"), most={"n": 1})
+    again = select(many_pairs("damaged"), most={"n": 1})
     expected = [i for i in range(1000) if i % 3 < 2]
     assert (numbers(again), again.left_out) == (expected, {"n": 333})
 
 
 def test_it_is_kept_where_indices_are(tmp_path: Path) -> None:
-    wanted, source = Filter.from_dict({"most": {"n": 1}}), many("shared")
+    pair_filter, source = Filter.from_dict({"most": {"n": 1}}), many_pairs("shared")
     for place in (str(tmp_path / "index"), str(tmp_path / "index"), "beside", "s3://bucket/index"):
-        assert len(Selected(source, wanted, cache=place)) == 667
+        assert len(Selected(source, pair_filter, cache=place)) == 667
     ends = {path.suffix for path in (tmp_path / "index").iterdir()}
     assert ends == {".pairs", ".json"} and set(source.read.values()) == {2}, "once in each place"
 
 
 def test_a_pass_that_is_interrupted_leaves_nothing() -> None:
-    source, before = many("stopped"), {*files.cache_folder("selection").glob("*")}
+    source, before = many_pairs("stopped"), {*files.cache_folder("selection").glob("*")}
     started = threading.Event()
 
     class Stops(Made):
@@ -278,9 +283,9 @@ def test_a_pass_that_is_interrupted_leaves_nothing() -> None:
             return super().__getitem__(i)
 
     with pytest.raises(KeyboardInterrupt):
-        kept(Stops(source.pairs, source.name), most={"n": 1})
+        select(Stops(source.pairs, source.name), most={"n": 1})
     assert started.is_set() and before == {*files.cache_folder("selection").glob("*")}
-    assert len(kept(source, most={"n": 1})) == 667
+    assert len(select(source, most={"n": 1})) == 667
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
@@ -288,23 +293,29 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    source = many("held")
-    found = kept(source, most={"n": 0}, duplicates=1)
+    source = many_pairs("held")
+    selected = select(source, most={"n": 0}, duplicates=1)
     assert set(source.read.values()) == {1}
-    assert numbers(pickle.loads(pickle.dumps(found))) == numbers(found) == list(range(0, 1000, 3))
+    assert (
+        numbers(pickle.loads(pickle.dumps(selected)))
+        == numbers(selected)
+        == list(range(0, 1000, 3))
+    )
 
 
 def test_a_cache_that_is_removed_while_in_use_is_named() -> None:
-    found = kept(many("removed"), most={"n": 1})
-    sent = pickle.dumps(found)
-    cached(found).unlink()
-    refused(lambda: pickle.loads(sent), cached(found), "start again")
+    selected = select(many_pairs("removed"), most={"n": 1})
+    sent = pickle.dumps(selected)
+    cached(selected).unlink()
+    refused(lambda: pickle.loads(sent), cached(selected), "start again")
 
 
 def test_a_filter_that_leaves_nothing_is_one_line_now_and_later() -> None:
     for _ in range(2):
         refused(
-            lambda: kept(many("none"), least={"n": 3}), "config.data.filter", "1,000 of 1,000: n"
+            lambda: select(many_pairs("none"), least={"n": 3}),
+            "config.data.filter",
+            "1,000 of 1,000: n",
         )
 
 
@@ -312,7 +323,7 @@ def test_an_animated_picture_and_a_bomb_are_no_trouble() -> None:
     file = io.BytesIO()
     frames = [picture(i, (30, 20)) for i in range(3)]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
-    bomb = bytearray(shown(20, 20))
+    bomb = bytearray(encoded_picture(20, 20))
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2
-    found = kept(Made([(file.getvalue(), {}), (bytes(bomb), {})]), max_side=25)
-    assert numbers(found) == [1], "counted when it is drawn: Pillow does not open it"
+    selected = select(Made([(file.getvalue(), {}), (bytes(bomb), {})]), max_side=25)
+    assert numbers(selected) == [1], "counted when it is drawn: Pillow does not open it"

@@ -103,9 +103,9 @@ def test_pairs_that_a_filter_leaves_in_are_told_apart(tmp_path: Path) -> None:
     captions = ["a cat" if i % 2 else "a lion" for i in range(COUNT)]
     built(tmp_path / "first", "texts", captions)
     source = open_source(str(tmp_path / "first"))
-    wanted = [filters.Filter(min_characters=n) for n in (1, 6)]
-    found = [fingerprint.of_source(filters.Selected(source, one)) for one in wanted]
-    assert found[0] != found[1]
+    pair_filters = [filters.Filter(min_characters=n) for n in (1, 6)]
+    fingerprints = [fingerprint.of_source(filters.Selected(source, one)) for one in pair_filters]
+    assert fingerprints[0] != fingerprints[1]
 
 
 def test_weights_are_known_by_their_content(tmp_path: Path) -> None:

@@ -72,17 +72,17 @@ WHOLE = {
 @pytest.mark.parametrize("kind", WHOLE)
 def test_what_is_cut_short_is_refused_or_lacks_nothing(kind: str) -> None:
     data = WHOLE[kind]
-    whole = np.asarray(decode(data, NAME))
+    full = np.asarray(decode(data, NAME))
     cuts = {*range(0, 64), *range(0, len(data), max(1, len(data) // 60)), *range(-40, 0)}
     refusals = 0
     for cut in sorted(at % len(data) for at in cuts):
         try:
-            found = decode(data[:cut], NAME)
+            picture = decode(data[:cut], NAME)
         except PairError as error:
             assert says(error, NAME) and error.reason == "picture"
             refusals += 1
         else:
-            np.testing.assert_array_equal(np.asarray(found), whole, err_msg=f"cut at {cut}")
+            np.testing.assert_array_equal(np.asarray(picture), full, err_msg=f"cut at {cut}")
     assert refusals > 60
 
 
@@ -234,10 +234,10 @@ def test_large_files_are_read_in_few_parts() -> None:
 
 
 def test_huge_pictures_are_read_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    held, plain = [], decoding.to_rgb
+    was_locked, plain = [], decoding.to_rgb
 
     def to_rgb(image: Image.Image) -> Image.Image:
-        held.append(decoding._HUGE_LOCK.locked())
+        was_locked.append(decoding._HUGE_LOCK.locked())
         return plain(image)
 
     monkeypatch.setattr(decoding, "to_rgb", to_rgb)
@@ -251,7 +251,7 @@ def test_huge_pictures_are_read_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -
         (encoded(large, "jpeg", progressive=True), 24),
     ):
         decode(data, NAME, least)
-    assert held == [False, True, True, False, True]
+    assert was_locked == [False, True, True, False, True]
     refused(encoded(large)[:-900])
     assert not decoding._HUGE_LOCK.locked()
 
@@ -271,7 +271,7 @@ def tricks() -> dict[str, bytes]:
     webp = bytearray(animated("webp"))
     webp[24:30] = struct.pack("<I", 13_055)[:3] * 2
     mpf = b"MPF\0" + entries + struct.pack(">HHII", 0xB002, 7, 0xFFFFFFF0, 8) + bytes(4)
-    found = {
+    files = {
         "exif turned to 9": damage.after_start(JPEG, damage.segment(0xE1, exif(tag(274, 3, 1, 9)))),
         "exif turned to 0": damage.after_start(JPEG, damage.segment(0xE1, exif(tag(274, 3, 1, 0)))),
         "exif turned by text": damage.after_start(
@@ -325,25 +325,25 @@ def tricks() -> dict[str, bytes]:
     j2k = bytearray(encoded(flat("red", (64, 64)), "jpeg2000", no_jp2=True))
     tiny = bytes(j2k[:24]) + struct.pack(">II", 1, 1) + bytes(j2k[32:])
     wide = bytes(j2k[:8]) + struct.pack(">II", 3_000, 3_000) + bytes(j2k[16:])
-    found["a jpeg2000 of small tiles"] = tiny
-    found["a jpeg2000 of one large tile"] = wide
-    found["a jpeg2000 of nine million tiles"] = wide[:24] + struct.pack(">II", 1, 1) + wide[32:]
-    found["a jpeg2000 of ten thousand tiles"] = wide[:24] + struct.pack(">II", 30, 30) + wide[32:]
+    files["a jpeg2000 of small tiles"] = tiny
+    files["a jpeg2000 of one large tile"] = wide
+    files["a jpeg2000 of nine million tiles"] = wide[:24] + struct.pack(">II", 1, 1) + wide[32:]
+    files["a jpeg2000 of ten thousand tiles"] = wide[:24] + struct.pack(">II", 30, 30) + wide[32:]
     jp2 = encoded(flat("red"), "jpeg2000")
     at = jp2.index(b"\xff\x4f\xff\x51")
     length = struct.unpack(">H", jp2[at + 4 : at + 6])[0]
     many = struct.pack(">H", 38 + 3 * 16_384) + jp2[at + 6 : at + 40]
     many += struct.pack(">H", 16_384) + b"\7\1\1" * 16_384
-    found["a jpeg2000 of 16,384 components"] = jp2[: at + 4] + many + jp2[at + 4 + length :]
+    files["a jpeg2000 of 16,384 components"] = jp2[: at + 4] + many + jp2[at + 4 + length :]
     large = struct.pack(">II", 60_000, 60_000)
-    found["a jp2 whose box says less"] = jp2[: at + 8] + large + jp2[at + 16 :]
+    files["a jp2 whose box says less"] = jp2[: at + 8] + large + jp2[at + 16 :]
     avif = encoded(flat("red", (1000, 1000)), "avif", speed=10)
     box = avif.index(b"ispe") + 8
-    found["an avif whose box says less"] = avif[:box] + struct.pack(">II", 9, 9) + avif[box + 8 :]
-    found["an avif whose box says more"] = (
+    files["an avif whose box says less"] = avif[:box] + struct.pack(">II", 9, 9) + avif[box + 8 :]
+    files["an avif whose box says more"] = (
         avif[:box] + struct.pack(">II", 30_000, 30_000) + avif[box + 8 :]
     )
-    return found
+    return files
 
 
 TRICKS = tricks()
@@ -377,8 +377,8 @@ def test_much_beside_a_picture(kind: str) -> None:
     elif "excess" in kind:
         assert apart(data, (128, 128, 128)) == 0
     else:
-        whole = decode(WHOLE[kind.partition(" ")[0]], NAME)
-        np.testing.assert_array_equal(np.asarray(decode(data, NAME)), np.asarray(whole))
+        picture = decode(WHOLE[kind.partition(" ")[0]], NAME)
+        np.testing.assert_array_equal(np.asarray(decode(data, NAME)), np.asarray(picture))
 
 
 @pytest.mark.parametrize("turn", [0, 9, 65_535])
@@ -433,8 +433,8 @@ def inks(color: Any) -> Image.Image:
     """A colour as cyan, magenta, yellow and a third of the black that could stand in it."""
     rgb = np.array(Image.new("RGB", (1, 1), color).getpixel((0, 0)), float)
     black = (255 - rgb.max()) / 3
-    found = [*(255 * (1 - rgb / (255 - black))), black]
-    return Image.new("CMYK", (16, 16), tuple(round(value) for value in found))
+    shares = [*(255 * (1 - rgb / (255 - black))), black]
+    return Image.new("CMYK", (16, 16), tuple(round(value) for value in shares))
 
 
 @pytest.mark.parametrize("color", COLORS)
@@ -513,8 +513,8 @@ DEEP = b'{"caption":' * 300_000
 )
 def test_text(raw: bytes, end: str, expected: Any) -> None:
     if expected is not None:
-        found = parse_text(raw, NAME, end)
-        assert expected in (..., found)
+        fields = parse_text(raw, NAME, end)
+        assert expected in (..., fields)
         return
     with pytest.raises(PairError) as error:
         parse_text(raw, NAME, end)
@@ -545,14 +545,14 @@ def test_text(raw: bytes, end: str, expected: Any) -> None:
     ids=lambda value: repr(value)[:40],
 )
 def test_what_a_caption_is_made_of(value: Any, expected: str | None) -> None:
-    def made() -> str:
+    def make_caption() -> str:
         text = {"caption": value, "title": "other"}
         return captions.sample(["{caption}"], text, NAME, np.random.default_rng(0))
 
     if expected is not None:
-        assert made() == expected
+        assert make_caption() == expected
         return
     with pytest.raises(PairError) as error:
-        made()
+        make_caption()
     assert says(error.value, NAME)
     assert error.value.reason == "caption"

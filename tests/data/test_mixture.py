@@ -26,8 +26,8 @@ def mixed(*sizes: tuple[int, int]) -> Mixture:
     return Mixture([Part(f"{k}", range(pairs), rows) for k, (pairs, rows) in enumerate(sizes)])  # type: ignore[arg-type]
 
 
-def places(found: Mixture, count: int, seed: int) -> list[PairPosition]:
-    return [found.place(position, seed) for position in range(count)]
+def places(mixture_: Mixture, count: int, seed: int) -> list[PairPosition]:
+    return [mixture_.place(position, seed) for position in range(count)]
 
 
 def test_a_single_source_keeps_the_order_that_it_always_had() -> None:
@@ -59,29 +59,29 @@ SIZES = st.lists(st.tuples(st.integers(30, 90), st.integers(1, 90)), min_size=1,
 def test_every_epoch_of_every_source_has_each_pair_once(
     sizes: list[tuple[int, int]], seed: int
 ) -> None:
-    found, epochs = mixed(*sizes), 3
-    assert (len(found), found.pairs) == (sum(r for _, r in sizes), sum(n for n, _ in sizes))
-    rows = places(found, epochs * len(found), seed)
+    mixture_, epochs = mixed(*sizes), 3
+    assert (len(mixture_), mixture_.pairs) == (sum(r for _, r in sizes), sum(n for n, _ in sizes))
+    rows = places(mixture_, epochs * len(mixture_), seed)
     for epoch in range(epochs):
-        of_epoch = rows[epoch * len(found) : (epoch + 1) * len(found)]
+        of_epoch = rows[epoch * len(mixture_) : (epoch + 1) * len(mixture_)]
         assert Counter(row.part for row in of_epoch) == {k: r for k, (_, r) in enumerate(sizes)}
     for k, (pairs, count) in enumerate(sizes):
-        seen = Counter(row[1:] for row in rows if row.part == k)
-        whole, rest = divmod(epochs * count, pairs)
-        assert set(seen.values()) == {1}, "no pair comes twice in an epoch of its source"
-        assert Counter(epoch for epoch, _ in seen) == Counter(
-            {**dict.fromkeys(range(whole), pairs), **({whole: rest} if rest else {})}
+        counts = Counter(row[1:] for row in rows if row.part == k)
+        full_epochs, rest = divmod(epochs * count, pairs)
+        assert set(counts.values()) == {1}, "no pair comes twice in an epoch of its source"
+        assert Counter(epoch for epoch, _ in counts) == Counter(
+            {**dict.fromkeys(range(full_epochs), pairs), **({full_epochs: rest} if rest else {})}
         )
 
 
 def test_a_mixture_is_shuffled_as_a_whole_and_anew_every_epoch() -> None:
-    found = mixed((500, 500), (900, 500))
-    rows = places(found, 2000, 7)
+    mixture_ = mixed((500, 500), (900, 500))
+    rows = places(mixture_, 2000, 7)
     for first in range(0, 2000, 100):
         assert 30 < sum(row.part for row in rows[first : first + 100]) < 70
     parts = [row.part for row in rows]
     assert parts[:1000] != parts[1000:]
-    assert parts != [row.part for row in places(found, 2000, 8)]
+    assert parts != [row.part for row in places(mixture_, 2000, 8)]
     orders = [
         tuple(row.pair for row in rows if (row.part, row.epoch) == (0, epoch)) for epoch in (0, 1)
     ]
@@ -128,7 +128,7 @@ def two(tar_factory: TarFactory) -> dict[str, dict[str, Any]]:
     }
 
 
-def opened(mix: dict[str, dict[str, Any]], **data: Any) -> tuple[Mixture, list[str]]:
+def open_lines(mix: dict[str, dict[str, Any]], **data: Any) -> tuple[Mixture, list[str]]:
     lines: list[str] = []
     data = {"train": "", "mix": mix, "captions": ("{caption}",), **data}
     return mixture.open_mixture(data, lines.append), lines
@@ -155,27 +155,27 @@ def test_a_config_names_what_is_mixed(
 ) -> None:
     mix = with_keys(two, captions=(None, ("{title}", "a {title}")), **keys)
     mix["large"]["caption_weights"] = (3, 1)
-    found, lines = opened(mix)
+    mixture_, lines = open_lines(mix)
     assert not lines
-    assert [part.name for part in found.parts] == ["large", "small"], "by name, however written"
-    assert {part.name: part.rows for part in found.parts} == rows
-    large, small = found.parts
+    assert [part.name for part in mixture_.parts] == ["large", "small"], "by name, however written"
+    assert {part.name: part.rows for part in mixture_.parts} == rows
+    large, small = mixture_.parts
     assert (small.templates, small.weights) == (("{caption}",), ())
     assert (large.templates, large.weights) == (("{title}", "a {title}"), (3, 1))
-    again = pickle.loads(pickle.dumps(found))
-    assert places(again, 50, 1) == places(found, 50, 1)
+    again = pickle.loads(pickle.dumps(mixture_))
+    assert places(again, 50, 1) == places(mixture_, 50, 1)
 
 
 def test_a_filter_is_of_one_source_or_of_all(two: dict[str, dict[str, Any]]) -> None:
     mix = with_keys(two, captions=(None, "{title}"), filter=(None, {"least": {"score": 4}}))
-    found, lines = opened(mix, filter={"min_characters": 1})
-    large, small = (part.source for part in found.parts)
+    mixture_, lines = open_lines(mix, filter={"min_characters": 1})
+    large, small = (part.source for part in mixture_.parts)
     assert isinstance(large, Selected) and isinstance(small, Selected) and not lines
     assert (len(large), large.left_out) == (2, {"score": 4})
     assert (len(small), small.left_out) == (4, {})
-    assert len(found) == found.pairs == 6
+    assert len(mixture_) == mixture_.pairs == 6
     del mix["large"]["filter"]
-    assert isinstance(opened(mix)[0].parts[0].source, TarSource)
+    assert isinstance(open_lines(mix)[0].parts[0].source, TarSource)
 
 
 def test_a_template_that_the_first_pairs_do_not_fill_is_said(
@@ -183,18 +183,18 @@ def test_a_template_that_the_first_pairs_do_not_fill_is_said(
 ) -> None:
     large = two["large"]["data"]
     data = {"train": large, "captions": ("{titel}", "{title}"), "caption_weights": ()}
-    found, (line,) = opened({}, **data)
-    assert "'{titel}'" in line and [part.name for part in found.parts] == [""]
-    refused(lambda: opened({}, **data | {"captions": ("{titel}",)}), large, "'titel'", "title")
+    mixture_, (line,) = open_lines({}, **data)
+    assert "'{titel}'" in line and [part.name for part in mixture_.parts] == [""]
+    refused(lambda: open_lines({}, **data | {"captions": ("{titel}",)}), large, "'titel'", "title")
 
 
 def test_a_share_of_no_row_is_refused(two: dict[str, dict[str, Any]]) -> None:
     refused(
-        lambda: opened(with_keys(two, weight=(1, 1e-9), captions=(None, "{title}"))),
+        lambda: open_lines(with_keys(two, weight=(1, 1e-9), captions=(None, "{title}"))),
         "config.data.mix.large.weight=1e-09",
         "no row",
     )
 
 
 def test_neither_one_source_nor_several(tmp_path: Path) -> None:
-    refused(lambda: opened({}), "config.data.train", "config.data.mix")
+    refused(lambda: open_lines({}), "config.data.train", "config.data.mix")

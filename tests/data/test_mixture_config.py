@@ -14,12 +14,12 @@ from support import refused
 GOOD: dict[str, Any] = {"data": "a.tar"}
 
 
-def of(mix: dict[str, Any], **data: Any) -> dict[str, mixture_config.Entry]:
+def entries_of(mix: dict[str, Any], **data: Any) -> dict[str, mixture_config.Entry]:
     return mixture_config.entries({"train": "", "mix": mix, "captions": ("{caption}",), **data})
 
 
 def test_what_an_entry_does_not_say_is_said_for_all() -> None:
-    found = of(
+    entries = entries_of(
         {"b": GOOD, "a": GOOD | {"captions": "{title}", "filter": {"max_side": 9}, "root": "/x"}},
         captions=["{x}", "{y}"],
         caption_weights=[1, 2],
@@ -27,8 +27,8 @@ def test_what_an_entry_does_not_say_is_said_for_all() -> None:
         image="column",
         root="/own",
     )
-    assert list(found) == ["a", "b"]
-    a, b = found["a"], found["b"]
+    assert list(entries) == ["a", "b"]
+    a, b = entries["a"], entries["b"]
     assert (b.captions, b.caption_weights, b.filter) == (("{x}", "{y}"), (1, 2), Filter(3))
     assert (a.captions, a.caption_weights) == (("{title}",), ())
     assert (a.filter, a.root, a.image) == (Filter(max_side=9), "/x", "column")
@@ -36,7 +36,7 @@ def test_what_an_entry_does_not_say_is_said_for_all() -> None:
 
 
 def test_a_single_source_has_no_name() -> None:
-    (name, one), *more = of({}, train="x.csv", image="i", root="r").items()
+    (name, one), *more = entries_of({}, train="x.csv", image="i", root="r").items()
     assert (name, one.data, one.image, one.root, more) == ("", "x.csv", "i", "r", [])
 
 
@@ -66,17 +66,21 @@ def test_a_single_source_has_no_name() -> None:
     ],
 )
 def test_a_wrong_entry_is_one_line(values: Any, words: list[str]) -> None:
-    refused(lambda: of({"mine": values}), "config.data.mix.mine", *words)
+    refused(lambda: entries_of({"mine": values}), "config.data.mix.mine", *words)
 
 
 @pytest.mark.parametrize("other", [{"weight": 1}, {}, {"epochs": 2, "weight": 3}])
 def test_shares_are_of_one_kind(other: dict[str, Any]) -> None:
     mix = {"one": GOOD | {"epochs": 1}, "other": GOOD | other}
-    refused(lambda: of(mix), "config.data.mix.other", "weight and epochs")
+    refused(lambda: entries_of(mix), "config.data.mix.other", "weight and epochs")
 
 
 def test_train_or_mix() -> None:
-    refused(lambda: of({"a": GOOD}, train="b.tar"), "config.data.train='b.tar'", "config.data.mix")
+    refused(
+        lambda: entries_of({"a": GOOD}, train="b.tar"),
+        "config.data.train='b.tar'",
+        "config.data.mix",
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +103,7 @@ def test_train_or_mix() -> None:
 )
 def test_a_wrong_filter_is_one_line(values: dict[str, Any], words: list[str]) -> None:
     words[0] = f"config.data.filter.{words[0]}"
-    refused(lambda: of({}, train="x", filter=values), *words)
+    refused(lambda: entries_of({}, train="x", filter=values), *words)
     (first, *_), key = words, "config.data.mix.a.filter"
     moved = first.replace("config.data.filter", key)
-    refused(lambda: of({"a": GOOD | {"filter": values}}), moved)
+    refused(lambda: entries_of({"a": GOOD | {"filter": values}}), moved)

@@ -69,7 +69,7 @@ def same(one: Batch, two: Batch) -> bool:
     return one.keys() == two.keys() and all(np.array_equal(one[k], two[k]) for k in one)
 
 
-def joined(parts: Sequence[Batch]) -> Batch:
+def concatenated(parts: Sequence[Batch]) -> Batch:
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
@@ -113,10 +113,10 @@ def test_who_makes_which_rows_changes_nothing(
     assume(len([i for i in cut | silent if i < pairs]) < 0.9 * pairs)
     batch_size, rows = share[0], sorted(share[1])
     source, options = Numbers(pairs, cut, silent), {"batch_size": batch_size, "seed": seed}
-    whole = pipeline.batches(source, PREPARE, **options)[step]
+    full_batch = pipeline.batches(source, PREPARE, **options)[step]
     part = pipeline.batches(source, PREPARE, **options, rows=np.array(rows))[step]
-    assert len(whole["image"]) == batch_size
-    assert same(part, {key: value[rows] for key, value in whole.items()})
+    assert len(full_batch["image"]) == batch_size
+    assert same(part, {key: value[rows] for key, value in full_batch.items()})
 
 
 @settings(max_examples=25)
@@ -182,13 +182,13 @@ def test_any_number_of_hosts_makes_the_batches_of_one_and_goes_on_with_another(
 ) -> None:
     source = mixed(*(Numbers(n, cut, first=100 * k) for k, n in enumerate(counts)))
     size, *hosts = share
-    whole = pipeline.batches(source, PREPARE, batch_size=size, seed=seed)
+    batches = pipeline.batches(source, PREPARE, batch_size=size, seed=seed)
     for then, count in zip((step, step + 1), hosts, strict=True):
         rows = random.sample(range(size), size)  # in whatever order the devices lie
         own = np.array(rows).reshape(count, -1)
         parts = [pipeline.batches(source, PREPARE, batch_size=size, seed=seed, rows=r) for r in own]
-        expected = {key: value[rows] for key, value in whole[then].items()}
-        assert same(joined([part[then] for part in parts]), expected)
+        expected = {key: value[rows] for key, value in batches[then].items()}
+        assert same(concatenated([part[then] for part in parts]), expected)
 
 
 @settings(max_examples=8)
@@ -203,16 +203,16 @@ def test_a_run_that_is_killed_anywhere_goes_on_on_other_hosts(
 ) -> None:
     source = mixed(Numbers(30, frozenset({3})), Numbers(40, first=50))
     options: dict[str, Any] = {"batch_size": 4, "seed": seed}
-    whole = pipeline.batches(source, PREPARE, **options)
+    batches = pipeline.batches(source, PREPARE, **options)
 
     def readers(count: int, threads: int) -> list[Any]:
         own = (pipeline.batches(source, PREPARE, **options, rows=r)
                for r in np.arange(4).reshape(count, -1))  # fmt: skip
-        made = (
+        iterators = (
             pipeline.iterator(d, threads=threads, workers=0, prefetch=2, max_bad_fraction=1)
             for d in own
         )
-        return list(made)
+        return list(iterators)
 
     before = readers(hosts[0], threads[0])
     before[0].set_state({"next_index": max(0, killed - 2)})
@@ -223,10 +223,10 @@ def test_a_run_that_is_killed_anywhere_goes_on_on_other_hosts(
     for reader in after:
         reader.set_state(state)
     for step in range(killed, killed + 3):
-        found = joined([next(reader) for reader in after])
-        assert same(found, {key: whole[step][key] for key in ("image", "tokens")})
-        assert np.array_equal(np.concatenate([r.source for r in after]), whole[step]["source"])
-        assert np.array_equal(sum(r.bad for r in after), whole[step]["bad"].sum(0))
+        batch = concatenated([next(reader) for reader in after])
+        assert same(batch, {key: batches[step][key] for key in ("image", "tokens")})
+        assert np.array_equal(np.concatenate([r.source for r in after]), batches[step]["source"])
+        assert np.array_equal(sum(r.bad for r in after), batches[step]["bad"].sum(0))
     for reader in (*before, *after):
         reader.close()
 
@@ -236,8 +236,8 @@ def test_in_place_of_a_broken_pair_stands_one_of_its_own_source() -> None:
     source = mixed(Numbers(90, cut), Numbers(90, cut, first=100))
     batch = pipeline.batches(source, PREPARE, batch_size=270, seed=0)[0]
     assert np.bincount(batch["source"]).tolist() == [135, 135]
-    found = np.array(numbers(batch))
-    assert np.array_equal(found >= 100, batch["source"] == 1) and (found % 2).all()
+    pair_numbers = np.array(numbers(batch))
+    assert np.array_equal(pair_numbers >= 100, batch["source"] == 1) and (pair_numbers % 2).all()
     assert batch["bad"].sum() > 135, "stand-ins are broken as often"
 
 
@@ -249,10 +249,10 @@ def test_a_source_may_have_templates_of_its_own() -> None:
         ]
     )
     batch = pipeline.batches(source, PREPARE, batch_size=400, seed=0)[0]
-    said = np.array([Letters().decode(row)[0] for row in batch["tokens"]])
-    own = Counter(said[batch["source"] == 0])
+    letters = np.array([Letters().decode(row)[0] for row in batch["tokens"]])
+    own = Counter(letters[batch["source"] == 0])
     assert own.keys() == {"o", "w"} and 2 < own["o"] / own["w"] < 4.5
-    assert not {*said[batch["source"] == 1]} & {"o", "w"}
+    assert not {*letters[batch["source"] == 1]} & {"o", "w"}
 
 
 def test_each_of_several_captions_comes_once_in_as_many_epochs() -> None:
@@ -260,9 +260,9 @@ def test_each_of_several_captions_comes_once_in_as_many_epochs() -> None:
     source = mixed(Numbers(30), Numbers(40, first=50))
     batches = pipeline.batches(source, prepare, batch_size=len(source), seed=5)
     drawn = [batches[step] for step in range(2)]  # three epochs of each
-    said = Counter(Letters().decode(row) for batch in drawn for row in batch["tokens"])
+    counts = Counter(Letters().decode(row) for batch in drawn for row in batch["tokens"])
     pairs = [*range(30), *range(50, 90)]
-    assert said == Counter(f"{c}{number}" for c in "abc" for number in pairs)
+    assert counts == Counter(f"{c}{number}" for c in "abc" for number in pairs)
     first = [Letters().decode(row)[0] for row in batches[0]["tokens"]]
     assert len(Counter(first)) == 3, "not all pairs begin with the same"
 
@@ -291,14 +291,14 @@ def test_epochs_and_seeds_differ_in_order_and_chance() -> None:
         batches = pipeline.batches(Numbers(50), PREPARE, batch_size=50, seed=seed)
         return batches[number]
 
-    seen = [epoch(seed, number) for seed in (0, 1, 2**32 - 1) for number in (0, 1, 2)]
-    assert len({tuple(numbers(b)) for b in seen}) == len(seen)
-    by_pair = [b["image"][np.argsort(numbers(b))] for b in seen]
-    for one in range(len(seen)):
+    epochs = [epoch(seed, number) for seed in (0, 1, 2**32 - 1) for number in (0, 1, 2)]
+    assert len({tuple(numbers(b)) for b in epochs}) == len(epochs)
+    by_pair = [b["image"][np.argsort(numbers(b))] for b in epochs]
+    for one in range(len(epochs)):
         for two in range(one):
             alike = (by_pair[one] == by_pair[two]).all(axis=(1, 2, 3))
             assert alike.mean() < 0.2
-    assert not (np.sort(numbers(seen[0])) == numbers(seen[0])).all()
+    assert not (np.sort(numbers(epochs[0])) == numbers(epochs[0])).all()
 
 
 def iterate(steps: int, **options: Any) -> tuple[list[Batch], Any]:
@@ -312,14 +312,14 @@ def reading(*, threads: int = 2, workers: int = 0, prefetch: int = 3, **batches:
 
 
 def expected(step: int) -> Batch:
-    whole = pipeline.batches(Numbers(11), PREPARE, batch_size=4, seed=3)[step]
-    return {key: whole[key] for key in ("image", "tokens")}
+    batches = pipeline.batches(Numbers(11), PREPARE, batch_size=4, seed=3)[step]
+    return {key: batches[key] for key in ("image", "tokens")}
 
 
 def test_threads_keep_the_order() -> None:
     for threads in (1, 4):
-        found, _ = iterate(12, threads=threads)
-        assert all(same(b, expected(i)) for i, b in enumerate(found))
+        batches, _ = iterate(12, threads=threads)
+        assert all(same(b, expected(i)) for i, b in enumerate(batches))
 
 
 def through_json(state: Any) -> Any:
@@ -348,7 +348,7 @@ def test_a_run_goes_on_with_fewer_processes() -> None:
     alone = reading()
     alone.set_state(states[0])
     assert same(next(alone), expected(5))
-    assert same(joined([next(half) for half in halves]), expected(5))
+    assert same(concatenated([next(half) for half in halves]), expected(5))
 
 
 def test_workers_give_the_same_and_go_on_where_threads_stopped() -> None:
@@ -421,7 +421,7 @@ def test_a_broken_picture_is_named(broken: str, workers: int) -> None:
 def test_or_left_out_and_counted(workers: int) -> None:
     source = Numbers(50, frozenset({3, 4}), frozenset({7}))
     dataset = pipeline.batches(source, PREPARE, batch_size=10, seed=0)
-    found = np.zeros(len(REASONS), int)
+    counts = np.zeros(len(REASONS), int)
     with closing(
         pipeline.iterator(dataset, threads=2, workers=workers, prefetch=2, max_bad_fraction=0.05)
     ) as reader:
@@ -429,8 +429,8 @@ def test_or_left_out_and_counted(workers: int) -> None:
             batch = next(reader)
             assert batch.keys() == {"image", "tokens"}
             assert np.array_equal(reader.bad, dataset[step]["bad"].sum(0))
-            found += reader.bad
-        assert found[REASONS.index("picture")] >= 4 and found[REASONS.index("caption")] >= 2
+            counts += reader.bad
+        assert counts[REASONS.index("picture")] >= 4 and counts[REASONS.index("caption")] >= 2
         assert reader.complaint.startswith("pair ")
         with pytest.raises(UserError) as error:  # 6 % are bad
             for _ in range(1000):

@@ -95,17 +95,17 @@ def test_the_clock_of_a_tpu_makes_its_peak(name: str) -> None:
 
 
 def test_a_chip_may_be_split_into_its_cores() -> None:
-    whole, core = chip_of("TPU v4", 2), chip_of("TPU v4", 1)
-    assert whole == chip_named("v4")
+    chip, core = chip_of("TPU v4", 2), chip_of("TPU v4", 1)
+    assert chip == chip_named("v4")
     assert (core.peak, core.hbm, core.interconnect) == (137.5e12, 16 * 2**30, 1.35e11)
-    assert (core.name, core.clock, core.cores) == ("v4", whole.clock, 1)
-    assert core.of_cores(2) == whole
+    assert (core.name, core.clock, core.cores) == ("v4", chip.clock, 1)
+    assert core.of_cores(2) == chip
     assert chip_of("TPU7x", 1) == chip_named("7x")
 
 
 def test_devices() -> None:
-    def device(**of: Any) -> Any:
-        return SimpleNamespace(**of)
+    def device(**attributes: Any) -> Any:
+        return SimpleNamespace(**attributes)
 
     assert chip_of_device(jax.devices()[0]) is None
     split = device(device_kind="TPU v5p", platform="tpu", num_cores=1)

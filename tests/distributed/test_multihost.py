@@ -99,10 +99,10 @@ def alone(config):
     return runs.values(config.parent / "alone")
 
 
-def same(found, expected):
+def same(values, expected):
     """The same numbers but for rounding, of which a rank of features as near may turn."""
-    assert found.keys() == expected.keys()
-    for (step, name), value in found.items():
+    assert values.keys() == expected.keys()
+    for (step, name), value in values.items():
         if "/" not in name:
             near = pytest.approx(expected[step, name], rel=2e-3, abs=1e-5)
             assert value == near, f"{name} of step {step}"
@@ -147,9 +147,9 @@ def test_what_one_process_cannot_read_ends_the_others_too(config, alone):
 
 def test_evaluate_gives_the_same_numbers_on_two_processes(config, alone):
     done = healthy(train(config, "alone", 2, "--mode=evaluate", devices=2))
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found.pop("step") == STEPS
-    assert found == {n: v for (step, n), v in alone.items() if step == STEPS and "/" in n}
+    metrics = json.loads(done.stdout.splitlines()[-1])
+    assert metrics.pop("step") == STEPS
+    assert metrics == {n: v for (step, n), v in alone.items() if step == STEPS and "/" in n}
 
 
 def test_a_folder_of_another_run_is_refused_by_all(config, alone):
@@ -162,8 +162,8 @@ def test_a_folder_of_another_run_is_refused_by_all(config, alone):
 def test_whoever_waits_in_vain_says_so(config):
     """Two processes that look for each other in different places, then a port that is taken."""
     with socket.socket() as one, socket.socket() as two, socket.socket() as taken:
-        for held in (one, two, taken):
-            held.bind(("127.0.0.1", 0))
+        for port in (one, two, taken):
+            port.bind(("127.0.0.1", 0))
         ports = [s.getsockname()[1] for s in (one, two)]
         one.close()
         two.close()

@@ -77,9 +77,9 @@ def test_what_belongs_to_no_parameter_is_replicated():
     state = {
         "0": {"mu": {"text": {"fc": {"kernel": kernel}}}, "count": np.zeros(8), "kernel": kernel}
     }
-    found = sharding.shardings(state, specs, mesh)["0"]
-    assert found["mu"]["text"]["fc"]["kernel"].spec == P("fsdp", "tensor")
-    assert found["count"].spec == found["kernel"].spec == P()
+    shardings = sharding.shardings(state, specs, mesh)["0"]
+    assert shardings["mu"]["text"]["fc"]["kernel"].spec == P("fsdp", "tensor")
+    assert shardings["count"].spec == shardings["kernel"].spec == P()
     rows = {"mu": {"text": {"fc": {"kernel": np.zeros(16)}}}}
     assert jax.tree.leaves(sharding.shardings(rows, specs, mesh))[0].spec == P(), "factored"
 
@@ -101,12 +101,12 @@ def test_tokens_are_looked_up_alike_wherever_the_table_lies(lanes, monkeypatch):
 
     def value(table):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            found = sharding.embedded(table, tokens, jnp.float32)
-        return jnp.sum(found * jnp.arange(8)), found
+            rows = sharding.embedded(table, tokens, jnp.float32)
+        return jnp.sum(rows * jnp.arange(8)), rows
 
     placed = jax.device_put(table, NamedSharding(mesh, P(None, ("fsdp", "tensor"))))
-    gradient, found = jax.jit(jax.grad(value, has_aux=True))(placed)
-    np.testing.assert_array_equal(found, table[tokens])
+    gradient, embedded = jax.jit(jax.grad(value, has_aux=True))(placed)
+    np.testing.assert_array_equal(embedded, table[tokens])
     counts = np.bincount(np.asarray(tokens).ravel(), minlength=11)
     np.testing.assert_array_equal(gradient, counts[:, None] * np.arange(8.0))
 
@@ -117,7 +117,7 @@ def test_a_token_that_is_everywhere_has_the_sum_of_its_gradients():
 
     def value(table):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            found = sharding.embedded(table, jnp.zeros((10, 100), jnp.int32), jnp.bfloat16)
-        return found.astype(jnp.float32).sum()
+            rows = sharding.embedded(table, jnp.zeros((10, 100), jnp.int32), jnp.bfloat16)
+        return rows.astype(jnp.float32).sum()
 
     assert jax.jit(jax.grad(value))(jnp.ones((2, 4)))[0, 0] == 1000

@@ -48,19 +48,19 @@ def evaluate(run: Path, *flags: str) -> None:
 
 
 def report(folder: Path) -> dict[str, Any]:
-    found = json.loads((folder / "report.json").read_text())
-    del found["seconds"], found["model"]["created"], found["model"]["checkpoint"]
-    return found
+    document = json.loads((folder / "report.json").read_text())
+    del document["seconds"], document["model"]["created"], document["model"]["checkpoint"]
+    return document
 
 
 def test_training_leaves_a_report(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert page.startswith("<!doctype html>")
-    found = report(run)
-    assert found["model"]["step"] == 4
-    assert found["sets"]["held"]["images"] == 8
-    assert [step for step, _ in found["curves"]["loss"]] == [1, 2, 3, 4]
-    assert len(found["sets"]["held"]["zero_shot"]["examples"]) == 2
+    document = report(run)
+    assert document["model"]["step"] == 4
+    assert document["sets"]["held"]["images"] == 8
+    assert [step for step, _ in document["curves"]["loss"]] == [1, 2, 3, 4]
+    assert len(document["sets"]["held"]["zero_shot"]["examples"]) == 2
 
 
 def test_a_probe_while_training_is_that_of_an_evaluation(
@@ -77,18 +77,18 @@ def test_a_probe_while_training_is_that_of_an_evaluation(
     assert done.returncode == 0, done.stderr
     trained = runs.values(tmp_path)[3, "linear_probe/animals/accuracy"]
     sweep = report(tmp_path)["sets"]["animals"]["linear_probe"]["sweep"]
-    judged = runs.run(config, tmp_path, *flags, "--mode=evaluate")
-    assert judged.returncode == 0, judged.stderr
-    assert json.loads(judged.stdout.splitlines()[-1])["linear_probe/animals/accuracy"] == trained
+    process = runs.run(config, tmp_path, *flags, "--mode=evaluate")
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout.splitlines()[-1])["linear_probe/animals/accuracy"] == trained
     assert report(tmp_path)["sets"]["animals"]["linear_probe"]["sweep"] == sweep
 
 
 def test_the_page_of_an_evaluation(run: Path, animals: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluate(run, "--workdir", str(out), f"--sets=animals={animals},held", ALL)
-    found = report(out)
-    assert list(found["sets"]) == ["animals", "held"]
-    mine = found["sets"]["animals"]
+    document = report(out)
+    assert list(document["sets"]) == ["animals", "held"]
+    mine = document["sets"]["animals"]
     assert mine["classes"] == 3
     assert mine["images"] == 24
     assert mine["zero_shot"]["score"]["n"] == 24
@@ -97,9 +97,9 @@ def test_the_page_of_an_evaluation(run: Path, animals: Path, tmp_path: Path) -> 
     assert mine["linear_probe"]["score"]["value"] == 1.0, "six pictures, seen in training"
     assert mine["few_shot"]["shots"] == [1, 2, 4, 8, 16]
     assert "retrieval" not in mine, "names of classes are no captions"
-    assert found["sets"]["held"]["retrieval"]["images"] == 8
-    assert "linear_probe" not in found["sets"]["held"]
-    assert [one["set"] for one in found["missing"]] == ["held: linear_probe", "held: few_shot"]
+    assert document["sets"]["held"]["retrieval"]["images"] == 8
+    assert "linear_probe" not in document["sets"]["held"]
+    assert [one["set"] for one in document["missing"]] == ["held: linear_probe", "held: few_shot"]
     page = (out / "report.html").read_text()
     assert "animals" in page
     assert page.count("data:image/") >= 8, "six of animals, two of held"
@@ -108,29 +108,29 @@ def test_the_page_of_an_evaluation(run: Path, animals: Path, tmp_path: Path) -> 
 def test_a_second_evaluation_goes_on_from_the_first(
     run: Path, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, whole = tmp_path / "out", tmp_path / "whole"
+    out, at_once = tmp_path / "out", tmp_path / "whole"
     flags = (f"--sets=animals={animals},held", "--suite=zero_shot,retrieval")
-    evaluate(run, "--workdir", str(whole), *flags)
+    evaluate(run, "--workdir", str(at_once), *flags)
 
     encode = Encoder.encoded
-    seen: list[int] = []
+    encoded: list[int] = []
 
     def counted(self: Encoder, source: Any, *args: Any, **more: Any) -> Any:
-        seen.append(len(source))
-        if len(seen) == 2:
+        encoded.append(len(source))
+        if len(encoded) == 2:
             raise KeyboardInterrupt
         return encode(self, source, *args, **more)
 
     monkeypatch.setattr(Encoder, "encoded", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(run, "--workdir", str(out), *flags)
-    assert seen == [24, 8]
+    assert encoded == [24, 8]
     assert not (out / "report.json").exists()
     evaluate(run, "--workdir", str(out), *flags)
-    assert seen == [24, 8, 8], "the first set is not encoded again"
-    assert report(out) == report(whole)
+    assert encoded == [24, 8, 8], "the first set is not encoded again"
+    assert report(out) == report(at_once)
     evaluate(run, "--workdir", str(out), *flags, "--config.evaluate.templates=('a {}',)")
-    assert seen == [24, 8, 8], "features do not hang on prompts"
+    assert encoded == [24, 8, 8], "features do not hang on prompts"
     assert report(out)["sets"]["animals"]["zero_shot"]["templates"] == 1
 
 
@@ -141,9 +141,9 @@ def test_a_class_without_a_picture_to_learn_from(run: Path, animals: Path, tmp_p
     flags = ("--workdir", str(tmp_path / "out"), f"--sets=mine={mine}", "--suite")
     refused(lambda: evaluate(run, *flags, "few_shot"), "mine.train", "1 of 3 classes", "no row")
     evaluate(run, *flags, "zero_shot,linear_probe")
-    found = report(tmp_path / "out")
-    assert "linear_probe" not in found["sets"]["mine"]
-    assert "1 of 3 classes" in found["missing"][0]["why"]
+    document = report(tmp_path / "out")
+    assert "linear_probe" not in document["sets"]["mine"]
+    assert "1 of 3 classes" in document["missing"][0]["why"]
 
 
 def test_a_changed_picture_is_seen(run: Path, animals: Path, tmp_path: Path) -> None:
@@ -163,9 +163,9 @@ def test_damaged_notes_are_made_again(run: Path, animals: Path, tmp_path: Path) 
     flags = ("--workdir", str(tmp_path), f"--sets=animals={animals}", "--suite=zero_shot")
     evaluate(run, *flags)
     expected = report(tmp_path)
-    kept = sorted((tmp_path / "evaluation").iterdir())
-    assert {path.suffix for path in kept} == {".json", ".npy", ".webp"}
-    for path in kept:
+    cached = sorted((tmp_path / "evaluation").iterdir())
+    assert {path.suffix for path in cached} == {".json", ".npy", ".webp"}
+    for path in cached:
         path.write_bytes(path.read_bytes()[:20])
     evaluate(run, *flags)
     assert report(tmp_path) == expected
@@ -241,11 +241,11 @@ def test_a_lone_file_computes_what_the_config_says(
     config = str(run.parent / "config.py")
     argv = ["--config", config, "--mode=evaluate", "--checkpoint", str(lone)]
     argv.append(f"--sets=mine={animals}")
-    for activation, told in (("quick_gelu", 1), ("gelu", 0)):
+    for activation, times in (("quick_gelu", 1), ("gelu", 0)):
         flags = ("--workdir", str(tmp_path / activation), f"--config.model.activation={activation}")
         capsys.readouterr()
         main.run([*argv, *flags])
-        assert capsys.readouterr().err.count("need activation=gelu") == told
+        assert capsys.readouterr().err.count("need activation=gelu") == times
     evaluate(run, "--workdir", str(tmp_path / "run"), f"--sets=mine={animals}")
 
     def features(name: str) -> Any:
@@ -279,11 +279,11 @@ def test_overlap_with_the_training_pictures(run: Path, animals: Path, tmp_path: 
     train = write_tar(tmp_path / "train.tar", members)
     flags = (f"--sets=animals={animals}", "--suite=overlap", f"--config.data.train={train}")
     evaluate(run, "--workdir", str(tmp_path / "out"), *flags)
-    found = report(tmp_path / "out")["sets"]["animals"]["overlap"]
-    assert found["overlapping"] == 12
-    assert found["all"]["n"] == 24
-    assert found["clean"]["n"] == found["overlap"]["n"] == 12
-    assert all(pair["similarity"] >= found["threshold"] for pair in found["pairs"])
+    overlap = report(tmp_path / "out")["sets"]["animals"]["overlap"]
+    assert overlap["overlapping"] == 12
+    assert overlap["all"]["n"] == 24
+    assert overlap["clean"]["n"] == overlap["overlap"]["n"] == 12
+    assert all(pair["similarity"] >= overlap["threshold"] for pair in overlap["pairs"])
 
 
 def test_bias_by_groups(run: Path, tmp_path: Path) -> None:
@@ -296,11 +296,11 @@ def test_bias_by_groups(run: Path, tmp_path: Path) -> None:
     (tmp_path / "fairface_label_val.csv").write_text("\n".join(rows) + "\n")
     data = f"--sets=fairface={tmp_path / 'fairface_label_val.csv'}"
     evaluate(run, "--workdir", str(tmp_path / "out"), data, "--suite=bias")
-    found = report(tmp_path / "out")["sets"]["fairface"]["bias"]["tables"]
-    titles = [table["title"] for table in found]
+    tables = report(tmp_path / "out")["sets"]["fairface"]["bias"]["tables"]
+    titles = [table["title"] for table in tables]
     assert "Accuracy by race" in titles
     assert any("age" in title for title in titles)
-    for table in found:
+    for table in tables:
         assert all(len(row) == len(table["columns"]) for row in table["rows"])
     assert "Accuracy by race" in (tmp_path / "out" / "report.html").read_text()
 
@@ -320,10 +320,10 @@ def test_shifted_sets_beside_the_same_classes_of_imagenet(run: Path, tmp_path: P
             path.write_bytes(encoded(picture(i + 50, (20, 20))))
     flags = ("--sets=imagenet,imagenet_a", f"--config.evaluate.folder={tmp_path}")
     evaluate(run, "--workdir", str(tmp_path / "out"), *flags, "--suite=zero_shot,robustness")
-    found = report(tmp_path / "out")
-    shift = found["robustness"]["shifts"]["imagenet_a"]
+    document = report(tmp_path / "out")
+    shift = document["robustness"]["shifts"]["imagenet_a"]
     assert shift["reference"]["n"] == 4, "those of its 200 classes alone"
-    assert shift["score"] == found["sets"]["imagenet_a"]["zero_shot"]["score"]
-    assert found["sets"]["imagenet"]["classes"] == 1000
-    assert found["sets"]["imagenet_a"]["classes"] == 200
-    assert "not the paper's 50,000" in found["sets"]["imagenet"]["note"]
+    assert shift["score"] == document["sets"]["imagenet_a"]["zero_shot"]["score"]
+    assert document["sets"]["imagenet"]["classes"] == 1000
+    assert document["sets"]["imagenet_a"]["classes"] == 200
+    assert "not the paper's 50,000" in document["sets"]["imagenet"]["note"]

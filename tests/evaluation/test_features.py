@@ -48,9 +48,9 @@ def encoder(model: CLIP) -> Make:
 
     def make(devices: int = 8, batch_size: int = 8, **mesh: int) -> Encoder:
         placed = sharding.make_mesh(mesh or {"data": devices}, jax.devices()[:devices])
-        held = variables(model)
-        held = jax.device_put(held, sharding.shardings(held, specs_of(CONFIG), placed))
-        return Encoder(nnx.graphdef(model), held, placed, batch_size)
+        params = variables(model)
+        params = jax.device_put(params, sharding.shardings(params, specs_of(CONFIG), placed))
+        return Encoder(nnx.graphdef(model), params, placed, batch_size)
 
     return make
 
@@ -76,12 +76,12 @@ def test_any_length_on_any_mesh_gives_the_models_features(model: CLIP, encoder: 
         {"data": 2, "fsdp": 2, "tensor": 2, "batch_size": 16},
     ]
     for options in meshes:
-        made = encoder(**options)
+        towers = encoder(**options)
         for n in (1, 7, 8, 19):
-            found = made.images(pictures(pixels(19)[:n]), Preprocess(SIZE))
-            assert found.shape == (n, 6)
-            assert np.allclose(found, images[:n], atol=1e-5)
-            assert np.allclose(made.tokens(tokens(19)[:n]), texts[:n], atol=1e-5)
+            features = towers.images(pictures(pixels(19)[:n]), Preprocess(SIZE))
+            assert features.shape == (n, 6)
+            assert np.allclose(features, images[:n], atol=1e-5)
+            assert np.allclose(towers.tokens(tokens(19)[:n]), texts[:n], atol=1e-5)
     assert np.allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
 
 
@@ -114,17 +114,17 @@ TEMPLATES = ("{}", "a {}", "the {}!")
 
 
 def test_a_classifier_is_the_normalised_mean_over_templates(encoder: Make) -> None:
-    made, letters = encoder(), Letters(CONTEXT)
+    towers, letters = encoder(), Letters(CONTEXT)
     labels = ["cat", "dog", "{x}", "sun"]
-    found = classifier(made, letters, labels, TEMPLATES)
-    assert found.shape == (4, 6)
-    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
-    for row, label in zip(found, labels, strict=True):
-        mean = made.tokens(letters([t.replace("{}", label) for t in TEMPLATES])).mean(axis=0)
+    weights = classifier(towers, letters, labels, TEMPLATES)
+    assert weights.shape == (4, 6)
+    assert np.allclose(np.linalg.norm(weights, axis=1), 1, atol=1e-6)
+    for row, label in zip(weights, labels, strict=True):
+        mean = towers.tokens(letters([t.replace("{}", label) for t in TEMPLATES])).mean(axis=0)
         assert np.allclose(row, mean / np.linalg.norm(mean), atol=1e-5)
-    one = classifier(made, letters, labels, ("{}",))
-    assert np.allclose(one, made.tokens(letters(labels)), atol=1e-5)
-    assert not np.allclose(one, found, atol=1e-3)
+    one = classifier(towers, letters, labels, ("{}",))
+    assert np.allclose(one, towers.tokens(letters(labels)), atol=1e-5)
+    assert not np.allclose(one, weights, atol=1e-3)
 
 
 def test_long_labels_are_cut(encoder: Make) -> None:
@@ -132,31 +132,33 @@ def test_long_labels_are_cut(encoder: Make) -> None:
 
 
 def test_what_probes_see_stands_before_the_projection(model: CLIP, encoder: Make) -> None:
-    made = encoder().encoded(pictures(pixels(11)), Preprocess(SIZE))
-    assert made.pooled.shape == (11, CONFIG.vision.width)
-    projected = made.pooled @ np.asarray(model.vision.projection.kernel[...])
+    encoded = encoder().encoded(pictures(pixels(11)), Preprocess(SIZE))
+    assert encoded.pooled.shape == (11, CONFIG.vision.width)
+    projected = encoded.pooled @ np.asarray(model.vision.projection.kernel[...])
     projected /= np.linalg.norm(projected, axis=1, keepdims=True)
-    assert np.allclose(projected, made.features, atol=1e-5)
-    assert np.allclose(made.features, encoder().images(pictures(pixels(11)), Preprocess(SIZE)))
+    assert np.allclose(projected, encoded.features, atol=1e-5)
+    assert np.allclose(encoded.features, encoder().images(pictures(pixels(11)), Preprocess(SIZE)))
 
 
 def test_columns_without_text_change_nothing(model: CLIP, encoder: Make) -> None:
     wide = np.zeros((5, 64), np.int32)
     wide[:, :CONTEXT] = tokens(5)
-    made = encoder()
-    made._pad_id = 0
-    seen: list[tuple[int, ...]] = []
-    tower = made._towers["text"]
-    made._towers["text"] = lambda held, rows: (seen.append(rows.shape), tower(held, rows))[1]
-    assert np.allclose(made.tokens(wide), encoder().tokens(tokens(5)), atol=1e-6)
-    assert seen == [(64, CONTEXT)]
+    towers = encoder()
+    towers._pad_id = 0
+    shapes: list[tuple[int, ...]] = []
+    tower = towers._towers["text"]
+    towers._towers["text"] = lambda params, rows: (shapes.append(rows.shape), tower(params, rows))[
+        1
+    ]
+    assert np.allclose(towers.tokens(wide), encoder().tokens(tokens(5)), atol=1e-6)
+    assert shapes == [(64, CONTEXT)]
 
 
 def test_one_device_and_eight_give_the_same_bits(encoder: Make) -> None:
     meshes: list[dict[str, Any]] = [{"devices": 1}, {"devices": 8}, {"data": 2, "fsdp": 4}]
-    made = [encoder(batch_size=4, **mesh) for mesh in meshes]
-    images = [one.encoded(pictures(pixels(37)), Preprocess(SIZE)) for one in made]
-    texts = [one.tokens(tokens(37)) for one in made]
+    encoders = [encoder(batch_size=4, **mesh) for mesh in meshes]
+    images = [one.encoded(pictures(pixels(37)), Preprocess(SIZE)) for one in encoders]
+    texts = [one.tokens(tokens(37)) for one in encoders]
     for other, text in zip(images[1:], texts[1:], strict=True):
         assert np.array_equal(other.features, images[0].features)
         assert np.array_equal(other.pooled, images[0].pooled)
@@ -164,23 +166,23 @@ def test_one_device_and_eight_give_the_same_bits(encoder: Make) -> None:
 
 
 def test_progress_counts_every_picture_once(encoder: Make) -> None:
-    told: list[int] = []
+    counts: list[int] = []
     encoder(devices=4, batch_size=2).images(
-        pictures(pixels(19)), Preprocess(SIZE), advance=told.append
+        pictures(pixels(19)), Preprocess(SIZE), advance=counts.append
     )
-    assert told == [8, 8, 3]
+    assert counts == [8, 8, 3]
 
 
 def test_a_fingerprint_follows_every_number_and_no_mesh(model: CLIP) -> None:
-    held = variables(model)
-    prints = {fingerprint(held)}
+    params = variables(model)
+    prints = {fingerprint(params)}
     for shape in ({"data": 8}, {"data": 2, "fsdp": 4}):
         mesh = sharding.make_mesh(shape)
         prints.add(
-            fingerprint(jax.device_put(held, sharding.shardings(held, specs_of(CONFIG), mesh)))
+            fingerprint(jax.device_put(params, sharding.shardings(params, specs_of(CONFIG), mesh)))
         )
     assert len(prints) == 1
-    leaves, tree = jax.tree.flatten(held)
+    leaves, tree = jax.tree.flatten(params)
     for i, leaf in enumerate(leaves):
         other = np.array(leaf)
         other.reshape(-1)[-1] = np.nextafter(other.reshape(-1)[-1], np.inf, dtype=other.dtype)

@@ -59,12 +59,12 @@ def theirs(folder: Path) -> Torch:
 @pytest.fixture(scope="module")
 def images() -> list[Any]:
     """Pictures of several sizes, whose colour says a little of their class."""
-    found = []
+    pictures = []
     for i in range(60):
         noise = np.asarray(picture(i, (40 + i % 7, 36 + i % 5)), np.float32)
         noise[..., i % 3] *= 0.2 + 0.15 * (i % len(CLASSES))
-        found.append(noise.astype(np.uint8))
-    return found
+        pictures.append(noise.astype(np.uint8))
+    return pictures
 
 
 @pytest.fixture(scope="module")
@@ -127,20 +127,20 @@ def test_zero_shot(theirs: Torch, images: list[Any], report: dict[str, Any]) -> 
     top = np.sort(logits, axis=1)
     assert (top[:, -1] - top[:, -2]).min() > 1e-4, "no picture hangs on rounding"
 
-    found = report["sets"]["classes"]["zero_shot"]
-    assert found["score"]["value"] == pytest.approx((predicted == target).mean(), abs=1e-9)
-    assert 0.1 < found["score"]["value"] < 0.9, "something to get wrong, and right"
+    result = report["sets"]["classes"]["zero_shot"]
+    assert result["score"]["value"] == pytest.approx((predicted == target).mean(), abs=1e-9)
+    assert 0.1 < result["score"]["value"] < 0.9, "something to get wrong, and right"
     per_class = balanced_accuracy_score(target, predicted)
-    assert found["metrics"]["mean_per_class"] == pytest.approx(per_class, abs=1e-9)
-    assert found["metrics"]["top5"] == 1.0
-    for row in found["per_class"]:
+    assert result["metrics"]["mean_per_class"] == pytest.approx(per_class, abs=1e-9)
+    assert result["metrics"]["top5"] == 1.0
+    for row in result["per_class"]:
         of_class = target == classes.index(row["label"])
         assert row["n"] == of_class.sum()
         assert row["accuracy"] == pytest.approx((predicted == target)[of_class].mean(), abs=1e-9)
-    shown = {example["name"] for example in found["examples"]}
+    shown = {example["name"] for example in result["examples"]}
     assert len(shown) == 12
     names = [f"{i:03}.png" for i in by_path]
-    for example in found["examples"]:
+    for example in result["examples"]:
         i = int(Path(example["name"]).stem)
         assert f"{i:03}.png" in names
         assert example["labels"][0] == classes[predicted[i]]
@@ -159,13 +159,13 @@ def test_retrieval(theirs: Torch, images: list[Any], report: dict[str, Any]) -> 
     vision, text = (part.numpy() for part in features_of(theirs, images, texts))
     similarity = vision @ text.T
     owner = np.repeat(np.arange(len(images)), len(CAPTIONS))
-    found = report["sets"]["flickr30k"]["retrieval"]
-    assert (found["images"], found["texts"]) == (60, 180)
+    result = report["sets"]["flickr30k"]["retrieval"]
+    assert (result["images"], result["texts"]) == (60, 180)
     for k in (1, 5, 10):
         nearest = np.argsort(-similarity, axis=1)[:, :k]
-        there = np.mean([(owner[row] == i).any() for i, row in enumerate(nearest)])
+        forth = np.mean([(owner[row] == i).any() for i, row in enumerate(nearest)])
         nearest = np.argsort(-similarity.T, axis=1)[:, :k]
         back = np.mean([owner[j] in row for j, row in enumerate(nearest)])
-        assert found["image_to_text"][f"r{k}"]["value"] == pytest.approx(there, abs=1e-9)
-        assert found["text_to_image"][f"r{k}"]["value"] == pytest.approx(back, abs=1e-9)
-    assert 0 < found["text_to_image"]["r10"]["value"] < 1
+        assert result["image_to_text"][f"r{k}"]["value"] == pytest.approx(forth, abs=1e-9)
+        assert result["text_to_image"][f"r{k}"]["value"] == pytest.approx(back, abs=1e-9)
+    assert 0 < result["text_to_image"]["r10"]["value"] < 1

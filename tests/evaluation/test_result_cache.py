@@ -85,12 +85,12 @@ def test_names_of_thumbnails_do_not_leave_the_folder(tmp_path: Path) -> None:
 
 
 def test_features(tmp_path: Path) -> None:
-    made = Encoded(np.ones((2, 3), np.float32), np.zeros((2, 4), np.float32))
-    ResultCache(tmp_path).keep_encoded("k", made)
-    found = ResultCache(tmp_path).encoded("k", 2)
+    encoded = Encoded(np.ones((2, 3), np.float32), np.zeros((2, 4), np.float32))
+    ResultCache(tmp_path).keep_encoded("k", encoded)
+    cached = ResultCache(tmp_path).encoded("k", 2)
     assert ResultCache(tmp_path).encoded("k", 3) is None
-    assert found is not None
-    assert all(np.array_equal(a, b) for a, b in zip(found, made, strict=True))
+    assert cached is not None
+    assert all(np.array_equal(a, b) for a, b in zip(cached, encoded, strict=True))
     assert ResultCache(tmp_path, features=False).encoded("k", 2) is None
     (tmp_path / "k.pooled.npy").write_bytes(b"\x93NUMPY")
     assert ResultCache(tmp_path).encoded("k", 2) is None
@@ -105,8 +105,8 @@ def test_features_hold_no_pickle(tmp_path: Path) -> None:
 
 def test_what_is_written_for_all_evaluations_of_a_user(tmp_path: Path) -> None:
     ResultCache(tmp_path / "one").keep_classifier("k" * 8, np.arange(6.0).reshape(2, 3))
-    found = ResultCache(tmp_path / "two").classifier("k" * 8, 2)
-    assert np.array_equal(found, np.arange(6.0).reshape(2, 3))
+    classifier = ResultCache(tmp_path / "two").classifier("k" * 8, 2)
+    assert np.array_equal(classifier, np.arange(6.0).reshape(2, 3))
     assert ResultCache(tmp_path / "two").descriptors("k" * 8, 2) is None
 
 

@@ -93,9 +93,9 @@ NAMES = [
 
 
 def test_a_perfect_model_gets_everything_right(config: Config) -> None:
-    found = run(config, Perfect())
-    assert list(found) == [*NAMES, *(name.replace("one", "two") for name in NAMES)]
-    assert set(found.values()) == {1.0}
+    metrics = run(config, Perfect())
+    assert list(metrics) == [*NAMES, *(name.replace("one", "two") for name in NAMES)]
+    assert set(metrics.values()) == {1.0}
 
 
 def test_a_model_that_knows_nothing_gets_nothing(config: Config) -> None:
@@ -103,8 +103,8 @@ def test_a_model_that_knows_nothing_gets_nothing(config: Config) -> None:
         def images(self, source: Source, preprocess: Any, **_: Any) -> np.ndarray:
             return np.ones((len(source), 128), np.float32)
 
-    found = run(config, Blank())
-    assert {found[n] for n in NAMES if "/r10" not in n and "5" not in n} == {0.0}
+    metrics = run(config, Blank())
+    assert {metrics[n] for n in NAMES if "/r10" not in n and "5" not in n} == {0.0}
 
 
 def test_a_classifier_serves_all_sets_with_its_labels(config: Config, tmp_path: Path) -> None:

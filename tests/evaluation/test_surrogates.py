@@ -15,15 +15,15 @@ BAD = "cat\ud800 \udcff"
 
 
 def test_both_reports_are_written(tmp_path: Path) -> None:
-    found = {
+    document = {
         "model": {"name": BAD},
         "sets": {BAD: {"title": BAD, "zero_shot": {"labels": [BAD], "metrics": {}}}},
     }
-    page = results.write_document(tmp_path, {"model": found["model"], "missing": []}, {}, ())
+    page = results.write_document(tmp_path, {"model": document["model"], "missing": []}, {}, ())
     assert page.read_text("utf-8")
     written = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert written["model"]["name"] == "cat\ufffd \ufffd"
-    assert json.dumps(results.sanitize(found), ensure_ascii=False).encode()
+    assert json.dumps(results.sanitize(document), ensure_ascii=False).encode()
 
 
 def test_metrics_of_such_a_set_are_written(tmp_path: Path) -> None:

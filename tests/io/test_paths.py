@@ -54,8 +54,8 @@ def test_expand_keeps_the_order_of_the_pattern_and_sorts_globs(tmp_path: Path) -
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_found(tmp_path: Path) -> None:
-    (found,) = touch(tmp_path, "set [1].tar")
-    assert paths.expand(found) == [found]
+    (path,) = touch(tmp_path, "set [1].tar")
+    assert paths.expand(path) == [path]
 
 
 @pytest.mark.parametrize("pattern", ["no.tar", "no-*.tar", "a{0..1}.tar", "sub"])
@@ -90,12 +90,12 @@ def test_what_is_there_as_it_is_written_is_no_pattern(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 
-    def found(pattern: str) -> list[str]:
+    def expanded(pattern: str) -> list[str]:
         return [os.path.relpath(path, tmp_path) for path in paths.expand(f"{tmp_path}/{pattern}")]
 
-    assert found("{a,b}.tar") == ["{a,b}.tar"] and found("[x].tar") == ["[x].tar"]
-    assert found("{a,b}/{0..1}.tar") == found("{a,b}/*.tar") == ["{a,b}/0.tar", "{a,b}/1.tar"]
-    assert found("[x]/{0..1}/?.tar") == ["[x]/{0..1}/2.tar"]
-    assert found("[x]/*.tar") == ["[x]/3*.tar"]
+    assert expanded("{a,b}.tar") == ["{a,b}.tar"] and expanded("[x].tar") == ["[x].tar"]
+    assert expanded("{a,b}/{0..1}.tar") == expanded("{a,b}/*.tar") == ["{a,b}/0.tar", "{a,b}/1.tar"]
+    assert expanded("[x]/{0..1}/?.tar") == ["[x]/{0..1}/2.tar"]
+    assert expanded("[x]/*.tar") == ["[x]/3*.tar"]
     refused(lambda: paths.expand(f"{tmp_path}/{{a,c}}.tar"), f"no file {tmp_path}/a.tar")
     refused(lambda: paths.expand(f"{tmp_path}/{{a,b}}"), f"use {tmp_path}/{{a,b}}/*.tar")

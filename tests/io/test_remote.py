@@ -39,8 +39,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "data").write_bytes(DATA)
-    with serving(tmp_path) as found:
-        yield found
+    with serving(tmp_path) as instance:
+        yield instance
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_but_not_for_ever(server: Server, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ("404", "no file"),
         ("410", "no file"),
@@ -104,11 +104,11 @@ def test_but_not_for_ever(server: Server, fault: str) -> None:
         ("ignores ranges", "gives no parts of files"),
     ],
 )
-def test_what_will_not_change_is_asked_for_once(server: Server, fault: str, said: str) -> None:
+def test_what_will_not_change_is_asked_for_once(server: Server, fault: str, message: str) -> None:
     server.always = fault
     for ask in (lambda url: remote.read_range(url, 5, 10), remote.state, remote.open_file):
         server.asked.clear()
-        refused(lambda ask=ask: ask(f"{server.url}/data?key=secret"), f"{server.url}/data", said)
+        refused(lambda ask=ask: ask(f"{server.url}/data?key=secret"), f"{server.url}/data", message)
         assert sum(server.asked.values()) == 1
     with pytest.raises(UserError) as error:
         remote.state(f"{server.url}/data?key=secret")
@@ -212,7 +212,7 @@ def test_folders_and_tables_by_http(server: Server, tmp_path: Path) -> None:
         (b"3", {"caption": "dogs", "label": "dogs"}, f"{server.url}/in/dogs/3.jpg"),
     ]
     pytest.importorskip("pyarrow")
-    for value, found in {
+    for value, image in {
         "cats/1.jpg": b"1",
         f"{server.url}/in/cats/1.jpg": b"1",
         "../data.jpg": None,
@@ -221,8 +221,8 @@ def test_folders_and_tables_by_http(server: Server, tmp_path: Path) -> None:
     }.items():
         (tmp_path / "in" / "x.csv").write_text(f"path,caption\n{value},x\n")
         table = open_source(f"{server.url}/in/x.csv?key=secret")
-        if found:
-            assert table[0] == (found, {"caption": "x"}, f"{server.url}/in/cats/1.jpg")
+        if image:
+            assert table[0] == (image, {"caption": "x"}, f"{server.url}/in/cats/1.jpg")
         else:
             refused(lambda table=table: table[0], f"{server.url}/in/x.csv: row 0: {value} leaves")
     (tmp_path / "in" / "x.csv").write_text(f"path,caption\n{server.url}/data.jpg,x\n")

@@ -44,10 +44,10 @@ def manifest(launch, schema):
     def render(*args: str) -> Any:
         done = launch("gke.sh", *args, "--dry-run", *FLAGS)
         assert done.returncode == 0, done.stderr
-        found = yaml.safe_load(done.stdout)
-        error = jsonschema.exceptions.best_match(schema.iter_errors(found))
+        document = yaml.safe_load(done.stdout)
+        error = jsonschema.exceptions.best_match(schema.iter_errors(document))
         assert error is None, error
-        return found
+        return document
 
     return render
 
@@ -62,13 +62,13 @@ def pod(manifest: Any) -> Any:
 
 
 def test_the_manifest_holds_what_was_asked_for(manifest):
-    found = manifest(*JOB, "--grace", "120", "--restarts", "5")
-    assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    assert found["metadata"]["name"] == "job"
-    assert found["spec"]["failurePolicy"]["maxRestarts"] == 5
-    spec = job(found)
+    jobset = manifest(*JOB, "--grace", "120", "--restarts", "5")
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert jobset["metadata"]["name"] == "job"
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 5
+    spec = job(jobset)
     assert (spec["parallelism"], spec["completions"], spec["completionMode"]) == (4, 4, "Indexed")
-    spec = pod(found)
+    spec = pod(jobset)
     assert spec["terminationGracePeriodSeconds"] == 120
     assert spec["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
@@ -83,8 +83,8 @@ def test_the_manifest_holds_what_was_asked_for(manifest):
 
 
 def test_a_spot_node_and_a_bucket(manifest):
-    found = manifest(*JOB, "--spot", "--bucket=my-bucket", "--service-account=trainer")
-    spec = pod(found)
+    jobset = manifest(*JOB, "--spot", "--bucket=my-bucket", "--service-account=trainer")
+    spec = pod(jobset)
     assert spec["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     (toleration,) = spec["tolerations"]
     assert toleration["key"] == "cloud.google.com/gke-spot"
@@ -95,19 +95,19 @@ def test_a_spot_node_and_a_bucket(manifest):
     (csi,) = [v["csi"] for v in spec["volumes"] if "csi" in v]
     assert csi["driver"] == "gcsfuse.csi.storage.gke.io"
     assert csi["volumeAttributes"]["bucketName"] == "my-bucket"
-    annotations = job(found)["template"]["metadata"]["annotations"]
+    annotations = job(jobset)["template"]["metadata"]["annotations"]
     assert annotations == {"gke-gcsfuse/volumes": "true"}
 
 
 def test_a_preempted_slice_does_not_count_as_a_restart_and_a_mistake_ends_the_job(manifest):
-    found = manifest(*JOB)
-    spec = job(found)
+    jobset = manifest(*JOB)
+    spec = job(jobset)
     mistake, preempted = spec["podFailurePolicy"]["rules"]
     assert mistake["onExitCodes"] == {"containerName": "train", "operator": "In", "values": [2]}
     assert preempted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert mistake["action"] == preempted["action"] == "FailJob"
-    assert (spec["backoffLimit"], pod(found)["restartPolicy"]) == (0, "Never")
-    first, second = found["spec"]["failurePolicy"]["rules"]
+    assert (spec["backoffLimit"], pod(jobset)["restartPolicy"]) == (0, "Never")
+    first, second = jobset["spec"]["failurePolicy"]["rules"]
     assert first["action"] == "FailJobSet"
     assert first["onJobFailureMessagePatterns"] == ["matching FailJob rule at index 0"]
     assert second["action"] == "RestartJobSetAndIgnoreMaxRestarts"
@@ -130,15 +130,15 @@ def test_a_preempted_slice_does_not_count_as_a_restart_and_a_mistake_ends_the_jo
     ],
 )
 def test_the_schema_finds_a_field_that_is_wrong(manifest, schema, path, wrong):
-    found = copy.deepcopy(manifest(*JOB))
-    holder = found if path[0] != "pod" else pod(found)
+    jobset = copy.deepcopy(manifest(*JOB))
+    holder = jobset if path[0] != "pod" else pod(jobset)
     for key in path[path[0] == "pod" : -1]:
         holder = holder[key]
     if wrong is None:
         del holder[path[-1]]
     else:
         holder[path[-1]] = wrong
-    assert not schema.is_valid(found)
+    assert not schema.is_valid(jobset)
 
 
 def test_words_reach_the_container_unchanged(launch):
@@ -165,9 +165,9 @@ def test_words_reach_the_container_unchanged(launch):
     ],
 )
 def test_hosts_follow_from_the_topology(manifest, tpu, topology, more, hosts, chips):
-    found = manifest("job", "--image=i", "--tpu", tpu, "--topology", topology, *more)
-    assert job(found)["parallelism"] == job(found)["completions"] == hosts
-    assert pod(found)["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
+    jobset = manifest("job", "--image=i", "--tpu", tpu, "--topology", topology, *more)
+    assert job(jobset)["parallelism"] == job(jobset)["completions"] == hosts
+    assert pod(jobset)["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ pathlib.Path(f"got.{rank}").write_text(" ".join(got))
 """
 
 
-def told(folder: Path, rank: int = 0):
+def read_notes(folder: Path, rank: int = 0):
     return json.loads((folder / f"told.{rank}").read_text())
 
 
@@ -91,7 +91,7 @@ def running(folder: Path, *args: str):
 def test_each_process_is_told_who_it_is_and_gets_the_words_unchanged(launch, tmp_path):
     done = launch("local.sh", "3", "--", sys.executable, "-c", NOTE, *HARD_WORDS, "two\nlines")
     assert done.returncode == 0, done.stderr
-    notes = [told(tmp_path, i)[0] for i in range(3)]
+    notes = [read_notes(tmp_path, i)[0] for i in range(3)]
     assert [note["JAX_PROCESS_ID"] for note in notes] == ["0", "1", "2"]
     assert {note["JAX_NUM_PROCESSES"] for note in notes} == {"3"}
     (address,) = {note["JAX_COORDINATOR_ADDRESS"] for note in notes}
@@ -99,7 +99,7 @@ def test_each_process_is_told_who_it_is_and_gets_the_words_unchanged(launch, tmp
     assert host == "127.0.0.1" and 1024 <= int(port) < 65536
     assert {note["JAX_COORDINATOR_BIND_ADDRESS"] for note in notes} == {address}
     for i in range(3):
-        assert told(tmp_path, i)[1] == [*HARD_WORDS, "two\nlines"]
+        assert read_notes(tmp_path, i)[1] == [*HARD_WORDS, "two\nlines"]
 
 
 def test_flags_are_those_of_clip_jax_and_one_process_needs_no_coordinator(launch, tmp_path):
@@ -108,7 +108,7 @@ def test_flags_are_those_of_clip_jax_and_one_process_needs_no_coordinator(launch
     python.chmod(0o755)
     done = launch("local.sh", "1", "--", "--config", "a b.py", PYTHON=str(python), XLA_FLAGS="")
     assert done.returncode == 0, done.stderr
-    env, argv = told(tmp_path)
+    env, argv = read_notes(tmp_path)
     assert argv == ["-m", "clip_jax.main", "--config", "a b.py"]
     assert env == {"XLA_FLAGS": ""}
 
@@ -116,11 +116,11 @@ def test_flags_are_those_of_clip_jax_and_one_process_needs_no_coordinator(launch
 def test_pretended_devices_leave_other_flags_of_xla_alone(launch, tmp_path):
     command = ["local.sh", "1", "--devices=3", "--", sys.executable, "-c", NOTE]
     assert launch(*command, XLA_FLAGS="--xla_a=1 --xla_b=2").returncode == 0
-    env = told(tmp_path)[0]
+    env = read_notes(tmp_path)[0]
     assert env["JAX_PLATFORMS"] == "cpu"
     assert env["XLA_FLAGS"] == "--xla_a=1 --xla_b=2 --xla_force_host_platform_device_count=3"
     assert launch(*command, XLA_FLAGS="").returncode == 0
-    assert told(tmp_path)[0]["XLA_FLAGS"] == "--xla_force_host_platform_device_count=3"
+    assert read_notes(tmp_path)[0]["XLA_FLAGS"] == "--xla_force_host_platform_device_count=3"
 
 
 def test_process_0_writes_as_if_alone_and_the_others_with_their_number(launch):
@@ -181,8 +181,8 @@ def test_a_failure_is_started_again_on_another_port(launch, tmp_path):
     command = ["--pause", "0", "--", "bash", "-c", code]
     done = launch("local.sh", "2", "--restarts", "2", *command)
     assert done.returncode == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if "restart" in line]
-    assert said == [f"launch: starting again in 0 s (restart {i} of 2)" for i in (1, 2)]
+    messages = [line for line in done.stderr.splitlines() if "restart" in line]
+    assert messages == [f"launch: starting again in 0 s (restart {i} of 2)" for i in (1, 2)]
     ports = (tmp_path / "ports.0").read_text().split()
     assert ports == (tmp_path / "ports.1").read_text().split()
     assert len(set(ports)) == 3

@@ -36,10 +36,14 @@ def step(script: str) -> str:
 def test_a_process_for_each_gpu(script):
     text = script("--nodes=4", "--gpus", "8", "--time=1-12:00:00", "--dry-run", *FLAGS)
     assert text.startswith("#!/usr/bin/env bash\n#SBATCH ")
-    found = directives(text)
-    assert (found["nodes"], found["ntasks-per-node"], found["gpus-per-node"]) == ("4", "8", "8")
-    assert (found["time"], found["signal"]) == ("1-12:00:00", "B:USR1@300")
-    assert "requeue" in found and found["open-mode"] == "append"
+    options = directives(text)
+    assert (options["nodes"], options["ntasks-per-node"], options["gpus-per-node"]) == (
+        "4",
+        "8",
+        "8",
+    )
+    assert (options["time"], options["signal"]) == ("1-12:00:00", "B:USR1@300")
+    assert "requeue" in options and options["open-mode"] == "append"
     # each process picks its GPU by its rank on the node, so it must see them all
     assert "--gpu-bind=none" in shlex.split(step(text))
     assert "gpus-per-node" not in directives(script("--gpus=0", "--dry-run", *FLAGS))

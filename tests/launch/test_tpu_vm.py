@@ -111,13 +111,13 @@ def code_files(pod):
 
 def verbs(tools):
     """What gcloud was asked to do, without the looks at the pod."""
-    found = []
+    commands = []
     for call in tools.calls("gcloud"):
         if call[4] == "ssh":
             (command,) = [word for word in call if word.startswith("--command=")]
             call[4] = command.partition("=")[2].rpartition("tpu_worker.sh ")[2].split()[0]
-        found.append(call[4])
-    return [verb for verb in found if verb not in ("list", "progress")]
+        commands.append(call[4])
+    return [verb for verb in commands if verb not in ("list", "progress")]
 
 
 LIFE = ["create", "scp", "mkdir", "install", "start"]
@@ -211,12 +211,12 @@ def test_between_its_end_and_its_exit_code_a_run_is_not_none(pod, tools):
     train = "touch ~/ended; exit 3"
     assert pod("start", "--restarts=0", "--", "--config=a", train=train).returncode == 0
     until(lambda: len(list(pod.folder.glob("pod.?/ended"))) == 2)
-    seen = [pod("status").stdout.splitlines()[-2:] for _ in range(3)]
+    states = [pod("status").stdout.splitlines()[-2:] for _ in range(3)]
     until(lambda: len(code_files(pod)) == 2)
-    seen.append(pod("status").stdout.splitlines()[-2:])
-    assert seen[0] == ["clip_jax: running"] * 2
-    assert seen[-1] == ["clip_jax: 3"] * 2
-    assert all("clip_jax: none" not in lines for lines in seen)
+    states.append(pod("status").stdout.splitlines()[-2:])
+    assert states[0] == ["clip_jax: running"] * 2
+    assert states[-1] == ["clip_jax: 3"] * 2
+    assert all("clip_jax: none" not in lines for lines in states)
 
 
 def test_train_creates_installs_starts_and_ends_with_the_training(pod, tools):

@@ -170,14 +170,14 @@ def test_bfloat16_features_point_where_fp32_ones_do(model, batch):
 def test_patch_dropout_keeps_a_random_subset_and_only_with_a_key(batch):
     patches = jnp.arange(2 * 16 * 1, dtype=jnp.float32).reshape(2, 16, 1)
     keys = jax.random.split(jax.random.key(0), 2)
-    kept = drop_patches(patches, 0.5, keys)
-    assert kept.shape == (2, 8, 1)
-    for row, whole in zip(kept, patches, strict=True):
-        assert set(row[:, 0].tolist()) <= set(whole[:, 0].tolist())
+    subset = drop_patches(patches, 0.5, keys)
+    assert subset.shape == (2, 8, 1)
+    for row, all_patches in zip(subset, patches, strict=True):
+        assert set(row[:, 0].tolist()) <= set(all_patches[:, 0].tolist())
         assert len(set(row[:, 0].tolist())) == 8
-    assert not jnp.array_equal(kept, drop_patches(patches, 0.5, keys[::-1]))
+    assert not jnp.array_equal(subset, drop_patches(patches, 0.5, keys[::-1]))
     alone = drop_patches(patches[1:], 0.5, keys[1:])  # an image's chance is its own
-    np.testing.assert_array_equal(alone[0], kept[1])
+    np.testing.assert_array_equal(alone[0], subset[1])
     config = dataclasses.replace(TINY, vision=dataclasses.replace(TINY.vision, patch_dropout=0.5))
     model, plain = CLIP(config, rngs=nnx.Rngs(0)), CLIP(TINY, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(model.encode_image(batch[0]), plain.encode_image(batch[0]))
@@ -278,11 +278,11 @@ def test_cutting_what_no_text_reaches_changes_no_gradient(layers, batch):
     def total(params, rows):
         return jnp.sum(nnx.merge(graph, params).encode_text(rows)[:, 0])
 
-    whole = jax.value_and_grad(total)(params, rows)
+    full = jax.value_and_grad(total)(params, rows)
     cut = jax.value_and_grad(total)(params, packing.trim(rows, 4))
     assert packing.trim(rows, 4).shape == (3, 4)
 
     def close(a, b):  # to the last bits of what is summed, which is as large as the largest
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * max(1, np.abs(a).max()))
 
-    jax.tree.map(close, whole, cut)
+    jax.tree.map(close, full, cut)

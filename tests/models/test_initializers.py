@@ -118,8 +118,8 @@ def compared(
             for piece in pieces(leaf, fresh(model)[leaf.path][i]):
                 tensor = state[piece.name]
                 if piece.rows is not None:
-                    first, end, of = piece.rows
-                    share = len(tensor) // of
+                    first, end, parts = piece.rows
+                    share = len(tensor) // parts
                     tensor = tensor[first * share : end * share]
                 assert tensor.squeeze().shape == piece.view.squeeze().shape, piece.name
                 layers = re.sub(r"\.\d+\.", ".*.", piece.name) if leaf.layers else piece.name
@@ -155,8 +155,8 @@ def test_every_parameter_of_a_fresh_clip_is_drawn_as_open_clips(model):
     else:
         sizes.update(layers=list(vision.layers))
     theirs = states(lambda: open_clip.CLIP(EMBED, sizes, TEXT, quick_gelu=True))
-    found = dict(compared(model, "open_clip", theirs))
-    assert not {key: how for key, how in found.items() if how}
+    differences = dict(compared(model, "open_clip", theirs))
+    assert not {key: how for key, how in differences.items() if how}
 
 
 # transformers draws these otherwise than big_vision, which is the source: Flax's default without
@@ -175,8 +175,8 @@ def test_every_parameter_of_a_fresh_siglip_is_drawn_as_transformers_and_big_visi
         vision_config=dict(image_size=12, patch_size=4, num_hidden_layers=LAYERS, **common),
     )
     theirs = states(lambda: transformers.SiglipModel(config))
-    found = dict(compared("siglip", "hugging_face", theirs))
-    wrong = {key for key, how in found.items() if how}
+    differences = dict(compared("siglip", "hugging_face", theirs))
+    wrong = {key for key, how in differences.items() if how}
     assert {key for key in wrong if not _NOT_BIG_VISIONS.match(key)} == set()
     assert {key.split(" ")[0] for key in wrong} >= {"vision/pool/probe", "text/projection/kernel"}
 
@@ -378,13 +378,13 @@ def test_the_formulas_name_every_parameter_but_those_of_norms(model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_scales_and_biases_of_norms_start_at_one_and_zero(model):
-    seen = 0
+    norms = 0
     for path, values in fresh(model).items():
         if _NORMS.search(path):
             zero = path.endswith(("bias", "mean", "batches", "bn3/scale"))
             assert (values == (0 if "stem/bn3/scale" not in path and zero else 1)).all(), path
-            seen += 1
-    assert seen >= 8
+            norms += 1
+    assert norms >= 8
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -25,12 +25,12 @@ def test_products_are_of_rounded_factors_and_summed_in_float32(factors):
     to_x, to_kernel = backward(GRADIENT)
     assert {a.dtype for a in (y, to_x, to_kernel)} == {jnp.dtype(jnp.float32)}
     x, kernel, gradient = (np.asarray(a.astype(factors), np.float64) for a in (X, KERNEL, GRADIENT))
-    for found, exact in (
+    for ours, exact in (
         (y, x @ kernel),
         (to_x, gradient @ kernel.T),
         (to_kernel, np.einsum("bli,blo->io", x, gradient)),
     ):
-        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,5 +79,5 @@ def test_rematerialisation_can_keep_the_results(dtype):
             "dot_general["
         )
 
-    kept = products(REMAT_POLICIES["dots"])
-    assert kept < products(REMAT_POLICIES["full"])
+    recomputed = products(REMAT_POLICIES["dots"])
+    assert recomputed < products(REMAT_POLICIES["full"])

@@ -33,7 +33,7 @@ def model() -> CLIP:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "pixels",
     [
         *(PIXELS.astype(t) for t in (np.uint8, np.int16, np.int32, np.int64)),
         PIXELS.astype(np.uint16),
@@ -46,12 +46,12 @@ def model() -> CLIP:
         jnp.asarray(NORMALIZED),
     ],
 )
-def test_the_same_pixels_have_the_same_features(model: CLIP, given: Any) -> None:
+def test_the_same_pixels_have_the_same_features(model: CLIP, pixels: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", GuessedWarning)
-        found = model.encode_image(given, normalized=True)
+        features = model.encode_image(pixels, normalized=True)
     expected = model.encode_image(PIXELS, normalized=True)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
 def test_integers_inside_a_program_are_pixels_too(model: CLIP) -> None:
@@ -70,7 +70,7 @@ def test_tensors(model: CLIP) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("pixels", "words"),
     [
         (PIXELS.astype(np.float32), ["not normalised", "astype('uint8')"]),
         (PIXELS.astype(np.int32) * 2, ["integers from", "0…255"]),
@@ -93,9 +93,9 @@ def test_tensors(model: CLIP) -> None:
         (None, ["NoneType"]),
     ],
 )
-def test_what_is_no_batch_of_pixels_is_one_line(model: CLIP, given: Any, words: list[str]) -> None:
+def test_what_is_no_batch_of_pixels_is_one_line(model: CLIP, pixels: Any, words: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        model.encode_image(given)
+        model.encode_image(pixels)
     assert says(error.value, *words)
 
 

@@ -135,8 +135,8 @@ def test_a_batch_norm_is_its_definition():
     x = jax.random.normal(jax.random.key(0), (4, 5, 6, 3)) * 3 + 1
     y = norm(x, True)
     flat = np.asarray(x, np.float64).reshape(-1, 3)
-    wanted = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-3)
-    np.testing.assert_allclose(np.asarray(y).reshape(-1, 3), wanted, rtol=1e-4, atol=1e-5)
+    expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-3)
+    np.testing.assert_allclose(np.asarray(y).reshape(-1, 3), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(norm.mean[...], 0.25 * flat.mean(0), rtol=1e-5)
     np.testing.assert_allclose(norm.var[...], 0.75 + 0.25 * flat.var(0, ddof=1), rtol=1e-5)
     assert int(norm.batches[...]) == 1

@@ -62,26 +62,26 @@ def close(a, b, off=1e-5):
 @pytest.mark.parametrize("chunk", [1, 5, 100])
 @pytest.mark.parametrize("causal", [True, False])
 def test_chunks_change_neither_output_nor_gradient(chunk, causal):
-    whole, x = transformer(causal), rows()
+    unchunked, x = transformer(causal), rows()
     chunked = transformer(causal, chunk=chunk)
-    np.testing.assert_allclose(chunked(x), whole(x), rtol=1e-5, atol=1e-5)
-    close(gradients(chunked, x), gradients(whole, x))
+    np.testing.assert_allclose(chunked(x), unchunked(x), rtol=1e-5, atol=1e-5)
+    close(gradients(chunked, x), gradients(unchunked, x))
 
 
 def test_a_mask_and_places_are_cut_with_their_rows():
     at = jax.random.randint(jax.random.key(1), (ROWS,), 0, LENGTH)
     mask = (jnp.arange(LENGTH) <= jnp.arange(ROWS)[:, None] % LENGTH)[:, None, None, :]
     x, options = rows(), {"mask": mask, "at": at}
-    whole, chunked = (transformer(False, True, chunk) for chunk in (0, 4))
-    np.testing.assert_allclose(chunked(x, **options), whole(x, **options), rtol=1e-5, atol=1e-5)
-    close(gradients(chunked, x, **options), gradients(whole, x, **options))
+    unchunked, chunked = (transformer(False, True, chunk) for chunk in (0, 4))
+    np.testing.assert_allclose(chunked(x, **options), unchunked(x, **options), rtol=1e-5, atol=1e-5)
+    close(gradients(chunked, x, **options), gradients(unchunked, x, **options))
 
 
 @pytest.mark.parametrize("shape", MESHES)
 def test_chunks_are_those_of_a_device(shape):
     _, expected, before = alone()
-    _, found, metrics = run(shape, remat="full", chunks=(2, 1))
-    assert_same_gradients(found, expected)
+    _, sharded, metrics = run(shape, remat="full", chunks=(2, 1))
+    assert_same_gradients(sharded, expected)
     assert metrics[0] == pytest.approx(before[0], rel=1e-5)
 
 
@@ -89,21 +89,21 @@ def test_bert_in_chunks():
     bert = BertConfig(vocab_size=56, context_length=8, width=32, layers=2, heads=4, positions=8)
     config = CLIPConfig(16, vision=TINY.vision, text=bert)
     _, expected, _ = alone(config)
-    _, found, _ = run(dict(data=4), config=config, remat="full", chunks=(1, 2))
-    assert_same_gradients(found, expected)
+    _, sharded, _ = run(dict(data=4), config=config, remat="full", chunks=(1, 2))
+    assert_same_gradients(sharded, expected)
 
 
 def test_sums_over_chunks_are_float32():
     """Of 256 rows alike the gradients by bfloat16 sums would stall at a part of the whole."""
     x = jnp.broadcast_to(rows(1, jnp.bfloat16), (256, LENGTH, WIDTH))
-    whole, chunked = (transformer(chunk=chunk, dtype="bfloat16", layers=1) for chunk in (0, 1))
+    unchunked, chunked = (transformer(chunk=chunk, dtype="bfloat16", layers=1) for chunk in (0, 1))
 
     def of_bias(stack):
         graph, params = nnx.split(stack, nnx.Param)
         by = jax.grad(lambda p: nnx.merge(graph, p)(x).astype(jnp.float32).sum())(params)
         return by["blocks"]["mlp"]["proj"]["kernel"][...]
 
-    a, b = of_bias(whole), of_bias(chunked)
+    a, b = of_bias(unchunked), of_bias(chunked)
     assert b.dtype == jnp.float32
     assert float(jnp.linalg.norm(a - b)) < 0.01 * float(jnp.linalg.norm(a))
 
@@ -120,12 +120,12 @@ def test_an_exchange_between_devices_is_one_for_all_chunks():
 
 
 def test_chunks_take_less_memory():
-    def held(chunks):
+    def temporary_bytes(chunks):
         mesh = mesh_of(dict(data=1))
         _, step = compiled(mesh, rows=256, remat="full", chunks=chunks)
         return step.memory_analysis().temp_size_in_bytes
 
-    assert held((8, 8)) < 0.7 * held((0, 0))
+    assert temporary_bytes((8, 8)) < 0.7 * temporary_bytes((0, 0))
 
 
 @pytest.mark.parametrize("causal", [True, False])

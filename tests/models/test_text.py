@@ -32,14 +32,14 @@ def rows(*lengths: int, width: int, pad: int = 0) -> np.ndarray:
 
 def test_bert_does_not_see_padding_and_may_be_trimmed():
     bert, tokens = model(BERT), rows(5, 9, 3, width=32)
-    whole = bert.encode_text(tokens)
+    features = bert.encode_text(tokens)
     trimmed = packing.trim(tokens, 16, pad_id=BERT.pad_id)
     assert trimmed.shape == (3, 16) and BERT.blind_to_padding
-    np.testing.assert_allclose(bert.encode_text(trimmed), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(bert.encode_text(trimmed), features, rtol=1e-5, atol=1e-6)
     changed = tokens.copy()
     changed[0, 2] = 49 if changed[0, 2] != 49 else 48
-    assert not np.allclose(bert.encode_text(changed)[0], whole[0], atol=1e-4)
-    np.testing.assert_allclose(bert.encode_text(changed)[1:], whole[1:], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(bert.encode_text(changed)[0], features[0], atol=1e-4)
+    np.testing.assert_allclose(bert.encode_text(changed)[1:], features[1:], rtol=1e-5, atol=1e-6)
 
 
 def test_bert_reads_both_ways():
@@ -52,11 +52,11 @@ def test_bert_reads_both_ways():
 def test_siglip_reads_its_padding_and_every_place():
     assert not SIGLIP.blind_to_padding
     siglip, tokens = model(SIGLIP), rows(4, width=8, pad=1)
-    whole = siglip.encode_text(tokens)
+    features = siglip.encode_text(tokens)
     for place in range(8):
         changed = tokens.copy()
         changed[0, place] = 49 if changed[0, place] != 49 else 48
-        assert not np.allclose(siglip.encode_text(changed), whole, atol=1e-5), place
+        assert not np.allclose(siglip.encode_text(changed), features, atol=1e-5), place
 
 
 def test_a_causal_tower_does_not_read_what_follows():

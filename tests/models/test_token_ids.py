@@ -30,7 +30,7 @@ def model() -> CLIP:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "tokens",
     [
         *(TOKENS.astype(t) for t in (np.int64, np.uint8, np.uint16)),
         jnp.asarray(TOKENS),
@@ -39,13 +39,13 @@ def model() -> CLIP:
         TOKENS[:, :4],
     ],
 )
-def test_the_same_tokens_have_the_same_features(model: CLIP, given: Any) -> None:
+def test_the_same_tokens_have_the_same_features(model: CLIP, tokens: Any) -> None:
     expected = model.encode_text(TOKENS)
-    np.testing.assert_allclose(model.encode_text(given), expected, atol=1e-5)
+    np.testing.assert_allclose(model.encode_text(tokens), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("tokens", "words"),
     [
         ("a cat", ["texts are not tokens", "tokenize"]),
         (["a cat", "a dog"], ["texts are not tokens"]),
@@ -62,15 +62,15 @@ def test_the_same_tokens_have_the_same_features(model: CLIP, given: Any) -> None
     ],
 )
 def test_what_is_no_tokens_of_this_model_is_refused(
-    model: CLIP, given: Any, words: list[str]
+    model: CLIP, tokens: Any, words: list[str]
 ) -> None:
     for encode in (model.encode_text, lambda x: model(np.zeros((1, 16, 16, 3), np.uint8), x)):
         with pytest.raises(UserError) as caught:
-            encode(given)
+            encode(tokens)
         assert says(caught.value, *words)
 
 
 def test_tokens_of_a_traced_program_are_taken_as_they_are(model: CLIP) -> None:
-    found = jax.jit(model.encode_text)(TOKENS)
-    np.testing.assert_allclose(found, model.encode_text(TOKENS), atol=1e-5)
+    features = jax.jit(model.encode_text)(TOKENS)
+    np.testing.assert_allclose(features, model.encode_text(TOKENS), atol=1e-5)
     assert model.encode_text(TOKENS[:0]).shape == (0, 12)

@@ -64,15 +64,15 @@ def test_the_query_pools_by_its_formula():
         weights = np.exp(k[:, part] @ q[part] / np.sqrt(8))
         heads.append(weights @ v[:, part] / weights.sum())
     pooled = np.concatenate(heads) @ np.asarray(pool.out.kernel[...])
-    wanted = pooled + np.asarray(pool.mlp(pool.ln(jnp.asarray(pooled))))
-    np.testing.assert_allclose(pool(jnp.asarray(x))[0], wanted, rtol=1e-4, atol=1e-5)
+    expected = pooled + np.asarray(pool.mlp(pool.ln(jnp.asarray(pooled))))
+    np.testing.assert_allclose(pool(jnp.asarray(x))[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pixels_that_fill_no_patch_are_left_out():
     image = images(9)
-    whole = patches(jnp.asarray(image, jnp.float32), 4)
-    assert whole.shape == (3, 4, 48)
-    np.testing.assert_array_equal(whole, patches(jnp.asarray(image[:, :8, :8], jnp.float32), 4))
+    result = patches(jnp.asarray(image, jnp.float32), 4)
+    assert result.shape == (3, 4, 48)
+    np.testing.assert_array_equal(result, patches(jnp.asarray(image[:, :8, :8], jnp.float32), 4))
     ragged = model(image_size=9, ragged=True)
     changed = image.copy()
     changed[:, 8:], changed[:, :, 8:] = 0, 255

@@ -38,20 +38,20 @@ def bits_of(x):
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=SIZE, max_size=SIZE), st.integers(0, 2**31))
 def test_any_number_becomes_one_of_its_two_neighbours(bits, seed):
     x, bits = floats(bits), np.asarray(bits, np.uint32)
-    found = bits_of(stochastic_round(x, jax.random.key(seed)))
+    rounded = bits_of(stochastic_round(x, jax.random.key(seed)))
     below = bits & 0xFFFF0000
     finite = np.isfinite(x)
     exact = finite & (bits == below)
-    assert np.all(found[exact] == below[exact])
-    assert np.all(np.isin(found[finite] - below[finite], [0, 0x10000]))
-    np.testing.assert_array_equal(floats(found)[~finite], x[~finite])
+    assert np.all(rounded[exact] == below[exact])
+    assert np.all(np.isin(rounded[finite] - below[finite], [0, 0x10000]))
+    np.testing.assert_array_equal(floats(rounded)[~finite], x[~finite])
 
 
 def test_every_number_of_bfloat16_stays_as_it_is():
     x = floats(np.arange(2**16, dtype=np.uint32) << 16)
-    found = floats(bits_of(stochastic_round(x, KEY)))
-    np.testing.assert_array_equal(found, x)
-    assert np.all(np.signbit(found) == np.signbit(x))
+    rounded = floats(bits_of(stochastic_round(x, KEY)))
+    np.testing.assert_array_equal(rounded, x)
+    assert np.all(np.signbit(rounded) == np.signbit(x))
 
 
 def test_a_nan_whose_bits_are_all_cut_off_stays_one():
@@ -67,9 +67,9 @@ LARGEST = 0x7F7F0000  # of bfloat16; its upper neighbour is infinity
 def test_the_chance_of_the_upper_neighbour_is_the_distance_from_the_lower(below, rest):
     """Of all 2¹⁶ draws exactly `rest` go up: a number at rest / 2¹⁶ of the way, no bias at all."""
     x = np.full(2**16, floats(below + rest))
-    found = bits_of(jax.jit(low_precision._round)(x, np.arange(2**16, dtype=np.uint16)))
-    assert np.sum(found == below + 0x10000) == rest
-    assert np.sum(found == below) == 2**16 - rest
+    rounded = bits_of(jax.jit(low_precision._round)(x, np.arange(2**16, dtype=np.uint16)))
+    assert np.sum(rounded == below + 0x10000) == rest
+    assert np.sum(rounded == below) == 2**16 - rest
 
 
 def test_draws_are_even_and_a_keys_own():
@@ -117,16 +117,16 @@ def after(optimizer, params, gradients, steps):
 def moment(state, name):
     """The moments of a state whose leaves' paths hold `name`, in float32."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    found = [x for path, x in leaves if f"/{name}/" in f"/{path_name(path)}"]
-    assert found
-    return [np.asarray(x.astype(jnp.float32)) for x in found]
+    arrays = [x for path, x in leaves if f"/{name}/" in f"/{path_name(path)}"]
+    assert arrays
+    return [np.asarray(x.astype(jnp.float32)) for x in arrays]
 
 
 def both(config, params, gradients, steps):
     """The state with float32 and with bfloat16 moments."""
     kinds = [{**config, "moments": kind} for kind in ("float32", "bfloat16")]
-    made = [optim.make_optimizer(kind, lambda _: 1e-3, toy_specs(params)) for kind in kinds]
-    return [after(optimizer, params, gradients, steps) for optimizer in made]
+    optimizers = [optim.make_optimizer(kind, lambda _: 1e-3, toy_specs(params)) for kind in kinds]
+    return [after(optimizer, params, gradients, steps) for optimizer in optimizers]
 
 
 PARAMS = {"kernel": jnp.zeros((32, 16))}
@@ -141,8 +141,8 @@ def test_a_second_moment_decays_as_in_float32(b2, steps):
     for _ in range(3):
         naive = (jnp.float32(b2) * naive).astype(jnp.bfloat16)
     assert naive == 1, "rounded to the nearest it would stay where it is"
-    exact, kept = both({**ADAM, "b2": b2}, PARAMS, gradients, steps)
-    (theirs,), (ours,) = moment(exact, "nu"), moment(kept, "nu")
+    exact, low = both({**ADAM, "b2": b2}, PARAMS, gradients, steps)
+    (theirs,), (ours,) = moment(exact, "nu"), moment(low, "nu")
     assert theirs[0, 0] == pytest.approx(0.254, abs=1e-3)
     assert ours.mean() == pytest.approx(theirs[0, 0], rel=0.015)
     assert np.all(np.abs(ours / theirs - 1) < 0.5)
@@ -154,11 +154,11 @@ def test_moments_follow_float32_through_noise(b2):
         sizes = jnp.logspace(-12, 6, 32)[:, None]  # of rows: rare words beside common ones
         return {"kernel": sizes * jax.random.normal(jax.random.fold_in(KEY, i), (32, 16))}
 
-    exact, kept = both({**ADAM, "b2": b2}, PARAMS, gradients, 300)
-    (theirs,), (ours,) = moment(exact, "nu"), moment(kept, "nu")
+    exact, low = both({**ADAM, "b2": b2}, PARAMS, gradients, 300)
+    (theirs,), (ours,) = moment(exact, "nu"), moment(low, "nu")
     assert np.all(np.abs((ours / theirs).mean(axis=1) - 1) < 0.05), "no row is off"
     assert np.std(ours / theirs) < 0.06
-    (theirs,), (ours,) = moment(exact, "mu"), moment(kept, "mu")
+    (theirs,), (ours,) = moment(exact, "mu"), moment(low, "mu")
     error = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
     assert np.all(error < 0.02)
 
@@ -183,11 +183,11 @@ def test_a_hostile_gradient_spoils_its_own_entry_alone():
 
     def states(first):
         state = optimizer.init(params)
-        found = []
+        results = []
         for grad in [first, *noise[1:]]:
             updates, state = jax.jit(optimizer.update)({"kernel": grad}, state, params)
-            found.append([np.asarray(x, np.float32) for x in jax.tree.leaves((updates, state))])
-        return found
+            results.append([np.asarray(x, np.float32) for x in jax.tree.leaves((updates, state))])
+        return results
 
     first = noise[0].copy()
     first[0] = hostile
@@ -245,11 +245,11 @@ def params_of(model):
 
 def test_moments_take_half_the_bytes():
     params, specs = params_of("ViT-B/32")
-    exact, kept = (
+    exact, low = (
         jax.eval_shape(optim.make_optimizer(config, lambda _: 1e-3, specs).init, params)
         for config in (ADAM, HALF)
     )
-    assert bytes_of(kept) / bytes_of(exact) == pytest.approx(0.5, abs=1e-3)
+    assert bytes_of(low) / bytes_of(exact) == pytest.approx(0.5, abs=1e-3)
 
 
 def halves_of(tree):
@@ -285,28 +285,28 @@ def test_muon_keeps_its_momentum_and_adams_in_16_bits():
         keys = jax.random.fold_in(KEY, i)
         return jax.tree.map(lambda p: jax.random.normal(keys, p.shape) + 1, params)
 
-    exact, kept = both(config, params, gradients, 50)
-    assert len(moment(kept, "mu")) == 3 and len(moment(kept, "nu")) == 2
-    kinds = [x.dtype == jnp.bfloat16 for x in jax.tree.leaves(kept)]
+    exact, low = both(config, params, gradients, 50)
+    assert len(moment(low, "mu")) == 3 and len(moment(low, "nu")) == 2
+    kinds = [x.dtype == jnp.bfloat16 for x in jax.tree.leaves(low)]
     assert sum(kinds) == 3, "Muon's, and two of the embedding"
     for name in ("mu", "nu"):
-        for theirs, ours in zip(moment(exact, name), moment(kept, name), strict=True):
+        for theirs, ours in zip(moment(exact, name), moment(low, name), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0.1, atol=0.02)
 
 
 def test_new_parameters_are_as_the_old():
     old = {"text": {"kernel": jnp.ones((64, 64), jnp.bfloat16), "bias": jnp.ones(64)}}
     new = jax.tree.map(lambda p: jnp.full(p.shape, 1.001, jnp.float32), old)
-    kept = low_precision.downcast_like(old, new, jnp.int32(3))
-    assert kept["text"]["bias"] is new["text"]["bias"]
-    assert kept["text"]["kernel"].dtype == jnp.bfloat16
-    assert kept["text"]["kernel"].astype(jnp.float32).mean() == pytest.approx(1.001, abs=1e-3)
+    downcast = low_precision.downcast_like(old, new, jnp.int32(3))
+    assert downcast["text"]["bias"] is new["text"]["bias"]
+    assert downcast["text"]["kernel"].dtype == jnp.bfloat16
+    assert downcast["text"]["kernel"].astype(jnp.float32).mean() == pytest.approx(1.001, abs=1e-3)
     assert np.any(
-        kept["text"]["kernel"]
+        downcast["text"]["kernel"]
         != low_precision.downcast_like(old, new, jnp.int32(4))["text"]["kernel"]
     )
     same = low_precision.downcast_like(old, new, jnp.int32(3))
-    jax.tree.map(np.testing.assert_array_equal, kept, same)
+    jax.tree.map(np.testing.assert_array_equal, downcast, same)
 
 
 def test_the_chain_of_names_is_that_of_the_parameters():

@@ -33,19 +33,19 @@ def test_warm_up_then_cosine():
 
 def test_warm_up_then_a_line():
     rate = optim.learning_rate(1e-3, 10, 110, final=1e-4, course="linear")
-    found = rates(rate, 0, 4, 9, 10, 35, 60, 110, 200)
-    assert found == pytest.approx([1e-4, 5e-4, 1e-3, 1e-3, 7.75e-4, 5.5e-4, 1e-4, 1e-4])
+    values = rates(rate, 0, 4, 9, 10, 35, 60, 110, 200)
+    assert values == pytest.approx([1e-4, 5e-4, 1e-3, 1e-3, 7.75e-4, 5.5e-4, 1e-4, 1e-4])
     at_once = optim.learning_rate(1e-3, 0, 10, course="linear")
     assert rates(at_once, 0, 5, 10) == pytest.approx([1e-3, 5e-4, 0])
 
 
 @given(st.integers(0, 30), st.integers(1, 40), st.sampled_from(["cosine", "linear"]))
 def test_no_update_of_a_run_is_wasted_on_a_rate_of_zero(warmup, rest, course):
-    found = rates(
+    values = rates(
         optim.learning_rate(1e-3, warmup, warmup + rest, course=course), *range(warmup + rest)
     )
-    assert all(0 < rate <= 1.001e-3 for rate in found)
-    assert max(found) == pytest.approx(1e-3)
+    assert all(0 < rate <= 1.001e-3 for rate in values)
+    assert max(values) == pytest.approx(1e-3)
 
 
 def test_a_rate_that_ends_where_it_peaks_is_constant():
@@ -61,8 +61,8 @@ def test_gains_and_biases_do_not_decay_and_all_the_rest_does():
         "/".join(str(k.key) for k in path): value
         for path, value in jax.tree_util.tree_flatten_with_path(mask)[0]
     }
-    kept = {name for name, value in decays.items() if not value}
-    assert kept == {
+    undecayed = {name for name, value in decays.items() if not value}
+    assert undecayed == {
         name
         for name in decays
         if name.rsplit("/", 1)[-1] in ("bias", "scale")

@@ -61,20 +61,20 @@ def user(tmp_path_factory):
 
 def test_it_trains_resumes_and_accumulates(user, tmp_path):
     config, paths = user
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    at_once, parts = tmp_path / "whole", tmp_path / "parts"
     flags = (NAME, "--config.steps=6", "--config.checkpoint.every=3")
-    assert runs.run(config, whole, *flags, "--config.objective.options.off_diagonal=0.01",
+    assert runs.run(config, at_once, *flags, "--config.objective.options.off_diagonal=0.01",
                     **paths).returncode == 0  # fmt: skip
     done = runs.run(config, parts, *flags, "--config.objective.options.off_diagonal=0.01",
                     "--config.accumulate=2", **paths)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    lines = [[line for line in runs.lines(run) if "loss" in line] for run in (whole, parts)]
+    lines = [[line for line in runs.lines(run) if "loss" in line] for run in (at_once, parts)]
     for one, other in zip(*lines, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert one["correlation"] == pytest.approx(other["correlation"], rel=1e-3, abs=1e-4)
-    assert any("zero_shot/held/top1" in line for line in runs.lines(whole)), "it evaluates too"
+    assert any("zero_shot/held/top1" in line for line in runs.lines(at_once)), "it evaluates too"
     other = "--config.objective.options.off_diagonal=0.5"
-    refused = runs.run(config, whole, *flags, other, **paths)
+    refused = runs.run(config, at_once, *flags, other, **paths)
     assert refused.returncode == 2
     assert "objective.options.off_diagonal: 0.01 → 0.5" in refused.stderr
 

@@ -138,8 +138,8 @@ def test_other_pairs_are_no_resumption(config: Path, workdir: Path) -> None:
         done = runs.run(config, workdir)
     finally:
         database.write_bytes(before)
-    said = "holds a run on other pairs than config.data.train gives (20 then, 15 now)"
-    assert done.returncode and said in done.stderr
+    message = "holds a run on other pairs than config.data.train gives (20 then, 15 now)"
+    assert done.returncode and message in done.stderr
     assert "Traceback" not in done.stderr
 
 

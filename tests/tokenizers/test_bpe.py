@@ -125,13 +125,13 @@ def cleaned_slowly(text: str) -> str:
 def encoded_slowly(text: str) -> list[int]:
     """The published algorithm at its plainest: no short cut, no cache, whole passes."""
     ids, ranks = published_ranks()
-    found = regex.findall(
+    words = regex.findall(
         r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
         cleaned_slowly(text).lower(),
         regex.IGNORECASE,
     )
     encoded = []
-    for word in found:
+    for word in words:
         if word in ("<|startoftext|>", "<|endoftext|>"):
             encoded.append(ids[word])
             continue

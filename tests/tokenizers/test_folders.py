@@ -118,8 +118,8 @@ def open_clip(**text: Any) -> dict[str, Any]:
     ],
 )
 def test_find(tmp_path: Path, contents: dict[str, Any], expected: str | None) -> None:
-    found = find_tokenizer(model(tmp_path, **contents))
-    assert found == (expected and expected.format(tmp_path))
+    name = find_tokenizer(model(tmp_path, **contents))
+    assert name == (expected and expected.format(tmp_path))
 
 
 def test_a_folder_that_is_not_there_holds_none(tmp_path: Path) -> None:

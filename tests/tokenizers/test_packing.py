@@ -49,12 +49,12 @@ def test_dropped_tokens_leave_a_row_of_the_rest(
     ids: list[int], padding: int, rate: float, seed: int
 ) -> None:
     row = np.array([START, *ids, END, *[7] * padding], np.int32)
-    kept = drop(row, rate, 7, np.random.default_rng(seed))
-    assert kept.shape == row.shape and kept.dtype == row.dtype
-    end = int(kept.argmax())
-    assert kept[0] == START and kept[end] == END and (kept[end + 1 :] == 7).all()
+    dropped = drop(row, rate, 7, np.random.default_rng(seed))
+    assert dropped.shape == row.shape and dropped.dtype == row.dtype
+    end = int(dropped.argmax())
+    assert dropped[0] == START and dropped[end] == END and (dropped[end + 1 :] == 7).all()
     rest = iter(ids)
-    assert all(any(token == other for other in rest) for token in kept[1:end]), "in order"
+    assert all(any(token == other for other in rest) for token in dropped[1:end]), "in order"
     assert bool(ids) == (end > 1), "never empty"
 
 
@@ -68,9 +68,9 @@ def test_rows_without_start_may_lose_their_first_and_last_ids(
     ids: list[int], padding: int, rate: float, seed: int
 ) -> None:
     row = np.array([*ids, *[1] * padding], np.int32)
-    kept = drop(row, rate, 1, np.random.default_rng(seed), has_start=False)
-    left = [int(token) for token in kept if token != 1]
-    assert (kept[len(left) :] == 1).all()
+    dropped = drop(row, rate, 1, np.random.default_rng(seed), has_start=False)
+    left = [int(token) for token in dropped if token != 1]
+    assert (dropped[len(left) :] == 1).all()
     rest = iter(ids)
     assert all(any(token == other for other in rest) for token in left), "in order"
     assert bool(ids) == bool(left), "never empty"

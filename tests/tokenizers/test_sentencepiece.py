@@ -130,11 +130,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load(f"sentencepiece:{tmp_path / 'none.model'}")
 
 
-@pytest.mark.parametrize("kept", [0, 1000, -10, None])
-def test_a_corrupt_file_is_named(folder: Path, tmp_path: Path, kept: int | None) -> None:
-    whole = (folder / "folded.model").read_bytes()
+@pytest.mark.parametrize("length", [0, 1000, -10, None])
+def test_a_corrupt_file_is_named(folder: Path, tmp_path: Path, length: int | None) -> None:
+    content = (folder / "folded.model").read_bytes()
     path = tmp_path / "corrupt.model"
-    path.write_bytes(b"not a model at all" if kept is None else whole[:kept])
+    path.write_bytes(b"not a model at all" if length is None else content[:length])
     with pytest.raises(UserError, match=r"corrupt\.model' is not a SentencePiece model"):
         SentencePiece(path)
 

@@ -62,9 +62,9 @@ def pooled_everywhere(config: CLIPConfig) -> int:
 @pytest.mark.parametrize("name", RELEASED)
 def test_forward_is_that_of_the_released_models(name: str) -> None:
     config, (image, text) = ARCHITECTURES[name], RELEASED[name]
-    found = flops.forward(config)
-    assert (found.image + pooled_everywhere(config)) / 1e9 == pytest.approx(image, abs=0.0051)
-    assert found.text / 1e9 == pytest.approx(text, abs=0.0051)
+    counts = flops.forward(config)
+    assert (counts.image + pooled_everywhere(config)) / 1e9 == pytest.approx(image, abs=0.0051)
+    assert counts.text / 1e9 == pytest.approx(text, abs=0.0051)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def traced_forward(config: CLIPConfig, rows: int = 1, tokens: int | None = None)
 def left_out(config: CLIPConfig, tokens: int | None = None) -> Forward:
     """What programs skip where one place is read: in the last block, the others' way out of it."""
 
-    def of(tower: Any, length: int) -> int:
+    def tower_flops(tower: Any, length: int) -> int:
         hidden = round(tower.width * tower.mlp_ratio)
         each = 2 * tower.width * (tower.width + hidden + length)  # query, output; MLP; attention
         return 2 * (length - 1) * each if tower.layers else 0
@@ -112,14 +112,14 @@ def left_out(config: CLIPConfig, tokens: int | None = None) -> Forward:
     vision, image = config.vision, 0
     if isinstance(vision, VisionConfig) and vision.pool == "class":
         patches = (vision.image_size // vision.patch_size) ** 2
-        kept = max(1, round(patches * (1 - vision.patch_dropout)))
-        image = of(vision, 1 + kept + vision.registers)
-    return Forward(image, of(config.text, tokens or config.text.context_length))
+        patches_left = max(1, round(patches * (1 - vision.patch_dropout)))
+        image = tower_flops(vision, 1 + patches_left + vision.registers)
+    return Forward(image, tower_flops(config.text, tokens or config.text.context_length))
 
 
-def whole(found: Forward, config: CLIPConfig, tokens: int | None = None) -> Forward:
+def with_left_out(counts: Forward, config: CLIPConfig, tokens: int | None = None) -> Forward:
     """What tracing found, and what was left out."""
-    return Forward(*(a + b for a, b in zip(found, left_out(config, tokens), strict=True)))
+    return Forward(*(a + b for a, b in zip(counts, left_out(config, tokens), strict=True)))
 
 
 VIT = VisionConfig(image_size=24, patch_size=6, width=24, layers=2, heads=3)
@@ -159,16 +159,16 @@ TINY = {
 @pytest.mark.parametrize("name", [*TINY, *ARCHITECTURES])
 def test_forward_is_that_of_the_program(name: str) -> None:
     config = TINY.get(name) or ARCHITECTURES[name]
-    assert flops.forward(config) == whole(traced_forward(config), config)
+    assert flops.forward(config) == with_left_out(traced_forward(config), config)
 
 
 @pytest.mark.parametrize("name", ["class", "both ways", "bert", "bag of words"])
 def test_forward_of_short_texts_and_many_rows(name: str) -> None:
     config = TINY[name]
-    found = traced_forward(config, rows=3, tokens=5)
-    one = Forward(found.image // 3, found.text // 3)
-    assert (3 * one.image, 3 * one.text) == found
-    assert flops.forward(config, tokens=5) == whole(one, config, 5)
+    traced = traced_forward(config, rows=3, tokens=5)
+    one = Forward(traced.image // 3, traced.text // 3)
+    assert (3 * one.image, 3 * one.text) == traced
+    assert flops.forward(config, tokens=5) == with_left_out(one, config, 5)
     assert flops.forward(config, tokens=9) == flops.forward(config)
 
 
@@ -193,7 +193,7 @@ VITS = st.fixed_dictionaries(
 def test_forward_of_any_vision_transformer(options: dict[str, Any]) -> None:
     vision = VisionConfig(ragged=True, **options)
     config = CLIPConfig(10, vision=vision, text=dataclasses.replace(TEXT, layers=0))
-    assert flops.forward(config) == whole(traced_forward(config), config)
+    assert flops.forward(config) == with_left_out(traced_forward(config), config)
 
 
 BLOCKS = st.tuples(
@@ -208,7 +208,7 @@ def test_forward_of_any_efficientnet(
 ) -> None:
     stages = tuple((k, s, e, 32, 32, repeats) for k, s, e, repeats in blocks)
     config = efficientnet(stages=stages, image_size=size, symmetric=tuple(symmetric))
-    assert flops.forward(config) == whole(traced_forward(config), config)
+    assert flops.forward(config) == with_left_out(traced_forward(config), config)
 
 
 def of_pixels(config: CLIPConfig) -> int:
@@ -230,10 +230,10 @@ def traced_step(config: CLIPConfig, rows: int, remat: str = "none") -> Count:
     batch = jax.eval_shape(lambda: steps.batch(rows, config=config))
     key = jax.eval_shape(lambda: jax.random.key(0))
 
-    def of(*args: Any) -> Any:
+    def train_step(*args: Any) -> Any:
         return grad_cache.compute_gradients(nnx.graphdef(model), Contrastive("dense"), *args)
 
-    traced = jax.make_jaxpr(of)(variables(model), batch, key)
+    traced = jax.make_jaxpr(train_step)(variables(model), batch, key)
     return jaxprs.count(jaxprs.without_dead_code(traced))
 
 
@@ -249,23 +249,23 @@ STEPS = {
 def test_a_step_is_that_of_the_program(name: str) -> None:
     """But for gradients by pixels and what is left out of the last layers."""
     config, rows = STEPS[name], 6
-    found = traced_step(config, rows)
+    traced = traced_step(config, rows)
     none = of_pixels(config) + 3 * sum(left_out(config))
-    assert found.flops + rows * none == flops.step(config, Contrastive(), rows)
-    assert (found.depthwise > 0) == (name == "efficientnet")
+    assert traced.flops + rows * none == flops.step(config, Contrastive(), rows)
+    assert (traced.depthwise > 0) == (name == "efficientnet")
 
 
 def test_what_is_computed_again_is_not_credited() -> None:
-    whole, again = (traced_step(TINY["class"], 6, remat).flops for remat in ("none", "full"))
-    assert whole < again <= 4 / 3 * flops.step(TINY["class"], Contrastive(), 6)
+    plain, again = (traced_step(TINY["class"], 6, remat).flops for remat in ("none", "full"))
+    assert plain < again <= 4 / 3 * flops.step(TINY["class"], Contrastive(), 6)
 
 
 @given(st.sampled_from(sorted(TINY)), st.integers(1, 2**17), st.integers(1, 9))
 def test_a_step_is_thrice_towers_and_loss(name: str, rows: int, tokens: int) -> None:
     config = TINY[name]
     towers = rows * sum(flops.forward(config, tokens=tokens))
-    found = flops.step(config, Contrastive(), rows, tokens=tokens)
-    assert found == 3 * (towers + 2 * rows * rows * config.embed_dim)
+    count = flops.step(config, Contrastive(), rows, tokens=tokens)
+    assert count == 3 * (towers + 2 * rows * rows * config.embed_dim)
 
 
 def counted(function: Any, *shapes: tuple[int, ...]) -> Count:
@@ -295,14 +295,14 @@ def test_convolutions_are_counted_by_their_dimensions() -> None:
         return convolve(x, kernel, feature_group_count=6)
 
     image, kernel = (2, 8, 9, 6), (3, 3, 6, 10)
-    whole = 2 * (2 * 4 * 4) * 10 * (9 * 6)  # 4 × 4 places
-    assert counted(convolve, image, kernel) == Count(whole)
+    all_products = 2 * (2 * 4 * 4) * 10 * (9 * 6)  # 4 × 4 places
+    assert counted(convolve, image, kernel) == Count(all_products)
     assert counted(depthwise, image, (3, 3, 1, 12)) == Count(*[2 * (2 * 4 * 4) * 12 * 9] * 2)
     by_kernel = jax.grad(lambda kernel, x: convolve(x, kernel).sum())
     dead = jaxprs.without_dead_code(
         jax.make_jaxpr(by_kernel)(jnp.zeros(kernel), jnp.zeros(image)),
     )
-    assert jaxprs.count(dead) == Count(whole)
+    assert jaxprs.count(dead) == Count(all_products)
 
 
 def test_loops_are_counted_as_often_as_they_run() -> None:

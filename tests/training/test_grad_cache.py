@@ -45,9 +45,9 @@ SIGMOID = dataclasses.replace(TINY, logit_bias=-10.0, max_logit_scale=0.0)
 )
 def test_parts_give_the_gradients_of_the_whole(config, shape, parts, options):
     _, gradients, metrics = run(shape, config=config, accumulate=parts, **options)
-    _, expected, wanted = alone(config)
+    _, expected, expected_gradients = alone(config)
     assert_same_gradients(gradients, expected)
-    for name, value in wanted[0].items():
+    for name, value in expected_gradients[0].items():
         assert metrics[0][name] == pytest.approx(value, rel=2e-6), name
 
 

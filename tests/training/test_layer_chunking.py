@@ -48,14 +48,14 @@ def test_what_is_asked_for_is_taken():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("chunk.image=-2", "config.chunk.image=-2 must be at least -1"),
         ("chunk.text=4", "config.chunk.text=4 needs config.remat=full, not 'none'"),
     ],
 )
-def test_chunks_that_cannot_be(override, said):
+def test_chunks_that_cannot_be(override, message):
     file = str(ROOT / "configs" / "vit_b16.py")
     config, _ = config_lib.load(file, ["remat=none", override])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         checks.check(config, 8)

@@ -72,8 +72,8 @@ def test_a_metric_of_a_step_is_never_written_twice(
         with writer(tmp_path) as w:
             for step, name in run:
                 w.write(step, {name: step})
-    found = [(line["step"], name) for line in lines(tmp_path) for name in line if name != "step"]
-    assert sorted(found) == [(s, n) for s in range(1, 6) for n in "abc"]
+    written = [(line["step"], name) for line in lines(tmp_path) for name in line if name != "step"]
+    assert sorted(written) == [(s, n) for s in range(1, 6) for n in "abc"]
 
 
 def test_resuming_appends_what_is_new(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_tensorboard_that_cannot_be_written_is_an_error_at_once(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    found: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def use() -> None:
         with Writer(tmp_path) as w:
@@ -194,13 +194,13 @@ def test_a_tensorboard_that_cannot_be_written_is_an_error_at_once(
                 try:
                     w.write(step, {"loss": 1, "accuracy": 1})
                 except OSError as error:
-                    found.append(error)
+                    errors.append(error)
 
     thread = threading.Thread(target=use, daemon=True)
     thread.start()
     thread.join(20)
     assert not thread.is_alive(), "the run hangs"
-    assert len(found) == 40
+    assert len(errors) == 40
     assert len(lines(tmp_path)) == 40
 
 
@@ -235,15 +235,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_the_rates_leave_out_what_is_no_training(clock: list[float]) -> None:
     progress = Progress(steps=100, done=10, batch_size=32, devices=4)
     clock[0] += 2
-    found = progress.rates(20, flops=16e12)
-    assert found == pytest.approx(
+    rates = progress.rates(20, flops=16e12)
+    assert rates == pytest.approx(
         {"images_per_second": 10 * 32 / 2, "tflops_per_second": 16 / 2 / 4}
     )
     clock[0] += 1000  # an evaluation
     progress.leave_out(1000)
     clock[0] += 4
-    found = progress.rates(22, flops=8e12)
-    assert found == pytest.approx({"images_per_second": 2 * 32 / 4, "tflops_per_second": 8 / 4 / 4})
+    rates = progress.rates(22, flops=8e12)
+    assert rates == pytest.approx({"images_per_second": 2 * 32 / 4, "tflops_per_second": 8 / 4 / 4})
     assert progress.rates(22, 0) == {"images_per_second": 0, "tflops_per_second": 0}
     progress.close()
 
@@ -251,9 +251,9 @@ def test_the_rates_leave_out_what_is_no_training(clock: list[float]) -> None:
 def test_mfu_is_a_share_of_the_peak_of_all_devices(clock: list[float]) -> None:
     progress = Progress(steps=9, done=0, batch_size=32, devices=4, peak=200e12)
     clock[0] += 2
-    found = progress.rates(1, flops=400e12)
-    assert found["tflops_per_second"] == pytest.approx(50)
-    assert found["mfu"] == pytest.approx(0.25)
+    rates = progress.rates(1, flops=400e12)
+    assert rates["tflops_per_second"] == pytest.approx(50)
+    assert rates["mfu"] == pytest.approx(0.25)
     progress.close()
 
 

@@ -53,11 +53,11 @@ def test_a_fresh_state_is_the_same_on_any_mesh(shape):
 @pytest.mark.parametrize("shape", MESHES[1:], ids=str)
 def test_loss_and_gradients_are_those_of_one_device(shape):
     before, gradients, metrics = run(shape)
-    _, wanted, expected = alone()
+    _, expected_gradients, expected = alone()
     assert metrics[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-6)
     assert len(gradients) == len(jax.tree.leaves(before))
-    assert all(np.linalg.norm(theirs) > 0 for theirs in wanted)
-    assert_same_gradients(gradients, wanted)
+    assert all(np.linalg.norm(theirs) > 0 for theirs in expected_gradients)
+    assert_same_gradients(gradients, expected_gradients)
 
 
 def test_the_first_loss_is_the_definition_of_the_global_batch():
@@ -74,13 +74,13 @@ def test_the_first_loss_is_the_definition_of_the_global_batch():
 def training(shape, text_weights="float32", **options):
     """A state of AdamW with these options, its shapes, and the step compiled for them."""
     optimizer = optim.make_optimizer({**ADAM, **options}, optim.learning_rate(3e-3, 2, 40), SPECS)
-    mesh, kept = mesh_of(shape), {"text_weights": text_weights}
-    like = step.abstract_state(TINY, optimizer, mesh, **kept)
+    mesh, weight_options = mesh_of(shape), {"text_weights": text_weights}
+    like = step.abstract_state(TINY, optimizer, mesh, **weight_options)
     graph = nnx.graphdef(abstract_model(TINY, "float32", "none"))
     train_step = step.make_train_step(graph, Contrastive("dense"), optimizer, 0)
     rows = jax.eval_shape(batch)
     compiled = step.compile_step(train_step, like, mesh).lower(like, rows).compile()
-    return step.init_state(TINY, optimizer, 0, mesh, **kept), like, compiled
+    return step.init_state(TINY, optimizer, 0, mesh, **weight_options), like, compiled
 
 
 def trained(state, train_step, shape, steps):
@@ -114,12 +114,12 @@ def halves(tmp_path_factory):
     """40 steps with moments and text weights in 16 bits; its checkpoints of steps 3 and 40."""
     workdir = tmp_path_factory.mktemp("halves")
     state, like, train_step = training(TWO, "bfloat16", moments="bfloat16")
-    kept = checkpointing.Checkpoints(workdir, keep=2)
+    checkpoints = checkpointing.Checkpoints(workdir, keep=2)
     state, first = trained(state, train_step, TWO, 3)
-    kept.save(3, state, {}, {}, force=True)
+    checkpoints.save(3, state, {}, {}, force=True)
     state, rest = trained(state, train_step, TWO, 37)
-    kept.save(40, state, {}, {}, force=True)
-    kept.close()
+    checkpoints.save(40, state, {}, {}, force=True)
+    checkpoints.close()
     return workdir, like, train_step, state, [*first, *rest]
 
 
@@ -135,9 +135,9 @@ def numbers(tree):
 
 def test_resumed_in_16_bits_it_goes_on_to_the_bit(halves):
     workdir, like, train_step, state, _ = halves
-    kept = checkpointing.Checkpoints(workdir)
-    resumed, _ = kept.restore(3, like)
-    kept.close()
+    checkpoints = checkpointing.Checkpoints(workdir)
+    resumed, _ = checkpoints.restore(3, like)
+    checkpoints.close()
     assert jax.tree.map(lambda x: x.dtype, resumed) == jax.tree.map(lambda x: x.dtype, like)
     resumed, _ = trained(resumed, train_step, TWO, 37)
     for ours, theirs in zip(numbers(resumed), numbers(state), strict=True):
@@ -161,9 +161,9 @@ def test_chance_is_the_same_on_any_mesh(halves):
     workdir = halves[0]
     state, like, train_step = training(EIGHT, "bfloat16", moments="bfloat16")
     state, _ = trained(state, train_step, EIGHT, 3)
-    kept = checkpointing.Checkpoints(workdir)
-    other, _ = kept.restore(3, like)
-    kept.close()
+    checkpoints = checkpointing.Checkpoints(workdir)
+    other, _ = checkpoints.restore(3, like)
+    checkpoints.close()
     leaves = zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True)
     pairs = [
         (np.asarray(ours, np.float32), np.asarray(theirs, np.float32))
@@ -177,11 +177,11 @@ def test_chance_is_the_same_on_any_mesh(halves):
 
 def test_a_state_around_given_weights_keeps_them_as_it_shall():
     optimizer, mesh = optim.make_optimizer(ADAM, lambda _: 1e-3, SPECS), mesh_of(EIGHT)
-    held = alone()[0], {}
+    weights = alone()[0], {}
     like = step.abstract_state(TINY, optimizer, mesh, text_weights="bfloat16")
-    state = step.state_of(TINY, held, optimizer, mesh, text_weights="bfloat16")
+    state = step.state_of(TINY, weights, optimizer, mesh, text_weights="bfloat16")
     jax.tree.map(same_place, like, state)
-    for ours, theirs in zip(numbers(state.params), numbers(held[0]), strict=True):
+    for ours, theirs in zip(numbers(state.params), numbers(weights[0]), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2**-8)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.opt_state)} == {
         np.dtype("float32"), np.dtype("int32")
@@ -190,8 +190,8 @@ def test_a_state_around_given_weights_keeps_them_as_it_shall():
 
 def test_text_weights_in_16_bits_have_the_gradients_of_those_in_32():
     graph = nnx.graphdef(abstract_model(TINY, "bfloat16", "none"))
-    kept = low_precision.text_weights(jax.tree.map(jnp.asarray, alone()[0]), SPECS, "bfloat16")
-    computed, _ = step._with_gradient_dtypes(graph, (kept, {}))
+    low = low_precision.text_weights(jax.tree.map(jnp.asarray, alone()[0]), SPECS, "bfloat16")
+    computed, _ = step._with_gradient_dtypes(graph, (low, {}))
     tokens = jnp.asarray(batch()["tokens"])
     towards = np.random.default_rng(0).normal(size=(16, 16))
 
@@ -199,7 +199,7 @@ def test_text_weights_in_16_bits_have_the_gradients_of_those_in_32():
         return jnp.vdot(nnx.merge(graph, params, {}).text(tokens), towards)
 
     ours, theirs = jax.jit(lambda *p: [jax.grad(loss)(q)["text"] for q in p])(
-        computed, low_precision.upcast(kept)
+        computed, low_precision.upcast(low)
     )
     assert ours["projection"]["kernel"].dtype == jnp.bfloat16, "half the memory"
     for a, b in zip(numbers(ours), numbers(theirs), strict=True):
@@ -211,8 +211,8 @@ def test_text_weights_in_16_bits_have_the_gradients_of_those_in_32():
 @pytest.mark.parametrize("dtype", ["float32", "mixed"])
 def test_but_where_the_model_computes_in_32_so_do_they(dtype):
     graph = nnx.graphdef(abstract_model(TINY, dtype, "none"))
-    kept = low_precision.text_weights(jax.tree.map(jnp.asarray, alone()[0]), SPECS, "bfloat16")
-    computed, _ = step._with_gradient_dtypes(graph, (kept, {}))
+    low = low_precision.text_weights(jax.tree.map(jnp.asarray, alone()[0]), SPECS, "bfloat16")
+    computed, _ = step._with_gradient_dtypes(graph, (low, {}))
     assert {leaf.dtype for leaf in jax.tree.leaves(computed)} == {np.dtype("float32")}
 
 

@@ -37,8 +37,8 @@ def put(workdir, **changes):
 
 def test_a_second_trainer_is_told_who_the_first_is(tmp_path):
     with take(tmp_path / "run"):
-        found = record_of(tmp_path / "run")
-        who = ("in use by", found["host"], f"PID {os.getpid()} since", "--force")
+        record = record_of(tmp_path / "run")
+        who = ("in use by", record["host"], f"PID {os.getpid()} since", "--force")
         refused(lambda: take(tmp_path / "run").__enter__(), tmp_path / "run", *who)
         refused(lambda: workdir_lock.refuse_in_use(tmp_path / "run", False), *who)
         workdir_lock.refuse_in_use(tmp_path / "run", True)
@@ -82,9 +82,9 @@ def test_a_killed_trainer_of_this_host_is_nobody(tmp_path):
         refused(lambda: take(tmp_path).__enter__(), f"PID {process.pid}")
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but not yet buried
-        said = []
-        with take(tmp_path, tell=said.append):
-            assert record_of(tmp_path)["pid"] == os.getpid() and not said
+        messages = []
+        with take(tmp_path, tell=messages.append):
+            assert record_of(tmp_path)["pid"] == os.getpid() and not messages
     finally:
         process.kill()
         process.wait()
@@ -99,10 +99,10 @@ def test_another_process_of_the_same_number_is_not_the_trainer(tmp_path):
 @pytest.mark.parametrize("space", ["another host", ""])
 def test_of_another_host_only_a_sign_of_life_tells(tmp_path, space):
     put(tmp_path, host="elsewhere", space=space)
-    said = []
-    with take(tmp_path, tell=said.append):
+    messages = []
+    with take(tmp_path, tell=messages.append):
         assert record_of(tmp_path)["token"] != "other"
-    assert len(said) == 1 and "elsewhere" in said[0] and "--force" in said[0]
+    assert len(messages) == 1 and "elsewhere" in messages[0] and "--force" in messages[0]
 
 
 def test_a_sign_of_life_of_another_host_keeps_the_folder(tmp_path):

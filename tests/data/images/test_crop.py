@@ -31,10 +31,10 @@ def test_a_crop_is_pillows(
     wide, tall = 1 + wide * (width - 1), 1 + tall * (height - 1)
     left, top = x * (width - wide), y * (height - tall)
     box = (left, top, min(left + wide, width), min(top + tall, height))
-    found = decoding.crop(np.asarray(image), size, box)
-    assert found.shape == (size, size, 3)
-    assert found.dtype == np.uint8
-    assert np.abs(found.astype(int) - pillow(image, size, box)).max() <= 2
+    cropped = decoding.crop(np.asarray(image), size, box)
+    assert cropped.shape == (size, size, 3)
+    assert cropped.dtype == np.uint8
+    assert np.abs(cropped.astype(int) - pillow(image, size, box)).max() <= 2
 
 
 @pytest.mark.parametrize("how", ["large", "missing"])

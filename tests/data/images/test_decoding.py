@@ -48,10 +48,10 @@ def released(image: Image.Image, size: int) -> np.ndarray:
 @example(3, 90, 5)
 def test_preprocessing_is_the_released_one(width: int, height: int, size: int) -> None:
     image = picture(width * 100 + height, (width, height))
-    found = resize_and_crop(image, size)
-    assert found.shape == (size, size, 3)
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, released(image, size))
+    pixels = resize_and_crop(image, size)
+    assert pixels.shape == (size, size, 3)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, released(image, size))
 
 
 @given(SIDE, SIDE, st.integers(2, 64))
@@ -61,8 +61,8 @@ def test_what_is_too_long_to_resize_whole_comes_out_the_same(
     image = picture(width * 100 + height, (width, height)).point(lambda v: 64 + v // 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "MAX_PIXELS", 0)
-        found = resize_and_crop(image, size).astype(int)
-    assert np.abs(found - released(image, size)).max() <= 3  # rounding: no colour overshoots
+        pixels = resize_and_crop(image, size).astype(int)
+    assert np.abs(pixels - released(image, size)).max() <= 3  # rounding: no colour overshoots
 
 
 def test_a_thread_of_pixels_takes_no_memory() -> None:
@@ -103,9 +103,9 @@ def test_every_mode_becomes_rgb(mode: str, kind: str, off: int) -> None:
     image = decode(encoded(gradient(mode), kind, **options), "x")
     assert image.mode == "RGB"
     assert image.size == (16, 8)
-    found = np.asarray(image).astype(int)
-    assert np.abs(found - RAMP[None, :, None]).max() <= off
-    assert np.ptp(found, axis=2).max() <= off
+    pixels = np.asarray(image).astype(int)
+    assert np.abs(pixels - RAMP[None, :, None]).max() <= off
+    assert np.ptp(pixels, axis=2).max() <= off
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
@@ -117,8 +117,8 @@ def test_sixteen_bits_keep_the_upper_eight(kind: str) -> None:
 
 def test_integers_below_zero_are_black() -> None:
     values = np.array([[-5, 0, 0x7F00, 0xFFFF]], np.int32)
-    found = decoding.to_rgb(Image.fromarray(values))
-    assert np.asarray(found)[0, :, 0].tolist() == [0, 0, 0x7F, 0xFF]
+    rgb = decoding.to_rgb(Image.fromarray(values))
+    assert np.asarray(rgb)[0, :, 0].tolist() == [0, 0, 0x7F, 0xFF]
 
 
 def transparent_images() -> dict[str, bytes]:
@@ -141,8 +141,8 @@ def transparent_images() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("how", transparent_images())
 def test_the_transparent_becomes_white(how: str) -> None:
-    found = np.asarray(decode(transparent_images()[how], "x"))
-    assert found[0].tolist() == [[255, 255, 255], [255, 0, 0]]
+    pixels = np.asarray(decode(transparent_images()[how], "x"))
+    assert pixels[0].tolist() == [[255, 255, 255], [255, 0, 0]]
 
 
 def test_half_transparent_is_blended() -> None:
@@ -152,9 +152,9 @@ def test_half_transparent_is_blended() -> None:
 
 def test_grey_of_sixteen_bits_with_a_transparent_value() -> None:
     image = Image.fromarray(np.array([[0x0102, 0x8000]], np.uint16))
-    found = np.asarray(decode(encoded(image, transparency=0x0102), "x"))
-    assert found[0, 1].tolist() == [0x80] * 3
-    assert found[0, 0].tolist() in ([255] * 3, [1] * 3)
+    pixels = np.asarray(decode(encoded(image, transparency=0x0102), "x"))
+    assert pixels[0, 1].tolist() == [0x80] * 3
+    assert pixels[0, 0].tolist() in ([255] * 3, [1] * 3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -178,17 +178,17 @@ def test_pictures_are_upright(kind: str, mode: str, orientation: int) -> None:
     stored = upright.transpose(turned[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = decode(encoded(stored, kind, exif=exif), "x")
-    assert found.size == upright.size
-    difference = np.asarray(found).astype(int) - np.asarray(upright.convert("RGB"))
+    decoded = decode(encoded(stored, kind, exif=exif), "x")
+    assert decoded.size == upright.size
+    difference = np.asarray(decoded).astype(int) - np.asarray(upright.convert("RGB"))
     assert np.abs(difference).max() <= 12
 
 
 def test_a_picture_with_broken_exif_is_still_a_picture() -> None:
     plain = picture(1, (8, 8))
     assert decode(encoded(plain, "jpeg", exif=b"Exif\0\0" + b"\xff" * 40), "x").size == (8, 8)
-    found = decode(encoded(plain, "png", exif=b"MM\0*\0\0\0\x08\xff\xff" + b"\x01" * 30), "x")
-    assert np.array_equal(np.asarray(found), np.asarray(plain))
+    decoded = decode(encoded(plain, "png", exif=b"MM\0*\0\0\0\x08\xff\xff" + b"\x01" * 30), "x")
+    assert np.array_equal(np.asarray(decoded), np.asarray(plain))
 
 
 @pytest.mark.parametrize(
@@ -239,10 +239,10 @@ def smooth(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
 @example(640, 480, 60)
 @example(640, 480, 1)
 def test_a_jpeg_is_read_no_smaller_than_needed(width: int, height: int, least: int) -> None:
-    found = decode(encoded(Image.new("RGB", (width, height)), "jpeg"), "x", least).size
+    size = decode(encoded(Image.new("RGB", (width, height)), "jpeg"), "x", least).size
     shrink = max(n for n in (1, 2, 4, 8) if n == 1 or min(width, height) >= n * least)
-    assert found == (-(-width // shrink), -(-height // shrink))
-    assert min(found) >= min(width, height, least)
+    assert size == (-(-width // shrink), -(-height // shrink))
+    assert min(size) >= min(width, height, least)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -255,8 +255,8 @@ def test_a_jpeg_read_small_shows_the_same(
     small = decode(data, "x", least)
     assert small.mode == "RGB"
     assert small.size == (256 // shrink, 192 // shrink)
-    whole = decode(data, "x").resize(small.size, Image.Resampling.BOX)
-    apart = np.abs(np.asarray(small).astype(int) - np.asarray(whole))
+    full_size = decode(data, "x").resize(small.size, Image.Resampling.BOX)
+    apart = np.abs(np.asarray(small).astype(int) - np.asarray(full_size))
     assert apart.mean() < 1
     assert apart.max() <= 12
 
@@ -267,8 +267,8 @@ def test_a_jpeg_read_small_is_upright_too() -> None:
     data = encoded(smooth((256, 192)), "jpeg", quality=95, exif=exif)
     small = decode(data, "x", 90)
     assert small.size == (96, 128)
-    whole = decode(data, "x").resize(small.size, Image.Resampling.BOX)
-    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 1
+    full_size = decode(data, "x").resize(small.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(full_size)).mean() < 1
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "gif", "bmp", "tiff"])
@@ -280,11 +280,11 @@ def test_what_is_no_jpeg_is_read_whole(kind: str) -> None:
 def test_a_jpeg_of_several_pictures_is_its_first() -> None:
     others = [picture(1, (256, 192))]
     data = encoded(smooth((256, 192)), "mpo", save_all=True, append_images=others, quality=95)
-    whole = decode(data, "x")
+    full_size = decode(data, "x")
     small = decode(data, "x", 90)
-    assert (whole.size, small.size) == ((256, 192), (128, 96))
-    whole = whole.resize(small.size, Image.Resampling.BOX)
-    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 1
+    assert (full_size.size, small.size) == ((256, 192), (128, 96))
+    full_size = full_size.resize(small.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(full_size)).mean() < 1
 
 
 def test_the_default_reads_a_jpeg_exactly() -> None:
@@ -368,8 +368,8 @@ def test_a_decoder_keeps_what_fits_and_only_that() -> None:
         np.array_equal(pixels, np.asarray(decode(data[i % 8], "x")))
         for i, pixels in enumerate(firsts)
     )
-    kept = [with_cache(data[i], str(i)) is with_cache(data[i], str(i)) for i in range(8)]
-    assert sum(kept) == 5  # 192 KiB each
+    is_cached = [with_cache(data[i], str(i)) is with_cache(data[i], str(i)) for i in range(8)]
+    assert sum(is_cached) == 5  # 192 KiB each
     assert without(data[0], "0") is not without(data[0], "0")
     fresh = pickle.loads(pickle.dumps(with_cache))
     assert len(pickle.dumps(with_cache)) < 200
@@ -447,7 +447,7 @@ def test_the_least_side_is_no_more_than_it_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "scale", "share", "ratio", "left", "whole"),
+    ("size", "scale", "share", "ratio", "left", "full_share"),
     # means of 40,000 draws of torchvision 0.28.0's RandomResizedCrop.get_params
     [
         ((300, 300), (0.9, 1.0), 0.9423, 1.0010, 0.0145, 0.1242),
@@ -465,7 +465,7 @@ def test_the_crop_of_open_clip_is_drawn_as_torchvision_draws_it(
     share: float,
     ratio: float,
     left: float,
-    whole: float,
+    full_share: float,
 ) -> None:
     augment = Augment.from_dict({"crop": "open_clip", "crop_scale": scale})
     rng = np.random.default_rng(0)
@@ -476,7 +476,7 @@ def test_the_crop_of_open_clip_is_drawn_as_torchvision_draws_it(
     assert ours.mean() == pytest.approx(share, abs=0.01)
     assert (wide / tall).mean() == pytest.approx(ratio, abs=0.01)
     assert (boxes[:, 0] / size[0]).mean() == pytest.approx(left, abs=0.01)
-    assert (ours == 1).mean() == pytest.approx(whole, abs=0.03)
+    assert (ours == 1).mean() == pytest.approx(full_share, abs=0.03)
 
 
 def test_a_wide_photo_is_cropped_to_its_height_or_squeezed() -> None:
@@ -513,8 +513,8 @@ def test_views_differ_and_a_plain_one_is_the_picture() -> None:
     pixels = np.asarray(picture(5, (32, 32)))
     views = [random_view(pixels, 32, Augment(), np.random.default_rng(i)) for i in range(4)]
     assert len({v.tobytes() for v in views}) == 4
-    whole = Augment(crop_scale=(1.0, 1.0))
-    plain = random_view(pixels, 32, whole, np.random.default_rng(0))
+    full_crop = Augment(crop_scale=(1.0, 1.0))
+    plain = random_view(pixels, 32, full_crop, np.random.default_rng(0))
     assert np.array_equal(plain, pixels)
     mirror = Augment(crop_scale=(1, 1), flip=1.0)
     flipped = random_view(pixels, 32, mirror, np.random.default_rng(0))

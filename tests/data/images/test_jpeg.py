@@ -24,15 +24,15 @@ def test_pixels_are_pillows(
     image = picture(width * 1000 + height, (width, height)).convert(mode)
     data = encoded(image, "jpeg", subsampling=subsampling, quality=85)
     assert jpeg.size_of(data) == (width, height)
-    found = jpeg.decode(data, at_least, MAX_PIXELS)
-    assert found is not None
-    assert np.array_equal(found, np.asarray(decode(data, "x", at_least)))
+    pixels = jpeg.decode(data, at_least, MAX_PIXELS)
+    assert pixels is not None
+    assert np.array_equal(pixels, np.asarray(decode(data, "x", at_least)))
 
 
 def exif() -> Image.Exif:
-    found = Image.Exif()
-    found[0x0112] = 6
-    return found
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    return tags
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,10 @@ def test_a_picture_is_turned_once_by_every_way(
     }
     preprocess = Preprocess(16)
     expected = preprocess(upright).astype(int)
-    found = {name: preprocess(given) for name, given in ways.items()}
-    for name, pixels in found.items():
+    pixels_by_way = {name: preprocess(spelling) for name, spelling in ways.items()}
+    for name, pixels in pixels_by_way.items():
         assert np.abs(pixels - expected).max() <= (3 if form == "jpeg" else 0), name
-        assert np.array_equal(pixels, found["file"]), name
+        assert np.array_equal(pixels, pixels_by_way["file"]), name
 
 
 def test_an_orientation_in_xmp_is_turned_once() -> None:
@@ -117,10 +117,10 @@ def test_wide_numbers_become_eight_bits_by_their_range(values: Any, expected: An
 
 @given(arrays.arrays(st.sampled_from([np.uint16, np.int32, np.float32]), st.integers(1, 9)))
 def test_the_order_of_brightness_stays(values: np.ndarray) -> None:
-    found = eight_bits(values)
-    assert found.dtype == np.uint8
+    grey = eight_bits(values)
+    assert grey.dtype == np.uint8
     order = np.argsort(np.nan_to_num(values.astype(np.float64), nan=-np.inf), kind="stable")
-    assert (np.diff(found[order].astype(int)) >= 0).all()
+    assert (np.diff(grey[order].astype(int)) >= 0).all()
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
@@ -136,8 +136,8 @@ def test_files_of_sixteen_bits(kind: str, factor: int, depth: int) -> None:
 @pytest.mark.parametrize("values", [np.uint16, np.int32, np.float32])
 def test_a_tiff_of_any_type(values: Any) -> None:
     grey = np.array(picture(1, (8, 8), "L"))
-    found = decode(encoded(Image.fromarray(grey.astype(values)), "tiff"), "x")
-    assert np.array_equal(np.asarray(found)[..., 0], grey)
+    decoded = decode(encoded(Image.fromarray(grey.astype(values)), "tiff"), "x")
+    assert np.array_equal(np.asarray(decoded)[..., 0], grey)
 
 
 PIXELS = np.asarray(picture(3, (9, 7)))
@@ -164,13 +164,13 @@ def test_arrays_of_pixels(values: np.ndarray) -> None:
 
 def test_grey_and_black_and_white_arrays() -> None:
     grey = PIXELS[..., 0]
-    for given_ in (grey, grey[..., None]):
-        assert np.array_equal(np.asarray(taken(given_)), grey[..., None].repeat(3, 2))
+    for array in (grey, grey[..., None]):
+        assert np.array_equal(np.asarray(taken(array)), grey[..., None].repeat(3, 2))
     assert np.asarray(taken(np.eye(4, dtype=bool)))[0, :2, 0].tolist() == [255, 0]
 
 
 @pytest.mark.parametrize(
-    ("given_", "words"),
+    ("picture", "words"),
     [
         (PIXELS.transpose(2, 0, 1), ["channels first", "transpose(1, 2, 0)"]),
         (PIXELS[None], ["a batch"]),
@@ -194,11 +194,11 @@ def test_grey_and_black_and_white_arrays() -> None:
     ],
 )
 def test_what_is_no_picture_is_one_line(
-    given_: Any, words: list[str], monkeypatch: pytest.MonkeyPatch
+    picture: Any, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clip_jax.io.retries.PATIENCE", 1)
     with pytest.raises(UserError) as error:
-        taken(given_)
+        taken(picture)
     assert says(error.value, *words)
 
 

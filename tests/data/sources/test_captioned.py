@@ -28,7 +28,7 @@ def write(folder: Path, content: dict[str, bytes | str]) -> Path:
     return folder
 
 
-def said(spec: object, *more: str) -> dict[bytes, Any]:
+def captions_of(spec: object, *more: str) -> dict[bytes, Any]:
     source = open_source(str(spec), SourceOptions(*more))
     assert isinstance(source, CaptionedSource)
     return {source[i].image: source[i].text["caption"] for i in range(len(source))}
@@ -60,7 +60,7 @@ def test_the_table_says_the_captions_not_the_folder(
     tmp_path: Path, table: str, encoding: str
 ) -> None:
     write(tmp_path, {**PICTURES, table: METADATA[table].encode(encoding)})
-    assert said(tmp_path) == {b"0": "zero, and", b"1": "one", b"2": "two"}
+    assert captions_of(tmp_path) == {b"0": "zero, and", b"1": "one", b"2": "two"}
     assert left_out(tmp_path) == {}
     notes = open_source(str(tmp_path)).opening_report().notes
     assert notes[0] == f"captions are those of {tmp_path}/{table}"
@@ -74,7 +74,7 @@ def test_parquet_is_a_table_of_captions_too(tmp_path: Path) -> None:
     table = pa.table({"file_name": ["0.jpg", "1.jpg", None], "caption": ["zero", "one", "two"]})
     write(tmp_path, PICTURES)
     parquet.write_table(table, tmp_path / "train" / "metadata.parquet")
-    assert said(tmp_path) == {b"0": "zero", b"1": "one"}
+    assert captions_of(tmp_path) == {b"0": "zero", b"1": "one"}
     assert left_out(tmp_path) == {"no_text": 1, "null_picture": 1}
     (tmp_path / "train" / "metadata.parquet").write_bytes(b"PAR1 no more")
     refused(lambda: open_source(str(tmp_path)), "metadata.parquet cannot be read as a table")
@@ -100,9 +100,9 @@ FLICKR = {
 def test_flickr_has_several_captions_a_picture(tmp_path: Path, table: str) -> None:
     write(tmp_path, {"Images/a.jpg": b"A", "Images/b.jpg": b"B", table: FLICKR[table]})
     expected = {b"A": ["a dog, running", 'a "brown" dog'], b"B": ["a cat", "x"]}
-    assert said(tmp_path) == expected and left_out(tmp_path) == {}
+    assert captions_of(tmp_path) == expected and left_out(tmp_path) == {}
     if not table.endswith(".csv"):  # which is a table of any kind
-        assert said(tmp_path / table) == expected, "the table by itself"
+        assert captions_of(tmp_path / table) == expected, "the table by itself"
     source = open_source(str(tmp_path))
     text, name = source[0].text, source[0].name
     turns = [captions.fill("{caption:each}", text, name, turn=turn) for turn in range(3)]
@@ -116,7 +116,7 @@ def test_flickr_has_several_captions_a_picture(tmp_path: Path, table: str) -> No
 def test_flickr30ks_row_without_a_bar_is_counted(tmp_path: Path) -> None:
     broken = FLICKR["results.csv"].replace("b.jpg| 3|", "b.jpg| 3  ")
     write(tmp_path, {"i/a.jpg": b"A", "i/b.jpg": b"B", "i/c.jpg": b"C", "results.csv": broken})
-    assert said(tmp_path)[b"B"] == "a cat"
+    assert captions_of(tmp_path)[b"B"] == "a cat"
     assert left_out(tmp_path) == {"no_text": 1, "unreadable": 1}
 
 
@@ -130,12 +130,12 @@ def test_cocos_captions(tmp_path: Path) -> None:
     pictures: dict[str, bytes | str] = {f"train2017/{i:012}.jpg": b"%d" % i for i in range(3)}
     write(tmp_path, {**pictures, "annotations/captions_train2017.json": coco()})
     expected = {b"0": ["0 a", "0 b"], b"1": ["1 a", "1 b"]}
-    assert said(tmp_path) == expected and left_out(tmp_path) == {"no_text": 1}
+    assert captions_of(tmp_path) == expected and left_out(tmp_path) == {"no_text": 1}
     table = tmp_path / "annotations" / "captions_train2017.json"
-    assert said(table) == said(table, "", str(tmp_path / "train2017")) == expected
+    assert captions_of(table) == captions_of(table, "", str(tmp_path / "train2017")) == expected
     write(tmp_path, {"annotations/captions_val2017.json": coco()})
     refused(lambda: open_source(str(tmp_path)), "several tables", "captions_train2017.json", "give")
-    assert said(table) == expected
+    assert captions_of(table) == expected
     other = write(tmp_path, {"annotations/instances.json": coco(annotations=[{"bbox": [1]}])})
     refused(lambda: open_source(f"{other}/annotations/instances.json"), "no captions", "captions_")
     refused(lambda: open_source(f"{tmp_path}/annotations/*.json"), "3 tables", "give one")
@@ -145,7 +145,7 @@ def test_every_row_and_picture_is_accounted_for(tmp_path: Path) -> None:
     rows = ["file_name,caption", "0.jpg,zero", "9.jpg,not there", ",no picture", "1.jpg, ", "2.jpg"]
     write(tmp_path, {"0.jpg": b"0", "1.jpg": b"1", "2.jpg": b"2", "x.heic": b"", "0.txt": "beside"})
     write(tmp_path, {".hidden": b"", "metadata.csv": "\n".join(rows)})
-    assert said(tmp_path) == {b"0": "zero"}
+    assert captions_of(tmp_path) == {b"0": "zero"}
     assert left_out(tmp_path) == {
         **{"no_text": 3, "no_picture": 2, "null_picture": 1, "unknown_ending": 1, "hidden": 1},
         "unreadable": 1,
@@ -162,7 +162,7 @@ def test_names_in_a_table_stay_in_the_folder_and_links_are_the_users(tmp_path: P
     folder.mkdir(parents=True)
     (folder / "a.jpg").symlink_to(Path("../../blobs/aa"))
     (folder / "metadata.csv").symlink_to(Path("../../blobs/tt"))
-    assert said(folder) == {b"A": "A"} and left_out(folder) == {}
+    assert captions_of(folder) == {b"A": "A"} and left_out(folder) == {}
     for name in (
         "../../secret.jpg",
         f"{tmp_path}/secret.jpg",
@@ -170,7 +170,7 @@ def test_names_in_a_table_stay_in_the_folder_and_links_are_the_users(tmp_path: P
         "./../../secret.jpg",
     ):
         write(tmp_path, {"blobs/tt": f"file_name,text\na.jpg,A\n{name},S\n"})
-        assert said(folder) == {b"A": "A"} and left_out(folder) == {"no_picture": 1}
+        assert captions_of(folder) == {b"A": "A"} and left_out(folder) == {"no_picture": 1}
 
 
 def test_a_name_in_two_folders_is_no_guess(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_name_in_two_folders_is_no_guess(tmp_path: Path) -> None:
     write(
         tmp_path, {"train/0.jpg": b"t", "val/0.jpg": b"v", "x/1.jpg": b"1", "metadata.csv": table}
     )
-    assert said(tmp_path) == {b"v": "val", b"1": "one"}
+    assert captions_of(tmp_path) == {b"v": "val", b"1": "one"}
     assert left_out(tmp_path) == {"no_text": 1, "no_picture": 1}
 
 
@@ -186,7 +186,7 @@ def test_which_column_is_the_caption(tmp_path: Path) -> None:
     for columns, expected in {"text,n": "t", "n,Description": "2", "other": "t"}.items():
         cells = ",".join("t2"[: columns.count(",") + 1])
         write(tmp_path, {"0.jpg": b"0", "metadata.csv": f"file_name,{columns}\n0.jpg,{cells}\n"})
-        assert said(tmp_path) == {b"0": expected}
+        assert captions_of(tmp_path) == {b"0": expected}
         notes = open_source(str(tmp_path)).opening_report().notes
         assert notes[-1].partition("{caption} is ")[2] in columns.split(",")
     source = open_source(str(write(tmp_path, {"metadata.csv": "file_name,a,b\n0.jpg,1,2\n"})))
@@ -230,7 +230,7 @@ def test_a_text_file_is_never_called_a_tar(tmp_path: Path, name: str) -> None:
 def test_broken_lines_of_json_are_counted(tmp_path: Path) -> None:
     lines = ['{"file_name": "0.jpg", "text": "zero"}', "{", "[1]", '{"text": "x"}', ""]
     write(tmp_path, {"0.jpg": b"0", "metadata.jsonl": "\n".join(lines)})
-    assert said(tmp_path) == {b"0": "zero"}
+    assert captions_of(tmp_path) == {b"0": "zero"}
     assert left_out(tmp_path) == {"null_picture": 1, "unreadable": 2}
 
 
@@ -273,8 +273,11 @@ def test_any_captions_come_back(tmp_path: Path, rows: list[tuple[int, str]]) -> 
             several += [caption] * (caption not in several)
     if not expected:
         return
-    found = {image: [one] if isinstance(one, str) else one for image, one in said(tmp_path).items()}
-    assert found == expected
+    captions = {
+        image: [one] if isinstance(one, str) else one
+        for image, one in captions_of(tmp_path).items()
+    }
+    assert captions == expected
     assert left_out(tmp_path).get("no_picture", 0) == sum(i > 2 for i, caption in rows)
 
 
@@ -291,13 +294,13 @@ def test_the_fingerprint_changes_with_the_table_and_the_pictures(tmp_path: Path)
 def test_names_as_other_systems_write_them(name: str, tmp_path: Path) -> None:
     write(tmp_path, {"in/a.jpg": b"A", "b.jpg": b"B"})
     write(tmp_path, {"metadata.csv": f"file_name,caption,\n{name},a,\nb.jpg,b,\n"})
-    assert said(tmp_path) == {b"A": "a", b"B": "b"}
+    assert captions_of(tmp_path) == {b"A": "a", b"B": "b"}
 
 
 def test_names_in_other_normal_forms(tmp_path: Path) -> None:
     write(tmp_path, {"e\u0301.jpg": b"A", "b.jpg": b"B"})
     write(tmp_path, {"metadata.csv": "file_name,caption\n\xe9.jpg,a\nb.jpg,b\n"})
-    assert said(tmp_path) == {b"A": "a", b"B": "b"} and not left_out(tmp_path)
+    assert captions_of(tmp_path) == {b"A": "a", b"B": "b"} and not left_out(tmp_path)
 
 
 def test_names_that_differ_in_case_alone_are_different_files(tmp_path: Path) -> None:
@@ -305,7 +308,7 @@ def test_names_that_differ_in_case_alone_are_different_files(tmp_path: Path) -> 
     if len(list(tmp_path.iterdir())) == 3:  # a file system that tells them apart
         table = "file_name,caption\nA.jpg,two\na.jpg,one\nin/a.jpg,three\n"
         write(tmp_path, {"metadata.csv": table})
-        assert said(tmp_path) == {b"a": "one", b"A": "two", b"in": "three"}
+        assert captions_of(tmp_path) == {b"a": "one", b"A": "two", b"in": "three"}
 
 
 @pytest.mark.parametrize("content", ["[]", '["a", "b"]', "[1]"])

@@ -106,9 +106,9 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff\xfe \n.jpg")
     write(folder, {name: b"x"})
     write(tmp_path, {"z/1.jpg": b"z"})
-    _, found = pairs(tmp_path)
-    assert found.image == b"x" and found.text["label"] == "é ☃"
-    assert found.name == str(folder / name)
+    _, pair = pairs(tmp_path)
+    assert pair.image == b"x" and pair.text["label"] == "é ☃"
+    assert pair.name == str(folder / name)
 
 
 def test_workers_get_a_source_of_their_own(tmp_path: Path) -> None:
@@ -238,9 +238,9 @@ def test_a_table_beside_classes_is_not_passed_over(tmp_path: Path) -> None:
         "no_picture": 1,
         "unknown_ending": 1,
     }
-    said = "".join(f"{name},a dog runs over the wet grass\n" for name in names)
+    lines = "".join(f"{name},a dog runs over the wet grass\n" for name in names)
     for table in ("x/descriptions.csv", "descriptions.txt", "x.parquet"):
-        write(tmp_path, {table: said})
+        write(tmp_path, {table: lines})
         refused(lambda: open_source(str(tmp_path)), f"{tmp_path}/{table}", "give that table")
         (tmp_path / table).unlink()
 
@@ -254,7 +254,7 @@ def test_what_is_no_set_of_pairs_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("1.json", "[1]", "is no object"),
         ("1.json", "{", "its text cannot be read"),
@@ -263,10 +263,10 @@ def test_what_is_no_set_of_pairs_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_a_caption_that_is_none_is_named(
-    tmp_path: Path, name: str, data: bytes | str, said: str
+    tmp_path: Path, name: str, data: bytes | str, message: str
 ) -> None:
     write(tmp_path, {"1.jpg": encoded(picture()), name: data})
-    refused(lambda: open_source(str(tmp_path))[0], f"{tmp_path}/{name}", said)
+    refused(lambda: open_source(str(tmp_path))[0], f"{tmp_path}/{name}", message)
 
 
 def test_a_picture_that_went_is_named(tmp_path: Path) -> None:

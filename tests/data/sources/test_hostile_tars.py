@@ -35,15 +35,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path / "in")
     yield tmp_path / "in"
-    there = {path for path, _ in listing(tmp_path) if not path.startswith(str(tmp_path / "cache"))}
+    read_paths = {
+        path for path, _ in listing(tmp_path) if not path.startswith(str(tmp_path / "cache"))
+    }
     ours = {str(p) for p in (tmp_path / "in").glob("*.tar")}
     fixed = {str(tmp_path / name) for name in ("in", "in/side", "secret.png")}
-    assert there == ours | fixed
+    assert read_paths == ours | fixed
     for path, size in listing(tmp_path / "cache"):
         assert size < 100_000, path
 
 
-def read(path: Path, raw: bytes) -> tuple[list[Pair], list[str]]:
+def read_tar(path: Path, raw: bytes) -> tuple[list[Pair], list[str]]:
     """The pairs of a tar that can be used, and what is said of it and of the others."""
     path.write_bytes(raw)
     try:
@@ -66,12 +68,12 @@ def names(pairs: list[Pair]) -> list[str]:
 
 
 def test_a_tar_is_used_up_to_where_it_is_cut(here: Path) -> None:
-    whole = b"".join(pair(b"%d" % i, b"%d" % i) for i in range(4)) + END
+    tar = b"".join(pair(b"%d" % i, b"%d" % i) for i in range(4)) + END
     # where the last byte of each text ends: a pair is five blocks
     ends = [(5 * i + 4) * damage.BLOCK + len(b"of 0") for i in range(4)]
-    cuts = [*range(0, len(whole) + 1, damage.BLOCK), *ends, *(end - 1 for end in ends)]
+    cuts = [*range(0, len(tar) + 1, damage.BLOCK), *ends, *(end - 1 for end in ends)]
     for cut in sorted(cuts):
-        good, lines = read(here / f"{cut}.tar", whole[:cut])
+        good, lines = read_tar(here / f"{cut}.tar", tar[:cut])
         expected = [i for i, end in enumerate(ends) if end <= cut]
         assert [(p.image, p.text["caption"]) for p in good] == [
             (b"%d" % i * 700, f"of {i}") for i in expected
@@ -141,7 +143,7 @@ TRICKS = {
 
 @pytest.mark.parametrize("kind", TRICKS)
 def test_what_is_no_plain_file_is_not_read(here: Path, kind: str) -> None:
-    good, lines = read(here / "x.tar", tricked(TRICKS[kind]))
+    good, lines = read_tar(here / "x.tar", tricked(TRICKS[kind]))
     assert {"0.png", "9.png"} <= {*names(good)}
     rest = [p for p in good if p.name.endswith(":1.png")]
     assert all(len(p.image) < 1000 and b"not yours" not in p.image for p in rest)
@@ -176,7 +178,7 @@ LIARS = {
 
 @pytest.mark.parametrize("kind", LIARS)
 def test_headers_that_lie_cost_no_pair_before_them(here: Path, kind: str) -> None:
-    good, lines = read(here / "x.tar", tricked(LIARS[kind]))
+    good, lines = read_tar(here / "x.tar", tricked(LIARS[kind]))
     assert good[0].name.endswith("x.tar:0.png") and good[0].image == b"x" * 700
     assert all(len(p.image) < 4000 for p in good)
     assert all(line.isprintable() for line in lines)
@@ -184,13 +186,13 @@ def test_headers_that_lie_cost_no_pair_before_them(here: Path, kind: str) -> Non
 
 def test_many_headers_that_say_nothing_are_no_recursion(here: Path) -> None:
     long = damage.member(b"././@LongLink", b"n" * 300, kind=b"L")
-    good, _ = read(here / "x.tar", pair(b"0") + long * 5000 + END)
+    good, _ = read_tar(here / "x.tar", pair(b"0") + long * 5000 + END)
     assert names(good) == ["0.png"]
 
 
 @pytest.mark.parametrize("name", [b"/etc/x", b"../../x", b"~/x", b"a/../../x", b"C:\\x", b"//x/x"])
 def test_names_are_names(here: Path, name: bytes) -> None:
-    good, lines = read(here / "x.tar", tricked(pair(name, b"n")))
+    good, lines = read_tar(here / "x.tar", tricked(pair(name, b"n")))
     assert names(good) == ["0.png", os.fsdecode(name + b".png"), "9.png"] and not lines
     assert good[1].image == b"n" * 700 and good[1].text["caption"] == "of n"
 
@@ -200,26 +202,26 @@ def test_names_are_names(here: Path, name: bytes) -> None:
 )
 def test_names_never_reach_a_terminal_raw(here: Path, name: bytes) -> None:
     spoilt = damage.member(name + b".png", b"x") + damage.member(name + b".json", b"{")
-    good, lines = read(here / "x.tar", tricked(spoilt))
+    good, lines = read_tar(here / "x.tar", tricked(spoilt))
     assert names(good) == ["0.png", "9.png"]
     (line,) = lines
     assert line.isprintable() and line.isascii() and ".png" in line
 
 
 def test_what_stands_after_the_end_changes_nothing(here: Path) -> None:
-    whole = pair(b"0") + pair(b"1") + END
+    tar = pair(b"0") + pair(b"1") + END
     for i, rest in enumerate((b"garbage", b"\x55" * 5000, bytes(10_240))):
-        good, _ = read(here / f"{i}.tar", whole + rest)
+        good, _ = read_tar(here / f"{i}.tar", tar + rest)
         assert names(good) == ["0.png", "1.png"]
 
 
 def test_a_tar_after_a_tar(here: Path) -> None:
-    good, lines = read(here / "x.tar", pair(b"0") + END + pair(b"1") + END)
+    good, lines = read_tar(here / "x.tar", pair(b"0") + END + pair(b"1") + END)
     assert names(good)[0] == "0.png" and not lines
 
 
 def test_two_of_the_same_name(here: Path) -> None:
-    good, _ = read(here / "x.tar", pair(b"0", b"a") + pair(b"1", b"b") + pair(b"0", b"c") + END)
+    good, _ = read_tar(here / "x.tar", pair(b"0", b"a") + pair(b"1", b"b") + pair(b"0", b"c") + END)
     assert [(p.image[:1], p.text["caption"]) for p in good] == [
         (b"a", "of a"),
         (b"b", "of b"),
@@ -229,7 +231,7 @@ def test_two_of_the_same_name(here: Path) -> None:
 
 def test_what_is_in_the_folder_of_a_tar_is_never_used_for_it(here: Path) -> None:
     raw = tricked(damage.header(b"1.png", 0, b"2", b"x.tar") + TEXT)
-    good, _ = read(here / "x.tar", raw)
+    good, _ = read_tar(here / "x.tar", raw)
     assert names(good) == ["0.png", "9.png"]
     with tarfile.open(here / "x.tar") as tar:
         assert tar.getmember("1.png").issym()

@@ -138,21 +138,23 @@ def test_a_folder_and_a_tar_of_the_same_files_are_the_same_pairs(
     named = ((folder, "".join(parts)) for folder, *parts in files)
     names = sorted({folder + base for folder, base in named if base not in ("", ".", "..")})
     image = data.draw(st.sampled_from(["", "seg.png", "jpg"]))
-    with tempfile.TemporaryDirectory(dir=tmp_path) as made:
+    with tempfile.TemporaryDirectory(dir=tmp_path) as directory:
         members = [(name, os.fsencode(name)) for name in data.draw(st.permutations(names))]
         for name, content in members:
-            path = Path(made, "folder", name)
+            path = Path(directory, "folder", name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"{}" if name.endswith(".json") else content)
-        tar = write_tar(Path(made, "x.tar"), members)
-        (Path(made, "folder")).mkdir(exist_ok=True)
+        tar = write_tar(Path(directory, "x.tar"), members)
+        (Path(directory, "folder")).mkdir(exist_ok=True)
         from_tar = tar_index.scan(str(tar), image)
         pairs = {from_tar.name(i) for i in range(len(from_tar.ends))}
         assert from_tar.report.seen == len(names)
         if not pairs:
             return
-        source = FolderSource(f"{made}/folder", image)
-        relative = {os.path.relpath(source.name(i), f"{made}/folder") for i in range(len(source))}
+        source = FolderSource(f"{directory}/folder", image)
+        relative = {
+            os.path.relpath(source.name(i), f"{directory}/folder") for i in range(len(source))
+        }
         assert relative == pairs
         assert source.opening_report().metrics() == from_tar.report.metrics()
         assert source.opening_report().used == from_tar.report.used

@@ -54,9 +54,9 @@ def example(features: Mapping[str, Values]) -> bytes:
     return field(1, entries)
 
 
-def write(path: Path, found: Sequence[bytes], options: str = "group_size:1") -> Path:
+def write(path: Path, examples: Sequence[bytes], options: str = "group_size:1") -> Path:
     writer = module.ArrayRecordWriter(str(path), options)
-    for record in found:
+    for record in examples:
         writer.write(record)
     writer.close()
     return path
@@ -85,10 +85,10 @@ def test_an_example_is_parsed_as_it_was_written(features: dict[str, Any]) -> Non
 def test_anything_else_is_a_value_error(garbage: bytes, cut: int) -> None:
     for record in (garbage, pair(1)[:cut], pair(1)[:cut] + garbage):
         try:
-            found = records.parse(record)
+            fields = records.parse(record)
         except ValueError:
             continue
-        assert all(isinstance(values, list) for values in found.values())
+        assert all(isinstance(values, list) for values in fields.values())
 
 
 @pytest.mark.parametrize("options", ["group_size:1", "group_size:4,uncompressed"])
@@ -133,7 +133,7 @@ def test_the_pictures_can_be_said(tmp_path: Path) -> None:
 
 
 def test_records_that_are_no_pairs_are_named(tmp_path: Path) -> None:
-    found = [
+    examples = [
         pair(0),
         b"\xff garbage",
         example({"caption": [b"x"]}),
@@ -141,10 +141,10 @@ def test_records_that_are_no_pairs_are_named(tmp_path: Path) -> None:
         example({"image": [b"1", b"2"]}),
         b"",
     ]
-    path = write(tmp_path / "x.array_record", found)
+    path = write(tmp_path / "x.array_record", examples)
     source = open_source(str(path))
     assert source[0].image == b"\x89PNG 0"
-    for i in range(1, len(found)):
+    for i in range(1, len(examples)):
         with pytest.raises(PairError) as error:
             source[i]
         assert error.value.reason == "unreadable" and says(error.value, path, f"record {i}")
@@ -177,8 +177,8 @@ def test_threads_read_the_right_records_with_few_files_open(
     before = len(os.listdir("/proc/self/fd"))
     with ThreadPoolExecutor(8) as pool:
         order = np.random.default_rng(0).permutation(800) % 16
-        for i, found in zip(order, pool.map(source.__getitem__, order), strict=True):
-            assert found.image == b"\x89PNG %d" % i
+        for i, record in zip(order, pool.map(source.__getitem__, order), strict=True):
+            assert record.image == b"\x89PNG %d" % i
     assert len(os.listdir("/proc/self/fd")) <= before + 3
 
 

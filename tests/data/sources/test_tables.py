@@ -64,9 +64,9 @@ def pairs(spec: object, *more: str) -> list[Pair]:
     source = open_source(str(spec), SourceOptions(*more))
     assert isinstance(source, ArrowSource)
     again = pickle.loads(pickle.dumps(source))  # as a worker gets it
-    found = [source[i] for i in range(len(source))]
-    assert [again[i] for i in reversed(range(len(again)))] == found[::-1]
-    return found
+    in_order = [source[i] for i in range(len(source))]
+    assert [again[i] for i in reversed(range(len(again)))] == in_order[::-1]
+    return in_order
 
 
 @pytest.mark.parametrize("end", ["csv", "tsv", "jsonl", "parquet"])
@@ -181,7 +181,7 @@ def test_the_column_of_the_pictures_can_be_said(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("x.parquet", b"PAR1 no", "cannot be read as a table"),
         ("x.csv", b"a,b\n1,2,3\n", "line 2: it has 3 cells and the header 2: quote cells"),
@@ -196,9 +196,9 @@ def test_the_column_of_the_pictures_can_be_said(folder: Path) -> None:
         ("x.jsonl", b'{"a": ' + b"1" * 5000 + b"}\n", "line 1: it is no JSON"),
     ],
 )
-def test_what_is_no_table_is_one_line(folder: Path, name: str, data: bytes, said: str) -> None:
+def test_what_is_no_table_is_one_line(folder: Path, name: str, data: bytes, message: str) -> None:
     (folder / name).write_bytes(data)
-    refused(lambda: open_source(str(folder / name)), folder / name, said)
+    refused(lambda: open_source(str(folder / name)), folder / name, message)
     assert not list((folder.parent / "cache").rglob("*.arrow*")), "nothing half-written is left"
 
 
@@ -258,8 +258,8 @@ def test_every_row_keeps_its_own_number_and_words(
         )
         return
     source = open_source(f"{inner}/*.{end}", SourceOptions("p", str(folder)))
-    found = [source.text(i) for i in range(len(source))]
-    assert [(text["caption"], name) for text, name in found] == expected
+    texts = [source.text(i) for i in range(len(source))]
+    assert [(text["caption"], name) for text, name in texts] == expected
     report = source.opening_report()
     assert (report.seen, report.used) == (len(images), len(expected))
 
@@ -303,10 +303,10 @@ def test_parquet_files_of_one_table_may_differ(folder: Path) -> None:
         row = {k: None if t == pa.null() else values[k] for k, t in kind.items()}
         table = pa.Table.from_pylist([row], pa.schema(list(kind.items())))
         pa.parquet.write_table(table, folder / f"{i}.parquet")
-    found = pairs(f"{folder}/*.parquet")
-    assert [p.text["caption"] for p in found] == ["c0", "c1", None, "c3"]
-    assert [p.text["n"] for p in found] == [0, 1, 2, 3]
-    assert [p.text["more"] for p in found] == [None, None, [1.0], None]
+    read_pairs = pairs(f"{folder}/*.parquet")
+    assert [p.text["caption"] for p in read_pairs] == ["c0", "c1", None, "c3"]
+    assert [p.text["n"] for p in read_pairs] == [0, 1, 2, 3]
+    assert [p.text["more"] for p in read_pairs] == [None, None, [1.0], None]
     notes = open_source(f"{folder}/*.parquet").opening_report().notes
     assert any("0.parquet has no column more" in note for note in notes)
 
@@ -331,8 +331,8 @@ def test_only_the_columns_that_are_needed_are_read(folder: Path) -> None:
 def test_columns_that_some_csv_files_lack_are_null_there(folder: Path) -> None:
     write(folder / "0.csv", ROWS)
     write(folder / "1.csv", [{"name": "x", "filepath": "b.jpg"}])
-    found = pairs(f"{folder}/*.csv")
-    assert found[3].text == {"title": None, "n": None, "name": "x"}
+    read_pairs = pairs(f"{folder}/*.csv")
+    assert read_pairs[3].text == {"title": None, "n": None, "name": "x"}
     notes = open_source(f"{folder}/*.csv").opening_report().notes
     assert "0.csv has no column name" in notes[-2] and "1.csv has no column title, n" in notes[-1]
 
@@ -419,7 +419,7 @@ def test_a_lone_quotation_mark_is_told_and_can_be_taken_as_a_letter(folder: Path
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         (("--", "", ""), "config.data.separator='--' must be one character"),
         (('"', "", ""), "config.data.separator"),
@@ -427,10 +427,10 @@ def test_a_lone_quotation_mark_is_told_and_can_be_taken_as_a_letter(folder: Path
         (("", "", "utf-99"), "config.data.encoding='utf-99' is no encoding"),
     ],
 )
-def test_options_of_tables_are_checked(values: tuple[str, str, str], said: str) -> None:
-    refused(lambda: TableOptions.from_config(*values), said)
+def test_options_of_tables_are_checked(values: tuple[str, str, str], message: str) -> None:
+    refused(lambda: TableOptions.from_config(*values), message)
     keys = dict(zip(("separator", "quoting", "encoding"), values, strict=True))
-    refused(lambda: mixture.open_mixture({"train": "/x.csv", "captions": ("{c}",)} | keys), said)
+    refused(lambda: mixture.open_mixture({"train": "/x.csv", "captions": ("{c}",)} | keys), message)
 
 
 def test_addresses_are_never_taken_for_paths(folder: Path) -> None:

@@ -32,29 +32,29 @@ def folders(cache: Path) -> list[Path]:
     return [path for path in cache.iterdir() if path.is_dir()]
 
 
-def of(paths: list[str]) -> tar_catalogue.Catalogue:
+def open_catalogue(paths: list[str]) -> tar_catalogue.Catalogue:
     return tar_catalogue.open_catalogue(paths, remote.states(paths))
 
 
-def check(found: tar_catalogue.Catalogue, paths: list[str]) -> None:
+def check(catalogue: tar_catalogue.Catalogue, paths: list[str]) -> None:
     indices = [tar_index.scan(path) for path in paths]
-    assert np.array_equal(found.starts, np.cumsum([0, *(len(i.spans) for i in indices)]))
+    assert np.array_equal(catalogue.starts, np.cumsum([0, *(len(i.spans) for i in indices)]))
     texts = np.cumsum([0, *(len(i.texts) for i in indices)])
     spans = [i.spans + np.array([0, 0, 0, n]) for i, n in zip(indices, texts, strict=False)]
-    assert np.array_equal(found.spans, np.concatenate(spans))
-    assert np.array_equal(found.texts, np.concatenate([i.texts for i in indices]))
-    assert found.report.used == sum(i.report.used for i in indices)
+    assert np.array_equal(catalogue.spans, np.concatenate(spans))
+    assert np.array_equal(catalogue.texts, np.concatenate([i.texts for i in indices]))
+    assert catalogue.report.used == sum(i.report.used for i in indices)
     names = [i.name(k) for i in indices for k in range(len(i.ends))]
-    assert [found.name(i) for i in range(len(names))] == names
+    assert [catalogue.name(i) for i in range(len(names))] == names
 
 
 def test_it_is_mapped_from_the_cache_and_made_once(
     paths: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check(of(paths), paths)
+    check(open_catalogue(paths), paths)
     (folder,) = folders(cache)
     monkeypatch.setattr(tar_index, "open_index", lambda *_: pytest.fail("read again"))
-    again = of(paths)
+    again = open_catalogue(paths)
     check(again, paths)
     assert all(isinstance(array, np.memmap) for array in again[:5])
     assert len(pickle.dumps(tar_catalogue.to_pickle(again))) < 1000, "workers map it themselves"
@@ -67,9 +67,9 @@ def test_it_is_mapped_from_the_cache_and_made_once(
 def test_a_tar_that_changes_makes_it_anew(
     paths: list[str], cache: Path, tar_factory: TarFactory
 ) -> None:
-    of(paths)
+    open_catalogue(paths)
     tar_factory("2.tar", pairs=7)
-    check(of(paths), paths)
+    check(open_catalogue(paths), paths)
     assert len(folders(cache)) == 2
 
 
@@ -78,14 +78,14 @@ def test_a_tar_that_changes_makes_it_anew(
 def test_one_that_is_damaged_is_made_anew(
     paths: list[str], cache: Path, field: str, damage: str
 ) -> None:
-    of(paths)
+    open_catalogue(paths)
     (folder,) = folders(cache)
     file = folder / field
     content = file.read_bytes()
     file.write_bytes({"cut": content[:-8], "longer": content + content[-40:]}.get(damage, b""))
     if damage == "gone":
         file.unlink()
-    check(of(paths), paths)
+    check(open_catalogue(paths), paths)
     assert file.read_bytes() == content
 
 
@@ -94,10 +94,11 @@ def test_without_a_cache_it_is_in_memory(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    found = of(paths)
-    check(found, paths)
+    catalogue = open_catalogue(paths)
+    check(catalogue, paths)
     check(
-        tar_catalogue.from_pickle(pickle.loads(pickle.dumps(tar_catalogue.to_pickle(found)))), paths
+        tar_catalogue.from_pickle(pickle.loads(pickle.dumps(tar_catalogue.to_pickle(catalogue)))),
+        paths,
     )
 
 

@@ -87,9 +87,9 @@ def test_any_number_of_members_takes_the_same_memory() -> None:
         file = io.BytesIO(one * count + bytes(2 * BLOCK))
         tracemalloc.start()
         assert sum(1 for _ in members(file, len(file.getbuffer()))) == count
-        found = tracemalloc.get_traced_memory()[1]
+        size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return size
 
     assert peak(4000) < peak(40) + 50_000
 

@@ -186,9 +186,9 @@ def test_a_mask_is_no_picture_unless_it_is_named(tmp_path: Path, cache: Path) ->
 def test_an_index_of_older_rules_is_made_anew(tmp_path: Path, cache: Path, version: int) -> None:
     path = write_tar(tmp_path / "x.tar", [("1.jpg", b"x"), ("1.txt", b"x"), ("2.jpg", b"y")])
     good = tar_index.open_index(str(path))
-    (kept,) = cache.iterdir()
-    line, _, body = kept.read_bytes().partition(b"\n")
-    kept.write_bytes(json.dumps({**json.loads(line), "version": version}).encode() + b"\n" + body)
+    (cached,) = cache.iterdir()
+    line, _, body = cached.read_bytes().partition(b"\n")
+    cached.write_bytes(json.dumps({**json.loads(line), "version": version}).encode() + b"\n" + body)
     assert (
         same(tar_index.open_index(str(path)), good) and good.report.left_out["no_text"].count == 1
     )
@@ -251,9 +251,9 @@ DAMAGE = ["garbage", "empty", "half", "another version", "far outside", "a bomb"
 def test_a_damaged_cache_is_not_used(tar_factory: TarFactory, cache: Path, damage: str) -> None:
     path = tar_factory(pairs=3)
     good = tar_index.open_index(str(path))
-    (kept,) = cache.iterdir()
-    whole = kept.read_bytes()
-    line, _, body = whole.partition(b"\n")
+    (cached,) = cache.iterdir()
+    original = cached.read_bytes()
+    line, _, body = original.partition(b"\n")
     head = json.loads(line)
     spans = good.spans.copy()
     spans[1, 0] += path.stat().st_size
@@ -262,7 +262,7 @@ def test_a_damaged_cache_is_not_used(tar_factory: TarFactory, cache: Path, damag
     content = {
         "garbage": b"PK\x03\x04" + b"x" * 99,
         "empty": b"",
-        "half": whole[: len(whole) // 2],
+        "half": original[: len(original) // 2],
         "another version": json.dumps({**head, "version": 0}).encode() + b"\n" + body,
         "far outside": line + b"\n" + outside,
         "a bomb": json.dumps({**head, "pairs": 10**9}).encode()
@@ -271,10 +271,10 @@ def test_a_damaged_cache_is_not_used(tar_factory: TarFactory, cache: Path, damag
         "deep": b"[" * 100_000,
         "list": b"[1, 2]\n" + body,
     }
-    kept.write_bytes(content[damage])
+    cached.write_bytes(content[damage])
     assert same(tar_index.open_index(str(path)), good)
     assert TarSource(str(path))[2].text == {"caption": "picture 2"}
-    assert kept.read_bytes() == whole
+    assert cached.read_bytes() == original
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
@@ -318,12 +318,12 @@ CUT = ["in a header", "in a member", "between members", "a header of garbage", "
 
 @pytest.mark.parametrize("kind", CUT)
 def test_a_damaged_tar_is_used_up_to_the_damage(tar_factory: TarFactory, kind: str) -> None:
-    path, whole = tar_factory(pairs=4), TarSource(str(tar_factory("whole.tar", pairs=4)))
+    path, intact = tar_factory(pairs=4), TarSource(str(tar_factory("whole.tar", pairs=4)))
     damaged(kind, path)
     source = TarSource(str(path))
     (line,) = source.opening_report().notes
     assert "1 of 1 tars are used only up to a damage" in line and str(path) in line
-    assert [source[i][:2] for i in range(3)] == [whole[i][:2] for i in range(3)]
+    assert [source[i][:2] for i in range(3)] == [intact[i][:2] for i in range(3)]
     faulty = kind in ("in a member", "a negative size")
     assert len(source) == 3 + faulty
     if faulty:
@@ -569,9 +569,11 @@ def test_all_texts_of_an_example_are_fields(tmp_path: Path) -> None:
         assert source.text(0)[0] == source[0].text == fields
 
 
-@pytest.mark.parametrize("said", ["null", '""', '" "', "[]", "[null]", "NaN", None])
-def test_a_caption_that_is_blank_falls_back_to_the_text(tmp_path: Path, said: str | None) -> None:
-    fields = '{"n": 1}' if said is None else f'{{"caption": {said}, "n": 1}}'
+@pytest.mark.parametrize("caption", ["null", '""', '" "', "[]", "[null]", "NaN", None])
+def test_a_caption_that_is_blank_falls_back_to_the_text(
+    tmp_path: Path, caption: str | None
+) -> None:
+    fields = '{"n": 1}' if caption is None else f'{{"caption": {caption}, "n": 1}}'
     members = [("1.png", b"A"), ("1.txt", b"from the text"), ("1.json", fields.encode())]
     source = TarSource(str(write_tar(tmp_path / "x.tar", members)))
     assert source[0].text == {"caption": "from the text", "txt": "from the text", "n": 1}

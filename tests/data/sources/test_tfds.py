@@ -206,12 +206,12 @@ def test_parts_and_sums_of_splits(emoji_here: Path) -> None:
     for split, size in sizes.items():
         assert len(open_source(f"tfds:clip_jax_emoji:{split}")) == size
         assert len(open_source(f"tfds:clip_jax_emoji:1.*.*:{split}")) == size
-    whole = open_source("tfds:clip_jax_emoji:train")
+    full = open_source("tfds:clip_jax_emoji:train")
     part = open_source("tfds:clip_jax_emoji:train[100:110]")
-    assert part.fingerprint != whole.fingerprint
-    assert whole.fingerprint == open_source("tfds:clip_jax_emoji:train").fingerprint
+    assert part.fingerprint != full.fingerprint
+    assert full.fingerprint == open_source("tfds:clip_jax_emoji:train").fingerprint
     assert [pair.image for pair in map(part.__getitem__, range(10))] == [
-        whole[i].image for i in range(100, 110)
+        full[i].image for i in range(100, 110)
     ]
     with pytest.raises(IndexError):
         part[10]
@@ -320,8 +320,8 @@ def test_caption_stands_for_the_obvious_text(
 
 def test_which_version_and_configuration(here: Path) -> None:
     def place(target: str, color: str) -> None:
-        made = toy(here / "made" / color, features, {"image": png(color), "text": color})
-        shutil.copytree(made, here / target)
+        prepared = toy(here / "made" / color, features, {"image": png(color), "text": color})
+        shutil.copytree(prepared, here / target)
 
     features = {"image": tfds.features.Image(), "text": tfds.features.Text()}
     place("plain/1.9.0", "red")
@@ -406,8 +406,8 @@ def test_pictures_that_are_none(here: Path) -> None:
 def test_a_folder_that_is_damaged(here: Path) -> None:
     folder = toy(here, {"image": tfds.features.Image()}, {"image": png("red")})
     records = next(folder.glob("*train.array_record*"))
-    whole = records.read_bytes()
-    records.write_bytes(whole[:10_000])
+    content = records.read_bytes()
+    records.write_bytes(content[:10_000])
     source = open_source("tfds:toy:train")
     with pytest.raises(UserError, match=r"tfds:toy:train\[0\] cannot be read"):
         source[0]

@@ -19,9 +19,9 @@ def named(*values: object) -> list[ClassName]:
 
 def test_names_folders_and_synonyms() -> None:
     classes = Classes(LABELS, ["n01", "n02", "SeaLake"], {"hot dog": ("frankfurter",)})
-    found = classes.targets(named("Hot_Dog", "n02", "sea_lake", "Frankfurter", "f16ab"))
-    assert found.tolist() == [0, 1, 2, 0, 1]
-    assert found.dtype == np.int64 and classes.note == ""
+    targets = classes.targets(named("Hot_Dog", "n02", "sea_lake", "Frankfurter", "f16ab"))
+    assert targets.tolist() == [0, 1, 2, 0, 1]
+    assert targets.dtype == np.int64 and classes.note == ""
 
 
 def test_folders_of_other_names_count_by_their_order() -> None:
@@ -68,9 +68,9 @@ def test_an_unknown_name_is_told_with_its_place() -> None:
 
 def test_several_classes_of_a_picture() -> None:
     classes = Classes(LABELS, numbered=["F-16A/B", "hot dog", "lake or sea"])
-    found = classes.targets(named([1, 0, 0], ["hot dog", "lake or sea"], [], [2]))
-    assert found.dtype == bool
-    assert found.tolist() == [
+    targets = classes.targets(named([1, 0, 0], ["hot dog", "lake or sea"], [], [2]))
+    assert targets.dtype == bool
+    assert targets.tolist() == [
         [False, True, False],
         [True, False, True],
         [False, False, False],

@@ -29,7 +29,7 @@ PNG = encoded(picture())
 CIFAR = standard("cifar10").classes
 
 
-def opened(name: str, values: Mapping[str, Any] = {}, folder: object = "") -> Dataset:
+def open_set(name: str, values: Mapping[str, Any] = {}, folder: object = "") -> Dataset:
     return open_dataset(name, values, str(folder), templates=("{}",), caption="{caption}")
 
 
@@ -97,7 +97,7 @@ def test_a_suite_of_tars(tmp_path: Path) -> None:
     home = suite(tmp_path / "wds_vtab-cifar10", ["3", "0", "9", "3"], "cls")
     suite(home, ["1", "2"], "cls", "train", 1)
     write(home, {"classnames.txt": "\n".join(CIFAR), "zeroshot_classification_templates.txt": "x"})
-    test = opened("cifar10", folder=tmp_path)
+    test = open_set("cifar10", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [3, 0, 9, 3]
     assert test.target.dtype == np.int64
     assert test.labels == list(CIFAR) and test.templates == standard("cifar10").templates
@@ -117,10 +117,10 @@ def test_a_suite_of_tars(tmp_path: Path) -> None:
 def test_a_suite_whose_classes_are_in_another_order(tmp_path: Path) -> None:
     home = suite(tmp_path / "cifar10", ["0", "9"], "cls")
     write(home, {"classnames.txt": "\n".join(CIFAR[::-1])})
-    test = opened("cifar10", folder=tmp_path)
+    test = open_set("cifar10", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [9, 0]
     write(home, {"classnames.txt": "\n".join("abcdefghijk")})
-    test = opened("cifar10", folder=tmp_path)
+    test = open_set("cifar10", folder=tmp_path)
     assert test.labels == list("abcdefghijk") and "its own 11 class names" in test.note
 
 
@@ -128,7 +128,7 @@ def test_a_suite_of_several_labels(tmp_path: Path) -> None:
     rows = np.eye(20, dtype=int)[[3, 7]] | np.eye(20, dtype=int)[[3, 9]]
     home = suite(tmp_path / "wds_voc2007_multilabel", [saved(*row) for row in rows], "npy")
     write(home, {"classnames.txt": "\n".join(standard("voc2007").classes)})
-    test = opened("voc2007", folder=tmp_path)
+    test = open_set("voc2007", folder=tmp_path)
     assert test.metric == "map_11_point"
     assert test.target is not None and test.target.dtype == bool
     assert test.target.tolist() == rows.astype(bool).tolist()
@@ -137,7 +137,7 @@ def test_a_suite_of_several_labels(tmp_path: Path) -> None:
 def test_a_suite_of_captions(tmp_path: Path) -> None:
     home = suite(tmp_path / "wds_flickr30k", ["a cat\na dog\n", "a sun", "x\ny\nz"], "txt")
     write(home, {"dataset_type.txt": "retrieval\n"})
-    for test in (opened("flickr30k", folder=tmp_path), opened("mine", {"data": str(home)})):
+    for test in (open_set("flickr30k", folder=tmp_path), open_set("mine", {"data": str(home)})):
         assert test.texts == ["a cat", "a dog", "a sun", "x", "y", "z"]
         assert test.text_group.tolist() == [0, 0, 1, 2, 2, 2]
         assert test.image_group.tolist() == [0, 1, 2]
@@ -149,12 +149,12 @@ def test_ones_own_suite_folder(tmp_path: Path) -> None:
     home = suite(tmp_path / "mine", ["1", "0", "1"], "cls")
     write(home, {"classnames.txt": "cat\ndog\n"})
     write(home, {"zeroshot_classification_templates.txt": "a {c}\nthe {c}\n"})
-    test = opened("mine", {"data": str(home)})
+    test = open_set("mine", {"data": str(home)})
     assert test.labels == ["cat", "dog"] and test.templates == ("a {}", "the {}")
     assert test.target is not None and test.target.tolist() == [1, 0, 1]
     assert test.note == "" and not test.paper
     (home / "classnames.txt").unlink()
-    refused(lambda: opened("mine", {"data": str(home)}), "evaluate.sets.mine", "labels")
+    refused(lambda: open_set("mine", {"data": str(home)}), "evaluate.sets.mine", "labels")
 
 
 @pytest.mark.parametrize(
@@ -174,14 +174,14 @@ def test_a_damaged_suite_is_named(
 ) -> None:
     home = suite(tmp_path / "mine", ["0", "7"], "cls")
     write(home, {"classnames.txt": "cat\ndog"} | content)
-    refused(lambda: opened("mine", {"data": str(home)}), *words)
+    refused(lambda: open_set("mine", {"data": str(home)}), *words)
 
 
 def test_a_class_that_is_no_number(tmp_path: Path) -> None:
     home = suite(tmp_path / "mine", ["0", "cat"], "cls")
     write(home, {"classnames.txt": "cat\ndog"})
     refused(
-        lambda: opened("mine", {"data": str(home)}),
+        lambda: open_set("mine", {"data": str(home)}),
         *("evaluate.sets.mine", "s0000001.webp", "text cannot be read", "take it out"),
     )
 
@@ -190,21 +190,21 @@ def test_folders_of_classes(tmp_path: Path) -> None:
     write(tmp_path, {"cifar10/train/cat/1.png": PNG, "cifar10/train/dog/1.png": PNG})
     write(tmp_path, {"cifar10/val/truck/1.png": PNG})
     write(tmp_path, {"cifar10/test/ship/1.png": PNG, "cifar10/test/cat/2.png": PNG})
-    test = opened("cifar10", folder=tmp_path)
+    test = open_set("cifar10", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [3, 8]
     assert "left out" not in test.note
     write(tmp_path, {"cifar10/test/ship/2.heic": PNG, "cifar10/test/._1.png": PNG})
-    note = opened("cifar10", folder=tmp_path).note
+    note = open_set("cifar10", folder=tmp_path).note
     assert "2 of 4 files left out: unknown_ending 1, hidden 1" in note
     assert test.split("train").target.tolist() == [3, 5]
     assert test.split("validation").target.tolist() == [9]
     write(tmp_path, {"cifar10/test/spoon/2.png": PNG})
-    refused(lambda: opened("cifar10", folder=tmp_path), "'spoon'", "evaluate.sets.cifar10")
+    refused(lambda: open_set("cifar10", folder=tmp_path), "'spoon'", "evaluate.sets.cifar10")
 
 
 def test_folders_without_splits(tmp_path: Path) -> None:
     digits(tmp_path / "mnist", 7, 1, 7)
-    test = opened("mnist", folder=tmp_path)
+    test = open_set("mnist", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [1, 7, 7]
     refused(lambda: test.split("train"), "evaluate.sets.mnist.train")
 
@@ -212,16 +212,16 @@ def test_folders_without_splits(tmp_path: Path) -> None:
 def test_imagenets_folders_by_number_by_wnid_and_by_their_order(tmp_path: Path) -> None:
     wnids = standard("imagenet").folders
     write(tmp_path / "imagenet", {f"val/{wnids[i]}/1.JPEG": PNG for i in (999, 3, 657)})
-    test = opened("imagenet", folder=tmp_path)
+    test = open_set("imagenet", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [3, 657, 999]
     assert test.split_name == "val"
     refused(lambda: test.split("validation"), "imagenet.validation")
     digits(tmp_path / "imagenet_v2", *range(1000))
-    test = opened("imagenet_v2", folder=tmp_path)
-    found = [int(Path(read_text(test.source, i)[1]).parent.name) for i in range(1000)]
-    assert test.target is not None and test.target.tolist() == found
+    test = open_set("imagenet_v2", folder=tmp_path)
+    folder_numbers = [int(Path(read_text(test.source, i)[1]).parent.name) for i in range(1000)]
+    assert test.target is not None and test.target.tolist() == folder_numbers
     write(tmp_path / "imagenet_a", {"n01498041/1.jpg": PNG, "n12267677/1.jpg": PNG})
-    test = opened("imagenet_a", folder=tmp_path)
+    test = open_set("imagenet_a", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [0, 199]
     assert test.subset is not None and test.subset.shape == (200,)
     assert test.labels[199] == "acorn"
@@ -230,13 +230,13 @@ def test_imagenets_folders_by_number_by_wnid_and_by_their_order(tmp_path: Path) 
 def test_objectnets_other_classes_are_left_out(tmp_path: Path) -> None:
     names = ["alarm_clock", "air_freshener", "wok", "tongs", "binder_closed"]
     write(tmp_path / "objectnet", {f"images/{name}/1.png": PNG for name in names})
-    test = opened("objectnet", folder=tmp_path)
+    test = open_set("objectnet", folder=tmp_path)
     assert len(test) == 3 and len(test.source) == 3
     assert test.target is not None
     assert [test.labels[i] for i in test.target] == ["alarm clock", "binder (closed)", "wok"]
     assert "wok" in read_text(test.source, 2)[1]
     assert test.subset is not None and test.subset.tolist()[0] == [409, 530]
-    assert len({opened("objectnet", folder=tmp_path).fingerprint for _ in range(3)}) == 1
+    assert len({open_set("objectnet", folder=tmp_path).fingerprint for _ in range(3)}) == 1
 
 
 def rows(path: Path, *values: Mapping[str, Any]) -> None:
@@ -251,14 +251,14 @@ def test_tables(tmp_path: Path) -> None:
     write(tmp_path / "cifar10", {"a.png": PNG, "b.png": PNG})
     one = {"image": "a.png", "label": "cat"}
     rows(tmp_path / "cifar10/test.csv", one, {"image": "b.png", "label": "9"})
-    refused(lambda: opened("cifar10", folder=tmp_path), "'9'")
+    refused(lambda: open_set("cifar10", folder=tmp_path), "'9'")
     rows(tmp_path / "cifar10/test.csv", {**one, "label": "3"}, {"image": "b.png", "label": "9"})
     rows(tmp_path / "cifar10/train.csv", one)
-    test = opened("cifar10", folder=tmp_path)
+    test = open_set("cifar10", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [3, 9]
     assert test.split("train").target.tolist() == [3]
     rows(tmp_path / "cifar10/test.csv", {"image": "a.png", "colour": "red"})
-    refused(lambda: opened("cifar10", folder=tmp_path), "evaluate.sets.cifar10", "tells a class")
+    refused(lambda: open_set("cifar10", folder=tmp_path), "evaluate.sets.cifar10", "tells a class")
 
 
 def test_hateful_memes_as_they_come(tmp_path: Path) -> None:
@@ -266,19 +266,19 @@ def test_hateful_memes_as_they_come(tmp_path: Path) -> None:
     lines = [{"id": i, "img": f"img/{i}.png", "label": i - 1, "text": "x"} for i in (1, 2)]
     write(home, {"dev.jsonl": "\n".join(map(json.dumps, lines))})
     write(home, {"test.jsonl": json.dumps({"id": 1, "img": "img/1.png", "text": "x"})})
-    test = opened("hateful_memes", folder=tmp_path)
+    test = open_set("hateful_memes", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [0, 1]
     assert test.metric == "roc_auc" and test.split_name == "dev"
 
 
 def test_groups_of_people(tmp_path: Path) -> None:
     home = write(tmp_path / "fairface", {"val/1.png": PNG, "val/2.png": PNG})
-    of = [
+    people = [
         {"file": "val/1.png", "age": "3-9", "gender": "Male", "race": "Black"},
         {"file": "val/2.png", "age": "0-2", "gender": "Female", "race": "East Asian"},
     ]
-    rows(home / "fairface_label_val.csv", *of)
-    test = opened("fairface", folder=tmp_path)
+    rows(home / "fairface_label_val.csv", *people)
+    test = open_set("fairface", folder=tmp_path)
     assert test.groups == {
         "race": ["Black", "East Asian"],
         "gender": ["Male", "Female"],
@@ -286,7 +286,7 @@ def test_groups_of_people(tmp_path: Path) -> None:
     }
     assert test.target is None and test.metric == "bias"
     values = {"data": f"{home}/fairface_label_val.csv", "metric": "bias", "groups": ["colour"]}
-    refused(lambda: opened("mine", values), "evaluate.sets.mine", "'colour'")
+    refused(lambda: open_set("mine", values), "evaluate.sets.mine", "'colour'")
 
 
 def test_a_prepared_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,11 +294,11 @@ def test_a_prepared_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     write(tmp_path, {"cifar10/3.0.2/features.json": "{}"})
     from clip_jax.data.sources.tfds import source
 
-    asked = []
+    requests = []
 
     class Made(Unseen):
         def __init__(self, spec: str, folder: str) -> None:
-            asked.append((spec, folder))
+            requests.append((spec, folder))
             self.fingerprint = spec
 
         def __len__(self) -> int:
@@ -311,10 +311,10 @@ def test_a_prepared_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             return {"label": ("frog", "deer")[i]}, f"tfds:{i}"
 
     monkeypatch.setattr(source, "TfdsSource", Made)
-    test = opened("cifar10", folder=tmp_path)
+    test = open_set("cifar10", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [6, 4]
     assert test.split("train").target.tolist() == [6, 4]
-    assert asked == [("cifar10:test", str(tmp_path)), ("cifar10:train", str(tmp_path))]
+    assert requests == [("cifar10:test", str(tmp_path)), ("cifar10:train", str(tmp_path))]
 
 
 @pytest.mark.parametrize("name", ["cifar10", "birdsnap", "flickr30k", "fairface", "imagenet_v2"])
@@ -325,7 +325,7 @@ def test_a_set_that_is_missing_says_what_to_do(
     (tmp_path / "sets" / name).mkdir(parents=True)
     for folder in (tmp_path / "sets", ""):
         with pytest.raises(MissingDataset) as error:
-            opened(name, folder=folder)
+            open_set(name, folder=folder)
         line = str(error.value)
         assert standard(name).title in line and standard(name).home in line and len(line) < 500
         assert (f"{folder}/{name}/" if folder else "config.evaluate.folder") in line
@@ -334,22 +334,22 @@ def test_a_set_that_is_missing_says_what_to_do(
 
 def test_ones_own_folder_of_classes(tmp_path: Path) -> None:
     write(tmp_path, {"red_cat/1.png": PNG, "dog/1.png": PNG, "dog/2.png": PNG})
-    test = opened("mine", {"data": str(tmp_path), "templates": ["a {}", "one {}"]})
+    test = open_set("mine", {"data": str(tmp_path), "templates": ["a {}", "one {}"]})
     assert test.labels == ["dog", "red cat"] and test.templates == ("a {}", "one {}")
     assert test.target is not None and test.target.tolist() == [0, 0, 1]
     assert test.texts == [] and test.title == "mine" and test.metric == "accuracy"
-    test = opened("mine", {"data": str(tmp_path), "caption": "a {caption}", "title": "Mine"})
+    test = open_set("mine", {"data": str(tmp_path), "caption": "a {caption}", "title": "Mine"})
     assert test.texts == ["a dog", "a red cat"] and test.title == "Mine"
     assert test.image_group.tolist() == [0, 0, 1] and test.text_group.tolist() == [0, 1]
 
 
 def test_ones_own_splits(tmp_path: Path) -> None:
     write(tmp_path, {"train/cat/1.png": PNG, "test/dog/1.png": PNG, "test/cat/1.png": PNG})
-    test = opened("mine", {"data": str(tmp_path)})
+    test = open_set("mine", {"data": str(tmp_path)})
     assert test.target is not None and test.target.tolist() == [0, 1]
     assert test.split("train").target.tolist() == [0]
     more = write(tmp_path / "more", {"dog/1.png": PNG})
-    test = opened("mine", {"data": f"{tmp_path}/test", "train": str(more)})
+    test = open_set("mine", {"data": f"{tmp_path}/test", "train": str(more)})
     assert test.split("train").target.tolist() == [1]
     write(more, {"bird/1.png": PNG})
     refused(lambda: test.split("train"), "'bird'")
@@ -357,18 +357,18 @@ def test_ones_own_splits(tmp_path: Path) -> None:
 
 def test_several_captions_of_ones_own(tmp_path: Path) -> None:
     members = []
-    for i, said in enumerate((["a", "b"], ["c"])):
-        members += [(f"{i}.png", PNG), (f"{i}.json", json.dumps({"said": said}).encode())]
+    for i, captions in enumerate((["a", "b"], ["c"])):
+        members += [(f"{i}.png", PNG), (f"{i}.json", json.dumps({"said": captions}).encode())]
     tar = str(write_tar(tmp_path / "x.tar", members))
     for values in ({"metric": "retrieval"}, {}):
         values = {**values, "data": tar, "caption": "{said:each}"}
         if "metric" not in values:
             labels = write(tmp_path, {"l.json": '["a, b", "c"]'}) / "l.json"
             values |= {"labels": str(labels), "label": "said"}
-        test = opened("mine", values)
+        test = open_set("mine", values)
         assert test.texts == ["a", "b", "c"] and test.text_group.tolist() == [0, 0, 1]
     refused(
-        lambda: opened("mine", {"data": tar, "metric": "retrieval", "caption": "{x:each}"}),
+        lambda: open_set("mine", {"data": tar, "metric": "retrieval", "caption": "{x:each}"}),
         *("evaluate.sets.mine", "0.png", "no caption", "x"),
     )
 
@@ -378,23 +378,23 @@ def karpathy(folder: Path, *images: Mapping[str, Any], name: str = "dataset_flic
     return write(folder, {f"{name}.json": content})
 
 
-def image(name: str, *said: str, split: str = "test", **more: str) -> dict[str, Any]:
-    return {"filename": name, "split": split, "sentences": [{"raw": s} for s in said], **more}
+def image(name: str, *captions: str, split: str = "test", **more: str) -> dict[str, Any]:
+    return {"filename": name, "split": split, "sentences": [{"raw": s} for s in captions], **more}
 
 
 def test_karpathys_splits(tmp_path: Path) -> None:
     home = write(tmp_path / "flickr30k", {"flickr30k-images/1.jpg": PNG})
     write(home, {"flickr30k-images/2.jpg": PNG})
     karpathy(home, image("1.jpg", "a", "b"), image("9.jpg", "x", split="val"), image("2.jpg", "c"))
-    test = opened("flickr30k", folder=tmp_path)
+    test = open_set("flickr30k", folder=tmp_path)
     assert test.texts == ["a", "b", "c"] and test.text_group.tolist() == [0, 0, 1]
     assert test.note == "2 pictures, not the paper's 1,000"
     before = test.fingerprint
     (home / "flickr30k-images/2.jpg").write_bytes(b"other")
-    assert opened("flickr30k", folder=tmp_path).fingerprint != before
+    assert open_set("flickr30k", folder=tmp_path).fingerprint != before
     home = write(tmp_path / "mscoco", {"val2014/7.jpg": PNG})
     karpathy(home, image("7.jpg", "a", filepath="val2014"), name="dataset_coco")
-    assert opened("mscoco", folder=tmp_path).texts == ["a"]
+    assert open_set("mscoco", folder=tmp_path).texts == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -414,13 +414,13 @@ def test_karpathys_splits(tmp_path: Path) -> None:
 )
 def test_damaged_captions_are_named(tmp_path: Path, images: list[Any], words: list[str]) -> None:
     karpathy(write(tmp_path / "flickr30k", {"1.jpg": PNG}), *images)
-    refused(lambda: opened("flickr30k", folder=tmp_path), "dataset_flickr30k.json", *words)
+    refused(lambda: open_set("flickr30k", folder=tmp_path), "dataset_flickr30k.json", *words)
 
 
 @pytest.mark.parametrize("content", ["[1]", '{"images": 3}', "{", "[" * 100_000, b"\xff"])
 def test_captions_that_are_none(tmp_path: Path, content: bytes | str) -> None:
     write(tmp_path / "flickr30k", {"1.jpg": PNG, "dataset_flickr30k.json": content})
-    refused(lambda: opened("flickr30k", folder=tmp_path), "dataset_flickr30k.json")
+    refused(lambda: open_set("flickr30k", folder=tmp_path), "dataset_flickr30k.json")
 
 
 def test_the_fingerprint_changes_with_all_that_counts(tmp_path: Path) -> None:
@@ -435,9 +435,9 @@ def test_the_fingerprint_changes_with_all_that_counts(tmp_path: Path) -> None:
         {"labels": f"{tmp_path}/l.json", "label": "label"},
         {"groups": "label"},
     ]
-    prints = [opened("mine", base | change).fingerprint for change in changes]
+    prints = [open_set("mine", base | change).fingerprint for change in changes]
     assert len(set(prints)) == len(changes)
-    assert opened("mine", base).fingerprint == prints[0]
+    assert open_set("mine", base).fingerprint == prints[0]
 
 
 @pytest.mark.parametrize(
@@ -458,12 +458,12 @@ def test_mistakes_in_a_set_of_ones_own(
 ) -> None:
     home = str(write(tmp_path, {"cat/1.png": PNG}))
     values = {key: home if value == "HERE" else value for key, value in values.items()}
-    refused(lambda: opened("mine", values), *(home if word == "HERE" else word for word in words))
+    refused(lambda: open_set("mine", values), *(home if word == "HERE" else word for word in words))
 
 
 def test_a_metric_of_several_classes_gets_such_targets(tmp_path: Path) -> None:
     write(tmp_path, {"cat/1.png": PNG, "dog/1.png": PNG})
-    test = opened("mine", {"data": str(tmp_path), "metric": "map_11_point"})
+    test = open_set("mine", {"data": str(tmp_path), "metric": "map_11_point"})
     assert test.target is not None and test.target.tolist() == [[True, False], [False, True]]
 
 
@@ -471,24 +471,24 @@ def test_a_pipe_is_no_file_of_labels(tmp_path: Path) -> None:
     write(tmp_path, {"cat/1.png": PNG})
     os.mkfifo(tmp_path / "l.json")
     values = {"data": str(tmp_path), "labels": f"{tmp_path}/l.json"}
-    refused(lambda: opened("mine", values), "mine.labels", "no file")
+    refused(lambda: open_set("mine", values), "mine.labels", "no file")
 
 
 def test_a_tar_needs_labels_and_label(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", [("1.png", PNG), ("1.json", b'{"name": "cat"}')])
     labels = write(tmp_path, {"l.json": '["cat", "dog"]'}) / "l.json"
-    refused(lambda: opened("mine", {"data": str(tar)}), "no labels given")
-    refused(lambda: opened("mine", {"data": str(tar), "labels": str(labels)}), "no label given")
+    refused(lambda: open_set("mine", {"data": str(tar)}), "no labels given")
+    refused(lambda: open_set("mine", {"data": str(tar), "labels": str(labels)}), "no label given")
     values = {"data": str(tar), "label": "name", "caption": "{name}"}
-    assert opened("mine", values).labels == ["cat"]
-    test = opened("mine", values | {"labels": str(labels)})
+    assert open_set("mine", values).labels == ["cat"]
+    test = open_set("mine", values | {"labels": str(labels)})
     assert test.labels == ["dog", "cat"][::-1] and test.texts == ["cat"]
     assert read_labels(str(labels), "mine") == ["cat", "dog"]
 
 
 def test_a_standard_set_from_elsewhere(tmp_path: Path) -> None:
     write(tmp_path, {"deep/cat/1.png": PNG})
-    test = opened("cifar10", {"data": f"{tmp_path}/deep"})
+    test = open_set("cifar10", {"data": f"{tmp_path}/deep"})
     assert test.target is not None and test.target.tolist() == [3] and test.paper
 
 
@@ -496,4 +496,4 @@ def test_errors_are_the_users(tmp_path: Path) -> None:
     assert issubclass(MissingDataset, UserError)
     broken = write_tar(tmp_path / "x.tar", [("1.png", PNG), ("1.json", b"{")])
     values = {"data": str(broken), "label": "x"}
-    refused(lambda: opened("mine", values), "evaluate.sets.mine", "1.png", "take it out")
+    refused(lambda: open_set("mine", values), "evaluate.sets.mine", "1.png", "take it out")

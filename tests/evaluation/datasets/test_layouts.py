@@ -59,7 +59,7 @@ def as_table(home: Path, targets: Sequence[int]) -> None:
         writer.writerows([f"{i:07}.png", NAMES[target]] for i, target in enumerate(targets))
 
 
-def opened(folder: Path) -> Dataset:
+def open_set(folder: Path) -> Dataset:
     return open_dataset("stl10", {}, str(folder), templates=(), caption="")
 
 
@@ -71,7 +71,7 @@ def opened(folder: Path) -> Dataset:
 def test_a_set_is_the_same_in_every_layout(targets, write) -> None:  # type: ignore[no-untyped-def]
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "stl10", targets)
-        test = opened(Path(folder))
+        test = open_set(Path(folder))
         assert test.target is not None and len(test) == len(targets)
         order = []
         for i in range(len(test)):
@@ -84,7 +84,7 @@ def test_a_set_is_the_same_in_every_layout(targets, write) -> None:  # type: ign
 def test_the_suite_of_another_name_is_found(tmp_path: Path) -> None:
     as_suite(tmp_path / "wds_stl10", [1, 2])
     (tmp_path / "stl10").mkdir()
-    assert len(opened(tmp_path)) == 2
+    assert len(open_set(tmp_path)) == 2
 
 
 def test_splits_are_not_taken_for_each_other(tmp_path: Path) -> None:
@@ -100,11 +100,13 @@ def test_splits_are_not_taken_for_each_other(tmp_path: Path) -> None:
     assert within(tmp_path, "test") == SplitLocation(
         "data", f"{tmp_path}/test", "test", str(tmp_path)
     )
-    found = within(tmp_path, "validation")
-    assert found is not None and found.split == "val"
+    location = within(tmp_path, "validation")
+    assert location is not None and location.split == "val"
     (tmp_path / "train.csv").write_text("path,label\n")
-    found = within(tmp_path, "train")
-    assert found is not None and found.path.endswith("train.csv"), "a table says more than folders"
+    location = within(tmp_path, "train")
+    assert location is not None and location.path.endswith("train.csv"), (
+        "a table says more than folders"
+    )
 
 
 def test_some_pairs_of_a_source(tmp_path: Path) -> None:

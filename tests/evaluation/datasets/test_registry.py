@@ -113,11 +113,18 @@ def test_prompts_to_the_letter() -> None:
 
 
 def test_files_call_classes_otherwise() -> None:
-    found = dict(zip(standard("caltech101").folders, standard("caltech101").classes, strict=True))
-    assert found["faces"] == "off-center face" and found["faces_easy"] == "centered face"
-    assert found["cougar_face"] == "face of a cougar cat" and found["yin_yang"][:3] == "yin"
-    found = dict(zip(standard("eurosat").folders, standard("eurosat").classes, strict=True))
-    assert found["SeaLake"] == "lake or sea" and found["Highway"] == "highway or road"
+    class_names = dict(
+        zip(standard("caltech101").folders, standard("caltech101").classes, strict=True)
+    )
+    assert (
+        class_names["faces"] == "off-center face" and class_names["faces_easy"] == "centered face"
+    )
+    assert (
+        class_names["cougar_face"] == "face of a cougar cat"
+        and class_names["yin_yang"][:3] == "yin"
+    )
+    class_names = dict(zip(standard("eurosat").folders, standard("eurosat").classes, strict=True))
+    assert class_names["SeaLake"] == "lake or sea" and class_names["Highway"] == "highway or road"
 
 
 def test_shifted_sets_show_classes_of_imagenet() -> None:
@@ -132,13 +139,13 @@ def test_shifted_sets_show_classes_of_imagenet() -> None:
     objectnet = standard("objectnet")
     assert len(objectnet.classes) == 113 and objectnet.subset is not None
     shown = {
-        name: [imagenet.classes[i] for i in of]
-        for name, of in zip(objectnet.classes, objectnet.subset, strict=True)
-        if isinstance(of, tuple)
+        name: [imagenet.classes[i] for i in indices]
+        for name, indices in zip(objectnet.classes, objectnet.subset, strict=True)
+        if isinstance(indices, tuple)
     }
     assert shown["alarm clock"] == ["analog clock", "digital clock"]
     assert shown["wok"] == ["wok"] and shown["banana"] == ["banana"]
-    each = [name for of in shown.values() for name in of]
+    each = [name for indices in shown.values() for name in indices]
     assert len(each) == len(set(each)) == 125, "no class counts twice"
 
 
@@ -151,10 +158,10 @@ def test_groups() -> None:
 
 @given(st.lists(st.sampled_from([*names(), "paper", "robustness", "retrieval", "all"])))
 def test_a_group_is_its_sets_and_each_comes_once(words: list[str]) -> None:
-    found = expand(words)
-    assert len(set(found)) == len(found)
-    assert set(found) == {name for word in words for name in expand([word])}
-    assert expand(found) == found
+    sets = expand(words)
+    assert len(set(sets)) == len(sets)
+    assert set(sets) == {name for word in words for name in expand([word])}
+    assert expand(sets) == sets
 
 
 def test_a_mistyped_name_hints_at_the_nearest() -> None:
@@ -165,20 +172,22 @@ def test_a_mistyped_name_hints_at_the_nearest() -> None:
 
 
 def test_there_is_a_file_for_each_set_and_no_other() -> None:
-    there = {path.stem for path in Path(module.__file__).with_name("data").iterdir()}
-    assert there == {*names(), "groups"}
+    stems = {path.stem for path in Path(module.__file__).with_name("data").iterdir()}
+    assert stems == {*names(), "groups"}
 
 
 def test_the_files_are_those_that_the_tool_makes() -> None:
     root = Path(__file__).parents[3]
-    kept = json.loads((root / "tools" / "standard_sets.json").read_text("utf-8"))
-    assert list(kept["sets"]) == names() and kept["groups"]["paper"] == list(PAPER)
-    for name, known in kept["sets"].items():
-        found = json.loads((Path(module.__file__).parent / "data" / f"{name}.json").read_text())
+    document = json.loads((root / "tools" / "standard_sets.json").read_text("utf-8"))
+    assert list(document["sets"]) == names() and document["groups"]["paper"] == list(PAPER)
+    for name, known in document["sets"].items():
+        file_values = json.loads(
+            (Path(module.__file__).parent / "data" / f"{name}.json").read_text()
+        )
         for key, value in known.items():
             if key in ("shown", "subset") or value == "wnids" or _is_asked_of_a_package(value):
                 continue
-            assert found[key] == value, (name, key)
+            assert file_values[key] == value, (name, key)
 
 
 def _is_asked_of_a_package(value: object) -> bool:

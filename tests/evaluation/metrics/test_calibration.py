@@ -51,14 +51,14 @@ def by_hand(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[float
 def test_against_the_definitions(n: int, classes: int, bins: int, seed: int) -> None:
     logits, target = drawn(seed, n, classes)
     probabilities, right = shares(logits), logits.argmax(axis=1) == target
-    found: Any = calibration(logits, target, bins)
+    result: Any = calibration(logits, target, bins)
     errors = by_hand(probabilities.max(axis=1), right, bins)
-    assert (found.ece, found.mce) == pytest.approx(errors)
+    assert (result.ece, result.mce) == pytest.approx(errors)
     every = np.arange(classes)
-    assert found.nll == pytest.approx(sk.log_loss(target, probabilities, labels=every))
+    assert result.nll == pytest.approx(sk.log_loss(target, probabilities, labels=every))
     one_hot = np.eye(classes)[target]
-    assert found.brier == pytest.approx(((probabilities - one_hot) ** 2).sum(axis=1).mean())
-    table = found.bins
+    assert result.brier == pytest.approx(((probabilities - one_hot) ** 2).sum(axis=1).mean())
+    table = result.bins
     assert sum(row.n for row in table) == n
     assert [row.low for row in table] == [b / bins for b in range(bins)]
     assert table[-1].high == 1
@@ -79,10 +79,10 @@ def test_temperature_is_found_again(heat: float) -> None:
     logits, target = drawn(1, 20_000, 5, heat)
     temperature: Any = fit_temperature(logits, target)
     assert temperature == pytest.approx(heat, rel=0.05)
-    found: Any = calibration(logits, target)
-    assert found.ece_after < 0.02
+    result: Any = calibration(logits, target)
+    assert result.ece_after < 0.02
     if heat != 1:
-        assert found.ece > 4 * found.ece_after
+        assert result.ece > 4 * result.ece_after
 
 
 @given(st.integers(2, 60), SEEDS)
@@ -98,25 +98,25 @@ def test_no_other_temperature_has_a_lower_loss(n: int, seed: int) -> None:
 
 def test_half_of_the_rows_fits_and_the_other_is_judged() -> None:
     logits, target = drawn(2, 400, 4, 3.0)
-    found: Any = calibration(logits, target)
+    result: Any = calibration(logits, target)
     order = np.random.default_rng(0).permutation(400)
-    fitted, held = order[:200], order[200:]
-    assert found.temperature == fit_temperature(logits[fitted], target[fitted])
-    cooled = shares(logits[held] / found.temperature)
-    right = cooled.argmax(axis=1) == target[held]
-    assert found.ece_after == pytest.approx(ece(reliability(cooled.max(axis=1), right)))
+    fitted, held_out = order[:200], order[200:]
+    assert result.temperature == fit_temperature(logits[fitted], target[fitted])
+    cooled = shares(logits[held_out] / result.temperature)
+    right = cooled.argmax(axis=1) == target[held_out]
+    assert result.ece_after == pytest.approx(ece(reliability(cooled.max(axis=1), right)))
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, target = drawn(3, 57, 4)
-    whole: Any = calibration(logits, target)
+    at_once: Any = calibration(logits, target)
     worst = confusions(logits, target, list("abcd"))
     monkeypatch.setattr(module, "_BLOCK", 30)
     parts: Any = calibration(logits, target)
     assert worst == confusions(logits, target, list("abcd"))
     for key in ("ece", "mce", "nll", "brier", "temperature", "ece_after"):
-        assert getattr(parts, key) == pytest.approx(getattr(whole, key), rel=1e-6)
-    assert parts.bins == whole.bins
+        assert getattr(parts, key) == pytest.approx(getattr(at_once, key), rel=1e-6)
+    assert parts.bins == at_once.bins
 
 
 def test_not_defined() -> None:
@@ -136,10 +136,10 @@ def test_what_is_not_finite_is_no_confidence() -> None:
     logits, target = drawn(4, 50, 3)
     broken = logits.copy()
     broken[::2, 1] = np.nan
-    found: Any = calibration(broken, target)
+    result: Any = calibration(broken, target)
     good: Any = calibration(logits[1::2], target[1::2])
-    assert found.nll == pytest.approx(good.nll)
-    assert found.bins[0].n >= 25
+    assert result.nll == pytest.approx(good.nll)
+    assert result.bins[0].n >= 25
     nothing: Any = calibration(np.full_like(logits, np.inf), target)
     assert nothing.ece == nothing.mce == 0
     assert nothing.nll is nothing.brier is nothing.temperature is None
@@ -153,10 +153,10 @@ def test_confusions_are_the_matrix(n: int, classes: int, most: int, seed: int) -
     matrix = sk.confusion_matrix(target, logits.argmax(axis=1), labels=np.arange(classes))
     rows = matrix.sum(axis=1)
     np.fill_diagonal(matrix, 0)
-    found: Any = confusions(logits, target, labels, most)
+    pairs: Any = confusions(logits, target, labels, most)
     counts = sorted(matrix[matrix > 0].tolist(), reverse=True)
-    assert [row.count for row in found] == counts[:most]
-    for row in found:
+    assert [row.count for row in pairs] == counts[:most]
+    for row in pairs:
         truth, predicted = labels.index(row.truth), labels.index(row.predicted)
         assert matrix[truth, predicted] == row.count
         assert row.share == row.count / rows[truth]

@@ -45,18 +45,18 @@ def test_seeds_draw_different_rows() -> None:
 def test_it_is_a_loop_of_single_fits() -> None:
     train, train_target = clusters(150, 0)
     test, test_target = clusters(400, 1)
-    found = few_shot.few_shot(train, train_target, test, test_target, 5, (1, 4, 50), 2)
-    assert found.shots == [1, 4, 50] and found.seeds == 2
-    for i, shots in enumerate(found.shots):
+    result = few_shot.few_shot(train, train_target, test, test_target, 5, (1, 4, 50), 2)
+    assert result.shots == [1, 4, 50] and result.seeds == 2
+    for i, shots in enumerate(result.shots):
         for seed in range(2):
             rows = few_shot.draw(train_target, shots, seed)
             model = LogisticRegression(C=0.316, tol=1e-8, max_iter=5000)
             model.fit(train[rows].astype(np.float64), train_target[rows])
             right = model.score(test, test_target)
-            assert found.values[i][seed] == pytest.approx(right, abs=0.003)
-    np.testing.assert_allclose(found.mean, np.mean(found.values, 1))
-    np.testing.assert_allclose(found.std, np.std(found.values, 1))
-    assert found.mean[0] < found.mean[-1]
+            assert result.values[i][seed] == pytest.approx(right, abs=0.003)
+    np.testing.assert_allclose(result.mean, np.mean(result.values, 1))
+    np.testing.assert_allclose(result.std, np.std(result.values, 1))
+    assert result.mean[0] < result.mean[-1]
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -93,7 +93,7 @@ def test_the_strength_is_the_validation_splits_best() -> None:
     test, test_target = clusters(400, 1)
     lambdas = np.array([1e-3, 1.0, 1e3])
     data = (train, train_target, test, test_target, 5, (2, 8), 2, lambdas)
-    found = few_shot.few_shot(*data, validation=more, validation_target=more_target)
+    result = few_shot.few_shot(*data, validation=more, validation_target=more_target)
     for i, shots in enumerate((2, 8)):
         for seed in range(2):
             rows = few_shot.draw(train_target, shots, seed)
@@ -104,7 +104,7 @@ def test_the_strength_is_the_validation_splits_best() -> None:
             ]
             best = max(range(3), key=lambda j, own=own: (own[j], j))
             right = linear_probe.accuracy(logistic.scores(test, fitted, best), test_target)
-            assert found.values[i][seed] == pytest.approx(right, abs=0.003)
+            assert result.values[i][seed] == pytest.approx(right, abs=0.003)
     with pytest.raises(ValueError, match="validation"):
         few_shot.few_shot(*data)
 

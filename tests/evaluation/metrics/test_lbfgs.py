@@ -50,18 +50,18 @@ def made_mesh(devices: int) -> Mesh:
 def test_every_problem_finds_its_minimum(count: int, slots: int | None, devices: int) -> None:
     start, (steep, at) = quadratics(count)
     parameters = (steep, at.astype(np.float32))
-    told: list[tuple[int, int]] = []
-    found = lbfgs.minimize(
+    progress: list[tuple[int, int]] = []
+    result = lbfgs.minimize(
         *(quadratic, start, parameters, ()),
         tolerance=1e-9,
         slots=slots,
         mesh=made_mesh(devices),
-        progress=lambda *numbers: told.append(numbers),
+        progress=lambda *numbers: progress.append(numbers),
     )
-    assert found.converged.all()
-    np.testing.assert_allclose(found.x, at, atol=3e-3)
-    np.testing.assert_allclose(found.value, 1, atol=1e-5)
-    assert told[-1] == (count, count) and told == sorted(told)
+    assert result.converged.all()
+    np.testing.assert_allclose(result.x, at, atol=3e-3)
+    np.testing.assert_allclose(result.value, 1, atol=1e-5)
+    assert progress[-1] == (count, count) and progress == sorted(progress)
 
 
 def test_an_answer_does_not_depend_on_the_others() -> None:
@@ -97,18 +97,18 @@ def test_the_right_scaling_needs_one_step() -> None:
 
 def test_steps_grow_and_shrink() -> None:
     far = np.array([[1.0], [100.0], [-3000.0]], np.float32)
-    found = lbfgs.minimize(log_cosh, np.zeros((3, 1), np.float32), far, (), tolerance=1e-9)
-    np.testing.assert_allclose(found.x, far, rtol=1e-3)
-    assert found.iterations.max() < 40
+    result = lbfgs.minimize(log_cosh, np.zeros((3, 1), np.float32), far, (), tolerance=1e-9)
+    np.testing.assert_allclose(result.x, far, rtol=1e-3)
+    assert result.iterations.max() < 40
     steep = np.array([[0.5], [4.0], [10.0]], np.float32)
-    found = lbfgs.minimize(cliff, np.full((3, 1), -20, np.float32), steep, (), tolerance=1e-10)
-    np.testing.assert_allclose(found.x, -np.log(steep) / steep, rtol=1e-3)
+    result = lbfgs.minimize(cliff, np.full((3, 1), -20, np.float32), steep, (), tolerance=1e-10)
+    np.testing.assert_allclose(result.x, -np.log(steep) / steep, rtol=1e-3)
 
 
 def test_what_cannot_converge_ends_and_says_so() -> None:
     start, (steep, at) = quadratics(3)
-    found = lbfgs.minimize(quadratic, start, (steep, at.astype(np.float32)), (), iterations=2)
-    assert not found.converged.any() and found.iterations.max() <= 3
-    found = lbfgs.minimize(nowhere, start[:, 0], np.zeros(3, np.float32), ())
-    assert not found.converged.any()
-    assert (found.x == 0).all(), "the last point that was sound"
+    result = lbfgs.minimize(quadratic, start, (steep, at.astype(np.float32)), (), iterations=2)
+    assert not result.converged.any() and result.iterations.max() <= 3
+    result = lbfgs.minimize(nowhere, start[:, 0], np.zeros(3, np.float32), ())
+    assert not result.converged.any()
+    assert (result.x == 0).all(), "the last point that was sound"

@@ -44,35 +44,37 @@ def test_a_probe_chooses_refits_and_tests() -> None:
     features, target = clusters(300, spread=1.5)
     more, more_target = clusters(100, spread=1.5, seed=2)
     test, test_target = clusters(400, spread=1.5, seed=1)
-    found, logits = linear_probe.probe(*(features, target, more, more_target, test, test_target, 4))
+    result, logits = linear_probe.probe(
+        *(features, target, more, more_target, test, test_target, 4)
+    )
     sweep = linear_probe.search(features, target, more, more_target, 4)
-    assert found.lambda_ == sweep.chosen and found.best_lambda == sweep.best
-    assert (found.train, found.validation) == (300, 100)
-    assert [point.accuracy for point in found.sweep] == sweep.values.tolist()
+    assert result.lambda_ == sweep.chosen and result.best_lambda == sweep.best
+    assert (result.train, result.validation) == (300, 100)
+    assert [point.accuracy for point in result.sweep] == sweep.values.tolist()
     assert dict(zip(sweep.lambdas, sweep.values, strict=True))[sweep.best] == sweep.values.max()
-    whole = np.concatenate([features, more]), np.concatenate([target, more_target])
-    model = LogisticRegression(C=1 / sweep.chosen, tol=1e-8, max_iter=20000).fit(*whole)
+    all_rows = np.concatenate([features, more]), np.concatenate([target, more_target])
+    model = LogisticRegression(C=1 / sweep.chosen, tol=1e-8, max_iter=20000).fit(*all_rows)
     accuracy = linear_probe.accuracy(logits, test_target)
     assert accuracy == pytest.approx(model.score(test, test_target), abs=0.003)
-    found, _ = linear_probe.probe(features, target, None, None, test, test_target, 4)
-    assert (found.train, found.validation) == (268, 32)
+    result, _ = linear_probe.probe(features, target, None, None, test, test_target, 4)
+    assert (result.train, result.validation) == (268, 32)
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(0, 3))
 def test_what_is_held_out_leaves_every_class_a_row(labels: list[int], seed: int) -> None:
     target = np.array(labels)
-    held = linear_probe.held_out(target, 6, seed=seed)
-    assert (held == linear_probe.held_out(target, 6, seed=seed)).all()
+    held_out = linear_probe.held_out(target, 6, seed=seed)
+    assert (held_out == linear_probe.held_out(target, 6, seed=seed)).all()
     for label, count in zip(*np.unique(target, return_counts=True), strict=True):
-        own = held[target == label].sum()
+        own = held_out[target == label].sum()
         assert own == (0 if count == 1 else max(1, round(count / 10)))
 
 
 def test_of_several_labels_the_rarest_keeps_its_share() -> None:
     target = np.zeros((200, 3), bool)
     target[:, 0], target[:20, 1], target[0, 2] = True, True, True
-    held = linear_probe.held_out(target, 3, 0.25)
-    assert not held[0] and target[held, 1].sum() == math.floor(19 / 4 + 0.5)
+    held_out = linear_probe.held_out(target, 3, 0.25)
+    assert not held_out[0] and target[held_out, 1].sum() == math.floor(19 / 4 + 0.5)
 
 
 def test_faults_are_told_in_one_line() -> None:

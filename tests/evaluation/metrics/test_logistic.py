@@ -37,23 +37,23 @@ def loss(w: np.ndarray, b: np.ndarray, features: Any, target: Any, strength: flo
 def test_the_optimum_is_that_of_scikit_learn(spread: float) -> None:
     features, target = clusters(300, spread=spread)
     test, test_target = clusters(1000, spread=spread, seed=1)
-    found = logistic.fit(features, target, 4, LAMBDAS)
-    assert found.converged.all()
+    fitted = logistic.fit(features, target, 4, LAMBDAS)
+    assert fitted.converged.all()
     for i, strength in enumerate(LAMBDAS):
         model = released(features, target, strength)
-        own = loss(found.kernel[i], found.bias[i], features, target, strength)
+        own = loss(fitted.kernel[i], fitted.bias[i], features, target, strength)
         best = loss(model.coef_, model.intercept_, features, target, strength)
         assert own <= best * (1 + 1e-5)
-        right = linear_probe.accuracy(logistic.scores(test, found, i), test_target)
+        right = linear_probe.accuracy(logistic.scores(test, fitted, i), test_target)
         assert right == pytest.approx(model.score(test, test_target), abs=0.0011)
 
 
 def test_two_classes_share_a_vector_as_in_scikit_learn() -> None:
     features, target = clusters(300, classes=2, spread=2)
-    found = logistic.fit(features, target, 2, LAMBDAS)
+    fitted = logistic.fit(features, target, 2, LAMBDAS)
     for i, strength in enumerate(LAMBDAS):
         expected = released(features, target, strength).decision_function(features)
-        logits = logistic.scores(features, found, i)
+        logits = logistic.scores(features, fitted, i)
         np.testing.assert_allclose(
             logits[:, 1] - logits[:, 0], expected, atol=2e-3 * np.abs(expected).max()
         )
@@ -62,9 +62,9 @@ def test_two_classes_share_a_vector_as_in_scikit_learn() -> None:
 def test_several_labels_are_independent_regressions() -> None:
     features, target = clusters(400, spread=2)
     labels = np.stack([target == 0, target >= 1, (target + np.arange(400) // 7) % 3 == 0], 1)
-    found = logistic.fit(features, labels, 3, LAMBDAS)
+    fitted = logistic.fit(features, labels, 3, LAMBDAS)
     for i, strength in enumerate(LAMBDAS):
-        logits = logistic.scores(features, found, i)
+        logits = logistic.scores(features, fitted, i)
         for k in range(3):
             expected = released(features, labels[:, k], strength).decision_function(features)
             np.testing.assert_allclose(logits[:, k], expected, atol=3e-3 * np.abs(expected).max())
@@ -91,14 +91,14 @@ def test_problems_on_rows_of_their_own_are_single_fits(seed: int, devices: int) 
     strengths = np.array([0.1, 10.0, 1.0, 0.1, 1.0])  # more than one tile, and not a whole one
     which, counts = np.array([0, 0, 1, 2, 2]), np.array([80, 7, 50, 80, 33])
     mesh = sharding.make_mesh({"data": devices}, jax.devices()[:devices])
-    found = logistic.fit(features, target, 4, strengths, rows, which, counts, mesh=mesh)
-    assert found.converged.all()
+    fitted = logistic.fit(features, target, 4, strengths, rows, which, counts, mesh=mesh)
+    assert fitted.converged.all()
     for i in range(len(strengths)):
         own = rows[which[i], : counts[i]]
         alone = logistic.fit(features[own], target[own], 4, strengths[[i]])
         size = np.abs(alone.kernel).max()
-        np.testing.assert_allclose(found.kernel[i], alone.kernel[0], atol=5e-3 * size)
-        np.testing.assert_allclose(found.bias[i], alone.bias[0], atol=5e-3 * size)
+        np.testing.assert_allclose(fitted.kernel[i], alone.kernel[0], atol=5e-3 * size)
+        np.testing.assert_allclose(fitted.bias[i], alone.bias[0], atol=5e-3 * size)
 
 
 def test_several_labels_on_rows_of_their_own() -> None:
@@ -106,12 +106,12 @@ def test_several_labels_on_rows_of_their_own() -> None:
     labels = np.stack([target == 0, target >= 1, (target + np.arange(200) // 7) % 3 == 0], 1)
     rows = np.stack([np.arange(120), np.arange(200)[:79:-1]])
     which, counts = np.array([0, 1, 1]), np.array([120, 120, 60])
-    found = logistic.fit(features, labels, 3, np.ones(3), rows, which, counts)
+    fitted = logistic.fit(features, labels, 3, np.ones(3), rows, which, counts)
     for i in range(3):
         own = rows[which[i], : counts[i]]
         alone = logistic.fit(features[own], labels[own], 3, np.ones(1))
         size = np.abs(alone.kernel).max()
-        np.testing.assert_allclose(found.kernel[i], alone.kernel[0], atol=5e-3 * size)
+        np.testing.assert_allclose(fitted.kernel[i], alone.kernel[0], atol=5e-3 * size)
 
 
 def test_a_problem_has_no_more_axes_than_its_rows_span() -> None:
@@ -133,8 +133,8 @@ def test_blocks_stay_small_whatever_the_sets() -> None:
 def test_strong_penalties_leave_the_share_of_each_class() -> None:
     features, target = clusters(100)
     target = np.where(np.arange(100) < 60, 0, target)
-    found = logistic.fit(features, target, 4, np.array([1e9]))
-    share = np.exp(logistic.scores(features, found))
+    fitted = logistic.fit(features, target, 4, np.array([1e9]))
+    share = np.exp(logistic.scores(features, fitted))
     share /= share.sum(1, keepdims=True)
     expected = np.bincount(target, minlength=4) / 100
     np.testing.assert_allclose(share, np.tile(expected, (100, 1)), atol=1e-4)
@@ -156,12 +156,12 @@ def test_devices_and_room_change_no_prediction(monkeypatch: pytest.MonkeyPatch) 
 def test_directions_without_data_get_no_weight() -> None:
     features, target = clusters(100, d=6)
     wide = np.concatenate([features, features[:, :2], np.ones((100, 2), np.float32)], 1)
-    found = logistic.fit(wide, target, 4, np.array([1e-3, 1.0]))
+    fitted = logistic.fit(wide, target, 4, np.array([1e-3, 1.0]))
     for i, strength in enumerate((1e-3, 1.0)):
         model = released(wide, target, strength)
         size = np.abs(model.coef_).max()
-        np.testing.assert_allclose(found.kernel[i], model.coef_, atol=1e-2 * size)
-        assert np.abs(found.kernel[i][:, 8:]).max() < 1e-3 * size
+        np.testing.assert_allclose(fitted.kernel[i], model.coef_, atol=1e-2 * size)
+        assert np.abs(fitted.kernel[i][:, 8:]).max() < 1e-3 * size
 
 
 def test_faults_are_told_in_one_line() -> None:

@@ -66,7 +66,7 @@ def drawn(source: Source, count: int, first: int = 0) -> list[Image.Image]:
     return [decode(source[i].image, source[i].name) for i in range(first, first + count)]
 
 
-def seen(images: Sequence[Image.Image]) -> np.ndarray:
+def described(images: Sequence[Image.Image]) -> np.ndarray:
     return np.stack([views(image) for image in images])
 
 
@@ -81,11 +81,11 @@ def emoji() -> tuple[list[Image.Image], np.ndarray]:
 def test_copies_are_found(emoji: tuple[list[Image.Image], np.ndarray], how: str) -> None:
     images, train = emoji
     chosen = np.arange(0, 1200, 1200 // 40)
-    copies = seen([COPIES[how](images[i]) for i in chosen])
+    copies = described([COPIES[how](images[i]) for i in chosen])
     number, similarity = nearest_train(copies, train)
     like = np.einsum("nd,nd->n", train[number], train[chosen])  # drawings that are nearly the same
-    found = (similarity >= THRESHOLD) & (like >= THRESHOLD)
-    assert found.mean() >= LEAST.get(how, 1)
+    is_overlap = (similarity >= THRESHOLD) & (like >= THRESHOLD)
+    assert is_overlap.mean() >= LEAST.get(how, 1)
 
 
 # Of 200 pictures among 2,276 these shares are found; of the others all.
@@ -101,17 +101,17 @@ LEAST = {how: share - 0.1 for how, share in MEASURED.items()}
 def test_other_drawings_are_not(emoji: tuple[list[Image.Image], np.ndarray]) -> None:
     """The same things by other artists: of 1,000 none was found, and seven at 0.9."""
     others = drawn(open_source("embedded:emoji/unseen_drawing-000.tar"), 150)
-    assert (nearest_train(seen(others), emoji[1])[1] >= THRESHOLD).mean() <= 0.01
+    assert (nearest_train(described(others), emoji[1])[1] >= THRESHOLD).mean() <= 0.01
 
 
 def test_a_view_is_the_copys_descriptor() -> None:
     image = picture(3, (64, 48)).resize((400, 300), Image.Resampling.BICUBIC)
-    found = views(image)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(found[0], describe(image))
+    descriptors = views(image)
+    assert descriptors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(descriptors[0], describe(image))
     mirrored = views(ImageOps.mirror(image))[0]
-    np.testing.assert_allclose(found[len(found) // 2], mirrored, atol=0.02)
+    np.testing.assert_allclose(descriptors[len(descriptors) // 2], mirrored, atol=0.02)
 
 
 def test_any_mode_and_pixels_are_described() -> None:
@@ -146,8 +146,8 @@ def test_nearest_over_all_views(n: int, m: int, each: int, seed: int) -> None:
 def test_nothing_trained_on() -> None:
     number, similarity = nearest_train(np.ones((2, 3), np.float32), np.empty((0, 3), np.float32))
     assert number.tolist() == [-1, -1]
-    found = assess(np.array([True, False]), similarity, 0.9)
-    assert (found.overlapping, found.difference, found.p_value) == (0, 0.0, None)
+    overlap = assess(np.array([True, False]), similarity, 0.9)
+    assert (overlap.overlapping, overlap.difference, overlap.p_value) == (0, 0.0, None)
 
 
 def test_threshold_follows_the_rate() -> None:
@@ -170,33 +170,33 @@ def test_threshold_follows_the_rate() -> None:
 def test_the_papers_statistics(n: int, threshold: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     right, similarity = rng.random(n) < 0.6, rng.random(n)
-    found = assess(right, similarity, threshold)
+    overlap = assess(right, similarity, threshold)
     inside = similarity >= threshold
     hits, count = int(right[inside].sum()), int(inside.sum())
-    assert (found.overlapping, found.share) == (count, count / n)
-    assert found.all == scores.share(right)
-    assert found.clean == scores.share(right[~inside])
+    assert (overlap.overlapping, overlap.share) == (count, count / n)
+    assert overlap.all == scores.share(right)
+    assert overlap.clean == scores.share(right[~inside])
     if not count:
-        assert found.overlap is found.low is found.high is found.p_value is None
-        assert found.difference == 0
+        assert overlap.overlap is overlap.low is overlap.high is overlap.p_value is None
+        assert overlap.difference == 0
         return
     # Clopper and Pearson's ends are quantiles of beta distributions
     low = stats.beta.ppf(0.0025, hits, count - hits + 1) if hits else 0.0
     high = stats.beta.ppf(0.9975, hits + 1, count - hits) if hits < count else 1.0
-    assert (found.low, found.high) == pytest.approx((low, high))
-    assert found.overlap.value == hits / count
+    assert (overlap.low, overlap.high) == pytest.approx((low, high))
+    assert overlap.overlap.value == hits / count
     if count == n:
-        assert found.clean.value is found.difference is found.p_value is None
+        assert overlap.clean.value is overlap.difference is overlap.p_value is None
         return
     clean = right[~inside].mean()
-    assert found.difference == pytest.approx(right.mean() - clean)
-    assert found.p_value == pytest.approx(stats.binom.sf(hits - 1, count, clean))
+    assert overlap.difference == pytest.approx(right.mean() - clean)
+    assert overlap.p_value == pytest.approx(stats.binom.sf(hits - 1, count, clean))
 
 
 def test_no_rows() -> None:
-    found: dict[str, Any] = assess(np.empty(0, bool), np.empty(0), 0.95)
-    assert found.share is found.difference is found.p_value is found.overlap is None
-    assert found.all.n == found.overlapping == 0
+    overlap: dict[str, Any] = assess(np.empty(0, bool), np.empty(0), 0.95)
+    assert overlap.share is overlap.difference is overlap.p_value is overlap.overlap is None
+    assert overlap.all.n == overlap.overlapping == 0
 
 
 def test_pairs_to_look_at() -> None:

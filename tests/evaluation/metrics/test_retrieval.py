@@ -24,16 +24,16 @@ def recalls(
     ks: tuple[int, ...] = (1, 5, 10),
     **blocks: int,
 ) -> dict[str, float]:
-    found = ahead(query, gallery, mine, theirs, **blocks)
-    return {f"r{k}": float((found < k).mean()) for k in ks}
+    ranks = ahead(query, gallery, mine, theirs, **blocks)
+    return {f"r{k}": float((ranks < k).mean()) for k in ks}
 
 
 def both_ways(
     images: np.ndarray, texts: np.ndarray, image_group: np.ndarray, text_group: np.ndarray
 ) -> dict[str, float]:
-    found = retrieval.recalls(images, texts, image_group, text_group)
+    result = retrieval.recalls(images, texts, image_group, text_group)
     ways = ("image_to_text", "text_to_image")
-    return {f"{way}/{k}": score.value for way in ways for k, score in getattr(found, way).items()}
+    return {f"{way}/{k}": score.value for way in ways for k, score in getattr(result, way).items()}
 
 
 def by_hand(
@@ -64,21 +64,21 @@ def test_against_sorting(q: int, g: int, groups: int, rows: int, seed: int) -> N
     query = rng.integers(-2, 3, (q, 3)).astype(np.float32)
     gallery = rng.integers(-2, 3, (g, 3)).astype(np.float32)
     mine, theirs = rng.integers(0, groups, q), rng.integers(0, groups, g)
-    found = recalls(query, gallery, mine, theirs, ks=(1, 2, 5, 10), rows=rows)
+    shares = recalls(query, gallery, mine, theirs, ks=(1, 2, 5, 10), rows=rows)
     expected = {f"r{k}": by_hand(query, gallery, mine, theirs, k) for k in (1, 2, 5, 10)}
-    assert found == pytest.approx(expected)
-    assert found == recalls(query, gallery, mine, theirs, ks=(1, 2, 5, 10))
+    assert shares == pytest.approx(expected)
+    assert shares == recalls(query, gallery, mine, theirs, ks=(1, 2, 5, 10))
 
 
 def test_both_directions() -> None:
     images = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 3]]
     texts = np.eye(4, dtype=np.float32)[[0, 2, 1]]
-    found = both_ways(images, texts, np.array([0, 1, 2, 2, 0]), np.array([0, 1, 2]))
+    recall = both_ways(images, texts, np.array([0, 1, 2, 2, 0]), np.array([0, 1, 2]))
     # images 0: its text first; 1 and 2: the other's text first; 3 and 4: all texts tied
-    assert found["image_to_text/r1"] == pytest.approx(1 / 5)
-    assert found["image_to_text/r5"] == 1
-    assert found["text_to_image/r1"] == pytest.approx(1 / 3)
-    assert list(found) == [f"{way}/r{k}" for way in WAYS for k in (1, 5, 10)]
+    assert recall["image_to_text/r1"] == pytest.approx(1 / 5)
+    assert recall["image_to_text/r5"] == 1
+    assert recall["text_to_image/r1"] == pytest.approx(1 / 3)
+    assert list(recall) == [f"{way}/r{k}" for way in WAYS for k in (1, 5, 10)]
 
 
 WAYS = ("image_to_text", "text_to_image")
@@ -120,8 +120,8 @@ def test_blocks_change_no_rank(q: int, g: int, rows: int, block: int, seed: int)
     gallery = items[rng.integers(0, 20, g)]
     query = np.concatenate([items, unit(rng, 40) / 2])[rng.permutation(60)[:q]]
     mine, theirs = rng.integers(0, 30, q), rng.integers(0, 30, g)
-    found = ahead(query, gallery, mine, theirs, rows, block)
-    assert (found == dense(query, gallery, mine, theirs)).all()
+    ranks = ahead(query, gallery, mine, theirs, rows, block)
+    assert (ranks == dense(query, gallery, mine, theirs)).all()
 
 
 @settings(max_examples=15)
@@ -190,21 +190,21 @@ def test_any_of_several_captions_is_a_hit(images: int, captions: int, seed: int)
     rng = np.random.default_rng(seed)
     image, text = unit(rng, images), unit(rng, images * captions)
     group = np.repeat(np.arange(images), captions)
-    found = retrieval.recalls(image, text, np.arange(images), group)
+    result = retrieval.recalls(image, text, np.arange(images), group)
     similarity = image.astype(np.float64) @ text.T
     order = np.argsort(-similarity, axis=1)
     for k in (1, 5, 10):
         # others before the first own one are fewer than k as soon as an own one is in the first k
         hits = (group[order[:, :k]] == np.arange(images)[:, None]).any(axis=1)
-        assert found.image_to_text[f"r{k}"].value == pytest.approx(hits.mean())
+        assert result.image_to_text[f"r{k}"].value == pytest.approx(hits.mean())
         back = np.argsort(-similarity.T, axis=1)[:, :k]
         hits = (back == group[:, None]).any(axis=1)
-        assert found.text_to_image[f"r{k}"].value == pytest.approx(hits.mean())
-    assert (found.images, found.texts) == (images, images * captions)
+        assert result.text_to_image[f"r{k}"].value == pytest.approx(hits.mean())
+    assert (result.images, result.texts) == (images, images * captions)
     plain = both_ways(image, text, np.arange(images), group)
     for way in WAYS:
         for k in (1, 5, 10):
-            score = getattr(found, way)[f"r{k}"]
+            score = getattr(result, way)[f"r{k}"]
             assert score.low <= score.value == plain[f"{way}/r{k}"] <= score.high
 
 

@@ -34,16 +34,16 @@ def test_restricted_by_hand(n: int, classes: int, seed: int) -> None:
     logits = rng.normal(size=(n, classes)).astype(np.float32)
     target = rng.integers(0, classes, n)
     subset = rng.permutation(classes)[: classes // 2 + 1].tolist()
-    found, own = restricted(logits, target, subset)
+    columns, own = restricted(logits, target, subset)
     rows = [i for i in range(n) if target[i] in subset]
-    assert found.tolist() == [[logits[i, c].item() for c in subset] for i in rows]
+    assert columns.tolist() == [[logits[i, c].item() for c in subset] for i in rows]
     assert own.tolist() == [subset.index(target[i]) for i in rows]
 
 
 def test_a_class_of_several_columns_is_their_largest() -> None:
     logits = np.array([[1, 5, 2, 3], [4, 0, 9, 1]], np.float32)
-    found, own = restricted(logits, np.array([3, 2]), [[0, 1], [3]])
-    assert found.tolist() == [[5, 3]]
+    columns, own = restricted(logits, np.array([3, 2]), [[0, 1], [3]])
+    assert columns.tolist() == [[5, 3]]
     assert own.tolist() == [1]
     mixed, own = restricted(logits, np.array([3, 0]), [2, [0, 3]])
     assert mixed.tolist() == [[2, 3], [9, 4]]
@@ -63,10 +63,10 @@ def test_a_shift_beside_its_reference() -> None:
     logits = np.array([[2, 1, 3], [0, 1, 0], [0, 0, 1]], np.float32)
     target = np.array([0, 1, 2])
     score = scores.share(np.array([True, False, False, False]))
-    found = shift(score, logits, target, [0, 1])
-    assert found.score is score
-    assert (found.reference.value, found.reference.n) == (1.0, 2)
-    assert found.effective == -0.75
+    result = shift(score, logits, target, [0, 1])
+    assert result.score is score
+    assert (result.reference.value, result.reference.n) == (1.0, 2)
+    assert result.effective == -0.75
     assert shift(score, logits, target).reference.value == pytest.approx(2 / 3)
     nothing = shift(score, logits[:0], target[:0])
     assert nothing.effective is nothing.reference.value is None
@@ -133,22 +133,22 @@ def shipped() -> dict[str, dict[str, list[float]]]:
 def test_the_shipped_models_are_counts_of_pictures() -> None:
     models = shipped()
     assert len(models) == 44
-    for model, found in models.items():
-        assert tuple(found) == NAMES, model
-        for name, pair in found.items():
+    for model, accuracies in models.items():
+        assert tuple(accuracies) == NAMES, model
+        for name, pair in accuracies.items():
             for share, n in zip(pair, PICTURES[name], strict=True):
                 assert abs(share * n - round(share * n)) <= n * 5.1e-6, (model, name)
             assert (model, name) == ("resnet50", "imagenet_a") or 0 < pair[1] < pair[0] < 1
-        assert 0.69 <= found["imagenet_v2"][0] <= 0.79
-        assert found["imagenet_v2"][0] == found["imagenet_sketch"][0]
-    best = [found["imagenet_v2"][0] for found in models.values()]
+        assert 0.69 <= accuracies["imagenet_v2"][0] <= 0.79
+        assert accuracies["imagenet_v2"][0] == accuracies["imagenet_sketch"][0]
+    best = [accuracies["imagenet_v2"][0] for accuracies in models.values()]
     assert best == sorted(best, reverse=True)
 
 
 def test_the_papers_resnet_is_one_of_the_models() -> None:
-    found = shipped()["cafferesnet101"]
-    assert round(found["imagenet_v2"][0], 3) == 0.762
-    assert {name: round(found[name][1], 3) for name in FIGURE_13} == FIGURE_13
+    accuracies = shipped()["cafferesnet101"]
+    assert round(accuracies["imagenet_v2"][0], 3) == 0.762
+    assert {name: round(accuracies[name][1], 3) for name in FIGURE_13} == FIGURE_13
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -192,15 +192,15 @@ def test_a_shift_beside_standard_models() -> None:
     score = scores.share(np.arange(10) < 6)
     line = (0.5, -0.25)
     points = [(x, expected(x, line)) for x in (0.2, 0.4, 0.7, 0.8)]
-    found = shift(score, logits, target, models=Standard(points))
-    assert found.line is not None
-    assert dataclasses.astuple(found.line) == pytest.approx((0.5, -0.25, 4, None))
-    assert found.standard == list(map(list, points))
-    assert found.effective == pytest.approx(0.6 - expected(0.75, line))
+    result = shift(score, logits, target, models=Standard(points))
+    assert result.line is not None
+    assert dataclasses.astuple(result.line) == pytest.approx((0.5, -0.25, 4, None))
+    assert result.standard == list(map(list, points))
+    assert result.effective == pytest.approx(0.6 - expected(0.75, line))
     bent = shift(score, logits, target, models=Standard(points, 0.5))
     assert bent.line is not None
     assert (bent.line.models, bent.line.knee) == (2, 0.5)
-    assert bent.standard == found.standard
+    assert bent.standard == result.standard
     alone = shift(score, logits, target)
     assert alone.line is alone.standard is None
     nothing = shift(score, logits[:0], target[:0], models=Standard(points))

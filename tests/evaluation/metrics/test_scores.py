@@ -67,10 +67,10 @@ def test_area_equals_scikit_learns(n: int, seed: int, tied: bool) -> None:
     logits, target = drawn(seed, n, 2, tied)
     target[:2] = 0, 1
     margin = logits[:, 1] - logits[:, 0]
-    found = score("roc_auc", logits, target)
-    assert found.value == pytest.approx(sk.roc_auc_score(target, margin))
+    area = score("roc_auc", logits, target)
+    assert area.value == pytest.approx(sk.roc_auc_score(target, margin))
     # the shares of the second class come in the same order
-    assert found == scores.roc_auc(scores_of(logits), target == 1)
+    assert area == scores.roc_auc(scores_of(logits), target == 1)
 
 
 def scores_of(logits: np.ndarray) -> np.ndarray:
@@ -81,9 +81,9 @@ def scores_of(logits: np.ndarray) -> np.ndarray:
 def test_ranks_agree_with_zero_shot(n: int, classes: int, seed: int) -> None:
     logits, target = drawn(seed, n, classes, tied=True)
     logits[np.random.default_rng(seed).random(logits.shape) < 0.1] = np.nan
-    found = ranks(logits, target)
+    rank = ranks(logits, target)
     expected = zero_shot.top_k(logits, target)
-    assert {f"top{k}": scores.accuracy(found, k).value for k in (1, 5)} == expected
+    assert {f"top{k}": scores.accuracy(rank, k).value for k in (1, 5)} == expected
 
 
 def by_hand(logits: np.ndarray, positive: np.ndarray) -> float:
@@ -108,11 +108,11 @@ def test_eleven_points_by_hand(n: int, classes: int, seed: int, tied: bool, some
     counts = rng.random((n, classes)) < 0.8 if some else None
     expected = []
     for c in range(classes):
-        kept = np.ones(n, bool) if counts is None else counts[:, c]
-        own = target[kept, c]
-        expected.append(by_hand(logits[kept, c], own) if own.any() else np.nan)
-    found = average_precision_11(logits, target, counts)[0]
-    np.testing.assert_allclose(found, expected)
+        is_counted = np.ones(n, bool) if counts is None else counts[:, c]
+        own = target[is_counted, c]
+        expected.append(by_hand(logits[is_counted, c], own) if own.any() else np.nan)
+    precision = average_precision_11(logits, target, counts)[0]
+    np.testing.assert_allclose(precision, expected)
     value = score("map_11_point", logits, target, counts).value
     assert value == (pytest.approx(np.nanmean(expected)) if np.isfinite(expected).any() else None)
 
@@ -130,8 +130,8 @@ def test_eleven_points_of_a_known_ranking() -> None:
 def test_weights_are_rows_given_again(n: int, classes: int, seed: int) -> None:
     logits, target = sample("map_11_point", seed, n, classes)
     weight = np.random.default_rng(seed + 1).integers(0, 4, (3, n))
-    found = average_precision_11(logits, target, weight=weight)
-    for row, times in zip(found, weight, strict=True):
+    precisions = average_precision_11(logits, target, weight=weight)
+    for row, times in zip(precisions, weight, strict=True):
         again = np.repeat(np.arange(n), times)
         np.testing.assert_allclose(row, average_precision_11(logits[again], target[again])[0])
 
@@ -154,17 +154,17 @@ def test_in_parts_as_at_once(metric: str, n: int, step: int, seed: int) -> None:
 
 def test_blocks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, target = drawn(3, 50, 7, tied=True)
-    whole = ranks(logits, target)
+    at_once = ranks(logits, target)
     monkeypatch.setattr(scores, "_BLOCK", 20)
-    assert (ranks(logits, target) == whole).all()
+    assert (ranks(logits, target) == at_once).all()
 
 
 @given(st.sampled_from(scores.METRICS), st.integers(1, 60), SEEDS)
 def test_intervals_hold_the_value(metric: str, n: int, seed: int) -> None:
-    found = score(metric, *sample(metric, seed, n, 2 if metric == "roc_auc" else 4))
-    if found.value is not None:
-        assert 0 <= found.low <= found.value <= found.high <= 1
-        assert found.n == n
+    result = score(metric, *sample(metric, seed, n, 2 if metric == "roc_auc" else 4))
+    if result.value is not None:
+        assert 0 <= result.low <= result.value <= result.high <= 1
+        assert result.n == n
 
 
 @given(st.integers(1, 500), st.floats(0, 1))
@@ -195,8 +195,8 @@ def test_intervals_cover_the_truth(metric: str) -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(600):
-        found, truth = trial(metric, rng)
-        hits += found.low <= truth <= found.high
+        result, truth = trial(metric, rng)
+        hits += result.low <= truth <= result.high
     assert 0.925 <= hits / 600 <= 0.985
 
 
@@ -210,23 +210,23 @@ def test_bootstrap_covers_the_truth() -> None:
     assert truth is not None
     hits = 0
     for seed in range(100):
-        found: Any = score("map_11_point", *rows(np.random.default_rng(seed + 2), 400))
-        hits += found.low <= truth <= found.high
+        result: Any = score("map_11_point", *rows(np.random.default_rng(seed + 2), 400))
+        hits += result.low <= truth <= result.high
     assert hits >= 88
 
 
 def test_all_right_and_all_wrong_have_a_width() -> None:
     logits, target = np.eye(2, dtype=np.float32)[np.arange(40) % 2], np.arange(40) % 2
     for metric in (*LABELLED, "roc_auc"):
-        found = score(metric, logits, target)
-        assert found.value == found.high == 1
-        assert found.low is not None
-        assert 0.8 < found.low < 1
+        result = score(metric, logits, target)
+        assert result.value == result.high == 1
+        assert result.low is not None
+        assert 0.8 < result.low < 1
     for metric in ("accuracy", "mean_per_class", "roc_auc"):
-        found = score(metric, logits, 1 - target)
-        assert found.value == found.low == 0
-        assert found.high is not None
-        assert 0 < found.high < 0.2
+        result = score(metric, logits, 1 - target)
+        assert result.value == result.low == 0
+        assert result.high is not None
+        assert 0 < result.high < 0.2
 
 
 @pytest.mark.parametrize("metric", scores.METRICS)

@@ -55,15 +55,15 @@ def score(value: float, n: int = 10_000) -> dict[str, Any]:
 
 def shift(name: str, value: float, reference: float = 0.79) -> dict[str, Any]:
     """A shifted set beside ImageNet, with the standard models there are."""
-    found: dict[str, Any] = {"score": score(value), "reference": score(reference)}
+    result: dict[str, Any] = {"score": score(value), "reference": score(reference)}
     models = robustness.standard(name)
     points = models.beside(reference)
     if points:
         slope, intercept = robustness.fit_logit_line(points)
-        found["line"] = {"slope": slope, "intercept": intercept, "models": len(points)}
-        found["line"] |= {} if models.knee is None else {"knee": models.knee}
-        found["standard"] = list(map(list, models.points))
-    return found | {"effective": robustness.effective(value, reference, points)}
+        result["line"] = {"slope": slope, "intercept": intercept, "models": len(points)}
+        result["line"] |= {} if models.knee is None else {"knee": models.knee}
+        result["standard"] = list(map(list, models.points))
+    return result | {"effective": robustness.effective(value, reference, points)}
 
 
 class Maker:
@@ -269,12 +269,12 @@ def curves() -> dict[str, list[list[float]]]:
         [s, 5e-4 * (s / 2000 if s < 2000 else 0.5 + 0.5 * math.cos((s - 2000) / 3500))]
         for s in steps
     ]
-    found = {"loss": loss, "learning_rate": rate}
+    values = {"loss": loss, "learning_rate": rate}
     for name in ("cifar10", "imagenet"):
-        found[f"zero_shot/{name}/top1"] = [
+        values[f"zero_shot/{name}/top1"] = [
             [s, 0.7 * (1 - math.exp(-s / 4000))] for s in range(0, 12_801, 800)
         ]
-    return found
+    return values
 
 
 def sample(
@@ -284,7 +284,7 @@ def sample(
     make = Maker(pictures, examples)
     sets: dict[str, Any] = {}
     for name, (title, classes, n) in (titles or TITLES).items():
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "title": title,
             "split": "test",
             "images": n,
@@ -292,12 +292,12 @@ def sample(
             "paper": True,
         }
         if classes:
-            found["zero_shot"] = make.zero_shot(classes, n)
-            value = found["zero_shot"]["score"]["value"]
-            found |= {"linear_probe": make.probe(value), "few_shot": make.few(value)}
+            result["zero_shot"] = make.zero_shot(classes, n)
+            value = result["zero_shot"]["score"]["value"]
+            result |= {"linear_probe": make.probe(value), "few_shot": make.few(value)}
         else:
-            found["retrieval"] = make.retrieval()
-        sets[name] = found
+            result["retrieval"] = make.retrieval()
+        sets[name] = result
     first = next(iter(sets.values()))
     first["note"] = "the validation pictures stand for the test"
     first |= {"bias": make.bias(), "overlap": make.overlap()}

@@ -25,8 +25,8 @@ def test_thumbnails_of_any_kind(mode: str, size: tuple[int, int]) -> None:
 
 
 def test_a_side_is_chosen_and_noise_is_still_small() -> None:
-    made = thumbnail(picture(0, (500, 500)), side=64)
-    assert Image.open(io.BytesIO(made)).size == (64, 64)
+    data = thumbnail(picture(0, (500, 500)), side=64)
+    assert Image.open(io.BytesIO(data)).size == (64, 64)
     assert len(thumbnail(picture(0, (500, 500)))) < 8_000
 
 
@@ -41,9 +41,9 @@ def test_the_last_of_a_list_is_left_out_first() -> None:
     album = Album(pictures)
     for i in range(6):
         album.show(str(i), "words", rank=5 - i)
-    whole, left_out = album.style(1 << 20)
+    full_style, left_out = album.style(1 << 20)
     assert left_out == 0
-    some, left_out = album.style(len(whole) // 2)
+    some, left_out = album.style(len(full_style) // 2)
     assert left_out in (3, 4)
     assert ".p5{" in some
     assert ".p0{" not in some

@@ -21,8 +21,8 @@ SIZES = {"phone": (360, 740), "tablet": (768, 1024), "desktop": (1280, 900)}
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    with browser.chromium() as found:
-        yield found
+    with browser.chromium() as instance:
+        yield instance
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +45,22 @@ def visit(chromium: Any, address: str) -> Iterator[Any]:
         page = context.new_page()
         page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: heard.append(f"error: {error}"))
-        page.on("request", lambda asked: heard.append(asked.url[:80]))
+        page.on("request", lambda request: heard.append(request.url[:80]))
         page.goto(address)
         if options.get("java_script_enabled", True):  # what lies below is laid out as well
-            whole = ".part { content-visibility: visible !important }"
+            style = ".part { content-visibility: visible !important }"
             page.evaluate(
                 "css => document.head.append(Object.assign("
                 "document.createElement('style'), {textContent: css}))",
-                whole,
+                style,
             )
         return page
 
     yield go
     for context in contexts:
         context.close()
-    asked = [line for line in heard if line != address and not line.startswith("data:")]
-    assert asked == []
+    requested = [line for line in heard if line != address and not line.startswith("data:")]
+    assert requested == []
 
 
 # parts that stick out of the window and are not in a box that scrolls or ends in an ellipsis
@@ -208,8 +208,8 @@ def test_without_scripts_all_is_there(visit: Any) -> None:
 
 def test_pictures_are_shown(visit: Any) -> None:
     page = visit()
-    held = "getComputedStyle(document.querySelector('.guess .p')).backgroundImage.slice(0, 27)"
-    assert page.evaluate(held) == 'url("data:image/webp;base64'
+    script = "getComputedStyle(document.querySelector('.guess .p')).backgroundImage.slice(0, 27)"
+    assert page.evaluate(script) == 'url("data:image/webp;base64'
 
 
 def test_it_prints_light_and_whole(visit: Any) -> None:

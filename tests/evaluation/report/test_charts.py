@@ -24,10 +24,10 @@ def scatter(points: list[Point]) -> str:
 @given(st.lists(st.tuples(SHARE, SHARE), min_size=1, max_size=14))
 def test_no_label_of_a_scatter_lies_on_another(values: list[tuple[float, float]]) -> None:
     drawn = scatter([Point(f"set {i}", *value) for i, value in enumerate(values)])
-    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="(halo[ a-z]*)">set', drawn)
-    assert len(found) == len(values)
+    labels = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="(halo[ a-z]*)">set', drawn)
+    assert len(labels) == len(values)
     for side in ("halo", "halo end"):
-        lines = sorted(float(y) for _, y, kind in found if kind == side)
+        lines = sorted(float(y) for _, y, kind in labels if kind == side)
         assert all(12 <= line <= 300 for line in lines)
         assert all(b - a > 12.98 for a, b in itertools.pairwise(lines))
 

@@ -75,12 +75,12 @@ def structure(page: str) -> list[tuple[str, list[str]]]:
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[dict[str, Any], dict[str, bytes]]:
+def full_report() -> tuple[dict[str, Any], dict[str, bytes]]:
     return sample()
 
 
-def test_every_part_is_there_and_in_order(made: Any) -> None:
-    page = render(*made)
+def test_every_part_is_there_and_in_order(full_report: Any) -> None:
+    page = render(*full_report)
     reader = Reader(page)
     ids = [attrs["id"] for tag, attrs in reader.tags if tag == "section" and "id" in attrs]
     names = [section.name for section in ordered(registered_sections())]
@@ -94,8 +94,8 @@ def test_every_part_is_there_and_in_order(made: Any) -> None:
     assert len(every) == len(set(every))
 
 
-def test_numbers_stand_on_the_page(made: Any) -> None:
-    results, pictures = copy.deepcopy(made)
+def test_numbers_stand_on_the_page(full_report: Any) -> None:
+    results, pictures = copy.deepcopy(full_report)
     results["sets"]["cifar10"]["zero_shot"]["score"] = {
         "value": 0.61234,
         "low": 0.60111,
@@ -108,30 +108,32 @@ def test_numbers_stand_on_the_page(made: Any) -> None:
     assert 'title="95 % interval 60.1–63.0\u202f%"' in render(results, pictures)
 
 
-def test_the_same_page_every_time(made: Any) -> None:
-    before = json.dumps(made[0])
-    assert render(*made) == render(*copy.deepcopy(made))
-    assert json.dumps(made[0]) == before
+def test_the_same_page_every_time(full_report: Any) -> None:
+    before = json.dumps(full_report[0])
+    assert render(*full_report) == render(*copy.deepcopy(full_report))
+    assert json.dumps(full_report[0]) == before
 
 
-def test_pictures_speak(made: Any) -> None:
-    shown = [a for tag, a in Reader(render(*made)).tags if tag == "svg" or a.get("role") == "img"]
+def test_pictures_speak(full_report: Any) -> None:
+    shown = [
+        a for tag, a in Reader(render(*full_report)).tags if tag == "svg" or a.get("role") == "img"
+    ]
     assert len(shown) > 100
     assert all(a.get("aria-label") for a in shown)
 
 
-def test_a_picture_is_held_once(made: Any) -> None:
-    results, pictures = made
-    held = render(results, pictures).count("data:image/")
+def test_a_picture_is_held_once(full_report: Any) -> None:
+    results, pictures = full_report
+    count = render(results, pictures).count("data:image/")
     again = {f"{name} again": content for name, content in pictures.items()}
     more = copy.deepcopy(results)
     for example in more["sets"]["imagenet"]["zero_shot"]["examples"]:
         example["picture"] += " again"
-    assert render(more, {**pictures, **again}).count("data:image/") == held
+    assert render(more, {**pictures, **again}).count("data:image/") == count
 
 
-def test_nothing_is_asked_for(made: Any) -> None:
-    page = render(*made)
+def test_nothing_is_asked_for(full_report: Any) -> None:
+    page = render(*full_report)
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
     assert html.unescape(policy[1]).startswith("default-src 'none'; img-src data:;")
@@ -145,16 +147,16 @@ def test_nothing_is_asked_for(made: Any) -> None:
 def replaced(value: Any, change: Any) -> Any:
     """The same dict with every text that strangers give changed."""
     if isinstance(value, dict):
-        kept = ("sign",)
-        return {k: v if k in kept else replaced(v, change) for k, v in value.items()}
+        unchanged = ("sign",)
+        return {k: v if k in unchanged else replaced(v, change) for k, v in value.items()}
     if isinstance(value, list):
         return [replaced(v, change) for v in value]
     return change(value)
 
 
 @pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
-def test_texts_stay_texts(made: Any, text: str) -> None:
-    results, pictures = made
+def test_texts_stay_texts(full_report: Any, text: str) -> None:
+    results, pictures = full_report
     calm = replaced(results, lambda v: "label" if isinstance(v, str) and v not in pictures else v)
     wild = replaced(results, lambda v: text if isinstance(v, str) and v not in pictures else v)
     page = render(wild, pictures)
@@ -166,11 +168,11 @@ def test_texts_stay_texts(made: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
-def test_names_of_sets_and_curves_stay_texts(made: Any, text: str) -> None:
-    results, pictures = copy.deepcopy(made)
-    found = results["sets"].pop("cifar10")
-    del found["title"]
-    results["sets"][text] = found
+def test_names_of_sets_and_curves_stay_texts(full_report: Any, text: str) -> None:
+    results, pictures = copy.deepcopy(full_report)
+    cifar10 = results["sets"].pop("cifar10")
+    del cifar10["title"]
+    results["sets"][text] = cifar10
     results["curves"] = {text: [[0, 1.0], [1, 2.0]]}
     results["robustness"]["shifts"][text] = {"score": {"value": 0.5}, "reference": {"value": 0.6}}
     page = render(results, pictures)
@@ -188,13 +190,13 @@ def test_an_evaluation_of_nothing(results: dict[str, Any]) -> None:
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Where a key lies, of dicts and of the first of each list."""
-    found: list[tuple[Any, ...]] = []
+    result: list[tuple[Any, ...]] = []
     if isinstance(value, dict):
         for key, inner in value.items():
-            found += [(*path, key), *paths(inner, (*path, key))]
+            result += [(*path, key), *paths(inner, (*path, key))]
     elif isinstance(value, list) and value:
-        found += paths(value[0], (*path, 0))
-    return found
+        result += paths(value[0], (*path, 0))
+    return result
 
 
 SMALL = sample(
@@ -295,9 +297,9 @@ def test_each_shift_shows_its_standard_models() -> None:
 def test_a_line_ends_at_its_knee(reference: float, left: bool) -> None:
     one = shift("imagenet_a", 0.05, reference)
     page = render({"robustness": {"shifts": {"x": one}}}, {})
-    found = re.search(r'd="M([\d.]+) [\d.]+L([\d.]+) [\d.]+" class="line c1"', page)
-    assert found
-    ends = [float(end) for end in found.groups()]
+    line = re.search(r'd="M([\d.]+) [\d.]+L([\d.]+) [\d.]+" class="line c1"', page)
+    assert line
+    ends = [float(end) for end in line.groups()]
     dots = [float(x) for x in re.findall(r"M([\d.]+) [\d.]+h0", page)]
     beyond = sum(x > ends[1] if left else x < ends[0] for x in dots)
     assert beyond == (23 if left else 20)
@@ -313,8 +315,8 @@ def test_a_line_that_is_none_is_not_drawn(line: Any) -> None:
     assert '"line c1"' not in page
 
 
-def test_what_is_no_picture_is_an_empty_frame(made: Any) -> None:
-    results, pictures = made
+def test_what_is_no_picture_is_an_empty_frame(full_report: Any) -> None:
+    results, pictures = full_report
     bad = dict.fromkeys(pictures, b"<svg onload=alert(1)>")
     page = render(results, bad)
     assert "data:image/" not in page
@@ -337,10 +339,10 @@ def test_forty_sets_stay_under_three_megabytes() -> None:
     assert all(f".p{number}{{" in page for number in first), "each set keeps its first"
 
 
-def test_a_large_picture_is_made_small(made: Any) -> None:
+def test_a_large_picture_is_made_small(full_report: Any) -> None:
     from support import encoded, picture
 
-    results, pictures = copy.deepcopy(made)
+    results, pictures = copy.deepcopy(full_report)
     name = results["sets"]["imagenet"]["zero_shot"]["examples"][0]["picture"]
     pictures[name] = encoded(picture(0, (600, 400)))
     page = render(results, pictures)

@@ -65,7 +65,7 @@ def test_ticks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said_", "text"),
+    ("output", "text"),
     [
         (formats.percent(0.6312), "63.1\u202f%"),
         (formats.percent(None), "–"),
@@ -86,18 +86,18 @@ def test_ticks() -> None:
         (formats.interval({"low": None, "high": 0.64}), ""),
     ],
 )
-def test_numbers_are_said(said_: str, text: str) -> None:
-    assert said_ == text
+def test_numbers_are_said(output: str, text: str) -> None:
+    assert output == text
 
 
 @given(st.text(), st.text())
 def test_markup_holds_any_text(body: str, value: str) -> None:
     import html
 
-    made = tag("b", body, title=value)
-    assert made.startswith('<b title="')
-    assert made.count("<") == 2
-    assert made.count('"') == 2
+    markup = tag("b", body, title=value)
+    assert markup.startswith('<b title="')
+    assert markup.count("<") == 2
+    assert markup.count('"') == 2
     assert html.unescape(escape(body)) == clean(body) or "\r" in body
     assert len(cut(body, 10)) <= 10
     assert escape(isolated(body)) == isolated(body), "nothing is escaped twice"
@@ -125,10 +125,10 @@ def test_what_is_not_finite_is_not_drawn(value: float) -> None:
 @given(st.lists(NUMBERS, min_size=1, max_size=2000))
 def test_thinning_keeps_the_extremes(ys: list[float]) -> None:
     points = [(float(i), y) for i, y in enumerate(ys)]
-    kept = thinned(points)
-    assert len(kept) <= 250
-    assert kept[0] == points[0]
-    assert kept[-1] == points[-1]
-    assert {min(ys), max(ys)} <= {y for _, y in kept}
-    assert set(kept) <= set(points)
-    assert [x for x, _ in kept] == sorted(x for x, _ in kept)
+    thin = thinned(points)
+    assert len(thin) <= 250
+    assert thin[0] == points[0]
+    assert thin[-1] == points[-1]
+    assert {min(ys), max(ys)} <= {y for _, y in thin}
+    assert set(thin) <= set(points)
+    assert [x for x, _ in thin] == sorted(x for x, _ in thin)

@@ -39,9 +39,9 @@ def test_times_that_python_cannot_hold(name: str, file: str, tmp_path: Path) -> 
     (tmp_path / "a.jpg").write_bytes(b"A")
     table = pa.table({"file_name": ["a.jpg"], "caption": ["a cat"], "t": TIMES[name]})
     pa.parquet.write_table(table, tmp_path / file)
-    whole = str(tmp_path if file == "metadata.parquet" else tmp_path / file)
-    for wanted in (None, frozenset({"caption"})):
-        source = open_source(whole, SourceOptions(columns=wanted))
+    spec = str(tmp_path if file == "metadata.parquet" else tmp_path / file)
+    for needed in (None, frozenset({"caption"})):
+        source = open_source(spec, SourceOptions(columns=needed))
         assert source[0].image == b"A" and source[0].text["caption"] == "a cat"
 
 
@@ -70,15 +70,15 @@ def test_the_column_that_is_the_caption(
     import json
 
     (tmp_path / "a.jpg").write_bytes(b"A")
-    path, whole = tmp_path / f"x.{end}", {"file_name": "a.jpg", **row}
+    path, full_row = tmp_path / f"x.{end}", {"file_name": "a.jpg", **row}
     if end == "parquet":
-        pa.parquet.write_table(pa.Table.from_pylist([whole]), path)
+        pa.parquet.write_table(pa.Table.from_pylist([full_row]), path)
     elif end == "csv":
         with path.open("w", newline="") as file:
-            csv.writer(file).writerows([whole.keys(), whole.values()])
+            csv.writer(file).writerows([full_row.keys(), full_row.values()])
     else:  # JSON lines are also called .json
-        path.write_text(json.dumps(whole) + "\n" + json.dumps(whole) + "\n")
+        path.write_text(json.dumps(full_row) + "\n" + json.dumps(full_row) + "\n")
     source = open_source(str(path), SourceOptions(columns=frozenset({"caption"})))
     assert source[0].text.get("caption") == caption
-    said = any("{caption} is" in note for note in source.opening_report().notes)
-    assert said == (caption is not None and "caption" not in row)
+    is_noted = any("{caption} is" in note for note in source.opening_report().notes)
+    assert is_noted == (caption is not None and "caption" not in row)

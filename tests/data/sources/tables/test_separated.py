@@ -37,8 +37,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_harmless_spellings(folder: Path, text: str) -> None:
     (folder / "x.csv").write_text(text)
     source = open_source(str(folder / "x.csv"))
-    found = [source[i] for i in range(len(source))]
-    assert [(pair.image.decode(), pair.text) for pair in found] == [
+    pairs = [source[i] for i in range(len(source))]
+    assert [(pair.image.decode(), pair.text) for pair in pairs] == [
         (name, {"caption": caption}) for name, caption in EXPECTED
     ]
     notes = source.opening_report().notes
