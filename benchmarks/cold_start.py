@@ -115,8 +115,8 @@ def show(what: str, rows: list[dict[str, Any]]) -> None:
     """Prints a line of medians."""
     middle = statistics.median(row["seconds"] for row in rows)
     parts = {key: statistics.median(row["parts"][key] for row in rows) for key in rows[0]["parts"]}
-    told = "  ".join(f"{key} {value:.2f}" for key, value in parts.items())
-    print(f"{what:18} {middle:5.2f} s   of these {told}", flush=True)
+    parts_text = "  ".join(f"{key} {value:.2f}" for key, value in parts.items())
+    print(f"{what:18} {middle:5.2f} s   of these {parts_text}", flush=True)
 
 
 def main() -> None:
@@ -134,13 +134,13 @@ def main() -> None:
         files, warm = write(Path(folder)), f"{folder}/warm"
         measure("warm", files, warm)  # fills the cache
         for i in range(args.repeats):
-            for side, found in rows.items():
+            for side, measured in rows.items():
                 cache = warm if side == "warm" else f"{folder}/{side}-{i}"
-                found.append(measure(side, files, cache))
-                show(f"{side} {i}", found[-1:])
-    for side, found in rows.items():
-        show(f"{side}, median", found)
-    answers = [row["answer"] for found in rows.values() for row in found]
+                measured.append(measure(side, files, cache))
+                show(f"{side} {i}", measured[-1:])
+    for side, measured in rows.items():
+        show(f"{side}, median", measured)
+    answers = [row["answer"] for measured in rows.values() for row in measured]
     if not np.allclose(answers, answers[0], atol=1e-3):
         raise SystemExit(f"the sides answered otherwise: {answers}")
     for side in ("cold", "warm"):

@@ -63,14 +63,14 @@ def compare_runs(repeats: int, steps: int, every: int) -> None:
     """Prints the time with digests over the time without, alternating in changing order."""
     ratios = []
     for repeat in range(repeats + 1):
-        found = {}
+        seconds = {}
         for with_digests in (True, False) if repeat % 2 else (False, True):
             off = contextlib.nullcontext() if with_digests else no_digests()
             with tempfile.TemporaryDirectory() as folder, off:
-                found[with_digests] = seconds_of_steps(f"{folder}/run", steps, every)
+                seconds[with_digests] = seconds_of_steps(f"{folder}/run", steps, every)
         if repeat:  # the first fills the caches
-            ratios.append(found[True] / found[False])
-            print(f"{found[True]:.2f} s with, {found[False]:.2f} s without: {ratios[-1]:.3f}")
+            ratios.append(seconds[True] / seconds[False])
+            print(f"{seconds[True]:.2f} s with, {seconds[False]:.2f} s without: {ratios[-1]:.3f}")
     print(f"{steps} steps, a checkpoint every {every}: median {statistics.median(ratios):.3f}")
 
 
@@ -103,11 +103,11 @@ def main() -> None:
     step = jax.jit(lambda x: x @ x)
     x = jax.block_until_ready(step(jnp.ones((1024, 1024))))
     with tempfile.TemporaryDirectory() as folder:
-        kept = checkpointing.Checkpoints(folder)
+        checkpoints = checkpointing.Checkpoints(folder)
         began = time.perf_counter()
-        kept.save(1, state, {}, {}, force=True)
+        checkpoints.save(1, state, {}, {}, force=True)
         print(f"save returns after {time.perf_counter() - began:.2f} s")
-        kept.close()
+        checkpoints.close()
         print(f"and is written after {time.perf_counter() - began:.2f} s")
         path = Path(folder) / "checkpoints" / "1"
         began = time.perf_counter()
@@ -118,9 +118,9 @@ def main() -> None:
         work.start()
         began, longest, steps = time.perf_counter(), 0.0, 0
         while work.is_alive():
-            asked = time.perf_counter()
+            step_start = time.perf_counter()
             step(x)  # the training thread only dispatches
-            longest, steps = max(longest, time.perf_counter() - asked), steps + 1
+            longest, steps = max(longest, time.perf_counter() - step_start), steps + 1
             jax.block_until_ready(x)
             time.sleep(0.001)
         spent = time.perf_counter() - began

@@ -48,8 +48,8 @@ def write_picture(i: int, folder: Path) -> None:
 
 def prepare(folder: Path, images: int) -> None:
     """Writes the images and the weights, unless they exist."""
-    there = {path.stem for path in (folder / "images").glob("*/*.jpg")}
-    missing = [i for i in range(images) if f"{i:06}" not in there]
+    stems = {path.stem for path in (folder / "images").glob("*/*.jpg")}
+    missing = [i for i in range(images) if f"{i:06}" not in stems]
     with ProcessPoolExecutor() as pool:
         list(pool.map(partial(write_picture, folder=folder / "images"), missing, chunksize=64))
     weights = folder / "open_clip_model.safetensors"
@@ -78,16 +78,18 @@ def ours(folder: Path, dtype: str, batch_size: int) -> tuple[float, np.ndarray]:
 
     jax.devices()
     began = time.monotonic()
-    found = library.find_weights(folder / "open_clip_model.safetensors", "ViT-B/32")
+    saved = library.find_weights(folder / "open_clip_model.safetensors", "ViT-B/32")
     mesh = sharding.make_mesh({"data": -1})
-    held = library.read_variables(found)
-    held = jax.device_put(held, sharding.shardings(held, specs_of(found.config), mesh))
-    graph = nnx.graphdef(abstract_model(found.config, dtype))
+    variables = library.read_variables(saved)
+    variables = jax.device_put(
+        variables, sharding.shardings(variables, specs_of(saved.config), mesh)
+    )
+    graph = nnx.graphdef(abstract_model(saved.config, dtype))
     tokenizer = tokenizers.load("clip", 77)
-    encoder = Encoder(graph, held, mesh, batch_size, tokenizer.pad_id)
+    encoder = Encoder(graph, variables, mesh, batch_size, tokenizer.pad_id)
     source = open_source(str(folder / "images"))
     weights = classifier(encoder, tokenizer, CLASSES, TEMPLATES)
-    images = encoder.images(source, found.preprocess)
+    images = encoder.images(source, saved.preprocess)
     cosines = images @ weights.T
     cosines.argmax(axis=1)
     return time.monotonic() - began, cosines
@@ -128,12 +130,12 @@ def theirs(folder: Path, dtype: str, batch_size: int) -> tuple[float, np.ndarray
         features = model.encode_text(tokenizer(texts), normalize=True)
         weights = features.reshape(len(CLASSES), len(TEMPLATES), -1).mean(dim=1)
         weights = weights / weights.norm(dim=-1, keepdim=True)
-        right, found = 0, []
+        right, blocks = 0, []
         for pixels, target in loader:
             cosines = model.encode_image(pixels, normalize=True) @ weights.T
             right += int((cosines.argmax(dim=1) == target).sum())
-            found.append(cosines.float())
-    return time.monotonic() - began, torch.cat(found).numpy()
+            blocks.append(cosines.float())
+    return time.monotonic() - began, torch.cat(blocks).numpy()
 
 
 def main() -> None:
@@ -160,10 +162,10 @@ def main() -> None:
         for side in SIDES:
             command = [sys.executable, *sys.argv, "--side", side]
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found = json.loads(out.splitlines()[-1])
-            best[side].append(found["seconds"])
-            rate = args.images / found["seconds"]
-            print(f"{side:10} {found['seconds']:7.1f} s  {rate:6.1f} images/s", flush=True)
+            measured = json.loads(out.splitlines()[-1])
+            best[side].append(measured["seconds"])
+            rate = args.images / measured["seconds"]
+            print(f"{side:10} {measured['seconds']:7.1f} s  {rate:6.1f} images/s", flush=True)
     one, other = (np.load(folder / f"{side}.npy") for side in SIDES)
     print(f"cosines differ by at most {np.abs(one - other).max():.1e}")
     print(f"clip_jax is {min(best['open_clip']) / min(best['clip_jax']):.2f} times as fast")

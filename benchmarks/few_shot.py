@@ -46,10 +46,10 @@ def run(side: str, args: argparse.Namespace) -> dict[str, Any]:
     seconds, before = [], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(2):
         began = time.perf_counter()
-        found = few_shot.few_shot(*train, *test, args.classes, **more)
+        scores = few_shot.few_shot(*train, *test, args.classes, **more)
         seconds.append(time.perf_counter() - began)
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {"seconds": seconds, "mean": found["mean"], "memory": memory}
+    return {"seconds": seconds, "mean": scores["mean"], "memory": memory}
 
 
 def main() -> None:
@@ -65,15 +65,15 @@ def main() -> None:
         return print(json.dumps(run(args.worker, args)))
     ratios = []
     for _ in range(args.repeats):
-        found = [fresh.measure(side) for side in SIDES]
-        for side, one in zip(SIDES, found, strict=True):
+        measured = [fresh.measure(side) for side in SIDES]
+        for side, one in zip(SIDES, measured, strict=True):
             first, again = one["seconds"]
             print(
                 f"{side}: {first:.2f} s, compiled before {again:.2f} s, {one['memory']:.0f} MiB",
                 flush=True,
             )
-        ratios.append([b / a for a, b in zip(*(one["seconds"] for one in found), strict=True)])
-    for side, one in zip(SIDES, found, strict=True):
+        ratios.append([b / a for a, b in zip(*(one["seconds"] for one in measured), strict=True)])
+    for side, one in zip(SIDES, measured, strict=True):
         print(f"{side}: accuracies " + ", ".join(f"{value:.2%}" for value in one["mean"]))
     first, again = (statistics.median(column) for column in zip(*ratios, strict=True))
     print(f"at once is {first:.2f} times as fast, compiled before {again:.2f} times (medians)")

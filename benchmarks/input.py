@@ -63,14 +63,14 @@ def make(folder: Path, pictures: int) -> None:
     rng = np.random.default_rng(0)
     (folder / "tars").mkdir()
     (folder / "pictures" / "all").mkdir(parents=True)
-    made = []
+    pairs = []
     for i in range(pictures):
         picture = decode.photograph((512, 512), i, detail=0.92)
         (folder / "pictures" / "all" / f"{i:05}.jpg").write_bytes(picture)
-        made.append((f"{i:05}", picture, " ".join(rng.choice(WORDS, rng.integers(4, 20)))))
+        pairs.append((f"{i:05}", picture, " ".join(rng.choice(WORDS, rng.integers(4, 20)))))
     for tar in range(TARS):
-        write_tar(folder / "tars" / f"{tar:05}.tar", iter(made[tar::TARS]))
-    mean = statistics.mean(len(picture) for _, picture, _ in made)
+        write_tar(folder / "tars" / f"{tar:05}.tar", iter(pairs[tar::TARS]))
+    mean = statistics.mean(len(picture) for _, picture, _ in pairs)
     print(f"{pictures:,} JPEGs of 512 pixels a side, {mean / 1e3:.0f} KB each", flush=True)
 
 
@@ -196,26 +196,26 @@ def work(batches: Callable[[Path, int], Iterator[Any]], args: argparse.Namespace
 def compare(args: argparse.Namespace) -> None:
     """Prints the pairs per second of every side, and their ratios to clip_jax."""
     core = max(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as made:
-        make(Path(made), args.pictures)
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), args.pictures)
         sides = {}
         rates: dict[str, list[float]] = {name: [] for name in args.sides}
         try:
             for name in args.sides:
                 sides[name] = Side(
-                    name, core, "--folder", made, "--batch", str(args.batch), "--batches",
+                    name, core, "--folder", folder, "--batch", str(args.batch), "--batches",
                     str(args.batches),
                 )  # fmt: skip
                 sides[name].turn()  # imports, opens, warms up
             for turn in range(args.turns):
                 for name, side in sides.items():
                     rates[name].append(side.turn())
-                said = ", ".join(f"{name} {found[-1]:.0f}" for name, found in rates.items())
-                print(f"turn {turn + 1}: {said}", flush=True)
+                rates_text = ", ".join(f"{name} {speeds[-1]:.0f}" for name, speeds in rates.items())
+                print(f"turn {turn + 1}: {rates_text}", flush=True)
         finally:
             for side in sides.values():
                 side.end()
-    medians = {name: statistics.median(found) for name, found in rates.items()}
+    medians = {name: statistics.median(speeds) for name, speeds in rates.items()}
     print(f"\npairs a second on one core, median of {args.turns} turns (clip_jax is so many times)")
     for name, rate in medians.items():
         print(f"{SIDES[name]:46} {rate:7.0f}  {medians['ours'] / rate:5.2f}")
@@ -224,13 +224,13 @@ def compare(args: argparse.Namespace) -> None:
 def restart(tars: int) -> None:
     """Seconds from a new process to its first batch, with many tars that were indexed before."""
     picture = decode.photograph((64, 64), 0)
-    with tempfile.TemporaryDirectory() as made:
-        os.environ["XDG_CACHE_HOME"] = made
-        (Path(made) / "tars").mkdir()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        (Path(folder) / "tars").mkdir()
         for i in range(tars):
             pairs = ((f"{i:05}{j}", picture, f"picture {j}") for j in range(10))
-            write_tar(Path(made) / "tars" / f"{i:05}.tar", pairs)
-        pattern = f"{made}/tars/{{00000..{tars - 1:05}}}.tar"
+            write_tar(Path(folder) / "tars" / f"{i:05}.tar", pairs)
+        pattern = f"{folder}/tars/{{00000..{tars - 1:05}}}.tar"
         for state in ("cold", "warm", "warm"):
             began = time.perf_counter()
             code = "import input; input.first_batch()"
@@ -252,14 +252,14 @@ def first_batch() -> None:
 
 def memory(process: int) -> int:
     """The bytes of memory that a process does not share."""
-    held = Path(f"/proc/{process}/smaps_rollup").read_text()
-    return sum(int(n) << 10 for n in re.findall(r"Private_\w+:\s+(\d+) kB", held))
+    rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
+    return sum(int(n) << 10 for n in re.findall(r"Private_\w+:\s+(\d+) kB", rollup))
 
 
 def children() -> list[int]:
     """The child processes of this process, started by any of its threads."""
     lists = Path("/proc/self/task").glob("*/children")
-    return sorted(int(process) for found in lists for process in found.read_text().split())
+    return sorted(int(process) for listing in lists for process in listing.read_text().split())
 
 
 def steady(samples: int, workers: int) -> None:
@@ -269,8 +269,8 @@ def steady(samples: int, workers: int) -> None:
     from clip_jax.data.sources import open_source
 
     picture, batch = decode.photograph((48, 48), 0), 1_000
-    with tempfile.TemporaryDirectory() as made:
-        path = Path(made) / "small.tar"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "small.tar"
         write_tar(path, ((f"{i:06}", picture, f"picture number {i}") for i in range(100_000)))
         prepare = pipeline.Prepare(tokenizers.load("clip", 77), 32, ("{caption}",), decode.AUGMENT)
         dataset = pipeline.batches(open_source(str(path)), prepare, batch_size=batch, seed=0)
@@ -278,9 +278,9 @@ def steady(samples: int, workers: int) -> None:
         for step in range(samples // batch + 1):
             next(loader)
             if step % max(1, samples // batch // 10) == 0:
-                held = [memory(process) for process in (os.getpid(), *children())]
-                said = ", ".join(f"{size / 2**20:.0f}" for size in held)
-                print(f"{step * batch:>10,} pairs: {said} MiB", flush=True)
+                private_bytes = [memory(process) for process in (os.getpid(), *children())]
+                sizes_text = ", ".join(f"{size / 2**20:.0f}" for size in private_bytes)
+                print(f"{step * batch:>10,} pairs: {sizes_text} MiB", flush=True)
         loader.close()
         print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB")
 

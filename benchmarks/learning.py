@@ -134,8 +134,8 @@ def hyperparameters(
     """The hyperparameters of a run; by default those of open_clip for the tower."""
     usual = {"b2": 0.999, "eps": 1e-8} if model.vision.kind == "resnet" else {}
     names = {field.name for field in dataclasses.fields(parity.Hyperparameters)}
-    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
-    return parity.Hyperparameters(**{**usual, **given, "learning_rate": learning_rate})
+    from_flags = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    return parity.Hyperparameters(**{**usual, **from_flags, "learning_rate": learning_rate})
 
 
 def models(args: argparse.Namespace) -> Iterator[tuple[str, CLIPConfig]]:
@@ -181,12 +181,12 @@ class Data:
     def test_set(self) -> learning_data.TestSet:
         """Reads the whole test set."""
         a = self.args
-        found = learning_data.read_test_set(
+        test = learning_data.read_test_set(
             self.test, self.caption, self.tokenizer, a.image_size, a.label, a.prompt
         )
-        labels = "no" if found.label_tokens is None else f"{len(found.label_tokens):,}"
-        print(f"test: {len(found.image):,} pictures, {len(found.tokens):,} texts, {labels} labels")
-        return found
+        labels = "no" if test.label_tokens is None else f"{len(test.label_tokens):,}"
+        print(f"test: {len(test.image):,} pictures, {len(test.tokens):,} texts, {labels} labels")
+        return test
 
 
 def run_same(args: argparse.Namespace) -> int:
@@ -206,11 +206,11 @@ def run_same(args: argparse.Namespace) -> int:
             f"\n{name}: {abstract_model(model)}\n{'step':>5}"
             + "".join(f"{side:>12}" for side in sides)
         )
-        kept: list[list[float]] = []
+        all_losses: list[list[float]] = []
         for step, batch in zip(range(args.steps), data.ours(0), strict=False):
-            kept.append([made.step(batch) for made in sides.values()])
-            print(f"{step:>5}" + "".join(f"{loss:>12.6f}" for loss in kept[-1]), flush=True)
-        losses = dict(zip(sides, np.array(kept).T, strict=True))
+            all_losses.append([trainer.step(batch) for trainer in sides.values()])
+            print(f"{step:>5}" + "".join(f"{loss:>12.6f}" for loss in all_losses[-1]), flush=True)
+        losses = dict(zip(sides, np.array(all_losses).T, strict=True))
         worst[name] = {
             (a, b): float(np.abs(losses[a] - losses[b]).max())
             for a, b in itertools.combinations(losses, 2)
@@ -245,7 +245,7 @@ def run_own(args: argparse.Namespace) -> int:
     """Runs both sides from their own initial values; returns the exit code."""
     data = Data(args)
     test = data.test_set()
-    kept = _read(args.out)
+    results = _read(args.out)
     for name, model in models(args):
         figures: dict[tuple[str, float], dict[int, dict[str, float]]] = {}
         for rate in args.learning_rates:
@@ -254,7 +254,7 @@ def run_own(args: argparse.Namespace) -> int:
             ours: parity.Ours | None = None  # compiles its step once for all seeds
             for seed, side in itertools.product(range(args.seeds), args.sides):
                 key = json.dumps([side, seed, settings], sort_keys=True)
-                if key not in kept:
+                if key not in results:
                     if side == "clip_jax":
                         ours = ours or parity.Ours(model, hyper)
                         ours.start(seed)
@@ -262,12 +262,12 @@ def run_own(args: argparse.Namespace) -> int:
                     else:
                         trained = parity.Theirs(model, hyper, seed=seed)
                     title = f"{name} {rate:g} seed {seed} {side:<9}"
-                    found = train(trained, data.of_side(side, model, seed), args, title)
+                    curve = train(trained, data.of_side(side, model, seed), args, title)
                     sigmoid = model.logit_bias is not None
-                    kept[key] = found | learning_data.evaluate(trained, test, sigmoid)
-                    _append(args.out, key, kept[key])
-                    print(title, _line(kept[key]), flush=True)
-                figures.setdefault((side, rate), {})[seed] = kept[key]
+                    results[key] = curve | learning_data.evaluate(trained, test, sigmoid)
+                    _append(args.out, key, results[key])
+                    print(title, _line(results[key]), flush=True)
+                figures.setdefault((side, rate), {})[seed] = results[key]
         print_table(name, figures, args)
     return 0
 
@@ -282,8 +282,8 @@ def _read(path: Path | None) -> dict[str, dict[str, float]]:
     """The runs in a file of JSON lines, by settings, side and seed."""
     if path is None or not path.is_file():
         return {}
-    found = (json.loads(line) for line in path.read_text().splitlines())
-    return {json.dumps(one["run"], sort_keys=True): one["figures"] for one in found}
+    lines = (json.loads(line) for line in path.read_text().splitlines())
+    return {json.dumps(one["run"], sort_keys=True): one["figures"] for one in lines}
 
 
 def _append(path: Path | None, key: str, figures: dict[str, float]) -> None:

@@ -50,14 +50,14 @@ def all_captions(pair: Pair, template: str) -> list[str]:
       PairError: a field is missing.
     """
     lists = {
-        field: found
+        field: texts
         for field in captions.fields(template)
-        if isinstance(found := captions.field_value(pair.text, field), captions.Alternatives)
-        and found
+        if isinstance(texts := captions.field_value(pair.text, field), captions.Alternatives)
+        and texts
     }
     count = max(map(len, lists.values()), default=1)
     turns = (
-        {**pair.text, **{field: found[turn % len(found)] for field, found in lists.items()}}
+        {**pair.text, **{field: texts[turn % len(texts)] for field, texts in lists.items()}}
         for turn in range(count)
     )
     return [captions.fill(template, text, pair.name) for text in turns]
@@ -185,16 +185,16 @@ def evaluate(side: Side, test: TestSet, sigmoid: bool) -> dict[str, float]:
     image, text = side.features(test.image, np.concatenate([test.tokens, *prompts]))
     image, text = image.astype(np.float64), text.astype(np.float64)
     scale, bias = side.logit_scale_and_bias()
-    found = {"test loss": batch_loss(image, text[test.partner], scale, bias, sigmoid)}
+    metrics = {"test loss": batch_loss(image, text[test.partner], scale, bias, sigmoid)}
     recalls = retrieval.recalls(image, text[:count], test.image_group, test.text_group)
     for k in ("r1", "r10"):
         for way, short in (("image_to_text", "i→t"), ("text_to_image", "t→i")):
-            found[f"{k.upper().replace('R', 'R@')} {short} %"] = (
+            metrics[f"{k.upper().replace('R', 'R@')} {short} %"] = (
                 100 * getattr(recalls, way)[k].value
             )
     if test.label is not None:
-        found["zero-shot %"] = 100 * top_k(image @ text[count:].T, test.label)["top1"]
-    return {**found, "logit scale": scale}
+        metrics["zero-shot %"] = 100 * top_k(image @ text[count:].T, test.label)["top1"]
+    return {**metrics, "logit scale": scale}
 
 
 def batch_loss(

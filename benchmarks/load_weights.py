@@ -44,8 +44,8 @@ def write(name: str, folder: Path, library: Library) -> Path:
     rng = np.random.default_rng(0)
     config = architectures.find_architecture(name)
     shapes = variables(abstract_model(config))
-    held = jax.tree.map(lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), shapes)
-    file = export.write(folder, held, config, library)
+    arrays = jax.tree.map(lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), shapes)
+    file = export.write(folder, arrays, config, library)
     file.read_bytes()
     return file
 
@@ -90,9 +90,9 @@ def work(side: str, folder: str) -> dict[str, float]:
     load, total = {"ours": ours, "theirs": theirs}[side]()
     imported, before = time.perf_counter(), memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    found = load(folder)
+    arrays = load(folder)
     loaded, peak = time.perf_counter(), memory("VmHWM")
-    checksum = total(found)
+    checksum = total(arrays)
     touched = time.perf_counter()
     return {
         "import": imported - began,
@@ -140,12 +140,12 @@ def main() -> None:
         size = write(args.model, Path(folder), "hugging_face").stat().st_size
         print(f"{args.model}, {size / 1e9:.2f} GB")
         for i in range(args.repeats):
-            for side, found in rows.items():
-                found.append(measure(side, folder))
-                show(f"{side} {i}", found[-1:], size)
-    for side, found in rows.items():
-        show(f"{side}, median", found, size)
-    sums = [row["sum"] for found in rows.values() for row in found]
+            for side, measured in rows.items():
+                measured.append(measure(side, folder))
+                show(f"{side} {i}", measured[-1:], size)
+    for side, measured in rows.items():
+        show(f"{side}, median", measured, size)
+    sums = [row["sum"] for measured in rows.values() for row in measured]
     if not np.allclose(sums, sums[0], rtol=1e-3):
         raise SystemExit(f"the sides loaded other numbers: sums {sums}")
     for key in ("load", "load and touch", "import, load and touch"):

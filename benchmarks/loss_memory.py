@@ -43,10 +43,10 @@ def memory(kind: str, layout: str, chips: int, n: int, block: int) -> tuple[floa
             numbers = tuple(range(2 + scalars))
             return jax.value_and_grad(lambda *args: value(*args)[0], argnums=numbers)(*args)
 
-    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     features = jax.ShapeDtypeStruct((n, WIDTH), jnp.float32, sharding=rows)
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-    places = (whole, (rows, rows, *[whole] * scalars))
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
+    places = (replicated, (rows, rows, *[replicated] * scalars))
     lowered = jax.jit(step, out_shardings=places).lower(features, features, *[scalar] * scalars)
     used = lowered.compile().memory_analysis()
     temporary = used.temp_size_in_bytes

@@ -120,8 +120,10 @@ def work(name: str, n: int, width: int, most: float) -> None:
     """One step in this process, which may grow by that many GiB minus the size of the features."""
     side(name, 512, width)()  # starts its threads
     step = side(name, n, width)
-    held = int(re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
-    limit = held + int(most * 2**30) - 2 * 4 * n * width
+    virtual_bytes = (
+        int(re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
+    )
+    limit = virtual_bytes + int(most * 2**30) - 2 * 4 * n * width
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     step()
 

@@ -173,9 +173,9 @@ def _by_parts(encode: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> n
     return np.concatenate([encode(rows[i : i + PART]) for i in range(0, len(rows), PART)])
 
 
-def exported(model: CLIPConfig, held: Variables) -> dict[str, np.ndarray]:
+def exported(model: CLIPConfig, variables: Variables) -> dict[str, np.ndarray]:
     """The variables of clip_jax as open_clip's tensors, by its names."""
-    params, stats = held
+    params, stats = variables
     # the table of names has a bias only for SigLIP's towers; open_clip's class always has one
     bias = {k: np.asarray(v) for k, v in params.items() if k == "logit_bias"}
     params = {k: v for k, v in params.items() if k != "logit_bias"}
@@ -264,8 +264,8 @@ class Theirs:
         mean, std = (
             torch.tensor(v, dtype=self._dtype).view(3, 1, 1) for v in (vision.mean, vision.std)
         )
-        whole = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-        return ((whole.to(self._dtype) / 255 - mean) / std).contiguous()
+        tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        return ((tensor.to(self._dtype) / 255 - mean) / std).contiguous()
 
     def step(self, batch: Mapping[str, Any]) -> float:
         """Does one update; returns the loss before it."""

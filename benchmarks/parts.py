@@ -47,15 +47,15 @@ def step_of(run: Any, dtype: str) -> Callable[[], float]:
     compiled = trainer.compile(batch["tokens"].shape[1])
     state = step_lib.init_state(run.model, trainer.optimizer, 0, trainer.mesh)
 
-    def one() -> float:
+    def run_step() -> float:
         nonlocal state
         began = time.perf_counter()
         state, out = compiled(state, batch)
         jax.block_until_ready(out)
         return 1e3 * (time.perf_counter() - began)
 
-    one()
-    return one
+    run_step()
+    return run_step
 
 
 def main() -> None:

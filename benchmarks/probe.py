@@ -34,15 +34,15 @@ def clusters(args: argparse.Namespace) -> tuple[np.ndarray, ...]:
     mean = rng.normal(size=args.width)
     mean /= np.linalg.norm(mean)
     centres = rng.normal(size=(args.classes, 3, args.width)) * scale
-    found = []
+    arrays = []
     for rows in (args.rows, 5000):
         target, part = rng.integers(0, args.classes, rows), rng.integers(0, 3, rows)
         noise = 3 * args.spread * scale * rng.normal(size=(rows, args.width))
         features = (centres[target, part] + noise) @ turn
         features = features / np.sqrt((features**2).sum(1).mean()) + mean
         features /= np.linalg.norm(features, axis=1, keepdims=True)
-        found += [features.astype(np.float32), target]
-    return tuple(found)
+        arrays += [features.astype(np.float32), target]
+    return tuple(arrays)
 
 
 def ours(data: tuple[np.ndarray, ...], args: argparse.Namespace) -> dict[str, Any]:
@@ -52,13 +52,13 @@ def ours(data: tuple[np.ndarray, ...], args: argparse.Namespace) -> dict[str, An
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
-        found = logistic.fit(data[0], data[1], args.classes, linear_probe.grid())
+        fitted = logistic.fit(data[0], data[1], args.classes, linear_probe.grid())
         seconds.append(time.perf_counter() - began)
-    right = [linear_probe.accuracy(logistic.scores(data[2], found, i), data[3]) for i in range(97)]
+    right = [linear_probe.accuracy(logistic.scores(data[2], fitted, i), data[3]) for i in range(97)]
     return {"seconds": seconds[0], "again": seconds[1], "accuracy": right}
 
 
-def one(data: tuple[np.ndarray, ...], strength: float, tolerance: float) -> tuple[float, float]:
+def fit_one(data: tuple[np.ndarray, ...], strength: float, tolerance: float) -> tuple[float, float]:
     """Seconds and test accuracy of scikit-learn for one λ."""
     from sklearn.linear_model import LogisticRegression
 
@@ -72,7 +72,7 @@ def _one_core(*task: Any) -> tuple[float, float]:
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
-        return one(*task)
+        return fit_one(*task)
 
 
 def theirs(data: tuple[np.ndarray, ...], args: argparse.Namespace) -> dict[str, Any]:
@@ -80,21 +80,21 @@ def theirs(data: tuple[np.ndarray, ...], args: argparse.Namespace) -> dict[str, 
     numbers = range(0, 97, args.every)
     strengths = [10.0 ** (i / 8 - 6) for i in numbers]
     tasks = [(data, strength, args.tolerance) for strength in strengths]
-    one(data, 1e6, 1e-4)  # does not count imports and the set-up of a first call
+    fit_one(data, 1e6, 1e-4)  # does not count imports and the set-up of a first call
     if args.jobs > 1:
         with ProcessPoolExecutor(args.jobs) as pool:
             list(pool.map(_one_core, *zip(*[(data, 1e6, 1e-4)] * args.jobs, strict=True)))
             began = time.perf_counter()
-            found = list(pool.map(_one_core, *zip(*tasks, strict=True)))
+            results = list(pool.map(_one_core, *zip(*tasks, strict=True)))
             fitted = time.perf_counter() - began
     else:
-        found = [one(*task) for task in tasks]
-        fitted = sum(seconds for seconds, _ in found)
-    whole = np.interp(range(97), numbers, [seconds for seconds, _ in found]).sum()
-    share = whole / sum(seconds for seconds, _ in found)
+        results = [fit_one(*task) for task in tasks]
+        fitted = sum(seconds for seconds, _ in results)
+    sweep_seconds = np.interp(range(97), numbers, [seconds for seconds, _ in results]).sum()
+    share = sweep_seconds / sum(seconds for seconds, _ in results)
     return {
         "seconds": fitted * share,
-        "accuracy": {i: a for i, (_, a) in zip(numbers, found, strict=True)},
+        "accuracy": {i: a for i, (_, a) in zip(numbers, results, strict=True)},
     }
 
 

@@ -35,15 +35,15 @@ def arrays() -> tuple[Any, list[Any], list[Any], list[Any]]:
 
 def forward(x: Any, up: list[Any], down: list[Any], _: list[Any]) -> Any:
     """x through all kernels."""
-    for there, back in zip(up, down, strict=True):
-        x = (x @ there) @ back
+    for first, second in zip(up, down, strict=True):
+        x = (x @ first) @ second
     return x
 
 
 def to_input(x: Any, up: list[Any], down: list[Any], _: list[Any]) -> Any:
     """x through all transposed kernels, as gradients flow."""
-    for there, back in zip(up, down, strict=True):
-        x = (x @ back.T) @ there.T
+    for first, second in zip(up, down, strict=True):
+        x = (x @ second.T) @ first.T
     return x
 
 
@@ -73,13 +73,13 @@ def main() -> None:
 
     import jax
 
-    given = arrays()
-    on_device = jax.device_put(given)
+    inputs = arrays()
+    on_device = jax.device_put(inputs)
     torch = None
     if importlib.util.find_spec("torch"):
         import torch
 
-        tensors = jax.tree.map(torch.from_numpy, given)
+        tensors = jax.tree.map(torch.from_numpy, inputs)
     for name, work in WORK.items():
         compiled = jax.jit(work)
         rates = {"XLA": best(lambda f=compiled: jax.block_until_ready(f(*on_device)), runs)}

@@ -26,9 +26,9 @@ def unit(x: np.ndarray) -> np.ndarray:
 def peak() -> float:
     """The peak memory of this process since the last call, in GB (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    found = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     Path("/proc/self/clear_refs").write_text("5")
-    return found * 1024 / 1e9
+    return kilobytes * 1024 / 1e9
 
 
 def main() -> None:

@@ -101,12 +101,12 @@ def ours(setting: Setting) -> Callable[[], float]:
     image, tokens = rows(setting)
     batch = global_batch({"image": image, "tokens": packing.trim(tokens)}, mesh)
 
-    def one() -> float:
+    def run_step() -> float:
         nonlocal state
         state, metrics = train_step(state, batch)
         return float(metrics["loss"])
 
-    return one
+    return run_step
 
 
 def theirs(setting: Setting) -> Callable[[], float]:
@@ -127,7 +127,7 @@ def theirs(setting: Setting) -> Callable[[], float]:
     pixels, ids = pixels.contiguous(), torch.from_numpy(tokens).long()
     half = torch.autocast("cpu", torch.bfloat16, enabled=setting.dtype != "float32")
 
-    def one() -> float:
+    def run_step() -> float:
         optimizer.zero_grad()
         with half:
             output = model(pixels, ids)
@@ -143,19 +143,19 @@ def theirs(setting: Setting) -> Callable[[], float]:
             model.logit_scale.clamp_(0, 4.6052)
         return loss.item()
 
-    return one
+    return run_step
 
 
-def where(one: Callable[[], float]) -> None:
+def where(run_step: Callable[[], float]) -> None:
     """Profiles one step: seconds of XLA's operations by kind; two may run at a time."""
     import jax
 
-    one()
-    one()
+    run_step()
+    run_step()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             began = time.perf_counter()
-            one()
+            run_step()
             wall = time.perf_counter() - began
         (trace,) = Path(folder).rglob("*.trace.json.gz")
         with gzip.open(trace) as file:
@@ -193,11 +193,11 @@ class Side:
         return json.loads(line)
 
 
-def work(one: Callable[[], float]) -> None:
+def work(run_step: Callable[[], float]) -> None:
     """Answers each line of standard input with one timed step."""
     for _ in sys.stdin:
         began = time.perf_counter()
-        loss = one()
+        loss = run_step()
         print(json.dumps({"seconds": time.perf_counter() - began, "loss": loss}), flush=True)
 
 

@@ -43,13 +43,13 @@ def captions(count: int) -> list[str]:
         texts.append(fill("an emoji of {name}, {keywords}", pair.text, pair.name))
     texts = [text for text in texts if cleaning.clean(text) == text]
     words = sorted({word for text in texts for word in text.split()})
-    made = dict.fromkeys(texts)
-    while len(made) < count:
+    distinct = dict.fromkeys(texts)
+    while len(distinct) < count:
         chosen = rng.choice(words, int(rng.integers(3, 30)))
-        made[" ".join(chosen).capitalize() + rng.choice([".", "!", "", "…", f" #{len(made)}"])] = (
-            None
-        )
-    return list(made)[:count]
+        distinct[
+            " ".join(chosen).capitalize() + rng.choice([".", "!", "", "…", f" #{len(distinct)}"])
+        ] = None
+    return list(distinct)[:count]
 
 
 def ours() -> Encode:
@@ -76,7 +76,9 @@ def rust() -> Encode:
         tokenizer = CLIPTokenizer.from_pretrained(folder).backend_tokenizer
     tokenizer.enable_truncation(77)
     tokenizer.enable_padding(pad_id=0, length=77)
-    return lambda texts: np.array([found.ids for found in tokenizer.encode_batch_fast(list(texts))])
+    return lambda texts: np.array(
+        [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    )
 
 
 SIDES: dict[str, Callable[[], Encode]] = {
@@ -105,9 +107,9 @@ def main() -> None:
     for _ in range(args.turns + 1):
         for name, encode in sides.items():
             began = time.perf_counter()
-            found = [encode(batch) for batch in batches]
+            rows = [encode(batch) for batch in batches]
             rates[name].append(len(texts) / (time.perf_counter() - began))
-            ids[name] = np.concatenate(found)
+            ids[name] = np.concatenate(rows)
     tokens = (ids["clip_jax"] > 0).sum() / len(texts)
     print(f"{len(texts):,} different captions of {tokens:.1f} tokens")
     print(f"captions a second in one thread: first pass, median of {args.turns} more")

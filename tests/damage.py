@@ -169,6 +169,6 @@ def mutated(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
     return bytes(raw)
 
 
-def kept_examples(pattern: str) -> Iterator[bytes]:
+def regression_cases(pattern: str) -> Iterator[bytes]:
     """The cases that once broke something."""
     yield from (path.read_bytes() for path in sorted(CASES.glob(pattern)))

@@ -266,21 +266,21 @@ class IconSet:
 def join_icons(icons: IconSet, emoji: Sequence[Emoji], family: str) -> dict[str, Icon]:
     """Finds the icon of each emoji; no icon serves two emoji."""
     skipped = NOT_DRAWN_SO.get(family, [])
-    found: dict[str, Icon] = {}
+    icon_of: dict[str, Icon] = {}
     used: set[tuple[Any, ...]] = set()
 
     def take(one: Emoji, name: str) -> None:
         icon = icons[name]
-        if one.key not in found and icon.identity not in used:
-            found[one.key] = icon
+        if one.key not in icon_of and icon.identity not in used:
+            icon_of[one.key] = icon
             used.add(icon.identity)
 
-    wanted = [one for one in emoji if one.label not in skipped]
-    for one in wanted:
+    drawn_emoji = [one for one in emoji if one.label not in skipped]
+    for one in drawn_emoji:
         if one.bare in icons.chars:
             take(one, icons.chars[one.bare])
     candidates = [(one, [name for name in icon_names(one, family) if name in icons])
-                  for one in wanted]  # fmt: skip
+                  for one in drawn_emoji]  # fmt: skip
     rank = 0
     while any(len(names) > rank for _, names in candidates):
         for alias in (False, True):
@@ -288,7 +288,7 @@ def join_icons(icons: IconSet, emoji: Sequence[Emoji], family: str) -> dict[str,
                 if len(names) > rank and icons.is_alias(names[rank]) == alias:
                     take(one, names[rank])
         rank += 1
-    return found
+    return icon_of
 
 
 # --- Pictures -------------------------------------------------------------------------------------
@@ -461,8 +461,8 @@ IRREGULAR_VARIANTS = (
 def variant_code(emoji: Emoji) -> str:
     """The code points without skin tone, gender, hair and direction."""
     codes = [PERSONS.get(code, CHILDREN.get(code, code)) for code in emoji.key.split("-")]
-    kept = [code for code in codes if code not in VARIANT_SIGNS]
-    return "-".join(kept) or emoji.bare
+    plain = [code for code in codes if code not in VARIANT_SIGNS]
+    return "-".join(plain) or emoji.bare
 
 
 def variant_name(emoji: Emoji) -> str:
@@ -520,19 +520,19 @@ def hold_out(emoji: Sequence[Emoji], families: Mapping[str, str], share: float) 
         members[families[one.key]].append(one)
     by_key = {one.key: one for one in emoji}
     sizes = Counter(one.group for one in emoji)
-    held: set[str] = set()
+    held_out: set[str] = set()
     for group, size in sorted(sizes.items()):
         room = round(share * size)
         small = [
             family
-            for family, found in members.items()
-            if by_key[family].group == group and len(found) <= LARGEST_HELD_OUT_FAMILY
+            for family, relatives in members.items()
+            if by_key[family].group == group and len(relatives) <= LARGEST_HELD_OUT_FAMILY
         ]
         for family in sorted(small, key=lambda key: digest(f"held out {key}")):
             if len(members[family]) <= room:
                 room -= len(members[family])
-                held |= {one.key for one in members[family]}
-    return held
+                held_out |= {one.key for one in members[family]}
+    return held_out
 
 
 # --- Packing --------------------------------------------------------------------------------------
@@ -550,10 +550,10 @@ class Sample:
     @property
     def keywords(self) -> list[str]:
         """As many of the tags as keep the text in one block of the tar."""
-        kept = [tag.lower() for tag in self.emoji.tags]
-        while len(self._text(kept)) > BLOCK:
-            kept.pop()
-        return kept
+        tags = [tag.lower() for tag in self.emoji.tags]
+        while len(self._text(tags)) > BLOCK:
+            tags.pop()
+        return tags
 
     def _text(self, keywords: Sequence[str]) -> bytes:
         fields = {
@@ -583,29 +583,33 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def pack(samples: Sequence[Sample], held: set[str], folder: Path) -> dict[str, list[Sample]]:
+def pack(samples: Sequence[Sample], held_out: set[str], folder: Path) -> dict[str, list[Sample]]:
     """Writes the tars of every split and returns the contents of each split."""
     every = [family.name for family in FAMILIES]
-    seen = [family for family in every if family not in UNSEEN_FAMILIES]
+    seen_families = [family for family in every if family not in UNSEEN_FAMILIES]
     shuffled = sorted(samples, key=lambda one: digest(f"order {one.emoji.key}"))
     splits = {
         "train": [
-            one for one in shuffled if one.emoji.key not in held and set(seen) & set(one.pictures)
+            one
+            for one in shuffled
+            if one.emoji.key not in held_out and set(seen_families) & set(one.pictures)
         ],
         "unseen_drawing": [],
-        "unseen_concept": [one for one in samples if one.emoji.key in held],
+        "unseen_concept": [one for one in samples if one.emoji.key in held_out],
     }
     trained = {one.emoji.key for one in splits["train"]}
     splits["unseen_drawing"] = [
         one for one in samples
         if one.emoji.key in trained and set(UNSEEN_FAMILIES) & set(one.pictures)
     ]  # fmt: skip
-    drawn = {"train": seen, "unseen_drawing": UNSEEN_FAMILIES, "unseen_concept": every}
-    for split, found in splits.items():
+    drawn = {"train": seen_families, "unseen_drawing": UNSEEN_FAMILIES, "unseen_concept": every}
+    for split, split_samples in splits.items():
         shards = TRAIN_SHARDS if split == "train" else 1
         for shard in range(shards):
             members = (
-                member for one in found[shard::shards] for member in one.members(drawn[split])
+                member
+                for one in split_samples[shard::shards]
+                for member in one.members(drawn[split])
             )
             write_tar(folder / f"{split}-{shard:03d}.tar", members)
     return splits
@@ -686,23 +690,27 @@ def licences() -> str:
 
 def install(folder: Path) -> Path:
     """Fetches the pinned packages and returns the folder that holds them."""
-    wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
+    packages = [f"{name}@{version}" for name, version in PACKAGES.items()]
     options = ["--ignore-scripts", "--no-audit", "--no-fund", "--legacy-peer-deps"]
-    subprocess.run(["npm", "install", *options, *wanted], cwd=folder, check=True)
+    subprocess.run(["npm", "install", *options, *packages], cwd=folder, check=True)
     return folder / "node_modules"
 
 
 def check_versions(npm: Path) -> None:
     """Stops if a package does not have the version that the data set is built with."""
     for name, version in PACKAGES.items():
-        found = json.loads((npm / name / "package.json").read_text("utf-8"))["version"]
-        if found != version:
-            raise SystemExit(f"{npm / name} is version {found}; the data is built from {version}")
+        installed = json.loads((npm / name / "package.json").read_text("utf-8"))["version"]
+        if installed != version:
+            raise SystemExit(
+                f"{npm / name} is version {installed}; the data is built from {version}"
+            )
 
 
 def draw_all(drawings: Mapping[str, Mapping[str, Icon | Path]]) -> dict[str, dict[str, bytes]]:
     """{emoji key: {family: encoded picture}}, on all cores."""
-    jobs = [(key, family, one) for family, found in drawings.items() for key, one in found.items()]
+    jobs = [
+        (key, family, one) for family, by_emoji in drawings.items() for key, one in by_emoji.items()
+    ]
     with multiprocessing.Pool() as pool:
         encoded = pool.map(draw, [one for _, _, one in jobs], chunksize=32)
     pictures: dict[str, dict[str, bytes]] = defaultdict(dict)
@@ -720,14 +728,14 @@ def build(npm: Path, folder: Path, limit: int | None = None) -> dict[str, list[S
     if limit is not None:
         emoji = sorted(emoji, key=lambda one: digest(f"limit {families[one.key]}"))[:limit]
         emoji.sort(key=lambda one: one.order)
-    held = hold_out(emoji, families, HELD_OUT)
+    held_out = hold_out(emoji, families, HELD_OUT)
     pictures = draw_all(find_drawings(npm, emoji))
     samples = [
         Sample(one, groups[one.group], families[one.key], pictures[one.key])
         for one in emoji
         if one.key in pictures
     ]
-    splits = pack(samples, held, folder)
+    splits = pack(samples, held_out, folder)
     labels = {
         "unseen_drawing": [one.emoji.name for one in samples],
         "unseen_concept": [one.emoji.name for one in splits["unseen_concept"]],

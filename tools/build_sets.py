@@ -35,14 +35,14 @@ def installed(package: str, path: str) -> str:
 
 def constants(source: str) -> dict[str, Any]:
     """The literal values that a module assigns to names."""
-    found = {}
+    values = {}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             try:
-                found[node.targets[0].id] = ast.literal_eval(node.value)
+                values[node.targets[0].id] = ast.literal_eval(node.value)
             except ValueError:
                 continue
-    return found
+    return values
 
 
 class Tables:
@@ -57,33 +57,33 @@ class Tables:
             templates = json.loads(self._read("en_zeroshot_classification_templates.json"))
             self.lists = constants(self._read("builder.py"))
         self._templates = {
-            name: [template.replace("{c}", "{}") for template in found]
-            for name, found in templates.items()
+            name: [template.replace("{c}", "{}") for template in texts]
+            for name, texts in templates.items()
         }
         self.wnids: list[str] = self.lists["all_imagenet_wordnet_ids"]
         self.imagenet = constants(installed("torchvision", "models/_meta.py"))[
             "_IMAGENET_CATEGORIES"
         ]
 
-    def of(self, key: str, wanted: Any) -> Any:
+    def resolve(self, key: str, value: Any) -> Any:
         """The list that a value refers to."""
-        if wanted == "wnids":
+        if value == "wnids":
             return self.wnids
-        if not isinstance(wanted, dict) or key not in ("classes", "templates", "folders"):
-            return wanted
-        [(kind, where)] = wanted.items()
+        if not isinstance(value, dict) or key not in ("classes", "templates", "folders"):
+            return value
+        [(kind, where)] = value.items()
         if kind == "clip_benchmark":
             return (self._templates if key == "templates" else self._classes)[where]
         if kind == "tfds_list":
-            found = constants(installed("tensorflow_datasets", where[0]))[where[1]]
+            names = constants(installed("tensorflow_datasets", where[0]))[where[1]]
         else:
-            found = installed("tensorflow_datasets", where).split()
+            names = installed("tensorflow_datasets", where).split()
         if kind == "tfds_words":  # splits ApplyEyeMakeup as OpenAI does: Hand Stand Pushups
-            spaced = [re.sub("(?<=[a-z])(?=[A-Z])", " ", name) for name in found]
+            spaced = [re.sub("(?<=[a-z])(?=[A-Z])", " ", name) for name in names]
             return [name.replace("Handstand Pushups", "Hand Stand Pushups") for name in spaced]
         if key == "folders":
-            return found
-        return [re.sub("^/./", "", name).replace("_", " ").replace("/", " ") for name in found]
+            return names
+        return [re.sub("^/./", "", name).replace("_", " ").replace("/", " ") for name in names]
 
 
 def subset(tables: Tables, name: str) -> list[int]:
@@ -94,30 +94,32 @@ def subset(tables: Tables, name: str) -> list[int]:
     return [i for i, wnid in enumerate(tables.wnids) if wnid in chosen]
 
 
-def made(tables: Tables, name: str, known: dict[str, Any]) -> dict[str, Any]:
+def build_set(tables: Tables, name: str, known: dict[str, Any]) -> dict[str, Any]:
     """The data file of a set."""
-    found = {key: tables.of(key, value) for key, value in known.items()}
-    if "subset" in found:
-        found["subset"] = subset(tables, found["subset"])
+    document = {key: tables.resolve(key, value) for key, value in known.items()}
+    if "subset" in document:
+        document["subset"] = subset(tables, document["subset"])
     if name == "caltech101":  # in the order of files: capitals first
         first = ["background_google", "faces", "faces_easy", "leopards", "motorbikes"]
-        found["folders"] = first + sorted(set(found["folders"]) - set(first))
-    if shown := found.pop("shown", None):
-        found["classes"] = [name.lower() for name in shown]
-        found["folders"] = list(shown)
-        found["subset"] = [[tables.imagenet.index(one) for one in of] for of in shown.values()]
-    if len(found.get("folders", [])) not in (0, len(found.get("classes", []))):
-        sys.exit(f"{name}: {len(found['folders'])} folders, {len(found['classes'])} classes")
-    return found
+        document["folders"] = first + sorted(set(document["folders"]) - set(first))
+    if shown := document.pop("shown", None):
+        document["classes"] = [name.lower() for name in shown]
+        document["folders"] = list(shown)
+        document["subset"] = [
+            [tables.imagenet.index(one) for one in wnids] for wnids in shown.values()
+        ]
+    if len(document.get("folders", [])) not in (0, len(document.get("classes", []))):
+        sys.exit(f"{name}: {len(document['folders'])} folders, {len(document['classes'])} classes")
+    return document
 
 
 def main() -> None:
     """Writes all data files."""
     tables = Tables(sys.argv[1])
-    kept = json.loads((HERE / "standard_sets.json").read_text("utf-8"))
+    sources = json.loads((HERE / "standard_sets.json").read_text("utf-8"))
     OUT.mkdir(exist_ok=True)
-    written = {name: made(tables, name, known) for name, known in kept["sets"].items()}
-    for name, content in {**written, "groups": kept["groups"]}.items():
+    written = {name: build_set(tables, name, known) for name, known in sources["sets"].items()}
+    for name, content in {**written, "groups": sources["groups"]}.items():
         text = json.dumps(content, ensure_ascii=False, indent=1)
         (OUT / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(f"{len(written)} sets in {OUT}")

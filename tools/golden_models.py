@@ -108,10 +108,10 @@ def hugging_face_align(transformers: Any) -> Model:
 
 def _hugging_face(module: Any, image_size: int) -> Model:
     def encode(images: Any, tokens: Any) -> tuple[Any, Any, Any]:
-        given = {}
+        masks = {}
         if module.config.model_type == "align":
-            given["attention_mask"] = (tokens != 0).long()
-        out = module(input_ids=tokens, pixel_values=images, **given)
+            masks["attention_mask"] = (tokens != 0).long()
+        out = module(input_ids=tokens, pixel_values=images, **masks)
         return out.image_embeds, out.text_embeds, out.logits_per_image
 
     return Model(module, {"config.json": module.config.to_dict()}, encode, image_size)
@@ -274,19 +274,20 @@ def outputs(model: Model, seed: int, train: bool = False) -> dict[str, np.ndarra
     weights = np.random.default_rng(seed + 1).standard_normal((BATCH, BATCH)).astype(np.float32)
     model.module.train(train)
     model.module.zero_grad()
-    found = model.encode(
+    features = model.encode(
         torch.tensor(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(tokens).long()
     )
-    (found[2] * torch.tensor(weights)).sum().backward()
+    (features[2] * torch.tensor(weights)).sum().backward()
     names = ("image_features", "text_features", "logits_per_image")
     result = {
-        name: value.detach().contiguous().numpy() for name, value in zip(names, found, strict=True)
+        name: value.detach().contiguous().numpy()
+        for name, value in zip(names, features, strict=True)
     }
     result |= {"images": images, "tokens": tokens, "weights": weights}
     for name, parameter in model.module.named_parameters():
         gradient = parameter.grad
-        held = torch.zeros_like(parameter) if gradient is None else gradient
-        result[f"gradient.{name}"] = held.numpy().copy()
+        array = torch.zeros_like(parameter) if gradient is None else gradient
+        result[f"gradient.{name}"] = array.numpy().copy()
     if train:
         for name, buffer in model.module.named_buffers():
             if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
@@ -316,8 +317,8 @@ def write(folder: Path) -> None:
         save_file(outputs(model, 2), place / "expected.safetensors")
         if family == "open_clip_resnet":
             trained = outputs(model, 2, train=True)
-            kept = {k: v for k, v in trained.items() if not k.startswith("gradient")}
-            save_file(kept, place / "training.safetensors")
+            arrays = {k: v for k, v in trained.items() if not k.startswith("gradient")}
+            save_file(arrays, place / "training.safetensors")
 
 
 if __name__ == "__main__":

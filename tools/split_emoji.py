@@ -34,14 +34,14 @@ Sample = dict[str, tuple[tarfile.TarInfo, bytes]]  # by the part of the name aft
 def samples() -> Iterator[Sample]:
     """The samples of the training tars."""
     for path in sorted(EMOJI.glob("train-*.tar")):
-        found: defaultdict[str, Sample] = defaultdict(dict)
+        by_key: defaultdict[str, Sample] = defaultdict(dict)
         with tarfile.open(path) as tar:
             for member in tar:
                 file = tar.extractfile(member)
                 if file is not None:
                     key, _, suffix = member.name.partition(".")
-                    found[key][suffix] = member, file.read()
-        yield from found.values()
+                    by_key[key][suffix] = member, file.read()
+        yield from by_key.values()
 
 
 def held_out(variants_of: str) -> bool:
@@ -77,7 +77,7 @@ def main() -> None:
                     count[split] += len(chosen) - 1
                     for member, content in chosen:
                         tars[split].addfile(member, io.BytesIO(content))
-    labels = {test: sorted(found) for test, found in names.items()}
+    labels = {test: sorted(keys) for test, keys in names.items()}
     (out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False, indent=1))
     print(", ".join(f"{split} {n:,} pictures" for split, n in count.items()))
 

@@ -51,12 +51,12 @@ def test_much_damage(tmp_path: Path, kind: str, count: int) -> None:
     fuzzed(tmp_path, kind, count, 1)
 
 
-@pytest.mark.parametrize("data", damage.kept("pictures-*.bin"))
+@pytest.mark.parametrize("data", damage.regression_cases("pictures-*.bin"))
 def test_pictures_that_once_broke_something(data: bytes) -> None:
     assert fuzz.decodes(data)
 
 
-@pytest.mark.parametrize("data", damage.kept("tars-*.bin"))
+@pytest.mark.parametrize("data", damage.regression_cases("tars-*.bin"))
 def test_tars_that_once_broke_something(data: bytes) -> None:
     assert fuzz.reads(data)
 
