@@ -66,15 +66,17 @@ def main() -> None:
     ratios = []
     for _ in range(args.repeats):
         measured = [fresh.measure(side) for side in SIDES]
-        for side, one in zip(SIDES, measured, strict=True):
-            first, again = one["seconds"]
+        for side, timing in zip(SIDES, measured, strict=True):
+            first, again = timing["seconds"]
             print(
-                f"{side}: {first:.2f} s, compiled before {again:.2f} s, {one['memory']:.0f} MiB",
+                f"{side}: {first:.2f} s, compiled before {again:.2f} s, {timing['memory']:.0f} MiB",
                 flush=True,
             )
-        ratios.append([b / a for a, b in zip(*(one["seconds"] for one in measured), strict=True)])
-    for side, one in zip(SIDES, measured, strict=True):
-        print(f"{side}: accuracies " + ", ".join(f"{value:.2%}" for value in one["mean"]))
+        ratios.append(
+            [b / a for a, b in zip(*(timing["seconds"] for timing in measured), strict=True)]
+        )
+    for side, timing in zip(SIDES, measured, strict=True):
+        print(f"{side}: accuracies " + ", ".join(f"{value:.2%}" for value in timing["mean"]))
     first, again = (statistics.median(column) for column in zip(*ratios, strict=True))
     print(f"at once is {first:.2f} times as fast, compiled before {again:.2f} times (medians)")
 

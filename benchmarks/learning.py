@@ -245,7 +245,7 @@ def run_own(args: argparse.Namespace) -> int:
     """Runs both sides from their own initial values; returns the exit code."""
     data = Data(args)
     test = data.test_set()
-    results = _read(args.out)
+    results = _read_results(args.out)
     for name, model in models(args):
         figures: dict[tuple[str, float], dict[int, dict[str, float]]] = {}
         for rate in args.learning_rates:
@@ -278,12 +278,12 @@ def _settings(args: argparse.Namespace, name: str, hyper: parity.Hyperparameters
     return {"model": name, **dataclasses.asdict(hyper), **{key: vars(args)[key] for key in keys}}
 
 
-def _read(path: Path | None) -> dict[str, dict[str, float]]:
+def _read_results(path: Path | None) -> dict[str, dict[str, float]]:
     """The runs in a file of JSON lines, by settings, side and seed."""
     if path is None or not path.is_file():
         return {}
     lines = (json.loads(line) for line in path.read_text().splitlines())
-    return {json.dumps(one["run"], sort_keys=True): one["figures"] for one in lines}
+    return {json.dumps(record["run"], sort_keys=True): record["figures"] for record in lines}
 
 
 def _append(path: Path | None, key: str, figures: dict[str, float]) -> None:
@@ -313,7 +313,7 @@ def print_table(name: str, figures: dict[Any, Any], args: argparse.Namespace) ->
     for rate in args.learning_rates:
         sides = [figures[side, rate] for side in args.sides]
         for side, runs in zip(args.sides, sides, strict=True):
-            row(rate, side, lambda metric, runs=runs: [one[metric] for one in runs.values()])
+            row(rate, side, lambda metric, runs=runs: [run[metric] for run in runs.values()])
         if len(sides) == 2:
             pairs = [(sides[0][seed], sides[1][seed]) for seed in sides[0]]
             row(

@@ -153,7 +153,7 @@ def read_test_set(
         labels.append(captions.field_value(pair.text, label) if label else None)
     if len(pixels) < 2:
         raise UserError(f"{source!r} holds {len(pixels)} usable pairs: a test needs 2 or more")
-    names = sorted({str(one) for one in labels})
+    names = sorted({str(name) for name in labels})
     known = None not in labels and len(names) > 1
     return TestSet(
         np.stack(pixels),
@@ -161,8 +161,8 @@ def read_test_set(
         np.array(groups),
         np.array(text_group),
         np.array(partner),
-        np.array([names.index(str(one)) for one in labels]) if known else None,
-        tokenizer([prompt.replace("{}", one) for one in names], truncate=True) if known else None,
+        np.array([names.index(str(name)) for name in labels]) if known else None,
+        tokenizer([prompt.replace("{}", name) for name in names], truncate=True) if known else None,
     )
 
 

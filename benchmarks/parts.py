@@ -74,8 +74,8 @@ def main() -> None:
     steps = {dtype: step_of(run, dtype) for dtype in DTYPES}
     spent: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
     for _ in range(args.steps):
-        for dtype, one in steps.items():
-            spent[dtype].append(one())
+        for dtype, run_step in steps.items():
+            spent[dtype].append(run_step())
     for dtype, times in spent.items():
         print(f"step, {dtype}: median {statistics.median(times):.0f} ms, best {min(times):.0f} ms")
 

@@ -48,9 +48,9 @@ def main() -> None:
             times = []
             for _ in range(args.rounds):
                 context = browser.new_context(viewport={"width": width, "height": height})
-                opened = context.new_page()
-                opened.goto(path.as_uri())
-                times.append(opened.evaluate(PAINT))
+                tab = context.new_page()
+                tab.goto(path.as_uri())
+                times.append(tab.evaluate(PAINT))
                 context.close()
             figures[f"{name}_paint_ms"] = round(statistics.median(times))
             figures[f"{name}_slowest_ms"] = round(max(times))

@@ -76,8 +76,8 @@ def decodes(data: bytes) -> str:
         sizes = ()
     results = []
     for least in (0, 12):
-        pixels = _read(functools.partial(decoding.decode, at_least=least), data)
-        trained = _read(decoding.Decoder(at_least=least), data)
+        pixels = to_pixels(functools.partial(decoding.decode, at_least=least), data)
+        trained = to_pixels(decoding.Decoder(at_least=least), data)
         assert (pixels is None) == (trained is None), (pixels is None, least)
         results.append("refused" if pixels is None else "picture")
         if pixels is None or trained is None:
@@ -89,10 +89,12 @@ def decodes(data: bytes) -> str:
     return " and ".join(dict.fromkeys(results))
 
 
-def _read(read: Callable[[bytes, str], Image.Image | np.ndarray], data: bytes) -> np.ndarray | None:
+def to_pixels(
+    decoder: Callable[[bytes, str], Image.Image | np.ndarray], data: bytes
+) -> np.ndarray | None:
     """The pixels of bytes; None where they are refused."""
     try:
-        return np.asarray(read(data, "x.jpg"))
+        return np.asarray(decoder(data, "x.jpg"))
     except PairError as error:
         assert says(error, "x.jpg") and error.reason == "picture", error
         return None

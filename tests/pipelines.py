@@ -206,7 +206,7 @@ class Pipelines:
         json.dumps(summary).encode()
         (source,) = summary["sources"]
         opening = source["opening"]
-        left = sum(one["count"] for one in opening["left_out"].values())
+        left = sum(item["count"] for item in opening["left_out"].values())
         assert opening["seen"] == opening["used"] + left, opening
         if opening["unit"] == "rows":
             assert opening["used"] == summary["pairs"], opening

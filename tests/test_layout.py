@@ -125,8 +125,12 @@ def test_every_name_is_defined() -> None:
     command += ["--output-format=json", str(PACKAGE)]
     done = subprocess.run(command, capture_output=True, text=True)
     undefined = []
-    for one in json.loads(done.stdout):
-        path, row, column = one["filename"], one["location"]["row"], one["location"]["column"]
+    for finding in json.loads(done.stdout):
+        path, row, column = (
+            finding["filename"],
+            finding["location"]["row"],
+            finding["location"]["column"],
+        )
         if not any(t.start <= (row, column - 1) < t.end for t in strings_of(path)):
-            undefined.append(f"{path}:{row}: {one['message']}")
+            undefined.append(f"{path}:{row}: {finding['message']}")
     assert not undefined

@@ -145,8 +145,8 @@ def load_emoji(npm: Path) -> tuple[list[Emoji], dict[int, str]]:
         for entry in json.loads((folder / "data.json").read_text("utf-8"))
         if entry.get("group") not in (None, component)
     ]
-    emoji.sort(key=lambda one: one.order)
-    names = Counter(one.name for one in emoji)
+    emoji.sort(key=lambda item: item.order)
+    names = Counter(item.name for item in emoji)
     if repeated := [name for name, count in names.items() if count > 1]:
         raise ValueError(f"emoji that share a name: {repeated}")
     return emoji, groups
@@ -269,24 +269,24 @@ def join_icons(icons: IconSet, emoji: Sequence[Emoji], family: str) -> dict[str,
     icon_of: dict[str, Icon] = {}
     used: set[tuple[Any, ...]] = set()
 
-    def take(one: Emoji, name: str) -> None:
+    def take(item: Emoji, name: str) -> None:
         icon = icons[name]
-        if one.key not in icon_of and icon.identity not in used:
-            icon_of[one.key] = icon
+        if item.key not in icon_of and icon.identity not in used:
+            icon_of[item.key] = icon
             used.add(icon.identity)
 
-    drawn_emoji = [one for one in emoji if one.label not in skipped]
-    for one in drawn_emoji:
-        if one.bare in icons.chars:
-            take(one, icons.chars[one.bare])
-    candidates = [(one, [name for name in icon_names(one, family) if name in icons])
-                  for one in drawn_emoji]  # fmt: skip
+    drawn_emoji = [item for item in emoji if item.label not in skipped]
+    for item in drawn_emoji:
+        if item.bare in icons.chars:
+            take(item, icons.chars[item.bare])
+    candidates = [(item, [name for name in icon_names(item, family) if name in icons])
+                  for item in drawn_emoji]  # fmt: skip
     rank = 0
     while any(len(names) > rank for _, names in candidates):
         for alias in (False, True):
-            for one, names in candidates:
+            for item, names in candidates:
                 if len(names) > rank and icons.is_alias(names[rank]) == alias:
-                    take(one, names[rank])
+                    take(item, names[rank])
         rank += 1
     return icon_of
 
@@ -368,8 +368,8 @@ def draw(source: Icon | Path) -> Encoded:
     if isinstance(source, Icon):
         image = render_icon(source)
     else:
-        with Image.open(source) as opened:
-            image = flatten(opened)
+        with Image.open(source) as file:
+            image = flatten(file)
     one, quality = fit_webp(image, BLOCK)
     if quality >= GOOD_QUALITY:
         return Encoded(one, one, 0.0)
@@ -398,11 +398,11 @@ def find_drawings(npm: Path, emoji: Sequence[Emoji]) -> dict[str, dict[str, Icon
         }
         skipped = NOT_DRAWN_SO[family.name]
         drawings[family.name] = {
-            one.key: files[one.bare]
-            for one in emoji
-            if one.bare in files
-            and one.label not in skipped
-            and one.key in drawings["fluent-flat"]  # published by Microsoft: see docs/emoji.md
+            item.key: files[item.bare]
+            for item in emoji
+            if item.bare in files
+            and item.label not in skipped
+            and item.key in drawings["fluent-flat"]  # published by Microsoft: see docs/emoji.md
         }
     return drawings
 
@@ -480,9 +480,9 @@ def variant_name(emoji: Emoji) -> str:
 
 def variant_families(emoji: Sequence[Emoji]) -> dict[str, str]:
     """{key of an emoji: key of the first emoji of its variants}."""
-    parent = {one.key: one.key for one in emoji}
-    order = {one.key: index for index, one in enumerate(emoji)}
-    by_label = {one.label: one.key for one in emoji}
+    parent = {item.key: item.key for item in emoji}
+    order = {item.key: index for index, item in enumerate(emoji)}
+    by_label = {item.label: item.key for item in emoji}
 
     def root(key: str) -> str:
         while parent[key] != key:
@@ -496,11 +496,11 @@ def variant_families(emoji: Sequence[Emoji]) -> dict[str, str]:
             parent[other] = roots[0]
 
     alike: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for one in emoji:
-        alike["code", variant_code(one)].append(one.key)
-        alike["name", variant_name(one)].append(one.key)
-        if (shorter := one.label.removesuffix(" face")) in by_label:
-            alike["face", shorter] += [one.key, by_label[shorter]]
+    for item in emoji:
+        alike["code", variant_code(item)].append(item.key)
+        alike["name", variant_name(item)].append(item.key)
+        if (shorter := item.label.removesuffix(" face")) in by_label:
+            alike["face", shorter] += [item.key, by_label[shorter]]
     for keys in alike.values():
         unite(keys)
     for labels in IRREGULAR_VARIANTS:
@@ -516,10 +516,10 @@ def digest(text: str) -> str:
 def hold_out(emoji: Sequence[Emoji], families: Mapping[str, str], share: float) -> set[str]:
     """The keys of about this share of the emoji: whole families of variants, from every group."""
     members: dict[str, list[Emoji]] = defaultdict(list)
-    for one in emoji:
-        members[families[one.key]].append(one)
-    by_key = {one.key: one for one in emoji}
-    sizes = Counter(one.group for one in emoji)
+    for item in emoji:
+        members[families[item.key]].append(item)
+    by_key = {item.key: item for item in emoji}
+    sizes = Counter(item.group for item in emoji)
     held_out: set[str] = set()
     for group, size in sorted(sizes.items()):
         room = round(share * size)
@@ -531,7 +531,7 @@ def hold_out(emoji: Sequence[Emoji], families: Mapping[str, str], share: float) 
         for family in sorted(small, key=lambda key: digest(f"held out {key}")):
             if len(members[family]) <= room:
                 room -= len(members[family])
-                held_out |= {one.key for one in members[family]}
+                held_out |= {item.key for item in members[family]}
     return held_out
 
 
@@ -587,20 +587,20 @@ def pack(samples: Sequence[Sample], held_out: set[str], folder: Path) -> dict[st
     """Writes the tars of every split and returns the contents of each split."""
     every = [family.name for family in FAMILIES]
     seen_families = [family for family in every if family not in UNSEEN_FAMILIES]
-    shuffled = sorted(samples, key=lambda one: digest(f"order {one.emoji.key}"))
+    shuffled = sorted(samples, key=lambda sample: digest(f"order {sample.emoji.key}"))
     splits = {
         "train": [
-            one
-            for one in shuffled
-            if one.emoji.key not in held_out and set(seen_families) & set(one.pictures)
+            sample
+            for sample in shuffled
+            if sample.emoji.key not in held_out and set(seen_families) & set(sample.pictures)
         ],
         "unseen_drawing": [],
-        "unseen_concept": [one for one in samples if one.emoji.key in held_out],
+        "unseen_concept": [sample for sample in samples if sample.emoji.key in held_out],
     }
-    trained = {one.emoji.key for one in splits["train"]}
+    trained = {sample.emoji.key for sample in splits["train"]}
     splits["unseen_drawing"] = [
-        one for one in samples
-        if one.emoji.key in trained and set(UNSEEN_FAMILIES) & set(one.pictures)
+        sample for sample in samples
+        if sample.emoji.key in trained and set(UNSEEN_FAMILIES) & set(sample.pictures)
     ]  # fmt: skip
     drawn = {"train": seen_families, "unseen_drawing": UNSEEN_FAMILIES, "unseen_concept": every}
     for split, split_samples in splits.items():
@@ -608,8 +608,8 @@ def pack(samples: Sequence[Sample], held_out: set[str], folder: Path) -> dict[st
         for shard in range(shards):
             members = (
                 member
-                for one in split_samples[shard::shards]
-                for member in one.members(drawn[split])
+                for sample in split_samples[shard::shards]
+                for member in sample.members(drawn[split])
             )
             write_tar(folder / f"{split}-{shard:03d}.tar", members)
     return splits
@@ -661,9 +661,9 @@ def licences() -> str:
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {one.name} | {one.title} | {one.author} | {one.licence} | {one.url} "
-        f"| {one.package} {PACKAGES[one.package]} (npm) |"
-        for one in FAMILIES
+        f"| {family.name} | {family.title} | {family.author} | {family.licence} | {family.url} "
+        f"| {family.package} {PACKAGES[family.package]} (npm) |"
+        for family in FAMILIES
     ]
     lines += [
         "",
@@ -709,10 +709,12 @@ def check_versions(npm: Path) -> None:
 def draw_all(drawings: Mapping[str, Mapping[str, Icon | Path]]) -> dict[str, dict[str, bytes]]:
     """{emoji key: {family: encoded picture}}, on all cores."""
     jobs = [
-        (key, family, one) for family, by_emoji in drawings.items() for key, one in by_emoji.items()
+        (key, family, drawing)
+        for family, by_emoji in drawings.items()
+        for key, drawing in by_emoji.items()
     ]
     with multiprocessing.Pool() as pool:
-        encoded = pool.map(draw, [one for _, _, one in jobs], chunksize=32)
+        encoded = pool.map(draw, [drawing for _, _, drawing in jobs], chunksize=32)
     pictures: dict[str, dict[str, bytes]] = defaultdict(dict)
     for (key, family, _), data in zip(jobs, spend(encoded), strict=True):
         pictures[key][family] = data
@@ -726,19 +728,19 @@ def build(npm: Path, folder: Path, limit: int | None = None) -> dict[str, list[S
     emoji, groups = load_emoji(npm)
     families = variant_families(emoji)
     if limit is not None:
-        emoji = sorted(emoji, key=lambda one: digest(f"limit {families[one.key]}"))[:limit]
-        emoji.sort(key=lambda one: one.order)
+        emoji = sorted(emoji, key=lambda item: digest(f"limit {families[item.key]}"))[:limit]
+        emoji.sort(key=lambda item: item.order)
     held_out = hold_out(emoji, families, HELD_OUT)
     pictures = draw_all(find_drawings(npm, emoji))
     samples = [
-        Sample(one, groups[one.group], families[one.key], pictures[one.key])
-        for one in emoji
-        if one.key in pictures
+        Sample(item, groups[item.group], families[item.key], pictures[item.key])
+        for item in emoji
+        if item.key in pictures
     ]
     splits = pack(samples, held_out, folder)
     labels = {
-        "unseen_drawing": [one.emoji.name for one in samples],
-        "unseen_concept": [one.emoji.name for one in splits["unseen_concept"]],
+        "unseen_drawing": [sample.emoji.name for sample in samples],
+        "unseen_concept": [sample.emoji.name for sample in splits["unseen_concept"]],
     }
     text = json.dumps(labels, ensure_ascii=False, indent=0) + "\n"
     (folder / "labels.json").write_text(text, "utf-8")
@@ -767,7 +769,7 @@ def report(splits: Mapping[str, Sequence[Sample]], folder: Path) -> None:
     for family in FAMILIES:
         unseen = family.name in UNSEEN_FAMILIES
         counts = [
-            sum(family.name in one.pictures for one in splits[name])
+            sum(family.name in sample.pictures for sample in splits[name])
             if name == "unseen_concept" or unseen == (name == "unseen_drawing")
             else 0
             for name in names

@@ -57,7 +57,9 @@ def read_tar(path: Path) -> list[Concept]:
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[Concept]]:
     return {
-        split: [one for path in sorted(FOLDER.glob(f"{split}-*.tar")) for one in read_tar(path)]
+        split: [
+            sample for path in sorted(FOLDER.glob(f"{split}-*.tar")) for sample in read_tar(path)
+        ]
         for split in SPLITS
     }
 
@@ -111,22 +113,27 @@ def test_stems_put_variants_together() -> None:
 
 @pytest.mark.parametrize("stem", [code_stem, name_stem])
 def test_no_variant_of_an_unseen_concept_is_trained_on(splits: dict, stem: Any) -> None:
-    identify = (lambda one: one.key) if stem is code_stem else (lambda one: one.text["name"])
-    trained = {stem(identify(one)): one.text["name"] for one in splits["train"]}
+    identify = (
+        (lambda sample: sample.key) if stem is code_stem else (lambda sample: sample.text["name"])
+    )
+    trained = {stem(identify(sample)): sample.text["name"] for sample in splits["train"]}
     leaks = {
-        one.text["name"]: trained[stem(identify(one))]
-        for one in splits["unseen_concept"]
-        if stem(identify(one)) in trained
+        sample.text["name"]: trained[stem(identify(sample))]
+        for sample in splits["unseen_concept"]
+        if stem(identify(sample)) in trained
     }
     assert not leaks
 
 
 def test_no_family_of_variants_is_split(splits: dict) -> None:
-    trained = {one.text["variants_of"] for one in splits["train"]}
-    unseen = {one.text["variants_of"] for one in splits["unseen_concept"]}
+    trained = {sample.text["variants_of"] for sample in splits["train"]}
+    unseen = {sample.text["variants_of"] for sample in splits["unseen_concept"]}
     assert not trained & unseen
     assert len(unseen) >= 100
-    assert max(Counter(one.text["variants_of"] for one in splits["unseen_concept"]).values()) <= 6
+    assert (
+        max(Counter(sample.text["variants_of"] for sample in splits["unseen_concept"]).values())
+        <= 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,8 +155,8 @@ def test_no_family_of_variants_is_split(splits: dict) -> None:
 )
 def test_irregular_variants_share_a_family(splits: dict, variants: list[str]) -> None:
     family = {
-        one.text["name"]: one.text["variants_of"]
-        for one in splits["train"] + splits["unseen_concept"]
+        sample.text["name"]: sample.text["variants_of"]
+        for sample in splits["train"] + splits["unseen_concept"]
     }
     assert len({family[name] for name in variants}) == 1
 
@@ -157,13 +164,13 @@ def test_irregular_variants_share_a_family(splits: dict, variants: list[str]) ->
 def test_no_picture_of_an_unseen_concept_is_trained_on(splits: dict) -> None:
     """Not under another name either: no picture of the same set is all but the same."""
     for family in sorted(SEEN):
-        trained = [one for one in splits["train"] if family in one.pictures]
-        small = np.stack([shrink(one.pictures[family]) for one in trained])
-        for one in splits["unseen_concept"]:
-            if family in one.pictures:
-                distance = np.abs(small - shrink(one.pictures[family])).mean(axis=1)
+        trained = [sample for sample in splits["train"] if family in sample.pictures]
+        small = np.stack([shrink(sample.pictures[family]) for sample in trained])
+        for sample in splits["unseen_concept"]:
+            if family in sample.pictures:
+                distance = np.abs(small - shrink(sample.pictures[family])).mean(axis=1)
                 nearest = int(distance.argmin())
-                names = one.text["name"], trained[nearest].text["name"]
+                names = sample.text["name"], trained[nearest].text["name"]
                 assert distance[nearest] > 1.0, (family, *names)
 
 
@@ -173,14 +180,14 @@ def shrink(picture: np.ndarray) -> np.ndarray:
 
 
 def test_no_fluent_drawing_is_trained_on(splits: dict) -> None:
-    assert {family for one in splits["train"] for family in one.pictures} == SEEN
-    assert {family for one in splits["unseen_drawing"] for family in one.pictures} == UNSEEN
-    trained = {one.key: one.pictures for one in splits["train"]}
-    for one in splits["unseen_drawing"]:
-        drawings = np.stack(list(trained[one.key].values())).astype(np.float32)
-        for family, picture in one.pictures.items():
+    assert {family for sample in splits["train"] for family in sample.pictures} == SEEN
+    assert {family for sample in splits["unseen_drawing"] for family in sample.pictures} == UNSEEN
+    trained = {sample.key: sample.pictures for sample in splits["train"]}
+    for sample in splits["unseen_drawing"]:
+        drawings = np.stack(list(trained[sample.key].values())).astype(np.float32)
+        for family, picture in sample.pictures.items():
             distance = np.abs(drawings - picture).mean(axis=(1, 2, 3))
-            assert distance.min() > 2.0, (one.text["name"], family)
+            assert distance.min() > 2.0, (sample.text["name"], family)
 
 
 # --- What is there --------------------------------------------------------------------------------
@@ -189,26 +196,28 @@ def test_no_fluent_drawing_is_trained_on(splits: dict) -> None:
 def test_every_sample_is_whole(splits: dict) -> None:
     fields = {"name", "keywords", "hexcode", "group", "variants_of"}
     for split, concepts in splits.items():
-        for one in concepts:
-            assert set(one.text) == fields
-            assert one.text["hexcode"].lower() == one.key
-            assert one.text["name"] == one.text["name"].lower().strip() != ""
-            assert all(isinstance(word, str) and word for word in one.text["keywords"])
-            assert one.pictures, (split, one.key)
-            for family, picture in one.pictures.items():
-                assert picture.shape == (64, 64, 3), (one.key, family)
-                assert picture.std() > 1, f"{one.key}.{family} is blank"
-    keys = [one.key for one in splits["train"] + splits["unseen_concept"]]
+        for sample in concepts:
+            assert set(sample.text) == fields
+            assert sample.text["hexcode"].lower() == sample.key
+            assert sample.text["name"] == sample.text["name"].lower().strip() != ""
+            assert all(isinstance(word, str) and word for word in sample.text["keywords"])
+            assert sample.pictures, (split, sample.key)
+            for family, picture in sample.pictures.items():
+                assert picture.shape == (64, 64, 3), (sample.key, family)
+                assert picture.std() > 1, f"{sample.key}.{family} is blank"
+    keys = [sample.key for sample in splits["train"] + splits["unseen_concept"]]
     assert len(keys) == len(set(keys))
-    assert {one.key for one in splits["unseen_drawing"]} <= {one.key for one in splits["train"]}
+    assert {sample.key for sample in splits["unseen_drawing"]} <= {
+        sample.key for sample in splits["train"]
+    }
 
 
 def test_counts(splits: dict) -> None:
     assert len(splits["train"]) + len(splits["unseen_concept"]) == 1914
     assert 180 <= len(splits["unseen_concept"]) <= 200
-    assert len({one.text["group"] for one in splits["unseen_concept"]}) == 9
+    assert len({sample.text["group"] for sample in splits["unseen_concept"]}) == 9
     every = splits["train"] + splits["unseen_concept"] + splits["unseen_drawing"]
-    counts = Counter(family for one in every for family in one.pictures)
+    counts = Counter(family for sample in every for family in sample.pictures)
     assert counts == {
         "noto": 1653,
         "noto-v1": 1228,
@@ -226,7 +235,7 @@ def test_training_shards_are_alike(splits: dict) -> None:
     sizes = [path.stat().st_size for path in sorted(FOLDER.glob("train-*.tar"))]
     assert len(sizes) == 4
     assert max(sizes) < 1.1 * min(sizes)
-    groups = [one.text["group"] for one in splits["train"][:200]]
+    groups = [sample.text["group"] for sample in splits["train"][:200]]
     assert len(set(groups)) == 9, "concepts are shuffled over shards"
 
 
@@ -234,8 +243,8 @@ def test_labels_name_every_concept_once(splits: dict, labels: dict) -> None:
     assert set(labels) == {"unseen_drawing", "unseen_concept"}
     for names in labels.values():
         assert len(names) == len(set(names))
-    trained = {one.text["name"] for one in splits["train"]}
-    unseen = {one.text["name"] for one in splits["unseen_concept"]}
+    trained = {sample.text["name"] for sample in splits["train"]}
+    unseen = {sample.text["name"] for sample in splits["unseen_concept"]}
     assert set(labels["unseen_concept"]) == unseen
     assert set(labels["unseen_drawing"]) == trained | unseen
     assert labels["unseen_drawing"][0] == "grinning face", "in Unicode's order"
@@ -254,10 +263,10 @@ def test_the_vocabulary_covers_the_captions(splits: dict) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     model = sentencepiece.SentencePieceProcessor(model_file=str(FOLDER / "emoji.model"))
     assert 1000 <= model.vocab_size() <= 2500
-    for one in splits["train"] + splits["unseen_concept"]:
-        text = ", ".join([one.text["name"], *one.text["keywords"]])
+    for sample in splits["train"] + splits["unseen_concept"]:
+        text = ", ".join([sample.text["name"], *sample.text["keywords"]])
         assert model.unk_id() not in model.encode(text), text
-    pieces = [len(model.encode(one.text["name"])) for one in splits["train"]]
+    pieces = [len(model.encode(sample.text["name"])) for sample in splits["train"]]
     assert np.mean(pieces) < 6
 
 

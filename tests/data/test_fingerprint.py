@@ -104,26 +104,28 @@ def test_pairs_that_a_filter_leaves_in_are_told_apart(tmp_path: Path) -> None:
     built(tmp_path / "first", "texts", captions)
     source = open_source(str(tmp_path / "first"))
     pair_filters = [filters.Filter(min_characters=n) for n in (1, 6)]
-    fingerprints = [fingerprint.of_source(filters.Selected(source, one)) for one in pair_filters]
+    fingerprints = [
+        fingerprint.of_source(filters.Selected(source, pair_filter)) for pair_filter in pair_filters
+    ]
     assert fingerprints[0] != fingerprints[1]
 
 
 def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
-    one = tmp_path / "a" / "weights.pt"
-    one.parent.mkdir()
-    one.write_bytes(os.urandom(3 << 20))
+    original = tmp_path / "a" / "weights.pt"
+    original.parent.mkdir()
+    original.write_bytes(os.urandom(3 << 20))
     moved = tmp_path / "b" / "other name.pt"
-    shutil.copytree(one.parent, moved.parent)
-    (moved.parent / one.name).rename(moved)
-    known = fingerprint.of_weights(str(one))
+    shutil.copytree(original.parent, moved.parent)
+    (moved.parent / original.name).rename(moved)
+    known = fingerprint.of_weights(str(original))
     assert known and fingerprint.of_weights(str(moved)) == known
     for at in (0, -1):
-        changed = bytearray(one.read_bytes())
+        changed = bytearray(original.read_bytes())
         changed[at] ^= 1
         moved.write_bytes(changed)
         assert fingerprint.of_weights(str(moved)) != known
-    folder = fingerprint.of_weights(str(one.parent))
-    shutil.copytree(one.parent, tmp_path / "c")
+    folder = fingerprint.of_weights(str(original.parent))
+    shutil.copytree(original.parent, tmp_path / "c")
     assert folder and fingerprint.of_weights(str(tmp_path / "c")) == folder
     os.mkfifo(tmp_path / "pipe")
     for nothing in (tmp_path / "none", tmp_path / "pipe"):

@@ -99,7 +99,7 @@ CHUNKS = [b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"zTXt"
 def test_any_header_and_chunks_of_a_png(
     size: tuple[int, int], depth: int, color: int, chunks: list[tuple[bytes, bytes]], rows: int
 ) -> None:
-    between = [damage.chunk(*one) for one in chunks]
+    between = [damage.chunk(*chunk) for chunk in chunks]
     assert fuzz.decodes(damage.png(size, bytes(rows), *between, depth=depth, color=color))
 
 
@@ -129,7 +129,9 @@ def test_any_frame_and_segments_of_a_jpeg(
     if components is not None:
         parts = b"".join(map(bytes, components))
         data = damage.frame(data, 9, bytes([len(components)]) + parts)
-    assert fuzz.decodes(damage.after_start(data, *(damage.segment(*one) for one in segments)))
+    assert fuzz.decodes(
+        damage.after_start(data, *(damage.segment(*segment) for segment in segments))
+    )
 
 
 NAMES = st.sampled_from([b"0.png", b"0.json", b"0.txt", b"1.png", b"1.txt", b"../x.png", b""])

@@ -36,8 +36,8 @@ def test_what_an_entry_does_not_say_is_said_for_all() -> None:
 
 
 def test_a_single_source_has_no_name() -> None:
-    (name, one), *more = entries_of({}, train="x.csv", image="i", root="r").items()
-    assert (name, one.data, one.image, one.root, more) == ("", "x.csv", "i", "r", [])
+    (name, entry), *more = entries_of({}, train="x.csv", image="i", root="r").items()
+    assert (name, entry.data, entry.image, entry.root, more) == ("", "x.csv", "i", "r", [])
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ def test_a_report_accounts_for_everything_seen(events: list[tuple[str, int]], us
     report = tally.report(used)
     assert report.metrics("x/") == {f"x/{why}": n for why, n in expected.items() if n}
     assert report.seen == used + sum(expected.values())
-    for reason, one in report.left_out.items():
+    for reason, item in report.left_out.items():
         first = next(i for i, (why, n) in enumerate(events) if why == reason and n)
-        assert one.example == f"file {first}"
+        assert item.example == f"file {first}"
     assert len(list(report.lines("data"))) == (len(report.left_out) + 1 if report.left_out else 0)
 
 

@@ -99,7 +99,10 @@ def test_the_page_of_an_evaluation(run: Path, animals: Path, tmp_path: Path) -> 
     assert "retrieval" not in mine, "names of classes are no captions"
     assert document["sets"]["held"]["retrieval"]["images"] == 8
     assert "linear_probe" not in document["sets"]["held"]
-    assert [one["set"] for one in document["missing"]] == ["held: linear_probe", "held: few_shot"]
+    assert [entry["set"] for entry in document["missing"]] == [
+        "held: linear_probe",
+        "held: few_shot",
+    ]
     page = (out / "report.html").read_text()
     assert "animals" in page
     assert page.count("data:image/") >= 8, "six of animals, two of held"
@@ -156,7 +159,9 @@ def test_a_changed_picture_is_seen(run: Path, animals: Path, tmp_path: Path) -> 
         path.write_bytes(encoded(picture(99, (21, 22))))
     evaluate(run, *flags)
     after = report(tmp_path / "out")["sets"]["mine"]["zero_shot"]["examples"]
-    assert {one["picture"] for one in before}.isdisjoint(one["picture"] for one in after)
+    assert {example["picture"] for example in before}.isdisjoint(
+        example["picture"] for example in after
+    )
 
 
 def test_damaged_notes_are_made_again(run: Path, animals: Path, tmp_path: Path) -> None:

@@ -122,9 +122,9 @@ def test_a_classifier_is_the_normalised_mean_over_templates(encoder: Make) -> No
     for row, label in zip(weights, labels, strict=True):
         mean = towers.tokens(letters([t.replace("{}", label) for t in TEMPLATES])).mean(axis=0)
         assert np.allclose(row, mean / np.linalg.norm(mean), atol=1e-5)
-    one = classifier(towers, letters, labels, ("{}",))
-    assert np.allclose(one, towers.tokens(letters(labels)), atol=1e-5)
-    assert not np.allclose(one, weights, atol=1e-3)
+    plain = classifier(towers, letters, labels, ("{}",))
+    assert np.allclose(plain, towers.tokens(letters(labels)), atol=1e-5)
+    assert not np.allclose(plain, weights, atol=1e-3)
 
 
 def test_long_labels_are_cut(encoder: Make) -> None:
@@ -157,8 +157,8 @@ def test_columns_without_text_change_nothing(model: CLIP, encoder: Make) -> None
 def test_one_device_and_eight_give_the_same_bits(encoder: Make) -> None:
     meshes: list[dict[str, Any]] = [{"devices": 1}, {"devices": 8}, {"data": 2, "fsdp": 4}]
     encoders = [encoder(batch_size=4, **mesh) for mesh in meshes]
-    images = [one.encoded(pictures(pixels(37)), Preprocess(SIZE)) for one in encoders]
-    texts = [one.tokens(tokens(37)) for one in encoders]
+    images = [towers.encoded(pictures(pixels(37)), Preprocess(SIZE)) for towers in encoders]
+    texts = [towers.tokens(tokens(37)) for towers in encoders]
     for other, text in zip(images[1:], texts[1:], strict=True):
         assert np.array_equal(other.features, images[0].features)
         assert np.array_equal(other.pooled, images[0].pooled)

@@ -53,7 +53,7 @@ def config(tar_factory: TarFactory, tmp_path: Path) -> Config:
     )
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps(LABELS))
-    one = {"data": str(tar), "labels": str(labels), "label": "name"}
+    options = {"data": str(tar), "labels": str(labels), "label": "name"}
     return {
         "every": 1,
         "batch_size": 8,
@@ -64,7 +64,7 @@ def config(tar_factory: TarFactory, tmp_path: Path) -> Config:
         "standard": (),
         "folder": "",
         "keep_features": False,
-        "sets": {"one": one, "two": dict(one)},
+        "sets": {"one": options, "two": dict(options)},
     }
 
 

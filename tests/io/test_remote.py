@@ -280,7 +280,7 @@ def test_indices_may_lie_anywhere(
     scan = tar_index.scan
     monkeypatch.setattr(tar_index, "scan", lambda p, *more: scans.append(p) or scan(p, *more))
 
-    def opened(place: str) -> int:
+    def open_count(place: str) -> int:
         """How often the tar is scanned, on a machine that has never seen it."""
         monkeypatch.setenv(
             "XDG_CACHE_HOME", str(tmp_path / f"cache{len(list(tmp_path.iterdir()))}")
@@ -291,9 +291,9 @@ def test_indices_may_lie_anywhere(
 
     shared = tmp_path / "shared"
     for place in (str(shared), "memory://indices"):
-        assert (opened(place), opened(place)) == (1, 0)
-    assert opened("") == 1
-    assert (opened("beside"), opened("")) == (1, 0), "one beside the tar is always used"
+        assert (open_count(place), open_count(place)) == (1, 0)
+    assert open_count("") == 1
+    assert (open_count("beside"), open_count("")) == (1, 0), "one beside the tar is always used"
     beside = path.with_name(f"{path.name}.index")
     copied = tmp_path / "copy" / path.name
     copied.parent.mkdir()

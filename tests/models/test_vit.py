@@ -83,8 +83,8 @@ def test_patch_dropout_and_registers_go_together():
     config = CLIPConfig(
         12, vision=dataclasses.replace(VISION, registers=2, patch_dropout=0.5), text=TEXT
     )
-    one = CLIP(config, rngs=nnx.Rngs(0))
-    tokens = one.vision._tokens(jnp.zeros((2, 8, 8, 3)), jax.random.split(jax.random.key(0), 2))
+    model = CLIP(config, rngs=nnx.Rngs(0))
+    tokens = model.vision._tokens(jnp.zeros((2, 8, 8, 3)), jax.random.split(jax.random.key(0), 2))
     assert tokens.shape == (2, 1 + 2 + 2, 16)
 
 

@@ -228,9 +228,9 @@ def test_two_parameters_and_two_steps_have_chances_of_their_own():
         state = update(grads, state, params)[1]
         rounded += moment(state, "mu")
     assert len(rounded) == 4
-    for i, one in enumerate(rounded):
-        assert len(np.unique(one)) == 2
-        assert all(np.any(one != other) for other in rounded[:i])
+    for i, values in enumerate(rounded):
+        assert len(np.unique(values)) == 2
+        assert all(np.any(values != other) for other in rounded[:i])
 
 
 def bytes_of(tree):

@@ -140,8 +140,8 @@ def test_muon_moves_matrices_alike_in_all_directions_and_adam_the_rest():
         assert least / np.sqrt(2) > 0.03 and most / np.sqrt(2) < 0.13  # ~ rate · √(out / in)
     least, most = orthogonality(muon["head"]["kernel"])
     assert least > 0.03 and most < 0.13
-    one = np.asarray(grads["blocks"]["kernel"][0], np.float64)
-    assert np.sum(one * np.asarray(muon["blocks"]["kernel"][0])) < 0, "downhill"
+    gradient = np.asarray(grads["blocks"]["kernel"][0], np.float64)
+    assert np.sum(gradient * np.asarray(muon["blocks"]["kernel"][0])) < 0, "downhill"
 
 
 def test_muon_decays_matrices_alone():

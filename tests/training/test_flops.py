@@ -92,12 +92,12 @@ def traced_forward(config: CLIPConfig, rows: int = 1, tokens: int | None = None)
     def vision(params: Any, stats: Any, image: Any, keys: Any) -> Any:
         return nnx.merge(graph, params, stats).vision(image, key=keys)
 
-    def read(params: Any, stats: Any, text: Any) -> Any:
+    def encode_text(params: Any, stats: Any, text: Any) -> Any:
         return nnx.merge(graph, params, stats).text(text)
 
     return Forward(
         jaxprs.count(jax.make_jaxpr(vision)(params, stats, image, keys)).flops,
-        jaxprs.count(jax.make_jaxpr(read)(params, stats, text)).flops,
+        jaxprs.count(jax.make_jaxpr(encode_text)(params, stats, text)).flops,
     )
 
 
@@ -166,9 +166,9 @@ def test_forward_is_that_of_the_program(name: str) -> None:
 def test_forward_of_short_texts_and_many_rows(name: str) -> None:
     config = TINY[name]
     traced = traced_forward(config, rows=3, tokens=5)
-    one = Forward(traced.image // 3, traced.text // 3)
-    assert (3 * one.image, 3 * one.text) == traced
-    assert flops.forward(config, tokens=5) == with_left_out(one, config, 5)
+    per_row = Forward(traced.image // 3, traced.text // 3)
+    assert (3 * per_row.image, 3 * per_row.text) == traced
+    assert flops.forward(config, tokens=5) == with_left_out(per_row, config, 5)
     assert flops.forward(config, tokens=9) == flops.forward(config)
 
 

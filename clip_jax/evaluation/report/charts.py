@@ -109,20 +109,22 @@ def lines(
         x, y = frame.at(upright, frame.y.high)
         d = f"M{decimal(x)} {decimal(y)}V{decimal(frame.height - BOTTOM)}"
         parts.append(tag("path", d=d, class_="mark"))
-    for one in series:
-        if one.band:
-            edge = [(x, high) for x, _, high in one.band] + [(x, low) for x, low, _ in one.band][
-                ::-1
-            ]
-            parts.append(tag("path", d=frame.path(edge) + "Z", class_=f"band {one.color}"))
-    for one in series:
-        if one.points:
-            kind = f"line {one.color}" + (" dashed" if one.dashed else "")
-            parts.append(tag("path", d=frame.path(thinned(one.points)), class_=kind))
-        for x, y in one.points if one.marks else ():
-            label = f"{one.name}: {_value(frame.y, y)} at {formats.plain(x)}"
+    for curve in series:
+        if curve.band:
+            edge = [(x, high) for x, _, high in curve.band] + [
+                (x, low) for x, low, _ in curve.band
+            ][::-1]
+            parts.append(tag("path", d=frame.path(edge) + "Z", class_=f"band {curve.color}"))
+    for curve in series:
+        if curve.points:
+            kind = f"line {curve.color}" + (" dashed" if curve.dashed else "")
+            parts.append(tag("path", d=frame.path(thinned(curve.points)), class_=kind))
+        for x, y in curve.points if curve.marks else ():
+            label = f"{curve.name}: {_value(frame.y, y)} at {formats.plain(x)}"
             cx, cy = frame.at(x, y)
-            parts.append(tag("circle", tag("title", label), cx=cx, cy=cy, r=3.0, class_=one.color))
+            parts.append(
+                tag("circle", tag("title", label), cx=cx, cy=cy, r=3.0, class_=curve.color)
+            )
     ends = (f"{s.name} ends at {_value(frame.y, s.points[-1][1])}" for s in series if s.points)
     drawn = svg(
         title, f"{frame.y_label} by {frame.x_label}: {'; '.join(ends)}", *parts, height=frame.height

@@ -54,20 +54,20 @@ def test_a_picture_is_turned_once_by_every_way(
     turn = TURNS[orientation]
     upright = stored if turn is None else stored.transpose(turn)
 
-    def opened() -> Image.Image:
+    def open_image() -> Image.Image:
         return Image.open(io.BytesIO(data))
 
-    loaded = opened()
+    loaded = open_image()
     loaded.load()
     ways = {
         "file": str(file),
         "path": file,
         "bytes": data,
         "open file": io.BytesIO(data),
-        "PIL": opened(),
+        "PIL": open_image(),
         "PIL, loaded": loaded,
-        "PIL, converted": opened().convert("RGB"),
-        "PIL, turned by its owner": ImageOps.exif_transpose(opened()),
+        "PIL, converted": open_image().convert("RGB"),
+        "PIL, turned by its owner": ImageOps.exif_transpose(open_image()),
         "decoded": decode(data, "x"),
         "decoded twice": to_rgb(to_rgb(decode(data, "x"))),
         "training": Image.fromarray(decoding.Decoder()(data, "x")),

@@ -36,8 +36,10 @@ def captions_of(spec: object, *more: str) -> dict[bytes, Any]:
 
 def left_out(spec: object) -> dict[str, int]:
     report = open_source(str(spec)).opening_report()
-    assert report.seen == report.used + sum(one.count for one in report.left_out.values())
-    return {reason: one.count for reason, one in report.left_out.items()}
+    assert report.seen == report.used + sum(
+        reason_count.count for reason_count in report.left_out.values()
+    )
+    return {reason: reason_count.count for reason, reason_count in report.left_out.items()}
 
 
 PICTURES: dict[str, bytes | str] = {f"train/{i}.jpg": str(i).encode() for i in range(3)}
@@ -253,7 +255,9 @@ def test_a_damaged_table_is_one_line_or_accounted_for(
         assert says(error, path)
         return
     report = source.opening_report()
-    assert report.seen == report.used + sum(one.count for one in report.left_out.values())
+    assert report.seen == report.used + sum(
+        reason_count.count for reason_count in report.left_out.values()
+    )
     assert [source[i].image in {b"0", b"1", b"2", b"A", b"B"} for i in range(len(source))]
 
 
@@ -274,8 +278,8 @@ def test_any_captions_come_back(tmp_path: Path, rows: list[tuple[int, str]]) -> 
     if not expected:
         return
     captions = {
-        image: [one] if isinstance(one, str) else one
-        for image, one in captions_of(tmp_path).items()
+        image: [texts] if isinstance(texts, str) else texts
+        for image, texts in captions_of(tmp_path).items()
     }
     assert captions == expected
     assert left_out(tmp_path).get("no_picture", 0) == sum(i > 2 for i, caption in rows)

@@ -121,7 +121,7 @@ def test_workers_get_a_source_of_their_own(tmp_path: Path) -> None:
 def left_out(folder: Path) -> dict[str, int]:
     """What opening left out; a part of what was seen."""
     report = open_source(str(folder)).opening_report()
-    return {reason: one.count for reason, one in report.left_out.items()}
+    return {reason: item.count for reason, item in report.left_out.items()}
 
 
 def test_links_of_the_user_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -295,4 +295,8 @@ def test_of_archives_in_several_folders_all_are_named(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     refused(lambda: open_source(str(tmp_path)), "3 .tar files", f"use {tmp_path}/**/*.tar")
-    assert [Path(one).name for one in expand(f"{tmp_path}/**/*.tar")] == ["0.tar", "1.tar", "2.tar"]
+    assert [Path(path).name for path in expand(f"{tmp_path}/**/*.tar")] == [
+        "0.tar",
+        "1.tar",
+        "2.tar",
+    ]

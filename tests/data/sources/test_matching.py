@@ -24,7 +24,7 @@ Pairs = dict[str, tuple[str, ...]]
 def matched(names: list[str], image: str = "") -> tuple[Pairs, dict[str, str]]:
     """Texts by picture, and reasons by what is left out, of names that differ."""
     examples, left_out = match(names, image)
-    pairs = {names[one.image]: tuple(names[i] for i in one.texts) for one in examples}
+    pairs = {names[pair.image]: tuple(names[i] for i in pair.texts) for pair in examples}
     return pairs, {names[i]: reason for i, reason in left_out.items()}
 
 
@@ -103,14 +103,14 @@ NAMES = st.lists(st.builds(str.__add__, STEMS, ENDS).filter(bool), max_size=14)
 @example(["0.jpg", "0.txt", "0.jpg", "0.txt", "0.jpg"], "", None)
 def test_every_name_is_used_or_left_out_for_one_reason(names, image, random) -> None:
     examples, left_out = match(names, image)
-    used = {i for one in examples for i in (one.image, *one.texts)}
+    used = {i for pair in examples for i in (pair.image, *pair.texts)}
     assert used.isdisjoint(left_out) and used | set(left_out) == set(range(len(names)))
     assert set(left_out.values()) <= set(REASONS)
-    assert len({one.image for one in examples}) == len(examples), "no picture is two pairs"
-    for one in examples:
-        stem = names[one.image].rpartition(".")[0]
+    assert len({pair.image for pair in examples}) == len(examples), "no picture is two pairs"
+    for pair in examples:
+        stem = names[pair.image].rpartition(".")[0]
         kinds = []
-        for text in (names[i] for i in one.texts):
+        for text in (names[i] for i in pair.texts):
             described, end = text.rpartition(".")[::2]
             forms = [(unicodedata.normalize("NFC", n) + ".") for n in (stem, described)]
             assert forms[0].startswith(forms[1])

@@ -466,7 +466,10 @@ def test_a_table_has_a_fingerprint(folder: Path) -> None:
     saved = save_to_disk(folder / "saved", [ROWS])
     root, other = str(folder), str(folder / "other")
     columns = [("filepath", root), ("title", root), ("filepath", other)]
-    assert len({open_source(str(path), SourceOptions(*one)).fingerprint for one in columns}) == 3
+    assert (
+        len({open_source(str(path), SourceOptions(*options)).fingerprint for options in columns})
+        == 3
+    )
     before = open_source(str(saved)).fingerprint
     save_to_disk(folder / "other", [ROWS[1:]])
     (saved / "data-00000-of-00001.arrow").write_bytes(

@@ -81,10 +81,10 @@ def test_what_is_no_number(field: bytes) -> None:
 
 
 def test_any_number_of_members_takes_the_same_memory() -> None:
-    one = written([("a.png", tarfile.REGTYPE, 10, False)], tarfile.USTAR_FORMAT)[: 2 * BLOCK]
+    member = written([("a.png", tarfile.REGTYPE, 10, False)], tarfile.USTAR_FORMAT)[: 2 * BLOCK]
 
     def peak(count: int) -> int:
-        file = io.BytesIO(one * count + bytes(2 * BLOCK))
+        file = io.BytesIO(member * count + bytes(2 * BLOCK))
         tracemalloc.start()
         assert sum(1 for _ in members(file, len(file.getbuffer()))) == count
         size = tracemalloc.get_traced_memory()[1]

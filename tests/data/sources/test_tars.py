@@ -117,7 +117,7 @@ def test_several_tars_are_one_sequence(tar_factory: TarFactory) -> None:
 def left_out(source: TarSource) -> dict[str, int]:
     """What opening left out; a part of what was seen."""
     report = source.opening_report()
-    return {reason: one.count for reason, one in report.left_out.items()}
+    return {reason: item.count for reason, item in report.left_out.items()}
 
 
 def captions(source: TarSource) -> dict[bytes, str]:

@@ -249,11 +249,11 @@ def rows(path: Path, *values: Mapping[str, Any]) -> None:
 
 def test_tables(tmp_path: Path) -> None:
     write(tmp_path / "cifar10", {"a.png": PNG, "b.png": PNG})
-    one = {"image": "a.png", "label": "cat"}
-    rows(tmp_path / "cifar10/test.csv", one, {"image": "b.png", "label": "9"})
+    cat_row = {"image": "a.png", "label": "cat"}
+    rows(tmp_path / "cifar10/test.csv", cat_row, {"image": "b.png", "label": "9"})
     refused(lambda: open_set("cifar10", folder=tmp_path), "'9'")
-    rows(tmp_path / "cifar10/test.csv", {**one, "label": "3"}, {"image": "b.png", "label": "9"})
-    rows(tmp_path / "cifar10/train.csv", one)
+    rows(tmp_path / "cifar10/test.csv", {**cat_row, "label": "3"}, {"image": "b.png", "label": "9"})
+    rows(tmp_path / "cifar10/train.csv", cat_row)
     test = open_set("cifar10", folder=tmp_path)
     assert test.target is not None and test.target.tolist() == [3, 9]
     assert test.split("train").target.tolist() == [3]

@@ -76,7 +76,7 @@ def test_what_is_known_of_a_set_fits_together(name: str) -> None:
     assert set(known.splits) <= {"train", "validation", "test"} and known.splits["test"] > 0
     assert set(known.tfds) <= {"train", "validation", "test"}
     assert known.home.startswith("http")
-    twice = {one for one in known.classes if known.classes.count(one) > 1}
+    twice = {class_name for class_name in known.classes if known.classes.count(class_name) > 1}
     assert twice <= {"missile", "sunglasses"}, "ImageNet's own"
 
 

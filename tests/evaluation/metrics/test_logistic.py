@@ -75,11 +75,11 @@ def test_several_labels_are_independent_regressions() -> None:
 def test_the_order_of_rows_does_not_matter(seed: int) -> None:
     features, target = clusters(60, spread=1.5)
     order = np.random.default_rng(seed).permutation(60)
-    one = logistic.fit(features, target, 4, LAMBDAS[1:])
+    in_order = logistic.fit(features, target, 4, LAMBDAS[1:])
     other = logistic.fit(features[order], target[order], 4, LAMBDAS[1:])
     for i in range(len(LAMBDAS) - 1):
-        size = np.abs(one.kernel[i]).max()
-        np.testing.assert_allclose(one.kernel[i], other.kernel[i], atol=5e-3 * size)
+        size = np.abs(in_order.kernel[i]).max()
+        np.testing.assert_allclose(in_order.kernel[i], other.kernel[i], atol=5e-3 * size)
 
 
 @settings(max_examples=4)
@@ -166,12 +166,12 @@ def test_directions_without_data_get_no_weight() -> None:
 
 def test_faults_are_told_in_one_line() -> None:
     features, target = clusters(40)
-    one = np.array([1.0])
-    refused(lambda: logistic.fit(features, target, 6, one), "2 of 6", "class 4")
+    strengths = np.array([1.0])
+    refused(lambda: logistic.fit(features, target, 6, strengths), "2 of 6", "class 4")
     labels = np.stack([target == 0, target < 9], 1)
-    refused(lambda: logistic.fit(features, labels, 2, one), "class 1", "without")
-    refused(lambda: logistic.fit(features, target, 3, one), "0 … 2")
-    refused(lambda: logistic.fit(features, target[:9], 4, one), "40", "9")
+    refused(lambda: logistic.fit(features, labels, 2, strengths), "class 1", "without")
+    refused(lambda: logistic.fit(features, target, 3, strengths), "0 … 2")
+    refused(lambda: logistic.fit(features, target[:9], 4, strengths), "40", "9")
     broken = features.copy()
     broken[7, 3] = np.nan
-    refused(lambda: logistic.fit(broken, target, 4, one), "row 7", "finite")
+    refused(lambda: logistic.fit(broken, target, 4, strengths), "row 7", "finite")

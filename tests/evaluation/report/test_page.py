@@ -242,7 +242,11 @@ def test_any_number_may_be_none_at_all(bad: float | None) -> None:
 
 
 def test_any_of_several_true_labels_is_right() -> None:
-    one = {"truth": "cat, dog", "labels": ["dog", "sun", "cat"], "probabilities": [0.5, 0.3, 0.2]}
+    answer = {
+        "truth": "cat, dog",
+        "labels": ["dog", "sun", "cat"],
+        "probabilities": [0.5, 0.3, 0.2],
+    }
 
     def kinds(example: dict[str, Any]) -> list[str | None]:
         shot = {"score": {"value": 0.5}, "examples": [example]}
@@ -250,18 +254,18 @@ def test_any_of_several_true_labels_is_right() -> None:
         guess = [a["class"] for tag, a in tags if tag == "figure"]
         return guess + [a.get("class") for tag, a in tags if tag == "li" and "style" in a]
 
-    assert kinds({**one, "truths": ["cat", "dog"]}) == ["guess right", "true", None, "true"]
-    assert kinds(one) == ["guess wrong", "false", None, None]
-    assert kinds({**one, "truth": "sun"}) == ["guess wrong", "false", "true", None]
+    assert kinds({**answer, "truths": ["cat", "dog"]}) == ["guess right", "true", None, "true"]
+    assert kinds(answer) == ["guess wrong", "false", None, None]
+    assert kinds({**answer, "truth": "sun"}) == ["guess wrong", "false", "true", None]
 
 
 def test_a_column_of_nothing_is_left_out() -> None:
-    one = {"zero_shot": {"score": {"value": 0.5}, "metrics": {"top5": 0.9}}, "images": 7}
-    page = render({"sets": {"x": one}}, {})
+    scored = {"zero_shot": {"score": {"value": 0.5}, "metrics": {"top5": 0.9}}, "images": 7}
+    page = render({"sets": {"x": scored}}, {})
     assert "Top-5<" in page
     assert "Linear probe<" not in page
     assert "Classes<" not in page
-    probed = render({"sets": {"x": one, "y": {"linear_probe": {"score": {"value": 0.4}}}}}, {})
+    probed = render({"sets": {"x": scored, "y": {"linear_probe": {"score": {"value": 0.4}}}}}, {})
     assert "Linear probe<" in probed
 
 
@@ -295,8 +299,8 @@ def test_each_shift_shows_its_standard_models() -> None:
 
 @pytest.mark.parametrize(("reference", "left"), [(0.85, True), (0.93, False)])
 def test_a_line_ends_at_its_knee(reference: float, left: bool) -> None:
-    one = shift("imagenet_a", 0.05, reference)
-    page = render({"robustness": {"shifts": {"x": one}}}, {})
+    shift_values = shift("imagenet_a", 0.05, reference)
+    page = render({"robustness": {"shifts": {"x": shift_values}}}, {})
     line = re.search(r'd="M([\d.]+) [\d.]+L([\d.]+) [\d.]+" class="line c1"', page)
     assert line
     ends = [float(end) for end in line.groups()]
@@ -309,8 +313,8 @@ def test_a_line_ends_at_its_knee(reference: float, left: bool) -> None:
     "line", ["", None, 3, [], {}, {"slope": "x"}, {"slope": 1e99, "intercept": 0}]
 )
 def test_a_line_that_is_none_is_not_drawn(line: Any) -> None:
-    one = shift("imagenet_r", 0.4) | {"line": line}
-    page = render({"robustness": {"shifts": {"x": one}}}, {})
+    shift_values = shift("imagenet_r", 0.4) | {"line": line}
+    page = render({"robustness": {"shifts": {"x": shift_values}}}, {})
     assert '"dots"' in page
     assert '"line c1"' not in page
 
