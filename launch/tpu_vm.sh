@@ -106,9 +106,9 @@ on_workers() { # what launch/tpu_worker.sh is asked to do
 
 # What the API calls it, ABSENT, or UNKNOWN where gcloud gave no answer.
 state() {
-  local found
-  found=$(queued list "--filter=name~(^|/)$name\$" '--format=value(state.state)') || found=UNKNOWN
-  echo "${found:-ABSENT}"
+  local answer
+  answer=$(queued list "--filter=name~(^|/)$name\$" '--format=value(state.state)') || answer=UNKNOWN
+  echo "${answer:-ABSENT}"
 }
 
 create() {

@@ -46,16 +46,16 @@ with multihost.process_group(place, 60, 60):
         ({"fsdp": 2, "tensor": 2}, [d, c, b, a], [[4, 5, 6, 7], [0, 1, 2, 3]]),
         ({"tensor": 4}, [a, b, c, d], [range(8), range(8)]),
     ]
-    whole = {"image": np.arange(48, dtype=np.uint8).reshape(8, 2, 3), "tokens": np.arange(8)}
+    full_batch = {"image": np.arange(48, dtype=np.uint8).reshape(8, 2, 3), "tokens": np.arange(8)}
     for shape, devices, expected in meshes:
         mesh = sharding.make_mesh(shape, devices)
         own = global_batch.process_rows(mesh, 8)
         assert own.tolist() == list(expected[i]), (shape, i, own)
-        batch = global_batch.global_batch({k: v[own] for k, v in whole.items()}, mesh)
+        batch = global_batch.global_batch({k: v[own] for k, v in full_batch.items()}, mesh)
         for name, array in batch.items():
             assert array.sharding == sharding.batch_sharding(mesh)
-            found = multihost_utils.process_allgather(array, tiled=True)
-            np.testing.assert_array_equal(found, whole[name])
+            gathered = multihost_utils.process_allgather(array, tiled=True)
+            np.testing.assert_array_equal(gathered, full_batch[name])
     assert multihost.broadcast_from_first(lambda: {"who": i}) == {"who": 0}
     assert multihost.broadcast_from_first(lambda: [i]) == [0]
     latest = multihost.MaxOverProcesses(mesh)

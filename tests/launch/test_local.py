@@ -19,8 +19,8 @@ NOTE = """
 import json, os, pathlib, sys
 rank = os.environ.get("JAX_PROCESS_ID", "0")
 names = ("JAX_", "XLA_")
-told = {k: v for k, v in os.environ.items() if k.startswith(names)}
-pathlib.Path(f"told.{rank}").write_text(json.dumps([told, sys.argv[1:]]))
+settings = {k: v for k, v in os.environ.items() if k.startswith(names)}
+pathlib.Path(f"told.{rank}").write_text(json.dumps([settings, sys.argv[1:]]))
 """
 # waits for so many signals, as a training loop does, noting each; what it got is in got.RANK
 SERVE = """

@@ -188,11 +188,11 @@ from pathlib import Path
 from clip_jax.data.example import PairError
 from clip_jax.data.sources.records import RecordSource
 from clip_jax.errors import UserError
-path, chance, said = Path(sys.argv[1]), random.Random(0), 0
-whole = path.read_bytes()
+path, chance, errors = Path(sys.argv[1]), random.Random(0), 0
+original = path.read_bytes()
 right = [RecordSource(str(path))[i] for i in range(20)]
 for _ in range(300):
-    raw = bytearray(whole)
+    raw = bytearray(original)
     for _ in range(chance.randint(1, 4)):
         part = chance.choice(((0, 200), (len(raw) - 70_000, len(raw)), (0, len(raw))))
         at = chance.randrange(max(0, part[0]), part[1])
@@ -201,15 +201,15 @@ for _ in range(300):
     try:
         source = RecordSource(str(path))
     except UserError:
-        said += 1
+        errors += 1
         continue
     for i in range(len(source)):
         try:
             source[i]
         except PairError as error:
             assert error.reason == "unreadable"
-            said += 1
-assert said > 50, said
+            errors += 1
+assert errors > 50, errors
 """
 
 

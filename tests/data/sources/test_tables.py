@@ -537,12 +537,12 @@ from pathlib import Path
 from clip_jax.data.example import PairError
 from clip_jax.data.sources import SourceOptions, open_source
 from clip_jax.errors import UserError
-file, spec, said = Path(sys.argv[1]), sys.argv[2], 0
-whole, chance = file.read_bytes(), random.Random(0)
+file, spec, errors = Path(sys.argv[1]), sys.argv[2], 0
+original, chance = file.read_bytes(), random.Random(0)
 open_source(spec, SourceOptions("blob"))[0]
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for i in range(250):
-    raw = bytearray(whole[: chance.randrange(len(whole)) if i % 5 == 0 else None])
+    raw = bytearray(original[: chance.randrange(len(original)) if i % 5 == 0 else None])
     for _ in range(chance.randint(1, 4) if raw and i % 5 else 0):
         at = chance.randrange(max(0, len(raw) - chance.choice((400, len(raw)))), len(raw))
         flipped = bytes([raw[at] ^ 1 << chance.randrange(8)])
@@ -552,14 +552,14 @@ for i in range(250):
     try:
         source = open_source(spec, SourceOptions("blob"))
     except UserError:
-        said += 1
+        errors += 1
         continue
     for k in range(len(source)):
         try:
             source[k]
         except PairError:
-            said += 1
-assert said > 50, said
+            errors += 1
+assert errors > 50, errors
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
 assert memory < 1 << 20, f"{memory >> 10} MiB"
 """
