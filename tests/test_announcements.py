@@ -18,7 +18,7 @@ def lines_of(capsys, config, workdir, *flags):
     return captured.out, captured.err
 
 
-def test_small_batches_are_said_and_the_farewell_names_what_was_written(tmp_path, capsys):
+def test_small_batches_are_announced_and_the_end_names_written_files(tmp_path, capsys):
     config = runs.small_run(tmp_path, 9)
     workdir = tmp_path / "a run"
     flags = ("--config.steps=1", "--config.optimizer.warmup_steps=0", "--config.log.every=1")
@@ -34,7 +34,7 @@ def test_small_batches_are_said_and_the_farewell_names_what_was_written(tmp_path
     assert "report.html" not in out
 
 
-def test_a_full_batch_is_no_matter_and_all_that_is_there_is_named(tmp_path, capsys):
+def test_a_full_batch_is_not_announced_and_all_written_files_are_named(tmp_path, capsys):
     config = runs.small_run(tmp_path, 8)
     sets = f"--config.evaluate.sets={{'mine': {{'data': {str(tmp_path / 'pairs.tar')!r}}}}}"
     flags = ("--config.steps=1", "--config.optimizer.warmup_steps=0", sets)

@@ -104,7 +104,7 @@ def full_run(config, mix):
     return workdir
 
 
-def test_all_that_goes_by_and_is_left_out_is_counted(full_run, expected):
+def test_all_used_and_left_out_pairs_are_counted(full_run, expected):
     assert {f"data/skipped/{r}" for r in ("picture", "text", "caption")} < expected.keys()
     assert expected["data/source/broken"] + expected["data/source/sound"] == 8 * STEPS
     assert counted(full_run) == expected
@@ -112,7 +112,7 @@ def test_all_that_goes_by_and_is_left_out_is_counted(full_run, expected):
     assert epochs[STEPS] == 8 * STEPS / 22
 
 
-def test_and_counted_once_by_a_run_that_was_killed(config, mix, full_run, expected):
+def test_a_killed_run_counts_them_once(config, mix, full_run, expected):
     workdir = config.parent / "killed"
     process, _ = runs.run_until(config, workdir, 5, signal.SIGKILL, *mix)
     assert process.returncode == -signal.SIGKILL

@@ -125,14 +125,14 @@ def our_decays(model):
 
 
 @pytest.mark.parametrize("case", [("vit", "softmax"), ("rn", "softmax")])
-def test_what_decays_is_what_decays_in_open_clip(case):
+def test_the_same_parameters_decay_as_in_open_clip(case):
     released.open_clip()
     theirs = parity.decays(parity.Theirs(TINY[case], HYPER).module)
     assert our_decays(TINY[case]) == theirs
     assert set(theirs.values()) == {True, False}
 
 
-def test_of_siglip_the_probe_alone_decays_in_open_clip_and_not_here():
+def test_only_siglips_probe_decays_in_open_clip_and_not_here():
     """open_clip tells gains and biases by their axes, and its probe has three, two of them 1."""
     theirs = parity.decays(golden_models.open_clip_siglip(released.open_clip()).module)
     model = find_architecture("siglip-b16")
@@ -165,7 +165,7 @@ def test_the_test_loss_is_the_objectives(sigmoid):
     assert batch_loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_the_test_loss_leaves_out_what_fills_no_batch():
+def test_the_test_loss_leaves_out_an_incomplete_batch():
     rng = np.random.default_rng(1)
     image, text = unit(rng, 150, 8), unit(rng, 150, 8)
     order = np.random.default_rng(0).permutation(150)[:128]
@@ -213,7 +213,7 @@ def test_a_test_set_groups_pictures_of_one_caption_and_captions_of_one_picture()
     assert metrics["zero-shot %"] == 0 and metrics["logit scale"] == 100
 
 
-def test_labels_that_some_picture_lacks_are_none():
+def test_labels_that_some_picture_lacks_are_not_used():
     source = [pair(0, "a"), Pair(encoded(picture(1)), {"caption": "b"}, "1")]
     test = learning_data.read_test_set(source, "{caption}", Letters(8), 12, "kind", "{}")
     assert test.label is None and test.label_tokens is None

@@ -48,7 +48,7 @@ def test_a_dotted_path_names_a_class_of_the_user(user_module):
         ("needs:X", "cannot import no_such_dependency"),
     ],
 )
-def test_what_is_wrong_with_a_name_is_one_line(user_module, name, message):
+def test_a_wrong_name_is_a_one_line_error(user_module, name, message):
     user_module("fails", "raise ValueError('on\\nline one')")
     user_module("needs", "import no_such_dependency")
     with pytest.raises(UserError) as caught:

@@ -103,7 +103,7 @@ def test_nor_where_the_table_of_tokens_stays_where_it_lies(shape, monkeypatch):
     ],
     ids=["in parts, blockwise", "sharded optimizer, ring"],
 )
-def test_nor_with_what_a_step_may_do_besides(options):
+def test_nothing_is_replicated_with_other_step_options(options):
     assert not list(faults(dict(data=2, fsdp=4), **options))
 
 
@@ -115,7 +115,7 @@ def test_a_rule_that_is_removed_is_missed(monkeypatch, axis):
 
 
 @pytest.mark.parametrize("axes", [("width", "hidden"), ("hidden", "width")], ids=["fc", "proj"])
-def test_and_seen_in_the_program(monkeypatch, axes):
+def test_a_replicated_matrix_is_detected_in_the_program(monkeypatch, axes):
     """One matrix of the MLPs is on every device; the other has its shape and should not be."""
     partition, shapes = sharding.partition, []
 

@@ -118,7 +118,7 @@ def test_the_command_prints_labels_or_json(run, image):
         (["{broken}", "--labels", "a"], ["broken.png"]),
     ],
 )
-def test_mistakes_are_one_line(run, image, tmp_path, argv, words):
+def test_mistakes_are_one_line_errors(run, image, tmp_path, argv, words):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not a picture")
     argv = [a.format(image=image, broken=broken) if a[0] == "{" else a for a in argv]
@@ -136,7 +136,7 @@ def test_labels_from_a_file(tmp_path):
     assert classify.read_labels(f"@{tmp_path / 'list.json'}") == ["a cat", "a dog, perhaps"]
 
 
-def test_a_folder_that_is_no_run(tmp_path, run):
+def test_a_folder_that_is_not_a_run(tmp_path, run):
     with pytest.raises(UserError, match="no run or model at"):
         clip_jax.load(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"no config\.json"):
@@ -146,7 +146,7 @@ def test_a_folder_that_is_no_run(tmp_path, run):
         clip_jax.load(str(tmp_path))
 
 
-def test_evaluating_what_is_no_run(tmp_path, run):
+def test_evaluating_a_folder_that_is_not_a_run(tmp_path, run):
     config = run.parent / "config.py"
     with pytest.raises(UserError, match=r"no config\.json"):
         main.run(["--config", str(config), "--workdir", str(tmp_path), "--mode=evaluate"])

@@ -396,7 +396,7 @@ def test_groups_of_the_users_own_names_are_set_as_a_whole_or_by_key() -> None:
         (["data.filter.least={'x': 'much'}"], ["config.data.filter.least", "number"]),
     ],
 )
-def test_what_is_wrong_in_them_is_found_before_any_file_is_opened(
+def test_wrong_values_are_found_before_any_file_is_opened(
     items: list[str], words: list[str]
 ) -> None:
     c, _ = load(VIT_B16, items)
@@ -428,7 +428,7 @@ def test_a_batch_that_does_not_divide(
     check(changed(batch_size=advice, mesh__tensor=tensor, accumulate=accumulate), devices)
 
 
-def test_differences_are_what_changes_the_numbers() -> None:
+def test_differences_list_the_keys_that_change_the_numbers() -> None:
     old = json.loads(to_json(changed()))
     assert differences(old, changed().to_dict()) == []
     assert differences(changed().to_dict(), changed().to_dict()) == []
@@ -444,7 +444,7 @@ def test_differences_are_what_changes_the_numbers() -> None:
     ]
 
 
-def test_what_is_drawn_is_part_of_a_run() -> None:
+def test_filters_and_mixtures_are_part_of_a_run() -> None:
     old = json.loads(to_json(changed()))
     assert differences(old, changed(data__index="beside").to_dict()) == []
     filtered, _ = load(VIT_B16, ["data.filter.least={'x': 0.5}", "data.filter.min_side=64"])

@@ -66,7 +66,7 @@ def test_the_config_of_an_older_run_has_the_defaults_of_new_keys():
         ("data", "mix", 3, ["config.data.mix=3", "group of keys"]),
     ],
 )
-def test_what_a_config_file_sets_wrongly_is_one_line(group, key, value, words):
+def test_a_wrong_value_in_a_config_file_is_a_one_line_error(group, key, value, words):
     values = common.get_config().to_dict()
     (values[group] if group else values)[key] = value
     with pytest.raises(UserError) as error:

@@ -92,7 +92,7 @@ def test_templates_are_drawn_by_weight_among_those_that_make_a_caption() -> None
 
 
 @given(st.integers(0, 2**32), st.integers(1, 6))
-def test_where_the_first_draw_makes_one_no_more_is_drawn(seed: int, count: int) -> None:
+def test_one_draw_suffices_when_its_template_can_be_filled(seed: int, count: int) -> None:
     ours, plain = (np.random.default_rng(seed) for _ in range(2))
     templates = tuple(f"{i}: {{keywords}}" for i in range(count))
     caption = captions.sample((*templates,), TEXT, "x", ours)
@@ -110,7 +110,9 @@ def test_where_the_first_draw_makes_one_no_more_is_drawn(seed: int, count: int) 
         ({"a": None}, ["'{a}'", "none"]),
     ],
 )
-def test_of_no_caption_the_first_reason_is_said(text: dict[str, Any], words: list[str]) -> None:
+def test_without_a_caption_the_first_reason_is_reported(
+    text: dict[str, Any], words: list[str]
+) -> None:
     def sample() -> None:
         captions.sample(("{a}",) * 3, text, "x.tar:7.png", np.random.default_rng(0))
 
@@ -128,7 +130,7 @@ def test_a_missing_field_is_named(field: str) -> None:
 @pytest.mark.parametrize(
     "template", ["{name", "name}", "{name!r}", "{name:>9}", "{name:{n}}", "{", "{name:two}"]
 )
-def test_a_template_that_is_none_is_named(template: str) -> None:
+def test_an_invalid_template_is_named(template: str) -> None:
     for use in (captions.fields, lambda t: captions.fill(t, TEXT, "x")):
         with pytest.raises(UserError) as error:
             use(template)
@@ -136,7 +138,7 @@ def test_a_template_that_is_none_is_named(template: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["one", "each"])
-def test_of_an_empty_list_there_is_none(way: str) -> None:
+def test_an_empty_list_gives_no_caption(way: str) -> None:
     refused(lambda: captions.fill(f"{{of:{way}}}", TEXT, "x"), "'of'")
 
 

@@ -141,7 +141,7 @@ def test_the_first_reason_counts() -> None:
     assert described(select(source, most={"b": 9})) == "1 of 4: b/missing 1"
 
 
-def test_what_is_broken_stays_in_to_be_counted_when_it_is_drawn() -> None:
+def test_broken_pairs_stay_in_and_are_counted_when_drawn() -> None:
     image, text = encoded_picture(20, 20), {"caption": "a cat", "n": 1}
     source = Made([None, (b"no picture", text), (b"", text), (image[:20], text), (image, text)])
     everything = {"min_side": 20, "max_aspect": 2, "min_characters": 3, "least": {"n": 1}}
@@ -218,7 +218,7 @@ class Dies(Made):
         return super().__getitem__(i)
 
 
-def test_processes_find_the_same_and_one_that_dies_is_said() -> None:
+def test_processes_select_the_same_pairs_and_a_dead_one_is_reported() -> None:
     pairs = [(b"x" * (i % 300), {"n": i % 3}) for i in range(1000)]
     pair_filter = Filter.from_dict({"least": {"n": 1}, "duplicates": 300})
     ours, theirs = (
@@ -229,7 +229,7 @@ def test_processes_find_the_same_and_one_that_dies_is_said() -> None:
     refused(lambda: Selected(Dies([*pairs], "d"), pair_filter, processes=1), "config.data.workers")
 
 
-def test_and_again_when_data_or_filter_change() -> None:
+def test_the_pass_is_repeated_when_data_or_filter_change() -> None:
     prints = {
         select(many_pairs("a"), most={"n": 1}).fingerprint,
         select(many_pairs("b"), most={"n": 1}).fingerprint,
@@ -310,7 +310,7 @@ def test_a_cache_that_is_removed_while_in_use_is_named() -> None:
     refused(lambda: pickle.loads(sent), cached(selected), "start again")
 
 
-def test_a_filter_that_leaves_nothing_is_one_line_now_and_later() -> None:
+def test_a_filter_that_leaves_nothing_is_a_one_line_error_now_and_later() -> None:
     for _ in range(2):
         refused(
             lambda: select(many_pairs("none"), least={"n": 3}),

@@ -92,7 +92,7 @@ def test_a_picture_that_is_replaced_shows(tmp_path: Path) -> None:
     assert fingerprint.of_source(open_source(str(tmp_path / "first"))) != first
 
 
-def test_what_no_pair_is_made_of_changes_nothing(tmp_path: Path) -> None:
+def test_files_that_belong_to_no_pair_change_nothing(tmp_path: Path) -> None:
     first = built(tmp_path / "first", "texts", ["a cat", "a dog"] * 4)
     for name in ("README.md", ".DS_Store", "alone.png"):
         (tmp_path / "first" / name).write_bytes(b"x")

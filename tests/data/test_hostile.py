@@ -70,7 +70,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_what_is_cut_short_is_refused_or_lacks_nothing(kind: str) -> None:
+def test_a_truncated_picture_is_refused_or_complete(kind: str) -> None:
     data = WHOLE[kind]
     full = np.asarray(decode(data, NAME))
     cuts = {*range(0, 64), *range(0, len(data), max(1, len(data) // 60)), *range(-40, 0)}
@@ -407,17 +407,17 @@ def test_exif_that_turns_a_picture_nowhere_leaves_it(turn: int) -> None:
         b"\xff\xd8\xff\xd9",
     ],
 )
-def test_what_is_called_a_picture_and_is_none(data: bytes) -> None:
+def test_other_files_with_a_picture_suffix_are_refused(data: bytes) -> None:
     refused(data)
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "gif"])
-def test_what_is_called_a_jpeg_and_is_another_picture(kind: str) -> None:
+def test_another_format_named_jpeg_is_decoded(kind: str) -> None:
     assert decode(WHOLE[kind], "x.jpg").size == (40, 24)
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff", "avif", "mpo"])
-def test_of_what_moves_the_first_picture_counts(kind: str) -> None:
+def test_the_first_frame_of_an_animation_counts(kind: str) -> None:
     options: dict[str, Any] = {"quality": 95} if kind in ("webp", "avif", "mpo") else {}
     data = animated(kind, **options)
     with Image.open(io.BytesIO(data)) as image:
@@ -544,7 +544,7 @@ def test_text(raw: bytes, end: str, expected: Any) -> None:
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_what_a_caption_is_made_of(value: Any, expected: str | None) -> None:
+def test_captions_of_unusual_values(value: Any, expected: str | None) -> None:
     def make_caption() -> str:
         text = {"caption": value, "title": "other"}
         return captions.sample(["{caption}"], text, NAME, np.random.default_rng(0))

@@ -39,7 +39,9 @@ def test_a_single_source_keeps_the_order_that_it_always_had() -> None:
 
 
 @given(st.integers(1, 10**10), st.integers(0, 2**32 - 1), st.integers(0, 2**50))
-def test_which_is_grains_shuffle_of_each_epoch(pairs: int, seed: int, position: int) -> None:
+def test_a_single_source_has_grains_shuffle_of_each_epoch(
+    pairs: int, seed: int, position: int
+) -> None:
     epoch, at = divmod(position, pairs)
     shuffled = grain.experimental.index_shuffle(
         at, max_index=pairs - 1, seed=(seed + 0x9E3779B1 * epoch) % 2**32, rounds=4
@@ -111,9 +113,7 @@ def test_rows_are_shared_by_weight_to_within_one(total: int, weights: list[float
         (0, [1, 2], [0, 0]),
     ],
 )
-def test_to_the_largest_remainders_goes_the_rest(
-    total: int, weights: list[float], rows: list[int]
-) -> None:
+def test_the_largest_remainders_round_up(total: int, weights: list[float], rows: list[int]) -> None:
     assert mixture.split_rows(total, weights) == rows
 
 
@@ -178,7 +178,7 @@ def test_a_filter_is_of_one_source_or_of_all(two: dict[str, dict[str, Any]]) -> 
     assert isinstance(open_lines(mix)[0].parts[0].source, TarSource)
 
 
-def test_a_template_that_the_first_pairs_do_not_fill_is_said(
+def test_a_template_that_the_first_pairs_do_not_fill_is_reported(
     two: dict[str, dict[str, Any]],
 ) -> None:
     large = two["large"]["data"]

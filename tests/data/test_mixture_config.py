@@ -18,7 +18,7 @@ def entries_of(mix: dict[str, Any], **data: Any) -> dict[str, mixture_config.Ent
     return mixture_config.entries({"train": "", "mix": mix, "captions": ("{caption}",), **data})
 
 
-def test_what_an_entry_does_not_say_is_said_for_all() -> None:
+def test_an_entry_inherits_the_options_of_config_data() -> None:
     entries = entries_of(
         {"b": GOOD, "a": GOOD | {"captions": "{title}", "filter": {"max_side": 9}, "root": "/x"}},
         captions=["{x}", "{y}"],

@@ -24,7 +24,7 @@ def test_a_report_accounts_for_everything_seen(events: list[tuple[str, int]], us
     assert len(list(report.lines("data"))) == (len(report.left_out) + 1 if report.left_out else 0)
 
 
-def test_what_does_not_add_up_is_no_report() -> None:
+def test_a_report_that_does_not_add_up_is_refused() -> None:
     with pytest.raises(ValueError, match="account"):
         OpeningReport(5, 3, left_out={"no_text": LeftOut(1, "x")})
     with pytest.raises(ValueError, match="Moon"):

@@ -102,7 +102,7 @@ SETS = st.frozensets(st.integers(0, 39), max_size=12)
     SETS,
     SETS,
 )
-def test_who_makes_which_rows_changes_nothing(
+def test_the_division_of_rows_changes_no_batch(
     pairs: int,
     share: tuple[int, set[int]],
     seed: int,
@@ -121,7 +121,7 @@ def test_who_makes_which_rows_changes_nothing(
 
 @settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), SETS, SETS)
-def test_in_place_of_a_broken_pair_stands_another(
+def test_a_broken_pair_is_replaced_by_another(
     seed: int, cut: frozenset[int], silent: frozenset[int]
 ) -> None:
     batch = pipeline.batches(Numbers(40, cut, silent), PREPARE, batch_size=40, seed=seed)[0]
@@ -231,7 +231,7 @@ def test_a_run_that_is_killed_anywhere_goes_on_on_other_hosts(
         reader.close()
 
 
-def test_in_place_of_a_broken_pair_stands_one_of_its_own_source() -> None:
+def test_a_broken_pair_is_replaced_by_one_of_its_own_source() -> None:
     cut = frozenset(range(0, 90, 2))
     source = mixed(Numbers(90, cut), Numbers(90, cut, first=100))
     batch = pipeline.batches(source, PREPARE, batch_size=270, seed=0)[0]
@@ -267,7 +267,7 @@ def test_each_of_several_captions_comes_once_in_as_many_epochs() -> None:
     assert len(Counter(first)) == 3, "not all pairs begin with the same"
 
 
-def test_what_is_kept_does_not_grow_with_what_is_drawn() -> None:
+def test_memory_does_not_grow_with_the_number_of_batches() -> None:
     numbers = Numbers(500_000, frozenset(range(0, 500_000, 50)))
     prepare = dataclasses.replace(PREPARE, templates=("{caption}", "{all}", "{all:each}"))
     dataset = pipeline.batches(mixed(numbers, numbers), prepare, batch_size=250, seed=0)
@@ -418,7 +418,7 @@ def test_a_broken_picture_is_named(broken: str, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_or_left_out_and_counted(workers: int) -> None:
+def test_broken_pairs_are_left_out_and_counted(workers: int) -> None:
     source = Numbers(50, frozenset({3, 4}), frozenset({7}))
     dataset = pipeline.batches(source, PREPARE, batch_size=10, seed=0)
     counts = np.zeros(len(REASONS), int)
@@ -438,7 +438,7 @@ def test_or_left_out_and_counted(workers: int) -> None:
     assert says(error.value, "cannot be used (picture", "caption", "max_bad_fraction=0.05", "pair ")
 
 
-def test_a_set_of_which_nothing_can_be_used_is_said() -> None:
+def test_a_dataset_without_usable_pairs_is_an_error() -> None:
     dataset = pipeline.batches(Numbers(9, frozenset(range(9))), PREPARE, batch_size=2, seed=0)
     with pytest.raises(UserError) as error:
         dataset[0]

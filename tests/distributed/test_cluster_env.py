@@ -46,7 +46,7 @@ GIVEN = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCES
         (POD | {"JOB_COMPLETION_INDEX": "0", "TPU_WORKER_HOSTNAMES": "a"}, True, ""),
     ],
 )
-def test_what_started_this_process(environment, on_tpu, kind):
+def test_the_cluster_that_started_this_process(environment, on_tpu, kind):
     assert cluster_env.cluster(environment, on_tpu) == kind
 
 
@@ -94,7 +94,7 @@ def test_flags_come_before_the_environment_and_this_before_the_cluster(
         ),
     ],
 )
-def test_what_does_not_fit_together_is_one_line(flags, environment, words):
+def test_contradictory_settings_are_a_one_line_error(flags, environment, words):
     with pytest.raises(UserError) as error:
         cluster_env.detect_process(*flags, CPU | environment)
     assert says(error.value, *words)

@@ -71,7 +71,7 @@ def test_a_device_is_known_by_its_kind(kind: str, name: str) -> None:
         "v5e",
     ],
 )
-def test_of_others_nothing_is_claimed(kind: str) -> None:
+def test_unknown_devices_have_no_figures(kind: str) -> None:
     assert chip_of(kind) is None
     assert chip_of(kind, 2) is None
 

@@ -129,7 +129,7 @@ def failed(process, *words):
         assert word in errors[0], errors[0]
 
 
-def test_what_one_process_cannot_read_ends_the_others_too(config, alone):
+def test_unreadable_data_on_one_process_ends_all(config, alone):
     """Of 8 rows in a batch the second process holds the last four; only it decodes picture 5."""
     members = []
     for i in range(8):
@@ -159,7 +159,7 @@ def test_a_folder_of_another_run_is_refused_by_all(config, alone):
     assert [process.returncode for process in done] == [2, 2]  # no restart mends it
 
 
-def test_whoever_waits_in_vain_says_so(config):
+def test_a_process_that_cannot_connect_reports_it(config):
     """Two processes that look for each other in different places, then a port that is taken."""
     with socket.socket() as one, socket.socket() as two, socket.socket() as taken:
         for port in (one, two, taken):

@@ -37,7 +37,7 @@ def test_muon_takes_the_kernels_of_linear_layers(name):
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_what_decays_has_two_axes(name):
+def test_decayed_parameters_have_two_axes(name):
     for path, spec in specs_of(ARCHITECTURES[name]).items():
         assert spec.decay is not spec.is_vector, path
 

@@ -69,7 +69,7 @@ def test_an_unknown_logical_axis_is_refused():
         sharding.partition(ParamSpec(("breadth",), decay=False), (8,), mesh)
 
 
-def test_what_belongs_to_no_parameter_is_replicated():
+def test_arrays_that_belong_to_no_parameter_are_replicated():
     """An optimizer's state holds moments, which repeat the parameters' paths, and counts."""
     mesh = sharding.make_mesh(dict(fsdp=8))
     specs = {"text/fc/kernel": ParamSpec(("width", "hidden"), decay=True)}

@@ -205,7 +205,7 @@ def test_two_processes_give_the_same_report(run: Path, animals: Path, tmp_path: 
     assert report(tmp_path / "1") == report(tmp_path / "2")
 
 
-def test_mistakes_are_one_line(run: Path, animals: Path, tmp_path: Path) -> None:
+def test_mistakes_are_one_line_errors(run: Path, animals: Path, tmp_path: Path) -> None:
     config = str(run.parent / "config.py")
     refused(lambda: evaluate(run, "--suite=zeroshot"), "zeroshot", "did you mean zero_shot?")
     refused(lambda: evaluate(run, "--sets=cifar-10"), "cifar-10", "did you mean cifar10")

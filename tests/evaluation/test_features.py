@@ -131,7 +131,7 @@ def test_long_labels_are_cut(encoder: Make) -> None:
     assert classifier(encoder(), Letters(CONTEXT), ["x" * 99], ("{}",)).shape == (1, 6)
 
 
-def test_what_probes_see_stands_before_the_projection(model: CLIP, encoder: Make) -> None:
+def test_probes_get_features_before_the_projection(model: CLIP, encoder: Make) -> None:
     encoded = encoder().encoded(pictures(pixels(11)), Preprocess(SIZE))
     assert encoded.pooled.shape == (11, CONFIG.vision.width)
     projected = encoded.pooled @ np.asarray(model.vision.projection.kernel[...])

@@ -103,7 +103,7 @@ def test_features_hold_no_pickle(tmp_path: Path) -> None:
     assert ResultCache(tmp_path).encoded("k", 2) is None
 
 
-def test_what_is_written_for_all_evaluations_of_a_user(tmp_path: Path) -> None:
+def test_entries_shared_by_all_evaluations_of_a_user(tmp_path: Path) -> None:
     ResultCache(tmp_path / "one").keep_classifier("k" * 8, np.arange(6.0).reshape(2, 3))
     classifier = ResultCache(tmp_path / "two").classifier("k" * 8, 2)
     assert np.array_equal(classifier, np.arange(6.0).reshape(2, 3))

@@ -174,7 +174,7 @@ def test_evaluators_are_chosen_by_name() -> None:
 @pytest.mark.parametrize(
     ("suite", "words"), [("bias", "fairface"), ("robustness", "ImageNet"), ("few_shot", "train")]
 )
-def test_an_evaluator_that_suits_no_set_is_told(config: Config, suite: str, words: str) -> None:
+def test_an_evaluator_that_suits_no_set_is_reported(config: Config, suite: str, words: str) -> None:
     with pytest.raises(UserError) as error:
         suite_of(config, suite)
     assert says(error.value, words)
@@ -234,7 +234,7 @@ def no_key(name: str) -> Change:
         (no_key("label"), ["evaluate.sets.one", "no label"]),
     ],
 )
-def test_mistakes_are_one_line(
+def test_mistakes_are_one_line_errors(
     config: Config, tmp_path: Path, change: Change, words: list[str]
 ) -> None:
     change(config["sets"]["one"], tmp_path)

@@ -34,7 +34,7 @@ def test_metrics_of_such_a_set_are_written(tmp_path: Path) -> None:
     )
 
 
-def test_a_command_prints_what_its_output_cannot_encode() -> None:
+def test_a_command_prints_text_that_its_output_cannot_encode() -> None:
     code = (
         "import sys; from clip_jax.cli.common import run_and_exit\n"
         "run_and_exit(lambda argv: print('a 猫 \\ud800') or 0, [])"

@@ -59,7 +59,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["no.tar", "no-*.tar", "a{0..1}.tar", "sub"])
-def test_what_is_missing_is_named(tmp_path: Path, pattern: str) -> None:
+def test_missing_files_are_named(tmp_path: Path, pattern: str) -> None:
     touch(tmp_path, "a0.tar", "sub/x.tar")
     with pytest.raises(UserError) as error:
         paths.expand(f"{tmp_path}/{pattern}")
@@ -84,7 +84,7 @@ def test_embedded_names_stay_inside_the_package() -> None:
         assert says(error.value, outside)
 
 
-def test_what_is_there_as_it_is_written_is_no_pattern(tmp_path: Path) -> None:
+def test_an_existing_path_is_not_a_pattern(tmp_path: Path) -> None:
     names = ["{a,b}.tar", "[x].tar", "{a,b}/0.tar", "{a,b}/1.tar", "[x]/{0..1}/2.tar", "[x]/3*.tar"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

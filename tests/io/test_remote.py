@@ -85,7 +85,7 @@ def test_an_answer_that_is_late_is_asked_for_again(
 
 
 @pytest.mark.parametrize("fault", [f for f in PASSING if f != "late"])
-def test_but_not_for_ever(server: Server, fault: str) -> None:
+def test_retries_end(server: Server, fault: str) -> None:
     server.always = fault
     refused(
         lambda: remote.read_range(f"{server.url}/data", 0, 10), f"{server.url}/data", "attempt 6"
@@ -104,7 +104,7 @@ def test_but_not_for_ever(server: Server, fault: str) -> None:
         ("ignores ranges", "gives no parts of files"),
     ],
 )
-def test_what_will_not_change_is_asked_for_once(server: Server, fault: str, message: str) -> None:
+def test_permanent_failures_are_not_retried(server: Server, fault: str, message: str) -> None:
     server.always = fault
     for ask in (lambda url: remote.read_range(url, 5, 10), remote.state, remote.open_file):
         server.asked.clear()
@@ -233,7 +233,7 @@ def test_folders_and_tables_by_http(server: Server, tmp_path: Path) -> None:
     assert error.value.reason == "unreadable" and says(error.value, "no file", "cats/9.jpg")
 
 
-def test_where_files_can_be_listed(memory: None, tar_factory: TarFactory) -> None:
+def test_file_systems_that_can_list_files(memory: None, tar_factory: TarFactory) -> None:
     path = tar_factory(pairs=3)
     for i in range(20):
         put(f"memory://tars/{i:02}.tar", path.read_bytes())
@@ -335,7 +335,7 @@ def test_a_folder_that_cannot_be_written_to_is_done_without(
     assert not server.asked["PUT"], "nothing is sent to a web server"
 
 
-def test_what_is_not_installed_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_protocols_that_are_not_installed_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     refused(lambda: open_source("gs://bucket/x.tar"), "gs://bucket/x.tar", "'clip_jax[remote]'")
     refused(lambda: open_source("nope://bucket/x.tar"), "nope://bucket/x.tar", "not known")

@@ -61,7 +61,7 @@ def pod(manifest: Any) -> Any:
     return job(manifest)["template"]["spec"]
 
 
-def test_the_manifest_holds_what_was_asked_for(manifest):
+def test_the_manifest_holds_the_requested_values(manifest):
     jobset = manifest(*JOB, "--grace", "120", "--restarts", "5")
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert jobset["metadata"]["name"] == "job"
@@ -191,7 +191,7 @@ def test_hosts_follow_from_the_topology(manifest, tpu, topology, more, hosts, ch
         ([*JOB, *FLAGS, "two\nlines"], "control character"),
     ],
 )
-def test_what_is_wrong_is_named(fails, args, words):
+def test_wrong_arguments_are_named(fails, args, words):
     before = args.index("--") if "--" in args else len(args)
     assert words in fails("gke.sh", *args[:before], "--dry-run", *args[before:])
 
@@ -208,7 +208,7 @@ def test_the_manifest_is_created_once_what_has_ended_is_gone(launch, tools, stat
     assert verbs == ["get", *(["delete"] if state else []), "create"]
 
 
-def test_what_runs_is_left_alone(fails, tools):
+def test_a_running_job_is_left_alone(fails, tools):
     tools.add("kubectl", "[[ $1 == get ]] && echo -n 'job '")
     assert "job is running" in fails("gke.sh", *JOB, *FLAGS, PATH=tools.path)
     assert [call[1] for call in tools.calls()] == ["get"]

@@ -287,5 +287,5 @@ def test_a_dry_run_prints_commands_that_can_be_pasted(launch, tmp_path, read_she
         (["2", "--grace=99999999999999999999", "--", "true"], "--grace 9999"),
     ],
 )
-def test_what_is_wrong_is_named(fails, args, words):
+def test_wrong_arguments_are_named(fails, args, words):
     assert words in fails("local.sh", *args)

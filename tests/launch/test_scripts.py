@@ -22,7 +22,7 @@ def test_every_shell_file_is_linted():
         subprocess.run(["bash", "-n", file], check=True)
 
 
-def test_the_linter_finds_what_is_wrong(tmp_path):
+def test_the_linter_finds_mistakes(tmp_path):
     bad = tmp_path / "bad.sh"
     bad.write_text("#!/usr/bin/env bash\nrm -r $1\n")
     shellcheck = Path(sysconfig.get_path("scripts")) / "shellcheck"
@@ -62,7 +62,7 @@ def test_the_example_in_the_help_can_be_pasted(launch, tmp_path, script):
         ("slurm.sh", ["--gpus=8"]),
     ],
 )
-def test_what_is_wrong_is_one_line(fails, script, args):
+def test_mistakes_are_one_line_errors(fails, script, args):
     assert "after --" in fails(script, *args, "--dry-run", "--")
     assert "unknown option --dry; see" in fails(script, *args, "--dry")
     assert "--restarts -1: a whole number" in fails(script, *args, "--restarts=-1")

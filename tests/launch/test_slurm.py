@@ -65,7 +65,7 @@ def test_more_options_an_environment_and_a_container(script, tmp_path):
     ]
 
 
-def test_what_is_rendered_is_linted(script, tmp_path):
+def test_rendered_scripts_are_linted(script, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/activate").touch()
     shellcheck = Path(sysconfig.get_path("scripts")) / "shellcheck"
@@ -77,7 +77,7 @@ def test_what_is_rendered_is_linted(script, tmp_path):
         assert done.returncode == 0, done.stdout
 
 
-def test_the_script_is_what_sbatch_reads(launch, tools):
+def test_sbatch_reads_the_printed_script(launch, tools):
     tools.add("sbatch", "cat")
     args = ["--gpus=8", "--nodes=2"]
     done = launch("slurm.sh", *args, *FLAGS, PATH=tools.path)
@@ -158,7 +158,7 @@ def test_a_preempted_job_is_queued_again(play, tools, code):
         (["--gpus=8", "runs/x"], "unknown option runs/x"),
     ],
 )
-def test_what_is_wrong_is_named(launch, args, words):
+def test_wrong_arguments_are_named(launch, args, words):
     done = launch("slurm.sh", *args, "--dry-run", *FLAGS)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("error: ") and words in done.stderr

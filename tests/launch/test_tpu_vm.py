@@ -185,7 +185,7 @@ def test_an_unmounted_bucket_is_mounted(pod, tools):
     assert all("--rename-dir-limit=100000" in call for call in calls)
 
 
-def test_what_runs_is_not_started_twice_and_stops_when_it_has_saved(pod):
+def test_a_run_is_not_started_twice_and_stops_when_it_has_saved(pod):
     train = "trap 'sleep 0.5; echo saved; exit' TERM; touch ~/ready; while :; do sleep 0.05; done"
     pod("create", *CREATE)
     pod("install")
@@ -266,7 +266,7 @@ def test_train_may_be_ended_and_started_again(pod, tools):
 
 
 @pytest.mark.parametrize(("train", "code"), [("exit 2", 2), ("exit 5", 5)])
-def test_train_ends_with_what_went_wrong(pod, tools, train, code):
+def test_train_ends_with_the_workers_failure(pod, tools, train, code):
     done = pod("train", *CREATE, "--every=0", "--restarts=0", "--", "--config=x", train=train)
     assert done.returncode == code
     assert f"ended with exit code {code}: see launch/tpu_vm.sh log pod" in done.stderr
@@ -283,7 +283,7 @@ def test_train_ends_when_somebody_stops_the_run(pod):
     assert "stopped: the same command goes on" in stderr
 
 
-def test_a_dry_run_prints_what_train_runs(pod, tools, read_shell):
+def test_a_dry_run_prints_the_commands_of_train(pod, tools, read_shell):
     args = [*CREATE, "--bucket=my-bucket", "--", "--config", *HARD_WORDS]
     done = pod("train", "--dry-run", *args)
     assert done.returncode == 0 and not tools.calls()
@@ -311,5 +311,5 @@ def test_a_dry_run_prints_what_train_runs(pod, tools, read_shell):
         (["log", "a", "--worker=x"], "--worker x: a whole number"),
     ],
 )
-def test_what_is_wrong_is_named(fails, args, words):
+def test_wrong_arguments_are_named(fails, args, words):
     assert words in fails("tpu_vm.sh", *args)

@@ -116,7 +116,7 @@ def test_an_unknown_name_lists_the_known():
         (dict(temperature=0.0), "temperature"),
     ],
 )
-def test_what_cannot_be_is_named(change, words):
+def test_impossible_architectures_are_named(change, words):
     with pytest.raises(UserError, match=words):
         CLIPConfig(**change)
 

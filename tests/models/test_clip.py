@@ -130,7 +130,7 @@ def test_the_scale_is_used_as_it_is_and_only_training_bounds_it(batch):
     np.testing.assert_array_equal(output.logits_per_text, output.logits_per_image.T)
 
 
-def test_text_is_read_out_at_its_end_and_what_follows_changes_nothing(model, batch):
+def test_text_is_read_out_at_its_end_and_later_tokens_change_nothing(model, batch):
     _, tokens = batch
     padded = np.where(np.cumsum(tokens == 49, axis=1) - (tokens == 49) > 0, 7, tokens)
     assert (padded != tokens).any()
@@ -268,7 +268,7 @@ def test_a_depth_that_cannot_be_is_named(vision, text):
 
 
 @pytest.mark.parametrize("layers", [0, 2])
-def test_cutting_what_no_text_reaches_changes_no_gradient(layers, batch):
+def test_trimming_unused_columns_changes_no_gradient(layers, batch):
     config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, layers=layers))
     graph, params = nnx.split(CLIP(config, rngs=nnx.Rngs(0)), nnx.Param)
     end = config.text.vocab_size - 1

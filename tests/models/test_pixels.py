@@ -93,13 +93,15 @@ def test_tensors(model: CLIP) -> None:
         (None, ["NoneType"]),
     ],
 )
-def test_what_is_no_batch_of_pixels_is_one_line(model: CLIP, pixels: Any, words: list[str]) -> None:
+def test_a_value_that_is_not_a_batch_of_pixels_is_a_one_line_error(
+    model: CLIP, pixels: Any, words: list[str]
+) -> None:
     with pytest.raises(UserError) as error:
         model.encode_image(pixels)
     assert says(error.value, *words)
 
 
-def test_shares_of_255_are_said(model: CLIP) -> None:
+def test_pixels_scaled_to_one_are_reported(model: CLIP) -> None:
     with pytest.warns(GuessedWarning, match="taken for normalised"):
         model.encode_image((PIXELS / 255).astype(np.float32))
     with warnings.catch_warnings():

@@ -170,7 +170,7 @@ def test_a_fresh_bottleneck_is_its_shortcut():
     np.testing.assert_array_equal(block(x, True), jax.nn.relu(x))
 
 
-def test_a_pool_leaves_out_what_fills_no_square():
+def test_a_pool_leaves_out_incomplete_squares():
     x = jnp.arange(25.0).reshape(1, 5, 5, 1)
     pooled = average_pool(x, 2)
     assert pooled.shape == (1, 2, 2, 1)

@@ -146,7 +146,7 @@ def test_a_stack_of_one_layer_is_read_out_too():
     np.testing.assert_allclose(stack(x, at=2), stack(x)[:, 2:3], rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_not_read_out_is_not_computed():
+def test_positions_that_are_not_read_out_are_not_computed():
     stack, x = transformer(layers=1), rows()
 
     def flops(**options):
@@ -156,7 +156,7 @@ def test_what_is_not_read_out_is_not_computed():
     assert flops(at=0) < 0.5 * flops()
 
 
-def test_taking_a_place_ignores_what_stands_elsewhere():
+def test_taking_a_position_ignores_the_others():
     x = rows().at[:, 1].set(jnp.nan)
     at = jnp.where(jnp.arange(ROWS) % 2, 0, 6)
     expected = jnp.take_along_axis(x, at[:, None, None], axis=1)

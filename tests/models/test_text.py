@@ -59,7 +59,7 @@ def test_siglip_reads_its_padding_and_every_place():
         assert not np.allclose(siglip.encode_text(changed), features, atol=1e-5), place
 
 
-def test_a_causal_tower_does_not_read_what_follows():
+def test_a_causal_tower_does_not_read_later_tokens():
     causal = dataclasses.replace(SIGLIP, causal=True, pool="end")
     clip, tokens = model(causal), rows(4, width=8)
     tokens[0, 3] = 49

@@ -61,9 +61,7 @@ def test_the_same_tokens_have_the_same_features(model: CLIP, tokens: Any) -> Non
         (TOKENS[:, :0], ["0 tokens"]),
     ],
 )
-def test_what_is_no_tokens_of_this_model_is_refused(
-    model: CLIP, tokens: Any, words: list[str]
-) -> None:
+def test_invalid_tokens_are_refused(model: CLIP, tokens: Any, words: list[str]) -> None:
     for encode in (model.encode_text, lambda x: model(np.zeros((1, 16, 16, 3), np.uint8), x)):
         with pytest.raises(UserError) as caught:
             encode(tokens)

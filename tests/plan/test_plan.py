@@ -162,7 +162,7 @@ def test_importing_the_package_does_not_import_jax():
         (["--topology=cpu:4", "--sweep", "--dump=x"], ["--dump", "--sweep"]),
     ],
 )
-def test_mistakes_are_one_line_before_compiling(path, flags, words, capsys):
+def test_mistakes_are_one_line_errors_before_compiling(path, flags, words, capsys):
     with pytest.raises(UserError) as error:
         main.run(["--config", str(path), "--mode=plan", *flags])
     assert "\n" not in str(error.value)

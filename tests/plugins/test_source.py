@@ -181,7 +181,7 @@ def test_a_wrong_path_is_one_line_before_any_device_is_touched(
     refused(lambda: check(config), f"config.data.{key}={name}", words)
 
 
-def test_a_class_that_is_no_source_is_told_what_it_lacks(
+def test_a_class_that_is_not_a_source_is_refused_with_what_it_lacks(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Half:

@@ -189,7 +189,7 @@ class Bare(TextTower):
         ("Missing", "broken_towers has no Missing"),
     ],
 )
-def test_what_is_no_tower_is_refused(
+def test_a_class_that_is_not_a_tower_is_refused(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken_towers.py").write_text(BROKEN)

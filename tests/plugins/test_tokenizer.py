@@ -59,7 +59,7 @@ def test_it_is_a_tokenizer_with_the_rows_of_any_other(here: Path) -> None:
     assert load(NAME).context_length == 77
 
 
-def test_what_follows_a_second_colon_is_its_file(here: Path) -> None:
+def test_the_part_after_a_second_colon_is_its_file(here: Path) -> None:
     assert load(f"{NAME}:vocab.txt").encode("A") == load(NAME).encode("a")
 
 
@@ -87,7 +87,7 @@ def test_a_wrong_name_is_one_line(here: Path, name: str, words: str) -> None:
     refused(lambda: load(name), words)
 
 
-def test_a_class_that_lacks_something_is_told_what(here: Path) -> None:
+def test_an_incomplete_class_is_refused_with_what_it_lacks(here: Path) -> None:
     (here / "my_tokens.py").write_text(PLUGIN.replace("def decode", "def undo"))
     refused(lambda: load(NAME), f"{NAME} opens a ByteTokenizer without decode")
 

@@ -256,7 +256,7 @@ def test_a_packed_row_decodes_to_its_caption(tokenizer: BPE) -> None:
     assert tokenizer.decode(tokenizer("A photo of a CAT")[0]) == "a photo of a cat"
 
 
-def test_decode_mends_what_a_cut_left_of_a_character(tokenizer: BPE) -> None:
+def test_decode_replaces_a_truncated_character(tokenizer: BPE) -> None:
     ids = tokenizer.encode("ไทย 𝔘")
     assert "\ufffd" in tokenizer.decode(ids[:-1])
 
@@ -272,7 +272,7 @@ def test_the_vocabulary_is_spelled_as_published() -> None:
     assert symbols() == sorted(ids, key=ids.__getitem__)
 
 
-def test_transformers_reads_what_is_written(tokenizer: BPE, tmp_path: Path) -> None:
+def test_transformers_reads_the_written_files(tokenizer: BPE, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     BPE(32).write_hugging_face(tmp_path / "a" / "b")
     unchanged = ["A photo of a CAT.", "it's DON'T we're", "naïve café —", "日本語 テスト 😀 ไทย"]
@@ -291,7 +291,7 @@ def test_transformers_reads_what_is_written(tokenizer: BPE, tmp_path: Path) -> N
         assert [cut] == BPE(32)("cat " * 40, truncate=True).tolist()
 
 
-def test_what_is_written_for_others(tmp_path: Path) -> None:
+def test_the_files_written_for_others(tmp_path: Path) -> None:
     write_hugging_face(tmp_path)
     names = ["merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -308,7 +308,7 @@ def test_what_is_written_for_others(tmp_path: Path) -> None:
         write_hugging_face(tmp_path, 2)
 
 
-def test_a_text_that_is_no_text_is_named(tokenizer: BPE) -> None:
+def test_a_value_that_is_not_text_is_named(tokenizer: BPE) -> None:
     with pytest.raises(UserError, match="must be a str, not bytes: b'cat'"):
         tokenizer([b"cat"])  # type: ignore[list-item]
     for wrong in (None, 5, b"cat"):

@@ -117,16 +117,16 @@ def open_clip(**text: Any) -> dict[str, Any]:
         ({"open_clip_config__json": {"model_cfg": None}}, None),
     ],
 )
-def test_find(tmp_path: Path, contents: dict[str, Any], expected: str | None) -> None:
+def test_find_tokenizer(tmp_path: Path, contents: dict[str, Any], expected: str | None) -> None:
     name = find_tokenizer(model(tmp_path, **contents))
     assert name == (expected and expected.format(tmp_path))
 
 
-def test_a_folder_that_is_not_there_holds_none(tmp_path: Path) -> None:
+def test_a_missing_folder_holds_no_tokenizer(tmp_path: Path) -> None:
     assert find_tokenizer(tmp_path / "none") is None
 
 
-def test_what_is_written_is_found_and_loads(tmp_path: Path) -> None:
+def test_written_tokenizers_are_found_and_load(tmp_path: Path) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cat"]
     (tmp_path / "words.txt").write_text("\n".join(words))
     for tokenizer in (BPE(20), WordPiece(tmp_path / "words.txt", 20), SigLIP(MODEL, 20)):
@@ -149,7 +149,7 @@ def test_what_is_written_is_found_and_loads(tmp_path: Path) -> None:
         ("null", ["holds NoneType, not a JSON object"]),
     ],
 )
-def test_a_file_that_is_no_json_object_is_named(
+def test_a_file_that_is_not_a_json_object_is_named(
     tmp_path: Path, content: str, words: list[str]
 ) -> None:
     for name in ("config.json", "tokenizer_config.json", "open_clip_config.json"):

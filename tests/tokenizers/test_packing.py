@@ -112,7 +112,7 @@ class Places:
         return list(map(ord, text))
 
 
-def test_of_a_very_long_text_the_start_is_encoded() -> None:
+def test_only_the_start_of_a_very_long_text_is_encoded() -> None:
     tokenizer = Places()
     most = packing.CHARACTERS * 4
     for text in ("x" * most, "x" * 10**6, " " * 10**6 + "xx" + "\t" * 10**6, "xx \n y" * 10**5):

@@ -199,7 +199,7 @@ def test_the_command_trains(folder: Path, tmp_path: Path) -> None:
     assert model.read_bytes() == (folder / "folded.model").read_bytes()
 
 
-def test_the_command_says_what_is_wrong_in_a_line(
+def test_the_commands_errors_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     latin = tmp_path / "latin.txt"

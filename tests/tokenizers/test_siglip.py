@@ -174,7 +174,7 @@ def test_text_loses_case_and_ascii_punctuation(text: str, expected: str) -> None
     assert canonical(text) == expected
 
 
-def test_transformers_reads_what_is_written(pair: Any, tmp_path: Path) -> None:
+def test_transformers_reads_the_written_files(pair: Any, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     ours = pickle.loads(pickle.dumps(pair[0]))
     ours.write_hugging_face(tmp_path / "a" / "b")

@@ -147,7 +147,7 @@ def test_the_ids_are_those_of_transformers(pair: Any, text: str) -> None:
     assert ours.encode(text) == expected, "a second call answers from the cache"
 
 
-def test_what_every_character_is_to_transformers(pair: Any) -> None:
+def test_every_character_is_classified_as_by_transformers(pair: Any) -> None:
     ours, theirs = pair
     # Between letters a character is a letter, a mark, a space or nothing. Of the many letters and
     # private characters each sixteenth, the first of every block among them.
@@ -168,7 +168,7 @@ def test_rows_are_those_of_transformers(pair: Any, several: list[str]) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_transformers_reads_what_is_written(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_transformers_reads_the_written_files(tmp_path: Path, options: dict[str, Any]) -> None:
     transformers = pytest.importorskip("transformers")
     ours = WordPiece(write(tmp_path / "in", options), 32)
     ours.write_hugging_face(tmp_path / "out")
@@ -184,7 +184,7 @@ def test_transformers_reads_what_is_written(tmp_path: Path, options: dict[str, A
     )
 
 
-def test_what_is_written_reads_back(tmp_path: Path) -> None:
+def test_written_files_read_back(tmp_path: Path) -> None:
     special = {"cls_token": "the", "mask_token": {"content": "cat", "lstrip": False}}
     options = {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False}
     first = WordPiece(write(tmp_path / "in", special | options))
@@ -210,7 +210,7 @@ def test_rows_are_cls_ids_sep_and_padding(folder: Path) -> None:
     assert tokenizer("cat " * 5, truncate=True).tolist() == [[2, 124, 124, 124, 124, 3]]
 
 
-def test_of_special_tokens_the_longest_counts(tmp_path: Path) -> None:
+def test_the_longest_special_token_wins(tmp_path: Path) -> None:
     special = {"cls_token": "cat", "mask_token": "c"}
     assert WordPiece(write(tmp_path, special)).encode("caterc") == [124, 9, 65, 7]
 
@@ -311,7 +311,9 @@ def test_a_tokenizer_json(tmp_path: Path) -> None:
         (hugging_face(added_tokens=[{"content": "<a>"}]), ["adds <a>", "not supported"]),
     ],
 )
-def test_a_tokenizer_json_that_is_none(tmp_path: Path, content: Any, words: list[str]) -> None:
+def test_an_invalid_tokenizer_json_is_refused(
+    tmp_path: Path, content: Any, words: list[str]
+) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(UserError) as error:

@@ -128,7 +128,7 @@ def test_a_whole_checkpoint_under_another_step_s_name_is_refused(run, tmp_path):
     assert re.search("9 is damaged.*that of step 4", remark)
 
 
-def test_what_a_killed_save_left_is_gone_before_the_run_goes_on(tmp_path):
+def test_remains_of_a_killed_save_are_removed_before_the_run_resumes(tmp_path):
     left = tmp_path / checkpointing.FOLDER / "7.orbax-checkpoint-tmp"
     left.mkdir(parents=True)
     (left / "half").write_text("")
@@ -166,7 +166,7 @@ def test_one_of_before_there_were_digests_is_loaded_with_a_line(run, tmp_path):
     np.testing.assert_array_equal(jax.tree.leaves(params)[0], jax.tree.leaves(numbers(NEW)[0])[0])
 
 
-def test_and_where_that_one_cannot_be_read_a_line_says_so(run, tmp_path):
+def test_an_unreadable_older_checkpoint_is_a_one_line_error(run, tmp_path):
     """Nothing shows its damages but that orbax fails."""
     shutil.copytree(run, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints" / str(NEW)

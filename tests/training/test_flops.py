@@ -255,7 +255,7 @@ def test_a_step_is_that_of_the_program(name: str) -> None:
     assert (traced.depthwise > 0) == (name == "efficientnet")
 
 
-def test_what_is_computed_again_is_not_credited() -> None:
+def test_recomputation_is_not_credited() -> None:
     plain, again = (traced_step(TINY["class"], 6, remat).flops for remat in ("none", "full"))
     assert plain < again <= 4 / 3 * flops.step(TINY["class"], Contrastive(), 6)
 

@@ -29,7 +29,7 @@ AUTO = dict(image=-1, text=-1)
         ("align-base", "v5e", 64, (0, 32)),
     ],
 )
-def test_what_suits_a_chip(model, chip, rows, expected):
+def test_chunks_that_suit_a_chip(model, chip, rows, expected):
     assert choose_chunks(AUTO, find_architecture(model), chip_named(chip), rows, "full") == expected
 
 
@@ -40,7 +40,7 @@ def test_fewer_tokens_make_larger_chunks():
     assert choose_chunks(AUTO, model, chip_named("v5e"), 128, "full") == (32, 64)
 
 
-def test_what_is_asked_for_is_taken():
+def test_configured_chunks_are_used():
     model, chip = find_architecture("ViT-B/16"), chip_named("v5e")
     assert choose_chunks(dict(image=7, text=0), model, chip, 128, "full") == (7, 0)
     assert choose_chunks(AUTO, model, chip, 128, "none") == (0, 0)

@@ -76,7 +76,7 @@ def test_a_metric_of_a_step_is_never_written_twice(
     assert sorted(written) == [(s, n) for s in range(1, 6) for n in "abc"]
 
 
-def test_resuming_appends_what_is_new(tmp_path: Path) -> None:
+def test_resuming_appends_new_metrics(tmp_path: Path) -> None:
     with writer(tmp_path) as w:
         for step in (1, 2, 3):
             w.write(step, {"loss": step})
@@ -232,7 +232,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_the_rates_leave_out_what_is_no_training(clock: list[float]) -> None:
+def test_the_rates_leave_out_time_not_spent_on_training(clock: list[float]) -> None:
     progress = Progress(steps=100, done=10, batch_size=32, devices=4)
     clock[0] += 2
     rates = progress.rates(20, flops=16e12)
@@ -290,7 +290,7 @@ def test_on_a_terminal_there_is_a_bar(
     assert "a line\n" in err
 
 
-def test_beside_the_first_process_nothing_is_written_or_said(
+def test_other_processes_write_and_print_nothing(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Unwritten() as writer:
@@ -336,7 +336,7 @@ def test_a_line_of_the_log_counts_the_texts_as_wide_as_they_were(clock: list[flo
     assert written.keys() == {2, 4}
 
 
-def test_devices_say_what_the_peak_is(clock: list[float]) -> None:
+def test_the_peak_follows_from_the_devices(clock: list[float]) -> None:
     def mesh_of(devices: list[Any]) -> Any:
         return SimpleNamespace(devices=np.array(devices, object), size=len(devices))
 

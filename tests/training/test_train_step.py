@@ -209,7 +209,7 @@ def test_text_weights_in_16_bits_have_the_gradients_of_those_in_32():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed"])
-def test_but_where_the_model_computes_in_32_so_do_they(dtype):
+def test_text_weights_are_widened_where_the_model_computes_in_32_bits(dtype):
     graph = nnx.graphdef(abstract_model(TINY, dtype, "none"))
     low = low_precision.text_weights(jax.tree.map(jnp.asarray, alone()[0]), SPECS, "bfloat16")
     computed, _ = step._with_gradient_dtypes(graph, (low, {}))

@@ -47,7 +47,7 @@ def test_a_second_trainer_is_told_who_the_first_is(tmp_path):
         pass
 
 
-def test_of_many_at_once_one_gets_it(tmp_path):
+def test_only_one_of_many_gets_the_lock(tmp_path):
     won, lost, start = [], [], threading.Barrier(16)
 
     def trainer():
@@ -97,7 +97,7 @@ def test_another_process_of_the_same_number_is_not_the_trainer(tmp_path):
 
 
 @pytest.mark.parametrize("space", ["another host", ""])
-def test_of_another_host_only_a_sign_of_life_tells(tmp_path, space):
+def test_a_trainer_on_another_host_is_known_by_its_signs_of_life(tmp_path, space):
     put(tmp_path, host="elsewhere", space=space)
     messages = []
     with take(tmp_path, tell=messages.append):
@@ -121,7 +121,7 @@ def test_a_damaged_file_keeps_nobody_out_for_long(tmp_path, raw):
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing", "link to itself"])
 @pytest.mark.parametrize("force", [False, True])
-def test_what_is_no_plain_file_is_refused_at_once(tmp_path, kind, force):
+def test_a_special_file_is_refused_at_once(tmp_path, kind, force):
     path = tmp_path / workdir_lock.NAME
     make = {
         "folder": path.mkdir,

@@ -55,7 +55,7 @@ def test_preprocessing_is_the_released_one(width: int, height: int, size: int) -
 
 
 @given(SIDE, SIDE, st.integers(2, 64))
-def test_what_is_too_long_to_resize_whole_comes_out_the_same(
+def test_a_very_long_picture_is_resized_in_parts_to_the_same_pixels(
     width: int, height: int, size: int
 ) -> None:
     image = picture(width * 100 + height, (width, height)).point(lambda v: 64 + v // 2)
@@ -203,7 +203,7 @@ def test_a_picture_with_broken_exif_is_still_a_picture() -> None:
     ],
     ids=["zero bytes", "text", "cut png", "cut jpeg", "cut webp", "broken png"],
 )
-def test_what_is_no_picture_is_named(data: bytes) -> None:
+def test_a_file_that_is_not_a_picture_is_named(data: bytes) -> None:
     with pytest.raises(UserError) as error:
         decode(data, "data.tar:0007.jpg")
     assert says(error.value, "data.tar:0007.jpg")
@@ -272,7 +272,7 @@ def test_a_jpeg_read_small_is_upright_too() -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "gif", "bmp", "tiff"])
-def test_what_is_no_jpeg_is_read_whole(kind: str) -> None:
+def test_other_formats_than_jpeg_are_read_at_full_size(kind: str) -> None:
     data = encoded(picture(1, (64, 48)), kind)
     assert np.array_equal(np.asarray(decode(data, "x", 4)), np.asarray(decode(data, "x")))
 
@@ -359,7 +359,7 @@ def test_formats_that_run_programs_are_refused() -> None:
     assert "Ghostscript" not in str(error.value)
 
 
-def test_a_decoder_keeps_what_fits_and_only_that() -> None:
+def test_a_decoder_caches_pictures_until_its_memory_is_full() -> None:
     data = [encoded(picture(i, (256, 256))) for i in range(8)]
     with_cache, without = decoding.Decoder(cache_mib=1), decoding.Decoder()
     with ThreadPoolExecutor(8) as pool:
@@ -437,7 +437,7 @@ def test_a_crop_of_the_least_side_has_the_pixels_of_a_view(
     assert min(right - left, bottom - top) > size - 1e-6
 
 
-def test_the_least_side_is_no_more_than_it_takes() -> None:
+def test_the_least_side_is_no_larger_than_needed() -> None:
     assert Augment(crop_scale=(1.0, 1.0)).least_side(224) == 224
     assert Augment().least_side(224) == 237  # ⌈224 / √0.9⌉
     assert Augment(crop_scale=(0.25, 1.0)).least_side(224) == 448
@@ -527,7 +527,7 @@ def test_colours_stay_at_zero_strength(seed: int, side: int) -> None:
     assert np.array_equal(recolor(pixels, Augment(), np.random.default_rng(seed)), pixels)
 
 
-def test_colours_change_as_they_are_told() -> None:
+def test_colours_change_by_the_configured_strength() -> None:
     pixels = np.asarray(picture(7, (16, 16)))
     rng = np.random.default_rng
     gray = recolor(pixels, Augment(gray=1.0), rng(0))
@@ -556,7 +556,7 @@ def test_colours_change_as_they_are_told() -> None:
         ("hue", float("nan")),
     ],
 )
-def test_impossible_augmentation_is_said(key: str, value: Any) -> None:
+def test_impossible_augmentation_is_an_error(key: str, value: Any) -> None:
     with pytest.raises(UserError) as error:
         Augment.from_dict({key: value})
     assert says(error.value, f"config.data.augment.{key}", value)

@@ -44,15 +44,13 @@ def exif() -> Image.Exif:
         ("RGB", "jpeg", {"exif": exif()}),
     ],
 )
-def test_what_is_not_plain_is_left_to_pillow(
-    mode: str, format: str, options: dict[str, Any]
-) -> None:
+def test_unusual_jpegs_are_left_to_pillow(mode: str, format: str, options: dict[str, Any]) -> None:
     data = encoded(picture(1, (40, 30)).convert(mode), format, **options)
     assert jpeg.size_of(data) is None
     assert jpeg.decode(data, 0, MAX_PIXELS) is None
 
 
-def test_what_is_damaged_or_large_is_left_to_pillow() -> None:
+def test_damaged_or_large_jpegs_are_left_to_pillow() -> None:
     data = encoded(picture(1, (40, 30)), "jpeg")
     assert jpeg.decode(data, 0, 40 * 30) is not None
     assert jpeg.decode(data, 0, 40 * 30 - 1) is None

@@ -193,7 +193,7 @@ def test_grey_and_black_and_white_arrays() -> None:
         ("http://127.0.0.1:9/cat.png", ["http://127.0.0.1:9/cat.png"]),
     ],
 )
-def test_what_is_no_picture_is_one_line(
+def test_a_value_that_is_not_a_picture_is_a_one_line_error(
     picture: Any, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clip_jax.io.retries.PATIENCE", 1)

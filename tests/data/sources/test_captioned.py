@@ -175,7 +175,7 @@ def test_names_in_a_table_stay_in_the_folder_and_links_are_the_users(tmp_path: P
         assert captions_of(folder) == {b"A": "A"} and left_out(folder) == {"no_picture": 1}
 
 
-def test_a_name_in_two_folders_is_no_guess(tmp_path: Path) -> None:
+def test_a_name_in_two_folders_is_not_guessed(tmp_path: Path) -> None:
     table = "file_name,text\n0.jpg,zero\n1.jpg,one\nval/0.jpg,val\n"
     write(
         tmp_path, {"train/0.jpg": b"t", "val/0.jpg": b"v", "x/1.jpg": b"1", "metadata.csv": table}

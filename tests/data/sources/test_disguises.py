@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("end", ["tar", "csv", "tsv", "jsonl", "parquet", "json", "txt"])
 @pytest.mark.parametrize("what", CONTENTS)
-def test_it_is_said_what_a_file_is(what: str, end: str, tmp_path: Path) -> None:
+def test_the_error_names_the_format_of_a_file(what: str, end: str, tmp_path: Path) -> None:
     if end in ("csv", "tsv", "jsonl", "parquet"):
         pytest.importorskip("pyarrow")
     path = tmp_path / f"x.{end}"
@@ -52,7 +52,9 @@ def test_spreadsheets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["arrow", "db", "csv2"])
-def test_what_is_no_tar_by_its_name_is_not_called_cut_short(end: str, tmp_path: Path) -> None:
+def test_a_file_with_an_unknown_suffix_is_not_called_a_truncated_tar(
+    end: str, tmp_path: Path
+) -> None:
     path = tmp_path / f"x.{end}"
     path.write_bytes(b"something else" * 99)
     with pytest.raises(Exception, match="neither a tar nor a table") as error:

@@ -76,7 +76,7 @@ def test_every_kind_of_picture_counts(tmp_path: Path, end: str) -> None:
     assert [decode(p.image, p.name).mode for p in pairs(tmp_path)] == ["RGB", "RGB"]
 
 
-def test_or_folders_say_what_their_pictures_show(tmp_path: Path) -> None:
+def test_folder_names_are_labels(tmp_path: Path) -> None:
     names = ["golden_retriever/1.jpg", "cat/2.jpg", "cat/more/tabby cat/3.jpeg"]
     write(tmp_path, dict.fromkeys(names, b"x"))
     assert [(Path(p.name).name, p.text) for p in pairs(tmp_path)] == [
@@ -245,7 +245,7 @@ def test_a_table_beside_classes_is_not_passed_over(tmp_path: Path) -> None:
         (tmp_path / table).unlink()
 
 
-def test_what_is_no_set_of_pairs_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_pairs_is_a_one_line_error(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty", {"x.txt": "x"})
     refused(lambda: open_source(str(empty)), f"{empty} holds no picture")
     silent = write(tmp_path / "silent", {"a/1.jpg": b"1", "2.jpg": b"2"})
@@ -262,7 +262,7 @@ def test_what_is_no_set_of_pairs_is_one_line(tmp_path: Path) -> None:
         ("1.txt", b"x" * (MAX_TEXT + 1), "is over 1 MiB"),
     ],
 )
-def test_a_caption_that_is_none_is_named(
+def test_a_file_without_a_usable_caption_is_named(
     tmp_path: Path, name: str, data: bytes | str, message: str
 ) -> None:
     write(tmp_path, {"1.jpg": encoded(picture()), name: data})
@@ -290,7 +290,7 @@ def test_text_without_the_picture(tmp_path: Path) -> None:
     ]
 
 
-def test_of_archives_in_several_folders_all_are_named(tmp_path: Path) -> None:
+def test_archives_in_several_folders_are_all_named(tmp_path: Path) -> None:
     for name in ("a/0.tar", "b/c/1.tar", "b/c/2.tar"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")

@@ -142,7 +142,7 @@ TRICKS = {
 
 
 @pytest.mark.parametrize("kind", TRICKS)
-def test_what_is_no_plain_file_is_not_read(here: Path, kind: str) -> None:
+def test_only_plain_files_of_a_tar_are_read(here: Path, kind: str) -> None:
     good, lines = read_tar(here / "x.tar", tricked(TRICKS[kind]))
     assert {"0.png", "9.png"} <= {*names(good)}
     rest = [p for p in good if p.name.endswith(":1.png")]
@@ -208,7 +208,7 @@ def test_names_never_reach_a_terminal_raw(here: Path, name: bytes) -> None:
     assert line.isprintable() and line.isascii() and ".png" in line
 
 
-def test_what_stands_after_the_end_changes_nothing(here: Path) -> None:
+def test_bytes_after_the_end_change_nothing(here: Path) -> None:
     tar = pair(b"0") + pair(b"1") + END
     for i, rest in enumerate((b"garbage", b"\x55" * 5000, bytes(10_240))):
         good, _ = read_tar(here / f"{i}.tar", tar + rest)
@@ -229,7 +229,7 @@ def test_two_of_the_same_name(here: Path) -> None:
     ]
 
 
-def test_what_is_in_the_folder_of_a_tar_is_never_used_for_it(here: Path) -> None:
+def test_files_beside_a_tar_are_never_used_for_it(here: Path) -> None:
     raw = tricked(damage.header(b"1.png", 0, b"2", b"x.tar") + TEXT)
     good, _ = read_tar(here / "x.tar", raw)
     assert names(good) == ["0.png", "9.png"]

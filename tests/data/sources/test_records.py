@@ -126,7 +126,7 @@ def test_files_that_array_record_calls_otherwise(tmp_path: Path) -> None:
     assert open_source(f"{tmp_path}/a.arrayrecord")[0][:2] == (b"J", {"text": "t"})
 
 
-def test_the_pictures_can_be_said(tmp_path: Path) -> None:
+def test_the_image_feature_can_be_configured(tmp_path: Path) -> None:
     path = write(tmp_path / "x.array_record", [example({"thumb": [b"1"], "text": [b"t"]})])
     refused(lambda: open_source(str(path)), path, "text, thumb", "config.data.image")
     assert open_source(str(path), SourceOptions("thumb"))[0][:2] == (b"1", {"text": "t"})
@@ -151,7 +151,9 @@ def test_records_that_are_no_pairs_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["empty", "garbage", "cut", "zeros", "folder"])
-def test_what_is_no_array_record_is_one_line(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_an_array_record_is_a_one_line_error(
+    tmp_path: Path, content: str
+) -> None:
     path = write(tmp_path / "x.array_record", [pair(i) for i in range(5)])
     raw = path.read_bytes()
     other = {"empty": b"", "garbage": b"hello " * 20_000, "cut": raw[: len(raw) // 2]}

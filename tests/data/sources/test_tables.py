@@ -120,7 +120,7 @@ def save_to_disk(folder: Path, parts: list[list[dict[str, Any]]]) -> Path:
     return folder
 
 
-def test_what_datasets_saved_is_mapped_and_not_copied(folder: Path) -> None:
+def test_a_folder_saved_by_datasets_is_mapped_and_not_copied(folder: Path) -> None:
     rows = [{"image": {"bytes": b"%d" % i, "path": None}, "text": f"{i}"} for i in range(7)]
     saved = save_to_disk(folder / "saved", [rows[:5], rows[5:]])
     assert [(p.image, p.text) for p in pairs(saved)] == [
@@ -162,7 +162,7 @@ def test_links_in_the_folder_are_the_users(folder: Path) -> None:
     assert pairs(table)[0].image == b"A", "a way into the folder by a link elsewhere"
 
 
-def test_the_column_of_the_pictures_can_be_said(folder: Path) -> None:
+def test_the_image_column_can_be_configured(folder: Path) -> None:
     rows = [{"thumb": "b.jpg", "full": "in/a.jpg", "caption": "x"}]
     path = write(folder / "x.csv", rows)
     refused(lambda: open_source(str(path)), "thumb, full all look", "config.data.image")
@@ -196,7 +196,9 @@ def test_the_column_of_the_pictures_can_be_said(folder: Path) -> None:
         ("x.jsonl", b'{"a": ' + b"1" * 5000 + b"}\n", "line 1: it is no JSON"),
     ],
 )
-def test_what_is_no_table_is_one_line(folder: Path, name: str, data: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_table_is_a_one_line_error(
+    folder: Path, name: str, data: bytes, message: str
+) -> None:
     (folder / name).write_bytes(data)
     refused(lambda: open_source(str(folder / name)), folder / name, message)
     assert not list((folder.parent / "cache").rglob("*.arrow*")), "nothing half-written is left"
@@ -225,7 +227,7 @@ def test_rows_without_a_picture_are_left_out_and_counted(folder: Path) -> None:
     )
 
 
-def test_a_cell_that_is_no_picture_is_named(folder: Path) -> None:
+def test_a_cell_that_is_not_a_picture_is_named(folder: Path) -> None:
     source = open_source(
         str(write(folder / "x.jsonl", [{"p": 3, "caption": "x"}])), SourceOptions("p")
     )
@@ -264,7 +266,7 @@ def test_every_row_keeps_its_own_number_and_words(
     assert (report.seen, report.used) == (len(images), len(expected))
 
 
-def test_json_lines_say_what_they_say(folder: Path) -> None:
+def test_json_lines_keep_their_values(folder: Path) -> None:
     """Rows in which a reader that infers columns gives the captions of others, or nothing."""
     rows: list[dict[str, Any]] = [
         {"p": "b.jpg", "captions": [None, "caption 0"]},
@@ -342,7 +344,7 @@ SEPARATED = "path{0}caption{0}n\nb.jpg{0}a cat{0}1\nin/a.jpg{0}two, dogs; both{0
 
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
 @pytest.mark.parametrize("end", ["csv", "tsv"])
-def test_another_separator_is_seen_and_said(folder: Path, end: str, separator: str) -> None:
+def test_another_separator_is_detected_and_reported(folder: Path, end: str, separator: str) -> None:
     text = SEPARATED.format(separator)
     if separator in ",;":
         text = text.replace("two, dogs; both", '"two, dogs; both"')
@@ -358,7 +360,7 @@ def test_another_separator_is_seen_and_said(folder: Path, end: str, separator: s
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 @pytest.mark.parametrize("end", ["csv", "jsonl"])
-def test_the_encoding_is_seen_and_said(folder: Path, end: str, encoding: str) -> None:
+def test_the_encoding_is_detected_and_reported(folder: Path, end: str, encoding: str) -> None:
     row = {"path": "b.jpg", "caption": "ein Käse für 5 €"}
     text = json.dumps(row, ensure_ascii=False) if end == "jsonl" else "path,caption\n{0},{1}"
     path = folder / f"x.{end}"
@@ -403,7 +405,7 @@ def test_a_few_broken_rows_are_counted_and_many_are_refused(folder: Path) -> Non
         )
 
 
-def test_a_lone_quotation_mark_is_told_and_can_be_taken_as_a_letter(folder: Path) -> None:
+def test_a_lone_quotation_mark_is_reported_and_can_be_taken_as_a_letter(folder: Path) -> None:
     rows = [f"b.jpg,dog {i}" for i in range(30)]
     rows[3] = 'b.jpg,"big" cat'
     rows[5], rows[20] = 'b.jpg,"cat', 'b.jpg,a 12" ruler'
@@ -478,7 +480,7 @@ def test_a_table_has_a_fingerprint(folder: Path) -> None:
     assert open_source(str(saved)).fingerprint != before
 
 
-def test_a_schema_that_lies_is_one_line(folder: Path) -> None:
+def test_a_schema_that_lies_is_a_one_line_error(folder: Path) -> None:
     write(folder / "0.parquet", ROWS)
     other = [{**row, "n": str(row["n"])} for row in ROWS]
     write(folder / "1.parquet", [{**row, "title": i} for i, row in enumerate(other)])

@@ -75,7 +75,7 @@ def test_numbers_of_any_size(value: int) -> None:
 
 
 @pytest.mark.parametrize("field", [b"12a        ", b"-1         \0", b"1 2", b"\x81" + b"1" * 11])
-def test_what_is_no_number(field: bytes) -> None:
+def test_invalid_numbers_are_refused(field: bytes) -> None:
     with pytest.raises(DamageError):
         number(field)
 

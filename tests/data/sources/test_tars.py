@@ -50,7 +50,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("text", ["json", "txt"])
-def test_pairs_are_what_tarfile_reads(tar_factory: TarFactory, text: str) -> None:
+def test_pairs_equal_the_members_that_tarfile_reads(tar_factory: TarFactory, text: str) -> None:
     path = tar_factory(pairs=7, text=text, kind="webp")
     members, source = plain(path), TarSource(str(path))
     assert len(source) == 7
@@ -154,7 +154,7 @@ def test_a_name_that_occurs_twice_keeps_both_texts(tmp_path: Path) -> None:
     assert left_out(source) == {"repeated": 2, "no_picture": 1}
 
 
-def test_a_mask_is_no_picture_unless_it_is_named(tmp_path: Path, cache: Path) -> None:
+def test_a_mask_is_not_a_picture_unless_configured(tmp_path: Path, cache: Path) -> None:
     members = []
     for i in range(4):
         members += [(f"{i}.png", b"p%d" % i), (f"{i}.seg.png", b"m%d" % i)]
@@ -345,7 +345,7 @@ def test_a_damaged_tar_is_used_up_to_the_damage(tar_factory: TarFactory, kind: s
         ("empty", "cut short"),
     ],
 )
-def test_of_what_nothing_can_be_read_a_line_says_why(
+def test_an_unreadable_tar_is_a_one_line_error(
     tar_factory: TarFactory, kind: str, word: str
 ) -> None:
     path = tar_factory(pairs=4)
@@ -364,7 +364,7 @@ def test_a_run_says_which_tar_is_damaged(tar_factory: TarFactory) -> None:
     assert [line for line in lines if "1 of 1 tars" in line and str(path) in line]
 
 
-def test_of_many_tars_few_may_be_left_out(tar_factory: TarFactory) -> None:
+def test_few_of_many_tars_may_be_left_out(tar_factory: TarFactory) -> None:
     paths = [tar_factory(f"{i}.tar", pairs=2, first=2 * i) for i in range(5)]
     pattern = str(paths[0].parent / "{0..4}.tar")
     expected = [f"picture {i}" for i in (0, 1, 4, 5, 6, 7, 8)]
@@ -421,7 +421,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(info, io.BytesIO(content))
 
 
-def test_folders_and_hidden_files_are_passed_over_and_what_is_no_file_is_unreadable(
+def test_folders_and_hidden_files_are_skipped_and_special_members_are_unreadable(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "x.tar"
@@ -533,7 +533,7 @@ def test_a_tar_that_shrinks_during_a_run_is_named(tar_factory: TarFactory) -> No
     assert says(error.value, f"{path}:000002.png")
 
 
-def test_no_data_is_said() -> None:
+def test_missing_data_is_an_error() -> None:
     with pytest.raises(UserError) as error:
         open_source("")
     assert says(error.value, "config.data.train")

@@ -318,7 +318,7 @@ def test_caption_stands_for_the_obvious_text(
     assert open_source("tfds:toy:train")[0].text == expected
 
 
-def test_which_version_and_configuration(here: Path) -> None:
+def test_version_and_configuration_are_chosen(here: Path) -> None:
     def place(target: str, color: str) -> None:
         prepared = toy(here / "made" / color, features, {"image": png(color), "text": color})
         shutil.copytree(prepared, here / target)
@@ -355,11 +355,11 @@ def line(spec: str) -> str:
 @pytest.mark.parametrize(
     "spec", ["tfds:mnist", "tfds::train", "tfds:mnist:", "tfds:mnist:train[:5"]
 )
-def test_a_spec_that_is_none(here: Path, spec: str) -> None:
+def test_an_invalid_spec_is_refused(here: Path, spec: str) -> None:
     assert "is not tfds:NAME:SPLIT" in line(spec)
 
 
-def test_names_that_are_none(here: Path) -> None:
+def test_unknown_names_are_refused(here: Path) -> None:
     assert "names no data set" in line("tfds:two words:train")
     assert "has no 'mnits'" in line("tfds:mnits:train")
     assert line("tfds:mnits:train").endswith("did you mean mnist?")
@@ -389,7 +389,7 @@ def test_prepared_for_tensorflow(here: Path) -> None:
     assert "file_format='array_record'" in message
 
 
-def test_pictures_that_are_none(here: Path) -> None:
+def test_the_image_feature_must_be_clear(here: Path) -> None:
     f = tfds.features
     toy(here, {"text": f.Text(), "id": f.Text()}, {"text": "a", "id": "b"}, name="words")
     assert line("tfds:words:train") == "words has no image feature; it has: id, text"
@@ -425,7 +425,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install 'clip_jax[tfds]'" in line("tfds:clip_jax_emoji:train")
 
 
-def test_the_command_says_what_is_wrong(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_mistakes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.run(["--help"])
     assert "--data-dir" in capsys.readouterr().out
@@ -437,7 +437,7 @@ def test_the_command_says_what_is_wrong(here: Path, capsys: pytest.CaptureFixtur
         command.run(["imagenet2012"])
 
 
-def test_the_command_leaves_what_is_prepared(
+def test_the_command_leaves_prepared_datasets_alone(
     emoji_here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     info = emoji_here / "clip_jax_emoji" / "1.0.0" / "dataset_info.json"

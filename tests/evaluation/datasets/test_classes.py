@@ -61,7 +61,7 @@ def test_other_class_names_take_the_place_of_those_known() -> None:
     refused(lambda: classes.targets(named(2)), "class 2", "0…1")
 
 
-def test_an_unknown_name_is_told_with_its_place() -> None:
+def test_an_unknown_name_is_reported_with_its_place() -> None:
     refused(lambda: Classes(LABELS).targets(named("hot dog", "cat")), "'cat'", "1.jpg", "3 classes")
     refused(lambda: Classes(["a", "a!", "b"]).targets(named("a", "b")), "'a'")
 
@@ -88,7 +88,7 @@ def test_any_order_of_names_leads_to_the_same_classes(order: list[int], values: 
 
 
 @given(st.text())
-def test_plain_names_stay_so(name: str) -> None:
+def test_plain_names_are_unchanged(name: str) -> None:
     assert plain(plain(name)) == plain(name) or not plain(name).isascii()
     assert plain(name.replace("_", " ")) == plain(name.replace(" ", "").replace("_", ""))
 

@@ -177,7 +177,7 @@ def test_a_damaged_suite_is_named(
     refused(lambda: open_set("mine", {"data": str(home)}), *words)
 
 
-def test_a_class_that_is_no_number(tmp_path: Path) -> None:
+def test_a_class_that_is_not_a_number(tmp_path: Path) -> None:
     home = suite(tmp_path / "mine", ["0", "cat"], "cls")
     write(home, {"classnames.txt": "cat\ndog"})
     refused(
@@ -418,7 +418,7 @@ def test_damaged_captions_are_named(tmp_path: Path, images: list[Any], words: li
 
 
 @pytest.mark.parametrize("content", ["[1]", '{"images": 3}', "{", "[" * 100_000, b"\xff"])
-def test_captions_that_are_none(tmp_path: Path, content: bytes | str) -> None:
+def test_invalid_caption_files_are_refused(tmp_path: Path, content: bytes | str) -> None:
     write(tmp_path / "flickr30k", {"1.jpg": PNG, "dataset_flickr30k.json": content})
     refused(lambda: open_set("flickr30k", folder=tmp_path), "dataset_flickr30k.json")
 
@@ -467,7 +467,7 @@ def test_a_metric_of_several_classes_gets_such_targets(tmp_path: Path) -> None:
     assert test.target is not None and test.target.tolist() == [[True, False], [False, True]]
 
 
-def test_a_pipe_is_no_file_of_labels(tmp_path: Path) -> None:
+def test_a_pipe_as_file_of_labels_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"cat/1.png": PNG})
     os.mkfifo(tmp_path / "l.json")
     values = {"data": str(tmp_path), "labels": f"{tmp_path}/l.json"}

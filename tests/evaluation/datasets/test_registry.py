@@ -64,7 +64,7 @@ def test_the_papers_sets() -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_what_is_known_of_a_set_fits_together(name: str) -> None:
+def test_the_values_of_a_set_are_consistent(name: str) -> None:
     known = standard(name)
     assert known.name == name
     assert known.metric in (*METRICS, "retrieval", "bias")

@@ -76,7 +76,7 @@ def test_harms_by_counting(n: int, seed: int) -> None:
             assert score.value == pytest.approx(np.mean(hits))
 
 
-def test_what_is_no_number_is_no_label() -> None:
+def test_nan_predicts_no_label() -> None:
     labels, _ = harm_labels(child=True)
     nothing = np.full((4, len(labels)), np.nan, np.float32)
     (table,) = harms(nothing, {"gender": ["Male", "Female"] * 2})

@@ -132,7 +132,7 @@ def test_not_defined() -> None:
     assert alone.nll == pytest.approx(np.log(2))
 
 
-def test_what_is_not_finite_is_no_confidence() -> None:
+def test_nonfinite_logits_have_no_confidence() -> None:
     logits, target = drawn(4, 50, 3)
     broken = logits.copy()
     broken[::2, 1] = np.nan

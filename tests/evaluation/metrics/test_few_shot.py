@@ -27,7 +27,7 @@ def clusters(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 9))
-def test_so_many_of_each_class_are_drawn(labels: list[int], shots: int, seed: int) -> None:
+def test_shots_are_drawn_from_each_class(labels: list[int], shots: int, seed: int) -> None:
     target = np.array(labels)
     rows = few_shot.draw(target, shots, seed)
     assert len(set(rows.tolist())) == len(rows)
@@ -109,7 +109,7 @@ def test_the_strength_is_the_validation_splits_best() -> None:
         few_shot.few_shot(*data)
 
 
-def test_faults_are_told_in_one_line() -> None:
+def test_faults_are_one_line_errors() -> None:
     train, target = clusters(50, 0)
     refused(lambda: few_shot.few_shot(train, target, train, target, 6), "class 5")
     broken = np.full_like(train, np.inf)

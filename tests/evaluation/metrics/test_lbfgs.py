@@ -105,7 +105,7 @@ def test_steps_grow_and_shrink() -> None:
     np.testing.assert_allclose(result.x, -np.log(steep) / steep, rtol=1e-3)
 
 
-def test_what_cannot_converge_ends_and_says_so() -> None:
+def test_problems_that_cannot_converge_end_and_are_marked() -> None:
     start, (steep, at) = quadratics(3)
     result = lbfgs.minimize(quadratic, start, (steep, at.astype(np.float32)), (), iterations=2)
     assert not result.converged.any() and result.iterations.max() <= 3

@@ -61,7 +61,7 @@ def test_a_probe_chooses_refits_and_tests() -> None:
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(0, 3))
-def test_what_is_held_out_leaves_every_class_a_row(labels: list[int], seed: int) -> None:
+def test_holding_out_leaves_every_class_a_row(labels: list[int], seed: int) -> None:
     target = np.array(labels)
     held_out = linear_probe.held_out(target, 6, seed=seed)
     assert (held_out == linear_probe.held_out(target, 6, seed=seed)).all()
@@ -70,14 +70,14 @@ def test_what_is_held_out_leaves_every_class_a_row(labels: list[int], seed: int)
         assert own == (0 if count == 1 else max(1, round(count / 10)))
 
 
-def test_of_several_labels_the_rarest_keeps_its_share() -> None:
+def test_the_rarest_of_several_labels_keeps_its_share() -> None:
     target = np.zeros((200, 3), bool)
     target[:, 0], target[:20, 1], target[0, 2] = True, True, True
     held_out = linear_probe.held_out(target, 3, 0.25)
     assert not held_out[0] and target[held_out, 1].sum() == math.floor(19 / 4 + 0.5)
 
 
-def test_faults_are_told_in_one_line() -> None:
+def test_faults_are_one_line_errors() -> None:
     features, target = clusters(40)
     broken = features.copy()
     broken[7, 3] = np.nan

@@ -164,7 +164,7 @@ def test_directions_without_data_get_no_weight() -> None:
         assert np.abs(fitted.kernel[i][:, 8:]).max() < 1e-3 * size
 
 
-def test_faults_are_told_in_one_line() -> None:
+def test_faults_are_one_line_errors() -> None:
     features, target = clusters(40)
     strengths = np.array([1.0])
     refused(lambda: logistic.fit(features, target, 6, strengths), "2 of 6", "class 4")

@@ -123,7 +123,7 @@ def test_any_mode_and_pixels_are_described() -> None:
     assert describe(Image.new("RGB", (1, 1), "red")).shape == describe(image).shape
 
 
-def test_a_plain_picture_is_like_none() -> None:
+def test_a_plain_picture_resembles_no_other() -> None:
     plain = Image.new("RGB", (20, 20), (90, 90, 90))
     assert not describe(plain).any()
     train = np.stack([describe(plain), describe(picture(0))])
@@ -143,7 +143,7 @@ def test_nearest_over_all_views(n: int, m: int, each: int, seed: int) -> None:
     assert (single == (test[:, 0] @ train.T).max(axis=1)).all()
 
 
-def test_nothing_trained_on() -> None:
+def test_without_overlap_there_is_no_difference() -> None:
     number, similarity = nearest_train(np.ones((2, 3), np.float32), np.empty((0, 3), np.float32))
     assert number.tolist() == [-1, -1]
     overlap = assess(np.array([True, False]), similarity, 0.9)

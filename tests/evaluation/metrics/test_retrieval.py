@@ -84,7 +84,7 @@ def test_both_directions() -> None:
 WAYS = ("image_to_text", "text_to_image")
 
 
-def test_what_is_no_number_or_missing_is_no_hit() -> None:
+def test_nan_or_a_missing_partner_is_no_hit() -> None:
     nothing = np.full((30, 2), np.nan, np.float32)
     group = np.arange(30)
     assert set(both_ways(nothing, nothing, group, group).values()) == {0.0}
@@ -175,7 +175,7 @@ def test_similarities_are_as_good_as_float32s() -> None:
     assert np.abs(values - np.take_along_axis(exact, numbers, axis=1)).max() < 1e-6
 
 
-def test_what_is_no_number_is_found_last() -> None:
+def test_nan_is_ranked_last() -> None:
     gallery = np.eye(3, dtype=np.float32)
     gallery[0, 1] = np.nan
     numbers, values = nearest(np.ones((1, 3), np.float32), gallery, 5)
@@ -208,7 +208,7 @@ def test_any_of_several_captions_is_a_hit(images: int, captions: int, seed: int)
             assert score.low <= score.value == plain[f"{way}/r{k}"] <= score.high
 
 
-def test_nothing_to_look_for_or_in() -> None:
+def test_empty_queries_or_gallery() -> None:
     none, some = np.empty((0, 4), np.float32), unit(np.random.default_rng(0), 3, 4)
     empty, three = np.arange(0), np.arange(3)
     assert retrieval.recalls(none, none, empty, empty).image_to_text["r1"].value is None

@@ -262,7 +262,7 @@ def test_a_class_without_rows_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
-def test_what_is_no_number_is_never_right(classes: int) -> None:
+def test_nan_is_never_right(classes: int) -> None:
     nothing, target = np.full((6, classes), np.nan, np.float32), np.arange(6) % 2
     for metric in LABELLED:
         assert score(metric, nothing, target).value == 0

@@ -25,7 +25,7 @@ def test_by_hand() -> None:
     }
 
 
-def test_what_is_no_number_is_never_right() -> None:
+def test_nan_is_never_right() -> None:
     nothing = np.full((4, 6), np.nan, np.float32)
     assert top_k(nothing, np.arange(4)) == {"top1": 0.0, "top5": 0.0}
     own = LOGITS.copy()

@@ -30,7 +30,7 @@ def test_a_side_is_chosen_and_noise_is_still_small() -> None:
     assert len(thumbnail(picture(0, (500, 500)))) < 8_000
 
 
-def test_what_shines_through_is_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
     pixels = np.asarray(Image.open(io.BytesIO(thumbnail(clear))).convert("RGB"))
     assert pixels.min() > 250

@@ -199,7 +199,7 @@ def test_the_loss_by_its_logarithm(visit: Any) -> None:
     assert page.evaluate(shown) == [False, True]
 
 
-def test_without_scripts_all_is_there(visit: Any) -> None:
+def test_the_page_is_complete_without_scripts(visit: Any) -> None:
     page = visit(java_script_enabled=False)
     assert page.locator("#accuracy tbody tr").count() == 7
     assert page.locator("#theme").is_hidden()

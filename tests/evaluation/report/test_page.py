@@ -132,7 +132,7 @@ def test_a_picture_is_held_once(full_report: Any) -> None:
     assert render(more, {**pictures, **again}).count("data:image/") == count
 
 
-def test_nothing_is_asked_for(full_report: Any) -> None:
+def test_the_page_requests_nothing(full_report: Any) -> None:
     page = render(*full_report)
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
@@ -312,14 +312,14 @@ def test_a_line_ends_at_its_knee(reference: float, left: bool) -> None:
 @pytest.mark.parametrize(
     "line", ["", None, 3, [], {}, {"slope": "x"}, {"slope": 1e99, "intercept": 0}]
 )
-def test_a_line_that_is_none_is_not_drawn(line: Any) -> None:
+def test_a_missing_line_is_not_drawn(line: Any) -> None:
     shift_values = shift("imagenet_r", 0.4) | {"line": line}
     page = render({"robustness": {"shifts": {"x": shift_values}}}, {})
     assert '"dots"' in page
     assert '"line c1"' not in page
 
 
-def test_what_is_no_picture_is_an_empty_frame(full_report: Any) -> None:
+def test_an_unreadable_picture_is_an_empty_frame(full_report: Any) -> None:
     results, pictures = full_report
     bad = dict.fromkeys(pictures, b"<svg onload=alert(1)>")
     page = render(results, bad)

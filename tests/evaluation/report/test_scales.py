@@ -86,7 +86,7 @@ def test_ticks() -> None:
         (formats.interval({"low": None, "high": 0.64}), ""),
     ],
 )
-def test_numbers_are_said(output: str, text: str) -> None:
+def test_numbers_are_formatted(output: str, text: str) -> None:
     assert output == text
 
 
@@ -117,7 +117,7 @@ def test_decimals(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_not_drawn(value: float) -> None:
+def test_nonfinite_values_are_not_drawn(value: float) -> None:
     with pytest.raises(ValueError, match="no place"):
         decimal(value)
 

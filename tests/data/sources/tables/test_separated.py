@@ -65,7 +65,7 @@ def test_a_cell_too_many_is_still_a_broken_row(folder: Path) -> None:
     refused(lambda: open_source(str(folder / "x.csv")), "line 2", "3 cells", "quote cells")
 
 
-def test_marks_that_backslashes_escape_are_said(folder: Path) -> None:
+def test_marks_that_backslashes_escape_are_reported(folder: Path) -> None:
     (folder / "x.csv").write_text('image,caption\nb.jpg,x\nb.jpg,"say \\"a\\" b"\n')
     (note,) = open_source(str(folder / "x.csv")).opening_report().notes
     assert "1 rows, such as line 3" in note and '\\"' in note
