@@ -97,7 +97,7 @@ def convert(
 
     # resized positions are rounded only once
     params, stats = original.read("keep" if dtype == "keep" else "float32")
-    params, _ = positions.resized(params, original.config, image_size, context_length)
+    params, _ = positions.resize_model(params, original.config, image_size, context_length)
     leaves = [leaf for _, leaf in arrays.flat(params)]
     return Conversion(
         library=original.library,
@@ -146,10 +146,14 @@ def _plan(
     if to == "openai" and not usual:
         note(f"OpenAI's code prepares pictures in its own way, not by {preprocess}")
     trusted = tokenizer is not None
-    words = _tokenizer(tokenizer or original.tokenizer, config, to, note, trusted=trusted)
+    written_tokenizer = _find_tokenizer(
+        tokenizer or original.tokenizer, config, to, note, trusted=trusted
+    )
     _check_free(file, list(documents), overwrite)
     _check_room(file, sum(t.dtype.itemsize * math.prod(t.shape) for t in tensors.values()))
-    return _Target(file, to, config, preprocess, words, dtype, str(abstract), len(tensors))
+    return _Target(
+        file, to, config, preprocess, written_tokenizer, dtype, str(abstract), len(tensors)
+    )
 
 
 def _write(target: _Target, parameters: Variables) -> dict[str, int]:
@@ -190,7 +194,7 @@ def _convert_config(
             f"it was trained with config.dtype={original.dtype}; {title_of(to)} computes in "
             "float32 unless told otherwise, so that features differ in their last digits"
         )
-    config = positions.sized(original.config, image_size, context_length)
+    config = positions.resize_config(original.config, image_size, context_length)
     for line in _resizings(original.config, config):
         note(line)
     if activation not in (None, config.activation):
@@ -265,7 +269,7 @@ def _resizings(old: CLIPConfig, new: CLIPConfig) -> Iterator[str]:
         yield f"positions of texts resized from {lengths[0]} to {lengths[1]} tokens"
 
 
-def _tokenizer(
+def _find_tokenizer(
     name: str | None,
     config: CLIPConfig,
     to: Library,

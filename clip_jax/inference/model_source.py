@@ -119,7 +119,7 @@ def open_run(path: str | Path) -> ModelSource:
     def read_sharded(like: Any) -> Variables:
         return checkpointing.read_variables(workdir, step, like)
 
-    def read(dtype: str) -> Variables:
+    def read_variables_in(dtype: str) -> Variables:
         where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
@@ -133,7 +133,7 @@ def open_run(path: str | Path) -> ModelSource:
         config=run.model,
         preprocess=preprocess_of(run.model),
         tokenizer=run.tokenizer,
-        read=read,
+        read=read_variables_in,
         read_sharded=read_sharded,
         workdir=Path(workdir),
         step=step,
@@ -195,5 +195,5 @@ def open_weights(
         tokenizer=weights.tokenizer,
         read=lambda dtype: read_variables(weights, dtype),
         read_sharded=read_sharded,
-        remarks=(weights.guessed,) if weights.guessed else (),
+        remarks=(weights.assumptions,) if weights.assumptions else (),
     )

@@ -25,7 +25,7 @@ from clip_jax.tokenizers.packing import check_context_length
 from clip_jax.weights import arrays
 from clip_jax.weights.library import is_weights
 from clip_jax.weights.param_mapping import Library
-from clip_jax.weights.positions import resized
+from clip_jax.weights.positions import resize_model
 
 ZERO_SHOT = "zero-shot-image-classification"
 
@@ -75,7 +75,7 @@ def load(
         category = DamageWarning if source.workdir else GuessedWarning
         warnings.warn(remark, category, stacklevel=2)
     parameters, statistics = source.read(params)
-    parameters, config = resized(parameters, source.config, image_size, context_length)
+    parameters, config = resize_model(parameters, source.config, image_size, context_length)
     if activation not in (None, config.activation):
         raise UserError(
             f"{source.path} was trained with {config.activation}: leave out {activation=}"

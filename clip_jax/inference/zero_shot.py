@@ -171,7 +171,7 @@ class ZeroShotClassifier:
     def _pixels(self, images: Iterable[Any], ahead: int) -> Iterator[np.ndarray | UserError]:
         """The pixels of each image, or why it cannot be read; `ahead` images are read ahead."""
 
-        def read(image: Any) -> np.ndarray | UserError:
+        def read_pixels(image: Any) -> np.ndarray | UserError:
             try:
                 return self.preprocess(picture(image))
             except UserError as error:
@@ -181,7 +181,7 @@ class ZeroShotClassifier:
         with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
             try:
                 for image in images:
-                    waiting.append(pool.submit(read, image))
+                    waiting.append(pool.submit(read_pixels, image))
                     if len(waiting) >= ahead:
                         yield waiting.popleft().result()
                 while waiting:
@@ -238,10 +238,10 @@ def unique_labels(candidates: Sequence[str] | str) -> list[str]:
     if len(unique) < len(labels):
         seen: set[str] = set()
         repeated = list(dict.fromkeys(x for x in labels if x in seen or seen.add(x)))  # type: ignore[func-returns-value]
-        shown = ", ".join(f"{label!r:.40}" for label in repeated[:3])
+        examples = ", ".join(f"{label!r:.40}" for label in repeated[:3])
         more = ", …" if len(repeated) > 3 else ""
         warnings.warn(
-            f"labels: {shown}{more} given more than once; each label counts once",
+            f"labels: {examples}{more} given more than once; each label counts once",
             GuessedWarning,
             stacklevel=3,
         )

@@ -56,7 +56,9 @@ class Trainer(setup.Recipe):
         """A fresh state with saved weights in fp32; positions are resized to the model's sizes."""
         params, stats = jax.device_get(source.read("float32"))
         vision, text = self.run.model.vision, self.run.model.text
-        params, _ = positions.resized(params, source.config, vision.image_size, text.context_length)
+        params, _ = positions.resize_model(
+            params, source.config, vision.image_size, text.context_length
+        )
         return step_lib.state_of(
             self.run.model, (params, stats), self.optimizer, self.mesh, **self.state_options
         )

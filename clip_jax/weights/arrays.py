@@ -92,7 +92,7 @@ def check(tensors: Tensors, table: list[Leaf], shapes: Mapping[str, Any]) -> Non
     wrong = [
         f"{name} is {tensors.shapes[name]}, not {shape}"
         for name, shape in wanted.items()
-        if name in tensors and not _same(tensors.shapes[name], shape)
+        if name in tensors and not _is_same_shape(tensors.shapes[name], shape)
     ]
     for faults, message in (
         (missing, "has no {}"),
@@ -105,7 +105,7 @@ def check(tensors: Tensors, table: list[Leaf], shapes: Mapping[str, Any]) -> Non
             raise UserError(f"{tensors.path} {message.format(faults[0])}{more}{hint}")
 
 
-def _same(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+def _is_same_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return shape == wanted or {shape, wanted} == {(), (1,)}  # a scalar, in some versions
 
 

@@ -79,7 +79,7 @@ def documents(config: CLIPConfig, library: Library, preprocess: Preprocess) -> d
     leaves(config, library)
     mapping = mapping_of(library)
     beside = mapping.documents(config, preprocess)
-    theirs = mapping.understood(config, preprocess, beside)
+    theirs = mapping.interpret(config, preprocess, beside)
     for key, our_value, their_value in configs.differences(configs.essence(config), theirs):
         raise UserError(
             f"{library} has no way to say model.{key}={our_value!r}: it would compute with "

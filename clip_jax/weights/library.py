@@ -46,7 +46,7 @@ class SavedWeights:
       config: the architecture; sizes are the file's own.
       preprocess: from a picture to pixels.
       tokenizer: as for `tokenizers.load`; None if there is none beside the weights.
-      guessed: assumptions that no file states, in words; empty if there are none.
+      assumptions: what no file states, in words; empty if there are none.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class SavedWeights:
     config: CLIPConfig
     preprocess: Preprocess
     tokenizer: str | None
-    guessed: str = ""
+    assumptions: str = ""
 
 
 def is_weights(path: Path) -> bool:
@@ -104,20 +104,26 @@ def find_weights(
         library = library or _recognize(tensors)
         folder = path if path.is_dir() else path.parent
         beside = folder / mapping_of(library).config_file
-        guessed = _left_out(tensors)
+        assumptions = _describe_left_out(tensors)
         if beside.is_file():
             if path.is_dir() or path.name in usual_files(library):
-                weights = _described(path, folder, library, beside, name)
-                return dataclasses.replace(weights, guessed=_joined(guessed, weights.guessed))
-            if renamed := _renamed(tensors, path, library, beside, name):
-                return dataclasses.replace(renamed, guessed=_joined(guessed, renamed.guessed))
-            guessed = _joined(guessed, f"{beside} is about another model than {path}: not used")
+                weights = _read_described(path, folder, library, beside, name)
+                return dataclasses.replace(
+                    weights, assumptions=_join(assumptions, weights.assumptions)
+                )
+            if renamed := _find_renamed(tensors, path, library, beside, name):
+                return dataclasses.replace(
+                    renamed, assumptions=_join(assumptions, renamed.assumptions)
+                )
+            assumptions = _join(
+                assumptions, f"{beside} is about another model than {path}: not used"
+            )
         if recognize and mapping_of("openai").recognizes(tensors):
             library = "openai"
         if name is None:
             name = _architecture_by_shapes(tensors, library)
-            guessed = _joined(
-                guessed, f"no config is known of {path}: by its shapes it is taken for {name}"
+            assumptions = _join(
+                assumptions, f"no config is known of {path}: by its shapes it is taken for {name}"
             )
         config = architectures.find_architecture(name)
         _check_names(config, library, path, name)
@@ -126,8 +132,8 @@ def find_weights(
             config = dataclasses.replace(config, activation=activation or config.activation)
             stated = activation is not None or OPENAIS_OWN in tensors
             if config.activation == "quick_gelu" and not stated:
-                guessed = _joined(
-                    guessed,
+                assumptions = _join(
+                    assumptions,
                     f"no config is known of {path} that says its activation: QuickGELU is taken, "
                     "as in OpenAI's models; open_clip's own, but for those called -quickgelu, need "
                     "activation=gelu",
@@ -135,7 +141,7 @@ def find_weights(
     if library == "open_clip" and config.activation == "gelu_tanh":
         config = dataclasses.replace(config, activation="gelu")  # as open_clip computes SigLIP
     preprocess, tokenizer = preprocess_of(config), _usual_tokenizer(config)
-    return SavedWeights(path, library, config, preprocess, tokenizer, guessed)
+    return SavedWeights(path, library, config, preprocess, tokenizer, assumptions)
 
 
 def _is_users(library: Library | None) -> bool:
@@ -166,11 +172,11 @@ def _is_clip(config: CLIPConfig) -> bool:
     return config.activation in ("quick_gelu", "gelu") and config.log_scale
 
 
-def _joined(*lines: str) -> str:
+def _join(*lines: str) -> str:
     return "; ".join(line for line in lines if line)
 
 
-def _left_out(tensors: ModelTensors) -> str:
+def _describe_left_out(tensors: ModelTensors) -> str:
     """A line about tensors of a file that do not belong to the model."""
     lines = []
     if len(tensors.models) > 1:
@@ -181,15 +187,15 @@ def _left_out(tensors: ModelTensors) -> str:
             f"{len(names):,} tensors of {tensors.path} do not belong to the model and are left "
             f"out, such as {names[0]}"
         )
-    return _joined(*lines)
+    return _join(*lines)
 
 
-def _renamed(
+def _find_renamed(
     tensors: Tensors, path: Path, library: Library, beside: Path, name: str | None
 ) -> SavedWeights | None:
     """The model of the config beside a file of any name, if it describes exactly these tensors."""
     try:
-        weights = _described(path, path.parent, library, beside, name)
+        weights = _read_described(path, path.parent, library, beside, name)
         shapes = dict(arrays.flat(*variables(abstract_model(weights.config))))
         arrays.check(tensors, leaves(weights.config, library), shapes)
     except UserError:
@@ -208,15 +214,15 @@ def _recognize(tensors: Tensors) -> Library:
     )
 
 
-def _described(
+def _read_described(
     path: Path, folder: Path, library: Library, beside: Path, name: str | None
 ) -> SavedWeights:
     """The model that the config beside the weights describes."""
-    guessed = ""
+    assumptions = ""
     config, preprocess, where = mapping_of(library).describe(beside)
     if preprocess is None:
         preprocess = preprocess_of(config)
-        guessed = f"there is no {where}: pictures are prepared as such models usually are"
+        assumptions = f"there is no {where}: pictures are prepared as such models usually are"
     if preprocess.size != config.vision.image_size:
         if not config.vision.any_size:
             raise UserError(
@@ -232,7 +238,7 @@ def _described(
         )
         _check_name(config, known, path, name)
     tokenizer = tokenizers.find_tokenizer(folder)
-    return SavedWeights(path, library, config, preprocess, tokenizer, guessed)
+    return SavedWeights(path, library, config, preprocess, tokenizer, assumptions)
 
 
 def _check_name(config: CLIPConfig, known: CLIPConfig, path: Path, name: str) -> None:

@@ -11,7 +11,7 @@ from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights.configs import differences
 
 
-def sized(
+def resize_config(
     config: CLIPConfig, image_size: int | None = None, context_length: int | None = None
 ) -> CLIPConfig:
     """The same architecture for images or texts of another size; None leaves it as it is.
@@ -26,7 +26,7 @@ def sized(
     return config
 
 
-def resized(
+def resize_model(
     params: Params,
     config: CLIPConfig,
     image_size: int | None = None,
@@ -42,7 +42,11 @@ def resized(
     Raises:
       UserError: the model cannot have that size.
     """
-    vision, text, config = config.vision, config.text, sized(config, image_size, context_length)
+    vision, text, config = (
+        config.vision,
+        config.text,
+        resize_config(config, image_size, context_length),
+    )
     if config.vision.image_size != vision.image_size:
         tower = vision.resize_positions(params["vision"], config.vision.image_size)
         params = {**params, "vision": tower}

@@ -21,7 +21,7 @@ def is_tower(name: str) -> bool:
     return _TOWER.match(_WRAPPED.sub("", name)) is not None
 
 
-def removed(entries: Mapping[str, T]) -> tuple[dict[str, T], str, list[str]]:
+def remove_prefix(entries: Mapping[str, T]) -> tuple[dict[str, T], str, list[str]]:
     """The tensors of a model, without the prefix of their names.
 
     Args:
@@ -40,7 +40,7 @@ def removed(entries: Mapping[str, T]) -> tuple[dict[str, T], str, list[str]]:
     towers = Counter(tower[1] for name in plain if (tower := _TOWER.match(name)))
     # a tower without prefix is the model's; others, such as `ema.`, are beside it
     if not towers:
-        return _common_prefix_removed(plain)
+        return _remove_common_prefix(plain)
     if "" in towers:
         others = tuple(prefix for prefix in towers if prefix)
         own = {name: entry for name, entry in plain.items() if not name.startswith(others)}
@@ -56,7 +56,7 @@ def removed(entries: Mapping[str, T]) -> tuple[dict[str, T], str, list[str]]:
     return inner, prefix, [name for name in plain if not name.startswith(prefix)]
 
 
-def _common_prefix_removed(plain: dict[str, T]) -> tuple[dict[str, T], str, list[str]]:
+def _remove_common_prefix(plain: dict[str, T]) -> tuple[dict[str, T], str, list[str]]:
     """Tensors of no CLIP; `module.` is removed if all names begin with it."""
     if plain and all(name.startswith("module.") for name in plain):
         return {name.removeprefix("module."): entry for name, entry in plain.items()}, "module.", []

@@ -55,10 +55,10 @@ def write_safetensors(
     with files.atomic_write(Path(path)) as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         for name in order:
-            file.write(_made(name, tensors[name]).reshape(-1).view(np.uint8).data)
+            file.write(_materialize(name, tensors[name]).reshape(-1).view(np.uint8).data)
 
 
-def _made(name: str, tensor: np.ndarray | Lazy) -> np.ndarray:
+def _materialize(name: str, tensor: np.ndarray | Lazy) -> np.ndarray:
     """The array, contiguous in row-major order."""
     array = np.asarray(tensor.make() if isinstance(tensor, Lazy) else tensor, order="C")
     if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
@@ -83,7 +83,7 @@ def write_torch(path: str | Path, tensors: Mapping[str, np.ndarray | Lazy]) -> N
         ) from None
     state = {}
     for name, tensor in tensors.items():
-        array = _made(name, tensor)
+        array = _materialize(name, tensor)
         if array.dtype not in torch_archive.DTYPES.values():
             raise ValueError(f"no {name!r} of {array.dtype} can be written for torch")
         is_bfloat16 = array.dtype == DTYPES["BF16"]

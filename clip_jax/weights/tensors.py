@@ -144,7 +144,7 @@ class ModelTensors(Tensors):
         entries = file._entries
         self.prefix, self.left_out = "", list[str]()
         if not exact:
-            entries, self.prefix, self.left_out = prefixes.removed(entries)
+            entries, self.prefix, self.left_out = prefixes.remove_prefix(entries)
         super().__init__(file.path, entries, file.close, file.models)
 
 

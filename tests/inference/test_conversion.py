@@ -70,8 +70,10 @@ def random_variables(config: CLIPConfig, seed: int = 0) -> Any:
     return jax.tree.map(draw, params), stats
 
 
-def built(config: CLIPConfig, held: Any) -> CLIP:
-    return nnx.merge(nnx.graphdef(abstract_model(config)), *jax.tree.map(jax.numpy.asarray, held))
+def built(config: CLIPConfig, parameters: Any) -> CLIP:
+    return nnx.merge(
+        nnx.graphdef(abstract_model(config)), *jax.tree.map(jax.numpy.asarray, parameters)
+    )
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:
@@ -88,18 +90,18 @@ def same_tensors(ours: Path, theirs: Path) -> None:
 
 
 def weights(folder: Path) -> Path:
-    (found,) = (p for p in folder.iterdir() if p.name in library.usual_files())
-    return found
+    (file,) = (p for p in folder.iterdir() if p.name in library.usual_files())
+    return file
 
 
 def expected(family: str) -> dict[str, np.ndarray]:
     return tensors_of(GOLDEN / family / "expected.safetensors")
 
 
-def check(found: Any, wanted: Any) -> None:
+def check(actual: Any, wanted: Any) -> None:
     wanted = np.asarray(wanted)
     tolerance = 1e-5 * max(1.0, np.abs(wanted).max())
-    np.testing.assert_allclose(np.asarray(found), wanted, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(np.asarray(actual), wanted, rtol=0, atol=tolerance)
 
 
 def check_ours(path: Path, numbers: dict[str, np.ndarray]) -> None:
@@ -207,8 +209,10 @@ def test_open_clips_siglip_in_transformers_and_back(tmp_path: Path) -> None:
     )
     file = GOLDEN / "open_clip_siglip" / "open_clip_model.safetensors"
     preprocess = library.preprocess_of(config)
-    held = library.read_variables(library.SavedWeights(file, "open_clip", config, preprocess, None))
-    export.write(tmp_path / "out", held, config, "hugging_face")
+    parameters = library.read_variables(
+        library.SavedWeights(file, "open_clip", config, preprocess, None)
+    )
+    export.write(tmp_path / "out", parameters, config, "hugging_face")
     back = library.read_variables(library.find_weights(tmp_path / "out"))
     with open_tensors(file) as tensors:
         for name, lazy in arrays.to_tensors(back, config, "open_clip").items():
@@ -223,33 +227,36 @@ def test_open_clips_siglip_in_transformers_and_back(tmp_path: Path) -> None:
 def openai_shaped(request: Any, tmp_path: Path) -> tuple[Path, CLIPConfig, Any]:
     """An open_clip folder of a model that OpenAI's code can build too."""
     config = OPENAI[request.param]
-    held = random_variables(config)
-    export.write(tmp_path / "source", held, config, "open_clip")
-    return tmp_path / "source", config, held
+    parameters = random_variables(config)
+    export.write(tmp_path / "source", parameters, config, "open_clip")
+    return tmp_path / "source", config, parameters
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pt"])
 def test_openai_there_and_back(openai_shaped: Any, name: str, tmp_path: Path) -> None:
     if name.endswith(".pt"):
         pytest.importorskip("torch")
-    source, config, held = openai_shaped
+    source, config, parameters = openai_shaped
     file = tmp_path / "openai" / name
     conversion.convert(source, file, "openai")
     assert [p.name for p in file.parent.iterdir()] == [name]
     same_tensors(file, weights(source))
-    found = library.SavedWeights(file, "openai", config, library.preprocess_of(config), None)
+    saved = library.SavedWeights(file, "openai", config, library.preprocess_of(config), None)
     for ours, theirs in zip(
-        jax.tree.leaves(library.read_variables(found)), jax.tree.leaves(held), strict=True
+        jax.tree.leaves(library.read_variables(saved)), jax.tree.leaves(parameters), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_openais_file_in_the_code_that_loads_openais(openai_shaped: Any, tmp_path: Path) -> None:
     open_clip = released.open_clip()
-    source, config, held = openai_shaped
+    source, config, parameters = openai_shaped
     conversion.convert(source, tmp_path / "model.pt", "openai", dtype="float16")
     model = open_clip.load_openai_model(str(tmp_path / "model.pt"), precision="fp32", device="cpu")
-    rounded = jax.tree.map(lambda x: x.astype(np.float16).astype(x.dtype), held[0]), held[1]
+    rounded = (
+        jax.tree.map(lambda x: x.astype(np.float16).astype(x.dtype), parameters[0]),
+        parameters[1],
+    )
     rng = np.random.default_rng(0)
     size = config.vision.image_size
     images = rng.standard_normal((2, size, size, 3)).astype(np.float32)
@@ -278,7 +285,7 @@ def test_openais_file_to_transformers_needs_its_name(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-# What parameters are held in.
+# What parameters are stored in.
 
 
 @pytest.mark.parametrize("to", ["open_clip", "hugging_face"])
@@ -286,8 +293,8 @@ def test_dtypes(to: Any, tmp_path: Path) -> None:
     source = GOLDEN / "hugging_face_clip"
     done = conversion.convert(source, tmp_path / "half", to, dtype="float16")
     assert done.dtype == ["float32"]
-    held = tensors_of(weights(tmp_path / "half"))
-    assert {x.dtype for x in held.values()} == {np.dtype(np.float16)}
+    parameters = tensors_of(weights(tmp_path / "half"))
+    assert {x.dtype for x in parameters.values()} == {np.dtype(np.float16)}
     conversion.convert(tmp_path / "half", tmp_path / "kept", "hugging_face")
     conversion.convert(tmp_path / "half", tmp_path / "wide", "hugging_face", dtype="float32")
     for name, value in tensors_of(weights(source)).items():
@@ -348,9 +355,9 @@ def test_positions_are_resized_by_choice(to: Any, size: int, length: int, tmp_pa
     )
     assert any(f"from 8 to {size} pixels" in note for note in notes)
     assert any(f"from 8 to {length} tokens" in note for note in notes)
-    found = library.find_weights(tmp_path / "out")
-    assert (found.config.vision.image_size, found.config.text.context_length) == (size, length)
-    assert found.preprocess.size == size
+    saved = library.find_weights(tmp_path / "out")
+    assert (saved.config.vision.image_size, saved.config.text.context_length) == (size, length)
+    assert saved.preprocess.size == size
     ours, _, _ = clip_jax.load(
         str(GOLDEN / "open_clip_vit"), image_size=size, context_length=length
     )
@@ -494,7 +501,7 @@ def test_another_activation_by_choice(tmp_path: Path) -> None:
 def write_run(
     folder: Path,
     config: CLIPConfig,
-    held: Any,
+    parameters: Any,
     tokenizer: str,
     dtype: str = "float32",
     step: int = 3,
@@ -503,8 +510,8 @@ def write_run(
     folder.mkdir()
     values = {"model": config.to_dict(), "tokenizer": tokenizer, "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(values))
-    held = jax.tree.map(jax.numpy.asarray, held)
-    state = {k: tree for k, tree in zip(("params", "stats"), held, strict=True) if tree}
+    parameters = jax.tree.map(jax.numpy.asarray, parameters)
+    state = {k: tree for k, tree in zip(("params", "stats"), parameters, strict=True) if tree}
     checkpoints = checkpointing.Checkpoints(folder)
     checkpoints.save(step, state, {}, values, force=True)
     checkpoints.close()
@@ -514,8 +521,8 @@ def write_run(
 @pytest.mark.parametrize("to", ["hugging_face", "open_clip", "openai"])
 def test_a_run(to: Any, tmp_path: Path) -> None:
     config = OPENAI["vit"]
-    held = random_variables(config)
-    run = write_run(tmp_path / "run", config, held, "sentencepiece:/gone/emoji.model")
+    parameters = random_variables(config)
+    run = write_run(tmp_path / "run", config, parameters, "sentencepiece:/gone/emoji.model")
     notes: list[str] = []
     out = tmp_path / "out.safetensors" if to == "openai" else tmp_path / "out"
     done = conversion.convert(run, out, to, note=notes.append)
@@ -525,7 +532,7 @@ def test_a_run(to: Any, tmp_path: Path) -> None:
         return
     images = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
     tokens = np.array([[30, 5, 31, 0, 0, 0, 0, 0], [30, 9, 1, 2, 3, 4, 5, 31]], np.int32)
-    output = built(config, held)(images, tokens)
+    output = built(config, parameters)(images, tokens)
     keys = ("image_features", "text_features", "logits_per_image")
     numbers = {k: np.asarray(getattr(output, k)) for k in keys}
     numbers |= {"images": images, "tokens": tokens}
@@ -536,12 +543,12 @@ def test_a_run(to: Any, tmp_path: Path) -> None:
 
 def test_a_run_of_a_resnet_by_a_step(tmp_path: Path) -> None:
     config = OPENAI["resnet"]
-    held = random_variables(config)
-    run = write_run(tmp_path / "run", config, held, "clip", step=5)
+    parameters = random_variables(config)
+    run = write_run(tmp_path / "run", config, parameters, "clip", step=5)
     conversion.convert(run / "checkpoints" / "5", tmp_path / "out", "open_clip")
-    found = library.find_weights(tmp_path / "out")
+    saved = library.find_weights(tmp_path / "out")
     for ours, theirs in zip(
-        jax.tree.leaves(library.read_variables(found)), jax.tree.leaves(held), strict=True
+        jax.tree.leaves(library.read_variables(saved)), jax.tree.leaves(parameters), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -718,17 +725,17 @@ def test_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     source, out = GOLDEN / "open_clip_vit", tmp_path / "out"
     argv = [str(source), str(out), "--to", "hugging_face", "--image-size", "16"]
     assert convert_command.run(argv) == 0
-    shown = capsys.readouterr()
-    lines = shown.out.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
     assert str(source) in lines[0] and "(open_clip)" in lines[0] and "float32" in lines[0]
     assert "15,425 parameters" in lines[0] and "16px/4" in lines[0]
     assert any(str(out / "model.safetensors") in line and "70.1 kB" in line for line in lines)
     assert lines[-1] == "read back: 78 tensors, bit for bit"
-    assert "note: positions of images resized from 8 to 16 pixels" in shown.err
+    assert "note: positions of images resized from 8 to 16 pixels" in printed.err
     assert convert_command.run([*argv, "--overwrite", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["tensors"] == 78 and found["parameters"] == 15_425
-    assert set(found["files"]) == {str(p) for p in out.iterdir()}
+    conversion_json = json.loads(capsys.readouterr().out)
+    assert conversion_json["tensors"] == 78 and conversion_json["parameters"] == 15_425
+    assert set(conversion_json["files"]) == {str(p) for p in out.iterdir()}
 
 
 def test_help_names_every_pair_and_model() -> None:

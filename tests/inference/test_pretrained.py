@@ -191,8 +191,8 @@ def test_a_folder_without_a_tokenizer_says_so_when_one_is_needed(image):
 
 
 def test_parameters_are_kept_or_widened_by_choice(folder, tmp_path):
-    held = variables(CLIP(CONFIG, rngs=nnx.Rngs(1)))
-    export.write(tmp_path, held, CONFIG, "hugging_face", dtype="float16")
+    parameters = variables(CLIP(CONFIG, rngs=nnx.Rngs(1)))
+    export.write(tmp_path, parameters, CONFIG, "hugging_face", dtype="float16")
     kept, _, tokenize = clip_jax.load(tmp_path, params="keep")
     wide, _, _ = clip_jax.load(tmp_path)
     full, _, _ = clip_jax.load(folder)
@@ -273,8 +273,8 @@ def test_a_processor_config_is_read(folder, image, tmp_path):
     alone.unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("error", GuessedWarning)
-        model, found, _ = clip_jax.load(place)
-    assert found == other and model.config.vision.mean == (0.5, 0.4, 0.3)
+        model, preprocess, _ = clip_jax.load(place)
+    assert preprocess == other and model.config.vision.mean == (0.5, 0.4, 0.3)
     (place / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
     with pytest.warns(GuessedWarning, match="preprocessor_config.json or processor_config.json"):
         assert clip_jax.load(place)[1].mean == expected.mean

@@ -30,7 +30,7 @@ from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights.arrays import flat
 from clip_jax.weights.configs import essence
 from clip_jax.weights.mappings.leaf import Leaf
-from clip_jax.weights.mappings.protocol import Described, WeightsMapping
+from clip_jax.weights.mappings.protocol import ModelDescription, WeightsMapping
 
 
 class Dotted(WeightsMapping):
@@ -49,7 +49,7 @@ class Dotted(WeightsMapping):
     def documents(self, config, preprocess):
         return {self.config_file: {"model": config.to_dict(), "resize": preprocess.resize}}
 
-    def understood(self, config, preprocess, documents):
+    def interpret(self, config, preprocess, documents):
         return essence(CLIPConfig.from_dict(documents[self.config_file]["model"]))
 
     def describe(self, config_file):
@@ -59,7 +59,7 @@ class Dotted(WeightsMapping):
         preprocess = Preprocess(
             vision.image_size, values["resize"], mean=vision.mean, std=vision.std
         )
-        return Described(config, preprocess, str(config_file))
+        return ModelDescription(config, preprocess, str(config_file))
 '''
 WRONG = """from clip_jax.weights.mappings.protocol import WeightsMapping
 class Nothing: name = 'nothing'

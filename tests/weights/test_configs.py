@@ -101,8 +101,8 @@ def test_open_clips_other_configs_are_read_or_refused(name: str) -> None:
     path = Path(open_clip.__file__).parent / "model_configs" / f"{name}.json"
     values = json.loads(path.read_text())
     if name in ("ViT-B-32", "RN50"):
-        found = configs.from_open_clip(values)
-        assert found == changed(ARCHITECTURES[name.replace("B-32", "B/32")], activation="gelu")
+        config = configs.from_open_clip(values)
+        assert config == changed(ARCHITECTURES[name.replace("B-32", "B/32")], activation="gelu")
     else:
         with pytest.raises(UserError, match="not supported"):
             configs.from_open_clip(values)
@@ -269,12 +269,12 @@ def test_any_value_anywhere_is_a_model_or_one_line(base: str, data: st.DataObjec
         group = groups[data.draw(st.integers(0, len(groups) - 1))]
         group[data.draw(st.sampled_from([*group, *MORE_KEYS]))] = data.draw(JSON)
     try:
-        found = read(values, "somewhere.json")
+        config = read(values, "somewhere.json")
     except UserError as error:
         assert says(error)
     else:
-        assert isinstance(found, CLIPConfig)
-        assert all(0 <= tower.eps <= 1 for tower in (found.vision, found.text))
+        assert isinstance(config, CLIPConfig)
+        assert all(0 <= tower.eps <= 1 for tower in (config.vision, config.text))
 
 
 @hypothesis.given(values=st.dictionaries(st.sampled_from(MORE_KEYS) | st.text(), JSON))

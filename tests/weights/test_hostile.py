@@ -58,8 +58,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision=VisionConfig(image_size=8, patch_size=4, **shape),
         text=TextConfig(context_length=8, **shape),
     )
-    held = variables(CLIP(config, rngs=nnx.Rngs(0)))
-    export.write(folder, jax.tree.map(np.asarray, held), config, "hugging_face")
+    parameters = variables(CLIP(config, rngs=nnx.Rngs(0)))
+    export.write(folder, jax.tree.map(np.asarray, parameters), config, "hugging_face")
     assert clip_jax.load(folder)[0].config == config
     return folder
 
@@ -72,8 +72,8 @@ def limits() -> Iterator[None]:
         pytest.fail(f"no answer in {SECONDS} s")
 
     def peak() -> int:
-        found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text()) if CLEAR.exists() else None
-        return int(found[1]) << 10 if found else 0
+        match = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text()) if CLEAR.exists() else None
+        return int(match[1]) << 10 if match else 0
 
     if CLEAR.exists():
         CLEAR.write_text("5")

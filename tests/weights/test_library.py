@@ -103,35 +103,35 @@ def test_a_bare_file_is_known_by_its_shapes(
     name: str, written_for: Any, library_found: str, tmp_path: Path
 ) -> None:
     path = sparse(tmp_path / "x.safetensors", planned(name, written_for))
-    found = library.find_weights(path)
-    assert found.library == library_found and name in found.guessed
+    weights = library.find_weights(path)
+    assert weights.library == library_found and name in weights.assumptions
     wanted = ARCHITECTURES[name]
-    assert found.config.vision == wanted.vision and found.config.text == wanted.text
+    assert weights.config.vision == wanted.vision and weights.config.text == wanted.text
     siglip = library_found == "open_clip"
-    assert found.config.activation == ("gelu" if siglip else wanted.activation)
+    assert weights.config.activation == ("gelu" if siglip else wanted.activation)
     clip = wanted.activation == "quick_gelu"
-    assert ("QuickGELU" in found.guessed) == clip
-    assert found.tokenizer == ("clip" if wanted.text.vocab_size == 49408 else None)
+    assert ("QuickGELU" in weights.assumptions) == clip
+    assert weights.tokenizer == ("clip" if wanted.text.vocab_size == 49408 else None)
     named = library.find_weights(path, name)
-    assert named.config == found.config and ("QuickGELU" in named.guessed) == clip
+    assert named.config == weights.config and ("QuickGELU" in named.assumptions) == clip
     if clip:
         told = library.find_weights(path, name, "gelu")
-        assert told.config.activation == "gelu" and not told.guessed
+        assert told.config.activation == "gelu" and not told.assumptions
 
 
 def test_a_renamed_file_finds_the_config_beside_it(tmp_path: Path) -> None:
-    held = variables(CLIP(TINY, rngs=nnx.Rngs(0)))
+    parameters = variables(CLIP(TINY, rngs=nnx.Rngs(0)))
     for kind in ("open_clip", "hugging_face"):
-        file = export.write(tmp_path / kind, held, TINY, kind)
+        file = export.write(tmp_path / kind, parameters, TINY, kind)
         renamed = file.rename(file.parent / "my best.safetensors")
-        found = library.find_weights(renamed)
-        assert found.config == TINY and not found.guessed and found.library == kind
-        assert found.preprocess.size == TINY.vision.image_size
+        weights = library.find_weights(renamed)
+        assert weights.config == TINY and not weights.assumptions and weights.library == kind
+        assert weights.preprocess.size == TINY.vision.image_size
     # a config about another model is not used, and that is said
     lone = sparse(tmp_path / "hugging_face" / "x.safetensors", planned("RN50", "openai"))
     lone.rename(tmp_path / "open_clip" / "x.safetensors")
-    found = library.find_weights(tmp_path / "open_clip" / "x.safetensors")
-    assert found.config == ARCHITECTURES["RN50"] and "about another model" in found.guessed
+    weights = library.find_weights(tmp_path / "open_clip" / "x.safetensors")
+    assert weights.config == ARCHITECTURES["RN50"] and "about another model" in weights.assumptions
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,11 @@ def test_the_names_that_open_clip_uses_are_known(name: str, known: str, activati
 
 def test_a_name_that_says_quick_gelu_needs_no_guess(tmp_path: Path) -> None:
     path = sparse(tmp_path / "x.safetensors", planned("ViT-B/32", "openai"))
-    assert library.find_weights(path, "ViT-B-32-quickgelu").guessed == ""
-    assert "QuickGELU" in library.find_weights(path, "ViT-B-32").guessed
+    assert library.find_weights(path, "ViT-B-32-quickgelu").assumptions == ""
+    assert "QuickGELU" in library.find_weights(path, "ViT-B-32").assumptions
     path = sparse(tmp_path / "h.safetensors", planned("ViT-H/14", "openai"))
     assert library.find_weights(path).config == ARCHITECTURES["ViT-H/14"]
-    assert library.find_weights(path, "ViT-H-14").guessed == ""
+    assert library.find_weights(path, "ViT-H-14").assumptions == ""
     assert library.find_weights(path, "ViT-H-14-quickgelu").config.activation == "quick_gelu"
 
 
@@ -167,8 +167,8 @@ def test_openais_extra_tensors_do_not_matter(tmp_path: Path) -> None:
         n: np.zeros((), np.int64) for n in ("input_resolution", "context_length", "vocab_size")
     }
     path = sparse(tmp_path / "x.safetensors", {**tensors, **extra})
-    found = library.find_weights(path)
-    assert found.config == ARCHITECTURES["ViT-B/32"] and "QuickGELU" not in found.guessed
+    weights = library.find_weights(path)
+    assert weights.config == ARCHITECTURES["ViT-B/32"] and "QuickGELU" not in weights.assumptions
 
 
 @pytest.mark.parametrize("change", ["deeper", "wider", "shallower"])
@@ -215,9 +215,9 @@ def folder(tmp_path: Path) -> Path:
 def change_tensors(folder: Path, change: Any) -> None:
     file = folder / "model.safetensors"
     with open_tensors(file) as tensors:
-        held = {name: tensors.read(name) for name in tensors}
-    change(held)
-    write_safetensors(file, held)
+        tensors_by_name = {name: tensors.read(name) for name in tensors}
+    change(tensors_by_name)
+    write_safetensors(file, tensors_by_name)
 
 
 PROBE = "vision_model.embeddings.class_embedding"
@@ -226,12 +226,23 @@ PROBE = "vision_model.embeddings.class_embedding"
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda held: held.pop(PROBE), ["has no", PROBE]),
-        (lambda held: held.update(other=np.zeros(2)), ["a other", "no place for"]),
-        (lambda held: held.update({PROBE: np.zeros((17,))}), [PROBE, "(17,)", "(16,)"]),
-        (lambda held: held.update({PROBE: np.zeros((1, 16))}), [PROBE, "(1, 16)"]),
+        (lambda tensors_by_name: tensors_by_name.pop(PROBE), ["has no", PROBE]),
         (
-            lambda held: [held.pop(n) for n in list(held) if "layers.1" in n],
+            lambda tensors_by_name: tensors_by_name.update(other=np.zeros(2)),
+            ["a other", "no place for"],
+        ),
+        (
+            lambda tensors_by_name: tensors_by_name.update({PROBE: np.zeros((17,))}),
+            [PROBE, "(17,)", "(16,)"],
+        ),
+        (
+            lambda tensors_by_name: tensors_by_name.update({PROBE: np.zeros((1, 16))}),
+            [PROBE, "(1, 16)"],
+        ),
+        (
+            lambda tensors_by_name: [
+                tensors_by_name.pop(n) for n in list(tensors_by_name) if "layers.1" in n
+            ],
             ["has no", "more such", "another model"],
         ),
     ],
@@ -245,36 +256,46 @@ def test_tensors_that_do_not_fit_are_named(folder: Path, change: Any, words: lis
 
 def test_a_scalar_may_have_an_axis(folder: Path) -> None:
     before, _ = library.read_variables(library.find_weights(folder))
-    change_tensors(folder, lambda held: held.update(logit_scale=held["logit_scale"].reshape(1)))
+    change_tensors(
+        folder,
+        lambda tensors_by_name: tensors_by_name.update(
+            logit_scale=tensors_by_name["logit_scale"].reshape(1)
+        ),
+    )
     after, _ = library.read_variables(library.find_weights(folder))
     assert after["logit_scale"].shape == ()
     np.testing.assert_array_equal(before["logit_scale"], after["logit_scale"])
 
 
 def test_half_precision_is_kept_or_widened(folder: Path) -> None:
-    def narrow(held: dict[str, np.ndarray]) -> None:
-        for name, value in held.items():
-            held[name] = value.astype(np.float16)
+    def narrow(tensors_by_name: dict[str, np.ndarray]) -> None:
+        for name, value in tensors_by_name.items():
+            tensors_by_name[name] = value.astype(np.float16)
 
     wide = dict(arrays.flat(*library.read_variables(library.find_weights(folder))))
     change_tensors(folder, narrow)
-    found = library.find_weights(folder)
-    kept = dict(arrays.flat(*library.read_variables(found, "keep")))
-    again = dict(arrays.flat(*library.read_variables(found)))
+    weights = library.find_weights(folder)
+    kept = dict(arrays.flat(*library.read_variables(weights, "keep")))
+    again = dict(arrays.flat(*library.read_variables(weights)))
     for path, value in wide.items():
         assert kept[path].dtype == np.float16 and again[path].dtype == np.float32
         rounded = np.asarray(value).astype(np.float16)
         np.testing.assert_array_equal(kept[path], rounded)
         np.testing.assert_array_equal(again[path], rounded.astype(np.float32))
     assert (
-        dict(arrays.flat(*library.read_variables(found, "bfloat16")))["logit_scale"].dtype
+        dict(arrays.flat(*library.read_variables(weights, "bfloat16")))["logit_scale"].dtype
         == "bfloat16"
     )
 
 
 def test_parts_of_different_types_are_held_in_float32(folder: Path) -> None:
     name = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
-    change_tensors(folder, lambda held: held.update({name: held[name].astype(np.float16)}))
+    change_tensors(
+        folder,
+        lambda tensors_by_name: tensors_by_name.update(
+            {name: tensors_by_name[name].astype(np.float16)}
+        ),
+    )
     kept = dict(arrays.flat(*library.read_variables(library.find_weights(folder), "keep")))
     assert {str(value.dtype) for value in kept.values()} == {"float32"}
 
@@ -299,14 +320,14 @@ def test_pixels_of_another_size_than_the_models(folder: Path) -> None:
 
 
 def test_unknown_names(folder: Path, tmp_path: Path) -> None:
-    found = library.find_weights(folder)
+    weights = library.find_weights(folder)
     with pytest.raises(UserError, match="unknown dtype 'int8'; known: keep"):
-        library.read_variables(found, "int8")
-    held = library.read_variables(found)
+        library.read_variables(weights, "int8")
+    parameters = library.read_variables(weights)
     with pytest.raises(UserError, match="'timm': no library has this name; there are hugging_face"):
-        export.write(tmp_path / "out", held, found.config, "timm")  # type: ignore[arg-type]
+        export.write(tmp_path / "out", parameters, weights.config, "timm")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown dtype"):
-        export.write(tmp_path / "out", held, found.config, "open_clip", dtype="int8")
+        export.write(tmp_path / "out", parameters, weights.config, "open_clip", dtype="int8")
     assert not (tmp_path / "out").exists()
 
 

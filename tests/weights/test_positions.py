@@ -48,10 +48,10 @@ def table(params: dict[str, Any], path: str) -> np.ndarray:
     return np.asarray(dict(arrays.flat(params))[path])
 
 
-def theirs_of_images(held: np.ndarray, side: int, before: int) -> np.ndarray:
+def theirs_of_images(embedding: np.ndarray, side: int, before: int) -> np.ndarray:
     torch, model = pytest.importorskip("torch"), released.open_clip().model
-    added = np.zeros((1 - before, held.shape[1]), np.float32)  # it counts on a class token
-    state = {"visual.positional_embedding": torch.tensor(np.concatenate([added, held]))}
+    added = np.zeros((1 - before, embedding.shape[1]), np.float32)  # it counts on a class token
+    state = {"visual.positional_embedding": torch.tensor(np.concatenate([added, embedding]))}
     visual = SimpleNamespace(grid_size=(side, side))
     model.resize_pos_embed(state, SimpleNamespace(visual=visual))
     return state["visual.positional_embedding"].numpy()[1 - before :]
@@ -65,9 +65,9 @@ def test_images_as_open_clip_resizes_them(kind: str, size: int) -> None:
     params = random_params(config)
     before = 0 if kind == "map" else 1
     wanted = theirs_of_images(table(params, IMAGE_TABLE[kind]), size // unit, before)
-    found, new = positions.resized(params, config, image_size=size)
-    assert new.vision.image_size == size and new.text == config.text
-    np.testing.assert_allclose(table(found, IMAGE_TABLE[kind]), wanted, atol=1e-5)
+    params_after, config_after = positions.resize_model(params, config, image_size=size)
+    assert config_after.vision.image_size == size and config_after.text == config.text
+    np.testing.assert_allclose(table(params_after, IMAGE_TABLE[kind]), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [3, 7, 11, 13, 24, 77])
@@ -77,20 +77,20 @@ def test_texts_as_open_clip_resizes_them(length: int) -> None:
     state = {"positional_embedding": torch.tensor(table(params, "text/positional_embedding"))}
     wanted = SimpleNamespace(positional_embedding=torch.zeros(length, 16))
     model.resize_text_pos_embed(state, wanted)
-    found, new = positions.resized(params, VIT, context_length=length)
-    assert new.text.context_length == length and new.vision == VIT.vision
-    ours = table(found, "text/positional_embedding")
+    params_after, config_after = positions.resize_model(params, VIT, context_length=length)
+    assert config_after.text.context_length == length and config_after.vision == VIT.vision
+    ours = table(params_after, "text/positional_embedding")
     np.testing.assert_allclose(ours, state["positional_embedding"].numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_what_is_resized_and_what_is_left(kind: str) -> None:
     config, params = MODELS[kind], random_params(MODELS[kind])
-    found, new = positions.resized(params, config, 64, 20)
-    shapes = jax.tree.map(lambda s: s.shape, variables(abstract_model(new))[0])
-    assert jax.tree.map(np.shape, found) == shapes
+    params_after, config_after = positions.resize_model(params, config, 64, 20)
+    shapes = jax.tree.map(lambda s: s.shape, variables(abstract_model(config_after))[0])
+    assert jax.tree.map(np.shape, params_after) == shapes
     moved = {IMAGE_TABLE[kind], "text/positional_embedding"}
-    before, after = dict(arrays.flat(params)), dict(arrays.flat(found))
+    before, after = dict(arrays.flat(params)), dict(arrays.flat(params_after))
     for path in before.keys() - moved:
         assert after[path] is before[path]
     if kind != "map":
@@ -100,8 +100,8 @@ def test_what_is_resized_and_what_is_left(kind: str) -> None:
 def test_the_same_size_is_the_same_arrays() -> None:
     params = random_params(VIT)
     for sizes in ((None, None), (28, 12)):
-        found, new = positions.resized(params, VIT, *sizes)
-        assert new == VIT and found is params
+        params_after, config_after = positions.resize_model(params, VIT, *sizes)
+        assert config_after == VIT and params_after is params
 
 
 def test_a_constant_table_stays_constant_and_a_line_a_line() -> None:
@@ -109,28 +109,28 @@ def test_a_constant_table_stays_constant_and_a_line_a_line() -> None:
     params["vision"]["positional_embedding"] = np.full((50, 16), 3.0, np.float32)
     ramp = np.repeat(np.arange(12, dtype=np.float32)[:, None], 16, axis=1)
     params["text"]["positional_embedding"] = ramp
-    found, _ = positions.resized(params, VIT, 64, 24)
-    np.testing.assert_allclose(table(found, "vision/positional_embedding"), 3.0, atol=1e-5)
-    line = table(found, "text/positional_embedding")[:, 0]
+    params_after, _ = positions.resize_model(params, VIT, 64, 24)
+    np.testing.assert_allclose(table(params_after, "vision/positional_embedding"), 3.0, atol=1e-5)
+    line = table(params_after, "text/positional_embedding")[:, 0]
     np.testing.assert_allclose(line[1:-1], np.arange(24)[1:-1] / 2 - 0.25, atol=1e-5)
     assert line[0] == 0 and line[-1] == 11
 
 
 def test_narrow_tables_stay_narrow() -> None:
     params = jax.tree.map(lambda x: x.astype(np.float16), random_params(VIT))
-    found, _ = positions.resized(params, VIT, 64, 20)
-    assert table(found, "vision/positional_embedding").dtype == np.float16
-    assert table(found, "text/positional_embedding").dtype == np.float16
+    params_after, _ = positions.resize_model(params, VIT, 64, 20)
+    assert table(params_after, "vision/positional_embedding").dtype == np.float16
+    assert table(params_after, "text/positional_embedding").dtype == np.float16
 
 
 def test_align_has_no_positions_that_hang_on_sizes() -> None:
     config = ARCHITECTURES["align-base"]
     params: dict[str, Any] = {"vision": {}, "text": {}}
-    found, new = positions.resized(params, config, 600, 77)
-    assert found == params
-    assert (new.vision.image_size, new.text.context_length) == (600, 77)
+    params_after, config_after = positions.resize_model(params, config, 600, 77)
+    assert params_after == params
+    assert (config_after.vision.image_size, config_after.text.context_length) == (600, 77)
     with pytest.raises(UserError) as caught:
-        positions.sized(config, context_length=513)
+        positions.resize_config(config, context_length=513)
     assert says(caught.value, "context_length=513", "positions=512")
 
 
@@ -144,14 +144,14 @@ def test_align_has_no_positions_that_hang_on_sizes() -> None:
 )
 def test_a_size_that_cannot_be(kind: str, size: int, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        positions.resized(random_params(MODELS[kind]), MODELS[kind], image_size=size)
+        positions.resize_model(random_params(MODELS[kind]), MODELS[kind], image_size=size)
     assert says(caught.value, *words)
 
 
 def test_the_resized_model_runs() -> None:
     from flax import nnx
 
-    params, config = positions.resized(random_params(VIT), VIT, 64, 20)
+    params, config = positions.resize_model(random_params(VIT), VIT, 64, 20)
     model: CLIP = nnx.merge(nnx.graphdef(abstract_model(config)), params, {})
     images, tokens = np.zeros((1, 64, 64, 3), np.float32), np.ones((1, 20), np.int32)
     assert model(images, tokens).logits_per_image.shape == (1, 1)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_jax.errors import UserError
-from clip_jax.weights.prefixes import removed
+from clip_jax.weights.prefixes import remove_prefix
 from clip_jax.weights.tensor_writing import write_safetensors
 from clip_jax.weights.tensors import open_model
 from support import says
@@ -29,23 +29,23 @@ def test_any_common_prefix_is_removed(parts, names, others):
     if prefix == "" or prefix.startswith("head."):
         others = []
     entries = {f"{prefix}{name}": i for i, name in enumerate(names)}
-    found, cut, left_out = removed(entries | dict.fromkeys(others, -1))
-    assert found == {name: i for i, name in enumerate(names)}
+    model, cut, left_out = remove_prefix(entries | dict.fromkeys(others, -1))
+    assert model == {name: i for i, name in enumerate(names)}
     assert (cut, left_out) == (prefix, others)
 
 
 @pytest.mark.parametrize("wrapped", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_what_compilers_and_shards_put_anywhere_is_removed(wrapped):
     entries = {f"{wrapped}{name}": i for i, name in enumerate(OPEN_CLIP)}
-    assert removed(entries)[0] == {name: i for i, name in enumerate(OPEN_CLIP)}
+    assert remove_prefix(entries)[0] == {name: i for i, name in enumerate(OPEN_CLIP)}
     inner = {"visual._orig_mod.conv1._checkpoint_wrapped_module.weight": 1, "logit_scale": 2}
-    assert removed(inner)[0] == {"visual.conv1.weight": 1, "logit_scale": 2}
+    assert remove_prefix(inner)[0] == {"visual.conv1.weight": 1, "logit_scale": 2}
 
 
 def test_averages_beside_a_model_are_left_out():
     entries = {name: i for i, name in enumerate(OPEN_CLIP)}
     averages = {f"ema.{name}": -1 for name in OPEN_CLIP}
-    assert removed(entries | averages) == (entries, "", list(averages))
+    assert remove_prefix(entries | averages) == (entries, "", list(averages))
 
 
 def test_safetensors_too(tmp_path):
@@ -54,9 +54,9 @@ def test_safetensors_too(tmp_path):
     write_safetensors(path, arrays | {"head.weight": np.zeros(3, np.float32)})
     for name in ("x.safetensors", "blob"):
         path = path.rename(tmp_path / name)  # a file is told by its bytes, too
-        with open_model(path) as found:
-            assert set(found) == set(OPEN_CLIP) and found.left_out == ["head.weight"]
-            assert found["logit_scale"].tolist() == [3, 3]
+        with open_model(path) as tensors:
+            assert set(tensors) == set(OPEN_CLIP) and tensors.left_out == ["head.weight"]
+            assert tensors["logit_scale"].tolist() == [3, 3]
 
 
 def test_several_models_are_refused(tmp_path):

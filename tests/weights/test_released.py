@@ -66,9 +66,9 @@ def found_in(folder: Path, family: str) -> library.SavedWeights:
     return library.find_weights(folder)
 
 
-def built(found: library.SavedWeights) -> CLIP:
-    params, stats = library.read_variables(found)
-    return nnx.merge(nnx.graphdef(abstract_model(found.config)), params, stats)
+def built(weights: library.SavedWeights) -> CLIP:
+    params, stats = library.read_variables(weights)
+    return nnx.merge(nnx.graphdef(abstract_model(weights.config)), params, stats)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -94,7 +94,7 @@ def check_features(model: CLIP, expected: Mapping[str, np.ndarray], key: Any = N
 
 
 def check_gradients(
-    model: CLIP, found: library.SavedWeights, expected: Mapping[str, np.ndarray], folder: Path
+    model: CLIP, weights: library.SavedWeights, expected: Mapping[str, np.ndarray], folder: Path
 ) -> None:
     """Theirs, read as if they were weights, are ours."""
     gradients = {
@@ -102,7 +102,7 @@ def check_gradients(
         for name, value in expected.items()
         if name.startswith("gradient.")
     }
-    with open_tensors(found.path) as tensors:
+    with open_tensors(weights.path) as tensors:
         rest = {name: tensors.read(name) for name in tensors if name not in gradients}
     write_safetensors(folder / "gradients.safetensors", {**gradients, **rest})
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
@@ -113,7 +113,7 @@ def check_gradients(
 
     ours = nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))
     with open_tensors(folder / "gradients.safetensors") as tensors:
-        theirs, _ = arrays.to_variables(tensors, found.config, found.library)
+        theirs, _ = arrays.to_variables(tensors, weights.config, weights.library)
     theirs_flat, ours_flat = dict(arrays.flat(theirs)), dict(arrays.flat(ours))
     assert theirs_flat.keys() == ours_flat.keys()
     assert any(np.abs(value).max() > 1e-3 for value in theirs_flat.values())
@@ -122,7 +122,7 @@ def check_gradients(
 
 
 def check_statistics(
-    model: CLIP, found: library.SavedWeights, expected: Mapping[str, np.ndarray], folder: Path
+    model: CLIP, weights: library.SavedWeights, expected: Mapping[str, np.ndarray], folder: Path
 ) -> None:
     """In training both normalise by the batch, and the running statistics move alike."""
     check_features(model, expected, jax.random.key(0))
@@ -131,11 +131,11 @@ def check_statistics(
         for name, value in expected.items()
         if name.startswith("statistic.")
     }
-    with open_tensors(found.path) as tensors:
+    with open_tensors(weights.path) as tensors:
         rest = {name: tensors.read(name) for name in tensors if name not in statistics}
     write_safetensors(folder / "after.safetensors", {**rest, **statistics})
     with open_tensors(folder / "after.safetensors") as tensors:
-        _, theirs = arrays.to_variables(tensors, found.config, found.library)
+        _, theirs = arrays.to_variables(tensors, weights.config, weights.library)
     ours = dict(arrays.flat(variables(model)[1]))
     for path, value in arrays.flat(theirs):
         close(ours[path], np.asarray(value), 1e-5, path)
@@ -143,21 +143,25 @@ def check_statistics(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_golden_numbers(family: str, tmp_path: Path) -> None:
-    found = found_in(GOLDEN / family, family)
+    weights = found_in(GOLDEN / family, family)
     expected = read_tensors(GOLDEN / family / "expected.safetensors")
-    model = built(found)
+    model = built(weights)
     check_features(model, expected)
-    if found.path.is_dir():
-        found = dataclasses.replace(found, path=found.path / mapping_of(found.library).weights_file)
-    check_gradients(model, found, expected, tmp_path)
+    if weights.path.is_dir():
+        weights = dataclasses.replace(
+            weights, path=weights.path / mapping_of(weights.library).weights_file
+        )
+    check_gradients(model, weights, expected, tmp_path)
 
 
 @pytest.mark.parametrize("family", TRAINED)
 def test_golden_batch_statistics(family: str, tmp_path: Path) -> None:
-    found = found_in(GOLDEN / family, family)
-    found = dataclasses.replace(found, path=found.path / mapping_of(found.library).weights_file)
+    weights = found_in(GOLDEN / family, family)
+    weights = dataclasses.replace(
+        weights, path=weights.path / mapping_of(weights.library).weights_file
+    )
     expected = read_tensors(GOLDEN / family / "training.safetensors")
-    check_statistics(built(found), found, expected, tmp_path)
+    check_statistics(built(weights), weights, expected, tmp_path)
 
 
 def live(family: str, folder: Path, seed: int) -> golden_models.Model:
@@ -176,11 +180,11 @@ def live(family: str, folder: Path, seed: int) -> golden_models.Model:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_live_numbers(family: str, tmp_path: Path) -> None:
     model = live(family, tmp_path, 3)
-    found = dataclasses.replace(found_in(tmp_path, family), path=tmp_path / model.file)
+    weights = dataclasses.replace(found_in(tmp_path, family), path=tmp_path / model.file)
     expected = golden_models.outputs(model, 3)
-    ours = built(found)
+    ours = built(weights)
     check_features(ours, expected)
-    check_gradients(ours, found, expected, tmp_path)
+    check_gradients(ours, weights, expected, tmp_path)
 
 
 @pytest.mark.parametrize("family", [*TRAINED, "hugging_face_align"])
@@ -191,19 +195,19 @@ def test_live_batch_statistics(family: str, tmp_path: Path) -> None:
         for module in model.module.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 0.01
-    found = dataclasses.replace(found_in(tmp_path, family), path=tmp_path / model.file)
+    weights = dataclasses.replace(found_in(tmp_path, family), path=tmp_path / model.file)
     expected = golden_models.outputs(model, 5, train=True)
-    check_statistics(built(found), found, expected, tmp_path)
+    check_statistics(built(weights), weights, expected, tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_round_trip_is_exact(family: str, tmp_path: Path) -> None:
-    found = found_in(GOLDEN / family, family)
-    held = library.read_variables(found, "keep")
-    tensors = arrays.to_tensors(held, found.config, found.library)
+    weights = found_in(GOLDEN / family, family)
+    parameters = library.read_variables(weights, "keep")
+    tensors = arrays.to_tensors(parameters, weights.config, weights.library)
     write_safetensors(tmp_path / "again.safetensors", tensors)
-    file = found.path
-    file = file / mapping_of(found.library).weights_file if file.is_dir() else file
+    file = weights.path
+    file = file / mapping_of(weights.library).weights_file if file.is_dir() else file
     before, after = read_tensors(file), read_tensors(tmp_path / "again.safetensors")
     assert before.keys() == after.keys()
     for name, value in before.items():
@@ -213,6 +217,6 @@ def test_the_round_trip_is_exact(family: str, tmp_path: Path) -> None:
 
 def test_tables_name_every_tensor_once() -> None:
     for family in FAMILIES:
-        found = found_in(GOLDEN / family, family)
-        paths = [leaf.path for leaf in leaves(found.config, found.library)]
+        weights = found_in(GOLDEN / family, family)
+        paths = [leaf.path for leaf in leaves(weights.config, weights.library)]
         assert len(paths) == len(set(paths))

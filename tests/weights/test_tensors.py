@@ -52,12 +52,12 @@ def tensors(draw: st.DrawFn) -> np.ndarray:
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, named: dict) -> None:
     path = tmp_path_factory.mktemp("t") / "m.safetensors"
     write_safetensors(path, named)
-    with open_tensors(path) as found:
-        assert found.shapes == {name: a.shape for name, a in named.items()}
-        assert found.dtypes == {name: a.dtype for name, a in named.items()}
-        assert found.nbytes == sum(a.nbytes for a in named.values())
-        assert found.path == path
-        assert all(same(found.read(name), a) for name, a in named.items())
+    with open_tensors(path) as tensors:
+        assert tensors.shapes == {name: a.shape for name, a in named.items()}
+        assert tensors.dtypes == {name: a.dtype for name, a in named.items()}
+        assert tensors.nbytes == sum(a.nbytes for a in named.values())
+        assert tensors.path == path
+        assert all(same(tensors.read(name), a) for name, a in named.items())
 
 
 @given(st.dictionaries(NAMES, tensors(), max_size=5))
@@ -67,9 +67,9 @@ def test_the_safetensors_package_reads_what_is_written_and_writes_what_is_read(
     theirs = pytest.importorskip("safetensors.numpy")
     path = tmp_path_factory.mktemp("t") / "m.safetensors"
     write_safetensors(path, named)
-    found = theirs.load_file(path)
-    assert found.keys() == named.keys()
-    assert all(same(found[name], a) for name, a in named.items())
+    tensors = theirs.load_file(path)
+    assert tensors.keys() == named.keys()
+    assert all(same(tensors[name], a) for name, a in named.items())
     theirs.save_file(named, path)
     assert all(same(read_all(path)[name], a) for name, a in named.items())
 
@@ -104,8 +104,8 @@ def test_an_array_is_made_when_it_is_written_and_then_let_go(tmp_path: Path) -> 
 
     path = tmp_path / "m.safetensors"
     write_safetensors(path, {name: Lazy((3, 2), np.dtype("f4"), make) for name in "abcd"})
-    found = read_all(path)
-    assert [found[name][0, 0] for name in "abcd"] == [0, 1, 2, 3]
+    tensors = read_all(path)
+    assert [tensors[name][0, 0] for name in "abcd"] == [0, 1, 2, 3]
 
 
 def test_a_transposed_array_is_written_as_it_reads(tmp_path: Path) -> None:
@@ -131,24 +131,24 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
 def test_a_tensor_may_be_read_into_a_place(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     write_safetensors(path, {"w": W})
-    with open_tensors(path) as found:
+    with open_tensors(path) as tensors:
         places = np.zeros((2, 2, 3), np.float32)
-        assert found.read("w", places[1]) is not None
+        assert tensors.read("w", places[1]) is not None
         np.testing.assert_array_equal(places, [np.zeros((2, 3)), W])
         for bad in (np.empty((3, 2), "f4"), np.empty((2, 3), "f8"), np.empty((3, 2), "f4").T):
             with pytest.raises(ValueError, match="w is float32"):
-                found.read("w", bad)
+                tensors.read("w", bad)
 
 
 def test_tensors_are_a_mapping(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     write_safetensors(path, {"b": W, "a": W[0]})
-    with open_tensors(str(path)) as found:
-        assert (len(found), sorted(found)) == (2, ["a", "b"])
-        assert "a" in found and "c" not in found
-        assert same(found["a"], W[0])
+    with open_tensors(str(path)) as tensors:
+        assert (len(tensors), sorted(tensors)) == (2, ["a", "b"])
+        assert "a" in tensors and "c" not in tensors
+        assert same(tensors["a"], W[0])
         with pytest.raises(KeyError):
-            found.read("c")
+            tensors.read("c")
 
 
 BIG = 1 << 60
@@ -215,10 +215,10 @@ def test_the_file_that_the_wrong_ones_come_from_is_right(tmp_path: Path) -> None
 
 def test_a_file_that_changed_is_noticed(tmp_path: Path) -> None:
     path = written(tmp_path / "m.safetensors", raw({"w": entry()}))
-    with open_tensors(path) as found:
+    with open_tensors(path) as tensors:
         os.truncate(path, 90)
         with pytest.raises(UserError) as error:
-            found.read("w")
+            tensors.read("w")
     assert says(error.value, path, "changed")
 
 
@@ -230,12 +230,12 @@ SMALL = raw({"w": entry(), "v": entry("F16", (2, 1), (24, 28))}, W.tobytes() + b
 def test_any_safetensors_file_is_read_as_the_package_does_or_refused(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
-    found = survives(written(tmp_path_factory.getbasetemp() / "fuzz.safetensors", content))
+    tensors = survives(written(tmp_path_factory.getbasetemp() / "fuzz.safetensors", content))
     theirs = pytest.importorskip("safetensors.numpy")
-    if found is not None:
+    if tensors is not None:
         want = theirs.load(content)
-        assert found.keys() == want.keys()
-        assert all(same(found[name], want[name]) for name in want)
+        assert tensors.keys() == want.keys()
+        assert all(same(tensors[name], want[name]) for name in want)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it")
@@ -320,10 +320,10 @@ def shards(folder: Path) -> Path:
 def test_shards_are_read_as_one(tmp_path: Path) -> None:
     path = shards(tmp_path)
     for given_path in (path, tmp_path):
-        with open_tensors(given_path) as found:
-            assert found.shapes == {"a": (2, 3), "b": (3,)}
-            assert found.nbytes == 36
-            assert same(found.read("a"), W) and same(found.read("b"), W[0])
+        with open_tensors(given_path) as tensors:
+            assert tensors.shapes == {"a": (2, 3), "b": (3,)}
+            assert tensors.nbytes == 36
+            assert same(tensors.read("a"), W) and same(tensors.read("b"), W[0])
 
 
 def test_a_shard_that_lacks_is_named(tmp_path: Path) -> None:
@@ -379,9 +379,9 @@ def test_torch_reads_what_is_written_and_writes_what_is_read(tmp_path: Path) -> 
     named |= {"scalar": np.array(7), "empty": np.zeros((0, 3), np.float32), "t": W.T}
     path = tmp_path / "m.bin"
     write_torch(path, named)
-    found = torch.load(path, weights_only=True)
-    assert found.keys() == named.keys()
-    assert all(same(as_array(found[name]), a) for name, a in named.items())
+    tensors = torch.load(path, weights_only=True)
+    assert tensors.keys() == named.keys()
+    assert all(same(as_array(tensors[name]), a) for name, a in named.items())
     assert all(same(a, named[name]) for name, a in read_all(path).items())
     assert set(read_all(path)) == set(named)
 
@@ -399,8 +399,8 @@ def test_shards_of_torch_are_read_as_one(tmp_path: Path) -> None:
     write_torch(tmp_path / "2.bin", {"b": W[0]})
     path = tmp_path / "pytorch_model.bin.index.json"
     written(path, json.dumps({"weight_map": {"a": "1.bin", "b": "2.bin"}}))
-    found = read_all(tmp_path)
-    assert same(found["a"], W) and same(found["b"], W[0])
+    tensors = read_all(tmp_path)
+    assert same(tensors["a"], W) and same(tensors["b"], W[0])
 
 
 def test_without_torch_a_line_says_what_to_do(

@@ -84,12 +84,12 @@ def from_open_clip(values: Mapping[str, Any], where: str = "open_clip_config.jso
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
         if values.get(key) is None:
             raise UserError(f"{where}: {key} is missing")
-    config = _read(fields, where)
+    config = _read_model(fields, where)
     fields.finish(_UNREAD)
     return config
 
 
-def _read(fields: Fields, where: str) -> CLIPConfig:
+def _read_model(fields: Fields, where: str) -> CLIPConfig:
     vision, text = fields.group("vision_cfg"), fields.group("text_cfg")
     for group in (vision, text):
         for key, allowed in _NEUTRAL.items():

@@ -24,10 +24,10 @@ from clip_jax.weights.mappings.leaf import (
     is_plain,
     linear,
     norm,
-    one,
+    single,
     unsupported,
 )
-from clip_jax.weights.mappings.protocol import Described, Document, WeightsMapping
+from clip_jax.weights.mappings.protocol import Document, ModelDescription, WeightsMapping
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"  # the only one that transformers 5 writes
@@ -75,19 +75,19 @@ class HuggingFace(WeightsMapping):
         pixels = preprocessing.to_hugging_face(preprocess, values["model_type"])
         return {self.config_file: values, PREPROCESSOR: pixels}
 
-    def understood(
+    def interpret(
         self, config: CLIPConfig, preprocess: Preprocess, documents: Mapping[str, Document]
     ) -> Document:
         """The essence of the model that transformers builds."""
         theirs = configs.from_hugging_face(documents[self.config_file])
         return configs.essence(configs.with_normalization(theirs, preprocess.mean, preprocess.std))
 
-    def describe(self, config_file: Path) -> Described:
+    def describe(self, config_file: Path) -> ModelDescription:
         """What config.json and the preprocessor's file say."""
         config = configs.from_hugging_face(files.read_json(config_file), str(config_file))
         folder = config_file.parent
         where = f"{PREPROCESSOR} or {PROCESSOR} in {folder}"
-        return Described(config, _preprocess(folder), where)
+        return ModelDescription(config, _preprocess(folder), where)
 
 
 def _preprocess(folder: Path) -> Preprocess | None:
@@ -109,19 +109,19 @@ def _preprocess(folder: Path) -> Preprocess | None:
 
 def _text(text: TextConfig) -> Iterator[Leaf]:
     tower = "text_model"
-    yield one("text/token_embedding/embedding", f"{tower}.embeddings.token_embedding.weight")
-    yield one("text/positional_embedding", f"{tower}.embeddings.position_embedding.weight")
+    yield single("text/token_embedding/embedding", f"{tower}.embeddings.token_embedding.weight")
+    yield single("text/positional_embedding", f"{tower}.embeddings.position_embedding.weight")
     yield from blocks("text", f"{tower}.encoder.layers", "hugging_face", text.layers)
     yield from norm("text/ln_final", f"{tower}.final_layer_norm")
 
 
 def _clip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
     tower = "vision_model"
-    yield one("logit_scale", "logit_scale")
+    yield single("logit_scale", "logit_scale")
     yield from _text(text)
     yield from linear("text/projection", "text_projection", bias=text.projection_bias)
-    yield one("vision/class_embedding", f"{tower}.embeddings.class_embedding")
-    yield one("vision/positional_embedding", f"{tower}.embeddings.position_embedding.weight")
+    yield single("vision/class_embedding", f"{tower}.embeddings.class_embedding")
+    yield single("vision/positional_embedding", f"{tower}.embeddings.position_embedding.weight")
     yield from linear(
         "vision/patch_embedding", f"{tower}.embeddings.patch_embedding", form="patches", bias=False
     )
@@ -133,8 +133,8 @@ def _clip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
 
 def _siglip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
     tower, head = "vision_model", "vision_model.head"
-    yield one("logit_scale", "logit_scale", "leading1")
-    yield one("logit_bias", "logit_bias", "leading1")
+    yield single("logit_scale", "logit_scale", "leading1")
+    yield single("logit_bias", "logit_bias", "leading1")
     yield from _text(text)
     yield from linear("text/projection", "text_model.head", bias=text.projection_bias)
     yield from linear(
@@ -143,10 +143,10 @@ def _siglip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
         form="patches",
         bias=vision.patch_bias,
     )
-    yield one("vision/positional_embedding", f"{tower}.embeddings.position_embedding.weight")
+    yield single("vision/positional_embedding", f"{tower}.embeddings.position_embedding.weight")
     yield from blocks("vision", f"{tower}.encoder.layers", "hugging_face", vision.layers)
     yield from norm("vision/ln_post", f"{tower}.post_layernorm")
-    yield one("vision/pool/probe", f"{head}.probe", "leading2")
+    yield single("vision/pool/probe", f"{head}.probe", "leading2")
     yield from in_projection("vision/pool/q", f"{head}.attention", span=(0, 1, 3))
     yield from in_projection("vision/pool/kv", f"{head}.attention", span=(1, 3, 3))
     yield from linear("vision/pool/out", f"{head}.attention.out_proj")
@@ -157,16 +157,16 @@ def _siglip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
 
 def _align(vision: EfficientNetConfig, text: BertConfig) -> Iterator[Leaf]:
     tower = "text_model"
-    yield one("temperature", "temperature")
-    yield one("text/token_embedding/embedding", f"{tower}.embeddings.word_embeddings.weight")
-    yield one("text/positional_embedding", f"{tower}.embeddings.position_embeddings.weight")
-    yield one("text/segment_embedding", f"{tower}.embeddings.token_type_embeddings.weight")
+    yield single("temperature", "temperature")
+    yield single("text/token_embedding/embedding", f"{tower}.embeddings.word_embeddings.weight")
+    yield single("text/positional_embedding", f"{tower}.embeddings.position_embeddings.weight")
+    yield single("text/segment_embedding", f"{tower}.embeddings.token_type_embeddings.weight")
     yield from norm("text/ln_embedding", f"{tower}.embeddings.LayerNorm")
     yield from blocks("text", f"{tower}.encoder.layer", "bert", text.layers)
     yield from linear("text/pooler", f"{tower}.pooler.dense")
     yield from linear("text/projection", "text_projection")
     tower = "vision_model"
-    yield one("vision/stem/kernel", f"{tower}.embeddings.convolution.weight", "convolution")
+    yield single("vision/stem/kernel", f"{tower}.embeddings.convolution.weight", "convolution")
     yield from batch_norm("vision/bn_stem", f"{tower}.embeddings.batchnorm")
     block = 0
     for stage, (_, _, expansion, _, _, repeats) in enumerate(vision.stages, 1):
@@ -187,7 +187,7 @@ def _mbconv(ours: str, name: str, expands: bool, **options: Any) -> Iterator[Lea
         yield from batch_norm(f"{ours}/bn_expand", f"{name}.expansion.expand_bn", **options)
     depthwise = f"{name}.depthwise_conv"
     kernel = f"{depthwise}.depthwise_conv.weight"
-    yield one(f"{ours}/depthwise/kernel", kernel, "convolution", **options)
+    yield single(f"{ours}/depthwise/kernel", kernel, "convolution", **options)
     yield from batch_norm(f"{ours}/bn_depthwise", f"{depthwise}.depthwise_norm", **options)
     squeeze = f"{name}.squeeze_excite"
     yield from linear(f"{ours}/squeeze_excite/reduce", f"{squeeze}.reduce", **point)

@@ -20,7 +20,7 @@ class Leaf:
     Attributes:
       path: of our array, such as `vision/transformer/blocks/attention/qkv/kernel`.
       names: of their tensors; several are consecutive parts of our last axis.
-      form: the layout of their tensors, see `theirs`.
+      form: the layout of their tensors, see `to_their_layout`.
       shares: the relative sizes of the parts; empty: equal.
       layers: numbers of layers, for which `{}` in the names stands; our array then has a leading
         layer axis.
@@ -51,7 +51,7 @@ class Piece:
     view: np.ndarray
 
 
-def theirs(form: str, array: np.ndarray) -> np.ndarray:
+def to_their_layout(form: str, array: np.ndarray) -> np.ndarray:
     """A view of our array in their layout.
 
     linear: [inputs, outputs] as [outputs, inputs]; pointwise: the same as a 1×1 convolution;
@@ -86,7 +86,7 @@ def pieces(leaf: Leaf, array: np.ndarray) -> Iterator[Piece]:
             part = layer[..., start * unit : (start + share) * unit] if unit else layer
             start += share
             name = name if number is None else name.replace("{}", str(number))
-            yield Piece(name, leaf.span, theirs(leaf.form, part))
+            yield Piece(name, leaf.span, to_their_layout(leaf.form, part))
 
 
 # Fields of a model's config that determine its structure, not its sizes.
@@ -119,7 +119,7 @@ def unsupported(config: CLIPConfig, library: str) -> UserError:
     )
 
 
-def one(path: str, name: str, form: str = "same", **options: Any) -> Leaf:
+def single(path: str, name: str, form: str = "same", **options: Any) -> Leaf:
     """An array that is one of their tensors."""
     return Leaf(path, (name,), form, **options)
 
@@ -135,22 +135,22 @@ def linear(
 
 def in_projection(path: str, module: str, **options: Any) -> Iterator[Leaf]:
     """torch's joint projection to queries, keys and values."""
-    yield one(f"{path}/kernel", f"{module}.in_proj_weight", "linear", **options)
-    yield one(f"{path}/bias", f"{module}.in_proj_bias", **options)
+    yield single(f"{path}/kernel", f"{module}.in_proj_weight", "linear", **options)
+    yield single(f"{path}/bias", f"{module}.in_proj_bias", **options)
 
 
 def norm(path: str, module: str, **options: Any) -> Iterator[Leaf]:
     """A LayerNorm."""
-    yield one(f"{path}/scale", f"{module}.weight", **options)
-    yield one(f"{path}/bias", f"{module}.bias", **options)
+    yield single(f"{path}/scale", f"{module}.weight", **options)
+    yield single(f"{path}/bias", f"{module}.bias", **options)
 
 
 def batch_norm(path: str, module: str, **options: Any) -> Iterator[Leaf]:
     """A BatchNorm with its running statistics."""
     yield from norm(path, module, **options)
-    yield one(f"{path}/mean", f"{module}.running_mean", **options)
-    yield one(f"{path}/var", f"{module}.running_var", **options)
-    yield one(f"{path}/batches", f"{module}.num_batches_tracked", **options)
+    yield single(f"{path}/mean", f"{module}.running_mean", **options)
+    yield single(f"{path}/var", f"{module}.running_var", **options)
+    yield single(f"{path}/batches", f"{module}.num_batches_tracked", **options)
 
 
 # The modules of a Transformer block: our names, and those of each library.

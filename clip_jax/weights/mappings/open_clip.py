@@ -17,10 +17,10 @@ from clip_jax.weights.mappings.leaf import (
     is_plain,
     linear,
     norm,
-    one,
+    single,
     unsupported,
 )
-from clip_jax.weights.mappings.protocol import Described, Document, WeightsMapping
+from clip_jax.weights.mappings.protocol import Document, ModelDescription, WeightsMapping
 
 
 class OpenClip(WeightsMapping):
@@ -54,14 +54,14 @@ class OpenClip(WeightsMapping):
         pixels = preprocessing.to_open_clip(preprocess)
         return {self.config_file: {"model_cfg": values, "preprocess_cfg": pixels}}
 
-    def understood(
+    def interpret(
         self, config: CLIPConfig, preprocess: Preprocess, documents: Mapping[str, Document]
     ) -> Document:
         """The essence of the model that open_clip builds."""
         theirs = configs.from_open_clip(documents[self.config_file]["model_cfg"])
         return configs.essence(configs.with_normalization(theirs, preprocess.mean, preprocess.std))
 
-    def describe(self, config_file: Path) -> Described:
+    def describe(self, config_file: Path) -> ModelDescription:
         """What open_clip_config.json says."""
         fields = configs.Fields(files.read_json(config_file), str(config_file))
         model = fields.group("model_cfg").values
@@ -70,7 +70,7 @@ class OpenClip(WeightsMapping):
         if pixels:
             size = config.vision.image_size
             preprocess = preprocessing.from_open_clip(pixels, size, str(config_file))
-        return Described(config, preprocess, f"preprocess_cfg in {config_file}")
+        return ModelDescription(config, preprocess, f"preprocess_cfg in {config_file}")
 
 
 def is_open_clip(names: Collection[str]) -> bool:
@@ -95,7 +95,7 @@ def clip_leaves(config: CLIPConfig, library: str) -> Iterator[Leaf]:
             log_scale=True,
             logit_bias=None,
         ) if text.layers:
-            yield one("logit_scale", "logit_scale")
+            yield single("logit_scale", "logit_scale")
             match config.vision:
                 case ResNetConfig() as vision:
                     yield from _resnet(vision)
@@ -109,17 +109,17 @@ def clip_leaves(config: CLIPConfig, library: str) -> Iterator[Leaf]:
 
 
 def _siglip_leaves(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
-    yield one("logit_scale", "logit_scale")
-    yield one("logit_bias", "logit_bias")
+    yield single("logit_scale", "logit_scale")
+    yield single("logit_bias", "logit_bias")
     yield from _timm_vit(vision)
     yield from _open_clip_text(text, "text.")
 
 
 def _open_clip_vit(vision: VisionConfig) -> Iterator[Leaf]:
-    yield one("vision/class_embedding", "visual.class_embedding")
-    yield one("vision/positional_embedding", "visual.positional_embedding")
-    yield one("vision/projection/kernel", "visual.proj")
-    yield one("vision/patch_embedding/kernel", "visual.conv1.weight", "patches")
+    yield single("vision/class_embedding", "visual.class_embedding")
+    yield single("vision/positional_embedding", "visual.positional_embedding")
+    yield single("vision/projection/kernel", "visual.proj")
+    yield single("vision/patch_embedding/kernel", "visual.conv1.weight", "patches")
     yield from norm("vision/ln_pre", "visual.ln_pre")
     yield from blocks("vision", "visual.transformer.resblocks", "open_clip", vision.layers)
     yield from norm("vision/ln_post", "visual.ln_post")
@@ -127,11 +127,11 @@ def _open_clip_vit(vision: VisionConfig) -> Iterator[Leaf]:
 
 def _timm_vit(vision: VisionConfig) -> Iterator[Leaf]:
     trunk, pool = "visual.trunk", "visual.trunk.attn_pool"
-    yield one("vision/positional_embedding", f"{trunk}.pos_embed", "leading1")
+    yield single("vision/positional_embedding", f"{trunk}.pos_embed", "leading1")
     yield from linear("vision/patch_embedding", f"{trunk}.patch_embed.proj", form="patches")
     yield from blocks("vision", f"{trunk}.blocks", "timm", vision.layers)
     yield from norm("vision/ln_post", f"{trunk}.norm")
-    yield one("vision/pool/probe", f"{pool}.latent", "leading2")
+    yield single("vision/pool/probe", f"{pool}.latent", "leading2")
     yield from linear("vision/pool/q", f"{pool}.q")
     yield from linear("vision/pool/kv", f"{pool}.kv")
     yield from linear("vision/pool/out", f"{pool}.proj")
@@ -141,19 +141,19 @@ def _timm_vit(vision: VisionConfig) -> Iterator[Leaf]:
 
 
 def _open_clip_text(text: TextConfig, prefix: str) -> Iterator[Leaf]:
-    yield one("text/token_embedding/embedding", f"{prefix}token_embedding.weight")
-    yield one("text/positional_embedding", f"{prefix}positional_embedding")
+    yield single("text/token_embedding/embedding", f"{prefix}token_embedding.weight")
+    yield single("text/positional_embedding", f"{prefix}positional_embedding")
     yield from blocks("text", f"{prefix}transformer.resblocks", "open_clip", text.layers)
     yield from norm("text/ln_final", f"{prefix}ln_final")
     if text.projection_bias:
         yield from linear("text/projection", f"{prefix}text_projection")
     else:
-        yield one("text/projection/kernel", f"{prefix}text_projection")
+        yield single("text/projection/kernel", f"{prefix}text_projection")
 
 
 def _resnet(vision: ResNetConfig) -> Iterator[Leaf]:
     for i in (1, 2, 3):
-        yield one(f"vision/stem/conv{i}/kernel", f"visual.conv{i}.weight", "convolution")
+        yield single(f"vision/stem/conv{i}/kernel", f"visual.conv{i}.weight", "convolution")
         yield from batch_norm(f"vision/stem/bn{i}", f"visual.bn{i}")
     for stage, depth in enumerate(vision.layers, 1):
         ours, name = f"vision/stage{stage}", f"visual.layer{stage}"
@@ -165,7 +165,7 @@ def _resnet(vision: ResNetConfig) -> Iterator[Leaf]:
         if depth > 1:
             yield from _bottleneck(f"{ours}/rest", f"{name}.{{}}", layers=tuple(range(1, depth)))
     pool = "visual.attnpool"
-    yield one("vision/pool/positional_embedding", f"{pool}.positional_embedding")
+    yield single("vision/pool/positional_embedding", f"{pool}.positional_embedding")
     yield from linear("vision/pool/q", f"{pool}.q_proj")
     yield from linear("vision/pool/kv", f"{pool}.k_proj", f"{pool}.v_proj")
     yield from linear("vision/pool/projection", f"{pool}.c_proj")
@@ -173,5 +173,5 @@ def _resnet(vision: ResNetConfig) -> Iterator[Leaf]:
 
 def _bottleneck(ours: str, name: str, **options: Any) -> Iterator[Leaf]:
     for i, form in ((1, "pointwise"), (2, "convolution"), (3, "pointwise")):
-        yield one(f"{ours}/conv{i}/kernel", f"{name}.conv{i}.weight", form, **options)
+        yield single(f"{ours}/conv{i}/kernel", f"{name}.conv{i}.weight", form, **options)
         yield from batch_norm(f"{ours}/bn{i}", f"{name}.bn{i}", **options)

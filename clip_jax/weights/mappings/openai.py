@@ -32,7 +32,7 @@ class OpenAI(WeightsMapping):
         """No files: OpenAI's code sees only the shapes."""
         return {}
 
-    def understood(
+    def interpret(
         self, config: CLIPConfig, preprocess: Preprocess, documents: Mapping[str, Document]
     ) -> Document:
         """The essence of the model that OpenAI's code infers from the shapes."""

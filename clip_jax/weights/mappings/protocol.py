@@ -14,7 +14,7 @@ from clip_jax.weights.mappings.leaf import Leaf
 Document = Mapping[str, Any]  # a JSON object
 
 
-class Described(NamedTuple):
+class ModelDescription(NamedTuple):
     """What the config files beside weights say.
 
     Attributes:
@@ -64,12 +64,12 @@ class WeightsMapping(Protocol):
         """
 
     @abstractmethod
-    def understood(
+    def interpret(
         self, config: CLIPConfig, preprocess: Preprocess, documents: Mapping[str, Document]
     ) -> Document:
         """The `configs.essence` of the model that the library builds from such files."""
 
-    def describe(self, config_file: Path) -> Described:
+    def describe(self, config_file: Path) -> ModelDescription:
         """What the config files of a folder say, of which `config_file` is there.
 
         Raises:

@@ -53,11 +53,11 @@ def test_a_state_dict_is_read_without_torch(
         spread=stored((2, 3), (0, 0), 4),
         step=number(3),
     )
-    found = read_all(archive(tmp_path / "m.pt", root))
+    tensors = read_all(archive(tmp_path / "m.pt", root))
     wanted = dict(w=W, transposed=W.T, some=W.ravel()[1:4:2], none=W[:0, :2])
     wanted |= dict(scalar=W[1, 2], spread=np.full_like(W, 4))
-    assert found.keys() == wanted.keys()
-    assert all(same(found[name], np.asarray(array)) for name, array in wanted.items())
+    assert tensors.keys() == wanted.keys()
+    assert all(same(tensors[name], np.asarray(array)) for name, array in wanted.items())
 
 
 def test_views_of_one_storage_are_tensors_of_their_own(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_views_of_one_storage_are_tensors_of_their_own(tmp_path: Path) -> None:
     }
     path = tmp_path / "m.pt"
     torch.save(views, path)
-    found = read_all(path)
-    assert found.keys() == views.keys()
-    assert all(same(a, as_array(views[name])) for name, a in found.items())
+    tensors = read_all(path)
+    assert tensors.keys() == views.keys()
+    assert all(same(a, as_array(views[name])) for name, a in tensors.items())
 
 
 def test_a_module_is_read_as_torch_reads_it(tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def test_a_module_is_read_as_torch_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "m.bin"
     for named_tensors in (model.state_dict(), dict(model.state_dict(keep_vars=True))):
         torch.save(named_tensors, path)
-        found = read_all(path)
-        assert list(found) == list(named_tensors)
-        assert all(same(a, as_array(named_tensors[name])) for name, a in found.items())
+        tensors = read_all(path)
+        assert list(tensors) == list(named_tensors)
+        assert all(same(a, as_array(named_tensors[name])) for name, a in tensors.items())
 
 
 def test_a_checkpoint_of_open_clip_is_unwrapped(tmp_path: Path) -> None:
@@ -105,11 +105,11 @@ def test_a_checkpoint_of_open_clip_is_unwrapped(tmp_path: Path) -> None:
     torch.save(
         {"epoch": 1, "name": "run", "state_dict": weights, "optimizer": optimizer} | scalars, path
     )
-    with open_model(path) as found:
-        assert set(found) == {"visual.proj", "logit_scale"} and found.prefix == "module."
+    with open_model(path) as tensors:
+        assert set(tensors) == {"visual.proj", "logit_scale"} and tensors.prefix == "module."
     torch.save(weights | {"logit_bias": torch.ones(())}, path)
-    with open_model(path) as found:
-        assert set(found) == {"visual.proj", "logit_scale"} and found.left_out == ["logit_bias"]
+    with open_model(path) as tensors:
+        assert set(tensors) == {"visual.proj", "logit_scale"} and tensors.left_out == ["logit_bias"]
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -142,9 +142,9 @@ def test_of_several_models_the_usual_one_is_read_or_none(tmp_path: Path) -> None
     path = tmp_path / "m.pt"
     models = [{"module.visual.proj": torch.full((2,), float(i))} for i in range(3)]
     torch.save({"state_dict_ema": models[1], "state_dict": models[0], "x": {"y": models[2]}}, path)
-    with open_model(path) as found:
-        assert found["visual.proj"].tolist() == [0, 0]
-        assert found.models == ["state_dict", "state_dict_ema", "x/y"]
+    with open_model(path) as tensors:
+        assert tensors["visual.proj"].tolist() == [0, 0]
+        assert tensors.models == ["state_dict", "state_dict_ema", "x/y"]
     torch.save({"student": models[0], "teacher": models[1]}, path)
     assert refuses(path, "2 models", "'student', 'teacher'", "torch.load(FILE)['student']")
 
@@ -253,10 +253,10 @@ def test_an_archive_holds_what_it_says(tmp_path: Path) -> None:
 
 def test_an_archive_that_changed_is_noticed(tmp_path: Path) -> None:
     path = archive(tmp_path / "m.pt", state(w=stored()))
-    with open_tensors(path) as found:
+    with open_tensors(path) as tensors:
         os.truncate(path, 90)
         with pytest.raises(UserError) as error:
-            found.read("w")
+            tensors.read("w")
     assert says(error.value, path, "changed")
 
 

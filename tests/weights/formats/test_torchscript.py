@@ -41,12 +41,12 @@ def test_what_modules_declare_is_read_without_torch(
         inner=module(w=stored((2,), (2,), 1), b=stored((0, 2), (2, 1)), names=b"](X\0\0\0\0e"),
         scale=module(w=stored((), (), 5)),
     )
-    found = read_all(torchscript(tmp_path / "m.pt", root))
-    assert set(found) == {"w", "b", "inner.w", "inner.b", "scale.w"}
-    assert same(found["w"], W) and same(found["b"], W.T)
-    assert same(found["inner.w"], np.array([1, 3], np.float32))
-    assert same(found["inner.b"], np.zeros((0, 2), np.float32))
-    assert same(found["scale.w"], np.float32(5).reshape(()))
+    tensors = read_all(torchscript(tmp_path / "m.pt", root))
+    assert set(tensors) == {"w", "b", "inner.w", "inner.b", "scale.w"}
+    assert same(tensors["w"], W) and same(tensors["b"], W.T)
+    assert same(tensors["inner.w"], np.array([1, 3], np.float32))
+    assert same(tensors["inner.b"], np.zeros((0, 2), np.float32))
+    assert same(tensors["scale.w"], np.float32(5).reshape(()))
 
 
 def shared_without_end() -> bytes:
@@ -85,9 +85,9 @@ def check_like_jit(path: Path, model: Any) -> None:
     torch = pytest.importorskip("torch")
     want = torch.jit.load(path).state_dict()
     assert len(want) == len(model.state_dict()) > 0
-    found = read_all(path)
-    assert found.keys() == want.keys()
-    assert all(same(a, as_array(want[name])) for name, a in found.items())
+    tensors = read_all(path)
+    assert tensors.keys() == want.keys()
+    assert all(same(a, as_array(want[name])) for name, a in tensors.items())
 
 
 @pytest.fixture(scope="module")
