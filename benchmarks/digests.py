@@ -111,7 +111,7 @@ def main() -> None:
         print(f"and is written after {time.perf_counter() - began:.2f} s")
         path = Path(folder) / "checkpoints" / "1"
         began = time.perf_counter()
-        assert not digests.damage(path, 1)
+        assert not digests.find_damage(path, 1)
         print(f"checked in {time.perf_counter() - began:.2f} s")
 
         work = threading.Thread(target=digests.write, args=(path, 1))

@@ -131,7 +131,7 @@ def test_a_replicated_matrix_is_detected_in_the_program(monkeypatch, axes):
 
 
 def test_a_constraint_that_is_removed_is_missed(monkeypatch):
-    monkeypatch.setattr(sharding, "rows", lambda x: x)
+    monkeypatch.setattr(sharding, "constrain_rows", lambda x: x)
     assert any(fault.startswith("unexpected") for fault in faults(MESHES[2]))
 
 

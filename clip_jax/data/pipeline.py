@@ -16,7 +16,7 @@ from clip_jax.data.example import REASONS, Pair, PairError, described, only_pair
 from clip_jax.data.images import augmentation, decoding
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.sources import Source, read_pair
-from clip_jax.data.workers import died, end_with_parent
+from clip_jax.data.workers import dead_worker_error, end_with_parent
 from clip_jax.errors import UserError
 from clip_jax.tokenizers import Tokenizer, packing
 
@@ -225,7 +225,7 @@ class Batches(grain.DatasetIterator):
             batch = dict(next(self._reader))
         except RuntimeError as error:
             if "terminated unexpectedly" in str(error):  # how grain reports a killed worker
-                raise died(self._workers) from None
+                raise dead_worker_error(self._workers) from None
             raise
         self.source = batch.pop("source")
         self._count(batch.pop("bad"), batch.pop("complaint"))

@@ -62,10 +62,10 @@ def mapping(
         with pool:
             yield lambda items: pool.map(_call if processes else function, items)
     except BrokenProcessPool:
-        raise died(processes) from None
+        raise dead_worker_error(processes) from None
 
 
-def died(processes: int) -> UserError:
+def dead_worker_error(processes: int) -> UserError:
     """The error to raise when one of some worker processes was killed."""
     return UserError(
         f"one of {processes} processes that read pairs died, perhaps for want of memory: lower "

@@ -146,7 +146,7 @@ def _partition(spec: ParamSpec, leaf: Any, mesh: Mesh | AbstractMesh, over_data:
     return axes
 
 
-def spread(tree: Any, specs: ParamSpecs, *, over_data: bool = False) -> Any:
+def constrain_params(tree: Any, specs: ParamSpecs, *, over_data: bool = False) -> Any:
     """Parameters or their gradients, constrained to their `shardings`."""
     mesh = _context()
     if mesh is None:
@@ -176,7 +176,7 @@ def merge_chunks(batch: Any) -> Any:
 
     def merge(x: Array) -> Array:
         x = x.reshape(len(x), shards, -1, *x.shape[2:]).swapaxes(0, 1)
-        return rows(x.reshape(-1, *x.shape[3:]))
+        return constrain_rows(x.reshape(-1, *x.shape[3:]))
 
     return jax.tree.map(merge, batch)
 
@@ -226,12 +226,12 @@ def by_device(
     )(shared, batch)
 
 
-def rows(x: Array) -> Array:
+def constrain_rows(x: Array) -> Array:
     """`x`, whose first axis counts rows of a batch, sharded like the batch on that axis only."""
     return _constrained(x, *BATCH)
 
 
-def embedded(table: Array, tokens: Array, dtype: Any) -> Array:
+def embed_tokens(table: Array, tokens: Array, dtype: Any) -> Array:
     """The rows of a `table` [vocabulary, width] for `tokens`: [batch, context, width].
 
     A table that is sharded over few devices is not gathered. Each device looks up its features for
@@ -241,11 +241,11 @@ def embedded(table: Array, tokens: Array, dtype: Any) -> Array:
     """
     mesh = _context()
     if mesh is not None and table.shape[1] < LANES * _size(mesh, _BOTH):
-        return rows(_looked_up(table, rows(tokens), dtype))
+        return constrain_rows(_looked_up(table, constrain_rows(tokens), dtype))
     x = jnp.take(table.astype(dtype), _constrained(tokens, "data"), axis=0)
     for axes in (("fsdp", "tensor"), "fsdp"):
         x = _constrained(x, "data", None, axes)
-    return rows(x)
+    return constrain_rows(x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -275,13 +275,13 @@ def _looked_up_backward(dtype: Any, saved: Any, gradient: Array) -> tuple[Array,
 _looked_up.defvjp(_looked_up_forward, _looked_up_backward)
 
 
-def splits(count: int) -> bool:
+def splits_heads(count: int) -> bool:
     """Whether `count` heads are sharded over the tensor axis."""
     mesh = _context()
     return mesh is not None and mesh.shape["tensor"] > 1 and count % mesh.shape["tensor"] == 0
 
 
-def gathered(params: Any, specs: ParamSpecs) -> Any:
+def gather_params(params: Any, specs: ParamSpecs) -> Any:
     """Parameters as a layer uses them: all-gathered over fsdp, still sharded over tensor.
 
     The gradients are sharded over fsdp again. Parameters whose metadata says `gather=False` stay

@@ -80,7 +80,7 @@ class BERT(nnx.Module):
             )
         positions = self.positional_embedding[: tokens.shape[1]] + self.segment_embedding[0]
         table = self.token_embedding.embedding[...]
-        x = sharding.embedded(table, tokens, self.dtype) + positions.astype(self.dtype)
+        x = sharding.embed_tokens(table, tokens, self.dtype) + positions.astype(self.dtype)
         mask = (tokens != self.config.pad_id)[:, None, None, :]
         x = self.transformer(self.ln_embedding(x).astype(self.dtype), mask, at=0)
         return self.projection(x[:, 0])

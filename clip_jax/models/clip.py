@@ -214,10 +214,10 @@ def _abstract(
 
 
 def assembled(graph: nnx.GraphDef, model_variables: Variables) -> CLIP:
-    """The model of these variables inside a program over a mesh, see `sharding.gathered`."""
+    """The model of these variables inside a program over a mesh, see `sharding.gather_params`."""
     params, stats = model_variables
     specs = param_specs(nnx.merge(graph, params, stats))
-    return nnx.merge(graph, sharding.gathered(params, specs), stats)
+    return nnx.merge(graph, sharding.gather_params(params, specs), stats)
 
 
 def variables(model: CLIP) -> Variables:

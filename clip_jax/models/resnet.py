@@ -21,7 +21,7 @@ from clip_jax.models.initializers import TORCH, TORCH_KERNEL, resnet_pool_init
 from clip_jax.models.layers import activation_dtype, linear
 from clip_jax.models.model_config import ResNetConfig
 from clip_jax.models.pixels import normalized
-from clip_jax.models.stack import check_remat, once, scan, stack
+from clip_jax.models.stack import apply_once, check_remat, scan, stack
 
 EXPANSION = 4
 
@@ -79,7 +79,7 @@ class Stage(nnx.Module):
         remat: str,
         rngs: nnx.Rngs,
     ) -> None:
-        defer_gathering(first)  # `once` gathers it
+        defer_gathering(first)  # `apply_once` gathers it
         self.first = first
         self.deep = depth > 1
         if self.deep:
@@ -88,7 +88,7 @@ class Stage(nnx.Module):
 
     def __call__(self, x: Image, train: bool) -> Result:
         """Applies all blocks."""
-        x = once(self.first, x, lambda block, x: block(x, train), self.remat, train)
+        x = apply_once(self.first, x, lambda block, x: block(x, train), self.remat, train)
         if self.deep:
             x = scan(self.rest, x, lambda block, x: block(x, train), self.remat, train)
         return x

@@ -71,8 +71,10 @@ def _unchunked(
 
     def body(x: Array, variables: Any) -> tuple[Array, nnx.State]:
         params, stats = variables
-        x, stats = layer((sharding.gathered(params, specs), stats), sharding.rows(x), *rest)
-        return sharding.rows(x), stats
+        x, stats = layer(
+            (sharding.gather_params(params, specs), stats), sharding.constrain_rows(x), *rest
+        )
+        return sharding.constrain_rows(x), stats
 
     if remat == "none":
         return body
@@ -95,7 +97,7 @@ def _chunked(
         The barrier keeps the compiler from moving the gathering into the loop over chunks.
         """
         params = map_params(partial(_cast, dtype), specs, params)
-        return jax.lax.optimization_barrier(sharding.gathered(params, specs))
+        return jax.lax.optimization_barrier(sharding.gather_params(params, specs))
 
     def apply_to(params: Any, stats: Any, piece: tuple[Any, ...]) -> Array:
         return layer((params, stats), *piece)[0]
@@ -126,14 +128,16 @@ def _chunked(
 
         rows = ((x, *rest), gradient)
         sums, to_x = sharding.by_device(backward, gathered(params, x.dtype), rows)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), sharding.spread(sums, specs), params)
+        grads = jax.tree.map(
+            lambda g, p: g.astype(p.dtype), sharding.constrain_params(sums, specs), params
+        )
         return grads, None, to_x, None
 
     run.defvjp(run_forward, run_backward)
 
     def body(x: Array, variables: Any) -> tuple[Array, nnx.State]:
         params, stats = variables
-        return sharding.rows(run(params, stats, sharding.rows(x), rest)), stats
+        return sharding.constrain_rows(run(params, stats, sharding.constrain_rows(x), rest)), stats
 
     return body
 
@@ -190,7 +194,7 @@ def scan(
             return _chunked(graph, apply, specs, chunk, rest)
         return _unchunked(graph, apply, specs, remat, rest)
 
-    x = sharding.rows(x)
+    x = sharding.constrain_rows(x)
     if last is None:
         x, stats = jax.lax.scan(layer(apply), x, (params, stats))
     else:
@@ -198,14 +202,16 @@ def scan(
         final = jax.tree.map(lambda p: p[-1], params)
         if jax.tree.leaves(before)[0].shape[0]:
             x, _ = jax.lax.scan(layer(apply), x, (before, stats))
-        x, _ = layer(last)(sharding.rows(x), (final, stats))
-    x = sharding.rows(x)
+        x, _ = layer(last)(sharding.constrain_rows(x), (final, stats))
+    x = sharding.constrain_rows(x)
     if train:
         nnx.update(stacked, stats)
     return x
 
 
-def once(module: nnx.Module, x: Array, apply: Apply, remat: str, train: bool = False) -> Array:
+def apply_once(
+    module: nnx.Module, x: Array, apply: Apply, remat: str, train: bool = False
+) -> Array:
     """`apply(module, x)` for a single layer, rematerialised like those of `scan`."""
     graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
     x, stats = _unchunked(graph, apply, _layer_specs(params), remat, ())(x, (params, stats))

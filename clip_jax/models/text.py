@@ -73,7 +73,7 @@ class TextTransformer(nnx.Module):
                 f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
             )
         table = self.token_embedding.embedding[...]
-        x = sharding.embedded(table, tokens, self.dtype)
+        x = sharding.embed_tokens(table, tokens, self.dtype)
         last = self.config.pool == "last"
         end = jnp.full(x.shape[0], x.shape[1] - 1) if last else jnp.argmax(tokens, axis=-1)
         x = self._read_out(x, end) if self.config.layers else _mean(x, end)

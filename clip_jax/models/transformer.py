@@ -22,7 +22,7 @@ from clip_jax.models.tower import BlockSizes, hidden_width
 
 Mask = Bool[Array, "#batch #heads #queries keys"]
 Heads = Float[Array, "batch length heads size"]
-Place = int | Int[Array, " batch"]
+Position = int | Int[Array, " batch"]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -31,7 +31,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def taken(x: Float[Array, "batch length *rest"], at: Place) -> Float[Array, "batch 1 *rest"]:
+def take_position(
+    x: Float[Array, "batch length *rest"], at: Position
+) -> Float[Array, "batch 1 *rest"]:
     """One position of each row, as a masked sum: its gradient needs no scatter."""
     if isinstance(at, int):
         return x[:, at : at + 1]
@@ -58,7 +60,7 @@ class Attention(nnx.Module):
         x: Float[Array, "batch length width"],
         causal: bool,
         mask: Mask | None = None,
-        at: Place | None = None,
+        at: Position | None = None,
     ) -> Float[Array, "batch queries width"]:
         """Every position attends to all positions of its row that `mask` allows.
 
@@ -68,10 +70,10 @@ class Attention(nnx.Module):
           mask: True where a query attends to a key.
           at: the only position of each row that is computed, [batch, 1, width]; None: all.
         """
-        queries = x if at is None else taken(x, at)
-        if sharding.splits(self.heads):
+        queries = x if at is None else take_position(x, at)
+        if sharding.splits_heads(self.heads):
             q, k, v = self._by_head(x)
-            q = q if at is None else taken(q, at)
+            q = q if at is None else take_position(q, at)
         else:
             q, k, v = self._by_three_products(queries, x)
         if causal and at is not None:
@@ -192,10 +194,10 @@ class Block(nnx.Module):
         x: Float[Array, "batch length width"],
         causal: bool,
         mask: Mask | None = None,
-        at: Place | None = None,
+        at: Position | None = None,
     ) -> Float[Array, "batch queries width"]:
         """The residual stream after attention and MLP; with `at`, at one position of each row."""
-        stream = x if at is None else taken(x, at)
+        stream = x if at is None else take_position(x, at)
         if self.post_norm:
             x = self.ln_1(stream + self.attention(x, causal, mask, at)).astype(x.dtype)
             return self.ln_2(x + self.mlp(x)).astype(x.dtype)
@@ -239,7 +241,7 @@ class Transformer(nnx.Module):
         self,
         x: Float[Array, "batch length width"],
         mask: Mask | None = None,
-        at: Place | None = None,
+        at: Position | None = None,
     ) -> Float[Array, "batch positions width"]:
         """Applies all blocks.
 

@@ -192,7 +192,7 @@ class VisionTransformer(nnx.Module):
             x = self.patch_embedding(patches(self.stem(image), 2))
         else:
             x = self.patch_embedding(patches(image, self.config.patch_size))
-        x = sharding.rows(x)
+        x = sharding.constrain_rows(x)
         position = self.positional_embedding[...].astype(self.dtype)
         x = x + position[-x.shape[1] :]
         if key is not None and self.config.patch_dropout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clip_jax.io.files import JsonObject
-from clip_jax.tokenizers.vocab_files import inside, read_json
+from clip_jax.tokenizers.vocab_files import nested_object, read_json
 
 CLIP_VOCABULARY = 49_408
 
@@ -36,10 +36,10 @@ def find_tokenizer(folder: Path) -> str | None:
     config = _settings(folder / "config.json")
     published = _settings(folder / "open_clip_config.json")
     if published and not config:
-        text = inside(published, "model_cfg", "text_cfg")
+        text = nested_object(published, "model_cfg", "text_cfg")
         kind = _open_clip_kind(text)
     else:
-        text = inside(config, "text_config")
+        text = nested_object(config, "text_config")
         named = str(_settings(folder / "tokenizer_config.json").get("tokenizer_class", ""))
         named = named.removesuffix("Fast")
         kind = _BY_CLASS.get(named)
@@ -67,7 +67,9 @@ def _open_clip_kind(text: JsonObject) -> str | None:
     """
     if not text.get("hf_tokenizer_name"):
         return "clip" if text and not text.get("hf_model_name") else None
-    return "siglip" if inside(text, "tokenizer_kwargs").get("clean") == "canonicalize" else None
+    return (
+        "siglip" if nested_object(text, "tokenizer_kwargs").get("clean") == "canonicalize" else None
+    )
 
 
 def _is_clip(folder: Path) -> bool:
@@ -76,6 +78,6 @@ def _is_clip(folder: Path) -> bool:
         if (folder / name).is_file():
             from clip_jax.tokenizers.bpe import symbols
 
-            vocabulary = inside(read_json(folder / name), *keys)
+            vocabulary = nested_object(read_json(folder / name), *keys)
             return vocabulary == {symbol: i for i, symbol in enumerate(symbols())}
     return True

@@ -39,7 +39,7 @@ def read_json(path: Path) -> JsonObject:
     return value
 
 
-def inside(value: Any, *keys: str) -> JsonObject:
+def nested_object(value: Any, *keys: str) -> JsonObject:
     """The nested object under `keys`; an empty one if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None

@@ -276,10 +276,10 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], JsonObject]:
     """The tokens by id, and the settings under the names of `tokenizer_config.json`."""
     content = vocab_files.read_json(path)
     model, normalizer = (
-        vocab_files.inside(content, "model"),
-        vocab_files.inside(content, "normalizer"),
+        vocab_files.nested_object(content, "model"),
+        vocab_files.nested_object(content, "normalizer"),
     )
-    ids = vocab_files.inside(model, "vocab")
+    ids = vocab_files.nested_object(model, "vocab")
     # Old files name no type.
     if model.get("type", "WordPiece") != "WordPiece" or not ids:
         raise UserError(f"{str(path)!r} holds a {model.get('type')} tokenizer, not a WordPiece one")
@@ -324,5 +324,5 @@ def _added(settings: JsonObject) -> list[str]:
     """The texts of added tokens as tokenizer.json and tokenizer_config.json list them."""
     tokens = settings.get("added_tokens")
     entries = [*(tokens if isinstance(tokens, list) else [])]
-    entries += vocab_files.inside(settings, "added_tokens_decoder").values()
+    entries += vocab_files.nested_object(settings, "added_tokens_decoder").values()
     return [str(entry.get("content")) for entry in entries if isinstance(entry, dict)]

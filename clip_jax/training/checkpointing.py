@@ -119,11 +119,11 @@ def steps(workdir: str | Path) -> list[int]:
     return sorted((int(n) for n in names if n.isdecimal() and str(int(n)) == n), reverse=True)
 
 
-def damage(workdir: str | Path, step: int) -> str:
+def find_damage(workdir: str | Path, step: int) -> str:
     """What is wrong with a checkpoint; empty if it is intact, or has no digests to verify."""
     folder = Path(workdir) / FOLDER / str(step)
     if is_checkable(folder):
-        return digests.damage(folder, step)
+        return digests.find_damage(folder, step)
     try:
         marked = (json.loads((folder / _METADATA).read_bytes()).get("custom_metadata") or {}).keys()
     except OSError as error:
@@ -144,7 +144,7 @@ def refuse_damage(workdir: str | Path, step: int, tell: Callable[[str], None]) -
     Raises:
       UserError: it is damaged.
     """
-    if why := damage(workdir, step):
+    if why := find_damage(workdir, step):
         others = [str(other) for other in steps(workdir) if other != step]
         instead = f"; there are also {', '.join(others[:5])}" if others else ""
         raise UserError(f"{Path(workdir) / FOLDER / str(step)} is damaged: {why}{instead}")
@@ -170,7 +170,7 @@ def newest(workdir: str | Path, tell: Callable[[str], None]) -> int | None:
     """
     damaged: dict[int, str] = {}
     while left := [step for step in steps(workdir) if step not in damaged]:
-        why = damage(workdir, left[0])
+        why = find_damage(workdir, left[0])
         if not (Path(workdir) / FOLDER / str(left[0])).is_dir():
             continue  # the run may be at work, and deletes its oldest checkpoints
         if why:

@@ -36,7 +36,7 @@ def write(folder: Path, step: int) -> None:
         file.write(_serialized(record))
 
 
-def damage(folder: Path, step: int) -> str:
+def find_damage(folder: Path, step: int) -> str:
     """What is wrong with a folder that `write` was called on; empty if it is intact.
 
     Files that file managers and network file systems leave behind are ignored.

@@ -107,11 +107,11 @@ def accumulated(
         rows, feature_grads = piece
         _, pull, stats = jax.vjp(lambda p: features_of(p, stats, rows), params, has_aux=True)
         (more,) = pull(feature_grads)
-        return (sharding.spread(jax.tree.map(jnp.add, grads, more), specs), stats), None
+        return (sharding.constrain_params(jax.tree.map(jnp.add, grads, more), specs), stats), None
 
     # Start from the gradients that only the loss produces, those of scale and bias. Sums are fp32.
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-    carry = (sharding.spread(grads, specs), stats)
+    carry = (sharding.constrain_params(grads, specs), stats)
     (grads, stats), _ = jax.lax.scan(
         backward, carry, (pieces, sharding.split_chunks(feature_grads, parts))
     )

@@ -99,7 +99,9 @@ def make_train_step(
         )
         norm = optax.global_norm(low_precision.upcast(grads))
         specs = param_specs(nnx.merge(graph, *state.variables))
-        grads = low_precision.upcast(sharding.spread(grads, specs, over_data=sharded_optimizer))
+        grads = low_precision.upcast(
+            sharding.constrain_params(grads, specs, over_data=sharded_optimizer)
+        )
         params = low_precision.upcast(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         params = clamp_logit_scale(optax.apply_updates(params, updates), max_logit_scale)

@@ -101,7 +101,7 @@ def test_tokens_are_looked_up_alike_wherever_the_table_lies(lanes, monkeypatch):
 
     def value(table):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            rows = sharding.embedded(table, tokens, jnp.float32)
+            rows = sharding.embed_tokens(table, tokens, jnp.float32)
         return jnp.sum(rows * jnp.arange(8)), rows
 
     placed = jax.device_put(table, NamedSharding(mesh, P(None, ("fsdp", "tensor"))))
@@ -117,7 +117,7 @@ def test_a_token_that_is_everywhere_has_the_sum_of_its_gradients():
 
     def value(table):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            rows = sharding.embedded(table, jnp.zeros((10, 100), jnp.int32), jnp.bfloat16)
+            rows = sharding.embed_tokens(table, jnp.zeros((10, 100), jnp.int32), jnp.bfloat16)
         return rows.astype(jnp.float32).sum()
 
     assert jax.jit(jax.grad(value))(jnp.ones((2, 4)))[0, 0] == 1000

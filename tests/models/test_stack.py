@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from clip_jax.models.initializers import clip_text_block
 from clip_jax.models.model_config import BertConfig, CLIPConfig, TextConfig
 from clip_jax.models.stack import _pieces
-from clip_jax.models.transformer import Transformer, taken
+from clip_jax.models.transformer import Transformer, take_position
 from clip_jax.plan import program
 from steps import TINY, alone, assert_same_gradients, compiled, mesh_of, run
 
@@ -160,8 +160,8 @@ def test_taking_a_position_ignores_the_others():
     x = rows().at[:, 1].set(jnp.nan)
     at = jnp.where(jnp.arange(ROWS) % 2, 0, 6)
     expected = jnp.take_along_axis(x, at[:, None, None], axis=1)
-    np.testing.assert_array_equal(taken(x, at), expected)
-    assert jnp.isfinite(jax.grad(lambda x: taken(x, at).sum())(x)).all()
+    np.testing.assert_array_equal(take_position(x, at), expected)
+    assert jnp.isfinite(jax.grad(lambda x: take_position(x, at).sum())(x)).all()
 
 
 @given(st.integers(1, 60), st.integers(1, 70))

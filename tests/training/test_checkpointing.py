@@ -145,7 +145,7 @@ def test_links_and_pipes_are_no_files_of_a_checkpoint(run, tmp_path):
     folder = tmp_path / "run" / "checkpoints" / str(NEW)
     shutil.move(folder / "data" / "metadata", tmp_path / "elsewhere")
     (folder / "data" / "metadata").symlink_to(tmp_path / "elsewhere")
-    assert "plain file" in checkpointing.damage(tmp_path / "run", NEW)
+    assert "plain file" in checkpointing.find_damage(tmp_path / "run", NEW)
 
 
 def without_digests(folder):
@@ -185,13 +185,13 @@ def test_digests_are_of_every_byte_and_of_the_list_itself(tmp_path):
     (tmp_path / "in" / "a").write_bytes(b"abc")
     (tmp_path / "b").write_bytes(bytes(5 << 20))
     digests.write(tmp_path, 3)
-    assert digests.damage(tmp_path, 3) == ""
-    assert "step 3" in digests.damage(tmp_path, 4)
+    assert digests.find_damage(tmp_path, 3) == ""
+    assert "step 3" in digests.find_damage(tmp_path, 4)
     for path in files_of(tmp_path):
         raw = path.read_bytes()
         for at in {0, len(raw) // 2, len(raw) - 1}:
             for bit in range(8):
                 path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :])
-                assert digests.damage(tmp_path, 3), (path, at, bit)
+                assert digests.find_damage(tmp_path, 3), (path, at, bit)
         path.write_bytes(raw)
-    assert digests.damage(tmp_path, 3) == ""
+    assert digests.find_damage(tmp_path, 3) == ""

@@ -69,7 +69,7 @@ class Annotator:
         if self.standard:
             metric = self.standard.metric
         else:
-            metric = "retrieval" if layouts.tells_captions(self.place) else "accuracy"
+            metric = "retrieval" if layouts.has_captions(self.place) else "accuracy"
         if metric not in WITHOUT_CLASSES and self._has_only_captions(annotations):
             return "retrieval"
         return metric
@@ -121,7 +121,7 @@ class Annotator:
         everything = list(range(len(annotations)))
         if self.options.labels:
             return Classes(read_labels(self.options.labels, self.options.name)), everything
-        numbered = layouts.numbered(self.place)
+        numbered = layouts.class_names(self.place)
         if self.standard:
             known = self.standard
             classes = Classes(known.classes, known.folders, known.synonyms, numbered)

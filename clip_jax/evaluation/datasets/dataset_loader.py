@@ -130,7 +130,7 @@ def _find_split(
         path = resolve(options.data)
         if remote.is_remote(path) or not Path(path).is_dir():
             return None
-        return layouts.within(Path(path), split)
+        return layouts.find_split(Path(path), split)
     if standard is None:
         raise UserError(f"{options.key} needs data, labels and label: no data given")
     return _find_standard(standard, folder, split)
@@ -145,7 +145,7 @@ def _location_from_options(options: DatasetOptions, data: str, split: str) -> Sp
         suite = any((Path(path) / s / "nshards.txt").is_file() for s in layouts.SPLITS["test"])
         parts = not options.labels and layouts.has_splits(Path(path))
         parts = parts or any(Path(path).glob("dataset_*.json"))
-        if (suite or parts) and (location := layouts.within(Path(path), split)):
+        if (suite or parts) and (location := layouts.find_split(Path(path), split)):
             return location
     return SplitLocation("data", data, split, options.root)
 
@@ -153,13 +153,13 @@ def _location_from_options(options: DatasetOptions, data: str, split: str) -> Sp
 def _find_standard(standard: StandardDataset, folder: str, split: str) -> SplitLocation | None:
     if folder:
         home = Path(resolve(folder))
-        if location := layouts.prepared(str(home), standard, split):
+        if location := layouts.find_prepared(str(home), standard, split):
             return location
         for name in (standard.name, *standard.wds):
-            if location := layouts.within(home / name, split, standard.files.get(split, ())):
+            if location := layouts.find_split(home / name, split, standard.files.get(split, ())):
                 return location
     if standard.tfds and is_installed():
-        return layouts.prepared(data_dir(), standard, split)
+        return layouts.find_prepared(data_dir(), standard, split)
     return None
 
 

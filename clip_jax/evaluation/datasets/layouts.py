@@ -49,7 +49,7 @@ class SplitLocation(NamedTuple):
     key: str = "config.evaluate.sets"
 
 
-def within(folder: Path, split: str, files: Sequence[str] = ()) -> SplitLocation | None:
+def find_split(folder: Path, split: str, files: Sequence[str] = ()) -> SplitLocation | None:
     """The place of a split in the folder of a dataset; None if it is not there.
 
     Args:
@@ -99,7 +99,7 @@ def _has_images(folder: Path) -> bool:
     )
 
 
-def prepared(folder: str, standard: StandardDataset, split: str) -> SplitLocation | None:
+def find_prepared(folder: str, standard: StandardDataset, split: str) -> SplitLocation | None:
     """The place of a split that TensorFlow Datasets prepared; None if it is not there."""
     spec = standard.tfds.get(split, "")
     dataset = spec.split(":")[0].split("/")[0]
@@ -154,7 +154,7 @@ def open_at(location: SplitLocation, image: str = "") -> Source:
     return open_source(location.path, options, kind=location.source, key=location.key)
 
 
-def numbered(location: SplitLocation) -> list[str]:
+def class_names(location: SplitLocation) -> list[str]:
     """The class names of a suite, in the order in which numbers in its files count."""
     return lines(Path(location.path) / "classnames.txt") if location.kind == "suite" else []
 
@@ -167,7 +167,7 @@ def own_templates(location: SplitLocation) -> list[str]:
     return [template.replace("{c}", "{}") for template in templates]
 
 
-def tells_captions(location: SplitLocation) -> bool:
+def has_captions(location: SplitLocation) -> bool:
     """Whether a split has captions and no classes."""
     if location.kind == "suite":
         return "retrieval" in lines(Path(location.path) / "dataset_type.txt")

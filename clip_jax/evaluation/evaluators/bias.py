@@ -13,7 +13,7 @@ from clip_jax.evaluation.evaluators.protocol import Evaluator, Result
 from clip_jax.evaluation.features import Features, classifier
 from clip_jax.evaluation.metrics import bias
 from clip_jax.evaluation.report import shifts
-from clip_jax.evaluation.report.section import Section, plain
+from clip_jax.evaluation.report.section import Section, without_thumbnails
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,4 +66,4 @@ class Bias(Evaluator[BiasResult]):
 
     def sections(self, results: Mapping[str, BiasResult]) -> Iterable[Section]:
         """The tables of rates."""
-        yield Section("bias", "Bias", plain(shifts.bias))
+        yield Section("bias", "Bias", without_thumbnails(shifts.bias))

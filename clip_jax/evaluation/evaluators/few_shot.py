@@ -12,7 +12,7 @@ from clip_jax.evaluation.evaluators.protocol import Evaluator, Result
 from clip_jax.evaluation.evaluators.zero_shot import score_features
 from clip_jax.evaluation.metrics import few_shot
 from clip_jax.evaluation.report import probes
-from clip_jax.evaluation.report.section import Section, plain
+from clip_jax.evaluation.report.section import Section, without_thumbnails
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,4 +66,4 @@ class FewShot(Evaluator[FewShotResult]):
 
     def sections(self, results: Mapping[str, FewShotResult]) -> Iterable[Section]:
         """Accuracy by images a class."""
-        yield Section("few-shot", "Few-shot", plain(probes.few_shot))
+        yield Section("few-shot", "Few-shot", without_thumbnails(probes.few_shot))

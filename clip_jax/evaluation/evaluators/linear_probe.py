@@ -13,7 +13,7 @@ from clip_jax.evaluation.evaluators.zero_shot import ACCURACY
 from clip_jax.evaluation.metrics import linear_probe, scores
 from clip_jax.evaluation.metrics.linear_probe import SweepPoint
 from clip_jax.evaluation.report import overview, probes
-from clip_jax.evaluation.report.section import Section, plain
+from clip_jax.evaluation.report.section import Section, without_thumbnails
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class LinearProbe(Evaluator[LinearProbeResult]):
         yield Section(
             "probe",
             "Zero-shot and linear probe",
-            plain(probes.against_zero_shot),
+            without_thumbnails(probes.against_zero_shot),
             tiles=overview.probe_tiles,
         )
-        yield Section("sweep", "Regularisation of the probe", plain(probes.sweep))
+        yield Section("sweep", "Regularisation of the probe", without_thumbnails(probes.sweep))

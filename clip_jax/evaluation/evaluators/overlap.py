@@ -116,7 +116,7 @@ def _is_right(context: EvalContext, dataset: Dataset) -> np.ndarray:
     images = context.encode(dataset.name, dataset.source).features
     if dataset.target is None:
         texts = context.encode_texts(dataset.texts)
-        return retrieval.ahead(images, texts, dataset.image_group, dataset.text_group) < 1
+        return retrieval.count_ahead(images, texts, dataset.image_group, dataset.text_group) < 1
     weights, right = context.classifier(dataset), np.empty(len(images), bool)
     for rows in blocks(len(images), len(weights)):
         logits, target = images[rows] @ weights.T, dataset.target[rows]

@@ -16,7 +16,7 @@ from clip_jax.evaluation.metrics import retrieval
 from clip_jax.evaluation.report import overview, pairs
 from clip_jax.evaluation.report.album import Album
 from clip_jax.evaluation.report.markup import Markup
-from clip_jax.evaluation.report.section import Section, plain, shortened
+from clip_jax.evaluation.report.section import Section, shortened, without_thumbnails
 from clip_jax.evaluation.serialization import Thumbnail, to_json
 from clip_jax.io.files import JsonObject
 
@@ -123,7 +123,10 @@ class Retrieval(Evaluator[RetrievalResult]):
     def sections(self, results: Mapping[str, RetrievalResult]) -> Iterable[Section]:
         """Recall, galleries and arithmetic; similarities in detail."""
         yield Section(
-            "retrieval", "Retrieval", plain(pairs.retrieval), tiles=overview.retrieval_tiles
+            "retrieval",
+            "Retrieval",
+            without_thumbnails(pairs.retrieval),
+            tiles=overview.retrieval_tiles,
         )
         yield Section("galleries", "Text finds pictures", shortened(8, pairs.galleries))
         yield Section("arithmetic", "Picture ± text", shortened(8, pairs.arithmetic))

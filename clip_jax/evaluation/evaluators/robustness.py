@@ -13,7 +13,7 @@ from clip_jax.evaluation.evaluators.zero_shot import ZeroShotResult, score_featu
 from clip_jax.evaluation.metrics import robustness
 from clip_jax.evaluation.metrics.scores import Score
 from clip_jax.evaluation.report import overview, shifts
-from clip_jax.evaluation.report.section import Section, plain
+from clip_jax.evaluation.report.section import Section, without_thumbnails
 
 REFERENCE = "imagenet"
 
@@ -70,7 +70,7 @@ class Robustness(Evaluator[RobustnessResult]):
         yield Section(
             "robustness",
             "Robustness",
-            plain(shifts.robustness),
+            without_thumbnails(shifts.robustness),
             tiles=overview.robustness_tiles,
         )
 

@@ -18,7 +18,7 @@ from clip_jax.evaluation.metrics import calibration, zero_shot
 from clip_jax.evaluation.metrics.calibration import Calibration, Confusion
 from clip_jax.evaluation.metrics.scores import ByClass, Score, Scorer
 from clip_jax.evaluation.report import classes, overview
-from clip_jax.evaluation.report.section import Section, plain, shortened
+from clip_jax.evaluation.report.section import Section, shortened, without_thumbnails
 from clip_jax.evaluation.serialization import Thumbnail
 
 _BLOCK = 8 << 20  # logits that exist at once
@@ -107,7 +107,9 @@ def score_features(images: Features, weights: Features, scale: float, dataset: D
     return scorer
 
 
-ACCURACY = Section("accuracy", "Accuracy", plain(overview.accuracy), tiles=overview.zero_shot_tiles)
+ACCURACY = Section(
+    "accuracy", "Accuracy", without_thumbnails(overview.accuracy), tiles=overview.zero_shot_tiles
+)
 
 
 class ZeroShot(Evaluator[ZeroShotResult]):
@@ -152,8 +154,10 @@ class ZeroShot(Evaluator[ZeroShotResult]):
     def sections(self, results: Mapping[str, ZeroShotResult]) -> Iterable[Section]:
         """Accuracy and prompts; calibration, confusions, classes and examples in detail."""
         yield ACCURACY
-        yield Section("prompts", "Prompts", plain(overview.prompts))
-        yield Section("calibration", "Calibration", plain(classes.calibration), detail=True)
+        yield Section("prompts", "Prompts", without_thumbnails(overview.prompts))
+        yield Section(
+            "calibration", "Calibration", without_thumbnails(classes.calibration), detail=True
+        )
         yield Section("confusions", "Confusions", shortened(20, classes.confusions), detail=True)
         yield Section(
             "classes", "Accuracy by class", shortened(4000, classes.per_class), detail=True

@@ -84,7 +84,7 @@ def _dot(a: Array, b: Array) -> Array:
     return (a * b).sum(range(1, a.ndim))
 
 
-def _per(scalar: Array, like: Array) -> Array:
+def _per_problem(scalar: Array, like: Array) -> Array:
     """A number for each problem, shaped to broadcast against `like`."""
     return scalar.reshape(-1, *(1,) * (like.ndim - 1))
 
@@ -100,16 +100,16 @@ def _descent(state: _State, gradient: Array, scaling: Array, newest: Array) -> A
         q, alphas = carry
         s, y, rho = pair(j)
         alpha = rho * _dot(s, q)
-        return q - _per(alpha, q) * y, alphas.at[j].set(alpha)
+        return q - _per_problem(alpha, q) * y, alphas.at[j].set(alpha)
 
     def forth(j: Any, r: Array) -> Array:
         j = MEMORY - 1 - j
         s, y, rho = pair(j)
-        return r + _per(alphas[j] - rho * _dot(y, r), r) * s
+        return r + _per_problem(alphas[j] - rho * _dot(y, r), r) * s
 
     alphas = jnp.zeros((MEMORY, len(gradient)), jnp.float32)
     q, alphas = jax.lax.fori_loop(0, MEMORY, back, (gradient, alphas))
-    r = _per(state.gamma, q) * scaling * q
+    r = _per_problem(state.gamma, q) * scaling * q
     return -jax.lax.fori_loop(0, MEMORY, forth, r)
 
 
@@ -150,13 +150,13 @@ def _advance(
     first = jnp.isinf(state.value)
     moved = (first | _accepts(state, value, slope)) & ~state.done
     paired = moved & ~first
-    s = _per(state.step, x) * state.direction
+    s = _per_problem(state.step, x) * state.direction
     y = gradient - state.gradient
     product = _dot(s, y)
     paired &= product > 0
     new = {
-        "s": jnp.where(_per(paired, x), s, 0),
-        "y": jnp.where(_per(paired, x), y, 0),
+        "s": jnp.where(_per_problem(paired, x), s, 0),
+        "y": jnp.where(_per_problem(paired, x), y, 0),
         "rho": jnp.where(paired, 1 / product, 0),
     }
     # the mean slope times the step; a difference of nearly equal values would be all rounding
@@ -180,7 +180,7 @@ def _advance(
     }
     still = {name: getattr(state, name) for name in at} | _next_try(state, value, slope)
     return state._replace(
-        **{k: jnp.where(_per(moved, v), v, still[k]) for k, v in at.items()},
+        **{k: jnp.where(_per_problem(moved, v), v, still[k]) for k, v in at.items()},
         tries=tries,
         iterations=iterations,
         converged=converged,
@@ -199,7 +199,7 @@ def _round(
 
         def step(carry: tuple[Array, _State]) -> tuple[Array, _State]:
             i, state = carry
-            x = state.x + _per(state.step, state.x) * state.direction
+            x = state.x + _per_problem(state.step, state.x) * state.direction
             trial = (x, *objective(x, parameters, shared))
             return i + 1, _advance(state, trial, scaling, i, (tolerance, most))
 
@@ -222,7 +222,7 @@ def _packed(
     new = _begin(start)
 
     def choose(old: Array, new: Array) -> Array:
-        return jnp.where(_per(is_kept, new), old[slots], new)
+        return jnp.where(_per_problem(is_kept, new), old[slots], new)
 
     state = jax.tree.map(choose, state, new)
     state = state._replace(done=state.done | empty)
@@ -291,11 +291,11 @@ def minimize(
         state = _round(
             pool.state, pool.problem, shared, objective=objective, mesh=mesh, most=iterations
         )
-        pool.state, ended = state, _gathered(state.done) & (pool.slots >= 0)
+        pool.state, ended = state, _gather(state.done) & (pool.slots >= 0)
         if ended.any():
             results = (state.x, state.value, state.iterations, state.converged)
             for mine, theirs in zip(minima, results, strict=True):
-                mine[pool.slots[ended]] = _gathered(theirs)[ended]
+                mine[pool.slots[ended]] = _gather(theirs)[ended]
             pool.slots[ended] = -1
             if progress:
                 progress(pool.begun - int((pool.slots >= 0).sum()), count)
@@ -357,6 +357,6 @@ class _Pool:
         self.slots, self.begun = problems, self.begun + len(new)
 
 
-def _gathered(array: jax.Array) -> np.ndarray:
+def _gather(array: jax.Array) -> np.ndarray:
     """A global array, on every process."""
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -66,7 +66,7 @@ def _sigmoid_entropy(z: Array, target: Array) -> tuple[Array, Array]:
     return jax.nn.softplus(sign * z).sum(1), sign * jax.nn.sigmoid(sign * z)
 
 
-def _together(classes: int) -> int:
+def _problems_at_once(classes: int) -> int:
     """How many problems on different rows are computed side by side."""
     return max(1, TOGETHER // classes)
 
@@ -86,7 +86,8 @@ def _objective(x: Array, problem: Any, shared: Any) -> tuple[Array, Array]:
         return value[0], gradient[0]
 
     p, k = x.shape[:2]
-    even = next(i for i in range(_together(k), 0, -1) if p % i == 0)  # no second compilation
+    # a divisor of the number of problems, so that there is no second compilation
+    even = next(i for i in range(_problems_at_once(k), 0, -1) if p % i == 0)
     return jax.lax.map(single, (x, *problem), batch_size=even)
 
 
@@ -210,7 +211,7 @@ def fit(
     d = max(len(space.scale) for space in spaces) + 1  # the last is the bias's
     least = counts.min() if len(rows) > 1 else rows.shape[1]
     devices = mesh.size if mesh else 1
-    slots, block = _room(len(lambdas), len(rows), int(least), classes, d, devices)
+    slots, block = _block_sizes(len(lambdas), len(rows), int(least), classes, d, devices)
     blocks, labels, squares = _blocks(spaces, target[rows], block, d)
     # two opposite vectors of half the length have half the penalty of the one they stand for
     pair = 2.0 if classes == 2 and target.ndim == 1 else 1.0
@@ -269,7 +270,7 @@ def _unrotate(minima: lbfgs.Minima, spaces: Sequence[_Space], which: np.ndarray)
     return Weights(kernel, bias, minima.converged)
 
 
-def _room(
+def _block_sizes(
     problems: int, sets: int, least: int, classes: int, d: int, devices: int
 ) -> tuple[int, int]:
     """The number of problems at a time and of rows a block that fit into a device's memory.
@@ -278,7 +279,7 @@ def _room(
     """
     state = (4 * lbfgs.MEMORY + 16) * classes * d * 4  # twice: packing copies the slots
     own = max(1, min(-(-problems // devices), SLOT_BYTES // state))
-    beside, width = (own, classes) if sets == 1 else (_together(classes), classes + d)
+    beside, width = (own, classes) if sets == 1 else (_problems_at_once(classes), classes + d)
     rows = max(8, BLOCK_BYTES // (beside * width * 4))  # logits, and the rows of each problem
     return own * devices, int(min(rows, max(least, LEAST)))
 

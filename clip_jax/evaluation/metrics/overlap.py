@@ -142,7 +142,7 @@ def nearest_train(
     Args:
       test: the `views` of each image, or one descriptor each.
       train: descriptors; without any the number is -1, and the similarity -inf.
-      rows, block: see `retrieval.ahead`.
+      rows, block: see `retrieval.count_ahead`.
     """
     return _nearest(test, train, None, rows, block)
 

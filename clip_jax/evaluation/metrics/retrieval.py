@@ -50,12 +50,12 @@ def recalls(
     """Recall both ways.
 
     A query is a hit at k when fewer than k items of other groups come before its first own one;
-    images and texts of one group belong together. See `ahead` for `rows` and `block`.
+    images and texts of one group belong together. See `count_ahead` for `rows` and `block`.
     """
     image, text = (image_features, image_group), (text_features, text_group)
 
     def way(query: tuple[Any, Any], gallery: tuple[Any, Any]) -> dict[str, scores.Score]:
-        rank = ahead(query[0], gallery[0], query[1], gallery[1], rows, block)
+        rank = count_ahead(query[0], gallery[0], query[1], gallery[1], rows, block)
         return {f"r{k}": scores.share(rank < k) for k in KS}
 
     return Recalls(
@@ -66,7 +66,7 @@ def recalls(
     )
 
 
-def ahead(
+def count_ahead(
     query: Float[np.ndarray, "q d"],
     gallery: Float[np.ndarray, "g d"],
     query_group: Int[np.ndarray, " q"],
@@ -112,7 +112,7 @@ def nearest(
     Args:
       exclude: an item for each query that is left out; -1 for none. If no other item is left for a
         column, its number is -1 and its similarity -inf.
-      rows, block: see `ahead`.
+      rows, block: see `count_ahead`.
     """
     k = min(k, len(gallery))
     numbers, values = np.empty((len(query), k), np.int64), np.empty((len(query), k))

@@ -10,7 +10,7 @@ from clip_jax.evaluation.report.cards import card, grid
 from clip_jax.evaluation.report.charts import Frame, Series
 from clip_jax.evaluation.report.document import part
 from clip_jax.evaluation.report.markup import Markup, cut, isolated, join, tag
-from clip_jax.evaluation.report.scales import around
+from clip_jax.evaluation.report.scales import scale_around
 from clip_jax.evaluation.report.tables import Cell, Column
 
 _MOST = 48  # charts
@@ -48,8 +48,8 @@ def _curve(name: str, points: list[tuple[float, float]], i: int) -> Markup:
     title, series = cut(name.replace("/", " · "), 60), [Series(cut(name), points)]
 
     def drawn(kind: Any) -> Markup:
-        y = around([y for _, y in points], kind, share=share)
-        x = around([low, high])
+        y = scale_around([y for _, y in points], kind, share=share)
+        x = scale_around([low, high])
         return charts.lines(f"{title} by step", Frame(x, y, "step", "", 190), series)
 
     small = f"last {formats.percent(points[-1][1]) if share else formats.plain(points[-1][1], 4)}"

@@ -11,15 +11,15 @@ from clip_jax.evaluation.report import history, overview, tables
 from clip_jax.evaluation.report.album import Album
 from clip_jax.evaluation.report.document import part, pruned
 from clip_jax.evaluation.report.markup import Markup, cut, join, tag
-from clip_jax.evaluation.report.section import Document, Section, plain
+from clip_jax.evaluation.report.section import Document, Section, without_thumbnails
 from clip_jax.version import __version__
 
 LIMIT = 3_000_000  # bytes of the page
 _TEXT = 1_600_000  # bytes of them for everything but images
 
 RUN_SECTIONS = (
-    Section("curves", "Curves of the run", plain(history.curves)),
-    Section("missing", "Not judged", plain(history.missing)),
+    Section("curves", "Curves of the run", without_thumbnails(history.curves)),
+    Section("missing", "Not judged", without_thumbnails(history.missing)),
 )
 
 

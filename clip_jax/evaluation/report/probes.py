@@ -11,7 +11,7 @@ from clip_jax.evaluation.report.cards import card, grid
 from clip_jax.evaluation.report.charts import Frame, Series
 from clip_jax.evaluation.report.document import datasets_with
 from clip_jax.evaluation.report.markup import Markup, decimal, isolated, join, tag
-from clip_jax.evaluation.report.scales import Scale, around
+from clip_jax.evaluation.report.scales import Scale, scale_around
 from clip_jax.io.files import JsonObject
 
 
@@ -65,8 +65,8 @@ def sweep(results: Mapping[str, Any]) -> Markup | None:
         chosen = chosen if chosen and chosen > 0 else None
         if not points:
             continue
-        x = around([p[0] for p in points] + ([chosen] if chosen else []), "log")
-        frame = Frame(x, around([p[1] for p in points], share=True), "λ", "validation", 190)
+        x = scale_around([p[0] for p in points] + ([chosen] if chosen else []), "log")
+        frame = Frame(x, scale_around([p[1] for p in points], share=True), "λ", "validation", 190)
         drawn = charts.lines(
             f"{title}: accuracy by λ",
             frame,
@@ -128,7 +128,7 @@ def _few(title: str, values: Mapping[str, Any]) -> Markup | None:
     x = Scale(points[0][0], max(points[-1][0], 1.01 * points[0][0]), "log")
     frame = Frame(
         x,
-        around(ys + ([] if zero is None else [zero]), share=True),
+        scale_around(ys + ([] if zero is None else [zero]), share=True),
         "labels a class",
         "accuracy",
         200,

@@ -93,7 +93,7 @@ def _step(rough: float) -> float:
     return next(s * power for s in (1, 2, 5, 10) if s * power >= rough * (1 - 1e-9))
 
 
-def around(values: Iterable[float], kind: Kind = "linear", *, share: bool = False) -> Scale:
+def scale_around(values: Iterable[float], kind: Kind = "linear", *, share: bool = False) -> Scale:
     """A scale over all values, with a margin."""
     numbers = list(values)
     low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)

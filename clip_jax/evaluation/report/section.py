@@ -48,7 +48,7 @@ class Section(NamedTuple):
     detail: bool = False
 
 
-def plain(render: Callable[[Document], Markup | None]) -> Callable[..., Markup | None]:
+def without_thumbnails(render: Callable[[Document], Markup | None]) -> Callable[..., Markup | None]:
     """The `render` of a section without thumbnails whose length is small."""
     return lambda document, album, room: render(document)
 

@@ -10,7 +10,7 @@ from clip_jax.evaluation.report.cards import block, card, grid
 from clip_jax.evaluation.report.charts import Frame, Point
 from clip_jax.evaluation.report.document import datasets_with, part
 from clip_jax.evaluation.report.markup import Markup, cut, isolated, join, tag
-from clip_jax.evaluation.report.scales import Scale, around, log_odds, share_of
+from clip_jax.evaluation.report.scales import Scale, log_odds, scale_around, share_of
 from clip_jax.evaluation.report.tables import Cell, Column, dataset_name
 
 _LINE = ("slope", "intercept", "knee")
@@ -60,8 +60,8 @@ def robustness(results: Mapping[str, Any]) -> Markup | None:
     body = tables.table("Robustness to natural shifts", columns, cells)
     if points:
         frame = Frame(
-            around([p.x for p in points], "logit", share=True),
-            around([p.y for p in points], "logit", share=True),
+            scale_around([p.x for p in points], "logit", share=True),
+            scale_around([p.y for p in points], "logit", share=True),
             f"{reference}, same classes",
             "under shift",
             height=300,

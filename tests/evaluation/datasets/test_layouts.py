@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from clip_jax.data.sources import read_text
 from clip_jax.data.sources.tars import TarSource
 from clip_jax.evaluation.datasets import Dataset, open_dataset, standard
-from clip_jax.evaluation.datasets.layouts import Chosen, SplitLocation, lines, within
+from clip_jax.evaluation.datasets.layouts import Chosen, SplitLocation, find_split, lines
 from support import encoded, picture, refused, write_pairs, write_tar
 
 PNG = encoded(picture())
@@ -88,22 +88,24 @@ def test_the_suite_of_another_name_is_found(tmp_path: Path) -> None:
 
 
 def test_splits_are_not_taken_for_each_other(tmp_path: Path) -> None:
-    assert within(tmp_path / "none", "test") is None
-    assert within(tmp_path, "test") is None
+    assert find_split(tmp_path / "none", "test") is None
+    assert find_split(tmp_path, "test") is None
     as_folders(tmp_path, [1], "train/")
-    assert within(tmp_path, "test") is not None, "one folder called train is a class, or all of it"
+    assert find_split(tmp_path, "test") is not None, (
+        "one folder called train is a class, or all of it"
+    )
     as_folders(tmp_path, [1], "val/")
-    assert within(tmp_path, "test") == SplitLocation(
+    assert find_split(tmp_path, "test") == SplitLocation(
         "data", f"{tmp_path}/val", "val", str(tmp_path)
     )
     as_folders(tmp_path, [1], "test/")
-    assert within(tmp_path, "test") == SplitLocation(
+    assert find_split(tmp_path, "test") == SplitLocation(
         "data", f"{tmp_path}/test", "test", str(tmp_path)
     )
-    location = within(tmp_path, "validation")
+    location = find_split(tmp_path, "validation")
     assert location is not None and location.split == "val"
     (tmp_path / "train.csv").write_text("path,label\n")
-    location = within(tmp_path, "train")
+    location = find_split(tmp_path, "train")
     assert location is not None and location.path.endswith("train.csv"), (
         "a table says more than folders"
     )

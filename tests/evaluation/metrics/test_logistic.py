@@ -125,8 +125,8 @@ def test_a_problem_has_no_more_axes_than_its_rows_span() -> None:
 
 def test_blocks_stay_small_whatever_the_sets() -> None:
     for classes, d, least in [(10, 512, 10), (1000, 512, 1000), (10, 4096, 10**6)]:
-        _, block = logistic._room(15, 3, least, classes, d, 1)
-        beside = logistic._together(classes)
+        _, block = logistic._block_sizes(15, 3, least, classes, d, 1)
+        beside = logistic._problems_at_once(classes)
         assert beside * block * (classes + d) * 4 <= logistic.BLOCK_BYTES
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_jax.evaluation.metrics import retrieval
-from clip_jax.evaluation.metrics.retrieval import ahead, arithmetic, nearest
+from clip_jax.evaluation.metrics.retrieval import arithmetic, count_ahead, nearest
 
 SIZES = st.sampled_from([1, 2, 5, 8, 64])
 
@@ -24,7 +24,7 @@ def recalls(
     ks: tuple[int, ...] = (1, 5, 10),
     **blocks: int,
 ) -> dict[str, float]:
-    ranks = ahead(query, gallery, mine, theirs, **blocks)
+    ranks = count_ahead(query, gallery, mine, theirs, **blocks)
     return {f"r{k}": float((ranks < k).mean()) for k in ks}
 
 
@@ -120,7 +120,7 @@ def test_blocks_change_no_rank(q: int, g: int, rows: int, block: int, seed: int)
     gallery = items[rng.integers(0, 20, g)]
     query = np.concatenate([items, unit(rng, 40) / 2])[rng.permutation(60)[:q]]
     mine, theirs = rng.integers(0, 30, q), rng.integers(0, 30, g)
-    ranks = ahead(query, gallery, mine, theirs, rows, block)
+    ranks = count_ahead(query, gallery, mine, theirs, rows, block)
     assert (ranks == dense(query, gallery, mine, theirs)).all()
 
 
@@ -158,10 +158,10 @@ def test_devices_change_nothing(count: int, monkeypatch: pytest.MonkeyPatch) -> 
     rng = np.random.default_rng(count)
     gallery = unit(rng, 40)[rng.integers(0, 40, 100)]
     query, mine, theirs = gallery[:30], rng.integers(0, 9, 30), rng.integers(0, 9, 100)
-    ranks, (numbers, values) = ahead(query, gallery, mine, theirs), nearest(query, gallery, 4)
+    ranks, (numbers, values) = count_ahead(query, gallery, mine, theirs), nearest(query, gallery, 4)
     few = jax.devices()[:count]
     monkeypatch.setattr(jax, "devices", lambda: few)
-    assert (ahead(query, gallery, mine, theirs, 4, 16) == ranks).all()
+    assert (count_ahead(query, gallery, mine, theirs, 4, 16) == ranks).all()
     again = nearest(query, gallery, 4, rows=4, block=16)
     assert (again[0] == numbers).all()
     assert (again[1] == values).all()

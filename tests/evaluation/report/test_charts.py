@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from clip_jax.evaluation.report import charts
 from clip_jax.evaluation.report.charts import Frame, Point, Series
-from clip_jax.evaluation.report.scales import Scale, around
+from clip_jax.evaluation.report.scales import Scale, scale_around
 
 SHARE = st.floats(0, 1)
 
 
 def scatter(points: list[Point]) -> str:
-    x, y = (around([p[i] for p in ((p.x, p.y) for p in points)], "logit") for i in (0, 1))
+    x, y = (scale_around([p[i] for p in ((p.x, p.y) for p in points)], "logit") for i in (0, 1))
     return charts.scatter("shifts", Frame(x, y, "reference", "shift", height=300), points)
 
 

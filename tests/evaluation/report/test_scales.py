@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from clip_jax.evaluation.report import formats
 from clip_jax.evaluation.report.charts import thinned
 from clip_jax.evaluation.report.markup import clean, cut, decimal, escape, isolated, tag
-from clip_jax.evaluation.report.scales import Scale, around
+from clip_jax.evaluation.report.scales import Scale, scale_around
 
 SHARES = st.floats(0, 1)
 NUMBERS = st.floats(-1e100, 1e100)
@@ -19,14 +19,14 @@ NUMBERS = st.floats(-1e100, 1e100)
 
 @given(st.lists(NUMBERS, max_size=5), NUMBERS)
 def test_every_number_has_a_place(values: list[float], other: float) -> None:
-    scale = around(values)
+    scale = scale_around(values)
     assert all(0 <= scale.at(v) <= 1 for v in [*values, other])
     assert len(scale.ticks()) <= 12
 
 
 @given(st.lists(st.floats(1e-100, 1e100), min_size=1, max_size=5))
 def test_logarithms(values: list[float]) -> None:
-    scale = around(values, "log")
+    scale = scale_around(values, "log")
     assert all(0 <= scale.at(v) <= 1 for v in values)
     assert len(scale.ticks()) <= 12
     places = [scale.at(v) for v in sorted(values)]
@@ -35,7 +35,7 @@ def test_logarithms(values: list[float]) -> None:
 
 @given(st.lists(SHARES, min_size=1, max_size=5))
 def test_logits(values: list[float]) -> None:
-    scale = around(values, "logit", share=True)
+    scale = scale_around(values, "logit", share=True)
     assert 0 < scale.low < scale.high < 1
     places = [scale.at(v) for v in sorted(values)]
     assert places == sorted(places)
