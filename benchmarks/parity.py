@@ -123,7 +123,7 @@ class Ours:
         """Starts again from the initial values of a seed."""
         recipe = self._recipe
         self._state = step_lib.init_state(
-            self.model, recipe.optimizer, seed, self._mesh, **recipe.state_options
+            self.model, recipe.optimizer, seed, self._mesh, recipe.state_options
         )
         if jax.config.jax_enable_x64:  # learning.py --float64
             self._state = _from_float32(self._state)

@@ -60,10 +60,15 @@ def compiled(
 ) -> tuple[step.TrainState, jax.stages.Compiled]:
     """The shapes of a state, and the step compiled for them."""
     graph = nnx.graphdef(abstract_model(config, "float32", remat, chunks))
-    sharded = {"sharded_optimizer": sharded_optimizer}
-    like = step.abstract_state(config, optimizer, mesh, **sharded)
+    options = step.StateOptions(sharded_optimizer)
+    like = step.abstract_state(config, optimizer, mesh, options)
     train_step = step.make_train_step(
-        graph, objective, optimizer, seed, accumulate=accumulate, **sharded
+        graph,
+        objective,
+        optimizer,
+        seed,
+        accumulate=accumulate,
+        sharded_optimizer=sharded_optimizer,
     )
     shapes = jax.eval_shape(lambda: batch(rows, config=config))
     return like, step.compile_step(train_step, like, mesh).lower(like, shapes).compile()
@@ -110,7 +115,8 @@ def run(
     """Parameters before, the optimizer's state after (the gradients), metrics of each step."""
     mesh = mesh_of(shape)
     sharded = {"sharded_optimizer": sharded_optimizer}
-    state = step.state_of(config, fresh(config, seed), optimizer, mesh, **sharded)
+    stored = step.StateOptions(sharded_optimizer)
+    state = step.state_of(config, fresh(config, seed), optimizer, mesh, stored)
     before = jax.tree.map(np.asarray, state.params)
     _, train_step = compiled(mesh, config, optimizer, seed=seed, rows=rows, **sharded, **options)
     metrics = []

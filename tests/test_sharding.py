@@ -138,7 +138,9 @@ def test_a_constraint_that_is_removed_is_missed(monkeypatch):
 def test_the_optimizer_lies_over_the_data_axis_by_choice():
     mesh = mesh_of(dict(data=8))
     for sharded, parts in ((False, 1), (True, 8)):
-        like = train_step.abstract_state(MODEL, GRADIENTS, mesh, sharded_optimizer=sharded)
+        like = train_step.abstract_state(
+            MODEL, GRADIENTS, mesh, train_step.StateOptions(sharded_optimizer=sharded)
+        )
         for leaf in jax.tree.leaves(like.opt_state):
             if leaf.size >= LARGE:
                 local = math.prod(leaf.sharding.shard_shape(leaf.shape))

@@ -199,6 +199,17 @@ class Loss(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerDecay(Group):
+    """Factor on the learning rate from each layer to the one below it; 1: none.
+
+    Embeddings count as the lowest layer. What follows the last layer has the full rate.
+    """
+
+    vision: float = key(1.0, "of the image tower, such as 0.75", at_least=1e-6, at_most=1)
+    text: float = key(1.0, "of the text tower", at_least=1e-6, at_most=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimizer(Group):
     """The optimizer and its learning rate."""
 
@@ -236,6 +247,23 @@ class Optimizer(Group):
     text_weights: str = key(
         "float32",
         "dtype of the text tower's matrices and their gradients; bfloat16 with stochastic rounding",
+        choices=("float32", "bfloat16"),
+    )
+    freeze: str = key(
+        "",
+        "parts of the model that do not learn, separated by commas: vision, text, logit_scale, "
+        "vision.blocks[:8], text.token_embedding; they have no gradients and no optimizer state",
+    )
+    groups: tuple[Any, ...] = key(
+        (),
+        "how parameters learn whose whole name matches a regular expression (the first match "
+        "counts): {'pattern': 'text/.*', and frozen (true), or learning_rate (a factor), "
+        "weight_decay, start (a step), warmup_steps}",
+    )
+    layer_decay: LayerDecay = group(LayerDecay)
+    frozen_weights: str = key(
+        "float32",
+        "dtype in which frozen matrices are stored",
         choices=("float32", "bfloat16"),
     )
 

@@ -29,12 +29,14 @@ class ParamSpec:
       matrix: whether it maps the features of one layer to those of the next. Muon updates these.
       gather: whether it is all-gathered over fsdp with the whole model. False for stacked layers,
         which are gathered one at a time, and for tables that are looked up where they are.
+      inside: of stacked layers: how many of the last parts of the path are inside a layer.
     """
 
     axes: tuple[str | None, ...]
     decay: bool
     matrix: bool = False
     gather: bool = True
+    inside: int = 0
 
     @property
     def stacked(self) -> bool:
@@ -48,7 +50,7 @@ class ParamSpec:
 
     def in_layer(self) -> ParamSpec:
         """The metadata inside the body of one layer of a stack."""
-        return dataclasses.replace(self, axes=self.axes[self.stacked :], gather=True)
+        return dataclasses.replace(self, axes=self.axes[self.stacked :], gather=True, inside=0)
 
 
 ParamSpecs = Mapping[str, ParamSpec]  # by the path of the parameter, such as text/ln_final/scale
@@ -92,18 +94,23 @@ def param_specs(model: nnx.Module | nnx.State) -> dict[str, ParamSpec]:
 
 def defer_gathering(module: nnx.Module) -> None:
     """Marks the parameters of a layer that gathers them itself, see `ParamSpec.gather`."""
-    _update(module, lambda spec: dataclasses.replace(spec, gather=False))
+    _update(module, lambda spec, _: dataclasses.replace(spec, gather=False))
 
 
 def add_layer_axis(module: nnx.Module) -> None:
     """Marks the parameters of stacked layers, whose arrays have one more axis than a layer's."""
-    _update(module, lambda spec: dataclasses.replace(spec, axes=(LAYERS, *spec.axes), gather=False))
+
+    def stacked(spec: ParamSpec, inside: int) -> ParamSpec:
+        return dataclasses.replace(spec, axes=(LAYERS, *spec.axes), gather=False, inside=inside)
+
+    _update(module, stacked)
 
 
-def _update(module: nnx.Module, change: Callable[[ParamSpec], ParamSpec]) -> None:
-    for _, param in nnx.iter_graph(module):
+def _update(module: nnx.Module, change: Callable[[ParamSpec, int], ParamSpec]) -> None:
+    """Replaces the metadata of all parameters by `change(metadata, length of the path)`."""
+    for path, param in nnx.iter_graph(module):
         if isinstance(param, nnx.Param) and "spec" in param.get_metadata():
-            param.set_metadata(spec=change(param.get_metadata("spec")))
+            param.set_metadata(spec=change(param.get_metadata("spec"), len(path)))
 
 
 def map_params(function: Callable[..., Any], specs: ParamSpecs, params: Any, *more: Any) -> Any:

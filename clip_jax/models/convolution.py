@@ -110,6 +110,7 @@ class BatchNorm(nnx.Module):
     Training uses the statistics of the global batch and updates the running ones: they move towards
     the new ones by the share `momentum`, the variance as an unbiased estimate. Otherwise the
     running statistics are used. `batches` counts the updates, as other libraries' files do.
+    A `frozen` one uses the running statistics in training too.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class BatchNorm(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         del rngs
-        self.eps, self.momentum = eps, momentum
+        self.eps, self.momentum, self.frozen = eps, momentum, False
         self.scale = nnx.Param(jnp.full(channels, scale), spec=VECTOR)
         self.bias = nnx.Param(jnp.zeros(channels), spec=VECTOR)
         self.mean = nnx.BatchStat(jnp.zeros(channels))
@@ -132,7 +133,7 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Image, train: bool) -> Image:
         """The image with its channels normalised, scaled and shifted."""
         y = x.astype(jnp.float32)
-        if train:
+        if train and not self.frozen:
             mean = y.mean((0, 1, 2))
             if x.dtype == jnp.bfloat16:  # E[x²] - E[x]² is exact enough, and takes one pass
                 var = jnp.maximum(jnp.square(y).mean((0, 1, 2)) - mean**2, 0)

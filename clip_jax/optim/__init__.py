@@ -12,13 +12,17 @@ from clip_jax.distributed.param_spec import ParamSpecs
 from clip_jax.optim import low_precision
 from clip_jax.optim.masks import decay_mask
 from clip_jax.optim.optimizers import OPTIMIZERS
+from clip_jax.optim.param_groups import ParamGroup, ParamGroups
 from clip_jax.optim.schedules import learning_rate
 
 __all__ = ["OPTIMIZERS", "decay_mask", "learning_rate", "make_optimizer"]
 
 
 def make_optimizer(
-    config: Mapping[str, Any], schedule: optax.Schedule, specs: ParamSpecs
+    config: Mapping[str, Any],
+    schedule: optax.Schedule,
+    specs: ParamSpecs,
+    groups: ParamGroups | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer that `config.optimizer` describes.
 
@@ -29,14 +33,22 @@ def make_optimizer(
         `moments="bfloat16"` the moments take 16 bits.
       schedule: the learning rate by step.
       specs: the metadata of the parameters.
+      groups: of parameters that learn differently; the optimizer is then of their trainable part.
     """
     config = schema.Optimizer.with_defaults(config)
     name = config["name"]
     if name == "adamw" and config["muon_learning_rate"]:
         name = "muon"
-    optimizer = OPTIMIZERS.get(name, "config.optimizer.name")(config, schedule, specs)
-    if config["moments"] == "bfloat16":
-        optimizer = low_precision.moments(optimizer, specs)
+    make = OPTIMIZERS.get(name, "config.optimizer.name")
+
+    def optimizer_of(group: ParamGroup) -> optax.GradientTransformation:
+        decay = config["weight_decay"] if group.weight_decay is None else group.weight_decay
+        rate = group.schedule(schedule, config["warmup_steps"])
+        optimizer = make({**config, "weight_decay": decay}, rate, specs)
+        half = config["moments"] == "bfloat16"
+        return low_precision.moments(optimizer, specs) if half else optimizer
+
+    optimizer = groups.optimizer(optimizer_of) if groups else optimizer_of(ParamGroup())
     if config["clip_norm"]:
         return optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
     return optimizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,11 @@ from clip_jax.losses.objective import Batch, Metrics, Objective
 from clip_jax.models.clip import Params, Variables, assembled, variables
 
 Gradients = tuple[Float[Array, ""], Metrics, Params, Params]  # loss, metrics, statistics, gradients
+Complete = Callable[[Params], Params]  # all parameters, from those that have gradients
+
+
+def _unchanged(params: Params) -> Params:
+    return params
 
 
 def compute_gradients(
@@ -24,22 +30,24 @@ def compute_gradients(
     batch: Batch,
     key: Key[Array, ""],
     parts: int = 1,
+    complete: Complete = _unchanged,
 ) -> Gradients:
     """The loss of a batch, its metrics, new batch statistics and the gradients.
 
     Args:
       graph: of the model.
       objective: what is minimized.
-      model_variables: parameters and batch statistics.
+      model_variables: the parameters that get gradients, and batch statistics.
       batch: `image`, `tokens`, and what the objective asks for; rows first.
       key: for everything random. Each row gets a key of its own, whatever part it is in.
       parts: the number of parts in which the batch goes through the towers, see `accumulated`.
+      complete: adds the frozen parameters to those of `model_variables`.
     """
     rows = jnp.arange(len(batch["tokens"]))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     if parts == 1:
-        return in_one_pass(graph, objective, model_variables, batch, keys)
-    return accumulated(graph, objective, model_variables, batch, keys, parts)
+        return in_one_pass(graph, objective, model_variables, batch, keys, complete)
+    return accumulated(graph, objective, model_variables, batch, keys, parts, complete)
 
 
 def in_one_pass(
@@ -48,6 +56,7 @@ def in_one_pass(
     model_variables: Variables,
     batch: Batch,
     keys: Key[Array, " n"],
+    complete: Complete = _unchanged,
 ) -> Gradients:
     """The gradients of the whole batch at once; arguments as of `compute_gradients`.
 
@@ -56,7 +65,7 @@ def in_one_pass(
     params, stats = model_variables
 
     def loss_fn(params: Params) -> tuple[Float[Array, ""], tuple[Metrics, Params]]:
-        model = assembled(graph, (params, stats))
+        model = assembled(graph, (complete(params), stats))
         features = objective.features(model, batch, keys)
         loss, metrics = objective.loss(features, model, batch)
         return loss, (metrics, variables(model)[1])
@@ -72,6 +81,7 @@ def accumulated(
     batch: Batch,
     keys: Key[Array, " n"],
     parts: int,
+    complete: Complete = _unchanged,
 ) -> Gradients:
     """The gradients of the whole batch, whose rows go through the towers in parts (GradCache).
 
@@ -86,16 +96,16 @@ def accumulated(
     Setup.
     """
     params, stats = model_variables
-    specs = param_specs(nnx.merge(graph, params, stats))
+    specs = param_specs(nnx.merge(graph, complete(params), stats))
     pieces = sharding.split_chunks({"batch": batch, "keys": keys}, parts)
 
     def features_of(params: Params, stats: Params, piece: Batch) -> tuple[Any, Params]:
-        model = assembled(graph, (params, stats))
+        model = assembled(graph, (complete(params), stats))
         features = objective.features(model, piece["batch"], piece["keys"])
         return features, variables(model)[1]
 
     def loss_fn(params: Params, features: Any) -> tuple[Float[Array, ""], Metrics]:
-        return objective.loss(features, nnx.merge(graph, params, stats), batch)
+        return objective.loss(features, nnx.merge(graph, complete(params), stats), batch)
 
     features = jax.lax.map(lambda piece: features_of(params, stats, piece)[0], pieces)
     (loss, metrics), (grads, feature_grads) = jax.value_and_grad(

@@ -19,8 +19,10 @@ from clip_jax.distributed import hardware, sharding
 from clip_jax.distributed.param_spec import param_specs
 from clip_jax.losses.objective import Objective
 from clip_jax.losses.registry import make_objective
-from clip_jax.models.clip import abstract_model
+from clip_jax.models.clip import CLIP, abstract_model, variables
+from clip_jax.models.convolution import BatchNorm
 from clip_jax.models.model_config import CLIPConfig
+from clip_jax.optim import param_groups
 from clip_jax.training import layer_chunking
 from clip_jax.training import train_step as step_lib
 
@@ -39,6 +41,13 @@ def checked(config: Any, devices: int | None = None) -> tuple[Config, CLIPConfig
     optim.OPTIMIZERS.get(c.optimizer.name, "config.optimizer.name")
     architecture = CLIPConfig.from_dict(c.model, trusted=True)
     return c, architecture, make_objective(c, architecture)
+
+
+def _freeze_statistics(model: CLIP, groups: param_groups.ParamGroups) -> None:
+    """Makes frozen batch normalizations use their running statistics and keep them."""
+    for path, module in nnx.iter_graph(model):
+        if isinstance(module, BatchNorm):
+            module.frozen = groups.is_frozen("/".join(map(str, [*path, "scale"])))
 
 
 class Recipe:
@@ -71,14 +80,20 @@ class Recipe:
             c.remat,
         )
         self.model = abstract_model(architecture, c.dtype, c.remat, self.chunks)
+        specs = param_specs(self.model)
+        groups = param_groups.resolve(c.optimizer, specs, variables(self.model)[0])
+        self.groups = None if groups.everything_alike else groups
+        if self.groups:
+            _freeze_statistics(self.model, self.groups)
         self.graph = nnx.graphdef(self.model)
         self.optimizer = optim.make_optimizer(
-            c.optimizer.to_dict(), self.schedule, param_specs(self.model)
+            c.optimizer.to_dict(), self.schedule, specs, self.groups
         )
-        sharded = {"sharded_optimizer": c.optimizer.sharded}
-        self.state_options: dict[str, Any] = {**sharded, "text_weights": c.optimizer.text_weights}
+        self.state_options = step_lib.StateOptions(
+            c.optimizer.sharded, c.optimizer.text_weights, c.optimizer.frozen_weights, self.groups
+        )
         self.state_like = step_lib.abstract_state(
-            architecture, self.optimizer, mesh, **self.state_options
+            architecture, self.optimizer, mesh, self.state_options
         )
         self.train_step = step_lib.make_train_step(
             self.graph,
@@ -87,7 +102,8 @@ class Recipe:
             c.seed,
             architecture.max_logit_scale,
             accumulate=c.accumulate,
-            **sharded,
+            sharded_optimizer=c.optimizer.sharded,
+            groups=self.groups,
         )
 
     def batch_like(self, context_length: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -21,6 +21,7 @@ from clip_jax.losses.objective import Metrics, Objective
 from clip_jax.models.clip import CLIP, Params, Variables, specs_of, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.optim import low_precision
+from clip_jax.optim.param_groups import ParamGroups
 from clip_jax.training import grad_cache
 from clip_jax.training.grad_cache import Batch
 
@@ -36,9 +37,10 @@ class TrainState:
 
     Attributes:
       step: number of updates done.
-      params: parameters, float32 except those that `optimizer.text_weights` keeps in bfloat16.
+      params: parameters, float32 except those that `optimizer.text_weights` and
+        `optimizer.frozen_weights` keep in bfloat16.
       stats: running statistics of batch normalization; empty for a model without it.
-      opt_state: the optimizer's state.
+      opt_state: the optimizer's state, of the parameters that learn.
     """
 
     step: Int[Array, ""]
@@ -62,7 +64,7 @@ def init_variables(config: CLIPConfig, seed: int) -> Variables:
 
 def clamp_logit_scale(params: Params, maximum: float) -> Params:
     """Keeps the factor on the logits between 1 and `maximum` (section 2.5); 0: no bounds."""
-    if not maximum:
+    if not maximum or "logit_scale" not in params:
         return params
     return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(maximum))}
 
@@ -76,6 +78,7 @@ def make_train_step(
     *,
     accumulate: int = 1,
     sharded_optimizer: bool = False,
+    groups: ParamGroups | None = None,
 ) -> TrainStep:
     """A pure function that does one step: loss, gradients, update.
 
@@ -89,23 +92,38 @@ def make_train_step(
       max_logit_scale: see `clamp_logit_scale`.
       accumulate: parts in which a batch goes through the towers, see `grad_cache.accumulated`.
       sharded_optimizer: whether the optimizer's state is sharded over the data axis too.
+      groups: of parameters that learn differently, as given to `optim.make_optimizer`.
     """
+
+    def trainable(params: Params) -> Params:
+        return groups.trainable(params) if groups else params
+
+    def merge(trained: Params, params: Params) -> Params:
+        return groups.merge(trained, params) if groups else trained
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        model_variables = _with_gradient_dtypes(graph, state.variables)
+        params, stats = _with_gradient_dtypes(graph, state.variables)
         loss, metrics, stats, grads = grad_cache.compute_gradients(
-            graph, objective, model_variables, batch, key, accumulate
+            graph,
+            objective,
+            (trainable(params), stats),
+            batch,
+            key,
+            accumulate,
+            lambda params: merge(params, state.params),
         )
         norm = optax.global_norm(low_precision.upcast(grads))
         specs = param_specs(nnx.merge(graph, *state.variables))
         grads = low_precision.upcast(
             sharding.constrain_params(grads, specs, over_data=sharded_optimizer)
         )
-        params = low_precision.upcast(state.params)
+        old = trainable(state.params)
+        params = low_precision.upcast(old)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         params = clamp_logit_scale(optax.apply_updates(params, updates), max_logit_scale)
-        params = low_precision.downcast_like(state.params, params, state.step)
+        params = low_precision.downcast_like(old, params, state.step)
+        params = merge(params, state.params)
         metrics = {"loss": loss, "gradient_norm": norm, **metrics}
         return TrainState(state.step + 1, params, stats, opt_state), metrics
 
@@ -123,30 +141,54 @@ def _with_gradient_dtypes(graph: nnx.GraphDef, model_variables: Variables) -> Va
     return model_variables if dtype == jnp.bfloat16 else low_precision.upcast(model_variables)
 
 
+@dataclasses.dataclass(frozen=True)
+class StateOptions:
+    """How a state is stored.
+
+    Attributes:
+      sharded_optimizer: whether the optimizer's state is sharded over the data axis too.
+      text_weights: dtype in which the text tower's matrices are stored.
+      frozen_weights: dtype in which frozen matrices are stored.
+      groups: of parameters that learn differently; None: all parameters learn alike.
+    """
+
+    sharded_optimizer: bool = False
+    text_weights: str = "float32"
+    frozen_weights: str = "float32"
+    groups: ParamGroups | None = None
+
+
+DEFAULT = StateOptions()
+
+
 def _create(
-    config: CLIPConfig, optimizer: optax.GradientTransformation, text_weights: str, seed: int
+    config: CLIPConfig, optimizer: optax.GradientTransformation, options: StateOptions, seed: int
 ) -> TrainState:
-    return _state_with(config, optimizer, text_weights, *init_variables(config, seed))
+    return _state_with(config, optimizer, options, *init_variables(config, seed))
 
 
 def _state_with(
     config: CLIPConfig,
     optimizer: optax.GradientTransformation,
-    text_weights: str,
+    options: StateOptions,
     params: Params,
     stats: Params,
 ) -> TrainState:
-    opt_state = optimizer.init(params)
-    stored = low_precision.text_weights(params, specs_of(config), text_weights)
+    groups, specs = options.groups, specs_of(config)
+    opt_state = optimizer.init(groups.trainable(params) if groups else params)
+    stored = low_precision.text_weights(params, specs, options.text_weights)
+    if groups:
+        stored = groups.stored(stored, specs, options.frozen_weights)
     return TrainState(jnp.zeros((), jnp.int32), stored, stats, opt_state)
 
 
 def _shardings(
-    config: CLIPConfig, state: TrainState, mesh: Mesh, sharded_optimizer: bool
+    config: CLIPConfig, state: TrainState, mesh: Mesh, options: StateOptions
 ) -> TrainState:
     specs = specs_of(config)
     where = sharding.shardings(state, specs, mesh)
-    moments = sharding.shardings(state.opt_state, specs, mesh, over_data=sharded_optimizer)
+    over_data = options.sharded_optimizer
+    moments = sharding.shardings(state.opt_state, specs, mesh, over_data=over_data)
     return dataclasses.replace(where, opt_state=moments)
 
 
@@ -154,9 +196,7 @@ def abstract_state(
     config: CLIPConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    *,
-    sharded_optimizer: bool = False,
-    text_weights: str = "float32",
+    options: StateOptions = DEFAULT,
 ) -> TrainState:
     """The shapes of the state, each with its sharding.
 
@@ -164,14 +204,13 @@ def abstract_state(
       config: the architecture.
       optimizer: whose state is part of it.
       mesh: the mesh.
-      sharded_optimizer: whether the optimizer's state is sharded over the data axis too.
-      text_weights: dtype in which the text tower's matrices are stored.
+      options: how it is stored.
     """
-    shapes = jax.eval_shape(partial(_create, config, optimizer, text_weights, 0))
+    shapes = jax.eval_shape(partial(_create, config, optimizer, options, 0))
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
-        _shardings(config, shapes, mesh, sharded_optimizer),
+        _shardings(config, shapes, mesh, options),
     )
 
 
@@ -180,20 +219,18 @@ def init_state(
     optimizer: optax.GradientTransformation,
     seed: int,
     mesh: Mesh,
-    *,
-    sharded_optimizer: bool = False,
-    text_weights: str = "float32",
+    options: StateOptions = DEFAULT,
 ) -> TrainState:
     """An initial state, created on its devices; the values are the same on any mesh."""
-    create = partial(_create, config, optimizer, text_weights, seed)
+    create = partial(_create, config, optimizer, options, seed)
     shapes = jax.eval_shape(create)
     # LLVM takes half a second for each random array of a ResNet, and the program runs only once.
     is_resnet_on_cpu = (
         bool(jax.tree.leaves(shapes.stats)) and mesh.devices.flat[0].platform == "cpu"
     )
-    options = {"xla_backend_optimization_level": 0} if is_resnet_on_cpu else None
-    where = _shardings(config, shapes, mesh, sharded_optimizer)
-    return jax.jit(create, out_shardings=where, compiler_options=options)()
+    compiling = {"xla_backend_optimization_level": 0} if is_resnet_on_cpu else None
+    where = _shardings(config, shapes, mesh, options)
+    return jax.jit(create, out_shardings=where, compiler_options=compiling)()
 
 
 def state_of(
@@ -201,13 +238,11 @@ def state_of(
     model_variables: Variables,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    *,
-    sharded_optimizer: bool = False,
-    text_weights: str = "float32",
+    options: StateOptions = DEFAULT,
 ) -> TrainState:
     """A state at step 0 with given variables, laid out over the mesh."""
-    create = partial(_state_with, config, optimizer, text_weights)
-    where = _shardings(config, jax.eval_shape(create, *model_variables), mesh, sharded_optimizer)
+    create = partial(_state_with, config, optimizer, options)
+    where = _shardings(config, jax.eval_shape(create, *model_variables), mesh, options)
     placed = jax.device_put(model_variables, (where.params, where.stats))
     return jax.jit(create, out_shardings=where)(*placed)
 

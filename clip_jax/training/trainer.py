@@ -60,7 +60,7 @@ class Trainer(setup.Recipe):
             params, source.config, vision.image_size, text.context_length
         )
         return step_lib.state_of(
-            self.run.model, (params, stats), self.optimizer, self.mesh, **self.state_options
+            self.run.model, (params, stats), self.optimizer, self.mesh, self.state_options
         )
 
     def fresh(self) -> step_lib.TrainState:
@@ -69,7 +69,7 @@ class Trainer(setup.Recipe):
         if run.weights:
             return self.state_from(run.weights)
         seed = run.config.seed
-        return step_lib.init_state(run.model, self.optimizer, seed, self.mesh, **self.state_options)
+        return step_lib.init_state(run.model, self.optimizer, seed, self.mesh, self.state_options)
 
     def data(self) -> pipeline.Batches:
         """An iterator over this process's batches."""

@@ -74,13 +74,13 @@ def test_the_first_loss_is_the_definition_of_the_global_batch():
 def training(shape, text_weights="float32", **options):
     """A state of AdamW with these options, its shapes, and the step compiled for them."""
     optimizer = optim.make_optimizer({**ADAM, **options}, optim.learning_rate(3e-3, 2, 40), SPECS)
-    mesh, weight_options = mesh_of(shape), {"text_weights": text_weights}
-    like = step.abstract_state(TINY, optimizer, mesh, **weight_options)
+    mesh, stored = mesh_of(shape), step.StateOptions(text_weights=text_weights)
+    like = step.abstract_state(TINY, optimizer, mesh, stored)
     graph = nnx.graphdef(abstract_model(TINY, "float32", "none"))
     train_step = step.make_train_step(graph, Contrastive("dense"), optimizer, 0)
     rows = jax.eval_shape(batch)
     compiled = step.compile_step(train_step, like, mesh).lower(like, rows).compile()
-    return step.init_state(TINY, optimizer, 0, mesh, **weight_options), like, compiled
+    return step.init_state(TINY, optimizer, 0, mesh, stored), like, compiled
 
 
 def trained(state, train_step, shape, steps):
@@ -178,8 +178,8 @@ def test_chance_is_the_same_on_any_mesh(halves):
 def test_a_state_around_given_weights_keeps_them_as_it_shall():
     optimizer, mesh = optim.make_optimizer(ADAM, lambda _: 1e-3, SPECS), mesh_of(EIGHT)
     weights = alone()[0], {}
-    like = step.abstract_state(TINY, optimizer, mesh, text_weights="bfloat16")
-    state = step.state_of(TINY, weights, optimizer, mesh, text_weights="bfloat16")
+    like = step.abstract_state(TINY, optimizer, mesh, step.StateOptions(text_weights="bfloat16"))
+    state = step.state_of(TINY, weights, optimizer, mesh, step.StateOptions(text_weights="bfloat16"))
     jax.tree.map(same_place, like, state)
     for ours, theirs in zip(numbers(state.params), numbers(weights[0]), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2**-8)
