@@ -110,6 +110,13 @@ class ParamGroups:
         """Whether a parameter is frozen in all of its layers."""
         return not any(int(i) in self.learning for i in np.ravel(self.assignment[name]))
 
+    @functools.cached_property
+    def frozen_towers(self) -> frozenset[str]:
+        """`vision`, `text`, or both, if no parameter of that tower learns."""
+        towers = {name.partition("/")[0] for name in self.assignment if "/" in name}
+        learning = {n.partition("/")[0] for n in self.assignment if not self.is_frozen(n)}
+        return frozenset(towers - learning)
+
     def trainable(self, params: Tree) -> Tree:
         """The part of the parameters that learns: no frozen parameters, no frozen layers."""
         return self._select(params, self.learning)
@@ -146,6 +153,14 @@ class ParamGroups:
             for i in index:
                 sizes[i] += leaf.size // len(index)
         return [(g, size) for g, size in zip(self.groups, sizes, strict=True) if size]
+
+    def described(self, params: Any) -> str:
+        """How many values learn, in words for a message; `params` are arrays or shapes."""
+        counts = self.counts(params)
+        learning = sum(size for group, size in counts if not group.frozen)
+        total = sum(size for _, size in counts)
+        parts = [f"{size:,} {_manner(group)} ({group.name})" for group, size in counts]
+        return f"{learning:,} of {total:,} parameters learn: {'; '.join(parts)}"
 
     def optimizer(
         self, make: Callable[[ParamGroup], optax.GradientTransformation]
@@ -227,6 +242,19 @@ class ParamGroups:
             return result
 
         return choose(tree, "")
+
+
+def _manner(group: ParamGroup) -> str:
+    """How a group learns, in words."""
+    if group.frozen:
+        return "frozen"
+    facts = [
+        f"at {group.learning_rate:g} of the rate" if group.learning_rate != 1 else "",
+        f"decay {group.weight_decay:g}" if group.weight_decay is not None else "",
+        f"from step {group.start:,}" if group.start else "",
+        f"{group.warmup_steps:,} steps of warm-up" if group.warmup_steps is not None else "",
+    ]
+    return ", ".join(filter(None, facts)) or "at the full rate"
 
 
 def resolve(config: Optimizer, specs: ParamSpecs, params: Any) -> ParamGroups:

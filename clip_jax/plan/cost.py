@@ -67,7 +67,10 @@ def estimate_step(
     result = compile_lowered(recipe.lower(), device.platform, dump)
     compile_seconds = time.monotonic() - start
     hbm, capacity = _memory_parts(result, recipe), _capacity(topology.name)
-    model_flops = flops.step(recipe.architecture, recipe.objective, config.batch_size)
+    frozen = recipe.groups.frozen_towers if recipe.groups else ()
+    model_flops = flops.step(
+        recipe.architecture, recipe.objective, config.batch_size, frozen=frozen
+    )
     product_flops = result.program.product_flops * len(topology.devices)
     times = _Times(None, None, "")
     if result.executable is not None and device.platform == "tpu" and chip is not None:

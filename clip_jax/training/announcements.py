@@ -35,6 +35,8 @@ def announce(loop: Loop) -> None:
         f"batch {run.config.batch_size:,} on {devices}{_process_count()}, {run.config.dtype}; "
         f"run folder {run.workdir}"
     )
+    if trainer.groups:
+        say(trainer.groups.described(trainer.state_like.params))
     for part in run.data.parts:
         _announce_part(loop, part)
     if len(run.data) < run.config.batch_size:

@@ -8,6 +8,7 @@ count so too, and their MFU can be compared.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from clip_jax.losses.objective import Objective
@@ -34,18 +35,30 @@ def forward(config: CLIPConfig, *, tokens: int | None = None) -> Forward:
 
 
 def step(
-    config: CLIPConfig, objective: Objective, batch_size: int, *, tokens: int | None = None
+    config: CLIPConfig,
+    objective: Objective,
+    batch_size: int,
+    *,
+    tokens: int | None = None,
+    frozen: Collection[str] = (),
 ) -> int:
     """FLOPs of a training step over a batch, on all devices together.
 
     Three times the forward pass: in the backward pass each product has a gradient by either factor.
-    The gradient by the pixels counts too, although nothing needs it.
+    The gradient by the pixels counts too, although nothing needs it. A frozen tower has a forward
+    pass alone.
 
     Args:
       config: the architecture.
       objective: whose loss is counted.
       batch_size: pairs of the whole batch.
       tokens: as of `forward`.
+      frozen: `vision`, `text`, or both, if no parameter of that tower learns.
     """
-    towers = batch_size * sum(forward(config, tokens=tokens))
-    return 3 * (towers + objective.flops(config, batch_size))
+    image, text = forward(config, tokens=tokens)
+    passes = image * _passes("vision", frozen) + text * _passes("text", frozen)
+    return batch_size * passes + 3 * objective.flops(config, batch_size)
+
+
+def _passes(tower: str, frozen: Collection[str]) -> int:
+    return 1 if tower in frozen else 3

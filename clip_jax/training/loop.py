@@ -149,7 +149,9 @@ class Loop:
                 "the checkpoints before it are kept"
             )
         run, batch_size = self.trainer.run, self.config.batch_size
-        self.flops += flops.step(run.model, run.objective, batch_size, tokens=tokens)
+        groups = self.trainer.groups
+        frozen = groups.frozen_towers if groups else ()
+        self.flops += flops.step(run.model, run.objective, batch_size, tokens=tokens, frozen=frozen)
         self.counts = self.counts + counts
         if step % self.config.log.every and step != self.config.steps:
             return

@@ -17,6 +17,7 @@ from clip_jax.config.checks import check
 from clip_jax.config.schema import Config
 from clip_jax.distributed import hardware, sharding
 from clip_jax.distributed.param_spec import param_specs
+from clip_jax.errors import UserError
 from clip_jax.losses.objective import Objective
 from clip_jax.losses.registry import make_objective
 from clip_jax.models.clip import CLIP, abstract_model, variables
@@ -40,7 +41,19 @@ def checked(config: Any, devices: int | None = None) -> tuple[Config, CLIPConfig
     c = check(config, devices)
     optim.OPTIMIZERS.get(c.optimizer.name, "config.optimizer.name")
     architecture = CLIPConfig.from_dict(c.model, trusted=True)
+    _check_groups(c, architecture)
     return c, architecture, make_objective(c, architecture)
+
+
+def _check_groups(c: Config, architecture: CLIPConfig) -> None:
+    model = abstract_model(architecture)
+    groups = param_groups.resolve(c.optimizer, param_specs(model), variables(model)[0])
+    for group in groups.groups:
+        if group.start >= c.steps:
+            raise UserError(
+                f"config.optimizer.groups: {group.name!r} starts at step {group.start}, but "
+                f"config.steps={c.steps}"
+            )
 
 
 def _freeze_statistics(model: CLIP, groups: param_groups.ParamGroups) -> None:

@@ -266,7 +266,7 @@ def test_factors_and_decay_of_each_layer():
 
 
 def test_a_group_that_starts_later_stands_still_until_then_and_begins_like_a_new_run():
-    late, state = updates_of(5, groups=({"pattern": "text/.*", "start": 3},))
+    late, _ = updates_of(5, groups=({"pattern": "text/.*", "start": 3},))
     plain, _ = updates_of(5)
     key = "text/projection/kernel"
     for step in range(1, 4):
