@@ -179,7 +179,9 @@ def test_a_state_around_given_weights_keeps_them_as_it_shall():
     optimizer, mesh = optim.make_optimizer(ADAM, lambda _: 1e-3, SPECS), mesh_of(EIGHT)
     weights = alone()[0], {}
     like = step.abstract_state(TINY, optimizer, mesh, step.StateOptions(text_weights="bfloat16"))
-    state = step.state_of(TINY, weights, optimizer, mesh, step.StateOptions(text_weights="bfloat16"))
+    state = step.state_of(
+        TINY, weights, optimizer, mesh, step.StateOptions(text_weights="bfloat16")
+    )
     jax.tree.map(same_place, like, state)
     for ours, theirs in zip(numbers(state.params), numbers(weights[0]), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2**-8)
