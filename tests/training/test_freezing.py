@@ -38,7 +38,7 @@ def train(recipe, steps, config=TINY):
     metrics = {}
     for i in range(steps):
         rows = global_batch(batch(16, i % 4, config=config), recipe.mesh)
-        state, metrics = step(state, rows)
+        state, metrics = jax.block_until_ready(step(state, rows))
     return before, jax.device_get(state), {k: float(v) for k, v in metrics.items()}
 
 
