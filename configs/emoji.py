@@ -5,8 +5,8 @@
 Hardware: Two CPU cores.
 Time:     25 minutes (measured: 25 min 2 s on a machine shared with others).
 Memory:   2.5 GiB (measured).
-Score:    Top-1 on unseen drawings 40.7 % of 1,914 labels, on unseen concepts 16.6 % of 191
-          (measured, one seed; docs/benchmarks.md).
+Score:    Top-1 on unseen drawings 41.3 % of 1,914 labels, on unseen concepts 16.9 % of 191
+          (measured, means of three seeds; docs/benchmarks.md).
 """
 
 from ml_collections import ConfigDict
