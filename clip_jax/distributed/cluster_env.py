@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from clip_jax.distributed import jax_internals
 from clip_jax.errors import UserError
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -87,8 +88,8 @@ def cluster(environment: Mapping[str, str], on_tpu: bool) -> str:
     """The cluster that started this process, perhaps as one of several; empty: none.
 
     "slurm", "open_mpi" and "gke_tpu" state the number of processes. A "gce_tpu" machine and a pod
-    of a "kubernetes" job must be asked for it. The variables are those of JAX's own detection,
-    `jax/_src/clusters`.
+    of a "kubernetes" job must be asked for it. The variables are those of JAX's own detection of
+    clusters.
     """
     if "OMPI_MCA_orte_hnp_uri" in environment:
         return "open_mpi" if _is_above_one(environment.get("OMPI_COMM_WORLD_SIZE")) else ""
@@ -113,17 +114,12 @@ def _is_above_one(count: str | None) -> bool:
 def _is_one_of_many(environment: Mapping[str, str]) -> bool:
     """Whether a cluster started more than one process; asks it if necessary."""
     platforms = environment.get("JAX_PLATFORMS", "")
-    on_tpu = False
-    if not platforms or "tpu" in platforms:
-        import jax  # noqa: F401  # looks for chips
-        from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm as on_tpu
+    on_tpu = (not platforms or "tpu" in platforms) and jax_internals.is_cloud_tpu_vm()
     kind = cluster(environment, on_tpu)
     if kind == "gce_tpu":
-        from jax._src.clusters import GceTpuCluster
-
         # a machine outside Google Cloud has no such server
         with contextlib.suppress(Exception):
-            return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
+            return jax_internals.gce_process_count() > 1
         return False
     if kind == "kubernetes":
         return _pods() > 1
@@ -132,8 +128,6 @@ def _is_one_of_many(environment: Mapping[str, str]) -> bool:
 
 def _pods() -> int:
     """The number of parallel pods of this pod's job."""
-    from jax._src.clusters import K8sCluster
-
     instead = f"or set {_ADDRESS}, {_COUNT} and {_INDEX} ({_COUNT}=1: alone)"
     try:
         import kubernetes  # type: ignore[import-not-found]  # noqa: F401
@@ -143,7 +137,7 @@ def _pods() -> int:
             + instead
         ) from None
     try:
-        return K8sCluster.get_process_count() if K8sCluster.is_env_present() else 1
+        return jax_internals.kubernetes_process_count()
     except Exception as error:
         raise UserError(
             f"Kubernetes does not tell of this pod's job ({error}); {instead}"

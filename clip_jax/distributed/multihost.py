@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from clip_jax.distributed import jax_internals
 from clip_jax.distributed.cluster_env import ProcessInfo
 from clip_jax.errors import UserError
 
@@ -136,8 +137,8 @@ class MaxOverProcesses:
 def _connect(process_info: ProcessInfo, timeout: float, heartbeat: float) -> tuple[Any, int, int]:
     """Starts `jax.distributed`; returns the client, the index of this process and their number."""
     import jax
-    from jax._src.distributed import global_state
 
+    global_state = jax_internals.distributed_state()
     _check_port(process_info)
     # the training loop handles SIGTERM
     jax.config.update("jax_enable_preemption_service", False)
