@@ -34,6 +34,27 @@ def test_small_batches_are_announced_and_the_end_names_written_files(tmp_path, c
     assert "report.html" not in out
 
 
+def test_several_captions_of_a_picture_are_announced_and_can_be_positives(tmp_path, capsys):
+    runs.small_run(tmp_path, 16)
+    names = [(f"{i}.png", encoded(picture(i // 4))) for i in range(16)]
+    texts = [(f"{i}.txt", f"picture {i}".encode()) for i in range(16)]
+    write_tar(tmp_path / "pairs.tar", sorted(names + texts))
+    flags = ("--config.steps=1", "--config.optimizer.warmup_steps=0", "--config.evaluate.sets={}")
+    flags = (*flags, "--config.batch_size=16")
+    _, err = lines_of(capsys, tmp_path / "config.py", tmp_path / "as negatives", *flags)
+    facts = "a picture has 4 pairs: beside a pair, a batch holds on average 3 others of its picture"
+    assert f"{facts}, which count as negatives; config.loss.multi_positive=True" in err
+    both = (*flags, "--config.loss.multi_positive=True", "--config.accumulate=2")
+    _, err = lines_of(capsys, tmp_path / "config.py", tmp_path / "as positives", *both)
+    assert f"{facts}, which count as positives\n" in err
+    usual, several = (
+        [line["loss"] for line in runs.lines(tmp_path / name) if "loss" in line]
+        for name in ("as negatives", "as positives")
+    )
+    # a fresh model finds every candidate about as likely: log n, whatever the positives are
+    assert usual[0] != several[0] and abs(usual[0] - several[0]) < 0.5
+
+
 def test_a_full_batch_is_not_announced_and_all_written_files_are_named(tmp_path, capsys):
     config = runs.small_run(tmp_path, 8)
     sets = f"--config.evaluate.sets={{'mine': {{'data': {str(tmp_path / 'pairs.tar')!r}}}}}"

@@ -32,6 +32,7 @@ def check(config: Any, devices: int | None = None) -> Config:
     augmentation.Augment.from_dict(c.data.augment.to_dict())
     mixture_config.entries(c.data.to_dict())
     _check_templates(c)
+    _check_label(c)
     if devices is not None:
         check_batch_size(c, devices)
     return c
@@ -65,6 +66,20 @@ def _check_templates(c: Config) -> None:
     if not prompts or any("{}" not in prompt for prompt in prompts):
         raise UserError(
             f"config.evaluate.templates={prompts!r:.200} must each hold {{}}: the label"
+        )
+
+
+def _check_label(c: Config) -> None:
+    label = c.data.label
+    try:
+        captions.fields(f"{{{label}}}")
+    except UserError:
+        raise UserError(f"config.data.label={label!r:.80} must be the name of a field") from None
+    is_plain = c.objective.name == "contrastive" and not c.objective.mix
+    if label and is_plain and not c.loss.multi_positive:
+        raise UserError(
+            f"config.data.label={label!r:.80} has no use without "
+            "config.loss.multi_positive=True: set that too, or the label to nothing"
         )
 
 

@@ -147,6 +147,11 @@ class Data(Group):
     caption_weights: tuple[float, ...] = key(
         (), "how often each template is drawn, relative to the others; empty: equally often"
     )
+    label: str = key(
+        "",
+        "the field of a pair that tells its class, for loss.multi_positive; empty: pairs of one "
+        "picture belong together",
+    )
     filter: Filter = group(Filter)
     token_dropout: float = key(
         0.0, "share of a caption's tokens that is dropped", at_least=0, at_most=_BELOW_ONE
@@ -196,6 +201,9 @@ class Loss(Group):
         0.0, "share of a target that is spread over the batch", at_least=0, at_most=_BELOW_ONE
     )
     mask_duplicates: bool = key(False, "pairs with equal captions are not each other's negatives")
+    multi_positive: bool = key(
+        False, "all pairs of one picture, or of one data.label, are each other's positives"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

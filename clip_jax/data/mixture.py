@@ -33,6 +33,7 @@ class Part:
     name: as the config has it; empty for a single source.
     rows: the source's share of an epoch of the mixture.
     templates, weights: of its captions; empty: those of the pipeline.
+    label: the field that tells the class of a pair; empty: the pipeline's.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Part:
     rows: int
     templates: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    label: str = ""
 
 
 class PairPosition(NamedTuple):
@@ -161,7 +163,7 @@ def _open_part(
         )
     for template in _unfilled_templates(source, entry.captions):
         say(f"caption template {template!r}: none of the first {_CHECKED} pairs fills it")
-    return Part(name, source, len(source), entry.captions, entry.caption_weights)
+    return Part(name, source, len(source), entry.captions, entry.caption_weights, entry.label)
 
 
 def _rows_of_epoch(entries: Sequence[Entry], lengths: Sequence[int]) -> list[int]:

@@ -16,7 +16,7 @@ from clip_jax.errors import UserError
 
 # keys of `config.data` that an entry of a mixture may override
 _TABLE = ("separator", "quoting", "encoding")
-_KEYS = ("source", "image", "root", *_TABLE, "captions", "caption_weights", "filter")
+_KEYS = ("source", "image", "root", *_TABLE, "captions", "caption_weights", "label", "filter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +39,11 @@ class Entry:
     epochs: float | None = None
     captions: tuple[str, ...] = ("{caption}",)
     caption_weights: tuple[float, ...] = ()
+    label: str = ""
     filter: Filter = dataclasses.field(default_factory=Filter)
 
     def __post_init__(self) -> None:
-        for name in ("data", "source", "image", "root", *_TABLE):
+        for name in ("data", "source", "image", "root", "label", *_TABLE):
             if not isinstance(value := getattr(self, name), str):
                 raise UserError(f"{self.key}.{name}={value!r} must be text")
         if self.source:
@@ -77,8 +78,9 @@ class Entry:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The columns of a table that captions and the filter need."""
+        """The columns of a table that captions, the label and the filter need."""
         fields = [field for template in self.captions for field in captions.fields(template)]
+        fields += [self.label] if self.label else []
         return frozenset(field.partition(".")[0] for field in (*fields, *self.filter.fields))
 
 

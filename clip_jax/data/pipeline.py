@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +15,7 @@ from absl import flags
 
 from clip_jax.config import schema
 from clip_jax.data import captions
-from clip_jax.data.example import REASONS, Pair, PairError, described, only_pair_errors
+from clip_jax.data.example import REASONS, Pair, PairError, described, is_blank, only_pair_errors
 from clip_jax.data.images import augmentation, decoding
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.sources import Source, read_pair
@@ -31,6 +34,8 @@ class Prepare:
     """Turns a pair into a row of a batch: augmented pixels and the tokens of a sampled caption.
 
     weights: the relative probability of each template; empty: all alike.
+    groups: whether a row tells which pairs belong together: those with the same value of the field
+      `label`, or, where that is empty, with the bytes of the same picture.
     """
 
     tokenizer: Tokenizer
@@ -40,9 +45,13 @@ class Prepare:
     decode: decoding.Decoder = dataclasses.field(default_factory=decoding.Decoder)
     token_dropout: float = 0.0
     weights: Sequence[float] = ()
+    groups: bool = False
+    label: str = ""
 
     @classmethod
-    def from_config(cls, data: Mapping[str, Any], tokenizer: Tokenizer, image_size: int) -> Prepare:
+    def from_config(
+        cls, data: Mapping[str, Any], tokenizer: Tokenizer, image_size: int, groups: bool = False
+    ) -> Prepare:
         """From `config.data`; keys that it lacks have their defaults."""
         data = schema.Data.with_defaults(data)
         augment = augmentation.Augment.from_dict(data["augment"])
@@ -56,6 +65,8 @@ class Prepare:
             ),
             data["token_dropout"],
             tuple(data["caption_weights"]),
+            groups,
+            data["label"],
         )
 
     def __call__(self, pair: Pair, rng: np.random.Generator, turn: int = 0) -> Row:
@@ -68,6 +79,7 @@ class Prepare:
 
         Returns:
           `image` uint8 [size, size, 3] and `tokens` int32 [context]; long captions are truncated.
+          With `groups` also `group` uint32 [2]: a hash that pairs of one group share.
 
         Raises:
           PairError: the pair cannot be used, for whatever reason.
@@ -83,7 +95,25 @@ class Prepare:
         if self.token_dropout:
             has_start = self.tokenizer.sot_id is not None
             tokens = packing.drop(tokens, self.token_dropout, self.tokenizer.pad_id, rng, has_start)
-        return {"image": image, "tokens": tokens}
+        row = {"image": image, "tokens": tokens}
+        return row | {"group": _group_of(pair, self.label)} if self.groups else row
+
+
+def _group_of(pair: Pair, label: str) -> np.ndarray:
+    """64 bits, as two words, of a pair's label, or of its picture if `label` is empty.
+
+    Raises:
+      PairError: the pair lacks the label.
+    """
+    content = pair.image
+    if label:
+        value = captions.field_value(pair.text, label)
+        if is_blank(value):
+            line = f"{pair.name}: it lacks the field {label!r}, which config.data.label names"
+            raise PairError("text", line)
+        content = json.dumps(value, sort_keys=True, default=str).encode()
+    digest = hashlib.blake2b(content, digest_size=8).digest()
+    return np.frombuffer(digest, "<u4").astype(np.uint32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +167,24 @@ class _Steps:
         )
 
 
+def pairs_per_picture(source: Source, first: int = 32) -> float:
+    """The mean number of pairs that a picture has among the first pairs that can be used."""
+    pictures = []
+    for i in range(min(first, len(source))):
+        with contextlib.suppress(PairError):
+            pictures.append(read_pair(source, i).image)
+    return len(pictures) / max(1, len(set(pictures)))
+
+
 def prepares_of(mixture: Mixture, prepare: Prepare) -> tuple[Prepare, ...]:
     """`prepare` for each source of a mixture, with the source's own templates if it has any."""
     return tuple(
-        dataclasses.replace(prepare, templates=part.templates, weights=part.weights)
+        dataclasses.replace(
+            prepare,
+            templates=part.templates,
+            weights=part.weights,
+            label=part.label or prepare.label,
+        )
         if part.templates
         else prepare
         for part in mixture.parts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from clip_jax.data import filters, mixture
+from clip_jax.data import filters, mixture, pipeline
 from clip_jax.distributed import multihost
 from clip_jax.errors import counted
 from clip_jax.evaluation import results as results_lib
@@ -19,6 +19,8 @@ from clip_jax.training.run import Run
 
 if TYPE_CHECKING:
     from clip_jax.training.loop import Loop
+
+_FEW_OTHERS = 0.01  # pairs of the same picture in a batch that are not worth a line
 
 
 def _process_count() -> str:
@@ -39,12 +41,7 @@ def announce(loop: Loop) -> None:
         say(trainer.groups.described(trainer.state_like.params))
     for part in run.data.parts:
         _announce_part(loop, part)
-    if len(run.data) < run.config.batch_size:
-        say(
-            f"an epoch of {counted(len(run.data), 'pair')} is smaller than a batch of "
-            f"{run.config.batch_size:,}: a pair stands in a batch more than once, and each picture "
-            "is then its own negative; lower config.batch_size"
-        )
+    _announce_negatives(loop)
     for line in loop.lines:
         say(line)
     if loop.first >= run.config.steps:
@@ -60,6 +57,38 @@ def announce(loop: Loop) -> None:
             say(f"its positions are resized: {old} to {new}")
     elif loop.first:
         say(f"resuming after step {loop.first} of {run.config.steps}")
+
+
+def _announce_negatives(loop: Loop) -> None:
+    """Tells where a batch holds several pairs of one picture, and what that does to negatives."""
+    c, data, say = loop.trainer.run.config, loop.trainer.run.data, loop.progress.say
+    multi_positive = c.loss.multi_positive
+    if len(data) < c.batch_size:
+        size = (
+            f"an epoch of {counted(len(data), 'pair')} is smaller than a batch of "
+            f"{c.batch_size:,}: a pair stands in a batch more than once, and "
+        )
+        say(
+            f"{size}its copies count as positives"
+            if multi_positive
+            else f"{size}each picture is then its own negative; lower config.batch_size"
+        )
+    for part in data.parts:
+        prefix = f"{part.name}: " if part.name else ""
+        shared = pipeline.pairs_per_picture(part.source)
+        rows = c.batch_size * part.rows / len(data)
+        others = (rows - 1) * (shared - 1) / max(1, len(part.source) - 1)
+        if others < _FEW_OTHERS:
+            continue
+        count_as = (
+            "positives"
+            if multi_positive
+            else "negatives; config.loss.multi_positive=True counts them as positives"
+        )
+        say(
+            f"{prefix}a picture has {shared:.3g} pairs: beside a pair, a batch holds on average "
+            f"{others:.3g} others of its picture, which count as {count_as}"
+        )
 
 
 def _announce_part(loop: Loop, part: mixture.Part) -> None:

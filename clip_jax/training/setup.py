@@ -122,10 +122,13 @@ class Recipe:
     def batch_like(self, context_length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a global batch whose texts have this many tokens."""
         size, rows = self.architecture.vision.image_size, self.config.batch_size
-        return {
+        batch = {
             "image": jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8),
             "tokens": jax.ShapeDtypeStruct((rows, context_length), np.int32),
         }
+        if self.config.loss.multi_positive:
+            batch["group"] = jax.ShapeDtypeStruct((rows, 2), np.uint32)
+        return batch
 
     def lower(self, context_length: int | None = None) -> jax.stages.Lowered:
         """The step traced but not compiled, for texts of this many tokens (None: the tower's)."""

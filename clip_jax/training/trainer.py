@@ -77,7 +77,10 @@ class Trainer(setup.Recipe):
         batches = pipeline.batches(
             run.data,
             pipeline.Prepare.from_config(
-                c.data.to_dict(), run.tokenizer, run.model.vision.image_size
+                c.data.to_dict(),
+                run.tokenizer,
+                run.model.vision.image_size,
+                groups=c.loss.multi_positive,
             ),
             batch_size=c.batch_size,
             seed=c.seed,

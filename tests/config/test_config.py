@@ -394,6 +394,8 @@ def test_groups_of_the_users_own_names_are_set_as_a_whole_or_by_key() -> None:
         (["data.filter.least.x=much"], ["config.data.filter.least", "number"]),
         (["data.caption_weights=much"], ["config.data.caption_weights=('much',)", "number"]),
         (["data.filter.least={'x': 'much'}"], ["config.data.filter.least", "number"]),
+        (["data.label=class"], ["config.data.label='class'", "config.loss.multi_positive"]),
+        (["data.label={", "loss.multi_positive=True"], ["config.data.label='{'", "field"]),
     ],
 )
 def test_wrong_values_are_found_before_any_file_is_opened(

@@ -88,6 +88,31 @@ def test_a_batch_is_pixels_and_tokens(tar_factory: TarFactory) -> None:
     assert len(captions) >= 5
 
 
+class Shared:
+    """Five captions a picture, three pictures, two classes; pair 14 tells none."""
+
+    def __len__(self) -> int:
+        return 15
+
+    def __getitem__(self, i: int) -> Pair:
+        label = {} if i == 14 else {"info": {"class": int(i) // 5 % 2}}
+        return Pair(encoded(picture(int(i) // 5)), {"caption": str(i), **label}, f"pair {i}")
+
+
+@pytest.mark.parametrize("label", ["", "info.class"])
+def test_pairs_of_one_picture_or_one_label_share_a_group(label: str) -> None:
+    prepare = dataclasses.replace(PREPARE, groups=True, label=label)
+    batch = pipeline.batches(Shared(), prepare, batch_size=30, seed=0)[0]  # type: ignore[arg-type]
+    assert batch["group"].dtype == np.uint32 and batch["group"].shape == (30, 2)
+    pictures = np.array(numbers(batch)) // 5
+    expected = pictures % 2 if label else pictures
+    equal = (batch["group"][:, None] == batch["group"]).all(-1)
+    np.testing.assert_array_equal(equal, expected[:, None] == expected)
+    assert batch["bad"].sum() == (2 if label else 0)
+    assert ("pair 14: it lacks the field 'info.class'" in str(batch["complaint"])) == bool(label)
+    assert pipeline.pairs_per_picture(Shared()) == 5  # type: ignore[arg-type]
+
+
 SETS = st.frozensets(st.integers(0, 39), max_size=12)
 
 

@@ -1,7 +1,8 @@
 """Contrastive losses on the N×N similarities of a global batch.
 
 Each loss has three layouts. `dense` holds all logits at once, partitioned by XLA. `blockwise` and
-`ring` hold one tile of logits at a time and recompute it for the gradients.
+`ring` hold one tile of logits at a time and recompute it for the gradients. `multi_positive` is the
+variant in which a row has several positives.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from clip_jax.errors import UserError
-from clip_jax.losses.contrastive import blockwise, dense
+from clip_jax.losses.contrastive import blockwise, dense, multi_positive
 from clip_jax.losses.contrastive.masks import caption_ids
 from clip_jax.losses.contrastive.tiling import TilePlan, make_tile_plan
 from clip_jax.losses.objective import Metrics
@@ -31,6 +32,7 @@ def softmax_loss(
     *,
     layout: str = "dense",
     ids: Integer[Array, "n words"] | None = None,
+    groups: Integer[Array, "n group_words"] | None = None,
     label_smoothing: float = 0.0,
     block: int = 0,
 ) -> tuple[Float[Array, ""], Metrics]:
@@ -45,6 +47,8 @@ def softmax_loss(
       logit_scale: the factor on the cosines.
       layout: one of `LAYOUTS`; all give the same numbers.
       ids: rows with equal ids are not negatives of each other; None: all rows differ.
+      groups: rows with equal groups are positives of each other, see `multi_positive`; None: each
+        row has one positive.
       label_smoothing: the share of a row's target that is spread over all its candidates.
       block: rows and columns of a tile; 0: a good default.
 
@@ -61,6 +65,8 @@ def softmax_loss(
         )
     features, ids = (image_features, text_features), _ids_or_default(ids, len(image_features))
     plan = _tile_plan(layout, block, len(image_features))
+    if groups is not None:
+        return multi_positive.softmax(*features, logit_scale, ids, groups, label_smoothing, plan)
     if plan.layout == "dense":
         return dense.softmax(*features, logit_scale, ids, label_smoothing)
     return blockwise.softmax(*features, logit_scale, ids, label_smoothing, plan)
@@ -74,12 +80,13 @@ def sigmoid_loss(
     *,
     layout: str = "dense",
     ids: Integer[Array, "n words"] | None = None,
+    groups: Integer[Array, "n group_words"] | None = None,
     block: int = 0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """SigLIP's loss: a binary classification of each pairing of the global batch.
 
     Source: Zhai et al. 2023, algorithm 1. The arguments are those of `softmax_loss`; pairings of
-    two different rows with equal ids are ignored.
+    two different rows with equal ids are ignored, unless they have equal groups.
 
     Returns:
       The sum over the texts of an image, averaged over images, and for each direction the share of
@@ -90,6 +97,8 @@ def sigmoid_loss(
     """
     features, ids = (image_features, text_features), _ids_or_default(ids, len(image_features))
     plan = _tile_plan(layout, block, len(image_features))
+    if groups is not None:
+        return multi_positive.sigmoid(*features, logit_scale, logit_bias, ids, groups, plan)
     if plan.layout == "dense":
         return dense.sigmoid(*features, logit_scale, logit_bias, ids)
     return blockwise.sigmoid(*features, logit_scale, logit_bias, ids, plan)

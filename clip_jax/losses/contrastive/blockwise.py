@@ -71,13 +71,13 @@ def _softmax_forward(
         smoothing = residuals["smoothing"] = label_smoothing / candidates
         loss += (label_smoothing * positives - smoothing * (positives + negatives_sum)).sum(0)
         positive_gradient += (label_smoothing - smoothing).sum(0)
-    metrics = accuracies(positives, (top_logit[0], top_logit[1]), scale)
+    metrics = accuracies((positives,) * 2, (top_logit[0], top_logit[1]), scale)
     return (loss.mean() / 2, metrics), (image, text, scale, ids, positive_gradient, residuals)
 
 
 def _softmax_tile(smoothed: bool, scale: Scalar, row: Rows, column: Rows) -> tuple[Totals, Totals]:
     """The log-sum-exp of the negatives and, for label smoothing, their sum and their number."""
-    logits, mask = _logits(scale, row, column)
+    logits, mask = tile_logits(scale, row, column)
     masked_logits = jnp.where(mask, logits, -jnp.inf)
 
     def totals(axis: int) -> Totals:
@@ -102,17 +102,17 @@ def _softmax_backward(
     )
     (image_total,), (text_total,) = reduce_tiles(_softmax_gradient_tile, scale, rows, columns, plan)
     gradients = _add_positives(image_total.value, text_total.value, positive_gradient, image, text)
-    return *_scale_gradients(cotangents[0] / (2 * len(image)), *gradients, image, text, scale), None
+    return *scale_gradients(cotangents[0] / (2 * len(image)), *gradients, image, text, scale), None
 
 
 def _softmax_gradient_tile(scale: Scalar, row: Rows, column: Rows) -> tuple[Totals, Totals]:
     """The gradients by the features of the negatives."""
-    logits, mask = _logits(scale, row, column)
+    logits, mask = tile_logits(scale, row, column)
     gradient = jnp.exp(logits - row["top_logit"][:, None]) * row["weight"][:, None]
     gradient += jnp.exp(logits - column["top_logit"]) * column["weight"]
     if "smoothing" in row:
         gradient -= row["smoothing"][:, None] + column["smoothing"]
-    return _feature_gradients(jnp.where(mask, gradient, 0), row, column)
+    return feature_gradients(jnp.where(mask, gradient, 0), row, column)
 
 
 softmax.defvjp(_softmax_forward, _softmax_backward)
@@ -151,13 +151,13 @@ def _sigmoid_forward(
     positives = bias + scale * positive_cosines(image, text)
     max_negatives = by_row[0].value, by_column[0].value
     loss = (by_row[1].value + jax.nn.softplus(-positives)).mean()
-    metrics = accuracies(positives, max_negatives, scale)
+    metrics = accuracies((positives,) * 2, max_negatives, scale)
     if not with_gradients:
         return (loss, metrics), None
     positive_gradient = -jax.nn.sigmoid(-positives)
     gradients = _add_positives(by_row[3].value, by_column[1].value, positive_gradient, image, text)
     bias_gradient = (by_row[2].value + positive_gradient).mean()
-    scaled = _scale_gradients(1 / len(image), *gradients, image, text, scale)
+    scaled = scale_gradients(1 / len(image), *gradients, image, text, scale)
     return (loss, metrics), (*scaled, bias_gradient)
 
 
@@ -166,13 +166,13 @@ def _sigmoid_tile(
 ) -> tuple[Totals, Totals]:
     """By row: maximum, loss, gradients by bias and features; by column: maximum, by features."""
     scale, bias = shared
-    logits, mask = _logits(scale, row, column)
+    logits, mask = tile_logits(scale, row, column)
     logits = jnp.where(mask, logits + bias, -jnp.inf)
     by_row: Totals = Max(logits.max(axis=1, initial=FLOOR)), Sum(jax.nn.softplus(logits).sum(1))
     by_column: Totals = (Max(logits.max(axis=0, initial=FLOOR)),)
     if with_gradients:
         gradient = jax.nn.sigmoid(logits)
-        row_total, column_total = _feature_gradients(gradient, row, column)
+        row_total, column_total = feature_gradients(gradient, row, column)
         by_row = (*by_row, Sum(gradient.sum(axis=1)), *row_total)
         by_column = (*by_column, *column_total)
     return by_row, by_column
@@ -187,7 +187,7 @@ def _sigmoid_backward(
 sigmoid.defvjp(_sigmoid_forward, _sigmoid_backward)
 
 
-def _logits(
+def tile_logits(
     scale: Scalar, row: Rows, column: Rows
 ) -> tuple[Float[Array, "r c"], Bool[Array, "r c"]]:
     """The logits of a tile, and the mask of its negatives."""
@@ -199,7 +199,7 @@ def _logits(
     return scale * einsum_fp32("id,jd->ij", row["features"], column["features"]), mask
 
 
-def _feature_gradients(
+def feature_gradients(
     gradient: Float[Array, "r c"], row: Rows, column: Rows
 ) -> tuple[tuple[Sum], tuple[Sum]]:
     """From the gradient by the cosines of a tile to those by its row and column features."""
@@ -222,7 +222,7 @@ def _add_positives(
     )
 
 
-def _scale_gradients(
+def scale_gradients(
     factor: Scalar | float,
     image_gradient: Features,
     text_gradient: Features,

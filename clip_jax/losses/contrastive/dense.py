@@ -26,15 +26,15 @@ def softmax(
     label_smoothing: float,
 ) -> LossAndMetrics:
     """Symmetric cross-entropy; one matrix of logits serves both directions."""
-    image_features, text_features = _fp32(image_features, text_features)
+    image_features, text_features = to_fp32(image_features, text_features)
     mask = negative_mask(ids, ids)
-    scale = _per_row(logit_scale, ids)
+    scale = per_row(logit_scale, ids)
     logits = scale * einsum_fp32("id,jd->ij", image_features, text_features)
     positives = logit_scale * positive_cosines(image_features, text_features)
     directions = [_cross_entropy(logits, mask, positives, axis, label_smoothing) for axis in (1, 0)]
     (image_to_text, text_to_image), max_negatives = zip(*directions, strict=True)
     loss = (image_to_text.mean() + text_to_image.mean()) / 2
-    return loss, accuracies(positives, max_negatives, logit_scale)
+    return loss, accuracies((positives,) * 2, max_negatives, logit_scale)
 
 
 def _cross_entropy(
@@ -68,25 +68,25 @@ def sigmoid(
     ids: Integer[Array, "n words"],
 ) -> LossAndMetrics:
     """The sum of -log σ(±logit) over the positives and the unmasked negatives, averaged by row."""
-    image_features, text_features = _fp32(image_features, text_features)
+    image_features, text_features = to_fp32(image_features, text_features)
     mask = negative_mask(ids, ids)
-    scale = _per_row(logit_scale, ids)
+    scale = per_row(logit_scale, ids)
     logits = scale * einsum_fp32("id,jd->ij", image_features, text_features)
-    logits += _per_row(logit_bias, ids)
+    logits += per_row(logit_bias, ids)
     positives = logit_bias + logit_scale * positive_cosines(image_features, text_features)
     negative_loss = jnp.where(mask, jax.nn.softplus(logits), 0).sum(axis=1)
     masked_logits = jax.lax.stop_gradient(jnp.where(mask, logits, FLOOR))
     max_negatives = masked_logits.max(axis=1), masked_logits.max(axis=0)
     loss = (jax.nn.softplus(-positives) + negative_loss).mean()
-    return loss, accuracies(positives, max_negatives, logit_scale)
+    return loss, accuracies((positives,) * 2, max_negatives, logit_scale)
 
 
-def _fp32(*features: Float[Array, "n d"]) -> list[Float[Array, "n d"]]:
+def to_fp32(*features: Float[Array, "n d"]) -> list[Float[Array, "n d"]]:
     """Casts features to fp32, so that their gradients are rounded to their dtype only once."""
     return [x.astype(jnp.float32) for x in features]
 
 
-def _per_row(x: Float[Array, ""], ids: Integer[Array, "n words"]) -> Float[Array, "n 1"]:
+def per_row(x: Float[Array, ""], ids: Integer[Array, "n words"]) -> Float[Array, "n 1"]:
     """Repeats a scalar for each row, so that its gradient is summed within rows first.
 
     The barrier stops XLA from merging the two sums: one sum of n² terms loses digits.

@@ -56,7 +56,7 @@ def positive_cosines(
 
 
 def accuracies(
-    positives: Float[Array, " n"],
+    positives: tuple[Float[Array, " n"], Float[Array, " n"]],
     max_negatives: tuple[Float[Array, " n"], Float[Array, " n"]],
     logit_scale: Float[Array, ""],
 ) -> Metrics:
@@ -65,13 +65,14 @@ def accuracies(
     A tie counts as wrong, so that constant features score 0.
 
     Args:
-      positives: the logit of each positive pair.
+      positives: the logit of each row's positive, the largest if it has several, image to text and
+        text to image.
       max_negatives: the largest logit of each row's negatives, image to text and text to image.
       logit_scale: the factor on the cosines.
     """
     names = ("image_to_text_accuracy", "text_to_image_accuracy")
     margin = _TIE * logit_scale
     return {
-        name: jnp.mean(positives - max_negative > margin, dtype=jnp.float32)
-        for name, max_negative in zip(names, max_negatives, strict=True)
+        name: jnp.mean(positive - max_negative > margin, dtype=jnp.float32)
+        for name, positive, max_negative in zip(names, positives, max_negatives, strict=True)
     }

@@ -32,12 +32,15 @@ class Contrastive:
       block: rows of a tile in the layouts that have tiles; 0: the layout's default.
       label_smoothing: the share of each row's target that is spread over the batch.
       mask_duplicates: whether pairs with equal captions are not negatives of each other.
+      multi_positive: whether pairs of one group, as `group` of the batch tells, are positives of
+        each other.
     """
 
     layout: str = "auto"
     block: int = 0
     label_smoothing: float = 0.0
     mask_duplicates: bool = False
+    multi_positive: bool = False
 
     def __post_init__(self) -> None:
         contrastive.check_layout(self.layout, self.block)
@@ -72,9 +75,10 @@ class Contrastive:
         return self.loss_of_output(model.compared(*features), batch)
 
     def loss_of_output(self, output: Output, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
-        """The loss and metrics of a model's output; reads only `tokens` of the batch."""
+        """The loss and metrics of a model's output; needs `tokens` and `group` of the batch."""
         image, text, scale, bias = output
         ids = caption_ids(batch["tokens"]) if self.mask_duplicates else None
+        groups = batch["group"] if self.multi_positive else None
         if bias is None:
             loss, metrics = softmax_loss(
                 image,
@@ -82,12 +86,13 @@ class Contrastive:
                 scale,
                 layout=self.layout,
                 ids=ids,
+                groups=groups,
                 label_smoothing=self.label_smoothing,
                 block=self.block,
             )
             return loss, {**metrics, "logit_scale": scale}
         loss, metrics = sigmoid_loss(
-            image, text, scale, bias, layout=self.layout, ids=ids, block=self.block
+            image, text, scale, bias, layout=self.layout, ids=ids, groups=groups, block=self.block
         )
         return loss, {**metrics, "logit_scale": scale, "logit_bias": bias}
 
