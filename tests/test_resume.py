@@ -65,6 +65,19 @@ def test_killed_and_started_again_it_ends_the_same_to_the_bit(config, full_run, 
     same(workdir, full_run)
 
 
+def test_epochs_in_place_of_steps_are_the_same_run(config, full_run):
+    workdir = config.parent / "epochs"
+    flags = ("--config.steps=0", "--config.epochs=4.8")  # of 20 pairs, in batches of 8
+    process, stderr = runs.run_until(config, workdir, 5, signal.SIGKILL, *flags)
+    assert process.returncode == -signal.SIGKILL
+    assert f"4.8 epochs of {PAIRS} pairs are 12 steps" in stderr
+    again = runs.run(config, workdir, *flags)
+    assert again.returncode == 0, again.stderr
+    same(workdir, full_run)
+    saved = json.loads((workdir / "config.json").read_text())
+    assert (saved["steps"], saved["epochs"]) == (12, 4.8)
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_cleanly(config, full_run, how):
     workdir = config.parent / how.name

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from fractions import Fraction
 from typing import Any
 
 from clip_jax.config.schema import Config
@@ -18,10 +21,14 @@ def check(config: Any, devices: int | None = None) -> Config:
       config: a `ConfigDict`, nested dictionaries, or a `Config`.
       devices: the number of devices that train; None if nothing is trained, or it is not known.
 
+    Returns:
+      The config; `steps` is 0 if `epochs` counts, until `with_steps` knows the data.
+
     Raises:
       UserError: names the key, its value and what to do.
     """
-    c = typed(config)
+    c = _with_one_length(typed(config))
+    check_schedule(c)
     _check_optimizer(c)
     for tower, rows in c.chunk.to_dict().items():
         if rows > 0 and c.remat != "full":
@@ -38,12 +45,63 @@ def check(config: Any, devices: int | None = None) -> Config:
     return c
 
 
-def _check_optimizer(c: Config) -> None:
-    if c.optimizer.warmup_steps >= c.steps:
+def _with_one_length(c: Config) -> Config:
+    """The config with either `epochs` or `steps`."""
+    if not c.epochs and not c.steps:
+        raise UserError("config.steps=0 trains nothing: set it, or config.epochs, above 0")
+    if not c.epochs:
+        return c
+    if c.steps not in (0, Config.steps):
         raise UserError(
-            f"config.optimizer.warmup_steps={c.optimizer.warmup_steps} must be below "
-            f"config.steps={c.steps}"
+            f"config.steps={c.steps} and config.epochs={c.epochs:g} are both given: set one of "
+            "them to 0"
         )
+    return dataclasses.replace(c, steps=0)
+
+
+def with_steps(c: Config, rows: int) -> Config:
+    """A checked config with the updates that its `epochs` are, the last one rounded up.
+
+    Args:
+      c: the result of `check`.
+      rows: the rows of an epoch.
+
+    Raises:
+      UserError: the warm-up or the cooldown is longer than that.
+    """
+    if c.epochs:
+        steps = math.ceil(Fraction(str(c.epochs)) * rows / c.batch_size)
+        c = dataclasses.replace(c, steps=steps)
+        check_schedule(c)
+    return c
+
+
+def check_schedule(c: Config) -> None:
+    """Raises UserError if warm-up and cooldown do not fit the schedule or the length of the run."""
+    o = c.optimizer
+    steps = f"config.steps={c.steps}" + (f", from config.epochs={c.epochs:g}" if c.epochs else "")
+    if c.steps and o.warmup_steps >= c.steps:
+        raise UserError(f"config.optimizer.warmup_steps={o.warmup_steps} must be below {steps}")
+    if c.steps and o.warmup_steps + o.cooldown_steps > c.steps:
+        raise UserError(
+            f"config.optimizer.cooldown_steps={o.cooldown_steps} after "
+            f"config.optimizer.warmup_steps={o.warmup_steps} is longer than {steps}"
+        )
+    decays = o.schedule in ("cosine", "linear")
+    if decays and o.cooldown_steps:
+        raise UserError(
+            f"config.optimizer.cooldown_steps={o.cooldown_steps} has no place in "
+            f"config.optimizer.schedule={o.schedule}, which decays all the way: set it to 0, or "
+            "the schedule to constant or rsqrt"
+        )
+    if not decays and o.final_learning_rate and not o.cooldown_steps:
+        raise UserError(
+            f"config.optimizer.final_learning_rate={o.final_learning_rate:g} is never reached by "
+            f"config.optimizer.schedule={o.schedule} without config.optimizer.cooldown_steps"
+        )
+
+
+def _check_optimizer(c: Config) -> None:
     name, rate = c.optimizer.name, c.optimizer.muon_learning_rate
     if name not in ("adamw", "muon") and rate:
         raise UserError(

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from clip_jax.config.data_schema import Augment, Filter
 from clip_jax.config.keys import Group, Key, group, key
 from clip_jax.io.files import JsonObject
 
@@ -43,48 +44,6 @@ class Chunk(Group):
     text: int = key(
         -1, "of the text tower; 0: all rows; -1: the best value of the TPU's plans", at_least=-1
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Filter(Group):
-    """Conditions on the pairs that are used; zero or empty: no condition."""
-
-    min_side: int = key(0, "least pixels of the shorter side")
-    max_side: int = key(0, "most pixels of the longer side")
-    max_aspect: float = key(0.0, "greatest ratio of the longer side to the shorter")
-    min_characters: int = key(
-        0, "least characters of the caption that the first usable template makes"
-    )
-    max_characters: int = key(0, "most characters of that caption")
-    least: Mapping[str, float] = key(
-        {}, "least number of a field, by field: {'similarity': 0.3}", user_named=True
-    )
-    most: Mapping[str, float] = key({}, "greatest number of a field, by field", user_named=True)
-    duplicates: int = key(
-        0,
-        "leave out an image whose bytes equal those of one of this many images before it; -1: of "
-        "any before it",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment(Group):
-    """Random changes to the training images. The defaults are the paper's: a random square crop."""
-
-    crop: str = key(
-        "fit",
-        "fit: the paper's square crop, shrunk until it fits; open_clip: its crop, drawn again "
-        "until it fits, with crop_ratio from 3/4 to 4/3 unless another is given",
-    )
-    crop_scale: tuple[float, float] = key((0.9, 1.0), "least and greatest share of the area")
-    crop_ratio: tuple[float, float] = key((1.0, 1.0), "least and greatest width over height")
-    flip: float = key(0.0, "probability of a mirror image")
-    rotate: float = key(0.0, "greatest angle in degrees, either way; corners are white")
-    color: float = key(
-        0.0, "strength of changes to brightness, contrast and saturation (0.4: ×0.6 to ×1.4)"
-    )
-    hue: float = key(0.0, "greatest rotation of the hue, as a share of the circle")
-    gray: float = key(0.0, "probability of a grey image")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +193,16 @@ class Optimizer(Group):
         2_000, "updates in which the rate rises linearly to learning_rate", at_least=0
     )
     schedule: str = key(
-        "cosine", "the decay from learning_rate to the final rate", choices=("cosine", "linear")
+        "cosine",
+        "the rate after the warm-up: cosine or linear, a decay to the final rate; constant; rsqrt, "
+        "an inverse square root",
+        choices=("cosine", "linear", "constant", "rsqrt"),
+    )
+    cooldown_steps: int = key(
+        0, "last updates of constant and rsqrt, which fall linearly to the final rate", at_least=0
+    )
+    timescale: int = key(
+        10_000, "updates after the warm-up until rsqrt is at 1/√2 of learning_rate", at_least=1
     )
     b1: float = key(0.9, "Adam's β₁", at_least=0, at_most=_BELOW_ONE)
     b2: float = key(0.98, "Adam's β₂", at_least=0, at_most=_BELOW_ONE)
@@ -352,7 +320,14 @@ class Config(Group):
         at_least=1,
         resume=True,
     )
-    steps: int = key(390_625, "updates; the default is 32 epochs of 400 million pairs", at_least=1)
+    steps: int = key(
+        390_625,
+        "updates; the default is 32 epochs of 400 million pairs; 0: as many as epochs says",
+        at_least=0,
+    )
+    epochs: float = key(
+        0.0, "passes over the data, such as 2.5, in place of steps; 0: steps counts", at_least=0
+    )
     model: Mapping[str, Any] = key(
         {}, "the architecture, as clip_jax.models.architectures names it"
     )

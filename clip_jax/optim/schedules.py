@@ -1,4 +1,4 @@
-"""Learning rate schedules."""
+"""Learning rate schedules: a linear warm-up, a course, and a linear cooldown of some courses."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+TIMESCALE = 10_000  # steps of `rsqrt`
+
 
 def learning_rate(
-    peak: float, warmup_steps: int, steps: int, final: float = 0.0, course: str = "cosine"
+    peak: float,
+    warmup_steps: int,
+    steps: int,
+    final: float = 0.0,
+    course: str = "cosine",
+    *,
+    cooldown_steps: int = 0,
+    timescale: int = TIMESCALE,
 ) -> optax.Schedule:
-    """Linear warm-up to `peak`, then a cosine (section 2.5) or linear decay to `final`.
+    """Linear warm-up to `peak`, then a course to the end of the run.
 
     Update `i` (from 0) of the warm-up has the rate `peak * (i + 1) / warmup_steps`, as in
     open_clip: a first update with the rate 0 would change nothing.
@@ -20,14 +29,21 @@ def learning_rate(
       peak: the rate of the warm-up's last update, and of the one after it.
       warmup_steps: updates of the warm-up.
       steps: updates until `final`.
-      final: the rate from then on.
-      course: `cosine` or `linear`.
+      final: the rate from then on; of `constant` and `rsqrt` only with a cooldown.
+      course: `cosine` (section 2.5) or `linear`: a decay to `final`. `constant`: `peak`. `rsqrt`:
+        `peak / sqrt(1 + i / timescale)` in update `i` after the warm-up, as in big_vision.
+      cooldown_steps: of `constant` and `rsqrt`: the last updates, in which the distance to `final`
+        falls linearly. As open_clip's `const-cooldown`, and big_vision's `cooldown_steps`.
+      timescale: of `rsqrt`: updates after the warm-up until the rate is `peak / sqrt(2)`.
     """
     decay = max(steps - warmup_steps, 1)
     if course == "linear":
         down = optax.linear_schedule(peak, final, decay)
-    else:
+    elif course == "cosine":
         down = optax.cosine_decay_schedule(peak, decay, alpha=final / peak)
+    else:
+        course_timescale = timescale if course == "rsqrt" else None
+        down = _prolongable(peak, decay, final, cooldown_steps, course_timescale)
     if not warmup_steps:
         return down
 
@@ -35,3 +51,29 @@ def learning_rate(
         return peak * (jnp.asarray(step, jnp.float32) + 1) / warmup_steps
 
     return optax.join_schedules([up, down], [warmup_steps])
+
+
+def _prolongable(
+    peak: float, steps: int, final: float, cooldown_steps: int, timescale: int | None
+) -> optax.Schedule:
+    """A course that does not depend on the length of the run before its cooldown.
+
+    Args:
+      peak: the first rate.
+      steps: updates from there to the end.
+      final: the rate at the end of a cooldown.
+      cooldown_steps: updates of the cooldown; 0: none.
+      timescale: of the inverse square root; None: the rate is constant.
+    """
+
+    def rate(step: ArrayLike) -> Array:
+        step = jnp.asarray(step, jnp.float32)
+        value = jnp.full_like(step, peak)
+        if timescale is not None:
+            value = value / jnp.sqrt(1 + step / timescale)
+        if not cooldown_steps:
+            return value
+        share = jnp.clip((steps - step) / cooldown_steps, 0, 1)
+        return final + (value - final) * share
+
+    return rate

@@ -147,10 +147,9 @@ def _time_lines(e: Estimate) -> list[str]:
         mfu = "" if e.mfu is None else f", {100 * e.mfu:.1f} % MFU"
         hours = "" if e.chip_hours is None else f", {_format_number(e.chip_hours)} chip-hours"
         speed = _format_number(e.images_per_second_per_chip)
-        lines += [
-            f"  speed           {speed} images/s/chip{mfu}, at most",
-            f"  {e.steps:,} steps  {_format_number(e.days)} days{hours}, at least",
-        ]
+        lines.append(f"  speed           {speed} images/s/chip{mfu}, at most")
+        if e.steps:  # not known without data for a config of epochs
+            lines.append(f"  {e.steps:,} steps  {_format_number(e.days)} days{hours}, at least")
     return lines
 
 

@@ -37,6 +37,9 @@ def announce(loop: Loop) -> None:
         f"batch {run.config.batch_size:,} on {devices}{_process_count()}, {run.config.dtype}; "
         f"run folder {run.workdir}"
     )
+    if run.config.epochs:
+        rows = counted(len(run.data), "pair")
+        say(f"{run.config.epochs:g} epochs of {rows} are {counted(run.config.steps, 'step')}")
     if trainer.groups:
         say(trainer.groups.described(trainer.state_like.params))
     for part in run.data.parts:

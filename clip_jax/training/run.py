@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from clip_jax import tokenizers
-from clip_jax.config.checks import check_batch_size
+from clip_jax.config.checks import check_batch_size, with_steps
 from clip_jax.config.schema import Config
 from clip_jax.data import fingerprint, mixture
 from clip_jax.data.mixture import Mixture
@@ -92,6 +92,8 @@ def prepare(config: Any) -> Run:
     # Last, because a filter can take long.
     data = mixture.open_mixture(c.data.to_dict(), multihost.say_first)
     pictures.extend(part.source for part in data.parts)
+    c = with_steps(c, len(data))
+    setup.check_groups(c, model)
     return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights)
 
 

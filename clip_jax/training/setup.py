@@ -41,15 +41,16 @@ def checked(config: Any, devices: int | None = None) -> tuple[Config, CLIPConfig
     c = check(config, devices)
     optim.OPTIMIZERS.get(c.optimizer.name, "config.optimizer.name")
     architecture = CLIPConfig.from_dict(c.model, trusted=True)
-    _check_groups(c, architecture)
+    check_groups(c, architecture)
     return c, architecture, make_objective(c, architecture)
 
 
-def _check_groups(c: Config, architecture: CLIPConfig) -> None:
+def check_groups(c: Config, architecture: CLIPConfig) -> None:
+    """Raises UserError if `optimizer.groups` or `freeze` is wrong, or a group starts too late."""
     model = abstract_model(architecture)
     groups = param_groups.resolve(c.optimizer, param_specs(model), variables(model)[0])
     for group in groups.groups:
-        if group.start >= c.steps:
+        if c.steps and group.start >= c.steps:
             raise UserError(
                 f"config.optimizer.groups: {group.name!r} starts at step {group.start}, but "
                 f"config.steps={c.steps}"
@@ -84,6 +85,8 @@ class Recipe:
             c.steps,
             c.optimizer.final_learning_rate,
             c.optimizer.schedule,
+            cooldown_steps=c.optimizer.cooldown_steps,
+            timescale=c.optimizer.timescale,
         )
         self.chunks = layer_chunking.choose_chunks(
             c.chunk.to_dict(),

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from clip_jax import config as config_lib
 from clip_jax.config import ROOT, describe, differences, flatten, load, override, to_json
-from clip_jax.config.checks import check
+from clip_jax.config.checks import check, with_steps
 from clip_jax.errors import UserError
 from support import says
 
@@ -270,6 +270,9 @@ def test_the_papers_config_is_sound() -> None:
     ("key", "value"),
     [
         ("steps", 0),
+        ("epochs", -1.0),
+        ("optimizer.timescale", 0),
+        ("optimizer.cooldown_steps", 7),
         ("batch_size", 0),
         ("batch_size", -8),
         ("seed", -1),
@@ -394,6 +397,15 @@ def test_groups_of_the_users_own_names_are_set_as_a_whole_or_by_key() -> None:
         (["data.filter.least.x=much"], ["config.data.filter.least", "number"]),
         (["data.caption_weights=much"], ["config.data.caption_weights=('much',)", "number"]),
         (["data.filter.least={'x': 'much'}"], ["config.data.filter.least", "number"]),
+        (["steps=50", "epochs=2.5"], ["config.steps=50 and config.epochs=2.5 are both given"]),
+        (
+            ["steps=3000", "optimizer.schedule=rsqrt", "optimizer.cooldown_steps=2000"],
+            ["config.optimizer.cooldown_steps=2000", "config.steps=3000"],
+        ),
+        (
+            ["optimizer.schedule=constant", "optimizer.final_learning_rate=1e-5"],
+            ["config.optimizer.final_learning_rate=1e-05", "config.optimizer.cooldown_steps"],
+        ),
         (["data.label=class"], ["config.data.label='class'", "config.loss.multi_positive"]),
         (["data.label={", "loss.multi_positive=True"], ["config.data.label='{'", "field"]),
     ],
@@ -405,6 +417,18 @@ def test_wrong_values_are_found_before_any_file_is_opened(
     with pytest.raises(UserError) as error:
         check(c, 1)
     assert says(error.value, *words)
+
+
+def test_epochs_are_steps_once_the_data_is_known() -> None:
+    c = check(changed(epochs=2.5, optimizer__warmup_steps=4, batch_size=8))
+    assert (c.steps, c.epochs) == (0, 2.5)
+    for rows, steps in ((16, 5), (17, 6), (160, 50), (161, 51)):
+        assert with_steps(c, rows).steps == steps
+    assert with_steps(check(changed(epochs=0.1, batch_size=8)), 10**6).steps == 12_500
+    assert with_steps(check(changed()), 10).steps == changed().steps
+    with pytest.raises(UserError) as error:
+        with_steps(c, 8)
+    assert says(error.value, "warmup_steps=4", "config.steps=3, from config.epochs=2.5")
 
 
 def test_bounds_themselves_are_good() -> None:

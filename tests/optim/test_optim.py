@@ -39,10 +39,49 @@ def test_warm_up_then_a_line():
     assert rates(at_once, 0, 5, 10) == pytest.approx([1e-3, 5e-4, 0])
 
 
-@given(st.integers(0, 30), st.integers(1, 40), st.sampled_from(["cosine", "linear"]))
+def const_cooldown(step, peak, warmup, steps, cooldown, end):
+    """The formula of open_clip's `const_lr_cooldown`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    start = steps - cooldown
+    return peak if step < start else (1 - (step - start) / cooldown) * (peak - end) + end
+
+
+def test_constant_with_a_cooldown_is_open_clips():
+    rate = optim.learning_rate(1e-3, 10, 110, final=1e-5, course="constant", cooldown_steps=40)
+    values = [float(rate(step)) for step in range(110)]
+    expected = [const_cooldown(step, 1e-3, 10, 110, 40, 1e-5) for step in range(110)]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    longer = optim.learning_rate(1e-3, 10, 210, final=1e-5, course="constant", cooldown_steps=40)
+    assert rates(longer, *range(70)) == values[:70]
+    assert rates(rate, 110, 200) == pytest.approx([1e-5, 1e-5])
+    plain = optim.learning_rate(1e-3, 10, 110, course="constant")
+    assert rates(plain, 0, 9, 10, 109, 500) == pytest.approx([1e-4, 1e-3, 1e-3, 1e-3, 1e-3])
+
+
+def test_the_inverse_square_root_is_big_visions():
+    rate = optim.learning_rate(1e-3, 10, 110, course="rsqrt", cooldown_steps=20, timescale=50)
+    steps = np.arange(10, 110)
+    expected = 1e-3 / np.sqrt(1 + (steps - 10) / 50) * np.minimum(1, (110 - steps) / 20)
+    np.testing.assert_allclose(rates(rate, *steps), expected, rtol=1e-6)
+    plain = optim.learning_rate(1e-3, 10, 110, course="rsqrt", timescale=50)
+    assert rates(plain, 0, 9, 60, 160) == pytest.approx([1e-4, 1e-3, 1e-3 / 2**0.5, 5e-4])
+
+
+COURSES = ["cosine", "linear", "constant", "rsqrt"]
+
+
+@given(st.integers(0, 30), st.integers(1, 40), st.sampled_from(COURSES))
 def test_no_update_of_a_run_is_wasted_on_a_rate_of_zero(warmup, rest, course):
     values = rates(
-        optim.learning_rate(1e-3, warmup, warmup + rest, course=course), *range(warmup + rest)
+        optim.learning_rate(
+            1e-3,
+            warmup,
+            warmup + rest,
+            course=course,
+            cooldown_steps=rest if course in ("constant", "rsqrt") else 0,
+        ),
+        *range(warmup + rest),
     )
     assert all(0 < rate <= 1.001e-3 for rate in values)
     assert max(values) == pytest.approx(1e-3)
