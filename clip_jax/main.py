@@ -76,6 +76,9 @@ def _add_evaluation_flags(group: argparse._ArgumentGroup) -> None:
         "OpenAI, open_clip or transformers (default: the run in --workdir)",
     )
     group.add_argument(
+        "--ema", action="store_true", help="evaluate the averaged weights of the run"
+    )
+    group.add_argument(
         "--suite",
         metavar="NAME,…",
         help="the evaluations: some of zero_shot, linear_probe, few_shot, retrieval, robustness, "
@@ -186,8 +189,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError("--topology, --json, --sweep and --dump need --mode=plan")
     if args.mode != "train" and args.force:
         raise UserError("--force needs --mode=train: other modes only read the folder of a run")
-    if args.mode != "evaluate" and (args.checkpoint or args.suite or args.sets):
-        raise UserError("--checkpoint, --suite and --sets need --mode=evaluate")
+    if args.mode != "evaluate" and (args.checkpoint or args.suite or args.sets or args.ema):
+        raise UserError("--checkpoint, --suite, --sets and --ema need --mode=evaluate")
 
 
 def _prepare_plan(args: argparse.Namespace) -> None:
@@ -219,7 +222,12 @@ def _train_or_evaluate(args: argparse.Namespace, config: Config) -> None:
         from clip_jax.evaluation import evaluate
 
         evaluate.evaluate(
-            config, args.checkpoint or "", args.workdir or "", args.suite or "", args.sets or ""
+            config,
+            args.checkpoint or "",
+            args.workdir or "",
+            args.suite or "",
+            args.sets or "",
+            ema=args.ema,
         )
 
 

@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "model, such as ViT-B/32",
     )
     p.add_argument("--weights", metavar="FILE", help="a file of OpenAI, open_clip or transformers")
+    p.add_argument("--ema", action="store_true", help="use the averaged weights of a run")
     p.add_argument(
         "--activation",
         choices=("quick_gelu", "gelu"),
@@ -228,6 +229,7 @@ def classify(
     templates: Sequence[str] = ("{}",),
     weights: str | None = None,
     activation: str | None = None,
+    ema: bool = False,
     **options: Any,
 ) -> Iterator[Any]:
     """The answer to each image, `[{"label": …, "score": …}, …]` with the best label first.
@@ -240,7 +242,9 @@ def classify(
 
     logging.set_verbosity("error")  # without orbax's warning that a checkpoint is only read
     with _notes():
-        classifier = pretrained.pipeline(model=checkpoint, weights=weights, activation=activation)
+        classifier = pretrained.pipeline(
+            model=checkpoint, weights=weights, activation=activation, ema=ema
+        )
         return classifier.stream(images, labels, templates, **options)
 
 
@@ -267,6 +271,7 @@ def run(argv: Sequence[str]) -> int:
         templates,
         args.weights,
         args.activation,
+        args.ema,
         batch_size=args.batch_size,
         truncate=args.truncate,
         top_k=args.top,

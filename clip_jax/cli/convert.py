@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="clip, siglip:spiece.model or wordpiece:vocab.txt (default: that of SOURCE)",
     )
+    p.add_argument("--ema", action="store_true", help="the averaged weights of a run")
     p.add_argument("--overwrite", action="store_true", help="replace existing files")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     return p

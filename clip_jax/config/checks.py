@@ -30,6 +30,7 @@ def check(config: Any, devices: int | None = None) -> Config:
     c = _with_one_length(typed(config))
     check_schedule(c)
     _check_optimizer(c)
+    _check_ema(c)
     for tower, rows in c.chunk.to_dict().items():
         if rows > 0 and c.remat != "full":
             raise UserError(
@@ -99,6 +100,15 @@ def check_schedule(c: Config) -> None:
             f"config.optimizer.final_learning_rate={o.final_learning_rate:g} is never reached by "
             f"config.optimizer.schedule={o.schedule} without config.optimizer.cooldown_steps"
         )
+
+
+def _check_ema(c: Config) -> None:
+    if c.ema.start and not c.ema.decay:
+        raise UserError(
+            f"config.ema.start={c.ema.start} needs config.ema.decay above 0, such as 0.999"
+        )
+    if c.steps and c.ema.start >= c.steps:
+        raise UserError(f"config.ema.start={c.ema.start} must be below config.steps={c.steps}")
 
 
 def _check_optimizer(c: Config) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from clip_jax.io.files import JsonObject
 
 T = TypeVar("T")
+BELOW_ONE = 1 - 1e-9  # the upper bound of a share that must not be all
 
 
 @dataclasses.dataclass(frozen=True)

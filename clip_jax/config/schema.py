@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_jax.config.data_schema import Augment, Filter
-from clip_jax.config.keys import Group, Key, group, key
+from clip_jax.config.finetune_schema import Ema
+from clip_jax.config.keys import BELOW_ONE, Group, Key, group, key
 from clip_jax.io.files import JsonObject
 
 DTYPES = ("float32", "bfloat16", "mixed")
-_BELOW_ONE = 1 - 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Data(Group):
     )
     filter: Filter = group(Filter)
     token_dropout: float = key(
-        0.0, "share of a caption's tokens that is dropped", at_least=0, at_most=_BELOW_ONE
+        0.0, "share of a caption's tokens that is dropped", at_least=0, at_most=BELOW_ONE
     )
     threads: int = key(2, "batches that a process makes at once", at_least=1, resume=True)
     workers: int = key(
@@ -157,7 +157,7 @@ class Loss(Group):
     )
     block: int = key(0, "rows of a tile; 0: the layout's own", at_least=0, resume=True)
     label_smoothing: float = key(
-        0.0, "share of a target that is spread over the batch", at_least=0, at_most=_BELOW_ONE
+        0.0, "share of a target that is spread over the batch", at_least=0, at_most=BELOW_ONE
     )
     mask_duplicates: bool = key(False, "pairs with equal captions are not each other's negatives")
     multi_positive: bool = key(
@@ -204,8 +204,8 @@ class Optimizer(Group):
     timescale: int = key(
         10_000, "updates after the warm-up until rsqrt is at 1/√2 of learning_rate", at_least=1
     )
-    b1: float = key(0.9, "Adam's β₁", at_least=0, at_most=_BELOW_ONE)
-    b2: float = key(0.98, "Adam's β₂", at_least=0, at_most=_BELOW_ONE)
+    b1: float = key(0.9, "Adam's β₁", at_least=0, at_most=BELOW_ONE)
+    b2: float = key(0.98, "Adam's β₂", at_least=0, at_most=BELOW_ONE)
     eps: float = key(1e-6, "Adam's ε", at_least=1e-30)
     weight_decay: float = key(
         0.2, "decoupled decay of matrices; gains, biases and scales do not decay", at_least=0
@@ -354,6 +354,7 @@ class Config(Group):
     objective: Objective = group(Objective)
     loss: Loss = group(Loss)
     optimizer: Optimizer = group(Optimizer)
+    ema: Ema = group(Ema)
     mesh: Mesh = group(Mesh, resume=True)
     log: Log = group(Log, resume=True)
     checkpoint: Checkpoint = group(Checkpoint, resume=True)

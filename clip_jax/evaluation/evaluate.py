@@ -23,7 +23,7 @@ from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.evaluators import load_evaluators
 from clip_jax.evaluation.features import Encoder
 from clip_jax.evaluation.suite import Suite
-from clip_jax.inference.model_source import ModelSource, open_run, open_weights
+from clip_jax.inference.model_source import ModelSource, open_run, open_weights, refuse_average
 from clip_jax.models import architectures
 from clip_jax.models.clip import abstract_model, parameter_count, variables
 from clip_jax.models.model_config import CLIPConfig
@@ -31,7 +31,9 @@ from clip_jax.training import metric_writers
 from clip_jax.weights import library
 
 
-def find_model(c: Config, checkpoint: str, workdir: str) -> tuple[ModelSource, Path]:
+def find_model(
+    c: Config, checkpoint: str, workdir: str, *, ema: bool = False
+) -> tuple[ModelSource, Path]:
     """The model of a checkpoint, and the folder of its report.
 
     Args:
@@ -39,6 +41,7 @@ def find_model(c: Config, checkpoint: str, workdir: str) -> tuple[ModelSource, P
       checkpoint: what `--checkpoint` says: a run, RUN/checkpoints/STEP, or a file or folder of
         weights; empty: the run in `c.workdir`.
       workdir: what `--workdir` says, where the report goes; empty: into the run's folder.
+      ema: the averaged weights of the run; their report goes into its folder `ema`.
 
     Raises:
       UserError: there is none, it is of another architecture, or it has no place for a report.
@@ -48,14 +51,15 @@ def find_model(c: Config, checkpoint: str, workdir: str) -> tuple[ModelSource, P
         raise UserError("nothing to evaluate: --checkpoint=RUN or --workdir=RUN names a run")
     if path.is_file() or (path.is_dir() and library.is_weights(path)):
         model = CLIPConfig.from_dict(c.model, trusted=True)
+        refuse_average(path, ema)
         name = architectures.name_of(model, any_activation=True) if path.is_file() else None
         source = open_weights(path, name, library.config_activation(model, name))
         if not workdir:
             raise UserError(f"{path} is no run: --workdir=FOLDER says where its report goes")
         return source, Path(workdir).expanduser()
-    source = open_run(path)
-    folder = (checkpoint and workdir) or source.workdir or path
-    return source, Path(folder).expanduser()
+    source = open_run(path, ema=ema)
+    own = (source.workdir or path) / results_lib.EMA if ema else source.workdir or path
+    return source, Path((checkpoint and workdir) or own).expanduser()
 
 
 def _open_training_data(c: Config) -> list[Source]:
@@ -99,7 +103,13 @@ def load_encoder(
 
 
 def evaluate(
-    c: Config, checkpoint: str = "", workdir: str = "", suite: str = "", sets: str = ""
+    c: Config,
+    checkpoint: str = "",
+    workdir: str = "",
+    suite: str = "",
+    sets: str = "",
+    *,
+    ema: bool = False,
 ) -> None:
     """Evaluates a checkpoint; prints the metrics as a table and as JSON, and writes the report.
 
@@ -108,6 +118,7 @@ def evaluate(
       checkpoint, workdir: as for `find_model`.
       suite: evaluators between commas; empty: `config.evaluate.suite`.
       sets: datasets between commas, `NAME=PATH` one of the user's own; empty: the config's.
+      ema: as for `find_model`.
 
     Raises:
       UserError: there is no such checkpoint, evaluator or dataset, or one of them is damaged.
@@ -116,7 +127,7 @@ def evaluate(
     c = check(c)
     key = "--suite" if suite else "config.evaluate.suite"
     evaluators = load_evaluators(suite or c.evaluate.suite, key)
-    source, folder = find_model(c, checkpoint, workdir)
+    source, folder = find_model(c, checkpoint, workdir, ema=ema)
     name = source.tokenizer or c.tokenizer
     context_length = source.config.text.context_length
     tokenizer = tokenizers.load(name, context_length, trusted=name == c.tokenizer)

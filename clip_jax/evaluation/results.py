@@ -24,6 +24,7 @@ from clip_jax.io.files import JsonObject
 
 VERSION = 1
 JSON, PAGE = "report.json", "report.html"
+EMA = "ema"  # the prefix of the metrics of averaged weights, and the folder of their report
 _POINTS = 400  # of a curve
 _RUN_CURVES = ("loss", "learning_rate", "images_per_second", "mfu")
 
@@ -173,6 +174,16 @@ def curves(lines: Sequence[Mapping[str, Any]], evaluators: Iterable[Evaluator[An
             if shown and isinstance(value, int | float) and math.isfinite(value):
                 points.setdefault(name, []).append([int(line["step"]), float(value)])
     return {name: _thin(sorted(curve)) for name, curve in points.items()}
+
+
+def average_lines(lines: Sequence[Mapping[str, Any]]) -> list[JsonObject]:
+    """Lines of metrics.jsonl with the values of the averaged weights in place of the live ones."""
+    prefix = f"{EMA}/"
+    return [
+        {**line, **{k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)}}
+        for line in lines
+        if "loss" in line or any(name.startswith(prefix) for name in line)
+    ]
 
 
 def _thin(points: list[list[float]]) -> list[list[float]]:

@@ -61,6 +61,7 @@ def convert(
     activation: str | None = None,
     tokenizer: str | None = None,
     overwrite: bool = False,
+    ema: bool = False,
     note: Callable[[str], None] = lambda line: None,
 ) -> Conversion:
     """Writes a model for another library, reads it back and compares.
@@ -77,6 +78,7 @@ def convert(
       activation: that the model is to compute from now on.
       tokenizer: as for `tokenizers.load`; None: that of the source.
       overwrite: whether existing files are replaced.
+      ema: the averaged weights of a run.
       note: takes what the user should know, a line at a time.
 
     Raises:
@@ -89,7 +91,7 @@ def convert(
     file = _destination(dest, to)
     if model is not None and is_run(Path(source).expanduser()):
         raise UserError(f"{source} is a run, which says what it is: leave out --model")
-    original = open_model_source(source, model, None, source_library)
+    original = open_model_source(source, model, None, source_library, ema=ema)
     if original.remarks:
         note("; ".join(original.remarks))
     config = _convert_config(original, to, image_size, context_length, activation, note)

@@ -13,6 +13,7 @@ import jax
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
+from clip_jax.inference.run_variables import read_run
 from clip_jax.models import architectures
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import Variables, abstract_model, variables
@@ -78,6 +79,8 @@ def open_model_source(
     model: str | None = None,
     activation: str | None = None,
     library: Library | None = None,
+    *,
+    ema: bool = False,
 ) -> ModelSource:
     """The model of a run, or of another library's file or folder.
 
@@ -86,6 +89,7 @@ def open_model_source(
       model, activation: the architecture of a lone file and what its MLPs compute, see
         `find_weights`.
       library: whose names the weights use; None: one of ours, recognized by the tensors.
+      ema: a run's averaged weights.
 
     Raises:
       UserError: neither is there, or it is another model than `model`.
@@ -94,17 +98,28 @@ def open_model_source(
     if not path.exists():
         raise UserError(f"{path} does not exist: give the folder of a run or a file of weights")
     if not is_run(path):
+        refuse_average(path, ema)
         return open_weights(path, model, activation, library)
     if library is not None:
         raise UserError(f"{path} is a run, which says what it is: name no library for it")
-    return open_run(path)
+    return open_run(path, ema=ema)
 
 
-def open_run(path: str | Path) -> ModelSource:
+def refuse_average(path: str | Path, ema: bool) -> None:
+    """Raises UserError if averaged weights are asked of a model that is no run."""
+    if ema:
+        raise UserError(f"{path} is no run: only a run with config.ema.decay has averaged weights")
+
+
+def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
     """The newest whole checkpoint of a run, or the one of RUN/checkpoints/STEP.
 
+    Args:
+      path: the run's folder, or that of a step.
+      ema: its averaged weights.
+
     Raises:
-      UserError: there is no checkpoint, or it is damaged.
+      UserError: there is no checkpoint, it is damaged, or it has no averaged weights.
     """
     path = Path(path).expanduser()
     remarks: list[str] = []
@@ -116,8 +131,13 @@ def open_run(path: str | Path) -> ModelSource:
     workdir, step = multihost.broadcast_from_first(checkpoint)
     run = checkpointing.read_model_config(workdir, step)
 
+    if ema and not run.finetuning.ema.decay:
+        raise UserError(
+            f"{path} has no averaged weights: a run keeps them with config.ema.decay above 0"
+        )
+
     def read_sharded(like: Any) -> Variables:
-        return checkpointing.read_variables(workdir, step, like)
+        return read_run(Path(workdir), step, run, like, ema=ema)
 
     def read_variables_in(dtype: str) -> Variables:
         where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -14,7 +14,13 @@ from clip_jax import tokenizers
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.distributed.compilation_cache import use_compilation_cache
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError
-from clip_jax.inference.model_source import ModelSource, open_model_source, open_run, open_weights
+from clip_jax.inference.model_source import (
+    ModelSource,
+    open_model_source,
+    open_run,
+    open_weights,
+    refuse_average,
+)
 from clip_jax.inference.zero_shot import Tokenize, ZeroShotClassifier
 from clip_jax.io import remote
 from clip_jax.models import architectures
@@ -41,6 +47,7 @@ def load(
     tokenizer: str | None = None,
     activation: str | None = None,
     library: Library | None = None,
+    ema: bool = False,
 ) -> tuple[CLIP, Preprocess, Tokenize]:
     """Loads a trained model with its preprocessing and its tokenizer.
 
@@ -60,6 +67,7 @@ def load(
       library: whose files the weights are: the dotted path `my_package.my_module:MyMapping` of your
         own `weights.mappings.protocol.WeightsMapping`. OpenAI's, open_clip's and transformers' are
         recognized.
+      ema: the averaged weights of a run with `config.ema.decay`.
 
     Returns:
       The model (`encode_image`, `encode_text`), its preprocessing (a PIL image to uint8
@@ -70,7 +78,7 @@ def load(
     """
     use_compilation_cache()
     _check_options(dtype, params, image_size, context_length, activation)
-    source = _open_source(model, weights, activation, library)
+    source = _open_source(model, weights, activation, library, ema)
     for remark in source.remarks:
         category = DamageWarning if source.workdir else GuessedWarning
         warnings.warn(remark, category, stacklevel=2)
@@ -96,6 +104,7 @@ def _open_source(
     weights: str | Path | None,
     activation: str | None,
     library: Library | None,
+    ema: bool,
 ) -> ModelSource:
     """The run or the weights that the arguments of `load` name."""
     path = _local("model", model)
@@ -104,15 +113,19 @@ def _open_source(
         file = _local("weights", weights)
         if (file / "checkpoints").is_dir():
             raise UserError(f"{file} is a run, which says what it is: load it without a name")
+        refuse_average(file, ema)
         return open_weights(file, str(model), activation, library)
     if os.path.isfile(path) or (os.path.isdir(path) and is_weights(path)):
+        refuse_average(path, ema)
         return open_weights(path, None, activation, library)
     if not os.path.exists(path) and _is_name(str(model)):
         raise UserError(
             f"{model} needs weights: clip_jax.load({str(model)!r}, weights=FILE) reads OpenAI's, "
             "open_clip's or transformers' files; none are downloaded"
         )
-    return open_run(path) if library is None else open_model_source(path, None, activation, library)
+    if library is None:
+        return open_run(path, ema=ema)
+    return open_model_source(path, None, activation, library, ema=ema)
 
 
 def _check_options(

@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
+from clip_jax.config.schema import Config
+from clip_jax.config.values import typed
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject, read_json
 from clip_jax.models.model_config import DTYPES, CLIPConfig
@@ -52,11 +54,13 @@ class RunConfig:
       model: the architecture.
       dtype: of activations.
       tokenizer: as for `tokenizers.load`.
+      finetuning: the keys that say which parameters learn and whether they are averaged.
     """
 
     model: CLIPConfig
     dtype: str
     tokenizer: str
+    finetuning: Config
 
 
 def read_model_config(workdir: str | Path, step: int) -> RunConfig:
@@ -81,20 +85,28 @@ def read_model_config(workdir: str | Path, step: int) -> RunConfig:
         raise UserError(f"{path}: tokenizer={tokenizer!r:.80} must be text")
     try:
         model = CLIPConfig.from_dict(values["model"])
+        finetuning = _finetuning(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     try:
         written = CLIPConfig.from_dict((read_saved_config(workdir, step) or {})["model"])
     except (KeyError, UserError):
-        return RunConfig(
-            model, dtype, tokenizer
-        )  # from an older version; restoring compares shapes
+        # from an older version; restoring compares shapes
+        return RunConfig(model, dtype, tokenizer, finetuning)
     for key, now, then in differences(model.to_dict(), written.to_dict()):
         raise UserError(
             f"{path}: model.{key}={now!r:.80}, but checkpoint {step} was written with {then!r:.80}:"
             " one of them was changed"
         )
-    return RunConfig(model, dtype, tokenizer)
+    return RunConfig(model, dtype, tokenizer, finetuning)
+
+
+def _finetuning(values: JsonObject) -> Config:
+    """The keys of a run's config that say what its checkpoints hold besides parameters."""
+    optimizer = values.get("optimizer")
+    chosen = optimizer if isinstance(optimizer, dict) else {}
+    chosen = {key: chosen[key] for key in ("freeze", "groups") if key in chosen}
+    return typed({"optimizer": chosen, "ema": values.get("ema", {})})
 
 
 def read_saved_config(workdir: str | Path, step: int) -> JsonObject | None:
@@ -286,19 +298,18 @@ class Checkpoints:
         self._manager.close()
 
 
-def read_variables(workdir: str | Path, step: int, like: tuple[Any, Any]) -> tuple[Any, Any]:
-    """The parameters and batch statistics of a step, without the optimizer's state.
+def read_parts(workdir: str | Path, step: int, like: Mapping[str, Any]) -> JsonObject:
+    """Parts of the training state of a step by name, such as `params` and `stats`.
 
     Args:
       workdir: the run's folder.
       step: the step.
-      like: shapes of parameters and batch statistics, with the shardings that they get.
+      like: the parts' shapes with the shardings that they get; an empty part stays empty.
 
     Raises:
       UserError: the checkpoint is of another model, or damaged and without digests.
     """
-    shapes = dict(zip(("params", "stats"), like, strict=True))
-    shapes = {name: tree for name, tree in shapes.items() if tree}
+    shapes = {name: tree for name, tree in like.items() if tree}
     folder = Path(workdir).absolute() / FOLDER / str(step)
     try:
         _check_shapes(folder / "state", shapes)
@@ -306,7 +317,7 @@ def read_variables(workdir: str | Path, step: int, like: tuple[Any, Any]) -> tup
             state = reader.restore(
                 folder / "state", args=_restore_args(shapes, partial_restore=True)
             )
-        return state["params"], state.get("stats", {})
+        return {name: state.get(name, {}) for name in like}
     except Exception as error:  # orbax and tensorstore raise errors of any kind
         raise _unreadable(folder, error) from error
 
@@ -322,7 +333,8 @@ def _check_shapes(folder: Path, model_shapes: Mapping[str, Any]) -> None:
     """
     metadata = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
     stored, requested = _shapes(metadata), _shapes(model_shapes)
-    stored = {name: shape for name, shape in stored.items() if name[0] in ("params", "stats")}
+    parts = {"params", "stats", *model_shapes}  # every use of a model reads the first two
+    stored = {name: shape for name, shape in stored.items() if name[0] in parts}
     for name in sorted(stored.keys() | requested.keys()):
         if stored.get(name) != requested.get(name):
             has, needs = stored.get(name, "none"), requested.get(name, "none")

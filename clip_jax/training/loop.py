@@ -21,6 +21,7 @@ from clip_jax.data.example import REASONS
 from clip_jax.distributed import hardware, multihost
 from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
+from clip_jax.models.clip import Variables
 from clip_jax.training import checkpointing, flops, metric_writers, workdir_lock
 from clip_jax.training import train_step as step_lib
 from clip_jax.training.announcements import announce, announce_end
@@ -183,17 +184,25 @@ class Loop:
 
     def _evaluate(self, step: int) -> None:
         began = time.monotonic()
-        results = self.trainer.evaluate(self.state.variables)
-        metrics = results.metrics()
+        self._evaluate_variables(step, self.state.variables)
+        if self.state.ema:
+            self._evaluate_variables(step, self.trainer.averaged(self.state), ema=True)
+        self.progress.leave_out(time.monotonic() - began)
+
+    def _evaluate_variables(self, step: int, variables: Variables, *, ema: bool = False) -> None:
+        began = time.monotonic()
+        results = self.trainer.evaluate(variables)
+        prefix = f"{results_lib.EMA}/" if ema else ""
+        metrics = {f"{prefix}{name}": value for name, value in results.metrics().items()}
         self.writer.write(step, metrics)
         seconds = time.monotonic() - began
         if multihost.is_first():
-            self.trainer.report(results, step, seconds)
-        for path in sorted((self.trainer.run.workdir / "pictures" / f"step_{step}").glob("*.png")):
-            self.writer.picture(step, f"pictures/{path.stem}", path)
-        self.progress.say(f"evaluation at step {step} ({seconds:.0f} s)")
+            pictures = self.trainer.report(results, step, seconds, ema=ema)
+            for path in sorted(pictures.glob("*.png")):
+                self.writer.picture(step, f"{prefix}pictures/{path.stem}", path)
+        weights = "averaged weights" if ema else "evaluation"
+        self.progress.say(f"{weights} at step {step} ({seconds:.0f} s)")
         self.progress.say(results_lib.table(metrics))
-        self.progress.leave_out(time.monotonic() - began)
 
     def check_lock(self) -> None:
         """Raises UserError if another run has taken the folder."""

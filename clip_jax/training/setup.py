@@ -106,7 +106,11 @@ class Recipe:
             c.optimizer.to_dict(), self.schedule, specs, self.groups
         )
         self.state_options = step_lib.StateOptions(
-            c.optimizer.sharded, c.optimizer.text_weights, c.optimizer.frozen_weights, self.groups
+            c.optimizer.sharded,
+            c.optimizer.text_weights,
+            c.optimizer.frozen_weights,
+            self.groups,
+            bool(c.ema.decay),
         )
         self.state_like = step_lib.abstract_state(
             architecture, self.optimizer, mesh, self.state_options
@@ -120,6 +124,7 @@ class Recipe:
             accumulate=c.accumulate,
             sharded_optimizer=c.optimizer.sharded,
             groups=self.groups,
+            ema=c.ema,
         )
 
     def batch_like(self, context_length: int) -> dict[str, jax.ShapeDtypeStruct]:

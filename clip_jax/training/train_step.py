@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jax.tree_util import GetAttrKey
 from jaxtyping import Array, Int
 
+from clip_jax.config.finetune_schema import Ema
 from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import param_specs
 from clip_jax.losses.objective import Metrics, Objective
@@ -26,14 +28,12 @@ from clip_jax.training import grad_cache
 from clip_jax.training.grad_cache import Batch
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "stats", "opt_state"],
-    meta_fields=[],
-)
 @dataclasses.dataclass
 class TrainState:
     """Everything that a step changes.
+
+    An empty average is no part of the tree: a state without one has the structure that it had
+    before averages were known.
 
     Attributes:
       step: number of updates done.
@@ -41,17 +41,32 @@ class TrainState:
         `optimizer.frozen_weights` keep in bfloat16.
       stats: running statistics of batch normalization; empty for a model without it.
       opt_state: the optimizer's state, of the parameters that learn.
+      ema: the exponential moving average of the parameters that learn, float32; empty: none.
     """
 
     step: Int[Array, ""]
     params: Params
     stats: Params
     opt_state: Any
+    ema: Params = dataclasses.field(default_factory=dict)
 
     @property
     def variables(self) -> Variables:
         """Parameters and batch statistics."""
         return self.params, self.stats
+
+    def children(self) -> list[tuple[str, Any]]:
+        """The fields that are part of the tree, by name."""
+        names = ("step", "params", "stats", "opt_state", *(("ema",) if self.ema else ()))
+        return [(name, getattr(self, name)) for name in names]
+
+
+jax.tree_util.register_pytree_with_keys(
+    TrainState,
+    lambda state: ([(GetAttrKey(name), part) for name, part in state.children()], None),
+    lambda _, parts: TrainState(*parts),
+    lambda state: ([part for _, part in state.children()], None),
+)
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -60,6 +75,28 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 def init_variables(config: CLIPConfig, seed: int) -> Variables:
     """Initial parameters and batch statistics."""
     return variables(CLIP(config, rngs=nnx.Rngs(seed)))
+
+
+NO_EMA = Ema()
+
+
+def update_ema(ema: Ema, average: Params, params: Params, step: Int[Array, ""]) -> Params:
+    """The exponential moving average after an update.
+
+    Args:
+      ema: its decay, and the number of updates before it begins; until then it is the parameters.
+      average: before the update.
+      params: the parameters that learn after the update, float32.
+      step: the number of updates before this one.
+    """
+    decay = jnp.where(step < ema.start, 0.0, ema.decay) if ema.start else ema.decay
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+
+
+def averaged_variables(state: TrainState, groups: ParamGroups | None) -> Variables:
+    """Averaged parameters in place of those that learn, and the batch statistics."""
+    average = groups.merge(state.ema, state.params) if groups else state.ema
+    return average, state.stats
 
 
 def clamp_logit_scale(params: Params, maximum: float) -> Params:
@@ -79,6 +116,7 @@ def make_train_step(
     accumulate: int = 1,
     sharded_optimizer: bool = False,
     groups: ParamGroups | None = None,
+    ema: Ema = NO_EMA,
 ) -> TrainStep:
     """A pure function that does one step: loss, gradients, update.
 
@@ -93,6 +131,7 @@ def make_train_step(
       accumulate: parts in which a batch goes through the towers, see `grad_cache.accumulated`.
       sharded_optimizer: whether the optimizer's state is sharded over the data axis too.
       groups: of parameters that learn differently, as given to `optim.make_optimizer`.
+      ema: the average of the parameters that the state holds.
     """
 
     def trainable(params: Params) -> Params:
@@ -122,10 +161,11 @@ def make_train_step(
         params = low_precision.upcast(old)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         params = clamp_logit_scale(optax.apply_updates(params, updates), max_logit_scale)
+        average = update_ema(ema, state.ema, params, state.step) if ema.decay else state.ema
         params = low_precision.downcast_like(old, params, state.step)
         params = merge(params, state.params)
         metrics = {"loss": loss, "gradient_norm": norm, **metrics}
-        return TrainState(state.step + 1, params, stats, opt_state), metrics
+        return TrainState(state.step + 1, params, stats, opt_state, average), metrics
 
     return train_step
 
@@ -150,12 +190,14 @@ class StateOptions:
       text_weights: dtype in which the text tower's matrices are stored.
       frozen_weights: dtype in which frozen matrices are stored.
       groups: of parameters that learn differently; None: all parameters learn alike.
+      ema: whether the state holds an average of the parameters.
     """
 
     sharded_optimizer: bool = False
     text_weights: str = "float32"
     frozen_weights: str = "float32"
     groups: ParamGroups | None = None
+    ema: bool = False
 
 
 DEFAULT = StateOptions()
@@ -175,11 +217,13 @@ def _state_with(
     stats: Params,
 ) -> TrainState:
     groups, specs = options.groups, specs_of(config)
-    opt_state = optimizer.init(groups.trainable(params) if groups else params)
+    trainable = groups.trainable(params) if groups else params
+    opt_state = optimizer.init(trainable)
+    average = trainable if options.ema else {}
     stored = low_precision.text_weights(params, specs, options.text_weights)
     if groups:
         stored = groups.stored(stored, specs, options.frozen_weights)
-    return TrainState(jnp.zeros((), jnp.int32), stored, stats, opt_state)
+    return TrainState(jnp.zeros((), jnp.int32), stored, stats, opt_state, average)
 
 
 def _shardings(

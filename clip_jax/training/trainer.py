@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+
 import jax
 from flax import nnx
 
@@ -36,10 +40,25 @@ class Trainer(setup.Recipe):
         encoder = Encoder(self.graph, variables, self.mesh, size, pad_id)
         return run.suite.evaluate(encoder, float(nnx.merge(self.graph, *variables).scale))
 
-    def report(self, results: results_lib.SuiteResults, step: int, seconds: float) -> None:
-        """Writes the report and its pictures into the run's folder."""
+    @cached_property
+    def averaged(self) -> Callable[[step_lib.TrainState], Variables]:
+        """The averaged variables of a state, compiled."""
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.state_like.variables)
+        average = partial(step_lib.averaged_variables, groups=self.groups)
+        return jax.jit(average, out_shardings=where)
+
+    def report(
+        self, results: results_lib.SuiteResults, step: int, seconds: float, *, ema: bool = False
+    ) -> Path:
+        """Writes the report and its pictures into the run's folder, or into `ema` inside it.
+
+        Returns:
+          The folder of the pictures.
+        """
         run = self.run
-        results_lib.write_sheets(results, run.workdir / "pictures" / f"step_{step}")
+        folder = run.workdir / results_lib.EMA if ema else run.workdir
+        pictures = folder / "pictures" / f"step_{step}"
+        results_lib.write_sheets(results, pictures)
         model = results_lib.ModelFacts(
             architectures.name_of(run.model, any_activation=True) or run.workdir.name,
             str(run.workdir),
@@ -49,8 +68,10 @@ class Trainer(setup.Recipe):
             run.config.dtype,
         )
         lines = metric_writers.read_metrics(run.workdir / "metrics.jsonl")
+        lines = results_lib.average_lines(lines) if ema else lines
         curves = results_lib.curves(lines, results.evaluators)
-        results_lib.write_report(run.workdir, results, model, curves, seconds)
+        results_lib.write_report(folder, results, model, curves, seconds)
+        return pictures
 
     def state_from(self, source: ModelSource) -> step_lib.TrainState:
         """A fresh state with saved weights in fp32; positions are resized to the model's sizes."""

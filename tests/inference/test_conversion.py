@@ -673,9 +673,7 @@ def test_without_torch_a_pt_is_refused_before_parameters_are_read(
     monkeypatch.setattr(conversion, "find_spec", lambda name: None)
     config = OPENAI["vit"]
     source = str(write_run(tmp_path / "run", config, random_variables(config), "clip"))
-    monkeypatch.setattr(
-        checkpointing, "read_variables", lambda *_: pytest.fail("parameters were read")
-    )
+    monkeypatch.setattr(checkpointing, "read_parts", lambda *_: pytest.fail("parameters were read"))
     refused([source, str(tmp_path), "--to", "openai"], "model.pt", "torch", "model.safetensors")
     refused([source, str(tmp_path / "x.bin"), "--to", "hugging_face"], "x.bin", "pip install torch")
     # nobody is told to install torch for a model that the library does not have

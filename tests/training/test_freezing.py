@@ -5,45 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from ml_collections import ConfigDict
+from recipes import EIGHT, flat, recipe_of, train
 
-from clip_jax import config as config_lib
 from clip_jax.distributed.global_batch import global_batch
-from clip_jax.distributed.param_spec import path_name
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig
-from clip_jax.training import setup
 from clip_jax.training import train_step as step_lib
-from steps import TINY, batch, mesh_of
+from steps import TINY, batch
 
 RESNET = CLIPConfig(16, vision=ResNetConfig(32, 8, (2, 1, 1, 1), 4), text=TINY.text)
-EIGHT = dict(data=2, fsdp=2, tensor=2)
-
-
-def recipe_of(model=TINY, shape=None, accumulate=1, dtype="float32", **optimizer):
-    c, _ = config_lib.load(str(config_lib.ROOT / "configs" / "common.py"))
-    with c.unlocked():
-        c.model = ConfigDict(model.to_dict())
-        c.update(batch_size=16, steps=200, dtype=dtype, remat="none", accumulate=accumulate)
-        c.chunk.update(image=0, text=0)
-        c.optimizer.update(learning_rate=3e-3, warmup_steps=0, **optimizer)
-    mesh = mesh_of(shape or dict(data=1))
-    return setup.Recipe(*setup.checked(c, mesh.size), mesh)
-
-
-def train(recipe, steps, config=TINY):
-    """The state before and after, as NumPy arrays, and the metrics of the last step."""
-    state = step_lib.init_state(config, recipe.optimizer, 0, recipe.mesh, recipe.state_options)
-    before = jax.device_get(state)
-    step = step_lib.compile_step(recipe.train_step, recipe.state_like, recipe.mesh)
-    metrics = {}
-    for i in range(steps):
-        rows = global_batch(batch(16, i % 4, config=config), recipe.mesh)
-        state, metrics = jax.block_until_ready(step(state, rows))
-    return before, jax.device_get(state), {k: float(v) for k, v in metrics.items()}
-
-
-def flat(tree):
-    return {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def assert_frozen(recipe, before, after):
