@@ -72,8 +72,9 @@ def _add_evaluation_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--checkpoint",
         metavar="RUN",
-        help="the model to evaluate: the folder of a run, its checkpoints/STEP, or weights of "
-        "OpenAI, open_clip or transformers (default: the run in --workdir)",
+        help="the model to evaluate: the folder of a run, its checkpoints/STEP or "
+        "checkpoints/best, or weights of OpenAI, open_clip or transformers (default: the run in "
+        "--workdir)",
     )
     group.add_argument(
         "--ema", action="store_true", help="evaluate the averaged weights of the run"
@@ -81,8 +82,8 @@ def _add_evaluation_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--suite",
         metavar="NAME,…",
-        help="the evaluations: some of zero_shot, linear_probe, few_shot, retrieval, robustness, "
-        "bias and overlap, or all (default: config.evaluate.suite)",
+        help="the evaluations: some of zero_shot, linear_probe, few_shot, retrieval, "
+        "validation_loss, robustness, bias and overlap, or all (default: config.evaluate.suite)",
     )
     group.add_argument(
         "--sets",

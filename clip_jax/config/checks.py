@@ -41,6 +41,7 @@ def check(config: Any, devices: int | None = None) -> Config:
     mixture_config.entries(c.data.to_dict())
     _check_templates(c)
     _check_label(c)
+    _check_checkpoints(c)
     if devices is not None:
         check_batch_size(c, devices)
     return c
@@ -148,6 +149,25 @@ def _check_label(c: Config) -> None:
         raise UserError(
             f"config.data.label={label!r:.80} has no use without "
             "config.loss.multi_positive=True: set that too, or the label to nothing"
+        )
+
+
+def _check_checkpoints(c: Config) -> None:
+    best, keep_every = c.checkpoint.best, c.checkpoint.keep_every
+    if keep_every % c.checkpoint.every:
+        raise UserError(
+            f"config.checkpoint.keep_every={keep_every} must be a multiple of "
+            f"config.checkpoint.every={c.checkpoint.every}: only those steps have a checkpoint"
+        )
+    if best and best.count("/") < 2:
+        raise UserError(
+            f"config.checkpoint.best={best!r:.80} must be a metric of an evaluation, such as "
+            "retrieval/NAME/image_to_text/r1, or -validation_loss/NAME/loss for the smallest"
+        )
+    if c.early_stop and not best:
+        raise UserError(
+            f"config.early_stop={c.early_stop} needs config.checkpoint.best: a metric that gets "
+            "better, such as -validation_loss/NAME/loss"
         )
 
 

@@ -268,7 +268,15 @@ class Checkpoint(Group):
     """Checkpoints of a run."""
 
     every: int = key(1_000, "steps between two checkpoints", at_least=1)
-    keep: int = key(2, "how many are kept", at_least=1)
+    keep: int = key(2, "how many of the last are kept; 0: all", at_least=0)
+    keep_every: int = key(
+        0, "checkpoints at multiples of this step are kept for ever; 0: none", at_least=0
+    )
+    best: str = key(
+        "",
+        "a metric of the evaluations, as metrics.jsonl names it; the checkpoint at its largest "
+        "value, or with a - before the name its smallest, is kept too",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,8 +294,8 @@ class Evaluate(Group):
     caption: str = key("{caption}", "template of a test image's caption in retrieval")
     suite: tuple[str, ...] = key(
         ("zero_shot", "retrieval"),
-        "evaluators: zero_shot, linear_probe, few_shot, retrieval, robustness, bias, overlap, or "
-        "your own as my_package.my_module:MyClass",
+        "evaluators: zero_shot, linear_probe, few_shot, retrieval, validation_loss, robustness, "
+        "bias, overlap, or your own as my_package.my_module:MyClass",
     )
     sets: Mapping[str, Any] = key(
         {},
@@ -298,6 +306,7 @@ class Evaluate(Group):
     standard: tuple[str, ...] = key((), "standard test sets, such as ('cifar10', 'imagenet')")
     folder: str = key("", "where the standard sets are")
     dtype: str = key("", "empty: the run's own, float32 for other weights", choices=("", *DTYPES))
+    loss_batch: int = key(256, "pairs of a batch of validation_loss", at_least=2)
     shots: tuple[int, ...] = key((1, 2, 4, 8, 16), "images per class in few-shot learning")
     seeds: int = key(3, "draws of those images", at_least=1)
     keep_features: bool = key(
@@ -359,6 +368,12 @@ class Config(Group):
     log: Log = group(Log, resume=True)
     checkpoint: Checkpoint = group(Checkpoint, resume=True)
     evaluate: Evaluate = group(Evaluate, resume=True)
+    early_stop: int = key(
+        0,
+        "evaluations without a better checkpoint.best after which the run ends; 0: none",
+        at_least=0,
+        resume=True,
+    )
 
 
 def walk(kind: type[Group] = Config, prefix: str = "") -> Iterator[tuple[str, Key, Any]]:

@@ -78,6 +78,11 @@ class Encoder:
         """A digest of the parameters, the same on any mesh."""
         return fingerprint(self._variables)
 
+    def logit_bias(self) -> float | None:
+        """What the model adds to its logits; None for a model without a bias."""
+        model = nnx.merge(self.graph, *self._variables)
+        return None if model.config.logit_bias is None else float(model.logit_bias[...])
+
     def _encode(
         self, tower: str, batches: Iterable[tuple[Any, int]], total: int, advance: Advance
     ) -> list[np.ndarray]:

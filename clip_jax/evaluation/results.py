@@ -252,9 +252,10 @@ def table(metrics: Mapping[str, float]) -> str:
     """The metrics as lines: shares in percent, other numbers as they are."""
     width = max(map(len, metrics), default=0)
     return "\n".join(
-        f"  {name:<{width}}  {_format_value(value)}" for name, value in metrics.items()
+        f"  {name:<{width}}  {_format_value(name, value)}" for name, value in metrics.items()
     )
 
 
-def _format_value(value: float) -> str:
-    return f"{value:7.2%}" if abs(value) <= 1 else f"{value:8.6g}"
+def _format_value(name: str, value: float) -> str:
+    is_share = abs(value) <= 1 and not name.endswith("/loss")
+    return f"{value:7.2%}" if is_share else f"{value:8.6g}"

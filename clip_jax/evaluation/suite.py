@@ -78,6 +78,11 @@ class Suite:
         """Whether there is a dataset."""
         return bool(self._datasets)
 
+    @property
+    def metric_prefixes(self) -> list[str]:
+        """What the names of its metrics begin with, `EVALUATOR/DATASET/` of each task."""
+        return [f"{task.evaluator.name}/{task.dataset.name}/" for task in self._tasks]
+
     @cached_property
     def needs_training(self) -> bool:
         """Whether an evaluator looks at the training images."""

@@ -18,7 +18,7 @@ from clip_jax.models import architectures
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.training import checkpointing
+from clip_jax.training import best_checkpoint, checkpointing
 from clip_jax.weights import arrays
 from clip_jax.weights.library import find_weights, is_weights, preprocess_of, read_variables
 from clip_jax.weights.param_mapping import Library, title_of
@@ -59,6 +59,11 @@ class ModelSource:
         return architectures.name_of(self.config, any_activation=True) or self.path.name
 
 
+def _is_best(path: Path) -> bool:
+    """Whether a path is RUN/checkpoints/best, which stands for a step and is no folder."""
+    return path.name == best_checkpoint.BEST and path.parent.name == checkpointing.FOLDER
+
+
 def _is_step(path: Path) -> bool:
     """Whether a path is the folder RUN/checkpoints/STEP."""
     # not `path.is_dir()`, which fails for a name that no file can have
@@ -67,8 +72,8 @@ def _is_step(path: Path) -> bool:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is a run's folder, or RUN/checkpoints/STEP."""
-    if _is_step(path):
+    """Whether a path is a run's folder, RUN/checkpoints/STEP or RUN/checkpoints/best."""
+    if _is_step(path) or _is_best(path):
         return True
     # a folder of transformers has a file of that name, too
     return (path / checkpointing.CONFIG).is_file() and not is_weights(path)
@@ -95,7 +100,7 @@ def open_model_source(
       UserError: neither is there, or it is another model than `model`.
     """
     path = Path(path).expanduser()
-    if not path.exists():
+    if not path.exists() and not _is_best(path):
         raise UserError(f"{path} does not exist: give the folder of a run or a file of weights")
     if not is_run(path):
         refuse_average(path, ema)
@@ -112,7 +117,7 @@ def refuse_average(path: str | Path, ema: bool) -> None:
 
 
 def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
-    """The newest whole checkpoint of a run, or the one of RUN/checkpoints/STEP.
+    """The newest whole checkpoint of a run, or that of RUN/checkpoints/STEP or …/best.
 
     Args:
       path: the run's folder, or that of a step.
@@ -163,15 +168,17 @@ def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
 
 
 def find_checkpoint(path: Path, tell: Callable[[str], None]) -> tuple[Path, int]:
-    """The folder and the step of a run's newest whole checkpoint, or of RUN/checkpoints/STEP.
+    """The folder and the step of a run's newest whole checkpoint, or of the one that is named.
 
     Args:
-      path: the run's folder, or that of a step.
+      path: the run's folder, RUN/checkpoints/STEP, or RUN/checkpoints/best.
       tell: called with a line for each checkpoint that is passed over.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
     """
+    if _is_best(path):
+        path = path.with_name(str(best_checkpoint.read(path.parent.parent).step))
     if _is_step(path):
         workdir, step = path.parent.parent, int(path.name)
         checkpointing.refuse_damage(workdir, step, tell)

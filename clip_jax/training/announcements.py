@@ -15,6 +15,7 @@ from clip_jax.errors import counted
 from clip_jax.evaluation import results as results_lib
 from clip_jax.io.paths import EMBEDDED
 from clip_jax.models.clip import parameter_count
+from clip_jax.training.best_checkpoint import BestCheckpoint
 from clip_jax.training.run import Run
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def announce(loop: Loop) -> None:
         say(line)
     if loop.first >= run.config.steps:
         say(f"all {run.config.steps} steps were done before: nothing to train")
+    elif loop.best.is_over:
+        say(f"{loop.best.end(loop.first)}: nothing to train; raise config.early_stop to go on")
     elif run.weights:
         start = f"starting from {run.config.weights.path}"
         say("; ".join(filter(None, [start, *run.weights.remarks])))
@@ -112,15 +115,18 @@ def _announce_part(loop: Loop, part: mixture.Part) -> None:
         loop.writer.write(0, left_out)
 
 
-def announce_end(run: Run, step: int, stopped_by: int) -> None:
+def announce_end(run: Run, step: int, stopped_by: int, best: BestCheckpoint) -> None:
     """Prints where a run ended, and what to do next.
 
     Args:
       run: the run.
       step: the step at which it ended.
       stopped_by: the number of the signal that stopped it, or 0.
+      best: the best checkpoint.
     """
-    if step < run.config.steps:
+    if best.is_over and step < run.config.steps:
+        print(best.end(step), file=sys.stderr)
+    elif step < run.config.steps:
         where = f"saved at step {step}" if step else "before the first step"
         name = signal.Signals(stopped_by).name
         print(f"stopped by {name}, {where}: the same command goes on from there", file=sys.stderr)

@@ -25,18 +25,20 @@ from clip_jax.models.clip import Variables
 from clip_jax.training import checkpointing, flops, metric_writers, workdir_lock
 from clip_jax.training import train_step as step_lib
 from clip_jax.training.announcements import announce, announce_end
+from clip_jax.training.best_checkpoint import BestCheckpoint
 from clip_jax.training.run import prepare
 from clip_jax.training.run_identity import check_same_run, claim_workdir
 from clip_jax.training.stop_signal import StopSignal
 from clip_jax.training.trainer import Trainer
 
 
-def _check_room(state: Any, workdir: Path, keep: int) -> None:
+def _check_room(state: Any, workdir: Path, c: Config) -> None:
     stat = os.statvfs(workdir)
-    free, need = stat.f_bavail * stat.f_frsize, (keep + 1) * checkpointing.bytes_of(state)
+    count = max(c.checkpoint.keep, 1) + bool(c.checkpoint.best) + 1
+    free, need = stat.f_bavail * stat.f_frsize, count * checkpointing.bytes_of(state)
     if free < need:
         raise UserError(
-            f"{workdir} has {free / 2**30:.1f} GiB free, {keep + 1} checkpoints take "
+            f"{workdir} has {free / 2**30:.1f} GiB free, {count} checkpoints take "
             f"{need / 2**30:.1f}: make room, lower config.checkpoint.keep or choose another "
             "--workdir"
         )
@@ -73,9 +75,15 @@ class Loop:
         self.lines: list[str] = []  # about checkpoints that were skipped
         step = multihost.broadcast_from_first(self._newest)
         self.checkpoints = checkpointing.Checkpoints(
-            trainer.run.workdir, every=c.checkpoint.every, keep=c.checkpoint.keep
+            trainer.run.workdir,
+            every=c.checkpoint.every,
+            keep=c.checkpoint.keep,
+            keep_every=c.checkpoint.keep_every,
         )
         self.state, self.first = self._start(step)
+        self.best = BestCheckpoint(c.checkpoint.best, c.early_stop, trainer.run.workdir)
+        self.best.history = multihost.broadcast_from_first(lambda: self.best.read(self.first))
+        self.checkpoints.best = self.best.step
         self.writer = (
             metric_writers.Writer(
                 trainer.run.workdir, resume_step=self.first, tensorboard=c.log.tensorboard
@@ -118,7 +126,7 @@ class Loop:
             return state, step
         run = trainer.run
         if multihost.is_first():
-            _check_room(trainer.state_like, run.workdir, self.config.checkpoint.keep)
+            _check_room(trainer.state_like, run.workdir, self.config)
         return trainer.fresh(), 0
 
     def _step_for(self, batch: dict[str, jax.Array]) -> step_lib.TrainStep:
@@ -182,14 +190,20 @@ class Loop:
             self.progress.say(f"a pair is left out: {self.data.complaint}")
             self.progress.say("  such are counted as data/skipped/… in the metrics")
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int) -> bool:
+        """Evaluates the model; returns whether it is the best so far."""
         began = time.monotonic()
-        self._evaluate_variables(step, self.state.variables)
+        metrics = self._evaluate_variables(step, self.state.variables)
         if self.state.ema:
-            self._evaluate_variables(step, self.trainer.averaged(self.state), ema=True)
+            metrics |= self._evaluate_variables(step, self.trainer.averaged(self.state), ema=True)
         self.progress.leave_out(time.monotonic() - began)
+        is_best = self.best.add(step, metrics)
+        self.checkpoints.best = self.best.step
+        return is_best
 
-    def _evaluate_variables(self, step: int, variables: Variables, *, ema: bool = False) -> None:
+    def _evaluate_variables(
+        self, step: int, variables: Variables, *, ema: bool = False
+    ) -> dict[str, float]:
         began = time.monotonic()
         results = self.trainer.evaluate(variables)
         prefix = f"{results_lib.EMA}/" if ema else ""
@@ -203,6 +217,7 @@ class Loop:
         weights = "averaged weights" if ema else "evaluation"
         self.progress.say(f"{weights} at step {step} ({seconds:.0f} s)")
         self.progress.say(results_lib.table(metrics))
+        return metrics
 
     def check_lock(self) -> None:
         """Raises UserError if another run has taken the folder."""
@@ -216,6 +231,8 @@ class Loop:
         position = self.data.get_state()
         values = config_lib.without_secrets(self.config.to_dict())
         self.checkpoints.save(step, self.state, position, values, force=force)
+        if multihost.is_first() and step == self.best.step:
+            self.best.write()
 
     def _stopping(self) -> bool:
         """Whether a signal asks to stop. Several processes learn it together, with the metrics."""
@@ -226,10 +243,10 @@ class Loop:
     def run(self) -> int:
         """Trains; returns the last step that was done."""
         c, step = self.config, self.first
-        if step >= c.steps:
+        if step >= c.steps or self.best.is_over:
             return step
         pending: tuple[int, int, np.ndarray, dict[str, jax.Array]] | None = None
-        while step < c.steps and not self._stopping():
+        while step < c.steps and not self.best.is_over and not self._stopping():
             batch = self.trainer.place(next(self.data))
             self._report_first_skipped()
             train_step = self._step_for(batch)
@@ -247,10 +264,9 @@ class Loop:
             if evaluating or saving:
                 self._log(*pending)
                 pending = None
-            if evaluating:
-                self._evaluate(step)
-            if saving:
-                self._save(step)
+            is_best = bool(evaluating) and self._evaluate(step)
+            if saving or (is_best and not last):
+                self._save(step, force=is_best)
             self.progress.advance()
         if pending:
             self._log(*pending)
@@ -300,7 +316,7 @@ def train(config: Any, force: bool = False) -> None:
                 raise
             loop.close()
     if multihost.is_first():
-        announce_end(run, step, loop.stopped_by)
+        announce_end(run, step, loop.stopped_by, loop.best)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from clip_jax.data.mixture import Mixture
 from clip_jax.data.sources import Source
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
+from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.evaluators import load_evaluators
 from clip_jax.evaluation.suite import Suite
 from clip_jax.inference.model_source import ModelSource, open_model_source
@@ -25,7 +26,7 @@ from clip_jax.losses.objective import Objective
 from clip_jax.models import architectures
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.tokenizers import Tokenizer
-from clip_jax.training import checkpointing, setup
+from clip_jax.training import best_checkpoint, checkpointing, setup
 from clip_jax.weights import library, positions
 
 
@@ -87,6 +88,10 @@ def prepare(config: Any) -> Run:
         evaluators,
         training=lambda: pictures,
     )
+    prefixes = suite.metric_prefixes
+    if c.ema.decay:
+        prefixes += [f"{results_lib.EMA}/{prefix}" for prefix in prefixes]
+    best_checkpoint.check_metric(c.checkpoint.best, prefixes)
     fresh = not multihost.broadcast_from_first(lambda: checkpointing.steps(c.workdir))
     weights = _weights(c, model) if fresh and c.weights.path else None
     # Last, because a filter can take long.

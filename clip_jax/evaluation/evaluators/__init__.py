@@ -28,6 +28,7 @@ EVALUATORS: Registry[type[Evaluator[Any]]] = Registry(
         "linear_probe": "clip_jax.evaluation.evaluators.linear_probe:LinearProbe",
         "few_shot": "clip_jax.evaluation.evaluators.few_shot:FewShot",
         "retrieval": "clip_jax.evaluation.evaluators.retrieval:Retrieval",
+        "validation_loss": "clip_jax.evaluation.evaluators.validation_loss:ValidationLoss",
         "robustness": "clip_jax.evaluation.evaluators.robustness:Robustness",
         "bias": "clip_jax.evaluation.evaluators.bias:Bias",
         "overlap": "clip_jax.evaluation.evaluators.overlap:Overlap",

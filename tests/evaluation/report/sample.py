@@ -297,6 +297,13 @@ def sample(
             result |= {"linear_probe": make.probe(value), "few_shot": make.few(value)}
         else:
             result["retrieval"] = make.retrieval()
+            result["validation_loss"] = {
+                "loss": 1.25,
+                "image_to_text_accuracy": 0.625,
+                "text_to_image_accuracy": 0.5,
+                "batch_size": 256,
+                "batches": 19,
+            }
         sets[name] = result
     first = next(iter(sets.values()))
     first["note"] = "the validation pictures stand for the test"

@@ -105,6 +105,7 @@ def test_numbers_stand_on_the_page(full_report: Any) -> None:
     text = "".join(Reader(render(results, pictures)).texts)
     assert "61.2\u202f%" in text
     assert "151,277,313" in text
+    assert "1.2562.5\u202f%50.0\u202f%25619" in text  # the row of the validation loss
     assert 'title="95 % interval 60.1–63.0\u202f%"' in render(results, pictures)
 
 

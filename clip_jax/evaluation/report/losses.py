@@ -1,0 +1,38 @@
+"""The contrastive loss of held-out pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax.evaluation.report import tables
+from clip_jax.evaluation.report.document import datasets_with
+from clip_jax.evaluation.report.markup import Markup, join
+from clip_jax.evaluation.report.tables import Column
+
+
+def validation_losses(results: Mapping[str, Any]) -> Markup | None:
+    """The loss and the accuracies within a batch, of each set."""
+    columns = [
+        Column("Set", numeric=False),
+        Column("Loss"),
+        Column("Picture to text", hint="the picture's own text has the largest logit of its batch"),
+        Column("Text to picture", hint="the text's own picture has the largest logit of its batch"),
+        Column("Pairs of a batch"),
+        Column("Batches"),
+    ]
+    rows = [
+        [
+            tables.dataset_name(title, dataset.get("split")),
+            tables.plain(losses.get("loss"), 4),
+            tables.percent(losses.get("image_to_text_accuracy")),
+            tables.percent(losses.get("text_to_image_accuracy")),
+            tables.count(losses.get("batch_size")),
+            tables.count(losses.get("batches")),
+        ]
+        for title, dataset, losses in datasets_with(results, "validation_loss")
+    ]
+    if not rows:
+        return None
+    note = tables.notes("Losses of batches of another size do not compare.")
+    return join(tables.table("Validation loss", columns, rows), note)
