@@ -9,14 +9,14 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
+from orbax.checkpoint.checkpoint_managers import save_decision_policy
 
 from clip_jax.config.schema import Config
 from clip_jax.config.values import typed
@@ -25,6 +25,7 @@ from clip_jax.io.files import JsonObject, read_json
 from clip_jax.models.model_config import DTYPES, CLIPConfig
 from clip_jax.training import digests
 from clip_jax.training.orbax_parts import FOLDER, SealedFolder, make_handlers
+from clip_jax.training.preservation import Preserve
 from clip_jax.weights.configs.essence import differences
 
 DAMAGED = "damaged"  # where a resuming run moves its damaged checkpoints
@@ -234,38 +235,22 @@ def _remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Preserve(preservation_policy.PreservationPolicy):
-    """Orbax's view of `Checkpoints.is_kept`."""
-
-    checkpoints: Checkpoints
-
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: preservation_policy.PreservationContext
-    ) -> Sequence[bool]:
-        newer = range(len(checkpoints) - 1, -1, -1)
-        pairs = zip(checkpoints, newer, strict=True)
-        return [self.checkpoints.is_kept(info.step, count) for info, count in pairs]
-
-
 class Checkpoints:
     """The checkpoints of one run, saved in the background.
 
     Args:
       workdir: the run's folder.
       every: steps between two of them.
-      keep: how many of the newest are kept; 0: all.
-      keep_every: those at multiples of this step are kept for ever; 0: none.
+      keep, keep_every: the newest of them, and some for ever; see `Preserve`.
 
     Attributes:
-      best: the step of a checkpoint that is kept too; None for none.
+      preserve: says which are kept.
     """
 
     def __init__(
         self, workdir: str | Path, *, every: int = 1, keep: int = 1, keep_every: int = 0
     ) -> None:
-        self.best: int | None = None
-        self._keep, self._keep_every = keep, keep_every
+        self.preserve = Preserve(keep, keep_every)
         self._folder = Path(workdir).absolute() / FOLDER
         if jax.process_index() == 0:
             _remove_unfinished(self._folder)
@@ -278,18 +263,13 @@ class Checkpoints:
                         save_decision_policy.FixedIntervalPolicy(every),
                     ]
                 ),
-                preservation_policy=_Preserve(self),
+                preservation_policy=self.preserve,
                 enable_async_checkpointing=True,
                 temporary_path_class=SealedFolder,
                 lightweight_initialize=True,  # do not read the metadata of damaged checkpoints
             ),
             handler_registry=make_handlers(),
         )
-
-    def is_kept(self, step: int, newer: int) -> bool:
-        """Whether a checkpoint is kept that has so many newer ones."""
-        forever = self._keep_every and step % self._keep_every == 0
-        return not self._keep or newer < self._keep or step == self.best or bool(forever)
 
     def save(self, step: int, state: Any, data: Any, config: JsonObject, *, force: bool) -> None:
         """Starts a save if the step is due or `force` is set; returns while it is being written."""

@@ -83,7 +83,7 @@ class Loop:
         self.state, self.first = self._start(step)
         self.best = BestCheckpoint(c.checkpoint.best, c.early_stop, trainer.run.workdir)
         self.best.history = multihost.broadcast_from_first(lambda: self.best.read(self.first))
-        self.checkpoints.best = self.best.step
+        self.checkpoints.preserve.best = self.best.step
         self.writer = (
             metric_writers.Writer(
                 trainer.run.workdir, resume_step=self.first, tensorboard=c.log.tensorboard
@@ -198,7 +198,7 @@ class Loop:
             metrics |= self._evaluate_variables(step, self.trainer.averaged(self.state), ema=True)
         self.progress.leave_out(time.monotonic() - began)
         is_best = self.best.add(step, metrics)
-        self.checkpoints.best = self.best.step
+        self.checkpoints.preserve.best = self.best.step
         return is_best
 
     def _evaluate_variables(

@@ -48,7 +48,7 @@ def test_a_metric_that_no_evaluation_gives_is_refused_at_the_start():
 
 def test_the_last_the_best_and_every_nth_are_kept(tmp_path):
     checkpoints = checkpointing.Checkpoints(tmp_path, keep=2, keep_every=10)
-    checkpoints.best = 4
+    checkpoints.preserve.best = 4
     for step in range(1, 15):
         checkpoints.save(step, {"x": jnp.ones(1)}, {}, {}, force=True)
     checkpoints.close()
