@@ -128,6 +128,21 @@ class Data(Group):
         resume=True,
     )
     augment: Augment = group(Augment)
+    cache_features: bool = key(
+        False,
+        "compute the image features once, keep them on disk, and read them in place of pictures; "
+        "needs optimizer.freeze=vision",
+    )
+    views: int = key(
+        0,
+        "augmented views of each picture whose features are kept, one for each epoch in turn; 0: "
+        "one, without augmentation",
+        at_least=0,
+        at_most=10_000,
+    )
+    features: str = key(
+        "", "the folder where features are kept; empty: the user's cache folder", resume=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from clip_jax.data.example import REASONS, Pair, PairError, described, is_blank,
 from clip_jax.data.images import augmentation, decoding
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.sources import Source, read_pair
+from clip_jax.data.stored_features import StoredFeatures
 from clip_jax.data.workers import dead_worker_error, end_with_parent
 from clip_jax.errors import UserError
 from clip_jax.tokenizers import Tokenizer, packing
@@ -36,6 +37,7 @@ class Prepare:
     weights: the relative probability of each template; empty: all alike.
     groups: whether a row tells which pairs belong together: those with the same value of the field
       `label`, or, where that is empty, with the bytes of the same picture.
+    features: in place of pixels, if they were computed before.
     """
 
     tokenizer: Tokenizer
@@ -47,6 +49,7 @@ class Prepare:
     weights: Sequence[float] = ()
     groups: bool = False
     label: str = ""
+    features: StoredFeatures | None = None
 
     @classmethod
     def from_config(
@@ -69,33 +72,59 @@ class Prepare:
             data["label"],
         )
 
-    def __call__(self, pair: Pair, rng: np.random.Generator, turn: int = 0) -> Row:
+    def view(self, pair: Pair, rng: np.random.Generator) -> np.ndarray:
+        """The augmented pixels of a pair's picture, uint8 [size, size, 3].
+
+        Raises:
+          PairError: the picture cannot be used, for whatever reason.
+        """
+        with only_pair_errors("picture", pair.name):
+            picture = self.decode(pair.image, pair.name)
+            return augmentation.random_view(picture, self.image_size, self.augment, rng)
+
+    def __call__(
+        self,
+        pair: Pair,
+        rng: np.random.Generator,
+        turn: int = 0,
+        *,
+        number: int = 0,
+        epoch: int = 0,
+    ) -> Row:
         """Makes one row.
 
         Args:
           pair: the pair.
           rng: all randomness of the row.
           turn: the number of the item that `{captions:each}` gives, modulo the length of the list.
+          number: of the pair in its source.
+          epoch: of the source; says which of several stored features is taken.
 
         Returns:
-          `image` uint8 [size, size, 3] and `tokens` int32 [context]; long captions are truncated.
-          With `groups` also `group` uint32 [2]: a hash that pairs of one group share.
+          `image` uint8 [size, size, 3], or `image_features` float32 [embed_dim], and `tokens` int32
+          [context]; long captions are truncated. With `groups` also `group` uint32 [2]: a hash that
+          pairs of one group share.
 
         Raises:
           PairError: the pair cannot be used, for whatever reason.
         """
-        with only_pair_errors("picture", pair.name):
-            picture = self.decode(pair.image, pair.name)
+        if self.features is None:
+            with only_pair_errors("picture", pair.name):
+                picture = self.decode(pair.image, pair.name)
         with only_pair_errors("caption", pair.name):
             caption = captions.sample(self.templates, pair.text, pair.name, rng, self.weights, turn)
-        with only_pair_errors("picture", pair.name):
-            image = augmentation.random_view(picture, self.image_size, self.augment, rng)
+        if self.features is None:
+            with only_pair_errors("picture", pair.name):
+                image = augmentation.random_view(picture, self.image_size, self.augment, rng)
+            image_row = {"image": image}
+        else:
+            image_row = {"image_features": self.features.read(number, epoch, pair.name)}
         with only_pair_errors("caption", pair.name):
             tokens = self.tokenizer(caption, truncate=True)[0]
         if self.token_dropout:
             has_start = self.tokenizer.sot_id is not None
             tokens = packing.drop(tokens, self.token_dropout, self.tokenizer.pad_id, rng, has_start)
-        row = {"image": image, "tokens": tokens}
+        row = {**image_row, "tokens": tokens}
         return row | {"group": _group_of(pair, self.label)} if self.groups else row
 
 
@@ -155,7 +184,8 @@ class _Steps:
             if attempt:
                 i = int(rng.integers(len(source)))
             try:
-                row = self.prepares[part](read_pair(source, i), rng, epoch + i)
+                pair = read_pair(source, i)
+                row = self.prepares[part](pair, rng, epoch + i, number=i, epoch=epoch)
             except PairError as error:
                 bad[REASONS.index(error.reason)] += 1
                 complaint = str(error)
@@ -176,9 +206,14 @@ def pairs_per_picture(source: Source, first: int = 32) -> float:
     return len(pictures) / max(1, len(set(pictures)))
 
 
-def prepares_of(mixture: Mixture, prepare: Prepare) -> tuple[Prepare, ...]:
-    """`prepare` for each source of a mixture, with the source's own templates if it has any."""
-    return tuple(
+def prepares_of(
+    mixture: Mixture, prepare: Prepare, stored: Sequence[StoredFeatures] = ()
+) -> tuple[Prepare, ...]:
+    """`prepare` for each source of a mixture, with the source's own templates if it has any.
+
+    stored: the features of the pictures of each source, in place of pixels.
+    """
+    prepares = [
         dataclasses.replace(
             prepare,
             templates=part.templates,
@@ -188,7 +223,11 @@ def prepares_of(mixture: Mixture, prepare: Prepare) -> tuple[Prepare, ...]:
         if part.templates
         else prepare
         for part in mixture.parts
-    )
+    ]
+    if not stored:
+        return tuple(prepares)
+    pairs = zip(prepares, stored, strict=True)
+    return tuple(dataclasses.replace(own, features=features) for own, features in pairs)
 
 
 def batches(
@@ -198,12 +237,14 @@ def batches(
     batch_size: int,
     seed: int,
     rows: Iterable[int] | None = None,
+    stored: Sequence[StoredFeatures] = (),
 ) -> grain.MapDataset:
     """Endless batches; element `i` is the global batch of step `i`, or some `rows` of it.
 
     Every epoch has a new order. Which pair is in which row of which step, and all randomness of
     the row, depend on seed and global batch size only, not on the process that makes the row.
-    Sources of a mixture with templates of their own make their captions from these.
+    Sources of a mixture with templates of their own make their captions from these. With `stored`
+    features of each source the batches have these in place of pictures.
 
     Besides the output of `prepare`, a batch contains for each row
       source: int64 [rows], the number of the mixture's part;
@@ -212,7 +253,7 @@ def batches(
     """
     mixture = Mixture.from_source(source)
     own_rows = tuple(range(batch_size) if rows is None else map(int, rows))
-    prepares = prepares_of(mixture, prepare)
+    prepares = prepares_of(mixture, prepare, stored)
     return grain.MapDataset.source(_Steps(mixture, prepares, batch_size, seed, own_rows))
 
 

@@ -27,6 +27,7 @@ from clip_jax.tokenizers import packing
 
 Features = Float[np.ndarray, "n embed_dim"]
 Advance = Callable[[int], object]
+PixelsOf = Callable[[int], np.ndarray]  # uint8 [size, size, 3], by the number of a picture
 
 _AHEAD = 2  # batches in flight before a result is read
 
@@ -137,8 +138,25 @@ class Encoder:
           threads: decode at once; 0: one per processor.
           advance: called with the number of images of each finished batch.
         """
-        batches = _pixels(source, preprocess, threads, self._batches(len(source)))
-        return self._encode("image", batches, len(source), advance)[0]
+        return self.pixels(len(source), _reader(source, preprocess), threads, advance)
+
+    def pixels(
+        self,
+        total: int,
+        pixels: PixelsOf,
+        threads: int = 0,
+        advance: Advance = lambda _: None,
+    ) -> Features:
+        """Unit-norm features of `total` pictures, in order.
+
+        Args:
+          total: the number of pictures.
+          pixels: gives the pixels of a picture by its number; called in threads, and only for the
+            pictures that this process encodes.
+          threads, advance: as of `images`.
+        """
+        batches = _stacked(pixels, threads, self._batches(total))
+        return self._encode("image", batches, total, advance)[0]
 
     def encoded(
         self,
@@ -148,7 +166,7 @@ class Encoder:
         advance: Advance = lambda _: None,
     ) -> Encoded:
         """As `images`, with the features before the projection from the same pass."""
-        batches = _pixels(source, preprocess, threads, self._batches(len(source)))
+        batches = _stacked(_reader(source, preprocess), threads, self._batches(len(source)))
         return Encoded(*self._encode("pooled", batches, len(source), advance))
 
     def tokens(self, tokens: np.ndarray) -> Features:
@@ -160,15 +178,19 @@ class Encoder:
         return self._encode("text", batches, len(tokens), lambda _: None)[0]
 
 
-def _pixels(
-    source: Source, preprocess: Preprocess, threads: int, numbers: Iterable[tuple[np.ndarray, int]]
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of pixels; one is used while the next is decoded."""
-
-    def pixels(i: np.integer) -> np.ndarray:
-        pair = read_pair(source, int(i))
+def _reader(source: Source, preprocess: Preprocess) -> PixelsOf:
+    def pixels(i: int) -> np.ndarray:
+        pair = read_pair(source, i)
         with only_pair_errors("picture", pair.name):
             return preprocess(decode(pair.image, pair.name))
+
+    return pixels
+
+
+def _stacked(
+    pixels: PixelsOf, threads: int, numbers: Iterable[tuple[np.ndarray, int]]
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of pixels; one is used while the next is decoded."""
 
     def stack(decoded: tuple[Iterator[np.ndarray], np.ndarray, int]) -> tuple[np.ndarray, int]:
         images, where, count = decoded
@@ -178,7 +200,7 @@ def _pixels(
         previous = None
         for rows, count in numbers:
             distinct, where = np.unique(rows, return_inverse=True)
-            current = pool.map(pixels, distinct), where, count
+            current = pool.map(pixels, distinct.tolist()), where, count
             if previous:
                 yield stack(previous)
             previous = current

@@ -65,3 +65,12 @@ class ConfiguredObjective(Objective, Protocol):
         Raises:
           UserError: a key is wrong, or the model lacks what the objective needs.
         """
+
+
+def reads_image_features(objective: Objective) -> bool:
+    """Whether an objective takes `image_features` in a batch in place of `image`.
+
+    Those are the unit-norm features [n, embed_dim] of a frozen image tower. An objective says so by
+    an attribute `reads_image_features`.
+    """
+    return bool(getattr(objective, "reads_image_features", False))

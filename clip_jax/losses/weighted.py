@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, Key
 
-from clip_jax.losses.objective import Batch, Metrics, Objective
+from clip_jax.losses.objective import Batch, Metrics, Objective, reads_image_features
 from clip_jax.models.clip import CLIP
 from clip_jax.models.model_config import CLIPConfig
 
@@ -27,6 +27,11 @@ class Weighted:
 
     objectives: dict[str, Objective]
     weights: dict[str, float]
+
+    @property
+    def reads_image_features(self) -> bool:
+        """Whether all objectives can do without pictures, see `objective.reads_image_features`."""
+        return all(map(reads_image_features, self.objectives.values()))
 
     def _features_owner(self, name: str) -> str:
         """The name of the first objective that has the same `features` method."""

@@ -27,7 +27,7 @@ from clip_jax.plan import program
 from clip_jax.plan.program import Program
 from clip_jax.plan.result import Estimate
 from clip_jax.plan.topology import Topology, find_topology
-from clip_jax.training import flops, setup
+from clip_jax.training import setup
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _AMOUNT = r"([\d.]+)([KMGTP]?)i?B?"
@@ -67,10 +67,7 @@ def estimate_step(
     result = compile_lowered(recipe.lower(), device.platform, dump)
     compile_seconds = time.monotonic() - start
     hbm, capacity = _memory_parts(result, recipe), _capacity(topology.name)
-    frozen = recipe.groups.frozen_towers if recipe.groups else ()
-    model_flops = flops.step(
-        recipe.architecture, recipe.objective, config.batch_size, frozen=frozen
-    )
+    model_flops = recipe.step_flops()
     product_flops = result.program.product_flops * len(topology.devices)
     times = _Times(None, None, "")
     if result.executable is not None and device.platform == "tpu" and chip is not None:

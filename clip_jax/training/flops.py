@@ -41,6 +41,7 @@ def step(
     *,
     tokens: int | None = None,
     frozen: Collection[str] = (),
+    idle: Collection[str] = (),
 ) -> int:
     """FLOPs of a training step over a batch, on all devices together.
 
@@ -54,11 +55,9 @@ def step(
       batch_size: pairs of the whole batch.
       tokens: as of `forward`.
       frozen: `vision`, `text`, or both, if no parameter of that tower learns.
+      idle: towers that do not run, because their features were computed before.
     """
     image, text = forward(config, tokens=tokens)
-    passes = image * _passes("vision", frozen) + text * _passes("text", frozen)
-    return batch_size * passes + 3 * objective.flops(config, batch_size)
-
-
-def _passes(tower: str, frozen: Collection[str]) -> int:
-    return 1 if tower in frozen else 3
+    passes = {t: 0 if t in idle else 1 if t in frozen else 3 for t in ("vision", "text")}
+    towers = image * passes["vision"] + text * passes["text"]
+    return batch_size * towers + 3 * objective.flops(config, batch_size)

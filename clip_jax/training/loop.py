@@ -22,7 +22,7 @@ from clip_jax.distributed import hardware, multihost
 from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
 from clip_jax.models.clip import Variables
-from clip_jax.training import checkpointing, flops, metric_writers, workdir_lock
+from clip_jax.training import checkpointing, metric_writers, workdir_lock
 from clip_jax.training import train_step as step_lib
 from clip_jax.training.announcements import announce, announce_end
 from clip_jax.training.best_checkpoint import BestCheckpoint
@@ -158,9 +158,7 @@ class Loop:
                 "the checkpoints before it are kept"
             )
         run, batch_size = self.trainer.run, self.config.batch_size
-        groups = self.trainer.groups
-        frozen = groups.frozen_towers if groups else ()
-        self.flops += flops.step(run.model, run.objective, batch_size, tokens=tokens, frozen=frozen)
+        self.flops += self.trainer.step_flops(tokens)
         self.counts = self.counts + counts
         if step % self.config.log.every and step != self.config.steps:
             return
@@ -307,6 +305,8 @@ def train(config: Any, force: bool = False) -> None:
             loop = Loop(trainer, trainer.data(), stop, lock)
             announce(loop)
             try:
+                if loop.first < c.steps:
+                    trainer.fill_feature_cache(loop.state.variables, loop.progress.say)
                 step = loop.run()
             except BaseException:
                 try:

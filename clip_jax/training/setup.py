@@ -18,13 +18,13 @@ from clip_jax.config.schema import Config
 from clip_jax.distributed import hardware, sharding
 from clip_jax.distributed.param_spec import param_specs
 from clip_jax.errors import UserError
-from clip_jax.losses.objective import Objective
+from clip_jax.losses.objective import Objective, reads_image_features
 from clip_jax.losses.registry import make_objective
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.convolution import BatchNorm
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.optim import param_groups
-from clip_jax.training import layer_chunking
+from clip_jax.training import flops, layer_chunking
 from clip_jax.training import train_step as step_lib
 
 
@@ -41,12 +41,42 @@ def checked(config: Any, devices: int | None = None) -> tuple[Config, CLIPConfig
     c = check(config, devices)
     optim.OPTIMIZERS.get(c.optimizer.name, "config.optimizer.name")
     architecture = CLIPConfig.from_dict(c.model, trusted=True)
-    check_groups(c, architecture)
-    return c, architecture, make_objective(c, architecture)
+    objective = make_objective(c, architecture)
+    groups = check_groups(c, architecture)
+    _check_feature_cache(c, architecture, objective, groups)
+    return c, architecture, objective
 
 
-def check_groups(c: Config, architecture: CLIPConfig) -> None:
-    """Raises UserError if `optimizer.groups` or `freeze` is wrong, or a group starts too late."""
+def _check_feature_cache(
+    c: Config, architecture: CLIPConfig, objective: Objective, groups: param_groups.ParamGroups
+) -> None:
+    if not c.data.cache_features:
+        if c.data.views:
+            raise UserError(f"config.data.views={c.data.views} needs config.data.cache_features")
+        return
+    if "vision" not in groups.frozen_towers:
+        raise UserError(
+            "config.data.cache_features needs an image tower that does not learn: set "
+            "config.optimizer.freeze=vision"
+        )
+    if not reads_image_features(objective):
+        raise UserError(
+            f"config.data.cache_features: the objective {c.objective.name!r:.80} needs pictures"
+        )
+    dropped = architecture.to_dict()["vision"].get("patch_dropout")
+    if dropped:
+        raise UserError(
+            f"config.data.cache_features: features are computed with all patches, set "
+            f"config.model.vision.patch_dropout={dropped} to 0"
+        )
+
+
+def check_groups(c: Config, architecture: CLIPConfig) -> param_groups.ParamGroups:
+    """The groups of `optimizer.groups` and `freeze`.
+
+    Raises:
+      UserError: one of them is wrong, or a group starts too late.
+    """
     model = abstract_model(architecture)
     groups = param_groups.resolve(c.optimizer, param_specs(model), variables(model)[0])
     for group in groups.groups:
@@ -55,6 +85,7 @@ def check_groups(c: Config, architecture: CLIPConfig) -> None:
                 f"config.optimizer.groups: {group.name!r} starts at step {group.start}, but "
                 f"config.steps={c.steps}"
             )
+    return groups
 
 
 def _freeze_statistics(model: CLIP, groups: param_groups.ParamGroups) -> None:
@@ -130,13 +161,27 @@ class Recipe:
     def batch_like(self, context_length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of a global batch whose texts have this many tokens."""
         size, rows = self.architecture.vision.image_size, self.config.batch_size
-        batch = {
-            "image": jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8),
-            "tokens": jax.ShapeDtypeStruct((rows, context_length), np.int32),
-        }
+        batch = {"tokens": jax.ShapeDtypeStruct((rows, context_length), np.int32)}
+        if self.config.data.cache_features:
+            features = jax.ShapeDtypeStruct((rows, self.architecture.embed_dim), np.float32)
+            batch["image_features"] = features
+        else:
+            batch["image"] = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
         if self.config.loss.multi_positive:
             batch["group"] = jax.ShapeDtypeStruct((rows, 2), np.uint32)
         return batch
+
+    def step_flops(self, tokens: int | None = None) -> int:
+        """Model FLOPs of a step for texts of this many tokens (None: the tower's), see `flops`."""
+        idle = {"vision"} if self.config.data.cache_features else set()
+        return flops.step(
+            self.architecture,
+            self.objective,
+            self.config.batch_size,
+            tokens=tokens,
+            frozen=self.groups.frozen_towers if self.groups else (),
+            idle=idle,
+        )
 
     def lower(self, context_length: int | None = None) -> jax.stages.Lowered:
         """The step traced but not compiled, for texts of this many tokens (None: the tower's)."""

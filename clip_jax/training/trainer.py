@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from clip_jax.data import pipeline
+from clip_jax.data.stored_features import StoredFeatures
 from clip_jax.distributed import global_batch as rows_lib
 from clip_jax.distributed import multihost, sharding
 from clip_jax.evaluation import results as results_lib
@@ -20,8 +21,9 @@ from clip_jax.models.clip import Variables, parameter_count
 from clip_jax.tokenizers import packing
 from clip_jax.training import metric_writers, setup
 from clip_jax.training import train_step as step_lib
+from clip_jax.training.feature_cache import FeatureCache
 from clip_jax.training.run import Run
-from clip_jax.weights import positions
+from clip_jax.weights import library, positions
 
 
 class Trainer(setup.Recipe):
@@ -29,6 +31,7 @@ class Trainer(setup.Recipe):
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.feature_cache: FeatureCache | None = None  # from `data` on
         mesh = sharding.make_mesh(run.config.mesh.to_dict())
         super().__init__(run.config, run.model, run.objective, mesh)
 
@@ -95,17 +98,24 @@ class Trainer(setup.Recipe):
     def data(self) -> pipeline.Batches:
         """An iterator over this process's batches."""
         c, run = self.run.config, self.run
+        prepare = pipeline.Prepare.from_config(
+            c.data.to_dict(),
+            run.tokenizer,
+            run.model.vision.image_size,
+            groups=c.loss.multi_positive,
+        )
+        stored: tuple[StoredFeatures, ...] = ()
+        if c.data.cache_features:
+            stored = tuple(StoredFeatures() for _ in run.data.parts)
+            preprocess = library.preprocess_of(run.model)
+            self.feature_cache = FeatureCache(c, run.data, prepare, preprocess, stored)
         batches = pipeline.batches(
             run.data,
-            pipeline.Prepare.from_config(
-                c.data.to_dict(),
-                run.tokenizer,
-                run.model.vision.image_size,
-                groups=c.loss.multi_positive,
-            ),
+            prepare,
             batch_size=c.batch_size,
             seed=c.seed,
             rows=rows_lib.process_rows(self.mesh, c.batch_size),
+            stored=stored,
         )
         return pipeline.iterator(
             batches,
@@ -114,6 +124,18 @@ class Trainer(setup.Recipe):
             prefetch=c.data.prefetch,
             max_bad_fraction=c.data.max_bad_fraction,
         )
+
+    def fill_feature_cache(self, variables: Variables, say: Callable[[str], None]) -> None:
+        """Computes the image features that training reads, if it reads them and some are missing.
+
+        Args:
+          variables: with the weights of the image tower.
+          say: called with a line about it.
+        """
+        if self.feature_cache is not None:
+            size = self.run.config.evaluate.batch_size
+            encoder = Encoder(self.graph, variables, self.mesh, size)
+            self.feature_cache.fill(encoder, variables, say)
 
     def place(self, rows: pipeline.Row) -> dict[str, jax.Array]:
         """This process's rows in the global batch, without columns of mere padding."""

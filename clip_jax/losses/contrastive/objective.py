@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Array, Float, Key
 
@@ -41,6 +41,7 @@ class Contrastive:
     label_smoothing: float = 0.0
     mask_duplicates: bool = False
     multi_positive: bool = False
+    reads_image_features: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         contrastive.check_layout(self.layout, self.block)
@@ -64,7 +65,13 @@ class Contrastive:
         return objective
 
     def features(self, model: CLIP, batch: Batch, keys: Key[Array, " n"]) -> Features:
-        """Unit-norm features of images and texts, float32."""
+        """Unit-norm features of images and texts, float32.
+
+        A batch may hold `image_features` in place of `image`: unit-norm features of a frozen tower.
+        """
+        if "image_features" in batch:
+            text = model.encode_text(batch["tokens"], normalized=True)
+            return batch["image_features"], text
         output = model(batch["image"], batch["tokens"], key=keys)
         return output.image_features, output.text_features
 

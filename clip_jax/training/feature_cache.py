@@ -1,0 +1,171 @@
+"""Features of a frozen image tower, computed once (locked-image tuning with `data.cache_features`).
+
+The folder of a source's features is named by all that they depend on: the weights of the tower, the
+content of the source, and how pictures are prepared. Another run on the same data finds them, and a
+run that is resumed reads the same.
+
+Source: Zhai et al. 2022, "LiT: Zero-Shot Transfer with Locked-image text Tuning".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from clip_jax.config.schema import Config
+from clip_jax.data import fingerprint
+from clip_jax.data.example import PairError, only_pair_errors
+from clip_jax.data.images.decoding import decode
+from clip_jax.data.images.preprocess import Preprocess
+from clip_jax.data.mixture import Mixture
+from clip_jax.data.pipeline import Prepare
+from clip_jax.data.sources import Source, read_pair
+from clip_jax.data.stored_features import ROWS, StoredFeatures, file_name
+from clip_jax.distributed import multihost
+from clip_jax.errors import UserError, counted
+from clip_jax.evaluation import features
+from clip_jax.evaluation.features import Encoder
+from clip_jax.io import files
+from clip_jax.models.clip import Variables
+
+_VERSION = 1  # of the files and of what is computed
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureCache:
+    """Computes what is missing of the features of a run's pictures, and tells where they are.
+
+    Attributes:
+      config: of the run.
+      mixture: its pictures.
+      prepare: how training pictures are prepared.
+      preprocess: how they are prepared without augmentation.
+      stored: the features of each source of the mixture, which training reads.
+    """
+
+    config: Config
+    mixture: Mixture
+    prepare: Prepare
+    preprocess: Preprocess
+    stored: tuple[StoredFeatures, ...]
+
+    def fill(self, encoder: Encoder, variables: Variables, say: Callable[[str], None]) -> None:
+        """Computes the files that are missing.
+
+        Args:
+          encoder: of the model.
+          variables: its parameters and batch statistics.
+          say: called with a line about what is computed or read.
+
+        Raises:
+          UserError: a file cannot be written.
+        """
+        params, stats = variables
+        tower = features.fingerprint({"params": params["vision"], "stats": stats.get("vision", {})})
+        for part, stored in zip(self.mixture.parts, self.stored, strict=True):
+            folder = self._folder(tower, part.source)
+            stored.folder = folder
+            total = len(part.source)
+            missing = [n for n in range(-(-total // ROWS)) if not _is_whole(folder / file_name(n))]
+            # every process takes part in encoding
+            absent = np.isin(np.arange(-(-total // ROWS)), missing).astype(np.int64)
+            numbers = np.flatnonzero(multihost.sum_over_processes(absent)).tolist()
+            name = f"{part.name}: " if part.name else ""
+            if not numbers:
+                say(f"{name}features of {counted(total, 'picture')} are read from {folder}")
+                continue
+            say(f"{name}computing features of {counted(total, 'picture')} once, into {folder}")
+            bad = self._compute(encoder, part.source, numbers, folder)
+            if bad:
+                say(f"{name}{counted(bad, 'picture')} cannot be read and will be replaced")
+
+    def _folder(self, tower: str, source: Source) -> Path:
+        data = self.config.data
+        facts = {
+            "version": _VERSION,
+            "tower": tower,
+            "dtype": self.config.dtype,
+            "pairs": fingerprint.of_source(source),
+            "views": data.views,
+        }
+        if data.views:
+            facts |= {
+                "augment": dataclasses.asdict(self.prepare.augment),
+                "fast_decode": data.fast_decode,
+                "seed": self.config.seed,
+                "size": self.prepare.image_size,
+            }
+        else:
+            facts["preprocess"] = dataclasses.asdict(self.preprocess)
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        base = Path(data.features) if data.features else files.cache_folder("features")
+        return base.expanduser() / key
+
+    def _compute(
+        self, encoder: Encoder, source: Source, numbers: Sequence[int], folder: Path
+    ) -> int:
+        """Writes the files of these numbers; returns how many pictures could not be read."""
+        views, bad = max(1, self.config.data.views), 0
+        spans = {n: range(n * ROWS, min((n + 1) * ROWS, len(source))) for n in numbers}
+        total = views * sum(map(len, spans.values()))
+        with tqdm(total=total, unit=" pictures", desc="features", disable=None) as bar:
+            for number, span in spans.items():
+                unreadable: set[int] = set()
+
+                def pixels(row: int, span: range = span, lost: set[int] = unreadable) -> np.ndarray:
+                    picture, view = divmod(row, views)
+                    try:
+                        return self._pixels(source, span[picture], view)
+                    except PairError:
+                        lost.add(picture)
+                        size = self.prepare.image_size
+                        return np.zeros((size, size, 3), np.uint8)
+
+                encoded = encoder.pixels(len(span) * views, pixels, advance=bar.update)
+                array = encoded.reshape(len(span), views, -1)
+                lost = np.isin(np.arange(len(span)), list(unreadable)).astype(np.int64)
+                lost = multihost.sum_over_processes(lost) > 0
+                array[lost] = np.nan
+                bad += int(lost.sum())
+                _write(folder / file_name(number), array)
+        return bad
+
+    def _pixels(self, source: Source, picture: int, view: int) -> np.ndarray:
+        pair = read_pair(source, picture)
+        if self.config.data.views:
+            counter = (picture << 128) + (view << 96)
+            rng = np.random.Generator(np.random.Philox(key=self.config.seed, counter=counter))
+            return self.prepare.view(pair, rng)
+        with only_pair_errors("picture", pair.name):
+            return self.preprocess(decode(pair.image, pair.name))
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_suffix(".digest")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file of features is as it was written."""
+    try:
+        return _digest_path(path).read_text() == files.sampled_digest(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    try:
+        with files.atomic_write(path) as file:
+            np.save(file, array.astype(np.float32), allow_pickle=False)
+        with files.atomic_write(_digest_path(path)) as file:
+            file.write(files.sampled_digest(path).encode())
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room, or name another folder by "
+            "config.data.features"
+        ) from None
