@@ -10,6 +10,7 @@ written.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ def made_in(run: Any, seconds: float) -> float:
 
     data = Trainer(run).data()
     batches, size = data.dataset, run.config.batch_size
-    epoch = -(-len(run.source) // size)
+    epoch = -(-len(run.data) // size)
     for step in range(epoch):
         batches[step]
     began, step = time.perf_counter(), epoch
@@ -35,17 +36,16 @@ def made_in(run: Any, seconds: float) -> float:
 
 
 def step_of(run: Any, dtype: str) -> Callable[[], float]:
-    """A function that does one step of a config in a dtype and returns milliseconds."""
+    """A function that does one step of a run in a dtype and returns milliseconds."""
     import jax
 
-    from clip_jax.training import train_step as step_lib
     from clip_jax.training.trainer import Trainer
 
-    run.config.dtype = dtype
-    trainer = Trainer(run)
-    batch = trainer.place(trainer.data().dataset[0])
+    config = dataclasses.replace(run.config, dtype=dtype)
+    trainer = Trainer(dataclasses.replace(run, config=config))
+    batch = trainer.place(next(trainer.data()))
     compiled = trainer.compile(batch["tokens"].shape[1])
-    state = step_lib.init_state(run.model, trainer.optimizer, 0, trainer.mesh)
+    state = trainer.fresh()
 
     def run_step() -> float:
         nonlocal state
