@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "clip_jax"
 # What of training stands on evaluation, which a run does as it trains.
 TRAINING = (
     *("training.loop", "training.announcements", "training.trainer"),
-    *("training.run_identity", "training.run"),
+    *("training.run_identity", "training.run", "training.feature_cache"),
 )
 # From the ground up; a module belongs to the longest name that is its own or its package's.
 FLOORS = (
