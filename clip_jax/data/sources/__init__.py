@@ -46,6 +46,7 @@ SOURCES: Registry[SourceKind] = Registry(
     {
         "tfds": "clip_jax.data.sources.tfds:PreparedDatasets",
         "saved": "clip_jax.data.sources.tables:SavedDatasets",
+        "karpathy": "clip_jax.data.sources.karpathy:KarpathySource",
         "folder": "clip_jax.data.sources.folders:FolderSource",
         "records": "clip_jax.data.sources.records:RecordSource",
         "table": "clip_jax.data.sources.tables:Tables",
@@ -86,7 +87,8 @@ def open_source(
     Args:
       spec: a pattern of tars (`/data/{00000..00099}.tar`, `embedded:emoji/train-*.tar`), a folder
         of images (`/data/images`), also with a table of captions in it or given by itself
-        (`/coco/annotations/captions_train2017.json`), a table (`/data/*.parquet`, csv, tsv,
+        (`/coco/annotations/captions_train2017.json`), a file of Karpathy's splits
+        (`/coco/dataset_coco.json:train+restval`), a table (`/data/*.parquet`, csv, tsv,
         jsonl), ArrayRecord files (`/data/*.array_record`), a folder that Hugging Face's `datasets`
         saved, or `tfds:NAME:SPLIT` for a prepared TensorFlow data set. Tars, tables and folders of
         images may be remote: `gs://bucket/{000..999}.tar`. With a kind of the user's own, whatever

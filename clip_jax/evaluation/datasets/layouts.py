@@ -13,8 +13,8 @@ from clip_jax.data.example import IMAGES
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.sources import Source, SourceOptions, open_source, read_text
 from clip_jax.data.sources.endings import RECORDS, TABLES
+from clip_jax.data.sources.karpathy import KarpathySource
 from clip_jax.errors import UserError
-from clip_jax.evaluation.datasets.karpathy import KarpathySource
 from clip_jax.evaluation.datasets.registry import StandardDataset
 from clip_jax.io.files import JsonObject
 

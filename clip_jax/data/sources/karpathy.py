@@ -1,26 +1,37 @@
-"""Karpathy's splits of Flickr30k and COCO: a JSON file of captions beside a folder of images."""
+"""Karpathy's splits of Flickr30k and COCO: a JSON file of captions beside a folder of images.
+
+Source: Karpathy and Fei-Fei 2015, "Deep Visual-Semantic Alignments for Generating Image
+Descriptions".
+"""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from clip_jax.data.captions import Alternatives
 from clip_jax.data.example import MAX_MEMBER, Pair, read_bytes
 from clip_jax.data.opening import OpeningReport, all_used
+from clip_jax.data.sources.protocol import SourceOptions
 from clip_jax.errors import UserError
 from clip_jax.io import files, remote
 from clip_jax.io.files import JsonObject
+from clip_jax.io.paths import resolve
 
 MAX_BYTES = 256 << 20  # COCO's is 150 MB
+_SPEC = re.compile(r"(.*dataset_\w+\.json)(?::([\w+]+))?")
 
 
 class KarpathySource:
-    """The pairs of a split of `dataset_flickr30k.json` or `dataset_coco.json`.
+    """The images of one or more splits of `dataset_flickr30k.json` or `dataset_coco.json`.
 
-    The fields of a pair are `captions`, a list of texts. Images are looked for beside the JSON file
+    `config.data.train` names them as `dataset_coco.json:train+restval`; without a split it is
+    `train`. The fields of a pair are `caption`, of whose texts one is drawn, and `captions`, a list
+    of all. Images are looked for beside the JSON file
     and in the folders there, such as `images/`, `flickr30k-images/` or COCO's `val2014/`.
 
     Raises:
@@ -28,12 +39,30 @@ class KarpathySource:
         names an image outside its folder.
     """
 
-    def __init__(self, path: Path, split: str) -> None:
+    def __init__(self, path: Path, split: str, root: str = "") -> None:
         self.path, self.split = path, split
-        self._images = [self._parse(image) for image in _read_images(path) if _is_in(image, split)]
-        if not self._images:
-            raise UserError(f"{path} has no picture of the split {split!r}")
-        self._root = self._find_root(self._images[0][0])
+        splits, images = split.split("+"), _read_images(path)
+        for name in splits:
+            if not any(_is_in(image, [name]) for image in images):
+                known = sorted({str(i.get("split")) for i in images if isinstance(i, dict)})
+                raise UserError(
+                    f"{path} has no picture of the split {name!r}; it has {', '.join(known[:9])}"
+                )
+        self._images = [self._parse(image) for image in images if _is_in(image, splits)]
+        self._root = Path(root) if root else self._find_root(self._images[0][0])
+
+    @classmethod
+    def matches(cls, spec: str) -> bool:
+        """Whether `spec` is named as Karpathy's files are."""
+        return _SPEC.fullmatch(spec) is not None
+
+    @classmethod
+    def open(cls, spec: str, options: SourceOptions) -> KarpathySource:
+        """Opens `dataset_NAME.json` or `dataset_NAME.json:SPLIT+SPLIT`; see `SourceKind.open`."""
+        path, _, split = spec.partition(".json:")
+        if split:
+            path = f"{path}.json"
+        return cls(Path(resolve(path)), split or "train", options.root)
 
     def _parse(self, image: Mapping[str, Any]) -> tuple[str, list[str]]:
         try:
@@ -71,15 +100,16 @@ class KarpathySource:
     def text(self, i: int) -> tuple[JsonObject, str]:
         """The captions of the i-th image, and its name."""
         name, captions = self._images[i]
-        return {"captions": list(captions)}, str(self._root / name)
+        fields = {"captions": list(captions), "caption": Alternatives(captions)}
+        return fields, str(self._root / name)
 
     def __getitem__(self, i: int) -> Pair:
         text, name = self.text(i)
         return Pair(read_bytes(name, MAX_MEMBER), text, name)
 
 
-def _is_in(image: Any, split: str) -> bool:
-    return isinstance(image, dict) and image.get("split") == split
+def _is_in(image: Any, splits: Collection[str]) -> bool:
+    return isinstance(image, dict) and image.get("split") in splits
 
 
 def _read_images(path: Path) -> list[Any]:
