@@ -58,8 +58,8 @@ class Data(Group):
     source: str = key(
         "",
         "the kind of data source: tfds, saved, karpathy, folder, records, table, captions or tars; "
-        "or your own class as my_package.my_module:MySource, which opens train; empty: by what train "
-        "looks like",
+        "or your own class as my_package.my_module:MySource, which opens train; empty: by what "
+        "train looks like",
     )
     mix: Mapping[str, Any] = key(
         {},
