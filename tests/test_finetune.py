@@ -9,12 +9,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import clip_jax
 import runs
 from clip_jax import main
+from clip_jax.config import load
 from clip_jax.errors import UserError
 from clip_jax.models.clip import CLIP, variables
 from clip_jax.models.model_config import (
@@ -25,6 +27,9 @@ from clip_jax.models.model_config import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.training import checkpointing
+from clip_jax.training.run import prepare
+from clip_jax.training.trainer import Trainer
 from clip_jax.weights import export
 from support import encoded, picture, says, write_tar
 
@@ -241,3 +246,37 @@ def test_a_tokenizer_that_the_tower_cannot_read_is_refused(family, tokenizer, wo
             ]
         )
     assert says(caught.value, "tokenizer", *words)
+
+
+def test_a_new_run_goes_on_with_the_optimizers_state_of_another(tar, tmp_path):
+    config, kind = MODELS["clip"]
+    export.write(tmp_path / "weights", variables(CLIP(config, rngs=nnx.Rngs(3))), config, kind)
+    path = write_config(tmp_path, tmp_path / "weights", tar, config)
+    first = tmp_path / "first"
+    assert main.run(["--config", str(path), "--workdir", str(first)]) == 0
+
+    def fresh(*overrides):
+        start = f"weights.path={first / 'checkpoints' / '3'}"
+        folder = f"workdir={tmp_path / 'new'}"
+        c, _ = load(str(path), [folder, start, "weights.optimizer=True", *overrides])
+        trainer = Trainer(prepare(c))
+        return trainer, trainer.fresh()
+
+    trainer, state = fresh()
+    like = trainer.state_like
+    old = checkpointing.Checkpoints(first).restore(3, like)[0]
+    assert (int(state.step), int(old.step)) == (0, 3)
+    for new_part, old_part in zip(state.opt_state, old.opt_state, strict=True):
+        if isinstance(old_part, optax.ScaleByScheduleState):
+            assert (int(new_part.count), int(old_part.count)) == (0, 3)
+            continue
+        for one, other in zip(jax.tree.leaves(new_part), jax.tree.leaves(old_part), strict=True):
+            np.testing.assert_array_equal(one, other)
+    adam_state = old.opt_state[0]
+    assert int(adam_state.count) == 3 and any(np.any(x) for x in jax.tree.leaves(adam_state.mu))
+    with pytest.raises(UserError) as error:
+        fresh("optimizer.freeze=text")
+    assert says(error.value, "config.weights.optimizer=True needs the optimizer that")
+    with pytest.raises(UserError) as error:
+        fresh(f"weights.path={tmp_path / 'weights'}")
+    assert says(error.value, "is no run, and has no optimizer's state")

@@ -1,6 +1,7 @@
 """A run that is stopped, however, ends as one that was left alone."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -34,6 +35,15 @@ def same(first, second):
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def nearly_same(first, second):
+    """Another program may round otherwise: one with a schedule that goes on differently."""
+    ours, theirs = runs.values(first), runs.values(second)
+    assert ours.keys() == theirs.keys()
+    for (step, name), value in ours.items():
+        if name in ("loss", "learning_rate"):
+            assert value == pytest.approx(theirs[step, name], rel=1e-4), (step, name)
 
 
 def test_a_run_logs_every_step_and_its_evaluations(full_run):
@@ -76,6 +86,41 @@ def test_epochs_in_place_of_steps_are_the_same_run(config, full_run):
     same(workdir, full_run)
     saved = json.loads((workdir / "config.json").read_text())
     assert (saved["steps"], saved["epochs"]) == (12, 4.8)
+
+
+def test_a_finished_run_is_given_more_steps(config, full_run):
+    longer, at_once = config.parent / "longer", config.parent / "at once"
+    shutil.copytree(full_run, longer)
+    refused = runs.run(config, longer, "--config.steps=18")
+    assert refused.returncode == 2
+    assert (
+        "steps: 12 → 18" in refused.stderr and "--config.optimizer.ends='(12,)'" in refused.stderr
+    )
+    flags = ("--config.steps=18", "--config.optimizer.ends=(12,)", "--config.optimizer.then=rewarm")
+    again = runs.run(config, longer, *flags)
+    assert again.returncode == 0, again.stderr
+    assert "resuming after step 12 of 18, at a learning rate of 0.00025" in again.stderr
+    whole = runs.run(config, at_once, *flags)
+    assert whole.returncode == 0, whole.stderr
+    nearly_same(longer, at_once)
+    assert json.loads((longer / "config.json").read_text())["steps"] == 18
+    rates = [value for (_, name), value in runs.values(longer).items() if name == "learning_rate"]
+    assert rates[12:14] == pytest.approx([2.5e-4, 5e-4]) and rates[:2] == rates[12:14]
+
+
+def test_a_constant_run_is_given_more_steps_and_a_cooldown(config):
+    longer, at_once = config.parent / "constant", config.parent / "constant at once"
+    constant = "--config.optimizer.schedule=constant"
+    done = runs.run(config, longer, constant, "--config.steps=6")
+    assert done.returncode == 0, done.stderr
+    flags = (constant, "--config.steps=10", "--config.optimizer.cooldown_steps=4")
+    again = runs.run(config, longer, *flags)
+    assert again.returncode == 0, again.stderr
+    whole = runs.run(config, at_once, *flags)
+    assert whole.returncode == 0, whole.stderr
+    nearly_same(longer, at_once)
+    late = runs.run(config, longer, *flags, "--config.optimizer.cooldown_steps=5")
+    assert late.returncode == 2 and "optimizer.cooldown_steps: 4 → 5" in late.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

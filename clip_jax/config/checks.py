@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from fractions import Fraction
 from typing import Any
 
+from clip_jax.config.optimizer_schema import Optimizer
 from clip_jax.config.schema import Config
 from clip_jax.config.values import typed
 from clip_jax.data import captions, mixture_config
@@ -42,6 +44,7 @@ def check(config: Any, devices: int | None = None) -> Config:
     _check_templates(c)
     _check_label(c)
     _check_checkpoints(c)
+    _check_weights(c)
     if devices is not None:
         check_batch_size(c, devices)
     return c
@@ -81,14 +84,15 @@ def with_steps(c: Config, rows: int) -> Config:
 def check_schedule(c: Config) -> None:
     """Raises UserError if warm-up and cooldown do not fit the schedule or the length of the run."""
     o = c.optimizer
-    steps = f"config.steps={c.steps}" + (f", from config.epochs={c.epochs:g}" if c.epochs else "")
-    if c.steps and o.warmup_steps >= c.steps:
-        raise UserError(f"config.optimizer.warmup_steps={o.warmup_steps} must be below {steps}")
-    if c.steps and o.warmup_steps + o.cooldown_steps > c.steps:
-        raise UserError(
-            f"config.optimizer.cooldown_steps={o.cooldown_steps} after "
-            f"config.optimizer.warmup_steps={o.warmup_steps} is longer than {steps}"
-        )
+    _check_ends(c)
+    if o.ends:
+        _check_length(o, o.ends[0], f"config.optimizer.ends={o.ends}")
+    if c.steps:
+        source = f", from config.epochs={c.epochs:g}" if c.epochs else ""
+        starts = o.ends if o.then == "rewarm" else ()
+        for start, end in itertools.pairwise((0, *starts, c.steps)):
+            since = f" since {start}" if start else ""
+            _check_length(o, end - start, f"config.steps={c.steps}{source}{since}")
     decays = o.schedule in ("cosine", "linear")
     if decays and o.cooldown_steps:
         raise UserError(
@@ -100,6 +104,28 @@ def check_schedule(c: Config) -> None:
         raise UserError(
             f"config.optimizer.final_learning_rate={o.final_learning_rate:g} is never reached by "
             f"config.optimizer.schedule={o.schedule} without config.optimizer.cooldown_steps"
+        )
+
+
+def _check_ends(c: Config) -> None:
+    ends = c.optimizer.ends
+    limits = (0, *ends, c.steps) if c.steps else (0, *ends)
+    are_steps = all(isinstance(end, int) for end in ends)
+    if ends and not (are_steps and all(a < b for a, b in itertools.pairwise(limits))):
+        raise UserError(
+            f"config.optimizer.ends={ends!r:.80} must be steps in order, such as (1000,), below "
+            f"config.steps={c.steps}"
+        )
+
+
+def _check_length(o: Optimizer, length: int, where: str) -> None:
+    """Raises UserError if the warm-up and the cooldown are longer than a part of a run."""
+    if o.warmup_steps >= length:
+        raise UserError(f"config.optimizer.warmup_steps={o.warmup_steps} must be below {where}")
+    if o.warmup_steps + o.cooldown_steps > length:
+        raise UserError(
+            f"config.optimizer.cooldown_steps={o.cooldown_steps} after "
+            f"config.optimizer.warmup_steps={o.warmup_steps} is longer than {where}"
         )
 
 
@@ -168,6 +194,14 @@ def _check_checkpoints(c: Config) -> None:
         raise UserError(
             f"config.early_stop={c.early_stop} needs config.checkpoint.best: a metric that gets "
             "better, such as -validation_loss/NAME/loss"
+        )
+
+
+def _check_weights(c: Config) -> None:
+    if c.weights.optimizer and (c.weights.resize or not c.weights.path):
+        raise UserError(
+            "config.weights.optimizer=True needs config.weights.path, the folder of a run, and "
+            "config.weights.resize=False: an optimizer's state has the shapes of its parameters"
         )
 
 

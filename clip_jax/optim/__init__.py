@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from clip_jax.config import schema
+from clip_jax.config.optimizer_schema import Optimizer
 from clip_jax.distributed.param_spec import ParamSpecs
 from clip_jax.optim import low_precision
 from clip_jax.optim.masks import decay_mask
 from clip_jax.optim.optimizers import OPTIMIZERS
 from clip_jax.optim.param_groups import ParamGroup, ParamGroups
-from clip_jax.optim.schedules import learning_rate
+from clip_jax.optim.schedules import learning_rate, prolonged
 
-__all__ = ["OPTIMIZERS", "decay_mask", "learning_rate", "make_optimizer"]
+__all__ = ["OPTIMIZERS", "decay_mask", "learning_rate", "make_optimizer", "prolonged", "restarted"]
 
 
 def make_optimizer(
@@ -35,7 +37,7 @@ def make_optimizer(
       specs: the metadata of the parameters.
       groups: of parameters that learn differently; the optimizer is then of their trainable part.
     """
-    config = schema.Optimizer.with_defaults(config)
+    config = Optimizer.with_defaults(config)
     name = config["name"]
     if name == "adamw" and config["muon_learning_rate"]:
         name = "muon"
@@ -52,3 +54,21 @@ def make_optimizer(
     if config["clip_norm"]:
         return optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
     return optimizer
+
+
+def restarted(state: Any) -> Any:
+    """An optimizer's state with the counts of schedules and of group starts at 0.
+
+    Moments and the counts that correct their bias stay.
+    """
+    counters = optax.ScaleByScheduleState, optax.ConditionallyMaskState
+
+    def restart(leaf: Any) -> Any:
+        match leaf:
+            case optax.ScaleByScheduleState(count):
+                return optax.ScaleByScheduleState(jnp.zeros_like(count))
+            case optax.ConditionallyMaskState(step, inner):
+                return optax.ConditionallyMaskState(jnp.zeros_like(step), restarted(inner))
+        return leaf
+
+    return jax.tree.map(restart, state, is_leaf=lambda leaf: isinstance(leaf, counters))

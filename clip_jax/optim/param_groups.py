@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from clip_jax.config.schema import Optimizer
+from clip_jax.config.optimizer_schema import Optimizer
 from clip_jax.config.values import is_number
 from clip_jax.distributed.param_spec import ParamSpecs, path_name
 from clip_jax.errors import UserError

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
+
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -51,6 +54,38 @@ def learning_rate(
         return peak * (jnp.asarray(step, jnp.float32) + 1) / warmup_steps
 
     return optax.join_schedules([up, down], [warmup_steps])
+
+
+def prolonged(
+    make: Callable[[int], optax.Schedule], steps: int, ends: Sequence[int], then: str
+) -> optax.Schedule:
+    """The schedule of a run that was given more steps, once or several times.
+
+    Args:
+      make: the schedule of a run of a given number of steps.
+      steps: updates of the whole run.
+      ends: where it ended before, in order. The first part has the rates of a run of that length.
+      then: the rates of each later part. `continue`: those of a run that was so long from the
+        start. `rewarm`: a run of the part's length. `constant`: the rate of the update before.
+    """
+    if not ends:
+        return make(steps)
+
+    def part(start: int, end: int, before: optax.Schedule) -> optax.Schedule:
+        if then == "continue":
+            return make(end)
+        if then == "rewarm":
+            fresh = make(end - start)
+            return lambda step: fresh(step - start)
+        return lambda step: before(start - 1)
+
+    def join(start: int, before: optax.Schedule, after: optax.Schedule) -> optax.Schedule:
+        return lambda step: jnp.where(jnp.asarray(step) < start, before(step), after(step))
+
+    rate = make(ends[0])
+    for start, end in itertools.pairwise((*ends, steps)):
+        rate = join(start, rate, part(start, end, rate))
+    return rate
 
 
 def _prolongable(

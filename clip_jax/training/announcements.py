@@ -62,7 +62,11 @@ def announce(loop: Loop) -> None:
         if run.config.weights.resize and old != new:
             say(f"its positions are resized: {old} to {new}")
     elif loop.first:
-        say(f"resuming after step {loop.first} of {run.config.steps}")
+        rate = float(trainer.schedule(loop.first))
+        say(
+            f"resuming after step {loop.first} of {run.config.steps}, at a learning rate of "
+            f"{rate:.3g}"
+        )
 
 
 def _announce_negatives(loop: Loop) -> None:

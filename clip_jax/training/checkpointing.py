@@ -356,10 +356,13 @@ def _check_shapes(folder: Path, model_shapes: Mapping[str, Any]) -> None:
 
 def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): leaf.shape
-        for path, leaf in leaves
-    }
+    return {tuple(map(_key_name, path)): leaf.shape for path, leaf in leaves}
+
+
+def _key_name(key: Any) -> str:
+    """A key of a dictionary, of a sequence or of a named tuple, as orbax writes it."""
+    names = (getattr(key, attribute, None) for attribute in ("key", "idx", "name"))
+    return str(next(name for name in names if name is not None))
 
 
 def _unreadable(folder: Path, error: Exception) -> UserError:

@@ -107,6 +107,11 @@ def _weights(c: Config, model: CLIPConfig) -> ModelSource:
     # With resize the sizes in the file may differ.
     name = None if c.weights.resize else architectures.name_of(model, any_activation=True)
     source = open_model_source(c.weights.path, name, library.config_activation(model, name))
+    if c.weights.optimizer and source.workdir is None:
+        raise UserError(
+            f"config.weights.optimizer=True: {c.weights.path} is no run, and has no optimizer's "
+            "state"
+        )
     flag = "--config.weights.resize=True"
     positions.check_fits(source.config, model, c.weights.path, c.weights.resize, flag)
     return source

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from clip_jax import config as config_lib
+from clip_jax.config.schema import Config
 from clip_jax.data import fingerprint
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
 from clip_jax.io import files
 from clip_jax.io.files import JsonObject
-from clip_jax.training import checkpointing
+from clip_jax.training import checkpointing, setup
 from clip_jax.training.run import Run
 
 _FINGERPRINTS = "fingerprints.json"
+# Keys that may change as long as no learning rate of an update that is done does.
+_LENGTH = frozenset(
+    {
+        "steps",
+        "epochs",
+        *(
+            f"optimizer.{key}"
+            for key in (
+                *("schedule", "final_learning_rate", "cooldown_steps", "timescale"),
+                *("ends", "then"),
+            )
+        ),
+    }
+)
 
 
 def claim_workdir(run: Run) -> None:
@@ -48,10 +67,13 @@ def _claim(run: Run) -> None:
     moved = [key for key in changed if config_lib.is_place(key)] if before else []
     if before and "weights.path" in changed and _are_moved(old, weights, before.get("weights")):
         moved.append("weights.path")
-    if rest := [line for key, line in changed.items() if key not in moved]:
+    done = max(checkpointing.steps(run.workdir), default=0)
+    prolonged = _prolonging_keys(old, run.config, changed, done)
+    if rest := [line for key, line in changed.items() if key not in (*moved, *prolonged)]:
         raise UserError(
             f"{run.workdir} holds a run of another config ({'; '.join(rest)}): "
             "give another --workdir, or the values it was started with"
+            + _how_to_prolong(old, run.config)
         )
     if before is None:
         _write_fingerprints(fingerprints, now)
@@ -60,9 +82,49 @@ def _claim(run: Run) -> None:
             f"{run.workdir} holds a run on {_different(before, now)}: give the data it began with, "
             "or another --workdir"
         )
-    elif moved:
+    elif moved or prolonged:
         with files.atomic_write(path) as file:
             file.write(config_lib.to_json(run.config).encode())
+
+
+def _prolonging_keys(
+    old: JsonObject, config: Config, changed: Iterable[str], done: int
+) -> frozenset[str]:
+    """The changed keys of the run's length and schedule, if no update that is done is affected.
+
+    Args:
+      old: the config that the run had.
+      config: its config now.
+      changed: the keys that differ.
+      done: updates that are done. Their learning rates must be those of both configs.
+    """
+    keys = _LENGTH.intersection(changed)
+    if not keys:
+        return keys
+    optimizer = old.get("optimizer")
+    values = {"optimizer": optimizer if isinstance(optimizer, dict) else {}}
+    try:
+        before = config_lib.typed({**values, "steps": old.get("steps", Config.steps)})
+    except UserError:
+        return frozenset()
+    updates = np.arange(done)
+    old_rates, rates = (
+        np.asarray(jax.vmap(setup.learning_rate_schedule(c))(updates)) if done else updates
+        for c in (before, config)
+    )
+    return keys if np.array_equal(old_rates, rates) else frozenset()
+
+
+def _how_to_prolong(old: JsonObject, config: Config) -> str:
+    """What to add to a command that gives a run more steps; empty where it does not."""
+    steps = old.get("steps")
+    if not isinstance(steps, int) or config.steps <= steps or steps in config.optimizer.ends:
+        return ""
+    return (
+        "; more steps would change learning rates of updates that are done: add "
+        f"--config.optimizer.ends='{(*config.optimizer.ends, steps)}' and "
+        "--config.optimizer.then=continue, rewarm or constant"
+    )
 
 
 def _are_moved(old: JsonObject, path: str, before: Any) -> bool:
@@ -112,10 +174,12 @@ def check_same_run(run: Run, step: int) -> None:
     if (saved := checkpointing.read_saved_config(run.workdir, step)) is None:
         return  # from an older version; restoring compares shapes
     changed = config_lib.changes(saved, run.config.to_dict())
+    prolonged = _prolonging_keys(saved, run.config, changed, step)
     lines = [
         line
         for key, line in changed.items()
-        if not (config_lib.is_place(key) or key == "weights.path")  # these may have moved
+        # the first two may have moved
+        if not (config_lib.is_place(key) or key == "weights.path" or key in prolonged)
     ]
     if lines:
         raise UserError(

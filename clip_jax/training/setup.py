@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -95,6 +96,24 @@ def _freeze_statistics(model: CLIP, groups: param_groups.ParamGroups) -> None:
             module.frozen = groups.is_frozen("/".join(map(str, [*path, "scale"])))
 
 
+def learning_rate_schedule(c: Config) -> optax.Schedule:
+    """The learning rate by update, from 0, of a config whose `steps` are known."""
+    o = c.optimizer
+
+    def make(steps: int) -> optax.Schedule:
+        return optim.learning_rate(
+            o.learning_rate,
+            o.warmup_steps,
+            steps,
+            o.final_learning_rate,
+            o.schedule,
+            cooldown_steps=o.cooldown_steps,
+            timescale=o.timescale,
+        )
+
+    return optim.prolonged(make, c.steps, o.ends, o.then)
+
+
 class Recipe:
     """How a config trains on a mesh: shapes and functions, but no arrays.
 
@@ -110,15 +129,7 @@ class Recipe:
     ) -> None:
         self.config, self.architecture, self.mesh = c, architecture, mesh
         self.objective = objective
-        self.schedule = optim.learning_rate(
-            c.optimizer.learning_rate,
-            c.optimizer.warmup_steps,
-            c.steps,
-            c.optimizer.final_learning_rate,
-            c.optimizer.schedule,
-            cooldown_steps=c.optimizer.cooldown_steps,
-            timescale=c.optimizer.timescale,
-        )
+        self.schedule = learning_rate_schedule(c)
         self.chunks = layer_chunking.choose_chunks(
             c.chunk.to_dict(),
             architecture,

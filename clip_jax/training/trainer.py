@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
 
+from clip_jax import optim
 from clip_jax.data import pipeline
 from clip_jax.data.stored_features import StoredFeatures
 from clip_jax.distributed import global_batch as rows_lib
 from clip_jax.distributed import multihost, sharding
+from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.features import Encoder
 from clip_jax.inference.model_source import ModelSource
 from clip_jax.models import architectures
 from clip_jax.models.clip import Variables, parameter_count
 from clip_jax.tokenizers import packing
-from clip_jax.training import metric_writers, setup
+from clip_jax.training import checkpointing, metric_writers, setup
 from clip_jax.training import train_step as step_lib
 from clip_jax.training.feature_cache import FeatureCache
 from clip_jax.training.run import Run
@@ -83,9 +87,30 @@ class Trainer(setup.Recipe):
         params, _ = positions.resize_model(
             params, source.config, vision.image_size, text.context_length
         )
-        return step_lib.state_of(
+        state = step_lib.state_of(
             self.run.model, (params, stats), self.optimizer, self.mesh, self.state_options
         )
+        if not self.config.weights.optimizer:
+            return state
+        return dataclasses.replace(state, opt_state=self._optimizer_state_from(source))
+
+    def _optimizer_state_from(self, source: ModelSource) -> Any:
+        """The optimizer's state of a run's checkpoint, with the schedule at its beginning.
+
+        Raises:
+          UserError: the run has another optimizer, or other parameters that learn.
+        """
+        assert source.workdir is not None and source.step is not None
+        like = self.state_like
+        parts = {"params": like.params, "stats": like.stats, "opt_state": like.opt_state}
+        try:
+            saved = checkpointing.read_parts(source.workdir, source.step, parts)
+        except UserError as error:
+            raise UserError(
+                f"config.weights.optimizer=True needs the optimizer that {source.path} has, and "
+                f"the same parameters that learn: {error}"
+            ) from None
+        return optim.restarted(saved["opt_state"])
 
     def fresh(self) -> step_lib.TrainState:
         """A state with random initial values, or with the weights that the config names."""

@@ -68,6 +68,39 @@ def test_the_inverse_square_root_is_big_visions():
     assert rates(plain, 0, 9, 60, 160) == pytest.approx([1e-4, 1e-3, 1e-3 / 2**0.5, 5e-4])
 
 
+def test_a_prolonged_run_keeps_its_rates_and_goes_on_as_said():
+    def make(steps):
+        return optim.learning_rate(1e-3, 10, steps, final=1e-5)
+
+    updates = np.arange(300)
+    parts = {
+        "continue": lambda start, end, last: make(end)(np.arange(start, end)),
+        "rewarm": lambda start, end, last: make(end - start)(np.arange(end - start)),
+        "constant": lambda start, end, last: np.full(end - start, last),
+    }
+    for then, part in parts.items():
+        rate = optim.prolonged(make, 300, (100, 180), then)
+        expected = [*np.asarray(make(100)(updates[:100]))]
+        for start, end in ((100, 180), (180, 300)):
+            expected += [*np.asarray(part(start, end, expected[-1]))]
+        np.testing.assert_allclose(rates(rate, *updates), expected, rtol=1e-6, atol=1e-9)
+    assert rates(optim.prolonged(make, 300, (), "rewarm"), 5, 150) == rates(make(300), 5, 150)
+
+
+def test_a_restarted_state_keeps_its_moments_and_begins_the_schedule_anew():
+    optimizer = optax.conditionally_mask(optax.adamw(lambda count: 0.1), lambda step: step >= 1)
+    params = {"w": jnp.ones(2)}
+    state = optimizer.init(params)
+    for _ in range(3):
+        _, state = optimizer.update({"w": jnp.ones(2)}, state, params)
+    again = optim.restarted(state)
+    assert (int(state.step), int(again.step)) == (3, 0)
+    adam, schedule = state.inner_state[0], state.inner_state[-1]
+    assert (int(schedule.count), int(again.inner_state[-1].count)) == (2, 0)
+    assert int(again.inner_state[0].count) == int(adam.count) == 2
+    np.testing.assert_array_equal(again.inner_state[0].mu["w"], adam.mu["w"])
+
+
 COURSES = ["cosine", "linear", "constant", "rsqrt"]
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_jax import config as config_lib
-from clip_jax.config.schema import Config, Optimizer
+from clip_jax.config.optimizer_schema import Optimizer
+from clip_jax.config.schema import Config
 from clip_jax.distributed.param_spec import path_name
 from clip_jax.errors import UserError
 from clip_jax.models.clip import abstract_model, specs_of, variables
