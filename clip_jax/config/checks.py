@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from clip_jax.config.optimizer_schema import Optimizer
+from clip_jax.config.finetune_schema import Lora
 from clip_jax.config.schema import Config
 from clip_jax.config.values import typed
 from clip_jax.data import captions, mixture_config
@@ -33,6 +34,7 @@ def check(config: Any, devices: int | None = None) -> Config:
     check_schedule(c)
     _check_optimizer(c)
     _check_ema(c)
+    _check_lora(c)
     for tower, rows in c.chunk.to_dict().items():
         if rows > 0 and c.remat != "full":
             raise UserError(
@@ -136,6 +138,16 @@ def _check_ema(c: Config) -> None:
         )
     if c.steps and c.ema.start >= c.steps:
         raise UserError(f"config.ema.start={c.ema.start} must be below config.steps={c.steps}")
+
+
+def _check_lora(c: Config) -> None:
+    if not c.lora.rank and c.lora != Lora():
+        raise UserError("config.lora has keys but no rank: set config.lora.rank, such as 8")
+    if c.lora.dropout and max(c.chunk.image, c.chunk.text) > 0:
+        raise UserError(
+            f"config.lora.dropout={c.lora.dropout:g} needs all rows of a layer together: set "
+            "config.chunk.image and config.chunk.text to 0"
+        )
 
 
 def _check_optimizer(c: Config) -> None:

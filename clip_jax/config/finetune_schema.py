@@ -20,3 +20,19 @@ class Ema(Group):
     start: int = key(
         0, "updates before the average begins; until then it equals the parameters", at_least=0
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora(Group):
+    """Low-rank adapters of linear layers (LoRA); all other parameters are frozen."""
+
+    rank: int = key(0, "columns of A and rows of B; 0: no adapters", at_least=0)
+    alpha: float = key(16.0, "x·A·B is scaled by alpha / rank", at_least=1e-9)
+    dropout: float = key(
+        0.0, "share of the adapters' inputs that is dropped", at_least=0, at_most=BELOW_ONE
+    )
+    targets: str = key(
+        r".*/(attention|mlp)/\w+/kernel",
+        "regular expression that matches the whole names of the kernels with adapters, such as "
+        "vision/transformer/blocks/mlp/fc/kernel",
+    )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_jax.config.data_schema import Augment, Filter
-from clip_jax.config.finetune_schema import Ema
+from clip_jax.config.finetune_schema import Ema, Lora
 from clip_jax.config.keys import BELOW_ONE, Group, Key, group, key
 from clip_jax.config.optimizer_schema import Optimizer
 from clip_jax.io.files import JsonObject
@@ -306,6 +306,7 @@ class Config(Group):
     loss: Loss = group(Loss)
     optimizer: Optimizer = group(Optimizer)
     ema: Ema = group(Ema)
+    lora: Lora = group(Lora)
     mesh: Mesh = group(Mesh, resume=True)
     log: Log = group(Log, resume=True)
     checkpoint: Checkpoint = group(Checkpoint, resume=True)

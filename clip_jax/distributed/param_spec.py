@@ -30,6 +30,7 @@ class ParamSpec:
       gather: whether it is all-gathered over fsdp with the whole model. False for stacked layers,
         which are gathered one at a time, and for tables that are looked up where they are.
       inside: of stacked layers: how many of the last parts of the path are inside a layer.
+      adapter: whether it adapts another parameter. In a model with adapters, only these learn.
     """
 
     axes: tuple[str | None, ...]
@@ -37,6 +38,7 @@ class ParamSpec:
     matrix: bool = False
     gather: bool = True
     inside: int = 0
+    adapter: bool = False
 
     @property
     def stacked(self) -> bool:

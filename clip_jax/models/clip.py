@@ -12,10 +12,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from clip_jax.config.finetune_schema import Lora
 from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import SCALAR, ParamSpecs, param_specs
 from clip_jax.models.architectures import name_of
+from clip_jax.models.dropout import row_keys
 from clip_jax.models.layers import activation_dtype
+from clip_jax.models.lora import add_adapters
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.pixels import checked_pixels
 from clip_jax.models.token_ids import checked_tokens
@@ -61,8 +64,11 @@ class CLIP(nnx.Module):
       remat: what the backward pass recomputes, see `transformer.Transformer`.
       chunks: rows of each device that a layer of the image and of the text Transformer takes at a
         time; 0: all.
+      lora: low-rank adapters of linear layers.
       rngs: source of the initial values.
     """
+
+    dropout = 0.0  # of the adapters' inputs
 
     def __init__(
         self,
@@ -71,6 +77,7 @@ class CLIP(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         remat: str = "none",
         chunks: tuple[int, int] = (0, 0),
+        lora: Lora | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
@@ -85,6 +92,9 @@ class CLIP(nnx.Module):
             self.temperature = _scalar(config.temperature)
         if config.logit_bias is not None:
             self.logit_bias = _scalar(config.logit_bias)
+        if lora and lora.rank:
+            add_adapters(self, lora, rngs)
+            self.dropout = lora.dropout
         param_specs(self)  # raises where a parameter of a tower has no metadata
 
     @property
@@ -116,11 +126,12 @@ class CLIP(nnx.Module):
         if key is None:
             return self._encode("vision", image, normalized)
         keys = key if key.ndim else jax.random.split(key, len(image))
-        features = self.vision(image, key=keys)
+        with row_keys(keys if self.dropout else None):
+            features = self.vision(image, key=keys)
         return normalize(features) if normalized else features
 
     def encode_text(
-        self, tokens: Any, *, normalized: bool = False
+        self, tokens: Any, *, normalized: bool = False, key: Keys | None = None
     ) -> Float[Array, "batch embed_dim"]:
         """Text features.
 
@@ -128,11 +139,17 @@ class CLIP(nnx.Module):
           tokens: [batch, context], integers below the size of the vocabulary; see
             `token_ids.checked_tokens`.
           normalized: whether features are scaled to length one.
+          key: as in `__call__`.
 
         Raises:
           UserError: tokens are texts, have a wrong shape or type, or are of another tokenizer.
         """
-        return self._encode("text", checked_tokens(tokens, self.config.text), normalized)
+        tokens = checked_tokens(tokens, self.config.text)
+        if key is None or not self.dropout:
+            return self._encode("text", tokens, normalized)
+        with row_keys(key if key.ndim else jax.random.split(key, len(tokens))):
+            features = self.text(tokens)
+        return normalize(features) if normalized else features
 
     def _encode(self, tower: str, rows: Array, normalized: bool) -> Float[Array, "batch embed_dim"]:
         graph, params, stats = nnx.split(self, nnx.Param, nnx.BatchStat)
@@ -155,7 +172,7 @@ class CLIP(nnx.Module):
         """
         return self.compared(
             self.encode_image(image, normalized=True, key=key),
-            self.encode_text(tokens, normalized=True),
+            self.encode_text(tokens, normalized=True, key=key),
         )
 
     def compared(
@@ -193,22 +210,24 @@ def abstract_model(
     dtype: str = "float32",
     remat: str = "none",
     chunks: tuple[int, int] = (0, 0),
+    lora: Lora | None = None,
 ) -> CLIP:
     """The model with shapes in place of arrays: nothing is allocated."""
-    return nnx.merge(*_abstract(config, dtype, remat, chunks))
+    return nnx.merge(*_abstract(config, dtype, remat, chunks, lora))
 
 
-def specs_of(config: CLIPConfig) -> ParamSpecs:
+def specs_of(config: CLIPConfig, lora: Lora | None = None) -> ParamSpecs:
     """The metadata of the parameters of an architecture."""
-    return param_specs(abstract_model(config))
+    return param_specs(abstract_model(config, lora=lora))
 
 
 @lru_cache(maxsize=32)
 def _abstract(
-    config: CLIPConfig, dtype: str, remat: str, chunks: tuple[int, int]
+    config: CLIPConfig, dtype: str, remat: str, chunks: tuple[int, int], lora: Lora | None
 ) -> tuple[nnx.GraphDef, nnx.State]:
     def make() -> CLIP:
-        return CLIP(config, dtype=dtype, remat=remat, chunks=chunks, rngs=nnx.Rngs(0))
+        rngs = nnx.Rngs(0)
+        return CLIP(config, dtype=dtype, remat=remat, chunks=chunks, lora=lora, rngs=rngs)
 
     return nnx.split(nnx.eval_shape(make))
 

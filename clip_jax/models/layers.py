@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from clip_jax.distributed.param_spec import EMBEDDING, VECTOR, ParamSpec
+from clip_jax.models.dropout import drop
 from clip_jax.models.initializers import Initializer, LinearInit
 
 RESULT = "linear"
@@ -87,6 +88,37 @@ class _Multiply:
         return checkpoint_name(product(x, kernel, self.factors), RESULT)
 
 
+class Linear(nnx.Linear):
+    """A linear layer, to which `lora.add_adapters` may add low-rank factors.
+
+    Attributes:
+      rank: columns of `lora_a` and rows of `lora_b`; 0: it has neither.
+      scale: the factor on x · A · B.
+      dropout: the share of the inputs of A that is dropped in training.
+      number: of this layer, for its random numbers.
+    """
+
+    rank = 0
+    scale = 1.0
+    dropout = 0.0
+    number = 0
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """x · W + bias, plus what the adapter adds."""
+        y = super().__call__(inputs, out_sharding)
+        return y + self.expand(self.reduce(inputs), self.lora_b[...]) if self.rank else y
+
+    def reduce(self, x: Array) -> Array:
+        """scale · dropout(x) · A."""
+        x = drop(x.astype(self.dtype or x.dtype), self.dropout, self.number)
+        return self.scale * self.dot_general(x, self.lora_a[...].astype(x.dtype))
+
+    def expand(self, hidden: Array, factor: Array) -> Array:
+        """The result of `reduce` times B, or times some columns of it."""
+        y: Array = self.dot_general(hidden, factor.astype(hidden.dtype))
+        return y
+
+
 def linear(
     inputs: int,
     outputs: int,
@@ -97,8 +129,8 @@ def linear(
     use_bias: bool = True,
     axes: tuple[str, str] = ("inputs", "outputs"),
     bias_axis: str | None = None,
-) -> nnx.Linear:
-    """An `nnx.Linear` whose matrix product is computed in `dtype`, one of `model_config.DTYPES`.
+) -> Linear:
+    """A `Linear` whose matrix product is computed in `dtype`, one of `model_config.DTYPES`.
 
     Its result has the name `RESULT` in rematerialisation policies.
 
@@ -111,7 +143,7 @@ def linear(
       axes: the logical axes of the kernel, see `sharding.RULES`.
       bias_axis: the logical axis of the bias; None replicates it.
     """
-    return nnx.Linear(
+    return Linear(
         inputs,
         outputs,
         use_bias=use_bias,

@@ -20,6 +20,7 @@ from clip_jax.distributed.param_spec import (
     param_specs,
 )
 from clip_jax.errors import UserError
+from clip_jax.models import dropout
 from clip_jax.models.layers import RESULT
 
 # What is saved for the backward pass, which recomputes everything else.
@@ -188,6 +189,7 @@ def scan(
     """
     graph, params, stats = nnx.split(stacked, nnx.Param, nnx.BatchStat)
     specs = _layer_specs(params)
+    count = jax.tree.leaves(params)[0].shape[0]
 
     def layer(apply: Apply) -> Callable[[Array, Any], tuple[Array, nnx.State]]:
         if chunk:
@@ -196,13 +198,16 @@ def scan(
 
     x = sharding.constrain_rows(x)
     if last is None:
-        x, stats = jax.lax.scan(layer(apply), x, (params, stats))
+        numbers = dropout.layer_numbers(count)
+        x, stats = jax.lax.scan(dropout.numbered(layer(apply)), x, ((params, stats), numbers))
     else:
         before = jax.tree.map(lambda p: p[:-1], params)
         final = jax.tree.map(lambda p: p[-1], params)
-        if jax.tree.leaves(before)[0].shape[0]:
-            x, _ = jax.lax.scan(layer(apply), x, (before, stats))
-        x, _ = layer(last)(sharding.constrain_rows(x), (final, stats))
+        if count > 1:
+            numbers = dropout.layer_numbers(count - 1)
+            x, _ = jax.lax.scan(dropout.numbered(layer(apply)), x, ((before, stats), numbers))
+        final_layer = dropout.numbered(layer(last))
+        x, _ = final_layer(sharding.constrain_rows(x), ((final, stats), count - 1))
     x = sharding.constrain_rows(x)
     if train:
         nnx.update(stacked, stats)

@@ -71,11 +71,17 @@ class Attention(nnx.Module):
           at: the only position of each row that is computed, [batch, 1, width]; None: all.
         """
         queries = x if at is None else take_position(x, at)
+        hidden = self.qkv.reduce(x) if self.qkv.rank else None
         if sharding.splits_heads(self.heads):
-            q, k, v = self._by_head(x)
+            q, k, v = self._by_head(x, hidden)
             q = q if at is None else take_position(q, at)
         else:
             q, k, v = self._by_three_products(queries, x)
+            if hidden is not None:
+                read = hidden if at is None else take_position(hidden, at)
+                factors = jnp.split(self.qkv.lora_b[...], 3, -1)
+                more = map(self.qkv.expand, (read, hidden, hidden), factors)
+                q, k, v = (y + m.reshape(y.shape) for y, m in zip((q, k, v), more, strict=True))
         if causal and at is not None:
             visible = jnp.arange(x.shape[1]) <= jnp.reshape(at, (-1, 1, 1, 1))
             mask, causal = visible if mask is None else visible & mask, False
@@ -94,8 +100,11 @@ class Attention(nnx.Module):
             parts.append((y + bias.astype(y.dtype)).reshape(heads))
         return parts
 
-    def _by_head(self, x: Float[Array, "batch length width"]) -> list[Heads]:
-        """Queries, keys and values from a kernel grouped by head, as heads are sharded."""
+    def _by_head(self, x: Float[Array, "batch length width"], hidden: Array | None) -> list[Heads]:
+        """Queries, keys and values from a kernel grouped by head, as heads are sharded.
+
+        `hidden` is what an adapter adds, before its second factor.
+        """
 
         def grouped(param: nnx.Param) -> Array:
             parts = param[...].reshape(-1, 3, self.heads, x.shape[-1] // self.heads)
@@ -104,6 +113,8 @@ class Attention(nnx.Module):
         layer = self.qkv
         y = layer.dot_general(x.astype(layer.dtype or x.dtype), grouped(layer.kernel))
         y = y + grouped(layer.bias).astype(y.dtype)
+        if hidden is not None:
+            y = y + layer.expand(hidden, grouped(layer.lora_b))
         parts = y.reshape(*x.shape[:2], self.heads, 3, x.shape[2] // self.heads)
         return [parts[..., i, :] for i in range(3)]
 

@@ -30,6 +30,7 @@ from clip_jax.errors import UserError
 
 Tree = dict[str, Any]  # nested dictionaries of arrays
 ALL = "everything else"  # the name of the group of parameters that no pattern matches
+BASE = "base weights"  # the name of the group of all but adapters, in a model that has adapters
 
 # What comes before the first numbered layer of a tower, for `layer_decay`.
 _INPUTS = re.compile(
@@ -278,9 +279,15 @@ def resolve(config: Optimizer, specs: ParamSpecs, params: Any) -> ParamGroups:
     for number, entry in enumerate(config.groups):
         groups.append(_group(f"config.optimizer.groups[{number}]", entry))
         tests.append(_pattern_test(f"config.optimizer.groups[{number}]", groups[-1].name))
+    adapters = {layer for name in names if specs[name].adapter for layer in names[name]}
+    if adapters:
+        groups.append(ParamGroup(BASE, frozen=True))
+        tests.append(lambda name: name not in adapters)
     groups.append(ParamGroup())
     first = {name: _first(name, tests) for name in every_name}
     for i, (group, matches) in enumerate(zip(groups, tests, strict=False)):
+        if group.name == BASE:
+            continue
         if not any(map(matches, every_name)):
             raise UserError(_nothing(group, every_name))
         if i not in first.values():

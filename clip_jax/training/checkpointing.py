@@ -107,7 +107,8 @@ def _finetuning(values: JsonObject) -> Config:
     optimizer = values.get("optimizer")
     chosen = optimizer if isinstance(optimizer, dict) else {}
     chosen = {key: chosen[key] for key in ("freeze", "groups") if key in chosen}
-    return typed({"optimizer": chosen, "ema": values.get("ema", {})})
+    groups = {name: values[name] for name in ("ema", "lora") if name in values}
+    return typed({"optimizer": chosen, **groups})
 
 
 def read_saved_config(workdir: str | Path, step: int) -> JsonObject | None:

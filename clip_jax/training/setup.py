@@ -78,7 +78,7 @@ def check_groups(c: Config, architecture: CLIPConfig) -> param_groups.ParamGroup
     Raises:
       UserError: one of them is wrong, or a group starts too late.
     """
-    model = abstract_model(architecture)
+    model = abstract_model(architecture, lora=c.lora)
     groups = param_groups.resolve(c.optimizer, param_specs(model), variables(model)[0])
     for group in groups.groups:
         if c.steps and group.start >= c.steps:
@@ -131,13 +131,13 @@ class Recipe:
         self.objective = objective
         self.schedule = learning_rate_schedule(c)
         self.chunks = layer_chunking.choose_chunks(
-            c.chunk.to_dict(),
+            {"image": 0, "text": 0} if c.lora.dropout else c.chunk.to_dict(),
             architecture,
             hardware.chip_of_device(mesh.devices.flat[0]),
             c.batch_size // sharding.batch_shards(mesh) // c.accumulate,
             c.remat,
         )
-        self.model = abstract_model(architecture, c.dtype, c.remat, self.chunks)
+        self.model = abstract_model(architecture, c.dtype, c.remat, self.chunks, c.lora)
         specs = param_specs(self.model)
         groups = param_groups.resolve(c.optimizer, specs, variables(self.model)[0])
         self.groups = None if groups.everything_alike else groups
@@ -152,7 +152,8 @@ class Recipe:
             c.optimizer.text_weights,
             c.optimizer.frozen_weights,
             self.groups,
-            bool(c.ema.decay),
+            ema=c.ema.decay > 0,
+            lora=c.lora,
         )
         self.state_like = step_lib.abstract_state(
             architecture, self.optimizer, mesh, self.state_options

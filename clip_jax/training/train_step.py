@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.tree_util import GetAttrKey
 from jaxtyping import Array, Int
 
-from clip_jax.config.finetune_schema import Ema
+from clip_jax.config.finetune_schema import Ema, Lora
 from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import param_specs
 from clip_jax.losses.objective import Metrics, Objective
@@ -72,9 +72,9 @@ jax.tree_util.register_pytree_with_keys(
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def init_variables(config: CLIPConfig, seed: int) -> Variables:
+def init_variables(config: CLIPConfig, seed: int, lora: Lora | None = None) -> Variables:
     """Initial parameters and batch statistics."""
-    return variables(CLIP(config, rngs=nnx.Rngs(seed)))
+    return variables(CLIP(config, lora=lora, rngs=nnx.Rngs(seed)))
 
 
 NO_EMA = Ema()
@@ -191,6 +191,7 @@ class StateOptions:
       frozen_weights: dtype in which frozen matrices are stored.
       groups: of parameters that learn differently; None: all parameters learn alike.
       ema: whether the state holds an average of the parameters.
+      lora: the adapters of the model.
     """
 
     sharded_optimizer: bool = False
@@ -198,6 +199,7 @@ class StateOptions:
     frozen_weights: str = "float32"
     groups: ParamGroups | None = None
     ema: bool = False
+    lora: Lora | None = None
 
 
 DEFAULT = StateOptions()
@@ -206,7 +208,7 @@ DEFAULT = StateOptions()
 def _create(
     config: CLIPConfig, optimizer: optax.GradientTransformation, options: StateOptions, seed: int
 ) -> TrainState:
-    return _state_with(config, optimizer, options, *init_variables(config, seed))
+    return _state_with(config, optimizer, options, *init_variables(config, seed, options.lora))
 
 
 def _state_with(
@@ -216,7 +218,7 @@ def _state_with(
     params: Params,
     stats: Params,
 ) -> TrainState:
-    groups, specs = options.groups, specs_of(config)
+    groups, specs = options.groups, specs_of(config, options.lora)
     trainable = groups.trainable(params) if groups else params
     opt_state = optimizer.init(trainable)
     average = trainable if options.ema else {}
@@ -229,7 +231,7 @@ def _state_with(
 def _shardings(
     config: CLIPConfig, state: TrainState, mesh: Mesh, options: StateOptions
 ) -> TrainState:
-    specs = specs_of(config)
+    specs = specs_of(config, options.lora)
     where = sharding.shardings(state, specs, mesh)
     over_data = options.sharded_optimizer
     moments = sharding.shardings(state.opt_state, specs, mesh, over_data=over_data)

@@ -20,8 +20,8 @@ from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.features import Encoder
 from clip_jax.inference.model_source import ModelSource
-from clip_jax.models import architectures
-from clip_jax.models.clip import Variables, parameter_count
+from clip_jax.models import architectures, lora
+from clip_jax.models.clip import Params, Variables, parameter_count
 from clip_jax.tokenizers import packing
 from clip_jax.training import checkpointing, metric_writers, setup
 from clip_jax.training import train_step as step_lib
@@ -80,6 +80,11 @@ class Trainer(setup.Recipe):
         results_lib.write_report(folder, results, model, curves, seconds)
         return pictures
 
+    def initial_parameters(self) -> Params:
+        """Random initial parameters, with those of the adapters."""
+        c = self.config
+        return step_lib.init_variables(self.run.model, c.seed, c.lora)[0]
+
     def state_from(self, source: ModelSource) -> step_lib.TrainState:
         """A fresh state with saved weights in fp32; positions are resized to the model's sizes."""
         params, stats = jax.device_get(source.read("float32"))
@@ -87,6 +92,9 @@ class Trainer(setup.Recipe):
         params, _ = positions.resize_model(
             params, source.config, vision.image_size, text.context_length
         )
+        if self.config.lora.rank:
+            initial = jax.jit(lambda: lora.adapters_in(self.initial_parameters()))()
+            params = lora.with_adapters(params, jax.device_get(initial))
         state = step_lib.state_of(
             self.run.model, (params, stats), self.optimizer, self.mesh, self.state_options
         )
