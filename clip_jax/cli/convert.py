@@ -56,7 +56,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("dest", metavar="DEST", help="a folder, or a .safetensors, .bin or .pt file")
     libraries = f"{', '.join(MAPPINGS.names)}, or your own as my_package.my_module:MyMapping"
     p.add_argument(
-        "--to", required=True, metavar="LIBRARY", help=f"the library to write for: {libraries}"
+        "--to",
+        required=True,
+        metavar="LIBRARY",
+        help=f"the library to write for: {libraries}; or lora: only the adapters of a run",
     )
     p.add_argument(
         "--from",
@@ -83,6 +86,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="clip, siglip:spiece.model or wordpiece:vocab.txt (default: that of SOURCE)",
     )
+    p.add_argument(
+        "--adapters",
+        metavar="FILE",
+        help="merge the adapters (LoRA) of a file that --to lora wrote into the weights",
+    )
     p.add_argument("--ema", action="store_true", help="the averaged weights of a run")
     p.add_argument("--overwrite", action="store_true", help="replace existing files")
     p.add_argument("--json", action="store_true", help="print one JSON object")
@@ -96,6 +104,8 @@ def run(argv: Sequence[str]) -> int:
         value = getattr(args, flag)
         if value is not None and not 1 <= value <= MAX_SIZE:
             raise UserError(f"--{flag.replace('_', '-')} {value} must be from 1 to {MAX_SIZE}")
+    if args.to == "lora":
+        return _write_adapters(args)
     mapping_of(args.to, "--to")
     if args.source_library is not None:
         mapping_of(args.source_library, "--from")
@@ -114,4 +124,19 @@ def run(argv: Sequence[str]) -> int:
     for path, size in conversion.files.items():
         print(f"wrote {path}  {megabytes(size)}")
     print(f"read back: {counted(conversion.tensors, 'tensor')}, bit for bit")
+    return 0
+
+
+def _write_adapters(args: argparse.Namespace) -> int:
+    """Writes the adapters of a run alone."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from clip_jax.inference import adapters
+    from clip_jax.inference.model_source import open_model_source
+
+    source = open_model_source(args.source, ema=args.ema)
+    files = adapters.save(source, args.dest, overwrite=args.overwrite)
+    if args.json:
+        print(json.dumps({"files": files}))
+    for path, size in () if args.json else files.items():
+        print(f"wrote {path}  {megabytes(size)}")
     return 0

@@ -8,8 +8,8 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from clip_jax.config.optimizer_schema import Optimizer
 from clip_jax.config.finetune_schema import Lora
+from clip_jax.config.optimizer_schema import Optimizer
 from clip_jax.config.schema import Config
 from clip_jax.config.values import typed
 from clip_jax.data import captions, mixture_config

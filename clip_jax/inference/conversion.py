@@ -62,6 +62,7 @@ def convert(
     tokenizer: str | None = None,
     overwrite: bool = False,
     ema: bool = False,
+    adapters: str | Path | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Conversion:
     """Writes a model for another library, reads it back and compares.
@@ -79,12 +80,14 @@ def convert(
       tokenizer: as for `tokenizers.load`; None: that of the source.
       overwrite: whether existing files are replaced.
       ema: the averaged weights of a run.
+      adapters: a file that `--to lora` wrote; its adapters are merged into the weights.
       note: takes what the user should know, a line at a time.
 
     Raises:
       UserError: before anything is written: a source that cannot be read, a model that the library
         cannot represent, or a destination that cannot be written; and files that differ when read.
     """
+    from clip_jax.inference.adapters import adapted
     from clip_jax.inference.model_source import is_run, open_model_source
     from clip_jax.weights import arrays, positions
 
@@ -92,6 +95,8 @@ def convert(
     if model is not None and is_run(Path(source).expanduser()):
         raise UserError(f"{source} is a run, which says what it is: leave out --model")
     original = open_model_source(source, model, None, source_library, ema=ema)
+    if adapters is not None:
+        original = adapted(original, adapters)
     if original.remarks:
         note("; ".join(original.remarks))
     config = _convert_config(original, to, image_size, context_length, activation, note)

@@ -10,14 +10,17 @@ from typing import Any
 
 import jax
 
+from clip_jax.config.finetune_schema import Lora
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
-from clip_jax.inference.run_variables import read_run
+from clip_jax.inference.run_variables import read_run, read_unmerged
 from clip_jax.models import architectures
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import Variables, abstract_model, variables
+from clip_jax.models.lora import adapters_in
 from clip_jax.models.model_config import CLIPConfig
+from clip_jax.models.tower import Params
 from clip_jax.training import best_checkpoint, checkpointing
 from clip_jax.weights import arrays
 from clip_jax.weights.library import find_weights, is_weights, preprocess_of, read_variables
@@ -39,6 +42,8 @@ class ModelSource:
       workdir, step: of a run's checkpoint; None for other weights.
       dtype: what a run computes its activations in; empty for other weights.
       remarks: what was assumed or passed over, a sentence each.
+      lora, read_adapters: the adapters of a run that has some, and what reads them; `read` and
+        `read_sharded` merge them into the kernels.
     """
 
     path: Path
@@ -52,6 +57,8 @@ class ModelSource:
     step: int | None = None
     dtype: str = ""
     remarks: tuple[str, ...] = ()
+    lora: Lora | None = None
+    read_adapters: Callable[[], Params] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -144,13 +151,18 @@ def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
     def read_sharded(like: Any) -> Variables:
         return read_run(Path(workdir), step, run, like, ema=ema)
 
-    def read_variables_in(dtype: str) -> Variables:
+    def on_one_device() -> Variables:
         where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        like = jax.tree.map(
+        return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             variables(abstract_model(run.model)),
         )
-        return arrays.cast(read_sharded(like), dtype)
+
+    def read_adapters() -> Params:
+        params, _ = read_unmerged(Path(workdir), step, run, on_one_device(), ema=ema)
+        return adapters_in(params)
+
+    has_adapters = run.finetuning.lora.rank > 0
 
     return ModelSource(
         path=path,
@@ -158,12 +170,14 @@ def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
         config=run.model,
         preprocess=preprocess_of(run.model),
         tokenizer=run.tokenizer,
-        read=read_variables_in,
+        read=lambda dtype: arrays.cast(read_sharded(on_one_device()), dtype),
         read_sharded=read_sharded,
         workdir=Path(workdir),
         step=step,
         dtype=run.dtype,
         remarks=tuple(remarks),
+        lora=run.finetuning.lora if has_adapters else None,
+        read_adapters=read_adapters if has_adapters else None,
     )
 
 

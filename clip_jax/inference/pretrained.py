@@ -14,6 +14,7 @@ from clip_jax import tokenizers
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.distributed.compilation_cache import use_compilation_cache
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError
+from clip_jax.inference import adapters as adapters_lib
 from clip_jax.inference.model_source import (
     ModelSource,
     open_model_source,
@@ -48,6 +49,7 @@ def load(
     activation: str | None = None,
     library: Library | None = None,
     ema: bool = False,
+    adapters: str | Path | None = None,
 ) -> tuple[CLIP, Preprocess, Tokenize]:
     """Loads a trained model with its preprocessing and its tokenizer.
 
@@ -68,6 +70,7 @@ def load(
         own `weights.mappings.protocol.WeightsMapping`. OpenAI's, open_clip's and transformers' are
         recognized.
       ema: the averaged weights of a run with `config.ema.decay`.
+      adapters: a file that `convert --to lora` wrote; its adapters are merged into the weights.
 
     Returns:
       The model (`encode_image`, `encode_text`), its preprocessing (a PIL image to uint8
@@ -79,6 +82,8 @@ def load(
     use_compilation_cache()
     _check_options(dtype, params, image_size, context_length, activation)
     source = _open_source(model, weights, activation, library, ema)
+    if adapters is not None:
+        source = adapters_lib.adapted(source, adapters)
     for remark in source.remarks:
         category = DamageWarning if source.workdir else GuessedWarning
         warnings.warn(remark, category, stacklevel=2)

@@ -122,8 +122,3 @@ def with_adapters(params: Params, adapters: Params) -> Params:
 def scale_of(config: Lora) -> float:
     """The factor on A·B."""
     return config.alpha / config.rank
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a parameter of this path is part of an adapter."""
-    return name.rpartition("/")[2] in NAMES

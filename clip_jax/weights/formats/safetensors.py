@@ -49,6 +49,21 @@ def read_entries(file: BinaryIO) -> dict[str, Entry]:
     Raises:
       BadFileError: the file is broken.
     """
+    length, header = _header(file)
+    return _entries(file, header, 8 + length, size_of(file) - 8 - length)
+
+
+def read_metadata(file: BinaryIO) -> dict[str, str]:
+    """The metadata of an open file.
+
+    Raises:
+      BadFileError: the file is broken.
+    """
+    return _metadata(_header(file)[1])
+
+
+def _header(file: BinaryIO) -> tuple[int, JsonObject]:
+    """The length of the header in bytes, and what it says."""
     number, size = file.fileno(), size_of(file)
     length = int.from_bytes(os.pread(number, 8, 0), "little")
     if length > min(MAX_HEADER, size - 8):
@@ -56,7 +71,14 @@ def read_entries(file: BinaryIO) -> dict[str, Entry]:
     raw = os.pread(number, length, 8)
     if not raw.startswith(b"{"):
         raise BadFileError("it is no safetensors file")
-    return _entries(file, parse_json(raw), 8 + length, size - 8 - length)
+    return length, parse_json(raw)
+
+
+def _metadata(header: JsonObject) -> dict[str, str]:
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise BadFileError("its metadata is no text by name")
+    return metadata
 
 
 def parse_json(raw: bytes) -> JsonObject:
@@ -82,9 +104,8 @@ def parse_json(raw: bytes) -> JsonObject:
 
 
 def _entries(file: BinaryIO, header: JsonObject, start: int, available: int) -> dict[str, Entry]:
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise BadFileError("its metadata is no text by name")
+    _metadata(header)
+    header = {name: about for name, about in header.items() if name != "__metadata__"}
     entries, spans = {}, []
     for name, about in header.items():
         check_name(name)
