@@ -32,7 +32,7 @@ def _folded(keys: RowKeys, number: Any) -> RowKeys:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
-def drop(x: Float[Array, batch * rest], rate: float, number: int) -> Float[Array, batch * rest]:
+def drop(x: Float[Array, "*shape"], rate: float, number: int) -> Float[Array, "*shape"]:
     """`x` with a share of its values set to zero and the others scaled; `x` outside `row_keys`.
 
     Args:
