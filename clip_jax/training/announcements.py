@@ -83,6 +83,8 @@ def _announce_negatives(loop: Loop) -> None:
             if multi_positive
             else f"{size}each picture is then its own negative; lower config.batch_size"
         )
+    if loop.first or not multihost.is_first():
+        return  # no need to read pictures again
     for part in data.parts:
         prefix = f"{part.name}: " if part.name else ""
         shared = pipeline.pairs_per_picture(part.source)
