@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -59,6 +60,9 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """The command line: `python -m clip_jax`."""
+    # `python -m` does this; the script `clip-jax` does not. At the end, so that nothing is hidden.
+    if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
     if COMMANDS.get(next(iter(sys.argv[1:]), ""), ("",))[0] == "main":
         tune_allocator()
     run_and_exit(run, sys.argv[1:])

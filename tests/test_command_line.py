@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import clip_jax
+import runs
 from clip_jax import __main__ as command_line
 from clip_jax.errors import UserError
 
@@ -43,3 +45,18 @@ def test_an_unknown_command_is_a_user_error():
 def test_train_evaluate_and_plan_are_modes_of_main(capsys):
     with pytest.raises(UserError, match="--mode=plan needs --topology"):
         command_line.run(["plan", "--config", "configs/quickstart.py"])
+
+
+def test_the_script_finds_modules_in_the_current_folder(tmp_path):
+    (tmp_path / "near_losses.py").write_text("class Near:\n    pass\n")
+    script = Path(sys.executable).with_name("clip-jax")
+    done = subprocess.run(
+        [script, "train", "--config", "quickstart", "--config.objective.name=near_losses:Near"],
+        cwd=tmp_path,
+        env=runs.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "error: config.objective: Near is no objective" in done.stderr

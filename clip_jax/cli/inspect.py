@@ -92,7 +92,7 @@ def inspect_pairs(
         if not count:
             for number, part in enumerate(data.parts):
                 yield from ((number, i) for i in range(len(part.source)))
-        for position in range(count):
+        for position in range(min(count, len(data))):  # at most one epoch
             place = data.place(position, seed)
             yield place.part, place.pair
 

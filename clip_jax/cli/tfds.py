@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from clip_jax.cli.common import CommandParser
 from clip_jax.data.sources.tfds.location import COMMAND, data_dir
-from clip_jax.data.sources.tfds.prepared import prepare
 
 
 def run(argv: Sequence[str]) -> int:
@@ -31,6 +30,9 @@ def run(argv: Sequence[str]) -> int:
         help="the folder to write to (default: TFDS_DATA_DIR, here %(default)s)",
     )
     args = parser.parse_args(argv)
+    # needs the extra `tfds`, which --help does not
+    from clip_jax.data.sources.tfds.prepared import prepare
+
     builder = prepare(args.name, os.path.expanduser(args.data_dir))
     splits = ", ".join(
         f"{name} {info.num_examples:,}" for name, info in builder.info.splits.items()

@@ -74,6 +74,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
     module = importlib.util.module_from_spec(spec)
     try:
         _make_importable()
+        if file.parent != folder() and str(file.parent.resolve()) not in sys.path:
+            sys.path.append(str(file.parent.resolve()))  # a config may import its neighbours
         spec.loader.exec_module(module)
         config = module.get_config()
     except UserError:

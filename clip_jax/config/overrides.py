@@ -14,9 +14,8 @@ from clip_jax.config.schema import KEYS
 from clip_jax.config.values import is_number, kind_of
 from clip_jax.errors import UserError
 
-# Groups whose keys the user chooses. Single keys of `evaluate.sets` come from a config file only.
+# Groups whose keys the user chooses.
 _USER_NAMED = tuple(name for name, facts in KEYS.items() if facts.user_named)
-_EXTENSIBLE = tuple(name for name in _USER_NAMED if name != "evaluate.sets")
 
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -36,7 +35,7 @@ def override(config: ConfigDict, item: str) -> None:
     """
     key, equals, text = item.partition("=")
     *groups, last = key.split(".")
-    extensible = key.startswith(tuple(f"{name}." for name in _EXTENSIBLE)) and all(key.split("."))
+    extensible = key.startswith(tuple(f"{name}." for name in _USER_NAMED)) and all(key.split("."))
     node: Any = config
     for name in groups:
         if extensible and isinstance(node, ConfigDict) and name not in node:

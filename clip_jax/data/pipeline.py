@@ -326,9 +326,9 @@ class Batches(grain.DatasetIterator):
         total = int(self._total_bad.sum())
         if total > self._max_bad_fraction * max(self._total_seen, _MIN_SEEN):
             raise UserError(
-                f"{total:,} of {self._total_seen + total:,} pairs cannot be used "
+                f"{total:,} of {self._total_seen + total:,} pairs that were read cannot be used "
                 f"({described(self._total_bad)}), more than config.data.max_bad_fraction="
-                f"{self._max_bad_fraction:g}; such as: {self.complaint}"
+                f"{self._max_bad_fraction:g}: take them out, or raise it; such as: {self.complaint}"
             )
 
     def get_state(self) -> dict[str, int]:

@@ -156,7 +156,7 @@ class ZeroShotClassifier:
             while batch := list(itertools.islice(prepared, batch_size)):
                 broken = [item for item in batch if isinstance(item, UserError)]
                 if broken and not skip_broken:
-                    raise broken[0]
+                    raise UserError(f"{broken[0]} (--skip-broken, or skip_broken=True, goes on)")
                 pixels = [item for item in batch if not isinstance(item, UserError)]
                 rows = _rows(len(batch), batch_size, started)
                 scores = iter(self._scores(pixels, rows, text) if pixels else ())

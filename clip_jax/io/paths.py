@@ -75,7 +75,8 @@ def expand(pattern: str) -> list[str]:
         missing = [path for path in matches if not Path(path).is_file()]
         if missing or not matches:
             path = missing[0] if missing else start + rest
-            raise UserError(f"no file {path} (from {pattern!r}){_hint(path)}")
+            origin = "" if path == pattern else f" (from {pattern!r})"
+            raise UserError(f"no file {path}{origin}{_hint(path)}")
         files += matches
     return files
 

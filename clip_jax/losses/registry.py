@@ -24,6 +24,7 @@ OBJECTIVES: Registry[type[ConfiguredObjective]] = Registry(
     },
 )
 _KEYS = ("weight", "name", "options")
+_METHODS = ("from_config", "features", "loss", "flops")  # of `ConfiguredObjective`
 
 
 def make_objective(config: Config, model_config: CLIPConfig) -> Objective:
@@ -35,7 +36,7 @@ def make_objective(config: Config, model_config: CLIPConfig) -> Objective:
     section = config.objective
     if not section.mix:
         objective_class = OBJECTIVES.get(section.name, "config.objective.name")
-        return objective_class.from_config(config, model_config, section.options)
+        return _made(objective_class, "config.objective", config, model_config, section.options)
     objectives, weights = {}, {}
     for name, value in section.mix.items():
         key = f"config.objective.mix.{name}"
@@ -43,8 +44,26 @@ def make_objective(config: Config, model_config: CLIPConfig) -> Objective:
         weights[name] = float(entry.get("weight", 1.0))
         objective_class = OBJECTIVES.get(str(entry.get("name", name)), f"{key}.name")
         options = entry.get("options", {})
-        objectives[name] = objective_class.from_config(config, model_config, options)
+        objectives[name] = _made(objective_class, key, config, model_config, options)
     return Weighted(objectives, weights)
+
+
+def _made(
+    objective_class: type[ConfiguredObjective],
+    key: str,
+    config: Config,
+    model_config: CLIPConfig,
+    options: Mapping[str, Any],
+) -> Objective:
+    """An objective of a class, which may be a user's that is not complete."""
+    name = getattr(objective_class, "__qualname__", str(objective_class))
+    missing = [m for m in _METHODS if not callable(getattr(objective_class, m, None))]
+    if missing:
+        raise UserError(
+            f"{key}: {name} is no objective, because it has no method {', '.join(missing)}: see "
+            "docs/extending.md"
+        )
+    return objective_class.from_config(config, model_config, options)
 
 
 def _mix_entry(key: str, value: Any) -> Mapping[str, Any]:

@@ -161,6 +161,9 @@ class ParamGroups:
         learning = sum(size for group, size in counts if not group.frozen)
         total = sum(size for _, size in counts)
         parts = [f"{size:,} {_manner(group)} ({group.name})" for group, size in counts]
+        factors = np.concatenate([np.ravel(f) for f in self.factors.values()] or [np.ones(1)])
+        if factors.min() < 1:
+            parts.append(f"layer decay multiplies rates by {factors.min():.2g} to 1")
         return f"{learning:,} of {total:,} parameters learn: {'; '.join(parts)}"
 
     def optimizer(
@@ -372,7 +375,7 @@ def _part_test(
 
     Components may be left out where that is unique: `vision.blocks` is `vision/transformer/blocks`.
     """
-    tower, *rest = part.split(".")
+    tower, *rest = re.split("[./]", part)
     parsed = [_PART.fullmatch(component) for component in rest]
     if not re.fullmatch(r"\w+", tower) or not all(parsed):
         raise UserError(

@@ -56,7 +56,9 @@ def estimate_and_log(
 ) -> Estimate:
     """`estimate_step` of a config with overrides; logs the start and the result."""
     changes = override_flags(overrides or {})
-    log(f"compiling for {topology}: {changes or 'the config without changes'} …")
+    log(
+        f"compiling for {topology}: {changes or 'the config without changes'}; this takes minutes …"
+    )
     start = time.monotonic()
     estimate = estimate_step(with_overrides(config, overrides or {}), topology, dump, overrides)
     verdict = "fits" if estimate.fits else "does not fit"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import jax
@@ -144,11 +145,14 @@ def announce_end(run: Run, step: int, stopped_by: int, best: BestCheckpoint) -> 
     if (page := run.workdir / results_lib.PAGE).exists():
         suggestions.append(f"open {page} in a browser")
     if (run.workdir / "tensorboard").is_dir():
-        suggestions.append(f"tensorboard --logdir {folder}")
+        install = "" if find_spec("tensorboard") else "pip install tensorboard && "
+        suggestions.append(f"{install}tensorboard --logdir {folder}")
     if run.config.data.train.startswith(EMBEDDED):
         suggestions.append(
-            "train on your own tars: --config.data.train='/path/{00000..00099}.tar' "
-            "--workdir runs/mine"
+            "train on your own tars: "
+            "python -m clip_jax.main --config quickstart --workdir runs/mine "
+            "--config.data.train='/path/{00000..00099}.tar' "
+            "--config.data.captions=\"('{caption}',)\""
         )
     lines = [
         f"done: {counted(step, 'step')} in {run.workdir}",

@@ -186,7 +186,7 @@ class Loop:
         if not self.told and self.data.complaint:
             self.told = True
             self.progress.say(f"a pair is left out: {self.data.complaint}")
-            self.progress.say("  such are counted as data/skipped/… in the metrics")
+            self.progress.say("  broken pairs are counted as data/skipped/… in the metrics")
 
     def _evaluate(self, step: int) -> bool:
         """Evaluates the model; returns whether it is the best so far."""

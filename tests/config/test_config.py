@@ -378,7 +378,9 @@ def test_groups_of_the_users_own_names_are_set_as_a_whole_or_by_key() -> None:
     override(c, "data.mix={}")
     quick, _ = load(str(ROOT / "configs" / "quickstart.py"), ["evaluate.sets={}"])
     assert not quick.evaluate.sets
-    for item in ("data.mix.", "data.mix..x=3", "data.mix.a", "evaluate.sets.a=3"):
+    override(quick, "evaluate.sets.mine.data=/x/test.csv")
+    assert quick.evaluate.sets.to_dict() == {"mine": {"data": "/x/test.csv"}}
+    for item in ("data.mix.", "data.mix..x=3", "data.mix.a", "evaluate.sets.a"):
         with pytest.raises(UserError) as error:
             override(c, item)
         assert says(error.value, f"config.{item.partition('=')[0]}")

@@ -71,6 +71,7 @@ def test_a_frozen_tower_is_not_in_the_trainable_tree():
     [
         ("vision.blocks[:2]", [False, False, True, True]),
         ("vision.transformer.blocks[:2]", [False, False, True, True]),
+        ("vision/transformer/blocks[:2]", [False, False, True, True]),
         ("vision.blocks[-1]", [True, True, True, False]),
         ("vision.blocks[1]", [True, False, True, True]),
         ("vision.blocks[1:3]", [True, False, False, True]),
@@ -307,6 +308,14 @@ def test_frozen_matrices_are_stored_in_half_the_bytes():
     for name, leaf in stored.items():
         half = name.startswith("vision/") and not SPECS[name].is_vector
         assert leaf.dtype == (jnp.bfloat16 if half else jnp.float32), name
+
+
+def test_the_start_of_a_run_says_how_many_parameters_learn():
+    total = sum(leaf.size for leaf in jax.tree.leaves(SHAPES))
+    line = groups_of(freeze="text", layer_decay={"vision": 0.5}).described(SHAPES)
+    vision = sum(leaf.size for name, leaf in flat(SHAPES).items() if not name.startswith("text"))
+    assert line.startswith(f"{vision:,} of {total:,} parameters learn")
+    assert says(line, f"{total - vision:,} frozen (text)", "multiplies rates by 0.031 to 1")
 
 
 def test_the_defaults_of_the_schema_are_no_groups():

@@ -7,6 +7,10 @@ import json
 import pytest
 
 import runs
+from clip_jax import config as config_lib
+from clip_jax.errors import UserError
+from clip_jax.training import setup
+from support import says
 
 # Barlow Twins across the two towers: the matrix of correlations of the features is the identity.
 MODULE = """
@@ -116,3 +120,20 @@ def test_a_wrong_name_or_option_ends_in_one_line(user, tmp_path, flag, words):
     assert done.returncode == 2
     assert words in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_an_objective_that_lacks_a_method_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "half_losses.py").write_text(
+        "class Half:\n"
+        "    @classmethod\n"
+        "    def from_config(cls, config, model_config, options):\n"
+        "        return cls()\n"
+        "    def features(self, model, batch, keys):\n"
+        "        return ()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    c, _ = config_lib.load("quickstart")
+    c.objective.name = "half_losses:Half"
+    with pytest.raises(UserError) as error:
+        setup.checked(c)
+    assert says(error.value, "config.objective", "Half", "loss, flops")

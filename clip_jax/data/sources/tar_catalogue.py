@@ -215,7 +215,7 @@ def check(catalogue: Catalogue, paths: Sequence[str], max_bad_fraction: float) -
     return [
         f"{len(tars):,} of {len(paths):,} tars {what}, such as {remote.redact(paths[tars[0]])}: "
         f"{catalogue.flaws.get(tars[0], '')}"
-        for tars, what in ((empty, "are left out"), (cut, "are used only up to a damage"))
+        for tars, what in ((empty, "are left out"), (cut, "are damaged and used up to the damage"))
         if tars
     ]
 

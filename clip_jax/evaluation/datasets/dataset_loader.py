@@ -166,7 +166,7 @@ def _find_standard(standard: StandardDataset, folder: str, split: str) -> SplitL
 def _missing(options: DatasetOptions, standard: StandardDataset | None, folder: str) -> UserError:
     if standard is None:
         return UserError(f"{options.key}.data={options.data!r} has no test split")
-    where = folder or "config.evaluate.folder (which is not set)"
+    where = folder or "FOLDER, the folder that config.evaluate.folder names"
     home = f"{where}/{options.name}"
     ways = [f"{home}/test/CLASS/*.jpg"]
     if standard.metric in WITHOUT_CLASSES:

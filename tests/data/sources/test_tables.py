@@ -599,3 +599,11 @@ def test_text_without_the_picture(tmp_path: Path) -> None:
     (tmp_path / "y.csv").write_text("path,label\nno/such.png,cat\n")
     source = TableSource(str(tmp_path / "y.csv"))
     assert source.text(0)[0] == {"label": "cat"}, "the picture need not be there"
+
+
+def test_without_pyarrow_a_table_is_one_line_with_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "pairs.csv").write_text("image,caption\na.png,a\n")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError) as error:
+        open_source(str(tmp_path / "pairs.csv"))
+    assert says(error.value, "pairs.csv", "pyarrow", "clip_jax[tables]")

@@ -322,7 +322,7 @@ def test_a_damaged_tar_is_used_up_to_the_damage(tar_factory: TarFactory, kind: s
     damaged(kind, path)
     source = TarSource(str(path))
     (line,) = source.opening_report().notes
-    assert "1 of 1 tars are used only up to a damage" in line and str(path) in line
+    assert "1 of 1 tars are damaged and used up to the damage" in line and str(path) in line
     assert [source[i][:2] for i in range(3)] == [intact[i][:2] for i in range(3)]
     faulty = kind in ("in a member", "a negative size")
     assert len(source) == 3 + faulty
@@ -375,7 +375,7 @@ def test_few_of_many_tars_may_be_left_out(tar_factory: TarFactory) -> None:
         source = TarSource(pattern, max_bad_fraction=0.2)
         left_out, cut = source.opening_report().notes
         assert "1 of 5 tars are left out" in left_out and str(paths[1]) in left_out
-        assert "1 of 5 tars are used only up to" in cut and str(paths[4]) in cut
+        assert "1 of 5 tars are damaged and used up to" in cut and str(paths[4]) in cut
         assert [source[i].text["caption"] for i in range(len(source))] == expected
         assert source.fingerprint != before
     refused(lambda: TarSource(pattern), paths[1], "1 of 5 tars", "max_bad_fraction=0.01")

@@ -9,8 +9,19 @@ from pathlib import Path
 
 from clip_jax.data.sources.endings import SAVED, TABLES
 from clip_jax.data.sources.protocol import Source, SourceOptions
+from clip_jax.errors import UserError
 from clip_jax.io import remote
 from clip_jax.io.paths import resolve, suffix
+
+
+def _require_pyarrow(spec: str) -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{spec} is a table, and pyarrow, which reads tables, is not installed ({error}): "
+            "pip install 'clip_jax[tables]'"
+        ) from None
 
 
 class Tables:
@@ -24,6 +35,7 @@ class Tables:
     @staticmethod
     def open(spec: str, options: SourceOptions) -> Source:
         """Opens one or more tables of one kind; see `TableSource`."""
+        _require_pyarrow(spec)
         from clip_jax.data.sources.tables.source import TableSource
 
         return TableSource(
@@ -48,6 +60,7 @@ class SavedDatasets:
     @staticmethod
     def open(spec: str, options: SourceOptions) -> Source:
         """Maps the rows of the folder; see `SavedSource`."""
+        _require_pyarrow(spec)
         from clip_jax.data.sources.tables.saved import SavedSource
 
         root = resolve(options.root) if options.root else ""

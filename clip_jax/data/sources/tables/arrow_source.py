@@ -12,23 +12,16 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
 
 from clip_jax.data.captions import Alternatives
 from clip_jax.data.example import MAX_MEMBER, Fields, Pair, PairError, read_bytes
 from clip_jax.data.opening import OpeningReport, quoted
 from clip_jax.data.sources.caption_tables import caption_column
+from clip_jax.data.sources.tables import columns
 from clip_jax.errors import UserError
 from clip_jax.io import remote
-
-try:
-    import pyarrow as pa
-    import pyarrow.ipc
-except ImportError as error:
-    raise UserError(
-        f"pyarrow, which reads tables, is not installed ({error}): pip install 'clip_jax[tables]'"
-    ) from None
-
-from clip_jax.data.sources.tables import columns
 
 _DERIVED = ("_batches", "_ends", "_pairs_before")  # attributes that a worker computes again
 
