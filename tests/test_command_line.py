@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -49,9 +48,18 @@ def test_train_evaluate_and_plan_are_modes_of_main(capsys):
 
 def test_the_script_finds_modules_in_the_current_folder(tmp_path):
     (tmp_path / "near_losses.py").write_text("class Near:\n    pass\n")
-    script = Path(sys.executable).with_name("clip-jax")
+    # as the script `clip-jax`, for which Python puts the script's folder on the path
+    script = "import sys; sys.path.remove(''); from clip_jax.__main__ import main; main()"
     done = subprocess.run(
-        [script, "train", "--config", "quickstart", "--config.objective.name=near_losses:Near"],
+        [
+            sys.executable,
+            "-c",
+            script,
+            "train",
+            "--config",
+            "quickstart",
+            "--config.objective.name=near_losses:Near",
+        ],
         cwd=tmp_path,
         env=runs.environment(),
         capture_output=True,

@@ -24,6 +24,7 @@ from clip_jax.data.sources.table_options import TableOptions
 from clip_jax.data.sources.tables import arrow_source
 from clip_jax.data.sources.tables.arrow_source import ArrowSource
 from clip_jax.data.sources.tables.source import TableSource
+from clip_jax.errors import UserError
 from support import refused, says
 
 ROWS = [
