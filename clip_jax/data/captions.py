@@ -68,7 +68,7 @@ def fields(template: str) -> list[str]:
 
 
 def field_value(text: Mapping[str, Any], field: str) -> Any:
-    """The value of a field, `meta.title` being `title` inside `meta`; None if it is missing."""
+    """Returns the value of a field, or None; `meta.title` names `title` inside `meta`."""
     if field in text:
         return text[field]
     outer, dot, inner = field.partition(".")

@@ -45,7 +45,7 @@ def of_mixture(mixture: Mixture) -> dict[str, str]:
 
 
 def of_tokenizer(tokenizer: Tokenizer) -> str:
-    """A hash of the vocabulary and of the ids of a sentence."""
+    """Returns a hash of a tokenizer's vocabulary and of the ids that it gives a fixed sentence."""
     words: list[Any] = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     words.append(tokenizer.encode("A photo of two cats, 1984: naïve façade ☃ 猫"))
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]

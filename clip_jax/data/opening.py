@@ -36,7 +36,7 @@ def quoted(name: str) -> str:
 
 
 def meaning(reason: str) -> str:
-    """What a reason means; a source's own reason speaks for itself."""
+    """Explains a reason in words; a reason that a source defined is returned with spaces."""
     return REASONS.get(reason) or reason.replace("_", " ")
 
 

@@ -96,7 +96,7 @@ def _version(info: Any) -> str:
 
 
 def state(path: str) -> State:
-    """The state of a file, local or remote.
+    """Returns the size and the version of a file, local or remote, by which a change shows.
 
     Raises:
       UserError: there is no such file, or its state cannot be read.

@@ -39,7 +39,7 @@ class Weighted:
         return next(n for n, o in self.objectives.items() if type(o).features is method)
 
     def features(self, model: CLIP, batch: Batch, keys: Key[Array, " n"]) -> dict[str, Any]:
-        """The features of the objectives, without those that an earlier one computes too."""
+        """Returns the features by objective; shared features appear once, under the first one."""
         return {
             name: objective.features(model, batch, keys)
             for name, objective in self.objectives.items()

@@ -62,7 +62,9 @@ class ParamGroup:
     warmup_steps: int | None = None
 
     def schedule(self, common: optax.Schedule, common_warmup: int) -> optax.Schedule:
-        """The group's learning rate by the number of its own updates, without the factor.
+        """Returns the group's learning rate as a function of the number of its own updates.
+
+        The factor `learning_rate` is not applied.
 
         Args:
           common: the learning rate by step.

@@ -13,7 +13,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def encodable(text: str) -> str:
-    """The text with U+FFFD for halves of surrogate pairs, which cannot be encoded."""
+    """Replaces unpaired surrogates by U+FFFD, so that the text can be encoded as UTF-8."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 

@@ -215,9 +215,13 @@ def _list_names(names: Iterable[str]) -> str:
 
 
 def caption_column(names: Iterable[str]) -> str:
-    """The column that `{caption}` stands for if none is called so: by its name, or the only one.
+    """Returns the column that `{caption}` reads where no column is called `caption`.
 
-    names: of all columns but the image's. Empty: there is none, or one is called caption.
+    That is a column with a usual name for captions, or the only column. The result is empty if
+    neither exists, or if a column is called `caption`.
+
+    Args:
+      names: the names of all columns except that of the images.
     """
     columns = list(names)
     if "caption" in columns:

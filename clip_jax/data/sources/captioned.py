@@ -152,7 +152,10 @@ class CaptionedSource:
         return remote.identity(names, remote.states(names))
 
     def layout(self) -> Iterator[bytes]:
-        """The captions, the paths of the images, and their sizes unless they are very many."""
+        """Yields the captions, the paths of the images and their sizes, for a fingerprint.
+
+        Sizes are left out where there are very many files, see `folder_layouts.file_layout`.
+        """
         yield from self._fields
         yield from folder_layouts.file_layout(self.root, self._paths)
 

@@ -61,9 +61,11 @@ def has_classes(listing: Listing) -> bool:
 
 
 def captioning_table(listing: Listing, images: Iterable[list[bytes]]) -> str:
-    """A file of a folder that has several words about each image; empty for none.
+    """Returns the path of a file in the folder that has captions of its images; empty for none.
 
-    images: the names of the image files, by folder.
+    Args:
+      listing: the files of the folder.
+      images: the names of the image files, by folder.
     """
     tables = [path for path in listing.files() if path.lower().endswith((*_TEXTUAL, ".parquet"))]
     if not tables:

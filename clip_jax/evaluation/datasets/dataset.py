@@ -113,10 +113,10 @@ class Dataset:
         return self.target is not None and self.target.ndim == 1
 
     def split(self, name: str) -> Split:
-        """Images to learn from, `train` or `validation`, with their classes.
+        """Returns the images of `train` or `validation` with their classes.
 
         Raises:
-          UserError: the split is not there; the line says what to give.
+          UserError: the data set has no such split.
         """
         if name not in ("train", "validation"):
             raise UserError(f"{name!r} is no split to learn from: train and validation are")

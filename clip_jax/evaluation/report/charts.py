@@ -193,7 +193,15 @@ def scatter(
     others: Sequence[tuple[float, float]] = (),
     line: Sequence[tuple[float, float]] = (),
 ) -> Markup:
-    """Labelled points, others as small dots with their line, and the diagonal."""
+    """Draws labelled points, small dots with a line, and the diagonal, as an SVG.
+
+    Args:
+      title: of the chart, for readers who do not see it.
+      frame: the axes.
+      shown: points with labels.
+      others: coordinates of points without labels, drawn as small dots.
+      line: coordinates of the corners of a line that belongs to the dots, such as their fit.
+    """
     low, high = max(frame.x.low, frame.y.low), min(frame.x.high, frame.y.high)
     parts = [frame.axes()]
     if high > low:

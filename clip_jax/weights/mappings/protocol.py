@@ -57,7 +57,7 @@ class WeightsMapping(Protocol):
 
     @abstractmethod
     def documents(self, config: CLIPConfig, preprocess: Preprocess) -> dict[str, Document]:
-        """The JSON files beside the weights of a model, by name.
+        """Returns the JSON files to write beside the weights of a model, by file name.
 
         Raises:
           UserError: the library cannot describe such a model.
