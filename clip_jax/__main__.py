@@ -23,13 +23,15 @@ COMMANDS = {
     "plan": ("main", "estimate the memory and time of a step on a TPU slice, without one"),
     "classify": ("cli.classify", "classify images with labels of your own"),
     "convert": ("cli.convert", "write a model for OpenAI's code, open_clip or transformers"),
+    "interpolate": ("cli.interpolate", "mix the weights of two models (WiSE-FT)"),
+    "soup": ("cli.soup", "average the weights of several models"),
     "inspect": ("cli.inspect", "show what the data of a config contain and how fast they are read"),
     "tfds": ("cli.tfds", "prepare a data set of TensorFlow Datasets, without TensorFlow"),
 }
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<10} {line}" for name, (_, line) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<11} {line}" for name, (_, line) in COMMANDS.items())
     return (
         f"usage: python -m clip_jax COMMAND [FLAG …]\n\nclip_jax {__version__}\n\n{commands}\n\n"
         "python -m clip_jax COMMAND --help lists the flags of a command"

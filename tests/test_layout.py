@@ -30,7 +30,7 @@ FLOORS = (
     ("training",),
     ("inference",),
     ("evaluation",),
-    (*TRAINING, "evaluation.evaluate", "plan"),
+    (*TRAINING, "evaluation.evaluate", "evaluation.mixtures", "plan"),
     ("", "cli", "main", "__main__"),
 )
 

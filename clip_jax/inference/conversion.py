@@ -49,7 +49,7 @@ class Conversion:
 
 
 def convert(
-    source: str | Path,
+    source: str | Path | ModelSource,
     dest: str | Path,
     to: Library,
     *,
@@ -68,7 +68,7 @@ def convert(
     """Writes a model for another library, reads it back and compares.
 
     Args:
-      source: a run, or another library's file or folder.
+      source: a run, another library's file or folder, or a model that is open already.
       dest: a folder or a file, as for `weights.export.write`.
       to: the library that it is for: a name of `MAPPINGS`, or the dotted path of a user's own.
       source_library: whose names `source` uses; None: a run, or one of ours that is recognized.
@@ -88,13 +88,16 @@ def convert(
         cannot represent, or a destination that cannot be written; and files that differ when read.
     """
     from clip_jax.inference.adapters import adapted
-    from clip_jax.inference.model_source import is_run, open_model_source
+    from clip_jax.inference.model_source import ModelSource, is_run, open_model_source
     from clip_jax.weights import arrays, positions
 
     file = _destination(dest, to)
-    if model is not None and is_run(Path(source).expanduser()):
+    if isinstance(source, ModelSource):
+        original = source
+    elif model is not None and is_run(Path(source).expanduser()):
         raise UserError(f"{source} is a run, which says what it is: leave out --model")
-    original = open_model_source(source, model, None, source_library, ema=ema)
+    else:
+        original = open_model_source(source, model, None, source_library, ema=ema)
     if adapters is not None:
         original = adapted(original, adapters)
     if original.remarks:

@@ -1,0 +1,190 @@
+"""Evaluating mixtures of models on the sets of a config, and their report."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from clip_jax import tokenizers
+from clip_jax.config.checks import check
+from clip_jax.config.schema import Config
+from clip_jax.distributed import multihost, sharding
+from clip_jax.errors import UserError
+from clip_jax.evaluation import results as results_lib
+from clip_jax.evaluation.evaluate import load_encoder
+from clip_jax.evaluation.evaluators import load_evaluators
+from clip_jax.evaluation.report import charts, formats, tables
+from clip_jax.evaluation.report.cards import card, grid
+from clip_jax.evaluation.report.charts import Frame, Point, Series
+from clip_jax.evaluation.report.markup import Markup, join
+from clip_jax.evaluation.report.scales import scale_around
+from clip_jax.evaluation.report.section import Section, without_thumbnails
+from clip_jax.evaluation.report.tables import Cell, Column
+from clip_jax.evaluation.suite import Suite
+from clip_jax.inference.model_source import ModelSource
+
+COLORS = 6  # of lines, in the style sheet
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """A mixture and its metrics."""
+
+    alpha: float
+    metrics: Mapping[str, float]
+
+
+class Judge:
+    """Evaluates models of one architecture on the sets of a config.
+
+    Args:
+      c: the config.
+      model: whose tokenizer and preprocessing are used.
+      folder: of results that are kept.
+      suite, sets: as for `evaluate.evaluate`.
+
+    Raises:
+      UserError: there is nothing to evaluate on.
+    """
+
+    def __init__(
+        self, c: Config, model: ModelSource, folder: Path, suite: str = "", sets: str = ""
+    ) -> None:
+        self._config = c = check(c)
+        self._folder = folder
+        name = model.tokenizer or c.tokenizer
+        length = model.config.text.context_length
+        self._tokenizer = tokenizers.load(name, length, trusted=name == c.tokenizer)
+        model.config.text.check_tokenizer(name, self._tokenizer)
+        evaluators = load_evaluators(suite or c.evaluate.suite, "--suite")
+        self._suite = Suite(
+            c.evaluate,
+            self._tokenizer,
+            model.preprocess,
+            evaluators,
+            explicit=bool(suite),
+            sets=sets,
+        )
+        if not self._suite:
+            raise UserError(
+                "there is nothing to evaluate on: --sets=cifar10,mine=/data/mine or "
+                "config.evaluate.sets names test sets"
+            )
+        if self._suite.needs_training:
+            raise UserError("overlap looks at training pictures, not at mixtures: leave it out")
+        self._mesh = sharding.make_mesh(c.mesh.to_dict())
+
+    def metrics(self, model: ModelSource) -> dict[str, float]:
+        """The metrics of a model."""
+        c = self._config
+        dtype = c.evaluate.dtype or model.dtype or "float32"
+        encoder, scale, _ = load_encoder(
+            model, dtype, self._tokenizer.pad_id, self._mesh, c.evaluate.batch_size
+        )
+        results = self._suite.evaluate(
+            encoder, scale, self._folder / "evaluation", say=multihost.say_first
+        )
+        return results.metrics()
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A metric of the own task and of other sets for each mixture.
+
+    Attributes:
+      own: the name of the metric on the own set.
+      others: its names on the other sets.
+      mixtures: in order of alpha.
+    """
+
+    own: str
+    others: tuple[str, ...]
+    mixtures: tuple[Mixture, ...]
+
+    def mean_of_others(self, mixture: Mixture) -> float:
+        """The mean of the metric over the other sets."""
+        return sum(mixture.metrics[name] for name in self.others) / len(self.others)
+
+
+def curve_of(mixtures: Sequence[Mixture], own: str, metric: str) -> Curve:
+    """The curve of `metric`, such as `zero_shot/top1`.
+
+    Args:
+      mixtures: evaluated.
+      own: the set of the own task; empty: the first set that has the metric.
+      metric: EVALUATOR/NAME.
+
+    Raises:
+      UserError: no set, or not this one, has the metric.
+    """
+    evaluator, _, name = metric.partition("/")
+    start, end = f"{evaluator}/", f"/{name}"
+    names = [key for key in mixtures[0].metrics if key.startswith(start) and key.endswith(end)]
+    own_name = f"{start}{own}{end}" if own else next(iter(names), "")
+    if own_name not in names:
+        known = ", ".join(mixtures[0].metrics)
+        raise UserError(f"no metric {own_name or metric!r}: there are {known:.400}")
+    others = tuple(key for key in names if key != own_name)
+    return Curve(own_name, others, tuple(sorted(mixtures, key=lambda m: m.alpha)))
+
+
+def table(curve: Curve) -> str:
+    """The curve as lines of text."""
+    names = (curve.own, *curve.others)
+    lines = ["alpha  " + "  ".join(names)]
+    for mixture in curve.mixtures:
+        values = (f"{mixture.metrics[name]:>{len(name)}.2%}" for name in names)
+        lines.append(f"{mixture.alpha:5.3g}  " + "  ".join(values))
+    return "\n".join(lines)
+
+
+def _section(curve: Curve, _: Mapping[str, Any]) -> Markup:
+    """Both charts and the table."""
+    names = (curve.own, *curve.others)
+    series = [
+        Series(name, [(m.alpha, m.metrics[name]) for m in curve.mixtures], f"c{i % COLORS + 1}")
+        for i, name in enumerate(names)
+    ]
+    values = [y for line in series for _, y in line.points]
+    frame = Frame(scale_around([0, 1]), scale_around(values, share=True), "alpha", "")
+    drawn = [
+        card("By alpha", join(charts.lines("By alpha", frame, series), charts.legend(series)), "")
+    ]
+    if curve.others:
+        points = [
+            Point(f"{m.alpha:.3g}", curve.mean_of_others(m), m.metrics[curve.own])
+            for m in curve.mixtures
+        ]
+        x = scale_around([point.x for point in points], share=True)
+        y = scale_around([point.y for point in points], share=True)
+        frame = Frame(x, y, "mean of the other sets", curve.own)
+        line = [(point.x, point.y) for point in points]
+        chart = charts.scatter("Mixtures", frame, points, line=line)
+        drawn.append(card("Own task against others", chart, ""))
+    rows = [
+        [Cell(f"{m.alpha:.3g}"), *(Cell(formats.percent(m.metrics[name])) for name in names)]
+        for m in curve.mixtures
+    ]
+    columns = [Column("alpha"), *(Column(name) for name in names)]
+    return join(grid(drawn), tables.table("Mixtures", columns, rows))
+
+
+def write_report(folder: Path, curve: Curve, models: Sequence[ModelSource], began: float) -> Path:
+    """Writes report.json and the page; returns the page."""
+    created = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    facts = {"name": models[0].name, "checkpoint": " and ".join(str(m.path) for m in models)}
+    document = {
+        "version": results_lib.VERSION,
+        "model": {**facts, "created": created},
+        "sets": {},
+        "mixtures": [dataclasses.asdict(mixture) for mixture in curve.mixtures],
+        "seconds": time.monotonic() - began,
+    }
+    draw = without_thumbnails(partial(_section, curve))
+    section = Section("mixtures", "Mixtures of two models", draw)
+    return results_lib.write_document(folder, document, {}, [section])
