@@ -203,6 +203,8 @@ class Log(Group):
 
     every: int = key(50, "steps between two lines of metrics", at_least=1)
     tensorboard: bool = key(True, "write TensorBoard's files too")
+    wandb: str = key("", "the project of Weights & Biases that the run is shown in; empty: none")
+    trackio: str = key("", "the project of trackio that the run is shown in; empty: none")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from clip_jax.distributed import hardware, multihost
 from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
 from clip_jax.models.clip import Variables
-from clip_jax.training import checkpointing, metric_writers, workdir_lock
+from clip_jax.training import checkpointing, metric_writers, trackers, workdir_lock
 from clip_jax.training import train_step as step_lib
 from clip_jax.training.announcements import announce, announce_end
 from clip_jax.training.best_checkpoint import BestCheckpoint
@@ -86,7 +86,12 @@ class Loop:
         self.checkpoints.preserve.best = self.best.step
         self.writer = (
             metric_writers.Writer(
-                trainer.run.workdir, resume_step=self.first, tensorboard=c.log.tensorboard
+                trainer.run.workdir,
+                resume_step=self.first,
+                tensorboard=c.log.tensorboard,
+                trackers=trackers.open_trackers(
+                    c, trainer.run.workdir, config_lib.without_secrets(c.to_dict())
+                ),
             )
             if multihost.is_first()
             else metric_writers.Unwritten()
@@ -212,6 +217,8 @@ class Loop:
             pictures = self.trainer.report(results, step, seconds, ema=ema)
             for path in sorted(pictures.glob("*.png")):
                 self.writer.picture(step, f"{prefix}pictures/{path.stem}", path)
+            page = pictures.parent.parent / results_lib.PAGE
+            self.writer.report(step, f"{prefix}report", page)
         weights = "averaged weights" if ema else "evaluation"
         self.progress.say(f"{weights} at step {step} ({seconds:.0f} s)")
         self.progress.say(results_lib.table(metrics))

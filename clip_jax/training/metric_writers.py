@@ -7,16 +7,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-from clip_jax.data.images.lettering import encodable
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
+from clip_jax.training.trackers import TensorBoard, Tracker
 
 
 def read_metrics(path: str | Path) -> list[JsonObject]:
@@ -39,48 +39,6 @@ def read_metrics(path: str | Path) -> list[JsonObject]:
     return metrics
 
 
-class _Board:
-    """TensorBoard events, flushed by the thread that writes them.
-
-    The writer of tensorboardX uses a thread of its own. If a full disk ends that thread, the run
-    hangs forever.
-    """
-
-    def __init__(self, folder: Path, resume_step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._event = Event
-        self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
-        if resume_step:  # events of later steps will be written again
-            log = SessionLog(status=SessionLog.START)
-            self._file.write_event(Event(step=resume_step + 1, session_log=log))
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboardX.summary import scalar
-
-        for name, value in values.items():
-            self._write(step, scalar(encodable(name), value))
-        self._file.flush()
-
-    def picture(self, step: int, name: str, path: Path) -> None:
-        import numpy as np
-        from PIL import Image
-        from tensorboardX.summary import image
-
-        with Image.open(path) as opened:
-            pixels = np.asarray(opened.convert("RGB"))
-        self._write(step, image(name, pixels, dataformats="HWC"))
-        self._file.flush()
-
-    def _write(self, step: int, summary: Any) -> None:
-        self._file.write_event(self._event(step=step, wall_time=time.time(), summary=summary))
-
-    def close(self) -> None:
-        self._file.close()
-
-
 class Writer:
     """Appends metrics to a run's folder, each metric of a step once.
 
@@ -89,7 +47,12 @@ class Writer:
     """
 
     def __init__(
-        self, folder: str | Path, *, resume_step: int = 0, tensorboard: bool = True
+        self,
+        folder: str | Path,
+        *,
+        resume_step: int = 0,
+        tensorboard: bool = True,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +62,9 @@ class Writer:
             self._written.setdefault(line["step"], set()).update(line)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._remove_incomplete_line()
-        self._board = _Board(folder / "tensorboard", resume_step) if tensorboard else None
+        self._trackers = list(trackers)
+        if tensorboard:
+            self._trackers.append(TensorBoard(folder / "tensorboard", resume_step))
 
     def _remove_incomplete_line(self) -> None:
         if os.path.isfile(self._path):
@@ -123,8 +88,8 @@ class Writer:
         if new:
             self._append({"step": step, **new})
             written.update(new)
-        if self._board:
-            self._board.scalars(step, values)
+        for tracker in self._trackers:
+            tracker.scalars(step, values)
 
     def _append(self, values: Mapping[str, Any]) -> None:
         line = json.dumps(values).encode() + b"\n"
@@ -139,15 +104,20 @@ class Writer:
             raise
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """Shows a PNG of the run's folder in TensorBoard too."""
-        if self._board:
-            self._board.picture(step, name, path)
+        """Shows a PNG of the run's folder in the trackers."""
+        for tracker in self._trackers:
+            tracker.picture(step, name, path)
+
+    def report(self, step: int, name: str, path: Path) -> None:
+        """Shows a page of the run's folder in the trackers."""
+        for tracker in self._trackers:
+            tracker.report(step, name, path)
 
     def close(self) -> None:
-        """Flushes TensorBoard's events and closes the files."""
+        """Closes the trackers and the file."""
         try:
-            if self._board:
-                self._board.close()
+            for tracker in self._trackers:
+                tracker.close()
         finally:
             os.close(self._file)
 
@@ -177,6 +147,9 @@ class Unwritten(Writer):
         """Does nothing."""
 
     def picture(self, step: int, name: str, path: Path) -> None:
+        """Does nothing."""
+
+    def report(self, step: int, name: str, path: Path) -> None:
         """Does nothing."""
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ from clip_jax.models import architectures
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.tokenizers import Tokenizer
 from clip_jax.training import best_checkpoint, checkpointing, setup
+from clip_jax.training.trackers import check_trackers
 from clip_jax.weights import library, positions
 
 
@@ -74,6 +75,7 @@ def prepare(config: Any) -> Run:
       UserError: a mistake in the config, or something that it names cannot be opened.
     """
     c, model, objective = setup.checked(config)
+    multihost.broadcast_from_first(lambda: check_trackers(c.log))
     evaluators = load_evaluators(c.evaluate.suite)
     check_batch_size(c, jax.device_count())
     if not c.workdir:

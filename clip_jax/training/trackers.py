@@ -1,0 +1,164 @@
+"""Trackers of experiments: TensorBoard, Weights & Biases, trackio.
+
+Each shows the numbers, the pictures and the reports of a run. The first process writes.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from clip_jax.config.schema import Config, Log
+from clip_jax.data.images.lettering import encodable
+from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
+
+
+class Tracker(Protocol):
+    """Where the metrics of a run are shown besides metrics.jsonl."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes numbers of a step. A resumed run may repeat a step with equal numbers."""
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Takes a PNG."""
+
+    def report(self, step: int, name: str, path: Path) -> None:
+        """Takes an HTML page."""
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+
+
+class TensorBoard:
+    """TensorBoard events, flushed by the thread that writes them.
+
+    The writer of tensorboardX uses a thread of its own. If a full disk ends that thread, the run
+    hangs forever.
+    """
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event = Event
+        self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        if resume_step:  # events of later steps will be written again
+            log = SessionLog(status=SessionLog.START)
+            self._file.write_event(Event(step=resume_step + 1, session_log=log))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes numbers of a step."""
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._write(step, scalar(encodable(name), value))
+        self._file.flush()
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Writes a PNG."""
+        import numpy as np
+        from PIL import Image
+        from tensorboardX.summary import image
+
+        with Image.open(path) as opened:
+            pixels = np.asarray(opened.convert("RGB"))
+        self._write(step, image(name, pixels, dataformats="HWC"))
+        self._file.flush()
+
+    def _write(self, step: int, summary: Any) -> None:
+        self._file.write_event(self._event(step=step, wall_time=time.time(), summary=summary))
+
+    def report(self, step: int, name: str, path: Path) -> None:
+        """Does nothing: TensorBoard shows no pages."""
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class WebTracker:
+    """Weights & Biases or trackio, whose functions have the same names.
+
+    Args:
+      library: the imported package.
+      run: what its `init` returned.
+    """
+
+    def __init__(self, library: Any, run: Any) -> None:
+        self._library, self._run = library, run
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs numbers of a step."""
+        self._log(step, values)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Uploads a PNG."""
+        self._log(step, {name: self._library.Image(str(path))})
+
+    def report(self, step: int, name: str, path: Path) -> None:
+        """Uploads a page."""
+        self._log(step, {name: self._library.Html(path.read_text(encoding="utf-8"))})
+
+    def close(self) -> None:
+        """Waits until everything is sent, or written if there is no connection."""
+        self._run.finish()
+
+
+class WandbTracker(WebTracker):
+    """Weights & Biases, which ignores steps that go back unless they are an ordinary value."""
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        self._run.log({"step": step, **values})
+
+
+LIBRARIES = ("wandb", "trackio")  # keys of config.log that name a project
+
+
+def check_trackers(log: Log) -> None:
+    """Raises UserError if a package that `config.log` asks for is not installed."""
+    for name in LIBRARIES:
+        project = getattr(log, name)
+        if project and find_spec(name) is None:
+            raise UserError(
+                f"config.log.{name}={project!r:.80} needs the package {name}: pip install {name}"
+            )
+
+
+def open_trackers(c: Config, workdir: Path, config: JsonObject) -> list[Tracker]:
+    """The trackers that `c.log` asks for, besides TensorBoard.
+
+    Args:
+      c: the config.
+      workdir: the run's folder.
+      config: what is shown of the config: without secrets.
+    """
+    trackers: list[Tracker] = []
+    common: dict[str, Any] = dict(name=workdir.absolute().name, config=config, resume="allow")
+    if c.log.wandb:
+        wandb = import_module("wandb")
+        run = wandb.init(project=c.log.wandb, id=_run_id(workdir), dir=str(workdir), **common)
+        run.define_metric("*", step_metric="step")
+        trackers.append(WandbTracker(wandb, run))
+    if c.log.trackio:
+        trackio = import_module("trackio")
+        run = trackio.init(project=c.log.trackio, embed=False, **common)
+        trackers.append(WebTracker(trackio, run))
+    return trackers
+
+
+def _run_id(workdir: Path) -> str:
+    """A name of the run that it keeps when it resumes."""
+    path = workdir / "wandb_id"
+    if not path.is_file():
+        path.write_text(secrets.token_hex(8))
+    return path.read_text().strip()
