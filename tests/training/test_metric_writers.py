@@ -317,6 +317,7 @@ def test_a_line_of_the_log_counts_the_texts_as_wide_as_they_were(clock: list[flo
         trainer=SimpleNamespace(
             run=SimpleNamespace(model=steps.TINY, objective=steps.DENSE, data=range(8)),
             schedule=lambda step: step,
+            step_flops=lambda tokens: flops_lib.step(steps.TINY, steps.DENSE, 4, tokens=tokens),
         ),
         flops=0,
         counts=0,
