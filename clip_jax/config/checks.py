@@ -215,6 +215,11 @@ def _check_weights(c: Config) -> None:
             "config.weights.optimizer=True needs config.weights.path, the folder of a run, and "
             "config.weights.resize=False: an optimizer's state has the shapes of its parameters"
         )
+    if c.weights.optimizer and c.lora.rank:
+        raise UserError(
+            f"config.weights.optimizer=True has no place beside config.lora.rank={c.lora.rank}: a "
+            "new run begins with adapters of its own"
+        )
 
 
 def check_batch_size(c: Config, devices: int) -> None:

@@ -421,6 +421,10 @@ def test_groups_of_the_users_own_names_are_set_as_a_whole_or_by_key() -> None:
             ["config.optimizer.warmup_steps=2000", "config.steps=5000 since 4000"],
         ),
         (["optimizer.then=stop"], ["config.optimizer.then='stop'", "rewarm"]),
+        (
+            ["weights.optimizer=True", "weights.path=a", "lora.rank=2"],
+            ["config.weights.optimizer=True", "config.lora.rank=2"],
+        ),
         (["weights.optimizer=True"], ["config.weights.optimizer=True", "config.weights.path"]),
         (["data.label=class"], ["config.data.label='class'", "config.loss.multi_positive"]),
         (["data.label={", "loss.multi_positive=True"], ["config.data.label='{'", "field"]),
