@@ -28,8 +28,6 @@ from clip_jax.evaluation.report.tables import Cell, Column
 from clip_jax.evaluation.suite import Suite
 from clip_jax.inference.model_source import ModelSource
 
-COLORS = 6  # of lines, in the style sheet
-
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
@@ -146,15 +144,13 @@ def table(curve: Curve) -> str:
 def _section(curve: Curve, _: Mapping[str, Any]) -> Markup:
     """Both charts and the table."""
     names = (curve.own, *curve.others)
-    series = [
-        Series(name, [(m.alpha, m.metrics[name]) for m in curve.mixtures], f"c{i % COLORS + 1}")
-        for i, name in enumerate(names)
-    ]
+    series = [Series(curve.own, [(m.alpha, m.metrics[curve.own]) for m in curve.mixtures])]
+    if curve.others:
+        means = [(m.alpha, curve.mean_of_others(m)) for m in curve.mixtures]
+        series.append(Series("mean of the other sets", means, "c2"))
     values = [y for line in series for _, y in line.points]
     frame = Frame(scale_around([0, 1]), scale_around(values, share=True), "alpha", "")
-    drawn = [
-        card("By alpha", join(charts.lines("By alpha", frame, series), charts.legend(series)), "")
-    ]
+    drawn = [card("By alpha", charts.lines("By alpha", frame, series), "")]
     if curve.others:
         points = [
             Point(f"{m.alpha:.3g}", curve.mean_of_others(m), m.metrics[curve.own])
@@ -164,7 +160,7 @@ def _section(curve: Curve, _: Mapping[str, Any]) -> Markup:
         y = scale_around([point.y for point in points], share=True)
         frame = Frame(x, y, "mean of the other sets", curve.own)
         line = [(point.x, point.y) for point in points]
-        chart = charts.scatter("Mixtures", frame, points, line=line)
+        chart = charts.scatter("Mixtures", frame, points, line=line, diagonal=False)
         drawn.append(card("Own task against others", chart, ""))
     rows = [
         [Cell(f"{m.alpha:.3g}"), *(Cell(formats.percent(m.metrics[name])) for name in names)]

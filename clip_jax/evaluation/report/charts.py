@@ -192,6 +192,8 @@ def scatter(
     shown: Sequence[Point],
     others: Sequence[tuple[float, float]] = (),
     line: Sequence[tuple[float, float]] = (),
+    *,
+    diagonal: bool = True,
 ) -> Markup:
     """Draws labelled points, small dots with a line, and the diagonal, as an SVG.
 
@@ -201,10 +203,11 @@ def scatter(
       shown: points with labels.
       others: coordinates of points without labels, drawn as small dots.
       line: coordinates of the corners of a line that belongs to the dots, such as their fit.
+      diagonal: whether points of equal coordinates are marked by a dashed line.
     """
     low, high = max(frame.x.low, frame.y.low), min(frame.x.high, frame.y.high)
     parts = [frame.axes()]
-    if high > low:
+    if diagonal and high > low:
         parts.append(
             tag("path", d=frame.path([(low, low), (high, high)]), class_="line dashed ink")
         )
