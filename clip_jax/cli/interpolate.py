@@ -19,6 +19,7 @@ from clip_jax.weights.param_mapping import MAPPINGS, mapping_of
 
 if TYPE_CHECKING:
     from clip_jax.config import Config
+    from clip_jax.inference.model_source import ModelSource
 
 MOST = 1000  # values of alpha
 
@@ -117,18 +118,22 @@ def run(argv: Sequence[str]) -> int:
         variables = mixtures.interpolate(a, b, values[0])
         write(mixtures.as_source(models[0], variables, folder), args)
         return 0
-    _evaluate(args, values, open_config(args.config, overrides))
+    _evaluate(args, models, values, open_config(args.config, overrides))
     return 0
 
 
-def _evaluate(args: argparse.Namespace, values: Sequence[float], config: Config) -> None:
+def _evaluate(
+    args: argparse.Namespace,
+    models: Sequence[ModelSource],
+    values: Sequence[float],
+    config: Config,
+) -> None:
     """Evaluates all mixtures, prints the table and writes the report."""
     from clip_jax.evaluation import mixtures as evaluated
     from clip_jax.inference import mixtures
 
     began = time.monotonic()
     folder = Path(args.out).expanduser()
-    models = mixtures.open_models([args.a, args.b])
     judge = evaluated.Judge(config, models[0], folder, args.suite, args.sets)
     a, b = map(mixtures.read, models)
     points = []
@@ -141,12 +146,10 @@ def _evaluate(args: argparse.Namespace, values: Sequence[float], config: Config)
     print(f"look at {page}", file=sys.stderr)
 
 
-def write(source: object, args: argparse.Namespace) -> None:
+def write(source: ModelSource, args: argparse.Namespace) -> None:
     """Writes a mixture for another library, and says where."""
     from clip_jax.inference.conversion import convert, megabytes
-    from clip_jax.inference.model_source import ModelSource
 
-    assert isinstance(source, ModelSource)
     conversion = convert(
         source,
         args.out,

@@ -18,6 +18,7 @@ from clip_jax.weights.param_mapping import mapping_of
 
 if TYPE_CHECKING:
     from clip_jax.config import Config
+    from clip_jax.inference.model_source import ModelSource
     from clip_jax.models.clip import Variables
 
 
@@ -63,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
 
     models = mixtures.open_models(args.models)
     if args.greedy:
-        variables = _greedy(args, open_config(args.config, overrides))
+        variables = _greedy(args, models, open_config(args.config, overrides))
     else:
         average = mixtures.Average(mixtures.read(models[0]))
         for model in models[1:]:
@@ -73,12 +74,11 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _greedy(args: argparse.Namespace, config: Config) -> Variables:
+def _greedy(args: argparse.Namespace, models: Sequence[ModelSource], config: Config) -> Variables:
     """The greedy soup; prints each decision."""
     from clip_jax.evaluation.mixtures import Judge
     from clip_jax.inference import mixtures
 
-    models = mixtures.open_models(args.models)
     folder = Path(args.out).expanduser()
     judge = Judge(config, models[0], folder, args.suite, args.sets)
     sign, name = (-1, args.metric[1:]) if args.metric.startswith("-") else (1, args.metric)
