@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from clip_jax.distributed.param_spec import path_name
 from clip_jax.models import lora
 from clip_jax.models.clip import Variables, abstract_model, specs_of, variables
-from clip_jax.optim import param_groups
+from clip_jax.optim import group_patterns, param_groups
 from clip_jax.training import checkpointing
 from clip_jax.training.checkpointing import RunConfig
 
@@ -51,7 +51,7 @@ def read_unmerged(
     if not ema:
         state = checkpointing.read_parts(workdir, step, parts)
         return state["params"], state["stats"]
-    groups = param_groups.resolve(optimizer, specs_of(run.model, config), params)
+    groups = group_patterns.resolve(optimizer, specs_of(run.model, config), params)
     state = checkpointing.read_parts(workdir, step, {**parts, "ema": _trainable(groups, params)})
     return groups.merge(state["ema"], state["params"]), state["stats"]
 

@@ -24,7 +24,7 @@ from clip_jax.losses.registry import make_objective
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.convolution import BatchNorm
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.optim import param_groups
+from clip_jax.optim import group_patterns, param_groups
 from clip_jax.training import flops, layer_chunking
 from clip_jax.training import train_step as step_lib
 
@@ -79,7 +79,7 @@ def check_groups(c: Config, architecture: CLIPConfig) -> param_groups.ParamGroup
       UserError: one of them is wrong, or a group starts too late.
     """
     model = abstract_model(architecture, lora=c.lora)
-    groups = param_groups.resolve(c.optimizer, param_specs(model), variables(model)[0])
+    groups = group_patterns.resolve(c.optimizer, param_specs(model), variables(model)[0])
     for group in groups.groups:
         if c.steps and group.start >= c.steps:
             raise UserError(
@@ -139,7 +139,7 @@ class Recipe:
         )
         self.model = abstract_model(architecture, c.dtype, c.remat, self.chunks, c.lora)
         specs = param_specs(self.model)
-        groups = param_groups.resolve(c.optimizer, specs, variables(self.model)[0])
+        groups = group_patterns.resolve(c.optimizer, specs, variables(self.model)[0])
         self.groups = None if groups.everything_alike else groups
         if self.groups:
             _freeze_statistics(self.model, self.groups)

@@ -18,7 +18,8 @@ from clip_jax.errors import UserError
 from clip_jax.models.clip import abstract_model, specs_of, variables
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.optim import make_optimizer
-from clip_jax.optim.param_groups import ALL, ParamGroup, ParamGroups, resolve
+from clip_jax.optim.group_patterns import resolve
+from clip_jax.optim.param_groups import ALL, ParamGroup, ParamGroups
 from support import says
 
 MODEL = CLIPConfig(
