@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from clip_jax.config.overrides import override
 from clip_jax.errors import UserError
@@ -85,6 +85,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
         raise UserError(f"config {path} fails: {type(error).__name__}: {line}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"config {path}: get_config() must return a ConfigDict, not {config!r:.40}")
+    if isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config)
     for item in overrides:
         override(config, item)
     return config.lock(), module.__doc__ or ""

@@ -121,11 +121,13 @@ class Data(Group):
     token_dropout: float = key(
         0.0, "share of a caption's tokens that is dropped", at_least=0, at_most=BELOW_ONE
     )
-    threads: int = key(2, "batches that a process makes at once", at_least=1, resume=True)
+    threads: int = key(
+        2, "batches that a process makes at once", at_least=1, at_most=1024, resume=True
+    )
     workers: int = key(
         0, "processes that make batches; 0: threads of the main process", at_least=0, resume=True
     )
-    prefetch: int = key(4, "batches made ahead", at_least=1, resume=True)
+    prefetch: int = key(4, "batches made ahead", at_least=1, at_most=1024, resume=True)
     fast_decode: bool = key(True, "decode JPEGs at the scale that the crops need, not in full")
     cache_mib: int = key(
         0,
@@ -266,7 +268,9 @@ class Config(Group):
         "", "the run's folder; the same command resumes the run that it holds", resume=True
     )
     seed: int = key(0, "of all that is random", at_least=0, at_most=2**32 - 1)
-    batch_size: int = key(32_768, "pairs of a batch, over all devices", at_least=1)
+    batch_size: int = key(
+        32_768, "pairs of a batch, over all devices", at_least=1, at_most=2**31 - 1
+    )
     accumulate: int = key(
         1,
         "parts in which a batch goes through the towers; every negative of the batch counts",
@@ -277,9 +281,13 @@ class Config(Group):
         390_625,
         "updates; the default is 32 epochs of 400 million pairs; 0: as many as epochs says",
         at_least=0,
+        at_most=10**12,
     )
     epochs: float = key(
-        0.0, "passes over the data, such as 2.5, in place of steps; 0: steps counts", at_least=0
+        0.0,
+        "passes over the data, such as 2.5, in place of steps; 0: steps counts",
+        at_least=0,
+        at_most=1e9,
     )
     model: Mapping[str, Any] = key(
         {}, "the architecture, as clip_jax.models.architectures names it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from clip_jax.config.hints import unknown_key
 from clip_jax.config.keys import Group
@@ -38,6 +38,7 @@ def _group(kind: type[Group], values: Any, prefix: str) -> Group:
             raise UserError(unknown_key(f"{prefix}{name}", KEYS))
     default = kind()
     checked: dict[str, Any] = {}
+    hints = get_type_hints(kind)
     for name, value in values.items():
         standing = getattr(default, name)
         where = f"{prefix}{name}"
@@ -45,6 +46,7 @@ def _group(kind: type[Group], values: Any, prefix: str) -> Group:
             checked[name] = _group(type(standing), value, f"{where}.")
         else:
             checked[name] = _value(where, value, standing)
+            _check_elements(where, checked[name], hints[name])
             check_value(where, checked[name])
     return kind(**checked)
 
@@ -65,7 +67,22 @@ def _value(name: str, value: Any, default: Any) -> Any:
         raise UserError(
             f"config.{name}={value!r:.200} is not {kind_of(default)}; the default is {default!r}"
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config.{name}={value} must be a finite number")
     return value
+
+
+def _check_elements(name: str, values: Any, hint: Any) -> None:
+    """Raises UserError where an element of a tuple is not of the type that the schema declares."""
+    element = get_args(hint)[0] if get_origin(hint) is tuple else None
+    if element not in (str, int, float):
+        return
+    for value in values:
+        is_finite = is_number(value) and math.isfinite(value)
+        fits = {str: isinstance(value, str), int: is_finite and value == int(value)}
+        if not fits.get(element, is_finite):
+            expected = {str: "text", int: "a whole number"}.get(element, "a finite number")
+            raise UserError(f"config.{name}={values!r:.200}: {value!r:.80} must be {expected}")
 
 
 def check_value(name: str, value: Any) -> None:

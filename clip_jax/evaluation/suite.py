@@ -90,6 +90,12 @@ class Suite:
 
     def _open_datasets(self, sets: str) -> Iterator[Dataset]:
         own = dict(self._options.sets)
+        for name, values in own.items():
+            if not isinstance(values, Mapping):
+                raise UserError(
+                    f"config.evaluate.sets.{name}={values!r:.80} must be a group of keys, such as "
+                    "{'data': 'FOLDER'}"
+                )
         required: dict[str, bool] = {}  # by name: whether it must be there
         for word in split_names(sets) or [*own, *split_names(self._options.standard)]:
             name, equals, path = word.partition("=")

@@ -63,7 +63,19 @@ def _made(
             f"{key}: {name} is no objective, because it has no method {', '.join(missing)}: see "
             "docs/extending.md"
         )
-    return objective_class.from_config(config, model_config, options)
+    try:
+        objective = objective_class.from_config(config, model_config, options)
+    except UserError:
+        raise
+    except Exception as error:
+        line = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise UserError(f"{key}: {name}.from_config fails: {line}") from error
+    if missing := [m for m in _METHODS[1:] if not callable(getattr(objective, m, None))]:
+        raise UserError(
+            f"{key}: {name}.from_config returns a {type(objective).__name__} without "
+            f"{', '.join(missing)}"
+        )
+    return objective
 
 
 def _mix_entry(key: str, value: Any) -> Mapping[str, Any]:

@@ -11,9 +11,10 @@ import optax
 
 from clip_jax.config.optimizer_schema import Optimizer
 from clip_jax.distributed.param_spec import ParamSpecs
+from clip_jax.errors import UserError
 from clip_jax.optim import low_precision
 from clip_jax.optim.masks import decay_mask
-from clip_jax.optim.optimizers import OPTIMIZERS
+from clip_jax.optim.optimizers import OPTIMIZERS, MakeOptimizer
 from clip_jax.optim.param_groups import ParamGroup, ParamGroups
 from clip_jax.optim.schedules import learning_rate, prolonged
 
@@ -46,13 +47,30 @@ def make_optimizer(
     def optimizer_of(group: ParamGroup) -> optax.GradientTransformation:
         decay = config["weight_decay"] if group.weight_decay is None else group.weight_decay
         rate = group.schedule(schedule, config["warmup_steps"])
-        optimizer = make({**config, "weight_decay": decay}, rate, specs)
+        optimizer = _made(name, make, {**config, "weight_decay": decay}, rate, specs)
         half = config["moments"] == "bfloat16"
         return low_precision.moments(optimizer, specs) if half else optimizer
 
     optimizer = groups.optimizer(optimizer_of) if groups else optimizer_of(ParamGroup())
     if config["clip_norm"]:
         return optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
+    return optimizer
+
+
+def _made(name: str, make: MakeOptimizer, *args: Any) -> optax.GradientTransformation:
+    """An optimizer of a function, which may be a user's."""
+    try:
+        optimizer = make(*args)
+    except UserError:
+        raise
+    except Exception as error:
+        line = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise UserError(f"config.optimizer.name={name} fails: {line}") from error
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise UserError(
+            f"config.optimizer.name={name} returns a {type(optimizer).__name__}, not an "
+            "optax.GradientTransformation"
+        )
     return optimizer
 
 

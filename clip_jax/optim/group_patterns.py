@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ _INPUTS = re.compile(
     "(stem|bn_stem|(class|patch|positional|token|segment)_embedding|ln_pre|ln_embedding)(/|$)"
 )
 _STAGE = re.compile(r"stage(\d+)/")
-_PART = re.compile(r"(\w+)(?:\[(-?\d+)?(:)?(-?\d+)?\])?")
+_PART = re.compile(r"(\w+)(?:\[(?!\])(-?\d+)?(:)?(-?\d+)?\])?")
 
 
 def resolve(config: Optimizer, specs: ParamSpecs, params: Any) -> ParamGroups:
@@ -60,7 +61,8 @@ def resolve(config: Optimizer, specs: ParamSpecs, params: Any) -> ParamGroups:
             continue
         if not any(map(matches, every_name)):
             raise UserError(_nothing(group, every_name))
-        if i not in first.values():
+        # a part that is frozen twice does no harm
+        if i not in first.values() and not group.frozen:
             raise UserError(
                 f"config.optimizer.groups: all that {group.name!r} matches is in groups before it, "
                 "and the first match counts: move it up, or leave it out"
@@ -97,7 +99,9 @@ def _group(where: str, entry: Any) -> ParamGroup:
             if key == "pattern"
             else isinstance(value, bool)
             if is_flag
-            else is_number(value) and value >= 0 and (not is_count or value == int(value))
+            else is_number(value)
+            and 0 <= value < math.inf
+            and (not is_count or value == int(value))
         )
         if not fits:
             kind = "true or false" if is_flag else "a whole number" if is_count else "a number"

@@ -112,10 +112,43 @@ def _open_users(path: str, file: str, context_length: int | None, trusted: bool)
             f"config.tokenizer={path} is no tokenizer: it needs a class method "
             "open(path, context_length)"
         )
-    tokenizer = kind.open(_resolve(file), context_length)
+    try:
+        tokenizer = kind.open(_resolve(file), context_length)
+    except UserError:
+        raise
+    except Exception as error:
+        line = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise UserError(f"config.tokenizer={path}: open fails: {line}") from error
     if missing := [member for member in _MEMBERS if not hasattr(tokenizer, member)]:
         raise UserError(
             f"config.tokenizer={path} opens a {type(tokenizer).__name__} without "
             f"{', '.join(missing)}: a tokenizer needs {', '.join(_MEMBERS)}"
         )
+    _check_rows(f"config.tokenizer={path}", tokenizer)
     return tokenizer
+
+
+def _check_rows(where: str, tokenizer: Tokenizer) -> None:
+    """Raises UserError where a user's tokenizer gives rows that no model can take."""
+    import numpy as np
+
+    texts = ["a photo of a cat", "two dogs"]
+    try:
+        rows = np.asarray(tokenizer(texts, truncate=True))
+    except UserError:
+        raise
+    except Exception as error:
+        line = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise UserError(f"{where}: tokenizing {texts[0]!r} fails: {line}") from error
+    shape = (len(texts), tokenizer.context_length)
+    if rows.shape != shape or not np.issubdtype(rows.dtype, np.integer):
+        raise UserError(
+            f"{where} gives {rows.dtype} {list(rows.shape)} for two texts, not integers "
+            f"{list(shape)}"
+        )
+    size = tokenizer.vocab_size
+    if not isinstance(size, int) or rows.min() < 0 or rows.max() >= size:
+        raise UserError(
+            f"{where} gives ids from {rows.min()} to {rows.max()}; they must lie between 0 and "
+            f"vocab_size={size!r:.40}"
+        )

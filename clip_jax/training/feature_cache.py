@@ -9,6 +9,7 @@ Source: Zhai et al. 2022, "LiT: Zero-Shot Transfer with Locked-image text Tuning
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -33,6 +34,7 @@ from clip_jax.evaluation import features
 from clip_jax.evaluation.features import Encoder
 from clip_jax.io import files
 from clip_jax.models.clip import Variables
+from clip_jax.models.model_config import CLIPConfig
 
 _VERSION = 1  # of the files and of what is computed
 
@@ -43,6 +45,7 @@ class FeatureCache:
 
     Attributes:
       config: of the run.
+      model: its architecture.
       mixture: its pictures.
       prepare: how training pictures are prepared.
       preprocess: how they are prepared without augmentation.
@@ -50,6 +53,7 @@ class FeatureCache:
     """
 
     config: Config
+    model: CLIPConfig
     mixture: Mixture
     prepare: Prepare
     preprocess: Preprocess
@@ -72,7 +76,12 @@ class FeatureCache:
             folder = self._folder(tower, part.source)
             stored.folder = folder
             total = len(part.source)
-            missing = [n for n in range(-(-total // ROWS)) if not _is_whole(folder / file_name(n))]
+            missing = [
+                n
+                for n in range(-(-total // ROWS))
+                if not _is_whole(folder / file_name(n))
+                or self._can_be_completed(folder / file_name(n), part.source, n)
+            ]
             # every process takes part in encoding
             absent = np.isin(np.arange(-(-total // ROWS)), missing).astype(np.int64)
             numbers = np.flatnonzero(multihost.sum_over_processes(absent)).tolist()
@@ -87,11 +96,14 @@ class FeatureCache:
 
     def _folder(self, tower: str, source: Source) -> Path:
         data = self.config.data
+        architecture = self.model.to_dict()
         facts = {
             "version": _VERSION,
             "tower": tower,
+            "architecture": [architecture[k] for k in ("vision", "embed_dim", "activation")],
             "dtype": self.config.dtype,
-            "pairs": fingerprint.of_source(source),
+            # that of the source notices every file that is written again, the other one its content
+            "pairs": [source.fingerprint, fingerprint.of_source(source)],
             "views": data.views,
         }
         if data.views:
@@ -106,6 +118,15 @@ class FeatureCache:
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
         base = Path(data.features) if data.features else files.cache_folder("features")
         return base.expanduser() / key
+
+    def _can_be_completed(self, path: Path, source: Source, number: int) -> bool:
+        """Whether a picture can be read now that could not be when a file was written."""
+        lost = np.flatnonzero(~np.isfinite(np.load(path, mmap_mode="r")).all((1, 2)))
+        for row in lost.tolist():
+            with contextlib.suppress(PairError):
+                self._pixels(source, number * ROWS + row, 0)
+                return True
+        return False
 
     def _compute(
         self, encoder: Encoder, source: Source, numbers: Sequence[int], folder: Path
@@ -166,6 +187,6 @@ def _write(path: Path, array: np.ndarray) -> None:
             file.write(files.sampled_digest(path).encode())
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): make room, or name another folder by "
+            f"{path} cannot be written ({error.strerror}): name another folder by "
             "config.data.features"
         ) from None

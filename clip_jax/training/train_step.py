@@ -164,7 +164,7 @@ def make_train_step(
         average = update_ema(ema, state.ema, params, state.step) if ema.decay else state.ema
         params = low_precision.downcast_like(old, params, state.step)
         params = merge(params, state.params)
-        metrics = {"loss": loss, "gradient_norm": norm, **metrics}
+        metrics = {**metrics, "loss": loss, "gradient_norm": norm}
         return TrainState(state.step + 1, params, stats, opt_state, average), metrics
 
     return train_step

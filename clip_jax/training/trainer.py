@@ -141,7 +141,7 @@ class Trainer(setup.Recipe):
         if c.data.cache_features:
             stored = tuple(StoredFeatures() for _ in run.data.parts)
             preprocess = library.preprocess_of(run.model)
-            self.feature_cache = FeatureCache(c, run.data, prepare, preprocess, stored)
+            self.feature_cache = FeatureCache(c, run.model, run.data, prepare, preprocess, stored)
         batches = pipeline.batches(
             run.data,
             prepare,

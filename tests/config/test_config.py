@@ -415,7 +415,7 @@ def test_groups_of_the_users_own_names_are_set_as_a_whole_or_by_key() -> None:
         (["checkpoint.best=loss"], ["config.checkpoint.best='loss'", "metric of an evaluation"]),
         (["early_stop=3"], ["config.early_stop=3", "config.checkpoint.best"]),
         (["steps=5000", "optimizer.ends=(5000,)"], ["config.optimizer.ends=(5000,)", "below"]),
-        (["steps=5000", "optimizer.ends=('a',)"], ["config.optimizer.ends=('a',)", "(1000,)"]),
+        (["steps=5000", "optimizer.ends=('a',)"], ["config.optimizer.ends=('a',)", "whole number"]),
         (
             ["steps=5000", "optimizer.ends=(4000,)", "optimizer.then=rewarm"],
             ["config.optimizer.warmup_steps=2000", "config.steps=5000 since 4000"],

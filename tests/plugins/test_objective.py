@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -137,3 +138,25 @@ def test_an_objective_that_lacks_a_method_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         setup.checked(c)
     assert says(error.value, "config.objective", "Half", "loss, flops")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("def from_config(self): raise RuntimeError('boom')", ["from_config fails", "TypeError"]),
+        ("def from_config(*_): raise RuntimeError('boom')", ["from_config fails", "boom"]),
+        ("def from_config(*_): return None", ["from_config returns a NoneType"]),
+    ],
+)
+def test_an_objective_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, body, words):
+    methods = "def features(self): ...\n    def loss(self): ...\n    def flops(self): ..."
+    (tmp_path / "odd_losses.py").write_text(
+        f"class Odd:\n    @classmethod\n    {body}\n    {methods}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "odd_losses", raising=False)
+    c, _ = config_lib.load("quickstart")
+    c.objective.name = "odd_losses:Odd"
+    with pytest.raises(UserError) as error:
+        setup.checked(c)
+    assert says(error.value, "config.objective", "Odd", *words)

@@ -10,8 +10,9 @@ import pytest
 
 import runs
 from clip_jax import tokenizers
+from clip_jax.errors import UserError
 from clip_jax.tokenizers import Tokenizer, load
-from support import refused
+from support import refused, says
 
 PLUGIN = '''\
 """A tokenizer of bytes: ids 1 to 256, start 257, end 258."""
@@ -149,3 +150,32 @@ def test_a_run_with_it_is_loaded_once_its_module_is_trusted(here: Path) -> None:
 
     assert "if you trust it, import my_tokens first" in loading()
     assert "Error" not in loading("trusted")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("raise ValueError('boom')", ["tokenizing", "boom"]),
+        ("return np.zeros((len(texts), 3), np.int32)", ["[2, 3]", "[2, 4]"]),
+        ("return np.zeros((len(texts), 4))", ["float64", "integers"]),
+        ("return np.full((len(texts), 4), -5)", ["from -5 to -5", "vocab_size=9"]),
+        ("return np.full((len(texts), 4), 9)", ["from 9 to 9", "vocab_size=9"]),
+    ],
+)
+def test_a_tokenizer_that_gives_wrong_rows_is_one_line(tmp_path, monkeypatch, call, words):
+    (tmp_path / "odd_tokens.py").write_text(
+        "import numpy as np\n"
+        "class Odd:\n"
+        "    vocab_size, context_length = 9, 4\n"
+        "    sot_id = eot_id = pad_id = 0\n"
+        "    @classmethod\n"
+        "    def open(cls, path, context_length): return cls()\n"
+        "    def encode(self, text): return [1]\n"
+        "    def decode(self, ids): return ''\n"
+        f"    def __call__(self, texts, truncate=False): {call}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "odd_tokens", raising=False)
+    with pytest.raises(UserError) as error:
+        load("odd_tokens:Odd")
+    assert says(error.value, "config.tokenizer=odd_tokens:Odd", *words)

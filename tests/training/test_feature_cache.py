@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from flax import nnx
 import runs
 from clip_jax import config as config_lib
 from clip_jax.data import stored_features
+from clip_jax.data.example import PairError
 from clip_jax.data.images.decoding import decode
 from clip_jax.data.sources import read_pair
 from clip_jax.errors import UserError
@@ -36,6 +38,7 @@ def config(tmp_path_factory):
 def values(config, tmp_path):
     """The config with cached features, which are kept in the test's own folder."""
     c, _ = config_lib.load(str(config))
+    c.data.train = str(shutil.copy(c.data.train, tmp_path / "pairs.tar"))
     c.workdir, c.data.cache_features, c.data.features = (
         str(tmp_path / "run"),
         True,
@@ -123,6 +126,41 @@ def test_a_second_run_reads_what_the_first_computed(values, tmp_path):
     np.testing.assert_array_equal(all_features(trainer), first)
     values.seed = 1  # other weights
     assert says(filled(values)[2][0], "computing")
+
+
+def test_another_architecture_with_the_same_weights_has_features_of_its_own(values, tmp_path):
+    first = all_features(filled(values)[0])
+    values.model.vision.heads, values.workdir = 4, str(tmp_path / "other")
+    trainer, _, lines, _ = filled(values)
+    assert says(lines[0], "computing")
+    assert not np.array_equal(all_features(trainer), first)
+
+
+def test_a_picture_that_is_written_again_is_encoded_again(values, tmp_path):
+    filled(values)
+    members = []
+    for i in range(PAIRS):
+        members.append((f"{i:03}.png", encoded(picture(i + (i == 2), (20, 18)))))
+        members.append((f"{i:03}.json", f'{{"caption": "picture {i}"}}'.encode()))
+    write_tar(Path(values.data.train), members)
+    assert says(filled(values)[2][0], "computing")
+
+
+def test_a_picture_that_could_not_be_read_once_is_tried_again(values, monkeypatch):
+    original = feature_cache.FeatureCache._pixels
+
+    def failing(self, source, i, view):
+        if i == 3:
+            raise PairError("picture", "the network is down")
+        return original(self, source, i, view)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(feature_cache.FeatureCache, "_pixels", failing)
+        assert says(filled(values)[2][1], "1 picture", "cannot be read")
+        assert says(filled(values)[2][0], "are read from"), "it still cannot be read"
+    trainer, _, lines, _ = filled(values)
+    assert says(lines[0], "computing")
+    assert np.isfinite(all_features(trainer)).all()
 
 
 @pytest.mark.parametrize("damage", ["junk", "cut", "no digest"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 
+from clip_jax.data.opening import OpeningReport
 from clip_jax.data.sources.protocol import (
     BESIDE,
     KnowsLayout,
@@ -109,7 +110,14 @@ def open_source(
     if not kind:
         matching = (SOURCES.get(name) for name in SOURCES.names)
         return next(kind for kind in matching if kind.matches(spec)).open(spec, options)
-    source = source_kind(kind, f"{key}.source").open(spec, options)
+    opener = source_kind(kind, f"{key}.source")
+    try:
+        source = opener.open(spec, options)
+    except UserError:
+        raise
+    except Exception as error:
+        line = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise UserError(f"{key}.source={kind}: opening {spec} fails: {line}") from error
     if missing := [name for name in _MEMBERS if inspect.getattr_static(source, name, None) is None]:
         raise UserError(
             f"{key}.source={kind} opens a {type(source).__name__} without "
@@ -117,4 +125,8 @@ def open_source(
         )
     if not len(source):
         raise UserError(f"{key}.source={kind} finds no pair in {spec}")
+    if not isinstance(report := source.opening_report(), OpeningReport):
+        raise UserError(
+            f"{key}.source={kind}: opening_report() returns {report!r:.60}, not an OpeningReport"
+        )
     return source
