@@ -128,10 +128,7 @@ def evaluate(
     key = "--suite" if suite else "config.evaluate.suite"
     evaluators = load_evaluators(suite or c.evaluate.suite, key)
     source, folder = find_model(c, checkpoint, workdir, ema=ema)
-    name = source.tokenizer or c.tokenizer
-    context_length = source.config.text.context_length
-    tokenizer = tokenizers.load(name, context_length, trusted=name == c.tokenizer)
-    source.config.text.check_tokenizer(name, tokenizer)
+    tokenizer = _load_tokenizer(source, c)
     training: list[Source] = []
     evaluation = Suite(
         c.evaluate,
@@ -159,9 +156,24 @@ def evaluate(
     results = evaluation.evaluate(
         encoder, scale, folder / "evaluation", detailed=True, say=multihost.say_first
     )
-    if not multihost.is_first():
-        return
-    model = results_lib.ModelFacts(
+    if multihost.is_first():
+        model = _model_facts(source, parameters, dtype)
+        lines = metric_writers.read_metrics(folder / "metrics.jsonl")
+        curves = results_lib.curves(lines, evaluators)
+        page = results_lib.write_report(folder, results, model, curves, time.monotonic() - began)
+        _print(source, results.metrics(), page)
+
+
+def _load_tokenizer(source: ModelSource, c: Config) -> tokenizers.Tokenizer:
+    """The tokenizer of the model, or that of the config if the model names none."""
+    name, text = source.tokenizer or c.tokenizer, source.config.text
+    tokenizer = tokenizers.load(name, text.context_length, trusted=name == c.tokenizer)
+    text.check_tokenizer(name, tokenizer)
+    return tokenizer
+
+
+def _model_facts(source: ModelSource, parameters: int, dtype: str) -> results_lib.ModelFacts:
+    return results_lib.ModelFacts(
         name=source.name,
         checkpoint=str(source.path),
         step=source.step,
@@ -169,9 +181,6 @@ def evaluate(
         image_size=source.config.vision.image_size,
         dtype=dtype,
     )
-    curves = results_lib.curves(metric_writers.read_metrics(folder / "metrics.jsonl"), evaluators)
-    page = results_lib.write_report(folder, results, model, curves, time.monotonic() - began)
-    _print(source, results.metrics(), page)
 
 
 def _print(source: ModelSource, metrics: dict[str, float], page: Path) -> None:

@@ -87,19 +87,10 @@ def convert(
       UserError: before anything is written: a source that cannot be read, a model that the library
         cannot represent, or a destination that cannot be written; and files that differ when read.
     """
-    from clip_jax.inference.adapters import adapted
-    from clip_jax.inference.model_source import ModelSource, is_run, open_model_source
     from clip_jax.weights import arrays, positions
 
     file = _destination(dest, to)
-    if isinstance(source, ModelSource):
-        original = source
-    elif model is not None and is_run(Path(source).expanduser()):
-        raise UserError(f"{source} is a run, which says what it is: leave out --model")
-    else:
-        original = open_model_source(source, model, None, source_library, ema=ema)
-    if adapters is not None:
-        original = adapted(original, adapters)
+    original = _open_original(source, model, source_library, ema, adapters)
     if original.remarks:
         note("; ".join(original.remarks))
     config = _convert_config(original, to, image_size, context_length, activation, note)
@@ -117,6 +108,26 @@ def convert(
         files=_write(target, (params, stats)),
         tensors=target.tensors,
     )
+
+
+def _open_original(
+    source: str | Path | ModelSource,
+    model: str | None,
+    library: Library | None,
+    ema: bool,
+    adapters: str | Path | None,
+) -> ModelSource:
+    """The model that is converted; arguments as of `convert`."""
+    from clip_jax.inference.adapters import adapted
+    from clip_jax.inference.model_source import ModelSource, is_run, open_model_source
+
+    if isinstance(source, ModelSource):
+        original = source
+    elif model is not None and is_run(Path(source).expanduser()):
+        raise UserError(f"{source} is a run, which says what it is: leave out --model")
+    else:
+        original = open_model_source(source, model, None, library, ema=ema)
+    return original if adapters is None else adapted(original, adapters)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,12 +96,17 @@ def load(
     abstract = abstract_model(config, dtype or source.dtype or "float32")
     loaded = nnx.merge(nnx.graphdef(abstract), parameters, statistics)
     preprocess = source.preprocess.resized(config.vision.image_size)
-    name = tokenizer or source.tokenizer
+    return loaded, preprocess, _load_tokenizer(source, tokenizer, config.text.context_length)
+
+
+def _load_tokenizer(
+    source: ModelSource, chosen: str | None, context_length: int
+) -> tokenizers.Tokenizer:
+    """The tokenizer that the caller chose, or that of the model."""
+    name = chosen or source.tokenizer
     if name is None:
-        return loaded, preprocess, _NoTokenizer(str(source.path))
-    trusted = tokenizer is not None
-    words = tokenizers.load(name, config.text.context_length, trusted=trusted)
-    return loaded, preprocess, words
+        return _NoTokenizer(str(source.path))
+    return tokenizers.load(name, context_length, trusted=chosen is not None)
 
 
 def _open_source(

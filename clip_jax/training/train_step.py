@@ -133,12 +133,7 @@ def make_train_step(
       groups: of parameters that learn differently, as given to `optim.make_optimizer`.
       ema: the average of the parameters that the state holds.
     """
-
-    def trainable(params: Params) -> Params:
-        return groups.trainable(params) if groups else params
-
-    def merge(trained: Params, params: Params) -> Params:
-        return groups.merge(trained, params) if groups else trained
+    trainable, merge = _split_and_merge(groups)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -168,6 +163,15 @@ def make_train_step(
         return TrainState(state.step + 1, params, stats, opt_state, average), metrics
 
     return train_step
+
+
+def _split_and_merge(
+    groups: ParamGroups | None,
+) -> tuple[Callable[[Params], Params], Callable[[Params, Params], Params]]:
+    """`trainable` and `merge` of the groups; without groups all parameters are trainable."""
+    if groups is None:
+        return lambda params: params, lambda trained, _: trained
+    return groups.trainable, groups.merge
 
 
 def _with_gradient_dtypes(graph: nnx.GraphDef, model_variables: Variables) -> Variables:

@@ -26,6 +26,11 @@ from clip_jax.weights.param_mapping import (
 )
 from clip_jax.weights.tensors import ModelTensors, Tensors, open_model
 
+_QUICK_GELU_ASSUMED = (
+    "no config is known of {} that says its activation: QuickGELU is taken, as in OpenAI's models; "
+    "open_clip's own, but for those called -quickgelu, need activation=gelu"
+)
+
 
 def usual_files(library: Library = "") -> frozenset[str]:
     """The usual names of weights: those of our mappings, and that of a user's `library`.
@@ -132,12 +137,7 @@ def find_weights(
             config = dataclasses.replace(config, activation=activation or config.activation)
             stated = activation is not None or OPENAIS_OWN in tensors
             if config.activation == "quick_gelu" and not stated:
-                assumptions = _join(
-                    assumptions,
-                    f"no config is known of {path} that says its activation: QuickGELU is taken, "
-                    "as in OpenAI's models; open_clip's own, but for those called -quickgelu, need "
-                    "activation=gelu",
-                )
+                assumptions = _join(assumptions, _QUICK_GELU_ASSUMED.format(path))
     if library == "open_clip" and config.activation == "gelu_tanh":
         config = dataclasses.replace(config, activation="gelu")  # as open_clip computes SigLIP
     preprocess, tokenizer = preprocess_of(config), _usual_tokenizer(config)
