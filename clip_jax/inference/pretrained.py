@@ -99,9 +99,7 @@ def load(
     return loaded, preprocess, _load_tokenizer(source, tokenizer, config.text.context_length)
 
 
-def _load_tokenizer(
-    source: ModelSource, chosen: str | None, context_length: int
-) -> tokenizers.Tokenizer:
+def _load_tokenizer(source: ModelSource, chosen: str | None, context_length: int) -> Tokenize:
     """The tokenizer that the caller chose, or that of the model."""
     name = chosen or source.tokenizer
     if name is None:
