@@ -23,13 +23,14 @@ _MAX_LENGTH = 1_000_000  # characters of a caption
 
 
 class Alternatives(list[str]):
-    """Captions that each describe the whole image: `{caption}` is one of them at random."""
+    """A list of captions that each describe the whole image; `{caption}` gives one at random."""
 
 
 class MissingFieldError(PairError):
     """A template names a field that a pair does not have as text.
 
-    fields: the fields that the pair has.
+    Attributes:
+      fields: the fields that the pair has.
     """
 
     def __init__(self, line: str, fields: tuple[str, ...]) -> None:
@@ -41,7 +42,7 @@ class MissingFieldError(PairError):
 
 
 class _Piece(NamedTuple):
-    """Literal text, and the field that follows it; None after the last field."""
+    """A piece of a template: literal text and the field that follows it, None after the last field."""
 
     literal: str
     field: str | None
@@ -63,7 +64,7 @@ def _parse(template: str) -> tuple[_Piece, ...]:
 
 
 def fields(template: str) -> list[str]:
-    """The fields that a template such as `a photo of {name}` names."""
+    """Returns the names of the fields in a template such as `a photo of {name}`."""
     return [piece.field for piece in _parse(template) if piece.field is not None]
 
 
@@ -77,14 +78,14 @@ def field_value(text: Mapping[str, Any], field: str) -> Any:
 
 
 def _scalar_text(value: Any) -> str | None:
-    """A value as text; None for null, for NaN (null in tables) and for lists, dicts and bytes."""
+    """Returns a value as text, or None for null, NaN (null in tables), lists, dicts and bytes."""
     if value is None or isinstance(value, dict | list | bytes) or value != value:
         return None
     return str(value)
 
 
 def _value_text(value: Any, way: str, rng: np.random.Generator | None, turn: int) -> str | None:
-    """A field's value as text; None if there is none."""
+    """Returns a field's value as text, or None if it has no text."""
     if not isinstance(value, list):
         return _scalar_text(value)
     if not way and isinstance(value, Alternatives):
@@ -112,15 +113,15 @@ def fill(
     rng: np.random.Generator | None = None,
     turn: int = 0,
 ) -> str:
-    """Replaces the fields of a template by their values.
+    """Returns a template with its fields replaced by their values.
 
     Args:
       template: such as `a photo of {name}`.
       text: the fields of a pair.
-      name: of the pair, for errors.
-      rng: draws some items of a list, at least one and at most all, in random order; and the item
-        of `:one`. None: all items in their order, and the first item.
-      turn: the number of the item that `:each` gives, modulo the length of the list.
+      name: the name of the pair, for errors.
+      rng: draws from lists. `{field}` gives at least one and at most all items, in random order;
+        `{field:one}` gives one item. If None, these give all items in order and the first item.
+      turn: the number of the item that `{field:each}` gives, modulo the length of the list.
 
     Raises:
       MissingFieldError: a field is missing or null.
@@ -158,11 +159,12 @@ def sample(
     weights: Sequence[float] = (),
     turn: int = 0,
 ) -> str:
-    """A caption through a random template, among those that the pair can fill.
+    """Returns a caption made with a random template, chosen among those that the pair can fill.
 
     Args:
-      templates, text, name, rng, turn: as for `fill`.
-      weights: the relative probability of each template; empty: all alike.
+      templates: caption templates such as `a photo of {name}`.
+      text, name, rng, turn: as for `fill`.
+      weights: the relative probability of each template; if empty, all are equally likely.
 
     Raises:
       PairError: no template gives a caption, because a field is missing or the caption is empty or

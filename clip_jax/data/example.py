@@ -36,7 +36,13 @@ Fields: TypeAlias = dict[str, Any]
 
 
 class Pair(NamedTuple):
-    """The bytes of an image file, the text fields about it, and where it is, for messages."""
+    """An image–text pair.
+
+    Attributes:
+      image: the bytes of the image file.
+      text: the text fields about the image.
+      name: where the pair is stored, for messages.
+    """
 
     image: bytes
     text: Fields
@@ -44,7 +50,11 @@ class Pair(NamedTuple):
 
 
 class PairError(UserError):
-    """A pair that cannot be used; training replaces it and counts it by `reason`."""
+    """An error for a pair that cannot be used; training replaces the pair and counts the error.
+
+    Attributes:
+      reason: one of `REASONS`.
+    """
 
     def __init__(self, reason: str, line: str) -> None:
         super().__init__(line)
@@ -62,8 +72,8 @@ def only_pair_errors(reason: str, name: str | Callable[[], str]) -> Iterator[Non
 
     Args:
       reason: one of `REASONS`.
-      name: of the pair. A name that is costly to make is given as a function, which is called
-        only for an error.
+      name: the name of the pair. A name that is costly to make is given as a function, which is
+        called only for an error.
     """
     try:
         yield
@@ -77,7 +87,11 @@ def only_pair_errors(reason: str, name: str | Callable[[], str]) -> Iterator[Non
 
 
 def described(counts: Iterable[int]) -> str:
-    """Counts by reason, largest first and without zeros: `picture 12, text 3`."""
+    """Formats counts by reason, largest first and without zeros: `picture 12, text 3`.
+
+    Args:
+      counts: a number for each of `REASONS`.
+    """
     nonzero = [(int(n), reason) for n, reason in zip(counts, REASONS, strict=True) if n]
     return ", ".join(f"{reason} {n:,}" for n, reason in sorted(nonzero, reverse=True))
 
@@ -91,7 +105,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     """Reads a file of a pair, local or remote.
 
     Raises:
-      PairError: it cannot be read, or holds more than `most` bytes.
+      PairError: the file cannot be read, or holds more than `most` bytes.
     """
     if remote.is_remote(str(path)):
         try:
@@ -109,7 +123,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
 
 
 def _parse_array(raw: bytes) -> list[Any]:
-    """The numbers of a `.npy` file, such as a label for each of several classes."""
+    """Returns the numbers of a `.npy` file, such as a label for each of several classes."""
     values = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
     if values.dtype.kind not in "biuf":
         raise ValueError("no array of numbers")
@@ -120,10 +134,11 @@ def parse_text(raw: bytes, name: str, end: str) -> Fields:
     """Parses a text file of a pair into fields.
 
     Args:
-      raw: its bytes.
-      name: of the pair, for errors.
-      end: of the file's name, one of `TEXTS`. `.json` is an object, `.txt` the field `caption`,
-        `.cls` the number of a class as `cls`, and `.npy` an array of numbers as the list `npy`.
+      raw: the bytes of the file.
+      name: the name of the pair, for errors.
+      end: the ending of the file's name, one of `TEXTS`. A `.json` file is an object, `.txt` gives
+        the field `caption`, `.cls` the number of a class as `cls`, and `.npy` an array of numbers as
+        the list `npy`.
 
     Raises:
       PairError: the file is something else, or larger than `MAX_TEXT`.
@@ -147,17 +162,17 @@ def parse_text(raw: bytes, name: str, end: str) -> Fields:
 
 
 def parse_texts(texts: Iterable[tuple[bytes, str]], name: str) -> Fields:
-    """Merges the fields of all text files of a pair.
+    """Parses all text files of a pair and merges their fields.
 
     `txt`, `cls` and `npy` come from these files. `caption` comes from the `.json`, or from the
     `.txt` if the `.json` has none or a blank one.
 
     Args:
-      texts: the bytes of each file, and how its name ends; see `parse_text`.
-      name: of the pair, for errors.
+      texts: the bytes of each file, and the ending of its name; see `parse_text`.
+      name: the name of the pair, for errors.
 
     Raises:
-      PairError: as `parse_text`.
+      PairError: a file cannot be parsed; see `parse_text`.
     """
     fields: Fields = {}
     for raw, end in sorted(texts, key=lambda text: TEXTS.index(text[1])):
@@ -171,7 +186,7 @@ def parse_texts(texts: Iterable[tuple[bytes, str]], name: str) -> Fields:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a field is null, NaN, blank text, or a list of such values."""
+    """Returns whether a field is null, NaN, blank text, or a list of such values."""
     if isinstance(value, list):
         return all(map(is_blank, value))
     return value is None or value != value or (isinstance(value, str) and not value.strip())

@@ -38,18 +38,21 @@ Say = Callable[[str], None]
 class Filter:
     """Conditions on a pair. The defaults, zero or empty, accept all pairs.
 
-    min_side: pixels, the least shorter side of the image. max_side: the greatest longer side.
-    max_aspect: the greatest ratio of the longer side to the shorter.
-    min_characters, max_characters: of the caption, through the first template that the pair fills,
-      with whole lists.
-    least, most: bounds of fields that are numbers, or text that is a number:
-      `{"similarity": 0.3}`. A pair without the field is left out.
-    duplicates: leaves out a pair whose image has the same bytes as the image of one of so many
-      pairs before it, among those that meet the other conditions; -1: of all pairs before it.
-
     A broken pair is accepted, so that it is counted when it is drawn: a pair that cannot be read
-    meets every condition, an image that cannot be opened the conditions on its size, and a pair
-    without a caption those on its characters.
+    meets every condition, an image that cannot be opened meets the conditions on its size, and a
+    pair without a caption meets those on its characters.
+
+    Attributes:
+      min_side: the minimum of the image's shorter side, in pixels.
+      max_side: the maximum of the image's longer side, in pixels.
+      max_aspect: the maximum ratio of the longer side to the shorter.
+      min_characters, max_characters: bounds of the caption's length. The caption is made with the
+        first template that the pair fills, with whole lists.
+      least, most: bounds of fields that are numbers, or text that is a number:
+        `{"similarity": 0.3}`. A pair without the field is left out.
+      duplicates: the number of previous pairs that an image is compared with, among those that meet
+        the other conditions; a pair is left out if one of them has an image with the same bytes.
+        -1 compares with all previous pairs.
     """
 
     min_side: int = 0
@@ -63,10 +66,14 @@ class Filter:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], key: str = "config.data.filter") -> Filter:
-        """Reads a group of config keys, which errors call `key`.
+        """Makes a filter from a group of config keys.
+
+        Args:
+          values: the conditions by name.
+          key: what errors call the group.
 
         Raises:
-          UserError: a key is unknown, or a value is no valid bound.
+          UserError: a key is unknown, or a value is not a valid bound.
         """
         if not isinstance(values, Mapping):
             raise UserError(f"{key}={values!r:.200} must hold conditions such as min_side")
@@ -111,18 +118,18 @@ class Filter:
 
     @property
     def fields(self) -> list[str]:
-        """The fields that have bounds."""
+        """The fields that have bounds, sorted."""
         return sorted(self.least.keys() | self.most.keys())
 
     @property
     def reasons(self) -> list[str]:
-        """Why a pair may be left out; the first reason that applies is counted."""
+        """The reasons for leaving out a pair, in order; the first that applies is counted."""
         of_fields = [f"{field}{suffix}" for field in self.fields for suffix in ("", "/missing")]
         return ["size", "aspect", "caption", *of_fields, "duplicate"]
 
 
 def _bounds(key: str, bounds: Any) -> dict[str, float]:
-    """Checks the bounds of fields."""
+    """Checks the bounds of fields and returns them as floats."""
     are_numbers = isinstance(bounds, Mapping) and all(
         isinstance(field, str) and is_number(bound) and math.isfinite(bound)
         for field, bound in bounds.items()
@@ -135,7 +142,7 @@ def _bounds(key: str, bounds: Any) -> dict[str, float]:
 
 
 def _as_number(value: Any) -> float:
-    """A field as a number; NaN if it is none."""
+    """Returns a field's value as a number, or NaN if it is not one."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -143,7 +150,7 @@ def _as_number(value: Any) -> float:
 
 
 def _sides(data: bytes) -> tuple[int, int] | None:
-    """Shorter and longer side of an image by its header; None if that cannot be read."""
+    """Returns the shorter and the longer side in an image's header; None if that cannot be read."""
     try:
         with decoding.open_image(data) as image:
             return min(image.size), max(image.size)
@@ -152,7 +159,7 @@ def _sides(data: bytes) -> tuple[int, int] | None:
 
 
 def _characters(pair: Pair, templates: Sequence[str]) -> int | None:
-    """The length of the caption through the first template that the pair fills; None for none."""
+    """Returns the length of the caption from the first template that the pair fills, or None."""
     for template in templates:
         with contextlib.suppress(PairError):
             return len(captions.fill(template, pair.text, pair.name).strip())
@@ -160,7 +167,7 @@ def _characters(pair: Pair, templates: Sequence[str]) -> int | None:
 
 
 def _reason(conditions: Filter, pair: Pair, templates: Sequence[str]) -> str:
-    """Why a pair by itself does not meet the conditions; empty if it does."""
+    """Returns why a pair by itself does not meet the conditions; empty if it meets them."""
     if conditions.min_side or conditions.max_side or conditions.max_aspect:
         shorter, longer = _sides(pair.image) or (0, 0)
         max_side = conditions.max_side or math.inf
@@ -187,11 +194,12 @@ def _reason(conditions: Filter, pair: Pair, templates: Sequence[str]) -> str:
 
 
 def _repeated(digests: np.ndarray, at: np.ndarray, window: int) -> np.ndarray:
-    """Which digests occur within `window` places before.
+    """Returns which digests also occur at most `window` places earlier.
 
     Args:
       digests: uint64 [n, 2].
-      at: int64 [n], rising: the place of each.
+      at: int64 [n], rising: the place of each digest.
+      window: the number of earlier places to compare with.
 
     Returns:
       bool [n].
@@ -204,7 +212,7 @@ def _repeated(digests: np.ndarray, at: np.ndarray, window: int) -> np.ndarray:
 
 
 class _Evaluation:
-    """One pass over a source that gives the code of every pair, in order.
+    """One pass over a source that evaluates the filter on every pair, in order, and gives codes.
 
     Images are opened no further than their header, and their bytes are read once.
     """
@@ -216,7 +224,12 @@ class _Evaluation:
         self.window = length if window < 0 else min(window, length)
 
     def chunk(self, span: range) -> tuple[np.ndarray, np.ndarray]:
-        """Codes of some pairs, int16 [n], and image digests of the selected, uint64 [n or 0, 2]."""
+        """Evaluates the filter on some pairs.
+
+        Returns:
+          The codes of the pairs, int16 [n], and the image digests of the selected pairs, uint64 [n, 2],
+          or [0, 2] if duplicates are accepted.
+        """
         codes = np.zeros(len(span), np.int16)
         digests = np.zeros((len(span) if self.window else 0, 2), np.uint64)
         for i, number in enumerate(span):
@@ -233,7 +246,7 @@ class _Evaluation:
         return codes, digests
 
     def __call__(self, threads: int, processes: int, say: Say) -> Iterator[np.ndarray]:
-        """The codes of all pairs, in consecutive arrays."""
+        """Yields the codes of all pairs, in consecutive arrays."""
         earlier, earlier_at = np.zeros((0, 2), np.uint64), np.zeros(0, np.int64)
         total, block = len(self.source), max(_BLOCK, self.window)
         with workers.mapping(self.chunk, threads, processes) as map_chunks:
@@ -253,7 +266,7 @@ class _Evaluation:
     def _chunks(
         self, span: range, map_chunks: Callable[..., Any], say: Say
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The results of `chunk` over a block, in order; says how far it is."""
+        """Yields the results of `chunk` over a block, in order, and reports progress through `say`."""
         total = len(self.source)
         for part in (span[i : i + _BLOCK] for i in range(0, len(span), _BLOCK)):
             yield from map_chunks(part[i : i + _CHUNK] for i in range(0, len(part), _CHUNK))
@@ -265,18 +278,21 @@ class _Evaluation:
 class Selected:
     """The pairs of a source that a filter accepts, in their order.
 
-    `numbers` holds their numbers in the source, cached in a file until the data or the filter
-    changes; `left_out` counts the others by reason, see `Filter.reasons`.
-
     Args:
       source: all pairs; its `fingerprint` tells whether they are still the same.
       conditions: the filter.
-      templates: of captions, for the conditions on characters.
-      threads, processes: how many evaluate the filter; threads where there are no processes.
-      say: receives a line now and then during a long evaluation.
-      cache: `config.data.index`; if it is a folder on this machine, the file is there, else in the
-        user's cache folder.
+      templates: the caption templates, for the conditions on characters.
+      threads: the number of threads that evaluate the filter if there are no processes.
+      processes: the number of processes that evaluate the filter.
+      say: receives lines about the progress of a long evaluation.
+      cache: `config.data.index`. If it is a folder on this machine, the cache file is there, else in
+        the user's cache folder.
       key: the group of config keys, for errors.
+
+    Attributes:
+      numbers: the numbers of the selected pairs in the source, cached in a file until the data or
+        the filter changes.
+      left_out: the counts of the other pairs by reason, see `Filter.reasons`.
 
     Raises:
       UserError: no pair is left.
@@ -322,7 +338,7 @@ class Selected:
     def _write(
         self, codes: Iterator[np.ndarray], conditions: Filter, file: BinaryIO
     ) -> dict[str, int]:
-        """Writes the numbers of the selected pairs; counts the others by reason."""
+        """Writes the numbers of the selected pairs, and returns the counts of the others by reason."""
         counts, start = np.zeros(len(conditions.reasons) + 1, np.int64), 0
         for part in codes:
             file.write((start + np.flatnonzero(part <= _SELECTED)).astype(self._type).tobytes())
@@ -331,7 +347,7 @@ class Selected:
         return {why: int(n) for why, n in zip(conditions.reasons, counts[1:], strict=True) if n}
 
     def _load(self) -> bool:
-        """Maps the cached numbers into memory; False if they are missing or damaged."""
+        """Maps the cached numbers into memory; returns False if they are missing or damaged."""
         try:
             head = files.read_json(self._path.with_suffix(".json"))
             left_out = {str(why): int(n) for why, n in head["left_out"].items()}
@@ -364,11 +380,11 @@ class Selected:
         return f"Selected({self.source!r}, {len(self):,} pairs)"
 
     def opening_report(self) -> OpeningReport:
-        """The report of the source; `left_out` counts what the filter leaves out."""
+        """Returns the report of the source; the pairs that the filter leaves out are in `left_out`."""
         return self.source.opening_report()
 
     def layout(self) -> Iterator[bytes]:
-        """The layout of the source, and the numbers of the selected pairs."""
+        """Yields the numbers of the selected pairs as bytes, then the layout of the source."""
         yield np.asarray(self.numbers).tobytes()
         yield from layout(self.source)
 
@@ -379,7 +395,7 @@ class Selected:
 
 
 def _fingerprint(source: Source, conditions: Filter, templates: Sequence[str]) -> str:
-    """A hash that changes when the selected pairs may change."""
+    """Returns a hash that changes when the selected pairs may change."""
     values = dataclasses.asdict(conditions)
     if conditions.min_characters or conditions.max_characters:
         values["templates"] = list(templates)
@@ -388,7 +404,7 @@ def _fingerprint(source: Source, conditions: Filter, templates: Sequence[str]) -
 
 
 def described(selected: Selected) -> str:
-    """How many pairs a filter left out, and why: `300 of 1,000: size 200, duplicate 100`."""
+    """Formats how many pairs a filter left out, and why: `300 of 1,000: size 200, duplicate 100`."""
     total = sum(selected.left_out.values())
     reasons = ", ".join(f"{why} {n:,}" for why, n in selected.left_out.items())
     return f"{total:,} of {len(selected) + total:,}" + (f": {reasons}" if reasons else "")

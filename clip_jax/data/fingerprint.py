@@ -21,9 +21,10 @@ _MAX_FILES = 1000  # of a folder of weights
 
 
 def of_source(source: Source) -> str:
-    """The number of pairs, and a hash of the source's layout and of some pairs.
+    """Returns the number of pairs and a hash of the source's layout and of a sample of its pairs.
 
-    The hashed pairs are spread evenly over all. Their names are left out, as they tell the place.
+    The sampled pairs are spread evenly over the source. Their names are not hashed, because they
+    depend on where the data is stored.
     """
     digest = hashlib.sha256()
     for part in layout(source):
@@ -40,7 +41,7 @@ def of_source(source: Source) -> str:
 
 
 def of_mixture(mixture: Mixture) -> dict[str, str]:
-    """`of_source` by the names of the sources; the name of a single source is empty."""
+    """Returns the fingerprint of each source by its name; the name of a single source is empty."""
     return {part.name: of_source(part.source) for part in mixture.parts}
 
 
@@ -52,9 +53,9 @@ def of_tokenizer(tokenizer: Tokenizer) -> str:
 
 
 def of_weights(path: str) -> str | None:
-    """A hash of the sizes, starts and ends of a file or of all files below a folder.
+    """Returns a hash of the size, start and end of a file, or of each file below a folder.
 
-    None if no file can be read.
+    Returns None if there is no file, or one cannot be read.
     """
     root, digest = Path(path).expanduser(), hashlib.sha256()
     try:

@@ -30,10 +30,13 @@ _EPOCH_STRIDE, _PART_STRIDE = 0x9E3779B1, 0x85EBCA6B
 class Part:
     """One source of a mixture.
 
-    name: as the config has it; empty for a single source.
-    rows: the source's share of an epoch of the mixture.
-    templates, weights: of its captions; empty: those of the pipeline.
-    label: the field that tells the class of a pair; empty: the pipeline's.
+    Attributes:
+      name: the name in the config; empty for a single source.
+      source: the pairs.
+      rows: the number of rows that the source gives in each epoch of the mixture.
+      templates, weights: the caption templates and their relative probabilities; if empty, those of
+        the pipeline.
+      label: the field that tells the class of a pair; if empty, that of the pipeline.
     """
 
     name: str
@@ -45,7 +48,13 @@ class Part:
 
 
 class PairPosition(NamedTuple):
-    """A pair in the order: the number of its part, the epoch of that part, and the pair in it."""
+    """The pair at a position of the training order.
+
+    Attributes:
+      part: the number of the part in the mixture.
+      epoch: the epoch of that part.
+      pair: the number of the pair in the part's source.
+    """
 
     part: int
     epoch: int
@@ -53,11 +62,11 @@ class PairPosition(NamedTuple):
 
 
 class Mixture:
-    """Sources with a fixed number of rows each in every epoch; `len` is the rows of an epoch.
+    """Sources that each give a fixed number of rows to every epoch; `len` is the rows of an epoch.
 
     An epoch is shuffled as a whole. Each source continues where the previous epoch ended: all its
     pairs come once, in an order of their own, before one comes again. The pairs of a single source
-    are shuffled once only.
+    are shuffled only once.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -66,7 +75,7 @@ class Mixture:
 
     @classmethod
     def from_source(cls, source: Source | Mixture) -> Mixture:
-        """A mixture of one source; a mixture is returned as it is."""
+        """Returns a mixture of one source; a mixture is returned unchanged."""
         return source if isinstance(source, Mixture) else cls([Part("", source, len(source))])
 
     def __len__(self) -> int:
@@ -78,7 +87,14 @@ class Mixture:
         return sum(len(part.source) for part in self.parts)
 
     def place(self, position: int, seed: int) -> PairPosition:
-        """The pair at a position of the endless order: a pure function of its arguments."""
+        """Returns which pair is at a position of the endless order.
+
+        This is a pure function of its arguments and of the number of pairs and rows of each part.
+
+        Args:
+          position: the number of the row, counted from the start of training.
+          seed: the seed of the shuffles.
+        """
         at, count = position, len(self.parts)
         number = 0
         if count > 1:
@@ -103,7 +119,10 @@ def _shuffle(at: int, length: int, seed: int, epoch: int, number: int) -> int:
 
 
 def split_rows(total: int, weights: Sequence[float]) -> list[int]:
-    """Divides `total` rows in proportion to weights, exactly; largest remainders round up."""
+    """Divides `total` rows in proportion to the weights; the largest remainders round up.
+
+    The returned numbers sum to `total` exactly.
+    """
     exact = [Fraction(weight) for weight in weights]
     quotas = [total * weight / sum(exact) for weight in exact]
     rows = [math.floor(quota) for quota in quotas]
@@ -119,10 +138,10 @@ def open_mixture(
     """Opens and filters the training data of a config, and checks that it gives captions.
 
     Args:
-      data: `config.data`; keys that it lacks have their defaults. Its threads or workers also
-        evaluate the filter.
-      say: receives lines on the way: how far a filter is, what is unusual.
-      report: whether to say what opening left out, too.
+      data: `config.data`; missing keys have their defaults. Its threads or workers also evaluate
+        the filter.
+      say: receives lines about the progress of a filter and about anything unusual.
+      report: whether `say` also receives what opening left out.
 
     Raises:
       UserError: a key is wrong, a source cannot be read, or no pair is left.
@@ -167,7 +186,7 @@ def _open_part(
 
 
 def _rows_of_epoch(entries: Sequence[Entry], lengths: Sequence[int]) -> list[int]:
-    """The rows of each source in an epoch."""
+    """Returns how many rows each source gives in an epoch."""
     if entries[0].weight is not None:
         rows = split_rows(sum(lengths), [entry.weight or 0 for entry in entries])
     else:
@@ -182,10 +201,10 @@ def _rows_of_epoch(entries: Sequence[Entry], lengths: Sequence[int]) -> list[int
 
 
 def _unfilled_templates(source: Source, templates: Sequence[str]) -> list[str]:
-    """The templates that none of the first pairs fills.
+    """Returns the templates that none of the first pairs fills.
 
     Raises:
-      PairError: that is all of them, or none of these pairs can be read.
+      PairError: no template is filled, or none of these pairs can be read.
     """
     unfilled = list(templates)
     first_error: PairError | None = None

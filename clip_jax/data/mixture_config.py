@@ -23,7 +23,10 @@ _KEYS = ("source", "image", "root", *_TABLE, "captions", "caption_weights", "lab
 class Entry:
     """A source as a config names it, checked.
 
-    key: the group of config keys, such as `config.data.mix.coco`. data: the spec of the source.
+    Attributes:
+      key: the group of config keys, such as `config.data.mix.coco`.
+      data: the spec of the source.
+
     The other fields are the keys of `config.data`. At most one of weight and epochs is given.
     """
 
@@ -73,12 +76,12 @@ class Entry:
 
     @property
     def table_options(self) -> TableOptions:
-        """How text tables of this source are written."""
+        """The separator, quoting and encoding of this source's text tables."""
         return TableOptions.from_config(self.separator, self.quoting, self.encoding, self.key)
 
     @property
     def columns(self) -> frozenset[str]:
-        """The columns of a table that captions, the label and the filter need."""
+        """The columns of a table that the captions, the label and the filter need."""
         fields = [field for template in self.captions for field in captions.fields(template)]
         fields += [self.label] if self.label else []
         return frozenset(field.partition(".")[0] for field in (*fields, *self.filter.fields))
@@ -99,7 +102,7 @@ def _as_numbers(key: str, value: Any) -> tuple[float, ...]:
 
 
 def entries(data: Mapping[str, Any]) -> dict[str, Entry]:
-    """The sources of `config.data` by name, sorted; the name of a single source is empty.
+    """Returns the sources of `config.data` by name, sorted; the name of a single source is empty.
 
     Raises:
       UserError: both `train` and `mix` are given, or a key of one of them is wrong.
@@ -127,7 +130,7 @@ def entries(data: Mapping[str, Any]) -> dict[str, Entry]:
 
 
 def _mix_entry(name: str, values: Any, data: Mapping[str, Any]) -> Entry:
-    """One entry of `config.data.mix`; the keys that it leaves out are those of `config.data`."""
+    """Returns one entry of `config.data.mix`; keys that it leaves out come from `config.data`."""
     key, known = f"config.data.mix.{name}", ("data", "weight", "epochs", *_KEYS)
     if not isinstance(values, Mapping) or not values.get("data"):
         raise UserError(f"{key} must hold data: tars, a folder, a table or tfds:NAME:SPLIT")

@@ -29,20 +29,28 @@ _MAX_LENGTH = 200  # characters of an example
 
 
 def quoted(name: str) -> str:
-    """An untrusted name as a line can show it: truncated in its middle, escaped."""
+    """Escapes an untrusted name for a message, and cuts a long one in the middle."""
     if len(name) > _MAX_LENGTH:
         name = f"{name[: _MAX_LENGTH // 2]}…{name[-_MAX_LENGTH // 2 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def meaning(reason: str) -> str:
-    """Explains a reason in words; a reason that a source defined is returned with spaces."""
+    """Returns what a reason means, in words.
+
+    The name of a reason that a source defined itself is returned with spaces for underscores.
+    """
     return REASONS.get(reason) or reason.replace("_", " ")
 
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """How many items were left out for one reason, and the name of the first."""
+    """The items that were left out for one reason.
+
+    Attributes:
+      count: the number of items.
+      example: the name of the first.
+    """
 
     count: int
     example: str
@@ -52,10 +60,13 @@ class LeftOut:
 class OpeningReport:
     """What opening a source saw, used and left out.
 
-    seen: the number of files, tar members, rows or records, as `unit` says.
-    used: how many of them the pairs are made of. The rest is left out.
-    left_out: counts by reason, one of `REASONS` or a source's own, in lower case with underscores.
-    notes: lines to print, such as a damaged tar or a guessed encoding.
+    Attributes:
+      seen: the number of files, tar members, rows or records.
+      used: how many of them the pairs are made of; the rest is left out.
+      unit: what is counted, such as `files`.
+      left_out: the items left out by reason, one of `REASONS` or a source's own, in lower case with
+        underscores.
+      notes: lines to print, such as about a damaged tar or a guessed encoding.
     """
 
     seen: int
@@ -71,7 +82,7 @@ class OpeningReport:
             raise ValueError(f"{self} does not account for everything seen")
 
     def lines(self, source: str) -> Iterator[str]:
-        """Lines to print about a source called `source`; none if nothing is unusual."""
+        """Yields lines to print about a source called `source`; none if nothing is unusual."""
         yield from self.notes
         if not self.left_out:
             return
@@ -82,15 +93,15 @@ class OpeningReport:
             yield f"  {reason} {item.count:,}: {meaning(reason)}{such}"
 
     def metrics(self, prefix: str = "data/left_out/") -> dict[str, int]:
-        """The counts by their names in the metrics."""
+        """Returns the counts of left-out items by the names of their metrics."""
         return {f"{prefix}{reason}": item.count for reason, item in self.left_out.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OpeningReport:
-        """Restores the report that `to_dict` gave.
+        """Restores a report from the values that `to_dict` returned.
 
         Raises:
-          KeyError, TypeError, ValueError: the values are no report.
+          KeyError, TypeError, ValueError: the values are not a report.
         """
         left_out = {
             str(reason): LeftOut(int(item["count"]), str(item["example"]))
@@ -101,18 +112,24 @@ class OpeningReport:
         return cls(seen, used, str(values["unit"]), left_out, notes)
 
     def to_dict(self) -> JsonObject:
-        """Values for JSON; `from_dict` reads them."""
+        """Returns the report as values for JSON; `from_dict` reads them."""
         return dataclasses.asdict(self)
 
 
 class Tally:
-    """Counts what opening leaves out by reason, with the first example of each."""
+    """A count of what opening leaves out, by reason, with the first example of each."""
 
     def __init__(self) -> None:
         self._counts: dict[str, LeftOut] = {}
 
     def add(self, reason: str, example: str, count: int = 1) -> None:
-        """Counts `count` more items that are left out for a reason, see `OpeningReport`."""
+        """Counts more items that are left out.
+
+        Args:
+          reason: the reason, see `OpeningReport.left_out`.
+          example: the name of one of the items.
+          count: the number of items; 0 changes nothing.
+        """
         before = self._counts.get(reason)
         if count:
             self._counts[reason] = (
@@ -120,24 +137,24 @@ class Tally:
             )
 
     def merge(self, report: OpeningReport, where: str) -> None:
-        """Adds what another report left out; its examples get the prefix `where`."""
+        """Adds the items that another report left out, with `where` as a prefix of their examples."""
         for reason, item in report.left_out.items():
             self.add(reason, f"{where}{item.example}", item.count)
 
     def total(self) -> int:
-        """The number of items left out so far."""
+        """Returns the number of items left out so far."""
         return sum(item.count for item in self._counts.values())
 
     def left_out(self) -> dict[str, LeftOut]:
-        """The counts in the order of `REASONS`, then other reasons as they came."""
+        """Returns the counts in the order of `REASONS`, then those of other reasons as they came."""
         order = [*(r for r in REASONS if r in self._counts), *self._counts]
         return {reason: self._counts[reason] for reason in order}
 
     def report(self, used: int, unit: str = "files", notes: tuple[str, ...] = ()) -> OpeningReport:
-        """The report of a source that used `used` more items."""
+        """Returns the report of a source that left out the counted items and used `used` others."""
         return OpeningReport(used + self.total(), used, unit, self.left_out(), notes)
 
 
 def all_used(count: int, unit: str, notes: tuple[str, ...] = ()) -> OpeningReport:
-    """The report of a source that uses everything it saw."""
+    """Returns the report of a source that uses everything it saw."""
     return OpeningReport(count, count, unit, notes=notes)

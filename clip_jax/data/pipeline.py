@@ -34,10 +34,18 @@ _MIN_SEEN = 1_000  # pairs, before a share of bad ones means anything
 class Prepare:
     """Turns a pair into a row of a batch: augmented pixels and the tokens of a sampled caption.
 
-    weights: the relative probability of each template; empty: all alike.
-    groups: whether a row tells which pairs belong together: those with the same value of the field
-      `label`, or, where that is empty, with the bytes of the same picture.
-    features: in place of pixels, if they were computed before.
+    Attributes:
+      tokenizer: tokenizes the captions.
+      image_size: pixels a side.
+      templates: the caption templates.
+      augment: the random changes to images.
+      decode: decodes the bytes of an image.
+      token_dropout: the share of a caption's tokens to drop.
+      weights: the relative probability of each template; if empty, all are equally likely.
+      groups: whether a row tells which pairs belong together: those with the same value of the field
+        `label`, or, if `label` is empty, those whose pictures have the same bytes.
+      label: the field that tells the class of a pair.
+      features: stored image features to use in place of pixels.
     """
 
     tokenizer: Tokenizer
@@ -55,7 +63,7 @@ class Prepare:
     def from_config(
         cls, data: Mapping[str, Any], tokenizer: Tokenizer, image_size: int, groups: bool = False
     ) -> Prepare:
-        """From `config.data`; keys that it lacks have their defaults."""
+        """Makes an instance from `config.data`; missing keys have their defaults."""
         data = schema.Data.with_defaults(data)
         augment = augmentation.Augment.from_dict(data["augment"])
         return cls(
@@ -73,7 +81,7 @@ class Prepare:
         )
 
     def view(self, pair: Pair, rng: np.random.Generator) -> np.ndarray:
-        """The augmented pixels of a pair's picture, uint8 [size, size, 3].
+        """Returns the augmented pixels of a pair's picture, uint8 [size, size, 3].
 
         Raises:
           PairError: the picture cannot be used, for whatever reason.
@@ -91,14 +99,14 @@ class Prepare:
         number: int = 0,
         epoch: int = 0,
     ) -> Row:
-        """Makes one row.
+        """Makes one row of a batch.
 
         Args:
           pair: the pair.
           rng: all randomness of the row.
           turn: the number of the item that `{captions:each}` gives, modulo the length of the list.
-          number: of the pair in its source.
-          epoch: of the source; says which of several stored features is taken.
+          number: the number of the pair in its source.
+          epoch: the epoch of the source, which chooses among several stored features.
 
         Returns:
           `image` uint8 [size, size, 3], or `image_features` float32 [embed_dim], and `tokens` int32
@@ -129,7 +137,7 @@ class Prepare:
 
 
 def _group_of(pair: Pair, label: str) -> np.ndarray:
-    """64 bits, as two words, of a pair's label, or of its picture if `label` is empty.
+    """Returns a 64-bit hash, as two words, of a pair's label, or of its picture if `label` is empty.
 
     Raises:
       PairError: the pair lacks the label.
@@ -147,7 +155,7 @@ def _group_of(pair: Pair, label: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """A process's rows of the global batch of every step, with random access.
+    """The rows of the global batch that one process makes, for every step, with random access.
 
     A whole batch is one element for grain, whose bookkeeping for an element costs half as much as
     making a small image.
@@ -168,7 +176,7 @@ class _Steps:
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
     def _row(self, position: int) -> Row:
-        """The row at a position of the endless global order.
+        """Returns the row at a position of the endless global order.
 
         A pair that cannot be used is replaced by a random pair of the same source. The
         replacement depends on the position only.
@@ -198,7 +206,10 @@ class _Steps:
 
 
 def pairs_per_picture(source: Source, first: int = 32) -> float:
-    """The mean number of pairs that a picture has among the first pairs that can be used."""
+    """Returns the mean number of pairs per distinct picture, among the first `first` pairs.
+
+    Pairs that cannot be used are left out.
+    """
     pictures = []
     for i in range(min(first, len(source))):
         with contextlib.suppress(PairError):
@@ -209,9 +220,12 @@ def pairs_per_picture(source: Source, first: int = 32) -> float:
 def prepares_of(
     mixture: Mixture, prepare: Prepare, stored: Sequence[StoredFeatures] = ()
 ) -> tuple[Prepare, ...]:
-    """`prepare` for each source of a mixture, with the source's own templates if it has any.
+    """Returns `prepare` for each source of a mixture, with the source's own templates if it has any.
 
-    stored: the features of the pictures of each source, in place of pixels.
+    Args:
+      mixture: the sources.
+      prepare: the settings that all sources share.
+      stored: the image features of each source, to use in place of pixels; empty for pixels.
     """
     prepares = [
         dataclasses.replace(
@@ -239,17 +253,25 @@ def batches(
     rows: Iterable[int] | None = None,
     stored: Sequence[StoredFeatures] = (),
 ) -> grain.MapDataset:
-    """Endless batches; element `i` is the global batch of step `i`, or some `rows` of it.
+    """Returns endless batches; element `i` is the global batch of step `i`, or some rows of it.
 
     Every epoch has a new order. Which pair is in which row of which step, and all randomness of
     the row, depend on seed and global batch size only, not on the process that makes the row.
-    Sources of a mixture with templates of their own make their captions from these. With `stored`
-    features of each source the batches have these in place of pictures.
 
-    Besides the output of `prepare`, a batch contains for each row
-      source: int64 [rows], the number of the mixture's part;
-      bad: int32 [rows, reasons], how many pairs could not be used and were replaced;
-      complaint: text [rows], about the last of them, or empty.
+    Args:
+      source: one source or a mixture. A source of a mixture that has its own templates makes its
+        captions with them.
+      prepare: makes a row from a pair.
+      batch_size: the rows of the global batch.
+      seed: the seed of the order and of all randomness.
+      rows: the rows of the global batch to make; None for all.
+      stored: the image features of each source, to use in place of pictures; empty for pictures.
+
+    Returns:
+      A dataset of batches. Besides the output of `prepare`, a batch contains for each row
+        source: int64 [rows], the number of the mixture's part;
+        bad: int32 [rows, reasons], how many pairs could not be used and were replaced;
+        complaint: text [rows], about the last of them, or empty.
     """
     mixture = Mixture.from_source(source)
     own_rows = tuple(range(batch_size) if rows is None else map(int, rows))
@@ -258,12 +280,16 @@ def batches(
 
 
 class Batches(grain.DatasetIterator):
-    """Batches in order, prefetched by threads or processes.
+    """An iterator over batches in order, prefetched by threads or processes.
 
-    The state is the number of the next step. It is valid for any number of threads, workers and
-    hosts. After each batch, `bad` counts by `example.REASONS` the pairs that were replaced in it,
-    `complaint` describes one of them, and `source` holds the part of the mixture of each row. A
-    UserError is raised once more than `max_bad_fraction` of all pairs are bad.
+    Its state is the number of the next step, which is valid for any number of threads, workers and
+    hosts. A UserError is raised once more than `max_bad_fraction` of all pairs are bad.
+
+    Attributes:
+      bad: int64 [reasons], the number of pairs that were replaced in the last batch, by
+        `example.REASONS`.
+      complaint: a description of one of the replaced pairs.
+      source: int64 [rows], the part of the mixture of each row of the last batch.
     """
 
     def __init__(
@@ -332,11 +358,11 @@ class Batches(grain.DatasetIterator):
             )
 
     def get_state(self) -> dict[str, int]:
-        """The step of the next batch."""
+        """Returns the number of the next step, as a dict for JSON."""
         return {"next_index": self._step}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Continues at a step."""
+        """Continues at the step of a state that `get_state` returned."""
         self.close()
         self._step = state["next_index"]
 
@@ -355,13 +381,13 @@ def iterator(
     prefetch: int,
     max_bad_fraction: float = 0.0,
 ) -> Batches:
-    """Iterates over batches with prefetching; its state fits into a checkpoint's JSON.
+    """Returns an iterator over batches with prefetching; its state fits into a checkpoint's JSON.
 
     Args:
-      dataset: as `batches` gives it.
-      threads: batches that a process makes at the same time.
-      workers: processes that make batches; 0: threads of this process only.
-      prefetch: batches that all workers together make in advance.
+      dataset: as `batches` returns it.
+      threads: the number of batches that a process makes at the same time.
+      workers: the number of processes that make batches; 0 for threads of this process only.
+      prefetch: the number of batches that all workers together make in advance.
       max_bad_fraction: the share of pairs that may be unusable.
     """
     return Batches(dataset, threads, workers, prefetch, max_bad_fraction)

@@ -18,17 +18,18 @@ ROWS = 1 << 14  # pictures of a file
 
 
 def file_name(number: int) -> str:
-    """The name of a file by its number."""
+    """Returns the name of the file with a given number."""
     return f"features-{number:05d}.npy"
 
 
 class StoredFeatures:
-    """The features of the pictures of one source, in a folder that may be written later.
+    """The image features of one source, in a folder that may be written later.
 
-    It opens its files when it is first read, so that it can be sent to worker processes.
+    The files are opened when they are first read, so that an instance can be sent to worker
+    processes.
 
     Attributes:
-      folder: where the files are; None until they are known.
+      folder: the folder of the files; None until it is known.
     """
 
     def __init__(self) -> None:
@@ -39,12 +40,15 @@ class StoredFeatures:
         return {"folder": self.folder, "_files": {}}
 
     def read(self, picture: int, view: int, name: str) -> Float[np.ndarray, " embed_dim"]:
-        """The features of a picture.
+        """Reads the features of a picture.
 
         Args:
-          picture: its number in the source.
-          view: any number; views are used in turn.
-          name: of the pair, for messages.
+          picture: the number of the picture in the source.
+          view: the number of the view, modulo the number of stored views.
+          name: the name of the pair, for messages.
+
+        Returns:
+          float32 [embed_dim].
 
         Raises:
           PairError: the picture could not be read when the features were computed.

@@ -19,7 +19,7 @@ _function: Callable[[Any], Any]  # of a worker process
 
 
 def end_with_parent(*_: int) -> None:
-    """In a worker process: ends it when its parent is killed."""
+    """Makes a worker process end when its parent ends, even if the parent is killed."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -46,9 +46,14 @@ def _call(item: Any) -> Any:
 def mapping(
     function: Callable[[Any], T], threads: int, processes: int
 ) -> Iterator[Callable[[Iterable[Any]], Iterator[T]]]:
-    """Gives an ordered `map` of a function over items, by threads, or by processes if any.
+    """Yields an ordered `map` of a function over items, run by a pool of threads or processes.
 
     Processes receive the function once, by pickle.
+
+    Args:
+      function: is called with each item.
+      threads: the number of threads, if there are no processes.
+      processes: the number of processes; 0 for threads.
 
     Raises:
       UserError: a process died.
@@ -66,7 +71,11 @@ def mapping(
 
 
 def dead_worker_error(processes: int) -> UserError:
-    """The error to raise when one of some worker processes was killed."""
+    """Returns the error to raise when a worker process was killed.
+
+    Args:
+      processes: the number of worker processes.
+    """
     return UserError(
         f"one of {processes} processes that read pairs died, perhaps for want of memory: lower "
         "config.data.workers"
