@@ -42,7 +42,7 @@ class MissingFieldError(PairError):
 
 
 class _Piece(NamedTuple):
-    """A piece of a template: literal text and the field that follows it, None after the last field."""
+    """Literal text of a template and the field that follows it, None after the last field."""
 
     literal: str
     field: str | None

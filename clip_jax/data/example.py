@@ -137,8 +137,8 @@ def parse_text(raw: bytes, name: str, end: str) -> Fields:
       raw: the bytes of the file.
       name: the name of the pair, for errors.
       end: the ending of the file's name, one of `TEXTS`. A `.json` file is an object, `.txt` gives
-        the field `caption`, `.cls` the number of a class as `cls`, and `.npy` an array of numbers as
-        the list `npy`.
+        the field `caption`, `.cls` the number of a class as `cls`, and `.npy` an array of numbers
+        as the list `npy`.
 
     Raises:
       PairError: the file is something else, or larger than `MAX_TEXT`.

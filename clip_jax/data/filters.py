@@ -50,9 +50,8 @@ class Filter:
         first template that the pair fills, with whole lists.
       least, most: bounds of fields that are numbers, or text that is a number:
         `{"similarity": 0.3}`. A pair without the field is left out.
-      duplicates: the number of previous pairs that an image is compared with, among those that meet
-        the other conditions; a pair is left out if one of them has an image with the same bytes.
-        -1 compares with all previous pairs.
+      duplicates: the number of preceding pairs in which to look for duplicates; -1 for all. A pair
+        is left out if one of them that meets the other conditions has an image of the same bytes.
     """
 
     min_side: int = 0
@@ -227,8 +226,8 @@ class _Evaluation:
         """Evaluates the filter on some pairs.
 
         Returns:
-          The codes of the pairs, int16 [n], and the image digests of the selected pairs, uint64 [n, 2],
-          or [0, 2] if duplicates are accepted.
+          The codes of the pairs, int16 [n], and the image digests of the selected pairs, uint64
+          [n, 2], or [0, 2] if duplicates are accepted.
         """
         codes = np.zeros(len(span), np.int16)
         digests = np.zeros((len(span) if self.window else 0, 2), np.uint64)
@@ -266,7 +265,7 @@ class _Evaluation:
     def _chunks(
         self, span: range, map_chunks: Callable[..., Any], say: Say
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields the results of `chunk` over a block, in order, and reports progress through `say`."""
+        """Yields the results of `chunk` over a block in order, and reports progress to `say`."""
         total = len(self.source)
         for part in (span[i : i + _BLOCK] for i in range(0, len(span), _BLOCK)):
             yield from map_chunks(part[i : i + _CHUNK] for i in range(0, len(part), _CHUNK))
@@ -285,8 +284,8 @@ class Selected:
       threads: the number of threads that evaluate the filter if there are no processes.
       processes: the number of processes that evaluate the filter.
       say: receives lines about the progress of a long evaluation.
-      cache: `config.data.index`. If it is a folder on this machine, the cache file is there, else in
-        the user's cache folder.
+      cache: `config.data.index`. If it is a folder on this machine, the cache file is there, else
+        in the user's cache folder.
       key: the group of config keys, for errors.
 
     Attributes:
@@ -338,7 +337,7 @@ class Selected:
     def _write(
         self, codes: Iterator[np.ndarray], conditions: Filter, file: BinaryIO
     ) -> dict[str, int]:
-        """Writes the numbers of the selected pairs, and returns the counts of the others by reason."""
+        """Writes the numbers of the selected pairs, and returns counts of the others by reason."""
         counts, start = np.zeros(len(conditions.reasons) + 1, np.int64), 0
         for part in codes:
             file.write((start + np.flatnonzero(part <= _SELECTED)).astype(self._type).tobytes())
@@ -380,7 +379,7 @@ class Selected:
         return f"Selected({self.source!r}, {len(self):,} pairs)"
 
     def opening_report(self) -> OpeningReport:
-        """Returns the report of the source; the pairs that the filter leaves out are in `left_out`."""
+        """Returns the opening report of the source, without what the filter leaves out."""
         return self.source.opening_report()
 
     def layout(self) -> Iterator[bytes]:
@@ -404,7 +403,7 @@ def _fingerprint(source: Source, conditions: Filter, templates: Sequence[str]) -
 
 
 def described(selected: Selected) -> str:
-    """Formats how many pairs a filter left out, and why: `300 of 1,000: size 200, duplicate 100`."""
+    """Formats how many pairs a filter left out and why: `300 of 1,000: size 200, duplicate 100`."""
     total = sum(selected.left_out.values())
     reasons = ", ".join(f"{why} {n:,}" for why, n in selected.left_out.items())
     return f"{total:,} of {len(selected) + total:,}" + (f": {reasons}" if reasons else "")

@@ -137,7 +137,7 @@ class Tally:
             )
 
     def merge(self, report: OpeningReport, where: str) -> None:
-        """Adds the items that another report left out, with `where` as a prefix of their examples."""
+        """Adds the items that another report left out; their examples get the prefix `where`."""
         for reason, item in report.left_out.items():
             self.add(reason, f"{where}{item.example}", item.count)
 
@@ -146,7 +146,7 @@ class Tally:
         return sum(item.count for item in self._counts.values())
 
     def left_out(self) -> dict[str, LeftOut]:
-        """Returns the counts in the order of `REASONS`, then those of other reasons as they came."""
+        """Returns the counts in the order of `REASONS`, then other reasons as they came."""
         order = [*(r for r in REASONS if r in self._counts), *self._counts]
         return {reason: self._counts[reason] for reason in order}
 

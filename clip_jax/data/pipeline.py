@@ -42,8 +42,8 @@ class Prepare:
       decode: decodes the bytes of an image.
       token_dropout: the share of a caption's tokens to drop.
       weights: the relative probability of each template; if empty, all are equally likely.
-      groups: whether a row tells which pairs belong together: those with the same value of the field
-        `label`, or, if `label` is empty, those whose pictures have the same bytes.
+      groups: whether a row tells which pairs belong together: those with the same value of the
+        field `label`, or, if `label` is empty, those whose pictures have the same bytes.
       label: the field that tells the class of a pair.
       features: stored image features to use in place of pixels.
     """
@@ -137,7 +137,7 @@ class Prepare:
 
 
 def _group_of(pair: Pair, label: str) -> np.ndarray:
-    """Returns a 64-bit hash, as two words, of a pair's label, or of its picture if `label` is empty.
+    """Returns a 64-bit hash, as two words, of a pair's label, or of its picture without a label.
 
     Raises:
       PairError: the pair lacks the label.
@@ -220,7 +220,7 @@ def pairs_per_picture(source: Source, first: int = 32) -> float:
 def prepares_of(
     mixture: Mixture, prepare: Prepare, stored: Sequence[StoredFeatures] = ()
 ) -> tuple[Prepare, ...]:
-    """Returns `prepare` for each source of a mixture, with the source's own templates if it has any.
+    """Returns `prepare` for each source of a mixture, with the source's own templates if any.
 
     Args:
       mixture: the sources.
@@ -358,7 +358,7 @@ class Batches(grain.DatasetIterator):
             )
 
     def get_state(self) -> dict[str, int]:
-        """Returns the number of the next step, as a dict for JSON."""
+        """Returns the state, which is the number of the next step."""
         return {"next_index": self._step}
 
     def set_state(self, state: dict[str, int]) -> None:

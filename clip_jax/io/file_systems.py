@@ -19,18 +19,18 @@ _systems: dict[tuple[int, str, str], Any] = {}
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is outside this machine's file system: `gs://bucket/x`."""
+    """Returns whether a path, such as `gs://bucket/x`, is outside this machine's file system."""
     return bool(_REMOTE.match(path))
 
 
 def is_http(path: str) -> bool:
-    """Whether a path is read from a web server."""
+    """Returns whether a path is read from a web server."""
     return path.startswith(("http://", "https://"))
 
 
 @functools.cache
 def load_fsspec() -> Any:
-    """The module fsspec, made safe for forks."""
+    """Imports fsspec, makes it safe for forks, and returns it."""
     import fsspec
     import fsspec.asyn
 
@@ -40,9 +40,10 @@ def load_fsspec() -> Any:
 
 
 def system_of(path: str) -> Any:
-    """The file system of a remote path, shared by all threads if it can be.
+    """Returns the fsspec file system of a remote path.
 
-    Processes never share one: the thread that answers does not survive a fork.
+    Threads share it if it is asynchronous. Processes never do, because the thread that answers
+    requests does not survive a fork.
 
     Raises:
       UserError: a package is missing, or the options in the path are wrong.
@@ -72,7 +73,13 @@ def system_of(path: str) -> Any:
 
 
 def run(system: Any, job: Coroutine[Any, Any, T], seconds: float) -> T:
-    """Runs a coroutine of a file system and waits for its result in the calling thread."""
+    """Runs a coroutine of a file system and waits for its result in the calling thread.
+
+    Args:
+      system: the file system.
+      job: the coroutine.
+      seconds: the maximum time to wait.
+    """
 
     async def timed() -> T:
         return await asyncio.wait_for(job, seconds)

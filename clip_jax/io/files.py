@@ -22,7 +22,7 @@ _SAMPLES, _SAMPLE = 16, 4096  # blocks of a sampled digest, and their bytes
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Opens a file for writing that replaces `path` when the block ends without an error.
 
-    Missing folders are made. Until then, and after an error, `path` is unchanged.
+    Missing folders are made. Until the block ends, and after an error, `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -37,16 +37,20 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def cache_folder(name: str) -> Path:
-    """The folder where this user's processes cache results of a kind."""
+    """Returns the folder where this user's processes cache results.
+
+    Args:
+      name: the kind of results.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(base) / "clip_jax" / name
 
 
 def sampled_digest(path: Path) -> str:
-    """A hash of the size of a file and of blocks of it, from the first to the last.
+    """Returns a hash of a file's size and of blocks sampled evenly from its start to its end.
 
-    It tells whether another file lies in the place of one that was written before, however large
-    both are, but not whether a single byte of a large file changed.
+    It tells whether the file was replaced by another, however large both are, but not whether a
+    single byte of a large file changed.
 
     Raises:
       OSError: the file cannot be read.
@@ -61,10 +65,16 @@ def sampled_digest(path: Path) -> str:
 
 
 def read_small(path: Path, most: int, what: str) -> bytes:
-    """Reads a plain file of at most `most` bytes, in which `what` is expected.
+    """Reads a small plain file.
+
+    Args:
+      path: the file.
+      most: the maximum size, in bytes.
+      what: what the file should hold, for errors.
 
     Raises:
-      UserError: no such file, not a plain file (a pipe or a device might never end), or too large.
+      UserError: there is no such file, it is not a plain file (a pipe or a device might never end),
+        or it is too large.
     """
     try:
         if path.exists() and not path.is_file():
@@ -80,10 +90,15 @@ def read_small(path: Path, most: int, what: str) -> bytes:
 
 
 def read_json(path: Path, most: int = MAX_JSON, what: str = "config") -> JsonObject:
-    """Reads the object in a JSON file of at most `most` bytes, in which `what` is expected.
+    """Reads the object in a JSON file.
+
+    Args:
+      path: the file.
+      most: the maximum size, in bytes.
+      what: what the file should hold, for errors.
 
     Raises:
-      UserError: no such plain file, too large, no JSON, or no object.
+      UserError: there is no such plain file, it is too large, or it holds no JSON object.
     """
     try:
         values = json.loads(read_small(path, most, what))

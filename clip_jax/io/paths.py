@@ -22,7 +22,7 @@ def resolve(path: str) -> str:
     """Resolves `embedded:emoji/x` to the package's folder, and expands `~`.
 
     Raises:
-      UserError: it leaves the embedded data, or names an unknown home.
+      UserError: the path leaves the embedded data, or names the home of an unknown user.
     """
     if remote.is_remote(path):
         return path
@@ -38,12 +38,16 @@ def resolve(path: str) -> str:
 
 
 def suffix(path: str) -> str:
-    """The ending of a path in lower case, such as `.parquet`, without the query of a URL."""
+    """Returns the ending of a path in lower case, such as `.parquet`, without a URL's query."""
     return Path(remote.redact(path)).suffix.lower()
 
 
 def braces(pattern: str) -> list[str]:
-    """`a{0..2}b` → a0b, a1b, a2b (with leading zeros, `{2..0}` counts down); `{x,y}` → x, y."""
+    """Expands the braces of a pattern.
+
+    `a{0..2}b` gives a0b, a1b, a2b; `{x,y}` gives x, y. Numbers keep their leading zeros, and
+    `{2..0}` counts down.
+    """
     match = _BRACES.search(pattern)
     if not match:
         return [pattern]
@@ -58,10 +62,12 @@ def braces(pattern: str) -> list[str]:
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a pattern names, in order.
+    """Returns the files that a pattern names, in order.
+
+    Whether a remote file exists is not checked.
 
     Raises:
-      UserError: a file is missing, or a glob matches nothing. Remote files are not checked.
+      UserError: a local file is missing, or a glob matches nothing.
     """
     files: list[str] = []
     resolved = resolve(pattern)
@@ -82,7 +88,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def _existing(path: str) -> str:
-    """The longest beginning of a path that exists as it is written, so it contains no pattern."""
+    """Returns the longest start of a path that exists as written, and so contains no pattern."""
     end = len(path)
     while end > 0 and not os.path.exists(path[:end]):
         end = path.rfind("/", 0, end)
@@ -90,7 +96,7 @@ def _existing(path: str) -> str:
 
 
 def _hint(path: str) -> str:
-    """What to give instead of a folder, as the end of an error."""
+    """Returns the end of an error that says what to give instead of a folder."""
     if Path(path).is_dir() and any(Path(path).glob("*.tar")):
         return f": it is a folder, use {path}/*.tar"
     return ""

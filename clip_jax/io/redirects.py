@@ -14,13 +14,14 @@ _ALLOWED = "CLIP_JAX_REDIRECTS"  # an environment variable, so that worker proce
 def allow_redirects(sites: Iterable[str]) -> None:
     """Lets web servers redirect this process, and those that it starts, to other sites.
 
-    sites: `hf.co` for it and everything below it; `any` for all.
+    Args:
+      sites: the allowed sites. `hf.co` allows it and everything below it; `any` allows all.
     """
     os.environ[_ALLOWED] = ",".join(sites)
 
 
 def trace_config() -> Any:
-    """The callback of aiohttp that turns a redirect to another site into a UserError."""
+    """Returns an aiohttp trace config that turns a redirect to another site into a UserError."""
     import aiohttp
     from yarl import URL
 
@@ -42,7 +43,15 @@ def trace_config() -> Any:
 
 
 def is_same_site(old: Any, new: Any) -> bool:
-    """Whether the host of a URL equals, contains or is part of another's, and is as secure."""
+    """Returns whether a redirect stays on a site and is as secure.
+
+    The hosts must be equal, or one a subdomain of the other. Scheme and port must be the same, or
+    change from HTTP on port 80 to HTTPS on port 443.
+
+    Args:
+      old: the URL that was requested.
+      new: the URL of the redirect.
+    """
     is_related = _is_below(new.host, old.host) or _is_below(old.host, new.host)
     is_same_port = old.port == new.port and old.scheme == new.scheme
     is_upgraded = (old.scheme, old.port, new.scheme, new.port) == ("http", 80, "https", 443)

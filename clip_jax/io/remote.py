@@ -48,21 +48,26 @@ _TAGS = ("ETag", "etag", "generation", "Last-Modified", "LastModified", "mtime",
 
 
 class State(NamedTuple):
-    """What changes when a file does: its size in bytes, and its version or time."""
+    """The state of a file, which changes when the file does.
+
+    Attributes:
+      size: in bytes.
+      tag: the version, or the time of the last change.
+    """
 
     size: int
     tag: str
 
 
 def redact(path: str) -> str:
-    """A path as a message may show it: without the password and the signature of a URL."""
+    """Returns a path without the password and the signature of a URL, for messages."""
     return redacted(path)
 
 
 async def _http_range(
     system: Any, path: str, first: int, last: int, tag: str
 ) -> tuple[State, bytes]:
-    """Bytes `first` to `last` of a file by HTTP, and the state of the file.
+    """Returns the state of a file and its bytes `first` to `last`, both included, read by HTTP.
 
     fsspec does not notice a server that ignores ranges and sends the whole file.
     """
@@ -91,12 +96,12 @@ async def _http_range(
 
 
 def _version(info: Any) -> str:
-    """The version of a file among its metadata."""
+    """Returns the version of a file from its metadata; empty if there is none."""
     return next((str(info[tag]).removeprefix("W/") for tag in _TAGS if info.get(tag)), "")
 
 
 def state(path: str) -> State:
-    """Returns the size and the version of a file, local or remote, by which a change shows.
+    """Returns the size and version of a local or remote file.
 
     Raises:
       UserError: there is no such file, or its state cannot be read.
@@ -117,7 +122,7 @@ def state(path: str) -> State:
 
 
 def states(paths: Sequence[str]) -> list[State]:
-    """The state of each file; those of remote files are requested concurrently."""
+    """Returns the state of each file; remote files are requested concurrently."""
     remote_paths = [path for path in paths if is_remote(path)]
     known: dict[str, State] = {}
     for folder, count in Counter(path.rpartition("/")[0] for path in remote_paths).items():
@@ -141,7 +146,7 @@ def _list_states(folder: str) -> dict[str, State]:
 
 
 def identity(paths: Sequence[str], states: Sequence[State]) -> str:
-    """A hash of the places, sizes and versions of files: it changes when one of them does."""
+    """Returns a hash of the paths, sizes and versions of files, which changes when a file does."""
     places = [path if is_remote(path) else os.path.abspath(path) for path in paths]
     content = json.dumps([places, [tuple(state) for state in states]])
     return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:32]
@@ -151,10 +156,10 @@ def read_range(path: str, at: int, size: int, tag: str = "") -> bytes:
     """Reads a range of a remote file.
 
     Args:
-      path: of the file.
+      path: the file.
       at: the offset of the first byte.
-      size: in bytes.
-      tag: the version that the file must have; empty: any.
+      size: the number of bytes.
+      tag: the version that the file must have; empty for any.
 
     Raises:
       UserError: the range cannot be read, the file is shorter, or it has changed.
@@ -181,7 +186,7 @@ def read_whole(path: str, most: int) -> bytes:
     """Reads a remote file of at most `most` bytes.
 
     Raises:
-      UserError: it cannot be read, or is longer.
+      UserError: the file cannot be read, or is larger.
     """
     if is_http(path):
         system = system_of(path)
@@ -197,7 +202,7 @@ def _too_large(path: str, most: int) -> UserError:
 
 
 async def _http_whole(system: Any, path: str, most: int) -> bytes:
-    """A whole file by HTTP, also from a server that does not support ranges."""
+    """Reads a whole file by HTTP, also from a server that does not support ranges."""
     session, content = await system.set_session(), bytearray()
     async with session.get(system.encode_url(path), **system.kwargs) as answer:
         answer.raise_for_status()
@@ -237,10 +242,10 @@ class _Ranges(io.RawIOBase):
 
 
 def open_file(path: str) -> BinaryIO:
-    """Opens a file for reading; of a remote file `AHEAD` bytes are fetched at a time.
+    """Opens a local or remote file for reading; a remote file is fetched `AHEAD` bytes at a time.
 
     Raises:
-      UserError: a remote file cannot be read, now or at any later read.
+      UserError: a remote file cannot be read, now or at a later read.
       OSError: a local file cannot be opened.
     """
     if not is_remote(path):
@@ -249,10 +254,10 @@ def open_file(path: str) -> BinaryIO:
 
 
 def write(path: str, content: bytes) -> None:
-    """Writes a file completely or not at all.
+    """Writes a local or remote file completely or not at all.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     if not is_remote(path):
         with files.atomic_write(Path(path)) as file:
@@ -267,10 +272,10 @@ def write(path: str, content: bytes) -> None:
 
 
 def glob(pattern: str) -> list[str]:
-    """The remote files that a pattern matches, sorted.
+    """Returns the remote files that a pattern matches, sorted.
 
     Raises:
-      UserError: its protocol lists no files.
+      UserError: the protocol cannot list files.
     """
     system = system_of(pattern)
     system.invalidate_cache()
@@ -278,7 +283,7 @@ def glob(pattern: str) -> list[str]:
 
 
 def is_folder(path: str) -> bool:
-    """Whether a remote path is a folder; by HTTP only a slash at its end tells."""
+    """Returns whether a remote path is a folder; by HTTP, whether it ends in a slash."""
     if path.endswith("/") or is_http(path):
         return path.endswith("/")
     system = system_of(path)
@@ -286,10 +291,13 @@ def is_folder(path: str) -> bool:
 
 
 def list_files(folder: str) -> dict[str, State]:
-    """The states of all files below a remote folder, by their paths relative to it, sorted.
+    """Returns the states of all files below a remote folder.
+
+    Returns:
+      A dict from paths relative to the folder to states, sorted.
 
     Raises:
-      UserError: its protocol lists no files.
+      UserError: the protocol cannot list files.
     """
     system, start = system_of(folder), folder.rstrip("/") + "/"
     system.invalidate_cache()
@@ -303,7 +311,7 @@ def list_files(folder: str) -> dict[str, State]:
 
 
 def _with_protocol(like: str, paths: Iterable[str]) -> Iterator[str]:
-    """Paths of a file system, with the protocol of `like` where they lack it."""
+    """Yields paths of a file system, with the protocol of `like` where they lack one."""
     protocol = like.partition("://")[0]
     for path in paths:
         yield path if is_remote(path) else f"{protocol}://{path.lstrip('/')}"

@@ -18,11 +18,11 @@ _jitter = random.Random()
 
 
 class MissingError(UserError):
-    """There is no such file."""
+    """An error for a file that does not exist."""
 
 
 def reason(error: BaseException) -> str:
-    """Why a request failed, in a few words."""
+    """Describes in a few words why a request failed."""
     if isinstance(status := _status(error), int):
         return f"HTTP {status}"
     if isinstance(error, TimeoutError):
@@ -36,7 +36,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether a retry would fail in the same way."""
+    """Returns whether a retry would fail in the same way."""
     status = _status(error)
     if status is not None:
         return 400 <= status < 500 and status not in (408, 425, 429)
@@ -46,11 +46,15 @@ def _is_final(error: BaseException) -> bool:
 
 
 def retry(path: str, request: Callable[[], T]) -> T:
-    """The result of a request about a remote path, retried with growing pauses while that may help.
+    """Makes a request and returns its result; retries after growing pauses while they may help.
+
+    Args:
+      path: the remote path, for errors.
+      request: makes the request.
 
     Raises:
       MissingError: there is no such file.
-      UserError: the request fails finally, or too often.
+      UserError: the request fails with an error that a retry would repeat, or too often.
     """
     end = time.monotonic() + PATIENCE
     for attempt in range(1, ATTEMPTS + 1):

@@ -51,7 +51,7 @@ _METHODS = ("open", "encode", "decode", "__call__")
 
 
 def load(name: str, context_length: int | None = None, *, trusted: bool = True) -> Tokenizer:
-    """The tokenizer that a config names.
+    """Loads the tokenizer that a config names.
 
     Args:
         name: `"clip"`; `"sentencepiece:PATH.model"`; `"wordpiece:PATH"`, a vocab.txt, a
@@ -92,7 +92,7 @@ def _resolve(path: str) -> str:
 
 
 def _is_tokenizer_class(kind: object) -> bool:
-    """Whether a class has a tokenizer's methods, so that it is safe to call its `open`.
+    """Returns whether a class has a tokenizer's methods, so that it is safe to call its `open`.
 
     Methods of its metaclass do not count: every class has a `__call__` of `type`.
     """
@@ -101,7 +101,7 @@ def _is_tokenizer_class(kind: object) -> bool:
 
 
 def _open_users(path: str, file: str, context_length: int | None, trusted: bool) -> Tokenizer:
-    """A tokenizer of the user's own, checked against the protocol."""
+    """Opens a tokenizer of the user's own and checks it against the protocol."""
     kind = TOKENIZERS.get(path, "config.tokenizer", trusted=trusted)
     if not trusted and not _is_tokenizer_class(kind):
         raise UserError(
@@ -129,7 +129,7 @@ def _open_users(path: str, file: str, context_length: int | None, trusted: bool)
 
 
 def _check_rows(where: str, tokenizer: Tokenizer) -> None:
-    """Raises UserError where a user's tokenizer gives rows that no model can take."""
+    """Raises UserError if a user's tokenizer returns rows that no model can take."""
     import numpy as np
 
     texts = ["a photo of a cat", "two dogs"]

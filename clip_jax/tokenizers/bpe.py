@@ -37,7 +37,7 @@ _CACHED_CHUNK_LENGTH = 64
 
 
 class BPE:
-    """CLIP's tokenizer: lower-case, 49,408 ids, of which the last two are start and end.
+    """CLIP's tokenizer: lower-case, with 49,408 ids, the last two of which are start and end.
 
     Every text can be encoded: what no merge covers is spelled in bytes.
     """
@@ -48,31 +48,35 @@ class BPE:
     pad_id: int = 0
 
     def __init__(self, context_length: int = DEFAULT_CONTEXT_LENGTH) -> None:
-        """Raises UserError if `context_length` is under 3.
+        """Makes a tokenizer; the vocabulary is read once per process, when a text is first encoded.
 
-        The vocabulary is read once per process, when a text is first encoded.
+        Args:
+            context_length: the width of the rows.
+
+        Raises:
+            UserError: `context_length` is under 3.
         """
         self.context_length = check_context_length(context_length)
 
     @classmethod
     def open(cls, path: str, context_length: int | None) -> BPE:
-        """CLIP's tokenizer, whose vocabulary ships with the package; see `TokenizerKind`."""
+        """Makes CLIP's tokenizer, whose vocabulary ships with the package; see `TokenizerKind`."""
         return cls(DEFAULT_CONTEXT_LENGTH if context_length is None else context_length)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without start, end or padding, of any length."""
+        """Returns the ids of a text of any length, without start, end or padding."""
         # No token contains white space, so the text between two spaces is encoded by itself.
         chunks = clean(text).lower().split()
         return list(chain.from_iterable(map(vocabulary().__getitem__, chunks)))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, lower-case, a space between tokens that end a word.
+        """Returns the text of `ids` in lower case, with a space after each token that ends a word.
 
-        Start tokens give nothing and the first end token ends the text, so a packed row
-        decodes to its caption. Bytes that are no UTF-8 give U+FFFD.
+        Start tokens are skipped and the first end token ends the text, so a packed row decodes to
+        its caption. Bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            ValueError: an id outside [0, vocab_size).
+            ValueError: an id is outside [0, vocab_size).
         """
         pieces = vocabulary().pieces
         text = bytearray()
@@ -88,11 +92,18 @@ class BPE:
     def __call__(
         self, texts: str | Sequence[str], truncate: bool = False
     ) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-        """int32 [n, context_length]: start, ids, end, zeros; see `packing.pack` for errors."""
+        """Tokenizes texts.
+
+        Returns:
+            int32 [n, context_length]: start, ids, end, then zeros.
+
+        Raises:
+            UserError: see `packing.pack`.
+        """
         return pack(self, texts, truncate)
 
     def write_hugging_face(self, folder: Path) -> None:
-        """See the function `write_hugging_face`."""
+        """Writes the tokenizer for transformers; see the function `write_hugging_face`."""
         write_hugging_face(folder, self.context_length)
 
     def __reduce__(self) -> tuple[type[BPE], tuple[int]]:
@@ -100,14 +111,18 @@ class BPE:
 
 
 class Vocabulary(dict[str, tuple[int, ...]]):
-    """The merges, the bytes of every id, and a bounded cache from chunk to ids.
+    """CLIP's vocabulary: the merges, the bytes of every id, and a bounded cache from chunk to ids.
 
     A chunk is lower-case text without white space. The class is the cache: looking up a cached
     chunk costs one C call; `__missing__` computes the others.
     """
 
     def __init__(self, lines: Iterable[str]) -> None:
-        """`lines` are the merges in order of rank, two symbols each, a space between them."""
+        """Makes the ids from the merges.
+
+        Args:
+            lines: the merges in order of rank, each two symbols with a space between them.
+        """
         letters = _byte_letters()
         order = sorted(range(256), key=lambda byte: (ord(letters[byte]) > 255, byte))
         self.byte_ids = [order.index(byte) for byte in range(256)]
@@ -172,7 +187,7 @@ class Vocabulary(dict[str, tuple[int, ...]]):
 
 @functools.cache
 def vocabulary() -> Vocabulary:
-    """The vocabulary of every `BPE` of this process.
+    """Returns the vocabulary that every `BPE` of this process shares.
 
     Source: `bpe_simple_vocab_16e6.txt.gz` of OpenAI's CLIP: a header, then 262,144 merges, of
     which CLIP uses the first 48,894.
@@ -182,7 +197,7 @@ def vocabulary() -> Vocabulary:
 
 
 def symbols() -> list[str]:
-    """The 49,408 entries of the vocabulary by id, spelled as in the merges file.
+    """Returns the 49,408 entries of the vocabulary by id, spelled as in the merges file.
 
     Every byte is a printable character, and `</w>` ends a word.
     """
@@ -197,15 +212,15 @@ def symbols() -> list[str]:
 
 
 def write_hugging_face(folder: Path, context_length: int = DEFAULT_CONTEXT_LENGTH) -> None:
-    """Writes what transformers' `CLIPTokenizer` reads; each file completely or not at all.
+    """Writes the files that transformers' `CLIPTokenizer` reads, each completely or not at all.
 
     Its ids are those of `BPE` if cleaning changes only white space: transformers does not repair
     mojibake and keeps HTML entities; it also lower-cases a Σ at the end of a word to σ, not ς. Its
     padding is the end token instead of 0; a causal tower that pools at the first end ignores it.
 
     Args:
-        folder: gets vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json,
-            and is made if need be.
+        folder: where vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json are
+            written; it is made if need be.
         context_length: the width of the rows.
 
     Raises:
@@ -229,7 +244,7 @@ def write_hugging_face(folder: Path, context_length: int = DEFAULT_CONTEXT_LENGT
 
 
 def _byte_letters() -> list[str]:
-    """The printable character of each byte in the merges file.
+    """Returns the printable character that stands for each byte in the merges file.
 
     Bytes that Latin-1 prints are themselves, the others U+0100 onwards in order.
     """

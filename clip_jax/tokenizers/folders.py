@@ -16,13 +16,13 @@ _ANY_CLASS = ("", "None", "PreTrainedTokenizer", "TokenizersBackend")
 
 
 def find_tokenizer(folder: Path) -> str | None:
-    """The name, as for `load`, of the tokenizer in a Hugging Face or open_clip model folder.
+    """Returns the name of the tokenizer in a Hugging Face or open_clip model folder, for `load`.
 
     The class in `tokenizer_config.json` decides first, then the model type in `config.json`, or,
     without a `config.json`, the model in `open_clip_config.json`.
 
     Args:
-        folder: of the model's files; any of them may be missing.
+        folder: the model's files, any of which may be missing.
 
     Returns:
         `clip` if the folder's vocabulary is CLIP's own or the folder has none; `wordpiece:FOLDER`;
@@ -60,10 +60,10 @@ def _settings(path: Path) -> JsonObject:
 
 
 def _open_clip_kind(text: JsonObject) -> str | None:
-    """The kind of tokenizer of the `text_cfg` of an open_clip model.
+    """Returns the kind of tokenizer that the `text_cfg` of an open_clip model names, or None.
 
-    It names a tokenizer of Hugging Face, or means CLIP's. SigLIP's is recognised by its cleaning;
-    the others pad and end rows differently.
+    A config that names no tokenizer of Hugging Face means CLIP's. SigLIP's is recognised by its
+    cleaning; the others pad and end rows differently.
     """
     if not text.get("hf_tokenizer_name"):
         return "clip" if text and not text.get("hf_model_name") else None
@@ -73,7 +73,7 @@ def _open_clip_kind(text: JsonObject) -> str | None:
 
 
 def _is_clip(folder: Path) -> bool:
-    """Whether the vocabulary in a folder, if it holds one, is CLIP's to the last entry."""
+    """Returns whether the vocabulary in a folder, if it holds one, is exactly CLIP's."""
     for name, keys in (("vocab.json", ()), ("tokenizer.json", ("model", "vocab"))):
         if (folder / name).is_file():
             from clip_jax.tokenizers.bpe import symbols

@@ -16,7 +16,11 @@ CHARACTERS = 128  # that are read for each place of a row: a token has about thi
 
 
 def check_context_length(context_length: int) -> int:
-    """Returns `context_length`; UserError if start, one token and end do not fit into it."""
+    """Returns `context_length` if a start, one token and an end fit into it.
+
+    Raises:
+        UserError: they do not fit, or `context_length` is no whole number.
+    """
     if isinstance(context_length, bool) or not isinstance(context_length, int | np.integer):
         raise UserError(f"context_length must be a whole number, not {context_length!r}")
     if context_length < 3:
@@ -35,9 +39,9 @@ def pack(
     Args:
         tokenizer: gives the ids, the special ids and the width.
         texts: one text or n of them.
-        truncate: cut an over-long row and put the end token in its last place. A text of more than
-            `CHARACTERS` characters a place is cut before it is encoded, so that a megabyte of
-            text takes little time.
+        truncate: whether to cut an over-long row and put the end token in its last place. A text of
+            more than `CHARACTERS` characters a place is cut before it is encoded, so that a
+            megabyte of text takes little time.
 
     Returns:
         int32 [n, context_length]: start, if the tokenizer has one, ids, end, then padding; n is 1
@@ -83,7 +87,10 @@ def trim(rows: np.ndarray, multiple: int = 16, pad_id: int = 0) -> np.ndarray:
     Args:
         rows: int [n, context_length]; a text ends with the last id that is no padding.
         multiple: the width is rounded up to a multiple of this, so that few widths are compiled.
-        pad_id: the tokenizer's.
+        pad_id: the tokenizer's padding id.
+
+    Returns:
+        int [n, width].
     """
     longest = int(_lengths(rows, pad_id).max())
     return rows[:, : -(-longest // multiple) * multiple]
@@ -96,11 +103,14 @@ def drop(
 
     Args:
         row: int [context_length]: start, ids, end, padding.
-        rate: the share to drop.
-        pad_id: the tokenizer's.
-        rng: decides which ids.
+        rate: the probability to drop an id.
+        pad_id: the tokenizer's padding id.
+        rng: draws which ids to drop.
         has_start: whether the row has a start and an end token, which are never dropped. False for
             SigLIP, whose rows have ids and padding only (`tokenizer.sot_id is None`).
+
+    Returns:
+        int [context_length].
     """
     length = int(_lengths(row, pad_id))
     first, last = (1, length - 1) if has_start else (0, length)
@@ -115,6 +125,14 @@ def drop(
 
 
 def _lengths(rows: np.ndarray, pad_id: int) -> np.ndarray:
-    """The number of ids before the padding of each row: int [n] for [n, width], [] for [width]."""
+    """Returns the number of ids before the padding of each row.
+
+    Args:
+        rows: int [n, width] or [width].
+        pad_id: the tokenizer's padding id.
+
+    Returns:
+        int [n] or [].
+    """
     place = np.arange(1, rows.shape[-1] + 1)
     return np.where(rows != pad_id, place, 0).max(axis=-1)

@@ -19,7 +19,7 @@ class TokenizerKind(Protocol):
         """Makes a tokenizer.
 
         Args:
-            path: the file or folder that the name holds after its prefix; empty without one.
+            path: the file or folder that follows the prefix in the name; empty if there is none.
             context_length: the width of the rows; None for the tokenizer's own default.
 
         Raises:
@@ -30,11 +30,17 @@ class TokenizerKind(Protocol):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What a text tower, a data pipeline and an evaluator need of a tokenizer.
+    """The interface of tokenizers for text towers, data pipelines and evaluators.
 
-    `sot_id` is None if rows have no start token, and `eot_id` may equal `pad_id` (SigLIP). A tower
-    that finds the end of a text at the largest id of its row needs `eot_id == vocab_size - 1`.
-    Worker processes receive a tokenizer by pickle.
+    A tower that finds the end of a text at the largest id of its row needs
+    `eot_id == vocab_size - 1`. Worker processes receive a tokenizer by pickle.
+
+    Attributes:
+        vocab_size: the number of ids.
+        context_length: the width of the rows.
+        sot_id: the id that starts a row; None if rows have no start token.
+        eot_id: the id that ends a text; it may equal `pad_id` (SigLIP).
+        pad_id: the id of padding.
     """
 
     vocab_size: int
@@ -44,19 +50,23 @@ class Tokenizer(Protocol):
 
     @property
     def sot_id(self) -> int | None:
-        """The id that starts a row, or None."""
+        """The id that starts a row, or None if rows have no start token."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without start, end or padding, of any length."""
+        """Returns the ids of a text of any length, without start, end or padding."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`: start tokens give nothing, the first end token ends the text."""
+        """Returns the text of `ids`, without start tokens and up to the first end token."""
         ...
 
     def __call__(
         self, texts: str | Sequence[str], truncate: bool = False
     ) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-        """int32 [n, context_length]: start, ids, end, padding (see `packing.pack`)."""
+        """Tokenizes texts; see `packing.pack`.
+
+        Returns:
+            int32 [n, context_length]: start, ids, end, padding.
+        """
         ...

@@ -45,7 +45,8 @@ class SentencePiece:
         Args:
             path: a .model file.
             context_length: the width of the rows.
-            lower: lower-case each text first. A model from `train(lower=True)` folds case itself.
+            lower: whether to lower-case each text first. A model from `train(lower=True)` folds
+                case itself.
 
         Raises:
             UserError: the file is missing, over 32 MiB or no SentencePiece model, or
@@ -66,19 +67,19 @@ class SentencePiece:
         return cls(path, DEFAULT_CONTEXT_LENGTH if context_length is None else context_length)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without start, end or padding, of any length."""
+        """Returns the ids of a text of any length, without start, end or padding."""
         text = clean(text)
         ids: list[int] = self._processor.encode(text.lower() if self.lower else text)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`.
+        """Returns the text of `ids`.
 
-        Start tokens give nothing and the first end token ends the text, so a packed row
-        decodes to its caption.
+        Start tokens are skipped and the first end token ends the text, so a packed row decodes to
+        its caption.
 
         Raises:
-            ValueError: an id outside [0, vocab_size).
+            ValueError: an id is outside [0, vocab_size).
         """
         text_ids: list[int] = []
         for token in map(int, ids):
@@ -94,7 +95,14 @@ class SentencePiece:
     def __call__(
         self, texts: str | Sequence[str], truncate: bool = False
     ) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-        """int32 [n, context_length]: start, ids, end, zeros; see `packing.pack` for errors."""
+        """Tokenizes texts.
+
+        Returns:
+            int32 [n, context_length]: start, ids, end, then padding.
+
+        Raises:
+            UserError: see `packing.pack`.
+        """
         return pack(self, texts, truncate)
 
     def __getstate__(self) -> tuple[bytes, int, bool]:
@@ -136,16 +144,16 @@ def train(
     Args:
         captions: texts, cleaned as `SentencePiece.encode` cleans them; empty ones and those over
             65,536 bytes are left out.
-        path: where the .model file goes.
+        path: the .model file to write.
         vocab_size: the number of pieces, including 256 bytes and the unknown piece. A tokenizer
             of this model has two more ids.
-        lower: fold case and compatibility forms (Unicode NFKC) inside the model. If False, the
-            model keeps every character that `clean` returns.
+        lower: whether to fold case and compatibility forms (Unicode NFKC) inside the model. If
+            False, the model keeps every character that `clean` returns.
         character_coverage: the share of the captions' characters that get a piece of their own.
 
     Raises:
-        UserError: no captions, a `vocab_size` that they can't fill or that can't hold their
-            characters, or a `path` that can't be written.
+        UserError: there are no captions, they can't fill `vocab_size` pieces, `vocab_size` can't
+            hold their characters, or `path` can't be written.
 
     Source: Kudo and Richardson, SentencePiece (2018).
     """
@@ -209,7 +217,11 @@ def _read_lines(path: str) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns 0 if the model was written, else 2 after one line on stderr."""
+    """Runs the command.
+
+    Returns:
+        0 if the model was written, or 2 after one line on stderr.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m clip_jax.tokenizers.sentencepiece",
         description="Train a SentencePiece tokenizer on captions.",

@@ -18,8 +18,8 @@ _TO_SPACES_OR_NOTHING = str.maketrans({"▁": " ", **dict.fromkeys(string.punctu
 class SigLIP(SentencePiece):
     """A SentencePiece model used as SigLIP uses it: the model's ids, then its `</s>` to the end.
 
-    Rows have no start, and `</s>` is the padding too, so the last id of every row is `</s>`: what
-    SigLIP's tower reads out.
+    Rows have no start token, and `</s>` is also the padding, so the last id of every row is `</s>`:
+    SigLIP's tower reads its output there.
 
     Source: `SiglipTokenizer` of transformers, whose ids these are for models that normalise by
     nmt_nfkc, but for a `</s>` or `<unk>` written in a text, which is a special token there and
@@ -49,16 +49,16 @@ class SigLIP(SentencePiece):
         return cls(path, SHORT_CONTEXT_LENGTH if context_length is None else context_length)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without end or padding, of any length."""
+        """Returns the ids of a text of any length, without end or padding."""
         ids: list[int] = self._processor.encode(canonical(text))
         return ids
 
     def write_hugging_face(self, folder: Path) -> None:
-        """Writes what transformers' `SiglipTokenizer` reads; each file completely or not at all.
+        """Writes what transformers' `SiglipTokenizer` reads, each file completely or not at all.
 
         Args:
-            folder: gets spiece.model, tokenizer_config.json and special_tokens_map.json, and is
-                made if need be.
+            folder: where spiece.model, tokenizer_config.json and special_tokens_map.json are
+                written; it is made if need be.
 
         Raises:
             UserError: the folder can't be written.
@@ -85,7 +85,7 @@ class SigLIP(SentencePiece):
 
 
 def canonical(text: str) -> str:
-    """Lower-case text without ASCII punctuation, every run of white space one space.
+    """Lower-cases a text, removes ASCII punctuation, and makes every run of white space one space.
 
     Source: `canonicalize_text` of transformers' `SiglipTokenizer`.
     """

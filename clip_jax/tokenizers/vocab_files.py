@@ -14,7 +14,11 @@ MAX_BYTES = 32 << 20  # bytes
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file; UserError if it can't be read or is over 32 MiB."""
+    """Reads a file of at most 32 MiB.
+
+    Raises:
+        UserError: the file can't be read or is larger.
+    """
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -28,7 +32,11 @@ def read_file(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> JsonObject:
-    """The object in a JSON file; UserError if it can't be read or holds anything else."""
+    """Reads the object in a JSON file.
+
+    Raises:
+        UserError: the file can't be read or holds anything else.
+    """
     try:
         value = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
@@ -40,14 +48,18 @@ def read_json(path: Path) -> JsonObject:
 
 
 def nested_object(value: Any, *keys: str) -> JsonObject:
-    """The nested object under `keys`; an empty one if there is none."""
+    """Returns the object at a path of keys in a JSON value, or an empty one if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file completely or not at all, and makes its folders; UserError if that fails."""
+    """Writes a file completely or not at all, and makes its folders.
+
+    Raises:
+        UserError: the file can't be written.
+    """
     try:
         with files.atomic_write(path) as file:
             file.write(content)
@@ -56,5 +68,9 @@ def write(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: JsonObject) -> None:
-    """Writes an indented JSON object; UserError if it can't be written."""
+    """Writes an indented JSON object.
+
+    Raises:
+        UserError: the file can't be written.
+    """
     write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

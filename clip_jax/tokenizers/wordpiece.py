@@ -46,11 +46,14 @@ _CACHED_CHUNK_LENGTH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What BERT does to a text before it looks up words, named as in `tokenizer_config.json`.
+    """Options for what BERT does to a text before it looks up words.
 
-    do_lower_case: fold case.
-    strip_accents: drop combining marks; None: as `do_lower_case`.
-    tokenize_chinese_chars: make every Chinese character a word.
+    They are named as in `tokenizer_config.json`.
+
+    Attributes:
+        do_lower_case: whether to fold case.
+        strip_accents: whether to drop combining marks; None for the value of `do_lower_case`.
+        tokenize_chinese_chars: whether to make every Chinese character a word.
     """
 
     do_lower_case: bool = True
@@ -60,7 +63,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Specials:
-    """The special tokens. A text that spells one of them gets its id."""
+    """The special tokens. A special token that is spelled in a text gets its own id."""
 
     unk_token: str = "[UNK]"
     sep_token: str = "[SEP]"
@@ -85,7 +88,7 @@ class WordPiece:
         Args:
             path: a vocab.txt (a token a line), a tokenizer.json of Hugging Face, or a folder that
                 holds one. Options come from a tokenizer_config.json in the same folder, then from
-                the tokenizer.json, then are BERT's (uncased).
+                the tokenizer.json, and default to BERT's (uncased).
             context_length: the width of the rows.
 
         Raises:
@@ -100,7 +103,7 @@ class WordPiece:
         return cls(path, SHORT_CONTEXT_LENGTH if context_length is None else context_length)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without start, end or padding, of any length."""
+        """Returns the ids of a text of any length, without start, end or padding."""
         ids: list[int] = []
         for i, part in enumerate(self._special.split(text)):
             if i % 2:
@@ -112,13 +115,13 @@ class WordPiece:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words of `ids`, a space between them.
+        """Returns the words of `ids` with a space between them.
 
-        Start and padding give nothing and the first end token ends the text, so a packed row
+        Start and padding are skipped and the first end token ends the text, so a packed row
         decodes to its caption as far as the vocabulary knows it.
 
         Raises:
-            ValueError: an id outside [0, vocab_size).
+            ValueError: an id is outside [0, vocab_size).
         """
         text = ""
         for token in map(int, ids):
@@ -134,15 +137,22 @@ class WordPiece:
     def __call__(
         self, texts: str | Sequence[str], truncate: bool = False
     ) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-        """int32 [n, context_length]: [CLS], ids, [SEP], [PAD]; see `packing.pack` for errors."""
+        """Tokenizes texts.
+
+        Returns:
+            int32 [n, context_length]: [CLS], ids, [SEP], then [PAD].
+
+        Raises:
+            UserError: see `packing.pack`.
+        """
         return pack(self, texts, truncate)
 
     def write_hugging_face(self, folder: Path) -> None:
-        """Writes what transformers' `BertTokenizer` reads; each file completely or not at all.
+        """Writes the files that transformers' `BertTokenizer` reads, each completely or not at all.
 
         Args:
-            folder: gets vocab.txt, tokenizer_config.json and special_tokens_map.json, and is made
-                if need be.
+            folder: where vocab.txt, tokenizer_config.json and special_tokens_map.json are written;
+                it is made if need be.
 
         Raises:
             UserError: the folder can't be written.
@@ -199,7 +209,7 @@ class Words(dict[str, tuple[int, ...]]):
         self._word = regex.compile(f"[{alone}]|[^{alone}]+")
 
     def split(self, chunk: str) -> list[str]:
-        """The cleaned words of a chunk; every punctuation mark is a word."""
+        """Splits a chunk into its cleaned words; every punctuation mark is a word."""
         if not chunk.isascii() or not chunk.isprintable():
             chunk = _CONTROLS.sub("", chunk)
             if self._strip_accents:
@@ -237,7 +247,7 @@ class Words(dict[str, tuple[int, ...]]):
 
 
 def _read_vocabulary(path: Path) -> tuple[tuple[str, ...], Options, Specials]:
-    """The tokens by id, the options and the special tokens; see `WordPiece`."""
+    """Returns the tokens by id, the options and the special tokens; see `WordPiece`."""
     if path.is_dir():
         candidates = [path / name for name in VOCABULARY_FILES if (path / name).is_file()]
         if not candidates:
@@ -273,7 +283,7 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
 
 def _read_json(path: Path) -> tuple[tuple[str, ...], JsonObject]:
-    """The tokens by id, and the settings under the names of `tokenizer_config.json`."""
+    """Returns the tokens by id, and the settings under the names of `tokenizer_config.json`."""
     content = vocab_files.read_json(path)
     model, normalizer = (
         vocab_files.nested_object(content, "model"),
@@ -304,7 +314,7 @@ def _read_json(path: Path) -> tuple[tuple[str, ...], JsonObject]:
 def _fields(
     kind: type[Options] | type[Specials], value_type: type, path: Path, settings: JsonObject
 ) -> JsonObject:
-    """The fields of `kind` that the settings have; null means the default."""
+    """Returns the fields of `kind` that the settings have; null means the default."""
     fields = {}
     for name in (field.name for field in dataclasses.fields(kind)):
         value = settings.get(name)
@@ -321,7 +331,7 @@ def _fields(
 
 
 def _added(settings: JsonObject) -> list[str]:
-    """The texts of added tokens as tokenizer.json and tokenizer_config.json list them."""
+    """Returns the texts of the added tokens in tokenizer.json and tokenizer_config.json."""
     tokens = settings.get("added_tokens")
     entries = [*(tokens if isinstance(tokens, list) else [])]
     entries += vocab_files.nested_object(settings, "added_tokens_decoder").values()

@@ -22,8 +22,8 @@ CROPS = ("fit", "open_clip")
 class Augment(schema.Augment):
     """Random changes to the training images, as `config.data.augment` describes them.
 
-    `schema.Augment` has the fields. `crop` says what happens to a crop that is wider or taller than
-    the image: `fit` shrinks it until it fits, `open_clip` draws again.
+    See `schema.Augment` for the fields. `crop` decides what happens to a crop that is wider or
+    taller than the image: `fit` shrinks it until it fits, `open_clip` draws again.
     """
 
     def __post_init__(self) -> None:
@@ -50,7 +50,11 @@ class Augment(schema.Augment):
                 )
 
     def least_side(self, size: int) -> int:
-        """The least shorter side of an image whose crops all have `size` pixels a side."""
+        """Returns the shorter side that an image needs so that no crop is smaller than `size`.
+
+        Args:
+          size: pixels a side of the crops.
+        """
         low, (narrow, wide) = self.crop_scale[0], self.crop_ratio
         # a shape that does not fit is shrunk, or replaced by the largest that is allowed
         limits = (narrow, 1 / wide) if self.crop == "fit" else (wide, 1 / narrow)
@@ -59,7 +63,10 @@ class Augment(schema.Augment):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Augment:
-        """From a config's `data.augment`; open_clip's crop has shapes of its own as defaults."""
+        """Makes an instance from `config.data.augment`.
+
+        With `crop="open_clip"`, `crop_ratio` is (3/4, 4/3) unless it is set.
+        """
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
@@ -71,7 +78,16 @@ class Augment(schema.Augment):
 def random_box(
     size: tuple[int, int], augment: Augment, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """A random crop (left, top, right, bottom) of a picture of `size` (width, height)."""
+    """Draws a random crop.
+
+    Args:
+      size: width and height of the picture.
+      augment: the scales and shapes of crops.
+      rng: draws the crop.
+
+    Returns:
+      left, top, right and bottom of the crop, in pixels.
+    """
     if augment.crop == "open_clip":
         return _open_clip_box(size, augment, rng)
     width, height = size
@@ -86,7 +102,7 @@ def random_box(
 def _random_shape(
     size: tuple[int, int], augment: Augment, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Width and height of a crop, which need not fit into the picture."""
+    """Returns a random width and height of a crop, which need not fit into the picture."""
     low, high = (math.log(r) for r in augment.crop_ratio)
     area = size[0] * size[1] * rng.uniform(*augment.crop_scale)
     ratio = math.exp(rng.uniform(low, high))
@@ -96,9 +112,9 @@ def _random_shape(
 def _open_clip_box(
     size: tuple[int, int], augment: Augment, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """A crop as torchvision's `RandomResizedCrop` draws it, which open_clip trains with.
+    """Draws a crop as torchvision's `RandomResizedCrop` does, with which open_clip trains.
 
-    Of ten shapes in whole pixels the first one that fits is taken; if none does, the largest
+    It takes the first of ten shapes in whole pixels that fits, or, if none does, the largest
     centred part whose shape is allowed.
     """
     width, height = size
@@ -121,7 +137,7 @@ _IDENTITY = np.eye(3, dtype=np.float32)
 
 
 def _hue_matrix(turn: float) -> np.ndarray:
-    """Rotation by `turn` of a circle about the grey axis of RGB."""
+    """Returns the matrix that rotates colours about the grey axis of RGB by `turn` full turns."""
     cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
     third, root = (1 - cos) / 3, math.sqrt(1 / 3) * sin
     a, b, c = cos + third, third - root, third + root
@@ -129,7 +145,16 @@ def _hue_matrix(turn: float) -> np.ndarray:
 
 
 def recolor(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast, saturation and hue as one affine map of the colours; uint8 → uint8."""
+    """Changes brightness, contrast, saturation and hue at random, as one affine map of the colours.
+
+    Args:
+      pixels: uint8 [height, width, 3].
+      augment: the ranges of the changes.
+      rng: draws the changes.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
     low, high = max(0.0, 1 - augment.color), 1 + augment.color
     brightness, contrast, saturation = rng.uniform(low, high, 3).tolist()
     if rng.random() < augment.gray:
@@ -150,11 +175,11 @@ def recolor(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> n
 def random_view(
     pixels: np.ndarray, size: int, augment: Augment, rng: np.random.Generator
 ) -> np.ndarray:
-    """A random view of an image for training.
+    """Returns a random view of an image for training.
 
     Args:
       pixels: uint8 [height, width, 3].
-      size: of the view, pixels a side.
+      size: pixels a side of the view.
       augment: the random changes.
       rng: all randomness of the view.
 

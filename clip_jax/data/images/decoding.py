@@ -66,7 +66,10 @@ def _load(image: Image.Image) -> None:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An image of which only the header is read; damage raises exceptions of every type."""
+    """Opens an image and reads only its header.
+
+    Damaged files raise exceptions of every type.
+    """
     limits.check_parts(data)
     return Image.open(limits.File(data), formats=FORMATS)
 
@@ -76,10 +79,10 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
 
     Args:
       data: the bytes of a file.
-      name: of the image, for errors.
-      at_least: for training only: a JPEG is decoded at a half, a quarter or an eighth of its size
-        as long as its shorter side keeps this many pixels. That is faster, but its pixels differ
-        slightly from those of the resized full image. 0: full size, exact.
+      name: the name of the image, for errors.
+      at_least: pixels, for training only: a JPEG is decoded at a half, a quarter or an eighth of
+        its size as long as its shorter side keeps this many pixels. That is faster, but its pixels
+        differ slightly from those of the resized full image. 0 decodes the full size, exactly.
 
     Raises:
       PairError: the bytes are no image, are truncated, would decode to over 89 megapixels, or
@@ -102,7 +105,7 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Decodes a local file, `embedded:` data or a URL, see `decode`.
+    """Decodes the image in a local file, in `embedded:` data or at a URL; see `decode`.
 
     Raises:
       UserError: the file cannot be read, or is no image.
@@ -136,11 +139,11 @@ def _upright(image: Image.Image) -> Image.Image:
 def eight_bits(values: np.ndarray) -> np.ndarray:
     """Converts numbers of a wider type to uint8, by the range that they use.
 
-    A type does not tell how many of its bits are used: masks, 12-bit cameras and scanners all write
-    16 bits. The smallest of 8, 12 and 16 bits that holds the greatest value is taken, and its upper
-    eight bits are kept, so numbers up to 255 do not change. Above 16 bits the greatest value
-    becomes 255. Floats up to 1 are multiplied by 255, others are treated like integers. Negative
-    numbers and NaN become 0.
+    The type does not tell how many bits are used: masks, 12-bit cameras and scanners all write
+    16 bits. So the range is the smallest of 8, 12 and 16 bits that holds the greatest value, and
+    the upper eight bits of that range are kept; numbers up to 255 do not change. If the greatest
+    value needs over 16 bits, it becomes 255. Floats up to 1 are multiplied by 255, others are
+    treated like integers. Negative numbers and NaN become 0.
     """
     is_float = values.dtype.kind == "f"
     if is_float:
@@ -155,10 +158,13 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 class Decoder:
-    """Decodes images to arrays, with a cache of `cache_mib` MiB for small data sets.
+    """Decodes images to arrays, with a cache for small data sets.
 
-    `at_least` is that of `decode`; `Augment.least_side` gives what random crops need. Thread-safe.
-    A pickle does not contain the cache.
+    An instance is thread-safe. A pickle does not contain the cache.
+
+    Args:
+      cache_mib: the size of the cache, in MiB.
+      at_least: as for `decode`; `Augment.least_side` returns what random crops need.
     """
 
     def __init__(self, cache_mib: int = 0, at_least: int = 0) -> None:
@@ -171,9 +177,11 @@ class Decoder:
         return Decoder, (self._cache_mib, self._at_least)
 
     def __call__(self, data: bytes, name: str) -> np.ndarray:
-        """The pixels of an image, uint8 [height, width, 3], not to be modified.
+        """Returns the pixels of an image, uint8 [height, width, 3], which must not be modified.
 
-        name: of the image: its key in the cache.
+        Args:
+          data: the bytes of a file.
+          name: the name of the image, for errors and as its key in the cache.
         """
         pixels = self._cache.get(name)
         if pixels is None:
@@ -210,7 +218,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def shorter_side_to(side: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Scales `size` (width, height) so that its shorter side is `side`; rounds down."""
+    """Scales `size` (width, height) so that its shorter side is `side`; rounds the longer down."""
     width, height = size
     if width < height:
         return side, int(side * height / width)
@@ -224,14 +232,14 @@ def resize_and_crop(
     resample: Image.Resampling = Image.Resampling.BICUBIC,
     half: Callable[[float], int] = round,
 ) -> np.ndarray:
-    """The released preprocessing: resizes the shorter side to `size`, then crops the centre.
+    """Resizes the shorter side of an image to `size` and crops its centre, as released models do.
 
     Args:
       image: RGB.
-      size: of the crop, pixels a side.
-      shape: (width, height) to resize to instead.
-      resample: the filter.
-      half: rounds the left and the top margin.
+      size: pixels a side of the crop.
+      shape: the (width, height) to resize to instead.
+      resample: the interpolation.
+      half: rounds the left and the top margin to whole pixels.
 
     Returns:
       uint8 [size, size, 3].
@@ -249,7 +257,7 @@ def resize_and_crop(
 
 
 def crop(pixels: np.ndarray, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
-    """Crops and resizes a part of an image with Pillow's bicubic filter.
+    """Crops a part of an image and resizes it with Pillow's bicubic filter.
 
     With cykooz.resizer this is six times as fast as Pillow, and differs by at most 2 of 255 except
     at edges so sharp that the filter overshoots. It copies its input twice, so large images are

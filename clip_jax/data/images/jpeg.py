@@ -13,15 +13,20 @@ _HARMLESS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)} - {0xE1, 0xEE}
 
 
 def shrink(size: tuple[int, int], at_least: int) -> int:
-    """The largest of 1, 2, 4 and 8 by which the shorter side keeps `at_least` pixels."""
+    """Returns the largest of 1, 2, 4 and 8 by which an image can shrink.
+
+    Args:
+      size: width and height of the image.
+      at_least: the pixels that the shorter side must keep.
+    """
     return max(n for n in (1, 2, 4, 8) if n == 1 or min(size) >= n * at_least)
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a plain JPEG: baseline, 8 bits, grey or YCbCr, one scan, upright.
+    """Returns the width and height of a plain JPEG, or None if it may not be plain.
 
-    None if it is not plain, or may not be: EXIF can turn it, Adobe's marker changes the meaning of
-    its colours, and it can have many scans.
+    A plain JPEG is baseline, 8 bits, grey or YCbCr, one scan and upright. Others can be turned by
+    EXIF, change the meaning of their colours by Adobe's marker, or have many scans.
     """
     if data[:2] != b"\xff\xd8":
         return None
@@ -49,11 +54,11 @@ def decode(data: bytes, at_least: int, most: int) -> np.ndarray | None:
 
     Args:
       data: the bytes of a file.
-      at_least: as for `decoding.decode`; 0: full size.
-      most: pixels of the full image.
+      at_least: as for `decoding.decode`; 0 decodes the full size.
+      most: the maximum number of pixels of the full image.
 
     Returns:
-      uint8 [height, width, 3]; None if it is no plain JPEG, damaged, or too large.
+      uint8 [height, width, 3], or None if it is no plain JPEG, damaged, or too large.
     """
     size = size_of(data)
     if size is None or size[0] * size[1] > most:

@@ -18,13 +18,13 @@ def encodable(text: str) -> str:
 
 
 def _one_line(text: str) -> tuple[str, bool]:
-    """The start of a text on one line, and whether the text continues."""
+    """Returns the start of a text on one line, and whether the text continues."""
     start = " ".join(encodable(text[: 4 * MAX_CHARACTERS]).split())
     return start[:MAX_CHARACTERS], len(start) > MAX_CHARACTERS or len(text) > 4 * MAX_CHARACTERS
 
 
 def fit(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
-    """One line of a text, with an ellipsis if it is wider than `width` pixels."""
+    """Returns a text as one line, cut with an ellipsis if it is wider than `width` pixels."""
     line, more = _one_line(text)
     if not more and draw.textlength(line, font) <= width:
         return line
@@ -39,7 +39,15 @@ def fit(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
 
 
 def wrap(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float, most: int) -> str:
-    """A text in at most `most` lines of `width` pixels, with an ellipsis if it continues."""
+    """Wraps a text into lines, and cuts it with an ellipsis if it needs too many.
+
+    Args:
+      draw: measures the text.
+      text: of any length.
+      font: the font to measure with.
+      width: the maximum width of a line, in pixels.
+      most: the maximum number of lines.
+    """
     text, more = _one_line(text)
     lines = [""]
     for letter in text:

@@ -24,12 +24,12 @@ _MANY = "it is made of too many parts"
 
 
 class File(io.BytesIO):
-    """A file with a limited number of reads, because Pillow parses headers in Python."""
+    """A file in memory with a limited number of reads, because Pillow parses headers in Python."""
 
     _left = MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Reads like any file."""
+        """Reads like any file, and raises ValueError after too many reads."""
         self._left -= 1
         if self._left < 0:
             raise ValueError(_MANY)
@@ -37,7 +37,7 @@ class File(io.BytesIO):
 
 
 def check_parts(data: bytes) -> None:
-    """Rejects files that take Pillow long before `File` or `check` can stop it.
+    """Rejects files that would keep Pillow busy for long before `File` or `check` can stop it.
 
     Raises:
       ValueError: the image is made of too many parts.
@@ -57,10 +57,10 @@ def check_parts(data: bytes) -> None:
 
 
 def check(image: Image.Image, data: bytes) -> None:
-    """Checks the size of an image that is opened and not yet decoded.
+    """Checks the size of an image that is opened but not yet decoded.
 
     Raises:
-      ValueError: it has too many pixels, or scans.
+      ValueError: the image has too many pixels, or too many scans.
     """
     wide, high = image.size
     if isinstance(image, TiffImageFile):  # a tile of a small image can have any size

@@ -18,14 +18,14 @@ _TAKEN = "a file's name, a URL, a PIL picture, an array [height, width, 3], byte
 
 
 def picture(value: Any) -> Image.Image:
-    """Converts any image to upright RGB.
+    """Converts an image of any type to upright RGB.
 
     Args:
       value: a PIL image, a path or a URL, the bytes of a file, a file opened in binary mode, or an
         array of NumPy, JAX or torch as `from_array` takes it.
 
     Raises:
-      UserError: it is no image.
+      UserError: the value is no image.
     """
     if isinstance(value, Image.Image):
         if 0 in value.size:
@@ -46,7 +46,7 @@ def picture(value: Any) -> Image.Image:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is an array of NumPy, JAX, torch or another library."""
+    """Returns whether a value is an array of NumPy, JAX, torch or another library."""
     return hasattr(value, "__array__") and not isinstance(value, Image.Image)
 
 
@@ -54,7 +54,8 @@ def as_numpy(value: Any) -> np.ndarray:
     """Converts an array to NumPy.
 
     Raises:
-      UserError: it cannot be converted, such as a tensor on a GPU or one that needs gradients.
+      UserError: the array cannot be converted, such as a tensor on a GPU or one that needs
+        gradients.
     """
     try:
         return np.asarray(value)

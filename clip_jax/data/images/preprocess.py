@@ -26,20 +26,22 @@ class Preprocess:
     """Converts an image to the input of a model: uint8 [size, size, 3]; the model normalises it.
 
     The pixels equal those of the released code for upright, opaque RGB or grey images of 8 bits a
-    channel. All others are converted to such first (`decoding.to_rgb`). transformers also converts
-    to RGB before it resizes, and puts transparency on white. OpenAI's code and open_clip resize
-    first: palettes and black-and-white without interpolation, CMYK before its inks are mixed.
+    channel. Other images are first converted to these (`decoding.to_rgb`). transformers also
+    converts to RGB before it resizes, and puts transparency on white. OpenAI's code and open_clip
+    resize first: palettes and black-and-white without interpolation, CMYK before its inks are
+    mixed.
 
-    size: of the output, pixels a side.
-    resize: `shortest`: the shorter side becomes `resize_size`, then the centre is cropped (CLIP);
-      `squash`: both sides become `resize_size` whatever the shape, then the same (SigLIP, ALIGN);
-      `longest`: the longer side becomes `size`, and the rest is filled.
-    resize_size: pixels; None: `size`.
-    interpolation: `bicubic`, `bilinear`, or another of Pillow's filters.
-    mean, std: of R, G and B in 0…1: the model subtracts the mean, then divides by std.
-    fill: grey value around an image with `longest`.
-    half: a margin of half a pixel is rounded to the `even` number of pixels (OpenAI, open_clip) or
-      `down` (transformers). This shifts the crop by a pixel in one image of four.
+    Attributes:
+      size: pixels a side of the output.
+      resize: `shortest`: the shorter side becomes `resize_size`, then the centre is cropped (CLIP);
+        `squash`: both sides become `resize_size` whatever the shape, then the centre is cropped
+        (SigLIP, ALIGN); `longest`: the longer side becomes `size`, and the rest is filled.
+      resize_size: pixels; None for `size`.
+      interpolation: `bicubic`, `bilinear`, or another of Pillow's filters.
+      mean, std: of R, G and B in 0…1; the model subtracts the mean, then divides by std.
+      fill: the grey value around an image, for `longest`.
+      half: whether a margin of half a pixel is rounded to the `even` number of pixels (OpenAI,
+        open_clip) or `down` (transformers). This shifts the crop by a pixel in one image of four.
     """
 
     size: int
@@ -73,13 +75,13 @@ class Preprocess:
                 raise bad_value("Preprocess", key, value, f"three numbers above {least:g}")
 
     def resized(self, size: int) -> Preprocess:
-        """The same for a model of another image size; `resize_size` is scaled in proportion."""
+        """Returns the preprocessing for another image size, with `resize_size` in proportion."""
         side = self.resize_size
         side = None if side is None else round(side * size / self.size)
         return dataclasses.replace(self, size=size, resize_size=side)
 
     def __call__(self, image: Any) -> np.ndarray:
-        """The pixels of an image of any mode and shape; see `pictures.picture` for the types."""
+        """Returns the pixels of an image of any mode and shape; see `pictures.picture`."""
         image = picture(image)
         resample = RESAMPLES[self.interpolation]
         if self.resize == "longest":

@@ -59,14 +59,14 @@ _MEMBERS = ("fingerprint", "opening_report", "__len__", "__getitem__")  # of `So
 
 
 def source_kind(name: str, key: str = "config.data.source") -> SourceKind:
-    """The kind of source that a config names.
+    """Returns the kind of source that a config names.
 
     Args:
       name: one of `SOURCES`, or the dotted path of a user's class.
       key: the config key that holds the name, for error messages.
 
     Raises:
-      UserError: nothing has this name, it cannot be imported, or it opens nothing.
+      UserError: nothing has this name, it cannot be imported, or it has no method `open`.
     """
     kind = SOURCES.get(name, key)
     if not callable(getattr(kind, "open", None)):
@@ -92,10 +92,10 @@ def open_source(
         (`/coco/dataset_coco.json:train+restval`), a table (`/data/*.parquet`, csv, tsv,
         jsonl), ArrayRecord files (`/data/*.array_record`), a folder that Hugging Face's `datasets`
         saved, or `tfds:NAME:SPLIT` for a prepared TensorFlow data set. Tars, tables and folders of
-        images may be remote: `gs://bucket/{000..999}.tar`. With a kind of the user's own, whatever
-        that takes.
+        images may be remote: `gs://bucket/{000..999}.tar`. A kind of the user's own defines its own
+        specs.
       options: see `SourceOptions`; None for its defaults.
-      kind: as `source_kind` takes it; empty: the first of `SOURCES` that matches `spec`.
+      kind: as `source_kind` takes it; empty for the first of `SOURCES` that matches `spec`.
       key: the group of config keys that names the data, for error messages.
 
     Raises:

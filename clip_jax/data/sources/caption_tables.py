@@ -44,10 +44,11 @@ _MAX_NAMED = 10  # columns in an error
 class Row(NamedTuple):
     """A row of a table.
 
-    name: of the image, as the table has it; None if the row has none.
-    fields: its text fields.
-    where: the row or line, for messages.
-    problem: why the row cannot be read; empty if it can.
+    Attributes:
+      name: the name of the image, as the table has it; None if the row has none.
+      fields: the text fields of the row.
+      where: the row or line, for messages.
+      problem: why the row cannot be read; empty if it can.
     """
 
     name: str | None
@@ -57,7 +58,12 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table: its rows, and lines about what was guessed."""
+    """A table of captions.
+
+    Attributes:
+      rows: the rows.
+      notes: lines about what was guessed.
+    """
 
     rows: list[Row]
     notes: list[str]
@@ -72,11 +78,11 @@ class _File:
 
     @property
     def redacted(self) -> str:
-        """The path as a message can show it."""
+        """The path without secrets, for messages."""
         return remote.redact(self.path)
 
     def unknown(self, what: str) -> UserError:
-        """The error for a table of an unknown format."""
+        """Returns the error for a table of an unknown format."""
         return UserError(
             f"{self.redacted} is no table of captions that is known ({what}): expected a column "
             f"such as file_name or image beside caption or text, Flickr's lines or COCO's JSON"
@@ -87,11 +93,12 @@ def read_table(path: str, encoding: str = "") -> Table:
     """Reads a table of captions, local or remote.
 
     Args:
-      path: of the table.
-      encoding: of a text file; empty: see `text_files.find_encoding`.
+      path: the file of the table.
+      encoding: the encoding of a text file; empty for the one that `text_files.find_encoding`
+        finds.
 
     Raises:
-      UserError: it cannot be read, or has none of the formats above.
+      UserError: the table cannot be read, or has none of the formats above.
     """
     end = os.path.splitext(remote.redact(path))[1].lower()
     file = _File(path)
@@ -111,7 +118,7 @@ def read_table(path: str, encoding: str = "") -> Table:
 
 
 def _checked(row: Row, encoding: str) -> Row:
-    """A row; with a problem if it contains bytes that its encoding does not have."""
+    """Returns a row, with a problem if it contains bytes that its encoding does not have."""
     texts = (value for value in (row.name, *row.fields.values()) if isinstance(value, str))
     if any(map(text_files.has_undecoded, texts)):
         name = text_files.encoding_name(encoding)
@@ -120,7 +127,7 @@ def _checked(row: Row, encoding: str) -> Row:
 
 
 def _read_text(file: _File, encoding: str) -> tuple[str, str]:
-    """The text of a file, and its encoding."""
+    """Returns the text of a file and its encoding."""
     content = _read_bytes(file)
     if not encoding:
         encoding, note = text_files.find_encoding(file.path, io.BytesIO(content))
@@ -171,7 +178,7 @@ def _parquet_records(file: _File) -> Iterator[tuple[str, Any]]:
 
 
 def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
-    """The values of JSON lines; None for a line that is not JSON."""
+    """Yields the values of JSON lines, and None for a line that is not JSON."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f"line {number:,}", _parse_json(line)
@@ -185,13 +192,13 @@ def _parse_json(text: str) -> Any:
 
 
 def _first_column(names: Iterable[str], candidates: Iterable[str]) -> str:
-    """The first candidate among names, whatever its case; empty for none."""
+    """Returns the first candidate among names, ignoring case; empty if there is none."""
     by_lower = {name.strip().lower(): name for name in names}
     return next((by_lower[name] for name in candidates if name in by_lower), "")
 
 
 def _record_rows(records: Iterable[tuple[str, Any]], file: _File) -> Iterator[Row]:
-    """Rows of objects that have a field for the image."""
+    """Yields the rows of objects that have a field for the image."""
     image_column, aliases = "", set[str]()
     for where, record in records:
         if not isinstance(record, Mapping):
@@ -281,7 +288,7 @@ def _coco_rows(content: JsonObject, file: _File) -> Iterator[Row]:
 
 
 def _text_rows(text: str, file: _File) -> Iterator[Row]:
-    """Rows of lines: Flickr's tokens, or cells between separators."""
+    """Yields the rows of a text: Flickr's tokens, or cells between separators."""
     first = next((line for line in text.split("\n") if line.strip()), "").rstrip("\r")
     if (token := _TOKEN.fullmatch(first)) and _is_image(token[1].strip()):
         yield from _token_rows(text)
@@ -313,7 +320,7 @@ def _token_rows(text: str) -> Iterator[Row]:
 
 
 def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The number of the first line of each row, and its cells.
+    """Yields the number of the first line of each row, and its cells.
 
     Cells between bars, as in Flickr30k, are never quoted.
     """
@@ -338,7 +345,7 @@ def _separated_rows(
     image: str,
     has_header: bool = True,
 ) -> Iterator[Row]:
-    """Rows of cells. Text after the last separator that is needed belongs to the last column."""
+    """Yields rows of cells; surplus separators belong to the last column if that is the caption."""
     caption = _first_column(columns, _CAPTION_COLUMNS)
     caption = caption or (columns[-1] if len(columns) == 2 else "")
     if caption and caption != "caption":
@@ -375,5 +382,5 @@ def _separated_rows(
 
 
 def _contains_rows(cell: str, separator: str) -> bool:
-    """Whether a cell contains the beginnings of further rows, because a quote never closes."""
+    """Returns whether a cell contains the starts of further rows, because a quote never closes."""
     return any(_is_image(line.split(separator, 1)[0]) for line in cell.split("\n")[1:])

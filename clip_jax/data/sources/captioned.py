@@ -32,10 +32,10 @@ _MAX_NAMED = 4  # tables in an error
 
 
 def find_table(listing: Listing) -> str:
-    """The caption table in a folder, relative to its root; empty for none.
+    """Returns the caption table in a folder, relative to its root; empty if there is none.
 
     Raises:
-      UserError: there are several.
+      UserError: there are several tables.
     """
     tables = [
         path for path in listing.files() if _NAMES.fullmatch(posixpath.basename(path).lower())
@@ -61,8 +61,8 @@ class CaptionedSource:
 
     Args:
       table: the path of the table.
-      listing: of the folder of the images.
-      encoding: of the table; empty: detected.
+      listing: the files in the folder of the images.
+      encoding: the encoding of the table; empty to detect it.
 
     Raises:
       UserError: the table cannot be read, or names no image of the folder.
@@ -119,15 +119,15 @@ class CaptionedSource:
 
     @staticmethod
     def matches(spec: str) -> bool:
-        """Whether the name ends like that of a table of captions."""
+        """Returns whether `spec` ends like the name of a table of captions."""
         return suffix(spec) in CAPTIONS
 
     @classmethod
     def open(cls, spec: str, options: SourceOptions) -> CaptionedSource:
         """Opens a table of captions that is given by itself.
 
-        Its images are in `options.root`; without one in the table's own folder, or in the folder
-        above `annotations/`.
+        Its images are in `options.root`. If that is empty, they are in the table's own folder, or,
+        if that is called `annotations`, in the folder above it.
         """
         tables = expand(spec)
         if len(tables) > 1:
@@ -142,12 +142,12 @@ class CaptionedSource:
         return cls(tables[0], walk(root), options.table.encoding)
 
     def opening_report(self) -> OpeningReport:
-        """The files of the folder and the rows of the table that were seen, used and left out."""
+        """Returns which files of the folder and rows of the table were seen, used and left out."""
         return self._report
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when the table or an image does. The first use looks at all files."""
+        """A text that changes when the table or an image does. The first use looks at all files."""
         names = [self.table, *(self._full_path(i) for i in range(len(self)))]
         return remote.identity(names, remote.states(names))
 
@@ -170,7 +170,7 @@ class CaptionedSource:
         return Pair(read_bytes(name, MAX_MEMBER), *self.text(i))
 
     def text(self, i: int) -> tuple[Fields, str]:
-        """The text fields of the i-th pair and its name; the image is not read."""
+        """Returns the text fields of the i-th pair and its name, without reading the image."""
         fields = json.loads(self._fields[i])
         if isinstance(fields.get("caption"), list):
             fields["caption"] = Alternatives(fields["caption"])
@@ -181,7 +181,7 @@ class CaptionedSource:
 
 
 def _resolved(name: str | None, folder: str, by_base: dict[str, list[str]]) -> tuple[str, str]:
-    """The image that a table names, or the reason why there is none.
+    """Returns the image that a table names, and the reason if there is none; one of them is empty.
 
     A name is relative to the folder of the table, or the end of exactly one path of the folder. If
     no file matches it as it is written, backslashes are taken as separators, as in tables written
@@ -203,12 +203,12 @@ def _resolved(name: str | None, folder: str, by_base: dict[str, list[str]]) -> t
 
 
 def _folded(name: str) -> str:
-    """A name without differences of case and normal form."""
+    """Returns a name without differences of case and normal form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _plain(value: Any) -> str | None:
-    """A value of Parquet for which JSON has no type, such as a date."""
+    """Converts a value of Parquet for which JSON has no type, such as a date; bytes become None."""
     return None if isinstance(value, bytes) else str(value)
 
 

@@ -14,11 +14,11 @@ _PARQUET = b"PAR1"
 
 
 def packed(start: bytes, end: str) -> str:
-    """Why a file must be unpacked or fetched first, and how; empty if it need not be.
+    """Returns why a file must be unpacked or fetched first, and how; empty if it need not be.
 
     Args:
-      start: its first bytes.
-      end: of its name, such as `.tar`.
+      start: the first bytes of the file.
+      end: the ending of its name, such as `.tar`.
     """
     if end in _SPREADSHEETS:
         return "is a spreadsheet: save it as .csv"
@@ -30,7 +30,10 @@ def packed(start: bytes, end: str) -> str:
 
 
 def disguise(start: bytes, end: str) -> str:
-    """What is wrong with a file, and what to do; empty if nothing is known. See `packed`."""
+    """Returns what is wrong with a file and what to do; empty if nothing is known to be wrong.
+
+    The arguments are those of `packed`.
+    """
     if why := packed(start, end):
         return why
     if start.lstrip()[:20].lower().startswith(_PAGES):

@@ -36,12 +36,12 @@ _ARCHIVES = (".tar", *TABLES, *RECORDS, ".tar.gz", ".tgz", ".zip")
 
 
 def label(path: bytes) -> str:
-    """The last part of a folder's path."""
+    """Returns the last part of a folder's path."""
     return os.fsdecode(os.path.basename(path.rstrip(b"/")))
 
 
 def caption_labels(labels: Collection[str]) -> set[str]:
-    """The folder names that can be captions: not `train` beside `test`, nor `images`."""
+    """Returns the folder names that can be captions: not `train` beside `test`, nor `images`."""
     lower = {label.lower() for label in labels}
     captions = {label for label in labels if not _GENERIC.fullmatch(label.lower())}
     splits = lower & _SPLITS
@@ -51,7 +51,7 @@ def caption_labels(labels: Collection[str]) -> set[str]:
 
 
 def has_classes(listing: Listing) -> bool:
-    """Whether images are in several folders whose names can be captions."""
+    """Returns whether images are in several folders whose names can be captions."""
     labels = {
         label(path)
         for path, names in listing.folders
@@ -61,7 +61,7 @@ def has_classes(listing: Listing) -> bool:
 
 
 def captioning_table(listing: Listing, images: Iterable[list[bytes]]) -> str:
-    """Returns the path of a file in the folder that has captions of its images; empty for none.
+    """Returns the path of a file in the folder that has captions of its images, or an empty text.
 
     Args:
       listing: the files of the folder.
@@ -93,7 +93,7 @@ def _has_captions(text: str, names: Collection[str]) -> bool:
 
 
 def hint(listing: Listing) -> str:
-    """What else in a folder could be meant, as the end of an error; empty for nothing."""
+    """Returns the end of an error that names other data in a folder; empty if there is none."""
     folders = dict[int, Counter[str]]()
     for path in listing.files():
         folder, name = os.path.split(path)
@@ -111,7 +111,7 @@ def hint(listing: Listing) -> str:
 
 
 def file_layout(root: str, paths: Iterable[bytes]) -> Iterator[bytes]:
-    """Paths below a folder, then the sizes of the files unless they are very many."""
+    """Yields the paths below a folder, then the sizes of the files unless there are very many."""
     paths = list(paths)
     yield b"\0".join(paths)
     if len(paths) <= _MAX_SIZES:

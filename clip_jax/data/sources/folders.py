@@ -41,7 +41,12 @@ _FILES = (".tar", *RECORDS, *TABLES, *CAPTIONS)  # endings of names that are no 
 
 
 class _Example(NamedTuple):
-    """An image and its text files, by their paths from the root; no texts: the folder's name."""
+    """An image and its text files.
+
+    Attributes:
+      image: the path of the image, relative to the root.
+      texts: the paths of the text files; if empty, the name of the folder is the text.
+    """
 
     image: bytes
     texts: tuple[bytes, ...] = ()
@@ -53,9 +58,9 @@ class FolderSource:
     The folder can be remote if its protocol lists files.
 
     Args:
-      folder: its path.
-      image: which images of an example are used, see `matching.match`; empty: the plain one.
-      listing: of the folder, if it is known.
+      folder: the path of the folder.
+      image: which images of an example are used, see `matching.match`; empty for the plain one.
+      listing: the files of the folder, if they are known.
       classes: whether every folder name is a class, as in a test set.
 
     Raises:
@@ -90,7 +95,10 @@ class FolderSource:
 
     @staticmethod
     def matches(spec: str) -> bool:
-        """Whether it is a folder; a remote one is asked for only if its name is no file's."""
+        """Returns whether `spec` is a folder.
+
+        A remote file system is asked only if the name does not end like that of a file.
+        """
         path = resolve(spec)
         if not remote.is_remote(path):
             return Path(path).is_dir()
@@ -100,8 +108,8 @@ class FolderSource:
     def open(spec: str, options: SourceOptions) -> Source:
         """Opens a folder of images: by the table of captions in it, or by texts and folder names.
 
-        Where folder names are classes they win; where the table cannot be used, texts beside the
-        images do.
+        With `options.classes`, folder names that are classes win over a table. If the table cannot
+        be used, texts beside the images are used.
         """
         path = resolve(spec)
         listing = walk(path)
@@ -121,7 +129,7 @@ class FolderSource:
             raise error
 
     def _with_texts(self, listing: Listing, tally: Tally) -> list[_Example]:
-        """Images with text files beside them; counts all other files if there is any."""
+        """Returns the images with text files beside them; if there are any, counts other files."""
         examples, others = list[_Example](), Tally()
         for path, names in listing.folders:
             decoded = [os.fsdecode(name) for name in names]
@@ -137,7 +145,7 @@ class FolderSource:
         return examples
 
     def _classes(self, listing: Listing, tally: Tally, any_name: bool) -> list[_Example]:
-        """Images in folders that are named after what they show.
+        """Returns the images in folders that are named after what they show.
 
         Raises:
           UserError: there are none, or the names are no captions.
@@ -216,7 +224,7 @@ class FolderSource:
         return len(self._paths)
 
     def opening_report(self) -> OpeningReport:
-        """What opening the folder saw, used and left out, and why."""
+        """Returns what opening the folder saw, used and left out, and why."""
         return self._report
 
     def __repr__(self) -> str:
@@ -227,11 +235,11 @@ class FolderSource:
         return Pair(read_bytes(name, MAX_MEMBER), *self.text(i))
 
     def name(self, i: int) -> str:
-        """The path of the i-th image."""
+        """Returns the path of the i-th image."""
         return self._full_path(self._paths[i])
 
     def text(self, i: int) -> tuple[Fields, str]:
-        """The text fields of the i-th pair and its name; the image is not read."""
+        """Returns the text fields of the i-th pair and its name, without reading the image."""
         name = self.name(i)
         texts = [self._full_path(text) for text in self._texts_of(i)]
         if not texts:
@@ -248,7 +256,7 @@ class FolderSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when one of the files does. The first use looks at all files."""
+        """A text that changes when one of the files does. The first use looks at all files."""
         paths = []
         for i in range(len(self)):
             paths += [self._paths[i], *self._texts_of(i)]
@@ -256,7 +264,7 @@ class FolderSource:
         return self._with_rules(remote.identity(names, remote.states(names)))
 
     def layout(self) -> Iterator[bytes]:
-        """The paths below the folder, and the sizes of the files unless they are very many."""
+        """Yields the paths below the folder, then the files' sizes unless there are very many."""
         yield from folder_layouts.file_layout(self.folder, [*self._paths, *self._texts])
 
     def _with_rules(self, identity: str) -> str:

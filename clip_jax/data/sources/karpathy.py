@@ -30,9 +30,9 @@ class KarpathySource:
     """The images of one or more splits of `dataset_flickr30k.json` or `dataset_coco.json`.
 
     `config.data.train` names them as `dataset_coco.json:train+restval`; without a split it is
-    `train`. The fields of a pair are `caption`, of whose texts one is drawn, and `captions`, a list
-    of all. Images are looked for beside the JSON file
-    and in the folders there, such as `images/`, `flickr30k-images/` or COCO's `val2014/`.
+    `train`. The fields of a pair are `captions`, a list of all captions, and `caption`, of which
+    one is drawn. Images are looked for beside the JSON file and in the folders there, such as
+    `images/`, `flickr30k-images/` or COCO's `val2014/`.
 
     Raises:
       UserError: the file cannot be read, is over 256 MiB or of another kind, has no such split, or
@@ -53,7 +53,7 @@ class KarpathySource:
 
     @classmethod
     def matches(cls, spec: str) -> bool:
-        """Whether `spec` is named as Karpathy's files are."""
+        """Returns whether `spec` is named as Karpathy's files are."""
         return _SPEC.fullmatch(spec) is not None
 
     @classmethod
@@ -77,7 +77,7 @@ class KarpathySource:
         return name, captions
 
     def _find_root(self, name: str) -> Path:
-        """The folder that the paths of the images start at."""
+        """Returns the folder that the paths of the images start at."""
         home = self.path.parent
         for folder in (home, *sorted(path for path in home.iterdir() if path.is_dir())):
             if (folder / name).is_file():
@@ -86,7 +86,7 @@ class KarpathySource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of the captions and the images."""
+        """A text that changes when the JSON file or an image does."""
         names = [str(self.path), *(str(self._root / name) for name, _ in self._images)]
         return f"{remote.identity(names, remote.states(names))} {self.split}"
 
@@ -94,11 +94,11 @@ class KarpathySource:
         return len(self._images)
 
     def opening_report(self) -> OpeningReport:
-        """Every image of the split is used."""
+        """Returns a report that says that every image of the split is used."""
         return all_used(len(self), "pictures")
 
     def text(self, i: int) -> tuple[JsonObject, str]:
-        """The captions of the i-th image, and its name."""
+        """Returns the captions of the i-th image and its name, without reading the image."""
         name, captions = self._images[i]
         fields = {"captions": list(captions), "caption": Alternatives(captions)}
         return fields, str(self._root / name)

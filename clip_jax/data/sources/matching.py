@@ -40,7 +40,12 @@ _TEXTS = {end: kind for kind, end in enumerate(TEXTS)}
 
 
 class Example(NamedTuple):
-    """An image and its texts, in the order of `example.TEXTS`, as indices of names."""
+    """An image and its texts, as indices of names.
+
+    Attributes:
+      image: the index of the image.
+      texts: the indices of the texts, in the order of `example.TEXTS`.
+    """
 
     image: int
     texts: tuple[int, ...]
@@ -63,23 +68,23 @@ class _Group(NamedTuple):
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a part of a relative path begins with a dot, except `.` and `..`."""
+    """Returns whether a part of a relative path begins with a dot, except `.` and `..`."""
     return any(part[:1] == "." and part not in (".", "..") for part in path.split("/"))
 
 
 def is_mask(stem: str) -> bool:
-    """Whether a stem is that of a mask or another derived image: `0.seg`."""
+    """Returns whether a stem is that of a mask or another derived image, such as `0.seg`."""
     return stem.rpartition(".")[2].lower() in MASKS and "." in stem
 
 
 def short_key(name: str) -> str:
-    """The part in which the names of files that may belong together agree."""
+    """Returns the start of a name up to the first dot, which files of one example share."""
     key = name.split(".", 1)[0]
     return key if key.isascii() else unicodedata.normalize("NFC", key)
 
 
 def kind(name: str) -> str:
-    """`picture`, `text` or empty, by the ending of a name."""
+    """Returns `picture` or `text` by the ending of a name, or an empty text for other endings."""
     end = _ending(name)
     return "picture" if end in _PICTURES else "text" if end in _TEXTS else ""
 
@@ -93,13 +98,14 @@ def match(names: Sequence[str], image: str = "") -> tuple[list[Example], dict[in
     """Matches images with texts.
 
     Args:
-      names: of the files in one folder, without the folder; equal names are different files.
+      names: the names of the files in one folder, without the folder; equal names are different
+        files.
       image: the images to use, by what follows the stem of their text, such as `seg.png`, `seg` or
-        `png`; several are separated by `;`. Empty: see the rules above.
+        `png`; several are separated by `;`. If empty, see the rules above.
 
     Returns:
-      The examples in the order of their images; and, by the index of every other name, one of
-      `opening.REASONS`.
+      The examples in the order of their images, and a dict from the index of every other name to
+      one of `opening.REASONS`.
     """
     examples: list[Example] = []
     left_out: dict[int, str] = {}
@@ -124,7 +130,7 @@ def match_without_texts(names: Sequence[str], image: str = "") -> tuple[list[int
     The arguments are those of `match`.
 
     Returns:
-      The indices of the images; and, by the index of every other name, a reason.
+      The indices of the images, and a dict from the index of every other name to a reason.
     """
     suffixes, chosen = _suffixes(image), list[int]()
     left_out = {
@@ -151,7 +157,7 @@ def match_without_texts(names: Sequence[str], image: str = "") -> tuple[list[int
 
 
 def _is_chosen(extra: str, end: str, suffixes: Sequence[str]) -> bool:
-    """Whether an image is chosen by what is between its stem and its ending."""
+    """Returns whether an image is chosen by what is between its stem and its ending."""
     before, after = extra.lower(), end.lower()
     return (f"{before}.{after}" if before else after) in suffixes or before in suffixes
 
@@ -161,7 +167,7 @@ def _suffixes(image: str) -> tuple[str, ...]:
 
 
 def _occurrences(names: Sequence[str], numbers: Sequence[int]) -> Iterator[_Group]:
-    """Groups of the first files of each name, of the second, and so on."""
+    """Returns groups of the first files of each name, of the second, and so on."""
     groups: list[_Group] = []
     counts: Counter[str] = Counter()
     for number in numbers:
@@ -180,7 +186,7 @@ def _occurrences(names: Sequence[str], numbers: Sequence[int]) -> Iterator[_Grou
 def _examples(
     group: _Group, suffixes: Sequence[str], left_out: dict[int, str], again: bool
 ) -> Iterator[Example]:
-    """The examples of a group; adds the reason why each other file is left out."""
+    """Yields the examples of a group; adds the reason why each other file is left out."""
     taken = set[tuple[str, int]]()
     for normal in (str, _normalized):
         images, texts = group
@@ -219,13 +225,13 @@ def _normalized(stem: str) -> str:
 
 
 def _text_stem(stem: str, name: str, text_stems: Collection[str]) -> str | None:
-    """The stem of an image's texts: its own, its full name, or the longest part of its stem."""
+    """Returns the stem of an image's texts: its own, its full name, or the longest part of it."""
     use_name = stem not in text_stems and name in text_stems
     return name if use_name else _longest_part(stem, text_stems)
 
 
 def _longest_part(stem: str, stems: Iterable[str]) -> str | None:
-    """The longest part of a stem that ends before a dot and is one of `stems`; None for none."""
+    """Returns the longest part of a stem that ends before a dot and is one of `stems`, or None."""
     while stem not in stems:
         stem, dot, _ = stem.rpartition(".")
         if not dot:
@@ -239,7 +245,7 @@ def _chosen(
     suffixes: Sequence[str],
     normal: Callable[[str], str],
 ) -> set[_File]:
-    """The images that the texts of a stem describe."""
+    """Returns the images that the texts of a stem describe."""
 
     def extra(file: _File) -> str:
         return normal(file.stem)[len(stem) + 1 :]

@@ -10,9 +10,13 @@ T = TypeVar("T")
 
 
 class OpenFiles(Generic[T]):
-    """Opens files by their paths and keeps the `limit` most recently used ones open.
+    """Opens files by their paths and keeps the most recently used ones open.
 
-    Thread-safe. A pickle contains no open files.
+    It is thread-safe. A pickle contains no open files.
+
+    Args:
+      open: opens a file by its path.
+      limit: the number of files to keep open.
     """
 
     def __init__(self, open: Callable[[str], T], limit: int) -> None:

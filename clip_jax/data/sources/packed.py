@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Packed:
-    """A sequence of byte strings, stored as one."""
+    """A sequence of byte strings, stored as one byte string."""
 
     def __init__(self, parts: Iterable[bytes]) -> None:
         parts = list(parts)

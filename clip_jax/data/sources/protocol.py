@@ -25,15 +25,15 @@ class Source(Protocol):
         ...
 
     def opening_report(self) -> OpeningReport:
-        """What opening the source saw, used and left out, and why."""
+        """Returns what opening the source saw, used and left out, and why."""
         ...
 
     def __len__(self) -> int:
-        """The number of pairs."""
+        """Returns the number of pairs."""
         ...
 
     def __getitem__(self, i: int) -> Pair:
-        """The i-th pair, 0 <= i < len.
+        """Reads the i-th pair, 0 <= i < len.
 
         Raises:
           PairError: the pair cannot be used. Any other exception counts as one.
@@ -45,7 +45,7 @@ class SourceKind(Protocol):
     """One way to store pairs: an entry of `SOURCES`, usually the source's own class."""
 
     def matches(self, spec: str) -> bool:
-        """Whether `spec` looks like this kind.
+        """Returns whether `spec` looks like this kind.
 
         Only entries of the registry are asked; a kind that the config names is not.
         """
@@ -62,21 +62,22 @@ class SourceKind(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SourceOptions:
-    """How a source is opened. Every kind reads the options that concern it.
+    """Options for opening a source. Every kind reads the options that concern it.
 
-    image: of tables and records, the column of the images; empty: the one that looks like it. Of
-      tars and folders, which images of an example are used, by what follows the stem (`seg.png`);
-      empty: the plain one.
-    root: the folder that paths in a table start at and do not leave; empty: the table's own, or
-      the one above `annotations/`.
-    index: where tar indices are kept. Empty: the user's cache folder; `beside`: next to each tar;
-      or a folder, local or remote.
-    max_bad_fraction: the share of many tars that may be unreadable, and of table rows that may be
-      damaged.
-    table: how CSV and TSV files are written.
-    columns: the table columns that are needed beside the images; None: all.
-    classes: whether folder names are classes, as in a test set. Then any name is one.
-    tfds_folder: where TensorFlow Datasets prepared its data; empty: TFDS_DATA_DIR.
+    Attributes:
+      image: for tables and records, the column of the images; empty for the one that looks like it.
+        For tars and folders, which images of an example are used, by what follows the stem
+        (`seg.png`); empty for the plain one.
+      root: the folder that paths in a table start at and do not leave; empty for the table's own,
+        or the one above `annotations/`.
+      index: where tar indices are kept: empty for the user's cache folder, `beside` for next to
+        each tar, or a folder, local or remote.
+      max_bad_fraction: the share of many tars that may be unreadable, and of table rows that may be
+        damaged.
+      table: how CSV and TSV files are written.
+      columns: the table columns that are needed beside the images; None for all.
+      classes: whether folder names are classes, as in a test set. Then any name is one.
+      tfds_folder: where TensorFlow Datasets prepared its data; empty for TFDS_DATA_DIR.
     """
 
     image: str = ""
@@ -94,7 +95,7 @@ class KnowsLayout(Protocol):
     """A source that can tell changed data from moved data without reading it."""
 
     def layout(self) -> Iterator[bytes]:
-        """What is known of the files except their place and time, such as sizes and names."""
+        """Yields what is known of the files except place and time, such as sizes and names."""
         ...
 
 
@@ -103,18 +104,18 @@ class KnowsText(Protocol):
     """A source that can read a pair's text without its image."""
 
     def text(self, i: int) -> tuple[Fields, str]:
-        """The text fields of the i-th pair, and the pair's name."""
+        """Returns the text fields of the i-th pair and its name, without reading the image."""
         ...
 
 
 def layout(source: Source) -> Iterator[bytes]:
-    """`KnowsLayout.layout` of a source; nothing for a source that has none."""
+    """Yields the `KnowsLayout.layout` of a source, or nothing for a source that has none."""
     if isinstance(source, KnowsLayout):
         yield from source.layout()
 
 
 def read_pair(source: Source, i: int) -> Pair:
-    """The i-th pair of a source.
+    """Reads the i-th pair of a source.
 
     Raises:
       PairError: the pair cannot be used, for whatever reason.
@@ -124,7 +125,10 @@ def read_pair(source: Source, i: int) -> Pair:
 
 
 def read_text(source: Source, i: int) -> tuple[Fields, str]:
-    """The text fields of the i-th pair and its name, without reading the image where possible.
+    """Reads the text of the i-th pair, without the image where possible.
+
+    Returns:
+      The text fields of the pair, and its name.
 
     Raises:
       PairError: the pair cannot be used, for whatever reason.

@@ -28,9 +28,10 @@ _BUFFER = 32 << 10  # bytes
 
 @functools.cache
 def _example() -> Any:
-    """The message class `tf.train.Example`: features by name, lists of bytes or of numbers.
+    """Returns the message class `tf.train.Example`: features by name, lists of bytes or numbers.
 
-    Built at run time, because a module that protoc generates is tied to a version of protobuf.
+    It is built at run time, because a module that protoc generates is tied to a version of
+    protobuf.
     """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -60,7 +61,10 @@ def _example() -> Any:
 
 
 def parse(record: bytes) -> dict[str, list[Any]]:
-    """The features of a `tf.train.Example`: lists of bytes or numbers, by name.
+    """Parses a `tf.train.Example`.
+
+    Returns:
+      The features by name; each is a list of bytes or of numbers.
 
     Raises:
       ValueError: the record is no such message.
@@ -90,10 +94,10 @@ def _reader(path: str) -> Any:
 
 
 def _count(path: str) -> int:
-    """The number of records of a file.
+    """Returns the number of records of a file.
 
     Raises:
-      UserError: it is no ArrayRecord file, or truncated.
+      UserError: the file is no ArrayRecord file, or truncated.
     """
     reader = _reader(path)
     if count := reader.num_records():
@@ -110,7 +114,7 @@ class RecordSource:
 
     Args:
       pattern: files on this machine (braces and globs).
-      image: the feature with the image; empty: image, jpg, jpeg, png or webp.
+      image: the feature with the image; empty for image, jpg, jpeg, png or webp.
 
     Raises:
       UserError: a file is missing or cannot be read, or the first records have no image.
@@ -136,7 +140,7 @@ class RecordSource:
 
     @staticmethod
     def matches(spec: str) -> bool:
-        """Whether the name ends like that of ArrayRecord files."""
+        """Returns whether `spec` ends like the name of an ArrayRecord file."""
         return suffix(spec) in RECORDS
 
     @classmethod
@@ -158,14 +162,17 @@ class RecordSource:
         )
 
     def layout(self) -> Iterator[bytes]:
-        """The sizes of the files."""
+        """Yields the sizes of the files."""
         yield repr(self._sizes).encode()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def opening_report(self) -> OpeningReport:
-        """Every record is a pair. A damaged one is counted when it is drawn."""
+        """Returns a report that says that every record is a pair.
+
+        A damaged record is counted when it is drawn.
+        """
         return all_used(len(self), "records")
 
     def __repr__(self) -> str:
@@ -199,7 +206,7 @@ class RecordSource:
 
 
 def _plain(values: list[Any]) -> Any:
-    """The values of a feature as JSON has them; None if they are bytes that are no text."""
+    """Returns the values of a feature as JSON has them, or None for bytes that are no text."""
     try:
         plain = [v.decode() if isinstance(v, bytes) else v for v in values]
     except UnicodeDecodeError:

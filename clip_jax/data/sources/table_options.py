@@ -12,12 +12,13 @@ _NAMED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " "
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
-    """How CSV and TSV files are written; empty: to be detected.
+    """How CSV and TSV files are written. Empty values are detected.
 
-    separator: the character between cells.
-    quoting: `double` or empty: cells may be in double quotation marks; `none`: a quotation mark is
-      an ordinary character.
-    encoding: as Python names it, such as `utf-8`, `utf-16` or `cp1252`.
+    Attributes:
+      separator: the character between cells.
+      quoting: `double` or empty if cells may be in double quotation marks; `none` if a quotation
+        mark is an ordinary character.
+      encoding: as Python names it, such as `utf-8`, `utf-16` or `cp1252`.
     """
 
     separator: str = ""
@@ -28,9 +29,12 @@ class TableOptions:
     def from_config(
         cls, separator: str = "", quoting: str = "", encoding: str = "", key: str = "config.data"
     ) -> TableOptions:
-        """Checks the values of a config; `separator` may be a word such as `tab`.
+        """Checks the values of a config and makes options of them.
 
-        key: the group of config keys, for errors: `key.separator` and so on.
+        Args:
+          separator: a character, or a word such as `tab`.
+          quoting, encoding: see `TableOptions`.
+          key: the group of config keys, for errors, which name `key.separator` and so on.
 
         Raises:
           UserError: a value is unknown.

@@ -38,13 +38,14 @@ Tar = tuple[str, remote.State]
 class Catalogue(NamedTuple):
     """The pairs of several tars, one tar after the other.
 
-    starts: int64 [tars + 1]: the first pair of each tar, then the number of pairs.
-    spans: int64 [pairs, 4], as in `tar_index.Index`, with the texts of all tars counted together.
-    texts: int64 [texts, 3], as in `tar_index.Index`.
-    names, ends: the names of the images in UTF-8, uint8 [bytes], and where each ends, int64
-      [pairs].
-    flaws: why a tar cannot be read completely, by its number.
-    report: the members of all tars that were seen, used and left out.
+    Attributes:
+      starts: int64 [tars + 1]: the first pair of each tar, then the number of pairs.
+      spans: int64 [pairs, 4], as in `tar_index.Index`, with the texts of all tars counted together.
+      texts: int64 [texts, 3], as in `tar_index.Index`.
+      names: uint8 [bytes], the concatenated names of the images in UTF-8.
+      ends: int64 [pairs], where each name ends.
+      flaws: why a tar cannot be read completely, by its number.
+      report: the members of all tars that were seen, used and left out.
     """
 
     starts: np.ndarray
@@ -56,12 +57,12 @@ class Catalogue(NamedTuple):
     report: OpeningReport
 
     def name(self, i: int) -> str:
-        """The name of the i-th image."""
+        """Returns the name of the i-th image."""
         return tar_index.name_at(self.names, self.ends, i)
 
 
 def _load(folder: Path, tars: int) -> Catalogue | None:
-    """Maps what `_write` wrote to a folder; None if it is incomplete or damaged."""
+    """Maps the catalogue in a folder into memory; returns None if it is incomplete or damaged."""
     try:
         if json.loads((folder / _DIGESTS).read_bytes()) != _digests(folder):
             return None
@@ -85,7 +86,7 @@ def _load(folder: Path, tars: int) -> Catalogue | None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """The digests of all other files of a catalogue's folder."""
+    """Returns the digests of all other files of a catalogue's folder."""
     return {name: files.sampled_digest(folder / name) for name in (*_TYPES, _FLAWS, _REPORT)}
 
 
@@ -144,7 +145,7 @@ def _write_folder(tars: Sequence[Tar], place: str, image: str, folder: Path) -> 
 
 
 def _in_memory(tars: Sequence[Tar], place: str, image: str) -> Catalogue:
-    """A catalogue in the memory of this process."""
+    """Builds a catalogue in the memory of this process."""
     into = {field: io.BytesIO() for field in _TYPES}
     flaws, report = _write(tars, place, image, into)
     arrays = {f: np.frombuffer(into[f].getbuffer(), dtype) for f, dtype in _TYPES.items()}
@@ -155,11 +156,11 @@ def _in_memory(tars: Sequence[Tar], place: str, image: str) -> Catalogue:
 def open_catalogue(
     paths: Sequence[str], states: Sequence[remote.State], place: str = "", image: str = ""
 ) -> Catalogue:
-    """The catalogue of tars, cached until the state of one of them changes.
+    """Returns the catalogue of tars, cached until the state of one of them changes.
 
     Args:
-      paths: of the tars.
-      states: of the tars.
+      paths: the tars.
+      states: the state of each tar.
       place: where their indices are, see `tar_index.open_index`. The catalogue is in the same
         folder if that is on this machine, else in the user's cache folder.
       image: which images are used, see `matching.match`.
@@ -197,10 +198,15 @@ def _share_indexing(tars: Sequence[Tar], place: str, image: str) -> None:
 
 
 def check(catalogue: Catalogue, paths: Sequence[str], max_bad_fraction: float) -> list[str]:
-    """Lines about damaged tars.
+    """Returns lines to print about damaged tars.
+
+    Args:
+      catalogue: the catalogue of the tars.
+      paths: the tars.
+      max_bad_fraction: the share of the tars that may hold no usable pair.
 
     Raises:
-      UserError: more than that fraction of the tars holds no pair that can be used.
+      UserError: more tars than that hold no usable pair.
     """
     empty = [int(i) for i in np.flatnonzero(np.diff(catalogue.starts) == 0)]
     if len(empty) > max_bad_fraction * len(paths):
@@ -221,16 +227,16 @@ def check(catalogue: Catalogue, paths: Sequence[str], max_bad_fraction: float) -
 
 
 def to_pickle(catalogue: Catalogue) -> Any:
-    """What a worker process receives in place of a catalogue: its folder, if it has one."""
+    """Returns what a worker process receives in place of a catalogue: its folder, if it has one."""
     name = getattr(catalogue.spans, "filename", None)
     return catalogue if name is None else (Path(name).parent, len(catalogue.starts) - 1)
 
 
 def from_pickle(value: Any) -> Catalogue:
-    """The catalogue that `to_pickle` stands for.
+    """Returns the catalogue for a value that `to_pickle` returned.
 
     Raises:
-      UserError: its folder was removed.
+      UserError: the folder of the catalogue was removed.
     """
     if isinstance(value, Catalogue):
         return value

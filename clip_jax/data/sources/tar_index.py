@@ -42,15 +42,16 @@ _WIDTH = 1 + len(TEXTS)  # members of a pair at most
 class Index(NamedTuple):
     """Where the pairs of one tar are.
 
-    spans: int64 [pairs, 4]: offset and size of the image, the index in `tar_reader.FAULTS` of
-      what makes the pair unreadable, and the number of texts of this pair and all before it.
-    texts: int64 [texts, 3]: offset, size, and the index in `example.TEXTS`; the texts of a pair
-      are adjacent, in that order.
-    names, ends: the names of the images in UTF-8, uint8 [bytes], and where each ends, int64
-      [pairs].
-    flaw: why the tar, or the rest of it, cannot be read; empty if nothing is wrong.
-    end: the byte where the archive ends; 0 if unknown.
-    report: the members that were seen, used and left out.
+    Attributes:
+      spans: int64 [pairs, 4]: offset and size of the image, the index in `tar_reader.FAULTS` of
+        what makes the pair unreadable, and the number of texts of this pair and all before it.
+      texts: int64 [texts, 3]: offset, size, and the index in `example.TEXTS`; the texts of a pair
+        are adjacent, in that order.
+      names: uint8 [bytes], the concatenated names of the images in UTF-8.
+      ends: int64 [pairs], where each name ends.
+      flaw: why the tar, or the rest of it, cannot be read; empty if nothing is wrong.
+      end: the byte where the archive ends; 0 if unknown.
+      report: the members that were seen, used and left out.
     """
 
     spans: np.ndarray
@@ -62,12 +63,18 @@ class Index(NamedTuple):
     report: OpeningReport
 
     def name(self, i: int) -> str:
-        """The name of the i-th image."""
+        """Returns the name of the i-th image."""
         return name_at(self.names, self.ends, i)
 
 
 def name_at(names: np.ndarray, ends: np.ndarray, i: int) -> str:
-    """The i-th of several concatenated names."""
+    """Returns the i-th of several concatenated names.
+
+    Args:
+      names: uint8 [bytes], the names in UTF-8.
+      ends: int64 [n], where each name ends.
+      i: the number of the name.
+    """
     start = int(ends[i - 1]) if i else 0
     return bytes(names[start : ends[i]]).decode(errors="surrogateescape")
 
@@ -96,7 +103,7 @@ class _Members:
         return Member(name, *self._places[3 * i : 3 * i + 3])
 
     def groups(self) -> Iterator[list[tuple[int, Member]]]:
-        """The members of each key with their numbers, in order."""
+        """Yields the members of each key with their numbers, in order."""
         keys = np.frombuffer(self._keys, np.int64)
         order = np.argsort(keys, kind="stable")
         ends = [*(np.flatnonzero(np.diff(keys[order])) + 1).tolist(), len(order)]
@@ -108,7 +115,7 @@ class _Members:
 
 
 def _key(name: str) -> tuple[str, str]:
-    """The folder of a member, and the part in which the names of an example's files agree."""
+    """Returns the folder of a member and the start of its name that an example's files share."""
     folder, _, base = name.rpartition("/")
     parts = [part for part in folder.split("/") if part not in ("", ".")]
     root = "/" if name.startswith("/") else ""
@@ -116,7 +123,7 @@ def _key(name: str) -> tuple[str, str]:
 
 
 def _build(members: _Members, image: str, flaw: str, end: int) -> Index:
-    """The index of a tar with these members; see `scan`."""
+    """Builds the index of a tar from its members; see `scan`."""
     tally, used = Tally(), np.zeros(len(members), bool)
     table = _match(members, image, tally, used)
     spans, texts, names, ends = array("q"), array("q"), bytearray(), array("q")
@@ -136,9 +143,12 @@ def _build(members: _Members, image: str, flaw: str, end: int) -> Index:
 
 
 def _match(members: _Members, image: str, tally: Tally, used: np.ndarray) -> np.ndarray:
-    """The numbers of the members of each pair, image first, then -1: int64 [pairs, _WIDTH].
+    """Matches the members of a tar into pairs.
 
     Counts what is left out in `tally`, and marks the members that are `used`.
+
+    Returns:
+      The numbers of the members of each pair, image first, then -1: int64 [pairs, _WIDTH].
     """
     rows = array("q")
     for group in members.groups():
@@ -162,7 +172,7 @@ def _ending(name: str) -> str:
 
 
 def _no_pair(report: OpeningReport, image: str) -> str:
-    """Why a readable tar contains no pair."""
+    """Returns why a readable tar contains no pair."""
     why = ", ".join(
         f"{reason} {item.count:,}, such as {quoted(item.example)}"
         for reason, item in report.left_out.items()
@@ -177,7 +187,9 @@ def _no_pair(report: OpeningReport, image: str) -> str:
 def scan(path: str, image: str = "") -> Index:
     """Indexes a tar by reading its headers, as far as it is undamaged.
 
-    image: which images are used, see `matching.match`.
+    Args:
+      path: the tar, local or remote.
+      image: which images are used, see `matching.match`.
 
     Raises:
       UserError: the file is missing, cannot be read, or must be unpacked first.
@@ -208,7 +220,7 @@ def _is_tar(start: bytes) -> bool:
 
 
 def _other_kind(start: bytes, end: str) -> str:
-    """What a file is instead of a tar, by its first bytes or its name; empty: unknown."""
+    """Returns what a file is instead of a tar, by its first bytes or its name; empty if unknown."""
     if why := disguise(start, end):
         return f"it {why}"
     if end in (".tar", ""):
@@ -232,9 +244,9 @@ def _arrays(
 
 
 def _header_hash(path: str, index: Index) -> str:
-    """A hash of some of a tar's headers, which contain sizes and names, and of its end.
+    """Returns a hash of some of a tar's headers, which contain sizes and names, and of its end.
 
-    Empty if only reading the whole tar could tell whether it is the same.
+    It is empty if only reading the whole tar could tell whether it is the same.
     """
     if index.flaw or not len(index.ends):
         return ""
@@ -259,7 +271,7 @@ def _pack(path: str, image: str, state: remote.State, index: Index) -> bytes:
 
 
 def _unpack(raw: bytes, path: str, image: str, state: remote.State) -> Index | None:
-    """The index in the bytes of `_pack`; None if it is damaged, or of other data."""
+    """Returns the index in the bytes of `_pack`, or None if it is damaged or of other data."""
     try:
         line, _, body = raw.partition(b"\n")
         head = json.loads(line)
@@ -286,7 +298,7 @@ def _unpack(raw: bytes, path: str, image: str, state: remote.State) -> Index | N
 
 
 def _is_consistent(index: Index, size: int) -> bool:
-    """Whether an index, which may be untrusted, stays within a tar of that size."""
+    """Returns whether an index, which may be untrusted, stays within a tar of a size in bytes."""
     if not len(index.ends):
         return not len(index.names) and not len(index.texts)
     places = np.concatenate([index.spans[:, :2], index.texts[:, :2]])
@@ -306,12 +318,12 @@ def _path_beside(path: str, image: str) -> str:
 
 
 def image_suffix(image: str) -> str:
-    """What `config.data.image` adds to the names of indices."""
+    """Returns what `config.data.image` adds to the names of indices."""
     return f".{hashlib.sha256(image.encode()).hexdigest()[:8]}" if image else ""
 
 
 def index_folder(place: str) -> str:
-    """The folder of indices that are not beside their tars: `place`, or the cache folder."""
+    """Returns the folder of indices that are not beside their tars: `place` or the cache folder."""
     return place if place not in ("", BESIDE) else str(files.cache_folder("index"))
 
 
@@ -335,16 +347,16 @@ def _load(index_path: str, path: str, image: str, state: remote.State) -> Index 
 def open_index(
     path: str, place: str = "", state: remote.State | None = None, image: str = ""
 ) -> Index:
-    """The index of a tar, cached until the tar changes; see `scan`.
+    """Returns the index of a tar, cached until the tar changes; see `scan`.
 
     Args:
-      path: of the tar.
+      path: the tar.
       place: where the index is, see `SourceOptions.index`.
-      state: of the tar, if it is known.
+      state: the state of the tar, if it is known.
       image: which images are used, see `matching.match`.
 
     Raises:
-      UserError: as `scan`.
+      UserError: see `scan`.
     """
     state = state or remote.state(path)
     beside, own = _path_beside(path, image), _path_in(index_folder(""), path, image)

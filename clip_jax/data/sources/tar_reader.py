@@ -32,11 +32,18 @@ _FOLDER = b"5"
 
 
 class DamageError(ValueError):
-    """A tar cannot be read beyond this place."""
+    """An error for a tar that cannot be read beyond some place."""
 
 
 class Member(NamedTuple):
-    """A member: its name, the offset and size of its content, and its index in `FAULTS`."""
+    """A member of a tar.
+
+    Attributes:
+      name: the name.
+      at: the offset of the content, in bytes.
+      size: the size of the content, in bytes.
+      fault: the index in `FAULTS` of why it cannot be read; 0 if it can.
+    """
 
     name: str
     at: int
@@ -45,7 +52,7 @@ class Member(NamedTuple):
 
 
 def number(field: bytes) -> int:
-    """Parses a number of a header: octal digits, or two's complement if they are too few.
+    """Parses a number in a header: octal digits, or two's complement for numbers that need more.
 
     Raises:
       DamageError: the field is neither.
@@ -58,7 +65,7 @@ def number(field: bytes) -> int:
 
 
 def is_header(block: bytes) -> bool:
-    """Whether a block has the checksum of a header."""
+    """Returns whether a block has the checksum of a header."""
     try:
         checksum = number(block[148:156])
     except DamageError:
@@ -74,7 +81,7 @@ def _padded(size: int) -> int:
 
 
 def _records(content: bytes) -> dict[bytes, bytes]:
-    """The PAX records of a member: lines `LENGTH KEY=VALUE`.
+    """Returns the PAX records of a member, which are lines `LENGTH KEY=VALUE`.
 
     Raises:
       DamageError: a length is wrong.
@@ -103,11 +110,15 @@ def _decimal(digits: bytes) -> int:
 
 
 def members(file: BinaryIO, length: int) -> Generator[Member, None, int]:
-    """Yields the members of a tar of `length` bytes without folders; returns where the tar ends.
+    """Yields the members of a tar, without folders, and returns where the tar ends.
+
+    Args:
+      file: the tar.
+      length: the size of the file, in bytes.
 
     Raises:
-      DamageError: the tar is truncated or continues with something else than a header, after all
-        members that can be read.
+      DamageError: the tar is truncated, or something else than a header follows a member. It is
+        raised after all members that can be read.
     """
     at, long_name, pax = 0, b"", dict[bytes, bytes]()
     while True:
@@ -163,7 +174,7 @@ def _fault(kind: bytes, size: int, is_whole: bool, is_sparse: bool) -> int:
 
 
 def _extensions(file: BinaryIO, header: bytes) -> int:
-    """The size of the further blocks that describe the holes of a sparse member, in bytes."""
+    """Returns the size in bytes of the further blocks that describe a sparse member's holes."""
     size, has_more = 0, header[482]
     while has_more:
         block = file.read(BLOCK)

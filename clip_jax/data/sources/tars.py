@@ -43,7 +43,7 @@ class TarSource:
       index: where the indices are kept, see `SourceOptions.index`.
       max_bad_fraction: the share of many tars that may be left out because nothing in them can be
         read; `opening_report` names them.
-      image: which images of an example are used, see `matching.match`; empty: the plain one.
+      image: which images of an example are used, see `matching.match`; empty for the plain one.
 
     Raises:
       UserError: a file is missing, or a tar cannot be read.
@@ -64,7 +64,7 @@ class TarSource:
 
     @staticmethod
     def matches(spec: str) -> bool:
-        """Always: what no other kind matches is read as tars, which say what is wrong with it."""
+        """Returns True: what no other kind matches is opened as tars, whose errors explain it."""
         return True
 
     @classmethod
@@ -76,11 +76,11 @@ class TarSource:
         return len(self._pairs.ends)
 
     def opening_report(self) -> OpeningReport:
-        """What opening the tars saw, used and left out, and which tars are damaged."""
+        """Returns what opening the tars saw, used and left out, and which tars are damaged."""
         return self._report
 
     def layout(self) -> Iterator[bytes]:
-        """Offsets and sizes of the members, of a few million at most."""
+        """Yields the offsets and sizes of the members, or of a sample of a few million."""
         for places in (self._pairs.starts, self._pairs.spans, self._pairs.texts):
             yield np.ascontiguousarray(places[:: 1 + len(places) // _MAX_PLACES]).tobytes()
 
@@ -97,7 +97,10 @@ class TarSource:
         return self._pair(i, True)
 
     def text(self, i: int) -> tuple[Fields, str]:
-        """The text fields of the i-th pair and its name; the image is not read."""
+        """Returns the text fields of the i-th pair and its name.
+
+        The image is not read if the tar is on this machine.
+        """
         pair = self._pair(i, False)
         return pair.text, pair.name
 

@@ -19,17 +19,20 @@ _ON_ERROR = "surrogateescape"  # see `has_undecoded`
 
 
 def find_encoding(path: str, file: BinaryIO | None = None) -> tuple[str, str]:
-    """The encoding of a text file, and a note if it is not UTF-8.
+    """Detects the encoding of a text file.
 
     A byte-order mark decides. Without one the file is UTF-8, unless most of its lines beyond ASCII
     are not UTF-8 and all of these are Windows-1252, in which spreadsheets save.
 
     Args:
-      path: of the file, local or remote.
-      file: its content, where that is known.
+      path: the file, local or remote.
+      file: a file object with its content, if it is read already.
+
+    Returns:
+      The encoding, and a note if it is not UTF-8.
 
     Raises:
-      UserError: it contains zero bytes, as UTF-16 without a mark does.
+      UserError: the file contains zero bytes, as UTF-16 without a mark does.
     """
     shown = remote.redact(path)
     with file or remote.open_file(path) as content:
@@ -53,9 +56,14 @@ def find_encoding(path: str, file: BinaryIO | None = None) -> tuple[str, str]:
 
 
 def _count_encodings(file: BinaryIO, head: bytes) -> tuple[int, int, int]:
-    """How many lines beyond ASCII are UTF-8, how many others are `LEGACY`, and how many neither.
+    """Counts the encodings of the lines beyond ASCII.
 
-    head: the first bytes of the file, already read.
+    Args:
+      file: the rest of the file.
+      head: the first bytes of the file, already read.
+
+    Returns:
+      The number of lines that are UTF-8, that are `LEGACY` instead, and that are neither.
     """
     counts, rest, chunk = Counter[str](), b"", head
     while chunk:
@@ -72,7 +80,7 @@ def _count_encodings(file: BinaryIO, head: bytes) -> tuple[int, int, int]:
 
 
 def _line_encoding(line: bytes) -> str:
-    """The first of UTF-8 and `LEGACY` that decodes a line; empty for neither."""
+    """Returns the first of UTF-8 and `LEGACY` that decodes a line; empty if neither does."""
     for encoding in (UTF8, LEGACY):
         with contextlib.suppress(UnicodeDecodeError):
             line.decode(encoding)
@@ -81,12 +89,12 @@ def _line_encoding(line: bytes) -> str:
 
 
 def encoding_name(encoding: str) -> str:
-    """An encoding as people call it."""
+    """Returns the common name of an encoding, for messages."""
     return "UTF-8" if encoding == UTF8 else encoding
 
 
 def open_text(path: str, encoding: str) -> TextIO:
-    """Opens a file as text with its line ends as they are; see `has_undecoded` for damage."""
+    """Opens a file as text and keeps its line ends; see `has_undecoded` for damage."""
     raw = remote.open_file(path)
     return io.TextIOWrapper(raw, encoding=encoding, errors=_ON_ERROR, newline="")
 
@@ -95,18 +103,18 @@ def decode(content: bytes, encoding: str) -> str:
     """Decodes a whole file; see `has_undecoded` for damage.
 
     Raises:
-      UnicodeError: it is truncated UTF-16 or UTF-32.
+      UnicodeError: the content is truncated UTF-16 or UTF-32.
     """
     return content.decode(encoding, errors=_ON_ERROR)
 
 
 def has_undecoded(text: str) -> bool:
-    """Whether text contains bytes that are not valid in the encoding of its file."""
+    """Returns whether a text contains bytes that are not valid in the encoding of its file."""
     return not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 def read_lines(file: TextIO, max_length: int) -> Iterator[str | None]:
-    """The lines of a file; None for a line of more than `max_length` characters."""
+    """Yields the lines of a file, and None for a line of more than `max_length` characters."""
     while line := file.readline(max_length + 1):
         if len(line) <= max_length:
             yield line

@@ -19,7 +19,12 @@ from clip_jax.io import remote
 
 
 class Folder(NamedTuple):
-    """A folder below the root: its path (empty, or ending in a slash) and its file names."""
+    """A folder below the root.
+
+    Attributes:
+      path: the path from the root, empty or ending in a slash.
+      names: the names of the files.
+    """
 
     path: bytes
     names: list[bytes]
@@ -28,8 +33,11 @@ class Folder(NamedTuple):
 class Listing(NamedTuple):
     """All folders below a root, in the order of their paths.
 
-    tally: counts what is left out: hidden names, folders that cannot be listed, loops.
-    states: of remote files, by their paths.
+    Attributes:
+      root: the path of the root.
+      folders: the folders.
+      tally: counts what is left out: hidden names, folders that cannot be listed, loops.
+      states: the states of remote files, by their paths.
     """
 
     root: str
@@ -38,16 +46,16 @@ class Listing(NamedTuple):
     states: dict[str, remote.State]
 
     def files(self) -> Iterator[str]:
-        """The paths of all files, relative to the root."""
+        """Yields the paths of all files, relative to the root."""
         for path, names in self.folders:
             yield from (os.fsdecode(path + name) for name in names)
 
 
 def walk(root: str) -> Listing:
-    """Lists a folder.
+    """Lists a folder and all folders below it.
 
     Raises:
-      UserError: it cannot be listed.
+      UserError: the folder cannot be listed.
     """
     tally = Tally()
     if remote.is_remote(root):

@@ -29,7 +29,7 @@ class Tables:
 
     @staticmethod
     def matches(spec: str) -> bool:
-        """Whether the name ends like that of a table."""
+        """Returns whether `spec` ends like the name of a table."""
         return suffix(spec) in TABLES
 
     @staticmethod
@@ -53,13 +53,13 @@ class SavedDatasets:
 
     @staticmethod
     def matches(spec: str) -> bool:
-        """Whether it is such a folder on this machine."""
+        """Returns whether `spec` is such a folder on this machine."""
         path = resolve(spec)
         return not remote.is_remote(path) and (Path(path) / SAVED).is_file()
 
     @staticmethod
     def open(spec: str, options: SourceOptions) -> Source:
-        """Maps the rows of the folder; see `SavedSource`."""
+        """Opens the folder and maps its rows into memory; see `SavedSource`."""
         _require_pyarrow(spec)
         from clip_jax.data.sources.tables.saved import SavedSource
 

@@ -27,7 +27,7 @@ _DERIVED = ("_batches", "_ends", "_pairs_before")  # attributes that a worker co
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception as one short line."""
+    """Returns the message of an exception as one short line."""
     return " ".join(str(error).split())[:200]
 
 
@@ -41,11 +41,17 @@ def map_stream(path: Path) -> list[pa.RecordBatch]:
 
 
 def row_values(batch: pa.RecordBatch, i: int, name: str) -> Fields:
-    """The values of a row by column.
+    """Returns the values of a row by column.
+
+    The row is validated first, because offsets in an untrusted file may point anywhere.
+
+    Args:
+      batch: the rows.
+      i: the number of the row in the batch.
+      name: the name of the row, for errors.
 
     Raises:
-      PairError: they cannot be read. Offsets in an untrusted file may point anywhere, so the row
-        is validated first.
+      PairError: the values cannot be read.
     """
     row = batch.slice(i, 1)
     try:
@@ -58,7 +64,12 @@ def row_values(batch: pa.RecordBatch, i: int, name: str) -> Fields:
 
 
 class RowLocation(NamedTuple):
-    """Where a pair is: the number of its row in the streams, and its name for messages."""
+    """The location of a pair.
+
+    Attributes:
+      row: the number of its row in the streams.
+      name: its name, for messages.
+    """
 
     row: int
     name: str
@@ -67,14 +78,19 @@ class RowLocation(NamedTuple):
 class ArrowSource(abc.ABC):
     """Pairs that are rows of Arrow streams; a subclass says which streams and which rows.
 
-    A subclass sets these before the first pair is read:
-      pattern: what the config names. root: the folder that image paths start at.
-      fingerprint: see `Source`. image: the column of the images.
-      _streams: the paths of the streams. _sizes: of the files that the user gave, in bytes.
-      _rows: how many rows there are, with those left out; _left: the numbers of the rows left
-        out, int64, rising.
+    A subclass sets all attributes before the first pair is read.
+
+    Attributes:
+      pattern: what the config names.
+      root: the folder that image paths start at.
+      fingerprint: see `Source`.
+      image: the column of the images.
+      _streams: the paths of the streams.
+      _sizes: the sizes of the files that the user gave, in bytes.
+      _rows: the number of rows, including those left out.
+      _left: int64, rising: the numbers of the rows left out.
       _is_json: whether a row is the text of a JSON object, in the column `columns.RAW`.
-      _caption: the column that is taken for `{caption}`; empty: none.
+      _caption: the column that `{caption}` reads; empty for none.
       _report: see `Source.opening_report`.
     """
 
@@ -92,25 +108,25 @@ class ArrowSource(abc.ABC):
 
     @abc.abstractmethod
     def _locate(self, i: int) -> RowLocation:
-        """Where the i-th pair is."""
+        """Returns the location of the i-th pair."""
 
     def _map_streams(self) -> None:
         self._batches = [b for stream in self._streams for b in map_stream(stream) if b.num_rows]
         self._ends = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
     def _choose_caption(self, names: Sequence[str], needed: frozenset[str] | None) -> None:
-        """Takes a column for `{caption}` where that is asked for and no column has the name."""
+        """Chooses the column for `{caption}` if one is needed and no column has the name."""
         if needed is not None and "caption" in needed:
             self._caption = caption_column(name for name in names if name != self.image)
 
     def _caption_note(self) -> tuple[str, ...]:
-        """The line about a column that is taken for `{caption}`."""
+        """Returns the line about a column that is taken for `{caption}`, if any."""
         if not self._caption:
             return ()
         return (f"{remote.redact(self.pattern)}: {{caption}} is {quoted(self._caption)}",)
 
     def _check_rows(self) -> None:
-        """Raises a UserError where no row is left."""
+        """Raises a UserError if no row is left."""
         if not len(self):
             counts = [f"{reason} {n.count:,}" for reason, n in self._report.left_out.items()]
             why = f" with a picture ({', '.join(counts)})" if counts else ""
@@ -124,7 +140,7 @@ class ArrowSource(abc.ABC):
         self._map_streams()
 
     def layout(self) -> Iterator[bytes]:
-        """The sizes of the files."""
+        """Yields the sizes of the files."""
         yield repr(list(self._sizes)).encode()
 
     def __len__(self) -> int:
@@ -134,20 +150,20 @@ class ArrowSource(abc.ABC):
         return f"{type(self).__name__}({remote.redact(self.pattern)!r}, {len(self):,} pairs)"
 
     def opening_report(self) -> OpeningReport:
-        """What opening the tables saw, used and left out, and what was guessed."""
+        """Returns what opening the tables saw, used and left out, and what was guessed."""
         return self._report
 
     def _row_number(self, i: int) -> int:
-        """The number of the i-th pair's row among all rows, with those left out."""
+        """Returns the number of the i-th pair's row among all rows, including those left out."""
         return i + int(np.searchsorted(self._pairs_before, i, side="right"))
 
     @functools.cached_property
     def _pairs_before(self) -> np.ndarray:
-        """How many pairs precede each row that is left out, int64 [rows left out]."""
+        """The number of pairs before each row that is left out, int64 [rows left out]."""
         return self._left - np.arange(len(self._left))
 
     def _read_row(self, i: int, with_image: bool) -> tuple[Fields, str]:
-        """The values of a pair's row, and its name."""
+        """Returns the values of a pair's row, and its name."""
         if not 0 <= i < len(self):
             raise IndexError(f"{self!r} has no pair {i}")
         row, name = self._locate(i)
@@ -163,7 +179,7 @@ class ArrowSource(abc.ABC):
         return values, name
 
     def text(self, i: int) -> tuple[Fields, str]:
-        """The other columns of the i-th row, and its name; the image is not read."""
+        """Returns the other columns of the i-th row and its name, without reading the image."""
         values, name = self._read_row(i, with_image=False)
         values.pop(self.image, None)
         return values, name
@@ -196,12 +212,12 @@ class ArrowSource(abc.ABC):
 
 
 def real_root(folder: str) -> str:
-    """A folder without links in its path, so that what leaves it can be told."""
+    """Resolves links in a folder's path, so that paths that leave the folder can be recognised."""
     return folder.rstrip("/") if remote.is_remote(folder) else os.path.realpath(folder)
 
 
 def _inside(root: str, value: str) -> str | None:
-    """The file that a path of a table names, starting at `root`; None where it leaves `root`.
+    """Returns the file that a path of a table names, relative to `root`; None if it leaves `root`.
 
     The path is judged by its parts alone: links in the folder are the user's own, such as those of
     Hugging Face's cache. A path that leads into the folder through links elsewhere is as good. If

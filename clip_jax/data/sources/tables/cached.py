@@ -34,12 +34,15 @@ _MAX_JSON = 64 << 20  # bytes: a data set may have many files
 class Cached:
     """Tables in the cache folder.
 
-    stream: the file with the rows that are used.
-    image: the column of the images. names: all columns.
-    is_json: whether a row is the text of an object, in the column `columns.RAW`.
-    starts: int64 [files + 1]: the number of each file's first row, counting rows left out.
-    left: int64 [rows left out]: their numbers, rising.
-    left_out: counts by reason. notes: lines to print.
+    Attributes:
+      stream: the file with the rows that are used.
+      image: the column of the images.
+      names: all columns.
+      is_json: whether a row is the text of an object, in the column `columns.RAW`.
+      starts: int64 [files + 1]: the number of each file's first row, counting rows left out.
+      left: int64 [rows left out]: their numbers, rising.
+      left_out: the rows left out by reason.
+      notes: lines to print.
     """
 
     stream: Path
@@ -60,14 +63,14 @@ def table(
     needed: frozenset[str] | None,
     max_bad_fraction: float,
 ) -> Cached:
-    """The rows of files as one table, from the cache if it is there.
+    """Returns the rows of files as one table, from the cache if it is there.
 
     Args:
       paths: the files, of one kind.
-      image: the column of the images; empty: the one that looks like it.
+      image: the column of the images; empty for the one that looks like it.
       root: the folder that image paths start at.
       options: how text tables are written.
-      needed: the columns that are needed beside the images; None: all. If one of them is missing
+      needed: the columns that are needed beside the images; None for all. If one of them is missing
         in all files, all columns are read, so that a later error can name them.
       max_bad_fraction: the share of rows that may be damaged.
 
@@ -113,12 +116,12 @@ def _check_damaged(bad: LeftOut, rows: int, most: float) -> None:
 
 
 def _digests(stream: Path) -> list[str]:
-    """Of the rows, and of the numbers of those left out."""
+    """Returns the digests of the rows, and of the numbers of those left out."""
     return [files.sampled_digest(path) for path in (stream, stream.with_suffix(".left"))]
 
 
 def _load(stream: Path) -> Cached | None:
-    """The table in the cache folder; None if it is missing, incomplete or damaged."""
+    """Returns the table in the cache folder, or None if it is missing, incomplete or damaged."""
     try:
         head = files.read_json(stream.with_suffix(".json"), _MAX_JSON)
         if head["digests"] != _digests(stream):
@@ -198,7 +201,7 @@ class _Reader:
         return starts
 
     def notes(self) -> list[str]:
-        """The notes of the readers, and the columns that some files lack."""
+        """Returns the notes of the readers, and notes about columns that some files lack."""
         notes = [note for reader in self.readers for note in reader.notes]
         if not self.is_json:
             for reader in self.readers:

@@ -22,19 +22,22 @@ _MAX_NAMED = 20  # columns in a message
 
 
 def named(names: Sequence[str]) -> str:
-    """Names of columns as a message can show them."""
+    """Formats names of columns for a message."""
     return ", ".join(map(quoted, names[:_MAX_NAMED])) + (", …" if len(names) > _MAX_NAMED else "")
 
 
 def is_null(value: Any) -> bool:
-    """Whether a cell has no image: null, empty text, or neither bytes nor path."""
+    """Returns whether a cell has no image: null, empty text, or neither bytes nor path."""
     if isinstance(value, dict):
         return not (value.get("bytes") or value.get("path"))
     return value is None or value == ""
 
 
 def null_pictures(column: pa.Array) -> np.ndarray:
-    """`is_null` of each value of a column, bool [rows]; empty bytes count as null."""
+    """Returns which values of a column are null or empty, bool [rows]; see `is_null`.
+
+    Empty bytes count as null.
+    """
     if pa.types.is_struct(column.type):
         is_null_ = np.asarray(column.is_null())
         inner = [column.type.field(i).name for i in range(column.type.num_fields)]
@@ -49,7 +52,7 @@ def null_pictures(column: pa.Array) -> np.ndarray:
 
 
 def null_bits(batch: pa.RecordBatch, image: str) -> np.ndarray:
-    """Which rows have no image, by the null bits of a column alone, bool [rows].
+    """Returns which rows have no image, by the null bits of a column alone, bool [rows].
 
     The other buffers of an untrusted file must be validated before they are read.
     """
@@ -65,17 +68,17 @@ def null_bits(batch: pa.RecordBatch, image: str) -> np.ndarray:
 
 
 def is_address(value: Any, root: str) -> bool:
-    """Whether a cell is a web address outside `root`."""
+    """Returns whether a cell is a web address outside `root`."""
     return isinstance(value, str) and remote.is_remote(value) and not value.startswith(f"{root}/")
 
 
 def find_images(rows: Iterable[Fields], where: str, root: str) -> str:
-    """The column whose first values are images or their paths, ignoring nulls.
+    """Returns the column whose first values are images or their paths, ignoring nulls.
 
-    Empty if there are no rows.
+    The result is empty if there are no rows.
 
     Args:
-      rows: of the table, read lazily.
+      rows: the rows of the table, read lazily.
       where: the table, for errors.
       root: the folder of the images, see `is_address`.
 
@@ -106,7 +109,17 @@ def find_images(rows: Iterable[Fields], where: str, root: str) -> str:
 
 
 def check_addresses(rows: Iterable[Fields], image: str, where: str, root: str) -> None:
-    """Raises a UserError if the first image that a column names is a web address."""
+    """Checks that the first image that a column names is not a web address.
+
+    Args:
+      rows: the rows of the table, read lazily.
+      image: the column of the images.
+      where: the table, for errors.
+      root: the folder of the images, see `is_address`.
+
+    Raises:
+      UserError: it is a web address outside `root`.
+    """
     values = (row.get(image) for row in itertools.islice(rows, _MAX_ROWS))
     value = next((value for value in values if not is_null(value)), None)
     if is_address(value, root):
@@ -130,7 +143,7 @@ def _is_image(value: Any, root: str) -> bool:
 
 
 def python_rows(batch: pa.RecordBatch) -> list[Fields]:
-    """The rows of a batch as Python values.
+    """Converts the rows of a batch to Python values.
 
     Times that Python's types cannot represent, such as nanoseconds, become integers in their unit.
 
@@ -150,7 +163,7 @@ def python_rows(batch: pa.RecordBatch) -> list[Fields]:
 
 
 def _with_integer_times(kind: pa.DataType) -> pa.DataType:
-    """A type with integers in place of times, also inside lists and structs."""
+    """Returns a type with integers in place of times, also inside lists and structs."""
     if pa.types.is_temporal(kind):
         return pa.int32() if kind.bit_width == 32 else pa.int64()
     if pa.types.is_struct(kind):
@@ -170,11 +183,11 @@ def unified(schemas: Sequence[tuple[str, pa.Schema]], needed: frozenset[str] | N
     type, text and bytes the larger one.
 
     Args:
-      schemas: of each file, with its name for errors.
-      needed: the columns that are needed; None: all.
+      schemas: the name of each file, for errors, and its schema.
+      needed: the columns that are needed; None for all.
 
     Raises:
-      UserError: a column has types that have nothing in common.
+      UserError: a column has types that have nothing in common, or two columns share a name.
     """
     unified_schema, first = pa.schema([]), ""
     for path, schema in schemas:
@@ -194,7 +207,7 @@ def unified(schemas: Sequence[tuple[str, pa.Schema]], needed: frozenset[str] | N
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """A type without dictionaries, whose text and bytes can be of any length."""
+    """Returns a type without dictionaries, whose text and bytes can be of any length."""
     if pa.types.is_dictionary(kind):
         return _plain(kind.value_type)
     if pa.types.is_string(kind) or pa.types.is_string_view(kind):
@@ -205,7 +218,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def fitted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch with the columns of `schema`: cast, and null where the batch lacks them.
+    """Returns a batch with the columns of `schema`: cast, and null where the batch lacks them.
 
     Raises:
       pa.ArrowException: a value does not fit.

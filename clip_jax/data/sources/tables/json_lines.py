@@ -17,7 +17,14 @@ MAX_LINE = 16 << 20  # characters; a line of brackets becomes objects of fifty t
 
 
 class Line(NamedTuple):
-    """A line: its number from 1, the object in it and its text, or what is wrong with it."""
+    """A line of a file.
+
+    Attributes:
+      number: its number, from 1.
+      row: the object in it.
+      raw: its text.
+      fault: what is wrong with it; empty if nothing is.
+    """
 
     number: int
     row: Fields
@@ -26,7 +33,7 @@ class Line(NamedTuple):
 
 
 def read_lines(path: str, encoding: str) -> Iterator[Line]:
-    """The lines of a file that are not blank."""
+    """Yields the lines of a file that are not blank."""
     number = 0
     with text_files.open_text(path, encoding) as file:
         try:

@@ -30,9 +30,12 @@ _SAMPLED = 1000  # rows whose keys are the columns of JSON lines
 
 
 class Account:
-    """Counts the rows of all files, and which of them are left out and why.
+    """A count of the rows of all files, and of which are left out and why.
 
-    left: the numbers of the rows left out, rising.
+    Attributes:
+      seen: the number of rows so far.
+      left: the numbers of the rows left out, rising.
+      tally: the rows left out, by reason.
     """
 
     def __init__(self) -> None:
@@ -52,8 +55,11 @@ class Account:
 class FileReader(Protocol):
     """Reads one file of a table.
 
-    notes: lines about what was guessed or is unusual. names: of the columns. fault: what is wrong
-    with the first row that `peek` could not read.
+    Attributes:
+      path: the path of the file.
+      notes: lines about what was guessed or is unusual.
+      names: the names of the columns.
+      fault: what is wrong with the first row that `peek` could not read.
     """
 
     path: str
@@ -62,23 +68,26 @@ class FileReader(Protocol):
     fault: str
 
     def schema(self) -> pa.Schema:
-        """The columns that `batches` can return."""
+        """Returns the columns that `batches` can yield."""
         ...
 
     def peek(self) -> Iterator[Fields]:
-        """The rows that can be read, lazily."""
+        """Yields the rows that can be read, lazily."""
         ...
 
     def batches(self, schema: pa.Schema, image: str, account: Account) -> Iterator[pa.RecordBatch]:
-        """The rows that have an image in the column `image`, with the columns of `schema`.
+        """Yields the rows that have an image, in batches, and counts every row in `account`.
 
-        Every row is counted in `account`.
+        Args:
+          schema: the columns of the batches.
+          image: the column of the images.
+          account: counts the rows.
         """
         ...
 
 
 def reader_of(path: str, options: TableOptions) -> FileReader:
-    """The reader for a file, by the ending of its name.
+    """Returns the reader for a file, by the ending of its name.
 
     Raises:
       UserError: the file cannot be read as a table.
@@ -223,5 +232,5 @@ def _broken(path: str, number: int, fault: str) -> str:
 
 
 def is_json(path: str) -> bool:
-    """Whether a file holds JSON lines."""
+    """Returns whether a file holds JSON lines, by the ending of its name."""
     return suffix(path) in _JSON

@@ -23,7 +23,7 @@ from clip_jax.io import files, remote
 
 
 def _stream_paths(folder: str) -> list[Path]:
-    """The Arrow streams that `Dataset.save_to_disk` wrote to a folder."""
+    """Returns the Arrow streams that `Dataset.save_to_disk` wrote to a folder."""
     state = files.read_json(Path(folder) / SAVED)
     try:
         names = [str(file["filename"]) for file in state["_data_files"]]
@@ -38,11 +38,11 @@ class SavedSource(ArrowSource):
     """The pairs of a saved data set; `source[i]` reads the i-th row that has an image.
 
     Args:
-      folder: that `Dataset.save_to_disk` wrote.
-      image: the column of the images; empty: the one that looks like it.
-      root: the folder that paths start at and do not leave; empty: `folder`.
-      needed: the columns that captions and filters name. Where `caption` is one of them and no
-        column has the name, another may be it, see `caption_tables.caption_column`.
+      folder: the folder that `Dataset.save_to_disk` wrote.
+      image: the column of the images; empty for the one that looks like it.
+      root: the folder that paths start at and do not leave; empty for `folder`.
+      needed: the columns that captions and filters name. If `caption` is one of them and no column
+        has the name, another may be it, see `caption_tables.caption_column`.
 
     Raises:
       UserError: a file is missing or cannot be read, or the column is missing.

@@ -22,7 +22,14 @@ _SAMPLED = 50  # rows that a separator must fit
 
 
 class Line(NamedTuple):
-    """A row: its first and last line, counted from 1, its cells, or what is wrong with it."""
+    """A row of a file.
+
+    Attributes:
+      first: the number of its first line, from 1.
+      number: the number of its last line.
+      cells: its cells.
+      fault: what is wrong with it; empty if nothing is.
+    """
 
     first: int
     number: int
@@ -32,12 +39,18 @@ class Line(NamedTuple):
 
 @dataclasses.dataclass
 class SeparatedFile:
-    """How a file is written, and the names of its columns.
+    """A CSV or TSV file: how it is written, and the names of its columns.
 
-    is_spaced: whether a space follows each separator, as in the header.
-    width: the number of cells of the header, with those without a name.
-    skipped: the number of lines before the header.
-    notes: lines about what was guessed; some are known only after all rows are read.
+    Attributes:
+      path: the path of the file.
+      encoding: the encoding of its text.
+      separator: the character between cells.
+      quoting: whether cells may be in double quotation marks.
+      is_spaced: whether a space follows each separator, as in the header.
+      width: the number of cells of the header, with those without a name.
+      skipped: the number of lines before the header.
+      names: the names of the columns.
+      notes: lines about what was guessed; some are known only after all rows are read.
     """
 
     path: str
@@ -52,10 +65,15 @@ class SeparatedFile:
 
     @classmethod
     def inspect(cls, path: str, end: str, options: TableOptions) -> SeparatedFile:
-        """Detects how a file is written whose name ends in `end`.
+        """Detects how a file is written.
+
+        Args:
+          path: the file, local or remote.
+          end: the ending of its name, `.csv` or `.tsv`.
+          options: what is known already.
 
         Raises:
-          UserError: it cannot be read, or its first row names no columns.
+          UserError: the file cannot be read, or its first row names no columns.
         """
         encoding, note = (
             (options.encoding, "") if options.encoding else text_files.find_encoding(path)
@@ -74,7 +92,7 @@ class SeparatedFile:
         return file
 
     def _declared_separator(self) -> str:
-        """The separator of a first line such as `sep=;`, which Excel writes; empty without one."""
+        """Returns the separator in a first line such as `sep=;`, which Excel writes, if any."""
         with text_files.open_text(self.path, self.encoding) as file:
             match = re.fullmatch(r'"?sep=([,;|\t])"?[\r\n]*', file.readline(16), re.IGNORECASE)
         self.skipped = 1 if match else 0
@@ -95,12 +113,12 @@ class SeparatedFile:
             )
 
     def _cells(self, separator: str) -> list[int]:
-        """The number of cells of the first rows with another separator."""
+        """Returns the number of cells of the first rows with another separator."""
         other = dataclasses.replace(self, separator=separator)
         return [len(row.cells) for row in itertools.islice(other._read_rows(), _SAMPLED)]
 
     def _read_rows(self) -> Iterator[Line]:
-        """All rows that are not blank, with the header."""
+        """Yields all rows that are not blank, including the header."""
         csv.field_size_limit(MAX_TEXT)
         quoting: Any = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
         with text_files.open_text(self.path, self.encoding) as file:
@@ -155,9 +173,12 @@ class SeparatedFile:
         return names
 
     def rows(self, note: bool = True) -> Iterator[Line]:
-        """The rows below the header; with `note`, unusual rows are described in `notes`.
+        """Yields the rows below the header.
 
         Empty cells beyond the header are ignored, and so are trailing columns without a name.
+
+        Args:
+          note: whether to describe unusual rows in `notes`.
         """
         broken, longest, where, escaped = 0, 0, 0, list[int]()
         rows = self._read_rows()

@@ -20,10 +20,10 @@ class TableSource(ArrowSource):
 
     Args:
       pattern: files (braces and globs) that end in one of `endings.TABLES`.
-      image: the column of the images; empty: the one that looks like it.
-      root: the folder that paths start at and do not leave; empty: the first file's own.
+      image: the column of the images; empty for the one that looks like it.
+      root: the folder that paths start at and do not leave; empty for the first file's own.
       options: how text tables are written.
-      needed: the columns that are needed beside the images; None: all. Where `caption` is one of
+      needed: the columns that are needed beside the images; None for all. If `caption` is one of
         them and no column has the name, another may be it, see `caption_tables.caption_column`.
       max_bad_fraction: the share of rows that may be damaged; they are left out.
 

@@ -19,7 +19,7 @@ class PreparedDatasets:
 
     @staticmethod
     def matches(spec: str) -> bool:
-        """Whether `spec` is `tfds:NAME:SPLIT`."""
+        """Returns whether `spec` is `tfds:NAME:SPLIT`."""
         return spec.startswith(_PREFIX)
 
     @staticmethod

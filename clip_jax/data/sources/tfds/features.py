@@ -12,14 +12,25 @@ from clip_jax.errors import UserError
 
 
 def value_at(example: Any, path: tuple[str, ...]) -> Any:
-    """The value of a nested feature in an example."""
+    """Returns the value of a nested feature in an example.
+
+    Args:
+      example: nested dicts.
+      path: the key at each level.
+    """
     for key in path:
         example = example[key]
     return example
 
 
 class TextFeature(NamedTuple):
-    """A feature that holds text: where it is in an example, and whether it is a list."""
+    """A feature that holds text.
+
+    Attributes:
+      path: where it is in an example, see `value_at`.
+      feature: the feature of TensorFlow Datasets.
+      is_list: whether it is a list.
+    """
 
     path: tuple[str, ...]
     feature: Any
@@ -27,11 +38,11 @@ class TextFeature(NamedTuple):
 
     @property
     def field(self) -> str:
-        """The name of the field that it becomes."""
+        """The name of the text field that the feature becomes."""
         return "/".join(self.path)
 
     def read_text(self, example: Mapping[str, Any]) -> str | list[str] | None:
-        """The text in an example; None for a label that is unknown."""
+        """Returns the text in an example, or None for a label that is unknown."""
         value = value_at(example, self.path)
         if not self.is_list:
             return self._decode(value)
@@ -46,7 +57,7 @@ class TextFeature(NamedTuple):
 def _leaves(
     feature: Any, path: tuple[str, ...] = (), rank: int = 0
 ) -> Iterator[tuple[tuple[str, ...], Any, int]]:
-    """The features that hold values: their paths, and how many lists they are nested in."""
+    """Yields the features that hold values: path, feature, and the number of lists around it."""
     if isinstance(feature, tfds.features.FeaturesDict):
         for key in sorted(feature):
             yield from _leaves(feature[key], (*path, key), rank)
@@ -59,7 +70,7 @@ def _leaves(
 
 
 def text_features(features: Any) -> list[TextFeature]:
-    """Text, labels and lists of them, in the order of their names."""
+    """Returns the features that are text, labels or lists of them, in the order of their names."""
     texts = []
     for path, feature, rank in _leaves(features):
         if not isinstance(feature, tfds.features.Tensor):
@@ -72,10 +83,14 @@ def text_features(features: Any) -> list[TextFeature]:
 
 
 def image_path(features: Any, name: str) -> tuple[str, ...]:
-    """Where the image is: the only image feature, or the one called image.
+    """Returns the path of the image: the only image feature, or the one called image.
+
+    Args:
+      features: all features of the data set.
+      name: the name of the data set, for errors.
 
     Raises:
-      UserError: there is none, or several; `name` is the data set's.
+      UserError: there is no image feature, or several and none is called image.
     """
     images = [
         path
@@ -94,7 +109,16 @@ def image_path(features: Any, name: str) -> tuple[str, ...]:
 
 
 def subset(feature: Any, paths: set[tuple[str, ...]], path: tuple[str, ...] = ()) -> Any:
-    """A feature reduced to the leaves at `paths`, so that nothing else is parsed; None for none."""
+    """Reduces a feature to the leaves at `paths`, so that nothing else is parsed.
+
+    Args:
+      feature: the feature, which may be nested.
+      paths: the paths of the leaves, from the root.
+      path: the path of `feature`.
+
+    Returns:
+      The feature with these leaves, or None if it has none of them.
+    """
     if isinstance(feature, tfds.features.FeaturesDict):
         inner = {key: subset(feature[key], paths, (*path, key)) for key in feature}
         inner = {key: value for key, value in inner.items() if value is not None}
@@ -108,7 +132,11 @@ def subset(feature: Any, paths: set[tuple[str, ...]], path: tuple[str, ...] = ()
 
 
 def caption_field(fields: Sequence[str]) -> str | None:
-    """The field that `{caption}` stands for: by its name, or the only one."""
+    """Returns the field that `{caption}` reads, or None.
+
+    It is found by the first of the words `caption`, `captions` and `text` that is in the path of
+    exactly one field; if there is no such word, it is the only field.
+    """
     for word in ("caption", "captions", "text"):
         matches = [field for field in fields if word in field.split("/")]
         if len(matches) == 1:

@@ -9,7 +9,7 @@ COMMAND = "python -m clip_jax tfds"
 
 
 def is_installed() -> bool:
-    """Whether TensorFlow Datasets can be imported."""
+    """Returns whether TensorFlow Datasets can be imported."""
     try:
         return importlib.util.find_spec("tensorflow_datasets") is not None
     except ValueError:  # a module that is blocked
@@ -17,5 +17,5 @@ def is_installed() -> bool:
 
 
 def data_dir() -> str:
-    """Where data sets are prepared: TFDS_DATA_DIR, or TensorFlow Datasets' own default."""
+    """Returns where data sets are prepared: TFDS_DATA_DIR, or TensorFlow Datasets' own default."""
     return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")

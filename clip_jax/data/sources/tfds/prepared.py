@@ -31,7 +31,7 @@ class _Prepared(NamedTuple):
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line."""
+    """Returns the type and message of an exception as one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -54,7 +54,7 @@ def _check_known(dataset: str, folder: str) -> None:
 
 
 def _prepared(dataset: str, folder: str) -> list[_Prepared]:
-    """All configurations and versions of a data set that are prepared in a folder."""
+    """Returns all configurations and versions of a data set that are prepared in a folder."""
     root = epath.Path(folder) / dataset
     paths = [path.parent for depth in ("*", "*/*") for path in root.glob(f"{depth}/features.json")]
     return [
@@ -65,7 +65,7 @@ def _prepared(dataset: str, folder: str) -> list[_Prepared]:
 
 
 def _latest(name: str, folder: str) -> epath.Path:
-    """The folder of the latest prepared version of a data set.
+    """Returns the folder of the latest prepared version of a data set.
 
     Raises:
       UserError: it is not prepared, there is no such data set, or several configurations fit.
@@ -95,7 +95,11 @@ def _latest(name: str, folder: str) -> epath.Path:
 
 
 def open_prepared(name: str, folder: str) -> Any:
-    """The builder of a prepared data set, made from its files without the data set's own code.
+    """Returns the builder of a prepared data set, made from its files without the data set's code.
+
+    Args:
+      name: NAME, NAME/CONFIG or NAME/CONFIG:VERSION.
+      folder: where the data set is prepared.
 
     Raises:
       UserError: it is not prepared, cannot be read, or is in a format that needs TensorFlow.
@@ -123,7 +127,7 @@ def prepare(name: str, folder: str) -> Any:
     """Prepares a data set as ArrayRecord files unless that is done, and returns its builder.
 
     Raises:
-      UserError: no such data set, or its preparation fails.
+      UserError: there is no such data set, or its preparation fails.
     """
     dataset = _parse(name)["dataset"]
     if not _prepared(dataset, folder):

@@ -26,10 +26,10 @@ class TfdsSource:
 
     Args:
       spec: NAME:SPLIT.
-      folder: where the data set is prepared; empty: `data_dir()`.
+      folder: where the data set is prepared; empty for `data_dir()`.
 
     Raises:
-      UserError: no such data set or split, not prepared, or no image in it.
+      UserError: there is no such data set or split, it is not prepared, or it has no image.
     """
 
     def __init__(self, spec: str, folder: str = "") -> None:
@@ -67,14 +67,20 @@ class TfdsSource:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the folder, which names the version, the split and the number of pairs."""
+        """A text that changes with the folder, the split and the number of pairs.
+
+        The folder names the version.
+        """
         return f"{os.path.abspath(self._folder)} {self.spec} {self._length}"
 
     def __len__(self) -> int:
         return self._length
 
     def opening_report(self) -> OpeningReport:
-        """Every example is a pair. A damaged one is counted when it is drawn."""
+        """Returns a report that says that every example is a pair.
+
+        A damaged example is counted when it is drawn.
+        """
         return all_used(len(self), "examples")
 
     def __repr__(self) -> str:
