@@ -48,7 +48,15 @@ def _cell(draw: ImageDraw.ImageDraw, canvas: Image.Image, guess: Guess, x: int, 
 
 
 def draw_guesses(guesses: Sequence[Guess], title: str, columns: int = 3) -> Image.Image:
-    """A sheet of images with their likeliest labels: green is the true label, red a wrong one."""
+    """Draws a sheet of images with their likeliest labels as bars.
+
+    The bar of the true label is green, that of a wrong first label red.
+
+    Args:
+      guesses: the images, row by row.
+      title: the text above them.
+      columns: images per row.
+    """
     rows = math.ceil(len(guesses) / columns)
     canvas = Image.new("RGB", (CELL[0] * columns, CELL[1] * rows + 34), "white")
     draw = ImageDraw.Draw(canvas)

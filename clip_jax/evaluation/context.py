@@ -36,37 +36,38 @@ _ENCODED_SPLITS = 4  # splits whose features stay in memory
 
 
 class Advance:
-    """Moves a progress bar: called with how much more is done."""
+    """A function that advances a progress bar, by steps or to a count."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
 
     def __call__(self, more: int) -> None:
-        """Adds to what is done."""
+        """Advances the bar by `more` items."""
         self._bar.update(more)
 
     def to(self, done: int, total: int) -> None:
-        """Sets how much of all is done."""
+        """Sets the number of finished items and the total."""
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 
 
 class EvalContext:
-    """Features, classifiers and thumbnails for evaluators.
+    """The features, classifiers and thumbnails that evaluators use, each computed once.
 
     Args:
       encoder: the model on its mesh.
-      scale: the factor on its cosines.
-      tokenizer, preprocess: of the model.
+      scale: the factor on the model's cosines.
+      tokenizer: the tokenizer of the model.
+      preprocess: the preprocessing of the model.
       options: `config.evaluate`.
-      cache: what an earlier evaluation computed.
+      cache: the results and features of earlier evaluations.
       datasets: all datasets of the evaluation, by name.
-      results: what evaluators found so far: evaluator → dataset → result.
+      results: the results of the evaluators that ran already: evaluator → dataset → result.
       training: the sources that the model was trained on.
       pooled: whether features before the projection are computed, too.
-      detailed: the long form: prompts are compared, and features before the projection computed
+      detailed: whether prompts are compared. Features before the projection are then computed
         whether or not an evaluator asks for them.
-      say: takes a line about progress.
+      say: a function that takes a line about progress.
     """
 
     def __init__(
@@ -97,7 +98,11 @@ class EvalContext:
 
     @functools.cached_property
     def model_key(self) -> str:
-        """A digest of the parameters and of the way from a file to features."""
+        """A digest of everything that turns a file into features.
+
+        It covers the parameters, the structure of the model, the preprocessing, the tokenizer and the
+        scale.
+        """
         # memory addresses of functions differ between processes
         graph = hashlib.sha256(_ADDRESS.sub("", repr(self.encoder.graph)).encode()).hexdigest()
         facts = [self.encoder.fingerprint(), graph, repr(self.preprocess), self._tokens, self.scale]
@@ -109,10 +114,15 @@ class EvalContext:
         return hashlib.sha256(np.asarray(probe).tobytes()).hexdigest()
 
     def encode(self, name: str, source: Source) -> Encoded:
-        """The features of a source's images; the progress bar shows `name`.
+        """Returns the features of a source's images, from the cache if they are there.
+
+        Args:
+          name: the name that the progress bar shows.
+          source: the images.
 
         Raises:
-          UserError: an image cannot be used; without it the numbers were another dataset's.
+          UserError: an image cannot be used. Without it the metrics would be those of another
+            dataset.
         """
         key = key_of(self.model_key, source.fingerprint, len(source)) if self.cache else name
         if key not in self._encoded:
@@ -134,7 +144,16 @@ class EvalContext:
 
     @contextlib.contextmanager
     def progress(self, name: str, total: int, unit: str = " images") -> Iterator[Advance]:
-        """A progress bar, shown on terminals in detailed evaluations."""
+        """Shows a progress bar, on terminals in detailed evaluations only.
+
+        Args:
+          name: the text beside the bar.
+          total: the number of items.
+          unit: the name of an item, with a space before it.
+
+        Yields:
+          The function that advances the bar.
+        """
         quiet = not (self.detailed and multihost.is_first() and sys.stderr.isatty())
         with tqdm(
             total=total, desc=name, unit=unit, dynamic_ncols=True, leave=False, disable=quiet
@@ -142,9 +161,13 @@ class EvalContext:
             yield Advance(bar)
 
     def classifier(self, dataset: Dataset, templates: Sequence[str] = ()) -> Features:
-        """A row of weights a class, see `features.classifier`; computed once for equal classes.
+        """Returns the weights of a dataset's zero-shot classifier, float32 [classes, embed_dim].
 
-        templates: in place of the dataset's own.
+        They are computed once for equal classes and templates, see `features.classifier`.
+
+        Args:
+          dataset: the dataset, with its labels and their synonyms.
+          templates: prompts with `{}` for a name; empty: those of the dataset.
         """
         names = [(label, *dataset.synonyms.get(label, ())) for label in dataset.labels]
         templates = templates or dataset.templates
@@ -158,28 +181,37 @@ class EvalContext:
         return self._classifiers[key]
 
     def logits(self, dataset: Dataset) -> np.ndarray:
-        """The zero-shot logits of a dataset, [n, classes]; those of the last one are kept."""
+        """Returns the zero-shot logits of a dataset, [n, classes].
+
+        The logits of the last dataset stay in memory.
+        """
         if self._logits is None or self._logits[0] != dataset.name:
             images = self.encode(dataset.name, dataset.source).features
             self._logits = dataset.name, self.scale * images @ self.classifier(dataset).T
         return self._logits[1]
 
     def encode_texts(self, texts: Sequence[str]) -> Features:
-        """The features of texts."""
+        """Returns the unit-norm features of texts, [texts, embed_dim]; long texts are truncated."""
         return self.encoder.tokens(self.tokenizer(list(texts), truncate=True))
 
     def image(self, source: Source, i: int) -> Image.Image:
-        """The i-th image of a source."""
+        """Returns the i-th image of a source."""
         pair = source[int(i)]
         return decode(pair.image, pair.name)
 
     def thumbnail(self, source: Source, i: int) -> Thumbnail:
-        """A small copy of the i-th image of a source; empty on processes that write no report."""
+        """Returns a small copy of the i-th image of a source.
+
+        It is empty on processes that write no report.
+        """
         if not multihost.is_first():
             return Thumbnail(b"")
         return Thumbnail(report.thumbnail(self.image(source, i)))
 
     def choose(self, dataset: Dataset, count: int) -> list[int]:
-        """The numbers of some random images of a dataset, the same ones every time."""
+        """Returns the numbers of at most `count` random images of a dataset.
+
+        They are the same in every call.
+        """
         count = min(count, len(dataset))
         return np.random.default_rng(0).choice(len(dataset), count, replace=False).tolist()

@@ -34,17 +34,18 @@ from clip_jax.weights import library
 def find_model(
     c: Config, checkpoint: str, workdir: str, *, ema: bool = False
 ) -> tuple[ModelSource, Path]:
-    """The model of a checkpoint, and the folder of its report.
+    """Returns the model of a checkpoint, and the folder for its report.
 
     Args:
-      c: the config; its `model` says what a lone file of weights is.
-      checkpoint: what `--checkpoint` says: a run, RUN/checkpoints/STEP, or a file or folder of
+      c: the config; its `model` is the architecture of a single file of weights.
+      checkpoint: the value of `--checkpoint`: a run, RUN/checkpoints/STEP, or a file or folder of
         weights; empty: the run in `c.workdir`.
-      workdir: what `--workdir` says, where the report goes; empty: into the run's folder.
-      ema: the averaged weights of the run; their report goes into its folder `ema`.
+      workdir: the value of `--workdir`, the folder for the report; empty: the run's folder.
+      ema: whether to use the averaged weights of the run. Their report goes into its folder `ema`.
 
     Raises:
-      UserError: there is none, it is of another architecture, or it has no place for a report.
+      UserError: there is no such checkpoint, it is of another architecture, or there is no folder
+        for its report.
     """
     path = Path(checkpoint or c.workdir).expanduser()
     if not checkpoint and not c.workdir:
@@ -80,13 +81,17 @@ def _open_training_data(c: Config) -> list[Source]:
 def load_encoder(
     source: ModelSource, dtype: str, pad_id: int, mesh: Mesh, batch_size: int
 ) -> tuple[Encoder, float, int]:
-    """The towers of a model on a mesh, the factor on its cosines, and its number of parameters.
+    """Loads a model onto a mesh.
 
     Args:
       source: the model.
-      dtype: of matrix products.
-      pad_id: of the tokenizer.
+      dtype: the dtype of matrix products.
+      pad_id: the id of the tokenizer's padding.
+      mesh: the devices.
       batch_size: rows that each device encodes at a time.
+
+    Returns:
+      The model's two towers, the factor on its cosines, and the number of its parameters.
     """
     model = abstract_model(source.config, dtype)
     shapes = variables(model)
@@ -114,10 +119,12 @@ def evaluate(
     """Evaluates a checkpoint; prints the metrics as a table and as JSON, and writes the report.
 
     Args:
-      c: the config; `evaluate` says on what, unless the flags do.
-      checkpoint, workdir: as for `find_model`.
-      suite: evaluators between commas; empty: `config.evaluate.suite`.
-      sets: datasets between commas, `NAME=PATH` one of the user's own; empty: the config's.
+      c: the config; its `evaluate` names the evaluators and datasets that the flags do not.
+      checkpoint: as for `find_model`.
+      workdir: as for `find_model`.
+      suite: names of evaluators, separated by commas; empty: `config.evaluate.suite`.
+      sets: names of datasets, separated by commas; `NAME=PATH` is a dataset of the user's own.
+        Empty: those of the config.
       ema: as for `find_model`.
 
     Raises:

@@ -33,10 +33,10 @@ _AHEAD = 2  # batches in flight before a result is read
 
 
 class Encoded(NamedTuple):
-    """What the image tower computes.
+    """The outputs of the image tower.
 
     Attributes:
-      features: of unit norm, to be compared with texts.
+      features: unit-norm features, to be compared with those of texts.
       pooled: features before a ViT's projection, the unnormalised features of other towers. Linear
         probes use these (appendix A.3 of the paper).
     """
@@ -46,18 +46,19 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """The two towers of a model as compiled functions from arrays of any length to features.
+    """The two towers of a model, compiled to encode any number of rows.
 
     Rows are padded to full batches, encoded over the mesh, and cut back. Each device always encodes
     the same number of rows, so that features are equal on any number of devices, bit for bit unless
     an axis of the mesh splits layers.
 
     Args:
-      graph, variables: a model's structure, and its parameters and batch statistics on `mesh`.
+      graph: the model's structure.
+      variables: the model's parameters and batch statistics, on `mesh`.
       mesh: the devices.
       batch_size: rows that each device encodes at a time.
-      pad_id: of the tokenizer, if the text tower ignores padding: columns of padding alone are then
-        left out.
+      pad_id: the id of the tokenizer's padding, if the text tower ignores padding; columns that
+        contain only padding are then left out.
     """
 
     def __init__(
@@ -76,11 +77,11 @@ class Encoder:
         self._towers = {name: _tower(graph, name, mesh) for name in ("image", "pooled", "text")}
 
     def fingerprint(self) -> str:
-        """A digest of the parameters, the same on any mesh."""
+        """Returns a digest of the parameters, the same on any mesh."""
         return fingerprint(self._variables)
 
     def logit_bias(self) -> float | None:
-        """What the model adds to its logits; None for a model without a bias."""
+        """Returns the bias that the model adds to its logits; None for a model without one."""
         model = nnx.merge(self.graph, *self._variables)
         return None if model.config.logit_bias is None else float(model.logit_bias[...])
 
@@ -130,12 +131,14 @@ class Encoder:
         threads: int = 0,
         advance: Advance = lambda _: None,
     ) -> Features:
-        """Unit-norm features of all images of a source, in order.
+        """Returns the unit-norm features of all images of a source, in order.
 
         Each process decodes only the images that its devices encode.
 
         Args:
-          threads: decode at once; 0: one per processor.
+          source: the images.
+          preprocess: the preprocessing of the model.
+          threads: the number of threads that decode; 0: one per processor.
           advance: called with the number of images of each finished batch.
         """
         return self.pixels(len(source), _reader(source, preprocess), threads, advance)
@@ -147,13 +150,14 @@ class Encoder:
         threads: int = 0,
         advance: Advance = lambda _: None,
     ) -> Features:
-        """Unit-norm features of `total` pictures, in order.
+        """Returns the unit-norm features of `total` pictures, in order.
 
         Args:
           total: the number of pictures.
-          pixels: gives the pixels of a picture by its number; called in threads, and only for the
+          pixels: returns the pixels of a picture by its number; called in threads, and only for the
             pictures that this process encodes.
-          threads, advance: as of `images`.
+          threads: as for `images`.
+          advance: as for `images`.
         """
         batches = _stacked(pixels, threads, self._batches(total))
         return self._encode("image", batches, total, advance)[0]
@@ -170,7 +174,7 @@ class Encoder:
         return Encoded(*self._encode("pooled", batches, len(source), advance))
 
     def tokens(self, tokens: np.ndarray) -> Features:
-        """Unit-norm features of int32 [n, context]."""
+        """Returns the unit-norm features of texts, given their tokens, int32 [n, context]."""
         if self._pad_id is not None:
             tokens = packing.trim(tokens, pad_id=self._pad_id)
         numbers = self._batches(len(tokens))
@@ -245,13 +249,15 @@ def classifier(
     labels: Sequence[str | Sequence[str]],
     templates: Sequence[str],
 ) -> Features:
-    """A row of weights per label: the features of its prompts averaged and normalised again.
+    """Returns the weights of a zero-shot classifier, one row of unit norm per label.
+
+    A row is the normalised average of the features of the label's prompts.
 
     Source: section 3.1.4, prompt ensembling.
 
     Args:
       encoder: the model.
-      tokenize: its tokenizer.
+      tokenize: the tokenizer of the model.
       labels: a label may have several names, whose prompts are averaged together.
       templates: prompts with `{}` for a name.
     """
@@ -262,9 +268,9 @@ def classifier(
 
 
 def fingerprint(variables: Any) -> str:
-    """A digest of a tree's numbers, the same on any mesh.
+    """Returns a digest of the values in a tree of arrays, the same on any mesh.
 
-    It is made of sums of integers that wrap around. Their order does not matter, so that nothing is
+    It is made of integer sums that wrap around. Their order does not matter, so that nothing is
     gathered.
     """
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]

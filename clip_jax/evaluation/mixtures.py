@@ -31,20 +31,26 @@ from clip_jax.inference.model_source import ModelSource
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """A mixture and its metrics."""
+    """A mixture of two models and its metrics.
+
+    Attributes:
+      alpha: the weight of the second model, from 0 to 1.
+      metrics: the values of the metrics, by name.
+    """
 
     alpha: float
     metrics: Mapping[str, float]
 
 
 class Judge:
-    """Evaluates models of one architecture on the sets of a config.
+    """An evaluation of models of one architecture on the datasets of a config.
 
     Args:
       c: the config.
-      model: whose tokenizer and preprocessing are used.
-      folder: of results that are kept.
-      suite, sets: as for `evaluate.evaluate`.
+      model: the model whose tokenizer and preprocessing are used.
+      folder: the folder where results are stored, so that they are reused.
+      suite: as for `evaluate.evaluate`.
+      sets: as for `evaluate.evaluate`.
 
     Raises:
       UserError: there is nothing to evaluate on.
@@ -78,7 +84,7 @@ class Judge:
         self._mesh = sharding.make_mesh(c.mesh.to_dict())
 
     def metrics(self, model: ModelSource) -> dict[str, float]:
-        """The metrics of a model."""
+        """Evaluates a model and returns its metrics by name."""
         c = self._config
         dtype = c.evaluate.dtype or model.dtype or "float32"
         encoder, scale, _ = load_encoder(
@@ -92,12 +98,12 @@ class Judge:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A metric of the own task and of other sets for each mixture.
+    """A metric of each mixture on the dataset of the own task and on the other datasets.
 
     Attributes:
-      own: the name of the metric on the own set.
-      others: its names on the other sets.
-      mixtures: in order of alpha.
+      own: the name of the metric on the own dataset.
+      others: the names of the metric on the other datasets.
+      mixtures: the mixtures, in order of alpha.
     """
 
     own: str
@@ -105,20 +111,20 @@ class Curve:
     mixtures: tuple[Mixture, ...]
 
     def mean_of_others(self, mixture: Mixture) -> float:
-        """The mean of the metric over the other sets."""
+        """Returns the mean of the metric over the other datasets."""
         return sum(mixture.metrics[name] for name in self.others) / len(self.others)
 
 
 def curve_of(mixtures: Sequence[Mixture], own: str, metric: str) -> Curve:
-    """The curve of `metric`, such as `zero_shot/top1`.
+    """Returns the curve of one metric over the mixtures.
 
     Args:
-      mixtures: evaluated.
-      own: the set of the own task; empty: the first set that has the metric.
-      metric: EVALUATOR/NAME.
+      mixtures: the evaluated mixtures, in any order.
+      own: the name of the own task's dataset; empty: the first dataset that has the metric.
+      metric: the metric as EVALUATOR/NAME, such as `zero_shot/top1`.
 
     Raises:
-      UserError: no set, or not this one, has the metric.
+      UserError: no dataset, or not `own`, has the metric.
     """
     evaluator, _, name = metric.partition("/")
     start, end = f"{evaluator}/", f"/{name}"
@@ -132,7 +138,7 @@ def curve_of(mixtures: Sequence[Mixture], own: str, metric: str) -> Curve:
 
 
 def table(curve: Curve) -> str:
-    """The curve as lines of text."""
+    """Formats a curve as lines of text, one per mixture."""
     names = (curve.own, *curve.others)
     lines = ["alpha  " + "  ".join(names)]
     for mixture in curve.mixtures:
@@ -171,7 +177,17 @@ def _section(curve: Curve, _: Mapping[str, Any]) -> Markup:
 
 
 def write_report(folder: Path, curve: Curve, models: Sequence[ModelSource], began: float) -> Path:
-    """Writes report.json and the page; returns the page."""
+    """Writes `report.json` and the report page.
+
+    Args:
+      folder: the folder for both files.
+      curve: the metric of the mixtures.
+      models: the models that were mixed.
+      began: the start of the evaluation, in seconds of `time.monotonic`.
+
+    Returns:
+      The path of the page.
+    """
     created = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     facts = {"name": models[0].name, "checkpoint": " and ".join(str(m.path) for m in models)}
     document = {

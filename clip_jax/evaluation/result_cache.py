@@ -22,19 +22,19 @@ _LARGEST = 64 << 20  # bytes of a result
 
 
 def key_of(*values: Any) -> str:
-    """A name for what follows from these JSON values alone."""
+    """Returns a cache key: a digest of the JSON values that a result depends on."""
     return hashlib.sha256(json.dumps([_VERSION, *values]).encode()).hexdigest()[:32]
 
 
 class ResultCache:
-    """Results and features by keys, which name everything that they follow from.
+    """A cache of results and features on disk. Keys cover everything that an entry depends on.
 
     A damaged file counts as missing. The first process writes for all. Features are neither written
     nor read by many processes, which would have to agree on which are there.
 
     Args:
-      folder: where the files are; None keeps nothing.
-      features: whether features are kept too, 4 bytes a number.
+      folder: the folder of the files; None stores nothing.
+      features: whether features are stored, too, 4 bytes per number.
     """
 
     def __init__(self, folder: Path | None, *, features: bool = True) -> None:
@@ -42,13 +42,17 @@ class ResultCache:
         self._features = features and folder is not None
 
     def __bool__(self) -> bool:
-        """Whether anything outlives the process."""
+        """Returns whether the cache stores anything on disk."""
         return self._folder is not None
 
     def result(self, key: str, kind: type[T]) -> T | None:
-        """The result of a key and a type, or None; on all processes alike.
+        """Returns the result of a key, the same on all processes, or None.
 
         Only the first process gets its thumbnails.
+
+        Args:
+          key: the key of the result.
+          kind: the dataclass of the result.
         """
         result = self._read_result(key, kind) if multihost.is_first() else None
         value = multihost.broadcast_from_first(lambda: None if result is None else to_json(result))
@@ -86,7 +90,7 @@ class ResultCache:
             file.write(json.dumps(document).encode())
 
     def encoded(self, key: str, rows: int) -> Encoded | None:
-        """Features of so many images, mapped into memory, or None."""
+        """Returns the features of `rows` images, mapped into memory, or None."""
         if not self._features or multihost.is_multi_process():
             return None
         assert self._folder
@@ -104,9 +108,11 @@ class ResultCache:
                 np.save(file, part, allow_pickle=False)
 
     def classifier(self, key: str, rows: int) -> np.ndarray | None:
-        """A zero-shot classifier that any evaluation of this user computed, or None.
+        """Returns a zero-shot classifier from any evaluation of this user, or None.
 
-        rows: how many classes it has.
+        Args:
+          key: the key of the classifier.
+          rows: the number of its classes.
         """
         return self._common("classifiers", key, rows)
 
@@ -115,9 +121,11 @@ class ResultCache:
         self._keep_common("classifiers", key, weights)
 
     def descriptors(self, key: str, rows: int) -> np.ndarray | None:
-        """Descriptors of training images that any evaluation of this user computed, or None.
+        """Returns descriptors of training images from any evaluation of this user, or None.
 
-        rows: how many images there are.
+        Args:
+          key: the key of the descriptors.
+          rows: the number of images.
         """
         return self._common("descriptors", key, rows)
 

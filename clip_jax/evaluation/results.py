@@ -32,7 +32,13 @@ Curves = dict[str, list[list[float]]]
 
 
 class Finding(NamedTuple):
-    """What an evaluator of this name found on a dataset."""
+    """The result of an evaluator on a dataset.
+
+    Attributes:
+      evaluator: the name of the evaluator.
+      dataset: the dataset.
+      result: the result.
+    """
 
     evaluator: str
     dataset: Dataset
@@ -41,7 +47,7 @@ class Finding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """What could not be evaluated.
+    """A dataset or an evaluator that could not be evaluated.
 
     Attributes:
       set: the dataset, the evaluator, or `DATASET: EVALUATOR`.
@@ -56,7 +62,16 @@ class Missing:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """What the report says of the model; `step` is None for weights that are no checkpoint."""
+    """The facts about a model that the report shows.
+
+    Attributes:
+      name: the name of the architecture or of the path.
+      checkpoint: the path of the checkpoint or of the weights.
+      step: the training step; None for weights that are no checkpoint.
+      parameters: the number of parameters.
+      image_size: the side of the model's images, in pixels.
+      dtype: the dtype of matrix products.
+    """
 
     name: str
     checkpoint: str
@@ -68,12 +83,12 @@ class ModelFacts:
 
 @dataclasses.dataclass(frozen=True)
 class SuiteResults:
-    """What a suite found.
+    """The results of a suite.
 
     Attributes:
-      evaluators: those that were asked for, in order.
-      datasets: in order.
-      findings: in the order in which they were made.
+      evaluators: the evaluators that were asked for, in order.
+      datasets: the datasets, in order.
+      findings: the results, in the order in which they were computed.
       missing: what could not be evaluated.
     """
 
@@ -83,9 +98,9 @@ class SuiteResults:
     missing: Sequence[Missing]
 
     def metrics(self) -> dict[str, float]:
-        """The numbers of metrics.jsonl: `zero_shot/NAME/top1`, `retrieval/NAME/…/r1`, ….
+        """Returns the metrics as in metrics.jsonl: `zero_shot/NAME/top1`, `retrieval/NAME/…/r1`, ….
 
-        Undefined ones are left out.
+        Undefined metrics are left out.
         """
         return {
             f"{evaluator}/{dataset.name}/{name}": float(value)
@@ -102,7 +117,7 @@ class SuiteResults:
         }
 
     def document(self) -> JsonObject:
-        """What report.json holds of it: `sets`, `missing`, and what compares datasets."""
+        """Returns the part of report.json with `sets`, `missing` and comparisons of datasets."""
         sets = {dataset.name: _facts(dataset) for dataset in self.datasets}
         top: JsonObject = {}
         # what compares datasets comes first at the top
@@ -115,11 +130,11 @@ class SuiteResults:
         return {"sets": sets, "missing": missing, **top}
 
     def thumbnails(self) -> dict[str, bytes]:
-        """The thumbnails that the document names."""
+        """Returns the encoded thumbnails that the document names, by name."""
         return thumbnails_in([finding.result for finding in self.findings])
 
     def sections(self) -> list[Section]:
-        """The evaluators' sections of the report page."""
+        """Returns the evaluators' sections of the report page."""
         return [
             section
             for evaluator in self.evaluators
@@ -127,7 +142,7 @@ class SuiteResults:
         ]
 
     def sheets(self) -> Iterator[tuple[str, Image.Image]]:
-        """Images of the findings for the log of a run, by distinct names."""
+        """Yields images of the results for the log of a run, each with a distinct name."""
         names: set[str] = set()
         for evaluator, dataset, result in self.findings:
             if sheet := result.sheet(dataset):
@@ -148,7 +163,7 @@ def _facts(dataset: Dataset) -> JsonObject:
 
 
 def write_sheets(results: SuiteResults, folder: Path) -> None:
-    """Writes the sheets of the findings as `NAME.png`; on the first process only."""
+    """Writes the sheets of the results as `NAME.png`, on the first process only."""
     if multihost.is_first():
         for name, sheet in results.sheets():
             with files.atomic_write(folder / f"{name}.png") as file:
@@ -156,13 +171,16 @@ def write_sheets(results: SuiteResults, folder: Path) -> None:
 
 
 def curves(lines: Sequence[Mapping[str, Any]], evaluators: Iterable[Evaluator[Any]] = ()) -> Curves:
-    """The curves of a run's metrics: name → [[step, value], …], thinned to some hundred points.
+    """Returns the curves of a run's metrics, thinned to some hundred points.
 
-    The first and the last point of each stay.
+    The first and the last point of each curve stay.
 
     Args:
-      lines: of metrics.jsonl.
-      evaluators: those whose curves are shown besides those of the registry.
+      lines: the lines of metrics.jsonl.
+      evaluators: evaluators whose curves are shown besides those of the registry.
+
+    Returns:
+      Name of the metric → [[step, value], …].
     """
     endings = {name: EVALUATORS.get(name).curves for name in EVALUATORS.names}
     endings |= {evaluator.name: evaluator.curves for evaluator in evaluators}
@@ -177,7 +195,7 @@ def curves(lines: Sequence[Mapping[str, Any]], evaluators: Iterable[Evaluator[An
 
 
 def average_lines(lines: Sequence[Mapping[str, Any]]) -> list[JsonObject]:
-    """Lines of metrics.jsonl with the values of the averaged weights in place of the live ones."""
+    """Returns lines of metrics.jsonl in which values of averaged weights replace the live ones."""
     prefix = f"{EMA}/"
     return [
         {**line, **{k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)}}
@@ -194,10 +212,10 @@ def _thin(points: list[list[float]]) -> list[list[float]]:
 
 
 def sanitize(value: Any) -> Any:
-    """A value as JSON in UTF-8 can hold it.
+    """Returns a copy of a value that JSON in UTF-8 can represent.
 
-    NumPy's numbers as Python's, numbers that are not finite as None, texts without halves of
-    surrogate pairs.
+    NumPy's numbers become Python's, numbers that are not finite become None, and texts lose halves
+    of surrogate pairs.
     """
     if isinstance(value, str):
         return encodable(value)
@@ -215,11 +233,17 @@ def sanitize(value: Any) -> Any:
 def write_report(
     folder: Path, results: SuiteResults, model: ModelFacts, curves: Curves, seconds: float
 ) -> Path:
-    """Writes both files; returns the page.
+    """Writes `report.json` and `report.html`.
 
     Args:
-      curves: of the run, see `curves`.
-      seconds: how long the evaluation took.
+      folder: the folder for both files.
+      results: the results of the suite.
+      model: the facts about the model.
+      curves: the curves of the run, see `curves`.
+      seconds: the duration of the evaluation.
+
+    Returns:
+      The path of the page.
     """
     created = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     document = {
@@ -238,7 +262,17 @@ def write_document(
     thumbnails: Mapping[str, bytes],
     sections: Iterable[Section],
 ) -> Path:
-    """Writes a document and its page; returns the page."""
+    """Writes a document as `report.json` and the page that shows it.
+
+    Args:
+      folder: the folder for both files.
+      document: the content of `report.json`.
+      thumbnails: encoded images, by the names that the document gives them.
+      sections: the sections of the page.
+
+    Returns:
+      The path of the page.
+    """
     document = sanitize(document)
     with files.atomic_write(folder / JSON) as file:
         file.write((json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
@@ -249,7 +283,7 @@ def write_document(
 
 
 def table(metrics: Mapping[str, float]) -> str:
-    """The metrics as lines: shares in percent, other numbers as they are."""
+    """Formats metrics as lines of text: shares in percent, other numbers unchanged."""
     width = max(map(len, metrics), default=0)
     return "\n".join(
         f"  {name:<{width}}  {_format_value(name, value)}" for name, value in metrics.items()

@@ -27,12 +27,15 @@ class Thumbnail:
 
     @functools.cached_property
     def name(self) -> str:
-        """The name that reports give it: a digest of its content."""
+        """The name of the thumbnail in reports: a digest of its content."""
         return hashlib.sha256(self.content).hexdigest()[:16] if self.content else ""
 
 
 def to_json(value: Any) -> Any:
-    """The JSON value of a result: of dataclasses, lists, tuples, mappings, and plain values."""
+    """Converts a result to a JSON value.
+
+    The result may consist of dataclasses, lists, tuples, mappings and plain values.
+    """
     if isinstance(value, Thumbnail):
         return value.name
     if dataclasses.is_dataclass(value):
@@ -54,7 +57,7 @@ def _key(field: dataclasses.Field[Any]) -> str:
 
 
 def thumbnails_in(value: Any) -> dict[str, bytes]:
-    """The content of every thumbnail that a result holds, by name."""
+    """Returns the content of every thumbnail in a result, by name."""
     if isinstance(value, Thumbnail):
         return {value.name: value.content} if value.content else {}
     items: Sequence[Any] = ()
@@ -71,11 +74,11 @@ def thumbnails_in(value: Any) -> dict[str, bytes]:
 
 
 def from_json(kind: type[T], value: Any, thumbnails: Mapping[str, bytes]) -> T:
-    """The result of a type whose JSON value this is; the inverse of `to_json`.
+    """Rebuilds a result from its JSON value; the inverse of `to_json`.
 
     Args:
-      kind: a dataclass.
-      value: its JSON value.
+      kind: the dataclass of the result.
+      value: the JSON value.
       thumbnails: content by name; a thumbnail that is not among them is empty.
 
     Raises:

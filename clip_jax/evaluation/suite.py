@@ -31,21 +31,22 @@ class Task(NamedTuple):
 
 
 class Suite:
-    """The datasets and evaluators of a config, ready to evaluate parameters again and again.
+    """The datasets and evaluators of a config, opened once to evaluate parameters repeatedly.
 
     Args:
       options: `config.evaluate`.
-      tokenizer, preprocess: of the model.
-      evaluators: as `load_evaluators` gives them.
-      explicit: whether the user asked for these evaluators in the command. One that can run on no
-        dataset is then reported.
-      sets: datasets between commas, in place of the config's: its own, standard ones, groups of
-        these, `NAME=PATH`.
-      training: opens what the model was trained on.
+      tokenizer: the tokenizer of the model.
+      preprocess: the preprocessing of the model.
+      evaluators: the evaluators that `load_evaluators` returns.
+      explicit: whether the user asked for these evaluators in the command. An evaluator that can
+        run on no dataset is then reported.
+      sets: names of datasets, separated by commas, in place of the config's: datasets of the
+        config, standard ones, groups of these, or `NAME=PATH`.
+      training: a function that opens the training data of the model.
 
     Raises:
-      UserError: no such dataset, or one is damaged. What is missing of a group of standard datasets
-        is left out and told in the results.
+      UserError: there is no such dataset, or one is damaged. Missing datasets of a group of
+        standard ones are left out and listed in the results.
     """
 
     def __init__(
@@ -75,17 +76,17 @@ class Suite:
             raise UserError(self.missing[0].why)
 
     def __bool__(self) -> bool:
-        """Whether there is a dataset."""
+        """Returns whether there is a dataset."""
         return bool(self._datasets)
 
     @property
     def metric_prefixes(self) -> list[str]:
-        """What the names of its metrics begin with, `EVALUATOR/DATASET/` of each task."""
+        """The prefixes of the suite's metrics, `EVALUATOR/DATASET/` for each task."""
         return [f"{task.evaluator.name}/{task.dataset.name}/" for task in self._tasks]
 
     @cached_property
     def needs_training(self) -> bool:
-        """Whether an evaluator looks at the training images."""
+        """Whether an evaluator uses the training images."""
         return any(evaluator.training for evaluator in self.evaluators)
 
     def _open_datasets(self, sets: str) -> Iterator[Dataset]:
@@ -168,14 +169,15 @@ class Suite:
         detailed: bool = False,
         say: Callable[[str], object] = lambda _: None,
     ) -> SuiteResults:
-        """What the evaluators find.
+        """Runs the evaluators on the datasets.
 
         Args:
           encoder: the model.
-          scale: the factor on its cosines.
-          folder: where results are kept, so that an interrupted evaluation goes on.
-          detailed: compares prompts, too, and shows more.
-          say: takes a line for each result that was kept.
+          scale: the factor on the model's cosines.
+          folder: the folder where results are stored, so that an interrupted evaluation resumes;
+            None stores nothing.
+          detailed: whether prompts are compared, too, and the report shows more.
+          say: a function that takes a line for each result that was reused.
         """
         results: dict[str, dict[str, Result]] = {item.name: {} for item in self.evaluators}
         context = EvalContext(

@@ -31,20 +31,33 @@ NAME = "adapters.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """Low-rank factors in their places in a tree of parameters, and the factor on A·B."""
+    """Low-rank adapters of a model.
+
+    Attributes:
+      params: the factors A and B, at their paths in the tree of parameters.
+      scale: the factor on A·B.
+    """
 
     params: Params
     scale: float
 
 
 def file_of(dest: str | Path) -> Path:
-    """The file that `dest` names: itself, or `NAME` in that folder."""
+    """Returns the path of an adapter file: `dest` itself, or `NAME` in the folder `dest`."""
     path = Path(dest).expanduser()
     return path if path.suffix == ".safetensors" else path / NAME
 
 
 def save(source: ModelSource, dest: str | Path, *, overwrite: bool = False) -> dict[str, int]:
-    """Writes the adapters of a run; returns the bytes of the file by its path.
+    """Writes the adapters of a run to a file.
+
+    Args:
+      source: the run.
+      dest: the file, or the folder for a file `NAME`.
+      overwrite: whether an existing file is replaced.
+
+    Returns:
+      The size of the file in bytes, by its path.
 
     Raises:
       UserError: the source has no adapters, or the file exists.
@@ -67,7 +80,11 @@ def save(source: ModelSource, dest: str | Path, *, overwrite: bool = False) -> d
 
 
 def read(path: str | Path, config: CLIPConfig) -> Adapters:
-    """The adapters in a file, for a model.
+    """Reads the adapters in a file for a model.
+
+    Args:
+      path: the file, or the folder with the file `NAME`.
+      config: the architecture of the model.
 
     Raises:
       UserError: the file is broken, or its adapters do not fit the model.
@@ -126,7 +143,11 @@ def _check_shapes(path: Path, entries: Mapping[str, Entry], config: CLIPConfig) 
 
 
 def adapted(source: ModelSource, path: str | Path) -> ModelSource:
-    """A model whose kernels are W + scale·A·B with the adapters in a file.
+    """Returns a model with adapters merged into its kernels, W + scale·A·B.
+
+    Args:
+      source: the model with the kernels W.
+      path: the file of the adapters.
 
     Raises:
       UserError: the file is broken, or its adapters do not fit the model.

@@ -29,15 +29,15 @@ DTYPES = ("keep", "float32", "float16", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What was read and written.
+    """A summary of a conversion.
 
     Attributes:
-      library: whose files were read, in words.
+      library: the name of the library whose files were read, for messages.
       model: a description of the architecture.
-      parameters: how many there are.
-      dtype: the dtypes that they were read in.
-      files: the bytes of each written file, by path.
-      tensors: how many there are in the written file.
+      parameters: the number of parameters.
+      dtype: the dtypes that the parameters were read in.
+      files: the size in bytes of each written file, by path.
+      tensors: the number of tensors in the written file.
     """
 
     library: str
@@ -70,18 +70,19 @@ def convert(
     Args:
       source: a run, another library's file or folder, or a model that is open already.
       dest: a folder or a file, as for `weights.export.write`.
-      to: the library that it is for: a name of `MAPPINGS`, or the dotted path of a user's own.
-      source_library: whose names `source` uses; None: a run, or one of ours that is recognized.
-      model: the architecture of `source`, if no config says so.
-      dtype: of `DTYPES`: what parameters are written in.
-      image_size: for images of another size: positions are resized.
-      context_length: for texts of another length: positions are resized.
-      activation: that the model is to compute from now on.
-      tokenizer: as for `tokenizers.load`; None: that of the source.
+      to: the library to write for: a name of `MAPPINGS`, or the dotted path of a user's own.
+      source_library: the library whose names `source` uses; None: a run, or one of ours that is
+        recognized.
+      model: the architecture of `source`, if no config names it.
+      dtype: the dtype of the written parameters, one of `DTYPES`.
+      image_size: a new side of images, in pixels, to which positions are resized.
+      context_length: a new length of texts, in tokens, to which positions are resized.
+      activation: another activation function for the written model.
+      tokenizer: a name for `tokenizers.load`; None: that of the source.
       overwrite: whether existing files are replaced.
-      ema: the averaged weights of a run.
+      ema: whether to use the averaged weights of a run.
       adapters: a file that `--to lora` wrote; its adapters are merged into the weights.
-      note: takes what the user should know, a line at a time.
+      note: called with each line that the user should know.
 
     Raises:
       UserError: before anything is written: a source that cannot be read, a model that the library
@@ -378,5 +379,5 @@ def _listing(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def megabytes(size: int) -> str:
-    """A size in bytes for people: `577.1 MB`, `60.9 kB`."""
+    """Formats a size in bytes for people, such as `577.1 MB` or `60.9 kB`."""
     return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"

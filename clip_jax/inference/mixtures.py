@@ -21,7 +21,10 @@ from clip_jax.weights import arrays, configs
 
 
 def open_models(paths: Sequence[str | Path]) -> list[ModelSource]:
-    """Models that can be mixed.
+    """Opens models of one architecture, to be mixed.
+
+    Args:
+      paths: the runs or weights.
 
     Raises:
       UserError: one of them cannot be opened, or has another architecture than the first.
@@ -38,15 +41,16 @@ def open_models(paths: Sequence[str | Path]) -> list[ModelSource]:
 
 
 def read(model: ModelSource) -> Variables:
-    """The variables of a model in float32 on the host."""
+    """Reads the variables of a model in float32 on the host."""
     variables: Variables = jax.tree.map(np.asarray, jax.device_get(model.read("float32")))
     return variables
 
 
 def interpolate(a: Variables, b: Variables, alpha: float) -> Variables:
-    """(1 - alpha)·a + alpha·b; for 0 and 1 the ends themselves.
+    """Returns (1 - alpha)·a + alpha·b, or exactly `a` for 0 and `b` for 1.
 
-    Integers, such as counts of batches, are those of the nearer end.
+    Integers, such as counts of batches, are those of `b` if alpha is above 0.5, and otherwise those
+    of `a`.
     """
 
     def mixed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -68,14 +72,14 @@ class Average:
         self._first, self._sum, self.count = first, jax.tree.map(_wide, first), 1
 
     def with_one_more(self, variables: Variables) -> Average:
-        """A new average over one more model."""
+        """Returns the average that includes one more model."""
         more = Average(self._first)
         more._sum = jax.tree.map(lambda a, b: a + _wide(b), self._sum, variables)
         more.count = self.count + 1
         return more
 
     def variables(self) -> Variables:
-        """The average in the dtypes of the first model; of one model itself."""
+        """Returns the average in the dtypes of the first model; integers are those of the first model."""
 
         def mean(first: np.ndarray, total: np.ndarray) -> np.ndarray:
             floating = np.issubdtype(first.dtype, np.floating)
@@ -90,7 +94,13 @@ def _wide(x: np.ndarray) -> np.ndarray:
 
 
 def as_source(model: ModelSource, variables: Variables, path: Path) -> ModelSource:
-    """A mixture as a model: it has the architecture, preprocessing and tokenizer of `model`."""
+    """Returns a mixture as a model with the architecture, preprocessing and tokenizer of `model`.
+
+    Args:
+      model: one of the models that were mixed.
+      variables: the variables of the mixture.
+      path: the path of the mixture, for messages and reports.
+    """
 
     def read_sharded(like: Any) -> Variables:
         placed: Variables = jax.device_put(variables, jax.tree.map(lambda x: x.sharding, like))

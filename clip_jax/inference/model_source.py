@@ -32,18 +32,20 @@ class ModelSource:
     """A model on disk whose parameters are not read yet.
 
     Attributes:
-      path: what the user named.
-      library: whose files it is in, in words.
-      config: its architecture.
-      preprocess: from an image to pixels.
-      tokenizer: as for `tokenizers.load`; None if the files hold none.
+      path: the path that the user gave.
+      library: the name of the library that wrote the files, for messages.
+      config: the architecture.
+      preprocess: the preprocessing, from an image to pixels.
+      tokenizer: a name for `tokenizers.load`; None if the files hold no tokenizer.
       read: reads the parameters and batch statistics in a dtype of `arrays.DTYPES`.
-      read_sharded: reads them given their shapes with shardings.
-      workdir, step: of a run's checkpoint; None for other weights.
-      dtype: what a run computes its activations in; empty for other weights.
-      remarks: what was assumed or passed over, a sentence each.
-      lora, read_adapters: the adapters of a run that has some, and what reads them; `read` and
-        `read_sharded` merge them into the kernels.
+      read_sharded: reads them onto devices, given their shapes with shardings.
+      workdir: the folder of the run; None for weights that are no checkpoint.
+      step: the training step of the checkpoint; None for weights that are no checkpoint.
+      dtype: the dtype of a run's activations; empty for other weights.
+      remarks: sentences about what was assumed or passed over.
+      lora: the options of a run's adapters; None without adapters.
+      read_adapters: reads the adapters alone; None without adapters. `read` and `read_sharded`
+        merge them into the kernels.
     """
 
     path: Path
@@ -62,7 +64,7 @@ class ModelSource:
 
     @property
     def name(self) -> str:
-        """The architecture's name, or the path's."""
+        """The name of the architecture, or of the path if the architecture has none."""
         return architectures.name_of(self.config, any_activation=True) or self.path.name
 
 
@@ -79,7 +81,7 @@ def _is_step(path: Path) -> bool:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is a run's folder, RUN/checkpoints/STEP or RUN/checkpoints/best."""
+    """Returns whether a path is a run's folder, RUN/checkpoints/STEP or RUN/checkpoints/best."""
     if _is_step(path) or _is_best(path):
         return True
     # a folder of transformers has a file of that name, too
@@ -94,17 +96,18 @@ def open_model_source(
     *,
     ema: bool = False,
 ) -> ModelSource:
-    """The model of a run, or of another library's file or folder.
+    """Opens the model of a run, or of another library's file or folder.
 
     Args:
       path: the run or the weights.
-      model, activation: the architecture of a lone file and what its MLPs compute, see
-        `find_weights`.
-      library: whose names the weights use; None: one of ours, recognized by the tensors.
-      ema: a run's averaged weights.
+      model: the architecture of a single file of weights, see `find_weights`.
+      activation: the activation function of its MLPs, see `find_weights`.
+      library: the library whose names the weights use; None: one of ours, recognized by the
+        tensors.
+      ema: whether to use the averaged weights of a run.
 
     Raises:
-      UserError: neither is there, or it is another model than `model`.
+      UserError: there is neither a run nor weights, or they are of another model than `model`.
     """
     path = Path(path).expanduser()
     if not path.exists() and not _is_best(path):
@@ -118,17 +121,17 @@ def open_model_source(
 
 
 def refuse_average(path: str | Path, ema: bool) -> None:
-    """Raises UserError if averaged weights are asked of a model that is no run."""
+    """Raises a UserError if `ema` asks for the averaged weights of a model that is no run."""
     if ema:
         raise UserError(f"{path} is no run: only a run with config.ema.decay has averaged weights")
 
 
 def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
-    """The newest whole checkpoint of a run, or that of RUN/checkpoints/STEP or …/best.
+    """Opens a checkpoint of a run: the newest intact one, or the one that the path names.
 
     Args:
-      path: the run's folder, or that of a step.
-      ema: its averaged weights.
+      path: the run's folder, RUN/checkpoints/STEP or RUN/checkpoints/best.
+      ema: whether to use the averaged weights.
 
     Raises:
       UserError: there is no checkpoint, it is damaged, or it has no averaged weights.
@@ -182,11 +185,14 @@ def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
 
 
 def find_checkpoint(path: Path, tell: Callable[[str], None]) -> tuple[Path, int]:
-    """The folder and the step of a run's newest whole checkpoint, or of the one that is named.
+    """Finds a checkpoint of a run: the newest intact one, or the one that the path names.
 
     Args:
       path: the run's folder, RUN/checkpoints/STEP, or RUN/checkpoints/best.
       tell: called with a line for each checkpoint that is passed over.
+
+    Returns:
+      The run's folder and the step.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
@@ -216,7 +222,7 @@ def open_weights(
     activation: str | None = None,
     library: Library | None = None,
 ) -> ModelSource:
-    """The model of another library's file or folder; the arguments are those of `find_weights`.
+    """Opens the model of another library's file or folder; arguments as for `find_weights`.
 
     Raises:
       UserError: there is none, or it is another model than `model`.

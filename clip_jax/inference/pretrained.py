@@ -58,18 +58,19 @@ def load(
         also in Hugging Face's cache; a file of weights with a config beside it or with known
         shapes; or the name of an architecture (`clip_jax.available_models()`).
       weights: for a name, the file or folder of OpenAI's, open_clip's or transformers' weights.
-      dtype: of matrix products, one of `model_config.DTYPES`; None: a run's own, or float32.
+      dtype: the dtype of matrix products, one of `model_config.DTYPES`; None: a run's own, or
+        float32.
       params: the dtype of the parameters: float32, float16, bfloat16, or `keep` for the file's.
-      image_size: for images of another size: positions are resized.
-      context_length: for texts of another length, 3 or more: positions are resized.
-      tokenizer: as for `tokenizers.load`, if the model's files hold none.
-      activation: what the MLPs of a CLIP in a lone file compute: `gelu` for open_clip's own models,
-        `quick_gelu`, as OpenAI's, by default. A warning says if the file does not tell. It must not
-        differ from that of a config.
-      library: whose files the weights are: the dotted path `my_package.my_module:MyMapping` of your
-        own `weights.mappings.protocol.WeightsMapping`. OpenAI's, open_clip's and transformers' are
-        recognized.
-      ema: the averaged weights of a run with `config.ema.decay`.
+      image_size: a new side of images, in pixels, to which positions are resized.
+      context_length: a new length of texts, 3 tokens or more, to which positions are resized.
+      tokenizer: a name for `tokenizers.load`, if the model's files hold no tokenizer.
+      activation: the activation function of a CLIP in a file without a config: `gelu` for
+        open_clip's own models; the default is `quick_gelu`, as in OpenAI's. A warning says if the
+        file does not tell. It must not differ from that of a config.
+      library: the library of the weights, for a user's own: the dotted path
+        `my_package.my_module:MyMapping` of a `weights.mappings.protocol.WeightsMapping`. OpenAI's,
+        open_clip's and transformers' weights are recognized.
+      ema: whether to use the averaged weights of a run with `config.ema.decay`.
       adapters: a file that `convert --to lora` wrote; its adapters are merged into the weights.
 
     Returns:
@@ -77,7 +78,7 @@ def load(
       [size, size, 3]) and its tokenizer (texts to int32 [texts, context_length]).
 
     Raises:
-      UserError: no such run, file or architecture, or weights of another model.
+      UserError: there is no such run, file or architecture, or the weights are of another model.
     """
     use_compilation_cache()
     _check_options(dtype, params, image_size, context_length, activation)
@@ -189,12 +190,12 @@ class _NoTokenizer:
 
 
 def pipeline(task: str = ZERO_SHOT, model: str | Path = "", **options: Any) -> ZeroShotClassifier:
-    """A function from an image and labels to `[{"score": …, "label": …}, …]`.
+    """Returns a function from an image and labels to `[{"score": …, "label": …}, …]`.
 
     Args:
       task: `zero-shot-image-classification`, the only one.
       model: as for `load`.
-      options: those of `load` (`weights`, `dtype`, …).
+      options: the other arguments of `load` (`weights`, `dtype`, …).
 
     Raises:
       UserError: the task is unknown, or `load` fails.

@@ -20,14 +20,14 @@ from clip_jax.training.checkpointing import RunConfig
 def read_run(
     workdir: Path, step: int, run: RunConfig, like: Variables, *, ema: bool = False
 ) -> Variables:
-    """The parameters and batch statistics of a checkpoint.
+    """Reads the parameters and batch statistics of a checkpoint, with adapters merged.
 
     Args:
       workdir: the run's folder.
-      step: the step.
+      step: the step of the checkpoint.
       run: the run's config.
-      like: shapes with the shardings that they get.
-      ema: averages in place of the parameters that learn.
+      like: the shapes of the variables, with the shardings that they get.
+      ema: whether trainable parameters are replaced by their averages.
 
     Raises:
       UserError: the checkpoint is of another model, or damaged and without digests.
@@ -44,7 +44,10 @@ def read_run(
 def read_unmerged(
     workdir: Path, step: int, run: RunConfig, like: Variables, *, ema: bool = False
 ) -> Variables:
-    """As `read_run`, with adapters beside the kernels; `like` are shapes without adapters."""
+    """Reads a checkpoint as `read_run` does, but leaves adapters beside the kernels.
+
+    The shapes in `like` are those without adapters.
+    """
     config, optimizer = run.finetuning.lora, run.finetuning.optimizer
     params = _adapted(run, like[0]) if config.rank else like[0]
     parts = {"params": params, "stats": like[1]}

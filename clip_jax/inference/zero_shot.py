@@ -31,7 +31,13 @@ _TEXTS = 8  # times as many texts as pictures make a batch: they are that much s
 
 
 class ZeroShotClassifier:
-    """Zero-shot classification of images; it is called as transformers' pipeline of that name."""
+    """A zero-shot classifier of images, called as the pipeline of that name in transformers.
+
+    Args:
+      model: the model.
+      preprocess: the preprocessing of the model, from an image to pixels.
+      tokenize: the tokenizer of the model.
+    """
 
     def __init__(self, model: CLIP, preprocess: Preprocess, tokenize: Tokenize) -> None:
         self.model, self.preprocess, self.tokenize = model, preprocess, tokenize
@@ -43,12 +49,12 @@ class ZeroShotClassifier:
         hypothesis_template: str | Sequence[str] = "This is a photo of {}.",
         **options: Any,
     ) -> Any:
-        """Labels with their scores, best first.
+        """Returns labels with their scores, best first.
 
         Args:
           images: an image in any form that `data.pictures.picture` takes, or several: a list, a
             batch as an array, a generator.
-          candidate_labels: the labels, as a list or between commas.
+          candidate_labels: the labels, as a list or as a text with commas between them.
           hypothesis_template: the prompt, with {} for the label; the features of several prompts
             are averaged.
           options: `batch_size`, `truncate`, `top_k` and `skip_broken` as for `stream`. The answer
@@ -60,7 +66,7 @@ class ZeroShotClassifier:
           labels; for a model with a sigmoid loss each is a probability of its own.
 
         Raises:
-          UserError: no labels, a template without {}, or something that is no image.
+          UserError: there are no labels, a template has no {}, or an image is none.
         """
         several = _are_several(images)
         if several and hasattr(images, "__len__") and not len(images):
@@ -84,17 +90,19 @@ class ZeroShotClassifier:
         top_k: int | None = None,
         skip_broken: bool = False,
     ) -> Iterator[Answer | UserError]:
-        """The answer to each image in turn.
+        """Yields the answer to each image in turn.
 
         Labels are encoded at once, images some batches ahead of the answers that are read.
 
         Args:
-          images: each in any form that `data.pictures.picture` takes.
-          candidate_labels, hypothesis_template: as for a call.
-          batch_size: images that are encoded at once.
-          truncate: cut texts that have too many tokens.
-          top_k: how many labels an answer has; None: all.
-          skip_broken: give the error as the answer to an image that cannot be read.
+          images: the images, each in any form that `data.pictures.picture` takes.
+          candidate_labels: as for a call.
+          hypothesis_template: as for a call.
+          batch_size: the number of images that are encoded at once.
+          truncate: whether texts with too many tokens are truncated.
+          top_k: the number of labels in an answer; None: all.
+          skip_broken: whether the answer to an image that cannot be read is the error, which is
+            otherwise raised.
 
         Raises:
           UserError: as for a call.
@@ -204,7 +212,7 @@ class ZeroShotClassifier:
 
 
 def split_labels(text: str) -> list[str]:
-    """The labels of a text with commas between them; double quotes protect a comma.
+    """Splits a text at its commas into labels; double quotes protect a comma.
 
     Raises:
       UserError: the quotes do not match.
@@ -221,10 +229,13 @@ def split_labels(text: str) -> list[str]:
 
 
 def unique_labels(candidates: Sequence[str] | str) -> list[str]:
-    """The labels, each once; a warning names those that are repeated.
+    """Returns the labels without repetitions; a warning names the repeated ones.
+
+    Args:
+      candidates: the labels, as a list or as a text with commas between them.
 
     Raises:
-      UserError: there is none, or one is no text.
+      UserError: there is no label, or one is no text.
     """
     labels = (
         split_labels(candidates) if isinstance(candidates, str) else _listed("labels", candidates)
