@@ -7,10 +7,10 @@ import sys
 
 
 def heap_settings() -> str:
-    """The value of GLIBC_TUNABLES: huge pages, and no memory returned to the kernel between steps.
+    """Returns a value for GLIBC_TUNABLES: huge pages, and memory stays with the process between steps.
 
-    The arenas of threads are returned whatever one sets, so machines with few cores get a single
-    arena. With many cores, threads that decode images would wait for each other in it.
+    The arenas of threads are returned to the kernel with any setting, so machines with few cores get
+    a single arena. With many cores, threads that decode images would wait for each other in it.
     """
     settings = {
         "hugetlb": 1,
@@ -26,7 +26,7 @@ def tune_allocator() -> None:
 
     On a CPU each step allocates its activations anew. With the default settings the kernel zeroes
     them page by page (docs/benchmarks.md). glibc reads the settings only when a process starts.
-    A value that the user set is kept.
+    If the user set GLIBC_TUNABLES, nothing happens.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = heap_settings()

@@ -33,7 +33,7 @@ _BATCH_SIZE = 32  # that of `zero_shot`, which imports JAX
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the command."""
+    """Returns the parser of the command's flags."""
     p = CommandParser(
         prog="python -m clip_jax classify",
         description="Classifies images with your own labels; prints the most likely labels first.",
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_labels(value: str) -> list[str]:
-    """The labels of `a,b`, or of `@FILE`: a JSON list or object, or a label a line.
+    """Reads the labels of `a,b`, or of `@FILE`: a JSON list or object, or one label per line.
 
     Raises:
       UserError: there is no label, something is no label, or there is no such plain file.
@@ -156,9 +156,12 @@ def _json_labels(text: str, path: Path) -> list[str]:
 
 
 def find_images(names: Sequence[str]) -> list[str]:
-    """The image files of names: folders and patterns expanded in order, others unchanged.
+    """Returns image files: folders and patterns are expanded in order, other names are unchanged.
 
     A warning counts the files of a folder that are neither images nor hidden.
+
+    Args:
+      names: files, URLs, folders and patterns.
 
     Raises:
       UserError: a name is empty, or a folder or a pattern has no image.
@@ -232,9 +235,17 @@ def classify(
     ema: bool = False,
     **options: Any,
 ) -> Iterator[Any]:
-    """The answer to each image, `[{"label": …, "score": …}, …]` with the best label first.
+    """Yields the answer to each image, `[{"label": …, "score": …}, …]` with the best label first.
 
-    options: those of `ZeroShotClassifier.stream`.
+    Args:
+      checkpoint: the run or the model, as for `pretrained.load`.
+      images: the images, as for `ZeroShotClassifier.stream`.
+      labels: the labels.
+      templates: prompts with {} for the label.
+      weights: as for `pretrained.load`.
+      activation: as for `pretrained.load`.
+      ema: whether to use the averaged weights of a run.
+      options: other arguments of `ZeroShotClassifier.stream`.
     """
     from absl import logging
 

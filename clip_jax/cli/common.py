@@ -26,7 +26,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def integer_from(minimum: int) -> Callable[[str], int]:
-    """The `type` of a flag that accepts integers from `minimum` on."""
+    """Returns the `type` of a flag that accepts integers of at least `minimum`."""
 
     def integer(text: str) -> int:
         if not re.fullmatch("[0-9]{1,9}", text) or int(text) < minimum:
@@ -56,8 +56,12 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def run_and_exit(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
     """Runs a command and exits with its code.
 
-    A mistake of the user is printed as one line on standard error, with exit code 2. So is a
-    failure of the machine such as a full disk, with exit code 1.
+    A mistake of the user is printed as one line on standard error, with exit code 2. A failure of
+    the machine, such as a full disk, is printed as one line with exit code 1.
+
+    Args:
+      command: a function from arguments to an exit code.
+      argv: the arguments.
     """
     _silence_reported_errors()
     for stream in (sys.stdout, sys.stderr):

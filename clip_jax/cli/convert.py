@@ -38,7 +38,7 @@ models that are known by name:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the command."""
+    """Returns the parser of the command's flags."""
     command = "python -m clip_jax convert"
     names = textwrap.fill(", ".join(ARCHITECTURES), 78, initial_indent="  ", subsequent_indent="  ")
     p = CommandParser(
@@ -128,7 +128,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _write_adapters(args: argparse.Namespace) -> int:
-    """Writes the adapters of a run alone."""
+    """Writes only the adapters of a run."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from clip_jax.inference import adapters
     from clip_jax.inference.model_source import open_model_source

@@ -45,10 +45,19 @@ _WARM_UP = 2  # batches before the clock starts
 
 
 class Inspected(NamedTuple):
-    """One pair: what it contains, or why it is broken.
+    """A pair that was read: its content, or the reason why it is broken.
 
-    width, height: of the full image, in pixels. tokens: of a caption, with start and end, before
-    truncation.
+    Attributes:
+      part: the number of the source in the mixture.
+      pair: the number of the pair in the source.
+      bytes: the size of the encoded image.
+      format: the format of the image.
+      width: the width of the full image, in pixels.
+      height: the height of the full image, in pixels.
+      tokens: the number of tokens of the caption, with start and end, before truncation.
+      caption: the caption.
+      reason: the kind of damage; empty for an intact pair.
+      complaint: the error message; empty for an intact pair.
     """
 
     part: int
@@ -66,7 +75,15 @@ class Inspected(NamedTuple):
 def inspect_pairs(
     data: mixture.Mixture, prepare: pipeline.Prepare, count: int, seed: int, threads: int
 ) -> Iterator[Inspected]:
-    """Inspects the first `count` pairs that training draws; 0: all pairs, in their order."""
+    """Inspects pairs in the order in which training draws them.
+
+    Args:
+      data: the mixture of sources.
+      prepare: the preparation of a pair.
+      count: the number of pairs, at most those of an epoch; 0: all pairs, source by source.
+      seed: the seed of the order and of the captions.
+      threads: the number of threads that read.
+    """
     prepares = pipeline.prepares_of(data, prepare)
 
     def inspect_pair(place: tuple[int, int]) -> Inspected:
@@ -111,7 +128,13 @@ def _spread(values: Sequence[int]) -> dict[str, int]:
 
 
 def summarize(pairs: Sequence[Inspected], image_size: int, context_length: int) -> JsonObject:
-    """Statistics of pairs, for `--json` and for `format_summary`."""
+    """Computes statistics of pairs, for `--json` and for `format_summary`.
+
+    Args:
+      pairs: the inspected pairs.
+      image_size: the side of the model's images, in pixels; smaller images are counted.
+      context_length: the length of the model's texts, in tokens; longer captions are counted.
+    """
     good = [pair for pair in pairs if not pair.reason]
     complaints: dict[str, str] = {}
     for pair in pairs:
@@ -134,9 +157,13 @@ def summarize(pairs: Sequence[Inspected], image_size: int, context_length: int) 
 def measure_speed(
     data: mixture.Mixture, prepare: pipeline.Prepare, c: Config, seconds: float
 ) -> float:
-    """Images a second that this machine prepares with the settings of a config.
+    """Measures how many images per second this machine prepares with the settings of a config.
 
-    seconds: how long to measure.
+    Args:
+      data: the mixture of sources.
+      prepare: the preparation of a pair.
+      c: the config.
+      seconds: the duration of the measurement.
     """
     batch_size = min(c.batch_size, 256)
     batches = pipeline.iterator(
@@ -208,7 +235,13 @@ def _rounded(value: float) -> str:
 
 
 def format_summary(summary: Mapping[str, Any], image_size: int, context_length: int) -> str:
-    """A summary as lines of text."""
+    """Formats a summary as lines of text.
+
+    Args:
+      summary: the summary that `inspect` returns.
+      image_size: the side of the model's images, in pixels.
+      context_length: the length of the model's texts, in tokens.
+    """
     total = max(1, summary["looked_at"])
 
     def share(count: int) -> str:
@@ -267,12 +300,14 @@ def inspect(
     mfu: float,
     picture: str,
 ) -> JsonObject:
-    """Inspects the data of a config and draws the picture.
+    """Inspects the data of a config and draws a picture of some pairs.
 
     Args:
-      c, model, objective: the results of `setup.checked`.
-      count: how many pairs to read; 0: all.
-      seconds: how long to measure the speed; 0: not at all.
+      c: the config, from `setup.checked`.
+      model: the architecture, from `setup.checked`.
+      objective: the objective, from `setup.checked`.
+      count: the number of pairs to read; 0: all.
+      seconds: the duration of the speed measurement; 0: no measurement.
       mfu: the share of the chips' peak that training reaches.
       picture: the file of the picture; empty: none.
 
@@ -309,7 +344,7 @@ def _say(line: str) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the command."""
+    """Returns the parser of the command's flags."""
     p = CommandParser(
         prog="python -m clip_jax inspect",
         description="Shows what the data of a config contain, what is broken, and how fast they "
@@ -332,7 +367,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The whole command; returns the exit code."""
+    """Runs the command; returns the exit code."""
     flags, overrides = split_overrides(argv)
     args = parser().parse_args(flags)
     for name, value, most in (("pairs", args.pairs, math.inf), ("seconds", args.seconds, 1e6)):

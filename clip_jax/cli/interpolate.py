@@ -25,7 +25,7 @@ MOST = 1000  # values of alpha
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the command."""
+    """Returns the parser of the command's flags."""
     p = CommandParser(
         prog="python -m clip_jax interpolate",
         description="Mixes the weights of two models, (1 - alpha)·A + alpha·B (WiSE-FT). One value "
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_output_flags(p: argparse.ArgumentParser) -> None:
-    """The flags that commands of mixtures share."""
+    """Adds the flags that `interpolate` and `soup` share."""
     p.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write to")
     p.add_argument(
         "--to",
@@ -72,7 +72,7 @@ def add_output_flags(p: argparse.ArgumentParser) -> None:
 
 
 def alphas(text: str) -> list[float]:
-    """The values of `--alpha`.
+    """Parses the value of `--alpha`: a number, numbers between commas, or START:END:STEP.
 
     Raises:
       UserError: it is malformed, or a value is not from 0 to 1.
@@ -96,7 +96,12 @@ def alphas(text: str) -> list[float]:
 
 
 def open_config(name: str, overrides: Sequence[str]) -> Config:
-    """The config of a command of mixtures."""
+    """Loads the config of `interpolate` or `soup`.
+
+    Args:
+      name: a file or the name of a shipped config.
+      overrides: `KEY=VALUE` for each key that the command line sets.
+    """
     from clip_jax import config as config_lib
 
     return config_lib.typed(config_lib.load(name, list(overrides))[0])
@@ -147,7 +152,12 @@ def _evaluate(
 
 
 def write(source: ModelSource, args: argparse.Namespace) -> None:
-    """Writes a mixture for another library, and says where."""
+    """Writes a mixture for another library, and prints the files.
+
+    Args:
+      source: the mixture.
+      args: the flags of `add_output_flags`.
+    """
     from clip_jax.inference.conversion import convert, megabytes
 
     conversion = convert(

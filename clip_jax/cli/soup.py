@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the command."""
+    """Returns the parser of the command's flags."""
     p = CommandParser(
         prog="python -m clip_jax soup",
         description="Writes the average of several models: of all, or greedily of those that raise "

@@ -13,7 +13,7 @@ from clip_jax.data.sources.tfds.location import COMMAND, data_dir
 
 
 def run(argv: Sequence[str]) -> int:
-    """The whole command; returns the exit code."""
+    """Runs the command; returns the exit code."""
     parser = CommandParser(
         prog=COMMAND,
         description="Prepares a data set of TensorFlow Datasets for training, without TensorFlow.",

@@ -100,7 +100,7 @@ class EvalContext:
     def model_key(self) -> str:
         """A digest of everything that turns a file into features.
 
-        It covers the parameters, the structure of the model, the preprocessing, the tokenizer and the
+        That is the parameters, the structure of the model, the preprocessing, the tokenizer and the
         scale.
         """
         # memory addresses of functions differ between processes

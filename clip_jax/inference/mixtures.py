@@ -79,7 +79,7 @@ class Average:
         return more
 
     def variables(self) -> Variables:
-        """Returns the average in the dtypes of the first model; integers are those of the first model."""
+        """Returns the average in the dtypes of the first model, with its integers."""
 
         def mean(first: np.ndarray, total: np.ndarray) -> np.ndarray:
             floating = np.issubdtype(first.dtype, np.floating)

@@ -24,7 +24,7 @@ _CAPTION_FIELDS = ("captions", "caption", "captions/text", "text", "sentences", 
 
 
 class Annotation(NamedTuple):
-    """The fields that are written about an image, and the image's name."""
+    """The fields of the text of an image, and the name of the image."""
 
     fields: JsonObject
     name: str
@@ -34,7 +34,13 @@ Annotations = list[Annotation]
 
 
 class Captions(NamedTuple):
-    """Captions, int64 groups of them, and int64 groups of the images."""
+    """The captions of a dataset, and the groups by which texts and images belong together.
+
+    Attributes:
+      texts: the captions.
+      text_group: int64 [texts], the group of each caption.
+      image_group: int64 [n], the group of each image.
+    """
 
     texts: list[str]
     text_group: np.ndarray
@@ -42,19 +48,19 @@ class Captions(NamedTuple):
 
 
 def read_annotations(source: Source) -> Annotations:
-    """What is written about each image of a source."""
+    """Reads the annotation of each image of a source."""
     return [Annotation(*read_text(source, i)) for i in range(len(source))]
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotator:
-    """Reads the annotations of a dataset as its options and its kind say.
+    """A reader of the annotations of a dataset.
 
     Attributes:
-      options: what the config says of it.
-      standard: what is known of it, if it is a standard dataset.
-      place: where its files lie.
-      caption: the template of an image's text where the options have none.
+      options: the options of the dataset in the config.
+      standard: the facts about a standard dataset; None for the user's own.
+      place: the location of its files.
+      caption: the template of an image's text if the options have none.
     """
 
     options: DatasetOptions
@@ -63,7 +69,7 @@ class Annotator:
     caption: str
 
     def metric(self, annotations: Annotations) -> str:
-        """The official metric."""
+        """Returns the official metric."""
         if self.options.metric:
             return self.options.metric
         if self.standard:
@@ -117,7 +123,7 @@ class Annotator:
         return names
 
     def classes(self, annotations: Annotations) -> tuple[Classes, list[int]]:
-        """The classes, and the numbers of the images that are of one of them."""
+        """Returns the classes, and the numbers of the images that belong to one of them."""
         everything = list(range(len(annotations)))
         if self.options.labels:
             return Classes(read_labels(self.options.labels, self.options.name)), everything
@@ -143,7 +149,7 @@ class Annotator:
         return known or list(range(len(names)))
 
     def targets(self, classes: Classes, annotations: Annotations) -> np.ndarray:
-        """The class of each image: int64 [n], or bool [n, classes] where images have several."""
+        """Returns the class of each image: int64 [n], or bool [n, classes] if images have several."""
         names = self._class_names(annotations)
         if self.options.labels:
             return self._exact_targets(classes.labels, names)
@@ -172,7 +178,10 @@ class Annotator:
     def counts(
         self, classes: Classes, annotations: Annotations, target: np.ndarray
     ) -> np.ndarray | None:
-        """Whether an image counts for a class: not if all its objects of it are difficult."""
+        """Returns which images count for which classes, bool [n, classes]; None if all count.
+
+        An image does not count for a class if all its objects of that class are difficult.
+        """
         field = self.standard.easy if self.standard else ""
         easy = [ClassName(fields.get(field), where) for fields, where in annotations if field]
         if target.ndim < 2 or not easy or not all(isinstance(name.value, list) for name in easy):
@@ -180,7 +189,7 @@ class Annotator:
         return classes.targets(easy) | ~target
 
     def captions(self, annotations: Annotations, metric: str) -> Captions:
-        """The captions of the images; none where nothing says that they have some."""
+        """Returns the captions of the images; none if neither the metric nor the options ask for them."""
         own = self.options.caption
         template = own or self.caption
         if metric == "retrieval" or (own and template.endswith(":each}")):
@@ -195,7 +204,7 @@ class Annotator:
         return Captions(texts.tolist(), np.arange(len(texts)), group.astype(np.int64))
 
     def groups(self, annotations: Annotations) -> dict[str, list[str]]:
-        """The groups of people that each image shows, by field."""
+        """Returns the groups of people that each image shows, by field."""
         names = self.options.groups or (self.standard.groups if self.standard else ())
         return {
             name: [captions.fill(f"{{{name}}}", fields, where) for fields, where in annotations]
@@ -222,7 +231,17 @@ def _captions_of(annotation: Annotation, names: Sequence[str]) -> list[str]:
 
 
 def fit_metric(metric: str, target: np.ndarray, classes: int) -> tuple[str, np.ndarray]:
-    """A metric that fits the targets, and targets that fit the metric."""
+    """Changes a metric to fit the targets, and targets to fit the metric.
+
+    Args:
+      metric: the name of the metric.
+      target: int64 [n], or bool [n, classes] if images have several classes.
+      classes: the number of classes.
+
+    Returns:
+      The metric, which is `map_11_point` instead of `accuracy` for several classes per image; and
+      the targets, which are bool [n, classes] for `map_11_point`.
+    """
     if target.ndim == 2:
         return "map_11_point" if metric == "accuracy" else metric, target
     if metric == "map_11_point":
@@ -231,7 +250,10 @@ def fit_metric(metric: str, target: np.ndarray, classes: int) -> tuple[str, np.n
 
 
 def imagenet_subset(standard: StandardDataset | None, labels: Sequence[str]) -> np.ndarray | None:
-    """ImageNet's classes, label by label; None where the labels are not the standard ones."""
+    """Returns the ImageNet class of each label; None if the labels are not the standard ones.
+
+    They are int64 [classes], or lists of them as objects if a label is several classes.
+    """
     if standard is None or standard.subset is None or tuple(labels) != standard.classes:
         return None
     if all(isinstance(classes, int) for classes in standard.subset):
@@ -244,6 +266,6 @@ def imagenet_subset(standard: StandardDataset | None, labels: Sequence[str]) -> 
 def known_synonyms(
     standard: StandardDataset | None, labels: Sequence[str]
 ) -> Mapping[str, tuple[str, ...]]:
-    """More names of the labels."""
+    """Returns more names of the labels, by label."""
     synonyms = standard.synonyms if standard else {}
     return {label: names for label, names in synonyms.items() if label in labels}

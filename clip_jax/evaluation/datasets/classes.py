@@ -11,12 +11,12 @@ from clip_jax.errors import UserError
 
 
 def plain(name: str) -> str:
-    """A name in lower case with its letters and digits alone."""
+    """Returns a name in lower case, reduced to its letters and digits."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 
 def natural_order(name: str) -> tuple[int, str]:
-    """A sort key that puts 2 before 10."""
+    """Returns a sort key that puts 2 before 10."""
     return (int(name), "") if name.isdecimal() else (0, name)
 
 
@@ -31,9 +31,11 @@ def _lookup(*lists: Sequence[str], more: Mapping[str, Sequence[str]]) -> dict[st
 
 
 class ClassName(NamedTuple):
-    """The annotation of an image's class, and where it is written.
+    """The class of an image as its file names it.
 
-    value: a name or number of a class, or a list of these.
+    Attributes:
+      value: a name or number of a class, or a list of these.
+      where: where it is written, for messages.
     """
 
     value: Any
@@ -44,11 +46,11 @@ class Classes:
     """The classes of a dataset, and the names that its files give them.
 
     Args:
-      labels: names for prompts.
+      labels: the names for prompts.
       folders: other names, class by class.
       synonyms: more names of a label.
       numbered: names in the order in which numbers in the files count, if the files have such a
-        list. One that is not a permutation of the labels replaces them.
+        list. A list that is not a permutation of the labels replaces them.
     """
 
     def __init__(
@@ -78,14 +80,14 @@ class Classes:
         return order if sorted(order) == list(range(len(self.labels))) else None
 
     def knows(self, value: Any) -> bool:
-        """Whether a value is a number, or a name of a class."""
+        """Returns whether a value is a number, or a name of a class."""
         return isinstance(value, int) or plain(str(value)) in self._lookup
 
     def targets(self, names: Sequence[ClassName]) -> np.ndarray:
-        """The class of each image: int64 [n], or bool [n, classes] if one has a list of classes.
+        """Returns the class of each image: int64 [n], or bool [n, classes] if one has a list of them.
 
         Raises:
-          UserError: a name is none of a class, or a number is out of range.
+          UserError: a name is that of no class, or a number is out of range.
         """
         if any(isinstance(value, list) for value, _ in names):
             return self._multi_label(names)

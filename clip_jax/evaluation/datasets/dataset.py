@@ -17,18 +17,18 @@ from clip_jax.evaluation.metrics import logistic
 
 
 class MissingDataset(UserError):  # noqa: N818  # no error where a group is asked for
-    """A standard dataset that is not there: what to download, and where to put it."""
+    """A standard dataset was not found; the message says what to download and where to put it."""
 
 
 class Split(NamedTuple):
-    """Images of a split and their classes: int64 [n], or bool [n, classes]."""
+    """The images of a split and their classes, int64 [n] or bool [n, classes]."""
 
     source: Source
     target: np.ndarray
 
 
 class Splits(NamedTuple):
-    """Images to learn from; not every dataset has some for validation."""
+    """The splits to train on; `validation` is missing for some datasets."""
 
     train: Split
     validation: Split | None
@@ -45,28 +45,29 @@ class Splits(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images to evaluate on, with classes, captions or groups of people.
+    """A dataset to evaluate on: images with classes, captions or groups of people.
 
     Attributes:
-      name, title: what the command line and the paper call it.
-      metric: the official one, see `scores.METRICS`; `retrieval` or `bias` without classes.
-      source: the images, n of them.
-      labels: names of the classes.
+      name: its name on the command line.
+      title: its name in the paper.
+      metric: the official metric, see `scores.METRICS`; `retrieval` or `bias` without classes.
+      source: the n images.
+      labels: the names of the classes.
       templates: prompts, with `{}` for a name.
-      target: the classes: int64 [n], or bool [n, classes] where an image has several; None without
-        classes.
-      texts: its captions.
-      text_group, image_group: int64 [texts] and int64 [n]: a text belongs to the images of its
-        group.
-      groups: what is said of each image, by field.
+      target: the classes of the images: int64 [n], or bool [n, classes] where an image has several;
+        None without classes.
+      texts: the captions.
+      text_group: int64 [texts]: a text belongs to the images of the same group.
+      image_group: int64 [n], the group of each image.
+      groups: the groups of people that each image shows, by field.
       paper: whether it is one of the paper's 27.
-      split_name: what its files call the split.
+      split_name: the name of the split in its files.
       counts: bool [n, classes], False where an image is left out for a class, as VOC does with
         images of difficult objects alone; None if all count.
       subset: which of ImageNet's 1,000 classes each label is, int64 [classes], or lists of them as
         objects, as ObjectNet needs; None for other datasets.
       synonyms: more names of a class by its first, each with prompts of its own.
-      note: what is unlike the paper.
+      note: the differences from the paper.
       threshold: the similarity from which images count as copies, see `metrics.overlap`; None for
         the usual one.
       find_split: opens the split `train` or `validation`.
@@ -126,7 +127,7 @@ class Dataset:
 
     @functools.cached_property
     def splits(self) -> Splits:
-        """The images to learn from.
+        """The splits to train on.
 
         Raises:
           UserError: there is no split to train on, or it lacks a class; the line says what to give.

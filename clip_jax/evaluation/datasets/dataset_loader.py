@@ -31,10 +31,13 @@ from clip_jax.io.paths import resolve
 
 @contextlib.contextmanager
 def nothing_left_out(name: str) -> Iterator[None]:
-    """Broken pairs of a dataset are errors: without them its numbers were another dataset's.
+    """Raises an error for a broken pair, without which the metrics would be another dataset's.
+
+    Args:
+      name: the name of the dataset, for the message.
 
     Raises:
-      UserError: a pair of it cannot be used.
+      UserError: a pair of the dataset cannot be used.
     """
     try:
         yield
@@ -50,20 +53,20 @@ def open_dataset(
     templates: Sequence[str],
     caption: str,
 ) -> Dataset:
-    """A dataset, opened and checked.
+    """Opens and checks a dataset.
 
     Args:
-      name: of a standard dataset, or of the user's own.
-      values: what a config says of it, see `DatasetOptions`. A standard one that lies in `folder`
-        needs nothing; another needs `data`, and where its files do not tell the classes, `labels`
-        and `label`.
-      folder: where standard datasets lie.
-      templates: prompts of datasets that have none of their own.
-      caption: template of the text that belongs to an image in retrieval.
+      name: the name of a standard dataset, or of the user's own.
+      values: the options that a config gives, see `DatasetOptions`. A standard dataset in `folder`
+        needs none; another needs `data`, and if its files do not tell the classes, `labels` and
+        `label`.
+      folder: the folder of the standard datasets.
+      templates: prompts for datasets that have none of their own.
+      caption: the template of the text that belongs to an image in retrieval.
 
     Raises:
       MissingDataset: a standard dataset is not there.
-      UserError: something of it cannot be used.
+      UserError: a part of the dataset cannot be used.
     """
     options = DatasetOptions.from_config(name, values)
     standard = registry.standard(name) if name in registry.names() else None

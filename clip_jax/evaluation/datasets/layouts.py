@@ -28,7 +28,7 @@ _MAX_SHARDS = 100_000
 
 
 class SplitLocation(NamedTuple):
-    """The place of a split.
+    """The location of a split.
 
     Attributes:
       kind: `suite` (CLIP_benchmark's WebDataset layout), `karpathy` (a JSON file of captions),
@@ -50,10 +50,10 @@ class SplitLocation(NamedTuple):
 
 
 def find_split(folder: Path, split: str, files: Sequence[str] = ()) -> SplitLocation | None:
-    """The place of a split in the folder of a dataset; None if it is not there.
+    """Returns the location of a split in the folder of a dataset; None if it is not there.
 
     Args:
-      folder: of one dataset.
+      folder: the folder of one dataset.
       split: train, validation or test.
       files: names of the split's files, which are tried before the usual ones.
     """
@@ -85,7 +85,7 @@ def _split_path(folder: Path, name: str) -> str:
 
 
 def has_splits(folder: Path) -> bool:
-    """Whether a folder's entries are splits of one dataset."""
+    """Returns whether a folder's entries are splits of one dataset."""
     names = {path.name.split(".")[0] for path in folder.iterdir()}
     return "test" in names or ("train" in names and not names.isdisjoint(SPLITS["test"]))
 
@@ -100,7 +100,13 @@ def _has_images(folder: Path) -> bool:
 
 
 def find_prepared(folder: str, standard: StandardDataset, split: str) -> SplitLocation | None:
-    """The place of a split that TensorFlow Datasets prepared; None if it is not there."""
+    """Returns the location of a split that TensorFlow Datasets prepared; None if it is not there.
+
+    Args:
+      folder: the folder of all prepared datasets.
+      standard: the dataset.
+      split: train, validation or test.
+    """
     spec = standard.tfds.get(split, "")
     dataset = spec.split(":")[0].split("/")[0]
     if not dataset or not folder:
@@ -112,7 +118,7 @@ def find_prepared(folder: str, standard: StandardDataset, split: str) -> SplitLo
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a small text file; none if there is no such file.
+    """Returns the lines of a small text file, stripped and without empty ones; [] without a file.
 
     Raises:
       UserError: it is over 4 MiB or not UTF-8.
@@ -139,10 +145,14 @@ def _suite(folder: Path, split: str) -> Source:
 
 
 def open_at(location: SplitLocation, image: str = "") -> Source:
-    """The source of a split's images.
+    """Opens the source of a split's images.
+
+    Args:
+      location: the location of the split.
+      image: the option `image` of the source, see `SourceOptions`.
 
     Raises:
-      UserError: as `open_source`.
+      UserError: as for `open_source`.
     """
     if location.kind == "suite":
         return _suite(Path(location.path), location.split)
@@ -155,12 +165,12 @@ def open_at(location: SplitLocation, image: str = "") -> Source:
 
 
 def class_names(location: SplitLocation) -> list[str]:
-    """The class names of a suite, in the order in which numbers in its files count."""
+    """Returns the class names of a suite, indexed by the numbers in its files; [] for other kinds."""
     return lines(Path(location.path) / "classnames.txt") if location.kind == "suite" else []
 
 
 def own_templates(location: SplitLocation) -> list[str]:
-    """The prompts of a suite."""
+    """Returns the prompts of a suite, with `{}` for a name; [] for other kinds."""
     if location.kind != "suite":
         return []
     templates = lines(Path(location.path) / "zeroshot_classification_templates.txt")
@@ -168,7 +178,7 @@ def own_templates(location: SplitLocation) -> list[str]:
 
 
 def has_captions(location: SplitLocation) -> bool:
-    """Whether a split has captions and no classes."""
+    """Returns whether a split has captions and no classes."""
     if location.kind == "suite":
         return "retrieval" in lines(Path(location.path) / "dataset_type.txt")
     return location.kind == "karpathy"
@@ -187,7 +197,7 @@ class Chosen:
         return f"{self._source.fingerprint} {chosen}"
 
     def opening_report(self) -> OpeningReport:
-        """The report of the source."""
+        """Returns the report of the source."""
         return self._source.opening_report()
 
     def __len__(self) -> int:
@@ -197,5 +207,5 @@ class Chosen:
         return self._source[self._chosen[i]]
 
     def text(self, i: int) -> tuple[JsonObject, str]:
-        """The fields that are written about the i-th image, and its name."""
+        """Returns the fields of the i-th pair's text, and the name of the pair."""
         return read_text(self._source, self._chosen[i])

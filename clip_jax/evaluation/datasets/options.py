@@ -49,7 +49,7 @@ class DatasetOptions:
 
     @classmethod
     def from_config(cls, name: str, values: Mapping[str, Any]) -> DatasetOptions:
-        """The options of a dataset.
+        """Returns the options of a dataset from its values in a config.
 
         Raises:
           UserError: there is no such key, or a value is wrong.
@@ -92,7 +92,11 @@ def _similarity(name: str, value: Any) -> float | None:
 
 
 def read_labels(path: str, name: str) -> list[str]:
-    """The class names in a JSON file: a list, or the list under `name`.
+    """Reads class names from a JSON file.
+
+    Args:
+      path: the file; it holds a list of names, or an object with a list under `name`.
+      name: the name of the dataset.
 
     Raises:
       UserError: it cannot be read, or holds no such list of distinct names.

@@ -25,10 +25,10 @@ class StandardDataset:
     Attributes:
       name: its name on the command line.
       title: its name in the paper.
-      metric: the official one, see `scores.METRICS`; `retrieval` or `bias` without classes.
-      home: where it comes from.
+      metric: the official metric, see `scores.METRICS`; `retrieval` or `bias` without classes.
+      home: where to get it.
       licence: what is known of its terms.
-      classes: their names, as prompts use them.
+      classes: the names of the classes, as prompts use them.
       templates: the paper's prompts, with `{}` for the name.
       paper: whether it is one of the paper's 27.
       synonyms: more names of a class, by its first.
@@ -41,7 +41,7 @@ class StandardDataset:
       wds: its names in CLIP_benchmark's WebDataset suites.
       files: names of a split's files, if they are not named as the split.
       subset: which of ImageNet's 1,000 classes each of its own is, or a tuple of several.
-      partial: whether its files show other classes, too, which are left out.
+      partial: whether its files also show other classes, which are left out.
       groups: fields that tell groups of people.
     """
 
@@ -80,16 +80,16 @@ def _groups() -> dict[str, list[str]]:
 
 
 def names() -> list[str]:
-    """The names of all standard datasets, those of the paper first."""
+    """Returns the names of all standard datasets, those of the paper first."""
     return list(_groups()["all"])
 
 
 @functools.cache
 def standard(name: str) -> StandardDataset:
-    """A standard dataset by its name.
+    """Returns a standard dataset by its name.
 
     Raises:
-      UserError: none has this name.
+      UserError: no dataset has this name.
     """
     if name not in names():
         raise UserError(_unknown(name))
@@ -112,10 +112,10 @@ def _unknown(word: str) -> str:
 
 
 def expand(words: Iterable[str]) -> list[str]:
-    """The standard datasets of names and groups, each once, in the given order.
+    """Expands names and groups to names of standard datasets, each once, in the given order.
 
     Raises:
-      UserError: a word is neither; the line names the nearest.
+      UserError: a word is neither a name nor a group; the line names the nearest.
     """
     expanded: dict[str, None] = {}
     for word in words:

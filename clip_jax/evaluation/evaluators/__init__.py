@@ -38,7 +38,7 @@ ALL = "all"
 
 
 def split_names(names: str | Sequence[str]) -> list[str]:
-    """`"a, b"` or `("a,b",)` → [a, b]."""
+    """Splits names at commas: `"a, b"` and `("a,b",)` both give ["a", "b"]."""
     text = names if isinstance(names, str) else ",".join(map(str, names))
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -46,10 +46,10 @@ def split_names(names: str | Sequence[str]) -> list[str]:
 def load_evaluators(
     names: str | Sequence[str], key: str = "config.evaluate.suite"
 ) -> tuple[Evaluator[Any], ...]:
-    """The evaluators of these names: those of the registry in its order, then the user's own.
+    """Returns evaluators by name: those of the registry in its order, then the user's own.
 
     Args:
-      names: between commas or as a sequence; `all` stands for every one of the registry.
+      names: names, separated by commas or as a sequence; `all` means all of the registry.
       key: the config key or flag that holds them, for error messages.
 
     Raises:
@@ -68,7 +68,7 @@ def load_evaluators(
 
 
 def registered_sections() -> list[Section]:
-    """The report page's sections of all evaluators of the registry, for a report.json alone."""
+    """Returns the report sections of all registered evaluators, to render a report.json alone."""
     return [section for evaluator in load_evaluators(ALL) for section in evaluator.sections({})]
 
 

@@ -39,7 +39,7 @@ class Bias(Evaluator[BiasResult]):
         return ()
 
     def run(self, context: EvalContext, dataset: Dataset) -> BiasResult:
-        """Accuracy, harmful labels and labels of occupations by group."""
+        """Returns accuracies, harmful labels and labels of occupations by group."""
         images = context.encode(dataset.name, dataset.source).features
         labels = bias.label_sets()
 
@@ -65,5 +65,5 @@ class Bias(Evaluator[BiasResult]):
         return BiasResult(tables)
 
     def sections(self, results: Mapping[str, BiasResult]) -> Iterable[Section]:
-        """The tables of rates."""
+        """Returns the section with the tables of rates."""
         yield Section("bias", "Bias", without_thumbnails(shifts.bias))

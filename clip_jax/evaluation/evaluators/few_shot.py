@@ -17,12 +17,12 @@ from clip_jax.evaluation.report.section import Section, without_thumbnails
 
 @dataclasses.dataclass(frozen=True)
 class FewShotResult(few_shot.FewShot, Result):
-    """Few-shot classifiers, and the zero-shot score beside them."""
+    """The scores of few-shot classifiers, and the zero-shot score to compare them with."""
 
     zero_shot: float | None
 
     def flat_metrics(self) -> Mapping[str, float | None]:
-        """The mean over the draws, by number of shots."""
+        """Returns the mean over the draws, by number of shots."""
         return {str(shots): mean for shots, mean in zip(self.shots, self.mean, strict=True)}
 
 
@@ -35,18 +35,18 @@ class FewShot(Evaluator[FewShotResult]):
     curves = ()
 
     def needs(self, dataset: Dataset) -> str:
-        """Needs one class an image, and a train split with images of each class."""
+        """Needs one class per image, and a train split with images of each class."""
         if not dataset.has_one_class_each:
             return "one class an image and a train split"
         return "" if dataset.splits else "a train split"
 
     def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[object]:
-        """Depends on the splits to learn from and on the draws."""
+        """Depends on the splits to train on and on the draws."""
         options = context.options
         return [dataset.splits.fingerprint, options.shots, options.seeds]
 
     def run(self, context: EvalContext, dataset: Dataset) -> FewShotResult:
-        """The classifiers' scores on the test split."""
+        """Fits the classifiers and scores them on the test split."""
         rows = probe_rows(context, dataset)
         validation, validation_target = rows.validation
         classifiers = few_shot.few_shot(
@@ -65,5 +65,5 @@ class FewShot(Evaluator[FewShotResult]):
         return FewShotResult(**vars(classifiers), zero_shot=scorer.result().value)
 
     def sections(self, results: Mapping[str, FewShotResult]) -> Iterable[Section]:
-        """Accuracy by images a class."""
+        """Returns a chart of accuracy by images per class."""
         yield Section("few-shot", "Few-shot", without_thumbnails(probes.few_shot))

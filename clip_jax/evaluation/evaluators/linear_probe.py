@@ -29,7 +29,7 @@ class LinearProbeResult(Result):
     sweep: list[SweepPoint]
 
     def flat_metrics(self) -> Mapping[str, float | None]:
-        """The official metric."""
+        """Returns the official metric."""
         return {self.metric: self.score.value}
 
 
@@ -48,11 +48,11 @@ class LinearProbe(Evaluator[LinearProbeResult]):
         return "" if dataset.splits else "a train split"
 
     def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[str]:
-        """Depends on the splits to learn from."""
+        """Depends on the splits to train on."""
         return [dataset.splits.fingerprint]
 
     def run(self, context: EvalContext, dataset: Dataset) -> LinearProbeResult:
-        """The probe and its score on the test split."""
+        """Fits the probe and scores it on the test split."""
         rows = probe_rows(context, dataset)
         validation, validation_target = rows.validation
         with context.progress(f"{dataset.name} probe", 1, unit=" λ") as advance:
@@ -70,7 +70,7 @@ class LinearProbe(Evaluator[LinearProbeResult]):
         return LinearProbeResult(metric=dataset.metric, score=score, **vars(probe))
 
     def sections(self, results: Mapping[str, LinearProbeResult]) -> Iterable[Section]:
-        """Accuracy, also beside zero-shot, and the sweep over λ."""
+        """Returns the accuracy, alone and against zero-shot, and the sweep over λ."""
         yield ACCURACY
         yield Section(
             "probe",

@@ -51,7 +51,7 @@ class OverlapResult(overlap.Assessment, Result):
     pairs: list[Twins]
 
     def flat_metrics(self) -> Mapping[str, float | None]:
-        """The share that overlaps, and its effect on the accuracy."""
+        """Returns the share of images that overlap, and the effect on the accuracy."""
         return {"share": self.share, "difference": self.difference}
 
 
@@ -72,7 +72,7 @@ class Overlap(Evaluator[OverlapResult]):
         return [dataset.threshold, *(source.fingerprint for source in context.training)]
 
     def run(self, context: EvalContext, dataset: Dataset) -> OverlapResult:
-        """The overlap with the training images, and some pairs.
+        """Computes the overlap with the training images, and picks some pairs to show.
 
         Raises:
           UserError: there are no training images to compare with.
@@ -96,7 +96,7 @@ class Overlap(Evaluator[OverlapResult]):
         )
 
     def sections(self, results: Mapping[str, OverlapResult]) -> Iterable[Section]:
-        """A table of all datasets, and pairs of images."""
+        """Returns a table of all datasets, and pairs of images."""
         yield Section("overlap", "Data overlap", shortened(16, pairs.overlap))
 
 

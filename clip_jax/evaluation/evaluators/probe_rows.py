@@ -14,14 +14,19 @@ from clip_jax.evaluation.metrics.linear_probe import Metric
 
 
 class Rows(NamedTuple):
-    """Features before the projection, and classes."""
+    """The rows of a split.
+
+    Attributes:
+      features: features before the projection, [n, width].
+      target: the classes of the rows.
+    """
 
     features: np.ndarray
     target: np.ndarray
 
 
 class ProbeRows(NamedTuple):
-    """The rows of every split; not every dataset has some for validation."""
+    """The rows of every split; `validation` is (None, None) for a dataset without such a split."""
 
     train: Rows
     validation: Rows | tuple[None, None]
@@ -29,7 +34,7 @@ class ProbeRows(NamedTuple):
 
 
 def probe_rows(context: EvalContext, dataset: Dataset) -> ProbeRows:
-    """The rows of a dataset's splits."""
+    """Encodes the splits of a dataset and returns their rows."""
 
     def rows(name: str, source: Source, target: np.ndarray) -> Rows:
         return Rows(np.asarray(context.encode(name, source).pooled), target)
@@ -44,7 +49,10 @@ def probe_rows(context: EvalContext, dataset: Dataset) -> ProbeRows:
 
 
 def metric_of(dataset: Dataset) -> Metric:
-    """The dataset's official metric of logits and classes, without an interval."""
+    """Returns a function that computes a dataset's official metric from logits and classes.
+
+    It computes no interval.
+    """
 
     def value(logits: np.ndarray, target: np.ndarray) -> float:
         if dataset.metric == "map_11_point":  # its interval takes hundreds of resamples

@@ -25,23 +25,26 @@ class Result(Protocol):
     """
 
     def flat_metrics(self) -> Mapping[str, float | None]:
-        """The numbers for metrics.jsonl, where NAME becomes `EVALUATOR/DATASET/NAME`.
+        """Returns the metrics for metrics.jsonl, where NAME becomes `EVALUATOR/DATASET/NAME`.
 
         Undefined ones are None and are left out.
         """
         return {}
 
     def to_json(self) -> JsonObject:
-        """Its part of report.json; by default its fields."""
+        """Returns the result's part of report.json; by default its fields."""
         json: JsonObject = to_json(self)
         return json
 
     def section(self) -> Markup | None:
-        """Its part of the report page, below a table of its metrics; None for nothing."""
+        """Returns the result's part of the report page, to stand below a table of its metrics.
+
+        None, the default, adds nothing.
+        """
         return None
 
     def sheet(self, dataset: Dataset) -> Image.Image | None:
-        """An image that a training run saves at each evaluation; None for none."""
+        """Returns an image that a training run saves at each evaluation; None for no image."""
         return None
 
 
@@ -87,7 +90,7 @@ class Evaluator(Protocol[ResultT]):
     curves: tuple[str, ...] = ("",)
 
     def needs(self, dataset: Dataset) -> str:
-        """The thing that a dataset lacks, such as "captions"; empty if the evaluator can run.
+        """Returns what a dataset lacks, such as "captions"; empty if the evaluator can run on it.
 
         Raises:
           UserError: the dataset is of the right kind but incomplete. The report shows the line.
@@ -99,7 +102,7 @@ class Evaluator(Protocol[ResultT]):
         ...
 
     def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[Any] | None:
-        """JSON values that a result depends on, besides the model, the dataset and `pictures`.
+        """Returns JSON values that a result depends on besides the model, the dataset and `pictures`.
 
         An interrupted evaluation reuses a stored result if they are equal. They do not include the
         evaluator's own code. None, the default, means that results are not stored.
@@ -108,16 +111,20 @@ class Evaluator(Protocol[ResultT]):
         return None
 
     def document(self, results: Mapping[str, ResultT]) -> Document:
-        """The places of the results in report.json; by default below their datasets.
+        """Returns the places of the results in report.json; by default below their datasets.
 
-        results: by dataset; empty if it ran on none.
+        Args:
+          results: the results by dataset; empty if the evaluator ran on none.
         """
         return Document({dataset: result.to_json() for dataset, result in results.items()})
 
     def sections(self, results: Mapping[str, ResultT]) -> Iterable[Section]:
-        """Its sections of the report page; by default a table of metrics and the results' own.
+        """Returns the evaluator's sections of the report page.
 
-        results: by dataset; empty if it ran on none.
+        By default that is a table of metrics and the results' own sections.
+
+        Args:
+          results: the results by dataset; empty if the evaluator ran on none.
         """
         parts = {dataset: result.section() for dataset, result in results.items()}
         yield metrics_section(

@@ -27,7 +27,7 @@ _BATCH = 12  # pairs of the similarity matrix
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """A text with the images nearest to it, their similarities, and which of them are its own."""
+    """A text with its nearest images, their similarities, and which of them belong to it."""
 
     text: str
     pictures: list[Thumbnail]
@@ -37,7 +37,7 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """An image plus or minus a text, and the images nearest to that."""
+    """An image plus or minus a text, and the images nearest to the sum."""
 
     picture: Thumbnail
     text: str
@@ -47,7 +47,7 @@ class Arithmetic:
 
 @dataclasses.dataclass(frozen=True)
 class Similarity:
-    """The cosines between some images and their texts, all with all (figure 1 of the paper)."""
+    """The cosines between all pairs of some images and texts (figure 1 of the paper)."""
 
     set: str
     pictures: list[Thumbnail]
@@ -57,12 +57,12 @@ class Similarity:
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalResult(retrieval.Recalls, Result):
-    """Recall both ways; where images are shown, galleries and similarities of pairs.
+    """Recall in both directions; where images are shown, also galleries and similarities of pairs.
 
     Attributes:
       gallery: some texts with the nearest images.
-      arithmetic: images plus and minus texts; in detailed evaluations.
-      similarity: of the report's first dataset at the top of report.json.
+      arithmetic: images plus and minus texts; only in detailed evaluations.
+      similarity: cosines of pairs; the report shows those of its first dataset.
     """
 
     gallery: list[Query] | None = None
@@ -70,7 +70,7 @@ class RetrievalResult(retrieval.Recalls, Result):
     similarity: Similarity | None = None
 
     def flat_metrics(self) -> Mapping[str, float | None]:
-        """`WAY/rK` for both ways."""
+        """Returns `DIRECTION/rK` for both directions."""
         ways = {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
         return {
             f"{way}/{name}": score.value
@@ -79,7 +79,7 @@ class RetrievalResult(retrieval.Recalls, Result):
         }
 
     def to_json(self) -> JsonObject:
-        """All fields but the similarity."""
+        """Returns all fields except the similarity."""
         json: JsonObject = to_json(dataclasses.replace(self, similarity=None))
         return json
 
@@ -100,7 +100,7 @@ class Retrieval(Evaluator[RetrievalResult]):
         return ()
 
     def run(self, context: EvalContext, dataset: Dataset) -> RetrievalResult:
-        """Recall, and what the report shows of it."""
+        """Computes recall, and the galleries and similarities that the report shows."""
         images = context.encode(dataset.name, dataset.source).features
         texts = context.encode_texts(dataset.texts)
         recalls = retrieval.recalls(images, texts, dataset.image_group, dataset.text_group)
@@ -115,13 +115,13 @@ class Retrieval(Evaluator[RetrievalResult]):
         )
 
     def document(self, results: Mapping[str, RetrievalResult]) -> Document:
-        """The results below their datasets; the similarity of the first at the top."""
+        """Returns the results below their datasets, and the similarity of the first at the top."""
         first = next(iter(results.values()), None)
         top = {"similarity": to_json(first.similarity)} if first and first.similarity else {}
         return Document(super().document(results).datasets, top)
 
     def sections(self, results: Mapping[str, RetrievalResult]) -> Iterable[Section]:
-        """Recall, galleries and arithmetic; similarities in detail."""
+        """Returns recall, galleries and arithmetic; similarities as a detail."""
         yield Section(
             "retrieval",
             "Retrieval",

@@ -23,7 +23,7 @@ class RobustnessResult(robustness.Shift, Result):
     """A shifted dataset beside the same classes of ImageNet."""
 
     def flat_metrics(self) -> Mapping[str, float | None]:
-        """The accuracy under shift, and effective robustness."""
+        """Returns the accuracy under shift, and effective robustness."""
         return {"accuracy": self.score.value, "effective": self.effective}
 
 
@@ -42,7 +42,7 @@ class Robustness(Evaluator[RobustnessResult]):
         return "classes of ImageNet under shift, as those of robustness"
 
     def run(self, context: EvalContext, dataset: Dataset) -> RobustnessResult:
-        """The dataset's accuracy and the reference's on the same classes.
+        """Computes the accuracies on the dataset and on the same classes of the reference.
 
         Raises:
           UserError: the reference has no classes.
@@ -60,13 +60,13 @@ class Robustness(Evaluator[RobustnessResult]):
         return RobustnessResult(**vars(shift))
 
     def document(self, results: Mapping[str, RobustnessResult]) -> Document:
-        """At the top: `{"reference", "shifts": {DATASET: …}}`, empty without results."""
+        """Returns `{"reference", "shifts": {DATASET: …}}` for the top; empty without results."""
         shifted = {dataset: result.to_json() for dataset, result in results.items()}
         comparison = {"reference": REFERENCE, "shifts": shifted} if shifted else {}
         return Document({}, {self.name: comparison})
 
     def sections(self, results: Mapping[str, RobustnessResult]) -> Iterable[Section]:
-        """Accuracy under shift against accuracy on the reference."""
+        """Returns a chart of accuracy under shift against accuracy on the reference."""
         yield Section(
             "robustness",
             "Robustness",

@@ -18,7 +18,7 @@ class ValidationLossResult(validation_loss.ValidationLoss, Result):
     """The loss and accuracies of held-out pairs."""
 
     def flat_metrics(self) -> Mapping[str, float | None]:
-        """`loss`, `image_to_text_accuracy` and `text_to_image_accuracy`."""
+        """Returns `loss`, `image_to_text_accuracy` and `text_to_image_accuracy`."""
         return {
             "loss": self.loss,
             "image_to_text_accuracy": self.image_to_text_accuracy,
@@ -38,11 +38,11 @@ class ValidationLoss(Evaluator[ValidationLossResult]):
         return "" if len(dataset.texts) > 1 and len(dataset) > 1 else "captions"
 
     def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[int]:
-        """Depends on the size of a batch."""
+        """Depends on the batch size."""
         return [context.options.loss_batch]
 
     def run(self, context: EvalContext, dataset: Dataset) -> ValidationLossResult:
-        """The mean loss of batches of `evaluate.loss_batch` pairs, one pair of each image."""
+        """Computes the mean loss of batches of `evaluate.loss_batch` pairs, one pair per image."""
         images, texts = validation_loss.choose_pairs(dataset.image_group, dataset.text_group)
         result = validation_loss.validation_loss(
             context.encode(dataset.name, dataset.source).features[images],
@@ -55,7 +55,7 @@ class ValidationLoss(Evaluator[ValidationLossResult]):
         return ValidationLossResult(**vars(result))
 
     def sections(self, results: Mapping[str, ValidationLossResult]) -> Iterable[Section]:
-        """A table of losses."""
+        """Returns the section with the table of losses."""
         yield Section(
             "validation_loss", "Validation loss", without_thumbnails(losses.validation_losses)
         )

@@ -30,9 +30,12 @@ class Example:
     """An image with its likeliest labels and their probabilities, best first.
 
     Attributes:
-      picture: the image; name: its file's.
-      truths: its true labels; truth: all of them as text.
-      labels, probabilities: the likeliest labels.
+      picture: the image.
+      name: the name of its file.
+      truths: its true labels.
+      truth: all true labels as one text.
+      labels: the likeliest labels.
+      probabilities: the probabilities of these labels.
     """
 
     picture: Thumbnail
@@ -45,17 +48,18 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShotResult(Result):
-    """Zero-shot classification of a dataset.
+    """The result of zero-shot classification of a dataset.
 
     Attributes:
-      metric: the dataset's official metric.
-      score: its value.
+      metric: the name of the dataset's official metric.
+      score: the value of the official metric.
       metrics: the values of all metrics that the dataset has, see `Scorer.metrics`.
-      templates: how many prompts a class has.
+      templates: the number of prompts per class.
       per_class: the accuracy of every class.
       examples: random images.
-      confusions, calibration: of datasets with one class an image.
-      prompts: the score by kind of prompt; in detailed evaluations.
+      confusions: pairs of confused classes; only for datasets with one class per image.
+      calibration: the calibration; only for datasets with one class per image.
+      prompts: the score by kind of prompt; only in detailed evaluations.
     """
 
     metric: str
@@ -69,12 +73,12 @@ class ZeroShotResult(Result):
     prompts: dict[str, Score] | None = None
 
     def flat_metrics(self) -> Mapping[str, float | None]:
-        """All metrics, the mean per class only where it is the official one."""
+        """Returns all metrics, the mean per class only where it is the official one."""
         hidden = () if self.metric == "mean_per_class" else ("mean_per_class",)
         return {name: value for name, value in self.metrics.items() if name not in hidden}
 
     def sheet(self, dataset: Dataset) -> Image.Image | None:
-        """The examples as a sheet; None without examples."""
+        """Returns the examples as a contact sheet; None without examples."""
         if not self.examples:
             return None
         guesses = [
@@ -92,13 +96,20 @@ class ZeroShotResult(Result):
 
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of rows, so few that their matrix with so many columns is small."""
+    """Yields slices of rows, such that a matrix of a slice's rows and `columns` columns is small."""
     step = max(1, _BLOCK // max(columns, 1))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def score_features(images: Features, weights: Features, scale: float, dataset: Dataset) -> Scorer:
-    """The scores of a zero-shot classifier on the features of a dataset's images."""
+    """Scores a zero-shot classifier on the features of a dataset's images.
+
+    Args:
+      images: the features of the images.
+      weights: the weights of the classifier, a row per class.
+      scale: the factor on the cosines.
+      dataset: the dataset, for its targets and its metric.
+    """
     assert dataset.target is not None
     scorer = Scorer(dataset.metric, len(dataset.labels))
     for rows in blocks(len(images), len(weights)):
@@ -127,7 +138,7 @@ class ZeroShot(Evaluator[ZeroShotResult]):
         return ()
 
     def run(self, context: EvalContext, dataset: Dataset) -> ZeroShotResult:
-        """Scores, examples, confusions and calibration; in detail, prompts compared."""
+        """Computes scores, examples, confusions and calibration; in detail, also compares prompts."""
         images = context.encode(dataset.name, dataset.source).features
         weights = context.classifier(dataset)
         scorer = score_features(images, weights, context.scale, dataset)
@@ -152,7 +163,7 @@ class ZeroShot(Evaluator[ZeroShotResult]):
         )
 
     def sections(self, results: Mapping[str, ZeroShotResult]) -> Iterable[Section]:
-        """Accuracy and prompts; calibration, confusions, classes and examples in detail."""
+        """Returns accuracy and prompts; calibration, confusions, classes and examples as details."""
         yield ACCURACY
         yield Section("prompts", "Prompts", without_thumbnails(overview.prompts))
         yield Section(
