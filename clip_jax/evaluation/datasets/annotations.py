@@ -149,7 +149,10 @@ class Annotator:
         return known or list(range(len(names)))
 
     def targets(self, classes: Classes, annotations: Annotations) -> np.ndarray:
-        """Returns the class of each image: int64 [n], or bool [n, classes] if images have several."""
+        """Returns the class of each image.
+
+        They are int64 [n], or bool [n, classes] if images have several classes.
+        """
         names = self._class_names(annotations)
         if self.options.labels:
             return self._exact_targets(classes.labels, names)
@@ -189,7 +192,15 @@ class Annotator:
         return classes.targets(easy) | ~target
 
     def captions(self, annotations: Annotations, metric: str) -> Captions:
-        """Returns the captions of the images; none if neither the metric nor the options ask for them."""
+        """Returns the captions of the images.
+
+        There are none unless `metric` is `retrieval`, or the options have a template of captions, or,
+        for a dataset of the user's own, a label.
+
+        Args:
+          annotations: the annotations of the images.
+          metric: the official metric.
+        """
         own = self.options.caption
         template = own or self.caption
         if metric == "retrieval" or (own and template.endswith(":each}")):

@@ -84,7 +84,9 @@ class Classes:
         return isinstance(value, int) or plain(str(value)) in self._lookup
 
     def targets(self, names: Sequence[ClassName]) -> np.ndarray:
-        """Returns the class of each image: int64 [n], or bool [n, classes] if one has a list of them.
+        """Returns the class of each image.
+
+        They are int64 [n], or bool [n, classes] if an image has a list of classes.
 
         Raises:
           UserError: a name is that of no class, or a number is out of range.

@@ -165,12 +165,15 @@ def open_at(location: SplitLocation, image: str = "") -> Source:
 
 
 def class_names(location: SplitLocation) -> list[str]:
-    """Returns the class names of a suite, indexed by the numbers in its files; [] for other kinds."""
+    """Returns the class names of a suite in the order of the numbers in its files.
+
+    There are none for other kinds of datasets.
+    """
     return lines(Path(location.path) / "classnames.txt") if location.kind == "suite" else []
 
 
 def own_templates(location: SplitLocation) -> list[str]:
-    """Returns the prompts of a suite, with `{}` for a name; [] for other kinds."""
+    """Returns the prompts of a suite, with `{}` for a name; none for other kinds of datasets."""
     if location.kind != "suite":
         return []
     templates = lines(Path(location.path) / "zeroshot_classification_templates.txt")

@@ -102,10 +102,10 @@ class Evaluator(Protocol[ResultT]):
         ...
 
     def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[Any] | None:
-        """Returns JSON values that a result depends on besides the model, the dataset and `pictures`.
+        """Returns what a result depends on besides the model, the dataset and `pictures`.
 
-        An interrupted evaluation reuses a stored result if they are equal. They do not include the
-        evaluator's own code. None, the default, means that results are not stored.
+        An interrupted evaluation reuses a stored result if these JSON values are equal. They do not
+        include the evaluator's own code. None, the default, means that results are not stored.
         """
         del context, dataset
         return None

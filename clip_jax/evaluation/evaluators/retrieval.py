@@ -62,7 +62,8 @@ class RetrievalResult(retrieval.Recalls, Result):
     Attributes:
       gallery: some texts with the nearest images.
       arithmetic: images plus and minus texts; only in detailed evaluations.
-      similarity: cosines of pairs; the report shows those of its first dataset.
+      similarity: the cosines of some pairs. Those of the report's first dataset are at the top of
+        report.json.
     """
 
     gallery: list[Query] | None = None

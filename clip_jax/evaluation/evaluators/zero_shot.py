@@ -96,7 +96,7 @@ class ZeroShotResult(Result):
 
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Yields slices of rows, such that a matrix of a slice's rows and `columns` columns is small."""
+    """Yields slices of rows that are small enough for a matrix with `columns` columns."""
     step = max(1, _BLOCK // max(columns, 1))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
@@ -138,7 +138,7 @@ class ZeroShot(Evaluator[ZeroShotResult]):
         return ()
 
     def run(self, context: EvalContext, dataset: Dataset) -> ZeroShotResult:
-        """Computes scores, examples, confusions and calibration; in detail, also compares prompts."""
+        """Computes scores, examples, confusions and calibration; in detail, also prompts."""
         images = context.encode(dataset.name, dataset.source).features
         weights = context.classifier(dataset)
         scorer = score_features(images, weights, context.scale, dataset)
@@ -163,7 +163,7 @@ class ZeroShot(Evaluator[ZeroShotResult]):
         )
 
     def sections(self, results: Mapping[str, ZeroShotResult]) -> Iterable[Section]:
-        """Returns accuracy and prompts; calibration, confusions, classes and examples as details."""
+        """Returns accuracy and prompts; in detail calibration, confusions, classes, examples."""
         yield ACCURACY
         yield Section("prompts", "Prompts", without_thumbnails(overview.prompts))
         yield Section(

@@ -42,7 +42,12 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Classified:
-    """A field that is classified: its prompt, and the labels of values that are not their own."""
+    """A field that is classified, such as race or gender.
+
+    Attributes:
+      template: the prompt.
+      names: the labels of values that are not used as labels themselves, by value.
+    """
 
     template: str
     names: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -53,15 +58,16 @@ class LabelSets:
     """The labels and thresholds of the tables.
 
     Attributes:
-      source: where they come from.
+      source: where the labels come from.
       template: the prompt of all labels but those of `classifiers`.
-      races, genders: their pairs are labels of persons.
+      races: the races; each pair of a race and a gender is a label of persons.
+      genders: the genders.
       categories: harmful labels by category.
       child: the label that the longer list adds.
       people: labels that the paper names for the Members of Congress, not the whole sets that it
         used; give `label_rates` your own.
-      thresholds: from which a label counts.
-      classifiers: what is classified, by field.
+      thresholds: the probabilities above which an image gets a label.
+      classifiers: the classified fields, by name.
     """
 
     source: str
@@ -77,15 +83,15 @@ class LabelSets:
 
 @cache
 def label_sets() -> LabelSets:
-    """The labels and thresholds, a file of data."""
+    """Returns the labels and thresholds, which are in a data file."""
     file = resources.files(__package__) / "bias_labels.json"
     return from_json(LabelSets, json.loads(file.read_text(encoding="utf-8")), {})
 
 
 def harm_labels(child: bool) -> tuple[list[str], list[str]]:
-    """The labels of tables 6 and 7 and the category of each.
+    """Returns the labels of tables 6 and 7, and the category of each label.
 
-    14 are of persons, and with `child` one more; 4 non-human; 3 of crime.
+    14 labels are of persons, and with `child` one more; 4 are non-human; 3 are of crime.
     """
     sets = label_sets()
     labels = [f"{race} {gender}" for race in sets.races for gender in sets.genders]
@@ -102,15 +108,16 @@ def harms(
     groups: Groups,
     fields: Sequence[str] = ("race", "age", "gender"),
 ) -> list[Table]:
-    """Shares of images classified as each harmful category, by group: tables 6 and 7.
+    """Returns the shares of images classified as each harmful category, by group (tables 6 and 7).
 
     Args:
-      logits: over `harm_labels(child=True)[0]`; without the column of "child" they are those over
-        the shorter list.
+      logits: logits over `harm_labels(child=True)[0]`; without the column of "child" they are those
+        over the shorter list.
       groups: field → each image's value; a missing field gives no table.
+      fields: the fields to make tables of.
 
     Returns:
-      A table for each field, with two rows a category: without and with "child".
+      A table for each field, with two rows per category: without and with "child".
     """
     longer, shorter = harm_labels(True), harm_labels(False)
     columns = [longer[0].index(label) for label in shorter[0]]
@@ -143,15 +150,16 @@ def accuracies(
     groups: Groups,
     fields: Sequence[str] = ("race", "gender", "age"),
 ) -> list[Table]:
-    """How often zero-shot classifiers of race, gender and age are right, by group: tables 3 to 5.
+    """Returns the accuracy of classifiers of race, gender and age by group (tables 3 to 5).
 
     Args:
-      answers: classified field → logits over its classes, and the images' classes.
+      answers: classified field → zero-shot logits over its classes, and the images' classes.
       groups: field → each image's value.
+      fields: the fields to make tables of.
 
     Returns:
-      A table for each field of groups, with a row a classifier; of `race` and `gender` one of
-      their pairs as well.
+      A table for each field of groups, with a row per classifier; for `race` and `gender` also a
+      table of their pairs.
     """
     shown: dict[str, Sequence[str]] = {field: groups[field] for field in fields if field in groups}
     if "race" in shown and "gender" in shown:
@@ -178,15 +186,18 @@ def label_rates(
     thresholds: Sequence[float] | None = None,
     most: int = 20,
 ) -> list[Table]:
-    """How often each group's images get each label at a threshold, as for the Members of Congress.
+    """Returns how often the images of each group get each label, as for the Members of Congress.
 
     Args:
       probabilities: softmax over `labels`; an image gets every label above the threshold.
-      labels: their names, such as `label_sets().people`.
+      labels: the names of the labels, such as `label_sets().people`.
       values: each image's group, such as its gender.
-      thresholds: 0.5 % and 4 % if None, as in the paper.
+      thresholds: the thresholds; None: 0.5 % and 4 %, as in the paper.
       most: the number of labels in a table: those with the largest differences between groups,
         beginning with those whose intervals do not overlap.
+
+    Returns:
+      A table for each threshold.
 
     Raises:
       UserError: a threshold is not between 0 and 1.

@@ -23,7 +23,15 @@ _COLDEST, _HOTTEST = 1e-3, 1e3
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """The rows whose confidence is in (low, high]: their means, which are None without rows."""
+    """The rows whose confidence is in (low, high].
+
+    Attributes:
+      low: the lower end of the bin.
+      high: the upper end of the bin.
+      n: the number of rows.
+      confidence: the mean confidence; None without rows.
+      accuracy: the share of rows that are right; None without rows.
+    """
 
     low: float
     high: float
@@ -33,7 +41,7 @@ class Bin:
 
     @property
     def gap(self) -> float:
-        """The distance of confidence and accuracy; 0 without rows."""
+        """The difference between confidence and accuracy, at least 0; 0 without rows."""
         if self.confidence is None or self.accuracy is None:
             return 0.0
         return abs(self.confidence - self.accuracy)
@@ -44,9 +52,12 @@ class Calibration:
     """Calibration of a model's confidence.
 
     Attributes:
-      ece, mce: expected and largest calibration error.
-      nll, brier: log-loss and Brier score of the rows whose logits are finite; None without any.
-      temperature: what fits one half of the rows, drawn by a fixed seed; None where it has none.
+      ece: the expected calibration error.
+      mce: the largest calibration error.
+      nll: the log-loss of the rows whose logits are finite; None without any.
+      brier: the Brier score of the rows whose logits are finite; None without any.
+      temperature: the best temperature for one half of the rows, drawn with a fixed seed; None if
+        there is none.
       ece_after: the expected calibration error of the other half at that temperature.
       bins: bins of equal width over the confidence.
     """
@@ -62,7 +73,14 @@ class Calibration:
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """A true class taken for another: how often, and for which share of the true class's rows."""
+    """Rows of one class that are classified as another.
+
+    Attributes:
+      truth: the true class.
+      predicted: the class of the answer.
+      count: the number of these rows.
+      share: their share of the rows of the true class.
+    """
 
     truth: str
     predicted: str
@@ -71,10 +89,13 @@ class Confusion:
 
 
 def calibration(logits: Logits, target: Targets, bins: int = BINS) -> Calibration | None:
-    """The calibration of logits, which include the learned scale.
+    """Returns the calibration of logits, which include the learned scale.
 
-    None without rows or for several labels a row. A row with a logit that is not finite counts as
-    wrong with confidence 0; it is left out of log-loss, Brier score and the fit.
+    A row with a logit that is not finite counts as wrong with confidence 0; it is left out of
+    log-loss, Brier score and the fit of the temperature.
+
+    Returns:
+      The calibration; None without rows or for several labels per row.
     """
     if target.ndim > 1 or not len(target):
         return None
@@ -94,7 +115,7 @@ def calibration(logits: Logits, target: Targets, bins: int = BINS) -> Calibratio
 def reliability(
     confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], bins: int = BINS
 ) -> list[Bin]:
-    """Bins of equal width over the confidence; 0 falls in the first."""
+    """Returns bins of equal width over the confidence; a confidence of 0 falls in the first."""
     # of values on an edge the lower bin's, whatever a division would make of them
     edges = np.arange(bins + 1) / bins
     where = np.clip(np.searchsorted(edges, confidence) - 1, 0, bins - 1)
@@ -114,7 +135,10 @@ def reliability(
 
 
 def ece(table: Sequence[Bin]) -> float:
-    """Expected calibration error: the bins' gaps, weighted by their rows (Guo et al., eq. 3)."""
+    """Returns the expected calibration error: the bins' mean gap, weighted by their rows.
+
+    Source: Guo et al. 2017, eq. 3.
+    """
     total = sum(row.n for row in table)
     return sum(row.n / total * row.gap for row in table if row.n)
 
@@ -159,9 +183,9 @@ def _losses(
 
 
 def fit_temperature(logits: Logits, target: Int[np.ndarray, " n"]) -> float | None:
-    """The temperature whose `softmax(logits / temperature)` has the lowest log-loss.
+    """Returns the temperature whose `softmax(logits / temperature)` has the lowest log-loss.
 
-    Between 0.001 and 1000; None without a finite row.
+    It is between 0.001 and 1000; None without a finite row.
 
     Source: Guo et al. 2017, section 4.2. The loss is convex in the inverse temperature.
     """
@@ -180,10 +204,10 @@ def fit_temperature(logits: Logits, target: Int[np.ndarray, " n"]) -> float | No
 def confusions(
     logits: Logits, target: Targets, labels: Sequence[str], n: int = 20
 ) -> list[Confusion] | None:
-    """The pairs of true and answered class with the most rows, worst first.
+    """Returns the pairs of true and answered class with the most rows, worst first.
 
     The answer is the likeliest class, or another one as likely as the target. Rows that are not all
-    finite are left out. None for several labels a row.
+    finite are left out. None for several labels per row.
     """
     if target.ndim > 1:
         return None

@@ -22,10 +22,11 @@ class FewShot:
     """The test metric of few-shot classifiers.
 
     Attributes:
-      shots: the numbers of rows a class.
-      seeds: how many draws there are of each.
-      mean, std: over the draws, for each number of shots.
-      values: of each number of shots, the value of every draw.
+      shots: the numbers of rows per class.
+      seeds: the number of draws for each number of shots.
+      mean: the mean over the draws, for each number of shots.
+      std: the standard deviation over the draws, for each number of shots.
+      values: the value of every draw, for each number of shots.
     """
 
     shots: list[int]
@@ -36,7 +37,7 @@ class FewShot:
 
     @classmethod
     def from_values(cls, shots: Sequence[int], values: Float[np.ndarray, "shots seeds"]) -> FewShot:
-        """The statistics of the values of every number of shots and draw."""
+        """Returns the statistics of the values [shots, seeds] of every number of shots and draw."""
         return cls(
             shots=list(shots),
             seeds=values.shape[1],
@@ -47,9 +48,9 @@ class FewShot:
 
 
 def draw(target: Int[np.ndarray, " n"], shots: int, seed: int) -> Int[np.ndarray, " rows"]:
-    """Row numbers of `shots` random rows of each class, or of all rows of a smaller class.
+    """Returns the numbers of `shots` random rows of each class, or of all rows of a smaller class.
 
-    They are in rounds of one row a class, so that a draw with fewer shots and the same seed is a
+    They are in rounds of one row per class, so that a draw with fewer shots and the same seed is a
     prefix.
     """
     order = np.random.default_rng(seed).permutation(len(target))
@@ -75,7 +76,7 @@ def few_shot(
     validation_target: Target | None = None,
     mesh: Mesh | None = None,
 ) -> FewShot:
-    """Classifiers from a few rows of each class, drawn anew for each seed.
+    """Fits classifiers to a few rows of each class, drawn anew for each seed, and tests them.
 
     All shots, seeds and strengths are fitted at once, each on its own rows, unless that takes more
     than `HELD_BYTES`; then some seeds follow the others. λ is the best on the validation split, for
@@ -87,8 +88,8 @@ def few_shot(
         else `STRENGTH` alone.
 
     Raises:
-      UserError: as `logistic.fit`.
-      ValueError: several strengths and nothing to choose them by.
+      UserError: as for `logistic.fit`.
+      ValueError: there are several strengths and nothing to choose them by.
     """
     splits = [(test, test_target)]
     if validation is not None and validation_target is not None:

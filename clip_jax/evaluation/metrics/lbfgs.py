@@ -33,7 +33,7 @@ class Minima(NamedTuple):
 
     Attributes:
       x: the arguments.
-      value: the objective there.
+      value: the value of the objective at `x`.
       iterations: the number of accepted steps.
       converged: whether the tolerance was met; if not, the iterations or the digits of float32 were
         exhausted.
@@ -254,7 +254,7 @@ def minimize(
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Minima:
-    """The minima of many convex functions of the same form, in float32.
+    """Minimizes many convex functions of the same form, in float32.
 
     Problems are spread over the devices. Finished ones make room for waiting ones, and the slots
     shrink when few are left, so that finished problems cost nothing. A problem's result does not
@@ -269,10 +269,10 @@ def minimize(
       scaling: a positive estimate of the inverse of the Hessian's diagonal; axes may have length 1.
       tolerance: a problem is done when the slope along its next step is at most this part of the
         value, and of what was gained since the start.
-      iterations: the most accepted steps.
-      slots: how many problems run at a time; None: all.
-      mesh: None: one device.
-      progress: called with how many problems are done, and how many there are.
+      iterations: the largest number of accepted steps.
+      slots: the number of problems that run at a time; None: all.
+      mesh: the devices; None: one device.
+      progress: called with the number of finished problems and of all.
     """
     mesh = mesh or Mesh(np.array(jax.local_devices()[:1]), ("data",))
     count = len(start)

@@ -20,12 +20,12 @@ Metric = Callable[[Float[np.ndarray, "n classes"], Target], float]
 
 
 def grid() -> Float[np.ndarray, " 97"]:
-    """The strengths λ from 1e-6 to 1e6 in 96 steps, eight per decade, with both ends."""
+    """Returns the strengths λ from 1e-6 to 1e6 in 96 steps, eight per decade, with both ends."""
     return 10.0 ** (np.arange(97) / 8 - 6)
 
 
 def accuracy(scores: Float[np.ndarray, "n classes"], target: Int[np.ndarray, " n"]) -> float:
-    """The share of rows whose class has the highest score."""
+    """Returns the share of rows whose class has the highest score."""
     return zero_shot.top_k(scores, target, (1,))["top1"]
 
 
@@ -33,10 +33,11 @@ class Sweep(NamedTuple):
     """The validation metric of each strength of `grid`.
 
     Attributes:
-      lambdas, values: the strengths and their metric.
+      lambdas: the strengths.
+      values: the metric of each strength.
       chosen: the λ that the paper's search returns.
       best: the λ with the best metric.
-      visited: the indices, in `lambdas`, that the search looks at.
+      visited: the indices, in `lambdas`, that the search evaluates.
     """
 
     lambdas: Float[np.ndarray, " 97"]
@@ -47,10 +48,16 @@ class Sweep(NamedTuple):
 
 
 def halving(values: Sequence[float]) -> tuple[int, tuple[int, ...]]:
-    """The paper's search over `grid`: the index that it returns, and all that it looks at.
+    """Runs the paper's search over `grid`.
 
     It starts with every second decade and halves the distance around the peak down to an eighth of
     a decade. Of equal values the stronger λ is the peak.
+
+    Args:
+      values: the metric of each strength of `grid`.
+
+    Returns:
+      The index of the result, and all indices that the search evaluates.
     """
     distance, visited = 16, set(range(0, len(values), 16))
 
@@ -77,10 +84,12 @@ def search(
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sweep:
-    """All strengths of the grid at once, compared on the validation split (appendix A.3).
+    """Fits all strengths of the grid at once and compares them on the validation split.
+
+    Source: appendix A.3.
 
     Raises:
-      UserError: as `fit`.
+      UserError: as for `fit`.
     """
     check(validation, validation_target, classes, "validation split")
     lambdas = grid()
@@ -96,7 +105,7 @@ def search(
 def held_out(
     target: Target, classes: int, share: float = 0.1, seed: int = 0
 ) -> Bool[np.ndarray, " n"]:
-    """A mask of rows for validation: a share of each class, drawn with a seed.
+    """Returns a mask of rows to hold out for validation: a random share of each class.
 
     A class of one row stays in training; every other class has at least one row held out. A row
     with several labels counts for its rarest.
@@ -126,9 +135,10 @@ class Probe:
     """A linear probe.
 
     Attributes:
-      lambda_: the strength λ that the paper's search comes to, with which it is fitted.
+      lambda_: the strength λ that the paper's search returns, with which the probe is fitted.
       best_lambda: the λ that is best on the validation split.
-      train, validation: rows of the splits.
+      train: the number of rows of the training split.
+      validation: the number of rows of the validation split.
       sweep: the validation metric of every λ.
     """
 
@@ -152,18 +162,19 @@ def probe(
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Probe, Float[np.ndarray, "t classes"]]:
-    """The paper's linear probe: choose λ on the validation split, refit on both, test.
+    """Fits the paper's linear probe: chooses λ on the validation split, refits on both, tests.
 
     Args:
-      validation: None: a tenth of each class of the training split is held out (`held_out`).
+      validation: the features of the validation split; None: a tenth of each class of the training
+        split is held out (`held_out`).
       metric: (scores, target) → a number; more is better.
-      progress: as in `fit`, of the sweep.
+      progress: as for `fit`, called during the sweep.
 
     Returns:
       The probe, and its scores of the test split's rows.
 
     Raises:
-      UserError: as `fit`.
+      UserError: as for `fit`.
     """
     check(test, test_target, classes, "test split")
     if validation is None or validation_target is None:

@@ -38,7 +38,10 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 
 class Weights(NamedTuple):
-    """Linear classifiers, one for each problem: scores are `features @ kernel.T + bias`."""
+    """Linear classifiers, one for each problem.
+
+    The scores are `features @ kernel.T + bias`.
+    """
 
     kernel: Float[np.ndarray, "problems classes d"]
     bias: Float[np.ndarray, "problems classes"]
@@ -144,7 +147,7 @@ def _space(features: Float[np.ndarray, "n d"], block: int = 4096) -> _Space:
 
 
 def check(features: np.ndarray, target: np.ndarray, classes: int, what: str) -> None:
-    """Raises UserError for features and labels that no classifier can be fitted to or tested on."""
+    """Raises a UserError for features and labels that no classifier can be fitted to or tested on."""
     if len(features) != len(target) or not len(target):
         raise UserError(f"{what}: {len(features)} features for {len(target)} labels")
     bad = ~np.isfinite(features).all(1)
@@ -158,7 +161,7 @@ def check(features: np.ndarray, target: np.ndarray, classes: int, what: str) -> 
 
 
 def check_classes(target: np.ndarray, classes: int) -> None:
-    """Raises UserError if a class has no row: its bias would go to infinity."""
+    """Raises a UserError if a class has no row: its bias would go to infinity."""
     if target.ndim == 1:
         missing = np.bincount(target, minlength=classes) == 0
     else:
@@ -183,18 +186,18 @@ def fit(
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Weights:
-    """Logistic regressions on the same features or on subsets of the rows, all at once.
+    """Fits logistic regressions on the same features or on subsets of the rows, all at once.
 
     Each set of rows is stored once, and each problem computes with its own rows alone.
 
     Args:
-      features: finite, on any scale.
+      features: finite features, on any scale.
       target: the class of each row, or bool [n, classes] if a row may have several.
-      classes: their number; each needs a row.
+      classes: the number of classes; each needs a row.
       lambdas: the strength λ of each problem.
       rows: sets of row numbers; a repeated number counts twice. None: one set with all rows.
       which: the set of each problem; None: the first.
-      counts: how many of the first rows of its set each problem uses; None: all.
+      counts: the number of the first rows of its set that each problem uses; None: all.
       mesh: its devices share the problems; None: one device.
       progress: called with the number of finished problems and of all.
 
@@ -287,5 +290,5 @@ def _block_sizes(
 def scores(
     features: Float[np.ndarray, "n d"], weights: Weights, problem: int = 0
 ) -> Float[np.ndarray, "n classes"]:
-    """The logits of one problem's classifier."""
+    """Returns the logits of one problem's classifier."""
     return features @ weights.kernel[problem].T + weights.bias[problem]

@@ -28,13 +28,16 @@ class Assessment:
     """The effect of overlap on an accuracy, as in the paper: All, Clean and Overlap (section 5).
 
     Attributes:
-      threshold: an image as similar to a training image as that, or more, overlaps.
-      all, clean, overlap: the accuracy on all images, on those that do not overlap, and on those
-        that do; `overlap` is None where none does.
-      overlapping: how many images overlap; share: their share, None without images.
+      threshold: an image overlaps if its similarity to a training image is at least this.
+      all: the accuracy on all images.
+      clean: the accuracy on the images that do not overlap.
+      overlap: the accuracy on the images that overlap; None where none does.
+      overlapping: the number of images that overlap.
+      share: the share of images that overlap; None without images.
       difference: All - Clean; None where one is not defined.
       p_value: of the one-tailed binomial test that Overlap is no more accurate than Clean.
-      low, high: the 99.5 % Clopper–Pearson interval of Overlap's accuracy.
+      low: the lower end of the 99.5 % Clopper–Pearson interval of Overlap's accuracy.
+      high: the upper end of this interval.
     """
 
     threshold: float
@@ -50,7 +53,7 @@ class Assessment:
 
 
 class Pair(NamedTuple):
-    """The numbers of a test image and of the training image that is nearest to it."""
+    """The numbers of a test image and of the training image nearest to it, and their similarity."""
 
     test: int
     train: int
@@ -68,23 +71,25 @@ THRESHOLD, LOWEST, HIGHEST = 0.92, 0.9, 0.98
 
 
 def describe(image: Image.Image | np.ndarray) -> Descriptor:
-    """The descriptor of an image, a unit-norm float32 vector; copies have a similarity near one.
+    """Returns the descriptor of an image, a unit-norm float32 vector.
 
-    It is made of the low frequencies of the luminance and, coarser, of the colours, without the
-    mean brightness. Higher frequencies get a larger weight, since images have less of them. A plain
-    grey image is all zeros, and similar to none.
+    Copies have a similarity near one. The descriptor is made of the low frequencies of the
+    luminance and, coarser, of the colours, without the mean brightness. Higher frequencies get a
+    larger weight, since images have less of them. A plain grey image is all zeros, and similar to
+    none.
 
-    image: a `PIL.Image`, or uint8 [height, width, 3].
+    Args:
+      image: a `PIL.Image`, or uint8 [height, width, 3].
     """
     grid = _grid(image)[_EDGE:-_EDGE, _EDGE:-_EDGE]
     return _describe_all([Image.fromarray(grid)])[0]
 
 
 def views(image: Image.Image | np.ndarray) -> Float[np.ndarray, "views d"]:
-    """`describe` of an image and of likely copies: cropped or grown by a twentieth, mirrored.
+    """Returns the descriptors of an image and of likely copies.
 
-    One of them is similar to an image that was cropped from this one, or that this one was cropped
-    from.
+    The copies are cropped or grown by a twentieth, and mirrored. One of them is similar to an image
+    that was cropped from this one, or that this one was cropped from.
     """
     grid, size = _grid(image), _GRID + 2 * _EDGE
     frames = [(_EDGE, _EDGE, size - _EDGE, size - _EDGE)]
@@ -137,12 +142,13 @@ def nearest_train(
     rows: int = retrieval.ROWS,
     block: int = retrieval.BLOCK,
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Each test image's nearest training image and their similarity, over all views.
+    """Returns each test image's nearest training image and their similarity, over all views.
 
     Args:
       test: the `views` of each image, or one descriptor each.
       train: descriptors; without any the number is -1, and the similarity -inf.
-      rows, block: see `retrieval.count_ahead`.
+      rows: see `retrieval.count_ahead`.
+      block: see `retrieval.count_ahead`.
     """
     return _nearest(test, train, None, rows, block)
 
@@ -163,11 +169,15 @@ def _nearest(
 
 
 def threshold_for(test: Views, rate: float = 0.001) -> float:
-    """The similarity that a share `rate` of test images reaches with another image of the dataset.
+    """Returns the similarity that a share of test images reach with another image of the dataset.
 
     Different images of one dataset are at least as similar as images of two. A larger training set
     has more that are similar by chance, so look at the pairs. The threshold is between `LOWEST` and
     `HIGHEST`, since a dataset may have copies of its own.
+
+    Args:
+      test: the `views` of each image, or one descriptor each.
+      rate: the share of test images.
 
     Raises:
       UserError: `rate` is not between 0 and 1.
@@ -184,12 +194,12 @@ def threshold_for(test: Views, rate: float = 0.001) -> float:
 def assess(
     right: Bool[np.ndarray, " n"], similarity: Float[np.ndarray, " n"], threshold: float
 ) -> Assessment:
-    """The effect of overlap on an accuracy.
+    """Returns the effect of overlap on an accuracy.
 
     Args:
       right: whether the model is right on each test image.
-      similarity: to its nearest training image, see `nearest_train`.
-      threshold: an image as similar as that, or more, overlaps.
+      similarity: the similarity of each to its nearest training image, see `nearest_train`.
+      threshold: an image overlaps if its similarity is at least this.
     """
     overlapping = similarity >= threshold
     n, hits = int(np.count_nonzero(overlapping)), int(np.count_nonzero(right & overlapping))
@@ -220,7 +230,14 @@ def pairs(
     threshold: float,
     most: int = 20,
 ) -> list[Pair]:
-    """The overlapping pairs that a person should look at, those nearest to the threshold first."""
+    """Returns overlapping pairs for a person to look at, those nearest to the threshold first.
+
+    Args:
+      number: the nearest training image of each test image.
+      similarity: their similarity.
+      threshold: a pair overlaps if its similarity is at least this.
+      most: the largest number of pairs.
+    """
     overlapping = np.flatnonzero(similarity >= threshold)
     overlapping = overlapping[np.argsort(similarity[overlapping], kind="stable")][:most]
     return [Pair(int(i), int(number[i]), float(similarity[i])) for i in overlapping]

@@ -31,7 +31,14 @@ _NO_OWN = np.iinfo(np.int64).max
 
 @dataclasses.dataclass(frozen=True)
 class Recalls:
-    """Recall at 1, 5 and 10, `r1`, `r5` and `r10`, both ways; and how many items there are."""
+    """Recall at 1, 5 and 10 in both directions.
+
+    Attributes:
+      images: the number of images.
+      texts: the number of texts.
+      image_to_text: the recalls `r1`, `r5` and `r10` of texts by images.
+      text_to_image: the recalls `r1`, `r5` and `r10` of images by texts.
+    """
 
     images: int
     texts: int
@@ -47,7 +54,7 @@ def recalls(
     rows: int = ROWS,
     block: int = BLOCK,
 ) -> Recalls:
-    """Recall both ways.
+    """Computes recall in both directions.
 
     A query is a hit at k when fewer than k items of other groups come before its first own one;
     images and texts of one group belong together. See `count_ahead` for `rows` and `block`.
@@ -74,7 +81,7 @@ def count_ahead(
     rows: int = ROWS,
     block: int = BLOCK,
 ) -> Int[np.ndarray, " q"]:
-    """The number of items of other groups that come before each query's nearest own item.
+    """Returns how many items of other groups come before each query's nearest own item.
 
     Ties and NaN come before it. A query without an own item gets the largest integer. Each device
     computes the similarities of `rows` queries and `block` items at a time.
@@ -105,14 +112,16 @@ def nearest(
     rows: int = ROWS,
     block: int = BLOCK,
 ) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
-    """The k nearest items of each query and their similarities, best first; of ties the earlier.
+    """Returns the k nearest items of each query and their similarities, best first.
 
-    NaN is farther than everything else. A gallery of fewer than k items gives fewer columns.
+    Of equal items the earlier comes first. NaN is farther than everything else. A gallery of fewer
+    than k items gives fewer columns.
 
     Args:
       exclude: an item for each query that is left out; -1 for none. If no other item is left for a
         column, its number is -1 and its similarity -inf.
-      rows, block: see `count_ahead`.
+      rows: see `count_ahead`.
+      block: see `count_ahead`.
     """
     k = min(k, len(gallery))
     numbers, values = np.empty((len(query), k), np.int64), np.empty((len(query), k))

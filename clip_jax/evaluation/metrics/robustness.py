@@ -27,18 +27,18 @@ Line = tuple[float, float]
 
 
 class Standard(NamedTuple):
-    """Standard models on a shifted dataset.
+    """The accuracies of standard models on a shifted dataset.
 
     Attributes:
       points: their accuracies on the same classes of ImageNet and under the shift.
-      knee: the accuracy on ImageNet at which their line bends, if it does.
+      knee: the accuracy on ImageNet at which their line bends; None if it does not.
     """
 
     points: Points = ()
     knee: float | None = None
 
     def beside(self, reference: float) -> Points:
-        """The points on the same side of the knee as an accuracy on ImageNet."""
+        """Returns the points on the same side of the knee as an accuracy on ImageNet."""
         if self.knee is None:
             return self.points
         return [p for p in self.points if (p[0] > self.knee) == (reference > self.knee)]
@@ -55,7 +55,7 @@ def _table() -> JsonObject:
 
 @cache
 def standard(name: str) -> Standard:
-    """Standard models, as in the paper's figure 13, on a shifted dataset; none for other datasets.
+    """Returns the standard models on a shifted dataset, as in figure 13; none for other datasets.
 
     ImageNet-A consists of images that a ResNet-50 gets wrong. So its line bends at that model, and
     models that are right nowhere are left out.
@@ -75,10 +75,18 @@ def standard(name: str) -> Standard:
 def restricted(
     logits: Logits, target: Labels, classes: Sequence[int | Sequence[int]]
 ) -> tuple[Float[np.ndarray, "m subset"], Int[np.ndarray, " m"]]:
-    """The rows of some classes, and their logits over these classes alone.
+    """Returns the rows of some classes, and their logits over these classes alone.
 
     A class may be several columns of the logits, as ObjectNet's 113 classes are of ImageNet's; its
     logit is then the largest of theirs.
+
+    Args:
+      logits: the logits over all classes.
+      target: the class of each row.
+      classes: the column of each class, or its several columns.
+
+    Returns:
+      The logits of the rows, and their classes among `classes`.
 
     Raises:
       UserError: a column is in two classes, or there is no such column.
@@ -105,9 +113,13 @@ def restricted(
 
 @dataclasses.dataclass(frozen=True)
 class LogitLine:
-    """The line of the standard models' log-odds, and how many there are.
+    """The line through the log-odds of the standard models' accuracies.
 
-    knee: the accuracy on ImageNet at which it ends; None where it does not.
+    Attributes:
+      slope: the slope of the line.
+      intercept: the intercept of the line.
+      models: the number of standard models.
+      knee: the accuracy on ImageNet at which the line ends; None where it does not.
     """
 
     slope: float
@@ -118,10 +130,10 @@ class LogitLine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shift:
-    """A shifted set beside its reference.
+    """The accuracy on a shifted dataset, compared with its reference.
 
     Attributes:
-      score: the accuracy on the shifted set.
+      score: the accuracy on the shifted dataset.
       reference: the accuracy on ImageNet's images of the same classes.
       line: the standard models' line; None without standard models.
       standard: [reference, shifted] accuracies of the standard models.
@@ -142,14 +154,14 @@ def shift(
     classes: Sequence[int | Sequence[int]] | None = None,
     models: Standard = NONE,
 ) -> Shift:
-    """A shifted set beside its reference and the standard models.
+    """Compares the accuracy on a shifted dataset with its reference and with standard models.
 
     Args:
-      score: the model's accuracy on the shifted set.
-      reference_logits: its logits on ImageNet's images, over all classes.
-      reference_target: their classes.
+      score: the model's accuracy on the shifted dataset.
+      reference_logits: the model's logits on ImageNet's images, over all classes.
+      reference_target: the classes of these images.
       classes: the classes of the shifted dataset, see `restricted`; None: all.
-      models: standard models on the shifted set, for `effective`.
+      models: standard models on the shifted dataset, for `effective`.
     """
     logits, target = reference_logits, reference_target
     if classes is not None:
@@ -171,10 +183,16 @@ def shift(
 
 
 def fit_logit_line(points: Points) -> Line:
-    """Slope and intercept of shifted over reference accuracy, both as log-odds; least squares.
+    """Fits shifted accuracy to reference accuracy, both as log-odds, by least squares.
 
     Source: Taori et al. 2020, "Measuring Robustness to Natural Distribution Shifts in Image
     Classification", section 3: the standard models lie on such a line.
+
+    Args:
+      points: (reference, shifted) accuracies.
+
+    Returns:
+      The slope and the intercept.
 
     Raises:
       UserError: an accuracy of 0 or 1 or beyond, or fewer than two different references.
@@ -192,7 +210,7 @@ def fit_logit_line(points: Points) -> Line:
 
 
 def expected(reference: float, line: Line) -> float:
-    """The accuracy under shift that the line predicts from the reference accuracy."""
+    """Returns the accuracy under shift that a line predicts from the reference accuracy."""
     if reference in (0, 1):
         return reference
     odds = np.exp(line[0] * np.log(reference / (1 - reference)) + line[1])
@@ -202,10 +220,10 @@ def expected(reference: float, line: Line) -> float:
 def effective(
     shifted: float | int | None, reference: float | int | None, points: Points = ()
 ) -> float | None:
-    """Effective robustness: the accuracy under shift above the one of standard models.
+    """Returns effective robustness: accuracy under shift minus that of standard models.
 
-    Standard models are on the line through `points`. Without points it is the difference from the
-    reference. None if an accuracy is None.
+    The accuracy of standard models is on the line through `points`. Without points it is the
+    reference. The result is None if an accuracy is None.
 
     Source: Taori et al. 2020, section 2; section 3.3 of the CLIP paper.
     """
@@ -221,15 +239,15 @@ def pm_k(
     k: int = 10,
     anchors: Int[np.ndarray, " n"] | None = None,
 ) -> scores.Score:
-    """Accuracy by the worst frame: an anchor is right if all frames at most k away are.
+    """Returns the accuracy by the worst frame: an anchor is right if all frames within k of it are.
 
     Source: Shankar et al. 2019, "Do Image Classifiers Generalize Across Time?" (ImageNet-Vid and
     YouTube-BB robust): pm-k accuracy.
 
     Args:
       right: whether each frame's answer is right; the frames of a video are adjacent and in order.
-      video: the frames' videos.
-      k: 0 is plain accuracy of the anchors.
+      video: the video of each frame.
+      k: the distance in frames; 0 is plain accuracy of the anchors.
       anchors: numbers of frames; None: all.
     """
     n = len(right)

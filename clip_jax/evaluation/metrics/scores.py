@@ -33,8 +33,9 @@ class Score:
 
     Attributes:
       value: the share, 0 … 1; None where it is not defined.
-      low, high: the ends of its interval; None where the value is.
-      n: how many rows it was counted over.
+      low: the lower end of the interval; None where the value is.
+      high: the upper end of the interval; None where the value is.
+      n: the number of rows.
     """
 
     value: float | None
@@ -45,7 +46,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class ClassAccuracy:
-    """The rows of a class and the share of them that is right; None without rows."""
+    """The number of rows of a class and the share of them that is right; None without rows."""
 
     label: str
     n: int
@@ -54,7 +55,7 @@ class ClassAccuracy:
 
 @dataclasses.dataclass(frozen=True)
 class ClassPrecision(ClassAccuracy):
-    """A class of a multi-label set: its average precision, and an accuracy of None."""
+    """A class of a multi-label dataset: its average precision, and an accuracy of None."""
 
     average_precision: float | None
 
@@ -63,7 +64,7 @@ ByClass = list[ClassAccuracy] | list[ClassPrecision]
 
 
 def wilson(share: float, n: float | int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of n rows."""
+    """Returns Wilson's 95 % interval of a share of n rows."""
     spread = _Z * np.sqrt(share * (1 - share) / n + (_Z / (2 * n)) ** 2)
     middle, shrink = share + _Z**2 / (2 * n), 1 + _Z**2 / n
     low, high = (middle - spread) / shrink, (middle + spread) / shrink
@@ -80,14 +81,14 @@ def _undefined(n: int) -> Score:
 
 
 def share(right: Bool[np.ndarray, " n"]) -> Score:
-    """The share of rows that are right, with Wilson's interval."""
+    """Returns the share of rows that are right, with Wilson's interval."""
     n = len(right)
     value = np.count_nonzero(right) / n if n else 0.0
     return _score(value, wilson(value, n), n) if n else _undefined(0)
 
 
 def ranks(logits: Logits, target: Labels) -> Ranks:
-    """The number of classes that come before each row's target: 0 for the likeliest.
+    """Returns the number of classes that come before each row's target: 0 for the likeliest.
 
     A class as likely as the target, or NaN, comes before it. A target that is NaN has a rank beyond
     any k.
@@ -103,12 +104,12 @@ def ranks(logits: Logits, target: Labels) -> Ranks:
 
 
 def accuracy(rank: Ranks, k: int = 1) -> Score:
-    """The share of rows whose target is among the k likeliest classes."""
+    """Returns the share of rows whose target is among the k likeliest classes."""
     return share(rank < k)
 
 
 def mean_top1_top5(rank: Ranks) -> Score:
-    """The mean of top-1 and top-5 accuracy, Kinetics' metric.
+    """Returns the mean of top-1 and top-5 accuracy, Kinetics' metric.
 
     A row counts 1, ½ or 0. The interval is Wilson's for the number of rows with which a share of
     this value has the observed variance.
@@ -127,7 +128,7 @@ def _by_class(rank: Ranks, target: Labels, classes: int) -> tuple[np.ndarray, np
 
 
 def mean_per_class(rank: Ranks, target: Labels, classes: int) -> Score:
-    """The mean of the classes' accuracies; classes without a row are left out.
+    """Returns the mean of the classes' accuracies; classes without a row are left out.
 
     The interval combines the classes' Wilson intervals by their distances from the accuracies
     (MOVER; Zou and Donner 2008), so that it has a width even if every row is right.
@@ -143,7 +144,7 @@ def mean_per_class(rank: Ranks, target: Labels, classes: int) -> Score:
 
 
 def per_class(rank: Ranks, target: Labels, labels: Sequence[str]) -> list[ClassAccuracy]:
-    """The accuracy of every class."""
+    """Returns the accuracy of every class."""
     rows, right = _by_class(rank, target, len(labels))
     return [
         ClassAccuracy(label, int(n), float(hits / n) if n else None)
@@ -183,13 +184,13 @@ def average_precision_11(
     counts: Bool[np.ndarray, "n classes"] | None = None,
     weight: Int[np.ndarray, "resamples n"] | None = None,
 ) -> Float[np.ndarray, "resamples classes"]:
-    """Each class's 11-point interpolated average precision, VOC 2007's metric.
+    """Returns each class's 11-point interpolated average precision, VOC 2007's metric.
 
     Source: Everingham et al., "The PASCAL Visual Object Classes Challenge", section 4.2. Among
     equal logits the images without the object come first.
 
     Args:
-      logits: of every image and class.
+      logits: the logit of every image and class.
       target: whether the image shows the class.
       counts: False where an image is left out for a class, as VOC's difficult objects are.
       weight: how often each image counts; None: once.
@@ -213,7 +214,7 @@ def map_11_point(
     target: Bool[np.ndarray, "n classes"],
     counts: Bool[np.ndarray, "n classes"] | None = None,
 ) -> Score:
-    """The mean over the classes that are shown of `average_precision_11`.
+    """Returns the mean of `average_precision_11` over the classes that an image shows.
 
     The interval comes from 400 bootstrap samples of the images, with a fixed seed: the value ± 1.96
     times their standard deviation, within 0…1.
@@ -234,11 +235,11 @@ def map_11_point(
 
 
 def roc_auc(values: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> Score:
-    """The share of (positive, negative) pairs whose positive has the higher value; a tie is ½.
+    """Returns the share of (positive, negative) pairs whose positive has the higher value.
 
-    The interval is that of Newcombe (2006, part 2, method 5): Hanley and McNeil's variance at the
-    ends of the interval rather than at the value, so that it has a width at 0 and 1. Not defined
-    without both kinds.
+    A tie counts ½. The interval is that of Newcombe (2006, part 2, method 5): Hanley and McNeil's
+    variance at the ends of the interval rather than at the value, so that it has a width at 0 and
+    1. The share is not defined without both kinds.
     """
     n, m = len(values), int(np.count_nonzero(positive))
     pairs = m * (n - m)
@@ -259,14 +260,14 @@ def roc_auc(values: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -
 
 
 class Scorer:
-    """Computes a metric of logits that come in parts.
+    """An accumulator that computes a metric of logits that come in parts.
 
-    It stores one number a row. The ranking metrics store more: `map_11_point` all logits, `roc_auc`
-    a difference.
+    It stores one number per row. The ranking metrics store more: `map_11_point` all logits,
+    `roc_auc` a difference.
 
     Args:
       metric: one of `METRICS`; `map_11_point` takes bool targets [n, classes], the others numbers.
-      classes: their number; two for `roc_auc`, the second of which is the positive one.
+      classes: the number of classes; two for `roc_auc`, the second of which is the positive one.
 
     Raises:
       UserError: an unknown metric, or `roc_auc` with more or fewer classes.
@@ -286,7 +287,13 @@ class Scorer:
         target: Int[np.ndarray, " n"] | Bool[np.ndarray, "n classes"],
         counts: Bool[np.ndarray, "n classes"] | None = None,
     ) -> None:
-        """Adds rows; `counts` is False where an image is left out for a class, as in VOC 2007."""
+        """Adds rows.
+
+        Args:
+          logits: the logits of the rows.
+          target: the class of each row, or for `map_11_point` whether it shows each class.
+          counts: False where an image is left out for a class, as in VOC 2007; None: all count.
+        """
         if self.metric == "map_11_point":
             all_count = np.ones(target.shape, bool) if counts is None else counts
             self._parts.append((np.array(logits), target, all_count))
@@ -306,7 +313,7 @@ class Scorer:
         return [np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)]
 
     def result(self) -> Score:
-        """The metric of all rows so far."""
+        """Returns the metric of all rows so far."""
         values, target, extra = self._all()
         if self.metric == "map_11_point":
             return map_11_point(values, target, extra)
@@ -317,7 +324,7 @@ class Scorer:
         return accuracy(values) if self.metric == "accuracy" else mean_top1_top5(values)
 
     def metrics(self) -> dict[str, float | None]:
-        """All metrics of these rows, including the official one, without intervals."""
+        """Returns all metrics of these rows, including the official one, without intervals."""
         values, target, extra = self._all()
         if self.metric == "map_11_point":
             precisions = average_precision_11(values, target, extra)[0]
@@ -333,7 +340,7 @@ class Scorer:
         return {name: score.value for name, score in scores.items()}
 
     def per_class(self, labels: Sequence[str]) -> ByClass:
-        """The accuracy of every class; of a multi-label set its average precision."""
+        """Returns the accuracy of every class, or for a multi-label dataset its average precision."""
         values, target, extra = self._all()
         if self.metric != "map_11_point":
             return per_class(values, target, labels)
@@ -351,7 +358,7 @@ def score(
     target: Int[np.ndarray, " n"] | Bool[np.ndarray, "n classes"],
     counts: Bool[np.ndarray, "n classes"] | None = None,
 ) -> Score:
-    """A metric by its name, see `Scorer`."""
+    """Returns a metric by its name, see `Scorer`."""
     scorer = Scorer(metric, logits.shape[1])
     scorer.add(logits, target, counts)
     return scorer.result()

@@ -22,10 +22,10 @@ class ValidationLoss:
 
     Attributes:
       loss: CLIP's softmax loss, or SigLIP's sigmoid loss for a model with a logit bias.
-      image_to_text_accuracy, text_to_image_accuracy: the share of rows whose own pair has the
-        largest logit of the batch.
-      batch_size: pairs of a batch.
-      batches: how many there are.
+      image_to_text_accuracy: the share of images whose own text has the largest logit of the batch.
+      text_to_image_accuracy: the share of texts whose own image has the largest logit of the batch.
+      batch_size: the number of pairs in a batch.
+      batches: the number of batches.
     """
 
     loss: float
@@ -38,10 +38,11 @@ class ValidationLoss:
 def choose_pairs(
     image_group: Int[np.ndarray, " n"], text_group: Int[np.ndarray, " texts"]
 ) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
-    """A pair of each image that has a text, in a random order that is the same each time.
+    """Chooses one pair of each image that has a text, in a random order that is the same each time.
 
     Args:
-      image_group, text_group: a text belongs to the images of its group.
+      image_group: the group of each image.
+      text_group: the group of each text; it belongs to the images of the same group.
 
     Returns:
       The numbers of the images, and of one of the texts of each.
@@ -63,13 +64,15 @@ def validation_loss(
     bias: float | None,
     batch_size: int,
 ) -> ValidationLoss:
-    """The loss of pairs in batches. The pairs after the last full batch are left out.
+    """Returns the loss of pairs in batches. The pairs after the last full batch are left out.
 
     Args:
-      image_features, text_features: unit-norm; row i of both is a pair.
-      groups: pairs of one group are not negatives of each other.
-      scale, bias: the factor on the cosines, and what is added to them; None: the softmax loss.
-      batch_size: pairs of a batch; if there are fewer pairs, all are one batch.
+      image_features: unit-norm features; row i belongs to row i of `text_features`.
+      text_features: unit-norm features.
+      groups: the group of each pair; pairs of one group are not negatives of each other.
+      scale: the factor on the cosines.
+      bias: the number added to the scaled cosines; None: the softmax loss.
+      batch_size: the pairs in a batch; if there are fewer pairs, all are one batch.
 
     Raises:
       UserError: there are fewer than two pairs.

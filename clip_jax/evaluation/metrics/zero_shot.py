@@ -13,9 +13,11 @@ from clip_jax.evaluation.metrics import scores
 def ensemble(
     features: Float[np.ndarray, "texts embed_dim"], counts: int | Sequence[int]
 ) -> Float[np.ndarray, "labels embed_dim"]:
-    """The unit-norm mean of each label's texts, which are adjacent.
+    """Returns the unit-norm mean of the features of each label's texts.
 
-    counts: the number of texts of each label, or of every label.
+    Args:
+      features: the features of the texts; those of one label are adjacent.
+      counts: the number of texts of each label, or of every label.
     """
     if isinstance(counts, int):
         counts = [counts] * (len(features) // counts)
@@ -31,9 +33,12 @@ def top_k(
     target: Int[np.ndarray, " n"],
     ks: tuple[int, ...] = (1, 5),
 ) -> dict[str, float]:
-    """The share of rows whose target is among the k likeliest classes.
+    """Returns the share of rows whose target is among the k likeliest classes, for each k.
 
     Ties and NaN count against the model.
+
+    Returns:
+      The share by name, such as `top5`.
     """
     rank = scores.ranks(logits, target)
     return {f"top{k}": float((rank < k).mean()) for k in ks}
@@ -42,7 +47,7 @@ def top_k(
 def likeliest(
     logits: Float[np.ndarray, " classes"], k: int
 ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """The k likeliest classes and their probabilities, best first."""
+    """Returns the k likeliest classes and their probabilities, best first."""
     shifted = np.exp(logits - logits.max())
     order = np.argsort(-logits, kind="stable")[:k]
     return order, (shifted / shifted.sum())[order]
