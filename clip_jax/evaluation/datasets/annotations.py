@@ -194,8 +194,8 @@ class Annotator:
     def captions(self, annotations: Annotations, metric: str) -> Captions:
         """Returns the captions of the images.
 
-        There are none unless `metric` is `retrieval`, or the options have a template of captions, or,
-        for a dataset of the user's own, a label.
+        There are none unless `metric` is `retrieval`, or the options have a template of captions,
+        or, for a dataset of the user's own, a label.
 
         Args:
           annotations: the annotations of the images.

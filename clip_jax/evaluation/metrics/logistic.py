@@ -147,7 +147,7 @@ def _space(features: Float[np.ndarray, "n d"], block: int = 4096) -> _Space:
 
 
 def check(features: np.ndarray, target: np.ndarray, classes: int, what: str) -> None:
-    """Raises a UserError for features and labels that no classifier can be fitted to or tested on."""
+    """Raises a UserError if the features or labels are unfit for training or testing a classifier."""
     if len(features) != len(target) or not len(target):
         raise UserError(f"{what}: {len(features)} features for {len(target)} labels")
     bad = ~np.isfinite(features).all(1)

@@ -340,7 +340,7 @@ class Scorer:
         return {name: score.value for name, score in scores.items()}
 
     def per_class(self, labels: Sequence[str]) -> ByClass:
-        """Returns the accuracy of every class, or for a multi-label dataset its average precision."""
+        """Returns the accuracy of every class, or for multi-label datasets the average precision."""
         values, target, extra = self._all()
         if self.metric != "map_11_point":
             return per_class(values, target, labels)

@@ -18,7 +18,10 @@ _NO_THUMBNAIL = 4 << 20  # bytes: larger files are not opened
 
 
 def thumbnail(image: Image.Image, side: int = 112) -> bytes:
-    """An image reduced to `side` × `side` pixels on white, as WebP of a few kilobytes."""
+    """Encodes an image, reduced to fit into `side` × `side` pixels, as WebP of a few kilobytes.
+
+    Transparent images get a white background.
+    """
     if image.mode not in ("RGB", "L"):
         rgba = image.convert("RGBA")
         image = Image.new("RGB", rgba.size, "white")
@@ -39,10 +42,13 @@ def _kind(content: bytes) -> str | None:
 
 
 class Album:
-    """Places images on the page, and writes the style sheet that contains them.
+    """The images of a page, which are stored in its style sheet.
 
     An image that is shown several times, or under several names, is stored once. If not all fit,
     the first of each list stay.
+
+    Args:
+      pictures: encoded images by name.
     """
 
     def __init__(self, pictures: Mapping[str, bytes]) -> None:
@@ -76,10 +82,10 @@ class Album:
         return self._by_content[key]
 
     def show(self, name: object, words: object, rank: int = 0) -> Markup:
-        """The element that shows an image.
+        """Returns the element that shows an image.
 
         Args:
-          name: of the image.
+          name: the name of the image.
           words: its description for screen readers.
           rank: its position in its list; later images are left out first.
         """
@@ -91,7 +97,7 @@ class Album:
         return tag("i", class_=f"p p{number}", role="img", aria_label=alt)
 
     def style(self, room: int) -> tuple[Markup, int]:
-        """CSS rules for the images that fit into `room` bytes, and how many do not."""
+        """Returns CSS rules for the images that fit into `room` bytes, and the number of those left out."""
         rules: dict[int, str] = {}
         for i in sorted(range(len(self._stored)), key=lambda i: (self._rank[i], i)):
             kind, content = self._stored[i]

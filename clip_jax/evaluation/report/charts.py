@@ -18,7 +18,16 @@ _MOST_POINTS = 240  # on the 260 pixels of a line
 
 @dataclass(frozen=True)
 class Series:
-    """A line; `color` is a class of the style sheet, `band` holds (x, low, high)."""
+    """A line of a chart.
+
+    Attributes:
+      name: the name in the legend.
+      points: the points (x, y).
+      color: a class of the style sheet.
+      band: a band around the line, as (x, low, high).
+      marks: whether the points are marked.
+      dashed: whether the line is dashed.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -30,7 +39,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Frame:
-    """The area between the axes, and the pixels of points in it."""
+    """The axes of a chart.
+
+    Attributes:
+      x: the horizontal scale.
+      y: the vertical scale.
+      x_label: the name of the horizontal axis.
+      y_label: the name of the vertical axis.
+      height: the height of the chart, in pixels.
+    """
 
     x: Scale
     y: Scale
@@ -39,17 +56,17 @@ class Frame:
     height: float = HEIGHT
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """The pixels of a point."""
+        """Returns the position of a point, in pixels."""
         wide, high = WIDTH - LEFT - RIGHT, self.height - TOP - BOTTOM
         return LEFT + wide * self.x.at(x), self.height - BOTTOM - high * self.y.at(y)
 
     def path(self, points: Sequence[tuple[float, float]]) -> str:
-        """A line through points, as SVG's `d`."""
+        """Returns a line through points, as the attribute `d` of an SVG path."""
         pixels = (self.at(*point) for point in points)
         return "M" + "L".join(f"{decimal(x)} {decimal(y)}" for x, y in pixels)
 
     def axes(self, x_ticks: Sequence[tuple[float, str]] | None = None) -> Markup:
-        """Lines of the grid, numbers and names of the axes."""
+        """Draws the lines of the grid, and the numbers and names of the axes."""
         bottom, parts = self.height - BOTTOM, []
         for value, text in self.y.ticks():
             y = self.at(self.x.low, value)[1]
@@ -71,7 +88,7 @@ def _sp(value: float) -> str:
 
 
 def svg(title: str, description: str, *parts: Markup, height: float = HEIGHT) -> Markup:
-    """A drawing with a name and a description for screen readers."""
+    """Returns a drawing with a name and a description for screen readers."""
     return tag(
         "svg",
         tag("title", cut(title, 120)),
@@ -84,7 +101,10 @@ def svg(title: str, description: str, *parts: Markup, height: float = HEIGHT) ->
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most some hundred points: the lowest and the highest of each stretch, not smoothed."""
+    """Returns at most some hundred points, not smoothed.
+
+    They are the lowest and the highest of each stretch, and both ends.
+    """
     if len(points) <= _MOST_POINTS:
         return list(points)
     stretch, thinned = -(-len(points) // (_MOST_POINTS // 2)), [points[0]]
@@ -103,7 +123,15 @@ def lines(
     x_ticks: Sequence[tuple[float, str]] | None = None,
     upright: float | None = None,
 ) -> Markup:
-    """Lines with bands; `upright` is marked on the horizontal axis."""
+    """Draws lines with bands.
+
+    Args:
+      title: the name of the chart, for readers who do not see it.
+      frame: the axes.
+      series: the lines.
+      x_ticks: values of the horizontal axis with their text; None: those of its scale.
+      upright: a value on the horizontal axis to mark with a vertical line.
+    """
     parts = [frame.axes(x_ticks)]
     if upright is not None:
         x, y = frame.at(upright, frame.y.high)
@@ -137,14 +165,14 @@ def _value(scale: Scale, value: float) -> str:
 
 
 def legend(series: Sequence[Series]) -> Markup:
-    """The names of lines beside their colours."""
+    """Returns the names of lines beside their colours."""
     kinds = ((s.name, f"key {s.color}" + (" dashed" if s.dashed else "")) for s in series)
     items = (tag("li", tag("i", class_=kind), isolated(name, 40)) for name, kind in kinds)
     return tag("ul", *items, class_="legend")
 
 
 def reliability(title: str, bins: Sequence[Mapping[str, Any]]) -> Markup:
-    """Accuracy by confidence, and the number of images in each bin."""
+    """Draws accuracy by confidence, and the number of images in each bin."""
     frame = Frame(Scale(0, 1, share=True), Scale(0, 1, share=True), "confidence", "accuracy")
     parts = [frame.axes()]
     bins_drawn = [

@@ -18,7 +18,7 @@ _FILTERED = 12  # rows of a table without a filter
 
 
 def calibration(results: Mapping[str, Any]) -> Markup | None:
-    """Reliability diagrams with the calibration errors."""
+    """Draws reliability diagrams with the calibration errors."""
     cards = []
     for title, _, zero in datasets_with(results, "zero_shot"):
         values = zero.get("calibration")
@@ -45,7 +45,7 @@ def calibration(results: Mapping[str, Any]) -> Markup | None:
 
 
 def confusions(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
-    """The pairs of classes that are confused most often."""
+    """Lists the pairs of classes that are confused most often."""
     blocks = []
     for title, _, zero in datasets_with(results, "zero_shot"):
         rows = [
@@ -65,7 +65,7 @@ def confusions(results: Mapping[str, Any], album: Album, most: int) -> Markup | 
 
 
 def per_class(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
-    """Accuracy of every class, worst first, folded."""
+    """Draws a collapsed table with the accuracy of every class, worst first."""
     datasets = [
         (t, z["per_class"]) for t, _, z in datasets_with(results, "zero_shot") if z.get("per_class")
     ]
@@ -118,7 +118,7 @@ def _meter(share: Any) -> Markup:
 
 
 def predictions(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
-    """Random images with their likeliest labels."""
+    """Shows random images with their likeliest labels."""
     blocks = []
     for title, dataset, zero in datasets_with(results, "zero_shot"):
         examples = (zero.get("examples") or [])[:most]

@@ -7,14 +7,14 @@ from typing import Any
 
 
 def part(values: Any, *keys: str) -> Any:
-    """The value under nested keys; {} if a key is missing."""
+    """Returns the value under nested keys; {} if a key is missing."""
     for key in keys:
         values = values.get(key) if isinstance(values, Mapping) else None
     return {} if values is None else values
 
 
 def pruned(values: Any) -> Any:
-    """The values without None, except in lists of numbers and texts."""
+    """Returns a copy of the values without None, except in lists of numbers and texts."""
     if isinstance(values, Mapping):
         return {k: pruned(v) for k, v in values.items() if v is not None}
     if isinstance(values, (list, tuple)):
@@ -24,7 +24,11 @@ def pruned(values: Any) -> Any:
 
 
 def datasets_with(results: Mapping[str, Any], key: str) -> list[tuple[str, Any, Any]]:
-    """The datasets with a result under `key`: title, everything of the dataset, and that result."""
+    """Returns the datasets that have a result under `key`.
+
+    Returns:
+      The title of each dataset, all values of the dataset, and the result.
+    """
     sets = part(results, "sets")
     return [
         (str(dataset.get("title") or name), dataset, dataset[key])

@@ -12,7 +12,7 @@ _LARGEST = 1e100  # so that no difference of two overflows
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None."""
+    """Returns a value as a finite number, or None if it is none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     if not math.isfinite(value) or abs(value) > _LARGEST:
@@ -21,30 +21,30 @@ def number(value: Any) -> float | None:
 
 
 def value_of(score: Any) -> float | None:
-    """The value of a score, `{"value": …, "low": …, "high": …}`."""
+    """Returns the value of a score, `{"value": …, "low": …, "high": …}`."""
     return number(score.get("value")) if isinstance(score, Mapping) else number(score)
 
 
 def percent(share: Any, digits: int = 1) -> str:
-    """A share as `63.1 %`."""
+    """Formats a share as `63.1 %`."""
     finite = number(share)
     return NONE if finite is None else f"{100 * finite:.{digits}f}{_THIN}%"
 
 
 def points(difference: Any) -> str:
-    """A difference of shares in percentage points with its sign, `+3.5`."""
+    """Formats a difference of shares in percentage points with its sign, `+3.5`."""
     finite = number(difference)
     return NONE if finite is None else f"{100 * finite:+.1f}".replace("-", "−")
 
 
 def count(value: Any) -> str:
-    """A whole number, `12,800`."""
+    """Formats a whole number as `12,800`."""
     finite = number(value)
     return NONE if finite is None else f"{round(finite):,}"
 
 
 def plain(value: Any, digits: int = 3) -> str:
-    """A number of any size, to some digits."""
+    """Formats a number of any size; numbers that are not whole get `digits` digits."""
     finite = number(value)
     if finite is None:
         return NONE
@@ -60,7 +60,7 @@ def plain(value: Any, digits: int = 3) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds as `2 h 5 min`, `3 min 4 s` or `5.1 s`."""
+    """Formats seconds as `2 h 5 min`, `3 min 4 s` or `5.1 s`."""
     finite = number(seconds)
     if finite is None:
         return NONE
@@ -71,7 +71,7 @@ def duration(seconds: Any) -> str:
 
 
 def interval(score: Any) -> str:
-    """The 95 % interval of a score, `62.2–64.0 %`, or nothing."""
+    """Formats the 95 % interval of a score as `62.2–64.0 %`; empty without an interval."""
     if not isinstance(score, Mapping):
         return ""
     low, high = number(score.get("low")), number(score.get("high"))

@@ -19,7 +19,7 @@ _SHARES = ("zero_shot", "retrieval", "accuracy", "linear_probe")
 
 
 def curves(results: Mapping[str, Any]) -> Markup | None:
-    """The curves of the run's metrics, without smoothing."""
+    """Draws the curves of the run's metrics, without smoothing."""
     by_name = []
     for name, values in part(results, "curves").items():
         pairs = (pair for pair in values if len(pair) == 2)
@@ -76,7 +76,7 @@ def _curve(name: str, points: list[tuple[float, float]], i: int) -> Markup:
 
 
 def missing(results: Mapping[str, Any]) -> Markup | None:
-    """Datasets that are missing, and what to do."""
+    """Lists datasets that are missing, and what to do."""
     rows = [
         [Cell(isolated(m.get("set"), 40)), Cell(isolated(m.get("why"), 400))]
         for m in results.get("missing") or []

@@ -12,7 +12,7 @@ from clip_jax.evaluation.report.tables import Column
 
 
 def validation_losses(results: Mapping[str, Any]) -> Markup | None:
-    """The loss and the accuracies within a batch, of each set."""
+    """Returns a table with the loss and the accuracies within a batch, by dataset."""
     columns = [
         Column("Set", numeric=False),
         Column("Loss"),

@@ -11,18 +11,18 @@ _VOID = {"meta", "link", "input", "br", "hr", "img", "col"}
 
 
 class Markup(str):
-    """Text that is markup; all other text is escaped when it is put into markup."""
+    """HTML markup; all other text is escaped when it is put into markup."""
 
     __slots__ = ()
 
 
 def escape(value: object) -> Markup:
-    """Text as markup that shows it."""
+    """Escapes a value that is no markup, so that the page shows it as text."""
     return value if isinstance(value, Markup) else Markup(html.escape(clean(str(value))))
 
 
 def clean(text: str) -> str:
-    """Text without control characters and halves of surrogate pairs."""
+    """Replaces control characters and halves of surrogate pairs by spaces."""
     if text.isascii() and text.isprintable():
         return text
     characters = (" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
@@ -30,7 +30,7 @@ def clean(text: str) -> str:
 
 
 def cut(text: object, most: int = 80) -> str:
-    """A text as one line of at most `most` characters, with an ellipsis if it is shortened."""
+    """Returns a text as one line of at most `most` characters; a shortened text ends with an ellipsis."""
     text = "–" if text is None else str(text)
     start = text[: 4 * most]
     line = " ".join(clean(start).split())
@@ -39,17 +39,17 @@ def cut(text: object, most: int = 80) -> str:
 
 
 def isolated(text: object, most: int = 80) -> Markup:
-    """An untrusted text, shortened and isolated from the writing direction around it."""
+    """Returns an untrusted text, shortened and isolated from the writing direction around it."""
     return tag("bdi", cut(text, most))
 
 
 def join(*parts: Markup | str | None) -> Markup:
-    """The concatenation of markup and texts."""
+    """Concatenates markup and texts, which are escaped; None is left out."""
     return Markup("".join(escape(part) for part in parts if part is not None))
 
 
 def tag(name: str, /, *children: Markup | str | None, **attributes: Any) -> Markup:
-    """An element, closed.
+    """Returns an element with its closing tag.
 
     Underscores in attribute names become hyphens; one at the end is dropped. True is an attribute
     without value; None and False are left out.
@@ -70,7 +70,7 @@ def _attribute(key: str, value: Any) -> str:
 
 
 def decimal(value: float) -> str:
-    """A number for SVG and CSS, to a hundredth.
+    """Formats a number for SVG and CSS, rounded to a hundredth.
 
     Raises:
       ValueError: it is not finite.

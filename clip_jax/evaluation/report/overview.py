@@ -23,7 +23,7 @@ METRICS = {
 
 
 def header(results: Mapping[str, Any]) -> Markup:
-    """The model's name and facts about it."""
+    """Returns the heading of the page: the model's name and facts about it."""
     model = part(results, "model")
     size = formats.number(model.get("image_size"))
     facts = {
@@ -60,7 +60,7 @@ def _scores(results: Mapping[str, Any], key: str) -> list[tuple[str, float]]:
 
 
 def zero_shot_tiles(document: Document) -> Iterator[Tile]:
-    """The mean zero-shot score, and of several datasets the best and the worst."""
+    """Yields the mean zero-shot score, and for several datasets the best and the worst."""
     scores = _scores(document, "zero_shot")
     if not scores:
         return
@@ -72,13 +72,13 @@ def zero_shot_tiles(document: Document) -> Iterator[Tile]:
 
 
 def probe_tiles(document: Document) -> Iterator[Tile]:
-    """The mean score of linear probes."""
+    """Yields the mean score of linear probes."""
     if scores := _scores(document, "linear_probe"):
         yield _mean_tile("Linear probe, mean", scores)
 
 
 def retrieval_tiles(document: Document) -> Iterator[Tile]:
-    """The mean recall at 1 each way."""
+    """Yields the mean recall at 1 in each direction."""
     for way, name in (
         ("image_to_text", "Image → text R@1"),
         ("text_to_image", "Text → image R@1"),
@@ -93,7 +93,7 @@ def retrieval_tiles(document: Document) -> Iterator[Tile]:
 
 
 def robustness_tiles(document: Document) -> Iterator[Tile]:
-    """The mean difference between accuracy under shift and on the reference."""
+    """Yields the mean difference between accuracy under shift and on the reference."""
     gaps = []
     for shift in part(document, "robustness", "shifts").values():
         shifted = formats.value_of(shift.get("score"))
@@ -111,7 +111,7 @@ def _mean_tile(name: str, scores: Sequence[tuple[str, float]], over: str = "over
 
 
 def tiles(shown: Iterable[Tile]) -> Markup | None:
-    """Headline numbers side by side."""
+    """Places headline numbers side by side."""
     drawn = [
         tag(
             "div",
@@ -126,7 +126,7 @@ def tiles(shown: Iterable[Tile]) -> Markup | None:
 
 
 def accuracy(results: Mapping[str, Any]) -> Markup | None:
-    """Every dataset with its official metric."""
+    """Returns a table of all datasets with their official metrics."""
     rows = []
     for name, dataset in part(results, "sets").items():
         zero_shot, probe = part(dataset, "zero_shot"), part(dataset, "linear_probe")
@@ -172,7 +172,7 @@ def accuracy(results: Mapping[str, Any]) -> Markup | None:
 
 
 def prompts(results: Mapping[str, Any]) -> Markup | None:
-    """The scores by kind of prompt."""
+    """Returns a table of the scores by kind of prompt."""
     datasets = [
         (t, r["prompts"]) for t, _, r in datasets_with(results, "zero_shot") if r.get("prompts")
     ]

@@ -24,7 +24,10 @@ RUN_SECTIONS = (
 
 
 def ordered(sections: Iterable[Section]) -> list[Section]:
-    """The sections of a page in order: each name once, details last, then those of the run."""
+    """Returns the sections of a page in order, each name once.
+
+    Sections with details come after the others, and those of the run last.
+    """
     by_name: dict[str, Section] = {}
     for section in (*sections, *RUN_SECTIONS):
         by_name.setdefault(section.name, section)
@@ -34,17 +37,17 @@ def ordered(sections: Iterable[Section]) -> list[Section]:
 
 
 def render(document: Document, thumbnails: Mapping[str, bytes], sections: Iterable[Section]) -> str:
-    """The page that shows an evaluation: one HTML file that loads nothing from anywhere else.
+    """Renders the page that shows an evaluation: one HTML file that loads no other files.
 
     It stays under 3 MB: lists are shortened and images left out, the last of each list first, and
     the page says so. The same arguments give the same page.
 
     Args:
-      document: what report.json holds; every key may be missing. A number that is None or not
-        finite is shown as a dash. Texts may hold anything.
+      document: the content of report.json; every key may be missing. A number that is None or not
+        finite is shown as a dash. Texts may contain anything.
       thumbnails: JPEG, PNG or WebP files by the names that `document` gives them. A name without a
         file, or with other bytes, shows as an empty frame.
-      sections: those of the evaluators; the page adds the run's own.
+      sections: the sections of the evaluators; the page adds the run's own.
     """
     document, room, sections = pruned(document), 1.0, ordered(sections)
     while True:
@@ -99,7 +102,7 @@ def _page(
 
 
 def _policy(script: str) -> str:
-    """Only this page's own script runs, whatever else should have come in."""
+    """Returns a content security policy that allows no script but this page's own."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "

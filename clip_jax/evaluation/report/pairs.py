@@ -19,7 +19,7 @@ _HOT = 0.6  # of the colour scale, where black and white text have equal contras
 
 
 def retrieval(results: Mapping[str, Any]) -> Markup | None:
-    """Recall both ways."""
+    """Returns a table of recall in both directions."""
     rows = []
     for title, _, result in datasets_with(results, "retrieval"):
         recalls = [part(result, way, f"r{k}") for way in _WAYS for k in (1, 5, 10)]
@@ -39,7 +39,7 @@ def retrieval(results: Mapping[str, Any]) -> Markup | None:
 
 
 def galleries(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
-    """Texts with the most similar images."""
+    """Shows texts with the most similar images."""
     blocks = []
     for title, _, result in datasets_with(results, "retrieval"):
         queries = (result.get("gallery") or [])[:most]
@@ -68,7 +68,7 @@ def _query(query: Mapping[str, Any], album: Album, rank: int) -> Markup:
 def thumb(
     album: Album, name: Any, alt: str, below: Markup | str, rank: int, own: bool = False
 ) -> Markup:
-    """An image with a line below it."""
+    """Returns an image with a line below it."""
     return tag(
         "figure",
         album.show(name, alt, rank),
@@ -78,12 +78,12 @@ def thumb(
 
 
 def strip(parts: Sequence[Markup]) -> Markup:
-    """Images in a row that wraps."""
+    """Places images in a row that wraps."""
     return tag("div", *parts, class_="strip")
 
 
 def arithmetic(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
-    """Image ± text = images."""
+    """Shows images plus or minus texts, and the nearest images."""
     blocks = []
     for title, _, result in datasets_with(results, "retrieval"):
         sums = (result.get("arithmetic") or [])[:most]
@@ -107,7 +107,7 @@ def _sum(values: Mapping[str, Any], album: Album, rank: int) -> Markup:
 
 
 def similarity(results: Mapping[str, Any], album: Album) -> Markup | None:
-    """The similarities of a batch: texts down, images across, as in figure 1 of the paper."""
+    """Draws the similarities of a batch: texts down, images across, as in figure 1 of the paper."""
     values = part(results, "similarity")
     pictures = (values.get("pictures") or [])[:_SIDE]
     texts = (values.get("texts") or [])[:_SIDE]
@@ -158,7 +158,7 @@ def _heat(value: float | None, low: float, high: float, own: bool) -> Markup:
 
 
 def overlap(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
-    """Test images that were in the training data, and their effect (section 5)."""
+    """Shows test images that are in the training data, and their effect on accuracy (section 5)."""
     datasets = datasets_with(results, "overlap")
     rows, blocks = [], []
     for title, _, result in datasets:

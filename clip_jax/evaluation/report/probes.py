@@ -16,7 +16,7 @@ from clip_jax.io.files import JsonObject
 
 
 def against_zero_shot(results: Mapping[str, Any]) -> Markup | None:
-    """The difference on every set, as figure 5 of the paper draws it."""
+    """Draws the difference between probe and zero-shot on every dataset, as in figure 5."""
     gaps = []
     for title, dataset, probe in datasets_with(results, "linear_probe"):
         zero = formats.value_of((dataset.get("zero_shot") or {}).get("score"))
@@ -55,7 +55,7 @@ def _pairs(xs: Any, ys: Any) -> list[tuple[float, float]]:
 
 
 def sweep(results: Mapping[str, Any]) -> Markup | None:
-    """Validation accuracy by λ."""
+    """Draws validation accuracy by λ."""
     cards = []
     for title, _, probe in datasets_with(results, "linear_probe"):
         tried = probe.get("sweep") or []
@@ -88,7 +88,7 @@ def sweep(results: Mapping[str, Any]) -> Markup | None:
 
 
 def few_shot(results: Mapping[str, Any]) -> Markup | None:
-    """Accuracy by labels a class, beside zero-shot, as in figure 6 of the paper."""
+    """Draws accuracy by labels per class, beside zero-shot, as in figure 6 of the paper."""
     datasets = datasets_with(results, "few_shot")
     cards = [drawn for title, _, values in datasets if (drawn := _few(title, values))]
     if not cards:

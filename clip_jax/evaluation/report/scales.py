@@ -15,19 +15,26 @@ _EDGE = 1e-4  # the logit of 0 and 1 is infinite
 
 
 def log_odds(share: float) -> float:
-    """The logit of a share, kept finite near 0 and 1."""
+    """Returns the logit of a share, kept finite near 0 and 1."""
     inside = min(1 - _EDGE, max(_EDGE, share))
     return math.log(inside / (1 - inside))
 
 
 def share_of(odds: float) -> float:
-    """The share of a logit."""
+    """Returns the share that has a logit; the inverse of `log_odds`."""
     return 1 / (1 + math.exp(-min(700.0, max(-700.0, odds))))
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A linear, logarithmic or logit scale from `low` to `high`."""
+    """A linear, logarithmic or logit scale.
+
+    Attributes:
+      low: the value at the start of the scale.
+      high: the value at the end of the scale.
+      kind: `linear`, `log` or `logit`.
+      share: whether values are shares, shown in percent.
+    """
 
     low: float
     high: float
@@ -42,13 +49,13 @@ class Scale:
         return value
 
     def at(self, value: float) -> float:
-        """The position of a value from 0 to 1, clipped."""
+        """Returns the position of a value on the scale, from 0 to 1; values outside are clipped."""
         low, high = self._transform(self.low), self._transform(self.high)
         place = (self._transform(value) - low) / (high - low) if high > low else 0.5
         return min(1.0, max(0.0, place))
 
     def ticks(self, most: int = 5) -> list[tuple[float, str]]:
-        """Tick values with their text."""
+        """Returns tick values with their text."""
         values = {"linear": self._even, "log": self._decades, "logit": self._shares}[self.kind](
             most
         )
@@ -94,7 +101,7 @@ def _step(rough: float) -> float:
 
 
 def scale_around(values: Iterable[float], kind: Kind = "linear", *, share: bool = False) -> Scale:
-    """A scale over all values, with a margin."""
+    """Returns a scale over all values, with a margin."""
     numbers = list(values)
     low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
     if kind == "log":

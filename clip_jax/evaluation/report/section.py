@@ -24,7 +24,7 @@ class Tile(NamedTuple):
 
 
 def no_tiles(document: Document) -> Iterable[Tile]:
-    """The tiles of a section that has none."""
+    """Returns no tiles, for a section without headline numbers."""
     del document
     return ()
 
@@ -33,11 +33,12 @@ class Section(NamedTuple):
     """A section of the page.
 
     Attributes:
-      name: its anchor; of sections with one name the first counts.
-      title: its heading.
-      render: its markup, or None to leave it out, from what report.json holds, the album that
-        shows thumbnails, and the share of the usual list lengths (0 … 1) that has room.
-      tiles: its headline numbers for the top of the page, from what report.json holds.
+      name: the anchor; of several sections with one name the first counts.
+      title: the heading.
+      render: a function that returns the section's markup, or None to leave the section out. Its
+        arguments are the content of report.json, the album that shows thumbnails, and the share of
+        the usual list lengths (0 … 1) that has room.
+      tiles: a function from the content of report.json to headline numbers for the top of the page.
       detail: whether it stands in the second part of the page, after all sections that do not.
     """
 
@@ -49,27 +50,36 @@ class Section(NamedTuple):
 
 
 def without_thumbnails(render: Callable[[Document], Markup | None]) -> Callable[..., Markup | None]:
-    """The `render` of a section without thumbnails whose length is small."""
+    """Returns the `render` of a short section without thumbnails.
+
+    Args:
+      render: a function of the content of report.json alone.
+    """
     return lambda document, album, room: render(document)
 
 
 def shortened(most: int, render: Callable[..., Markup | None]) -> Callable[..., Markup | None]:
-    """The `render` of a section with thumbnails and at most so many items a list."""
+    """Returns the `render` of a section with thumbnails and lists of at most `most` items.
+
+    Args:
+      most: the usual length of a list.
+      render: a function of the content of report.json, the album, and the length of a list.
+    """
     return lambda document, album, room: render(document, album, limit(most, room))
 
 
 def limit(most: int, room: float) -> int:
-    """The length of a list that has a share of its usual room."""
+    """Returns the length of a list that gets the share `room` of its usual length `most`."""
     return max(1, int(most * room))
 
 
 def metrics_section(
     name: str, metrics: Mapping[str, Mapping[str, float | None]], parts: Mapping[str, Markup]
 ) -> Section:
-    """A section of an evaluator without one of its own.
+    """Returns a section for an evaluator that has none of its own.
 
     Args:
-      name: the evaluator's.
+      name: the name of the evaluator.
       metrics: its metrics by dataset, a row of a table each.
       parts: markup by dataset, to stand below the table.
     """

@@ -18,7 +18,7 @@ _MOST = 400  # standard models in a chart
 
 
 def robustness(results: Mapping[str, Any]) -> Markup | None:
-    """Accuracy under shift against accuracy on the reference, as in figure 13."""
+    """Draws accuracy under shift against accuracy on the reference, as in figure 13."""
     shifts, points, rows, panels = part(results, "robustness", "shifts"), [], [], []
     compared = False
     reference_name = part(results, "robustness").get("reference") or "the reference"
@@ -138,7 +138,7 @@ def _title(results: Mapping[str, Any], name: Any) -> str:
 
 
 def bias(results: Mapping[str, Any]) -> Markup | None:
-    """Tables of rates by group, each with a note."""
+    """Returns tables of rates by group, each with a note."""
     blocks = []
     for title, _, result in datasets_with(results, "bias"):
         table_values = result.get("tables") if isinstance(result, Mapping) else result

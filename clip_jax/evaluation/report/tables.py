@@ -10,14 +10,25 @@ from clip_jax.evaluation.report.markup import Markup, cut, decimal, isolated, jo
 
 
 class Cell(NamedTuple):
-    """The content of a cell, and its sort key: a number, or None for the text."""
+    """A cell of a table.
+
+    Attributes:
+      shown: the content.
+      key: the sort key; None to sort by the text.
+    """
 
     shown: Markup | str
     key: float | None = None
 
 
 class Column(NamedTuple):
-    """A column: its heading, whether it has numbers, and a hint on hovering."""
+    """A column of a table.
+
+    Attributes:
+      name: the heading.
+      numeric: whether the cells are numbers.
+      hint: the text that appears on hovering over the heading.
+    """
 
     name: str
     numeric: bool = True
@@ -32,7 +43,7 @@ def table(
     sortable: bool = True,
     kind: str = "",
 ) -> Markup:
-    """A table in a scrolling box. The first cell of a row is its heading."""
+    """Returns a table in a scrolling box. The first cell of a row is its heading."""
     head = (
         tag(
             "th",
@@ -67,34 +78,34 @@ def _row(columns: Sequence[Column], row: Sequence[Cell]) -> Iterable[Markup]:
 
 
 def percent(share: Any) -> Cell:
-    """A share."""
+    """Returns a cell with a share in percent."""
     return Cell(formats.percent(share), formats.number(share))
 
 
 def count(value: Any) -> Cell:
-    """A whole number."""
+    """Returns a cell with a whole number."""
     return Cell(formats.count(value), formats.number(value))
 
 
 def plain(value: Any, digits: int = 3) -> Cell:
-    """A number of any size."""
+    """Returns a cell with a number of any size."""
     return Cell(formats.plain(value, digits), formats.number(value))
 
 
 def points(difference: Any) -> Cell:
-    """A difference in percentage points."""
+    """Returns a cell with a difference in percentage points."""
     return Cell(signed(difference), formats.number(difference))
 
 
 def signed(difference: Any) -> Markup:
-    """A difference in points: coloured, and with its sign."""
+    """Returns a difference in percentage points, coloured and with its sign."""
     number = formats.number(difference)
     kind = None if not number else "up" if number > 0 else "down"
     return tag("span", formats.points(difference), class_=kind)
 
 
 def score(value: Any, *, drawn: bool = True) -> Cell:
-    """A score with its 95 % interval as text or as a small bar."""
+    """Returns a cell with a score and its 95 % interval, as a small bar or as text."""
     number = formats.value_of(value)
     if number is None:
         return Cell(formats.NONE)
@@ -110,7 +121,10 @@ def score(value: Any, *, drawn: bool = True) -> Cell:
 
 
 def whisker(value: float, low: float | None, high: float | None) -> Markup:
-    """A value on a line from 0 to 100 %, its interval as a band."""
+    """Draws a value on a line from 0 to 100 %, with its interval as a band.
+
+    An end of the interval that is None is the value itself.
+    """
 
     def at(share: float) -> str:
         return f"{decimal(100 * min(1.0, max(0.0, share)))}%"
@@ -121,11 +135,11 @@ def whisker(value: float, low: float | None, high: float | None) -> Markup:
 
 
 def notes(*parts: Markup | str | None) -> Markup:
-    """Small print below a table or above a chart."""
+    """Returns small print, to stand below a table or above a chart."""
     return tag("p", join(*parts), class_="note")
 
 
 def dataset_name(title: Any, split: Any = None) -> Cell:
-    """The title of a dataset as the heading of a row."""
+    """Returns a cell with the title of a dataset, the heading of a row."""
     small = tag("small", isolated(split, 20)) if split else None
     return Cell(join(isolated(title, 40), small), None)
