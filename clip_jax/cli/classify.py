@@ -118,7 +118,7 @@ def read_labels(value: str) -> list[str]:
 
 
 def _labels_by_line(text: str, path: Path) -> list[str]:
-    """A label a line, with or without double quotes, as in tables of one column."""
+    """Returns one label per line, with or without double quotes, as in tables of one column."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and all(_ROW.match(line) for line in lines):
         raise UserError(
@@ -186,7 +186,10 @@ def find_images(names: Sequence[str]) -> list[str]:
 
 
 def _images_in(folder: str) -> list[str]:
-    """The images of a folder and of folders in it; a folder with several links counts once."""
+    """Returns the images in a folder and in folders below it.
+
+    A folder with several links counts once.
+    """
     files: list[str] = []
     seen: set[str] = set()
     for place, inner, names in os.walk(folder, followlinks=True):

@@ -112,7 +112,7 @@ def _silence_reported_errors() -> None:
 
 
 def _machine_failure(error: BaseException) -> str:
-    """One line about an error that the program did not cause, or an empty string for a bug."""
+    """Returns a line about an error that the program did not cause; empty for a bug."""
     if is_disk_full(error):
         return "the disk is full: free some space and start the same command again, it resumes"
     if isinstance(error, OSError) and error.filename:

@@ -120,7 +120,7 @@ def inspect_pairs(
 
 
 def _spread(values: Sequence[int]) -> dict[str, int]:
-    """Minimum, median, 95th percentile and maximum."""
+    """Returns the minimum, median, 95th percentile and maximum."""
     if not values:
         return {}
     low, middle, high, top = np.percentile(values, [0, 50, 95, 100], method="nearest")
@@ -219,7 +219,10 @@ def _draw_first(data: mixture.Mixture, pairs: Sequence[Inspected]) -> Image.Imag
 
 
 def _sources(data: mixture.Mixture) -> list[JsonObject]:
-    """Pairs and rows of an epoch of each source, and what opening and a filter left out."""
+    """Returns the number of pairs and of rows in an epoch of each source.
+
+    Also returns what opening the source and a filter left out.
+    """
     sources = []
     for part in data.parts:
         source = {"name": part.name, "pairs": len(part.source), "rows": part.rows}

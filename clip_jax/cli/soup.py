@@ -75,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _greedy(args: argparse.Namespace, models: Sequence[ModelSource], config: Config) -> Variables:
-    """The greedy soup; prints each decision."""
+    """Returns the variables of the greedy soup; prints each decision."""
     from clip_jax.evaluation.mixtures import Judge
     from clip_jax.inference import mixtures
 

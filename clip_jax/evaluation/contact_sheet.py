@@ -24,7 +24,7 @@ class Guess(NamedTuple):
 
 
 def _caption(draw: ImageDraw.ImageDraw, label: str, share: float, font: Font, width: int) -> str:
-    """A label, shortened to the width, and its probability, which is always shown."""
+    """Returns a label, shortened to the width, and its probability, which is never cut."""
     number = f"  {share:.1%}"
     return fit(draw, label, font, width - draw.textlength(number, font)) + number
 

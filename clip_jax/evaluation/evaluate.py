@@ -64,7 +64,7 @@ def find_model(
 
 
 def _open_training_data(c: Config) -> list[Source]:
-    """The sources that the model was trained on.
+    """Opens the sources that the model was trained on.
 
     Raises:
       UserError: the config names no training data, or it cannot be opened.
@@ -172,7 +172,7 @@ def evaluate(
 
 
 def _load_tokenizer(source: ModelSource, c: Config) -> tokenizers.Tokenizer:
-    """The tokenizer of the model, or that of the config if the model names none."""
+    """Loads the tokenizer of the model, or that of the config if the model names none."""
     name, text = source.tokenizer or c.tokenizer, source.config.text
     tokenizer = tokenizers.load(name, text.context_length, trusted=name == c.tokenizer)
     text.check_tokenizer(name, tokenizer)

@@ -88,9 +88,14 @@ class Encoder:
     def _encode(
         self, tower: str, batches: Iterable[tuple[Any, int]], total: int, advance: Advance
     ) -> list[np.ndarray]:
-        """The outputs of a tower.
+        """Returns the outputs of a tower.
 
-        batches: this process's rows of each batch, and how many rows of the batch are not padding.
+        Args:
+          tower: the name of the tower, a key of `_TOWERS`.
+          batches: this process's rows of each batch, and how many rows of the batch are not
+            padding.
+          total: the number of rows of all batches.
+          advance: called with the number of rows of each finished batch.
         """
         outputs: list[np.ndarray] = []
         pending: list[tuple[Any, int]] = []
@@ -117,9 +122,9 @@ class Encoder:
         return outputs
 
     def _batches(self, total: int) -> Iterator[tuple[np.ndarray, int]]:
-        """The row numbers of each batch that this process encodes, and the batch's row count.
+        """Yields the row numbers of each batch that this process encodes, and its row count.
 
-        The last batch is padded with its last row.
+        The row count is that of the whole batch. The last batch is padded with its last row.
         """
         for first in range(0, total, self._rows):
             yield np.minimum(first + self._process_rows, total - 1), min(self._rows, total - first)
@@ -169,7 +174,7 @@ class Encoder:
         threads: int = 0,
         advance: Advance = lambda _: None,
     ) -> Encoded:
-        """As `images`, with the features before the projection from the same pass."""
+        """Returns the features of `images` and those before the projection, from the same pass."""
         batches = _stacked(_reader(source, preprocess), threads, self._batches(len(source)))
         return Encoded(*self._encode("pooled", batches, len(source), advance))
 
@@ -194,7 +199,7 @@ def _reader(source: Source, preprocess: Preprocess) -> PixelsOf:
 def _stacked(
     pixels: PixelsOf, threads: int, numbers: Iterable[tuple[np.ndarray, int]]
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of pixels; one is used while the next is decoded."""
+    """Yields batches of pixels; one is used while the next is decoded."""
 
     def stack(decoded: tuple[Iterator[np.ndarray], np.ndarray, int]) -> tuple[np.ndarray, int]:
         images, where, count = decoded
@@ -234,7 +239,7 @@ _TOWERS: dict[str, Callable[..., Any]] = {"image": _image, "pooled": _pooled, "t
 
 @lru_cache(maxsize=16)
 def _tower(graph: nnx.GraphDef, name: str, mesh: Mesh) -> Callable[..., Any]:
-    """A tower as one function for all encoders: new parameters need no compilation."""
+    """Compiles a tower once for all encoders, so that new parameters need no compilation."""
 
     def encode(variables: Any, rows: jax.Array) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

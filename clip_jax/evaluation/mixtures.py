@@ -148,7 +148,7 @@ def table(curve: Curve) -> str:
 
 
 def _section(curve: Curve, _: Mapping[str, Any]) -> Markup:
-    """Both charts and the table."""
+    """Returns both charts and the table."""
     names = (curve.own, *curve.others)
     series = [Series(curve.own, [(m.alpha, m.metrics[curve.own]) for m in curve.mixtures])]
     if curve.others:

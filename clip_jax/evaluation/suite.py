@@ -119,7 +119,7 @@ class Suite:
         return open_dataset(name, values, options.folder, templates=templates, caption=caption)
 
     def _plan(self) -> list[Task]:
-        """What runs, in order: dataset by dataset, then the evaluators that compare datasets."""
+        """Returns the tasks in order: dataset by dataset, then evaluators that compare datasets."""
         number = {name: i for i, name in enumerate(self._names)}
 
         def place(task: Task) -> tuple[bool, int]:
@@ -129,7 +129,7 @@ class Suite:
         return sorted(tasks, key=place)
 
     def _plan_evaluator(self, evaluator: AnyEvaluator) -> Iterator[Task]:
-        """The datasets that an evaluator can run on; notes those that are incomplete."""
+        """Yields an evaluator's tasks; adds datasets that are incomplete for it to `missing`."""
         if evaluator.reference and evaluator.reference not in self._names:
             return
         for dataset in self._datasets:
@@ -145,7 +145,7 @@ class Suite:
         return [dataset.name for dataset in self._datasets]
 
     def _unused_evaluators(self) -> Iterator[Missing]:
-        """The evaluators that can run on no dataset for a reason that is not noted yet."""
+        """Yields the evaluators that can run on no dataset for a reason that is not noted yet."""
         noted = {missing.evaluator for missing in self.missing}
         used = {task.evaluator.name for task in self._tasks}
         unused = [item for item in self.evaluators if item.name not in noted | used]
@@ -203,7 +203,7 @@ class Suite:
 
 
 def _run(context: EvalContext, evaluator: AnyEvaluator, dataset: Dataset) -> Result:
-    """An evaluator's result on a dataset: the one that was kept, or a new one."""
+    """Returns an evaluator's result on a dataset, from the cache or newly computed."""
     more = evaluator.depends_on(context, dataset)
     if more is None or not context.cache:
         result: Result = evaluator.run(context, dataset)

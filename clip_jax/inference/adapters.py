@@ -122,7 +122,7 @@ def _alpha(path: Path, metadata: Mapping[str, str]) -> float:
 
 
 def _check_shapes(path: Path, entries: Mapping[str, Entry], config: CLIPConfig) -> int:
-    """The rank of the adapters, once all fit the kernels of the model."""
+    """Checks that all adapters fit the kernels of the model; returns their rank."""
     shapes = {name: leaf.shape for name, leaf in arrays.flat(variables(abstract_model(config))[0])}
     ranks = set()
     for name, entry in entries.items():

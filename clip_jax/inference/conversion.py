@@ -118,7 +118,7 @@ def _open_original(
     ema: bool,
     adapters: str | Path | None,
 ) -> ModelSource:
-    """The model that is converted; arguments as of `convert`."""
+    """Opens the model that is converted; arguments as for `convert`."""
     from clip_jax.inference.adapters import adapted
     from clip_jax.inference.model_source import ModelSource, is_run, open_model_source
 
@@ -208,7 +208,7 @@ def _convert_config(
     activation: str | None,
     note: Callable[[str], None],
 ) -> CLIPConfig:
-    """The architecture that is written; notes what will differ."""
+    """Returns the architecture that is written; notes what will differ."""
     from clip_jax.weights import positions
 
     if original.dtype not in ("", "float32"):
@@ -238,7 +238,7 @@ def _write_errors(file: Path) -> Iterator[None]:
 
 
 def _destination(dest: str | Path, to: Library) -> Path:
-    """The file of the weights; raises UserError if it cannot be written."""
+    """Returns the file of the weights; raises UserError if it cannot be written."""
     from clip_jax.inference.model_source import is_run
     from clip_jax.weights import export
 
@@ -265,7 +265,7 @@ def _check_torch(file: Path) -> None:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Returns the folder, or the nearest one above it that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
 
@@ -299,7 +299,7 @@ def _find_tokenizer(
     *,
     trusted: bool,
 ) -> Tokenizer | None:
-    """The tokenizer whose files are written beside the weights; notes if there will be none."""
+    """Returns the tokenizer whose files are written beside the weights; notes if there is none."""
     from clip_jax import tokenizers
 
     kind = (name or "").partition(":")[0]
@@ -372,7 +372,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def _listing(folder: Path) -> dict[Path, tuple[int, int]]:
-    """The files of a folder; their values change when they are replaced."""
+    """Returns the files of a folder; their values change when they are replaced."""
     if not folder.is_dir():
         return {}
     return {p: (s.st_ino, s.st_mtime_ns) for p in sorted(folder.iterdir()) for s in [p.stat()]}

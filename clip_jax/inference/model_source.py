@@ -69,12 +69,12 @@ class ModelSource:
 
 
 def _is_best(path: Path) -> bool:
-    """Whether a path is RUN/checkpoints/best, which stands for a step and is no folder."""
+    """Returns whether a path is RUN/checkpoints/best, which stands for a step and is no folder."""
     return path.name == best_checkpoint.BEST and path.parent.name == checkpointing.FOLDER
 
 
 def _is_step(path: Path) -> bool:
-    """Whether a path is the folder RUN/checkpoints/STEP."""
+    """Returns whether a path is the folder RUN/checkpoints/STEP."""
     # not `path.is_dir()`, which fails for a name that no file can have
     named = path.name.isdigit() and path.parent.name == checkpointing.FOLDER
     return named and os.path.isdir(path)

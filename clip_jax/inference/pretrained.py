@@ -101,7 +101,7 @@ def load(
 
 
 def _load_tokenizer(source: ModelSource, chosen: str | None, context_length: int) -> Tokenize:
-    """The tokenizer that the caller chose, or that of the model."""
+    """Loads the tokenizer that the caller chose, or that of the model."""
     name = chosen or source.tokenizer
     if name is None:
         return _NoTokenizer(str(source.path))
@@ -115,7 +115,7 @@ def _open_source(
     library: Library | None,
     ema: bool,
 ) -> ModelSource:
-    """The run or the weights that the arguments of `load` name."""
+    """Opens the run or the weights that the arguments of `load` name."""
     path = _local("model", model)
     if weights is not None:
         architectures.find_architecture(str(model))  # a wrong name is reported before a wrong file
@@ -157,7 +157,7 @@ def _check_options(
 
 
 def _local(key: str, path: Any) -> Path:
-    """A path on this machine."""
+    """Returns a path on this machine; raises UserError for an empty or remote one."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise UserError(
             f"{key}={path!r:.60} names nothing: give the folder of a run, or a folder or file of "

@@ -60,7 +60,7 @@ def read_unmerged(
 
 
 def _adapted(run: RunConfig, params: Any) -> Any:
-    """The shapes `params` with those of the adapters, which every device gets whole."""
+    """Returns the shapes `params` with those of the adapters, which every device gets whole."""
     where = jax.tree.leaves(params)[0].sharding
     if isinstance(where, NamedSharding):
         where = NamedSharding(where.mesh, PartitionSpec())
@@ -73,7 +73,7 @@ def _adapted(run: RunConfig, params: Any) -> Any:
 
 
 def _trainable(groups: param_groups.ParamGroups, params: Any) -> Any:
-    """The shapes of the parameters that learn, with the shardings of `params`."""
+    """Returns the shapes of the trainable parameters, with the shardings of `params`."""
     where = {path_name(p): x.sharding for p, x in jax.tree_util.tree_leaves_with_path(params)}
     return jax.tree_util.tree_map_with_path(
         lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[path_name(path)]),

@@ -130,7 +130,7 @@ class ZeroShotClassifier:
     def _text_features(
         self, labels: list[str], templates: list[str], batch_size: int, truncate: bool
     ) -> Float[np.ndarray, "labels embed_dim"]:
-        """The mean of each label's prompts' features, of unit norm."""
+        """Returns the unit-norm mean of the features of each label's prompts."""
         prompts = (template.replace("{}", label) for label in labels for template in templates)
         total = len(labels) * len(templates)
         options = {"truncate": True} if truncate else {}
@@ -177,7 +177,10 @@ class ZeroShotClassifier:
                         yield _ranked(next(scores), labels, top_k)
 
     def _pixels(self, images: Iterable[Any], ahead: int) -> Iterator[np.ndarray | UserError]:
-        """The pixels of each image, or why it cannot be read; `ahead` images are read ahead."""
+        """Yields the pixels of each image, or the error if it cannot be read.
+
+        `ahead` images are read ahead.
+        """
 
         def read_pixels(image: Any) -> np.ndarray | UserError:
             try:
@@ -275,7 +278,10 @@ def _are_several(images: Any) -> bool:
 
 
 def _rows(count: int, batch_size: int, started: bool) -> int:
-    """The rows of a batch, such that few shapes are compiled and a single image stays small."""
+    """Returns the number of rows of a batch.
+
+    It is such that few shapes are compiled and a single image stays small.
+    """
     return batch_size if started else min(batch_size, 1 << (count - 1).bit_length())
 
 
@@ -284,7 +290,7 @@ def _padded(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _progress(unit: str, total: int | None) -> Any:
-    """A progress bar on terminals, shown after a second."""
+    """Returns a progress bar, shown on terminals after a second."""
     quiet = not sys.stderr.isatty()
     return tqdm(total=total, unit=f" {unit}", disable=quiet, delay=1, leave=False)
 

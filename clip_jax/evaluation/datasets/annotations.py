@@ -81,7 +81,7 @@ class Annotator:
         return metric
 
     def _has_only_captions(self, annotations: Annotations) -> bool:
-        """Whether a dataset of the user's own has captions and no classes."""
+        """Returns whether a dataset of the user's own has captions and no classes."""
         options, first = self.options, annotations[0]
         named = options.labels or options.label or self.standard
         if named or any(field in first.fields for field in _CLASS_FIELDS[:3]):
@@ -92,7 +92,7 @@ class Annotator:
             return False
 
     def _label_field(self, annotations: Annotations) -> str:
-        """The field that tells the class."""
+        """Returns the field that tells the class."""
         options, first = self.options, annotations[0]
         if options.label:
             return options.label
@@ -162,7 +162,7 @@ class Annotator:
             raise UserError(f"{self.options.key}: {error}") from None
 
     def _exact_targets(self, labels: list[str], names: list[ClassName]) -> np.ndarray:
-        """Targets by names that must equal those of a file of labels."""
+        """Returns targets by names that must equal those of a file of labels."""
         number = {label: i for i, label in enumerate(labels)}
         multi_label = self.options.metric == "map_11_point"
         target = np.zeros((len(names), len(labels)), bool)
@@ -224,7 +224,7 @@ class Annotator:
 
 
 def _captions_of(annotation: Annotation, names: Sequence[str]) -> list[str]:
-    """The captions of an image: items of a list, or the lines of a text.
+    """Returns the captions of an image: items of a list, or the lines of a text.
 
     Raises:
       PairError: there is none.

@@ -21,7 +21,7 @@ def natural_order(name: str) -> tuple[int, str]:
 
 
 def _lookup(*lists: Sequence[str], more: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """The class of each plain name; names of several classes are left out."""
+    """Returns the class of each plain name; names of several classes are left out."""
     classes: dict[str, set[int]] = {}
     for names in lists:
         for i, name in enumerate(names):
@@ -72,7 +72,7 @@ class Classes:
         self._lookup = lookup
 
     def _permutation(self, names: list[str], lookup: Mapping[str, int]) -> list[int] | None:
-        """The label of each name; None if they are not the same classes."""
+        """Returns the label of each name; None if they are not the same classes."""
         labels = [plain(label) for label in self.labels]
         if [plain(name) for name in names] == labels:  # two classes may have one name
             return list(range(len(names)))
@@ -105,7 +105,7 @@ class Classes:
         return self._order[name.value] if self._order else name.value
 
     def _by_name(self, names: Mapping[str, str]) -> dict[str, int]:
-        """The class of each name; the values of `names` tell where it is written."""
+        """Returns the class of each name; the values of `names` tell where it is written."""
         known = {name: self._lookup[plain(name)] for name in names if plain(name) in self._lookup}
         if len(known) == len(names):
             return known

@@ -81,7 +81,7 @@ def open_dataset(
 def _annotate(
     annotator: Annotator, source: Source, templates: tuple[str, ...], folder: str
 ) -> Dataset:
-    """The dataset of a source's images and of what is written about them."""
+    """Returns the dataset of a source's images and their annotations."""
     options, standard, name = annotator.options, annotator.standard, annotator.options.name
     with nothing_left_out(name):
         annotations = read_annotations(source)
@@ -125,7 +125,7 @@ def _annotate(
 def _find_split(
     options: DatasetOptions, standard: StandardDataset | None, folder: str, split: str
 ) -> SplitLocation | None:
-    """Where a split lies; None where it is not there."""
+    """Returns the location of a split; None if it is not there."""
     data = {"test": options.data, "train": options.train, "validation": options.validation}[split]
     if data:
         return _location_from_options(options, data, split)
@@ -196,7 +196,7 @@ def _templates(
 
 
 def _open_split(annotator: Annotator, classes: Classes, folder: str, split: str) -> Split:
-    """A split to learn from, with the test split's classes.
+    """Opens a split to train on, with the test split's classes.
 
     Raises:
       UserError: there is none; the line says what to give.
@@ -219,7 +219,7 @@ def _size_note(standard: StandardDataset | None, count: int) -> str:
 
 
 def _left_out(source: Source) -> str:
-    """What opening the files left out, for the report page; empty for nothing."""
+    """Returns what opening the files left out, for the report page; empty for nothing."""
     report = source.opening_report()
     why = ", ".join(f"{reason} {part.count:,}" for reason, part in report.left_out.items())
     return why and f"{report.seen - report.used:,} of {report.seen:,} {report.unit} left out: {why}"

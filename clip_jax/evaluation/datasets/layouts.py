@@ -75,7 +75,7 @@ def find_split(folder: Path, split: str, files: Sequence[str] = ()) -> SplitLoca
 
 
 def _split_path(folder: Path, name: str) -> str:
-    """A table, tars, records or a folder of images that belong to a split; '' for none."""
+    """Returns a table, tars, records or a folder of images that belong to a split; '' for none."""
     for end in (*TABLES, ".tar", *RECORDS):
         for form in (f"{name}{end}", f"{name}-*{end}", f"*_{name}{end}", f"{name}/*{end}"):
             if any(path.is_file() for path in folder.glob(form)):
@@ -91,7 +91,7 @@ def has_splits(folder: Path) -> bool:
 
 
 def _has_images(folder: Path) -> bool:
-    """Whether an image is in a folder, at most three folders deep."""
+    """Returns whether an image is in a folder, at most three folders deep."""
     return any(
         path.suffix.lower() in IMAGES and path.is_file()
         for depth in ("*", "*/*", "*/*/*", "*/*/*/*")

@@ -101,7 +101,11 @@ class Overlap(Evaluator[OverlapResult]):
 
 
 def _twins(context: EvalContext, dataset: Dataset, pair: overlap.Pair, ends: np.ndarray) -> Twins:
-    """A pair's thumbnails; `ends` are the ends of the training sources in their joint numbers."""
+    """Returns the thumbnails of a pair.
+
+    Args:
+      ends: the ends of the training sources in their joint numbers.
+    """
     which = int(np.searchsorted(ends, pair.train, side="right"))
     own = pair.train - int(ends[which - 1] if which else 0)
     return Twins(
@@ -112,7 +116,7 @@ def _twins(context: EvalContext, dataset: Dataset, pair: overlap.Pair, ends: np.
 
 
 def _is_right(context: EvalContext, dataset: Dataset) -> np.ndarray:
-    """Whether the model is right on each image: its class, or else its first text."""
+    """Returns whether the model is right on each image: its class, or else its first text."""
     images = context.encode(dataset.name, dataset.source).features
     if dataset.target is None:
         texts = context.encode_texts(dataset.texts)
@@ -128,7 +132,10 @@ def _is_right(context: EvalContext, dataset: Dataset) -> np.ndarray:
 
 
 def _training_descriptors(context: EvalContext, source: Source) -> np.ndarray:
-    """The descriptors of training images; zeros for a broken one, which training leaves out."""
+    """Returns the descriptors of training images.
+
+    They are zeros for a broken image, which training leaves out.
+    """
     ramp = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     version = overlap.describe(ramp).tolist()  # changes with the descriptor
     key = key_of("descriptors", version, source.fingerprint, len(source))
@@ -151,11 +158,14 @@ def _describe_all(
     describe: Callable[[Image.Image], np.ndarray],
     broken: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The descriptors of all images in order.
+    """Returns the descriptors of all images in order.
 
     Args:
-      name: what the progress bar calls them.
-      broken: what stands for an image that cannot be used; None: such an image is an error.
+      context: the context of the evaluation.
+      name: the name that the progress bar shows.
+      source: the images.
+      describe: returns the descriptor of an image.
+      broken: the descriptor of an image that cannot be used; None: such an image is an error.
 
     Raises:
       PairError: an image cannot be used.

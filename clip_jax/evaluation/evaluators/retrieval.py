@@ -37,7 +37,7 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """An image plus or minus a text, and the images nearest to the sum."""
+    """An image plus or minus a text, and the images nearest to the result."""
 
     picture: Thumbnail
     text: str
@@ -162,7 +162,10 @@ def _gallery(
 def _arithmetic(
     context: EvalContext, dataset: Dataset, images: Features, texts: Features
 ) -> list[Arithmetic]:
-    """Some images plus and minus the text of another, and what is nearest (ALIGN, section 5)."""
+    """Returns some images plus and minus the text of another, and the nearest images.
+
+    Source: ALIGN, section 5.
+    """
     results = []
     chosen = _choose(len(images), 2 * _ARITHMETIC)
     for i, other in zip(chosen[::2], chosen[1::2], strict=False):

@@ -20,7 +20,7 @@ REFERENCE = "imagenet"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RobustnessResult(robustness.Shift, Result):
-    """A shifted dataset beside the same classes of ImageNet."""
+    """The accuracy on a shifted dataset, compared with the same classes of ImageNet."""
 
     def flat_metrics(self) -> Mapping[str, float | None]:
         """Returns the accuracy under shift, and effective robustness."""
@@ -76,7 +76,7 @@ class Robustness(Evaluator[RobustnessResult]):
 
 
 def _score(context: EvalContext, dataset: Dataset) -> Score:
-    """The zero-shot score of a dataset: the one already computed, if there is one."""
+    """Returns the zero-shot score of a dataset; it is computed unless it already was."""
     result = context.results.get("zero_shot", {}).get(dataset.name)
     if isinstance(result, ZeroShotResult):
         return result.score

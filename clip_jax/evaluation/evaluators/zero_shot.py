@@ -177,7 +177,7 @@ class ZeroShot(Evaluator[ZeroShotResult]):
 
 
 def _compare_prompts(context: EvalContext, dataset: Dataset, images: Features) -> dict[str, Score]:
-    """The score with the name alone, and with one template."""
+    """Returns the scores with the name alone, and with one template."""
     kinds = {"name alone": ("{}",), "one template": dataset.templates[:1]}
     return {
         kind: score_features(
@@ -190,7 +190,7 @@ def _compare_prompts(context: EvalContext, dataset: Dataset, images: Features) -
 def _examples(
     context: EvalContext, dataset: Dataset, images: Features, weights: Features
 ) -> list[Example]:
-    """Random images with their likeliest labels."""
+    """Returns random images with their likeliest labels."""
     assert dataset.target is not None
     examples = []
     for i in context.choose(dataset, context.options.pictures):

@@ -220,7 +220,7 @@ def label_rates(
 
 
 def _difference(row: Row) -> tuple[float, float]:
-    """The distance between the intervals of a row, and between its values."""
+    """Returns the distance between the intervals of a row, and between its values."""
     known = [score for score in row[1:] if isinstance(score, scores.Score) and score.n]
     apart = max(s.low or 0.0 for s in known) - min(s.high or 0.0 for s in known)
     values = [score.value or 0.0 for score in known]
@@ -228,13 +228,16 @@ def _difference(row: Row) -> tuple[float, float]:
 
 
 def _categories(logits: Logits, categories: Sequence[str]) -> np.ndarray:
-    """The category of each image's likeliest label; empty if a logit is NaN."""
+    """Returns the category of each image's likeliest label; empty if a logit is NaN."""
     names = np.array([*categories, ""])
     return names[np.where(np.isnan(logits).any(axis=1), len(categories), logits.argmax(axis=1))]
 
 
 def _masks(values: Sequence[str], n: int) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Group → a mask of its images; groups are sorted, ranges of numbers by their start."""
+    """Returns a mask of the images of each group.
+
+    Groups are sorted, ranges of numbers by their start.
+    """
     if len(values) != n:
         raise UserError(f"there are {n} pictures, but {len(values)} values of their groups")
 

@@ -157,7 +157,7 @@ def _blocks(logits: Logits, scale: float = 1.0) -> Iterator[tuple[slice, np.ndar
 def _answers(
     logits: Logits, target: Int[np.ndarray, " n"], temperature: float = 1.0
 ) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """The likeliest class's probability, and whether it is the target; a tie is wrong."""
+    """Returns the likeliest class's probability, and whether it is the target; a tie is wrong."""
     confidence, right = np.zeros(len(target)), np.zeros(len(target), bool)
     for part, log in _blocks(logits, 1 / temperature):
         own = np.take_along_axis(log, target[part, None], axis=1)
@@ -169,7 +169,10 @@ def _answers(
 def _losses(
     logits: Logits, target: Int[np.ndarray, " n"], scale: float = 1.0
 ) -> tuple[float | None, float | None]:
-    """Log-loss, and the sum over classes of squared differences from the one-hot target."""
+    """Returns the log-loss and the Brier score.
+
+    The latter is the sum over classes of squared differences from the one-hot target.
+    """
     nll, brier, rows = 0.0, 0.0, 0
     for part, log in _blocks(logits, scale):
         finite = np.isfinite(log[:, 0])

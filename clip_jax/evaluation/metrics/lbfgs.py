@@ -85,12 +85,15 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _per_problem(scalar: Array, like: Array) -> Array:
-    """A number for each problem, shaped to broadcast against `like`."""
+    """Reshapes a number for each problem to broadcast against `like`."""
     return scalar.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _descent(state: _State, gradient: Array, scaling: Array, newest: Array) -> Array:
-    """-Hg by the two-loop recursion; the initial H is `scaling` times the newest pair's ratio."""
+    """Returns the direction -Hg, computed by the two-loop recursion.
+
+    The initial H is `scaling` times the newest pair's ratio.
+    """
 
     def pair(j: Any) -> tuple[Array, Array, Array]:
         i = (newest - j) % MEMORY
@@ -114,7 +117,7 @@ def _descent(state: _State, gradient: Array, scaling: Array, newest: Array) -> A
 
 
 def _accepts(state: _State, value: Array, slope: Array) -> Array:
-    """Whether a trial's value and slope end the line search."""
+    """Returns whether a trial's value and slope end the line search."""
     rise = value - state.value
     falls = rise <= DECREASE * state.step * state.slope
     level = (rise <= ROUNDING * jnp.abs(state.value)) & (slope <= (2 * DECREASE - 1) * state.slope)
@@ -122,7 +125,7 @@ def _accepts(state: _State, value: Array, slope: Array) -> Array:
 
 
 def _next_try(state: _State, value: Array, slope: Array) -> dict[str, Array]:
-    """The bracket around the best step, and a step by the secant of the slope."""
+    """Returns the bracket around the best step, and a step by the secant of the slope."""
     short = (slope < 0) & (value - state.value <= ROUNDING * jnp.abs(state.value))
     here = jnp.stack([state.step, slope])
     low, low_slope = jnp.where(short, here, jnp.stack([state.low, state.low_slope]))
@@ -143,7 +146,7 @@ def _next_try(state: _State, value: Array, slope: Array) -> dict[str, Array]:
 def _advance(
     state: _State, trial: tuple[Array, Array, Array], scaling: Array, slot: Array, limits: Any
 ) -> _State:
-    """The state after one evaluation: a new point and direction, or a better step."""
+    """Returns the state after one evaluation: a new point and direction, or a better step."""
     x, value, gradient = trial
     tolerance, most = limits
     slope = _dot(gradient, state.direction)
@@ -192,7 +195,10 @@ def _advance(
 def _round(
     state: _State, problem: Any, shared: Any, *, objective: Objective, mesh: Mesh, most: int
 ) -> _State:
-    """At most `MEMORY` evaluations of each problem; a device stops when all of its own are done."""
+    """Runs at most `MEMORY` evaluations of each problem.
+
+    A device stops when all of its own problems are done.
+    """
 
     def own(state: _State, problem: Any, shared: Any) -> _State:
         parameters, scaling, tolerance = problem
@@ -218,7 +224,7 @@ def _round(
 def _packed(
     state: _State, slots: Array, is_kept: Array, empty: Array, start: Array, mesh: Mesh
 ) -> Any:
-    """The problems of these slots packed together; other slots start new problems or stay empty."""
+    """Packs the problems of these slots together; other slots start new problems or stay empty."""
     new = _begin(start)
 
     def choose(old: Array, new: Array) -> Array:
@@ -358,5 +364,5 @@ class _Pool:
 
 
 def _gather(array: jax.Array) -> np.ndarray:
-    """A global array, on every process."""
+    """Returns a global array in full, on every process."""
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -64,18 +64,21 @@ def _cross_entropy(z: Array, target: Array) -> tuple[Array, Array]:
 
 
 def _sigmoid_entropy(z: Array, target: Array) -> tuple[Array, Array]:
-    """The same for a multi-label target [k, b], summed over the classes."""
+    """Returns losses and gradients as `_cross_entropy` for a multi-label target [k, b].
+
+    They are summed over the classes.
+    """
     sign = jnp.where(target, -1.0, 1.0)
     return jax.nn.softplus(sign * z).sum(1), sign * jax.nn.sigmoid(sign * z)
 
 
 def _problems_at_once(classes: int) -> int:
-    """How many problems on different rows are computed side by side."""
+    """Returns how many problems on different rows are computed side by side."""
     return max(1, TOGETHER // classes)
 
 
 def _objective(x: Array, problem: Any, shared: Any) -> tuple[Array, Array]:
-    """Mean loss and λ/2n ‖W‖² of p problems, x [p, k, r + 1].
+    """Returns the mean loss plus λ/2n ‖W‖² of p problems, x [p, k, r + 1], and the gradients.
 
     One product serves all problems on the same rows. Problems on different rows run a few at a
     time, each over its own blocks of rows alone.
@@ -95,7 +98,10 @@ def _objective(x: Array, problem: Any, shared: Any) -> tuple[Array, Array]:
 
 
 def _losses(x: Array, problem: Any, shared: Any) -> tuple[Array, Array]:
-    """The same for p problems on the first rows of one set, in blocks of rows."""
+    """Returns what `_objective` returns, for p problems on the first rows of one set.
+
+    The rows are read in blocks.
+    """
     ridge, count, which = problem
     features, target, free = shared
 
@@ -147,7 +153,7 @@ def _space(features: Float[np.ndarray, "n d"], block: int = 4096) -> _Space:
 
 
 def check(features: np.ndarray, target: np.ndarray, classes: int, what: str) -> None:
-    """Raises a UserError if the features or labels are unfit for training or testing a classifier."""
+    """Raises a UserError if no classifier can be fitted to or tested on the features and labels."""
     if len(features) != len(target) or not len(target):
         raise UserError(f"{what}: {len(features)} features for {len(target)} labels")
     bad = ~np.isfinite(features).all(1)
@@ -263,7 +269,7 @@ def _blocks(
 
 
 def _unrotate(minima: lbfgs.Minima, spaces: Sequence[_Space], which: np.ndarray) -> Weights:
-    """The classifiers for the original features, before centring and rotation."""
+    """Returns the classifiers for the original features, before centring and rotation."""
     x, bias = minima.x[..., :-1], minima.x[..., -1].copy()
     kernel = np.empty((*bias.shape, len(spaces[0].mean)), np.float32)
     for i, space in enumerate(spaces):
@@ -276,9 +282,10 @@ def _unrotate(minima: lbfgs.Minima, spaces: Sequence[_Space], which: np.ndarray)
 def _block_sizes(
     problems: int, sets: int, least: int, classes: int, d: int, devices: int
 ) -> tuple[int, int]:
-    """The number of problems at a time and of rows a block that fit into a device's memory.
+    """Returns the numbers of problems at a time and of rows per block that fit into device memory.
 
-    least: the rows of the smallest problem; a larger block would be partly empty.
+    Args:
+      least: the rows of the smallest problem; a larger block would be partly empty.
     """
     state = (4 * lbfgs.MEMORY + 16) * classes * d * 4  # twice: packing copies the slots
     own = max(1, min(-(-problems // devices), SLOT_BYTES // state))

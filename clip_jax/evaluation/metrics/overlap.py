@@ -104,7 +104,7 @@ def views(image: Image.Image | np.ndarray) -> Float[np.ndarray, "views d"]:
 
 
 def _grid(image: Image.Image | np.ndarray) -> np.ndarray:
-    """A picture as a small square whose edge is repeated around it."""
+    """Returns a picture as a small square whose edge is repeated around it."""
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     small = to_rgb(image).resize((_GRID, _GRID), _SMOOTH, reducing_gap=3.0)
     return np.pad(np.asarray(small), ((_EDGE, _EDGE), (_EDGE, _EDGE), (0, 0)), mode="edge")
@@ -130,7 +130,7 @@ def _rising(n: int) -> np.ndarray:
 
 
 def _mirror() -> np.ndarray:
-    """The effect of mirroring on a descriptor: odd horizontal waves change their sign."""
+    """Returns the effect of mirroring on a descriptor: odd horizontal waves change their sign."""
     luma = np.tile((-1.0) ** np.arange(_LUMA), _LUMA)
     chroma = np.tile(np.repeat((-1.0) ** np.arange(_CHROMA), 2), _CHROMA)
     return np.concatenate([luma, chroma]).astype(np.float32)

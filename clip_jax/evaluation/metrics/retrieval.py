@@ -146,7 +146,7 @@ def arithmetic(
     text_feature: Float[np.ndarray, "*n d"],
     weight: float = 2.0,
 ) -> Float[np.ndarray, "*n d"]:
-    """An image plus (or, with a negative weight, minus) a text, as a unit-norm query.
+    """Returns a unit-norm query for an image plus (with a negative weight, minus) a text.
 
     Source: ALIGN (Jia et al. 2021), section 5.4: normalise, image ± 2 × text, cosine search. Give
     `nearest` the image's own number as `exclude`.
@@ -208,19 +208,22 @@ class _Blocks:
         return _Rows(place(x, size), factor[0], place(np.ones(len(x), bool), size, False))
 
     def spread(self, x: np.ndarray, size: int, fill: Any = 0) -> Array:
-        """An array with a row for each query of a block, spread over the devices."""
+        """Returns an array with a row for each query of a block, spread over the devices."""
         return _placed(x, size, fill, self._spread)
 
     def copied(self, x: np.ndarray, size: int, fill: Any = 0) -> Array:
-        """An array replicated on every device."""
+        """Returns an array replicated on every device."""
         return _placed(x, size, fill, self._copied)
 
     def run(self, step: Callable[..., Any], *args: Any) -> Any:
-        """A compiled step on blocks of queries and items; its results are spread as queries are."""
+        """Runs a compiled step on blocks of queries and items.
+
+        Its results are spread as queries are.
+        """
         return _compiled(step, self._spread)(*args)
 
     def host(self, x: Array, part: slice) -> np.ndarray:
-        """The rows of a block without padding, on every process."""
+        """Returns the rows of a block without padding, on every process."""
         return np.asarray(_compiled(_same, self._copied)(x))[: part.stop - part.start]
 
 
@@ -238,14 +241,17 @@ def _padded(n: int) -> int:
 
 
 def _placed(x: np.ndarray, size: int, fill: Any, sharding: NamedSharding) -> Array:
-    """An array padded to `size` rows; every process has it, and places its devices' rows."""
+    """Returns an array padded to `size` rows and placed on devices.
+
+    Every process has the full array, and places its devices' rows.
+    """
     padded = np.full((size, *x.shape[1:]), fill, x.dtype)
     padded[: len(x)] = x
     return jax.make_array_from_callback(padded.shape, sharding, lambda index: padded[index])
 
 
 def _factor(x: Float[np.ndarray, "n d"]) -> float:
-    """The power of two that scales the longest row to a length of at most 2 ** _BITS."""
+    """Returns the power of two that scales the longest row to a length of at most 2 ** _BITS."""
     longest = 0.0
     for start in range(0, len(x), BLOCK):
         lengths = np.linalg.norm(x[start : start + BLOCK].astype(np.float64), axis=1)
@@ -255,9 +261,10 @@ def _factor(x: Float[np.ndarray, "n d"]) -> float:
 
 
 def _similarity(queries: _Rows, items: _Rows) -> Float[Array, "q g"]:
-    """Exact dot products of rounded features: no partial sum exceeds the product of both lengths.
+    """Returns the exact dot products of rounded features.
 
-    A row that is not all finite gives NaN.
+    They are exact because no partial sum exceeds the product of both lengths. A row that is not all
+    finite gives NaN.
     """
 
     def grid(rows: _Rows) -> Float[Array, "n d"]:
@@ -282,7 +289,7 @@ def _count(
 def _merge(
     top: Array, which: Array, queries: _Rows, items: _Rows, barred: Array, first: Array
 ) -> tuple[Array, Array]:
-    """The best of the previous items and of a block; of equals the earlier."""
+    """Returns the best of the previous items and of a block; of equal items the earlier."""
     similarity = _similarity(queries, items)
     numbers = first + jnp.arange(similarity.shape[1])
     allowed = items.valid & (numbers != barred[:, None])

@@ -123,7 +123,7 @@ def mean_top1_top5(rank: Ranks) -> Score:
 
 
 def _by_class(rank: Ranks, target: Labels, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The number of rows of each class, and of those that are right."""
+    """Returns the number of rows of each class, and of those that are right."""
     return np.bincount(target, minlength=classes), np.bincount(target[rank < 1], minlength=classes)
 
 
@@ -155,7 +155,7 @@ def per_class(rank: Ranks, target: Labels, labels: Sequence[str]) -> list[ClassA
 def _against(
     values: Shaped[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """The values with NaN at the wrong end."""
+    """Returns the values with NaN replaced by the worst value."""
     worst = np.where(positive, -np.inf, np.inf)
     return np.where(np.isnan(values), worst, values)
 
@@ -302,7 +302,7 @@ class Scorer:
         self._parts.append((ranks(logits, target), target, margin))
 
     def _all(self) -> list[np.ndarray]:
-        """All parts, concatenated."""
+        """Returns all parts, concatenated."""
         if len(self._parts) > 1:
             self._parts = [tuple(np.concatenate(parts) for parts in zip(*self._parts, strict=True))]
         if self._parts:
@@ -340,7 +340,7 @@ class Scorer:
         return {name: score.value for name, score in scores.items()}
 
     def per_class(self, labels: Sequence[str]) -> ByClass:
-        """Returns the accuracy of every class, or for multi-label datasets the average precision."""
+        """Returns the accuracy of every class; for multi-label datasets its average precision."""
         values, target, extra = self._all()
         if self.metric != "map_11_point":
             return per_class(values, target, labels)

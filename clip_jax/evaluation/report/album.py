@@ -97,7 +97,11 @@ class Album:
         return tag("i", class_=f"p p{number}", role="img", aria_label=alt)
 
     def style(self, room: int) -> tuple[Markup, int]:
-        """Returns CSS rules for the images that fit into `room` bytes, and the number of those left out."""
+        """Returns CSS rules for the images that fit into `room` bytes.
+
+        Returns:
+          The rules, and the number of images that do not fit.
+        """
         rules: dict[int, str] = {}
         for i in sorted(range(len(self._stored)), key=lambda i: (self._rank[i], i)):
             kind, content = self._stored[i]

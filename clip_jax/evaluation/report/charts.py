@@ -267,7 +267,7 @@ def scatter(
 def _labels(
     placed: Sequence[tuple[Point, float, float]], frame: Frame
 ) -> list[tuple[float, float, bool]]:
-    """The position of each label such that none overlap, and whether the label ends there."""
+    """Returns label positions such that none overlap, and whether a label ends at its position."""
     lines: dict[int, float] = {}
     middle = (LEFT + WIDTH) / 2
     for left in (False, True):

@@ -30,7 +30,10 @@ def clean(text: str) -> str:
 
 
 def cut(text: object, most: int = 80) -> str:
-    """Returns a text as one line of at most `most` characters; a shortened text ends with an ellipsis."""
+    """Returns a text as one line of at most `most` characters.
+
+    A shortened text ends with an ellipsis.
+    """
     text = "–" if text is None else str(text)
     start = text[: 4 * most]
     line = " ".join(clean(start).split())

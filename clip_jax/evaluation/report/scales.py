@@ -93,7 +93,7 @@ class Scale:
 
 
 def _step(rough: float) -> float:
-    """The next larger of 1, 2, 5 or 10 times a power of ten."""
+    """Returns the next larger of 1, 2, 5 or 10 times a power of ten."""
     if not rough > 0:
         return 0.0
     power = 10.0 ** math.floor(math.log10(rough))

@@ -72,7 +72,7 @@ def robustness(results: Mapping[str, Any]) -> Markup | None:
 
 
 def _pairs(values: Any) -> list[tuple[float, float]]:
-    """The pairs of numbers among values that may be anything."""
+    """Returns the pairs of numbers among values of any kind."""
     pairs = []
     for item in values if isinstance(values, (list, tuple)) else ():
         if isinstance(item, (list, tuple)) and len(item) == 2:
@@ -90,7 +90,7 @@ def _panel(
     line: Any,
     effective: float | None,
 ) -> Markup:
-    """A chart of one shift: the model, the standard models and their line."""
+    """Draws a chart of one shift: the model, the standard models and their line."""
     x, y = _axis([point.x, *(x for x, _ in others)]), _axis([point.y, *(y for _, y in others)])
     frame = Frame(x, y, f"{reference}, same classes", "under shift", height=230)
     line = line if isinstance(line, Mapping) else {}
@@ -106,7 +106,7 @@ def _panel(
 
 
 def _axis(shares: Sequence[float]) -> Scale:
-    """A logit scale over all values, with equal margins at both ends."""
+    """Returns a logit scale over all values, with equal margins at both ends."""
     ends = log_odds(min(shares)), log_odds(max(shares))
     air = 0.08 * (ends[1] - ends[0]) or 0.5
     return Scale(share_of(ends[0] - air), share_of(ends[1] + air), "logit", share=True)
@@ -119,7 +119,7 @@ def _ends(
     intercept: float | None,
     knee: float | None,
 ) -> list[tuple[float, float]]:
-    """The ends of a log-odds line within the frame, on the point's side of its knee."""
+    """Returns the ends of a log-odds line within the frame, on the point's side of its knee."""
     if slope is None or intercept is None:
         return []
     low, high = log_odds(frame.x.low), log_odds(frame.x.high)
