@@ -238,7 +238,9 @@ def classify(
     ema: bool = False,
     **options: Any,
 ) -> Iterator[Any]:
-    """Yields the answer to each image, `[{"label": …, "score": …}, …]` with the best label first.
+    """Returns an iterator over the answers to the images.
+
+    An answer is `[{"label": …, "score": …}, …]` with the best label first.
 
     Args:
       checkpoint: the run or the model, as for `pretrained.load`.

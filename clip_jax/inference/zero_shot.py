@@ -90,7 +90,7 @@ class ZeroShotClassifier:
         top_k: int | None = None,
         skip_broken: bool = False,
     ) -> Iterator[Answer | UserError]:
-        """Yields the answer to each image in turn.
+        """Returns an iterator over the answers to the images, in order.
 
         Labels are encoded at once, images some batches ahead of the answers that are read.
 

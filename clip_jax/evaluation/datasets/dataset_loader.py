@@ -31,10 +31,12 @@ from clip_jax.io.paths import resolve
 
 @contextlib.contextmanager
 def nothing_left_out(name: str) -> Iterator[None]:
-    """Raises an error for a broken pair, without which the metrics would be another dataset's.
+    """Turns the error of a broken pair into a UserError that names the dataset.
+
+    Without the pair the metrics would be those of another dataset.
 
     Args:
-      name: the name of the dataset, for the message.
+      name: the name of the dataset.
 
     Raises:
       UserError: a pair of the dataset cannot be used.

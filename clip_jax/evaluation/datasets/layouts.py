@@ -200,7 +200,7 @@ class Chosen:
         return f"{self._source.fingerprint} {chosen}"
 
     def opening_report(self) -> OpeningReport:
-        """Returns the report of the source."""
+        """Returns the opening report of the source."""
         return self._source.opening_report()
 
     def __len__(self) -> int:
