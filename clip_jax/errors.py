@@ -32,7 +32,13 @@ def redacted(text: str) -> str:
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """A count with its noun: `1 file`, `2,000 files`; give an irregular `plural`."""
+    """Returns a count with its noun: `1 file`, `2,000 files`.
+
+    Args:
+      count: the number.
+      noun: the noun in the singular.
+      plural: the plural of an irregular noun; empty: the singular with an s.
+    """
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
@@ -43,7 +49,7 @@ def _is_container(text: str, userinfo: re.Match[str]) -> bool:
 
 
 class UserError(Exception):
-    """A mistake in the user's input: one clear line that says what to do.
+    """A mistake in the user's input, reported in one line that says what to do.
 
     Messages can quote untrusted file content, so a long line is cut in the middle and unprintable
     characters are escaped. Passwords and signatures of URLs are removed.
@@ -57,15 +63,15 @@ class UserError(Exception):
 
 
 class GuessedWarning(UserWarning):
-    """The input leaves something open that was guessed, or a result means less than it seems to."""
+    """A warning that something was guessed, or that a result means less than it seems to."""
 
 
 class DamageWarning(UserWarning):
-    """A damaged checkpoint was skipped, or a checkpoint cannot be checked for damage."""
+    """A warning that a damaged checkpoint was skipped, or that damage cannot be checked for."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error or one of its causes means that the disk is full."""
+    """Returns whether an error or one of its causes means that the disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_FULL_CODES:
             return True

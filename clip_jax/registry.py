@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Implementations of one protocol by name.
+    """A registry of the implementations of one protocol, by name.
 
     Args:
       noun: what one entry is, for messages, such as "objective".
@@ -39,10 +39,10 @@ class Registry(Generic[T]):
         return name in self._paths
 
     def get(self, name: str, key: str = "", *, trusted: bool = True) -> T:
-        """The implementation that a name stands for.
+        """Returns the implementation with the given name, and imports it if necessary.
 
         Args:
-          name: a short name, or the dotted path `module:attribute` of a user's own.
+          name: a short name, or the dotted path `module:attribute` of a user's own implementation.
           key: the config key or file that holds the name, for error messages.
           trusted: whether the name comes from the user. A dotted path in a file that somebody else
             may have written is not imported: it must name a class in a module that is imported

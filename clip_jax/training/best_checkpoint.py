@@ -23,7 +23,13 @@ FILE = "best.json"
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The step of a best checkpoint, and the value of the metric there."""
+    """The best checkpoint of a run.
+
+    Attributes:
+      metric: the metric that is compared, with a `-` before it if the smallest value is best.
+      step: the step of the checkpoint.
+      value: the value of the metric at that step.
+    """
 
     metric: str
     step: int
@@ -31,10 +37,10 @@ class Best:
 
 
 def read(workdir: str | Path) -> Best:
-    """The best checkpoint of a run, as its `best.json` tells.
+    """Reads the best checkpoint of a run from its `best.json`.
 
     Raises:
-      UserError: the run keeps none, or the file is damaged.
+      UserError: the run keeps no best checkpoint, or the file is damaged.
     """
     path = Path(workdir) / FILE
     if not path.exists():
@@ -53,11 +59,11 @@ def check_metric(best: str, prefixes: Sequence[str]) -> None:
     """Checks `config.checkpoint.best` before a run starts.
 
     Args:
-      best: the key's value.
-      prefixes: what the names of metrics begin with.
+      best: the value of the key.
+      prefixes: the prefixes that the names of metrics can have.
 
     Raises:
-      UserError: no evaluation gives such a metric.
+      UserError: no evaluation computes such a metric.
     """
     if best and not best.removeprefix("-").startswith(tuple(prefixes)):
         known = ", ".join(f"{prefix}…" for prefix in prefixes) or "none: set config.evaluate.sets"
@@ -71,12 +77,14 @@ class BestCheckpoint:
     """Finds the best checkpoint of a run while it trains.
 
     Args:
-      metric: its name, with a `-` before it if the smallest value is best; empty: none is best.
-      patience: evaluations without a better value after which a run is over; 0: any number.
+      metric: the name of the metric, with a `-` before it if the smallest value is best. Empty: no
+        checkpoint is the best.
+      patience: the number of evaluations without a better value after which the run ends; 0: it
+        never ends early.
       workdir: the run's folder.
 
     Attributes:
-      history: step and value of each evaluation.
+      history: the step and value of each evaluation.
     """
 
     def __init__(self, metric: str, patience: int, workdir: Path) -> None:
@@ -85,9 +93,9 @@ class BestCheckpoint:
         self.history: list[tuple[int, float]] = []
 
     def read(self, until: int) -> list[tuple[int, float]]:
-        """The history up to a step, from `metrics.jsonl`.
+        """Returns the history up to a step, from `metrics.jsonl`.
 
-        A value that would be the best of a step without a checkpoint is left out: it is from a time
+        A value that would be the best at a step without a checkpoint is left out: it is from a time
         when `checkpoint.best` was another metric.
         """
         if not self.metric:
@@ -116,16 +124,16 @@ class BestCheckpoint:
 
     @property
     def is_over(self) -> bool:
-        """Whether so many evaluations were not better that the run ends."""
+        """Whether the last `patience` evaluations brought no better value, so that the run ends."""
         if self._index is None or not self.patience:
             return False
         return len(self.history) - 1 - self._index >= self.patience
 
     def add(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Adds an evaluation; returns whether it is the best so far.
+        """Adds an evaluation, and returns whether it is the best so far.
 
         Raises:
-          UserError: the metric is not among those of the evaluation.
+          UserError: the evaluation does not have the metric.
         """
         if not self.metric:
             return False
@@ -146,7 +154,7 @@ class BestCheckpoint:
             file.write((json.dumps(best) + "\n").encode())
 
     def end(self, step: int) -> str:
-        """A line about a run that is over at a step."""
+        """Returns a line for the user about a run that ends early at a step."""
         best, value = self.history[self._index or 0]
         return (
             f"stopped early at step {step}: {self.name} was best at step {best}, {value:.6g}, "

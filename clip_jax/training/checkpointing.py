@@ -36,7 +36,7 @@ _MARK = {"digests": 1}  # in orbax's metadata: the folder must have a list of di
 
 
 def read_config(workdir: str | Path) -> JsonObject:
-    """The config that a run was started with.
+    """Reads the config that a run was started with.
 
     Raises:
       UserError: the folder holds no run.
@@ -49,12 +49,12 @@ def read_config(workdir: str | Path) -> JsonObject:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """The part of a run's config that using its model needs.
+    """The part of a run's config that is needed to use its model.
 
     Attributes:
       model: the architecture.
-      dtype: of activations.
-      tokenizer: as for `tokenizers.load`.
+      dtype: the dtype of activations.
+      tokenizer: the tokenizer, as for `tokenizers.load`.
       finetuning: the keys that say which parameters learn and whether they are averaged.
     """
 
@@ -65,7 +65,7 @@ class RunConfig:
 
 
 def read_model_config(workdir: str | Path, step: int) -> RunConfig:
-    """The model of a run; its config.json may come from a stranger.
+    """Reads the config of a run's model. The file may come from a stranger.
 
     Args:
       workdir: the run's folder.
@@ -112,7 +112,7 @@ def _finetuning(values: JsonObject) -> Config:
 
 
 def read_saved_config(workdir: str | Path, step: int) -> JsonObject | None:
-    """The config that a checkpoint was written with; None where it cannot be read."""
+    """Reads the config that a checkpoint was written with; returns None if it cannot be read."""
     try:
         return read_json(Path(workdir) / FOLDER / str(step) / "config" / "metadata")
     except UserError:
@@ -120,7 +120,7 @@ def read_saved_config(workdir: str | Path, step: int) -> JsonObject | None:
 
 
 def steps(workdir: str | Path) -> list[int]:
-    """The steps of a run's complete checkpoints, intact or damaged, newest first.
+    """Returns the steps of a run's complete checkpoints, intact or damaged, newest first.
 
     Raises:
       UserError: the path of their folder is not a folder.
@@ -134,7 +134,10 @@ def steps(workdir: str | Path) -> list[int]:
 
 
 def find_damage(workdir: str | Path, step: int) -> str:
-    """What is wrong with a checkpoint; empty if it is intact, or has no digests to verify."""
+    """Returns what is wrong with a checkpoint.
+
+    The result is empty if the checkpoint is intact, or has no digests to verify.
+    """
     folder = Path(workdir) / FOLDER / str(step)
     if is_checkable(folder):
         return digests.find_damage(folder, step)
@@ -148,15 +151,20 @@ def find_damage(workdir: str | Path, step: int) -> str:
 
 
 def is_checkable(folder: Path) -> bool:
-    """Whether a step's folder has digests; those of older versions do not."""
+    """Returns whether a step's folder has digests. Those of older versions do not."""
     return os.path.lexists(folder / digests.NAME)
 
 
 def refuse_damage(workdir: str | Path, step: int, tell: Callable[[str], None]) -> None:
-    """Verifies one checkpoint, and tells if it has no digests to verify.
+    """Verifies a checkpoint before it is read.
+
+    Args:
+      workdir: the run's folder.
+      step: the step of the checkpoint.
+      tell: called with a line if the checkpoint has no digests to verify.
 
     Raises:
-      UserError: it is damaged.
+      UserError: the checkpoint is damaged.
     """
     if why := find_damage(workdir, step):
         others = [str(other) for other in steps(workdir) if other != step]
@@ -172,7 +180,7 @@ def _tell_unchecked(workdir: str | Path, step: int, tell: Callable[[str], None])
 
 
 def newest(workdir: str | Path, tell: Callable[[str], None]) -> int | None:
-    """The step of a run's newest intact checkpoint; None if it has no checkpoint.
+    """Returns the step of a run's newest intact checkpoint, or None if it has no checkpoint.
 
     Args:
       workdir: the run's folder.
@@ -207,7 +215,11 @@ def newest(workdir: str | Path, tell: Callable[[str], None]) -> int | None:
 
 
 def set_aside(workdir: str | Path, after: int) -> None:
-    """Moves the damaged checkpoints of later steps out of the way, into the folder `damaged`.
+    """Moves the damaged checkpoints of later steps into the folder `damaged`.
+
+    Args:
+      workdir: the run's folder.
+      after: the step after which checkpoints are moved.
 
     Raises:
       UserError: they cannot be moved.
@@ -241,11 +253,11 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder.
-      every: steps between two of them.
-      keep, keep_every: the newest of them, and some for ever; see `Preserve`.
+      every: the number of steps between two checkpoints.
+      keep, keep_every: which checkpoints are kept; see `Preserve`.
 
     Attributes:
-      preserve: says which are kept.
+      preserve: decides which checkpoints are kept.
     """
 
     def __init__(
@@ -288,11 +300,14 @@ class Checkpoints:
         )
 
     def restore(self, step: int, like: Any) -> tuple[Any, JsonObject]:
-        """The training state and the data state of a step.
+        """Restores the training state and the data state of a step.
 
         Args:
           step: the step.
-          like: shapes with shardings, in which the training state is laid out.
+          like: the shapes of the training state, with the shardings that its arrays get.
+
+        Returns:
+          The training state and the data state.
 
         Raises:
           UserError: the checkpoint is of another model, or damaged and without digests.
@@ -313,12 +328,16 @@ class Checkpoints:
 
 
 def read_parts(workdir: str | Path, step: int, like: Mapping[str, Any]) -> JsonObject:
-    """Parts of the training state of a step by name, such as `params` and `stats`.
+    """Reads parts of the training state of a step, such as `params` and `stats`.
 
     Args:
       workdir: the run's folder.
       step: the step.
-      like: the parts' shapes with the shardings that they get; an empty part stays empty.
+      like: the shapes of each part by its name, with the shardings that its arrays get. An empty
+        part stays empty.
+
+    Returns:
+      The parts by name.
 
     Raises:
       UserError: the checkpoint is of another model, or damaged and without digests.
@@ -381,5 +400,5 @@ def _restore_args(like: Any, **options: Any) -> ocp.args.PyTreeRestore:
 
 
 def bytes_of(tree: Any) -> int:
-    """The size of a tree of arrays or shapes in bytes."""
+    """Returns the size of a tree of arrays or shapes in bytes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

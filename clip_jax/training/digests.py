@@ -37,7 +37,7 @@ def write(folder: Path, step: int) -> None:
 
 
 def find_damage(folder: Path, step: int) -> str:
-    """What is wrong with a folder that `write` was called on; empty if it is intact.
+    """Returns what is wrong with a folder that `write` was called on, or "" if it is intact.
 
     Files that file managers and network file systems leave behind are ignored.
 

@@ -41,14 +41,14 @@ _VERSION = 1  # of the files and of what is computed
 
 @dataclasses.dataclass(frozen=True)
 class FeatureCache:
-    """Computes what is missing of the features of a run's pictures, and tells where they are.
+    """Computes the missing features of a run's pictures, and tells training where all of them are.
 
     Attributes:
-      config: of the run.
-      model: its architecture.
-      mixture: its pictures.
-      prepare: how training pictures are prepared.
-      preprocess: how they are prepared without augmentation.
+      config: the config of the run.
+      model: the architecture.
+      mixture: the sources of the pictures.
+      prepare: prepares pictures as training does.
+      preprocess: prepares pictures without augmentation.
       stored: the features of each source of the mixture, which training reads.
     """
 
@@ -63,8 +63,8 @@ class FeatureCache:
         """Computes the files that are missing.
 
         Args:
-          encoder: of the model.
-          variables: its parameters and batch statistics.
+          encoder: the encoder of the model.
+          variables: the model's parameters and batch statistics.
           say: called with a line about what is computed or read.
 
         Raises:

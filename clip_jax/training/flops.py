@@ -1,9 +1,9 @@
 """Model FLOPs of a step, as MFU counts them (Chowdhery et al. 2022, appendix B).
 
-Two for each multiplication and addition of matrix products and convolutions, and nothing else.
-Recomputation to save memory is not counted. Attention counts in full although a mask hides half of
-it, and so do windows that reach over an edge and a last block of which one token is read: others
-count so too, and their MFU can be compared.
+Each multiplication and each addition of matrix products and convolutions counts as one FLOP, and
+nothing else counts. Recomputation to save memory is not counted. Three kinds of unneeded work count
+in full, because others count them too and their MFU can then be compared: attention although a mask
+hides half of it, windows that reach over an edge, and a last block of which one token is read.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from clip_jax.models.model_config import CLIPConfig
 
 
 class Forward(NamedTuple):
-    """FLOPs of the forward pass of an image and of a text."""
+    """The FLOPs of the forward pass of one image and of one text."""
 
     image: int
     text: int
 
 
 def forward(config: CLIPConfig, *, tokens: int | None = None) -> Forward:
-    """FLOPs of the towers for one pair of a training batch.
+    """Returns the FLOPs of the towers' forward pass for one pair of a training batch.
 
     Args:
       config: the architecture. Only patches that patch dropout keeps are counted.
-      tokens: tokens of a text, padding included; None: the context length.
+      tokens: the number of tokens of a text, padding included; None: the context length.
     """
     tokens = config.text.context_length if tokens is None else tokens
     embed_dim = config.embed_dim
@@ -43,19 +43,19 @@ def step(
     frozen: Collection[str] = (),
     idle: Collection[str] = (),
 ) -> int:
-    """FLOPs of a training step over a batch, on all devices together.
+    """Returns the FLOPs of a training step over a batch, on all devices together.
 
-    Three times the forward pass: in the backward pass each product has a gradient by either factor.
-    The gradient by the pixels counts too, although nothing needs it. A frozen tower has a forward
-    pass alone.
+    A step costs three times its forward pass: the backward pass has two products for each product,
+    the gradients by its two factors. The gradient by the pixels counts too, although nothing needs
+    it. A frozen tower has a forward pass alone.
 
     Args:
       config: the architecture.
-      objective: whose loss is counted.
-      batch_size: pairs of the whole batch.
-      tokens: as of `forward`.
+      objective: the objective whose loss is counted.
+      batch_size: the number of pairs in the global batch.
+      tokens: as for `forward`.
       frozen: `vision`, `text`, or both, if no parameter of that tower learns.
-      idle: towers that do not run, because their features were computed before.
+      idle: the towers that do not run, because their features were computed before.
     """
     image, text = forward(config, tokens=tokens)
     passes = {t: 0 if t in idle else 1 if t in frozen else 3 for t in ("vision", "text")}

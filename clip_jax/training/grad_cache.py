@@ -1,4 +1,4 @@
-"""Gradients of a batch, in one pass or accumulated over parts: the same numbers for less memory."""
+"""The gradients of a batch, in one pass or accumulated over parts, which takes less memory."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def compute_gradients(
     parts: int = 1,
     complete: Complete = _unchanged,
 ) -> Gradients:
-    """The loss of a batch, its metrics, new batch statistics and the gradients.
+    """Computes the loss of a batch, its metrics, new batch statistics and the gradients.
 
     Args:
-      graph: of the model.
-      objective: what is minimized.
-      model_variables: the parameters that get gradients, and batch statistics.
-      batch: `image`, `tokens`, and what the objective asks for; rows first.
-      key: for everything random. Each row gets a key of its own, whatever part it is in.
+      graph: the graph of the model.
+      objective: computes the loss that is minimized.
+      model_variables: the parameters that get gradients, and the batch statistics.
+      batch: `image`, `tokens`, and the other arrays that the objective needs; rows first.
+      key: the random key of the step. Each row gets a key of its own, whatever part it is in.
       parts: the number of parts in which the batch goes through the towers, see `accumulated`.
       complete: adds the frozen parameters to those of `model_variables`.
     """
@@ -58,9 +58,9 @@ def in_one_pass(
     keys: Key[Array, " n"],
     complete: Complete = _unchanged,
 ) -> Gradients:
-    """The gradients of the whole batch at once; arguments as of `compute_gradients`.
+    """Computes the gradients of the whole batch at once.
 
-    `keys` holds a key for each row.
+    The arguments are those of `compute_gradients`, except `keys`: a key for each row.
     """
     params, stats = model_variables
 
@@ -83,7 +83,7 @@ def accumulated(
     parts: int,
     complete: Complete = _unchanged,
 ) -> Gradients:
-    """The gradients of the whole batch, whose rows go through the towers in parts (GradCache).
+    """Computes the gradients of the whole batch, but runs the towers on parts of it (GradCache).
 
     First the features are computed one part at a time, and only they are kept. Then come the loss
     of the whole batch and its gradients with respect to the features. Last, each part runs again,
@@ -91,6 +91,8 @@ def accumulated(
     and the activations of one part.
 
     Batch normalization sees one part at a time: its statistics are those of a part.
+
+    The arguments are those of `compute_gradients`, except `keys`: a key for each row.
 
     Source: Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited
     Setup.

@@ -1,4 +1,4 @@
-"""How many rows a Transformer layer takes at a time, so that activations stay on the chip."""
+"""Chooses how many rows a Transformer layer takes at a time, so that activations stay on chip."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ _SHORT = 64
 def choose_chunks(
     chunk: Mapping[str, int], model: CLIPConfig, chip: Chip | None, rows: int, remat: str
 ) -> tuple[int, int]:
-    """The rows that a layer of the image and of the text tower takes at a time; 0: all.
+    """Returns how many rows a layer of the image tower and of the text tower takes at a time.
 
     Args:
       chunk: `config.chunk`.
       model: the architecture; only Transformers work in chunks.
       chip: the chip that trains; None if it is unknown.
-      rows: rows of the batch, or of a part of it, on each device.
+      rows: the number of rows of the batch, or of a part of it, on each device.
       remat: `config.remat`; only `full` allows chunks.
+
+    Returns:
+      The rows of the image tower and of the text tower; 0: all rows at once.
     """
 
     def rows_for(tower: VisionTower | TextTower, requested: int) -> int:

@@ -57,7 +57,7 @@ def _progress(mesh: Mesh, c: Config, done: int) -> metric_writers.Progress:
 
 
 class Loop:
-    """Runs steps until the end or a signal, and logs, evaluates and saves on the way."""
+    """Runs the steps of training until the last one or a signal; logs, evaluates and saves."""
 
     def __init__(
         self,
@@ -246,7 +246,7 @@ class Loop:
         return bool(self.stopped_by)
 
     def run(self) -> int:
-        """Trains; returns the last step that was done."""
+        """Trains, and returns the last step that was done."""
         c, step = self.config, self.first
         if step >= c.steps or self.best.is_over:
             return step
@@ -295,7 +295,7 @@ def train(config: Any, force: bool = False) -> None:
 
     Args:
       config: a `ConfigDict`, or a `Config`.
-      force: take the folder from another run that is using it, which then ends.
+      force: whether to take the folder from another run that is using it, which then ends.
 
     Raises:
       UserError: the config or the data is wrong, the disk is full, the loss is not finite, or

@@ -20,7 +20,7 @@ from clip_jax.training.trackers import TensorBoard, Tracker
 
 
 def read_metrics(path: str | Path) -> list[JsonObject]:
-    """The metrics in a metrics.jsonl, one dictionary a line; an incomplete last line is ignored.
+    """Reads a metrics.jsonl into one dictionary a line; an incomplete last line is ignored.
 
     Raises:
       UserError: another line is damaged.
@@ -40,7 +40,7 @@ def read_metrics(path: str | Path) -> list[JsonObject]:
 
 
 class Writer:
-    """Appends metrics to a run's folder, each metric of a step once.
+    """Appends metrics to the metrics.jsonl of a run's folder, each metric of a step once.
 
     A resumed run repeats some steps that were logged before it was killed. Metrics that the file
     already contains are not written again, and an incomplete last line is removed.
@@ -73,7 +73,7 @@ class Writer:
                 os.ftruncate(self._file, end)
 
     def has_metric(self, step: int, name: str) -> bool:
-        """Whether a metric of a step has been written already."""
+        """Returns whether a metric of a step has been written already."""
         return name in self._written.get(step, ())
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -104,12 +104,12 @@ class Writer:
             raise
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """Shows a PNG of the run's folder in the trackers."""
+        """Shows a PNG file of the run's folder in the trackers."""
         for tracker in self._trackers:
             tracker.picture(step, name, path)
 
     def report(self, step: int, name: str, path: Path) -> None:
-        """Shows a page of the run's folder in the trackers."""
+        """Shows an HTML page of the run's folder in the trackers."""
         for tracker in self._trackers:
             tracker.report(step, name, path)
 
@@ -134,13 +134,13 @@ class Writer:
 
 
 class Unwritten(Writer):
-    """The writer of all processes but the first: it writes nothing."""
+    """The writer of all processes but the first, which writes nothing."""
 
     def __init__(self) -> None:
         pass
 
     def has_metric(self, step: int, name: str) -> bool:
-        """Always false."""
+        """Returns False."""
         return False
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -160,12 +160,12 @@ class Progress:
     """A progress bar with loss, speed and time left; plain lines if stderr is not a terminal.
 
     Args:
-      steps: steps of the whole run.
-      done: steps that were done before this start.
+      steps: the number of steps of the whole run.
+      done: the number of steps that were done before this start.
       batch_size: images per step.
-      devices: number of devices that train.
-      peak: peak FLOP/s of a device; None if it is unknown.
-      mute: measure, but print nothing.
+      devices: the number of devices that train.
+      peak: the peak FLOP/s of a device; None if it is unknown.
+      mute: whether to measure but print nothing.
     """
 
     def __init__(
@@ -200,11 +200,11 @@ class Progress:
         self._bar.update()
 
     def rates(self, step: int, flops: float) -> dict[str, float]:
-        """The speed of the steps since the last call.
+        """Returns the speed of the steps since the last call.
 
         Args:
           step: the last of these steps.
-          flops: model FLOPs of these steps together, see `clip_jax.training.flops`.
+          flops: the model FLOPs of these steps together, see `clip_jax.training.flops`.
 
         Returns:
           `images_per_second` of all devices, `tflops_per_second` of each one, and, if the peak is
@@ -219,7 +219,7 @@ class Progress:
         return rates if self._peak is None else {**rates, "mfu": per_device / self._peak}
 
     def leave_out(self, seconds: float) -> None:
-        """Excludes time that was spent on compiling or evaluation from the rates."""
+        """Excludes seconds that were spent on compilation or evaluation from the rates."""
         self._started += seconds
         self._since += seconds
 
@@ -250,7 +250,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as text: 75 is `1:15`, 3700 is `1:01:40`."""
+    """Returns seconds as text: 75 is `1:15`, 3700 is `1:01:40`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""Parts that orbax is given, so that checkpoints get digests and small arrays are written whole."""
+"""Replacements for parts of orbax: checkpoints get digests, and small arrays are written whole."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SealedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
     def from_final(
         cls, final_path: Any, *, checkpoint_metadata_store: Any = None, **options: Any
     ) -> SealedFolder:
-        """The temporary folder that becomes `final_path`."""
+        """Returns the temporary folder that is renamed to `final_path` in the end."""
         path = super().from_final(
             final_path, checkpoint_metadata_store=checkpoint_metadata_store, **options
         )
@@ -34,7 +34,10 @@ class SealedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
         return path
 
     async def finalize(self) -> None:
-        """Runs in the saving thread of the first process once all processes have written."""
+        """Finishes the folder once all processes have written.
+
+        Runs in the saving thread of the first process.
+        """
         final = Path(self.get_final())
         if final.parent.name != FOLDER or not final.name.isdecimal():  # an item of a checkpoint
             await super().finalize()
@@ -48,7 +51,7 @@ class SealedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 
 def make_handlers() -> Any:
-    """Orbax's handlers, except that small arrays are written in one piece.
+    """Returns orbax's handlers, changed so that small arrays are written in one piece.
 
     By default orbax splits every replicated array, so that each device writes a part of it, which
     compiles a program for each shape.

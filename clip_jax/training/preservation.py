@@ -11,12 +11,12 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 @dataclasses.dataclass
 class Preserve(preservation_policy.PreservationPolicy):
-    """Keeps the newest checkpoints, the best one, and some for ever.
+    """The policy that keeps the newest checkpoints, the best one, and some for ever.
 
     Attributes:
       keep: how many of the newest are kept; 0: all.
-      keep_every: those at multiples of this step are kept for ever; 0: none.
-      best: the step of the best one; None for none. The run sets it.
+      keep_every: checkpoints at multiples of this step are kept for ever; 0: none.
+      best: the step of the best checkpoint; None for none. The run sets it.
     """
 
     keep: int
@@ -26,7 +26,7 @@ class Preserve(preservation_policy.PreservationPolicy):
     def should_preserve(
         self, checkpoints: Sequence[Any], *, context: preservation_policy.PreservationContext
     ) -> Sequence[bool]:
-        """Whether each checkpoint is kept, given all in order of their steps."""
+        """Returns for each checkpoint whether it is kept, given all in the order of their steps."""
         steps = [info.step for info in checkpoints]
         newest = set(steps[-self.keep :])  # all of them for 0
         return [

@@ -38,8 +38,8 @@ class Run:
     Attributes:
       config: the config.
       model: the architecture.
-      objective: what is minimized.
-      tokenizer: of the captions.
+      objective: computes the loss that is minimized.
+      tokenizer: the tokenizer of the captions.
       data: the training pairs.
       suite: the evaluations.
       workdir: the run's folder.
@@ -57,7 +57,7 @@ class Run:
 
     @functools.cached_property
     def fingerprints(self) -> JsonObject:
-        """Identifies the data and the tokenizer by their content, whatever their paths."""
+        """What identifies the data and the tokenizer: their content, whatever their paths."""
         return {
             "version": fingerprint.VERSION,
             "data": fingerprint.of_mixture(self.data),
@@ -66,7 +66,7 @@ class Run:
 
 
 def prepare(config: Any) -> Run:
-    """Opens everything that a config names. Mistakes in the config itself touch no device.
+    """Opens everything that a config names, without touching a device if the config is wrong.
 
     Args:
       config: a `ConfigDict`, or a `Config`.

@@ -1,4 +1,4 @@
-"""Whether a run's folder belongs to the run that resumes in it."""
+"""Checks that a run's folder belongs to the run that resumes in it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LENGTH = frozenset(
 
 
 def claim_workdir(run: Run) -> None:
-    """Writes config.json into a new workdir; checks that an existing one is of the same run.
+    """Writes config.json into a new workdir, or checks that an existing one is of the same run.
 
     The first process does this for all processes, before any continues.
 

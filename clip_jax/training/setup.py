@@ -30,11 +30,14 @@ from clip_jax.training import train_step as step_lib
 
 
 def checked(config: Any, devices: int | None = None) -> tuple[Config, CLIPConfig, Objective]:
-    """A config as typed dataclasses, its architecture and its objective.
+    """Checks a config, and returns it as dataclasses with its architecture and its objective.
 
     Args:
       config: a `ConfigDict`, or a `Config`.
       devices: the number of devices that train; None: the batch size is not checked against it.
+
+    Returns:
+      The typed config, the architecture and the objective.
 
     Raises:
       UserError: something is wrong; names the key, its value and what to do.
@@ -73,7 +76,7 @@ def _check_feature_cache(
 
 
 def check_groups(c: Config, architecture: CLIPConfig) -> param_groups.ParamGroups:
-    """The groups of `optimizer.groups` and `freeze`.
+    """Returns the parameter groups that `optimizer.groups` and `optimizer.freeze` describe.
 
     Raises:
       UserError: one of them is wrong, or a group starts too late.
@@ -97,7 +100,10 @@ def _freeze_statistics(model: CLIP, groups: param_groups.ParamGroups) -> None:
 
 
 def learning_rate_schedule(c: Config) -> optax.Schedule:
-    """The learning rate by update, from 0, of a config whose `steps` are known."""
+    """Returns the learning rate as a function of the update, from 0.
+
+    The `steps` of the config must be known.
+    """
     o = c.optimizer
 
     def make(steps: int) -> optax.Schedule:
@@ -115,13 +121,13 @@ def learning_rate_schedule(c: Config) -> optax.Schedule:
 
 
 class Recipe:
-    """How a config trains on a mesh: shapes and functions, but no arrays.
+    """The shapes and functions with which a config trains on a mesh; it holds no arrays.
 
     Args:
       c: the config, the first result of `checked`.
       architecture: the second result of `checked`.
       objective: the third result of `checked`.
-      mesh: over real devices, or devices that only a compiler knows.
+      mesh: a mesh of real devices, or of devices that only a compiler knows.
     """
 
     def __init__(
@@ -171,7 +177,7 @@ class Recipe:
         )
 
     def batch_like(self, context_length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a global batch whose texts have this many tokens."""
+        """Returns the shapes of a global batch whose texts have `context_length` tokens."""
         size, rows = self.architecture.vision.image_size, self.config.batch_size
         batch = {"tokens": jax.ShapeDtypeStruct((rows, context_length), np.int32)}
         if self.config.data.cache_features:
@@ -184,7 +190,11 @@ class Recipe:
         return batch
 
     def step_flops(self, tokens: int | None = None) -> int:
-        """Model FLOPs of a step for texts of this many tokens (None: the tower's), see `flops`."""
+        """Returns the model FLOPs of a step, see `flops`.
+
+        Args:
+          tokens: the number of tokens of a text; None: the tower's context length.
+        """
         idle = {"vision"} if self.config.data.cache_features else set()
         return flops.step(
             self.architecture,
@@ -196,7 +206,11 @@ class Recipe:
         )
 
     def lower(self, context_length: int | None = None) -> jax.stages.Lowered:
-        """The step traced but not compiled, for texts of this many tokens (None: the tower's)."""
+        """Traces the training step, but does not compile it.
+
+        Args:
+          context_length: the number of tokens of a text; None: that of the tower.
+        """
         tokens = self.architecture.text.context_length if context_length is None else context_length
         jitted = step_lib.compile_step(self.train_step, self.state_like, self.mesh)
         return jitted.lower(self.state_like, self.batch_like(tokens))

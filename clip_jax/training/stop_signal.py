@@ -9,13 +9,13 @@ from types import FrameType
 
 
 class StopSignal:
-    """Records Ctrl-C and SIGTERM, so that training stops after the step.
+    """Records Ctrl-C and SIGTERM, so that training stops after the current step.
 
-    A Ctrl-C after that stops at once. A second SIGTERM does not: when a machine shuts down, both
-    the system and the launcher of a process send one.
+    A Ctrl-C after either of them stops at once. A second SIGTERM does not: when a machine shuts
+    down, both the system and the launcher of a process send one.
 
     Attributes:
-      number: the number of the signal; 0: none so far.
+      number: the number of the recorded signal; 0: none so far.
     """
 
     def __init__(self) -> None:

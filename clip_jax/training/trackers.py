@@ -1,6 +1,6 @@
-"""Trackers of experiments: TensorBoard, Weights & Biases, trackio.
+"""Experiment trackers: TensorBoard, Weights & Biases, trackio.
 
-Each shows the numbers, the pictures and the reports of a run. The first process writes.
+Each shows the numbers, the pictures and the reports of a run. Only the first process writes.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from clip_jax.io.files import JsonObject
 
 
 class Tracker(Protocol):
-    """Where the metrics of a run are shown besides metrics.jsonl."""
+    """The protocol of trackers, which show the metrics of a run besides metrics.jsonl."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes numbers of a step. A resumed run may repeat a step with equal numbers."""
+        """Logs the metrics of a step. A resumed run may repeat a step with equal numbers."""
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """Takes a PNG."""
+        """Logs a PNG file."""
 
     def report(self, step: int, name: str, path: Path) -> None:
-        """Takes an HTML page."""
+        """Logs an HTML page."""
 
     def close(self) -> None:
         """Waits until everything is written."""
 
 
 class TensorBoard:
-    """TensorBoard events, flushed by the thread that writes them.
+    """A writer of TensorBoard events, which the calling thread writes and flushes.
 
     The writer of tensorboardX uses a thread of its own. If a full disk ends that thread, the run
     hangs forever.
@@ -54,7 +54,7 @@ class TensorBoard:
             self._file.write_event(Event(step=resume_step + 1, session_log=log))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes numbers of a step."""
+        """Writes the metrics of a step."""
         from tensorboardX.summary import scalar
 
         for name, value in values.items():
@@ -62,7 +62,7 @@ class TensorBoard:
         self._file.flush()
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """Writes a PNG."""
+        """Writes a PNG file."""
         import numpy as np
         from PIL import Image
         from tensorboardX.summary import image
@@ -76,7 +76,7 @@ class TensorBoard:
         self._file.write_event(self._event(step=step, wall_time=time.time(), summary=summary))
 
     def report(self, step: int, name: str, path: Path) -> None:
-        """Does nothing: TensorBoard shows no pages."""
+        """Does nothing: TensorBoard cannot show HTML pages."""
 
     def close(self) -> None:
         """Closes the file."""
@@ -84,11 +84,11 @@ class TensorBoard:
 
 
 class WebTracker:
-    """Weights & Biases or trackio, whose functions have the same names.
+    """A tracker for Weights & Biases or trackio, whose functions have the same names.
 
     Args:
       library: the imported package.
-      run: what its `init` returned.
+      run: the result of the package's `init`.
     """
 
     def __init__(self, library: Any, run: Any) -> None:
@@ -98,24 +98,27 @@ class WebTracker:
         self._run.log(dict(values), step=step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs numbers of a step."""
+        """Logs the metrics of a step."""
         self._log(step, values)
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """Uploads a PNG."""
+        """Uploads a PNG file."""
         self._log(step, {name: self._library.Image(str(path))})
 
     def report(self, step: int, name: str, path: Path) -> None:
-        """Uploads a page."""
+        """Uploads an HTML page."""
         self._log(step, {name: self._library.Html(path.read_text(encoding="utf-8"))})
 
     def close(self) -> None:
-        """Waits until everything is sent, or written if there is no connection."""
+        """Waits until everything is sent, or written to disk if there is no connection."""
         self._run.finish()
 
 
 class WandbTracker(WebTracker):
-    """Weights & Biases, which ignores steps that go back unless they are an ordinary value."""
+    """A tracker for Weights & Biases, which logs the step as an ordinary value.
+
+    Weights & Biases ignores values whose step goes back, unless the step is an ordinary value.
+    """
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         self._run.log({"step": step, **values})
@@ -135,12 +138,12 @@ def check_trackers(log: Log) -> None:
 
 
 def open_trackers(c: Config, workdir: Path, config: JsonObject) -> list[Tracker]:
-    """The trackers that `c.log` asks for, besides TensorBoard.
+    """Opens the trackers that `c.log` asks for, besides TensorBoard.
 
     Args:
       c: the config.
       workdir: the run's folder.
-      config: what is shown of the config: without secrets.
+      config: the config as it is shown: without secrets.
     """
     trackers: list[Tracker] = []
     common: dict[str, Any] = dict(name=workdir.absolute().name, config=config, resume="allow")

@@ -32,15 +32,15 @@ from clip_jax.training.grad_cache import Batch
 class TrainState:
     """Everything that a step changes.
 
-    An empty average is no part of the tree: a state without one has the structure that it had
-    before averages were known.
+    An empty average is no part of the tree, so a state without one has the same structure as the
+    states of versions that had no averages.
 
     Attributes:
-      step: number of updates done.
-      params: parameters, float32 except those that `optimizer.text_weights` and
+      step: the number of updates done.
+      params: the parameters, float32 except those that `optimizer.text_weights` and
         `optimizer.frozen_weights` keep in bfloat16.
-      stats: running statistics of batch normalization; empty for a model without it.
-      opt_state: the optimizer's state, of the parameters that learn.
+      stats: the running statistics of batch normalization; empty for a model without it.
+      opt_state: the optimizer's state for the parameters that learn.
       ema: the exponential moving average of the parameters that learn, float32; empty: none.
     """
 
@@ -52,11 +52,11 @@ class TrainState:
 
     @property
     def variables(self) -> Variables:
-        """Parameters and batch statistics."""
+        """The parameters and the batch statistics."""
         return self.params, self.stats
 
     def children(self) -> list[tuple[str, Any]]:
-        """The fields that are part of the tree, by name."""
+        """Returns the names and values of the fields that are part of the tree."""
         names = ("step", "params", "stats", "opt_state", *(("ema",) if self.ema else ()))
         return [(name, getattr(self, name)) for name in names]
 
@@ -73,7 +73,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def init_variables(config: CLIPConfig, seed: int, lora: Lora | None = None) -> Variables:
-    """Initial parameters and batch statistics."""
+    """Returns initial parameters and batch statistics."""
     return variables(CLIP(config, lora=lora, rngs=nnx.Rngs(seed)))
 
 
@@ -81,12 +81,13 @@ NO_EMA = Ema()
 
 
 def update_ema(ema: Ema, average: Params, params: Params, step: Int[Array, ""]) -> Params:
-    """The exponential moving average after an update.
+    """Returns the exponential moving average after an update.
 
     Args:
-      ema: its decay, and the number of updates before it begins; until then it is the parameters.
-      average: before the update.
-      params: the parameters that learn after the update, float32.
+      ema: the decay, and the number of updates before the average begins. Until then the average is
+        the parameters themselves.
+      average: the average before the update.
+      params: the parameters that learn, after the update, float32.
       step: the number of updates before this one.
     """
     decay = jnp.where(step < ema.start, 0.0, ema.decay) if ema.start else ema.decay
@@ -94,13 +95,16 @@ def update_ema(ema: Ema, average: Params, params: Params, step: Int[Array, ""]) 
 
 
 def averaged_variables(state: TrainState, groups: ParamGroups | None) -> Variables:
-    """Averaged parameters in place of those that learn, and the batch statistics."""
+    """Returns the variables of a state with averages in place of the parameters that learn."""
     average = groups.merge(state.ema, state.params) if groups else state.ema
     return average, state.stats
 
 
 def clamp_logit_scale(params: Params, maximum: float) -> Params:
-    """Keeps the factor on the logits between 1 and `maximum` (section 2.5); 0: no bounds."""
+    """Limits the factor on the logits to the range from 1 to `maximum` (section 2.5).
+
+    A `maximum` of 0 means no bounds.
+    """
     if not maximum or "logit_scale" not in params:
         return params
     return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(maximum))}
@@ -118,20 +122,20 @@ def make_train_step(
     groups: ParamGroups | None = None,
     ema: Ema = NO_EMA,
 ) -> TrainStep:
-    """A pure function that does one step: loss, gradients, update.
+    """Makes a pure function that does one step: loss, gradients, update.
 
     Random numbers depend on seed and step alone.
 
     Args:
-      graph: of the model.
-      objective: what is minimized.
+      graph: the graph of the model.
+      objective: computes the loss that is minimized.
       optimizer: computes updates from gradients.
-      seed: of everything random.
+      seed: the seed of all random numbers.
       max_logit_scale: see `clamp_logit_scale`.
       accumulate: parts in which a batch goes through the towers, see `grad_cache.accumulated`.
       sharded_optimizer: whether the optimizer's state is sharded over the data axis too.
-      groups: of parameters that learn differently, as given to `optim.make_optimizer`.
-      ema: the average of the parameters that the state holds.
+      groups: the parameters that learn differently, as given to `optim.make_optimizer`.
+      ema: how the state averages the parameters.
     """
     trainable, merge = _split_and_merge(groups)
 
@@ -193,7 +197,7 @@ class StateOptions:
       sharded_optimizer: whether the optimizer's state is sharded over the data axis too.
       text_weights: dtype in which the text tower's matrices are stored.
       frozen_weights: dtype in which frozen matrices are stored.
-      groups: of parameters that learn differently; None: all parameters learn alike.
+      groups: the parameters that learn differently; None: all parameters learn alike.
       ema: whether the state holds an average of the parameters.
       lora: the adapters of the model.
     """
@@ -248,13 +252,13 @@ def abstract_state(
     mesh: Mesh,
     options: StateOptions = DEFAULT,
 ) -> TrainState:
-    """The shapes of the state, each with its sharding.
+    """Returns the shapes of the state, each with its sharding.
 
     Args:
       config: the architecture.
-      optimizer: whose state is part of it.
+      optimizer: the optimizer whose state is part of it.
       mesh: the mesh.
-      options: how it is stored.
+      options: how the state is stored.
     """
     shapes = jax.eval_shape(partial(_create, config, optimizer, options, 0))
     return jax.tree.map(
@@ -271,7 +275,7 @@ def init_state(
     mesh: Mesh,
     options: StateOptions = DEFAULT,
 ) -> TrainState:
-    """An initial state, created on its devices; the values are the same on any mesh."""
+    """Creates an initial state on its devices; the values are the same on any mesh."""
     create = partial(_create, config, optimizer, options, seed)
     shapes = jax.eval_shape(create)
     # LLVM takes half a second for each random array of a ResNet, and the program runs only once.
@@ -290,7 +294,7 @@ def state_of(
     mesh: Mesh,
     options: StateOptions = DEFAULT,
 ) -> TrainState:
-    """A state at step 0 with given variables, laid out over the mesh."""
+    """Creates a state at step 0 from given variables, laid out over the mesh."""
     create = partial(_state_with, config, optimizer, options)
     where = _shardings(config, jax.eval_shape(create, *model_variables), mesh, options)
     placed = jax.device_put(model_variables, (where.params, where.stats))
@@ -298,7 +302,7 @@ def state_of(
 
 
 def compile_step(train_step: TrainStep, state: Any, mesh: Mesh) -> jax.stages.Wrapped:
-    """`train_step` jitted over the mesh, for states with the shardings of `state`.
+    """Returns `train_step` jitted over the mesh, for states with the shardings of `state`.
 
     The state that it is called with is donated.
 

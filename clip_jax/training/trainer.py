@@ -49,7 +49,7 @@ class Trainer(setup.Recipe):
 
     @cached_property
     def averaged(self) -> Callable[[step_lib.TrainState], Variables]:
-        """The averaged variables of a state, compiled."""
+        """A compiled function from a state to its averaged variables."""
         where = jax.tree.map(lambda leaf: leaf.sharding, self.state_like.variables)
         average = partial(step_lib.averaged_variables, groups=self.groups)
         return jax.jit(average, out_shardings=where)
@@ -81,12 +81,15 @@ class Trainer(setup.Recipe):
         return pictures
 
     def initial_parameters(self) -> Params:
-        """Random initial parameters, with those of the adapters."""
+        """Returns random initial parameters, with those of the adapters."""
         c = self.config
         return step_lib.init_variables(self.run.model, c.seed, c.lora)[0]
 
     def state_from(self, source: ModelSource) -> step_lib.TrainState:
-        """A fresh state with saved weights in fp32; positions are resized to the model's sizes."""
+        """Creates a state at step 0 from saved weights, in float32.
+
+        Positions are resized to the model's sizes.
+        """
         params, stats = jax.device_get(source.read("float32"))
         vision, text = self.run.model.vision, self.run.model.text
         params, _ = positions.resize_model(
@@ -121,7 +124,7 @@ class Trainer(setup.Recipe):
         return optim.restarted(saved["opt_state"])
 
     def fresh(self) -> step_lib.TrainState:
-        """A state with random initial values, or with the weights that the config names."""
+        """Creates a state at step 0 with weights that the config names, or with random values."""
         run = self.run
         if run.weights:
             return self.state_from(run.weights)
@@ -129,7 +132,7 @@ class Trainer(setup.Recipe):
         return step_lib.init_state(run.model, self.optimizer, seed, self.mesh, self.state_options)
 
     def data(self) -> pipeline.Batches:
-        """An iterator over this process's batches."""
+        """Returns an iterator over this process's batches."""
         c, run = self.run.config, self.run
         prepare = pipeline.Prepare.from_config(
             c.data.to_dict(),
@@ -162,8 +165,8 @@ class Trainer(setup.Recipe):
         """Computes the image features that training reads, if it reads them and some are missing.
 
         Args:
-          variables: with the weights of the image tower.
-          say: called with a line about it.
+          variables: the variables of the model, with the weights of the image tower.
+          say: called with a line about what is computed or read.
         """
         if self.feature_cache is not None:
             size = self.run.config.evaluate.batch_size
@@ -171,7 +174,10 @@ class Trainer(setup.Recipe):
             self.feature_cache.fill(encoder, variables, say)
 
     def place(self, rows: pipeline.Row) -> dict[str, jax.Array]:
-        """This process's rows in the global batch, without columns of mere padding."""
+        """Returns this process's rows as part of the global batch.
+
+        Token columns that are padding in every row are removed if there is only one process.
+        """
         # Several processes would have to agree on the longest text.
         if not multihost.is_multi_process() and self.run.model.text.blind_to_padding:
             pad_id = self.run.tokenizer.pad_id
@@ -179,5 +185,5 @@ class Trainer(setup.Recipe):
         return rows_lib.global_batch(rows, self.mesh)
 
     def compile(self, context_length: int) -> step_lib.TrainStep:
-        """The compiled step for texts of this many tokens."""
+        """Compiles the step for texts of `context_length` tokens."""
         return self.lower(context_length).compile()

@@ -30,7 +30,7 @@ _MAX_BYTES = 1 << 14
 
 
 class Lock:
-    """The lock that this process has on a run's folder. `check` tells whether it still has it."""
+    """The lock that this process has on a run's folder."""
 
     def __init__(self, workdir: Path, record: JsonObject) -> None:
         self._path, self._record, self._beats = workdir / NAME, record, 0
@@ -39,7 +39,7 @@ class Lock:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises UserError where another trainer has taken the folder."""
+        """Raises UserError if another trainer has taken the folder."""
         try:
             record = _read_record(self._path)
         except OSError:
@@ -51,7 +51,7 @@ class Lock:
             )
 
     def release(self) -> None:
-        """Removes the file if it is still this process's."""
+        """Removes the lock file if it still belongs to this process."""
         self._over.set()
         self._thread.join()
         record = _read_record(self._path)
@@ -80,8 +80,11 @@ def locked(workdir: Path, force: bool, tell: Callable[[str], None]) -> Iterator[
 
     Args:
       workdir: the run's folder, which is created if it is missing.
-      force: take the folder from another trainer, which then ends.
+      force: whether to take the folder from another trainer, which then ends.
       tell: called with a line before waiting.
+
+    Yields:
+      The lock.
 
     Raises:
       UserError: another trainer is using the folder, or it cannot be written.
