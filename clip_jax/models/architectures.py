@@ -43,7 +43,13 @@ EFFICIENTNETS: dict[str, tuple[float, float, int]] = {
 
 
 def align(name: str, bert: BertConfig, image_size: int = 289) -> CLIPConfig:
-    """ALIGN: the EfficientNet of this name at ALIGN's resolution, and a BERT."""
+    """Returns ALIGN: an EfficientNet at ALIGN's resolution, and a BERT.
+
+    Args:
+      name: the name of the EfficientNet.
+      bert: the text tower.
+      image_size: pixels a side.
+    """
     width, depth, _ = EFFICIENTNETS[name]
     vision = EfficientNetConfig(image_size=image_size, width=width, depth=depth)
     return CLIPConfig(
@@ -65,13 +71,16 @@ def siglip(
     embed_dim: int | None = None,
     logit_bias: float = -10.0,
 ) -> CLIPConfig:
-    """SigLIP (Zhai et al. 2023): attention pooling, and a text tower that attends to padding.
+    """Returns a SigLIP (Zhai et al. 2023).
+
+    Its image tower has attention pooling, and its text tower attends to padding.
 
     Args:
-      activation: of the MLPs.
+      activation: the activation of the MLPs.
       vision, text: fields of `VisionConfig` and `TextConfig`.
-      embed_dim: None: the vision tower's width; there is no projection between the two.
-      logit_bias: initial value.
+      embed_dim: features of an image or a text. None: the vision tower's width, without a
+        projection between the two.
+      logit_bias: the initial value of the learned bias.
     """
     ragged = vision["image_size"] % vision["patch_size"] > 0
     return CLIPConfig(
@@ -154,7 +163,7 @@ _QUICK = "-quickgelu"  # the suffix of open_clip's models with this activation
 
 
 def find_architecture(name: str) -> CLIPConfig:
-    """The architecture of a name; `ViT-B-32` means ViT-B/32, as in file names.
+    """Returns the architecture with the given name; `ViT-B-32` means ViT-B/32, as in file names.
 
     With the suffix `-quickgelu`, as in open_clip, it is the same model with QuickGELU.
 
@@ -178,19 +187,22 @@ def _plain(name: str) -> str:
 
 
 def named_activation(name: str) -> str | None:
-    """The activation that the name of an architecture states; None if it states none."""
+    """Returns the activation that the name of an architecture states, or None if it states none."""
     return "quick_gelu" if _plain(name).endswith(_QUICK) else None
 
 
 def architecture(name: str) -> JsonObject:
-    """The architecture of a name as nested dictionaries, for a config's `model`."""
+    """Returns the architecture with the given name as dictionaries, for a config's `model`."""
     return find_architecture(name).to_dict()
 
 
 def name_of(config: CLIPConfig, any_activation: bool = False) -> str | None:
-    """The name of an architecture, or None.
+    """Returns the name of an architecture, or None if it has none.
 
-    any_activation: ignore the activation; open_clip's own models have OpenAI's names, but GELU.
+    Args:
+      config: the architecture.
+      any_activation: whether to ignore the activation: open_clip's own models have OpenAI's names,
+        but GELU.
     """
     config = dataclasses.replace(config, vision=config.vision.without_dropout())
     for name, known in ARCHITECTURES.items():

@@ -24,7 +24,9 @@ _SEGMENTS = ParamSpec((None, None), decay=True)
 
 
 class BERT(nnx.Module):
-    """Token, position and segment embeddings, post-norm blocks; the output is that of [CLS]."""
+    """The BERT encoder: token, position and segment embeddings, and post-norm blocks.
+
+    The output is that of the first token, [CLS]."""
 
     def __init__(
         self,
@@ -73,7 +75,10 @@ class BERT(nnx.Module):
         )
 
     def __call__(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed_dim"]:
-        """Features of token ids that start with [CLS], not normalised. Padding is masked."""
+        """Returns features of token ids that start with [CLS], not normalised.
+
+        Padding is masked.
+        """
         if tokens.shape[1] > self.config.context_length:
             raise ValueError(
                 f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"

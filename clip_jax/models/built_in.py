@@ -9,13 +9,13 @@ from clip_jax.models.tower import hidden_width
 
 
 class BuiltInTower:
-    """A tower whose module is found by `kind`, so that reading its config imports no JAX."""
+    """A tower whose module is found by its `kind`, so that reading its config imports no JAX."""
 
     kind: ClassVar[str]
     in_chunks: ClassVar[bool] = False  # whether the module can take rows in chunks
 
     def build(self, embed_dim: int, activation: str, *, chunk: int, **options: Any) -> Any:
-        """The module, see `tower.Tower.build`."""
+        """Builds the module, see `tower.Tower.build`."""
         if self.in_chunks:
             options["chunk"] = chunk
         return MODULES.get(self.kind)(self, embed_dim, activation, **options)
@@ -33,10 +33,10 @@ class TransformerTower(BuiltInTower):
 
     @property
     def blocks(self) -> int:
-        """Transformer blocks."""
+        """The number of Transformer blocks."""
         return self.layers
 
     @property
     def hidden_width(self) -> int:
-        """Width of the hidden layer of an MLP."""
+        """The width of the hidden layer of an MLP."""
         return hidden_width(self)

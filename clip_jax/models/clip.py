@@ -29,7 +29,14 @@ Variables = tuple[Params, Params]  # parameters and batch statistics
 
 
 class Output(NamedTuple):
-    """Unit-norm features of a batch (fp32), the factor on their cosines, and a bias."""
+    """The features of a batch, with the scale and the bias that make logits of them.
+
+    Attributes:
+      image_features: unit-norm features of the images, fp32.
+      text_features: unit-norm features of the texts, fp32.
+      logit_scale: the factor on the cosines of the features.
+      logit_bias: the bias of the logits; None for no bias.
+    """
 
     image_features: Float[Array, "images embed_dim"]
     text_features: Float[Array, "texts embed_dim"]
@@ -49,7 +56,7 @@ class Output(NamedTuple):
 
 
 def normalize(features: Float[Array, "*batch embed_dim"]) -> Float[Array, "*batch embed_dim"]:
-    """Features scaled to length one, in fp32; a zero vector stays zero."""
+    """Returns features scaled to length one, in fp32; a zero vector stays zero."""
     features = features.astype(jnp.float32)
     square = jnp.sum(features * features, axis=-1, keepdims=True)
     return features * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
@@ -62,10 +69,10 @@ class CLIP(nnx.Module):
       config: the architecture.
       dtype: one of `model_config.DTYPES`; parameters, LayerNorms and feature norms stay fp32.
       remat: what the backward pass recomputes, see `transformer.Transformer`.
-      chunks: rows of each device that a layer of the image and of the text Transformer takes at a
-        time; 0: all.
-      lora: low-rank adapters of linear layers.
-      rngs: source of the initial values.
+      chunks: the rows of each device that a layer of the image and of the text Transformer takes at
+        a time; 0: all.
+      lora: the low-rank adapters of linear layers.
+      rngs: the source of the initial values.
     """
 
     dropout = 0.0  # of the adapters' inputs
@@ -111,7 +118,7 @@ class CLIP(nnx.Module):
         normalized: bool = False,
         key: Keys | None = None,
     ) -> Float[Array, "batch embed_dim"]:
-        """Image features.
+        """Returns the features of images.
 
         Args:
           image: [batch, size, size, 3]: integers in 0…255, or floats that are normalised already;
@@ -133,7 +140,7 @@ class CLIP(nnx.Module):
     def encode_text(
         self, tokens: Any, *, normalized: bool = False, key: Keys | None = None
     ) -> Float[Array, "batch embed_dim"]:
-        """Text features.
+        """Returns the features of texts.
 
         Args:
           tokens: [batch, context], integers below the size of the vocabulary; see
@@ -162,13 +169,13 @@ class CLIP(nnx.Module):
         *,
         key: Keys | None = None,
     ) -> Output:
-        """Unit-norm features of images and texts, and the logit scale.
+        """Returns the unit-norm features of images and texts, with the logit scale and the bias.
 
         Args:
           image: as for `encode_image`.
           tokens: as for `encode_text`.
-          key: in training only: it turns on dropout and batch statistics. One key, or one for each
-            image, which makes dropout independent of the batch.
+          key: given in training only: it turns on dropout and batch statistics. One key, or one for
+            each image, which makes dropout independent of the batch.
         """
         return self.compared(
             self.encode_image(image, normalized=True, key=key),
@@ -178,7 +185,12 @@ class CLIP(nnx.Module):
     def compared(
         self, image: Float[Array, "images embed_dim"], text: Float[Array, "texts embed_dim"]
     ) -> Output:
-        """Unit-norm features with the learned scale and bias, which make logits of them."""
+        """Returns the `Output` of given unit-norm features, with the learned scale and bias.
+
+        Args:
+          image: unit-norm features of images.
+          text: unit-norm features of texts.
+        """
         bias = None if self.config.logit_bias is None else self.logit_bias[...].astype(jnp.float32)
         return Output(image, text, self.scale, bias)
 
@@ -212,12 +224,15 @@ def abstract_model(
     chunks: tuple[int, int] = (0, 0),
     lora: Lora | None = None,
 ) -> CLIP:
-    """The model with shapes in place of arrays: nothing is allocated."""
+    """Returns a model with shapes in place of arrays; nothing is allocated.
+
+    The arguments are those of `CLIP`.
+    """
     return nnx.merge(*_abstract(config, dtype, remat, chunks, lora))
 
 
 def specs_of(config: CLIPConfig, lora: Lora | None = None) -> ParamSpecs:
-    """The metadata of the parameters of an architecture."""
+    """Returns the metadata of an architecture's parameters by their paths."""
     return param_specs(abstract_model(config, lora=lora))
 
 
@@ -233,18 +248,25 @@ def _abstract(
 
 
 def assembled(graph: nnx.GraphDef, model_variables: Variables) -> CLIP:
-    """The model of these variables inside a program over a mesh, see `sharding.gather_params`."""
+    """Builds a model from its variables inside a program over a mesh.
+
+    The parameters are all-gathered as `sharding.gather_params` does it.
+    """
     params, stats = model_variables
     specs = param_specs(nnx.merge(graph, params, stats))
     return nnx.merge(graph, sharding.gather_params(params, specs), stats)
 
 
 def variables(model: CLIP) -> Variables:
-    """A model's parameters and batch statistics as nested dictionaries of arrays (or shapes)."""
+    """Returns a model's parameters and batch statistics.
+
+    Returns:
+      Two trees: nested dictionaries of arrays, or of shapes if the model holds shapes.
+    """
     params, stats = nnx.state(model, nnx.Param, nnx.BatchStat)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
 def parameter_count(model: nnx.Module) -> int:
-    """The number of learned values of a model, or of its `nnx.eval_shape`."""
+    """Returns the number of learned values of a model, or of its `nnx.eval_shape`."""
     return sum(math.prod(p.shape) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))

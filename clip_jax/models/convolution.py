@@ -21,11 +21,17 @@ Padding = tuple[int, int]
 
 
 class Convolution(nnx.Module):
-    """A convolution without bias, of square windows.
+    """A convolution without bias, with square windows.
 
     Args:
+      inputs, outputs: the number of channels.
+      size: the side of a window in pixels.
+      stride: the distance of neighbouring windows in pixels.
       padding: rows and columns of zeros before and after.
       groups: 1, or `inputs` for a depthwise convolution.
+      kernel_init: the initializer of the kernel.
+      dtype: the dtype that the model computes in, see `activation_dtype`.
+      rngs: the source of the initial values.
     """
 
     def __init__(
@@ -50,7 +56,7 @@ class Convolution(nnx.Module):
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape), spec=spec)
 
     def __call__(self, x: Image) -> Result:
-        """The image, `stride` times smaller."""
+        """Convolves an image, which becomes `stride` times smaller."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         convolve = _convolve if self.groups == 1 else _depthwise
         return checkpoint_name(convolve(x, kernel, self.stride, self.padding), RESULT)
@@ -110,7 +116,7 @@ class BatchNorm(nnx.Module):
     Training uses the statistics of the global batch and updates the running ones: they move towards
     the new ones by the share `momentum`, the variance as an unbiased estimate. Otherwise the
     running statistics are used. `batches` counts the updates, as other libraries' files do.
-    A `frozen` one uses the running statistics in training too.
+    A `frozen` layer uses the running statistics in training too.
     """
 
     def __init__(
@@ -131,7 +137,7 @@ class BatchNorm(nnx.Module):
         self.batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
     def __call__(self, x: Image, train: bool) -> Image:
-        """The image with its channels normalised, scaled and shifted."""
+        """Returns the image with its channels normalised, scaled and shifted."""
         y = x.astype(jnp.float32)
         if train and not self.frozen:
             mean = y.mean((0, 1, 2))
@@ -154,7 +160,10 @@ class BatchNorm(nnx.Module):
 
 
 def average_pool(x: Image, size: int) -> Result:
-    """The means of squares of `size` pixels; pixels that fill no square are dropped."""
+    """Returns the means of squares of `size` × `size` pixels.
+
+    Pixels that fill no square are dropped.
+    """
     if size == 1:
         return x
     rows, columns = x.shape[1] // size, x.shape[2] // size

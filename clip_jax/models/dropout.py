@@ -20,7 +20,11 @@ _KEYS: contextvars.ContextVar[RowKeys | None] = contextvars.ContextVar("row_keys
 
 @contextlib.contextmanager
 def row_keys(keys: RowKeys | None) -> Iterator[None]:
-    """Turns dropout on in layers that are called inside, with a key for each row; None: off."""
+    """Turns dropout on in layers that are called inside the context.
+
+    Args:
+      keys: a random key for each row of the batch; None turns dropout off.
+    """
     token = _KEYS.set(keys)
     try:
         yield
@@ -33,12 +37,14 @@ def _folded(keys: RowKeys, number: Any) -> RowKeys:
 
 
 def drop(x: Float[Array, "*shape"], rate: float, number: int) -> Float[Array, "*shape"]:
-    """`x` with a share of its values set to zero and the others scaled; `x` outside `row_keys`.
+    """Sets a random share of the values to zero, and scales the others.
+
+    Outside `row_keys` it returns `x` as it is.
 
     Args:
       x: rows of the batch.
       rate: the share.
-      number: of the layer, so that layers draw different numbers.
+      number: the number of the layer, so that layers draw different numbers.
     """
     keys = _KEYS.get()
     if keys is None or not rate:
@@ -48,12 +54,16 @@ def drop(x: Float[Array, "*shape"], rate: float, number: int) -> Float[Array, "*
 
 
 def layer_numbers(count: int) -> Int[Array, " layers"] | None:
-    """The numbers of scanned layers; None outside `row_keys`."""
+    """Returns the numbers of `count` scanned layers, or None outside `row_keys`."""
     return None if _KEYS.get() is None else jnp.arange(count)
 
 
 def numbered(layer: Callable[[Any, Any], Any]) -> Callable[[Any, tuple[Any, Any]], Any]:
-    """A body of `jax.lax.scan` that takes the number of the layer beside its variables."""
+    """Makes a body of `jax.lax.scan` that takes the number of the layer beside its variables.
+
+    Args:
+      layer: `layer(x, variables)` applies a layer.
+    """
 
     def body(x: Any, xs: tuple[Any, Any]) -> Any:
         variables, number = xs

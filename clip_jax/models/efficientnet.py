@@ -29,13 +29,16 @@ class SqueezeExcite(nnx.Module):
         self.expand = linear(inner, channels, **common)
 
     def __call__(self, x: Image) -> Image:
-        """The image with its channels scaled."""
+        """Returns the image with its channels scaled."""
         scale = jax.nn.sigmoid(self.expand(jax.nn.silu(self.reduce(x.mean((1, 2))))))
         return x * scale[:, None, None, :]
 
 
 class MBConv(nnx.Module):
-    """Expansion, depthwise convolution, squeeze-and-excite and projection, with a residual."""
+    """An inverted bottleneck with a residual connection.
+
+    Its parts are expansion, depthwise convolution, squeeze-and-excite and projection.
+    """
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class MBConv(nnx.Module):
         self.bn_project = BatchNorm(outputs, **norm)
 
     def __call__(self, x: Image, train: bool) -> Result:
-        """The image, `stride` times smaller."""
+        """Applies the block to an image, which becomes `stride` times smaller."""
         y = x
         if self.expands:
             y = jax.nn.silu(self.bn_expand(self.expand(y), train))
@@ -87,7 +90,7 @@ class MBConv(nnx.Module):
 
 
 class EfficientNet(nnx.Module):
-    """A strided stem, stages of `MBConv`, the mean over all places."""
+    """An EfficientNet: a strided stem, stages of `MBConv`, and the mean over all places."""
 
     def __init__(
         self,
@@ -127,7 +130,7 @@ class EfficientNet(nnx.Module):
     def __call__(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch embed_dim"]:
-        """Features of images (uint8, or normalised already), not normalised to length one.
+        """Returns features of images (uint8, or normalised already), not normalised to length one.
 
         With a `key` batch statistics are used, and the running statistics are updated.
         """

@@ -40,7 +40,7 @@ def checked(kind: type, values: Mapping[str, Any], where: str) -> JsonObject:
 
     Args:
       kind: the dataclass.
-      values: by the names of its fields; any may be missing.
+      values: the values by the names of their fields; any field may be missing.
       where: the prefix of a name in messages, such as `model.vision.`.
 
     Returns:

@@ -34,13 +34,16 @@ TORCH_KERNEL: Initializer = nnx.initializers.variance_scaling(1 / 3, "fan_in", "
 
 
 def zero_bias(fan_in: int) -> Initializer:
-    """Zeros: the default of Flax, and of torch's nn.MultiheadAttention."""
+    """Returns zeros as initializer: Flax's default, and that of torch's MultiheadAttention."""
     del fan_in
     return _zeros
 
 
 def torch_bias(fan_in: int) -> Initializer:
-    """torch's default for biases of nn.Linear and nn.Conv2d: uniform within ±fan-in^-½."""
+    """Returns torch's default initializer for biases of nn.Linear and nn.Conv2d.
+
+    It is uniform within ±fan-in^-½.
+    """
     bound = fan_in**-0.5
     from_zero = nnx.initializers.uniform(2 * bound)
 
@@ -51,26 +54,30 @@ def torch_bias(fan_in: int) -> Initializer:
 
 
 def tiny_bias(fan_in: int) -> Initializer:
-    """Normal with standard deviation 10^-6: biases of big_vision's MLPs."""
+    """Returns the initializer of big_vision's MLP biases: normal with standard deviation 10^-6."""
     del fan_in
     return normal(1e-6)
 
 
 def fan_out_normal(groups: int = 1) -> Initializer:
-    """Normal with variance 2 / fan-out, of one group: EfficientNet's convolutions (TensorFlow).
+    """Returns the initializer of EfficientNet's convolutions: normal with variance 2 / fan-out.
 
-    A depthwise convolution has as many groups as channels; its fan-out is that of one window.
+    It is that of the TensorFlow code.
+
+    Args:
+      groups: the groups of the convolution; the fan-out is that of one. A depthwise convolution has
+        as many groups as channels; its fan-out is that of one window.
     """
     return nnx.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearInit:
-    """Initializers of a linear layer.
+    """The initializers of a linear layer.
 
     Attributes:
-      kernel: of [inputs, outputs].
-      bias: maps the number of inputs to the initializer of [outputs].
+      kernel: the initializer of the kernel, [inputs, outputs].
+      bias: maps the number of inputs to the initializer of the bias, [outputs].
     """
 
     kernel: Initializer
@@ -79,7 +86,7 @@ class LinearInit:
 
 @dataclasses.dataclass(frozen=True)
 class BlockInit:
-    """Initializers of the linear layers of a Transformer block.
+    """The initializers of the linear layers of a Transformer block.
 
     Attributes:
       qkv: the projection to queries, keys and values, [width, 3 · width].
@@ -95,7 +102,7 @@ class BlockInit:
 
 @dataclasses.dataclass(frozen=True)
 class VisionInit:
-    """Initializers of a vision Transformer.
+    """The initializers of a vision Transformer.
 
     Attributes:
       patches: the projection of the patches, and the convolutions of a stem.
@@ -144,10 +151,10 @@ BERT_BLOCK = BlockInit(BERT_LINEAR, BERT_LINEAR, BERT_LINEAR, BERT_LINEAR)
 
 
 def clip_text_block(width: int, layers: int) -> BlockInit:
-    """OpenAI's text tower: scaled by the width; output projections also by the depth.
+    """Returns the initializers of OpenAI's text blocks, scaled by the width.
 
-    The residual stream keeps its variance. OpenAI's code sets only weights; biases have torch's
-    default.
+    Output projections are scaled by the depth, too, so that the residual stream keeps its
+    variance. OpenAI's code sets only weights; biases have torch's default.
     """
     out = normal((2 * width * layers) ** -0.5)
     return BlockInit(
@@ -180,12 +187,12 @@ _VISION: dict[str, Callable[[VisionConfig], VisionInit]] = {
 
 
 def vision_init(config: VisionConfig) -> VisionInit:
-    """The initializers of a vision Transformer."""
+    """Returns the initializers of a vision Transformer."""
     return _VISION[config.pool](config)
 
 
 def text_init(config: TextConfig) -> TextInit:
-    """The initializers of a text Transformer.
+    """Returns the initializers of a text Transformer.
 
     Towers with `pool="last"` are initialised like SigLIP's, in big_vision's text_transformer.py.
     All others, bags of words included, are initialised like OpenAI's.
@@ -198,8 +205,9 @@ def text_init(config: TextConfig) -> TextInit:
 
 
 def resnet_pool_init(width: int) -> LinearInit:
-    """The linear layers of the attention pool of CLIP's ResNet; the kernel's also for positions.
+    """Returns the initializers of the attention pool of CLIP's ResNet.
 
-    OpenAI's code sets only weights; biases have torch's default.
+    The kernel's initializer is also used for the positions. OpenAI's code sets only weights; biases
+    have torch's default.
     """
     return LinearInit(normal(width**-0.5), torch_bias)

@@ -22,7 +22,7 @@ RESULT = "linear"
 
 
 def activation_dtype(dtype: DTypeLike) -> DTypeLike:
-    """The dtype of activations between the layers of a model that computes in `dtype`."""
+    """Returns the dtype of activations between the layers of a model that computes in `dtype`."""
     return jnp.float32 if dtype == "mixed" else dtype
 
 
@@ -34,10 +34,11 @@ def _dot(x: Array, y: Array, contracted: tuple[Any, Any], result: DTypeLike) -> 
 def product(
     x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs outputs"], factors: DTypeLike
 ) -> Float[Array, "*batch outputs"]:
-    """x · kernel and its gradients, with factors rounded to `factors` and results typed like x.
+    """Returns x · kernel, with factors rounded to `factors` and results typed like x.
 
-    Autodiff would multiply factors typed like x. With a bfloat16 *result* XLA does not use the
-    matrix unit of a CPU (AMX); with bfloat16 factors of float32 arrays it does.
+    The gradients are computed in the same way. Autodiff would multiply factors typed like x. With a
+    bfloat16 *result* XLA does not use the matrix unit of a CPU (AMX); with bfloat16 factors of
+    float32 arrays it does.
     """
     contracted = (x.ndim - 1,), (0,)
     return _dot(x.astype(factors), kernel.astype(factors), contracted, x.dtype)
@@ -95,7 +96,7 @@ class Linear(nnx.Linear):
       rank: columns of `lora_a` and rows of `lora_b`; 0: it has neither.
       scale: the factor on x · A · B.
       dropout: the share of the inputs of A that is dropped in training.
-      number: of this layer, for its random numbers.
+      number: the number of this layer, for its random numbers.
     """
 
     rank = 0
@@ -104,17 +105,22 @@ class Linear(nnx.Linear):
     number = 0
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
-        """x · W + bias, plus what the adapter adds."""
+        """Returns x · W + bias, plus what the adapter adds."""
         y = super().__call__(inputs, out_sharding)
         return y + self.expand(self.reduce(inputs), self.lora_b[...]) if self.rank else y
 
     def reduce(self, x: Array) -> Array:
-        """scale · dropout(x) · A."""
+        """Returns scale · dropout(x) · A."""
         x = drop(x.astype(self.dtype or x.dtype), self.dropout, self.number)
         return self.scale * self.dot_general(x, self.lora_a[...].astype(x.dtype))
 
     def expand(self, hidden: Array, factor: Array) -> Array:
-        """The result of `reduce` times B, or times some columns of it."""
+        """Multiplies the result of `reduce` by B, or by some columns of it.
+
+        Args:
+          hidden: the result of `reduce`.
+          factor: B, or some of its columns.
+        """
         y: Array = self.dot_general(hidden, factor.astype(hidden.dtype))
         return y
 
@@ -130,15 +136,15 @@ def linear(
     axes: tuple[str, str] = ("inputs", "outputs"),
     bias_axis: str | None = None,
 ) -> Linear:
-    """A `Linear` whose matrix product is computed in `dtype`, one of `model_config.DTYPES`.
+    """Makes a `Linear` whose matrix product is computed in `dtype`.
 
     Its result has the name `RESULT` in rematerialisation policies.
 
     Args:
-      inputs, outputs: features.
-      init: initial values.
-      dtype: of the factors of the product.
-      rngs: source of initial values.
+      inputs, outputs: the number of features.
+      init: the initializers.
+      dtype: the dtype of the factors of the product, one of `model_config.DTYPES`.
+      rngs: the source of the initial values.
       use_bias: whether it has a bias.
       axes: the logical axes of the kernel, see `sharding.RULES`.
       bias_axis: the logical axis of the bias; None replicates it.
@@ -160,7 +166,7 @@ def linear(
 def layer_norm(
     width: int, eps: float, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
 ) -> nnx.LayerNorm:
-    """A LayerNorm in fp32 of inputs in `dtype`.
+    """Makes a LayerNorm that computes in fp32, for inputs in `dtype`.
 
     For bfloat16 inputs E[x²] - E[x]² in fp32 is exact enough, and takes one pass.
     """
@@ -179,7 +185,7 @@ def layer_norm(
 def embedding(
     size: int, width: int, *, init: Initializer, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Embed:
-    """A table of `size` vectors, such as one for each token of a vocabulary."""
+    """Makes a table of `size` vectors, such as one for each token of a vocabulary."""
     return nnx.Embed(
         size,
         width,

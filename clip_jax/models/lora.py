@@ -26,7 +26,7 @@ NAMES = ("lora_a", "lora_b")
 
 
 def add_adapters(model: nnx.Module, config: Lora, rngs: nnx.Rngs) -> None:
-    """Gives adapters to the linear layers of a model that `config.targets` matches.
+    """Adds adapters to the linear layers of a model that `config.targets` matches.
 
     Raises:
       UserError: the pattern is malformed or matches nothing, or a kernel is smaller than the rank.
@@ -84,7 +84,10 @@ def _adapt(layer: Linear, name: str, config: Lora, rngs: nnx.Rngs) -> None:
 
 
 def merge(params: Params, scale: float) -> Params:
-    """The parameters of the model without adapters: W + scale·A·B, computed in float32."""
+    """Returns the parameters of the equivalent model without adapters.
+
+    Each kernel becomes W + scale·A·B, computed in float32.
+    """
     if all(name in params for name in NAMES):
         a, b = (params[name].astype(jnp.float32) for name in NAMES)
         kernel = params["kernel"]
@@ -99,7 +102,7 @@ def _without(params: Params) -> Params:
 
 
 def adapters_in(params: Params) -> Params:
-    """The adapters alone, in their places."""
+    """Returns the adapters alone, at the same paths as in `params`."""
     result: Params = {}
     for name, value in params.items():
         if isinstance(value, dict):
@@ -111,7 +114,7 @@ def adapters_in(params: Params) -> Params:
 
 
 def with_adapters(params: Params, adapters: Params) -> Params:
-    """The parameters of a model, with adapters in their places."""
+    """Returns the parameters of a model with the given adapters at their paths."""
     result = dict(params)
     for name, value in adapters.items():
         is_layer = isinstance(value, dict)
@@ -120,5 +123,5 @@ def with_adapters(params: Params, adapters: Params) -> Params:
 
 
 def scale_of(config: Lora) -> float:
-    """The factor on A·B."""
+    """Returns the factor on A·B."""
     return config.alpha / config.rank

@@ -46,11 +46,11 @@ _MAX_KIND = 200  # characters of a tower's name, which messages quote
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """Two towers and the embedding space they share.
+    """Two towers and the embedding space that they share.
 
     Attributes:
-      embed_dim: features of an image or a text.
-      activation: of the Transformers' MLPs, one of `ACTIVATIONS`.
+      embed_dim: the number of features of an image or a text.
+      activation: the activation of the Transformers' MLPs, one of `ACTIVATIONS`.
       temperature: initial value of the learned temperature; the logit scale is its inverse.
       log_scale: whether the logarithm of the logit scale is learned (CLIP), or the temperature
         itself (ALIGN).
@@ -80,21 +80,21 @@ class CLIPConfig:
             )
 
     def with_vision(self, **values: Any) -> CLIPConfig:
-        """The same model with other values of the image tower's fields."""
+        """Returns the same model with other values of the image tower's fields."""
         return dataclasses.replace(self, vision=_replace(self.vision, values))
 
     def with_text(self, **values: Any) -> CLIPConfig:
-        """The same model with other values of the text tower's fields."""
+        """Returns the same model with other values of the text tower's fields."""
         return dataclasses.replace(self, text=_replace(self.text, values))
 
     @classmethod
     def from_dict(cls, values: Any, *, trusted: bool = False) -> CLIPConfig:
-        """The reverse of `to_dict`, from a config file's or a checkpoint's `model`.
+        """Makes a config from a config file's or a checkpoint's `model`; the reverse of `to_dict`.
 
         Args:
           values: nested dictionaries.
-          trusted: whether they are the user's own, whose towers may be imported by dotted paths.
-            Towers named by others must be imported already.
+          trusted: whether the values are the user's own, whose towers may be imported by dotted
+            paths. Towers named by others must be imported already.
 
         Raises:
           UserError: a value is missing, unknown, of another type or size than it can be.
@@ -116,7 +116,7 @@ class CLIPConfig:
         return cls(**towers, **values)
 
     def to_dict(self) -> JsonObject:
-        """Nested dictionaries; the `kind` of each tower names its class."""
+        """Returns nested dictionaries; the `kind` of each tower names its class."""
         values = dataclasses.asdict(self)
         for side, tower in (("vision", self.vision), ("text", self.text)):
             values[side] = {"kind": kind_of(tower), **values[side]}

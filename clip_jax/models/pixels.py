@@ -19,7 +19,7 @@ _SLACK = 2  # ranges of normalised pixels that floats may be outside of that ran
 def normalized(
     image: Num[Array, "batch height width 3"], config: VisionTower
 ) -> Float[Array, "batch height width 3"]:
-    """Integers in 0…255 minus the mean, over the deviation; floats are normalised already.
+    """Normalises integers in 0…255 by the tower's mean and deviation; returns floats as they are.
 
     Raises:
       ValueError: the images are not of `config.image_size`.
@@ -34,7 +34,7 @@ def normalized(
 
 
 def checked_pixels(image: Any, config: VisionTower) -> Num[Array, "batch height width 3"]:
-    """The argument of `encode_image` as an array for a tower.
+    """Checks the argument of `encode_image`, and returns it as an array for a tower.
 
     Args:
       image: [batch, size, size, 3] of NumPy, JAX or torch, or a list of such pictures: integers in

@@ -1,4 +1,4 @@
-"""Tables of positions resized for other image sizes and text lengths."""
+"""Resizes tables of positions for other image sizes and text lengths."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from jaxtyping import Array, Float
 def resize_grid(
     table: Float[Array | np.ndarray, "places width"], old: int, new: int, prefix: int
 ) -> Float[Array, "new_places width"]:
-    """A square grid of positions at another resolution, after `prefix` rows without a place.
+    """Resizes a square grid of positions to another resolution.
 
-    Bicubic and antialiased, as open_clip does it (torch's coefficients).
+    The interpolation is bicubic and antialiased, as in open_clip (torch's coefficients).
+
+    Args:
+      table: `prefix` rows without a place, which stay as they are, then the rows of the grid.
+      old: the side of the grid, in places.
+      new: the side of the new grid.
+      prefix: the number of rows without a place, such as that of a class token.
     """
     first, square = table[:prefix], table[prefix:].reshape(old, old, -1)
     square = jax.image.resize(
@@ -27,7 +33,7 @@ def resize_grid(
 def resize_line(
     table: Float[Array | np.ndarray, "places width"], new: int
 ) -> Float[Array, "new_places width"]:
-    """Positions of texts of another length: linear, as open_clip does it."""
+    """Resizes the positions of texts to `new` tokens, by linear interpolation as in open_clip."""
     shape = new, table.shape[1]
     line = jax.image.resize(table.astype(jnp.float32), shape, "linear", antialias=False)
     return line.astype(table.dtype)

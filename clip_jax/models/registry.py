@@ -38,6 +38,6 @@ MODULES: Registry[Callable[..., Any]] = Registry(
 
 
 def kind_of(tower: object) -> str:
-    """What names a tower in `kind`: a short name, or the dotted path of a user's class."""
+    """Returns the `kind` of a tower: a short name, or the dotted path of a user's class."""
     cls = type(tower)
     return cls.__dict__.get("kind") or f"{cls.__module__}:{cls.__qualname__}"

@@ -59,7 +59,10 @@ class Bottleneck(nnx.Module):
             self.bn_shortcut = BatchNorm(outputs, **norm)
 
     def __call__(self, x: Image, train: bool) -> Result:
-        """The image, `stride` times smaller, with four times `planes` channels."""
+        """Applies the block to an image, which becomes `stride` times smaller.
+
+        The result has four times `planes` channels.
+        """
         y = jax.nn.relu(self.bn1(self.conv1(x), train))
         y = jax.nn.relu(self.bn2(self.conv2(y), train))
         y = self.bn3(self.conv3(average_pool(y, self.stride)), train)
@@ -95,7 +98,7 @@ class Stage(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """Three convolutions and an average pool, to a quarter of the size."""
+    """Three convolutions and an average pool, which reduce an image to a quarter of its size."""
 
     def __init__(self, config: ResNetConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         width = config.width
@@ -109,7 +112,7 @@ class Stem(nnx.Module):
         self.bn3 = BatchNorm(width, **norm)
 
     def __call__(self, x: Image, train: bool) -> Result:
-        """The image, four times smaller, with `width` channels."""
+        """Returns the image, four times smaller, with `width` channels."""
         x = jax.nn.relu(self.bn1(self.conv1(x), train))
         x = jax.nn.relu(self.bn2(self.conv2(x), train))
         x = jax.nn.relu(self.bn3(self.conv3(x), train))
@@ -117,7 +120,7 @@ class Stem(nnx.Module):
 
 
 class SpatialAttentionPool(nnx.Module):
-    """Attention of the mean over all places to all places, with learned positions."""
+    """Pools by the attention of the mean over all places to all places, with learned positions."""
 
     def __init__(
         self, config: ResNetConfig, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs
@@ -134,7 +137,7 @@ class SpatialAttentionPool(nnx.Module):
         self.projection = linear(width, embed_dim, **common)
 
     def __call__(self, x: Image) -> Float[Array, "batch embed_dim"]:
-        """One vector for each image."""
+        """Returns one vector for each image."""
         batch, width = x.shape[0], x.shape[-1]
         x = x.reshape(batch, x.shape[1] * x.shape[2], width)
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
@@ -147,7 +150,7 @@ class SpatialAttentionPool(nnx.Module):
 
 
 class ModifiedResNet(nnx.Module):
-    """Stem, four stages of bottlenecks, attention pooling."""
+    """CLIP's ResNet: a stem, four stages of bottlenecks, and attention pooling."""
 
     def __init__(
         self,
@@ -176,7 +179,7 @@ class ModifiedResNet(nnx.Module):
     def __call__(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch embed_dim"]:
-        """Features of images (uint8, or normalised already), not normalised to length one.
+        """Returns features of images (uint8, or normalised already), not normalised to length one.
 
         With a `key` batch statistics are used, and the running statistics are updated.
         """

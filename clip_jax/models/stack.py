@@ -35,14 +35,24 @@ Apply = Callable[..., Array]
 
 
 def check_remat(remat: str) -> str:
-    """Returns `remat`; UserError if it is no name of `REMAT_POLICIES`."""
+    """Returns `remat` if it is a name of `REMAT_POLICIES`.
+
+    Raises:
+      UserError: it is not.
+    """
     if remat not in REMAT_POLICIES:
         raise UserError(f"unknown remat {remat!r}; known: {', '.join(REMAT_POLICIES)}")
     return remat
 
 
 def stack(make: Callable[..., Layer], count: int, rngs: nnx.Rngs) -> Layer:
-    """`count` layers of `make(rngs=…)` as one module whose variables have a leading layer axis."""
+    """Makes `count` layers as one module whose variables have a leading layer axis.
+
+    Args:
+      make: `make(rngs=…)` makes one layer.
+      count: the number of layers.
+      rngs: the source of the initial values.
+    """
 
     @nnx.split_rngs(splits=count)
     @nnx.vmap(in_axes=0, out_axes=0)
@@ -182,8 +192,8 @@ def scan(
       apply: `apply(layer, x, *rest)` is the output of a layer.
       remat: a name of `REMAT_POLICIES`.
       train: whether new batch statistics of the layers are written to `stacked`.
-      chunk: rows of each device that a layer takes at a time; 0 for all. Only for layers without
-        batch statistics whose rows are independent; requires `remat` full.
+      chunk: the rows of each device that a layer takes at a time; 0 for all. Only for layers
+        without batch statistics whose rows are independent; requires `remat` full.
       rest: more rows of the same batch (arrays, or None).
       last: applied in place of `apply` to the last layer.
     """
@@ -217,7 +227,7 @@ def scan(
 def apply_once(
     module: nnx.Module, x: Array, apply: Apply, remat: str, train: bool = False
 ) -> Array:
-    """`apply(module, x)` for a single layer, rematerialised like those of `scan`."""
+    """Returns `apply(module, x)` for a single layer, rematerialised like those of `scan`."""
     graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
     x, stats = _unchunked(graph, apply, _layer_specs(params), remat, ())(x, (params, stats))
     if train:

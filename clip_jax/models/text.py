@@ -16,9 +16,10 @@ from clip_jax.models.transformer import Transformer
 
 
 class TextTransformer(nnx.Module):
-    """Token and position embeddings, blocks; the output is that of the last token.
+    """A text Transformer: token and position embeddings, and blocks.
 
-    With `layers=0` it is a bag of words (CBOW): the mean of the token embeddings.
+    The output is that of the last token. With `layers=0` the tower is a bag of words (CBOW): the
+    mean of the token embeddings.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class TextTransformer(nnx.Module):
         )
 
     def __call__(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed_dim"]:
-        """Features of token ids, not normalised. The largest id of a row is the end of the text.
+        """Returns features of token ids, not normalised.
 
-        A tower with `pool="last"` needs full rows, padding included, as in its training.
+        The largest id of a row is the end of the text. A tower with `pool="last"` needs full rows,
+        padding included, as in its training.
         """
         if tokens.shape[1] > self.config.context_length:
             raise ValueError(

@@ -15,7 +15,7 @@ from clip_jax.tokenizers.protocol import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(TransformerTower, TextTower):
-    """A text Transformer.
+    """The config of a text Transformer.
 
     Attributes:
       layers: 0 for a bag of words, the mean of the tokens (the paper's CBOW, section 2.3).
@@ -23,7 +23,7 @@ class TextConfig(TransformerTower, TextTower):
       pool: the token whose features are the output: `end`, the one with the largest id (CLIP), or
         `last`, the last of the row, padding included (SigLIP).
       projection_bias: whether the projection to `embed_dim` has a bias.
-      eps: of the LayerNorms.
+      eps: the number that LayerNorms add to the variance.
     """
 
     kind: ClassVar[str] = "transformer"
@@ -39,7 +39,7 @@ class TextConfig(TransformerTower, TextTower):
     eps: float = 1e-5
 
     def check(self) -> None:
-        """Raises UserError where the sizes do not fit together."""
+        """Raises UserError if the sizes do not fit together."""
         check_layers("text", self.layers, 0)
         if self.layers:
             check_blocks("text", self)
@@ -52,11 +52,11 @@ class TextConfig(TransformerTower, TextTower):
         return not self.layers or (self.causal and self.pool == "end")
 
     def flops(self, embed_dim: int, tokens: int) -> int:
-        """FLOPs of the forward pass of one text of so many tokens."""
+        """Returns the FLOPs of the forward pass of one text of `tokens` tokens."""
         return flop_counts.transformer(self, tokens) + product(1, self.width, embed_dim)
 
     def resize_positions(self, params: Params, context_length: int) -> Params:
-        """The parameters of this tower for texts of another length."""
+        """Returns the parameters of this tower for texts of another length."""
         from clip_jax.models.positions import resize_line
 
         if not self.layers:  # a bag of words has no positions
@@ -65,7 +65,7 @@ class TextConfig(TransformerTower, TextTower):
         return {**params, "positional_embedding": table}
 
     def check_tokenizer(self, name: str, tokenizer: Tokenizer) -> None:
-        """That the tower can read the rows of a tokenizer."""
+        """Raises UserError if the tower cannot read the rows of a tokenizer."""
         TextTower.check_tokenizer(self, name, tokenizer)
         at_end = self.pool == "end" or not self.layers
         if at_end and tokenizer.eot_id != tokenizer.vocab_size - 1:
@@ -75,13 +75,15 @@ class TextConfig(TransformerTower, TextTower):
             )
 
     def summary(self) -> str:
-        """The kind and the sizes, for people."""
+        """Returns the kind and the sizes as text for people."""
         return f"{TextTower.summary(self)} {self.layers}×{self.width}"
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig(TransformerTower, TextTower):
-    """BERT (Devlin et al. 2018). The output is that of its first token, as in ALIGN.
+    """The config of a BERT (Devlin et al. 2018).
+
+    The output is that of its first token, as in ALIGN.
 
     Attributes:
       positions: length of the table of positions; texts have `context_length` tokens.
@@ -106,7 +108,7 @@ class BertConfig(TransformerTower, TextTower):
     eps: float = 1e-12
 
     def check(self) -> None:
-        """Raises UserError where the sizes do not fit together."""
+        """Raises UserError if the sizes do not fit together."""
         check_blocks("text", self)
         check_layers("text", self.layers, 1)
         if self.context_length > self.positions:
@@ -121,20 +123,20 @@ class BertConfig(TransformerTower, TextTower):
         return True
 
     def flops(self, embed_dim: int, tokens: int) -> int:
-        """FLOPs of the forward pass of one text of so many tokens."""
+        """Returns the FLOPs of the forward pass of one text of `tokens` tokens."""
         return flop_counts.transformer(self, tokens) + product(1, self.width, embed_dim)
 
     def resize_positions(self, params: Params, context_length: int) -> Params:
-        """The parameters as they are: the table of positions has `positions` rows."""
+        """Returns the parameters as they are: the table of positions has `positions` rows."""
         return params
 
     @property
     def any_length(self) -> bool:
-        """Whether the same parameters serve any length up to that of a table of positions."""
+        """Whether the same parameters serve any length up to that of their table of positions."""
         return True
 
     def check_tokenizer(self, name: str, tokenizer: Tokenizer) -> None:
-        """That the tower can read the rows of a tokenizer."""
+        """Raises UserError if the tower cannot read the rows of a tokenizer."""
         TextTower.check_tokenizer(self, name, tokenizer)
         if tokenizer.pad_id != self.pad_id:
             raise UserError(
@@ -142,5 +144,5 @@ class BertConfig(TransformerTower, TextTower):
             )
 
     def summary(self) -> str:
-        """The kind and the sizes, for people."""
+        """Returns the kind and the sizes as text for people."""
         return f"{TextTower.summary(self)} {self.layers}×{self.width}"

@@ -16,7 +16,7 @@ _HOW = "encode_text takes whole numbers [batch, context], as tokenize([…]) mak
 
 
 def checked_tokens(tokens: Any, config: TextTower) -> Int[Array, "batch context"]:
-    """The argument of `encode_text` as an array for a tower.
+    """Checks the argument of `encode_text`, and returns it as an array for a tower.
 
     Looking up an id that is not in the table returns meaningless values without an error, so ids
     are compared with the vocabulary here. Traced values are not checked.

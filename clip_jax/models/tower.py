@@ -22,7 +22,7 @@ Params = dict[str, Any]  # nested dictionaries of arrays
 
 
 class PixelOptions(TypedDict, total=False):
-    """How pictures become a model's pixels, as `data.images.preprocess.Preprocess` takes it."""
+    """Options of how pictures become a model's pixels, for `data.images.preprocess.Preprocess`."""
 
     resize: str
     resize_size: int
@@ -35,28 +35,28 @@ class BlockSizes(Protocol):
 
     @property
     def width(self) -> int:
-        """Features of the residual stream."""
+        """The number of features of the residual stream."""
 
     @property
     def layers(self) -> int:
-        """Blocks."""
+        """The number of blocks."""
 
     @property
     def heads(self) -> int:
-        """Attention heads."""
+        """The number of attention heads."""
 
     @property
     def mlp_ratio(self) -> float:
-        """The width of an MLP's hidden layer over `width`."""
+        """The width of an MLP's hidden layer, divided by `width`."""
 
     @property
     def eps(self) -> float:
-        """Added to the variance in LayerNorms."""
+        """The number that LayerNorms add to the variance."""
 
 
 @runtime_checkable
 class Tower(Protocol):
-    """What towers of images and of texts have in common."""
+    """The protocol that image towers and text towers have in common."""
 
     @abstractmethod
     def build(
@@ -69,35 +69,40 @@ class Tower(Protocol):
         chunk: int,
         rngs: Any,
     ) -> Any:
-        """The `nnx.Module`. Every `nnx.Param` in it carries a `distributed.param_spec.ParamSpec`.
+        """Builds the `nnx.Module`.
+
+        Every `nnx.Param` in it carries a `distributed.param_spec.ParamSpec`.
 
         Args:
-          embed_dim: features of its output.
-          activation: of the Transformers' MLPs, a name of `transformer.ACTIVATIONS`.
+          embed_dim: the number of features of its output.
+          activation: the activation of the Transformers' MLPs, a name of `transformer.ACTIVATIONS`.
           dtype: one of `model_config.DTYPES`. Parameters are float32 in each.
           remat: what the backward pass recomputes, a name of `stack.REMAT_POLICIES`.
-          chunk: rows of each device that a layer takes at a time; 0: all. Only for towers with a
-            `hidden_width`.
+          chunk: the rows of each device that a layer takes at a time; 0: all. Only for towers with
+            a `hidden_width`.
           rngs: an `nnx.Rngs`, the source of the initial values.
         """
 
     @property
     def blocks(self) -> int:
-        """Transformer blocks, the last of which may compute only the tokens that are read out."""
+        """The number of Transformer blocks.
+
+        The last one may compute only the tokens that are read out.
+        """
         return 0
 
     @property
     def tokens(self) -> int:
-        """Tokens of one image or text in the blocks during training."""
+        """The number of tokens of one image or text in the blocks during training."""
         return 0
 
     @property
     def hidden_width(self) -> int:
-        """Width of the hidden layer of an MLP; 0: the layers do not go in chunks of rows."""
+        """The width of the hidden layer of an MLP; 0: layers cannot process rows in chunks."""
         return 0
 
     def summary(self) -> str:
-        """The kind and the sizes, for people."""
+        """Returns the kind and the sizes as text for people."""
         return kind_of(self)
 
 
@@ -111,8 +116,8 @@ class VisionTower(Tower, Protocol):
     `pooled(image)` and `project(pooled)`, whose composition it is: linear probes use `pooled`.
 
     Attributes:
-      image_size: pixels a side.
-      mean, std: of R, G and B in 0…1, by which images are normalised.
+      image_size: the side of an image in pixels.
+      mean, std: the mean and deviation of R, G and B, in 0…1, by which images are normalised.
     """
 
     image_size: int
@@ -121,13 +126,13 @@ class VisionTower(Tower, Protocol):
 
     @abstractmethod
     def flops(self, embed_dim: int) -> int:
-        """FLOPs of the forward pass of one training image, see `training.flops`."""
+        """Returns the FLOPs of the forward pass of one training image, see `training.flops`."""
 
     def check(self, embed_dim: int) -> None:
-        """Raises UserError where the sizes do not fit together or `embed_dim`."""
+        """Raises UserError if the sizes do not fit together, or do not fit `embed_dim`."""
 
     def resize_positions(self, params: Params, image_size: int) -> Params:
-        """The parameters of this tower for images of another size.
+        """Returns the parameters of this tower for images of another size.
 
         Raises:
           UserError: the tower cannot be resized.
@@ -143,15 +148,15 @@ class VisionTower(Tower, Protocol):
         return False
 
     def preprocess(self) -> PixelOptions:
-        """How such models were published to prepare pictures; nothing: CLIP's way."""
+        """Returns how the published models of this kind prepare pictures; empty: as CLIP does."""
         return {}
 
     def without_dropout(self) -> VisionTower:
-        """The same tower without the dropout of training."""
+        """Returns the same tower without the dropout of training."""
         return self
 
     def summary(self) -> str:
-        """The kind and the sizes, for people."""
+        """Returns the kind and the sizes as text for people."""
         return f"{kind_of(self)} {self.image_size}px"
 
 
@@ -162,8 +167,8 @@ class TextTower(Tower, Protocol):
     The module is called as `module(tokens)`; `context` is at most `context_length`.
 
     Attributes:
-      vocab_size: token ids.
-      context_length: tokens of a text, padding included.
+      vocab_size: the number of token ids.
+      context_length: the number of tokens of a text, padding included.
     """
 
     vocab_size: int
@@ -171,13 +176,13 @@ class TextTower(Tower, Protocol):
 
     @abstractmethod
     def flops(self, embed_dim: int, tokens: int) -> int:
-        """FLOPs of the forward pass of one text of so many tokens, see `training.flops`."""
+        """Returns the forward FLOPs of one text of `tokens` tokens, see `training.flops`."""
 
     def check(self) -> None:
-        """Raises UserError where the sizes do not fit together."""
+        """Raises UserError if the sizes do not fit together."""
 
     def resize_positions(self, params: Params, context_length: int) -> Params:
-        """The parameters of this tower for texts of another length.
+        """Returns the parameters of this tower for texts of another length.
 
         Raises:
           UserError: the tower cannot be resized.
@@ -189,12 +194,12 @@ class TextTower(Tower, Protocol):
 
     @property
     def any_length(self) -> bool:
-        """Whether the same parameters serve any length up to that of a table of positions."""
+        """Whether the same parameters serve any length up to that of their table of positions."""
         return False
 
     @property
     def tokens(self) -> int:
-        """Tokens of one text in the blocks during training."""
+        """The number of tokens of one text in the blocks during training."""
         return self.context_length
 
     @property
@@ -203,7 +208,7 @@ class TextTower(Tower, Protocol):
         return False
 
     def check_tokenizer(self, name: str, tokenizer: Tokenizer) -> None:
-        """That the tower can read the rows of a tokenizer.
+        """Checks that the tower can read the rows of a tokenizer.
 
         Raises:
           UserError: it cannot; names the key and what to do.
@@ -215,7 +220,7 @@ class TextTower(Tower, Protocol):
             )
 
     def summary(self) -> str:
-        """The kind and the sizes, for people."""
+        """Returns the kind and the sizes as text for people."""
         return f"{kind_of(self)} {self.context_length} of {self.vocab_size:,} tokens"
 
 
@@ -223,13 +228,13 @@ MAX_LAYERS = 1024  # a file may claim any number, and every layer of it would be
 
 
 def check_layers(side: str, layers: int, least: int) -> None:
-    """Raises UserError where a tower cannot have so many layers."""
+    """Raises UserError if a tower has fewer than `least` layers, or more than it can have."""
     if not least <= layers <= MAX_LAYERS:
         raise UserError(f"model.{side}.layers={layers} must be from {least} to {MAX_LAYERS}")
 
 
 def check_blocks(side: str, tower: BlockSizes) -> None:
-    """Raises UserError where these sizes make no Transformer block."""
+    """Raises UserError if these sizes make no Transformer block."""
     if tower.heads < 1 or tower.width % tower.heads:
         raise UserError(
             f"model.{side}.heads={tower.heads} does not divide model.{side}.width={tower.width}"
@@ -239,5 +244,5 @@ def check_blocks(side: str, tower: BlockSizes) -> None:
 
 
 def hidden_width(tower: BlockSizes) -> int:
-    """The width of the hidden layer of a block's MLP."""
+    """Returns the width of the hidden layer of a block's MLP."""
     return round(tower.width * tower.mlp_ratio)

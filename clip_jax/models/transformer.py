@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def take_position(
     x: Float[Array, "batch length *rest"], at: Position
 ) -> Float[Array, "batch 1 *rest"]:
-    """One position of each row, as a masked sum: its gradient needs no scatter."""
+    """Returns one position of each row, as a masked sum: its gradient needs no scatter."""
     if isinstance(at, int):
         return x[:, at : at + 1]
     here = jnp.arange(x.shape[1]) == at[:, None]
@@ -62,13 +62,14 @@ class Attention(nnx.Module):
         mask: Mask | None = None,
         at: Position | None = None,
     ) -> Float[Array, "batch queries width"]:
-        """Every position attends to all positions of its row that `mask` allows.
+        """Applies attention: every position attends to all positions of its row that `mask` allows.
 
         Args:
           x: the sequence.
           causal: whether a position attends only to itself and those before it.
           mask: True where a query attends to a key.
-          at: the only position of each row that is computed, [batch, 1, width]; None: all.
+          at: the only position of each row that is computed, with a result [batch, 1, width]; None:
+            all.
         """
         queries = x if at is None else take_position(x, at)
         hidden = self.qkv.reduce(x) if self.qkv.rank else None
@@ -142,7 +143,7 @@ class AttentionPool(nnx.Module):
         self.mlp = MLP(config, activation, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
-        """One vector for each row."""
+        """Returns one vector for each row."""
         batch, length, width = x.shape
         heads = (batch, length, self.heads, width // self.heads)
         query = jnp.broadcast_to(self.probe[...].astype(x.dtype), (batch, 1, width))
@@ -207,7 +208,7 @@ class Block(nnx.Module):
         mask: Mask | None = None,
         at: Position | None = None,
     ) -> Float[Array, "batch queries width"]:
-        """The residual stream after attention and MLP; with `at`, at one position of each row."""
+        """Returns the residual stream after attention and MLP; with `at`, at one position a row."""
         stream = x if at is None else take_position(x, at)
         if self.post_norm:
             x = self.ln_1(stream + self.attention(x, causal, mask, at)).astype(x.dtype)
@@ -220,8 +221,8 @@ class Transformer(nnx.Module):
     """The blocks of a tower. Their parameters are stacked on a leading axis, and scanned.
 
     `remat` names what the backward pass recomputes: `none` nothing, `full` everything; `dots` keeps
-    the results of the linear layers. With `chunk`, a layer takes so many rows of each device at a
-    time, see `stack.scan`.
+    the results of the linear layers. `chunk` is the number of rows of each device that a layer
+    takes at a time, see `stack.scan`.
     """
 
     def __init__(

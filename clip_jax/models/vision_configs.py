@@ -26,19 +26,19 @@ HALF = (0.5, 0.5, 0.5)  # SigLIP's and ALIGN's mean and deviation
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig(TransformerTower, VisionTower):
-    """A vision Transformer. Sizes in pixels.
+    """The config of a vision Transformer. Sizes are in pixels.
 
     Attributes:
-      stem: channels of two convolutions before the patches, 0 for the paper's single projection.
-        Models of small data sets learn faster with them (Xiao et al. 2021).
-      pool: the output: `class`, of a class token; `mean`, of the patches; `map`, of a learned query
-        that attends to the patches (SigLIP; Zhai et al. 2022, section 3).
-      registers: extra tokens without a position (Darcet et al. 2023).
+      stem: the channels of two convolutions before the patches, 0 for the paper's single
+        projection. Models of small data sets learn faster with them (Xiao et al. 2021).
+      pool: what gives the output: `class`, a class token; `mean`, the mean of the patches; `map`, a
+        learned query that attends to the patches (SigLIP; Zhai et al. 2022, section 3).
+      registers: the number of extra tokens without a position (Darcet et al. 2023).
       ln_pre: whether there is a LayerNorm before the blocks (in CLIP, not in SigLIP).
       patch_bias: whether the projection of the patches has a bias.
       projection: whether a matrix projects `width` to `embed_dim`; without it they are equal.
       ragged: whether pixels at the right and bottom edges that fill no patch are dropped.
-      eps: of the LayerNorms.
+      eps: the number that LayerNorms add to the variance.
       patch_dropout: the share of patches dropped in training.
     """
 
@@ -62,7 +62,7 @@ class VisionConfig(TransformerTower, VisionTower):
     std: tuple[float, ...] = STD
 
     def check(self, embed_dim: int) -> None:
-        """Raises UserError where the sizes do not fit together or `embed_dim`."""
+        """Raises UserError if the sizes do not fit together, or do not fit `embed_dim`."""
         check_blocks("vision", self)
         check_layers("vision", self.layers, 1)
         if not 1 <= self.patch_size <= self.image_size:
@@ -90,7 +90,7 @@ class VisionConfig(TransformerTower, VisionTower):
             )
 
     def flops(self, embed_dim: int) -> int:
-        """FLOPs of the forward pass of one training image."""
+        """Returns the FLOPs of the forward pass of one training image."""
         width, patches = self.width, self._kept_patches
         total = self._patch_flops() + flop_counts.transformer(self, self.tokens)
         if self.pool == "map":  # attends to the patches only
@@ -99,7 +99,7 @@ class VisionConfig(TransformerTower, VisionTower):
         return total + (product(1, width, embed_dim) if self.projection else 0)
 
     def _patch_flops(self) -> int:
-        """From pixels to patches of the blocks' width."""
+        """Returns the FLOPs from pixels to patches of the blocks' width."""
         patches = (self.image_size // self.patch_size) ** 2
         pixels = self.patch_size**2 * flop_counts.RGB
         if not self.stem:
@@ -116,11 +116,11 @@ class VisionConfig(TransformerTower, VisionTower):
 
     @property
     def tokens(self) -> int:
-        """Tokens of one image in the blocks during training."""
+        """The number of tokens of one image in the blocks during training."""
         return self._kept_patches + (self.pool == "class") + self.registers
 
     def resize_positions(self, params: Params, image_size: int) -> Params:
-        """The parameters of this tower for images of another size."""
+        """Returns the parameters of this tower for images of another size."""
         from clip_jax.models.positions import resize_grid
 
         old, new = self.image_size // self.patch_size, image_size // self.patch_size
@@ -128,26 +128,26 @@ class VisionConfig(TransformerTower, VisionTower):
         return {**params, "positional_embedding": table}
 
     def preprocess(self) -> PixelOptions:
-        """SigLIP squashes pictures, CLIP cuts out their centres."""
+        """Returns how pictures are prepared: SigLIP squashes them, CLIP cuts out their centres."""
         return {"resize": "squash"} if self.pool == "map" else {}
 
     def without_dropout(self) -> VisionTower:
-        """The same tower without patch dropout."""
+        """Returns the same tower without patch dropout."""
         return dataclasses.replace(self, patch_dropout=0.0)
 
     def summary(self) -> str:
-        """The kind and the sizes, for people."""
+        """Returns the kind and the sizes as text for people."""
         return f"{self.kind} {self.image_size}px/{self.patch_size} {self.layers}×{self.width}"
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig(BuiltInTower, VisionTower):
-    """CLIP's modified ResNet (section 2.4). Sizes in pixels.
+    """The config of CLIP's modified ResNet (section 2.4). Sizes are in pixels.
 
     Attributes:
-      width: channels after the stem; the last stage has 32 times as many.
-      layers: bottlenecks of the four stages.
-      heads: of the attention that pools the last stage.
+      width: the number of channels after the stem; the last stage has 32 times as many.
+      layers: the number of bottlenecks of each of the four stages.
+      heads: the heads of the attention that pools the last stage.
       momentum: the weight of a batch in the running statistics.
     """
 
@@ -162,7 +162,7 @@ class ResNetConfig(BuiltInTower, VisionTower):
     std: tuple[float, ...] = STD
 
     def check(self, embed_dim: int) -> None:
-        """Raises UserError where the sizes do not fit together."""
+        """Raises UserError if the sizes do not fit together."""
         if self.image_size % 32:
             raise UserError(f"model.vision.image_size={self.image_size} is no multiple of 32")
         if self.heads < 1 or 32 * self.width % self.heads or self.width % 2:
@@ -176,7 +176,7 @@ class ResNetConfig(BuiltInTower, VisionTower):
             check_layers("vision", depth, 1)
 
     def flops(self, embed_dim: int) -> int:
-        """FLOPs of the forward pass of one training image."""
+        """Returns the FLOPs of the forward pass of one training image."""
         width, side = self.width, self.image_size // 2
         half = width // 2
         total = product(side**2, 9 * flop_counts.RGB, half)
@@ -197,7 +197,7 @@ class ResNetConfig(BuiltInTower, VisionTower):
         return total + pool + product(1, inputs, embed_dim)
 
     def resize_positions(self, params: Params, image_size: int) -> Params:
-        """The parameters of this tower for images of another size."""
+        """Returns the parameters of this tower for images of another size."""
         from clip_jax.models.positions import resize_grid
 
         pool = params["pool"]
@@ -206,20 +206,20 @@ class ResNetConfig(BuiltInTower, VisionTower):
         return {**params, "pool": {**pool, "positional_embedding": table}}
 
     def summary(self) -> str:
-        """The kind and the sizes, for people."""
+        """Returns the kind and the sizes as text for people."""
         return f"{self.kind} {self.image_size}px {'-'.join(map(str, self.layers))}×{self.width}"
 
 
 @dataclasses.dataclass(frozen=True)
 class EfficientNetConfig(BuiltInTower, VisionTower):
-    """EfficientNet without its head (Tan and Le 2019, table 1), as ALIGN uses it.
+    """The config of an EfficientNet without its head (Tan and Le 2019, table 1), as ALIGN uses it.
 
     Attributes:
       width, depth: multipliers of the channels and repeats of B0.
       divisor: channels are rounded to multiples of it.
       stages: (kernel, stride, expansion, inputs, outputs, repeats) of each stage of B0.
-      symmetric: blocks of stride 2, counted from 0, with the same padding on all sides; the others
-        have one less at the left and top.
+      symmetric: the blocks of stride 2, counted from 0, with the same padding on all sides. The
+        others have one row less at the top and one column less at the left.
       squeeze: width of the squeeze-and-excite layers, as a share of the block's inputs.
       momentum: the weight of a batch in the running statistics.
     """
@@ -247,17 +247,20 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
     std: tuple[float, ...] = HALF
 
     def channels(self, base: int) -> int:
-        """`base` channels of B0, scaled and rounded, by at most a tenth down."""
+        """Returns the number of channels where B0 has `base`.
+
+        It is scaled by `width` and rounded, by at most a tenth down.
+        """
         scaled = base * self.width
         rounded = max(self.divisor, int(scaled + self.divisor / 2) // self.divisor * self.divisor)
         return rounded if rounded >= 0.9 * scaled else rounded + self.divisor
 
     def repeats(self, base: int) -> int:
-        """`base` blocks of B0, scaled."""
+        """Returns the number of blocks where B0 has `base`."""
         return math.ceil(self.depth * base)
 
     def check(self, embed_dim: int) -> None:
-        """Raises UserError where the sizes do not fit together or `embed_dim`."""
+        """Raises UserError if the sizes do not fit together, or do not fit `embed_dim`."""
         if not self.stages or any(len(s) != 6 or min(s) < 1 for s in self.stages):
             raise UserError(
                 "model.vision.stages must hold (kernel, stride, expansion, inputs, outputs, "
@@ -284,7 +287,7 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
             )
 
     def flops(self, embed_dim: int) -> int:
-        """FLOPs of the forward pass of one training image."""
+        """Returns the FLOPs of the forward pass of one training image."""
         del embed_dim  # the channels of the last stage
         side = flop_counts.convolved_side(self.image_size, 3, 2, 1)
         total = product(side**2, 9 * flop_counts.RGB, self.channels(self.stem))
@@ -306,7 +309,7 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
         return total
 
     def resize_positions(self, params: Params, image_size: int) -> Params:
-        """The parameters as they are: there are no positions."""
+        """Returns the parameters as they are: there are no positions."""
         return params
 
     @property
@@ -315,10 +318,10 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
         return True
 
     def preprocess(self) -> PixelOptions:
-        """ALIGN squashes pictures and cuts out the centre."""
+        """Returns how pictures are prepared: ALIGN squashes them and cuts out the centre."""
         side = round(self.image_size * 346 / 289)
         return {"resize": "squash", "resize_size": side, "interpolation": "bilinear"}
 
     def summary(self) -> str:
-        """The kind and the sizes, for people."""
+        """Returns the kind and the sizes as text for people."""
         return f"{self.kind} {self.image_size}px {self.depth}×{self.width}"

@@ -22,7 +22,7 @@ _REGISTERS = ParamSpec((None, None), decay=True)
 def drop_patches(
     patches: Float[Array, "batch patches width"], rate: float, keys: Key[Array, " batch"]
 ) -> Float[Array, "batch kept width"]:
-    """A random subset of each image's patches (FLIP, Li et al. 2022, section 3)."""
+    """Returns a random subset of each image's patches (FLIP, Li et al. 2022, section 3)."""
     count = patches.shape[1]
     size = max(1, round(count * (1 - rate)))
     scores = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
@@ -33,7 +33,7 @@ def drop_patches(
 def patches(
     image: Float[Array, "batch height width channels"], size: int
 ) -> Float[Array, "batch patches pixels"]:
-    """The non-overlapping squares of an image, row by row, each as one vector.
+    """Returns the non-overlapping squares of an image, row by row, each as one vector.
 
     Pixels at the right and bottom edges that fill no square are dropped.
     """
@@ -47,9 +47,14 @@ def patches(
 def windows(
     image: Float[Array, "batch height width channels"], size: int, stride: int
 ) -> Float[Array, "batch rows columns pixels"]:
-    """Overlapping squares around a grid of points; their product with a kernel is a convolution.
+    """Returns overlapping squares of an image, whose product with a kernel is a convolution.
 
     On a CPU the product is several times as fast as XLA's convolution, forward and backward.
+
+    Args:
+      image: the image.
+      size: the side of a square in pixels.
+      stride: the distance of the centres of neighbouring squares.
     """
     margin = (size - stride + 1) // 2
     rows, columns = image.shape[1] // stride, image.shape[2] // stride
@@ -86,14 +91,17 @@ class ConvolutionalStem(nnx.Module):
     def __call__(
         self, image: Float[Array, "batch height width 3"]
     ) -> Float[Array, "batch rows columns stem"]:
-        """A grid of features, two by two for each patch."""
+        """Returns a grid of features, two by two for each patch."""
         activate = ACTIVATIONS[self.activation]
         x = activate(self.first(windows(image, self.size, self.size // 2)))
         return x + activate(self.second(windows(x, 3, 1)))
 
 
 class VisionTransformer(nnx.Module):
-    """Patches, learned positions, blocks; then a class token, the mean or a query pools them."""
+    """A vision Transformer: patches with learned positions, blocks, and pooling.
+
+    A class token, the mean of the patches or a learned query pools the output of the blocks.
+    """
 
     def __init__(
         self,
@@ -153,22 +161,22 @@ class VisionTransformer(nnx.Module):
     def __call__(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch embed_dim"]:
-        """Features of images, not normalised.
+        """Returns features of images, not normalised.
 
         Args:
           image: uint8 in 0…255, which is normalised here, or floats that are normalised already.
-          key: one for each image, in training only: turns on patch dropout.
+          key: one key for each image, given in training only: it turns on patch dropout.
         """
         return self.project(self.pooled(image, key=key))
 
     def project(self, pooled: Float[Array, "batch width"]) -> Float[Array, "batch embed_dim"]:
-        """Pooled features in the embedding space; unchanged in a model without a projection."""
+        """Projects pooled features to the embedding space; without a projection they stay as is."""
         return self.projection(pooled) if self.config.projection else pooled
 
     def pooled(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch features"]:
-        """Pooled features before the projection to the embedding space.
+        """Returns pooled features before the projection to the embedding space.
 
         Linear probes use them (appendix A.3 of the paper).
         """
