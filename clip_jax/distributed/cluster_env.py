@@ -1,6 +1,7 @@
-"""The index of this process and the number of processes, from flags, environment and cluster.
+"""Finds the index of this process and the number of processes.
 
-Nothing is started here. JAX is imported only to look for chips or to ask a cluster.
+They come from flags, from the environment or from the cluster. Nothing is started here. JAX is
+imported only to look for chips or to ask a cluster.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_
 
 @dataclasses.dataclass(frozen=True)
 class ProcessInfo:
-    """One process among others. JAX asks the cluster for values that are None."""
+    """The place of one process among others. JAX asks the cluster for values that are None.
+
+    Attributes:
+      coordinator: the address of the coordinator.
+      processes: the number of processes.
+      process: the index of this process.
+    """
 
     coordinator: str | None = None
     processes: int | None = None
@@ -37,10 +44,16 @@ def detect_process(
     process: int | None,
     environment: Mapping[str, str],
 ) -> ProcessInfo | None:
-    """The place of this process among others; None if it is the only one.
+    """Returns the place of this process among others, or None if it is the only one.
 
     Flags have priority over JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and
     these over the variables of a cluster. A number of one process has priority over everything.
+
+    Args:
+      coordinator: the address of the coordinator, from a flag; None: not given.
+      processes: the number of processes, from a flag; None: not given.
+      process: the index of this process, from a flag; None: not given.
+      environment: the environment variables.
 
     Raises:
       UserError: some of the three are missing or do not fit together.
@@ -85,11 +98,15 @@ def _checked(address: Any, count: Any, index: Any, called: str, number: str) -> 
 
 
 def cluster(environment: Mapping[str, str], on_tpu: bool) -> str:
-    """The cluster that started this process, perhaps as one of several; empty: none.
+    """Returns the cluster that started this process, perhaps as one of several; empty: none.
 
     "slurm", "open_mpi" and "gke_tpu" state the number of processes. A "gce_tpu" machine and a pod
     of a "kubernetes" job must be asked for it. The variables are those of JAX's own detection of
     clusters.
+
+    Args:
+      environment: the environment variables.
+      on_tpu: whether this machine has TPU chips.
     """
     if "OMPI_MCA_orte_hnp_uri" in environment:
         return "open_mpi" if _is_above_one(environment.get("OMPI_COMM_WORLD_SIZE")) else ""

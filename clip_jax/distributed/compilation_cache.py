@@ -6,7 +6,7 @@ from clip_jax.io import files
 
 
 def use_compilation_cache() -> None:
-    """Turns JAX's persistent cache on, unless JAX_COMPILATION_CACHE_DIR or the user set one."""
+    """Turns on JAX's persistent cache, unless JAX_COMPILATION_CACHE_DIR or the user set one."""
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"] is None:

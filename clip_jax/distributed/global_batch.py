@@ -1,4 +1,4 @@
-"""Global arrays from the rows of a batch that each process has."""
+"""Makes global arrays from the rows of a batch that each process has."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from clip_jax.distributed import sharding
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
-    """The positions in the global batch of the rows on this process's devices, in order.
+    """Returns which rows of the global batch are on this process's devices, in order.
 
-    They depend only on the mesh. Its devices need not be sorted by process. Processes whose devices
-    share rows, as along a tensor axis, have the same positions.
+    The positions depend only on the mesh. Its devices need not be sorted by process. Processes
+    whose devices share rows, as along a tensor axis, have the same positions.
     """
     return np.flatnonzero(_is_local(mesh, batch_size))
 
@@ -32,7 +32,7 @@ def _is_local(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def global_batch(rows: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global arrays of a batch, without communication.
+    """Makes the global arrays of a batch, without communication.
 
     Args:
       rows: arrays [rows, …] of this process, in the order of `process_rows`.

@@ -14,17 +14,17 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peak values of one `jax.Device`, which for TPU v2, v3 and 7x is a core: half a chip.
+    """The peak values of one `jax.Device`, which for TPU v2, v3 and 7x is a core: half a chip.
 
     Attributes:
       name: such as `v5e` or `A100-80GB`.
       peak: FLOP/s of dense bfloat16 products with float32 sums; of float16 on GPUs without bfloat16
         (V100, T4).
-      hbm: bytes of memory.
+      hbm: the size of the memory in bytes.
       clock: GHz of a TPU's matrix units; None if it is not published.
       interconnect: bytes/s that it sends over all links to other TPUs, while it receives as many;
         None if it is unknown or not part of the chip (GPUs).
-      cores: TensorCores of a TPU in one device.
+      cores: the number of TensorCores of a TPU in one device.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Chip:
     cores: int = 1
 
     def of_cores(self, cores: int) -> Chip:
-        """The values of a device of so many cores of the chip: v4 and v5p can be split."""
+        """Returns the values of a device of `cores` cores of the chip: v4 and v5p can be split."""
         share = cores / self.cores
         return dataclasses.replace(
             self,
@@ -95,7 +95,7 @@ _CHIPS: tuple[tuple[str, Chip], ...] = (
 
 
 def chip_of(device_kind: str, cores: int | None = None) -> Chip | None:
-    """The chip of a `jax.Device.device_kind`; None if it is not known here, such as a CPU.
+    """Returns the chip of a `jax.Device.device_kind`, or None if it is unknown, such as a CPU.
 
     Args:
       device_kind: such as `TPU v5 lite` or `NVIDIA A100-SXM4-80GB`.
@@ -107,12 +107,12 @@ def chip_of(device_kind: str, cores: int | None = None) -> Chip | None:
 
 
 def chip_of_device(device: jax.Device) -> Chip | None:
-    """The chip of a device, see `chip_of`."""
+    """Returns the chip of a device, see `chip_of`."""
     return chip_of(device.device_kind, device.num_cores if device.platform == "tpu" else None)
 
 
 def chip_named(name: str) -> Chip:
-    """The chip of a name, in any case.
+    """Returns the chip with the given name; the case of letters does not matter.
 
     Raises:
       UserError: no chip has this name.

@@ -12,14 +12,17 @@ from typing import Any
 
 
 def distributed_state() -> Any:
-    """The state of `jax.distributed`: client, process_id, num_processes, coordinator_address."""
+    """Returns the state of `jax.distributed`.
+
+    It has `client`, `process_id`, `num_processes` and `coordinator_address`.
+    """
     from jax._src.distributed import global_state
 
     return global_state
 
 
 def is_cloud_tpu_vm() -> bool:
-    """Whether this machine has TPU chips and libtpu; importing JAX looks for them."""
+    """Returns whether this machine has TPU chips and libtpu; importing JAX looks for them."""
     import jax  # noqa: F401
     from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm
 
@@ -27,14 +30,14 @@ def is_cloud_tpu_vm() -> bool:
 
 
 def gce_process_count() -> int:
-    """The number of hosts of a Cloud TPU, which its metadata server tells; 1 without a server."""
+    """Returns the number of hosts of a Cloud TPU from its metadata server; 1 without a server."""
     from jax._src.clusters import GceTpuCluster
 
     return GceTpuCluster.get_process_count() if GceTpuCluster.is_env_present() else 1
 
 
 def kubernetes_process_count() -> int:
-    """The number of parallel pods of this pod's job, which the cluster's API tells."""
+    """Returns the number of parallel pods of this pod's job, as the cluster's API tells."""
     from jax._src.clusters import K8sCluster
 
     return K8sCluster.get_process_count() if K8sCluster.is_env_present() else 1

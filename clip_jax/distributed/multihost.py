@@ -52,7 +52,7 @@ def process_group(
     """Connects to the other processes; a failure inside the context ends all of them.
 
     Args:
-      place: of this process; None: there are no others, and nothing is done.
+      process_info: the place of this process; None: there are no others, and nothing is done.
       connect_timeout: seconds in which all processes must connect.
       heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
 
@@ -81,12 +81,12 @@ def exit_process(code: int) -> NoReturn:
 
 
 def is_multi_process() -> bool:
-    """Whether there is more than one process."""
+    """Returns whether there is more than one process."""
     return _group is not None
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and messages for all."""
+    """Returns whether this is the process that writes files and messages for all."""
     return _group is None or _group.index == 0
 
 
@@ -97,12 +97,16 @@ def say_first(line: str) -> None:
 
 
 def broadcast_from_first(make: Callable[[], T]) -> T:
-    """The result of `make()` (JSON) on the first process, in all processes; the others wait."""
+    """Calls `make` on the first process, and returns its result in all processes; the others wait.
+
+    Args:
+      make: returns a JSON value.
+    """
     return _group.broadcast_from_first(make) if _group else make()
 
 
 def sum_over_processes(numbers: Any) -> Any:
-    """The sum of an array over all processes, which all call this."""
+    """Returns the sum of an array over all processes, which must all call this."""
     if not is_multi_process():
         return numbers
     from jax.experimental import multihost_utils
@@ -111,7 +115,7 @@ def sum_over_processes(numbers: Any) -> Any:
 
 
 class MaxOverProcesses:
-    """The maximum of a number over the processes, computed asynchronously on the devices.
+    """Computes the maximum of a number over the processes, asynchronously on the devices.
 
     All processes call it once in each step.
     """
@@ -126,7 +130,7 @@ class MaxOverProcesses:
         self._max = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, number: int) -> Any:
-        """Starts the computation; the result is an int32 scalar array."""
+        """Starts the computation, and returns its result, an int32 scalar array."""
         import jax
         import numpy as np
 

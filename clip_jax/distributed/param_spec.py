@@ -20,7 +20,7 @@ LAYERS = "layers"  # the leading axis of stacked layers
 
 @dataclasses.dataclass(frozen=True)
 class ParamSpec:
-    """Metadata of one parameter.
+    """The metadata of one parameter.
 
     Attributes:
       axes: the logical name of each axis, a key of `sharding.RULES`; None for an axis that is never
@@ -29,7 +29,7 @@ class ParamSpec:
       matrix: whether it maps the features of one layer to those of the next. Muon updates these.
       gather: whether it is all-gathered over fsdp with the whole model. False for stacked layers,
         which are gathered one at a time, and for tables that are looked up where they are.
-      inside: of stacked layers: how many of the last parts of the path are inside a layer.
+      inside: for stacked layers: how many of the last parts of the path are inside a layer.
       adapter: whether it adapts another parameter. In a model with adapters, only these learn.
     """
 
@@ -51,7 +51,7 @@ class ParamSpec:
         return len(self.axes) - self.stacked < 2
 
     def in_layer(self) -> ParamSpec:
-        """The metadata inside the body of one layer of a stack."""
+        """Returns the metadata as it is inside the body of one layer of a stack."""
         return dataclasses.replace(self, axes=self.axes[self.stacked :], gather=True, inside=0)
 
 
@@ -64,12 +64,12 @@ POSITIONS = ParamSpec(("positions", "features"), decay=True)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A leaf's path in a tree as `text/projection/kernel`, in an `nnx.State` too."""
+    """Returns a leaf's path in a tree as `text/projection/kernel`, in an `nnx.State` too."""
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 
 def param_specs(model: nnx.Module | nnx.State) -> dict[str, ParamSpec]:
-    """The metadata of all parameters by their paths.
+    """Returns the metadata of all parameters by their paths.
 
     Raises:
       UserError: a parameter has no metadata, or metadata for another number of axes.
@@ -95,7 +95,7 @@ def param_specs(model: nnx.Module | nnx.State) -> dict[str, ParamSpec]:
 
 
 def defer_gathering(module: nnx.Module) -> None:
-    """Marks the parameters of a layer that gathers them itself, see `ParamSpec.gather`."""
+    """Marks the parameters of a layer as gathered by the layer itself, see `ParamSpec.gather`."""
     _update(module, lambda spec, _: dataclasses.replace(spec, gather=False))
 
 
@@ -116,14 +116,14 @@ def _update(module: nnx.Module, change: Callable[[ParamSpec, int], ParamSpec]) -
 
 
 def map_params(function: Callable[..., Any], specs: ParamSpecs, params: Any, *more: Any) -> Any:
-    """`function(spec, leaf, …)` for every parameter of trees of one structure."""
+    """Applies `function(spec, leaf, …)` to every parameter of trees of one structure."""
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(specs[path_name(path)], *leaves), params, *more
     )
 
 
 def find_spec(name: str, specs: ParamSpecs) -> ParamSpec | None:
-    """The metadata of the parameter whose path ends `name`; None where there is none.
+    """Returns the metadata of the parameter whose path ends `name`, or None if there is none.
 
     An optimizer's state repeats the paths of the parameters, such as `0/mu/text/ln_final/scale`.
     """

@@ -50,7 +50,11 @@ LANES = 128
 
 
 def make_mesh(shape: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of the axes data, fsdp and tensor. One may be -1: all devices that are left.
+    """Makes a mesh of the axes data, fsdp and tensor.
+
+    Args:
+      shape: the size of each axis. One may be -1: all devices that are left.
+      devices: the devices; None: all devices.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
@@ -71,12 +75,14 @@ def make_mesh(shape: dict[str, int], devices: Sequence[jax.Device] | None = None
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """The number of parts that the rows of a batch are sharded into."""
+    """Returns the number of parts that the rows of a batch are sharded into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def partition(spec: ParamSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
-    """The partition of a parameter by `RULES`; mesh axes that do not divide a dimension drop out.
+    """Returns the `PartitionSpec` of a parameter, by `RULES`.
+
+    Mesh axes that do not divide a dimension drop out.
 
     Raises:
       UserError: the metadata names a logical axis that has no rule.
@@ -114,7 +120,7 @@ def _size(mesh: Mesh | AbstractMesh, axes: Any) -> int:
 
 
 def shardings(tree: Any, specs: ParamSpecs, mesh: Mesh, *, over_data: bool = False) -> Any:
-    """A `NamedSharding` for every leaf of a tree (arrays or shapes).
+    """Returns a `NamedSharding` for every leaf of a tree (arrays or shapes).
 
     Args:
       tree: parameters, or a tree that repeats their paths, such as an optimizer's state. Leaves
@@ -147,7 +153,7 @@ def _partition(spec: ParamSpec, leaf: Any, mesh: Mesh | AbstractMesh, over_data:
 
 
 def constrain_params(tree: Any, specs: ParamSpecs, *, over_data: bool = False) -> Any:
-    """Parameters or their gradients, constrained to their `shardings`."""
+    """Constrains parameters or their gradients to their `shardings`."""
     mesh = _context()
     if mesh is None:
         return tree
@@ -157,9 +163,9 @@ def constrain_params(tree: Any, specs: ParamSpecs, *, over_data: bool = False) -
 
 
 def split_chunks(batch: Any, parts: int) -> Any:
-    """Arrays [n, …] as [parts, n / parts, …], each part sharded evenly over the devices.
+    """Reshapes arrays [n, …] to [parts, n / parts, …], each part sharded evenly over the devices.
 
-    No communication: each device splits its own rows.
+    There is no communication: each device splits its own rows.
     """
     shards = _shards()
 
@@ -202,9 +208,15 @@ def _constrained(x: Array, *axes: Any) -> Array:
 def by_device(
     function: Callable[[Any, Any], tuple[Any, Any]], shared: Any, batch: Any
 ) -> tuple[Any, Any]:
-    """Each device calls `function(shared, batch)` on its own rows of a batch.
+    """Calls `function(shared, batch)` on each device, with the device's own rows of a batch.
 
-    The first result of the function is summed over the devices; the second are rows.
+    Args:
+      function: returns a tree that is summed over the devices, and a tree of rows.
+      shared: what all devices get whole.
+      batch: rows of a batch.
+
+    Returns:
+      The sum of the first results over the devices, and the rows of all devices.
     """
     mesh = _context()
     if mesh is None or batch_shards(mesh) == 1:  # every device has all rows
@@ -227,12 +239,12 @@ def by_device(
 
 
 def constrain_rows(x: Array) -> Array:
-    """`x`, whose first axis counts rows of a batch, sharded like the batch on that axis only."""
+    """Constrains `x` to be sharded like a batch on its first axis, the rows, and on no other."""
     return _constrained(x, *BATCH)
 
 
 def embed_tokens(table: Array, tokens: Array, dtype: Any) -> Array:
-    """The rows of a `table` [vocabulary, width] for `tokens`: [batch, context, width].
+    """Returns the rows of a `table` [vocabulary, width] for `tokens`: [batch, context, width].
 
     A table that is sharded over few devices is not gathered. Each device looks up its features for
     all rows of its fsdp and tensor group; then an all-to-all moves far fewer bytes than the table.
@@ -276,13 +288,13 @@ _looked_up.defvjp(_looked_up_forward, _looked_up_backward)
 
 
 def splits_heads(count: int) -> bool:
-    """Whether `count` heads are sharded over the tensor axis."""
+    """Returns whether `count` heads are sharded over the tensor axis."""
     mesh = _context()
     return mesh is not None and mesh.shape["tensor"] > 1 and count % mesh.shape["tensor"] == 0
 
 
 def gather_params(params: Any, specs: ParamSpecs) -> Any:
-    """Parameters as a layer uses them: all-gathered over fsdp, still sharded over tensor.
+    """Returns parameters as a layer uses them: all-gathered over fsdp, still sharded over tensor.
 
     The gradients are sharded over fsdp again. Parameters whose metadata says `gather=False` stay
     as they are.
@@ -316,10 +328,10 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: rows over the data and fsdp axes."""
+    """Returns the sharding of a batch: rows over the data and fsdp axes."""
     return NamedSharding(mesh, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of arrays that are replicated on every device."""
+    """Returns the sharding of arrays that are replicated on every device."""
     return NamedSharding(mesh, P())

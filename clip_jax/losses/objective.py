@@ -1,4 +1,4 @@
-"""The protocol of objectives: what a training step minimizes.
+"""The protocol of objectives: an objective computes the loss that a training step minimizes.
 
 The step, gradient accumulation, plans and the FLOP count use an objective only through it.
 """
@@ -19,7 +19,7 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 class Objective(Protocol):
-    """Computes features of a batch with a model, and from them a loss and metrics."""
+    """Computes the features of a batch with a model, and from them a loss and metrics."""
 
     def features(self, model: CLIP, batch: Batch, keys: Key[Array, " n"]) -> Any:
         """Runs the towers on a batch or on a part of it.
@@ -36,16 +36,19 @@ class Objective(Protocol):
         """
 
     def loss(self, features: Any, model: CLIP, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
-        """The loss of the global batch, and metrics to log.
+        """Computes the loss of the global batch, and metrics to log.
 
         Args:
           features: the result of `features` for all rows of the batch.
-          model: gives parameters beside the towers, such as `model.scale`.
+          model: gives the parameters beside the towers, such as `model.scale`.
           batch: the global batch, with the arrays that `features` describes.
+
+        Returns:
+          The loss, and the metrics by name.
         """
 
     def flops(self, model_config: CLIPConfig, batch_size: int) -> int:
-        """FLOPs of the forward pass of the loss, without the towers."""
+        """Returns the FLOPs of the forward pass of the loss, without the towers."""
 
 
 class ConfiguredObjective(Objective, Protocol):
@@ -68,7 +71,7 @@ class ConfiguredObjective(Objective, Protocol):
 
 
 def reads_image_features(objective: Objective) -> bool:
-    """Whether an objective takes `image_features` in a batch in place of `image`.
+    """Returns whether an objective takes `image_features` in a batch in place of `image`.
 
     Those are the unit-norm features [n, embed_dim] of a frozen image tower. An objective says so by
     an attribute `reads_image_features`.

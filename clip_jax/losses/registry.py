@@ -1,4 +1,4 @@
-"""The registry of objectives, and the objective of a config.
+"""The registry of objectives; makes the objective that a config describes.
 
 A new objective is one module that implements `objective.ConfiguredObjective`, and one line here.
 """

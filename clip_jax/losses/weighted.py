@@ -15,13 +15,13 @@ from clip_jax.models.model_config import CLIPConfig
 
 @dataclasses.dataclass(frozen=True)
 class Weighted:
-    """Several objectives, minimized together.
+    """A weighted sum of objectives, which are minimized together.
 
     Objectives whose classes have the same `features` method share its result, so the towers run
     once.
 
     Attributes:
-      objectives: by name, which is the prefix of their metrics.
+      objectives: the objectives by name, which is the prefix of their metrics.
       weights: the factor on the loss of each objective.
     """
 
@@ -49,7 +49,10 @@ class Weighted:
     def loss(
         self, features: Mapping[str, Any], model: CLIP, batch: Batch
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The weighted sum; logs the loss of each objective as NAME/loss, its metrics as NAME/…."""
+        """Returns the weighted sum of the losses, and the metrics.
+
+        The loss of each objective is logged as NAME/loss, its metrics as NAME/….
+        """
         total: Any = 0.0
         metrics: Metrics = {}
         for name, objective in self.objectives.items():
@@ -61,5 +64,5 @@ class Weighted:
         return total, metrics
 
     def flops(self, model_config: CLIPConfig, batch_size: int) -> int:
-        """The sum of the FLOPs of all objectives."""
+        """Returns the sum of the FLOPs of all objectives."""
         return sum(o.flops(model_config, batch_size) for o in self.objectives.values())

@@ -27,7 +27,7 @@ def make_optimizer(
     specs: ParamSpecs,
     groups: ParamGroups | None = None,
 ) -> optax.GradientTransformation:
-    """The optimizer that `config.optimizer` describes.
+    """Makes the optimizer that `config.optimizer` describes.
 
     Args:
       config: keys that it lacks have their defaults. `name` is a name of `OPTIMIZERS` or a dotted
@@ -36,7 +36,8 @@ def make_optimizer(
         `moments="bfloat16"` the moments take 16 bits.
       schedule: the learning rate by step.
       specs: the metadata of the parameters.
-      groups: of parameters that learn differently; the optimizer is then of their trainable part.
+      groups: the parameters that learn differently; the optimizer then updates only the trainable
+        part.
     """
     config = Optimizer.with_defaults(config)
     name = config["name"]
@@ -75,7 +76,7 @@ def _made(name: str, make: MakeOptimizer, *args: Any) -> optax.GradientTransform
 
 
 def restarted(state: Any) -> Any:
-    """An optimizer's state with the counts of schedules and of group starts at 0.
+    """Returns an optimizer's state with the counts of schedules and of group starts set to 0.
 
     Moments and the counts that correct their bias stay.
     """

@@ -1,4 +1,4 @@
-"""From the keys `optimizer.freeze`, `groups` and `layer_decay` to the groups of all parameters.
+"""Resolves the keys `optimizer.freeze`, `groups` and `layer_decay` to groups of parameters.
 
 Patterns name parameters as `vision/transformer/blocks/3/mlp/fc/kernel`: the path of the parameter,
 with the number of the layer for layers that are stacked in one array.
@@ -30,7 +30,7 @@ _PART = re.compile(r"(\w+)(?:\[(?!\])(-?\d+)?(:)?(-?\d+)?\])?")
 
 
 def resolve(config: Optimizer, specs: ParamSpecs, params: Any) -> ParamGroups:
-    """The groups that `config.optimizer` describes.
+    """Returns the groups that `config.optimizer` describes.
 
     Args:
       config: the keys `freeze`, `groups` and `layer_decay`.

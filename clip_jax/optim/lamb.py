@@ -22,7 +22,7 @@ def lamb(
     eps: float,
     weight_decay: float,
 ) -> optax.GradientTransformation:
-    """`optax.lamb` with a trust ratio for each layer of a stack.
+    """Makes `optax.lamb` with a trust ratio for each layer of a stack.
 
     Parameters that do not decay (gains, biases, the temperature) take Adam's steps unscaled, as in
     the authors' code.
@@ -36,7 +36,10 @@ def lamb(
 
 
 def scale_by_trust_ratio(specs: ParamSpecs) -> optax.GradientTransformation:
-    """Scales each layer's update to the norm of its weights, unless one of the two is zero."""
+    """Makes a transformation that scales each layer's update to the norm of the layer's weights.
+
+    An update stays as it is if its norm or that of the weights is zero.
+    """
     of_tensor = optax.scale_by_trust_ratio()
 
     def scale_tensor(update: Array, param: Array) -> Array:

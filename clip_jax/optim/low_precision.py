@@ -28,10 +28,10 @@ _MOMENT = re.compile(r"(?:^|/)(mu|nu)/(.+)$")
 
 
 def stochastic_round(x: Float32[Array, "*shape"], key: Key[Array, ""]) -> BFloat16[Array, "*shape"]:
-    """`x` as one of its two neighbours in bfloat16, the nearer the likelier: unbiased.
+    """Rounds `x` stochastically to one of its two neighbours in bfloat16, the nearer the likelier.
 
-    Values that bfloat16 can represent stay as they are, as do infinities and NaN. Above the largest
-    finite value the upper neighbour is infinity.
+    The rounding is unbiased. Values that bfloat16 can represent stay as they are, as do infinities
+    and NaN. Above the largest finite value the upper neighbour is infinity.
     """
     return _round(x, jax.random.bits(key, x.shape, jnp.uint16))
 
@@ -52,14 +52,19 @@ def _key(step: Int[Array, ""], name: str) -> Key[Array, ""]:
 
 
 def upcast(tree: Any) -> Any:
-    """A tree whose bfloat16 arrays are float32."""
+    """Returns the tree with its bfloat16 arrays converted to float32."""
     return jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, tree
     )
 
 
 class MomentsState(NamedTuple):
-    """The state of an optimizer whose moments are stored in bfloat16, and its updates so far."""
+    """The state of an optimizer whose moments are stored in bfloat16.
+
+    Attributes:
+      step: the number of updates so far.
+      state: the state of the wrapped optimizer.
+    """
 
     step: Int[Array, ""]
     state: Any
@@ -68,10 +73,11 @@ class MomentsState(NamedTuple):
 def moments(
     optimizer: optax.GradientTransformation, specs: ParamSpecs
 ) -> optax.GradientTransformation:
-    """`optimizer` with the first (`mu`) and second (`nu`) moments of matrices stored in bfloat16.
+    """Wraps an optimizer so that Adam's moments of matrices are stored in bfloat16.
 
-    It computes in float32. Rounding must be stochastic: with b2 = .999 a second moment shrinks by a
-    thousandth a step, less than half of bfloat16's spacing, and would never decay.
+    These are the first (`mu`) and second (`nu`) moments. The optimizer computes in float32.
+    Rounding must be stochastic: with b2 = .999 a second moment shrinks by a thousandth a step, less
+    than half of bfloat16's spacing, and would never decay.
 
     The second moment has the range of float32 and no scale per tensor (as Dhariwal et al. 2020 use
     with float16). An entry depends only on its own gradients: those of a rare word stay in
@@ -118,7 +124,7 @@ def _map_moments(state: Any, specs: ParamSpecs, change: Callable[[Array, str, st
 
 
 def text_weights(params: Any, specs: ParamSpecs, dtype: DTypeLike) -> Any:
-    """Parameters, with the matrices of the text tower in `dtype`, rounded to nearest."""
+    """Converts the matrices of the text tower to `dtype`, rounded to nearest."""
 
     def cast(path: tuple[Any, ...], leaf: Array) -> Array:
         name = path_name(path)
@@ -129,9 +135,14 @@ def text_weights(params: Any, specs: ParamSpecs, dtype: DTypeLike) -> Any:
 
 
 def downcast_like(old: Any, new: Any, step: Int[Array, ""]) -> Any:
-    """New float32 parameters in the dtypes of the old ones, rounded stochastically to bfloat16.
+    """Converts new float32 parameters to the dtypes of the old ones.
 
-    step: the number of the update, on which the random bits depend.
+    Rounding to bfloat16 is stochastic.
+
+    Args:
+      old: the parameters before an update.
+      new: the parameters after it, float32.
+      step: the number of the update, on which the random bits depend.
     """
 
     def cast(path: tuple[Any, ...], old: Array, new: Array) -> Array:

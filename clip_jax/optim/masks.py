@@ -1,4 +1,4 @@
-"""Which parameters weight decay applies to, and which Muon takes for matrices."""
+"""Selects the parameters that weight decay applies to, and the matrices that Muon updates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clip_jax.distributed.param_spec import ParamSpec, ParamSpecs, map_params
 
 
 def decay_mask(params: Any, specs: ParamSpecs) -> Any:
-    """True for the parameters that weight decay applies to.
+    """Returns a tree that is True for the parameters that weight decay applies to.
 
     Gains, biases and the temperature are not pulled towards zero (section 2.5).
     """
@@ -20,7 +20,10 @@ def decay_mask(params: Any, specs: ParamSpecs) -> Any:
 
 
 def matrix_axes(params: Any, specs: ParamSpecs) -> Any:
-    """The input and output axes of each matrix between two layers; None for other parameters."""
+    """Returns the input and output axes of each matrix between two layers.
+
+    The result is a tree like `params`, with None for other parameters.
+    """
     axes = optax.contrib.MuonDimensionNumbers
 
     def matrix(spec: ParamSpec, leaf: Array | jax.ShapeDtypeStruct) -> Any:

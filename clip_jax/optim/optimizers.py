@@ -1,4 +1,4 @@
-"""Optimizers by name, see `OPTIMIZERS`."""
+"""The registry of optimizers by name, see `OPTIMIZERS`."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ OPTIMIZERS: Registry[MakeOptimizer] = Registry(
 def adamw(
     config: Mapping[str, Any], schedule: optax.Schedule, specs: ParamSpecs
 ) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    """Makes Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
     return optax.adamw(schedule, **_adam_options(config), mask=partial(decay_mask, specs=specs))
 
 
 def lamb(
     config: Mapping[str, Any], schedule: optax.Schedule, specs: ParamSpecs
 ) -> optax.GradientTransformation:
-    """LAMB (You et al. 2019)."""
+    """Makes LAMB (You et al. 2019)."""
     return _lamb(schedule, specs, **_adam_options(config))
 
 
 def muon(
     config: Mapping[str, Any], schedule: optax.Schedule, specs: ParamSpecs
 ) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the matrices between layers, Adam for other parameters.
+    """Makes Muon (Jordan et al. 2024) for the matrices between layers, Adam for other parameters.
 
     Muon's learning rate is `muon_learning_rate` times the course of the schedule. Only matrices
     decay; Adam uses Nesterov's momentum.

@@ -33,12 +33,12 @@ class ParamGroup:
 
     Attributes:
       name: the pattern, or `ALL`.
-      frozen: whether they stay as they are.
-      learning_rate: factor on the learning rate.
-      weight_decay: in place of `optimizer.weight_decay`; None: that one.
-      start: the step from which on they learn.
-      warmup_steps: updates after `start` in which their rate rises linearly, in place of
-        `optimizer.warmup_steps`; None: as the others.
+      frozen: whether the parameters stay as they are.
+      learning_rate: the factor on the learning rate.
+      weight_decay: replaces `optimizer.weight_decay`; None: that one is used.
+      start: the step from which on the parameters learn.
+      warmup_steps: the updates after `start` in which the learning rate rises linearly; replaces
+        `optimizer.warmup_steps`. None: as the other groups.
     """
 
     name: str = ALL
@@ -76,7 +76,8 @@ class ParamGroups:
       groups: all groups; the last is `ALL`.
       assignment: the index of the group of each parameter by its path; an array with an entry for
         each layer if the parameter is stacked.
-      factors: the factor that `layer_decay` puts on the learning rate of each parameter, likewise.
+      factors: the factor that `layer_decay` puts on the learning rate of each parameter, by its
+        path; an array with an entry for each layer if the parameter is stacked.
     """
 
     groups: tuple[ParamGroup, ...]
@@ -85,34 +86,34 @@ class ParamGroups:
 
     @functools.cached_property
     def learning(self) -> frozenset[int]:
-        """The groups that are not frozen."""
+        """The indices of the groups that are not frozen."""
         return frozenset(i for i, group in enumerate(self.groups) if not group.frozen)
 
     @property
     def everything_alike(self) -> bool:
-        """Whether all parameters learn in the same way, as they do without any of the keys."""
+        """Whether all parameters learn in the same way, as they do if none of the keys is set."""
         used = {int(i) for index in self.assignment.values() for i in np.unique(index)}
         alike = {dataclasses.replace(self.groups[i], name="") for i in used}
         factors = all(np.all(factor == 1) for factor in self.factors.values())
         return factors and alike <= {ParamGroup(name="")}
 
     def is_frozen(self, name: str) -> bool:
-        """Whether a parameter is frozen in all of its layers."""
+        """Returns whether a parameter is frozen in all of its layers."""
         return not any(int(i) in self.learning for i in np.ravel(self.assignment[name]))
 
     @functools.cached_property
     def frozen_towers(self) -> frozenset[str]:
-        """`vision`, `text`, or both, if no parameter of that tower learns."""
+        """The towers, `vision` and `text`, of which no parameter learns."""
         towers = {name.partition("/")[0] for name in self.assignment if "/" in name}
         learning = {n.partition("/")[0] for n in self.assignment if not self.is_frozen(n)}
         return frozenset(towers - learning)
 
     def trainable(self, params: Tree) -> Tree:
-        """The part of the parameters that learns: no frozen parameters, no frozen layers."""
+        """Returns the part of the parameters that learns, without frozen parameters and layers."""
         return self._select(params, self.learning)
 
     def merge(self, trained: Tree, params: Tree) -> Tree:
-        """All parameters: those of `trained`, and the frozen ones of `params`."""
+        """Returns all parameters: those of `trained`, and the frozen ones of `params`."""
         new = dict(named_leaves(trained))
 
         def merged(name: str, leaf: Array) -> Array:
@@ -126,7 +127,7 @@ class ParamGroups:
         return _map(merged, params)
 
     def stored(self, params: Tree, specs: ParamSpecs, dtype: str) -> Tree:
-        """Parameters, with matrices that are frozen in all layers in `dtype`."""
+        """Converts the matrices that are frozen in all layers to `dtype`."""
 
         def cast(name: str, leaf: Array) -> Array:
             return (
@@ -136,7 +137,11 @@ class ParamGroups:
         return params if dtype == "float32" else _map(cast, params)
 
     def counts(self, params: Any) -> list[tuple[ParamGroup, int]]:
-        """The number of values in each group that has any, `params` being arrays or shapes."""
+        """Returns the groups that have any values, each with their number.
+
+        Args:
+          params: the parameters, or their shapes.
+        """
         sizes = [0] * len(self.groups)
         for name, leaf in named_leaves(params):
             index = np.ravel(self.assignment[name])
@@ -145,7 +150,11 @@ class ParamGroups:
         return [(g, size) for g, size in zip(self.groups, sizes, strict=True) if size]
 
     def described(self, params: Any) -> str:
-        """How many values learn, in words for a message; `params` are arrays or shapes."""
+        """Returns how many values learn, in words for a message.
+
+        Args:
+          params: the parameters, or their shapes.
+        """
         counts = self.counts(params)
         learning = sum(size for group, size in counts if not group.frozen)
         total = sum(size for _, size in counts)
@@ -158,10 +167,10 @@ class ParamGroups:
     def optimizer(
         self, make: Callable[[ParamGroup], optax.GradientTransformation]
     ) -> optax.GradientTransformation:
-        """An optimizer of the trainable parameters that treats each group as it wants.
+        """Makes an optimizer of the trainable parameters in which each group has its own settings.
 
         Args:
-          make: the optimizer of a group at the full learning rate.
+          make: makes the optimizer of a group at the full learning rate.
         """
         chosen = {str(i): frozenset({i}) for i in sorted(self.learning)}
         inner = {name: self._started(make, self.groups[int(name)]) for name in chosen}

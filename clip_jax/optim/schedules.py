@@ -1,4 +1,4 @@
-"""Learning rate schedules: a linear warm-up, a course, and a linear cooldown of some courses."""
+"""Learning rate schedules: a linear warm-up, a course, and for some courses a linear cooldown."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ def learning_rate(
     cooldown_steps: int = 0,
     timescale: int = TIMESCALE,
 ) -> optax.Schedule:
-    """Linear warm-up to `peak`, then a course to the end of the run.
+    """Makes a schedule with a linear warm-up to `peak`, then a course to the end of the run.
 
     Update `i` (from 0) of the warm-up has the rate `peak * (i + 1) / warmup_steps`, as in
     open_clip: a first update with the rate 0 would change nothing.
 
     Args:
       peak: the rate of the warm-up's last update, and of the one after it.
-      warmup_steps: updates of the warm-up.
-      steps: updates until `final`.
-      final: the rate from then on; of `constant` and `rsqrt` only with a cooldown.
+      warmup_steps: the number of updates of the warm-up.
+      steps: the number of updates until the rate is `final`.
+      final: the rate from then on; for `constant` and `rsqrt` only with a cooldown.
       course: `cosine` (section 2.5) or `linear`: a decay to `final`. `constant`: `peak`. `rsqrt`:
         `peak / sqrt(1 + i / timescale)` in update `i` after the warm-up, as in big_vision.
-      cooldown_steps: of `constant` and `rsqrt`: the last updates, in which the distance to `final`
-        falls linearly. As open_clip's `const-cooldown`, and big_vision's `cooldown_steps`.
-      timescale: of `rsqrt`: updates after the warm-up until the rate is `peak / sqrt(2)`.
+      cooldown_steps: for `constant` and `rsqrt`: the number of last updates in which the distance
+        to `final` falls linearly, as in open_clip's `const-cooldown` and big_vision's
+        `cooldown_steps`.
+      timescale: for `rsqrt`: updates after the warm-up until the rate is `peak / sqrt(2)`.
     """
     decay = max(steps - warmup_steps, 1)
     if course == "linear":
@@ -59,14 +60,16 @@ def learning_rate(
 def prolonged(
     make: Callable[[int], optax.Schedule], steps: int, ends: Sequence[int], then: str
 ) -> optax.Schedule:
-    """The schedule of a run that was given more steps, once or several times.
+    """Makes the schedule of a run that was given more steps, once or several times.
 
     Args:
-      make: the schedule of a run of a given number of steps.
-      steps: updates of the whole run.
-      ends: where it ended before, in order. The first part has the rates of a run of that length.
+      make: makes the schedule of a run of a given number of steps.
+      steps: the number of updates of the whole run.
+      ends: the steps at which the run ended before, in order. The first part has the rates of a
+        run of that length.
       then: the rates of each later part. `continue`: those of a run that was so long from the
-        start. `rewarm`: a run of the part's length. `constant`: the rate of the update before.
+        start. `rewarm`: those of a run of the part's length. `constant`: the rate of the update
+        before.
     """
     if not ends:
         return make(steps)

@@ -1,4 +1,4 @@
-"""Plans: what a training step needs on a TPU slice, by the TPU compiler and without a TPU.
+"""Plans: what a training step needs on a TPU slice, as the TPU compiler tells without a TPU.
 
     clip_jax.plan.lower(config, "v5e:16x16").compile().memory_analysis()
     clip_jax.plan.estimate(config, "v5e:16x16").hbm_bytes

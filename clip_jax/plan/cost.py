@@ -42,7 +42,10 @@ _MIN_PRODUCT_SHARE = 0.75
 
 
 def make_recipe(config: ConfigDict, topology_name: str) -> tuple[setup.Recipe, Topology]:
-    """How a config trains on a topology, with the checks of training.
+    """Returns how a config trains on a topology, with the same checks as training.
+
+    Returns:
+      The recipe and the topology.
 
     Raises:
       UserError: the config or the topology is wrong.
@@ -59,7 +62,14 @@ def estimate_step(
     dump: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Estimate:
-    """See `clip_jax.plan.estimate`; `overrides` only go into the result."""
+    """Compiles a training step and estimates what it needs, see `clip_jax.plan.estimate`.
+
+    Args:
+      config: as for `estimate`.
+      topology_name: as for `estimate`.
+      dump: as for `estimate`.
+      overrides: the keys that differ from the requested config; they only go into the result.
+    """
     recipe, topology = make_recipe(config, topology_name)
     device = topology.devices[0]
     chip = hardware.chip_of_device(device)
@@ -184,7 +194,7 @@ def compile_lowered(
 
     Args:
       lowered: the function.
-      platform: tpu or cpu.
+      platform: `tpu` or `cpu`.
       dump: a folder that keeps the output of the compiler; None: nothing is kept.
 
     Raises:

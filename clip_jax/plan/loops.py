@@ -1,4 +1,4 @@
-"""Trip counts of the loops of a compiled program, by constant evaluation of a few scalars."""
+"""Counts the iterations of loops in a compiled program, by evaluating a few constant scalars."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Operation:
     """One line of a computation.
 
     Attributes:
-      name: without its `%`.
+      name: the name without its `%`.
       opcode: such as `fusion`.
-      shape: of the result, such as `bf16[8,128]{1,0}`.
+      shape: the shape of the result, such as `bf16[8,128]{1,0}`.
       text: operands and attributes, everything after the opcode's parenthesis.
       is_root: whether its computation returns it.
       cycles: the compiler's estimate for one execution; None if there is none.
@@ -79,7 +79,7 @@ class Frame:
     """A call of a computation, which evaluates the scalars in it that are constant.
 
     Attributes:
-      operations: those of the computation.
+      operations: the operations of the computation.
       args: the values of its parameters.
       computations: all computations of the program.
     """
@@ -89,11 +89,11 @@ class Frame:
     computations: Computations
 
     def operands(self, op: Operation) -> tuple[Thunk, ...]:
-        """The values of the operands of an operation."""
+        """Returns the values of the operands of an operation."""
         return tuple(functools.partial(self.evaluate, name) for name in op.operands)
 
     def evaluate(self, name: str) -> Value:
-        """The value of an operation, if it follows from constants and `args`; otherwise None."""
+        """Returns an operation's value if it follows from constants and `args`, otherwise None."""
         # jax 0.12 writes an element of a tuple as `%tuple#1`; earlier versions have an operation
         name, *indices = name.split("#")
         if indices:
@@ -122,7 +122,7 @@ class Frame:
 
 
 def evaluate_call(computation: str, args: tuple[Thunk, ...], computations: Computations) -> Value:
-    """The result of a call of a computation, see `Frame.evaluate`."""
+    """Returns the result of a call of a computation, see `Frame.evaluate`."""
     frame = Frame(computations(computation), args, computations)
     root = next((op.name for op in frame.operations.values() if op.is_root), "")
     return frame.evaluate(root)
@@ -167,7 +167,7 @@ class Loop:
         self._start: tuple[Thunk, ...] = state if isinstance(state, tuple) else ()
 
     def trip_count(self) -> int | None:
-        """The number of iterations; None if it is unknown before the program runs.
+        """Returns the number of iterations, or None if it is unknown before the program runs.
 
         Only loops whose condition depends on scalars with constant steps are counted.
         """

@@ -1,4 +1,4 @@
-"""FLOPs of the matrix products and convolutions in the text of a compiled program."""
+"""Counts the FLOPs of matrix products and convolutions in the text of a compiled program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DIMENSIONS = re.compile(r"\b[a-z]+\d*\w*\[([\d,]*)\]")
 
 
 def product_flops(op: Operation, operations: Operations) -> int:
-    """FLOPs of one execution of a `dot` or `convolution`; 0 for other operations.
+    """Returns the FLOPs of one execution of a `dot` or `convolution`; 0 for other operations.
 
     A multiplication and an addition count as two. A convolution counts only the taps that fall on
     elements of its input, not on padding or dilation: the TPU compiler writes batched products as
@@ -22,7 +22,7 @@ def product_flops(op: Operation, operations: Operations) -> int:
 
     Args:
       op: the operation.
-      operations: those of its computation.
+      operations: the operations of its computation.
     """
     if op.opcode not in OPCODES or len(op.operands) < 2:
         return 0

@@ -39,8 +39,8 @@ class Collective:
 
     Attributes:
       kind: one of `COLLECTIVES`.
-      bytes: of the result on each chip.
-      executions: per step.
+      bytes: the size of the result on each chip.
+      executions: the number of executions in a step.
       group_size: the number of chips that take part; 0 if the program does not say: all chips.
     """
 
@@ -51,7 +51,7 @@ class Collective:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes that each chip sends in a step over all its links, at least."""
+        """A lower bound of the bytes that each chip sends in a step over all its links."""
         if self.group_size == 1:
             return 0
         is_scatter = self.kind == "reduce-scatter"
@@ -60,7 +60,7 @@ class Collective:
 
 
 class CollectiveSummary(TypedDict):
-    """A `Collective` as JSON."""
+    """A `Collective` as a dictionary for JSON."""
 
     kind: str
     bytes: int
@@ -74,10 +74,10 @@ class Program:
 
     Attributes:
       cycles: the compiler's estimates, summed over all executions; without collectives and kernels.
-      collectives: in the order of the program.
+      collectives: the collectives, in the order of the program.
       kernels: custom kernels, which the compiler does not estimate, with their executions.
       unread_loops: loops with unknown trip counts, which are counted once.
-      product_flops: of all executions of matrix products and convolutions, without kernels.
+      product_flops: FLOPs of all executions of matrix products and convolutions, without kernels.
     """
 
     cycles: int = 0
@@ -87,7 +87,7 @@ class Program:
     product_flops: int = 0
 
     def collective_summaries(self) -> list[CollectiveSummary]:
-        """The collectives, merged by kind, size and group; the largest senders come first."""
+        """Returns the collectives merged by kind, size and group, the largest senders first."""
         executions: dict[tuple[str, int, int], int] = {}
         for c in self.collectives:
             key = c.kind, c.bytes, c.group_size
@@ -116,7 +116,10 @@ def parse(text: str) -> Program:
 
 
 def shape_bytes(shape: str) -> int:
-    """The bytes of a shape such as `bf16[8,128]{1,0}`, or of a tuple of shapes, without padding."""
+    """Returns the bytes of a shape such as `bf16[8,128]{1,0}`, or of a tuple of shapes.
+
+    Padding is not counted.
+    """
     total = 0.0
     for dtype, dims in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape):
         bits = re.search(r"\d+", dtype)

@@ -1,4 +1,4 @@
-"""Alternatives to a config on a topology; each one is compiled."""
+"""Searches for alternatives to a config on a topology; each one is compiled."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ MAX_PROPOSALS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """A choice that training would reject, and the error message."""
+    """A choice of values that training would reject, and the error message."""
 
     overrides: Mapping[str, Any]
     error: str
 
 
 def with_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """A copy of a config with other values for some (dotted) keys.
+    """Returns a copy of a config with other values for some (dotted) keys.
 
     Raises:
       UserError: a key is unknown, or a value does not have its type.
@@ -43,7 +43,7 @@ def with_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDi
 
 
 def override_flags(overrides: Mapping[str, Any]) -> str:
-    """The flags that set these keys on the command line."""
+    """Returns the flags that set these keys on the command line."""
     return " ".join(f"--config.{key}={value}" for key, value in overrides.items())
 
 
@@ -54,7 +54,7 @@ def estimate_and_log(
     overrides: Overrides | None = None,
     dump: str | None = None,
 ) -> Estimate:
-    """`estimate_step` of a config with overrides; logs the start and the result."""
+    """Returns the `estimate_step` of a config with overrides; logs the start and the result."""
     changes = override_flags(overrides or {})
     log(
         f"compiling for {topology}: {changes or 'the config without changes'}; this takes minutes …"
@@ -170,7 +170,7 @@ def _first_that_fits(
 
 
 def default_axes(config: ConfigDict, topology: str) -> dict[str, list[str]]:
-    """The keys and values of a sweep without arguments: those that matter most often."""
+    """Returns the keys and values of a sweep without arguments: those that matter most often."""
     recipe, devices = make_recipe(config, topology)
     max_fsdp = len(devices.devices) // recipe.mesh.shape["tensor"]
     return {

@@ -40,7 +40,7 @@ _MEGACORE = ("v4", "v5p")  # both cores of a chip are one device
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices that a compiler knows.
+    """The devices that a step is compiled for.
 
     Attributes:
       name: such as `v5e:16x16`.
@@ -60,7 +60,7 @@ def set_libtpu_environment(environment: dict[str, str] | os._Environ[str]) -> No
 
 @functools.lru_cache
 def find_topology(name: str) -> Topology:
-    """The topology with this name.
+    """Returns the topology with the given name.
 
     Args:
       name: a TPU generation and the chips along each axis, such as `v5e:16x16`; the name of a slice

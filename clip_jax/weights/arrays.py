@@ -1,4 +1,4 @@
-"""A model's variables from the tensors of a file, and back, by the tables of `param_mapping`."""
+"""Converts the tensors of a file to a model's variables, and back, by tables of `param_mapping`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ROWS = 96  # transposed at a time, so that they stay in the cache
 
 
 def flat(*trees: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Paths such as `vision/ln_post/scale` of nested dictionaries, with their values."""
+    """Yields the paths in nested dictionaries, such as `vision/ln_post/scale`, and their values."""
     for tree in trees:
         for key, value in tree.items():
             if isinstance(value, Mapping):
@@ -78,7 +78,12 @@ def _rows(piece: Piece, tensor: np.ndarray) -> np.ndarray:
 
 
 def check(tensors: Tensors, table: list[Leaf], shapes: Mapping[str, Any]) -> None:
-    """Checks that a file holds a table's tensors in their shapes, and no others.
+    """Checks that a file holds the tensors of a table in their shapes, and no others.
+
+    Args:
+      tensors: the tensors of an open file.
+      table: the table of the model.
+      shapes: the parameters (arrays or shapes) by their paths.
 
     Raises:
       UserError: names a tensor that is missing, has another shape or does not belong there.
@@ -139,15 +144,15 @@ def _memory_dtype(leaf: Leaf, tensors: Tensors, abstract: Any, dtype: np.dtype |
 def to_variables(
     tensors: Tensors, config: CLIPConfig, library: Library, dtype: np.dtype | None = None
 ) -> Variables:
-    """A model's parameters and batch statistics from the tensors of a file.
+    """Makes a model's parameters and batch statistics from the tensors of a file.
 
     Beside the result, each of up to four threads has one tensor in memory.
 
     Args:
-      tensors: of an open file.
+      tensors: the tensors of an open file.
       config: the architecture that the file holds.
-      library: whose names the file uses.
-      dtype: of the parameters in memory; None keeps each as the file has it.
+      library: the library whose names the file uses.
+      dtype: the dtype of the parameters in memory; None keeps each as the file has it.
 
     Raises:
       UserError: a tensor is missing, superfluous, or of another shape.
@@ -180,7 +185,7 @@ def to_variables(
 
 
 def cast(model_variables: Variables, dtype: str) -> Variables:
-    """A model's variables in a dtype of `DTYPES`; integers stay as they are."""
+    """Converts a model's variables to a dtype of `DTYPES`; integers stay as they are."""
     wanted = DTYPES[dtype]
     if wanted is None:
         return model_variables
@@ -219,13 +224,13 @@ def to_tensors(
     library: Library,
     dtype: np.dtype | None = None,
 ) -> dict[str, Lazy]:
-    """The tensors of a library's file, each made only when it is written.
+    """Returns the tensors of a library's file by name, each made only when it is written.
 
     Args:
       model_variables: a model's parameters and batch statistics.
       config: the architecture.
-      library: whose names to use.
-      dtype: of the written parameters; None keeps each as it is in memory.
+      library: the library whose names the file uses.
+      dtype: the dtype of the written parameters; None keeps each as it is in memory.
 
     Raises:
       UserError: the library has no such model.

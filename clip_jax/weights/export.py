@@ -32,12 +32,12 @@ def write(
 
     Args:
       path: a folder, or the file of weights (.safetensors, .bin, .pt); configs go beside it.
-      variables: a model's parameters and batch statistics.
+      variables: the model's parameters and batch statistics.
       config: its architecture.
       library: a name of `param_mapping.MAPPINGS`, or the dotted path of a user's own.
-      preprocess: of the model; None: as such models were published.
-      tokenizer: of the model; its files go into a folder of transformers.
-      dtype: of `arrays.DTYPES`: the dtype of the written parameters.
+      preprocess: the model's preprocessing; None: as such models were published.
+      tokenizer: the model's tokenizer; its files go into a folder of transformers.
+      dtype: the dtype of the written parameters, one of `arrays.DTYPES`.
 
     Returns:
       The file of weights.
@@ -63,7 +63,7 @@ def write(
 
 
 def weights_file(path: str | Path, library: Library) -> Path:
-    """Where `write` puts the weights: `path` if it names a file of weights, or in that folder."""
+    """Returns where `write` puts the weights: `path` itself if it names a file, or a file in it."""
     path = Path(path).expanduser()
     if path.suffix in (".safetensors", ".bin", ".pt"):
         return path
@@ -71,7 +71,7 @@ def weights_file(path: str | Path, library: Library) -> Path:
 
 
 def documents(config: CLIPConfig, library: Library, preprocess: Preprocess) -> dict[str, Document]:
-    """The JSON files that describe the weights beside them, by name.
+    """Returns the JSON files that describe the weights beside them, by name.
 
     Raises:
       UserError: the library has no such model, or would build a different one from these files.

@@ -1,4 +1,4 @@
-"""Models in the files of other libraries: recognizes, describes and reads them."""
+"""Recognizes, describes and reads models in the files of other libraries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _QUICK_GELU_ASSUMED = (
 
 
 def usual_files(library: Library = "") -> frozenset[str]:
-    """The usual names of weights: those of our mappings, and that of a user's `library`.
+    """Returns the usual names of files of weights: those of our mappings and of a user's `library`.
 
     Configs beside files of other names may describe other models.
     """
@@ -47,11 +47,11 @@ class SavedWeights:
 
     Attributes:
       path: the file or folder.
-      library: whose names it uses.
+      library: the library whose names it uses.
       config: the architecture; sizes are the file's own.
-      preprocess: from a picture to pixels.
-      tokenizer: as for `tokenizers.load`; None if there is none beside the weights.
-      assumptions: what no file states, in words; empty if there are none.
+      preprocess: turns a picture into pixels.
+      tokenizer: the tokenizer, as for `tokenizers.load`; None if there is none beside the weights.
+      assumptions: what was assumed because no file states it, in words; empty if nothing was.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class SavedWeights:
 
 
 def is_weights(path: Path) -> bool:
-    """Whether a folder holds another library's model, also in Hugging Face's cache."""
+    """Returns whether a folder holds another library's model; it may be in Hugging Face's cache."""
     path = _snapshot(path)
     if (path / mapping_of("open_clip").config_file).is_file():
         return True
@@ -88,14 +88,14 @@ def find_weights(
     activation: str | None = None,
     library: Library | None = None,
 ) -> SavedWeights:
-    """The model at `path`, before its tensors are read.
+    """Finds the model at `path` and describes it, without reading its tensors.
 
     Args:
       path: a file (.safetensors, .bin, .pt), or a folder of transformers or open_clip.
       name: the architecture, as in `models.architectures`; needed if there is no config beside the
         weights and their shapes match no known architecture.
       activation: the activation of a CLIP's MLPs if no config states it; None: QuickGELU.
-      library: whose names the file uses; None: one of ours, recognized by the tensors.
+      library: the library whose names the file uses; None: one of ours, recognized by the tensors.
 
     Raises:
       UserError: no such file, no CLIP in it, or another model than `name`.
@@ -159,9 +159,14 @@ def _check_names(config: CLIPConfig, library: Library, path: Path, name: str) ->
 
 
 def config_activation(model: CLIPConfig, name: str | None) -> str | None:
-    """The activation of a run's config for a file without a config, as `find_weights` takes it.
+    """Returns the activation in a run's config, as `find_weights` takes it.
 
-    None if it is the architecture's own, which is the default.
+    It is used for a file of weights without a config. None if it is the architecture's own, which
+    is the default.
+
+    Args:
+      model: the architecture of the run.
+      name: the name of an architecture, or None.
     """
     own = name is not None and architectures.find_architecture(name).activation == model.activation
     return None if own else model.activation
@@ -281,7 +286,7 @@ def _configs_in_words(library: Library) -> str:
 
 
 def preprocess_of(config: CLIPConfig) -> Preprocess:
-    """The preprocessing that such models were published with."""
+    """Returns the preprocessing that models of this architecture were published with."""
     vision = config.vision
     return Preprocess(vision.image_size, mean=vision.mean, std=vision.std, **vision.preprocess())
 
@@ -291,11 +296,11 @@ def _usual_tokenizer(config: CLIPConfig) -> str | None:
 
 
 def read_variables(weights: SavedWeights, dtype: str = "float32") -> Variables:
-    """A model's parameters and batch statistics.
+    """Reads a model's parameters and batch statistics.
 
     Args:
-      weights: as `find_weights` returns them.
-      dtype: of `arrays.DTYPES`: the dtype of the parameters in memory; `keep`: as in the file.
+      weights: the weights, as `find_weights` returns them.
+      dtype: the dtype of the parameters in memory, one of `arrays.DTYPES`; `keep`: as in the file.
 
     Raises:
       UserError: a tensor is missing, superfluous, or of another shape; an unknown dtype.
@@ -305,10 +310,10 @@ def read_variables(weights: SavedWeights, dtype: str = "float32") -> Variables:
 
 
 def dtype_of(name: str) -> Any:
-    """The NumPy dtype of a name in `arrays.DTYPES`; None: as in the file.
+    """Returns the NumPy dtype of a name in `arrays.DTYPES`; None means as in the file.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: no dtype has this name.
     """
     if name not in arrays.DTYPES:
         raise UserError(f"unknown dtype {name!r}; known: {', '.join(arrays.DTYPES)}")

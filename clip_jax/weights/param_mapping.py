@@ -1,7 +1,7 @@
-"""The parameter names of other libraries: one mapping a library, by name.
+"""The registry of mappings between our parameter names and those of other libraries.
 
-Every mapping is a table of `Leaf`s for a model. It is read in both directions. A mapping is
-imported when it is first used.
+There is one mapping for each library: a table of `Leaf`s for each model, which is read in both
+directions. A mapping is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAPPINGS: Registry[type[WeightsMapping]] = Registry(
 
 
 def mapping_of(library: Library, key: str = "") -> WeightsMapping:
-    """The mapping of a library.
+    """Returns the mapping of a library.
 
     Args:
       library: a name of `MAPPINGS`, or a dotted path, which must come from the user.
@@ -55,7 +55,7 @@ def mapping_of(library: Library, key: str = "") -> WeightsMapping:
 
 
 def title_of(library: Library) -> str:
-    """A library's name in words, such as "OpenAI's CLIP"."""
+    """Returns a library's name in words, such as "OpenAI's CLIP"."""
     return mapping_of(library).description.partition(":")[0]
 
 
@@ -74,7 +74,7 @@ IGNORED = (
 
 
 def leaves(config: CLIPConfig, library: Library) -> list[Leaf]:
-    """The table for a model in a library's files.
+    """Returns the table that maps a model's parameters to the tensors of a library's files.
 
     Raises:
       UserError: the library has no such model.

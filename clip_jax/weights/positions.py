@@ -1,4 +1,4 @@
-"""Models at another resolution or text length than they were trained for."""
+"""Changes a trained model to another resolution or text length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from clip_jax.weights.configs import differences
 def resize_config(
     config: CLIPConfig, image_size: int | None = None, context_length: int | None = None
 ) -> CLIPConfig:
-    """The same architecture for images or texts of another size; None leaves it as it is.
+    """Returns the same architecture for images of another size or texts of another length.
+
+    Args:
+      config: the architecture.
+      image_size: the side of an image in pixels; None leaves it as it is.
+      context_length: the number of tokens; None leaves it as it is.
 
     Raises:
       UserError: the model cannot have that size.
@@ -32,12 +37,16 @@ def resize_model(
     image_size: int | None = None,
     context_length: int | None = None,
 ) -> tuple[Params, CLIPConfig]:
-    """The same model for images of another size, or texts of another length.
+    """Returns the same model for images of another size, or texts of another length.
 
     Args:
-      params: of a model of `config`.
-      image_size: pixels; None leaves it as it is.
-      context_length: tokens; None leaves it as it is.
+      params: the parameters of a model of `config`.
+      config: the architecture.
+      image_size: the side of an image in pixels; None leaves it as it is.
+      context_length: the number of tokens; None leaves it as it is.
+
+    Returns:
+      The resized parameters and their architecture.
 
     Raises:
       UserError: the model cannot have that size.
@@ -57,14 +66,14 @@ def resize_model(
 
 
 def check_fits(config: CLIPConfig, wanted: CLIPConfig, path: Any, resize: bool, how: str) -> None:
-    """Checks that a file's architecture is the wanted one, but for sizes that `resize` allows.
+    """Checks that a file has the wanted architecture, except for sizes if `resize` is set.
 
     Args:
       config: the file's architecture.
       wanted: the architecture that is to be trained.
       path: the file, for messages.
       resize: whether positions may be resized.
-      how: how to choose that, for messages.
+      how: how the user allows that, for messages.
 
     Raises:
       UserError: names the first difference.

@@ -17,19 +17,19 @@ _TOWER = re.compile(r"((?:[^.]+\.)*?)(?:visual|vision_model)\.")
 
 
 def is_tower(name: str) -> bool:
-    """Whether a tensor belongs to an image tower, whatever its prefix."""
+    """Returns whether a tensor belongs to an image tower, whatever the prefix of its name."""
     return _TOWER.match(_WRAPPED.sub("", name)) is not None
 
 
 def remove_prefix(entries: Mapping[str, T]) -> tuple[dict[str, T], str, list[str]]:
-    """The tensors of a model, without the prefix of their names.
+    """Removes the prefix from the names of a model's tensors.
 
     Args:
       entries: tensors by their names in a file.
 
     Returns:
-      The model's tensors; the prefix; and the names without it, which belong to something else,
-      such as the head of a classifier.
+      The model's tensors by their names without the prefix; the prefix; and the names that do not
+      have it, which belong to something else, such as the head of a classifier.
 
     Raises:
       UnreadableError: there are several models, or two names become one.

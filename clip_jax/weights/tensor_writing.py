@@ -18,7 +18,13 @@ from clip_jax.weights.formats.safetensors import CODES, DTYPES
 
 
 class Lazy(NamedTuple):
-    """An array that is made only when it is written."""
+    """An array that is made only when it is written.
+
+    Attributes:
+      shape: the shape of the array.
+      dtype: the dtype of the array.
+      make: makes the array.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -35,7 +41,7 @@ def write_safetensors(
     Args:
       path: the file, which may exist.
       tensors: arrays by name; only one `Lazy` array is in memory at a time.
-      metadata: of the file; None: {"format": "pt"}, which transformers requires.
+      metadata: the file's metadata; None: {"format": "pt"}, which transformers requires.
 
     Raises:
       ValueError: a dtype that the format does not have, or a `Lazy` that makes another array.

@@ -1,4 +1,4 @@
-"""Named tensors in files, read one at a time: safetensors, shards, files of torch.
+"""Reads named tensors from files, one at a time: safetensors, shards, and files of torch.
 
 No pickle is executed: see `formats.pickle_reader`.
 """
@@ -35,8 +35,8 @@ class Tensors(Mapping[str, np.ndarray]):
 
     Attributes:
       path: the file or folder, for messages.
-      shapes, dtypes: of every tensor, by name.
-      nbytes: of all tensors together.
+      shapes, dtypes: the shape and dtype of every tensor, by name.
+      nbytes: the size of all tensors together in bytes.
       models: keys of a checkpoint that lead to models, such as `state_dict` and `state_dict_ema`.
         The first is read.
     """
@@ -56,7 +56,7 @@ class Tensors(Mapping[str, np.ndarray]):
         self._entries = entries
 
     def read(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
-        """One tensor in new memory, or in `out`.
+        """Reads one tensor into new memory, or into `out`.
 
         Args:
           name: one of `shapes`.
@@ -97,7 +97,7 @@ class Tensors(Mapping[str, np.ndarray]):
 
 
 def open_tensors(path: str | Path) -> Tensors:
-    """The tensors of a file, or of a folder of shards, without reading them yet.
+    """Opens the tensors of a file, or of a folder of shards, without reading them yet.
 
     A state dict inside a training program's checkpoint is found, see `torch_state.state_dict`.
 
@@ -129,14 +129,14 @@ def open_tensors(path: str | Path) -> Tensors:
 
 
 class ModelTensors(Tensors):
-    """The tensors of a model without the prefix that a training program put before their names.
+    """The tensors of a model, without the prefix that a training program put before their names.
 
     Args:
       file: the tensors of a file.
       exact: whether names are taken as they are in the file.
 
     Attributes:
-      prefix: of the names in the file, such as `module.` or `clip_model.`.
+      prefix: the prefix of the names in the file, such as `module.` or `clip_model.`.
       left_out: names in the file without the prefix, which do not belong to the model.
     """
 
