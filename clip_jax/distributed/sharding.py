@@ -177,7 +177,7 @@ def split_chunks(batch: Any, parts: int) -> Any:
 
 
 def merge_chunks(batch: Any) -> Any:
-    """The reverse of `split_chunks`."""
+    """Reverses `split_chunks`."""
     shards = _shards()
 
     def merge(x: Array) -> Array:

@@ -228,7 +228,13 @@ class ParamGroups:
     def _select(
         self, tree: Tree, groups: frozenset[int], within: frozenset[int] | None = None
     ) -> Tree:
-        """The parameters and layers of some groups; `within`: the groups of `tree`, None: all."""
+        """Selects the parameters and layers of some groups from a tree.
+
+        Args:
+          tree: the parameters.
+          groups: the groups that are selected.
+          within: the groups that `tree` has; None: all.
+        """
 
         def choose(tree: Tree, prefix: str) -> Tree:
             result = {}

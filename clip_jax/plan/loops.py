@@ -196,7 +196,7 @@ class Loop:
         return _first_false(continues)
 
     def loop_invariants(self) -> Value:
-        """The state as a tuple in which only the values that never change are known."""
+        """Returns the state as a tuple in which only the values that never change are known."""
 
         def invariant(i: int) -> Value:
             before = self._start[i]()

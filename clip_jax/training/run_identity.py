@@ -90,7 +90,7 @@ def _claim(run: Run) -> None:
 def _prolonging_keys(
     old: JsonObject, config: Config, changed: Iterable[str], done: int
 ) -> frozenset[str]:
-    """The changed keys of the run's length and schedule, if no update that is done is affected.
+    """Returns the changed keys of length and schedule, if no update that is done is affected.
 
     Args:
       old: the config that the run had.

@@ -57,7 +57,7 @@ def _nested(flat: Mapping[str, Any]) -> Params:
 
 
 def _dummy(shape: tuple[int, ...]) -> np.ndarray:
-    """An array of a shape without memory of its own."""
+    """Returns an array of a shape that takes no memory of its own."""
     return np.broadcast_to(np.float32(0), shape)
 
 

@@ -36,14 +36,15 @@ def softmax_loss(
     label_smoothing: float = 0.0,
     block: int = 0,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Symmetric cross-entropy over the pairings of the global batch (section 2.3, figure 3).
+    """Computes the symmetric cross-entropy over the pairings of the global batch (CLIP's loss).
 
-    Row i of the images and row i of the texts are a positive pair. The rows may be sharded over the
-    mesh of the tracing context. Sums are fp32; each gradient has the dtype of its features.
+    Source: section 2.3, figure 3. Row i of the images and row i of the texts are a positive pair.
+    The rows may be sharded over the mesh of the tracing context. Sums are fp32; each gradient has
+    the dtype of its features.
 
     Args:
-      image_features: unit-norm.
-      text_features: unit-norm, one row for each image.
+      image_features: unit-norm features of the images.
+      text_features: unit-norm features of the texts, one row for each image.
       logit_scale: the factor on the cosines.
       layout: one of `LAYOUTS`; all give the same numbers.
       ids: rows with equal ids are not negatives of each other; None: all rows differ.
@@ -83,7 +84,7 @@ def sigmoid_loss(
     groups: Integer[Array, "n group_words"] | None = None,
     block: int = 0,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """SigLIP's loss: a binary classification of each pairing of the global batch.
+    """Computes SigLIP's loss: a binary classification of each pairing of the global batch.
 
     Source: Zhai et al. 2023, algorithm 1. The arguments are those of `softmax_loss`; pairings of
     two different rows with equal ids are ignored, unless they have equal groups.
@@ -107,9 +108,9 @@ def sigmoid_loss(
 def choose_layout(n: int, devices: int = 1) -> str:
     """Resolves the layout `auto` for n pairs that are sharded over devices.
 
-    Dense while its logits need at most 64 MiB per device: at that size it is as fast as any layout
-    and its program is the simplest. Blockwise beyond that: it needs the least memory for any number
-    of devices (table in docs/benchmarks.md).
+    The result is `dense` while its logits need at most 64 MiB per device: at that size it is as
+    fast as any layout and its program is the simplest. Beyond that it is `blockwise`, which needs
+    the least memory for any number of devices (table in docs/benchmarks.md).
     """
     return "dense" if n * n <= devices * _MAX_DENSE_LOGITS else "blockwise"
 

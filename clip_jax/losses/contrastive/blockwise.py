@@ -45,7 +45,7 @@ def softmax(
     label_smoothing: float,
     plan: TilePlan,
 ) -> LossAndMetrics:
-    """Symmetric cross-entropy, as `dense.softmax`."""
+    """Computes the symmetric cross-entropy of `dense.softmax` from tiles."""
     features = image_features, text_features
     return _softmax_forward(*features, logit_scale, ids, label_smoothing, plan)[0]
 
@@ -106,7 +106,7 @@ def _softmax_backward(
 
 
 def _softmax_gradient_tile(scale: Scalar, row: Rows, column: Rows) -> tuple[Totals, Totals]:
-    """The gradients by the features of the negatives."""
+    """Returns the gradients with respect to the features, through the logits of the negatives."""
     logits, mask = tile_logits(scale, row, column)
     gradient = jnp.exp(logits - row["top_logit"][:, None]) * row["weight"][:, None]
     gradient += jnp.exp(logits - column["top_logit"]) * column["weight"]
@@ -127,7 +127,10 @@ def sigmoid(
     ids: Ids,
     plan: TilePlan,
 ) -> LossAndMetrics:
-    """The sum of -log σ(±logit) over all pairings that are not masked, as `dense.sigmoid`."""
+    """Computes the sigmoid loss of `dense.sigmoid` from tiles.
+
+    It is the sum of -log σ(±logit) over all pairings that are not masked.
+    """
     features = image_features, text_features
     return _sigmoid_forward(*features, logit_scale, logit_bias, ids, plan, with_gradients=False)[0]
 
@@ -164,7 +167,11 @@ def _sigmoid_forward(
 def _sigmoid_tile(
     with_gradients: bool, shared: tuple[Scalar, Scalar], row: Rows, column: Rows
 ) -> tuple[Totals, Totals]:
-    """By row: maximum, loss, gradients by bias and features; by column: maximum, by features."""
+    """Returns the totals of a tile by row and by column.
+
+    By row: the maximum, the loss, the gradients by the bias and by the features. By column: the
+    maximum, the gradient by the features.
+    """
     scale, bias = shared
     logits, mask = tile_logits(scale, row, column)
     logits = jnp.where(mask, logits + bias, -jnp.inf)
@@ -190,7 +197,7 @@ sigmoid.defvjp(_sigmoid_forward, _sigmoid_backward)
 def tile_logits(
     scale: Scalar, row: Rows, column: Rows
 ) -> tuple[Float[Array, "r c"], Bool[Array, "r c"]]:
-    """The logits of a tile, and the mask of its negatives."""
+    """Returns the logits of a tile, and the mask of its negatives."""
     mask = negative_mask(row["ids"], column["ids"])
     if "valid" in row:
         mask &= row["valid"][:, None]
@@ -202,7 +209,11 @@ def tile_logits(
 def feature_gradients(
     gradient: Float[Array, "r c"], row: Rows, column: Rows
 ) -> tuple[tuple[Sum], tuple[Sum]]:
-    """From the gradient by the cosines of a tile to those by its row and column features."""
+    """Turns the gradient with respect to a tile's cosines into those of its features.
+
+    Returns:
+      The gradients with respect to the row features and to the column features.
+    """
     by_row = einsum_fp32("ij,jd->id", gradient, column["features"].astype(jnp.float32))
     by_column = einsum_fp32("ij,id->jd", gradient, row["features"].astype(jnp.float32))
     return (Sum(by_row),), (Sum(by_column),)
@@ -230,7 +241,10 @@ def scale_gradients(
     text: Array,
     scale: Scalar,
 ) -> tuple[Array, Array, Array]:
-    """Gradients by both features and by the scale, as a logit is a cosine times the scale."""
+    """Computes the gradients by both features and by the scale.
+
+    A logit is a cosine times the scale.
+    """
     scale_gradient = factor * jnp.sum(image * image_gradient)
     image_gradient = (factor * scale * image_gradient).astype(image.dtype)
     return image_gradient, (factor * scale * text_gradient).astype(text.dtype), scale_gradient

@@ -25,7 +25,7 @@ def softmax(
     ids: Integer[Array, "n words"],
     label_smoothing: float,
 ) -> LossAndMetrics:
-    """Symmetric cross-entropy; one matrix of logits serves both directions."""
+    """Computes the symmetric cross-entropy; one matrix of logits serves both directions."""
     image_features, text_features = to_fp32(image_features, text_features)
     mask = negative_mask(ids, ids)
     scale = per_row(logit_scale, ids)
@@ -67,7 +67,10 @@ def sigmoid(
     logit_bias: Float[Array, ""],
     ids: Integer[Array, "n words"],
 ) -> LossAndMetrics:
-    """The sum of -log σ(±logit) over the positives and the unmasked negatives, averaged by row."""
+    """Computes the sum of -log σ(±logit) over the positives and the unmasked negatives of a row.
+
+    The sum is averaged over the rows.
+    """
     image_features, text_features = to_fp32(image_features, text_features)
     mask = negative_mask(ids, ids)
     scale = per_row(logit_scale, ids)

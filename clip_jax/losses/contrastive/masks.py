@@ -1,4 +1,4 @@
-"""Negatives, positives and accuracies: what the layouts of the contrastive loss share."""
+"""Negatives, positives and accuracies, for all layouts of the contrastive loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIE = 4e-6  # differences of cosines up to this are rounding errors
 
 
 def caption_ids(tokens: Int[Array, "n context"]) -> UInt[Array, "n 2"]:
-    """A 64-bit hash of each row, as two words: equal captions have equal ids.
+    """Returns a 64-bit hash of each row, as two words: equal captions have equal ids.
 
     Two different captions have equal ids with a probability of about 2^-64. Each token is mixed
     with its position by the finalizer of MurmurHash3 (Appleby 2011); the hash of a row is the sum.
@@ -38,20 +38,20 @@ def _murmur_finalizer(x: UInt[Array, "*shape"]) -> UInt[Array, "*shape"]:
 def negative_mask(
     row_ids: Integer[Array, "r words"], column_ids: Integer[Array, "c words"]
 ) -> Bool[Array, "r c"]:
-    """True where the ids of a row and a column differ."""
+    """Returns a mask that is True where the ids of a row and a column differ."""
     words = zip(row_ids.T, column_ids.T, strict=True)
     return reduce(or_, (row[:, None] != column for row, column in words))
 
 
 def einsum_fp32(spec: str, a: Float[Array, "_ _"], b: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
-    """An einsum with fp32 sums; its operands may have 16 bits."""
+    """Computes an einsum with fp32 sums; its operands may have 16 bits."""
     return jnp.einsum(spec, a, b, precision="highest", preferred_element_type=jnp.float32)
 
 
 def positive_cosines(
     image_features: Float[Array, "n d"], text_features: Float[Array, "n d"]
 ) -> Float[Array, " n"]:
-    """The cosine of each positive pair, in fp32."""
+    """Returns the cosine of each positive pair, in fp32."""
     return jnp.sum(image_features.astype(jnp.float32) * text_features, axis=-1)
 
 
@@ -60,7 +60,7 @@ def accuracies(
     max_negatives: tuple[Float[Array, " n"], Float[Array, " n"]],
     logit_scale: Float[Array, ""],
 ) -> Metrics:
-    """The shares of rows whose positive has a larger logit than all negatives.
+    """Returns the shares of rows whose positive has a larger logit than all negatives.
 
     A tie counts as wrong, so that constant features score 0.
 

@@ -63,7 +63,10 @@ def softmax(
     label_smoothing: float,
     plan: TilePlan,
 ) -> LossAndMetrics:
-    """Symmetric cross-entropy with even targets; arguments as of `blockwise.softmax`."""
+    """Computes the symmetric cross-entropy with targets that are spread evenly over the positives.
+
+    The arguments are those of `blockwise.softmax`, and the groups.
+    """
     arrays = image_features, text_features, logit_scale, ids, groups
     if plan.layout == "dense":
         return _dense_softmax(*arrays, label_smoothing)
@@ -79,7 +82,7 @@ def sigmoid(
     groups: Groups,
     plan: TilePlan,
 ) -> LossAndMetrics:
-    """The sum of -log σ(±logit) over the candidates of an image, averaged over images."""
+    """Computes the sum of -log σ(±logit) over the candidates of an image, averaged over images."""
     arrays = image_features, text_features, logit_scale, logit_bias, ids, groups
     return _dense_sigmoid(*arrays) if plan.layout == "dense" else _tiled_sigmoid(*arrays, plan)
 
@@ -91,7 +94,7 @@ def _dense_masks(ids: Ids, groups: Groups) -> tuple[Mask, Mask]:
 
 
 def _largest(logits: Logits, mask: Mask, axis: int) -> Float[Array, " n"]:
-    """The largest logit of a mask along an axis, without a gradient; `FLOOR` where it is empty."""
+    """Returns the largest logit of a mask along an axis, without a gradient; `FLOOR` if none."""
     return jax.lax.stop_gradient(jnp.where(mask, logits, FLOOR).max(axis=axis, initial=FLOOR))
 
 
@@ -161,7 +164,10 @@ def _tile_masks(scale: Scalar, row: Rows, column: Rows) -> tuple[Logits, Mask, M
 
 
 class _SoftmaxTotals(NamedTuple):
-    """The totals of a row. Sums of logits are of differences to the logit of the row's own pair."""
+    """The totals of a row.
+
+    Sums of logits are sums of the differences to the logit of the row's own pair.
+    """
 
     exponentials: SumExp
     positive_sum: Sum
@@ -317,9 +323,11 @@ def _sigmoid_forward(
 def _sigmoid_tile(
     with_gradients: bool, shared: tuple[Scalar, Scalar], row: Rows, column: Rows
 ) -> tuple[Totals, Totals]:
-    """By row: maxima, loss, gradients by bias and features; by column: maxima, by features.
+    """Returns the totals of a tile by row and by column.
 
-    The maxima are of the positives and of the negatives.
+    By row: the maxima, the loss, the gradients by the bias and by the features. By column: the
+    maxima, the gradient by the features. The maxima are those of the positives and of the
+    negatives.
     """
     scale, bias = shared
     logits, positive, candidate = _tile_masks(scale, row, column)

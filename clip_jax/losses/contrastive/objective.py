@@ -32,8 +32,8 @@ class Contrastive:
       block: rows of a tile in the layouts that have tiles; 0: the layout's default.
       label_smoothing: the share of each row's target that is spread over the batch.
       mask_duplicates: whether pairs with equal captions are not negatives of each other.
-      multi_positive: whether pairs of one group, as `group` of the batch tells, are positives of
-        each other.
+      multi_positive: whether pairs of one group are positives of each other. The batch has the
+        groups as `group`.
     """
 
     layout: str = "auto"
@@ -65,7 +65,7 @@ class Contrastive:
         return objective
 
     def features(self, model: CLIP, batch: Batch, keys: Key[Array, " n"]) -> Features:
-        """Unit-norm features of images and texts, float32.
+        """Computes unit-norm features of images and texts, float32.
 
         A batch may hold `image_features` in place of `image`: unit-norm features of a frozen tower.
         """
@@ -78,11 +78,17 @@ class Contrastive:
     def loss(
         self, features: Features, model: CLIP, batch: Batch
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss of the global batch; metrics: both accuracies, and the logit scale and bias."""
+        """Computes the loss of the global batch.
+
+        The metrics are both accuracies, the logit scale and the bias.
+        """
         return self.loss_of_output(model.compared(*features), batch)
 
     def loss_of_output(self, output: Output, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
-        """The loss and metrics of a model's output; needs `tokens` and `group` of the batch."""
+        """Computes the loss and metrics of a model's output.
+
+        It needs `tokens` and `group` of the batch.
+        """
         image, text, scale, bias = output
         ids = caption_ids(batch["tokens"]) if self.mask_duplicates else None
         groups = batch["group"] if self.multi_positive else None
@@ -104,5 +110,5 @@ class Contrastive:
         return loss, {**metrics, "logit_scale": scale, "logit_bias": bias}
 
     def flops(self, model_config: CLIPConfig, batch_size: int) -> int:
-        """FLOPs of the product of all image features with all text features."""
+        """Returns the FLOPs of the product of all image features with all text features."""
         return 2 * batch_size * model_config.embed_dim * batch_size

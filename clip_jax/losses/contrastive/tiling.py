@@ -27,25 +27,25 @@ Rows = dict[str, Array]  # the arrays of a block of rows, by name
 
 
 class Sum(NamedTuple):
-    """A sum."""
+    """A `Total` that is a sum."""
 
     value: Array
 
 
 class Max(NamedTuple):
-    """A maximum."""
+    """A `Total` that is a maximum."""
 
     value: Array
 
 
 class SumExp(NamedTuple):
-    """A sum of exponentials that is divided by exp(`max`), the largest of them."""
+    """A `Total` that is a sum of exponentials, divided by exp(`max`), the largest of them."""
 
     max: Array
     total: Array
 
     def rescaled(self, new_max: Array) -> Array:
-        """The sum divided by exp(`new_max`) instead, where `new_max` is not below `max`."""
+        """Returns the sum divided by exp(`new_max`) instead; `new_max` must not be below `max`."""
         return self.total * jnp.exp(self.max - new_max)
 
 
@@ -56,7 +56,7 @@ BoundTile = Callable[[Rows, Rows], tuple[Totals, Totals]]  # its shared arrays a
 
 
 def _empty(total: Total) -> Total:
-    """The total of no tiles, for a total of arrays or of shapes."""
+    """Returns the total of no tiles, of the type of `total`, which may hold arrays or shapes."""
     match total:
         case Sum(x):
             return Sum(jnp.zeros(x.shape, x.dtype))
@@ -68,7 +68,7 @@ def _empty(total: Total) -> Total:
 
 
 def _merge(a: Totals, b: Totals) -> Totals:
-    """The totals of the tiles of both."""
+    """Merges the totals of two sets of tiles."""
     return tuple(_merge_total(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -169,7 +169,7 @@ def reduce_tiles(
 def _reduce_on_device(
     tile: TileFunction, plan: TilePlan, shared: Any, rows: Rows, columns: Rows
 ) -> tuple[Totals, Totals]:
-    """The work of one device: all tiles of its rows."""
+    """Does the work of one device: all tiles of its rows."""
     n, bound_tile = _count(columns), partial(tile, shared)
     rows = _split_into_blocks(rows, plan.block)
     if plan.layout == "ring" and plan.axes:

@@ -10,7 +10,7 @@ from clip_jax.models.model_config import CLIPConfig
 
 
 def essence(config: CLIPConfig) -> JsonObject:
-    """The parts of an architecture that features depend on, as nested dictionaries.
+    """Returns the parts of an architecture that features depend on, as nested dictionaries.
 
     Initial values, training-only fields and the context length of a BERT are left out.
     """
@@ -30,7 +30,7 @@ def essence(config: CLIPConfig) -> JsonObject:
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """The differences of two nested dictionaries: key, such as `vision.eps`, and both values."""
+    """Yields the differences of nested dictionaries: key, such as `vision.eps`, and both values."""
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
@@ -42,5 +42,5 @@ def differences(
 def with_normalization(
     config: CLIPConfig, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> CLIPConfig:
-    """The same model with another mean and deviation of its images."""
+    """Returns the same model with another mean and deviation of its images."""
     return config.with_vision(mean=mean, std=std)

@@ -1,4 +1,4 @@
-"""Values of untrusted JSON, each checked for its type and size."""
+"""Reads values of untrusted JSON, and checks the type and size of each."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ MAX_NUMBER = 1e6
 
 
 class Fields:
-    """The values of a JSON object by key, each checked. Messages call the object `where`.
+    """The values of a JSON object by key, each checked when it is read.
 
     It records which keys were read, so that `finish` can refuse the others.
+
+    Args:
+      values: the JSON object.
+      where: the name of the object in messages.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
@@ -31,7 +35,7 @@ class Fields:
         """Refuses keys that were not read, in this object and in its groups.
 
         Args:
-          neutral: by the key of a group ("" for this object), the keys that change nothing.
+          neutral: the keys that change nothing, by the key of their group ("" for this object).
 
         Raises:
           UserError: a key is unknown: it may change the model.
@@ -52,14 +56,14 @@ class Fields:
         return UserError(f"{self.where}: {key}={self.values.get(key)!r:.60} must be {wanted}")
 
     def group(self, key: str) -> Fields:
-        """The object under `key`; an empty one if there is none."""
+        """Returns the object under `key`, or an empty one if there is none."""
         value = self._value(key) or {}
         if not isinstance(value, dict):
             raise self._bad(key, "an object")
         return self._groups.setdefault(key, Fields(value, f"{self.where}: {key}"))
 
     def integer(self, key: str, default: int, least: int = 1) -> int:
-        """A whole number in [least, 2**24]."""
+        """Returns a whole number in [least, 2**24]."""
         value = self._value(key)
         value = default if value is None else value
         if type(value) is not int or not least <= value <= MAX_INTEGER:
@@ -69,7 +73,7 @@ class Fields:
     def number(
         self, key: str, default: float, least: float = -MAX_NUMBER, most: float = MAX_NUMBER
     ) -> float:
-        """A number in [least, most]."""
+        """Returns a number in [least, most]."""
         value = self._value(key)
         value = default if value is None else value
         if type(value) not in (int, float) or not least <= value <= most:
@@ -77,11 +81,11 @@ class Fields:
         return float(value)
 
     def eps(self, key: str, default: float) -> float:
-        """The ε of a normalisation layer."""
+        """Returns the ε of a normalisation layer."""
         return self.number(key, default, 0, 1)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """True or false."""
+        """Returns a truth value."""
         value = self._value(key)
         value = default if value is None else value
         if not isinstance(value, bool):
@@ -89,7 +93,7 @@ class Fields:
         return value
 
     def text(self, key: str, default: str) -> str:
-        """A text."""
+        """Returns a text."""
         value = self._value(key)
         value = default if value is None else value
         if not isinstance(value, str):
@@ -97,7 +101,7 @@ class Fields:
         return value
 
     def integers(self, key: str, default: tuple[int, ...], least: int = 1) -> tuple[int, ...]:
-        """A list of at most 256 whole numbers."""
+        """Returns a list of at most 256 whole numbers."""
         value = self._value(key)
         value = default if value is None else value
         if (
@@ -109,7 +113,7 @@ class Fields:
         return tuple(value)
 
     def only(self, key: str, *wanted: Any) -> None:
-        """Refuses any value of `key` that is not among `wanted`, those that we support."""
+        """Refuses any value of `key` that is not among `wanted`, the values that we support."""
         value = self._value(key)
         if value is not None and value not in wanted:
             raise UserError(
@@ -118,7 +122,7 @@ class Fields:
             )
 
     def image_size(self, default: int) -> int:
-        """Pixels a side, of square images."""
+        """Returns the side of a square image in pixels."""
         value = self._value("image_size")
         if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
             return Fields({"image_size": value[0]}, self.where).integer("image_size", default)

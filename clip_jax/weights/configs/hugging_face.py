@@ -62,7 +62,9 @@ _UNREAD: dict[str, tuple[str, ...]] = {
 
 
 def _check_older(fields: Fields, key: str) -> None:
-    """Older files describe a tower twice, also as `KEY_dict`, which transformers prefers.
+    """Checks that both descriptions of a tower in an older file are the same.
+
+    Older files describe a tower twice, also as `KEY_dict`, which transformers prefers.
 
     Raises:
       UserError: the two are not the same.
@@ -77,7 +79,7 @@ def _check_older(fields: Fields, key: str) -> None:
 
 
 def from_hugging_face(values: Mapping[str, Any], where: str = "config.json") -> CLIPConfig:
-    """The architecture of a `CLIPModel`, `SiglipModel` or `AlignModel` from its config.json.
+    """Reads the architecture of a `CLIPModel`, `SiglipModel` or `AlignModel` from its config.json.
 
     Raises:
       UserError: another kind of model, a value of the wrong type, an unknown key, or a feature
@@ -237,7 +239,7 @@ def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
 
 
 def to_hugging_face(config: CLIPConfig) -> JsonObject:
-    """The config.json that transformers reads a model of ours from; see `param_mapping.leaves`."""
+    """Returns the config.json of a model for transformers; see `param_mapping.leaves`."""
     activation = next(k for k, v in _ACTIVATIONS.items() if v == config.activation)
     match config:
         case CLIPConfig(vision=EfficientNetConfig() as image, text=BertConfig() as bert):

@@ -73,7 +73,7 @@ _UNREAD: dict[str, tuple[str, ...]] = {
 
 
 def from_open_clip(values: Mapping[str, Any], where: str = "open_clip_config.json") -> CLIPConfig:
-    """The architecture of a `model_cfg`: a CLIP of a ViT or a ResNet, or a SigLIP.
+    """Reads the architecture of a `model_cfg`: a CLIP of a ViT or a ResNet, or a SigLIP.
 
     Raises:
       UserError: a value of the wrong type, an unknown key, or a feature that we do not have.
@@ -190,7 +190,7 @@ def _read_timm(fields: Fields, vision: Fields, text: Fields, embed_dim: int) -> 
 
 
 def to_open_clip(config: CLIPConfig) -> JsonObject:
-    """The `model_cfg` that open_clip reads a model of ours from; see `param_mapping.leaves`.
+    """Returns the `model_cfg` of a model for open_clip; see `param_mapping.leaves`.
 
     Raises:
       UserError: a SigLIP whose vision tower or activation open_clip has no name for.
@@ -270,7 +270,7 @@ def _write_clip(
 
 
 def _ratio(tower: VisionConfig | TextConfig) -> dict[str, float]:
-    """A ratio that, times the width and rounded down, is the hidden width."""
+    """Returns a ratio that, times the width and rounded down, is the hidden width."""
     hidden = round(tower.width * tower.mlp_ratio)
     if hidden == 4 * tower.width:
         return {}

@@ -19,7 +19,10 @@ _PARAMETERS = ("torch._utils _rebuild_parameter", "torch._utils _rebuild_paramet
 
 
 class Storage(NamedTuple):
-    """A storage: the name of its class, its member of the archive and its number of elements."""
+    """A storage of a tensor's values in an archive.
+
+    It has the name of its class, its member of the archive and its number of elements.
+    """
 
     kind: str
     key: str
@@ -40,7 +43,7 @@ class _Global(str):
 
 
 class Object:
-    """An instance of a class that is only a name."""
+    """An instance of a class of which only the name is known."""
 
     def __init__(self, kind: Any) -> None:
         if not isinstance(kind, _Global | Object):
@@ -50,7 +53,7 @@ class Object:
 
 
 class Opaque(Object):
-    """The result of a call of which only the name of the function is known."""
+    """The result of a call to a function of which only the name is known."""
 
 
 def _call(function: Any, args: Any) -> Any:
@@ -94,7 +97,7 @@ def _set_items(target: Any, keys: list[Any], values: list[Any]) -> None:
 
 
 def parse(raw: bytes) -> Any:
-    """The value of a pickle: plain containers, `TensorView`s, `Object`s and `Opaque`s.
+    """Returns the value of a pickle: plain containers, `TensorView`s, `Object`s and `Opaque`s.
 
     Values that no tensor needs are left out: numbers in lists, bytes, items of unknown objects.
 

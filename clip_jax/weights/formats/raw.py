@@ -1,4 +1,4 @@
-"""Shared by the readers of weights: bytes of a file, and checks of what it claims about them."""
+"""Code that all readers of weights share: reads bytes, and checks what a file claims about them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BadFileError(Exception):
 
 
 class UnreadableError(BadFileError):
-    """Something in an intact file that is not supported: fetching it again changes nothing."""
+    """An error about an unsupported part of an intact file: fetching it again changes nothing."""
 
 
 class Entry(NamedTuple):
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor in memory."""
+        """The size of the tensor in memory, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -43,7 +43,7 @@ def open_plain(path: Path) -> BinaryIO:
     """Opens a file that may hold weights.
 
     Raises:
-      UserError: it is no plain file, or what a failed download leaves.
+      UserError: it is no plain file, or the remains of a failed download.
     """
     # opening a pipe would block
     if not stat.S_ISREG(path.stat().st_mode):
@@ -66,14 +66,14 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def size_of(file: BinaryIO) -> int:
-    """The bytes in a file."""
+    """Returns the size of a file in bytes."""
     return os.fstat(file.fileno()).st_size
 
 
 def read_into(file: BinaryIO, offset: int, out: np.ndarray) -> None:
     """Fills the contiguous `out` with the bytes of `file` from `offset`.
 
-    Read and not mapped: the pages of a mapped file count as memory of the process.
+    The bytes are read and not mapped: the pages of a mapped file count as memory of the process.
 
     Raises:
       UserError: the file cannot be read, or changed since it was opened.
@@ -90,7 +90,7 @@ def read_into(file: BinaryIO, offset: int, out: np.ndarray) -> None:
 
 
 def check_name(name: str) -> None:
-    """That a tensor's name fits into a line.
+    """Checks that a tensor's name fits into a line.
 
     Raises:
       BadFileError: it is too long, or not printable.
@@ -100,12 +100,12 @@ def check_name(name: str) -> None:
 
 
 def is_count(n: object) -> bool:
-    """Whether a value is a whole number from 0 that could be an offset in a file."""
+    """Returns whether a value is a whole number from 0 that could be an offset in a file."""
     return type(n) is int and 0 <= n < 1 << 63
 
 
 def check_shape(name: str, shape: Any) -> tuple[int, ...]:
-    """The shape that a file gives for the tensor `name`.
+    """Checks the shape that a file gives for the tensor `name`, and returns it.
 
     Raises:
       BadFileError: it is no possible shape.

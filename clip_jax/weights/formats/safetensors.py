@@ -1,4 +1,4 @@
-"""safetensors: a JSON header, then the tensors."""
+"""Reads the safetensors format: a JSON header, then the tensors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def read_entries(file: BinaryIO) -> dict[str, Entry]:
-    """The tensors of an open file by name.
+    """Returns the tensors of an open file by name.
 
     Raises:
       BadFileError: the file is broken.
@@ -54,7 +54,7 @@ def read_entries(file: BinaryIO) -> dict[str, Entry]:
 
 
 def read_metadata(file: BinaryIO) -> dict[str, str]:
-    """The metadata of an open file.
+    """Returns the metadata of an open file.
 
     Raises:
       BadFileError: the file is broken.
@@ -82,7 +82,7 @@ def _metadata(header: JsonObject) -> dict[str, str]:
 
 
 def parse_json(raw: bytes) -> JsonObject:
-    """A JSON object without repeated keys.
+    """Parses a JSON object without repeated keys.
 
     Raises:
       BadFileError: it is broken, or no object.

@@ -1,4 +1,4 @@
-"""Archives that torch writes: a zip file of a pickle and of storages."""
+"""Reads archives that torch writes: a zip file of a pickle and of storages."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Archive:
         return iter(self._infos)
 
     def read(self, name: str, limit: int) -> bytes:
-        """A small member."""
+        """Reads a small member."""
         info = self._infos.get(name)
         if info is None or info.file_size > limit:
             raise BadFileError(f"it has no {name}, or one of impossible size")
@@ -93,7 +93,7 @@ class Archive:
             raise BadFileError(f"its {name} is broken") from None
 
     def span(self, name: str) -> tuple[int, int]:
-        """The offset of an uncompressed member in the file, and its size."""
+        """Returns the offset of an uncompressed member in the file, and its size in bytes."""
         info = self._infos.get(name)
         if info is None:
             raise BadFileError(f"it has no {name[:80]!a}")
@@ -107,7 +107,7 @@ class Archive:
         return start, info.file_size
 
     def unpickled(self) -> Any:
-        """The saved value: plain containers, `TensorView`s, `Object`s and `Opaque`s."""
+        """Returns the saved value: plain containers, `TensorView`s, `Object`s and `Opaque`s."""
         info = self._infos.get("data.pkl")
         if info is not None and info.file_size > MAX_PICKLE:
             raise UnreadableError(
@@ -122,7 +122,7 @@ class Archive:
 
 
 def tensor_entry(archive: Archive, name: str, tensor: TensorView) -> Entry:
-    """A tensor of an archive, and how an array is filled with it.
+    """Returns the entry of a tensor of an archive, which says how an array is filled with it.
 
     Raises:
       BadFileError: the storage is not there, or too small.

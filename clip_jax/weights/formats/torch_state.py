@@ -1,4 +1,4 @@
-"""The state dict of a model in an archive of torch, whatever else a program saved with it."""
+"""Finds the state dict of a model in an archive of torch, whatever else was saved with it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ WRAPPERS = (
 
 
 def state_dict(archive: Archive) -> tuple[dict[str, Entry], list[str]]:
-    """The tensors of a model's state dict, wherever it is in the saved value.
+    """Finds the tensors of a model's state dict, wherever it is in the saved value.
 
     A pickled module gives its parameters and buffers.
 
     Returns:
-      The tensors by name, and the keys that lead to models, that of the tensors first.
+      The tensors by name, and the keys that lead to models; those of the tensors come first.
 
     Raises:
       UnreadableError: there is no state dict, or there are several and none is the usual one.

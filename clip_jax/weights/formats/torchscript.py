@@ -1,4 +1,4 @@
-"""TorchScript archives, as OpenAI released its models."""
+"""Reads TorchScript archives, as OpenAI released its models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MODULE = re.compile(
 
 
 def is_torchscript(archive: Archive) -> bool:
-    """Whether an archive holds a program rather than a state dict."""
+    """Returns whether an archive holds a program rather than a state dict."""
     return "constants.pkl" in archive
 
 
 def state_dict(archive: Archive) -> dict[str, Entry]:
-    """The parameters and buffers of the modules, as their state dict names them."""
+    """Returns the parameters and buffers of the modules, as their state dict names them."""
     declared = _declared(archive)
     entries = {}
     waiting, seen = [("", archive.unpickled())], 0

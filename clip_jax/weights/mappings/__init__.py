@@ -1,1 +1,1 @@
-"""What parameters are called in the files of each library, one module a family of names."""
+"""The names of parameters in the files of each library; one module for each family of names."""

@@ -1,4 +1,4 @@
-"""transformers' folders: `CLIPModel`, `SiglipModel` and `AlignModel`."""
+"""The mapping of transformers' folders: `CLIPModel`, `SiglipModel` and `AlignModel`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROCESSOR = "processor_config.json"  # the only one that transformers 5 writes
 
 
 class HuggingFace(WeightsMapping):
-    """transformers: CLIP, SigLIP and ALIGN."""
+    """The mapping of transformers' CLIP, SigLIP and ALIGN."""
 
     name = "hugging_face"
     description = "transformers: a folder of model.safetensors and config.json"
@@ -42,7 +42,7 @@ class HuggingFace(WeightsMapping):
     config_file = "config.json"
 
     def leaves(self, config: CLIPConfig) -> Iterator[Leaf]:
-        """The tensors for every parameter of a model."""
+        """Yields the leaf of every parameter of a model."""
         match config:
             case CLIPConfig(
                 vision=EfficientNetConfig() as vision,
@@ -66,11 +66,11 @@ class HuggingFace(WeightsMapping):
         raise unsupported(config, self.name)
 
     def recognizes(self, names: Collection[str]) -> bool:
-        """Whether tensors of these names are a model of transformers."""
+        """Returns whether tensors of these names are a model of transformers."""
         return any(name.startswith("vision_model.") for name in names)
 
     def documents(self, config: CLIPConfig, preprocess: Preprocess) -> dict[str, Document]:
-        """config.json and preprocessor_config.json."""
+        """Returns config.json and preprocessor_config.json."""
         values = configs.to_hugging_face(config)
         pixels = preprocessing.to_hugging_face(preprocess, values["model_type"])
         return {self.config_file: values, PREPROCESSOR: pixels}
@@ -78,12 +78,12 @@ class HuggingFace(WeightsMapping):
     def interpret(
         self, config: CLIPConfig, preprocess: Preprocess, documents: Mapping[str, Document]
     ) -> Document:
-        """The essence of the model that transformers builds."""
+        """Returns the essence of the model that transformers builds."""
         theirs = configs.from_hugging_face(documents[self.config_file])
         return configs.essence(configs.with_normalization(theirs, preprocess.mean, preprocess.std))
 
     def describe(self, config_file: Path) -> ModelDescription:
-        """What config.json and the preprocessor's file say."""
+        """Reads config.json and the preprocessor's file."""
         config = configs.from_hugging_face(files.read_json(config_file), str(config_file))
         folder = config_file.parent
         where = f"{PREPROCESSOR} or {PROCESSOR} in {folder}"
@@ -91,7 +91,7 @@ class HuggingFace(WeightsMapping):
 
 
 def _preprocess(folder: Path) -> Preprocess | None:
-    """What a folder says of pictures; None where it says nothing.
+    """Reads the preprocessing from a folder, or returns None if no file states it.
 
     As in transformers, an `image_processor` inside processor_config.json counts more than the other
     file; older ones name only the class of the processor there.

@@ -15,16 +15,16 @@ from clip_jax.models.registry import kind_of
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One of our arrays and the tensors of another library that it is made of.
+    """One of our arrays, and the tensors of another library that it is made of.
 
     Attributes:
-      path: of our array, such as `vision/transformer/blocks/attention/qkv/kernel`.
-      names: of their tensors; several are consecutive parts of our last axis.
-      form: the layout of their tensors, see `to_their_layout`.
+      path: the path of our array, such as `vision/transformer/blocks/attention/qkv/kernel`.
+      names: the names of the library's tensors; several are consecutive parts of our last axis.
+      form: the layout of the library's tensors, see `to_their_layout`.
       shares: the relative sizes of the parts; empty: equal.
       layers: numbers of layers, for which `{}` in the names stands; our array then has a leading
         layer axis.
-      span: (first, end, parts): the part of their tensor's first axis that is ours.
+      span: (first, end, parts): the part of the library's tensor's first axis that is ours.
     """
 
     path: str
@@ -36,7 +36,7 @@ class Leaf:
 
     @property
     def tensors(self) -> list[str]:
-        """The names of all their tensors."""
+        """The names of all the library's tensors."""
         if self.layers is None:
             return list(self.names)
         return [name.replace("{}", str(i)) for i in self.layers for name in self.names]
@@ -44,7 +44,13 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A tensor of theirs, or some of its rows, and the view of our array with the same values."""
+    """A tensor of another library, and the view of our array with the same values.
+
+    Attributes:
+      name: the name of the tensor.
+      rows: the part of the tensor's first axis that is ours, as `Leaf.span`; None: all of it.
+      view: the view of our array.
+    """
 
     name: str
     rows: tuple[int, int, int] | None
@@ -52,7 +58,7 @@ class Piece:
 
 
 def to_their_layout(form: str, array: np.ndarray) -> np.ndarray:
-    """A view of our array in their layout.
+    """Returns a view of our array in the layout of another library.
 
     linear: [inputs, outputs] as [outputs, inputs]; pointwise: the same as a 1×1 convolution;
     convolution: [height, width, inputs, outputs] as [outputs, inputs, height, width];
@@ -75,7 +81,7 @@ def to_their_layout(form: str, array: np.ndarray) -> np.ndarray:
 
 
 def pieces(leaf: Leaf, array: np.ndarray) -> Iterator[Piece]:
-    """Every tensor of a leaf, and the part of `array` that it fills."""
+    """Yields every tensor of a leaf, and the part of `array` that it fills."""
     shares = leaf.shares or (1,) * len(leaf.names)
     unit = array.shape[-1] // sum(shares) if len(shares) > 1 else 0
     layers: Sequence[Any] = (None,) if leaf.layers is None else leaf.layers
@@ -97,7 +103,7 @@ _STRUCTURE = (
 
 
 def unsupported(config: CLIPConfig, library: str) -> UserError:
-    """The error for a model that a library does not have, with its unusual features."""
+    """Returns the error for a model that a library does not have; it names the unusual features."""
     parts: list[tuple[Any, str]] = [
         (config, ""),
         (config.vision, "vision."),
@@ -120,33 +126,33 @@ def unsupported(config: CLIPConfig, library: str) -> UserError:
 
 
 def single(path: str, name: str, form: str = "same", **options: Any) -> Leaf:
-    """An array that is one of their tensors."""
+    """Returns the leaf of an array that is one tensor of the library."""
     return Leaf(path, (name,), form, **options)
 
 
 def linear(
     path: str, *modules: str, form: str = "linear", bias: bool = True, **options: Any
 ) -> Iterator[Leaf]:
-    """A linear layer; several `modules` are parts of its outputs."""
+    """Yields the leaves of a linear layer; several `modules` are parts of its outputs."""
     yield Leaf(f"{path}/kernel", tuple(f"{m}.weight" for m in modules), form, **options)
     if bias:
         yield Leaf(f"{path}/bias", tuple(f"{m}.bias" for m in modules), **options)
 
 
 def in_projection(path: str, module: str, **options: Any) -> Iterator[Leaf]:
-    """torch's joint projection to queries, keys and values."""
+    """Yields the leaves of torch's joint projection to queries, keys and values."""
     yield single(f"{path}/kernel", f"{module}.in_proj_weight", "linear", **options)
     yield single(f"{path}/bias", f"{module}.in_proj_bias", **options)
 
 
 def norm(path: str, module: str, **options: Any) -> Iterator[Leaf]:
-    """A LayerNorm."""
+    """Yields the leaves of a LayerNorm."""
     yield single(f"{path}/scale", f"{module}.weight", **options)
     yield single(f"{path}/bias", f"{module}.bias", **options)
 
 
 def batch_norm(path: str, module: str, **options: Any) -> Iterator[Leaf]:
-    """A BatchNorm with its running statistics."""
+    """Yields the leaves of a BatchNorm with its running statistics."""
     yield from norm(path, module, **options)
     yield single(f"{path}/mean", f"{module}.running_mean", **options)
     yield single(f"{path}/var", f"{module}.running_var", **options)
@@ -190,7 +196,14 @@ _BLOCKS: dict[str, dict[str, str]] = {
 
 
 def blocks(tower: str, prefix: str, style: str, layers: int) -> Iterator[Leaf]:
-    """The blocks of a Transformer, by the names of the library `style`."""
+    """Yields the leaves of a Transformer's blocks.
+
+    Args:
+      tower: the path of the tower in our model.
+      prefix: the prefix of the blocks' names in the library.
+      style: whose names the blocks have, such as `open_clip` or `timm`.
+      layers: the number of blocks.
+    """
     options: dict[str, Any] = dict(layers=tuple(range(layers)))
     ours = f"{tower}/transformer/blocks"
     if style == "open_clip":
@@ -204,7 +217,7 @@ def blocks(tower: str, prefix: str, style: str, layers: int) -> Iterator[Leaf]:
 
 
 def is_plain(vision: VisionConfig) -> bool:
-    """Whether a tower is the vision Transformer of CLIP's paper."""
+    """Returns whether a tower is the vision Transformer of CLIP's paper."""
     return (
         vision.pool == "class"
         and vision.ln_pre

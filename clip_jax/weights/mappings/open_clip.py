@@ -1,4 +1,4 @@
-"""open_clip's files, whose names OpenAI's share."""
+"""The mapping of open_clip's files, whose names OpenAI's files share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from clip_jax.weights.mappings.protocol import Document, ModelDescription, Weigh
 
 
 class OpenClip(WeightsMapping):
-    """open_clip: CLIP of a vision Transformer or a ResNet, and SigLIP."""
+    """The mapping of open_clip's CLIP with a vision Transformer or a ResNet, and of its SigLIP."""
 
     name = "open_clip"
     description = "open_clip: open_clip_model.safetensors or .bin, and open_clip_config.json"
@@ -32,7 +32,7 @@ class OpenClip(WeightsMapping):
     config_file = "open_clip_config.json"
 
     def leaves(self, config: CLIPConfig) -> Iterator[Leaf]:
-        """The tensors for every parameter of a model."""
+        """Yields the leaf of every parameter of a model."""
         match config:
             case CLIPConfig(
                 vision=VisionConfig(
@@ -45,11 +45,11 @@ class OpenClip(WeightsMapping):
         return clip_leaves(config, self.name)
 
     def recognizes(self, names: Collection[str]) -> bool:
-        """Whether tensors of these names are a model of open_clip."""
+        """Returns whether tensors of these names are a model of open_clip."""
         return is_open_clip(names)
 
     def documents(self, config: CLIPConfig, preprocess: Preprocess) -> dict[str, Document]:
-        """open_clip_config.json."""
+        """Returns open_clip_config.json."""
         values = configs.to_open_clip(config)
         pixels = preprocessing.to_open_clip(preprocess)
         return {self.config_file: {"model_cfg": values, "preprocess_cfg": pixels}}
@@ -57,12 +57,12 @@ class OpenClip(WeightsMapping):
     def interpret(
         self, config: CLIPConfig, preprocess: Preprocess, documents: Mapping[str, Document]
     ) -> Document:
-        """The essence of the model that open_clip builds."""
+        """Returns the essence of the model that open_clip builds."""
         theirs = configs.from_open_clip(documents[self.config_file]["model_cfg"])
         return configs.essence(configs.with_normalization(theirs, preprocess.mean, preprocess.std))
 
     def describe(self, config_file: Path) -> ModelDescription:
-        """What open_clip_config.json says."""
+        """Reads open_clip_config.json."""
         fields = configs.Fields(files.read_json(config_file), str(config_file))
         model = fields.group("model_cfg").values
         config = configs.from_open_clip(model, f"{config_file}: model_cfg")
@@ -74,17 +74,17 @@ class OpenClip(WeightsMapping):
 
 
 def is_open_clip(names: Collection[str]) -> bool:
-    """Whether these are names of open_clip or OpenAI."""
+    """Returns whether these are names of open_clip or OpenAI."""
     return any(name.startswith("visual.") for name in names)
 
 
 def is_siglip(names: Collection[str]) -> bool:
-    """Whether these are names of open_clip's SigLIP."""
+    """Returns whether these are names of open_clip's SigLIP."""
     return any(name.startswith("visual.trunk.") for name in names)
 
 
 def clip_leaves(config: CLIPConfig, library: str) -> Iterator[Leaf]:
-    """The tensors of a CLIP in the files of open_clip or OpenAI.
+    """Yields the leaves of a CLIP in the files of open_clip or OpenAI.
 
     Raises:
       UserError: the library has no such model.

@@ -1,4 +1,4 @@
-"""OpenAI's files: the names of open_clip, without a config."""
+"""The mapping of OpenAI's files, which have the names of open_clip but no config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clip_jax.weights.mappings.protocol import Document, WeightsMapping
 
 
 class OpenAI(WeightsMapping):
-    """OpenAI's CLIP."""
+    """The mapping of OpenAI's CLIP."""
 
     name = "openai"
     description = "OpenAI's CLIP: a state dict in a .pt file"
@@ -21,21 +21,21 @@ class OpenAI(WeightsMapping):
     config_file = ""
 
     def leaves(self, config: CLIPConfig) -> Iterator[Leaf]:
-        """The tensors for every parameter of a model."""
+        """Yields the leaf of every parameter of a model."""
         return clip_leaves(config, self.name)
 
     def recognizes(self, names: Collection[str]) -> bool:
-        """Whether tensors of these names can be a CLIP of OpenAI."""
+        """Returns whether tensors of these names can be a CLIP of OpenAI."""
         return is_open_clip(names) and not is_siglip(names)
 
     def documents(self, config: CLIPConfig, preprocess: Preprocess) -> dict[str, Document]:
-        """No files: OpenAI's code sees only the shapes."""
+        """Returns no files: OpenAI's code sees only the shapes."""
         return {}
 
     def interpret(
         self, config: CLIPConfig, preprocess: Preprocess, documents: Mapping[str, Document]
     ) -> Document:
-        """The essence of the model that OpenAI's code infers from the shapes."""
+        """Returns the essence of the model that OpenAI's code infers from the shapes."""
         values = essence(config)
         vision, text = values["vision"], values["text"]
         values["activation"] = "quick_gelu"

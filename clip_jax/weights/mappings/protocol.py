@@ -19,8 +19,8 @@ class ModelDescription(NamedTuple):
 
     Attributes:
       config: the architecture.
-      preprocess: from a picture to pixels; None where no file says it.
-      preprocess_files: where it is looked for, in words.
+      preprocess: turns a picture into pixels; None if no file states it.
+      preprocess_files: the files in which it is looked for, in words.
     """
 
     config: CLIPConfig
@@ -29,13 +29,13 @@ class ModelDescription(NamedTuple):
 
 
 class WeightsMapping(Protocol):
-    """How a library names the parameters of a model, and describes the model in JSON.
+    """The names of a model's parameters in a library, and the JSON that describes the model there.
 
     Attributes:
       name: the name in `MAPPINGS`, for messages.
       description: one line for people: the library, a colon, its files.
       weights_file: the usual name of a file of weights.
-      config_file: the name of the config beside it; empty where the library has none.
+      config_file: the name of the config beside it; empty if the library has none.
     """
 
     name: str
@@ -45,7 +45,7 @@ class WeightsMapping(Protocol):
 
     @abstractmethod
     def leaves(self, config: CLIPConfig) -> Iterator[Leaf]:
-        """The library's tensors for every parameter of a model.
+        """Yields the leaf of every parameter of a model: the library's tensors that it is made of.
 
         Raises:
           UserError: the library has no such model.
@@ -53,7 +53,7 @@ class WeightsMapping(Protocol):
 
     @abstractmethod
     def recognizes(self, names: Collection[str]) -> bool:
-        """Whether tensors of these names are a model in the library's files."""
+        """Returns whether tensors of these names are a model in the library's files."""
 
     @abstractmethod
     def documents(self, config: CLIPConfig, preprocess: Preprocess) -> dict[str, Document]:
@@ -67,10 +67,10 @@ class WeightsMapping(Protocol):
     def interpret(
         self, config: CLIPConfig, preprocess: Preprocess, documents: Mapping[str, Document]
     ) -> Document:
-        """The `configs.essence` of the model that the library builds from such files."""
+        """Returns the `configs.essence` of the model that the library builds from such files."""
 
     def describe(self, config_file: Path) -> ModelDescription:
-        """What the config files of a folder say, of which `config_file` is there.
+        """Reads the config files of a folder; `config_file` is one that exists.
 
         Raises:
           UserError: a file is damaged, or describes a model that we do not have.

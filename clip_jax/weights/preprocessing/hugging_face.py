@@ -54,15 +54,14 @@ _KINDS = {"clip": "CLIP", "siglip": "Siglip", "align": "EfficientNet"}
 def from_hugging_face(
     config: Mapping[str, Any], name: str = "preprocessor_config.json"
 ) -> Preprocess:
-    """The preprocessing that transformers does by a `preprocessor_config.json` or
-    `processor_config.json`.
+    """Reads the preprocessing that transformers does.
 
     The processors of CLIP, SigLIP and EfficientNet (ALIGN) that resample with Pillow are supported;
     those of transformers on torch round some pixels differently.
 
     Args:
-      config: the JSON's content.
-      name: of the file, for errors.
+      config: the content of a `preprocessor_config.json` or `processor_config.json`.
+      name: the name of the file, for errors.
 
     Raises:
       UserError: a key is missing or malformed, or asks for what is not done here.
@@ -105,13 +104,13 @@ def from_hugging_face(
 
 
 def to_hugging_face(preprocess: Preprocess, kind: str) -> JsonObject:
-    """The `preprocessor_config.json` for the same preprocessing in transformers.
+    """Returns the `preprocessor_config.json` for the same preprocessing in transformers.
 
     Only `half` is lost: transformers always rounds margins down.
 
     Args:
-      preprocess: what a model was trained with.
-      kind: the model's: `clip`, `siglip` or `align`.
+      preprocess: the preprocessing that a model was trained with.
+      kind: the kind of the model: `clip`, `siglip` or `align`.
 
     Raises:
       UserError: the processor of that kind cannot do it.

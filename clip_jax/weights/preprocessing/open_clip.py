@@ -22,12 +22,12 @@ from clip_jax.models.model_config import MEAN, STD
 def from_open_clip(
     config: Mapping[str, Any], image_size: Any, name: str = "open_clip_config.json"
 ) -> Preprocess:
-    """The preprocessing of an `open_clip_config.json` when open_clip evaluates.
+    """Reads the preprocessing of an `open_clip_config.json` when open_clip evaluates.
 
     Args:
       config: the block `preprocess_cfg`; missing keys are as for OpenAI's models.
-      image_size: of the model: `model_cfg.vision_cfg.image_size`, which beats the block's `size`.
-      name: of the file, for errors.
+      image_size: the size in `model_cfg.vision_cfg.image_size`, which beats the block's `size`.
+      name: the name of the file, for errors.
 
     Raises:
       UserError: a key is malformed, or asks for what is not done here.
@@ -58,7 +58,7 @@ def from_open_clip(
 
 
 def to_open_clip(preprocess: Preprocess) -> JsonObject:
-    """The `preprocess_cfg` for the same preprocessing when open_clip evaluates.
+    """Returns the `preprocess_cfg` for the same preprocessing when open_clip evaluates.
 
     Only `half` is lost: open_clip always rounds margins to even numbers.
 
