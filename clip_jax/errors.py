@@ -43,7 +43,7 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def _is_container(text: str, userinfo: re.Match[str]) -> bool:
-    """Whether the part before `@` is a container, as in `abfs://container@account`."""
+    """Returns whether the part before `@` is a container, as in `abfs://container@account`."""
     scheme = text[: userinfo.start() - 3].lower()
     return ":" not in userinfo[0] and scheme.endswith(("abfs", "abfss", "wasb", "wasbs"))
 

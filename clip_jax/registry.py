@@ -67,7 +67,7 @@ class Registry(Generic[T]):
 
 
 def _import_users(path: str, where: str, trusted: bool) -> Any:
-    """The attribute that a dotted path of the user names."""
+    """Returns the attribute that a dotted path of the user names."""
     name, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in (*name.split("."), *attribute.split("."))):
         raise UserError(f"{where} must be a dotted path such as my_package.my_module:MyClass")

@@ -129,7 +129,7 @@ def _is_above_one(count: str | None) -> bool:
 
 
 def _is_one_of_many(environment: Mapping[str, str]) -> bool:
-    """Whether a cluster started more than one process; asks it if necessary."""
+    """Returns whether a cluster started more than one process; asks it if necessary."""
     platforms = environment.get("JAX_PLATFORMS", "")
     on_tpu = (not platforms or "tpu" in platforms) and jax_internals.is_cloud_tpu_vm()
     kind = cluster(environment, on_tpu)
@@ -144,7 +144,7 @@ def _is_one_of_many(environment: Mapping[str, str]) -> bool:
 
 
 def _pods() -> int:
-    """The number of parallel pods of this pod's job."""
+    """Returns the number of parallel pods of this pod's job."""
     instead = f"or set {_ADDRESS}, {_COUNT} and {_INDEX} ({_COUNT}=1: alone)"
     try:
         import kubernetes  # type: ignore[import-not-found]  # noqa: F401

@@ -23,7 +23,7 @@ def process_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
 
 
 def _is_local(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """True for the rows of the global batch that are on this process's devices."""
+    """Returns true for the rows of the global batch that are on this process's devices."""
     is_local = np.zeros(batch_size, bool)
     pieces = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     for piece in pieces.values():

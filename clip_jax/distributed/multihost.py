@@ -190,7 +190,7 @@ def _split(address: str) -> tuple[str, int]:
 
 
 def _bind_address(process_info: ProcessInfo) -> str | None:
-    """The address at which process 0 listens, if the coordinator's address is one of this host.
+    """Returns the address at which process 0 listens, if the coordinator's is one of this host.
 
     None: JAX listens on all interfaces. This is so for addresses that a cluster gives, if
     JAX_COORDINATOR_BIND_ADDRESS is set, and for a name that means a loopback address on this host
@@ -354,7 +354,7 @@ def _exit(line: str, code: int, linger: float = 0) -> NoReturn:
 
 
 def _at_signal(number: int, handler: Any) -> None:
-    """`signal.signal` for any thread."""
+    """Sets the handler of a signal, as `signal.signal` does, but from any thread."""
     if isinstance(handler, signal.Handlers):
         handler = ctypes.c_void_p(handler)
     ctypes.CDLL(None).signal(number, handler)

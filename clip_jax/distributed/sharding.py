@@ -104,14 +104,14 @@ def _rule(axis: str | None) -> tuple[str, ...]:
 
 
 def _dividing(n: int, axes: tuple[str, ...], mesh: Mesh | AbstractMesh) -> Any:
-    """As many of the axes as divide `n`, as an entry of a `PartitionSpec`."""
+    """Returns as many of the axes as divide `n`, as an entry of a `PartitionSpec`."""
     while axes and n % _size(mesh, axes):
         axes = axes[:-1]
     return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def _names(axes: Any) -> tuple[str, ...]:
-    """An entry of a `PartitionSpec` as a tuple of mesh axes."""
+    """Returns an entry of a `PartitionSpec` as a tuple of mesh axes."""
     return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
@@ -193,7 +193,7 @@ def _shards() -> int:
 
 
 def _context() -> AbstractMesh | None:
-    """The mesh that a program is being traced for; None in a notebook."""
+    """Returns the mesh that a program is being traced for; None in a notebook."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else mesh
 
@@ -270,7 +270,7 @@ def _looked_up_forward(table: Array, tokens: Array, dtype: Any) -> tuple[Array, 
 
 
 def _looked_up_backward(dtype: Any, saved: Any, gradient: Array) -> tuple[Array, None]:
-    """The gradients of a token are summed in float32, however many there are."""
+    """Sums the gradients of a token in float32, however many there are."""
     table, tokens = saved
 
     def own(_: Any, rows: tuple[Array, Array]) -> tuple[Array, tuple[()]]:

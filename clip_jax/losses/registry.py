@@ -55,7 +55,7 @@ def _made(
     model_config: CLIPConfig,
     options: Mapping[str, Any],
 ) -> Objective:
-    """An objective of a class, which may be a user's that is not complete."""
+    """Makes an objective with a class that may be a user's, and that may be incomplete."""
     name = getattr(objective_class, "__qualname__", str(objective_class))
     missing = [m for m in _METHODS if not callable(getattr(objective_class, m, None))]
     if missing:

@@ -34,7 +34,7 @@ class Weighted:
         return all(map(reads_image_features, self.objectives.values()))
 
     def _features_owner(self, name: str) -> str:
-        """The name of the first objective that has the same `features` method."""
+        """Returns the name of the first objective that has the same `features` method."""
         method = type(self.objectives[name]).features
         return next(n for n, o in self.objectives.items() if type(o).features is method)
 

@@ -75,7 +75,7 @@ def _convolve(x: Array, kernel: Array, stride: int, padding: Padding, groups: in
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
-    """A depthwise convolution.
+    """Computes a depthwise convolution.
 
     Over a mesh whose axes do not all shard the batch, XLA's gradient of the kernel is wrong (jax
     0.10.2, CPU). Here each device computes it from its own rows.

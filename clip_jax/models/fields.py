@@ -63,7 +63,7 @@ def checked(kind: type, values: Mapping[str, Any], where: str) -> JsonObject:
 
 
 def _type_name(annotation: Any) -> str:
-    """The annotation of a field as text, whether annotations are postponed or not."""
+    """Returns the annotation of a field as text, whether annotations are postponed or not."""
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
@@ -81,7 +81,7 @@ def _as_float(value: Any, kind: str) -> Any:
 
 
 def _wrong(name: str, kind: str, value: Any) -> str:
-    """What a value must be; empty if it is valid."""
+    """Returns what a value must be; empty if it is valid."""
     if kind.endswith(" | None"):
         return "" if value is None else _wrong(name, kind.removesuffix(" | None"), value)
     if kind.startswith("tuple["):

@@ -166,13 +166,16 @@ def clip_text_block(width: int, layers: int) -> BlockInit:
 
 
 def _clip_vision(config: VisionConfig) -> VisionInit:
-    """OpenAI's image tower: torch's defaults, and three parameters scaled by the width."""
+    """Returns OpenAI's initializers: torch's defaults, and three parameters scaled by the width."""
     scale = normal(config.width**-0.5)
     return VisionInit(TORCH, scale, CLIP_VISION_BLOCK, LinearInit(scale))
 
 
 def _siglip_vision(config: VisionConfig) -> VisionInit:
-    """big_vision's vit.py: Flax's defaults outside of the blocks, positions scaled by the width."""
+    """Returns big_vision's initializers: Flax's defaults, and positions scaled by the width.
+
+    The blocks have initializers of their own. Source: big_vision's vit.py.
+    """
     flax = LinearInit(LECUN_NORMAL)
     return VisionInit(flax, normal(config.width**-0.5), SIGLIP_BLOCK, flax)
 

@@ -65,7 +65,7 @@ product.defvjp(_forward, _backward)
 
 
 def _materialized(*arrays: Array) -> tuple[Array, ...]:
-    """The arrays, computed before they are used.
+    """Returns the arrays, which are computed before they are used.
 
     On a CPU, XLA would fuse the computation of a factor (such as a LayerNorm) into the
     transposition for the kernel's gradient, and access memory out of order.

@@ -134,7 +134,7 @@ _TOWERS: dict[str, tuple[Registry[type], type]] = {
 
 
 def _tower(side: str, values: Any, trusted: bool) -> Any:
-    """The config of the tower of a side, from its values."""
+    """Returns the config of the tower of a side, from its values."""
     if not isinstance(values, Mapping):
         raise UserError(f"model.{side}={values!r:.80} must be an object")
     registry, protocol = _TOWERS[side]

@@ -65,7 +65,7 @@ def stack(make: Callable[..., Layer], count: int, rngs: nnx.Rngs) -> Layer:
 
 
 def _layer(graph: nnx.GraphDef, apply: Apply) -> Callable[..., tuple[Array, nnx.State]]:
-    """A layer as a function of (parameters, statistics), its input and further arguments."""
+    """Returns a layer as a function of (parameters, statistics), its input and more arguments."""
 
     def layer(variables: Any, x: Array, *rest: Any) -> tuple[Array, nnx.State]:
         module = nnx.merge(graph, *variables)
@@ -77,7 +77,7 @@ def _layer(graph: nnx.GraphDef, apply: Apply) -> Callable[..., tuple[Array, nnx.
 def _unchunked(
     graph: nnx.GraphDef, apply: Apply, specs: ParamSpecs, remat: str, rest: tuple[Any, ...]
 ) -> Callable[[Array, Any], tuple[Array, nnx.State]]:
-    """A layer over all rows of the batch, as the body of `jax.lax.scan`."""
+    """Returns a body of `jax.lax.scan` that applies a layer to all rows of the batch."""
     layer = _layer(graph, apply)
 
     def body(x: Array, variables: Any) -> tuple[Array, nnx.State]:
@@ -95,10 +95,11 @@ def _unchunked(
 def _chunked(
     graph: nnx.GraphDef, apply: Apply, specs: ParamSpecs, chunk: int, rest: tuple[Any, ...]
 ) -> Callable[[Array, Any], tuple[Array, nnx.State]]:
-    """A layer that each device applies to at most `chunk` of its rows at a time.
+    """Returns a body of `jax.lax.scan` that applies a layer to a few rows at a time.
 
-    Intermediate values of a layer then stay in on-chip memory. The backward pass recomputes them,
-    chunk by chunk, and sums gradients in float32.
+    Each device takes at most `chunk` of its rows. Intermediate values of a layer then stay in
+    on-chip memory. The backward pass recomputes them, chunk by chunk, and sums gradients in
+    float32.
     """
     layer = _layer(graph, apply)
 
@@ -158,7 +159,7 @@ def _cast(dtype: Any, spec: ParamSpec, param: Array) -> Array:
 
 
 def _layer_specs(params: nnx.State) -> ParamSpecs:
-    """The metadata of one layer's parameters inside its body."""
+    """Returns the metadata of one layer's parameters inside its body."""
     return {name: spec.in_layer() for name, spec in param_specs(params).items()}
 
 

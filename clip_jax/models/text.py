@@ -84,7 +84,7 @@ class TextTransformer(nnx.Module):
     def _read_out(
         self, x: Float[Array, "batch context width"], end: Int[Array, " batch"]
     ) -> Float[Array, "batch width"]:
-        """The output of the blocks at the end of each text."""
+        """Returns the output of the blocks at the end of each text."""
         x = x + self.positional_embedding[: x.shape[1]].astype(self.dtype)
         return self.transformer(x, at=end)[:, 0]
 
@@ -92,7 +92,7 @@ class TextTransformer(nnx.Module):
 def _mean(
     x: Float[Array, "batch context width"], end: Int[Array, " batch"]
 ) -> Float[Array, "batch width"]:
-    """The mean of the tokens between start and end; zero if there are none."""
+    """Returns the mean of the tokens between start and end; zero if there are none."""
     position = jnp.arange(x.shape[1])
     inside = ((position > 0) & (position < end[:, None]))[..., None]
     return jnp.sum(x * inside, axis=1) / jnp.maximum(end - 1, 1)[:, None].astype(x.dtype)

@@ -195,7 +195,7 @@ class VisionTransformer(nnx.Module):
     def _tokens(
         self, image: Float[Array, "batch height width 3"], key: Key[Array, " batch"] | None
     ) -> Float[Array, "batch tokens features"]:
-        """The input of the blocks: class token, patches with positions, registers."""
+        """Returns the input of the blocks: class token, patches with positions, registers."""
         if self.config.stem:
             x = self.patch_embedding(patches(self.stem(image), 2))
         else:

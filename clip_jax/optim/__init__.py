@@ -59,7 +59,7 @@ def make_optimizer(
 
 
 def _made(name: str, make: MakeOptimizer, *args: Any) -> optax.GradientTransformation:
-    """An optimizer of a function, which may be a user's."""
+    """Makes an optimizer with a function that may be a user's."""
     try:
         optimizer = make(*args)
     except UserError:

@@ -80,7 +80,7 @@ def resolve(config: Optimizer, specs: ParamSpecs, params: Any) -> ParamGroups:
 
 
 def _group(where: str, entry: Any) -> ParamGroup:
-    """A group from an entry of `optimizer.groups`."""
+    """Returns a group from an entry of `optimizer.groups`."""
     fields = {field.name: field for field in dataclasses.fields(ParamGroup)}
     known = ["pattern", *(name for name in fields if name != "name")]
     if not isinstance(entry, Mapping) or not isinstance(entry.get("pattern"), str):
@@ -114,7 +114,7 @@ def _group(where: str, entry: Any) -> ParamGroup:
 
 
 def _layer_names(name: str, shape: tuple[int, ...], specs: ParamSpecs) -> list[str]:
-    """The names that patterns see: one for each layer of a stacked parameter."""
+    """Returns the names that patterns see: one for each layer of a stacked parameter."""
     spec = specs[name]
     if not spec.stacked:
         return [name]
@@ -142,7 +142,7 @@ def _pattern_test(where: str, pattern: str) -> Callable[[str], bool]:
 def _part_test(
     part: str, names: Mapping[str, Sequence[str]], specs: ParamSpecs
 ) -> Callable[[str], bool]:
-    """The test for a part of the model as `vision`, `text.ln_final` or `vision.blocks[:8]`.
+    """Makes the test for a part of the model, such as `text.ln_final` or `vision.blocks[:8]`.
 
     Components may be left out where that is unique: `vision.blocks` is `vision/transformer/blocks`.
     """
@@ -199,7 +199,7 @@ def _nothing(group: ParamGroup, names: Sequence[str]) -> str:
 def _layer_factors(
     config: Optimizer, names: Mapping[str, Sequence[str]], specs: ParamSpecs
 ) -> dict[str, np.ndarray]:
-    """The factors of `layer_decay`: decay ** (layers above), 1 above the last layer.
+    """Returns the factors of `layer_decay`: decay ** (layers above), 1 above the last layer.
 
     As in BEiT (Bao et al. 2021): embeddings count as layer 0, the first block as layer 1, and what
     follows the blocks as the layer after the last.
@@ -223,7 +223,7 @@ def _layer_factors(
 
 
 def _depths(name: str, layers: Sequence[str], specs: ParamSpecs) -> list[int | None]:
-    """The number of each layer; None for what follows the last layer."""
+    """Returns the number of each layer; None for what follows the last layer."""
     rest = name.partition("/")[2]
     if match := _STAGE.match(rest):
         return [int(match[1])] * len(layers)

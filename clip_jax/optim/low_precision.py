@@ -46,7 +46,7 @@ def _round(x: Array, noise: UInt16[Array, "*shape"]) -> Array:
 
 
 def _key(step: Int[Array, ""], name: str) -> Key[Array, ""]:
-    """A random key for each step and name."""
+    """Returns a random key for each step and name."""
     step_key = jax.random.fold_in(jax.random.key(0), step)
     return jax.random.fold_in(step_key, zlib.crc32(name.encode()))
 
@@ -112,7 +112,7 @@ def moments(
 
 
 def _map_moments(state: Any, specs: ParamSpecs, change: Callable[[Array, str, str], Array]) -> Any:
-    """`change(moment, "mu" or "nu", path of the parameter)` for the moments of matrices."""
+    """Applies `change(moment, "mu" or "nu", path of the parameter)` to the moments of matrices."""
 
     def map_leaf(path: tuple[Any, ...], leaf: Array) -> Array:
         match = _MOMENT.search(path_name(path))

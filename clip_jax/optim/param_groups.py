@@ -202,7 +202,7 @@ class ParamGroups:
     def _join(
         self, name: str, leaf: Array, by_name: Mapping[str, Any], chosen: Mapping[str, Any]
     ) -> Array:
-        """A parameter's updates from its groups, times its factors."""
+        """Joins a parameter's updates from its groups, and multiplies them by its factors."""
         index = self.assignment[name]
         for group, updates in by_name.items():
             if name in updates:
@@ -253,7 +253,7 @@ class ParamGroups:
 
 
 def _manner(group: ParamGroup) -> str:
-    """How a group learns, in words."""
+    """Describes how a group learns, in words."""
     if group.frozen:
         return "frozen"
     facts = [
@@ -268,7 +268,7 @@ def _manner(group: ParamGroup) -> str:
 def _rows(
     index: np.ndarray, groups: frozenset[int], within: frozenset[int] | None = None
 ) -> slice | np.ndarray | None:
-    """The layers of an array that are in `groups`; None: all of them, or the parameter itself.
+    """Returns the layers of an array that are in `groups`; None: all, or the parameter itself.
 
     Args:
       index: the group of each layer, or of the parameter.

@@ -94,7 +94,7 @@ def prolonged(
 def _prolongable(
     peak: float, steps: int, final: float, cooldown_steps: int, timescale: int | None
 ) -> optax.Schedule:
-    """A course that does not depend on the length of the run before its cooldown.
+    """Returns a course that does not depend on the length of the run before its cooldown.
 
     Args:
       peak: the first rate.

@@ -112,7 +112,7 @@ def estimate_step(
 
 
 class _Times(NamedTuple):
-    """Seconds of a step: compute and interconnect; and why there is no compute time."""
+    """The seconds of a step for compute and interconnect; and why there is no compute time."""
 
     compute: float | None
     interconnect: float | None
@@ -122,7 +122,7 @@ class _Times(NamedTuple):
 def _estimate_times(
     step: Program, chip: Chip, flops_per_device: float, min_product_share: float
 ) -> _Times:
-    """The times of a step on a TPU; a time that cannot be right is left out."""
+    """Returns the times of a step on a TPU; a time that cannot be right is left out."""
     sent = sum(c.bytes_sent for c in step.collectives)
     interconnect = None if chip.interconnect is None else sent / chip.interconnect
     if not chip.clock:
@@ -138,7 +138,7 @@ def _estimate_times(
 
 
 def _min_product_share(architecture: CLIPConfig) -> float:
-    """The smallest plausible share of the products of a step in the model's FLOPs.
+    """Returns the smallest plausible share of a step's products in the model's FLOPs.
 
     The last layer of a transformer computes only the tokens that are read out, which matters if
     there are few layers.
@@ -150,7 +150,7 @@ def _min_product_share(architecture: CLIPConfig) -> float:
 def _implausible(
     seconds: float, peak_seconds: float, product_share: float, min_product_share: float
 ) -> str:
-    """The reason why an estimated time cannot be right, or an empty string.
+    """Returns the reason why an estimated time cannot be right, or an empty string.
 
     Output of the compiler that is misread must not become a number. Two independent bounds reveal
     it: the peak of the chip, and the products that the model needs.
@@ -268,7 +268,7 @@ def _program_text(executable: jax.stages.Compiled, folder: Path) -> str:
 
 @functools.lru_cache
 def _capacity(topology_name: str) -> int:
-    """The bytes of a device that a program can use."""
+    """Returns the bytes of a device that a program can use."""
     devices = find_topology(topology_name).devices
     if devices[0].platform == "cpu":
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -287,7 +287,7 @@ def _capacity(topology_name: str) -> int:
 
 
 def _memory_parts(result: CompileResult, recipe: setup.Recipe) -> dict[str, int]:
-    """The bytes of each of `PARTS` on a device; without padding if the step does not fit."""
+    """Returns the bytes of each of `PARTS` on a device; no padding if the step does not fit."""
     state = recipe.state_like
     batch = recipe.batch_like(recipe.architecture.text.context_length)
     batch_sharding = sharding.batch_sharding(recipe.mesh)
@@ -314,7 +314,7 @@ def _memory_parts(result: CompileResult, recipe: setup.Recipe) -> dict[str, int]
 
 
 def _shard_bytes(tree: Any, formats: Any) -> int:
-    """The bytes of a device's shards of a tree of arrays, with the padding of their tiles."""
+    """Returns the bytes of a device's shards of a tree of arrays, with padding of their tiles."""
     return sum(
         _padded_size(form.sharding.shard_shape(leaf.shape), form.layout) * leaf.dtype.itemsize
         for leaf, form in zip(jax.tree.leaves(tree), jax.tree.leaves(formats), strict=True)
@@ -322,7 +322,7 @@ def _shard_bytes(tree: Any, formats: Any) -> int:
 
 
 def _padded_size(shape: tuple[int, ...], layout: Layout | None) -> int:
-    """The number of elements of an array, with those that pad its tiles."""
+    """Returns the number of elements of an array, with those that pad its tiles."""
     if layout is None or not layout.tiling:
         return math.prod(shape)
     sides = [shape[i] for i in layout.major_to_minor]

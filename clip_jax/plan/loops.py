@@ -142,7 +142,7 @@ def _arithmetic(op: Operation, values: list[Value]) -> int | None:
 
 
 def _tuple_element(value: Value, indices: Iterable[int]) -> Value:
-    """An element of a tuple; several indices go into nested tuples. None if unknown."""
+    """Returns an element of a tuple; several indices go into nested tuples. None if unknown."""
     for index in indices:
         if not isinstance(value, tuple) or index >= len(value):
             return None
@@ -186,7 +186,7 @@ class Loop:
             return None  # the steps are not constant
 
         def continues(n: int) -> bool | None:
-            """Whether the loop continues after n iterations; None if that is unknown."""
+            """Returns whether the loop continues after n iterations; None if that is unknown."""
             state = {i: first[i] + n * steps[i] for i in indices}
             value = evaluate_call(
                 self._condition, (lambda: self._state(state),), self._computations
@@ -205,7 +205,7 @@ class Loop:
         return tuple(functools.partial(invariant, i) for i in range(len(self._start)))
 
     def _condition_inputs(self) -> list[int]:
-        """The indices of the elements of the state that the condition reads."""
+        """Returns the indices of the elements of the state that the condition reads."""
         indices: set[int] = set()
 
         def recorded(i: int) -> Value:
@@ -217,20 +217,20 @@ class Loop:
         return sorted(indices)
 
     def _state(self, values: dict[int, Value]) -> tuple[Thunk, ...]:
-        """The initial state with other values at some indices."""
+        """Returns the initial state with other values at some indices."""
         return tuple(
             functools.partial(values.get, i) if i in values else self._start[i]
             for i in range(len(self._start))
         )
 
     def _next_value(self, index: int, values: dict[int, Value]) -> Value:
-        """An element of the state after one iteration."""
+        """Returns an element of the state after one iteration."""
         state = evaluate_call(self.body, (lambda: self._state(values),), self._computations)
         return state[index]() if isinstance(state, tuple) else None
 
 
 def _first_false(predicate: Callable[[int], bool | None]) -> int | None:
-    """The smallest n ≥ 0 for which a monotonic predicate is false, by bisection.
+    """Returns the smallest n ≥ 0 for which a monotonic predicate is false, by bisection.
 
     None if the predicate is unknown at 0, or true up to `_MAX_TRIPS`.
     """

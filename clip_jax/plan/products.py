@@ -82,14 +82,14 @@ def _count_taps(
 
 
 def _window_setting(settings: dict[str, str], key: str, axis: int, default: int) -> int:
-    """The value of one axis in a setting such as `stride=2x1` or `pad=0_1x3_3` (before the `_`)."""
+    """Returns one axis's value in a setting: `stride=2x1` or `pad=0_1x3_3` (before the `_`)."""
     if key not in settings:
         return default
     return int(settings[key].split("x")[axis].split("_")[0])
 
 
 def _operand_dims(name: str, operations: Operations) -> list[int] | None:
-    """The dimensions of an operand; None if they are unknown."""
+    """Returns the dimensions of an operand; None if they are unknown."""
     name, *indices = name.split("#")
     op = operations.get(name)
     shapes = _DIMENSIONS.findall(op.shape) if op else []

@@ -129,7 +129,7 @@ def shape_bytes(shape: str) -> int:
 
 
 def _split_computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation, and the name of the entry computation."""
+    """Returns the lines of each computation, and the name of the entry computation."""
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():
@@ -210,7 +210,10 @@ class _ProgramReader:
             self.follow(branch, executions, ())
 
     def _read_fusion(self, computation: str, executions: int) -> None:
-        """Adds the collectives, kernels and products in a fusion; its cycles are on the outside."""
+        """Adds the collectives, kernels and products in a fusion.
+
+        The cycles of a fusion are those of the operation that calls it.
+        """
         operations = self.computations(computation)
         # an asynchronous collective is repeated in all fusions from its start to its end
         is_repeated = computation.startswith("async_collective_fusion") or any(
@@ -253,7 +256,7 @@ def _custom_call_target(op: Operation) -> str:
 
 
 def _group_size(text: str) -> int:
-    """The number of chips that take part in a collective; 0 if the text does not say."""
+    """Returns the number of chips that take part in a collective; 0 if the text does not say."""
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[a]) for a in re.findall(r"'(\w+)'", mesh[2]) if a in sizes)

@@ -102,7 +102,7 @@ def propose(config: ConfigDict, topology: str, failed: Estimate, log: Log) -> li
 def _try_estimate(
     config: ConfigDict, topology: str, log: Log, overrides: Overrides
 ) -> Estimate | None:
-    """`estimate_and_log`, or None if the compiler fails; the failure is logged."""
+    """Returns `estimate_and_log`, or None if the compiler fails; the failure is logged."""
     try:
         return estimate_and_log(config, topology, log, dict(overrides))
     except UserError as error:
@@ -152,7 +152,7 @@ def _first_that_fits(
     reductions: Reductions,
     log: Log,
 ) -> Estimate | None:
-    """The first reduction on top of `base` that fits; `last` is the estimate of `base`."""
+    """Returns the first reduction on top of `base` that fits; `last` is the estimate of `base`."""
     recipe, _ = make_recipe(with_overrides(config, base), topology)
     shards = recipe.mesh.shape["data"] * recipe.mesh.shape["fsdp"]
     last_factor = 1
@@ -227,7 +227,7 @@ def sweep(
 
 
 def _program_key(config: ConfigDict, topology: str) -> str:
-    """A key that is equal for configs with the same training step."""
+    """Returns a key that is equal for configs with the same training step."""
     recipe, _ = make_recipe(config, topology)
     rest = {k: v for k, v in config.to_dict().items() if k not in ("chunk", "mesh")}
     return json.dumps([rest, recipe.chunks, dict(recipe.mesh.shape)], sort_keys=True, default=str)

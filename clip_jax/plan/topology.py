@@ -88,7 +88,7 @@ def find_topology(name: str) -> Topology:
 
 
 def _usual_shape(generation: str, chips: int) -> str:
-    """The usual shape of a slice with this many chips: the nearest to a square or a cube."""
+    """Returns the usual shape of a slice of so many chips: the nearest to a square or a cube."""
     if chips < 1:
         return ""
     if _AXES.get(generation) == 2:

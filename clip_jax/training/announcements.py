@@ -71,7 +71,7 @@ def announce(loop: Loop) -> None:
 
 
 def _announce_negatives(loop: Loop) -> None:
-    """Tells where a batch holds several pairs of one picture, and what that does to negatives."""
+    """Prints where a batch holds several pairs of one picture, and what that does to negatives."""
     c, data, say = loop.trainer.run.config, loop.trainer.run.data, loop.progress.say
     multi_positive = c.loss.multi_positive
     if len(data) < c.batch_size:

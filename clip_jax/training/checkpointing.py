@@ -103,7 +103,7 @@ def read_model_config(workdir: str | Path, step: int) -> RunConfig:
 
 
 def _finetuning(values: JsonObject) -> Config:
-    """The keys of a run's config that say what its checkpoints hold besides parameters."""
+    """Returns the keys of a run's config that say what its checkpoints hold besides parameters."""
     optimizer = values.get("optimizer")
     chosen = optimizer if isinstance(optimizer, dict) else {}
     chosen = {key: chosen[key] for key in ("freeze", "groups") if key in chosen}
@@ -380,7 +380,7 @@ def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 
 def _key_name(key: Any) -> str:
-    """A key of a dictionary, of a sequence or of a named tuple, as orbax writes it."""
+    """Returns a key of a dictionary, of a sequence or of a named tuple, as orbax writes it."""
     names = (getattr(key, attribute, None) for attribute in ("key", "idx", "name"))
     return str(next(name for name in names if name is not None))
 
@@ -394,7 +394,7 @@ def _unreadable(folder: Path, error: Exception) -> UserError:
 
 
 def _restore_args(like: Any, **options: Any) -> ocp.args.PyTreeRestore:
-    """Arguments that restore a tree as `like`, shapes with shardings."""
+    """Returns the arguments that restore a tree as `like`, shapes with shardings."""
     shardings = ocp.checkpoint_utils.construct_restore_args(like)
     return ocp.args.PyTreeRestore(item=like, restore_args=shardings, **options)
 

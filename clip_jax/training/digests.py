@@ -81,7 +81,7 @@ def _unreadable(error: OSError, folder: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """The files below a folder, relative to it, except the file of digests.
+    """Yields the files below a folder, relative to it, except the file of digests.
 
     Raises:
       UserError: something is neither a plain file nor a folder.
@@ -102,7 +102,7 @@ def _is_litter(path: str) -> bool:
 
 
 def _digests(folder: Path, paths: Iterable[str]) -> Iterator[list[int]]:
-    """The size and checksum of each file, in order; several threads read."""
+    """Yields the size and checksum of each file, in order; several threads read."""
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from pool.map(lambda path: _digest(folder / path), paths)
 
@@ -117,7 +117,7 @@ def _digest(path: Path) -> list[int]:
 
 
 def _serialized(record: JsonObject) -> bytes:
-    """The record as JSON, with a checksum of its own."""
+    """Returns the record as JSON, with a checksum of its own."""
     body = json.dumps(record, sort_keys=True)
     return json.dumps(
         {"checksum": zlib.crc32(body.encode()), "of": record}, sort_keys=True
@@ -125,7 +125,7 @@ def _serialized(record: JsonObject) -> bytes:
 
 
 def _parsed(raw: bytes) -> JsonObject | None:
-    """The record that `_serialized` turned into exactly these bytes; None if there is none."""
+    """Returns the record that `_serialized` turned into exactly these bytes, or None."""
     try:
         record = json.loads(raw)["of"]
         return record if _serialized(record) == raw else None

@@ -120,7 +120,7 @@ class FeatureCache:
         return base.expanduser() / key
 
     def _can_be_completed(self, path: Path, source: Source, number: int) -> bool:
-        """Whether a picture can be read now that could not be when a file was written."""
+        """Returns whether a picture can be read now that could not be when a file was written."""
         lost = np.flatnonzero(~np.isfinite(np.load(path, mmap_mode="r")).all((1, 2)))
         for row in lost.tolist():
             with contextlib.suppress(PairError):
@@ -172,7 +172,7 @@ def _digest_path(path: Path) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file of features is as it was written."""
+    """Returns whether a file of features is as it was written."""
     try:
         return _digest_path(path).read_text() == files.sampled_digest(path)
     except (OSError, UnicodeDecodeError):

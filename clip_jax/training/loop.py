@@ -107,7 +107,7 @@ class Loop:
         self.told = False  # whether the first skipped pair was reported
 
     def _newest(self) -> int | None:
-        """The step of the newest intact checkpoint; damaged newer ones are moved out of the way."""
+        """Returns the step of the newest intact checkpoint, and moves damaged newer ones aside."""
         workdir = self.trainer.run.workdir
         step = checkpointing.newest(workdir, self.lines.append)
         if step is None:
@@ -123,7 +123,7 @@ class Loop:
         return step
 
     def _start(self, step: int | None) -> tuple[step_lib.TrainState, int]:
-        """The initial state and its step: from a checkpoint, or fresh."""
+        """Returns the initial state and its step: from a checkpoint, or fresh."""
         trainer = self.trainer
         if step is not None:
             state, position = self.checkpoints.restore(step, trainer.state_like)
@@ -182,7 +182,7 @@ class Loop:
         return np.concatenate([self.data.bad, rows])[: len(self.counted)]
 
     def _counted(self) -> dict[str, int]:
-        """The counts of all processes since they were last written, by name."""
+        """Returns the counts of all processes since they were last written, by name."""
         totals = multihost.sum_over_processes(self.counts)
         self.counts = np.zeros_like(totals)
         return {name: int(n) for name, n in zip(self.counted, totals, strict=True) if n}
@@ -240,7 +240,10 @@ class Loop:
             self.best.write()
 
     def _stopping(self) -> bool:
-        """Whether a signal asks to stop. Several processes learn it together, with the metrics."""
+        """Returns whether a signal asks to stop.
+
+        All processes learn it together, with the metrics.
+        """
         if not self.any_stop:
             self.stopped_by = self.stop.number
         return bool(self.stopped_by)
@@ -328,7 +331,7 @@ def train(config: Any, force: bool = False) -> None:
 
 @contextmanager
 def _locked(workdir: Path, force: bool) -> Iterator[workdir_lock.Lock | None]:
-    """The first process locks the folder for all processes, before any continues."""
+    """Locks the folder in the first process for all processes, before any continues."""
     locks: list[workdir_lock.Lock] = []
     with ExitStack() as stack:
         multihost.broadcast_from_first(

@@ -105,7 +105,7 @@ def prepare(config: Any) -> Run:
 
 
 def _weights(c: Config, model: CLIPConfig) -> ModelSource:
-    """The saved model that a fresh run starts from, checked against the run's architecture."""
+    """Returns the saved model that a fresh run starts from, checked for its architecture."""
     # With resize the sizes in the file may differ.
     name = None if c.weights.resize else architectures.name_of(model, any_activation=True)
     source = open_model_source(c.weights.path, name, library.config_activation(model, name))

@@ -116,7 +116,7 @@ def _prolonging_keys(
 
 
 def _how_to_prolong(old: JsonObject, config: Config) -> str:
-    """What to add to a command that gives a run more steps; empty where it does not."""
+    """Returns what to add to a command that gives a run more steps; empty where it does not."""
     steps = old.get("steps")
     if not isinstance(steps, int) or config.steps <= steps or steps in config.optimizer.ends:
         return ""
@@ -128,7 +128,7 @@ def _how_to_prolong(old: JsonObject, config: Config) -> str:
 
 
 def _are_moved(old: JsonObject, path: str, before: Any) -> bool:
-    """Whether weights at another path are those that the run started from.
+    """Returns whether weights at another path are those that the run started from.
 
     A resumed run does not read them. If they no longer exist, equal file names are enough.
     """
@@ -140,7 +140,7 @@ def _are_moved(old: JsonObject, path: str, before: Any) -> bool:
 
 
 def _read_fingerprints(path: Path) -> JsonObject | None:
-    """The fingerprints in a run's folder; None if there are none of this version."""
+    """Returns the fingerprints in a run's folder; None if there are none of this version."""
     if not path.exists():
         return None
     try:
@@ -159,7 +159,7 @@ def _write_fingerprints(path: Path, fingerprints: JsonObject) -> None:
 
 
 def _different(before: JsonObject, now: JsonObject) -> str:
-    """How the fingerprints of a run's folder and of a command differ, for a message."""
+    """Returns how the fingerprints of a run's folder and of a command differ, for a message."""
     old, new = before.get("data"), now["data"]
     if not isinstance(old, dict) or old == new:
         return "another tokenizer"

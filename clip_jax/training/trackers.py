@@ -160,7 +160,7 @@ def open_trackers(c: Config, workdir: Path, config: JsonObject) -> list[Tracker]
 
 
 def _run_id(workdir: Path) -> str:
-    """A name of the run that it keeps when it resumes."""
+    """Returns a name for the run, which is the same when the run resumes."""
     path = workdir / "wandb_id"
     if not path.is_file():
         path.write_text(secrets.token_hex(8))

@@ -172,7 +172,7 @@ def make_train_step(
 def _split_and_merge(
     groups: ParamGroups | None,
 ) -> tuple[Callable[[Params], Params], Callable[[Params, Params], Params]]:
-    """`trainable` and `merge` of the groups; without groups all parameters are trainable."""
+    """Returns `trainable` and `merge` of the groups; without groups all parameters learn."""
     if groups is None:
         return lambda params: params, lambda trained, _: trained
     return groups.trainable, groups.merge

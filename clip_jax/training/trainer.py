@@ -106,7 +106,7 @@ class Trainer(setup.Recipe):
         return dataclasses.replace(state, opt_state=self._optimizer_state_from(source))
 
     def _optimizer_state_from(self, source: ModelSource) -> Any:
-        """The optimizer's state of a run's checkpoint, with the schedule at its beginning.
+        """Returns the optimizer's state of a run's checkpoint, with the schedule at its beginning.
 
         Raises:
           UserError: the run has another optimizer, or other parameters that learn.

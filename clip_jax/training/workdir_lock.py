@@ -148,7 +148,7 @@ def _await_end(workdir: Path, previous: JsonObject, tell: Callable[[str], None])
 
 
 def _current_user(path: Path, record: JsonObject, tell: Callable[[str], None]) -> JsonObject | None:
-    """The record of the trainer that is using the folder; None if there is none.
+    """Returns the record of the trainer that is using the folder; None if there is none.
 
     If the recorded process is on another host, this watches its counter for `STALE` seconds.
     """
@@ -195,7 +195,7 @@ def _own_record() -> JsonObject:
 
 
 def _process_space() -> str:
-    """The scope of process numbers: a host since it booted, or a container on it."""
+    """Returns the scope of process numbers: a host since it booted, or a container on it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -204,7 +204,10 @@ def _process_space() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in the system's units; empty if it does not exist or is a zombie."""
+    """Returns when a process started, in the system's units.
+
+    The result is empty if the process does not exist or is a zombie.
+    """
     try:
         # the process name before it may contain spaces and parentheses
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -219,7 +222,7 @@ def _started(pid: int) -> str:
 
 
 def _is_alive(record: JsonObject) -> bool | None:
-    """Whether the process of a record exists; None if this process cannot know."""
+    """Returns whether the process of a record exists; None if this process cannot know."""
     pid, started = record.get("pid"), record.get("started")
     if record.get("space") != _process_space() or type(pid) is not int or not started:
         return None
@@ -227,7 +230,7 @@ def _is_alive(record: JsonObject) -> bool | None:
 
 
 def _serialized(record: JsonObject) -> bytes:
-    """The record as JSON, of the same length for any value of the counter."""
+    """Returns the record as JSON, of the same length for any value of the counter."""
     return json.dumps({**record, "beats": f"{record['beats']:012}"}).encode() + b"\n"
 
 
@@ -240,7 +243,10 @@ def _parsed(raw: bytes) -> JsonObject | None:
 
 
 def _read_record(path: Path) -> JsonObject | None:
-    """The record in a file; empty if it is damaged or being written; None if there is none."""
+    """Reads the record in a file.
+
+    The result is empty if the file is damaged or being written, and None if there is none.
+    """
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):  # a dangling link, or a pipe that would block
             raise UserError(f"{path} is no plain file: remove it")

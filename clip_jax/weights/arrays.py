@@ -115,7 +115,11 @@ def _is_same_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def _table(config: CLIPConfig, library: Library, arrays: Mapping[str, Any]) -> list[Leaf]:
-    """The table of a model; UserError if one of `arrays` is not in it."""
+    """Returns the table of a model.
+
+    Raises:
+      UserError: one of `arrays` is not in it.
+    """
     table = leaves(config, library)
     if unnamed := arrays.keys() - {leaf.path for leaf in table}:
         raise UserError(f"{library} has no place for {sorted(unnamed)[0]} of this model")
@@ -130,7 +134,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _memory_dtype(leaf: Leaf, tensors: Tensors, abstract: Any, dtype: np.dtype | None) -> np.dtype:
-    """The dtype of a parameter in memory."""
+    """Returns the dtype of a parameter in memory."""
     if not np.issubdtype(abstract.dtype, np.floating):
         return np.dtype(abstract.dtype)
     if dtype is not None:
@@ -202,7 +206,7 @@ class _Scratch(threading.local):
     buffer = np.empty(0, np.uint8)
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array that is valid until the next call."""
+        """Returns an array that is valid until the next call."""
         size = math.prod(shape) * dtype.itemsize
         if len(self.buffer) < size:
             self.buffer = _aligned((size,), np.dtype(np.uint8))
@@ -257,7 +261,7 @@ def to_tensors(
 
 
 def _written_dtype(in_memory: Any, dtype: np.dtype | None) -> np.dtype:
-    """The dtype of a tensor in a file; counts are int64 there."""
+    """Returns the dtype of a tensor in a file; counts are int64 there."""
     in_memory = np.dtype(in_memory)
     if in_memory == np.int32:
         return np.dtype(np.int64)

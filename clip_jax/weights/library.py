@@ -73,7 +73,7 @@ def is_weights(path: Path) -> bool:
 
 
 def _snapshot(path: Path) -> Path:
-    """The snapshot `main` of a model's folder in Hugging Face's cache; any other path as it is."""
+    """Returns the snapshot `main` of a folder in Hugging Face's cache; other paths as they are."""
     main = path / "refs" / "main"
     if not os.path.isfile(main):
         return path
@@ -145,7 +145,7 @@ def find_weights(
 
 
 def _is_users(library: Library | None) -> bool:
-    """Whether a library is a user's own, whose tensors' names are taken as they are."""
+    """Returns whether a library is a user's own, whose tensors' names are taken as they are."""
     return library is not None and library not in MAPPINGS
 
 
@@ -173,7 +173,10 @@ def config_activation(model: CLIPConfig, name: str | None) -> str | None:
 
 
 def _is_clip(config: CLIPConfig) -> bool:
-    """Whether it is a CLIP, of which files with either activation exist; no ALIGN, no SigLIP."""
+    """Returns whether a model is a CLIP, of which files with either activation exist.
+
+    It is not if it is an ALIGN or a SigLIP.
+    """
     return config.activation in ("quick_gelu", "gelu") and config.log_scale
 
 
@@ -182,7 +185,7 @@ def _join(*lines: str) -> str:
 
 
 def _describe_left_out(tensors: ModelTensors) -> str:
-    """A line about tensors of a file that do not belong to the model."""
+    """Returns a line about tensors of a file that do not belong to the model."""
     lines = []
     if len(tensors.models) > 1:
         first, *others = (ascii(key[:80]) for key in tensors.models)
@@ -198,7 +201,10 @@ def _describe_left_out(tensors: ModelTensors) -> str:
 def _find_renamed(
     tensors: Tensors, path: Path, library: Library, beside: Path, name: str | None
 ) -> SavedWeights | None:
-    """The model of the config beside a file of any name, if it describes exactly these tensors."""
+    """Returns the model of the config beside a file, if it describes exactly these tensors.
+
+    The file may have any name.
+    """
     try:
         weights = _read_described(path, path.parent, library, beside, name)
         shapes = dict(arrays.flat(*variables(abstract_model(weights.config))))
@@ -209,7 +215,7 @@ def _find_renamed(
 
 
 def _recognize(tensors: Tensors) -> Library:
-    """The first of our libraries that uses such names."""
+    """Returns the first of our libraries that uses the names of these tensors."""
     for name in MAPPINGS.names:
         if mapping_of(name).recognizes(tensors):
             return name
@@ -222,7 +228,7 @@ def _recognize(tensors: Tensors) -> Library:
 def _read_described(
     path: Path, folder: Path, library: Library, beside: Path, name: str | None
 ) -> SavedWeights:
-    """The model that the config beside the weights describes."""
+    """Returns the model that the config beside the weights describes."""
     assumptions = ""
     config, preprocess, where = mapping_of(library).describe(beside)
     if preprocess is None:
@@ -260,7 +266,7 @@ def _check_name(config: CLIPConfig, known: CLIPConfig, path: Path, name: str) ->
 
 
 def _architecture_by_shapes(tensors: Tensors, library: Library) -> str:
-    """The name of the architecture whose tensors these are."""
+    """Returns the name of the architecture that has tensors of these shapes."""
     named = {name for name in tensors if name not in IGNORED}
     for name, config in ARCHITECTURES.items():
         try:
@@ -279,7 +285,7 @@ def _architecture_by_shapes(tensors: Tensors, library: Library) -> str:
 
 
 def _configs_in_words(library: Library) -> str:
-    """The names of the configs that can describe a file that is in a library's names."""
+    """Lists the configs that can describe a file with a library's names, in words."""
     libraries = (library,) if _is_users(library) else MAPPINGS.names
     names = [mapping_of(name).config_file for name in libraries]
     return " or ".join(filter(None, names)) or "config"

@@ -65,7 +65,7 @@ def write_safetensors(
 
 
 def _materialize(name: str, tensor: np.ndarray | Lazy) -> np.ndarray:
-    """The array, contiguous in row-major order."""
+    """Returns the array, contiguous in row-major order."""
     array = np.asarray(tensor.make() if isinstance(tensor, Lazy) else tensor, order="C")
     if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
         raise ValueError(f"{name} became {array.dtype} {array.shape}, not what it declares")

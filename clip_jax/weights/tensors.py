@@ -221,7 +221,7 @@ def _open_shards(path: Path) -> Tensors:
 
 
 def _beside(index: Path, name: str) -> Path:
-    """A shard in the folder of its index.
+    """Returns a shard in the folder of its index.
 
     A link may lead out of the folder only in a Hugging Face cache, where snapshots link to blobs.
     """

@@ -130,5 +130,5 @@ def _tile_plan(layout: str, block: int, n: int) -> TilePlan:
 
 
 def _ids_or_default(ids: Integer[Array, "n words"] | None, n: int) -> Integer[Array, "n words"]:
-    """The ids, or n distinct ones where there are none."""
+    """Returns the ids, or n distinct ones if there are none."""
     return jnp.arange(n, dtype=jnp.uint32)[:, None] if ids is None else ids

@@ -53,7 +53,7 @@ def softmax(
 def _softmax_forward(
     image: Features, text: Features, scale: Scalar, ids: Ids, label_smoothing: float, plan: TilePlan
 ) -> tuple[LossAndMetrics, Any]:
-    """The loss with its metrics, and what the backward pass needs."""
+    """Returns the loss with its metrics, and what the backward pass needs."""
     rows, columns = ({"features": x, "ids": ids} for x in (image, text))
     tile = partial(_softmax_tile, label_smoothing > 0)
     directions = reduce_tiles(tile, scale, rows, columns, plan)
@@ -76,7 +76,7 @@ def _softmax_forward(
 
 
 def _softmax_tile(smoothed: bool, scale: Scalar, row: Rows, column: Rows) -> tuple[Totals, Totals]:
-    """The log-sum-exp of the negatives and, for label smoothing, their sum and their number."""
+    """Returns the log-sum-exp of the negatives; for label smoothing, their sum and number too."""
     logits, mask = tile_logits(scale, row, column)
     masked_logits = jnp.where(mask, logits, -jnp.inf)
 
@@ -144,7 +144,7 @@ def _sigmoid_forward(
     plan: TilePlan,
     with_gradients: bool = True,
 ) -> tuple[LossAndMetrics, Any]:
-    """The loss with its metrics, and its gradients.
+    """Returns the loss with its metrics, and its gradients.
 
     The loss is a sum over logits, so the same pass over the tiles gives the gradients too.
     """

@@ -44,7 +44,7 @@ def _cross_entropy(
     axis: int,
     label_smoothing: float,
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """The cross-entropy of each row along an axis, and the largest logit of its negatives.
+    """Returns the cross-entropy of each row along an axis, and the largest logit of its negatives.
 
     Computed as softplus(log-sum-exp of the negatives - positive), which stays exact for small
     losses.

@@ -88,7 +88,7 @@ def sigmoid(
 
 
 def _dense_masks(ids: Ids, groups: Groups) -> tuple[Mask, Mask]:
-    """The positives, and all candidates."""
+    """Returns the mask of the positives, and that of all candidates."""
     positive = ~negative_mask(groups, groups)
     return positive, positive | negative_mask(ids, ids)
 
@@ -153,7 +153,7 @@ def _dense_sigmoid(
 
 
 def _tile_masks(scale: Scalar, row: Rows, column: Rows) -> tuple[Logits, Mask, Mask]:
-    """The logits of a tile, its positives, and all candidates."""
+    """Returns the logits of a tile, the mask of its positives, and that of all candidates."""
     logits, negative = tile_logits(scale, row, column)
     positive = ~negative_mask(row["groups"], column["groups"])
     if "valid" in row:
@@ -201,7 +201,7 @@ def _softmax_forward(
     label_smoothing: float,
     plan: TilePlan,
 ) -> tuple[LossAndMetrics, Any]:
-    """The loss with its metrics, and what the backward pass needs."""
+    """Returns the loss with its metrics, and what the backward pass needs."""
     own = scale * positive_cosines(image, text)
     rows, columns = (
         {"features": x, "ids": ids, "groups": groups, "own": own} for x in (image, text)
@@ -226,7 +226,7 @@ def _softmax_forward(
 
 
 def _softmax_tile(scale: Scalar, row: Rows, column: Rows) -> tuple[Totals, Totals]:
-    """The totals of the rows and of the columns of a tile, in the order of `_SoftmaxTotals`."""
+    """Returns the totals of a tile's rows and columns, in the order of `_SoftmaxTotals`."""
     logits, positive, candidate = _tile_masks(scale, row, column)
     masked_logits = jnp.where(candidate, logits, -jnp.inf)
 
@@ -270,7 +270,7 @@ def _softmax_backward(
 
 
 def _softmax_gradient_tile(scale: Scalar, row: Rows, column: Rows) -> tuple[Totals, Totals]:
-    """The gradients by the features: softmax minus target, in both directions."""
+    """Returns the gradients by the features: softmax minus target, in both directions."""
     logits, positive, candidate = _tile_masks(scale, row, column)
     gradient = jnp.exp(logits - row["top_logit"][:, None]) * row["weight"][:, None]
     gradient += jnp.exp(logits - column["top_logit"]) * column["weight"]
@@ -307,7 +307,7 @@ def _sigmoid_forward(
     plan: TilePlan,
     with_gradients: bool = True,
 ) -> tuple[LossAndMetrics, Any]:
-    """The loss with its metrics, and its gradients, from one pass over the tiles."""
+    """Returns the loss with its metrics, and its gradients, from one pass over the tiles."""
     rows, columns = ({"features": x, "ids": ids, "groups": groups} for x in (image, text))
     tile = partial(_sigmoid_tile, with_gradients)
     by_row, by_column = reduce_tiles(tile, (scale, bias), rows, columns, plan)

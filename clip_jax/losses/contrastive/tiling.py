@@ -235,7 +235,7 @@ def _reduce_blocks(
 
 
 def _empty_totals(tile: BoundTile, rows: Rows, columns: Rows) -> tuple[Totals, Totals]:
-    """The totals of all blocks before the first tile."""
+    """Returns the totals of all blocks before the first tile."""
 
     def of_blocks(totals: Totals, count: int) -> Totals:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), totals)

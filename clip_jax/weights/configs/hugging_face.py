@@ -106,7 +106,7 @@ def from_hugging_face(values: Mapping[str, Any], where: str = "config.json") -> 
 
 
 def _activation(*towers: tuple[Fields, str]) -> str:
-    """The activation that all towers have in common."""
+    """Returns the activation that all towers have in common."""
     names = {fields.text("hidden_act", default): fields.where for fields, default in towers}
     for name, where in names.items():
         if name not in _ACTIVATIONS:
@@ -160,7 +160,7 @@ def _read_clip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
 
 
 def _temperature(fields: Fields, default: float) -> float:
-    """The temperature of a `logit_scale_init_value`; 0.07 if it is the usual rounded value."""
+    """Returns the temperature of a `logit_scale_init_value`; 0.07 for the usual rounded value."""
     value = fields.number("logit_scale_init_value", default)
     return 0.07 if abs(value - math.log(1 / 0.07)) < 1e-3 else math.exp(-min(max(value, -50), 50))
 
@@ -254,7 +254,7 @@ def to_hugging_face(config: CLIPConfig) -> JsonObject:
 def _write_transformers(
     config: CLIPConfig, vision: VisionConfig, text: TextConfig, activation: str
 ) -> JsonObject:
-    """A `SiglipModel` or a `CLIPModel`."""
+    """Returns a `SiglipModel` or a `CLIPModel`."""
     siglip = vision.pool == "map"
     kind = "siglip" if siglip else "clip"
 

@@ -120,7 +120,7 @@ def _gelu(fields: Fields) -> str:
 
 
 def _words(text: Fields) -> JsonObject:
-    """The sizes of a text tower."""
+    """Returns the sizes of a text tower."""
     return dict(
         vocab_size=text.integer("vocab_size", 49408),
         context_length=text.integer("context_length", 77),
@@ -133,7 +133,7 @@ def _words(text: Fields) -> JsonObject:
 
 
 def _mlp_ratio(fields: Fields, width: int) -> float:
-    """The ratio that gives the hidden width of open_clip, which rounds down."""
+    """Returns the ratio that gives the hidden width of open_clip, which rounds down."""
     hidden = int(width * fields.number("mlp_ratio", 4.0, 0, 1000))
     return max(1, hidden) / width
 
@@ -208,7 +208,7 @@ def to_open_clip(config: CLIPConfig) -> JsonObject:
 
 
 def _write_words(text: TextConfig) -> JsonObject:
-    """The sizes of a text tower."""
+    """Returns the sizes of a text tower."""
     return {
         "context_length": text.context_length,
         "vocab_size": text.vocab_size,

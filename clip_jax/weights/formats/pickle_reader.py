@@ -57,7 +57,7 @@ class Opaque(Object):
 
 
 def _call(function: Any, args: Any) -> Any:
-    """The result of a call: a tensor, a dictionary, or an `Opaque`."""
+    """Returns the result of a call: a tensor, a dictionary, or an `Opaque`."""
     if isinstance(function, Object):  # a method or an instance, whose result is unknown
         return Opaque(function.kind)
     if not isinstance(function, _Global) or not isinstance(args, tuple):

@@ -63,7 +63,7 @@ def read_metadata(file: BinaryIO) -> dict[str, str]:
 
 
 def _header(file: BinaryIO) -> tuple[int, JsonObject]:
-    """The length of the header in bytes, and what it says."""
+    """Returns the length of the header in bytes, and what it says."""
     number, size = file.fileno(), size_of(file)
     length = int.from_bytes(os.pread(number, 8, 0), "little")
     if length > min(MAX_HEADER, size - 8):

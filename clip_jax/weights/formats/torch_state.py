@@ -53,14 +53,14 @@ def state_dict(archive: Archive) -> tuple[dict[str, Entry], list[str]]:
 
 
 def _rank(path: str) -> int:
-    """The rank of a state dict by the keys that lead to it; the lowest is the likeliest."""
+    """Returns the rank of a state dict by the keys that lead to it; the lowest is the likeliest."""
     keys = path.split("/")
     places = [WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS) for key in keys]
     return max(places) if path else -1
 
 
 def _dicts_of_tensors(saved: Any) -> dict[str, Named]:
-    """Every dictionary that has tensors in it, by the keys that lead to it, such as `a/b`."""
+    """Returns the dictionaries with tensors by the keys that lead to them, such as `a/b`."""
     dicts: dict[str, Named] = {}
     waiting, seen, modules = deque([("", saved, 0)]), 0, 0
     while waiting:
@@ -85,12 +85,12 @@ def _dicts_of_tensors(saved: Any) -> dict[str, Named]:
 
 
 def _is_tensor(value: Any) -> bool:
-    """Whether a value is a tensor, or one of a kind that is not read."""
+    """Returns whether a value is a tensor, or one of a kind that is not read."""
     return isinstance(value, TensorView) or (isinstance(value, Opaque) and "_rebuild" in value.kind)
 
 
 def _module_tensors(module: Object) -> Named:
-    """The parameters and buffers of a pickled `torch.nn.Module`, as its state dict names them."""
+    """Returns the parameters and buffers of a pickled module, as its state dict names them."""
     tensors: Named = {}
     waiting, seen = [("", module)], 0
     while waiting:

@@ -45,7 +45,7 @@ def state_dict(archive: Archive) -> dict[str, Entry]:
 
 
 def _declared(archive: Archive) -> dict[str, set[str]]:
-    """The attributes of each module class that are its parameters and buffers.
+    """Returns the attributes of each module class that are its parameters and buffers.
 
     Other tensors are constants of the code and do not belong to the state dict.
     """

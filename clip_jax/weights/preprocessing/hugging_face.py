@@ -147,7 +147,7 @@ def to_hugging_face(preprocess: Preprocess, kind: str) -> JsonObject:
 
 
 def _processor(config: Mapping[str, Any], name: str) -> str:
-    """The kind of processor, by any name that its class has had in transformers."""
+    """Returns the kind of processor, by any name that its class has had in transformers."""
     key = "image_processor_type"
     if config.get(key) is None and config.get("feature_extractor_type") is not None:
         key = "feature_extractor_type"
@@ -160,7 +160,7 @@ def _processor(config: Mapping[str, Any], name: str) -> str:
 
 
 def _resize(name: str, value: Any, squash: bool, key: str = "size") -> tuple[str, int]:
-    """How to resize and to which side, from a size in any form of transformers."""
+    """Returns how to resize and to which side, from a size in any form of transformers."""
     if isinstance(value, Mapping):
         sides = {k: v for k, v in value.items() if v is not None}
         if set(sides) == {"shortest_edge"} and key == "size":
@@ -179,7 +179,7 @@ def _resize(name: str, value: Any, squash: bool, key: str = "size") -> tuple[str
 def _normalization(
     name: str, values: Mapping[str, Any], flag: Callable[[str], bool]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of colours in 0…1 that are equivalent to all steps of a processor."""
+    """Returns mean and std of colours in 0…1 that are equivalent to all steps of a processor."""
     factor = 1.0
     if flag("do_rescale"):
         factor = check_colors(name, "rescale_factor", values["rescale_factor"], LEAST)[0]
