@@ -57,7 +57,8 @@ def test_a_stack_adds_an_axis_that_a_layer_takes_away():
     alone, layers = make(nnx.Rngs(0)), stack(make, 3, nnx.Rngs(0))
     assert layers.kernel.shape == (3, 4, 6)
     specs = param_specs(layers)
-    assert specs["kernel"] == ParamSpec(("layers", "width", "heads"), True, True, gather=False)
+    axes = ("layers", "width", "heads")
+    assert specs["kernel"] == ParamSpec(axes, True, True, gather=False, inside=1)
     assert {path: spec.in_layer() for path, spec in specs.items()} == param_specs(alone)
     graph, state = nnx.split(layers)
     assert param_specs(nnx.merge(graph, nnx.to_pure_dict(state))) == specs
