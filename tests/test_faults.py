@@ -130,7 +130,12 @@ def test_too_many_end_the_run(config, broken):
     done = runs.run(config, workdir, *flags(broken), "--config.data.max_bad_fraction=0")
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert says(ValueError(line), "pairs that were read cannot be used", "max_bad_fraction=0", "broken.tar:0000")
+    assert says(
+        ValueError(line),
+        "pairs that were read cannot be used",
+        "max_bad_fraction=0",
+        "broken.tar:0000",
+    )
 
 
 def test_a_broken_first_pair_ends_nothing(config, tmp_path):
