@@ -11,6 +11,7 @@ from clip_jax.config.hints import unknown_key
 from clip_jax.config.keys import Group
 from clip_jax.config.schema import KEYS, Config
 from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
 
 
 def typed(config: Any) -> Config:
@@ -37,7 +38,7 @@ def _group(kind: type[Group], values: Any, prefix: str) -> Group:
         if name not in fields:
             raise UserError(unknown_key(f"{prefix}{name}", KEYS))
     default = kind()
-    checked: dict[str, Any] = {}
+    checked: JsonObject = {}
     hints = get_type_hints(kind)
     for name, value in values.items():
         standing = getattr(default, name)

@@ -179,12 +179,12 @@ class ParamGroups:
             selected = {n: self._select(tree, i, self.learning) for n, i in chosen.items()}
             return {name: part for name, part in selected.items() if part}
 
-        def init(params: Tree) -> dict[str, Any]:
+        def init(params: Tree) -> Tree:
             return {name: inner[name].init(part) for name, part in parts(params).items()}
 
         def update(
             updates: Tree, state: Mapping[str, Any], params: Tree | None = None
-        ) -> tuple[Tree, dict[str, Any]]:
+        ) -> tuple[Tree, Tree]:
             assert params is not None
             old, new = parts(params), {}
             result, by_name = dict(state), {}
