@@ -206,8 +206,8 @@ def find_checkpoint(path: Path, tell: Callable[[str], None]) -> tuple[Path, int]
     if not os.path.isdir(path):  # a name may be one that no file can have
         raise UserError(
             f"there is no run or model at {path!s:.200}: give the --workdir of a run, a folder or "
-            "file of another library's weights (none are downloaded), or with weights=FILE one of "
-            f"{', '.join(ARCHITECTURES)}"
+            "file of another library's weights (none are downloaded), or with weights=FILE a name: "
+            f"{', '.join(list(ARCHITECTURES)[:10])}, …"
         )
     checkpointing.read_config(path)
     newest = checkpointing.newest(path, tell)
