@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
+from collections.abc import Iterator
 
 _MAX_LENGTH = 500
 _USERINFO = re.compile(r"(?<=://)[^\s/?#'\"]*@")
@@ -79,3 +81,22 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextlib.contextmanager
+def only_user_errors(what: str) -> Iterator[None]:
+    """Turns every exception of a block that runs code of the user into one line.
+
+    Args:
+      what: the subject of the line, such as "config.tokenizer=my_package:Mine: open".
+
+    Raises:
+      UserError: the block failed.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"{what} fails: {type(error).__name__}: {line}") from error

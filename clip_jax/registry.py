@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar, cast
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, only_user_errors
 
 T = TypeVar("T")
 
@@ -75,17 +75,13 @@ def _import_users(path: str, where: str, trusted: bool) -> Any:
         raise UserError(
             f"{where} names code that is not part of clip_jax: if you trust it, import {name} first"
         )
-    try:
-        value: Any = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{where}: cannot import {error.name}; install it or put its folder on PYTHONPATH"
-        ) from error
-    except Exception as error:
-        line = " ".join(str(error).split())
-        raise UserError(
-            f"{where}: importing {name} fails: {type(error).__name__}: {line}"
-        ) from error
+    with only_user_errors(f"{where}: importing {name}"):
+        try:
+            value: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{where}: cannot import {error.name}; install it or put its folder on PYTHONPATH"
+            ) from error
     for part in attribute.split("."):
         if not hasattr(value, part):
             raise UserError(f"{where}: {name} has no {attribute}")

@@ -71,7 +71,7 @@ def add_output_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--suite", default="", metavar="NAME,…", help="evaluators, as for evaluate")
 
 
-def alphas(text: str) -> list[float]:
+def parse_alphas(text: str) -> list[float]:
     """Parses the value of `--alpha`: a number, numbers between commas, or START:END:STEP.
 
     Raises:
@@ -112,16 +112,16 @@ def run(argv: Sequence[str]) -> int:
     flags, overrides = split_overrides(argv)
     args = parser().parse_args(flags)
     mapping_of(args.to, "--to")
-    values = alphas(args.alpha)
+    values = parse_alphas(args.alpha)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from clip_jax.inference import mixtures
 
     models = mixtures.open_models([args.a, args.b])
     folder = Path(args.out).expanduser()
     if len(values) == 1:
-        a, b = map(mixtures.read, models)
+        a, b = map(mixtures.read_variables, models)
         variables = mixtures.interpolate(a, b, values[0])
-        write(mixtures.as_source(models[0], variables, folder), args)
+        write_mixture(mixtures.as_source(models[0], variables, folder), args)
         return 0
     _evaluate(args, models, values, open_config(args.config, overrides))
     return 0
@@ -139,19 +139,20 @@ def _evaluate(
 
     began = time.monotonic()
     folder = Path(args.out).expanduser()
-    judge = evaluated.Judge(config, models[0], folder, args.suite, args.sets)
-    a, b = map(mixtures.read, models)
+    evaluation = evaluated.MixtureEvaluation(config, models[0], folder, args.suite, args.sets)
+    a, b = map(mixtures.read_variables, models)
     points = []
     for alpha in values:
         source = mixtures.as_source(models[0], mixtures.interpolate(a, b, alpha), folder)
-        points.append(evaluated.Mixture(alpha, judge.metrics(source)))
+        points.append(evaluated.Mixture(alpha, evaluation.metrics(source)))
+        # each time, because a set or metric that does not exist must not cost all evaluations
         curve = evaluated.curve_of(points, args.own, args.metric)
     page = evaluated.write_report(folder, curve, models, began)
     print(evaluated.table(curve))
     print(f"look at {page}", file=sys.stderr)
 
 
-def write(source: ModelSource, args: argparse.Namespace) -> None:
+def write_mixture(source: ModelSource, args: argparse.Namespace) -> None:
     """Writes a mixture for another library, and prints the files.
 
     Args:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.cli.common import CommandParser, split_overrides
-from clip_jax.cli.interpolate import add_output_flags, open_config, write
+from clip_jax.cli.interpolate import add_output_flags, open_config, write_mixture
 from clip_jax.errors import UserError
 from clip_jax.weights.param_mapping import mapping_of
 
@@ -66,35 +66,35 @@ def run(argv: Sequence[str]) -> int:
     if args.greedy:
         variables = _greedy(args, models, open_config(args.config, overrides))
     else:
-        average = mixtures.Average(mixtures.read(models[0]))
+        average = mixtures.Average(mixtures.read_variables(models[0]))
         for model in models[1:]:
-            average = average.with_one_more(mixtures.read(model))
+            average = average.with_one_more(mixtures.read_variables(model))
         variables = average.variables()
-    write(mixtures.as_source(models[0], variables, Path(args.out)), args)
+    write_mixture(mixtures.as_source(models[0], variables, Path(args.out)), args)
     return 0
 
 
 def _greedy(args: argparse.Namespace, models: Sequence[ModelSource], config: Config) -> Variables:
     """Returns the variables of the greedy soup; prints each decision."""
-    from clip_jax.evaluation.mixtures import Judge
+    from clip_jax.evaluation.mixtures import MixtureEvaluation
     from clip_jax.inference import mixtures
 
     folder = Path(args.out).expanduser()
-    judge = Judge(config, models[0], folder, args.suite, args.sets)
+    evaluation = MixtureEvaluation(config, models[0], folder, args.suite, args.sets)
     sign, name = (-1, args.metric[1:]) if args.metric.startswith("-") else (1, args.metric)
 
     def value(variables: Variables) -> float:
-        metrics = judge.metrics(mixtures.as_source(models[0], variables, folder))
+        metrics = evaluation.metrics(mixtures.as_source(models[0], variables, folder))
         if name not in metrics:
             raise UserError(f"no metric {name!r:.80}: there are {', '.join(metrics):.400}")
         return sign * metrics[name]
 
-    alone = [value(mixtures.read(model)) for model in models]
+    alone = [value(mixtures.read_variables(model)) for model in models]
     order = sorted(range(len(models)), key=lambda i: -alone[i])
-    average, best = mixtures.Average(mixtures.read(models[order[0]])), alone[order[0]]
+    average, best = mixtures.Average(mixtures.read_variables(models[order[0]])), alone[order[0]]
     print(f"{models[order[0]].path}: {name} {sign * best:.6g}, the best alone")
     for i in order[1:]:
-        candidate = average.with_one_more(mixtures.read(models[i]))
+        candidate = average.with_one_more(mixtures.read_variables(models[i]))
         reached = value(candidate.variables())
         decision = "added" if reached >= best else "left out"
         print(f"{models[i].path}: {sign * reached:.6g} with it, {decision}")

@@ -135,7 +135,7 @@ def evaluate(
     key = "--suite" if suite else "config.evaluate.suite"
     evaluators = load_evaluators(suite or c.evaluate.suite, key)
     source, folder = find_model(c, checkpoint, workdir, ema=ema)
-    tokenizer = _load_tokenizer(source, c)
+    tokenizer = load_tokenizer(source, c)
     training: list[Source] = []
     evaluation = Suite(
         c.evaluate,
@@ -146,11 +146,7 @@ def evaluate(
         sets=sets,
         training=lambda: training,
     )
-    if not evaluation:
-        raise UserError(
-            "there is nothing to evaluate on: --sets=cifar10,mine=/data/mine or "
-            "config.evaluate.sets names test sets"
-        )
+    check_not_empty(evaluation)
     if evaluation.needs_training:
         training.extend(_open_training_data(c))
     remarks = ["; ".join(source.remarks), *(missing.why for missing in evaluation.missing)]
@@ -171,7 +167,16 @@ def evaluate(
         _print(source, results.metrics(), page)
 
 
-def _load_tokenizer(source: ModelSource, c: Config) -> tokenizers.Tokenizer:
+def check_not_empty(suite: Suite) -> None:
+    """Raises UserError if a suite has no test set."""
+    if not suite:
+        raise UserError(
+            "there is nothing to evaluate on: --sets=cifar10,mine=/data/mine or "
+            "config.evaluate.sets names test sets"
+        )
+
+
+def load_tokenizer(source: ModelSource, c: Config) -> tokenizers.Tokenizer:
     """Loads the tokenizer of the model, or that of the config if the model names none."""
     name, text = source.tokenizer or c.tokenizer, source.config.text
     tokenizer = tokenizers.load(name, text.context_length, trusted=name == c.tokenizer)

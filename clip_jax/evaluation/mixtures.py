@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clip_jax import tokenizers
 from clip_jax.config.checks import check
 from clip_jax.config.schema import Config
 from clip_jax.distributed import multihost, sharding
 from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
-from clip_jax.evaluation.evaluate import load_encoder
+from clip_jax.evaluation.evaluate import check_not_empty, load_encoder, load_tokenizer
 from clip_jax.evaluation.evaluators import load_evaluators
 from clip_jax.evaluation.report import charts, formats, tables
 from clip_jax.evaluation.report.cards import card, grid
@@ -42,7 +41,7 @@ class Mixture:
     metrics: Mapping[str, float]
 
 
-class Judge:
+class MixtureEvaluation:
     """An evaluation of models of one architecture on the datasets of a config.
 
     Args:
@@ -61,10 +60,7 @@ class Judge:
     ) -> None:
         self._config = c = check(c)
         self._folder = folder
-        name = model.tokenizer or c.tokenizer
-        length = model.config.text.context_length
-        self._tokenizer = tokenizers.load(name, length, trusted=name == c.tokenizer)
-        model.config.text.check_tokenizer(name, self._tokenizer)
+        self._tokenizer = load_tokenizer(model, c)
         evaluators = load_evaluators(suite or c.evaluate.suite, "--suite")
         self._suite = Suite(
             c.evaluate,
@@ -74,11 +70,7 @@ class Judge:
             explicit=bool(suite),
             sets=sets,
         )
-        if not self._suite:
-            raise UserError(
-                "there is nothing to evaluate on: --sets=cifar10,mine=/data/mine or "
-                "config.evaluate.sets names test sets"
-            )
+        check_not_empty(self._suite)
         if self._suite.needs_training:
             raise UserError("overlap looks at training pictures, not at mixtures: leave it out")
         self._mesh = sharding.make_mesh(c.mesh.to_dict())

@@ -79,7 +79,7 @@ def save(source: ModelSource, dest: str | Path, *, overwrite: bool = False) -> d
     return {str(file): file.stat().st_size}
 
 
-def read(path: str | Path, config: CLIPConfig) -> Adapters:
+def read_adapters(path: str | Path, config: CLIPConfig) -> Adapters:
     """Reads the adapters in a file for a model.
 
     Args:
@@ -152,7 +152,7 @@ def adapted(source: ModelSource, path: str | Path) -> ModelSource:
     Raises:
       UserError: the file is broken, or its adapters do not fit the model.
     """
-    adapters = read(path, source.config)
+    adapters = read_adapters(path, source.config)
 
     def merged(read_variables: Any, argument: Any) -> Variables:
         params, stats = read_variables(argument)

@@ -40,7 +40,7 @@ def open_models(paths: Sequence[str | Path]) -> list[ModelSource]:
     return models
 
 
-def read(model: ModelSource) -> Variables:
+def read_variables(model: ModelSource) -> Variables:
     """Reads the variables of a model in float32 on the host."""
     variables: Variables = jax.tree.map(np.asarray, jax.device_get(model.read("float32")))
     return variables

@@ -198,7 +198,7 @@ def find_checkpoint(path: Path, tell: Callable[[str], None]) -> tuple[Path, int]
       UserError: there is no checkpoint, or it is damaged.
     """
     if _is_best(path):
-        path = path.with_name(str(best_checkpoint.read(path.parent.parent).step))
+        path = path.with_name(str(best_checkpoint.read_best(path.parent.parent).step))
     if _is_step(path):
         workdir, step = path.parent.parent, int(path.name)
         checkpointing.refuse_damage(workdir, step, tell)

@@ -81,8 +81,7 @@ def expand(pattern: str) -> list[str]:
         missing = [path for path in matches if not Path(path).is_file()]
         if missing or not matches:
             path = missing[0] if missing else start + rest
-            origin = "" if path == pattern else f" (from {pattern!r})"
-            raise UserError(f"no file {path}{origin}{_hint(path)}")
+            raise UserError(f"no file {path}{_origin(path, pattern)}{_hint(path)}")
         files += matches
     return files
 
@@ -93,6 +92,11 @@ def _existing(path: str) -> str:
     while end > 0 and not os.path.exists(path[:end]):
         end = path.rfind("/", 0, end)
     return path[: max(end, 0)]
+
+
+def _origin(path: str, pattern: str) -> str:
+    """Returns the pattern that a path was made from, for an error; empty if they are equal."""
+    return "" if path == pattern else f" (from {pattern!r})"
 
 
 def _hint(path: str) -> str:
@@ -107,4 +111,4 @@ def _expand_remote(path: str, pattern: str) -> list[str]:
         return [path]
     if paths := remote.glob(path):
         return paths
-    raise UserError(f"no file {path} (from {pattern!r})")
+    raise UserError(f"no file {path}{_origin(path, pattern)}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from clip_jax.config.schema import Config
 from clip_jax.config.values import is_number
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, only_user_errors
 from clip_jax.losses.objective import ConfiguredObjective, Objective
 from clip_jax.losses.weighted import Weighted
 from clip_jax.models.model_config import CLIPConfig
@@ -63,13 +63,8 @@ def _made(
             f"{key}: {name} is no objective, because it has no method {', '.join(missing)}: see "
             "docs/extending.md"
         )
-    try:
+    with only_user_errors(f"{key}: {name}.from_config"):
         objective = objective_class.from_config(config, model_config, options)
-    except UserError:
-        raise
-    except Exception as error:
-        line = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise UserError(f"{key}: {name}.from_config fails: {line}") from error
     if missing := [m for m in _METHODS[1:] if not callable(getattr(objective, m, None))]:
         raise UserError(
             f"{key}: {name}.from_config returns a {type(objective).__name__} without "

@@ -79,7 +79,7 @@ def _adapt(layer: Linear, name: str, config: Lora, rngs: nnx.Rngs) -> None:
     b = jnp.zeros((*stack, config.rank, outputs))
     layer.lora_a = nnx.Param(a, spec=metadata(rows, None))
     layer.lora_b = nnx.Param(b, spec=metadata(None, columns))
-    layer.rank, layer.scale = config.rank, config.alpha / config.rank
+    layer.rank, layer.scale = config.rank, scale_of(config)
     layer.dropout, layer.number = config.dropout, zlib.crc32(name.encode()) >> 1
 
 

@@ -11,7 +11,7 @@ import optax
 
 from clip_jax.config.optimizer_schema import Optimizer
 from clip_jax.distributed.param_spec import ParamSpecs
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, only_user_errors
 from clip_jax.optim import low_precision
 from clip_jax.optim.masks import decay_mask
 from clip_jax.optim.optimizers import OPTIMIZERS, MakeOptimizer
@@ -60,13 +60,8 @@ def make_optimizer(
 
 def _made(name: str, make: MakeOptimizer, *args: Any) -> optax.GradientTransformation:
     """Makes an optimizer with a function that may be a user's."""
-    try:
+    with only_user_errors(f"config.optimizer.name={name}"):
         optimizer = make(*args)
-    except UserError:
-        raise
-    except Exception as error:
-        line = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise UserError(f"config.optimizer.name={name} fails: {line}") from error
     if not isinstance(optimizer, optax.GradientTransformation):
         raise UserError(
             f"config.optimizer.name={name} returns a {type(optimizer).__name__}, not an "

@@ -186,16 +186,15 @@ class ParamGroups:
             updates: Tree, state: Mapping[str, Any], params: Tree | None = None
         ) -> tuple[Tree, Tree]:
             assert params is not None
-            old, new = parts(params), {}
-            result, by_name = dict(state), {}
+            old, new_state, by_name = parts(params), dict(state), {}
             for name, part in parts(updates).items():
-                new, result[name] = inner[name].update(part, state[name], old[name])
+                new, new_state[name] = inner[name].update(part, state[name], old[name])
                 by_name[name] = dict(named_leaves(new))
 
             def joined(name: str, leaf: Array) -> Array:
                 return self._join(name, leaf, by_name, chosen)
 
-            return _map(joined, updates), result
+            return _map(joined, updates), new_state
 
         return optax.GradientTransformation(init, update)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, only_user_errors
 from clip_jax.registry import Registry
 from clip_jax.tokenizers.folders import find_tokenizer
 from clip_jax.tokenizers.protocol import (
@@ -112,13 +112,8 @@ def _open_users(path: str, file: str, context_length: int | None, trusted: bool)
             f"config.tokenizer={path} is no tokenizer: it needs a class method "
             "open(path, context_length)"
         )
-    try:
+    with only_user_errors(f"config.tokenizer={path}: open"):
         tokenizer = kind.open(_resolve(file), context_length)
-    except UserError:
-        raise
-    except Exception as error:
-        line = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise UserError(f"config.tokenizer={path}: open fails: {line}") from error
     if missing := [member for member in _MEMBERS if not hasattr(tokenizer, member)]:
         raise UserError(
             f"config.tokenizer={path} opens a {type(tokenizer).__name__} without "
@@ -133,13 +128,8 @@ def _check_rows(where: str, tokenizer: Tokenizer) -> None:
     import numpy as np
 
     texts = ["a photo of a cat", "two dogs"]
-    try:
+    with only_user_errors(f"{where}: tokenizing {texts[0]!r}"):
         rows = np.asarray(tokenizer(texts, truncate=True))
-    except UserError:
-        raise
-    except Exception as error:
-        line = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise UserError(f"{where}: tokenizing {texts[0]!r} fails: {line}") from error
     shape = (len(texts), tokenizer.context_length)
     if rows.shape != shape or not np.issubdtype(rows.dtype, np.integer):
         raise UserError(

@@ -36,7 +36,7 @@ class Best:
     value: float
 
 
-def read(workdir: str | Path) -> Best:
+def read_best(workdir: str | Path) -> Best:
     """Reads the best checkpoint of a run from its `best.json`.
 
     Raises:

@@ -33,10 +33,12 @@ from clip_jax.errors import UserError, counted
 from clip_jax.evaluation import features
 from clip_jax.evaluation.features import Encoder
 from clip_jax.io import files
+from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import Variables
 from clip_jax.models.model_config import CLIPConfig
 
 _VERSION = 1  # of the files and of what is computed
+_RETRIED = 16  # pictures of a file that could not be read, and are tried again by the next run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,15 +78,11 @@ class FeatureCache:
             folder = self._folder(tower, part.source)
             stored.folder = folder
             total = len(part.source)
-            missing = [
-                n
-                for n in range(-(-total // ROWS))
-                if not _is_whole(folder / file_name(n))
-                or self._can_be_completed(folder / file_name(n), part.source, n)
-            ]
+            missing = np.array(
+                [self._is_missing(folder, part.source, n) for n in range(-(-total // ROWS))], int
+            )
             # every process takes part in encoding
-            absent = np.isin(np.arange(-(-total // ROWS)), missing).astype(np.int64)
-            numbers = np.flatnonzero(multihost.sum_over_processes(absent)).tolist()
+            numbers = np.flatnonzero(multihost.sum_over_processes(missing)).tolist()
             name = f"{part.name}: " if part.name else ""
             if not numbers:
                 say(f"{name}features of {counted(total, 'picture')} are read from {folder}")
@@ -119,10 +117,15 @@ class FeatureCache:
         base = Path(data.features) if data.features else files.cache_folder("features")
         return base.expanduser() / key
 
-    def _can_be_completed(self, path: Path, source: Source, number: int) -> bool:
-        """Returns whether a picture can be read now that could not be when a file was written."""
-        lost = np.flatnonzero(~np.isfinite(np.load(path, mmap_mode="r")).all((1, 2)))
-        for row in lost.tolist():
+    def _is_missing(self, folder: Path, source: Source, number: int) -> bool:
+        """Returns whether a file is not there, is damaged, or can be completed.
+
+        The last is so if one of the first pictures that could not be read can be read now.
+        """
+        facts = _read_facts(folder / file_name(number))
+        if facts is None:
+            return True
+        for row in facts["unreadable"][:_RETRIED]:
             with contextlib.suppress(PairError):
                 self._pixels(source, number * ROWS + row, 0)
                 return True
@@ -151,10 +154,10 @@ class FeatureCache:
                 encoded = encoder.pixels(len(span) * views, pixels, advance=bar.update)
                 array = encoded.reshape(len(span), views, -1)
                 lost = np.isin(np.arange(len(span)), list(unreadable)).astype(np.int64)
-                lost = multihost.sum_over_processes(lost) > 0
-                array[lost] = np.nan
-                bad += int(lost.sum())
-                _write(folder / file_name(number), array)
+                rows = np.flatnonzero(multihost.sum_over_processes(lost))
+                array[rows] = np.nan
+                bad += len(rows)
+                _write(folder / file_name(number), array, rows.tolist())
         return bad
 
     def _pixels(self, source: Source, picture: int, view: int) -> np.ndarray:
@@ -167,24 +170,29 @@ class FeatureCache:
             return self.preprocess(decode(pair.image, pair.name))
 
 
-def _digest_path(path: Path) -> Path:
-    return path.with_suffix(".digest")
+def _facts_path(path: Path) -> Path:
+    return path.with_suffix(".json")
 
 
-def _is_whole(path: Path) -> bool:
-    """Returns whether a file of features is as it was written."""
+def _read_facts(path: Path) -> JsonObject | None:
+    """Returns what was written beside a file of features; None if the file is not as it was then.
+
+    That is its digest, and the rows of pictures that could not be read.
+    """
     try:
-        return _digest_path(path).read_text() == files.sampled_digest(path)
-    except (OSError, UnicodeDecodeError):
-        return False
+        facts = files.read_json(_facts_path(path))
+        return facts if facts["digest"] == files.sampled_digest(path) else None
+    except (UserError, OSError, KeyError):
+        return None
 
 
-def _write(path: Path, array: np.ndarray) -> None:
+def _write(path: Path, array: np.ndarray, unreadable: list[int]) -> None:
     try:
         with files.atomic_write(path) as file:
             np.save(file, array.astype(np.float32), allow_pickle=False)
-        with files.atomic_write(_digest_path(path)) as file:
-            file.write(files.sampled_digest(path).encode())
+        facts = {"digest": files.sampled_digest(path), "unreadable": unreadable}
+        with files.atomic_write(_facts_path(path)) as file:
+            file.write(json.dumps(facts).encode())
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}): name another folder by "

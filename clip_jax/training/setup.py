@@ -67,10 +67,9 @@ def _check_feature_cache(
         raise UserError(
             f"config.data.cache_features: the objective {c.objective.name!r:.80} needs pictures"
         )
-    dropped = architecture.to_dict()["vision"].get("patch_dropout")
-    if dropped:
+    if dropped := getattr(architecture.vision, "patch_dropout", 0):
         raise UserError(
-            f"config.data.cache_features: features are computed with all patches, set "
+            "config.data.cache_features: features are computed with all patches, set "
             f"config.model.vision.patch_dropout={dropped} to 0"
         )
 

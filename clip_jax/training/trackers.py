@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from clip_jax.config.schema import Config, Log
 from clip_jax.data.images.lettering import encodable
 from clip_jax.errors import UserError
-from clip_jax.io.files import JsonObject
+from clip_jax.io.files import JsonObject, atomic_write
 
 
 class Tracker(Protocol):
@@ -163,5 +163,6 @@ def _run_id(workdir: Path) -> str:
     """Returns a name for the run, which is the same when the run resumes."""
     path = workdir / "wandb_id"
     if not path.is_file():
-        path.write_text(secrets.token_hex(8))
+        with atomic_write(path) as file:
+            file.write(secrets.token_hex(8).encode())
     return path.read_text().strip()

@@ -35,7 +35,6 @@ class Trainer(setup.Recipe):
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.feature_cache: FeatureCache | None = None  # from `data` on
         mesh = sharding.make_mesh(run.config.mesh.to_dict())
         super().__init__(run.config, run.model, run.objective, mesh)
 
@@ -131,27 +130,37 @@ class Trainer(setup.Recipe):
         seed = run.config.seed
         return step_lib.init_state(run.model, self.optimizer, seed, self.mesh, self.state_options)
 
-    def data(self) -> pipeline.Batches:
-        """Returns an iterator over this process's batches."""
-        c, run = self.run.config, self.run
-        prepare = pipeline.Prepare.from_config(
+    @cached_property
+    def prepare(self) -> pipeline.Prepare:
+        """The function from a pair to a row of a batch."""
+        c = self.config
+        return pipeline.Prepare.from_config(
             c.data.to_dict(),
-            run.tokenizer,
-            run.model.vision.image_size,
+            self.run.tokenizer,
+            self.run.model.vision.image_size,
             groups=c.loss.multi_positive,
         )
-        stored: tuple[StoredFeatures, ...] = ()
-        if c.data.cache_features:
-            stored = tuple(StoredFeatures() for _ in run.data.parts)
-            preprocess = library.preprocess_of(run.model)
-            self.feature_cache = FeatureCache(c, run.model, run.data, prepare, preprocess, stored)
+
+    @cached_property
+    def feature_cache(self) -> FeatureCache | None:
+        """The image features that training reads in place of pictures; None: it reads pictures."""
+        c, run = self.config, self.run
+        if not c.data.cache_features:
+            return None
+        preprocess = library.preprocess_of(run.model)
+        stored = tuple(StoredFeatures() for _ in run.data.parts)
+        return FeatureCache(c, run.model, run.data, self.prepare, preprocess, stored)
+
+    def data(self) -> pipeline.Batches:
+        """Returns an iterator over this process's batches."""
+        c = self.config
         batches = pipeline.batches(
-            run.data,
-            prepare,
+            self.run.data,
+            self.prepare,
             batch_size=c.batch_size,
             seed=c.seed,
             rows=rows_lib.process_rows(self.mesh, c.batch_size),
-            stored=stored,
+            stored=self.feature_cache.stored if self.feature_cache else (),
         )
         return pipeline.iterator(
             batches,

@@ -10,7 +10,7 @@ from recipes import flat
 import clip_jax
 import runs
 from clip_jax.__main__ import run as command
-from clip_jax.cli.interpolate import alphas
+from clip_jax.cli.interpolate import parse_alphas
 from clip_jax.errors import UserError
 from clip_jax.inference import mixtures
 from clip_jax.models.clip import CLIP, variables
@@ -88,7 +88,7 @@ def test_all_mixtures_are_evaluated_and_drawn(models, tmp_path, capsys):
 
 
 def test_a_greedy_soup_keeps_what_does_not_lower_the_metric(models, tmp_path, capsys, monkeypatch):
-    from clip_jax.evaluation.mixtures import Judge
+    from clip_jax.evaluation.mixtures import MixtureEvaluation
 
     members = [parameters(model) for model in models]
     name = "vision/positional_embedding"
@@ -102,7 +102,7 @@ def test_a_greedy_soup_keeps_what_does_not_lower_the_metric(models, tmp_path, ca
         pair = np.allclose(value, (members[1][name] + members[2][name]) / 2)
         return {"score": 0.8 if pair else 0.75}
 
-    monkeypatch.setattr(Judge, "metrics", metrics)
+    monkeypatch.setattr(MixtureEvaluation, "metrics", metrics)
     config = runs.small_run(tmp_path, 4)
     flags = ["--greedy", "--metric", "score", "--config", str(config), "--out", str(tmp_path / "s")]
     assert command(["soup", *models, *flags]) == 0
@@ -114,13 +114,13 @@ def test_a_greedy_soup_keeps_what_does_not_lower_the_metric(models, tmp_path, ca
 
 
 def test_ranges_of_alpha():
-    assert alphas("0:1:0.1") == [round(0.1 * i, 9) for i in range(11)]
-    assert alphas("0.5") == [0.5] and alphas("0,1") == [0, 1]
+    assert parse_alphas("0:1:0.1") == [round(0.1 * i, 9) for i in range(11)]
+    assert parse_alphas("0.5") == [0.5] and parse_alphas("0,1") == [0, 1]
     for wrong in ("x", "0:1", "0:1:0", "1:0:0.1", "0:1:1e-9", "", "nan:1:0.1"):
         with pytest.raises(UserError, match="must be a number"):
-            alphas(wrong)
+            parse_alphas(wrong)
     with pytest.raises(UserError, match="from 0 to 1"):
-        alphas("1.5")
+        parse_alphas("1.5")
 
 
 def test_wrong_input_is_one_line(models, tmp_path):

@@ -250,9 +250,9 @@ def test_adapters_of_another_model_are_refused(tmp_path):
     for i, (tensors, facts, message) in enumerate(cases):
         write_safetensors(tmp_path / f"{i}.safetensors", tensors, facts)
         with pytest.raises(UserError, match=message):
-            adapters.read(tmp_path / f"{i}.safetensors", TINY)
+            adapters.read_adapters(tmp_path / f"{i}.safetensors", TINY)
     with pytest.raises(UserError, match="does not exist"):
-        adapters.read(tmp_path / "none.safetensors", TINY)
+        adapters.read_adapters(tmp_path / "none.safetensors", TINY)
 
 
 def test_bfloat16_and_chunks_train():

@@ -30,7 +30,7 @@ def test_the_best_is_the_first_of_equal_values_and_patience_counts_evaluations(t
     assert added == [True, True, False, True, False, False]
     assert best.step == 3 and best.is_over
     best.write()
-    assert best_checkpoint.read(tmp_path) == best_checkpoint.Best("-a/b/loss", 3, 0.3)
+    assert best_checkpoint.read_best(tmp_path) == best_checkpoint.Best("-a/b/loss", 3, 0.3)
     largest = BestCheckpoint("a/b/loss", 0, tmp_path)
     assert [largest.add(i, {"a/b/loss": x}) for i, x in enumerate(values)] == [True] + [False] * 5
     assert largest.step == 0 and not largest.is_over
@@ -78,7 +78,7 @@ def test_a_killed_run_keeps_the_same_best_checkpoint(config):
     assert set(losses) == {3, 6, 9, 12}
     best = max(losses, key=lambda step: losses[step])
     for workdir in (full, killed):
-        assert best_checkpoint.read(workdir) == best_checkpoint.Best(LOSS, best, losses[best])
+        assert best_checkpoint.read_best(workdir) == best_checkpoint.Best(LOSS, best, losses[best])
         assert set(checkpointing.steps(workdir)) == {12, 8, best}
         assert find_checkpoint(workdir / "checkpoints" / "best", print) == (workdir, best)
     evaluation = ("--mode=evaluate", f"--checkpoint={full / 'checkpoints' / 'best'}")

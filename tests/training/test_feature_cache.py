@@ -172,7 +172,7 @@ def test_a_damaged_file_is_computed_again(values, tmp_path, damage):
     elif damage == "cut":
         file.write_bytes(file.read_bytes()[:-8])
     else:
-        file.with_suffix(".digest").unlink()
+        file.with_suffix(".json").unlink()
     trainer, _, lines, _ = filled(values)
     assert says(lines[0], "computing")
     np.testing.assert_array_equal(all_features(trainer), first)

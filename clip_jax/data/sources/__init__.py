@@ -22,7 +22,7 @@ from clip_jax.data.sources.protocol import (
     read_text,
 )
 from clip_jax.data.sources.table_options import TableOptions
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, only_user_errors
 from clip_jax.registry import Registry
 
 __all__ = [
@@ -111,13 +111,8 @@ def open_source(
         matching = (SOURCES.get(name) for name in SOURCES.names)
         return next(kind for kind in matching if kind.matches(spec)).open(spec, options)
     opener = source_kind(kind, f"{key}.source")
-    try:
+    with only_user_errors(f"{key}.source={kind}: opening {spec}"):
         source = opener.open(spec, options)
-    except UserError:
-        raise
-    except Exception as error:
-        line = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise UserError(f"{key}.source={kind}: opening {spec} fails: {line}") from error
     if missing := [name for name in _MEMBERS if inspect.getattr_static(source, name, None) is None]:
         raise UserError(
             f"{key}.source={kind} opens a {type(source).__name__} without "

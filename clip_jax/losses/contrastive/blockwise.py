@@ -198,12 +198,17 @@ def tile_logits(
     scale: Scalar, row: Rows, column: Rows
 ) -> tuple[Float[Array, "r c"], Bool[Array, "r c"]]:
     """Returns the logits of a tile, and the mask of its negatives."""
-    mask = negative_mask(row["ids"], column["ids"])
+    mask = without_padding(negative_mask(row["ids"], column["ids"]), row, column)
+    return scale * einsum_fp32("id,jd->ij", row["features"], column["features"]), mask
+
+
+def without_padding(mask: Bool[Array, "r c"], row: Rows, column: Rows) -> Bool[Array, "r c"]:
+    """Removes the rows and columns that only pad a tile from a mask over it."""
     if "valid" in row:
         mask &= row["valid"][:, None]
     if "valid" in column:
         mask &= column["valid"]
-    return scale * einsum_fp32("id,jd->ij", row["features"], column["features"]), mask
+    return mask
 
 
 def feature_gradients(

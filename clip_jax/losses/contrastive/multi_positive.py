@@ -30,6 +30,7 @@ from clip_jax.losses.contrastive.blockwise import (
     feature_gradients,
     scale_gradients,
     tile_logits,
+    without_padding,
 )
 from clip_jax.losses.contrastive.dense import LossAndMetrics, per_row, to_fp32
 from clip_jax.losses.contrastive.masks import (
@@ -155,11 +156,8 @@ def _dense_sigmoid(
 def _tile_masks(scale: Scalar, row: Rows, column: Rows) -> tuple[Logits, Mask, Mask]:
     """Returns the logits of a tile, the mask of its positives, and that of all candidates."""
     logits, negative = tile_logits(scale, row, column)
-    positive = ~negative_mask(row["groups"], column["groups"])
-    if "valid" in row:
-        positive &= row["valid"][:, None]
-    if "valid" in column:
-        positive &= column["valid"]
+    same_group = ~negative_mask(row["groups"], column["groups"])
+    positive = without_padding(same_group, row, column)
     return logits, positive, positive | negative
 
 
