@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from clip_jax.data import filters
-from clip_jax.data.filters import Filter, Selected
+from clip_jax.data.filter_conditions import Filter
+from clip_jax.data.filters import Selected
 from clip_jax.data.sources import tar_catalogue, tar_index
 from clip_jax.data.sources.tables import cached
 from clip_jax.data.sources.tables.source import TableSource

@@ -10,7 +10,7 @@ from typing import Any
 from clip_jax.config import schema
 from clip_jax.config.values import is_number
 from clip_jax.data import captions
-from clip_jax.data.filters import Filter
+from clip_jax.data.filter_conditions import Filter
 from clip_jax.data.sources import TableOptions, source_kind
 from clip_jax.errors import UserError
 

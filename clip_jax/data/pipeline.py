@@ -86,8 +86,14 @@ class Prepare:
         Raises:
           PairError: the picture cannot be used, for whatever reason.
         """
+        return self._augmented(self._decoded(pair), pair, rng)
+
+    def _decoded(self, pair: Pair) -> np.ndarray:
         with only_pair_errors("picture", pair.name):
-            picture = self.decode(pair.image, pair.name)
+            return self.decode(pair.image, pair.name)
+
+    def _augmented(self, picture: np.ndarray, pair: Pair, rng: np.random.Generator) -> np.ndarray:
+        with only_pair_errors("picture", pair.name):
             return augmentation.random_view(picture, self.image_size, self.augment, rng)
 
     def __call__(
@@ -116,16 +122,13 @@ class Prepare:
         Raises:
           PairError: the pair cannot be used, for whatever reason.
         """
-        if self.features is None:
-            with only_pair_errors("picture", pair.name):
-                picture = self.decode(pair.image, pair.name)
+        picture = self._decoded(pair) if self.features is None else None
         with only_pair_errors("caption", pair.name):
             caption = captions.sample(self.templates, pair.text, pair.name, rng, self.weights, turn)
-        if self.features is None:
-            with only_pair_errors("picture", pair.name):
-                image = augmentation.random_view(picture, self.image_size, self.augment, rng)
-            image_row = {"image": image}
+        if picture is not None:
+            image_row = {"image": self._augmented(picture, pair, rng)}
         else:
+            assert self.features is not None
             image_row = {"image_features": self.features.read(number, epoch, pair.name)}
         with only_pair_errors("caption", pair.name):
             tokens = self.tokenizer(caption, truncate=True)[0]

@@ -71,8 +71,7 @@ def convert(
       source: a run, another library's file or folder, or a model that is open already.
       dest: a folder or a file, as for `weights.export.write`.
       to: the library to write for: a name of `MAPPINGS`, or the dotted path of a user's own.
-      source_library: the library whose names `source` uses; None: a run, or one of ours that is
-        recognized.
+      source_library: the library whose names `source` uses; None: it is recognized.
       model: the architecture of `source`, if no config names it.
       dtype: the dtype of the written parameters, one of `DTYPES`.
       image_size: a new side of images, in pixels, to which positions are resized.

@@ -21,7 +21,7 @@ from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.lora import adapters_in
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.tower import Params
-from clip_jax.training import best_checkpoint, checkpointing
+from clip_jax.training import best_checkpoint, checkpointing, run_config
 from clip_jax.weights import arrays
 from clip_jax.weights.library import find_weights, is_weights, preprocess_of, read_variables
 from clip_jax.weights.param_mapping import Library, title_of
@@ -144,7 +144,7 @@ def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
         return str(workdir), step
 
     workdir, step = multihost.broadcast_from_first(checkpoint)
-    run = checkpointing.read_model_config(workdir, step)
+    run = run_config.read_model_config(workdir, step)
 
     if ema and not run.finetuning.ema.decay:
         raise UserError(

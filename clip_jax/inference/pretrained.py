@@ -58,8 +58,7 @@ def load(
         also in Hugging Face's cache; a file of weights with a config beside it or with known
         shapes; or the name of an architecture (`clip_jax.available_models()`).
       weights: for a name, the file or folder of OpenAI's, open_clip's or transformers' weights.
-      dtype: the dtype of matrix products, one of `model_config.DTYPES`; None: a run's own, or
-        float32.
+      dtype: of matrix products, one of `model_config.DTYPES`; None: a run's own, or float32.
       params: the dtype of the parameters: float32, float16, bfloat16, or `keep` for the file's.
       image_size: a new side of images, in pixels, to which positions are resized.
       context_length: a new length of texts, 3 tokens or more, to which positions are resized.

@@ -14,7 +14,7 @@ from clip_jax.models import lora
 from clip_jax.models.clip import Variables, abstract_model, specs_of, variables
 from clip_jax.optim import group_patterns, param_groups
 from clip_jax.training import checkpointing
-from clip_jax.training.checkpointing import RunConfig
+from clip_jax.training.run_config import RunConfig
 
 
 def read_run(

@@ -22,7 +22,8 @@ from PIL import Image
 
 from clip_jax.data import filters
 from clip_jax.data.example import Pair, PairError
-from clip_jax.data.filters import Filter, Selected, described
+from clip_jax.data.filter_conditions import Filter
+from clip_jax.data.filters import Selected, described
 from clip_jax.io import files
 from support import encoded, picture, refused
 

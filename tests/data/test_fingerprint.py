@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_jax.data import filters, fingerprint
+from clip_jax.data import filter_conditions, filters, fingerprint
 from clip_jax.data.sources import open_source
 from support import encoded, picture, write_tar
 
@@ -103,7 +103,7 @@ def test_pairs_that_a_filter_leaves_in_are_told_apart(tmp_path: Path) -> None:
     captions = ["a cat" if i % 2 else "a lion" for i in range(COUNT)]
     built(tmp_path / "first", "texts", captions)
     source = open_source(str(tmp_path / "first"))
-    pair_filters = [filters.Filter(min_characters=n) for n in (1, 6)]
+    pair_filters = [filter_conditions.Filter(min_characters=n) for n in (1, 6)]
     fingerprints = [
         fingerprint.of_source(filters.Selected(source, pair_filter)) for pair_filter in pair_filters
     ]

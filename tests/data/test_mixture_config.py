@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from clip_jax.data import mixture_config
-from clip_jax.data.filters import Filter
+from clip_jax.data.filter_conditions import Filter
 from support import refused
 
 GOOD: dict[str, Any] = {"data": "a.tar"}

@@ -1,0 +1,80 @@
+"""The part of a run's config that is needed to use its model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from clip_jax.config.schema import Config
+from clip_jax.config.values import typed
+from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
+from clip_jax.models.model_config import DTYPES, CLIPConfig
+from clip_jax.training import checkpointing
+from clip_jax.weights.configs.essence import differences
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The part of a run's config that is needed to use its model.
+
+    Attributes:
+      model: the architecture.
+      dtype: the dtype of activations.
+      tokenizer: the tokenizer, as for `tokenizers.load`.
+      finetuning: the keys that say which parameters learn and whether they are averaged.
+    """
+
+    model: CLIPConfig
+    dtype: str
+    tokenizer: str
+    finetuning: Config
+
+
+def read_model_config(workdir: str | Path, step: int) -> RunConfig:
+    """Reads the config of a run's model. The file may come from a stranger.
+
+    Args:
+      workdir: the run's folder.
+      step: the checkpoint that will be read. It contains the config that it was written with, and
+        the two must describe the same model.
+
+    Raises:
+      UserError: the folder holds no run, or a value that it needs is missing or wrong.
+    """
+    values, path = checkpointing.read_config(workdir), Path(workdir) / checkpointing.CONFIG
+    for key in ("model", "dtype", "tokenizer"):
+        if key not in values:
+            raise UserError(f"{path} is no config of a run: {key} is missing")
+    dtype, tokenizer = values["dtype"], values["tokenizer"]
+    if dtype not in DTYPES:
+        raise UserError(f"{path}: dtype={dtype!r:.80} must be one of {', '.join(DTYPES)}")
+    if not isinstance(tokenizer, str):
+        raise UserError(f"{path}: tokenizer={tokenizer!r:.80} must be text")
+    try:
+        model = CLIPConfig.from_dict(values["model"])
+        finetuning = _finetuning(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    try:
+        written = CLIPConfig.from_dict(
+            (checkpointing.read_saved_config(workdir, step) or {})["model"]
+        )
+    except (KeyError, UserError):
+        # from an older version; restoring compares shapes
+        return RunConfig(model, dtype, tokenizer, finetuning)
+    for key, now, then in differences(model.to_dict(), written.to_dict()):
+        raise UserError(
+            f"{path}: model.{key}={now!r:.80}, but checkpoint {step} was written with {then!r:.80}:"
+            " one of them was changed"
+        )
+    return RunConfig(model, dtype, tokenizer, finetuning)
+
+
+def _finetuning(values: JsonObject) -> Config:
+    """Returns the keys of a run's config that say what its checkpoints hold besides parameters."""
+    optimizer = values.get("optimizer")
+    chosen = optimizer if isinstance(optimizer, dict) else {}
+    chosen = {key: chosen[key] for key in ("freeze", "groups") if key in chosen}
+    groups = {name: values[name] for name in ("ema", "lora") if name in values}
+    return typed({"optimizer": chosen, **groups})
