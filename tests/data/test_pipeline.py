@@ -308,7 +308,9 @@ def test_memory_does_not_grow_with_the_number_of_batches() -> None:
             return sys.getallocatedblocks()
 
         before = blocks(8)
-        assert blocks(40) - before < 2_000, "of 10,000 rows"
+        # Batches made ahead, and what threads have not yet let go of, move the count by up to
+        # 2,500 blocks either way; one block kept a row would be 40,000.
+        assert blocks(160) - before < 10_000, "of 40,000 rows"
 
 
 def test_epochs_and_seeds_differ_in_order_and_chance() -> None:
