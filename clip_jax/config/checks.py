@@ -210,6 +210,13 @@ def _check_checkpoints(c: Config) -> None:
 
 
 def _check_weights(c: Config) -> None:
+    for key in ("ema", "library"):
+        value = getattr(c.weights, key)
+        if value and not c.weights.path:
+            raise UserError(
+                f"config.weights.{key}={value!r:.80} needs config.weights.path: the weights that "
+                "the run starts from"
+            )
     if c.weights.optimizer and (c.weights.resize or not c.weights.path):
         raise UserError(
             "config.weights.optimizer=True needs config.weights.path, the folder of a run, and "

@@ -28,6 +28,12 @@ class Weights(Group):
         "a run's folder, its checkpoints/STEP or checkpoints/best, or a file or folder of "
         "OpenAI's, open_clip's or transformers'",
     )
+    ema: bool = key(False, "of a run: start from its averaged weights, see ema.decay")
+    library: str = key(
+        "",
+        "the library of the file, for your own: the mapping as my_package.my_module:MyMapping; "
+        "empty: recognized by the tensors",
+    )
     optimizer: bool = key(
         False, "of a run: start from its optimizer's state too, at the schedule's beginning"
     )

@@ -54,7 +54,8 @@ def announce(loop: Loop) -> None:
     elif loop.best.is_over:
         say(f"{loop.best.end(loop.first)}: nothing to train; raise config.early_stop to go on")
     elif run.weights:
-        start = f"starting from {run.config.weights.path}"
+        average = "the averaged weights of " if run.config.weights.ema else ""
+        start = f"starting from {average}{run.config.weights.path}"
         say("; ".join(filter(None, [start, *run.weights.remarks])))
         old, new = (
             f"{c.vision.image_size} pixels and {c.text.context_length} tokens"

@@ -29,6 +29,7 @@ from clip_jax.tokenizers import Tokenizer
 from clip_jax.training import best_checkpoint, checkpointing, setup
 from clip_jax.training.trackers import check_trackers
 from clip_jax.weights import library, positions
+from clip_jax.weights.param_mapping import mapping_of
 
 
 @dataclasses.dataclass
@@ -95,7 +96,7 @@ def prepare(config: Any) -> Run:
         prefixes += [f"{results_lib.EMA}/{prefix}" for prefix in prefixes]
     best_checkpoint.check_metric(c.checkpoint.best, prefixes)
     fresh = not multihost.broadcast_from_first(lambda: checkpointing.steps(c.workdir))
-    weights = _weights(c, model) if fresh and c.weights.path else None
+    weights = saved_weights(c, model) if fresh else None
     # Last, because a filter can take long.
     data = mixture.open_mixture(c.data.to_dict(), multihost.say_first)
     pictures.extend(part.source for part in data.parts)
@@ -104,11 +105,23 @@ def prepare(config: Any) -> Run:
     return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights)
 
 
-def _weights(c: Config, model: CLIPConfig) -> ModelSource:
-    """Returns the saved model that a fresh run starts from, checked for its architecture."""
+def saved_weights(c: Config, model: CLIPConfig) -> ModelSource | None:
+    """Returns the saved model that a fresh run starts from, checked for its architecture.
+
+    None: the run starts from random values.
+
+    Raises:
+      UserError: the weights cannot be opened, or are of another model.
+    """
+    if not c.weights.path:
+        return None
     # With resize the sizes in the file may differ.
     name = None if c.weights.resize else architectures.name_of(model, any_activation=True)
-    source = open_model_source(c.weights.path, name, library.config_activation(model, name))
+    mapping = c.weights.library or None
+    if mapping:
+        mapping_of(mapping, "config.weights.library")
+    activation = library.config_activation(model, name)
+    source = open_model_source(c.weights.path, name, activation, mapping, ema=c.weights.ema)
     if c.weights.optimizer and source.workdir is None:
         raise UserError(
             f"config.weights.optimizer=True: {c.weights.path} is no run, and has no optimizer's "

@@ -10,10 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import clip_jax
 import runs
 from clip_jax.cli import convert
+from clip_jax.config import load
+from clip_jax.inference.model_source import ModelSource
+from clip_jax.training import setup
+from clip_jax.training.run import saved_weights
 from clip_jax.weights import arrays
 from clip_jax.weights.configs import essence
 from clip_jax.weights.library import find_weights, read_variables
@@ -155,6 +160,28 @@ def test_a_wrong_name_is_one_line(folder: Path, flag: str, name: str, words: lis
     refused(lambda: convert.run([source, str(out), *flags]), f"{flag}={name}", *words)
     assert not out.exists()
     refused(lambda: clip_jax.load(source, library=name), f"library={name}", *words)
+
+
+def test_a_run_starts_from_its_files(folder: Path) -> None:
+    source, out = GOLDEN / "open_clip_vit", folder / "out"
+    convert.run([str(source), str(out), "--to", NAME])
+    model = find_weights(source).config
+    start = [f"workdir={folder / 'run'}", f"weights.path={out}"]
+
+    def weights(*overrides: str) -> ModelSource | None:
+        c, _ = load("quickstart", [*start, *overrides])
+        with c.unlocked():
+            c.model = ConfigDict(model.to_dict())
+        return saved_weights(*setup.checked(c)[:2])
+
+    opened = weights(f"weights.library={NAME}")
+    assert opened is not None and opened.library == "Dotted"
+    expected = dict(arrays.flat(*read_variables(find_weights(source))))
+    for path, array in arrays.flat(*opened.read("float32")):
+        np.testing.assert_array_equal(array, expected[path])
+    refused(weights, str(out))
+    refused(lambda: weights("weights.library=my_mappings:Doted"), "config.weights.library")
+    refused(lambda: weights(f"weights.library={NAME}", "weights.path="), "needs config.weights.p")
 
 
 def test_a_library_is_not_named_for_a_run(folder: Path) -> None:

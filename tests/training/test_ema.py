@@ -1,6 +1,7 @@
 """The exponential moving average of the weights: computed, saved, resumed, evaluated, loaded."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -11,9 +12,12 @@ from recipes import EIGHT, flat, recipe_of, trajectory
 
 import clip_jax
 import runs
+from clip_jax.config import load
 from clip_jax.errors import UserError
 from clip_jax.models.clip import variables
 from clip_jax.training import train_step as step_lib
+from clip_jax.training.run import prepare
+from clip_jax.training.trainer import Trainer
 
 DECAY = 0.75
 AVERAGE = {"ema.decay": DECAY}
@@ -139,3 +143,27 @@ def test_it_can_be_loaded_and_converted(run, tmp_path):
         np.testing.assert_array_equal(value, average[name], err_msg=name)
     with pytest.raises(UserError, match="is no run: only a run with config"):
         clip_jax.load(str(tmp_path / "out"), ema=True)
+
+
+def test_a_new_run_starts_from_the_average(run, tmp_path):
+    def fresh(*overrides):
+        keys = (f"workdir={tmp_path / 'new'}", *overrides)
+        c, _ = load(str(run.parent / "config.py"), keys)
+        return flat(Trainer(prepare(c)).fresh().params)
+
+    start = f"weights.path={run}"
+    params = fresh(start, "weights.ema=True")
+    average = averages(run)
+    assert params.keys() == average.keys()
+    for name, value in params.items():
+        np.testing.assert_array_equal(value, average[name], err_msg=name)
+    live = fresh(start)
+    assert any(not np.array_equal(value, average[name]) for name, value in live.items())
+    with pytest.raises(UserError, match=r"config.weights.ema=True needs config.weights.path"):
+        fresh("weights.ema=True")
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    values = json.loads((run / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**values, "ema": {"decay": 0.0, "start": 0}}))
+    with pytest.raises(UserError, match="has no averaged weights"):
+        fresh(f"weights.path={other}", "weights.ema=True")
