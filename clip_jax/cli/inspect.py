@@ -331,7 +331,8 @@ def inspect(
         with files.atomic_write(Path(picture)) as file:
             _draw_first(data, inspected).save(file, "png")
     if seconds and result["bytes"]:
-        step = flops.step(model, objective, c.batch_size) / c.batch_size
+        groups = setup.check_groups(c, model)
+        step = flops.step(model, objective, c.batch_size, groups=groups, lora=c.lora) / c.batch_size
         trained = CHIPS * hardware.chip_named(CHIP).peak * mfu / step
         prepare = pipeline.Prepare.from_config(c.data.to_dict(), tokenizer, size)
         images_per_second = measure_speed(data, prepare, c, seconds)

@@ -200,7 +200,8 @@ class Recipe:
             self.objective,
             self.config.batch_size,
             tokens=tokens,
-            frozen=self.groups.frozen_towers if self.groups else (),
+            groups=self.groups,
+            lora=self.config.lora,
             idle=idle,
         )
 

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipes import recipe_of
 
 import jaxprs
 import steps
@@ -27,6 +28,7 @@ from clip_jax.models.model_config import (
 )
 from clip_jax.training import flops, grad_cache
 from clip_jax.training.flops import Forward
+from clip_jax.training.setup import Recipe
 from jaxprs import Count
 
 # GFLOPs of an image and of a text, of released definitions by open_clip's docs/model_profile.csv.
@@ -253,6 +255,59 @@ def test_a_step_is_that_of_the_program(name: str) -> None:
     none = of_pixels(config) + 3 * sum(left_out(config))
     assert traced.flops + rows * none == flops.step(config, Contrastive(), rows)
     assert (traced.depthwise > 0) == (name == "efficientnet")
+
+
+LORA_OF_VISION = {"lora.rank": 2, "lora.targets": "vision/.*/(attention|mlp)/.*"}
+KERNELS = 32 * (3 + 1 + 4 + 4) * 32  # of a block of either tower of `steps.TINY`
+
+
+def recipe_step(recipe: Recipe) -> int:
+    """What tracing the gradients of a recipe's step finds, less what nothing depends on."""
+    batch = recipe.batch_like(steps.TINY.text.context_length)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    groups = recipe.groups
+    assert groups
+    params, stats = recipe.state_like.variables
+    trained = jax.eval_shape(groups.trainable, params)
+
+    def gradients(trained: Any, params: Any, stats: Any, batch: Any, key: Any) -> Any:
+        return grad_cache.compute_gradients(
+            recipe.graph,
+            recipe.objective,
+            (trained, stats),
+            batch,
+            key,
+            complete=lambda trained: groups.merge(trained, params),
+        )
+
+    traced = jax.make_jaxpr(gradients)(trained, params, stats, batch, key)
+    return jaxprs.count(jaxprs.without_dead_code(traced)).flops
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, LORA_OF_VISION, {**LORA_OF_VISION, "optimizer.freeze": "text,vision.blocks.attention"}],
+    ids=["frozen", "adapters", "some adapters"],
+)
+def test_a_step_with_frozen_parts_is_that_of_the_program(keys: dict[str, Any]) -> None:
+    """But for gradients by pixels and by texts' features, and what is left out of last layers."""
+    vision = dataclasses.replace(steps.TINY.vision, pool="mean")
+    config = dataclasses.replace(steps.TINY, vision=vision)
+    recipe = recipe_of(config, keys={"optimizer.freeze": "text", **keys})
+    rows = recipe.config.batch_size
+    none = of_pixels(config) + left_out(config).text + 2 * rows * config.embed_dim
+    assert recipe_step(recipe) + rows * none == recipe.step_flops()
+
+
+def test_gradients_of_frozen_blocks_do_not_count() -> None:
+    whole, some, no_text = (
+        recipe_of(keys={"optimizer.freeze": freeze}).step_flops()
+        for freeze in ("logit_scale", "vision.blocks[:1]", "text,vision.blocks[:1]")
+    )
+    one_block = 16 * 2 * steps.TINY.vision.tokens * KERNELS
+    assert whole == flops.step(steps.TINY, Contrastive(), 16)
+    assert whole - some == one_block
+    assert some - no_text == 16 * 2 * flops.forward(steps.TINY).text
 
 
 def test_recomputation_is_not_credited() -> None:
