@@ -18,6 +18,7 @@ from clip_jax.weights import prefixes
 from clip_jax.weights.formats import safetensors, torch_state, torchscript
 from clip_jax.weights.formats.raw import BadFileError, Entry, UnreadableError, open_plain, size_of
 from clip_jax.weights.formats.torch_archive import Archive
+from clip_jax.weights.formats.torch_legacy import MAGIC, LegacyFile
 
 _TORCH = (".bin", ".pt", ".pth", ".ckpt")
 _FOLDER = (
@@ -170,7 +171,7 @@ def _open_unnamed(path: Path) -> Tensors:
     """Opens a file by its content, such as a blob in Hugging Face's cache."""
     with open_plain(path) as file:
         head = os.pread(file.fileno(), 9, 0)
-    if head.startswith(b"PK"):
+    if head.startswith((b"PK", MAGIC[:9])):
         return _open_torch(path)
     if head[8:] == b"{":
         return _open_safetensors(path)
@@ -240,9 +241,10 @@ def _beside(index: Path, name: str) -> Path:
 def _open_torch(path: Path) -> Tensors:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_plain(path))
-        members = Archive(file)
         models: Sequence[str] = ()
-        if torchscript.is_torchscript(members):
+        if os.pread(file.fileno(), len(MAGIC), 0) == MAGIC:
+            entries, models = torch_state.state_dict(LegacyFile(file))
+        elif torchscript.is_torchscript(members := Archive(file)):
             entries = torchscript.state_dict(members)
         else:
             entries, models = torch_state.state_dict(members)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from clip_jax.weights.formats.raw import BadFileError, UnreadableError, check_shape, is_count
 
@@ -79,7 +79,12 @@ def _call(function: Any, args: Any) -> Any:
 
 
 def _storage(persistent_id: Any) -> Storage:
-    kind, storage, key, _, numel = persistent_id
+    if isinstance(persistent_id, tuple) and persistent_id[:1] == ("module",):
+        raise UnreadableError("it is a pickled module: save its state_dict()")
+    # before 1.6 torch added a view of another storage, which is None in its own files
+    kind, storage, key, _, numel, *view = persistent_id
+    if any(view) or len(view) > 1:
+        raise UnreadableError("its storages are parts of others: save it again with a newer torch")
     if kind != "storage" or not isinstance(storage, _Global) or not isinstance(key, str):
         raise TypeError
     if not is_count(numel):
@@ -96,17 +101,21 @@ def _set_items(target: Any, keys: list[Any], values: list[Any]) -> None:
     target.update((k, v) for k, v in zip(keys, values, strict=True) if type(k) is str)
 
 
-def parse(raw: bytes) -> Any:
+def parse(pickle: bytes | BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
     """Returns the value of a pickle: plain containers, `TensorView`s, `Object`s and `Opaque`s.
 
     Values that no tensor needs are left out: numbers in lists, bytes, items of unknown objects.
+
+    Args:
+      pickle: the pickle, or a file that is read up to its end.
+      storages: receives the storages that the pickle names, by their keys.
 
     Raises:
       BadFileError: it is too long, or has an opcode that is not known.
       LookupError, TypeError, ValueError, ArithmeticError, AttributeError: it is broken.
     """
-    machine = _Machine()
-    opcodes: Iterator[tuple[Any, Any, Any]] = pickletools.genops(raw)
+    machine = _Machine({} if storages is None else storages)
+    opcodes: Iterator[tuple[Any, Any, Any]] = pickletools.genops(pickle)
     for count, (opcode, argument, _) in enumerate(opcodes):
         if count == MAX_OPCODES:
             raise BadFileError("its data.pkl is longer than any model's")
@@ -135,8 +144,9 @@ _IGNORE = frozenset(("PROTO", "FRAME"))
 class _Machine:
     """The stack machine of pickles."""
 
-    def __init__(self) -> None:
+    def __init__(self, storages: dict[str, Storage]) -> None:
         self.stack: list[Any] = []
+        self._storages = storages
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
@@ -221,7 +231,9 @@ class _Machine:
                     raise TypeError
                 stack.append(_Global(f"{module} {attribute}"))
             case "BINPERSID":
-                stack.append(_storage(stack.pop()))
+                storage = _storage(stack.pop())
+                self._storages[storage.key] = storage
+                stack.append(storage)
             case "REDUCE":
                 args, function = stack.pop(), stack.pop()
                 stack.append(_call(function, args))

@@ -7,7 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -41,11 +41,22 @@ DTYPES = {
     "torch FloatStorage": np.dtype(np.float32),
     "torch DoubleStorage": np.dtype(np.float64),
 }
-_OLD = (
-    "it is in the format of torch before 1.6: open it with torch and save it again, "
-    "torch.save(torch.load(FILE), NEW)"
-)
-_LEGACY = (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19",)  # torch's magic number
+# What a broken pickle raises where it is parsed.
+BROKEN_PICKLE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+
+
+class Storages(Protocol):
+    """A file of torch with a saved value and the storages of its tensors."""
+
+    @property
+    def file(self) -> BinaryIO:
+        """The open file."""
+
+    def storage(self, key: str) -> tuple[int, int]:
+        """Returns the offset of a storage in the file, and its size in bytes."""
+
+    def unpickled(self) -> Any:
+        """Returns the saved value: plain containers, `TensorView`s, `Object`s and `Opaque`s."""
 
 
 class Archive:
@@ -56,11 +67,8 @@ class Archive:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        head = os.pread(file.fileno(), 16, 0)
-        if head.startswith(_LEGACY):
-            raise UnreadableError(_OLD)
-        if not head.startswith(_ZIP):
-            raise BadFileError("it is no archive as torch writes them since 1.6")
+        if os.pread(file.fileno(), len(_ZIP), 0) != _ZIP:
+            raise BadFileError("it is no archive as torch writes them")
         try:
             self._archive = zipfile.ZipFile(file)
         except _BROKEN_ZIP as error:
@@ -92,8 +100,9 @@ class Archive:
         except _BROKEN_ZIP:
             raise BadFileError(f"its {name} is broken") from None
 
-    def span(self, name: str) -> tuple[int, int]:
-        """Returns the offset of an uncompressed member in the file, and its size in bytes."""
+    def storage(self, key: str) -> tuple[int, int]:
+        """Returns the offset of a storage in the file, and its size in bytes."""
+        name = f"data/{key}"
         info = self._infos.get(name)
         if info is None:
             raise BadFileError(f"it has no {name[:80]!a}")
@@ -117,12 +126,12 @@ class Archive:
         raw = self.read("data.pkl", MAX_PICKLE)
         try:
             return pickle_reader.parse(raw)
-        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
+        except BROKEN_PICKLE:
             raise BadFileError("its data.pkl is broken") from None
 
 
-def tensor_entry(archive: Archive, name: str, tensor: TensorView) -> Entry:
-    """Returns the entry of a tensor of an archive, which says how an array is filled with it.
+def tensor_entry(archive: Storages, name: str, tensor: TensorView) -> Entry:
+    """Returns the entry of a tensor of a file of torch, which says how an array is filled with it.
 
     Raises:
       BadFileError: the storage is not there, or too small.
@@ -132,7 +141,7 @@ def tensor_entry(archive: Archive, name: str, tensor: TensorView) -> Entry:
     if kind not in DTYPES:
         raise UnreadableError(f"{name} is of {kind[:80]!a}, which is not read here")
     dtype = DTYPES[kind]
-    start, size = archive.span(f"data/{key}")
+    start, size = archive.storage(key)
     last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     reach = 1 + last if all(shape) else 0
     if size != numel * dtype.itemsize or offset + reach > numel:

@@ -1,4 +1,4 @@
-"""Finds the state dict of a model in an archive of torch, whatever else was saved with it."""
+"""Finds the state dict of a model in a file of torch, whatever else was saved with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from clip_jax.weights import prefixes
 from clip_jax.weights.formats.pickle_reader import MAX_OPCODES, Object, Opaque, TensorView
 from clip_jax.weights.formats.raw import MAX_NAME, BadFileError, Entry, UnreadableError
-from clip_jax.weights.formats.torch_archive import Archive, tensor_entry
+from clip_jax.weights.formats.torch_archive import Storages, tensor_entry
 
 Named = dict[str, Any]  # tensors and other values, by name
 _MAX_DEPTH = 3  # of wrappers in wrappers
@@ -20,7 +20,7 @@ WRAPPERS = (
 )
 
 
-def state_dict(archive: Archive) -> tuple[dict[str, Entry], list[str]]:
+def state_dict(archive: Storages) -> tuple[dict[str, Entry], list[str]]:
     """Finds the tensors of a model's state dict, wherever it is in the saved value.
 
     A pickled module gives its parameters and buffers.
