@@ -9,6 +9,7 @@ import pytest
 
 import runs
 from clip_jax.distributed import multihost
+from clip_jax.training import best_checkpoint, checkpointing
 from support import encoded, picture, write_tar
 
 PAIRS, STEPS = 20, 60
@@ -118,6 +119,42 @@ def test_two_processes_train_and_evaluate_as_one(config, alone):
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     assert (workdir / "pictures" / f"step_{STEPS}" / "held.png").exists()
     assert not [p for p in workdir.rglob("*") if "tmp" in p.name]
+
+
+LOSS = "validation_loss/held/loss"
+EARLY = (  # the loss falls, so its first value stays the largest
+    f"--config.checkpoint.best={LOSS}",
+    "--config.early_stop=2",
+    "--config.evaluate.every=2",
+    "--config.evaluate.suite=validation_loss",
+    "--config.evaluate.loss_batch=8",
+    "--config.optimizer.learning_rate=0.01",
+    "--config.checkpoint.keep=1",
+    "--config.log.tensorboard=False",
+)
+
+
+def test_two_processes_group_pairs_and_keep_the_best_checkpoint_as_one(config):
+    members = []
+    for i in range(PAIRS):  # four pairs of each picture, over the rows of both processes
+        members.append((f"{i:03}.png", encoded(picture(i % 5, (20, 18)))))
+        members.append((f"{i:03}.json", f'{{"caption": "picture {i}"}}'.encode()))
+    data = write_tar(config.parent / "groups.tar", members)
+    flags = (f"--config.data.train={data}", *EARLY, "--config.loss.multi_positive=True")
+    one, two = (config.parent / name for name in ("one_group", "two_groups"))
+    healthy(train(config, one.name, 1, *flags, devices=4))
+    done = healthy(train(config, two.name, 2, *flags, devices=2))
+    assert f"stopped early at step 6: {LOSS} was best at step 2" in done.stderr
+    expected, values = runs.values(one), runs.values(two)
+    same(values, expected)
+    assert {step for step, name in values if name == LOSS} == {2, 4, 6}
+    for step in (2, 4, 6):
+        assert values[step, LOSS] == pytest.approx(expected[step, LOSS], rel=1e-4)
+    best = best_checkpoint.read_best(two)
+    assert best == best_checkpoint.Best(LOSS, 2, values[2, LOSS])
+    assert checkpointing.steps(one) == checkpointing.steps(two) == [6, 2]
+    again = healthy(train(config, two.name, 2, *flags, devices=2))
+    assert "nothing to train" in again.stderr
 
 
 def failed(process, *words):
