@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
+_LIBRARIES = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")))
 _MAX_LENGTH = 500
 _USERINFO = re.compile(r"(?<=://)[^\s/?#'\"]*@")
 _LOOSE_PASSWORD = re.compile(r"(?<=://)[^\s/@:]+:(?!\d{1,5}(?:[/?#\s]|$))[^\s'\"]*@")
@@ -87,6 +91,9 @@ def is_disk_full(error: BaseException | None) -> bool:
 def only_user_errors(what: str) -> Iterator[None]:
     """Turns every exception of a block that runs code of the user into one line.
 
+    The line ends with the place in the user's code. A full disk is not the fault of that code, so
+    this exception stays.
+
     Args:
       what: the subject of the line, such as "config.tokenizer=my_package:Mine: open".
 
@@ -98,5 +105,18 @@ def only_user_errors(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if is_disk_full(error):
+            raise
         line = " ".join(str(error).split())
-        raise UserError(f"{what} fails: {type(error).__name__}: {line}") from error
+        where = _place_in_users_code(error)
+        raise UserError(f"{what} fails: {type(error).__name__}: {line}{where}") from error
+
+
+def _place_in_users_code(error: Exception) -> str:
+    """Returns the last place of a traceback that is in no library, in brackets; empty if none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        is_library = any(map(path.is_relative_to, _LIBRARIES)) or "site-packages" in path.parts
+        if not is_library and path.is_file():
+            return f" ({path.name}, line {frame.lineno})"
+    return ""

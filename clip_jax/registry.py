@@ -66,6 +66,17 @@ class Registry(Generic[T]):
         return cast(T, _import_users(name, where, trusted))
 
 
+def is_users(value: object) -> bool:
+    """Returns whether an object, or its class, is defined outside this package."""
+    kind = value if isinstance(value, type) else type(value)
+    return kind.__module__.partition(".")[0] != __name__.partition(".")[0]
+
+
+def path_of(kind: type) -> str:
+    """Returns the dotted path that names a class in a config."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
 def _import_users(path: str, where: str, trusted: bool) -> Any:
     """Returns the attribute that a dotted path of the user names."""
     name, _, attribute = path.partition(":")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from clip_jax.data.images.lettering import encodable
 from clip_jax.distributed import multihost
-from clip_jax.evaluation import report
+from clip_jax.evaluation import report, user_code
 from clip_jax.evaluation.datasets import Dataset
 from clip_jax.evaluation.evaluators import EVALUATORS, Evaluator, Result
 from clip_jax.evaluation.report.section import Section
@@ -102,12 +102,18 @@ class SuiteResults:
 
         Undefined metrics are left out.
         """
-        return {
-            f"{evaluator}/{dataset.name}/{name}": float(value)
-            for evaluator, dataset, result in self.findings
-            for name, value in result.flat_metrics().items()
-            if value is not None
-        }
+        metrics: dict[str, float] = {}
+        for name, dataset, result in self.findings:
+            with user_code.one_line(self._evaluator(name), f"metrics of {dataset.name}"):
+                metrics |= {
+                    f"{name}/{dataset.name}/{metric}": float(value)
+                    for metric, value in result.flat_metrics().items()
+                    if value is not None
+                }
+        return metrics
+
+    def _evaluator(self, name: str) -> Evaluator[Any]:
+        return next(evaluator for evaluator in self.evaluators if evaluator.name == name)
 
     def _by_dataset(self, evaluator: str) -> JsonObject:
         return {
@@ -122,7 +128,8 @@ class SuiteResults:
         top: JsonObject = {}
         # what compares datasets comes first at the top
         for evaluator in sorted(self.evaluators, key=lambda evaluator: not evaluator.reference):
-            document = evaluator.document(self._by_dataset(evaluator.name))
+            results = self._by_dataset(evaluator.name)
+            document = user_code.document(evaluator, results, sanitize)
             for dataset, part in document.datasets.items():
                 sets[dataset][evaluator.name] = part
             top |= document.top
@@ -138,14 +145,16 @@ class SuiteResults:
         return [
             section
             for evaluator in self.evaluators
-            for section in evaluator.sections(self._by_dataset(evaluator.name))
+            for section in user_code.sections(evaluator, self._by_dataset(evaluator.name))
         ]
 
     def sheets(self) -> Iterator[tuple[str, Image.Image]]:
         """Yields images of the results for the log of a run, each with a distinct name."""
         names: set[str] = set()
         for evaluator, dataset, result in self.findings:
-            if sheet := result.sheet(dataset):
+            with user_code.one_line(self._evaluator(evaluator), f"sheet of {dataset.name}"):
+                sheet = result.sheet(dataset)
+            if sheet:
                 name = dataset.name if dataset.name not in names else f"{dataset.name}-{evaluator}"
                 names.add(name)
                 yield name, sheet

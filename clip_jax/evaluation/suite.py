@@ -12,6 +12,7 @@ from clip_jax.config.schema import Evaluate
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.errors import UserError
+from clip_jax.evaluation import user_code
 from clip_jax.evaluation.context import EvalContext
 from clip_jax.evaluation.datasets import Dataset, MissingDataset, expand, open_dataset
 from clip_jax.evaluation.evaluators import Evaluator, Result, split_names
@@ -134,7 +135,7 @@ class Suite:
             return
         for dataset in self._datasets:
             try:
-                if not evaluator.needs(dataset):
+                if not user_code.needs(evaluator, dataset):
                     yield Task(evaluator, dataset)
             except UserError as error:
                 what = f"{dataset.name}: {evaluator.name}"
@@ -151,7 +152,7 @@ class Suite:
         unused = [item for item in self.evaluators if item.name not in noted | used]
         for evaluator in unused:
             name = evaluator.name
-            needs = [evaluator.needs(dataset) for dataset in self._datasets]
+            needs = [user_code.needs(evaluator, dataset) for dataset in self._datasets]
             if all(needs):
                 yield Missing(name, f"--suite={name} needs a set with {needs[0]}", name)
         for evaluator in unused:
@@ -204,16 +205,18 @@ class Suite:
 
 def _run(context: EvalContext, evaluator: AnyEvaluator, dataset: Dataset) -> Result:
     """Returns an evaluator's result on a dataset, from the cache or newly computed."""
-    more = evaluator.depends_on(context, dataset)
+    with user_code.one_line(evaluator, f"depends_on of {dataset.name}"):
+        more = evaluator.depends_on(context, dataset)
+        more = None if more is None else [*more]
     if more is None or not context.cache:
-        result: Result = evaluator.run(context, dataset)
-        return result
+        return user_code.run(evaluator, context, dataset)
     values = json.loads(json.dumps([context.options.pictures, *more], default=str))
     key = key_of(evaluator.name, context.model_key, dataset.fingerprint, values)
     cached: Result | None = context.cache.result(key, evaluator.result)
     if cached is not None:
         context.say(f"{dataset.name}: {evaluator.name} was done before")
         return cached
-    result = evaluator.run(context, dataset)
-    context.cache.keep_result(key, result)
+    result = user_code.run(evaluator, context, dataset)
+    with user_code.one_line(evaluator, f"storing the result on {dataset.name}"):
+        context.cache.keep_result(key, result)
     return result
