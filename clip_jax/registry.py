@@ -67,9 +67,9 @@ class Registry(Generic[T]):
 
 
 def is_users(value: object) -> bool:
-    """Returns whether an object, or its class, is defined outside this package."""
-    kind = value if isinstance(value, type) else type(value)
-    return kind.__module__.partition(".")[0] != __name__.partition(".")[0]
+    """Returns whether a class, a function or the class of an object is not of this package."""
+    module: str = getattr(value, "__module__", "")
+    return module.partition(".")[0] != __name__.partition(".")[0]
 
 
 def path_of(kind: type) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, only_user_errors
 from clip_jax.io.files import JsonObject
 from clip_jax.models import fields
 from clip_jax.models.registry import TEXT_TOWERS, VISION_TOWERS, kind_of
@@ -113,7 +113,8 @@ class CLIPConfig:
                 f"model.activation={values['activation']!r:.80} must be one of "
                 f"{', '.join(ACTIVATIONS)}"
             )
-        return cls(**towers, **values)
+        with only_user_errors("model: checking its values"):  # by a user's tower, maybe
+            return cls(**towers, **values)
 
     def to_dict(self) -> JsonObject:
         """Returns nested dictionaries; the `kind` of each tower names its class."""

@@ -17,6 +17,7 @@ from clip_jax.optim.masks import decay_mask
 from clip_jax.optim.optimizers import OPTIMIZERS, MakeOptimizer
 from clip_jax.optim.param_groups import ParamGroup, ParamGroups
 from clip_jax.optim.schedules import learning_rate, prolonged
+from clip_jax.registry import is_users
 
 __all__ = ["OPTIMIZERS", "decay_mask", "learning_rate", "make_optimizer", "prolonged", "restarted"]
 
@@ -67,7 +68,23 @@ def _made(name: str, make: MakeOptimizer, *args: Any) -> optax.GradientTransform
             f"config.optimizer.name={name} returns a {type(optimizer).__name__}, not an "
             "optax.GradientTransformation"
         )
-    return optimizer
+    return _in_one_line(name, optimizer) if is_users(make) else optimizer
+
+
+def _in_one_line(
+    name: str, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Returns a user's optimizer, whose failures are one line each."""
+
+    def init(params: Any) -> Any:
+        with only_user_errors(f"config.optimizer.name={name}: init"):
+            return optimizer.init(params)
+
+    def update(*args: Any, **options: Any) -> Any:
+        with only_user_errors(f"config.optimizer.name={name}: update"):
+            return optimizer.update(*args, **options)
+
+    return optimizer._replace(init=init, update=update)
 
 
 def restarted(state: Any) -> Any:

@@ -25,7 +25,7 @@ from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.convolution import BatchNorm
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.optim import group_patterns, param_groups
-from clip_jax.training import flops, layer_chunking
+from clip_jax.training import flops, layer_chunking, user_parts
 from clip_jax.training import train_step as step_lib
 
 
@@ -46,9 +46,28 @@ def checked(config: Any, devices: int | None = None) -> tuple[Config, CLIPConfig
     optim.OPTIMIZERS.get(c.optimizer.name, "config.optimizer.name")
     architecture = CLIPConfig.from_dict(c.model, trusted=True)
     objective = make_objective(c, architecture)
+    user_parts.check_towers(c, architecture)
     groups = check_groups(c, architecture)
     _check_feature_cache(c, architecture, objective, groups)
+    batch = batch_like(c, architecture, architecture.text.context_length)
+    user_parts.check_objective(c, architecture, objective, batch)
     return c, architecture, objective
+
+
+def batch_like(
+    c: Config, architecture: CLIPConfig, context_length: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a global batch whose texts have `context_length` tokens."""
+    size, rows = architecture.vision.image_size, c.batch_size
+    batch = {"tokens": jax.ShapeDtypeStruct((rows, context_length), np.int32)}
+    if c.data.cache_features:
+        features = jax.ShapeDtypeStruct((rows, architecture.embed_dim), np.float32)
+        batch["image_features"] = features
+    else:
+        batch["image"] = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
+    if c.loss.multi_positive:
+        batch["group"] = jax.ShapeDtypeStruct((rows, 2), np.uint32)
+    return batch
 
 
 def _check_feature_cache(
@@ -177,16 +196,7 @@ class Recipe:
 
     def batch_like(self, context_length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a global batch whose texts have `context_length` tokens."""
-        size, rows = self.architecture.vision.image_size, self.config.batch_size
-        batch = {"tokens": jax.ShapeDtypeStruct((rows, context_length), np.int32)}
-        if self.config.data.cache_features:
-            features = jax.ShapeDtypeStruct((rows, self.architecture.embed_dim), np.float32)
-            batch["image_features"] = features
-        else:
-            batch["image"] = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
-        if self.config.loss.multi_positive:
-            batch["group"] = jax.ShapeDtypeStruct((rows, 2), np.uint32)
-        return batch
+        return batch_like(self.config, self.architecture, context_length)
 
     def step_flops(self, tokens: int | None = None) -> int:
         """Returns the model FLOPs of a step, see `flops`.

@@ -258,3 +258,21 @@ def test_an_unknown_optimizer_is_named_with_those_there_are():
     with pytest.raises(UserError) as error:
         optim.make_optimizer({**CONFIG, "name": "lam"}, lambda _: 0.01, {})
     assert says(error.value, "config.optimizer.name=lam", "adamw, lamb, muon")
+
+
+def test_an_optimizer_of_the_users_that_fails_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "failing_optimizers.py").write_text(
+        "import optax\n"
+        "def update(updates, state, params):\n"
+        "    return updates['x'], state\n"
+        "def make(config, schedule, specs):\n"
+        "    return optax.GradientTransformation(lambda params: (), update)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = {"name": "failing_optimizers:make"}
+    optimizer = optim.make_optimizer(config, lambda step: 0.1, {})
+    params = {"y": jnp.ones(2)}
+    with pytest.raises(UserError) as error:
+        optimizer.update(params, optimizer.init(params), params)
+    where = "config.optimizer.name=failing_optimizers:make: update fails: KeyError: 'x'"
+    assert says(error.value, where, "(failing_optimizers.py, line 3)")

@@ -6,12 +6,14 @@ import json
 import sys
 
 import pytest
+from ml_collections import ConfigDict
 
 import runs
 from clip_jax import config as config_lib
 from clip_jax.errors import UserError
 from clip_jax.training import setup
-from support import says
+from steps import TINY
+from support import refused, says
 
 # Barlow Twins across the two towers: the matrix of correlations of the features is the identity.
 MODULE = """
@@ -160,3 +162,50 @@ def test_an_objective_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, bod
     with pytest.raises(UserError) as error:
         setup.checked(c)
     assert says(error.value, "config.objective", "Odd", *words)
+
+
+OBJECTIVE = """
+import jax.numpy as jnp
+
+class Odd:
+    @classmethod
+    def from_config(cls, config, model_config, options): return cls()
+    def features(self, model, batch, keys): return model.encode_text(batch["tokens"])
+    def loss(self, features, model, batch): return features.mean(), {}
+    def flops(self, model_config, batch_size): return 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("features(self, model, batch, keys): return batch['x']", ["features fails", "line 10"]),
+        ("features(self, model, batch, keys): return jnp.ones(3)", ["features returns float32[3]"]),
+        ("loss(self, features, model, batch): return features @ features", ["loss fails"]),
+        ("loss(self, features, model, batch): return features.mean()", ["returns float32[], not"]),
+        ("loss(self, features, model, batch): return features, {}", ["the loss float32[4, 16]"]),
+        ("loss(self, features, model, batch): return 1, {}", ["the loss int32[], not one float"]),
+        (
+            "loss(self, features, model, batch): return features.mean(), {'x': features[0]}",
+            ["the metric 'x' as float32[16]"],
+        ),
+        ("flops(self, model_config, batch_size): return 'many'", ["flops returns 'many'"]),
+    ],
+)
+@pytest.mark.parametrize("mix", [False, True])
+def test_an_objective_that_fails_is_one_line_before_a_run(
+    tmp_path, monkeypatch, method, words, mix
+):
+    (tmp_path / "failing_losses.py").write_text(f"{OBJECTIVE}    def {method}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "failing_losses", raising=False)
+    c, _ = config_lib.load("quickstart")
+    with c.unlocked():
+        c.model = ConfigDict(TINY.to_dict())
+    c.batch_size, c.accumulate = 4, 2
+    where = "config.objective.mix.mine.name" if mix else "config.objective.name"
+    if mix:
+        c.objective.mix = {"contrastive": 1.0, "mine": {"name": "failing_losses:Odd"}}
+    else:
+        c.objective.name = "failing_losses:Odd"
+    refused(lambda: setup.checked(c), f"{where}=failing_losses:Odd", *words)

@@ -203,10 +203,15 @@ def test_a_class_that_is_not_a_source_is_refused_with_what_it_lacks(
     )
 
 
-def test_no_pair_and_the_users_own_errors_are_lines(here: Path) -> None:
+def test_no_pair_and_the_users_own_errors_are_lines(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     empty = write_database(here / "empty.db", 0)
     refused(lambda: open_source(str(empty), kind=SOURCE), f"{SOURCE} finds no pair in {empty}")
     refused(lambda: open_source("none.db", kind=SOURCE), "no database none.db")
+    monkeypatch.setattr(sys.modules["my_pairs"].SQLiteSource, "__len__", lambda _: 1 // 0)
+    line = f"{SOURCE}: what it says of {empty} fails: ZeroDivisionError"
+    refused(lambda: open_source(str(empty), kind=SOURCE), line, "(test_source.py, line ")
 
 
 def test_a_short_name_beats_what_the_data_looks_like(tmp_path: Path) -> None:

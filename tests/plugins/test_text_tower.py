@@ -12,14 +12,17 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import clip_jax
 import runs
+from clip_jax import config as config_lib
 from clip_jax import main
 from clip_jax.errors import UserError
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.training import flops
+from clip_jax.training import flops, setup
 from steps import DENSE, TINY, assert_same_gradients, run
+from support import says
 
 MODULE = '''"""A text tower of my own: a bag of words with a gate."""
 import dataclasses
@@ -217,3 +220,43 @@ def test_a_tower_of_somebody_else_is_not_imported(model: CLIPConfig, folder: Pat
     with pytest.raises(UserError, match="import my_towers first"):
         CLIPConfig.from_dict(model.to_dict())
     assert "my_towers" not in sys.modules and jax.device_count() == 8
+
+
+@pytest.mark.parametrize(
+    ("build", "flops", "message"),
+    [
+        ("1 / 0", "1", r"build fails: ZeroDivisionError.* \(failing_towers.py, line 6\)"),
+        ("lambda tokens: 1", "1", "build fails"),
+        ("Module(lambda tokens: tokens['x'])", "1", r"its module fails.*failing_towers.py"),
+        ("Module(lambda tokens: tokens)", "1", r"its module returns int32\[2, 8\] for 2 rows, not"),
+        ("Module(lambda tokens: jnp.ones((2, self.width)))", "1 / 0", "flops fails"),
+        ("Module(lambda tokens: jnp.ones((2, self.width)))", "None", "flops returns None"),
+    ],
+)
+def test_a_tower_that_fails_is_one_line_before_a_run(
+    build: str, flops: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_towers.py").write_text(
+        "import dataclasses\nimport jax.numpy as jnp\nfrom flax import nnx\n"
+        "from clip_jax.models.tower import TextTower\n\n"
+        f"def build(self): return {build}\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Odd(TextTower):\n"
+        "    vocab_size: int = 50\n    context_length: int = 8\n    width: int = 16\n"
+        "    def build(self, *_, **__): return build(self)\n"
+        f"    def flops(self, embed_dim, tokens): return {flops}\n"
+        "class Module(nnx.Module):\n"
+        "    def __init__(self, call): self.call = call\n"
+        "    def __call__(self, tokens): return self.call(tokens)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "failing_towers", raising=False)
+    c, _ = config_lib.load("quickstart")
+    with c.unlocked():
+        c.model = ConfigDict(TINY.to_dict())
+        c.model.text = ConfigDict({"kind": "failing_towers:Odd"})
+    with pytest.raises(
+        UserError, match=rf"model\.text\.kind=failing_towers:Odd: {message}"
+    ) as error:
+        setup.checked(c)
+    assert says(error.value)

@@ -118,9 +118,11 @@ def open_source(
             f"{key}.source={kind} opens a {type(source).__name__} without "
             f"{', '.join(missing)}: a data source needs {', '.join(_MEMBERS)}"
         )
-    if not len(source):
+    with only_user_errors(f"{key}.source={kind}: what it says of {spec}"):
+        pairs, report = len(source), source.opening_report()
+    if not pairs:
         raise UserError(f"{key}.source={kind} finds no pair in {spec}")
-    if not isinstance(report := source.opening_report(), OpeningReport):
+    if not isinstance(report, OpeningReport):
         raise UserError(
             f"{key}.source={kind}: opening_report() returns {report!r:.60}, not an OpeningReport"
         )
