@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.errors import UserError, is_disk_full
+from clip_jax.io import files
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights.param_mapping import MAPPINGS, Library, mapping_of, title_of
 
@@ -247,7 +248,7 @@ def _destination(dest: str | Path, to: Library) -> Path:
         raise UserError(f"{file} is a folder: name another DEST")
     if Path(dest).suffix in (".pth", ".ckpt") and not Path(dest).is_dir():
         raise UserError(f"DEST {dest} is no folder and no .safetensors, .bin or .pt file")
-    existing = _nearest(folder)
+    existing = files.nearest_folder(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"{file} cannot be written: {existing} is no folder that you may write to")
     if is_run(folder):
@@ -263,12 +264,6 @@ def _check_torch(file: Path) -> None:
         )
 
 
-def _nearest(folder: Path) -> Path:
-    """Returns the folder, or the nearest one above it that exists."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
-
-
 def _check_free(file: Path, documents: Sequence[str], overwrite: bool) -> None:
     for path in (file, *(file.parent / name for name in (*documents, "tokenizer_config.json"))):
         if path.exists() and not overwrite:
@@ -276,7 +271,7 @@ def _check_free(file: Path, documents: Sequence[str], overwrite: bool) -> None:
 
 
 def _check_room(file: Path, size: int) -> None:
-    free = shutil.disk_usage(_nearest(file.parent)).free
+    free = shutil.disk_usage(files.nearest_folder(file.parent)).free
     if size > free:
         raise UserError(f"{file} needs {megabytes(size)}, the disk has {megabytes(free)} left")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,24 @@ def cache_folder(name: str) -> Path:
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(base) / "clip_jax" / name
+
+
+def nearest_folder(folder: Path) -> Path:
+    """Returns the folder, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def try_writing(folder: Path) -> None:
+    """Writes a file without a name into a folder, or into the nearest one above it that exists.
+
+    Nothing is left behind.
+
+    Raises:
+      OSError: nothing can be written there.
+    """
+    with tempfile.TemporaryFile(dir=nearest_folder(folder), buffering=0) as file:
+        file.write(b"x")
 
 
 def sampled_digest(path: Path) -> str:

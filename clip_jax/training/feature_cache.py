@@ -13,13 +13,14 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from clip_jax.config.schema import Config
+from clip_jax.config.schema import Config, Data
 from clip_jax.data import fingerprint
 from clip_jax.data.example import PairError, only_pair_errors
 from clip_jax.data.images.decoding import decode
@@ -87,6 +88,7 @@ class FeatureCache:
             if not numbers:
                 say(f"{name}features of {counted(total, 'picture')} are read from {folder}")
                 continue
+            _check_room(folder, len(numbers) * self._bytes_of_file(total))
             say(f"{name}computing features of {counted(total, 'picture')} once, into {folder}")
             bad = self._compute(encoder, part.source, numbers, folder)
             if bad:
@@ -114,8 +116,11 @@ class FeatureCache:
         else:
             facts["preprocess"] = dataclasses.asdict(self.preprocess)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-        base = Path(data.features) if data.features else files.cache_folder("features")
-        return base.expanduser() / key
+        return _base(data) / key
+
+    def _bytes_of_file(self, pictures: int) -> int:
+        """Returns the size of the largest file of a source with that many pictures."""
+        return min(pictures, ROWS) * max(1, self.config.data.views) * self.model.embed_dim * 4
 
     def _is_missing(self, folder: Path, source: Source, number: int) -> bool:
         """Returns whether a file is not there, is damaged, or can be completed.
@@ -170,6 +175,46 @@ class FeatureCache:
             return self.preprocess(decode(pair.image, pair.name))
 
 
+def _base(data: Data) -> Path:
+    """Returns the folder of the features of all towers and sources."""
+    base = Path(data.features) if data.features else files.cache_folder("features")
+    return base.expanduser()
+
+
+def check_folder(c: Config) -> None:
+    """Checks that the features of a run can be written, without touching a device.
+
+    A folder that holds features already may be read-only: whether any are missing is known only
+    once the weights are.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    base = _base(c.data)
+    if c.data.cache_features and not (base.is_dir() and any(base.iterdir())):
+        _check_room(base, 0)
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raises UserError if a folder cannot be written, or has no room for `size` bytes."""
+    try:
+        files.try_writing(folder)
+        free = shutil.disk_usage(files.nearest_folder(folder)).free
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    if free < size:
+        raise UserError(
+            f"{folder} has {free / 2**30:.1f} GiB free, the features take {size / 2**30:.1f}: make "
+            "room, or name another folder by config.data.features"
+        )
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be written ({error.strerror}): name another folder by config.data.features"
+    )
+
+
 def _facts_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
@@ -194,7 +239,4 @@ def _write(path: Path, array: np.ndarray, unreadable: list[int]) -> None:
         with files.atomic_write(_facts_path(path)) as file:
             file.write(json.dumps(facts).encode())
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): name another folder by "
-            "config.data.features"
-        ) from None
+        raise _unwritable(path, error) from None

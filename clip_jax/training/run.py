@@ -26,7 +26,7 @@ from clip_jax.losses.objective import Objective
 from clip_jax.models import architectures
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.tokenizers import Tokenizer
-from clip_jax.training import best_checkpoint, checkpointing, setup
+from clip_jax.training import best_checkpoint, checkpointing, feature_cache, setup
 from clip_jax.training.trackers import check_trackers
 from clip_jax.weights import library, positions
 from clip_jax.weights.param_mapping import mapping_of
@@ -76,6 +76,7 @@ def prepare(config: Any) -> Run:
       UserError: a mistake in the config, or something that it names cannot be opened.
     """
     c, model, objective = setup.checked(config)
+    feature_cache.check_folder(c)
     multihost.broadcast_from_first(lambda: check_trackers(c.log))
     evaluators = load_evaluators(c.evaluate.suite)
     check_batch_size(c, jax.device_count())

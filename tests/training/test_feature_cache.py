@@ -4,6 +4,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -222,6 +223,28 @@ def test_nonsense_is_one_line(values, key, value, words):
     with pytest.raises(UserError) as error:
         setup.checked(values)
     assert says(error.value, *words)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_a_device_is_touched(
+    values, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    values.data.features = str(tmp_path / "file" / "features")
+    monkeypatch.setattr(jax, "device_count", lambda: pytest.fail("a device was touched"))
+    with pytest.raises(UserError) as error:
+        prepare(values)
+    assert says(error.value, values.data.features, "cannot be written", "config.data.features")
+
+
+def test_features_without_room_are_refused_before_any_is_computed(values, monkeypatch):
+    trainer = Trainer(prepare(values))
+    trainer.data()
+    state, lines = trainer.fresh(), []
+    usage = shutil.disk_usage(".")._replace(free=PAIRS * 8 * 4 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError) as error:
+        trainer.fill_feature_cache(state.variables, lines.append)
+    assert says(error.value, values.data.features, "GiB free", "config.data.features") and not lines
 
 
 def test_killed_and_started_again_it_ends_the_same_to_the_bit(config, tmp_path):
