@@ -1,6 +1,7 @@
 """Remote data is followed to its own site only; a killed worker ends a run in one line."""
 
 import http.server
+import json
 import os
 import signal
 import threading
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import runs
+from clip_jax.cli import inspect, mixing
 from clip_jax.io import redirects, remote
 from servers import serving
-from support import refused
+from support import refused, write_pairs
 
 pytest.importorskip("aiohttp")
 
@@ -59,6 +61,20 @@ def test_a_redirect_to_another_site_is_refused_unless_allowed(tmp_path, monkeypa
             assert remote.read_range(f"{url}/x.bin", 0, 3) == b"abc"
         redirects.allow_redirects(["example.org"])
         refused(asks[0], "redirects")
+
+
+def test_every_command_that_reads_a_config_allows_its_redirects(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CLIP_JAX_REDIRECTS", "")
+    write_pairs(tmp_path / "pairs.tar", 3)
+    allowed = "data.redirects=('127.0.0.1',)"
+    with serving(tmp_path) as server, redirecting(server.url) as url:
+        flags = [f"--config.data.train={url}/pairs.tar", "--seconds=0", "--picture=", "--json"]
+        flags.append("--config.data.captions=('{caption}',)")
+        refused(lambda: inspect.run(["quickstart", *flags]), "redirects to another site")
+        assert inspect.run(["quickstart", f"--config.{allowed}", *flags]) == 0
+        assert json.loads(capsys.readouterr().out)["pairs"] == 3
+    mixing.open_config("common", ["data.redirects=('example.org',)"])
+    assert os.environ["CLIP_JAX_REDIRECTS"] == "example.org"
 
 
 def children(pid):

@@ -35,6 +35,7 @@ from clip_jax.distributed import hardware
 from clip_jax.errors import UserError, counted
 from clip_jax.io import files
 from clip_jax.io.files import JsonObject
+from clip_jax.io.redirects import allow_redirects
 from clip_jax.losses.objective import Objective
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training import flops, setup
@@ -381,6 +382,7 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(f"--mfu {args.mfu} must be above 0 and at most 1")
     config, _ = config_lib.load(args.config, overrides)
     c, model, objective = setup.checked(config, 1)
+    allow_redirects(c.data.redirects)
     result = inspect(c, model, objective, args.pairs, args.seconds, args.mfu, args.picture)
     if args.json:
         print(json.dumps(result))

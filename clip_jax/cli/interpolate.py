@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.cli.common import CommandParser, split_overrides
+from clip_jax.cli.mixing import add_output_flags, open_config, write_mixture
 from clip_jax.errors import UserError
-from clip_jax.weights.param_mapping import MAPPINGS, mapping_of
+from clip_jax.weights.param_mapping import mapping_of
 
 if TYPE_CHECKING:
     from clip_jax.config import Config
@@ -50,27 +51,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def add_output_flags(p: argparse.ArgumentParser) -> None:
-    """Adds the flags that `interpolate` and `soup` share."""
-    p.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write to")
-    p.add_argument(
-        "--to",
-        default="open_clip",
-        metavar="LIBRARY",
-        help=f"the library to write a mixture for: {', '.join(MAPPINGS.names)} "
-        "(default: %(default)s)",
-    )
-    p.add_argument("--overwrite", action="store_true", help="replace existing files")
-    p.add_argument(
-        "--config",
-        default="common",
-        metavar="CONFIG",
-        help="a config whose evaluate group names test sets; --config.KEY=VALUE sets its keys",
-    )
-    p.add_argument("--sets", default="", metavar="NAME,…", help="test sets, as for evaluate")
-    p.add_argument("--suite", default="", metavar="NAME,…", help="evaluators, as for evaluate")
-
-
 def parse_alphas(text: str) -> list[float]:
     """Parses the value of `--alpha`: a number, numbers between commas, or START:END:STEP.
 
@@ -93,18 +73,6 @@ def parse_alphas(text: str) -> list[float]:
     if wrong := [value for value in values if not 0 <= value <= 1]:
         raise UserError(f"--alpha {wrong[0]:g} must be from 0 to 1")
     return values
-
-
-def open_config(name: str, overrides: Sequence[str]) -> Config:
-    """Loads the config of `interpolate` or `soup`.
-
-    Args:
-      name: a file or the name of a shipped config.
-      overrides: `KEY=VALUE` for each key that the command line sets.
-    """
-    from clip_jax import config as config_lib
-
-    return config_lib.typed(config_lib.load(name, list(overrides))[0])
 
 
 def run(argv: Sequence[str]) -> int:
@@ -150,23 +118,3 @@ def _evaluate(
     page = evaluated.write_report(folder, curve, models, began)
     print(evaluated.table(curve))
     print(f"look at {page}", file=sys.stderr)
-
-
-def write_mixture(source: ModelSource, args: argparse.Namespace) -> None:
-    """Writes a mixture for another library, and prints the files.
-
-    Args:
-      source: the mixture.
-      args: the flags of `add_output_flags`.
-    """
-    from clip_jax.inference.conversion import convert, megabytes
-
-    conversion = convert(
-        source,
-        args.out,
-        args.to,
-        overwrite=args.overwrite,
-        note=lambda line: print(f"note: {line}", file=sys.stderr),
-    )
-    for path, size in conversion.files.items():
-        print(f"wrote {path}  {megabytes(size)}")

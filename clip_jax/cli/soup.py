@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.cli.common import CommandParser, split_overrides
-from clip_jax.cli.interpolate import add_output_flags, open_config, write_mixture
+from clip_jax.cli.mixing import add_output_flags, open_config, write_mixture
 from clip_jax.errors import UserError
 from clip_jax.weights.param_mapping import mapping_of
 
