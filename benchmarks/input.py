@@ -79,10 +79,11 @@ def ours(folder: Path, batch: int) -> Iterator[Any]:
     from clip_jax import tokenizers
     from clip_jax.data import pipeline
     from clip_jax.data.images import augmentation, decoding
+    from clip_jax.data.rows import Prepare
     from clip_jax.data.sources import open_source
 
     augment = augmentation.Augment()
-    prepare = pipeline.Prepare(
+    prepare = Prepare(
         tokenizers.load("clip", 77), SIZE, ("{caption}",), augment,
         decoding.Decoder(at_least=augment.least_side(SIZE)),
     )  # fmt: skip
@@ -243,9 +244,10 @@ def first_batch() -> None:
     """Makes one batch of 64 pairs from the tars that PATTERN names, as training does."""
     from clip_jax import tokenizers
     from clip_jax.data import pipeline
+    from clip_jax.data.rows import Prepare
     from clip_jax.data.sources import open_source
 
-    prepare = pipeline.Prepare(tokenizers.load("clip", 77), 32, ("{caption}",), decode.AUGMENT)
+    prepare = Prepare(tokenizers.load("clip", 77), 32, ("{caption}",), decode.AUGMENT)
     dataset = pipeline.batches(open_source(os.environ["PATTERN"]), prepare, batch_size=64, seed=0)
     next(pipeline.iterator(dataset, threads=2, workers=0, prefetch=2))
 
@@ -266,13 +268,14 @@ def steady(samples: int, workers: int) -> None:
     """Prints the memory of the loader's processes while they produce that many pairs."""
     from clip_jax import tokenizers
     from clip_jax.data import pipeline
+    from clip_jax.data.rows import Prepare
     from clip_jax.data.sources import open_source
 
     picture, batch = decode.photograph((48, 48), 0), 1_000
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.tar"
         write_tar(path, ((f"{i:06}", picture, f"picture number {i}") for i in range(100_000)))
-        prepare = pipeline.Prepare(tokenizers.load("clip", 77), 32, ("{caption}",), decode.AUGMENT)
+        prepare = Prepare(tokenizers.load("clip", 77), 32, ("{caption}",), decode.AUGMENT)
         dataset = pipeline.batches(open_source(str(path)), prepare, batch_size=batch, seed=0)
         loader = pipeline.iterator(dataset, threads=1, workers=workers, prefetch=2)
         for step in range(samples // batch + 1):

@@ -48,8 +48,8 @@ import parity
 import peers
 
 from clip_jax import tokenizers
-from clip_jax.data import pipeline
 from clip_jax.data.images import augmentation, decoding
+from clip_jax.data.rows import Prepare
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
 from clip_jax.models.clip import abstract_model
@@ -156,9 +156,7 @@ class Data:
         self.tokenizer = tokenizers.load("clip", args.context_length)
         augment = augmentation.Augment.from_dict({"crop": args.crop})
         decode = decoding.Decoder(cache_mib=1024)
-        self.prepare = pipeline.Prepare(
-            self.tokenizer, args.image_size, (self.caption,), augment, decode
-        )
+        self.prepare = Prepare(self.tokenizer, args.image_size, (self.caption,), augment, decode)
         self.training: Any = open_source(args.data)
         test = args.test or (EMOJI_TEST if args.data == EMOJI else "")
         if test:

@@ -14,6 +14,7 @@ from clip_jax.data import captions, pipeline
 from clip_jax.data.example import Pair, PairError
 from clip_jax.data.images import decoding
 from clip_jax.data.images.preprocess import Preprocess
+from clip_jax.data.rows import Prepare
 from clip_jax.data.sources import Source, read_pair
 from clip_jax.errors import UserError
 from clip_jax.evaluation.metrics import retrieval
@@ -63,9 +64,7 @@ def all_captions(pair: Pair, template: str) -> list[str]:
     return [captions.fill(template, text, pair.name) for text in turns]
 
 
-def our_batches(
-    source: Any, prepare: pipeline.Prepare, batch_size: int, seed: int
-) -> pipeline.Batches:
+def our_batches(source: Any, prepare: Prepare, batch_size: int, seed: int) -> pipeline.Batches:
     """Batches of clip_jax's pipeline: an epoch has each image once, with a random caption."""
     dataset = pipeline.batches(source, prepare, batch_size=batch_size, seed=seed)
     return pipeline.iterator(dataset, threads=2, workers=0, prefetch=4, max_bad_fraction=0.01)

@@ -12,6 +12,7 @@ from clip_jax import tokenizers
 from clip_jax.data import mixture, pipeline
 from clip_jax.data.example import REASONS
 from clip_jax.data.images import augmentation
+from clip_jax.data.rows import Prepare
 from support import encoded, picture, says, write_tar
 
 PAIRS, STEPS = 20, 12
@@ -59,7 +60,7 @@ def mix(config, broken):
 def expected(config, mix):
     """By the definition of the order, all that goes by in the run's steps."""
     c, _ = config_lib.load(str(config), [flag.removeprefix("--config.") for flag in mix])
-    prepare = pipeline.Prepare(
+    prepare = Prepare(
         tokenizers.load(c.tokenizer, c.model.text.context_length),
         c.model.vision.image_size,
         tuple(c.data.captions),

@@ -14,6 +14,7 @@ from clip_jax import tokenizers
 from clip_jax.data import pipeline
 from clip_jax.data.example import MAX_TEXT, REASONS, PairError
 from clip_jax.data.images import augmentation
+from clip_jax.data.rows import Prepare
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
 from support import encoded, picture, says
@@ -124,7 +125,7 @@ def source(tars):
 def dataset(config, source):
     """What the run draws its batches from."""
     c, _ = config_lib.load(str(config))
-    prepare = pipeline.Prepare(
+    prepare = Prepare(
         tokenizers.load(c.tokenizer, c.model.text.context_length),
         c.model.vision.image_size,
         tuple(c.data.captions),

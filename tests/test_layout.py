@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "clip_jax"
 TRAINING = (
     *("training.loop", "training.announcements", "training.trainer"),
     *("training.run_identity", "training.run", "training.feature_cache"),
+    "training.class_labels",
 )
 # From the ground up; a module belongs to the longest name that is its own or its package's.
 FLOORS = (

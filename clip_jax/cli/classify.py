@@ -66,9 +66,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--labels",
-        required=True,
         help="labels separated by commas (double quotes around a label with a comma), or @FILE: a "
-        "JSON list, a JSON object from numbers to labels, or one label per line (UTF-8)",
+        "JSON list, a JSON object from numbers to labels, or one label per line (UTF-8); default: the "
+        "classes of the model's own classifier, if a run trained one",
     )
     p.add_argument(
         "--templates",
@@ -231,7 +231,7 @@ def _notes() -> Iterator[None]:
 def classify(
     checkpoint: str,
     images: Sequence[str],
-    labels: Sequence[str],
+    labels: Sequence[str] | None,
     templates: Sequence[str] = ("{}",),
     weights: str | None = None,
     activation: str | None = None,
@@ -245,7 +245,7 @@ def classify(
     Args:
       checkpoint: the run or the model, as for `pretrained.load`.
       images: the images, as for `ZeroShotClassifier.stream`.
-      labels: the labels.
+      labels: the labels; None: those of the model's own classifier.
       templates: prompts with {} for the label.
       weights: as for `pretrained.load`.
       activation: as for `pretrained.load`.
@@ -274,7 +274,7 @@ def run(argv: Sequence[str]) -> int:
     for name, value in (("--top", args.top), ("--batch-size", args.batch_size)):
         if value < 1:
             raise UserError(f"{name} {value} must be at least 1")
-    labels = read_labels(args.labels)
+    labels = None if args.labels is None else read_labels(args.labels)
     templates = args.templates.split("|")
     if wrong := [t for t in templates if "{}" not in t]:
         raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")

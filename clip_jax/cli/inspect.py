@@ -25,11 +25,13 @@ from tqdm import tqdm
 from clip_jax import config as config_lib
 from clip_jax import tokenizers
 from clip_jax.cli.common import CommandParser, split_overrides
+from clip_jax.config.checks import check
 from clip_jax.config.schema import Config
 from clip_jax.data import captions, filters, mixture, pipeline
 from clip_jax.data.example import PairError, only_pair_errors
 from clip_jax.data.images import decoding, lettering
 from clip_jax.data.opening import meaning, quoted
+from clip_jax.data.rows import Prepare
 from clip_jax.data.sources import read_pair
 from clip_jax.distributed import hardware
 from clip_jax.errors import UserError, counted
@@ -38,7 +40,7 @@ from clip_jax.io.files import JsonObject
 from clip_jax.io.redirects import allow_redirects
 from clip_jax.losses.objective import Objective
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.training import flops, setup
+from clip_jax.training import class_labels, flops, setup
 
 CHIPS, CHIP = 256, "v5e"
 _SHOWN, _COLUMNS, _CELL, _SIDE, _LINES = 12, 4, (300, 340), 276, 3
@@ -74,7 +76,7 @@ class Inspected(NamedTuple):
 
 
 def inspect_pairs(
-    data: mixture.Mixture, prepare: pipeline.Prepare, count: int, seed: int, threads: int
+    data: mixture.Mixture, prepare: Prepare, count: int, seed: int, threads: int
 ) -> Iterator[Inspected]:
     """Inspects pairs in the order in which training draws them.
 
@@ -155,9 +157,7 @@ def summarize(pairs: Sequence[Inspected], image_size: int, context_length: int) 
     }
 
 
-def measure_speed(
-    data: mixture.Mixture, prepare: pipeline.Prepare, c: Config, seconds: float
-) -> float:
+def measure_speed(data: mixture.Mixture, prepare: Prepare, c: Config, seconds: float) -> float:
     """Measures how many images per second this machine prepares with the settings of a config.
 
     Args:
@@ -321,7 +321,7 @@ def inspect(
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     data = mixture.open_mixture(c.data.to_dict(), _say, report=False)  # it is in the summary
     size = model.vision.image_size
-    prepare = pipeline.Prepare.from_config({**c.data.to_dict(), "cache_mib": 0}, tokenizer, size)
+    prepare = Prepare.from_config({**c.data.to_dict(), "cache_mib": 0}, tokenizer, size)
     total = count or data.pairs
     pairs = inspect_pairs(data, prepare, count, c.seed, c.data.threads)
     quiet = not sys.stderr.isatty()
@@ -335,7 +335,7 @@ def inspect(
         groups = setup.check_groups(c, model)
         step = flops.step(model, objective, c.batch_size, groups=groups, lora=c.lora) / c.batch_size
         trained = CHIPS * hardware.chip_named(CHIP).peak * mfu / step
-        prepare = pipeline.Prepare.from_config(c.data.to_dict(), tokenizer, size)
+        prepare = Prepare.from_config(c.data.to_dict(), tokenizer, size)
         images_per_second = measure_speed(data, prepare, c, seconds)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         hosts = math.ceil(trained / images_per_second)
@@ -381,8 +381,12 @@ def run(argv: Sequence[str]) -> int:
     if not 0 < args.mfu <= 1:
         raise UserError(f"--mfu {args.mfu} must be above 0 and at most 1")
     config, _ = config_lib.load(args.config, overrides)
-    c, model, objective = setup.checked(config, 1)
+    c = check(config)
     allow_redirects(c.data.redirects)
+    c = class_labels.with_classifier(
+        c, lambda c: mixture.open_mixture(c.data.to_dict(), report=False)
+    )
+    c, model, objective = setup.checked(c, 1)
     result = inspect(c, model, objective, args.pairs, args.seconds, args.mfu, args.picture)
     if args.json:
         print(json.dumps(result))

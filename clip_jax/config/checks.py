@@ -8,13 +8,14 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from clip_jax.config.finetune_schema import Lora
+from clip_jax.config.finetune_schema import Classifier, Lora
 from clip_jax.config.optimizer_schema import Optimizer
 from clip_jax.config.schema import Config
 from clip_jax.config.values import typed
 from clip_jax.data import captions, mixture_config
 from clip_jax.data.images import augmentation
 from clip_jax.errors import UserError, counted
+from clip_jax.losses.registry import objective_names
 
 
 def check(config: Any, devices: int | None = None) -> Config:
@@ -45,6 +46,7 @@ def check(config: Any, devices: int | None = None) -> Config:
     mixture_config.entries(c.data.to_dict())
     _check_templates(c)
     _check_label(c)
+    _check_classifier(c)
     _check_checkpoints(c)
     _check_weights(c)
     if devices is not None:
@@ -188,6 +190,23 @@ def _check_label(c: Config) -> None:
             f"config.data.label={label!r:.80} has no use without "
             "config.loss.multi_positive=True: set that too, or the label to nothing"
         )
+
+
+def _check_classifier(c: Config) -> None:
+    if c.classifier == Classifier():
+        return
+    if "classification" not in objective_names(c.objective):
+        raise UserError(
+            "config.classifier has keys, but no objective trains a classifier: set "
+            "config.objective.name=classification"
+        )
+    if c.classifier.init == "zero_shot" and not c.weights.path:
+        raise UserError(
+            "config.classifier.init=zero_shot needs config.weights.path: the texts of a model with "
+            "random weights say nothing; or set it to zeros"
+        )
+    if wrong := [prompt for prompt in c.classifier.templates if "{}" not in prompt]:
+        raise UserError(f"config.classifier.templates: {wrong[0]!r:.80} must hold {{}}: the label")
 
 
 def _check_checkpoints(c: Config) -> None:

@@ -36,3 +36,26 @@ class Lora(Group):
         "regular expression that matches the whole names of the kernels with adapters, such as "
         "vision/transformer/blocks/mlp/fc/kernel",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier(Group):
+    """The classifier on image features that the objective classification trains."""
+
+    labels: str = key(
+        "",
+        "the classes: a JSON file with a list of names, or a standard set, such as cifar10; empty: "
+        "the values of data.label in the data, sorted",
+    )
+    init: str = key(
+        "auto",
+        "zero_shot: the texts of the labels; zeros; auto: the classifier of weights.path if it has "
+        "the same labels, else zero_shot, or zeros without weights.path",
+        choices=("auto", "zero_shot", "zeros"),
+    )
+    templates: tuple[str, ...] = key(
+        (), "prompts of zero_shot, with {} for the label; empty: evaluate.templates"
+    )
+    label_smoothing: float = key(
+        0.0, "share of a target that is spread over the classes", at_least=0, at_most=BELOW_ONE
+    )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_jax.config.data_schema import Augment, Filter
-from clip_jax.config.finetune_schema import Ema, Lora
+from clip_jax.config.finetune_schema import Classifier, Ema, Lora
 from clip_jax.config.keys import BELOW_ONE, Group, Key, group, key
 from clip_jax.config.optimizer_schema import Optimizer
 from clip_jax.io.files import JsonObject
@@ -120,8 +120,8 @@ class Data(Group):
     )
     label: str = key(
         "",
-        "the field of a pair that tells its class, for loss.multi_positive; empty: pairs of one "
-        "picture belong together",
+        "the field of a pair that tells its class, for loss.multi_positive (empty: pairs of one "
+        "picture belong together) and the objective classification (empty: label)",
     )
     filter: Filter = group(Filter)
     token_dropout: float = key(
@@ -164,7 +164,8 @@ class Objective(Group):
     """The objective that training minimizes."""
 
     name: str = key(
-        "contrastive", "a built-in objective, or your own as my_package.my_module:MyObjective"
+        "contrastive",
+        "contrastive or classification, or your own as my_package.my_module:MyObjective",
     )
     options: Mapping[str, Any] = key({}, "options of your own objective, by name", user_named=True)
     mix: Mapping[str, Any] = key(
@@ -246,8 +247,8 @@ class Evaluate(Group):
     caption: str = key("{caption}", "template of a test image's caption in retrieval")
     suite: tuple[str, ...] = key(
         ("zero_shot", "retrieval"),
-        "evaluators: zero_shot, linear_probe, few_shot, retrieval, validation_loss, robustness, "
-        "bias, overlap, or your own as my_package.my_module:MyClass",
+        "evaluators: zero_shot, classifier, linear_probe, few_shot, retrieval, "
+        "validation_loss, robustness, bias, overlap, or your own as my_package.my_module:MyClass",
     )
     sets: Mapping[str, Any] = key(
         {},
@@ -323,6 +324,7 @@ class Config(Group):
     optimizer: Optimizer = group(Optimizer)
     ema: Ema = group(Ema)
     lora: Lora = group(Lora)
+    classifier: Classifier = group(Classifier)
     mesh: Mesh = group(Mesh, resume=True)
     log: Log = group(Log, resume=True)
     checkpoint: Checkpoint = group(Checkpoint, resume=True)

@@ -4,156 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from clip_jax.config import schema
-from clip_jax.data import captions
-from clip_jax.data.example import REASONS, Pair, PairError, described, is_blank, only_pair_errors
-from clip_jax.data.images import augmentation, decoding
+from clip_jax.data.example import REASONS, PairError, described
 from clip_jax.data.mixture import Mixture
+from clip_jax.data.rows import Prepare, Row
 from clip_jax.data.sources import Source, read_pair
 from clip_jax.data.stored_features import StoredFeatures
 from clip_jax.data.workers import dead_worker_error, end_with_parent
 from clip_jax.errors import UserError
-from clip_jax.tokenizers import Tokenizer, packing
 
-Row = dict[str, np.ndarray]
 _ENDLESS = 1 << 53  # rows
 ATTEMPTS = 100  # to fill a row
 _MIN_SEEN = 1_000  # pairs, before a share of bad ones means anything
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepare:
-    """Turns a pair into a row of a batch: augmented pixels and the tokens of a sampled caption.
-
-    Attributes:
-      tokenizer: tokenizes the captions.
-      image_size: pixels a side.
-      templates: the caption templates.
-      augment: the random changes to images.
-      decode: decodes the bytes of an image.
-      token_dropout: the share of a caption's tokens to drop.
-      weights: the relative probability of each template; if empty, all are equally likely.
-      groups: whether a row tells which pairs belong together: those with the same value of the
-        field `label`, or, if `label` is empty, those whose pictures have the same bytes.
-      label: the field that tells the class of a pair.
-      features: stored image features to use in place of pixels.
-    """
-
-    tokenizer: Tokenizer
-    image_size: int
-    templates: Sequence[str]
-    augment: augmentation.Augment
-    decode: decoding.Decoder = dataclasses.field(default_factory=decoding.Decoder)
-    token_dropout: float = 0.0
-    weights: Sequence[float] = ()
-    groups: bool = False
-    label: str = ""
-    features: StoredFeatures | None = None
-
-    @classmethod
-    def from_config(
-        cls, data: Mapping[str, Any], tokenizer: Tokenizer, image_size: int, groups: bool = False
-    ) -> Prepare:
-        """Makes an instance from `config.data`; missing keys have their defaults."""
-        data = schema.Data.with_defaults(data)
-        augment = augmentation.Augment.from_dict(data["augment"])
-        return cls(
-            tokenizer,
-            image_size,
-            tuple(data["captions"]),
-            augment,
-            decoding.Decoder(
-                data["cache_mib"], augment.least_side(image_size) if data["fast_decode"] else 0
-            ),
-            data["token_dropout"],
-            tuple(data["caption_weights"]),
-            groups,
-            data["label"],
-        )
-
-    def view(self, pair: Pair, rng: np.random.Generator) -> np.ndarray:
-        """Returns the augmented pixels of a pair's picture, uint8 [size, size, 3].
-
-        Raises:
-          PairError: the picture cannot be used, for whatever reason.
-        """
-        return self._augmented(self._decoded(pair), pair, rng)
-
-    def _decoded(self, pair: Pair) -> np.ndarray:
-        with only_pair_errors("picture", pair.name):
-            return self.decode(pair.image, pair.name)
-
-    def _augmented(self, picture: np.ndarray, pair: Pair, rng: np.random.Generator) -> np.ndarray:
-        with only_pair_errors("picture", pair.name):
-            return augmentation.random_view(picture, self.image_size, self.augment, rng)
-
-    def __call__(
-        self,
-        pair: Pair,
-        rng: np.random.Generator,
-        turn: int = 0,
-        *,
-        number: int = 0,
-        epoch: int = 0,
-    ) -> Row:
-        """Makes one row of a batch.
-
-        Args:
-          pair: the pair.
-          rng: all randomness of the row.
-          turn: the number of the item that `{captions:each}` gives, modulo the length of the list.
-          number: the number of the pair in its source.
-          epoch: the epoch of the source, which chooses among several stored features.
-
-        Returns:
-          `image` uint8 [size, size, 3], or `image_features` float32 [embed_dim], and `tokens` int32
-          [context]; long captions are truncated. With `groups` also `group` uint32 [2]: a hash that
-          pairs of one group share.
-
-        Raises:
-          PairError: the pair cannot be used, for whatever reason.
-        """
-        picture = self._decoded(pair) if self.features is None else None
-        with only_pair_errors("caption", pair.name):
-            caption = captions.sample(self.templates, pair.text, pair.name, rng, self.weights, turn)
-        if picture is not None:
-            image_row = {"image": self._augmented(picture, pair, rng)}
-        else:
-            assert self.features is not None
-            image_row = {"image_features": self.features.read(number, epoch, pair.name)}
-        with only_pair_errors("caption", pair.name):
-            tokens = self.tokenizer(caption, truncate=True)[0]
-        if self.token_dropout:
-            has_start = self.tokenizer.sot_id is not None
-            tokens = packing.drop(tokens, self.token_dropout, self.tokenizer.pad_id, rng, has_start)
-        row = {**image_row, "tokens": tokens}
-        return row | {"group": _group_of(pair, self.label)} if self.groups else row
-
-
-def _group_of(pair: Pair, label: str) -> np.ndarray:
-    """Returns a 64-bit hash, as two words, of a pair's label, or of its picture without a label.
-
-    Raises:
-      PairError: the pair lacks the label.
-    """
-    content = pair.image
-    if label:
-        value = captions.field_value(pair.text, label)
-        if is_blank(value):
-            line = f"{pair.name}: it lacks the field {label!r}, which config.data.label names"
-            raise PairError("text", line)
-        content = json.dumps(value, sort_keys=True, default=str).encode()
-    digest = hashlib.blake2b(content, digest_size=8).digest()
-    return np.frombuffer(digest, "<u4").astype(np.uint32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,9 @@ class ParamSpec:
       gather: whether it is all-gathered over fsdp with the whole model. False for stacked layers,
         which are gathered one at a time, and for tables that are looked up where they are.
       inside: for stacked layers: how many of the last parts of the path are inside a layer.
-      adapter: whether it adapts another parameter. In a model with adapters, only these learn.
+      adapter: whether it adapts another parameter. In a model with adapters, only these and the
+        heads learn.
+      head: whether it belongs to a head, see `models.head`.
     """
 
     axes: tuple[str | None, ...]
@@ -39,6 +41,7 @@ class ParamSpec:
     gather: bool = True
     inside: int = 0
     adapter: bool = False
+    head: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -97,6 +100,11 @@ def param_specs(model: nnx.Module | nnx.State) -> dict[str, ParamSpec]:
 def defer_gathering(module: nnx.Module) -> None:
     """Marks the parameters of a layer as gathered by the layer itself, see `ParamSpec.gather`."""
     _update(module, lambda spec, _: dataclasses.replace(spec, gather=False))
+
+
+def mark_head(module: nnx.Module) -> None:
+    """Marks the parameters of a head, see `ParamSpec.head`."""
+    _update(module, lambda spec, _: dataclasses.replace(spec, head=True))
 
 
 def add_layer_axis(module: nnx.Module) -> None:

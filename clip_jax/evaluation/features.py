@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -74,7 +74,7 @@ class Encoder:
         self._pad_id = pad_id
         self._rows = batch_size * sharding.batch_shards(mesh)
         self._process_rows = global_batch.process_rows(mesh, self._rows)
-        self._towers = {name: _tower(graph, name, mesh) for name in ("image", "pooled", "text")}
+        self._towers = {name: _tower(graph, name, mesh) for name in _TOWERS}
 
     def fingerprint(self) -> str:
         """Returns a digest of the parameters, the same on any mesh."""
@@ -84,6 +84,18 @@ class Encoder:
         """Returns the bias that the model adds to its logits; None for a model without one."""
         model = nnx.merge(self.graph, *self._variables)
         return None if model.config.logit_bias is None else float(model.logit_bias[...])
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes of the model's classifier; empty without a classifier."""
+        labels: tuple[str, ...] = nnx.merge(self.graph, *self._variables).config.labels
+        return labels
+
+    def class_logits(self, features: Features) -> Float[np.ndarray, "n classes"]:
+        """Returns the logits of the model's classifier for unit-norm features of images."""
+        numbers = self._batches(len(features))
+        batches = ((features[rows], count) for rows, count in numbers)
+        return self._encode("classes", batches, len(features), lambda _: None)[0]
 
     def _encode(
         self, tower: str, batches: Iterable[tuple[Any, int]], total: int, advance: Advance
@@ -234,10 +246,19 @@ def _text(model: CLIP, rows: jax.Array) -> jax.Array:
     return model.encode_text(rows, normalized=True)
 
 
-_TOWERS: dict[str, Callable[..., Any]] = {"image": _image, "pooled": _pooled, "text": _text}
+def _classes(model: CLIP, rows: jax.Array) -> jax.Array:
+    return model.class_logits(rows)
 
 
-@lru_cache(maxsize=16)
+_TOWERS: dict[str, Callable[..., Any]] = {
+    "image": _image,
+    "pooled": _pooled,
+    "text": _text,
+    "classes": _classes,
+}
+
+
+@functools.lru_cache(maxsize=16)
 def _tower(graph: nnx.GraphDef, name: str, mesh: Mesh) -> Callable[..., Any]:
     """Compiles a tower once for all encoders, so that new parameters need no compilation."""
 

@@ -94,6 +94,10 @@ def convert(
     original = _open_original(source, model, source_library, ema, adapters)
     if original.remarks:
         note("; ".join(original.remarks))
+    if original.config.heads:
+        names = ", ".join(name for name, _ in original.config.heads)
+        note(f"{title_of(to)} has no place for the model's {names}, which is left out")
+        original = original.without_heads()
     config = _convert_config(original, to, image_size, context_length, activation, note)
     target = _plan(original, file, to, config, dtype, tokenizer, overwrite, note)
 

@@ -23,6 +23,8 @@ from clip_jax.weights import arrays, configs
 def open_models(paths: Sequence[str | Path]) -> list[ModelSource]:
     """Opens models of one architecture, to be mixed.
 
+    Heads are mixed if all models have the same, and otherwise left out.
+
     Args:
       paths: the runs or weights.
 
@@ -37,6 +39,8 @@ def open_models(paths: Sequence[str | Path]) -> list[ModelSource]:
                 f"{model.path} is another architecture than {models[0].path}: "
                 f"model.{key}={other!r:.80}, not {first!r:.80}"
             )
+    if any(model.config.heads != models[0].config.heads for model in models):
+        models = [model.without_heads() for model in models]
     return models
 
 

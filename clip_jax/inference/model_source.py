@@ -62,6 +62,23 @@ class ModelSource:
     lora: Lora | None = None
     read_adapters: Callable[[], Params] | None = dataclasses.field(default=None, repr=False)
 
+    def without_heads(self) -> ModelSource:
+        """Returns the same model without its heads."""
+        if not self.config.heads:
+            return self
+
+        def read(dtype: str) -> Variables:
+            params, stats = self.read(dtype)
+            return {k: v for k, v in params.items() if k != "heads"}, stats
+
+        def read_sharded(like: Any) -> Variables:
+            shardings = jax.tree.map(lambda x: x.sharding, like)
+            placed: Variables = jax.device_put(jax.device_get(read("float32")), shardings)
+            return placed
+
+        config = self.config.without_heads()
+        return dataclasses.replace(self, config=config, read=read, read_sharded=read_sharded)
+
     @property
     def name(self) -> str:
         """The name of the architecture, or of the path if the architecture has none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
@@ -26,6 +28,7 @@ from clip_jax.tokenizers import Tokenizer, packing
 
 Tokenize = Tokenizer | Callable[..., np.ndarray]
 Answer = list[JsonObject]
+ScoresOf = Callable[[np.ndarray], np.ndarray]  # from features of images to scores of labels
 BATCH_SIZE = 32
 _TEXTS = 8  # times as many texts as pictures make a batch: they are that much smaller
 
@@ -45,7 +48,7 @@ class ZeroShotClassifier:
     def __call__(
         self,
         images: Any,
-        candidate_labels: Sequence[str] | str,
+        candidate_labels: Sequence[str] | str | None = None,
         hypothesis_template: str | Sequence[str] = "This is a photo of {}.",
         **options: Any,
     ) -> Any:
@@ -54,7 +57,8 @@ class ZeroShotClassifier:
         Args:
           images: an image in any form that `data.pictures.picture` takes, or several: a list, a
             batch as an array, a generator.
-          candidate_labels: the labels, as a list or as a text with commas between them.
+          candidate_labels: the labels, as a list or as a text with commas between them. None: those
+            of the model's own classifier, which then scores the images; prompts do not matter.
           hypothesis_template: the prompt, with {} for the label; the features of several prompts
             are averaged.
           options: `batch_size`, `truncate`, `top_k` and `skip_broken` as for `stream`. The answer
@@ -82,7 +86,7 @@ class ZeroShotClassifier:
     def stream(
         self,
         images: Iterable[Any],
-        candidate_labels: Sequence[str] | str,
+        candidate_labels: Sequence[str] | str | None = None,
         hypothesis_template: str | Sequence[str] = "This is a photo of {}.",
         *,
         batch_size: int = BATCH_SIZE,
@@ -111,6 +115,14 @@ class ZeroShotClassifier:
             integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
             if value is not None and (not integer or value < 1):
                 raise UserError(f"{key}={value!r} must be a whole number from 1 on")
+        if candidate_labels is None:
+            own = list(self.model.config.labels)
+            if not own:
+                raise UserError(
+                    "give labels: this model has no classifier of its own, which a run with "
+                    "config.objective.name=classification trains"
+                )
+            return self._answers(images, own, self._class_scores, batch_size, top_k, skip_broken)
         labels = unique_labels(candidate_labels)
         templates = hypothesis_template
         templates = [templates] if isinstance(templates, str) else _listed("templates", templates)
@@ -125,7 +137,8 @@ class ZeroShotClassifier:
                 stacklevel=3,
             )
         text = self._text_features(labels, templates, batch_size * _TEXTS, truncate)
-        return self._answers(images, labels, text, batch_size, top_k, skip_broken)
+        scores = functools.partial(self._text_scores, text)
+        return self._answers(images, labels, scores, batch_size, top_k, skip_broken)
 
     def _text_features(
         self, labels: list[str], templates: list[str], batch_size: int, truncate: bool
@@ -152,7 +165,7 @@ class ZeroShotClassifier:
         self,
         images: Iterable[Any],
         labels: list[str],
-        text: np.ndarray,
+        scores_of: ScoresOf,
         batch_size: int,
         top_k: int | None,
         skip_broken: bool,
@@ -167,7 +180,7 @@ class ZeroShotClassifier:
                     raise UserError(f"{broken[0]} (--skip-broken, or skip_broken=True, goes on)")
                 pixels = [item for item in batch if not isinstance(item, UserError)]
                 rows = _rows(len(batch), batch_size, started)
-                scores = iter(self._scores(pixels, rows, text) if pixels else ())
+                scores = iter(scores_of(self._features(pixels, rows)) if pixels else ())
                 started = True
                 for item in batch:
                     bar.update()
@@ -201,17 +214,33 @@ class ZeroShotClassifier:
                 for future in waiting:
                     future.cancel()
 
-    def _scores(
-        self, pixels: list[np.ndarray], rows: int, text: np.ndarray
-    ) -> Float[np.ndarray, "pictures labels"]:
+    def _features(
+        self, pixels: list[np.ndarray], rows: int
+    ) -> Float[np.ndarray, "images embed_dim"]:
         batch = _padded(np.stack(pixels), rows)
-        image = np.asarray(self.model.encode_image(batch, normalized=True))[: len(pixels)]
+        return np.asarray(self.model.encode_image(batch, normalized=True))[: len(pixels)]
+
+    def _class_scores(
+        self, image: Float[np.ndarray, "images embed_dim"]
+    ) -> Float[np.ndarray, "images labels"]:
+        """Returns the probabilities of the model's own classes."""
+        return _softmax(np.asarray(self.model.class_logits(jnp.asarray(image))))
+
+    def _text_scores(
+        self,
+        text: Float[np.ndarray, "labels embed_dim"],
+        image: Float[np.ndarray, "images embed_dim"],
+    ) -> Float[np.ndarray, "images labels"]:
         # in NumPy: JAX would compile a program for each of these operations
         logits = np.asarray(self.model.scale) * image @ text.T
         if self.model.config.logit_bias is None:
-            shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
-            return shares / shares.sum(axis=-1, keepdims=True)
+            return _softmax(logits)
         return np.exp(-np.logaddexp(0, -logits - np.asarray(self.model.logit_bias[...])))
+
+
+def _softmax(logits: Float[np.ndarray, "n labels"]) -> Float[np.ndarray, "n labels"]:
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
 
 
 def split_labels(text: str) -> list[str]:

@@ -77,3 +77,22 @@ def reads_image_features(objective: Objective) -> bool:
     an attribute `reads_image_features`.
     """
     return bool(getattr(objective, "reads_image_features", False))
+
+
+def extra_arrays(objective: Objective) -> tuple[str, ...]:
+    """Returns the names of the arrays that an objective needs beside `image` and `tokens`.
+
+    An objective says so by an attribute `extra_arrays`. There are
+      group: uint32 [n, 2], equal for pairs of one picture, or of one value of `data.label`;
+      label: int32 [n], the number of the class that `data.label` names.
+    """
+    return tuple(getattr(objective, "extra_arrays", ()))
+
+
+def unused_parts(objective: Objective) -> tuple[str, ...]:
+    """Returns the parts of a model that an objective does not use, such as `text`.
+
+    They are frozen. An objective says so by an attribute `unused_parts`; a name that a model does
+    not have is passed over.
+    """
+    return tuple(getattr(objective, "unused_parts", ()))

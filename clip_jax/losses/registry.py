@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from clip_jax.config import schema as config_schema
 from clip_jax.config.schema import Config
 from clip_jax.config.values import is_number
 from clip_jax.errors import UserError, only_user_errors
@@ -21,10 +22,19 @@ OBJECTIVES: Registry[type[ConfiguredObjective]] = Registry(
     "objective",
     {
         "contrastive": "clip_jax.losses.contrastive.objective:Contrastive",
+        "classification": "clip_jax.losses.classification:Classification",
     },
 )
 _KEYS = ("weight", "name", "options")
 _METHODS = ("from_config", "features", "loss", "flops")  # of `ConfiguredObjective`
+
+
+def objective_names(section: config_schema.Objective) -> tuple[str, ...]:
+    """Returns the names of the objectives that `config.objective` combines."""
+    if not section.mix:
+        return (section.name,)
+    entries = section.mix.items()
+    return tuple(str(v.get("name", n) if isinstance(v, Mapping) else n) for n, v in entries)
 
 
 def make_objective(config: Config, model_config: CLIPConfig) -> Objective:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, Key
 
+from clip_jax.losses import objective as objective_lib
 from clip_jax.losses.objective import Batch, Metrics, Objective, reads_image_features
 from clip_jax.models.clip import CLIP
 from clip_jax.models.model_config import CLIPConfig
@@ -32,6 +33,18 @@ class Weighted:
     def reads_image_features(self) -> bool:
         """Whether all objectives can do without pictures, see `objective.reads_image_features`."""
         return all(map(reads_image_features, self.objectives.values()))
+
+    @property
+    def extra_arrays(self) -> tuple[str, ...]:
+        """The arrays that one of the objectives needs, see `objective.extra_arrays`."""
+        names = (name for o in self.objectives.values() for name in objective_lib.extra_arrays(o))
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def unused_parts(self) -> tuple[str, ...]:
+        """The parts that none of the objectives uses, see `objective.unused_parts`."""
+        first, *others = map(objective_lib.unused_parts, self.objectives.values())
+        return tuple(part for part in first if all(part in other for other in others))
 
     def _features_owner(self, name: str) -> str:
         """Returns the name of the first objective that has the same `features` method."""

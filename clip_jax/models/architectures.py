@@ -200,11 +200,12 @@ def name_of(config: CLIPConfig, any_activation: bool = False) -> str | None:
     """Returns the name of an architecture, or None if it has none.
 
     Args:
-      config: the architecture.
+      config: the architecture; its heads do not matter.
       any_activation: whether to ignore the activation: open_clip's own models have OpenAI's names,
         but GELU.
     """
-    config = dataclasses.replace(config, vision=config.vision.without_dropout())
+    vision = config.vision.without_dropout()
+    config = dataclasses.replace(config.without_heads(), vision=vision)
     for name, known in ARCHITECTURES.items():
         activation = config.activation if any_activation else known.activation
         if dataclasses.replace(known, activation=activation) == config:

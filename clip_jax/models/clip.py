@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Key
 
 from clip_jax.config.finetune_schema import Lora
 from clip_jax.distributed import sharding
-from clip_jax.distributed.param_spec import SCALAR, ParamSpecs, param_specs
+from clip_jax.distributed.param_spec import SCALAR, ParamSpecs, mark_head, param_specs
+from clip_jax.errors import UserError
+from clip_jax.models import classifier
 from clip_jax.models.architectures import name_of
 from clip_jax.models.dropout import row_keys
 from clip_jax.models.layers import activation_dtype
@@ -99,6 +101,13 @@ class CLIP(nnx.Module):
             self.temperature = _scalar(config.temperature)
         if config.logit_bias is not None:
             self.logit_bias = _scalar(config.logit_bias)
+        if config.heads:
+            built = {
+                name: head.build(config, dtype=dtype, remat=remat, rngs=rngs)
+                for name, head in config.heads
+            }
+            self.heads = nnx.Dict(built)
+            mark_head(self.heads)
         if lora and lora.rank:
             add_adapters(self, lora, rngs)
             self.dropout = lora.dropout
@@ -157,6 +166,25 @@ class CLIP(nnx.Module):
         with row_keys(key if key.ndim else jax.random.split(key, len(tokens))):
             features = self.text(tokens)
         return normalize(features) if normalized else features
+
+    def class_logits(
+        self, features: Float[Array, "batch embed_dim"]
+    ) -> Float[Array, "batch classes"]:
+        """Returns the logits of the model's classifier, which has a class for each of its `labels`.
+
+        Args:
+          features: unit-norm features of images.
+
+        Raises:
+          UserError: the model has no classifier.
+        """
+        if self.config.head(classifier.NAME) is None:
+            raise UserError(
+                "this model has no classifier: a run with config.objective.name=classification "
+                "trains one"
+            )
+        logits: Array = self.heads[classifier.NAME](features, jax.lax.stop_gradient(self.scale))
+        return logits
 
     def _encode(self, tower: str, rows: Array, normalized: bool) -> Float[Array, "batch embed_dim"]:
         graph, params, stats = nnx.split(self, nnx.Param, nnx.BatchStat)

@@ -13,6 +13,7 @@ from clip_jax.io.files import JsonObject
 MAX_SIZE = 8192  # pixels a side
 MAX_INTEGER = 1 << 24
 _MAX_ITEMS = 256
+_MAX_LABELS = 1 << 20
 
 # Least and greatest values, where they are not 1 and MAX_INTEGER for integers, and ±10^6 for
 # other numbers.
@@ -86,8 +87,9 @@ def _wrong(name: str, kind: str, value: Any) -> str:
         return "" if value is None else _wrong(name, kind.removesuffix(" | None"), value)
     if kind.startswith("tuple["):
         inner = kind.removeprefix("tuple[").removesuffix(", ...]")
-        if not isinstance(value, (tuple, list)) or len(value) > _MAX_ITEMS:
-            return f"a list of at most {_MAX_ITEMS}"
+        most_items = _MAX_LABELS if name == "labels" else _MAX_ITEMS
+        if not isinstance(value, (tuple, list)) or len(value) > most_items:
+            return f"a list of at most {most_items:,}"
         if name in ("mean", "std") and len(value) != 3:
             return "three numbers: of red, green and blue"
         wrong = (_wrong(name, inner, item) for item in value)

@@ -9,7 +9,8 @@ from typing import Any
 from clip_jax.errors import UserError, only_user_errors
 from clip_jax.io.files import JsonObject
 from clip_jax.models import fields
-from clip_jax.models.registry import TEXT_TOWERS, VISION_TOWERS, kind_of
+from clip_jax.models.head import Head
+from clip_jax.models.registry import HEADS, TEXT_TOWERS, VISION_TOWERS, kind_of
 from clip_jax.models.text_configs import BertConfig, TextConfig
 from clip_jax.models.tower import TextTower, VisionTower
 from clip_jax.models.vision_configs import (
@@ -57,6 +58,7 @@ class CLIPConfig:
       max_logit_scale: upper bound of the logit scale in training; 0 for no bound.
       logit_bias: initial value of the learned bias of a sigmoid loss; None for no bias.
       vision, text: the towers.
+      heads: the names and configs of further parts, which objectives train.
     """
 
     embed_dim: int = 512
@@ -67,6 +69,7 @@ class CLIPConfig:
     logit_bias: float | None = None
     vision: VisionTower = dataclasses.field(default_factory=VisionConfig)
     text: TextTower = dataclasses.field(default_factory=TextConfig)
+    heads: tuple[tuple[str, Head], ...] = ()
 
     def __post_init__(self) -> None:
         self.vision.check(self.embed_dim)
@@ -87,6 +90,19 @@ class CLIPConfig:
         """Returns the same model with other values of the text tower's fields."""
         return dataclasses.replace(self, text=_replace(self.text, values))
 
+    def head(self, name: str) -> Head | None:
+        """Returns the config of a head; None if the model has no such head."""
+        return dict(self.heads).get(name)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes of the model's classifier; empty without a classifier."""
+        return tuple(getattr(self.head("classifier"), "labels", ()))
+
+    def without_heads(self) -> CLIPConfig:
+        """Returns the same model without its heads."""
+        return dataclasses.replace(self, heads=())
+
     @classmethod
     def from_dict(cls, values: Any, *, trusted: bool = False) -> CLIPConfig:
         """Makes a config from a config file's or a checkpoint's `model`; the reverse of `to_dict`.
@@ -106,7 +122,9 @@ class CLIPConfig:
         for side in ("vision", "text"):
             if side not in values:
                 raise UserError(f"model.{side} is missing: the config of a tower")
-            towers[side] = _tower(side, values.pop(side), trusted)
+            registry, protocol = _TOWERS[side]
+            towers[side] = _part(f"model.{side}", values.pop(side), registry, protocol, trusted)
+        heads = _heads(values.pop("heads", {}), trusted)
         values = fields.checked(cls, values, "model.")
         if values.get("activation", "gelu") not in ACTIVATIONS:
             raise UserError(
@@ -114,14 +132,22 @@ class CLIPConfig:
                 f"{', '.join(ACTIVATIONS)}"
             )
         with only_user_errors("model: checking its values"):  # by a user's tower, maybe
-            return cls(**towers, **values)
+            return cls(**towers, heads=heads, **values)
 
     def to_dict(self) -> JsonObject:
-        """Returns nested dictionaries; the `kind` of each tower names its class."""
+        """Returns nested dictionaries; the `kind` of each tower or head names its class.
+
+        Without heads there is no key `heads`.
+        """
         values = dataclasses.asdict(self)
         for side, tower in (("vision", self.vision), ("text", self.text)):
             values[side] = {"kind": kind_of(tower), **values[side]}
-        return values
+        heads = {
+            name: {"kind": kind_of(head), **dataclasses.asdict(head)}  # type: ignore[call-overload]
+            for name, head in self.heads
+        }
+        del values["heads"]
+        return values | ({"heads": heads} if heads else {})
 
 
 def _replace(tower: Any, values: Mapping[str, Any]) -> Any:
@@ -134,28 +160,54 @@ _TOWERS: dict[str, tuple[Registry[type], type]] = {
 }
 
 
-def _tower(side: str, values: Any, trusted: bool) -> Any:
-    """Returns the config of the tower of a side, from its values."""
+def _heads(values: Any, trusted: bool) -> tuple[tuple[str, Any], ...]:
+    """Returns the names and configs of the heads; the `kind` is the name unless it is given."""
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise UserError(f"model.heads={values!r:.80} must be an object")
+    heads = []
+    for name in sorted(values):
+        if not name.isidentifier() or len(name) > _MAX_KIND:
+            raise UserError(f"model.heads: {name!r:.80} must be a plain name, such as classifier")
+        where = f"model.heads.{name}"
+        heads.append((name, _part(where, values[name], HEADS, Head, trusted, usual=name)))
+    return tuple(heads)
+
+
+def _part(
+    where: str,
+    values: Any,
+    registry: Registry[type],
+    protocol: type,
+    trusted: bool,
+    usual: str = "",
+) -> Any:
+    """Returns the config of a tower or a head from its values.
+
+    Args:
+      where: the key in messages.
+      values: the fields of the config, and its `kind`.
+      registry: the registry of the kinds.
+      protocol: the class that the config inherits from.
+      trusted: as for `CLIPConfig.from_dict`.
+      usual: the kind without a key `kind`; empty: the first of the registry.
+    """
     if not isinstance(values, Mapping):
-        raise UserError(f"model.{side}={values!r:.80} must be an object")
-    registry, protocol = _TOWERS[side]
+        raise UserError(f"{where}={values!r:.80} must be an object")
     values = {k: _tuples(v) for k, v in values.items()}
-    kind = values.pop("kind", registry.names[0])
+    kind = values.pop("kind", usual or registry.names[0])
     if not isinstance(kind, str) or len(kind) > _MAX_KIND:
+        raise UserError(f"{where}.kind={kind!r:.80} must be one of {', '.join(registry.names)}")
+    part = registry.get(kind, f"{where}.kind", trusted=trusted)
+    if protocol not in getattr(part, "__mro__", ()) or not dataclasses.is_dataclass(part):
         raise UserError(
-            f"model.{side}.kind={kind!r:.80} must be one of {', '.join(registry.names)}"
-        )
-    tower = registry.get(kind, f"model.{side}.kind", trusted=trusted)
-    if protocol not in getattr(tower, "__mro__", ()) or not dataclasses.is_dataclass(tower):
-        raise UserError(
-            f"model.{side}.kind={kind} must be a dataclass that subclasses "
-            f"clip_jax.models.tower.{protocol.__name__}"
+            f"{where}.kind={kind} must be a dataclass that subclasses "
+            f"{protocol.__module__}.{protocol.__name__}"
         )
     try:
-        config = tower(**fields.checked(tower, values, f"model.{side}."))
+        config = part(**fields.checked(part, values, f"{where}."))
         hash(config)
     except TypeError as error:  # a field without a value, a method without a body, not frozen
-        raise UserError(f"model.{side}.kind={kind}: {error}") from None
+        raise UserError(f"{where}.kind={kind}: {error}") from None
     return config
 
 

@@ -1,4 +1,4 @@
-"""Registries of towers: `config.model.vision.kind` and `config.model.text.kind`."""
+"""Registries of towers and heads: `kind` in `config.model.vision`, `.text` and `.heads.NAME`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ TEXT_TOWERS: Registry[type] = Registry(
     },
 )
 
+# The config classes of heads, see `clip_jax.models.head`.
+HEADS: Registry[type] = Registry(
+    "head",
+    {
+        "classifier": "clip_jax.models.classifier:ClassifierConfig",
+    },
+)
+
 # The modules that our configs build, apart from them so that reading a config imports no JAX.
 MODULES: Registry[Callable[..., Any]] = Registry(
     "tower module",
@@ -37,7 +45,7 @@ MODULES: Registry[Callable[..., Any]] = Registry(
 )
 
 
-def kind_of(tower: object) -> str:
-    """Returns the `kind` of a tower: a short name, or the dotted path of a user's class."""
-    cls = type(tower)
+def kind_of(part: object) -> str:
+    """Returns the `kind` of a tower or head: a short name, or the path of a user's class."""
+    cls = type(part)
     return cls.__dict__.get("kind") or f"{cls.__module__}:{cls.__qualname__}"

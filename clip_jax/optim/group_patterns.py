@@ -50,10 +50,11 @@ def resolve(config: Optimizer, specs: ParamSpecs, params: Any) -> ParamGroups:
     for number, entry in enumerate(config.groups):
         groups.append(_group(f"config.optimizer.groups[{number}]", entry))
         tests.append(_pattern_test(f"config.optimizer.groups[{number}]", groups[-1].name))
-    adapters = {layer for name in names if specs[name].adapter for layer in names[name]}
-    if adapters:
+    if any(spec.adapter for spec in specs.values()):
+        added = [name for name in names if specs[name].adapter or specs[name].head]
+        learning = {layer for name in added for layer in names[name]}
         groups.append(ParamGroup(BASE, frozen=True))
-        tests.append(lambda name: name not in adapters)
+        tests.append(lambda name: name not in learning)
     groups.append(ParamGroup())
     first = {name: _first(name, tests) for name in every_name}
     for i, (group, matches) in enumerate(zip(groups, tests, strict=False)):

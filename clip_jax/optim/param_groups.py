@@ -24,7 +24,7 @@ from clip_jax.distributed.param_spec import ParamSpecs, path_name
 
 Tree = dict[str, Any]  # nested dictionaries of arrays
 ALL = "everything else"  # the name of the group of parameters that no pattern matches
-BASE = "base weights"  # the name of the group of all but adapters, in a model that has adapters
+BASE = "base weights"  # the group of all but adapters and heads, in a model with adapters
 
 
 @dataclasses.dataclass(frozen=True)

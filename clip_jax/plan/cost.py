@@ -19,6 +19,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from clip_jax.config.checks import check
 from clip_jax.distributed import hardware, sharding
 from clip_jax.distributed.hardware import Chip
 from clip_jax.errors import UserError
@@ -27,7 +28,7 @@ from clip_jax.plan import program
 from clip_jax.plan.program import Program
 from clip_jax.plan.result import Estimate
 from clip_jax.plan.topology import Topology, find_topology
-from clip_jax.training import setup
+from clip_jax.training import class_labels, setup
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _AMOUNT = r"([\d.]+)([KMGTP]?)i?B?"
@@ -51,7 +52,9 @@ def make_recipe(config: ConfigDict, topology_name: str) -> tuple[setup.Recipe, T
       UserError: the config or the topology is wrong.
     """
     topology = find_topology(topology_name)
-    typed_config, architecture, objective = setup.checked(config, len(topology.devices))
+    typed_config, architecture, objective = setup.checked(
+        class_labels.with_classifier(check(config)), len(topology.devices)
+    )
     mesh = sharding.make_mesh(typed_config.mesh.to_dict(), topology.devices)
     return setup.Recipe(typed_config, architecture, objective, mesh), topology
 

@@ -15,6 +15,7 @@ from clip_jax.distributed import multihost
 from clip_jax.errors import counted
 from clip_jax.evaluation import results as results_lib
 from clip_jax.io.paths import EMBEDDED
+from clip_jax.losses.registry import objective_names
 from clip_jax.models.clip import parameter_count
 from clip_jax.training.best_checkpoint import BestCheckpoint
 from clip_jax.training.run import Run
@@ -57,6 +58,9 @@ def announce(loop: Loop) -> None:
         average = "the averaged weights of " if run.config.weights.ema else ""
         start = f"starting from {average}{run.config.weights.path}"
         say("; ".join(filter(None, [start, *run.weights.remarks])))
+        unused = {name for name, _ in run.weights.config.heads} - {n for n, _ in run.model.heads}
+        if unused:
+            say(f"its {', '.join(sorted(unused))} is left out: this run trains none")
         old, new = (
             f"{c.vision.image_size} pixels and {c.text.context_length} tokens"
             for c in (run.weights.config, run.model)
@@ -74,6 +78,8 @@ def announce(loop: Loop) -> None:
 def _announce_negatives(loop: Loop) -> None:
     """Prints where a batch holds several pairs of one picture, and what that does to negatives."""
     c, data, say = loop.trainer.run.config, loop.trainer.run.data, loop.progress.say
+    if "contrastive" not in objective_names(c.objective):
+        return
     multi_positive = c.loss.multi_positive
     if len(data) < c.batch_size:
         size = (

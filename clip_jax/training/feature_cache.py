@@ -26,7 +26,7 @@ from clip_jax.data.example import PairError, only_pair_errors
 from clip_jax.data.images.decoding import decode
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.mixture import Mixture
-from clip_jax.data.pipeline import Prepare
+from clip_jax.data.rows import Prepare
 from clip_jax.data.sources import Source, read_pair
 from clip_jax.data.stored_features import ROWS, StoredFeatures, file_name
 from clip_jax.distributed import multihost

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from clip_jax import tokenizers
-from clip_jax.config.checks import check_batch_size, with_steps
+from clip_jax.config.checks import check, check_batch_size, with_steps
 from clip_jax.config.schema import Config
 from clip_jax.data import fingerprint, mixture
 from clip_jax.data.mixture import Mixture
@@ -26,7 +26,13 @@ from clip_jax.losses.objective import Objective
 from clip_jax.models import architectures
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.tokenizers import Tokenizer
-from clip_jax.training import best_checkpoint, checkpointing, feature_cache, setup
+from clip_jax.training import (
+    best_checkpoint,
+    checkpointing,
+    class_labels,
+    feature_cache,
+    setup,
+)
 from clip_jax.training.trackers import check_trackers
 from clip_jax.weights import library, positions
 from clip_jax.weights.param_mapping import mapping_of
@@ -75,7 +81,14 @@ def prepare(config: Any) -> Run:
     Raises:
       UserError: a mistake in the config, or something that it names cannot be opened.
     """
-    c, model, objective = setup.checked(config)
+    data: Mixture | None = None
+
+    def open_data(c: Config) -> Mixture:
+        nonlocal data
+        data = mixture.open_mixture(c.data.to_dict(), multihost.say_first)
+        return data
+
+    c, model, objective = setup.checked(class_labels.with_classifier(check(config), open_data))
     feature_cache.check_folder(c)
     multihost.broadcast_from_first(lambda: check_trackers(c.log))
     evaluators = load_evaluators(c.evaluate.suite)
@@ -98,8 +111,8 @@ def prepare(config: Any) -> Run:
     best_checkpoint.check_metric(c.checkpoint.best, prefixes)
     fresh = not multihost.broadcast_from_first(lambda: checkpointing.steps(c.workdir))
     weights = saved_weights(c, model) if fresh else None
-    # Last, because a filter can take long.
-    data = mixture.open_mixture(c.data.to_dict(), multihost.say_first)
+    # Late, because a filter can take long; only the labels of a classifier need it before.
+    data = open_data(c) if data is None else data
     pictures.extend(part.source for part in data.parts)
     c = with_steps(c, len(data))
     setup.check_groups(c, model)

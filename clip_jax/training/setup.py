@@ -5,6 +5,7 @@ Training and plans share this module, so that a plan compiles the very step that
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -19,7 +20,12 @@ from clip_jax.config.schema import Config
 from clip_jax.distributed import hardware, sharding
 from clip_jax.distributed.param_spec import param_specs
 from clip_jax.errors import UserError
-from clip_jax.losses.objective import Objective, reads_image_features
+from clip_jax.losses.objective import (
+    Objective,
+    extra_arrays,
+    reads_image_features,
+    unused_parts,
+)
 from clip_jax.losses.registry import make_objective
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.convolution import BatchNorm
@@ -47,15 +53,16 @@ def checked(config: Any, devices: int | None = None) -> tuple[Config, CLIPConfig
     architecture = CLIPConfig.from_dict(c.model, trusted=True)
     objective = make_objective(c, architecture)
     user_parts.check_towers(c, architecture)
+    c = _with_unused_frozen(c, architecture, objective)
     groups = check_groups(c, architecture)
     _check_feature_cache(c, architecture, objective, groups)
-    batch = batch_like(c, architecture, architecture.text.context_length)
+    batch = batch_like(c, architecture, objective, architecture.text.context_length)
     user_parts.check_objective(c, architecture, objective, batch)
     return c, architecture, objective
 
 
 def batch_like(
-    c: Config, architecture: CLIPConfig, context_length: int
+    c: Config, architecture: CLIPConfig, objective: Objective, context_length: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a global batch whose texts have `context_length` tokens."""
     size, rows = architecture.vision.image_size, c.batch_size
@@ -65,9 +72,25 @@ def batch_like(
         batch["image_features"] = features
     else:
         batch["image"] = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
-    if c.loss.multi_positive:
-        batch["group"] = jax.ShapeDtypeStruct((rows, 2), np.uint32)
-    return batch
+    extra = {
+        "group": jax.ShapeDtypeStruct((rows, 2), np.uint32),
+        "label": jax.ShapeDtypeStruct((rows,), np.int32),
+    }
+    return batch | {name: extra[name] for name in extra_arrays(objective)}
+
+
+def _with_unused_frozen(c: Config, architecture: CLIPConfig, objective: Objective) -> Config:
+    """Adds the parts of the model that the objective does not use to `optimizer.freeze`.
+
+    Otherwise weight decay would change them.
+    """
+    parts = variables(abstract_model(architecture, lora=c.lora))[0]
+    frozen = [part for part in map(str.strip, c.optimizer.freeze.split(",")) if part]
+    unused = [part for part in unused_parts(objective) if part in parts and part not in frozen]
+    if not unused:
+        return c
+    freeze = ",".join([*frozen, *unused])
+    return dataclasses.replace(c, optimizer=dataclasses.replace(c.optimizer, freeze=freeze))
 
 
 def _check_feature_cache(
@@ -196,7 +219,7 @@ class Recipe:
 
     def batch_like(self, context_length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a global batch whose texts have `context_length` tokens."""
-        return batch_like(self.config, self.architecture, context_length)
+        return batch_like(self.config, self.architecture, self.objective, context_length)
 
     def step_flops(self, tokens: int | None = None) -> int:
         """Returns the model FLOPs of a step, see `flops`.
@@ -205,6 +228,7 @@ class Recipe:
           tokens: the number of tokens of a text; None: the tower's context length.
         """
         idle = {"vision"} if self.config.data.cache_features else set()
+        idle.update(unused_parts(self.objective))
         return flops.step(
             self.architecture,
             self.objective,

@@ -13,6 +13,7 @@ from flax import nnx
 
 from clip_jax import optim
 from clip_jax.data import pipeline
+from clip_jax.data.rows import Prepare, Row
 from clip_jax.data.stored_features import StoredFeatures
 from clip_jax.distributed import global_batch as rows_lib
 from clip_jax.distributed import multihost, sharding
@@ -20,10 +21,11 @@ from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.features import Encoder
 from clip_jax.inference.model_source import ModelSource
-from clip_jax.models import architectures, lora
+from clip_jax.losses.objective import extra_arrays
+from clip_jax.models import architectures, classifier, lora
 from clip_jax.models.clip import Params, Variables, parameter_count
 from clip_jax.tokenizers import packing
-from clip_jax.training import checkpointing, metric_writers, setup
+from clip_jax.training import checkpointing, class_labels, metric_writers, setup
 from clip_jax.training import train_step as step_lib
 from clip_jax.training.feature_cache import FeatureCache
 from clip_jax.training.run import Run
@@ -40,11 +42,13 @@ class Trainer(setup.Recipe):
 
     def evaluate(self, variables: Variables) -> results_lib.SuiteResults:
         """Evaluates a model's variables."""
+        scale = float(nnx.merge(self.graph, *variables).scale)
+        return self.run.suite.evaluate(self._encoder(variables), scale)
+
+    def _encoder(self, variables: Variables) -> Encoder:
         run = self.run
         pad_id = run.tokenizer.pad_id if run.model.text.blind_to_padding else None
-        size = run.config.evaluate.batch_size
-        encoder = Encoder(self.graph, variables, self.mesh, size, pad_id)
-        return run.suite.evaluate(encoder, float(nnx.merge(self.graph, *variables).scale))
+        return Encoder(self.graph, variables, self.mesh, run.config.evaluate.batch_size, pad_id)
 
     @cached_property
     def averaged(self) -> Callable[[step_lib.TrainState], Variables]:
@@ -90,6 +94,7 @@ class Trainer(setup.Recipe):
         Positions are resized to the model's sizes.
         """
         params, stats = jax.device_get(source.read("float32"))
+        heads = params.pop("heads", {})
         vision, text = self.run.model.vision, self.run.model.text
         params, _ = positions.resize_model(
             params, source.config, vision.image_size, text.context_length
@@ -97,12 +102,42 @@ class Trainer(setup.Recipe):
         if self.config.lora.rank:
             initial = jax.jit(lambda: lora.adapters_in(self.initial_parameters()))()
             params = lora.with_adapters(params, jax.device_get(initial))
-        state = step_lib.state_of(
-            self.run.model, (params, stats), self.optimizer, self.mesh, self.state_options
-        )
+        if self.run.model.heads:
+            params = {**params, "heads": self._initial_heads((params, stats), source, heads)}
+        state = self._state_of((params, stats))
         if not self.config.weights.optimizer:
             return state
         return dataclasses.replace(state, opt_state=self._optimizer_state_from(source))
+
+    def _state_of(self, variables: Variables) -> step_lib.TrainState:
+        return step_lib.state_of(
+            self.run.model, variables, self.optimizer, self.mesh, self.state_options
+        )
+
+    def _initial_heads(self, variables: Variables, source: ModelSource, saved: Params) -> Params:
+        """Returns the initial parameters of the model's heads.
+
+        A head that the saved model has, too, starts from its parameters, any other from initial
+        values. `classifier.init` decides about a classifier.
+
+        Args:
+          variables: the variables without heads.
+          source: the saved model.
+          saved: the parameters of its heads.
+        """
+        run, init = self.run, self.config.classifier.init
+        heads = jax.device_get(jax.jit(lambda: self.initial_parameters()["heads"])())
+        for name, head in run.model.heads:
+            is_classifier = name == classifier.NAME
+            if source.config.head(name) == head and not (is_classifier and init != "auto"):
+                heads[name] = saved[name]
+            elif is_classifier and init != "zeros":
+                params, stats = variables
+                state = self._state_of(({**params, "heads": heads}, stats))
+                heads[name] = class_labels.zero_shot_classifier(
+                    self.config, run.model, self._encoder(state.variables), run.tokenizer
+                )
+        return heads
 
     def _optimizer_state_from(self, source: ModelSource) -> Any:
         """Returns the optimizer's state of a run's checkpoint, with the schedule at its beginning.
@@ -131,14 +166,17 @@ class Trainer(setup.Recipe):
         return step_lib.init_state(run.model, self.optimizer, seed, self.mesh, self.state_options)
 
     @cached_property
-    def prepare(self) -> pipeline.Prepare:
+    def prepare(self) -> Prepare:
         """The function from a pair to a row of a batch."""
         c = self.config
-        return pipeline.Prepare.from_config(
+        return Prepare.from_config(
             c.data.to_dict(),
             self.run.tokenizer,
             self.run.model.vision.image_size,
-            groups=c.loss.multi_positive,
+            groups="group" in extra_arrays(self.run.objective),
+            classes=class_labels.class_index(c, self.run.model)
+            if "label" in extra_arrays(self.run.objective)
+            else None,
         )
 
     @cached_property
@@ -182,7 +220,7 @@ class Trainer(setup.Recipe):
             encoder = Encoder(self.graph, variables, self.mesh, size)
             self.feature_cache.fill(encoder, variables, say)
 
-    def place(self, rows: pipeline.Row) -> dict[str, jax.Array]:
+    def place(self, rows: Row) -> dict[str, jax.Array]:
         """Returns this process's rows as part of the global batch.
 
         Token columns that are padding in every row are removed if there is only one process.

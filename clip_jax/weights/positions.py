@@ -68,6 +68,8 @@ def resize_model(
 def check_fits(config: CLIPConfig, wanted: CLIPConfig, path: Any, resize: bool, how: str) -> None:
     """Checks that a file has the wanted architecture, except for sizes if `resize` is set.
 
+    Heads do not matter.
+
     Args:
       config: the file's architecture.
       wanted: the architecture that is to be trained.
@@ -88,7 +90,9 @@ def check_fits(config: CLIPConfig, wanted: CLIPConfig, path: Any, resize: bool, 
     free = {"vision.mean", "vision.std", "vision.patch_dropout"}
     if config.text.any_length:
         free.add("text.context_length")
-    for key, old, new in differences(config.to_dict(), same.to_dict()):
+    for key, old, new in differences(
+        config.without_heads().to_dict(), same.without_heads().to_dict()
+    ):
         if key in free or (resize and key in sizes):
             continue
         if key in sizes:

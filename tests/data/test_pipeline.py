@@ -27,6 +27,7 @@ from clip_jax.data import pipeline
 from clip_jax.data.example import REASONS, Pair
 from clip_jax.data.images.augmentation import Augment
 from clip_jax.data.mixture import Mixture, Part
+from clip_jax.data.rows import Prepare
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
 from support import Letters, TarFactory, encoded, picture, says, write_tar
@@ -54,9 +55,7 @@ class Numbers:
         return Pair(PICTURE[:40] if i in self.cut else PICTURE, text, f"pair {i}")
 
 
-PREPARE = pipeline.Prepare(
-    Letters(), 4, ("{caption}", "no. {caption}"), Augment(crop_scale=(0.5, 1.0))
-)
+PREPARE = Prepare(Letters(), 4, ("{caption}", "no. {caption}"), Augment(crop_scale=(0.5, 1.0)))
 Batch = dict[str, np.ndarray]
 
 
@@ -530,7 +529,7 @@ class Raising:
 @pytest.mark.parametrize("stage", ["unreadable", "picture", "caption"])
 def test_whatever_one_pair_raises_is_a_counted_skip(error: Exception, stage: str) -> None:
     failing = Raising(error, stage)
-    prepare = pipeline.Prepare(
+    prepare = Prepare(
         failing if stage == "caption" else Letters(),  # type: ignore[arg-type]
         4,
         ("{caption}",),
@@ -568,7 +567,7 @@ def test_no_caption_ends_a_run(name: str, caption: str) -> None:
             words = caption if i else "a plain one"
             return Pair(PICTURE, {"caption": words}, f"pair {i}")
 
-    prepare = pipeline.Prepare(tokenizers.load(name, 8), 4, ("{caption}",), Augment())
+    prepare = Prepare(tokenizers.load(name, 8), 4, ("{caption}",), Augment())
     batch = pipeline.batches(One(2), prepare, batch_size=2, seed=0)[0]
     assert batch["tokens"].shape == (2, 8)
     assert batch["bad"].sum() in (0, batch["bad"][:, REASONS.index("caption")].sum())

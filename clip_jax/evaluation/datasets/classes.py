@@ -7,12 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clip_jax.data.class_index import plain
 from clip_jax.errors import UserError
-
-
-def plain(name: str) -> str:
-    """Returns a name in lower case, reduced to its letters and digits."""
-    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def natural_order(name: str) -> tuple[int, str]:

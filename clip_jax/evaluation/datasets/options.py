@@ -91,25 +91,26 @@ def _similarity(name: str, value: Any) -> float | None:
     return float(value)
 
 
-def read_labels(path: str, name: str) -> list[str]:
+def read_labels(path: str, name: str, key: str = "") -> list[str]:
     """Reads class names from a JSON file.
 
     Args:
       path: the file; it holds a list of names, or an object with a list under `name`.
       name: the name of the dataset.
+      key: the config key of the file, for messages; empty: that of the dataset.
 
     Raises:
       UserError: it cannot be read, or holds no such list of distinct names.
     """
-    file = Path(resolve(path))
+    file, key = Path(resolve(path)), key or f"evaluate.sets.{name}.labels"
     try:
         if file.stat().st_size > _MAX_LABELS or not (file.is_file() or file.is_dir()):
-            raise UserError(f"evaluate.sets.{name}.labels: {file} is no file, or over 64 MiB")
+            raise UserError(f"{key}: {file} is no file, or over 64 MiB")
         labels = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"evaluate.sets.{name}.labels: {file}: {error.strerror}") from None
+        raise UserError(f"{key}: {file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"evaluate.sets.{name}.labels: {file} is not JSON ({error})") from None
+        raise UserError(f"{key}: {file} is not JSON ({error})") from None
     labels = labels.get(name) if isinstance(labels, dict) else labels
     if not isinstance(labels, list) or len(set(map(str, labels))) != len(labels) or not labels:
         raise UserError(f"{file} must hold a list of distinct names (or one under {name!r})")

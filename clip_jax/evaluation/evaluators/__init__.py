@@ -25,6 +25,7 @@ EVALUATORS: Registry[type[Evaluator[Any]]] = Registry(
     "evaluator",
     {
         "zero_shot": "clip_jax.evaluation.evaluators.zero_shot:ZeroShot",
+        "classifier": "clip_jax.evaluation.evaluators.classifier:Classifier",
         "linear_probe": "clip_jax.evaluation.evaluators.linear_probe:LinearProbe",
         "few_shot": "clip_jax.evaluation.evaluators.few_shot:FewShot",
         "retrieval": "clip_jax.evaluation.evaluators.retrieval:Retrieval",

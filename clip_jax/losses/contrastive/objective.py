@@ -43,6 +43,11 @@ class Contrastive:
     multi_positive: bool = False
     reads_image_features: ClassVar[bool] = True
 
+    @property
+    def extra_arrays(self) -> tuple[str, ...]:
+        """The arrays that the loss needs beside image and tokens."""
+        return ("group",) if self.multi_positive else ()
+
     def __post_init__(self) -> None:
         contrastive.check_layout(self.layout, self.block)
 

@@ -12,9 +12,9 @@ from clip_jax.models.model_config import CLIPConfig
 def essence(config: CLIPConfig) -> JsonObject:
     """Returns the parts of an architecture that features depend on, as nested dictionaries.
 
-    Initial values, training-only fields and the context length of a BERT are left out.
+    Initial values, training-only fields, heads and the context length of a BERT are left out.
     """
-    values = config.to_dict()
+    values = config.without_heads().to_dict()
     del values["temperature"], values["max_logit_scale"]
     values["logit_bias"] = config.logit_bias is not None
     for tower in (values["vision"], values["text"]):

@@ -23,6 +23,7 @@ from clip_jax.cli import tfds as command
 from clip_jax.data import captions, pipeline
 from clip_jax.data.example import Pair
 from clip_jax.data.images import augmentation, decoding
+from clip_jax.data.rows import Prepare
 from clip_jax.data.sources import open_source
 from clip_jax.data.sources.tars import TarSource
 from clip_jax.errors import UserError
@@ -182,7 +183,7 @@ def tokenize(text: str, truncate: bool) -> np.ndarray:
 
 
 def test_training_reads_the_same_batches_as_from_the_tars(emoji_here: Path) -> None:
-    prepare = pipeline.Prepare(
+    prepare = Prepare(
         tokenize,  # type: ignore[arg-type]
         32,
         ("{name}", "{keywords}, {group}"),

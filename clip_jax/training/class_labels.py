@@ -1,0 +1,173 @@
+"""The classes that a run with the objective `classification` tells apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clip_jax.config.schema import Config, Data, Evaluate
+from clip_jax.data import captions
+from clip_jax.data.class_index import ClassIndex
+from clip_jax.data.example import PairError, is_blank
+from clip_jax.data.mixture import Mixture
+from clip_jax.data.sources import read_text
+from clip_jax.distributed import multihost
+from clip_jax.errors import UserError
+from clip_jax.evaluation import features
+from clip_jax.evaluation.datasets import registry
+from clip_jax.evaluation.datasets.classes import natural_order
+from clip_jax.evaluation.datasets.options import read_labels
+from clip_jax.evaluation.features import Encoder
+from clip_jax.io.paths import resolve
+from clip_jax.losses.registry import objective_names
+from clip_jax.models import classifier
+from clip_jax.models.model_config import CLIPConfig
+from clip_jax.models.tower import Params
+from clip_jax.tokenizers import Tokenizer
+
+OBJECTIVE = "classification"
+_KEY = "config.classifier.labels"
+_FIELD = "label"  # of a pair that tells its class, if `data.label` is empty
+_CLASSIFIER = "classifier"  # the evaluator
+
+
+def trains_classifier(c: Config) -> bool:
+    """Returns whether the objective, or one of several, is `classification`."""
+    return OBJECTIVE in objective_names(c.objective)
+
+
+def with_classifier(c: Config, open_data: Callable[[Config], Mixture] | None = None) -> Config:
+    """Returns a config whose model has the classifier that the objective trains.
+
+    Args:
+      c: the result of `config.checks.check`. Without the objective `classification`, or if
+        `model.heads` has a classifier, the model stays as it is.
+      open_data: opens the training data, whose labels are used if `classifier.labels` is empty;
+        None: the data is not read.
+
+    Raises:
+      UserError: the labels are given by nothing, or cannot be read.
+    """
+    if not trains_classifier(c):
+        return c
+    c = _with_defaults(c)
+    heads = dict(c.model.get("heads", {}))
+    if classifier.NAME in heads:
+        return c
+    if c.classifier.labels:
+        labels = _named_labels(c.classifier.labels)
+    elif open_data is None:
+        raise UserError(
+            f"{_KEY} is empty: give a JSON file with a list of the names of the classes, because "
+            "the data, which tells them otherwise, is not read here"
+        )
+    else:
+        data = open_data(c)
+        # only one process, because the text of every pair is read
+        labels = multihost.broadcast_from_first(lambda: _labels_in(data, c.data.label))
+    heads[classifier.NAME] = {"labels": tuple(labels)}
+    return dataclasses.replace(c, model={**c.model, "heads": heads})
+
+
+def _with_defaults(c: Config) -> Config:
+    """Returns the config with values that depend on the objective, where it has the usual ones."""
+    data, evaluate = c.data, c.evaluate
+    if not data.label:
+        data = dataclasses.replace(data, label=_FIELD)
+    if data.captions == Data.captions and set(objective_names(c.objective)) == {OBJECTIVE}:
+        data = dataclasses.replace(data, captions=(f"{{{data.label}}}",))  # no text is read
+    if evaluate.suite == Evaluate.suite:
+        evaluate = dataclasses.replace(evaluate, suite=(*evaluate.suite, _CLASSIFIER))
+    return dataclasses.replace(c, data=data, evaluate=evaluate)
+
+
+def _named_labels(value: str) -> list[str]:
+    """Returns the labels of a standard dataset, or of a JSON file."""
+    if value in registry.names():
+        labels = list(registry.standard(value).classes)
+        if not labels:
+            raise UserError(f"{_KEY}={value}: this set has no classes")
+        return labels
+    if not Path(resolve(value)).exists():
+        raise UserError(
+            f"{_KEY}={value:.200}: there is no such file, and no standard set has this name "
+            "(docs/sets.md)"
+        )
+    return read_labels(value, "", _KEY)
+
+
+def _labels_in(data: Mixture, default_field: str) -> list[str]:
+    """Returns the distinct values of the label in the data, in natural order.
+
+    Raises:
+      UserError: a pair has no label, or there is only one.
+    """
+    values: set[str] = set()
+    for part in data.parts:
+        field = part.label or default_field
+        for i in range(len(part.source)):
+            try:
+                text, name = read_text(part.source, i)
+            except PairError:
+                continue  # training counts it as a bad pair
+            value = captions.field_value(text, field)
+            if is_blank(value) or isinstance(value, list | dict | bytes):
+                fields = ", ".join(map(str, list(text)[:20])) or "none"
+                raise UserError(
+                    f"{name} names no class by its field {field!r}, which config.data.label names; "
+                    f"its fields are {fields:.200}"
+                )
+            values.add(str(value).strip().replace("_", " "))
+            if len(values) > classifier.MAX_LABELS:
+                raise UserError(f"{field!r} has over {classifier.MAX_LABELS:,} values: too many")
+    if len(values) < 2:
+        raise UserError(
+            f"config.data.label={default_field!r} has {len(values)} value in the data "
+            f"({', '.join(values)}): a classifier needs two classes"
+        )
+    return sorted(values, key=natural_order)
+
+
+def class_index(c: Config, model: CLIPConfig) -> ClassIndex | None:
+    """Returns the lookup from the label of a pair to the number of its class.
+
+    None if the objective trains no classifier.
+    """
+    head: Any = model.head(classifier.NAME)
+    if head is None or not trains_classifier(c):
+        return None
+    if c.classifier.labels not in registry.names():
+        return ClassIndex(head.labels)
+    standard = registry.standard(c.classifier.labels)
+    folders = standard.folders or standard.classes
+    others = [
+        (folder, *standard.synonyms.get(label, ()))
+        for label, folder in zip(standard.classes, folders, strict=True)
+    ]
+    return ClassIndex(head.labels, others)
+
+
+def zero_shot_classifier(
+    c: Config, model: CLIPConfig, encoder: Encoder, tokenizer: Tokenizer
+) -> Params:
+    """Returns the parameters with which the classifier classifies as its labels' texts do.
+
+    Args:
+      c: the config, for the prompts.
+      model: the architecture, whose classifier has the labels.
+      encoder: the model with the weights of its text tower.
+      tokenizer: the tokenizer of the model.
+    """
+    head: Any = model.head(classifier.NAME)
+    weights = features.classifier(encoder, tokenizer, head.labels, _prompts(c))
+    return classifier.zero_shot_params(weights)
+
+
+def _prompts(c: Config) -> tuple[str, ...]:
+    if c.classifier.templates:
+        return c.classifier.templates
+    if c.classifier.labels in registry.names():
+        return registry.standard(c.classifier.labels).templates
+    return c.evaluate.templates
