@@ -67,8 +67,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--labels",
         help="labels separated by commas (double quotes around a label with a comma), or @FILE: a "
-        "JSON list, a JSON object from numbers to labels, or one label per line (UTF-8); default: the "
-        "classes of the model's own classifier, if a run trained one",
+        "JSON list, a JSON object from numbers to labels, or one label per line (UTF-8); default: "
+        "the classes of the model's own classifier",
     )
     p.add_argument(
         "--templates",

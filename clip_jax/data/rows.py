@@ -138,7 +138,9 @@ class Prepare:
         if self.groups:
             row["group"] = _group_of(pair, self.label)
         if self.classes is not None:
-            row["label"] = _class_of(pair, self.label, self.classes)
+            row["label"] = np.array(
+                class_of(pair.text, pair.name, self.label, self.classes), np.int32
+            )
         return row
 
 
@@ -150,38 +152,55 @@ def _group_of(pair: Pair, label: str) -> np.ndarray:
     """
     content = pair.image
     if label:
-        value = _label_of(pair, label)
+        value = label_of(pair.text, pair.name, label)
         content = json.dumps(value, sort_keys=True, default=str).encode()
     digest = hashlib.blake2b(content, digest_size=8).digest()
     return np.frombuffer(digest, "<u4").astype(np.uint32)
 
 
-def _class_of(pair: Pair, label: str, classes: ClassIndex) -> np.ndarray:
-    """Returns the number of a pair's class, int32.
-
-    Raises:
-      PairError: the pair lacks the label, or it names no class.
-    """
-    value = _label_of(pair, label)
-    number = classes.find(value)
-    if number is None:
-        line = f"{pair.name}: {value!r:.80} is none of the {len(classes.labels):,} classes"
-        raise PairError("text", line)
-    return np.array(number, np.int32)
-
-
-def _label_of(pair: Pair, label: str) -> Any:
+def label_of(text: Mapping[str, Any], name: str, field: str) -> Any:
     """Returns the value of the field that tells the class of a pair.
+
+    Args:
+      text: the text fields of the pair.
+      name: the name of the pair, for messages.
+      field: the name of the field.
 
     Raises:
       PairError: the pair lacks the field.
     """
-    value = captions.field_value(pair.text, label)
+    value = captions.field_value(text, field)
     if is_blank(value):
-        fields = ", ".join(map(str, list(pair.text)[:20])) or "none"
+        fields = ", ".join(map(str, list(text)[:20])) or "none"
         raise PairError(
             "text",
-            f"{pair.name}: it lacks the field {label!r}, which config.data.label names; its fields "
-            f"are {fields:.200}",
+            f"{name}: it lacks the field {field!r}, which config.data.label names; its fields are "
+            f"{fields:.200}",
         )
     return value
+
+
+def class_name_of(text: Mapping[str, Any], name: str, field: str) -> str | int | float:
+    """Returns the name or number of the class of a pair; arguments as for `label_of`.
+
+    Raises:
+      PairError: the pair lacks the field, or it holds a list or an object.
+    """
+    value = label_of(text, name, field)
+    if not isinstance(value, str | int | float):
+        raise PairError("text", f"{name}: its {field!r} is {value!r:.80}, not the name of a class")
+    return str(value) if isinstance(value, bool) else value
+
+
+def class_of(text: Mapping[str, Any], name: str, field: str, classes: ClassIndex) -> int:
+    """Returns the number of the class of a pair; other arguments as for `label_of`.
+
+    Raises:
+      PairError: the pair lacks the field, or it names no class.
+    """
+    value = class_name_of(text, name, field)
+    number = classes.find(value)
+    if number is None:
+        line = f"{name}: {value!r:.80} is none of the {len(classes.labels):,} classes"
+        raise PairError("text", line)
+    return number

@@ -317,10 +317,14 @@ def _memory_parts(result: CompileResult, recipe: setup.Recipe) -> dict[str, int]
 
 
 def _shard_bytes(tree: Any, formats: Any) -> int:
-    """Returns the bytes of a device's shards of a tree of arrays, with padding of their tiles."""
+    """Returns the bytes of a device's shards of a tree of arrays, with padding of their tiles.
+
+    Arguments that the program does not use, which have no sharding, are not counted.
+    """
     return sum(
         _padded_size(form.sharding.shard_shape(leaf.shape), form.layout) * leaf.dtype.itemsize
         for leaf, form in zip(jax.tree.leaves(tree), jax.tree.leaves(formats), strict=True)
+        if form.sharding is not None
     )
 
 

@@ -45,6 +45,11 @@ def announce(loop: Loop) -> None:
         say(f"{run.config.epochs:g} epochs of {rows} are {counted(run.config.steps, 'step')}")
     if trainer.groups:
         say(trainer.groups.described(trainer.state_like.params))
+    if labels := run.model.labels:
+        say(
+            f"a classifier of {counted(len(labels), 'class', 'classes')}: {', '.join(labels[:5]):.200}"
+            + (", …" if len(labels) > 5 else "")
+        )
     for part in run.data.parts:
         _announce_part(loop, part)
     _announce_negatives(loop)
@@ -146,9 +151,8 @@ def announce_end(run: Run, step: int, stopped_by: int, best: BestCheckpoint) -> 
         print(f"stopped by {name}, {where}: the same command goes on from there", file=sys.stderr)
         return
     folder = shlex.quote(str(run.workdir))
-    suggestions = [
-        f'python -m clip_jax classify --checkpoint {folder} PICTURE.png --labels "a cat,a dog"'
-    ]
+    labels = "" if run.model.labels else ' --labels "a cat,a dog"'
+    suggestions = [f"python -m clip_jax classify --checkpoint {folder} PICTURE.png{labels}"]
     if (page := run.workdir / results_lib.PAGE).exists():
         suggestions.append(f"open {page} in a browser")
     if (run.workdir / "tensorboard").is_dir():

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.config.schema import Config, Data, Evaluate
-from clip_jax.data import captions
 from clip_jax.data.class_index import ClassIndex
-from clip_jax.data.example import PairError, is_blank
+from clip_jax.data.example import PairError
 from clip_jax.data.mixture import Mixture
+from clip_jax.data.rows import class_name_of, class_of
 from clip_jax.data.sources import read_text
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
@@ -30,6 +30,8 @@ from clip_jax.tokenizers import Tokenizer
 OBJECTIVE = "classification"
 _KEY = "config.classifier.labels"
 _FIELD = "label"  # of a pair that tells its class, if `data.label` is empty
+_NO_CAPTION = "image"  # a template without fields, for data without captions
+_CHECKED = 100  # pairs of a source, one of which must be of a class
 _CLASSIFIER = "classifier"  # the evaluator
 
 
@@ -77,7 +79,7 @@ def _with_defaults(c: Config) -> Config:
     if not data.label:
         data = dataclasses.replace(data, label=_FIELD)
     if data.captions == Data.captions and set(objective_names(c.objective)) == {OBJECTIVE}:
-        data = dataclasses.replace(data, captions=(f"{{{data.label}}}",))  # no text is read
+        data = dataclasses.replace(data, captions=(_NO_CAPTION,))
     if evaluate.suite == Evaluate.suite:
         evaluate = dataclasses.replace(evaluate, suite=(*evaluate.suite, _CLASSIFIER))
     return dataclasses.replace(c, data=data, evaluate=evaluate)
@@ -101,31 +103,30 @@ def _named_labels(value: str) -> list[str]:
 def _labels_in(data: Mixture, default_field: str) -> list[str]:
     """Returns the distinct values of the label in the data, in natural order.
 
+    Training replaces pairs without a label, as it does with all that it cannot use.
+
     Raises:
-      UserError: a pair has no label, or there is only one.
+      UserError: no pair has a label, or all have the same.
     """
     values: set[str] = set()
+    complaint = ""
     for part in data.parts:
         field = part.label or default_field
         for i in range(len(part.source)):
             try:
-                text, name = read_text(part.source, i)
-            except PairError:
-                continue  # training counts it as a bad pair
-            value = captions.field_value(text, field)
-            if is_blank(value) or isinstance(value, list | dict | bytes):
-                fields = ", ".join(map(str, list(text)[:20])) or "none"
-                raise UserError(
-                    f"{name} names no class by its field {field!r}, which config.data.label names; "
-                    f"its fields are {fields:.200}"
-                )
+                value = class_name_of(*read_text(part.source, i), field)
+            except PairError as error:
+                complaint = complaint or str(error)
+                continue
             values.add(str(value).strip().replace("_", " "))
             if len(values) > classifier.MAX_LABELS:
                 raise UserError(f"{field!r} has over {classifier.MAX_LABELS:,} values: too many")
+    if not values:
+        raise UserError(complaint)
     if len(values) < 2:
         raise UserError(
-            f"config.data.label={default_field!r} has {len(values)} value in the data "
-            f"({', '.join(values)}): a classifier needs two classes"
+            f"all pairs have config.data.label={default_field!r} equal to {values.pop()!r:.80}: a "
+            "classifier needs two classes"
         )
     return sorted(values, key=natural_order)
 
@@ -147,6 +148,32 @@ def class_index(c: Config, model: CLIPConfig) -> ClassIndex | None:
         for label, folder in zip(standard.classes, folders, strict=True)
     ]
     return ClassIndex(head.labels, others)
+
+
+def check_classes(data: Mixture, classes: ClassIndex | None, default_field: str) -> None:
+    """Checks that one of the first pairs of each source is of a class.
+
+    Args:
+      data: the training data.
+      classes: finds classes; None: nothing is checked.
+      default_field: the field that tells the class, in sources that name none.
+
+    Raises:
+      UserError: none of them is; says why the first is not.
+    """
+    for part in data.parts if classes is not None else ():
+        assert classes is not None
+        complaint = ""
+        for i in range(min(_CHECKED, len(part.source))):
+            try:
+                class_of(*read_text(part.source, i), part.label or default_field, classes)
+            except PairError as error:
+                complaint = complaint or str(error)
+            else:
+                complaint = ""
+                break
+        if complaint:
+            raise UserError(f"{complaint}; set config.data.label or {_KEY}")
 
 
 def zero_shot_classifier(

@@ -13,6 +13,7 @@ from clip_jax import tokenizers
 from clip_jax.config.checks import check, check_batch_size, with_steps
 from clip_jax.config.schema import Config
 from clip_jax.data import fingerprint, mixture
+from clip_jax.data.class_index import ClassIndex
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.sources import Source
 from clip_jax.distributed import multihost
@@ -51,6 +52,7 @@ class Run:
       suite: the evaluations.
       workdir: the run's folder.
       weights: the saved model that a fresh run starts from; None: random initial values.
+      classes: finds the class of a pair; None: the objective trains no classifier.
     """
 
     config: Config
@@ -61,6 +63,7 @@ class Run:
     suite: Suite
     workdir: Path
     weights: ModelSource | None = None
+    classes: ClassIndex | None = None
 
     @functools.cached_property
     def fingerprints(self) -> JsonObject:
@@ -113,10 +116,12 @@ def prepare(config: Any) -> Run:
     weights = saved_weights(c, model) if fresh else None
     # Late, because a filter can take long; only the labels of a classifier need it before.
     data = open_data(c) if data is None else data
+    classes = class_labels.class_index(c, model)
+    class_labels.check_classes(data, classes, c.data.label)
     pictures.extend(part.source for part in data.parts)
     c = with_steps(c, len(data))
     setup.check_groups(c, model)
-    return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights)
+    return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights, classes)
 
 
 def saved_weights(c: Config, model: CLIPConfig) -> ModelSource | None:

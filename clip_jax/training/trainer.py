@@ -174,9 +174,7 @@ class Trainer(setup.Recipe):
             self.run.tokenizer,
             self.run.model.vision.image_size,
             groups="group" in extra_arrays(self.run.objective),
-            classes=class_labels.class_index(c, self.run.model)
-            if "label" in extra_arrays(self.run.objective)
-            else None,
+            classes=self.run.classes,
         )
 
     @cached_property

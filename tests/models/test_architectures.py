@@ -133,6 +133,6 @@ def test_keys_of_another_tower_are_refused():
 
 
 def test_a_run_of_before_there_were_kinds_is_of_the_first():
-    values = dataclasses.asdict(ARCHITECTURES["ViT-B/32"])
-    assert "kind" not in values["vision"]
+    values = ARCHITECTURES["ViT-B/32"].to_dict()
+    del values["vision"]["kind"], values["text"]["kind"]
     assert CLIPConfig.from_dict(values) == ARCHITECTURES["ViT-B/32"]

@@ -52,14 +52,16 @@ class Classifier(Evaluator[ClassifierResult]):
         """Needs classes."""
         return "" if dataset.target is not None else "classes"
 
-    def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[str]:
-        """Depends on the labels of the classifier."""
-        return context.encoder.labels
+    def depends_on(self, context: EvalContext, dataset: Dataset) -> Sequence[str] | None:
+        """Depends on the labels of the classifier; why there is no score is said each time."""
+        labels = context.encoder.labels
+        return None if _columns(labels, dataset)[1] else labels
 
     def run(self, context: EvalContext, dataset: Dataset) -> ClassifierResult:
         """Computes the scores of the dataset; none if the classifier lacks one of its classes."""
         columns, note = _columns(context.encoder.labels, dataset)
         if note:
+            context.say(f"{dataset.name}: {note}")
             return ClassifierResult(dataset.metric, None, {}, note)
         assert dataset.target is not None
         images = context.encode(dataset.name, dataset.source).features
