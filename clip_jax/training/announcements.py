@@ -46,10 +46,8 @@ def announce(loop: Loop) -> None:
     if trainer.groups:
         say(trainer.groups.described(trainer.state_like.params))
     if labels := run.model.labels:
-        say(
-            f"a classifier of {counted(len(labels), 'class', 'classes')}: {', '.join(labels[:5]):.200}"
-            + (", …" if len(labels) > 5 else "")
-        )
+        names = ", ".join([*labels[:5], *("…" for _ in labels[5:6])])
+        say(f"a classifier of {counted(len(labels), 'class', 'classes')}: {names:.200}")
     for part in run.data.parts:
         _announce_part(loop, part)
     _announce_negatives(loop)

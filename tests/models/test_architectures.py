@@ -1,6 +1,5 @@
 """Architectures: their sizes to the digit, their names, and what cannot be."""
 
-import dataclasses
 import json
 
 import jax
