@@ -15,7 +15,7 @@ from clip_jax.config.values import typed
 from clip_jax.data import captions, mixture_config
 from clip_jax.data.images import augmentation
 from clip_jax.errors import UserError, counted
-from clip_jax.losses.registry import objective_names
+from clip_jax.losses.registry import needs_labels
 
 
 def check(config: Any, devices: int | None = None) -> Config:
@@ -195,7 +195,7 @@ def _check_label(c: Config) -> None:
 def _check_classifier(c: Config) -> None:
     if c.classifier == Classifier():
         return
-    if "classification" not in objective_names(c.objective):
+    if not needs_labels(c.objective):
         raise UserError(
             "config.classifier has keys, but no objective trains a classifier: set "
             "config.objective.name=classification"

@@ -37,6 +37,21 @@ def objective_names(section: config_schema.Objective) -> tuple[str, ...]:
     return tuple(str(v.get("name", n) if isinstance(v, Mapping) else n) for n, v in entries)
 
 
+def needs_labels(section: config_schema.Objective) -> bool:
+    """Returns whether an objective of `config.objective` needs the array `label`.
+
+    `classification` does, and a user's class whose `extra_arrays` names it.
+    """
+    for name in objective_names(section):
+        try:
+            arrays = getattr(OBJECTIVES.get(name), "extra_arrays", ())
+        except UserError:
+            continue  # `make_objective` says what is wrong
+        if isinstance(arrays, tuple) and "label" in arrays:
+            return True
+    return False
+
+
 def make_objective(config: Config, model_config: CLIPConfig) -> Objective:
     """Makes the objective that `config.objective` describes.
 

@@ -1,4 +1,4 @@
-"""The classes that a run with the objective `classification` tells apart."""
+"""The classes that the objective `classification` tells apart, or a user's that needs `label`."""
 
 from __future__ import annotations
 
@@ -21,23 +21,18 @@ from clip_jax.evaluation.datasets.classes import natural_order
 from clip_jax.evaluation.datasets.options import read_labels
 from clip_jax.evaluation.features import Encoder
 from clip_jax.io.paths import resolve
-from clip_jax.losses.registry import objective_names
+from clip_jax.losses.registry import needs_labels, objective_names
 from clip_jax.models import classifier
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.tower import Params
 from clip_jax.tokenizers import Tokenizer
 
-OBJECTIVE = "classification"
+_OBJECTIVE = "classification"
 _KEY = "config.classifier.labels"
 _FIELD = "label"  # of a pair that tells its class, if `data.label` is empty
 _NO_CAPTION = "image"  # a template without fields, for data without captions
 _CHECKED = 100  # pairs of a source, one of which must be of a class
 _CLASSIFIER = "classifier"  # the evaluator
-
-
-def trains_classifier(c: Config) -> bool:
-    """Returns whether the objective, or one of several, is `classification`."""
-    return OBJECTIVE in objective_names(c.objective)
 
 
 def with_classifier(c: Config, open_data: Callable[[Config], Mixture] | None = None) -> Config:
@@ -52,7 +47,7 @@ def with_classifier(c: Config, open_data: Callable[[Config], Mixture] | None = N
     Raises:
       UserError: the labels are given by nothing, or cannot be read.
     """
-    if not trains_classifier(c):
+    if not needs_labels(c.objective):
         return c
     c = _with_defaults(c)
     heads = dict(c.model.get("heads", {}))
@@ -78,7 +73,7 @@ def _with_defaults(c: Config) -> Config:
     data, evaluate = c.data, c.evaluate
     if not data.label:
         data = dataclasses.replace(data, label=_FIELD)
-    if data.captions == Data.captions and set(objective_names(c.objective)) == {OBJECTIVE}:
+    if data.captions == Data.captions and set(objective_names(c.objective)) == {_OBJECTIVE}:
         data = dataclasses.replace(data, captions=(_NO_CAPTION,))
     if evaluate.suite == Evaluate.suite:
         evaluate = dataclasses.replace(evaluate, suite=(*evaluate.suite, _CLASSIFIER))
@@ -134,10 +129,10 @@ def _labels_in(data: Mixture, default_field: str) -> list[str]:
 def class_index(c: Config, model: CLIPConfig) -> ClassIndex | None:
     """Returns the lookup from the label of a pair to the number of its class.
 
-    None if the objective trains no classifier.
+    None if no objective needs it.
     """
     head: Any = model.head(classifier.NAME)
-    if head is None or not trains_classifier(c):
+    if head is None or not needs_labels(c.objective):
         return None
     if c.classifier.labels not in registry.names():
         return ClassIndex(head.labels)

@@ -76,7 +76,13 @@ def batch_like(
         "group": jax.ShapeDtypeStruct((rows, 2), np.uint32),
         "label": jax.ShapeDtypeStruct((rows,), np.int32),
     }
-    return batch | {name: extra[name] for name in extra_arrays(objective)}
+    names = extra_arrays(objective)
+    if unknown := [name for name in names if name not in extra]:
+        raise UserError(
+            f"the objective needs the array {unknown[0]!r:.60}, which the data does not give: "
+            f"extra_arrays may name {', '.join(extra)}"
+        )
+    return batch | {name: extra[name] for name in names}
 
 
 def _with_unused_frozen(c: Config, architecture: CLIPConfig, objective: Objective) -> Config:
