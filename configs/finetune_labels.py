@@ -1,0 +1,36 @@
+"""Fine-tunes the quickstart's model on a few hundred labelled photographs, with a classifier.
+
+    python -m clip_jax.main --config configs/quickstart.py
+    apt-get download tuxpaint-stamps-default && dpkg-deb -x tuxpaint-stamps-default_*.deb stamps
+    python examples/sort_stamps.py stamps/usr/share/tuxpaint/stamps data/stamps
+    python -m clip_jax.main --config configs/finetune_labels.py
+
+For pictures of your own set `data.train` and `evaluate.sets.mine.data` to folders with a folder for
+each class. docs/finetune.md compares this with other ways to fine-tune.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config() -> ConfigDict:
+    c = quickstart.get_config()
+    c.workdir = "runs/finetune_labels"
+    c.weights.path = "runs/quickstart"
+    c.objective.name = "classification"
+    c.batch_size = 60
+    c.steps = 0
+    c.epochs = 50
+    c.data.train = "data/stamps/train"
+    c.data.captions = ("{label}",)  # only read by contrastive objectives
+    c.optimizer.learning_rate = 3e-4
+    c.optimizer.muon_learning_rate = 0.0
+    c.optimizer.warmup_steps = 10
+    c.optimizer.layer_decay.vision = 0.65
+    c.log.every = 10
+    c.checkpoint.every = 1_000
+    c.evaluate.every = 1_000
+    c.evaluate.suite = ("zero_shot", "classifier")
+    c.evaluate.sets.mine = ConfigDict({"data": "data/stamps/test"})
+    return c
