@@ -25,7 +25,7 @@ class Optimizer(Group):
 
     name: str = key(
         "adamw",
-        "which optimizer: adamw, lamb or muon, or your own as my_package.optim:my_optimizer",
+        "which optimizer: adamw, lamb, muon or sgd, or your own as my_package.optim:my_optimizer",
     )
     learning_rate: float = key(5e-4, "the rate after the warm-up", at_least=1e-12)
     final_learning_rate: float = key(0.0, "the rate at the last step", at_least=0)
@@ -58,7 +58,7 @@ class Optimizer(Group):
         "rewarm, a new warm-up and decay; constant, the last rate",
         choices=("continue", "rewarm", "constant"),
     )
-    b1: float = key(0.9, "Adam's β₁", at_least=0, at_most=BELOW_ONE)
+    b1: float = key(0.9, "Adam's β₁, and the momentum of sgd", at_least=0, at_most=BELOW_ONE)
     b2: float = key(0.98, "Adam's β₂", at_least=0, at_most=BELOW_ONE)
     eps: float = key(1e-6, "Adam's ε", at_least=1e-30)
     weight_decay: float = key(

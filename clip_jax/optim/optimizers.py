@@ -25,6 +25,7 @@ OPTIMIZERS: Registry[MakeOptimizer] = Registry(
         "adamw": "clip_jax.optim.optimizers:adamw",
         "lamb": "clip_jax.optim.optimizers:lamb",
         "muon": "clip_jax.optim.optimizers:muon",
+        "sgd": "clip_jax.optim.optimizers:sgd",
     },
 )
 
@@ -61,6 +62,19 @@ def muon(
         eps=config["eps"],
         adam_learning_rate=schedule,
         muon_weight_dimension_numbers=partial(matrix_axes, specs=specs),
+    )
+
+
+def sgd(
+    config: Mapping[str, Any], schedule: optax.Schedule, specs: ParamSpecs
+) -> optax.GradientTransformation:
+    """Makes stochastic gradient descent with the momentum `b1`, as torch.optim.SGD.
+
+    Weight decay is added to the gradients of those parameters that decay.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(config["weight_decay"], partial(decay_mask, specs=specs)),
+        optax.sgd(schedule, momentum=config["b1"]),
     )
 
 

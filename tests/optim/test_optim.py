@@ -170,6 +170,28 @@ def test_adamw_is_the_textbooks():
         np.testing.assert_allclose(params[k], want[k], rtol=1e-5)
 
 
+def test_sgd_is_torchs():
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(size=(3, 2)), rng.normal(size=2)
+    params = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+    optimizer = optim.make_optimizer(
+        {**CONFIG, "name": "sgd"}, lambda step: 0.1 / (step + 1), toy_specs(params)
+    )
+    state = optimizer.init(params)
+    momenta = [np.zeros_like(kernel), np.zeros_like(bias)]
+    for step in range(3):
+        grads = [rng.normal(size=kernel.shape), rng.normal(size=bias.shape)]
+        updates, state = optimizer.update(
+            dict(zip(("kernel", "bias"), map(jnp.asarray, grads), strict=True)), state, params
+        )
+        params = optax.apply_updates(params, updates)
+        decayed = [grads[0] + 0.2 * kernel, grads[1]]
+        momenta = [0.9 * m + g for m, g in zip(momenta, decayed, strict=True)]
+        kernel, bias = kernel - 0.1 / (step + 1) * momenta[0], bias - 0.1 / (step + 1) * momenta[1]
+        np.testing.assert_allclose(params["kernel"], kernel, rtol=1e-5)
+        np.testing.assert_allclose(params["bias"], bias, rtol=1e-5)
+
+
 def test_clipping_bounds_the_gradient():
     params = {"bias": jnp.zeros(2)}
     optimizer = optim.make_optimizer(
