@@ -102,7 +102,8 @@ def main() -> None:
         "--config.log.tensorboard=False",
     ]
     print(
-        "| way | own test | unseen drawings | unseen concepts | s | GiB |\n|---|---|---|---|---|---|"
+        "| way | own test | unseen drawings | unseen concepts | s | GiB |\n"
+        "|---|---|---|---|---|---|"
     )
     for name, flags in WAYS.items():
         if not name.startswith(args.only):

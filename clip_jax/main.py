@@ -82,7 +82,7 @@ def _add_evaluation_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--suite",
         metavar="NAME,…",
-        help="the evaluations: some of zero_shot, linear_probe, few_shot, retrieval, "
+        help="the evaluations: some of zero_shot, classifier, linear_probe, few_shot, retrieval, "
         "validation_loss, robustness, bias and overlap, or all (default: config.evaluate.suite)",
     )
     group.add_argument(

@@ -20,8 +20,7 @@ def get_config() -> ConfigDict:
     c.weights.path = "runs/quickstart"
     c.objective.name = "classification"
     c.batch_size = 60
-    c.steps = 0
-    c.epochs = 50
+    c.steps = 150  # 50 epochs
     c.data.train = "data/stamps/train"
     c.data.captions = ("{label}",)  # only read by contrastive objectives
     c.optimizer.learning_rate = 3e-4

@@ -14,8 +14,9 @@ from clip_jax.config.schema import KEYS
 from clip_jax.config.values import is_number, kind_of
 from clip_jax.errors import UserError
 
+_HEADS = "model.heads"  # which the architectures do not have
 # Groups whose keys the user chooses.
-_USER_NAMED = tuple(name for name, facts in KEYS.items() if facts.user_named)
+_USER_NAMED = (*(name for name, facts in KEYS.items() if facts.user_named), _HEADS)
 
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -48,7 +49,7 @@ def override(config: ConfigDict, item: str) -> None:
             node[last] = _parse(key, text, old if isinstance(old, (str, tuple)) else None)
         return
     known = dict(flatten(config))
-    if not isinstance(node, ConfigDict) or last not in node:
+    if not isinstance(node, ConfigDict) or (last not in node and key != _HEADS):
         raise UserError(unknown_key(key, list(known)))
     if key in _USER_NAMED:
         group = _parse_group(key, text)
