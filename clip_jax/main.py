@@ -16,33 +16,54 @@ from clip_jax.errors import UserError
 if TYPE_CHECKING:
     from clip_jax.config import Config
 
-MODES = ("train", "evaluate", "plan")
-_EPILOG = """\
---config.KEY=VALUE sets any key of the config; --config FILE --help lists the keys.
-
+_MODES_IN_WORDS = {
+    "train": """\
 Train. The same command resumes a stopped run. Ctrl-C and SIGTERM save a checkpoint first.
   python -m clip_jax.main --config configs/quickstart.py
   python -m clip_jax.main --config configs/vit_b16.py --config.data.train='/data/{00000..41407}.tar'
 
 Train on many hosts: start the same command on each host. TPU pods, Slurm and Kubernetes need no
 more. Elsewhere add --coordinator, --processes and --process, or set JAX_COORDINATOR_ADDRESS,
-JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-
+JAX_NUM_PROCESSES and JAX_PROCESS_ID.""",
+    "evaluate": """\
 Evaluate a checkpoint by the protocols of the papers and write a report (docs/evaluation.md).
   python -m clip_jax.main --config configs/vit_b32.py --mode=evaluate --checkpoint ViT-B-32.pt \\
-      --workdir runs/b32 --sets=cifar10,mine=/data/mine --suite=zero_shot,linear_probe
-
+      --workdir runs/b32 --sets=cifar10,mine=/data/mine --suite=zero_shot,linear_probe""",
+    "plan": """\
 Plan: compile a training step for a TPU slice, without a TPU and without data (docs/plan.md). The
 exit code is 0 even if the step does not fit: scripts read "fits" in the output of --json.
-  python -m clip_jax.main --config configs/vit_l14.py --mode=plan --topology=v5e:16x16"""
+  python -m clip_jax.main --config configs/vit_l14.py --mode=plan --topology=v5e:16x16""",
+}
+MODES = tuple(_MODES_IN_WORDS)
+_KEYS = """\
+--config.KEY=VALUE sets any key of the config; --config FILE --help lists the keys, docs/config.md
+describes them all."""
+# the groups of keys that a mode reads; none: all
+_GROUPS = {
+    "train": (),
+    "evaluate": (
+        *("workdir", "model", "tokenizer", "mesh", "evaluate"),
+        *("data.train", "data.mix", "data.source", "data.redirects"),
+    ),
+    "plan": (
+        *("batch_size", "accumulate", "steps", "model", "dtype", "remat", "chunk", "mesh"),
+        *("objective", "loss", "optimizer", "ema", "lora", "data.cache_features"),
+    ),
+}
+_GROUP_TITLE, _HOSTS = "flags of --mode=", "many hosts"
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of the command."""
+def make_parser(mode: str = "") -> argparse.ArgumentParser:
+    """The parser of the command.
+
+    Args:
+      mode: the mode that its help describes; empty: all.
+    """
+    about = [_MODES_IN_WORDS[mode]] if mode else _MODES_IN_WORDS.values()
     parser = CommandParser(
         prog="python -m clip_jax.main",
         description="Trains, evaluates and plans CLIP models.",
-        epilog=_EPILOG,
+        epilog="\n\n".join([_KEYS, *about]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
@@ -54,18 +75,31 @@ def make_parser() -> argparse.ArgumentParser:
         help="a file such as configs/quickstart.py, or a shipped config by name: quickstart",
     )
     add("--workdir", metavar="FOLDER", help="the folder of the run (config.workdir)")
-    add("--mode", default="train", help=f"one of {', '.join(MODES)} (default: %(default)s)")
-    _add_evaluation_flags(parser.add_argument_group("flags of --mode=evaluate"))
-    group = parser.add_argument_group("flags of --mode=train")
+    add("--mode", default="", help=f"one of {', '.join(MODES)} (default: train)")
+    _add_evaluation_flags(parser.add_argument_group(f"{_GROUP_TITLE}evaluate"))
+    group = parser.add_argument_group(f"{_GROUP_TITLE}train")
     group.add_argument(
         "--force",
         action="store_true",
         help="train in a --workdir that another run is using: that run stops",
     )
-    _add_plan_flags(parser.add_argument_group("flags of --mode=plan"))
-    _add_multihost_flags(parser.add_argument_group("many hosts"))
-    add("--help", "-h", action="store_true", help="show this text and the keys of the config")
+    _add_plan_flags(parser.add_argument_group(f"{_GROUP_TITLE}plan"))
+    _add_multihost_flags(parser.add_argument_group(_HOSTS))
+    add("--help", "-h", action="store_true", help="show this text and the keys of the config; with "
+        "--mode, what that mode reads")  # fmt: skip
+    if mode:
+        _hide_other_modes(parser, mode)
     return parser
+
+
+def _hide_other_modes(parser: argparse.ArgumentParser, mode: str) -> None:
+    """Leaves the flags of the other modes out of the help."""
+    for group in parser._action_groups:  # argparse has no public list of them
+        title = group.title or ""
+        is_other = title.startswith(_GROUP_TITLE) and title != f"{_GROUP_TITLE}{mode}"
+        if is_other or (title == _HOSTS and mode == "plan"):
+            for action in group._group_actions:
+                action.help = argparse.SUPPRESS
 
 
 def _add_evaluation_flags(group: argparse._ArgumentGroup) -> None:
@@ -146,11 +180,11 @@ def run(argv: Sequence[str]) -> int:
     """
     flags, overrides = split_overrides(argv)
     args = make_parser().parse_args(flags)
-    if args.mode not in MODES:
+    if args.mode not in ("", *MODES):
         raise UserError(f"unknown --mode {args.mode!r}; known: {', '.join(MODES)}")
-    if args.help and not args.config:
-        make_parser().print_help()
-        return 0
+    if args.help:
+        return _help(args, overrides)
+    args.mode = args.mode or "train"
     _check_flags(args)
     if args.mode == "plan":
         _prepare_plan(args)
@@ -159,12 +193,8 @@ def run(argv: Sequence[str]) -> int:
 
     if args.workdir:
         overrides.append(f"workdir={args.workdir}")
-    config, doc = config_lib.load(args.config, overrides)
-    if args.help:
-        make_parser().print_help()
-        keys = config_lib.describe(config, explain=True)
-        print(f"\n{args.config}: {doc.strip()}\n\nits keys:\n{keys}")
-    elif args.mode == "plan":
+    config, _ = config_lib.load(args.config, overrides)
+    if args.mode == "plan":
         from clip_jax.plan.report import print_plan, print_sweep
 
         if args.sweep is None:
@@ -179,6 +209,22 @@ def run(argv: Sequence[str]) -> int:
         typed_config = config_lib.typed(config)
         with multihost.process_group(process_info, args.connect_timeout, args.heartbeat_timeout):
             _train_or_evaluate(args, typed_config)
+    return 0
+
+
+def _help(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Prints the flags, and with a config its keys; with a mode only those that it reads."""
+    make_parser(args.mode).print_help()
+    if not args.config:
+        return 0
+    from clip_jax import config as config_lib
+    from clip_jax.models.reference import key_docs
+
+    config, doc = config_lib.load(args.config, list(overrides))
+    docs = {**config_lib.key_docs(), **key_docs(config.model.to_dict())}
+    keys = config_lib.describe(config, docs=docs, groups=_GROUPS.get(args.mode, ()))
+    title = f"the keys that --mode={args.mode} reads" if args.mode else "its keys"
+    print(f"\n{args.config}: {doc.strip()}\n\n{title}:\n{keys}")
     return 0
 
 

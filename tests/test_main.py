@@ -11,6 +11,7 @@ import runs
 from clip_jax import main
 from clip_jax.cli import allocator
 from clip_jax.errors import UserError
+from clip_jax.models.reference import key_docs
 from support import says, write_tar
 
 
@@ -61,6 +62,30 @@ def test_help_with_a_config_shows_its_keys(config, capsys):
     output = capsys.readouterr().out
     assert "A run of seconds." in output
     assert "--config.batch_size=8" in output and "--config.optimizer.learning_rate" in output
+
+
+def test_help_with_a_config_explains_the_keys_of_its_towers(config, capsys):
+    assert main.run(["--config", str(config), "--help"]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "--config.model.vision.patch_size=8 the side of a patch in pixels" in output
+    docs = key_docs({"vision": {"kind": "my_towers:Mine"}, "text": {"kind": "bert"}})
+    assert "segments" in docs["model.text.token_types"]
+    assert not any(name.startswith("model.vision") for name in docs)
+
+
+@pytest.mark.parametrize(
+    ("mode", "shown", "hidden"),
+    [
+        ("plan", ["--topology", "--config.remat=", "compile"], ["--suite", "--force", "log.every"]),
+        ("evaluate", ["--suite", "--config.evaluate.sets"], ["--topology", "--config.remat="]),
+        ("train", ["--force", "--config.remat="], ["--topology", "--suite", "write a report"]),
+    ],
+)
+def test_help_with_a_mode_shows_what_that_mode_reads(config, capsys, mode, shown, hidden):
+    assert main.run(["--config", str(config), f"--mode={mode}", "--help"]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert all(words in output for words in shown)
+    assert not any(words in output for words in hidden)
 
 
 def test_the_error_for_a_wrong_flag_or_mode_names_it():

@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 from clip_jax import __main__ as command_line
+from clip_jax import main
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 INTRODUCTION = """\
@@ -106,9 +107,9 @@ def page() -> str:
     modules: dict[str, list[str]] = {}
     for name, (module, _) in command_line.COMMANDS.items():
         modules.setdefault(module, []).append(name)
-    for names in modules.values():
+    for module, names in modules.items():
         with contextlib.redirect_stdout(None):
-            parser = parser_of(names[0])
+            parser = main.make_parser() if module == "main" else parser_of(names[0])
         lines += section(", ".join(names), parser)
     return "\n".join(lines)
 

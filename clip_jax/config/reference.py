@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,7 +16,8 @@ from clip_jax.config.schema import KEYS, Config, walk
 _INTRODUCTION = """\
 # Config keys
 
-This page is made from `clip_jax/config/schema.py` by `python tools/build_config_docs.py`.
+This page is made from the dataclasses of `clip_jax/config/schema.py` and
+`clip_jax/models/model_config.py` by `python tools/build_config_docs.py`.
 
 A config file is a Python file with a function `get_config()` that returns an
 `ml_collections.ConfigDict`. Most begin with the defaults and say what differs:
@@ -36,26 +38,34 @@ Keys marked *resume* may have other values when a run is resumed; all others mus
 """
 
 
-def describe(config: ConfigDict, *, explain: bool = False) -> str:
+def key_docs() -> dict[str, str]:
+    """Returns the meaning of each key of the schema by its name."""
+    return {name: key.doc for name, key in KEYS.items()}
+
+
+def describe(
+    config: ConfigDict, *, docs: Mapping[str, str] | None = None, groups: Sequence[str] = ()
+) -> str:
     """The keys and their values, a line each.
 
     Args:
       config: the config.
-      explain: whether each key is followed by its meaning.
+      docs: the meanings of keys by their names, which are shown below the keys.
+      groups: the keys, and the groups of keys, that are shown; empty: all.
     """
     lines = []
     for name, value in flatten(config):
+        if groups and not any(f"{name}.".startswith(f"{group}.") for group in groups):
+            continue
         lines.append(f"  --config.{name}={{}}" if isinstance(value, ConfigDict) else
                      f"  --config.{name}={value!r}")  # fmt: skip
-        if explain and name in KEYS:
-            lines += textwrap.wrap(
-                KEYS[name].doc, 90, initial_indent=" " * 6, subsequent_indent=" " * 6
-            )
+        if doc := (docs or {}).get(name):
+            lines += textwrap.wrap(doc, 90, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
 def page() -> str:
-    """The page docs/config.md: every key with its default, bounds and meaning."""
+    """The part of docs/config.md on the schema: every key with its default, bounds and meaning."""
     groups: dict[str, list[str]] = {"": []}
     titles = {"": _first_line(Config)}
     for name, facts, default in walk():

@@ -22,7 +22,15 @@ class BuiltInTower:
 
 
 class TransformerTower(BuiltInTower):
-    """A tower of Transformer blocks."""
+    """A tower of Transformer blocks.
+
+    Attributes:
+      width: the number of features of the residual stream.
+      layers: the number of blocks.
+      heads: the number of attention heads.
+      mlp_ratio: the width of an MLP's hidden layer, divided by `width`.
+      eps: the number that LayerNorms add to the variance.
+    """
 
     in_chunks = True
     width: int

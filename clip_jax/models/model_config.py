@@ -51,7 +51,7 @@ class CLIPConfig:
 
     Attributes:
       embed_dim: the number of features of an image or a text.
-      activation: the activation of the Transformers' MLPs, one of `ACTIVATIONS`.
+      activation: the activation of the Transformers' MLPs: `quick_gelu`, `gelu` or `gelu_tanh`.
       temperature: initial value of the learned temperature; the logit scale is its inverse.
       log_scale: whether the logarithm of the logit scale is learned (CLIP), or the temperature
         itself (ALIGN).

@@ -18,12 +18,12 @@ class TextConfig(TransformerTower, TextTower):
     """The config of a text Transformer.
 
     Attributes:
-      layers: 0 for a bag of words, the mean of the tokens (the paper's CBOW, section 2.3).
+      layers: the number of blocks; 0 for a bag of words, the mean of the tokens (the paper's CBOW,
+        section 2.3).
       causal: whether a token attends only to itself and those before it.
       pool: the token whose features are the output: `end`, the one with the largest id (CLIP), or
         `last`, the last of the row, padding included (SigLIP).
       projection_bias: whether the projection to `embed_dim` has a bias.
-      eps: the number that LayerNorms add to the variance.
     """
 
     kind: ClassVar[str] = "transformer"
@@ -91,6 +91,7 @@ class BertConfig(TransformerTower, TextTower):
       pad_id: the padding token; no token attends to it.
       pooler: whether the parameters of BERT's tanh layer are kept. ALIGN's files hold them; ALIGN
         does not use them.
+      projection_bias: whether the projection to `embed_dim` has a bias.
     """
 
     kind: ClassVar[str] = "bert"

@@ -117,7 +117,8 @@ class VisionTower(Tower, Protocol):
 
     Attributes:
       image_size: the side of an image in pixels.
-      mean, std: the mean and deviation of R, G and B, in 0…1, by which images are normalised.
+      mean: the mean of R, G and B, in 0…1, by which images are normalised.
+      std: the standard deviation of R, G and B by which images are normalised.
     """
 
     image_size: int

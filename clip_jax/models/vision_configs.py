@@ -26,9 +26,10 @@ HALF = (0.5, 0.5, 0.5)  # SigLIP's and ALIGN's mean and deviation
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig(TransformerTower, VisionTower):
-    """The config of a vision Transformer. Sizes are in pixels.
+    """The config of a vision Transformer.
 
     Attributes:
+      patch_size: the side of a patch in pixels.
       stem: the channels of two convolutions before the patches, 0 for the paper's single
         projection. Models of small data sets learn faster with them (Xiao et al. 2021).
       pool: what gives the output: `class`, a class token; `mean`, the mean of the patches; `map`, a
@@ -38,7 +39,6 @@ class VisionConfig(TransformerTower, VisionTower):
       patch_bias: whether the projection of the patches has a bias.
       projection: whether a matrix projects `width` to `embed_dim`; without it they are equal.
       ragged: whether pixels at the right and bottom edges that fill no patch are dropped.
-      eps: the number that LayerNorms add to the variance.
       patch_dropout: the share of patches dropped in training.
     """
 
@@ -142,12 +142,13 @@ class VisionConfig(TransformerTower, VisionTower):
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig(BuiltInTower, VisionTower):
-    """The config of CLIP's modified ResNet (section 2.4). Sizes are in pixels.
+    """The config of CLIP's modified ResNet (section 2.4).
 
     Attributes:
       width: the number of channels after the stem; the last stage has 32 times as many.
       layers: the number of bottlenecks of each of the four stages.
       heads: the heads of the attention that pools the last stage.
+      eps: the number that batch normalizations add to the variance.
       momentum: the weight of a batch in the running statistics.
     """
 
@@ -215,12 +216,15 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
     """The config of an EfficientNet without its head (Tan and Le 2019, table 1), as ALIGN uses it.
 
     Attributes:
-      width, depth: multipliers of the channels and repeats of B0.
+      width: multiplier of the channels of B0.
+      depth: multiplier of the repeats of B0.
       divisor: channels are rounded to multiples of it.
+      stem: the channels of the first convolution of B0.
       stages: (kernel, stride, expansion, inputs, outputs, repeats) of each stage of B0.
       symmetric: the blocks of stride 2, counted from 0, with the same padding on all sides. The
         others have one row less at the top and one column less at the left.
       squeeze: width of the squeeze-and-excite layers, as a share of the block's inputs.
+      eps: the number that batch normalizations add to the variance.
       momentum: the weight of a batch in the running statistics.
     """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from tools import build_architecture, build_cli_docs
+from tools import build_architecture, build_cli_docs, build_config_docs
 
 PAGES = sorted([*runs.ROOT.glob("*.md"), *(runs.ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\]\(([^()\s]+)\)")
@@ -98,6 +98,12 @@ def test_the_site_rewrites_links_that_github_understands(page, link, expected):
 def test_the_command_line_reference_is_up_to_date():
     assert build_cli_docs.PAGE.read_text() == build_cli_docs.page(), (
         "run python tools/build_cli_docs.py"
+    )
+
+
+def test_the_config_reference_is_up_to_date():
+    assert build_config_docs.PAGE.read_text(encoding="utf-8") == build_config_docs.page(), (
+        "run python tools/build_config_docs.py"
     )
 
 
