@@ -70,7 +70,7 @@ def test_help_with_a_config_explains_the_keys_of_its_towers(config, capsys):
     assert "--config.model.vision.patch_size=8 the side of a patch in pixels" in output
     docs = key_docs({"vision": {"kind": "my_towers:Mine"}, "text": {"kind": "bert"}})
     assert "segments" in docs["model.text.token_types"]
-    assert not any(name.startswith("model.vision") for name in docs)
+    assert not any(name.startswith("model.vision.") for name in docs)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from clip_jax.models.registry import TEXT_TOWERS, VISION_TOWERS
 from clip_jax.registry import Registry
 
 _TOWERS: dict[str, Registry[type]] = {"vision": VISION_TOWERS, "text": TEXT_TOWERS}
+_NOT_SET = ("model.heads",)  # made for the objective, from the labels of the data
 _ATTRIBUTE = re.compile(r"  (\w+(?:, \w+)*): (.*(?:\n    .*)*)")
 
 _INTRODUCTION = """\
@@ -75,7 +76,8 @@ def _first_line(kind: type) -> str:
 def _table(prefix: str, kind: type) -> str:
     docs, rows = field_docs(kind), []
     for field in dataclasses.fields(kind):
-        if field.default is not dataclasses.MISSING:
+        key = f"{prefix}{field.name}"
+        if field.default is not dataclasses.MISSING and key not in _NOT_SET:
             meaning = docs[field.name].replace("|", "\\|")
-            rows.append(f"| `{prefix}{field.name}` | `{field.default!r}` | {meaning} |")
+            rows.append(f"| `{key}` | `{field.default!r}` | {meaning} |")
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows, ""])
