@@ -12,12 +12,14 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from towerfiles import LITE, MINI, write_bert, write_lite
 
 import clip_jax
 import runs
 from clip_jax import main
 from clip_jax.config import load
 from clip_jax.errors import UserError
+from clip_jax.inference.towers import open_towers
 from clip_jax.models.clip import CLIP, variables
 from clip_jax.models.model_config import (
     BertConfig,
@@ -30,7 +32,7 @@ from clip_jax.models.model_config import (
 from clip_jax.training import checkpointing
 from clip_jax.training.run import prepare
 from clip_jax.training.trainer import Trainer
-from clip_jax.weights import export
+from clip_jax.weights import arrays, export
 from support import encoded, picture, says, write_tar
 
 CONFIG = '''"""A run of seconds from the weights of another library."""
@@ -280,3 +282,29 @@ def test_a_new_run_goes_on_with_the_optimizers_state_of_another(tar, tmp_path):
     with pytest.raises(UserError) as error:
         fresh(f"weights.path={tmp_path / 'weights'}")
     assert says(error.value, "is no run, and has no optimizer's state")
+
+
+def test_a_run_starts_from_a_file_for_each_tower(tar, tmp_path):
+    (tmp_path / "bert").mkdir()
+    lite, bert = write_lite(tmp_path / "lite.safetensors"), write_bert(tmp_path / "bert")
+    config = CLIPConfig(24, vision=LITE, text=MINI)
+    path = write_config(tmp_path, Path(), tar, config)
+    towers = (f"--config.weights.vision={lite}", "--config.optimizer.freeze=vision")
+    cached = ("--config.data.cache_features=True", f"--config.data.features={tmp_path / 'kept'}")
+    flags = ("--config.weights.path=", *towers, *cached)
+    done = runs.run(path, tmp_path / "run", *flags, f"--config.weights.text={bert}")
+    assert done.returncode == 0, done.stderr
+    assert f"starting from {lite} (image tower), {bert} (text tower)" in done.stderr
+    assert "projection from 16 to 24 features starts at random" in done.stderr
+    losses = [line["loss"] for line in runs.lines(tmp_path / "run")]
+    assert len(losses) == 3 and np.isfinite(losses).all()
+    trained = dict(arrays.flat(*variables(clip_jax.load(str(tmp_path / "run"))[0])))
+    given = open_towers({"vision": str(lite), "text": str(bert)}, config, 0).read("float32")
+    changed = {name for name, x in arrays.flat(*given) if not np.array_equal(x, trained[name])}
+    assert "text/projection/kernel" in changed
+    assert not any(name.startswith("vision/") for name in changed)
+    bert.rename(tmp_path / "moved")  # a resumed run knows it by its content
+    again = runs.run(path, tmp_path / "run", *flags, f"--config.weights.text={tmp_path / 'moved'}")
+    assert again.returncode == 0 and "nothing to train" in again.stderr, again.stderr
+    both = runs.run(path, tmp_path / "both", *towers)
+    assert both.returncode == 2 and "has no place beside config.weights.path" in both.stderr

@@ -70,15 +70,19 @@ def test_weights_that_a_run_began_with_are_known_wherever_they_lie(tmp_path):
         path.parent.mkdir()
         path.write_bytes(content)
     began, known = {"weights": {"path": str(old)}}, fingerprint.of_weights(str(old))
-    assert run_identity._are_moved(began, str(new), known)
-    assert run_identity._are_moved(began, str(new.rename(tmp_path / "renamed.pt")), known)
-    assert not run_identity._are_moved(began, str(other), known)
-    assert not run_identity._are_moved(began, "", known) and not run_identity._are_moved(
-        {}, "", None
+    assert run_identity._are_moved(began, "weights.path", str(new), known)
+    assert run_identity._are_moved(
+        began, "weights.path", str(new.rename(tmp_path / "renamed.pt")), known
     )
-    assert run_identity._are_moved(began, "/gone/w.pt", known), "a job's scratch folder"
-    assert not run_identity._are_moved(began, "/gone/v.pt", known)
-    assert run_identity._are_moved(began, str(other), None), (
+    assert not run_identity._are_moved(began, "weights.path", str(other), known)
+    assert not run_identity._are_moved(
+        began, "weights.path", "", known
+    ) and not run_identity._are_moved({}, "weights.path", "", None)
+    assert run_identity._are_moved(began, "weights.path", "/gone/w.pt", known), (
+        "a job's scratch folder"
+    )
+    assert not run_identity._are_moved(began, "weights.path", "/gone/v.pt", known)
+    assert run_identity._are_moved(began, "weights.path", str(other), None), (
         "of a run before there were fingerprints"
     )
 

@@ -229,6 +229,13 @@ def _check_checkpoints(c: Config) -> None:
 
 
 def _check_weights(c: Config) -> None:
+    for side in ("vision", "text"):
+        tower = getattr(c.weights, side)
+        if tower and c.weights.path:
+            raise UserError(
+                f"config.weights.{side}={tower!r:.80} has no place beside config.weights.path: set "
+                "path to nothing, and vision and text to the files of the two towers"
+            )
     for key in ("ema", "library"):
         value = getattr(c.weights, key)
         if value and not c.weights.path:

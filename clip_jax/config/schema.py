@@ -34,6 +34,14 @@ class Weights(Group):
         "the library of the file, for your own: the mapping as my_package.my_module:MyMapping; "
         "empty: recognized by the tensors",
     )
+    vision: str = key(
+        "",
+        "in place of path: a file of an image tower, or of a model whose image tower is taken; "
+        "what no file gives starts at random",
+    )
+    text: str = key(
+        "", "in place of path: a file of a text tower, or of a model whose text tower is taken"
+    )
     optimizer: bool = key(
         False, "of a run: start from its optimizer's state too, at the schedule's beginning"
     )

@@ -1,4 +1,4 @@
-"""Named architectures: towers and their sizes."""
+"""Named architectures: models, towers and their sizes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from clip_jax.models.model_config import (
     EfficientNetConfig,
     ResNetConfig,
     TextConfig,
+    TextTower,
     VisionConfig,
     VisionTower,
 )
+from clip_jax.models.registry import kind_of
 
 
 def _clip(embed_dim: int, vision: VisionTower, text_width: int = 512, **text: Any) -> CLIPConfig:
@@ -40,6 +42,61 @@ EFFICIENTNETS: dict[str, tuple[float, float, int]] = {
     "b7": (2.0, 3.1, 600),
     "l2": (4.3, 5.3, 800),
 }
+
+
+# Width, depth and resolution of EfficientNet-Lite (Google 2020; tensorflow/tpu, efficientnet/lite).
+_EFFICIENTNET_LITES: dict[str, tuple[float, float, int]] = {
+    "lite0": (1.0, 1.0, 224),
+    "lite1": (1.0, 1.1, 240),
+    "lite2": (1.1, 1.2, 260),
+    "lite3": (1.2, 1.4, 280),
+    "lite4": (1.4, 1.8, 300),
+}
+
+
+def same_padding(stages: tuple[tuple[int, ...], ...], image_size: int) -> tuple[int, ...]:
+    """Returns the blocks of stride 2 that TensorFlow pads alike on all sides.
+
+    These are the blocks whose input has an odd number of rows.
+
+    Args:
+      stages: as in an `EfficientNetConfig` of depth 1.
+      image_size: pixels a side.
+    """
+    symmetric, block, side = [], 0, -(-image_size // 2)  # after the stem
+    for _, stride, _, _, _, repeats in stages:
+        if stride > 1 and side % 2:
+            symmetric.append(block)
+        side, block = -(-side // stride), block + repeats
+    return tuple(symmetric)
+
+
+def efficientnet_lite(name: str) -> EfficientNetConfig:
+    """Returns an EfficientNet-Lite: its stem, its head, and the depths of both ends are not scaled.
+
+    Args:
+      name: `lite0` to `lite4`.
+    """
+    width, depth, image_size = _EFFICIENTNET_LITES[name]
+    scaled = EfficientNetConfig(width=width, depth=depth)
+    channels, stages = scaled.stem, []
+    for i, (size, stride, expansion, _, outputs, repeats) in enumerate(scaled.stages):
+        depth_here = repeats if i in (0, len(scaled.stages) - 1) else scaled.repeats(repeats)
+        outputs = scaled.channels(outputs)
+        stages.append((size, stride, expansion, channels, outputs, depth_here))
+        channels = outputs
+    return EfficientNetConfig(
+        image_size,
+        width=1.0,
+        depth=1.0,
+        stages=tuple(stages),
+        symmetric=same_padding(tuple(stages), image_size),
+        squeeze=0.0,
+        activation="relu6",
+        head=1280,
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+    )
 
 
 def align(name: str, bert: BertConfig, image_size: int = 289) -> CLIPConfig:
@@ -147,6 +204,13 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     "siglip-so400m14": _siglip(224, 14, **_SO400M),
     "siglip-so400m14-384": _siglip(384, 14, **_SO400M),
 }
+# Towers of models that are no CLIP, by the names of their releases.
+TOWERS: dict[str, VisionTower | TextTower] = {
+    **{f"efficientnet-{name}": efficientnet_lite(name) for name in _EFFICIENTNET_LITES},
+    "all-MiniLM-L6-v2": BertConfig(
+        width=384, layers=6, heads=12, pool="mean", activation="gelu", pooler=False
+    ),
+}
 _ALIASES = {  # open_clip's names that differ from ours
     "vit-l-14-336": "vit-l-14-336px",
     "vit-b-16-siglip": "siglip-b16",
@@ -194,6 +258,18 @@ def named_activation(name: str) -> str | None:
 def architecture(name: str) -> JsonObject:
     """Returns the architecture with the given name as dictionaries, for a config's `model`."""
     return find_architecture(name).to_dict()
+
+
+def tower(name: str) -> JsonObject:
+    """Returns the tower with the given name of `TOWERS`, for a config's `model.vision` or `.text`.
+
+    Raises:
+      UserError: no tower has this name.
+    """
+    if name not in TOWERS:
+        raise UserError(f"unknown tower {name!r:.80}; known: {', '.join(TOWERS)}")
+    config: Any = TOWERS[name]
+    return {"kind": kind_of(config), **dataclasses.asdict(config)}
 
 
 def name_of(config: CLIPConfig, any_activation: bool = False) -> str | None:

@@ -1,11 +1,11 @@
-"""BERT (Devlin et al. 2018): the text tower of ALIGN."""
+"""BERT (Devlin et al. 2018): the text tower of ALIGN, and of sentence encoders such as MiniLM."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import POSITIONS, ParamSpec
@@ -26,7 +26,7 @@ _SEGMENTS = ParamSpec((None, None), decay=True)
 class BERT(nnx.Module):
     """The BERT encoder: token, position and segment embeddings, and post-norm blocks.
 
-    The output is that of the first token, [CLS]."""
+    The output is that of the first token, [CLS], or the mean over all tokens of the text."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class BERT(nnx.Module):
         self.ln_embedding = layer_norm(width, config.eps, rngs)
         self.transformer = Transformer(
             config,
-            activation,
+            config.activation or activation,
             init=BERT_BLOCK,
             causal=False,
             post_norm=True,
@@ -86,6 +86,16 @@ class BERT(nnx.Module):
         positions = self.positional_embedding[: tokens.shape[1]] + self.segment_embedding[0]
         table = self.token_embedding.embedding[...]
         x = sharding.embed_tokens(table, tokens, self.dtype) + positions.astype(self.dtype)
-        mask = (tokens != self.config.pad_id)[:, None, None, :]
-        x = self.transformer(self.ln_embedding(x).astype(self.dtype), mask, at=0)
-        return self.projection(x[:, 0])
+        text = tokens != self.config.pad_id
+        mask, x = text[:, None, None, :], self.ln_embedding(x).astype(self.dtype)
+        if self.config.pool == "first":
+            return self.projection(self.transformer(x, mask, at=0)[:, 0])
+        return self.projection(_mean(self.transformer(x, mask), text).astype(self.dtype))
+
+
+def _mean(
+    x: Float[Array, "batch context width"], mask: Bool[Array, "batch context"]
+) -> Float[Array, "batch width"]:
+    """Returns the mean over the positions of a mask, in fp32; zeros for an empty text."""
+    total = jnp.sum(x.astype(jnp.float32) * mask[..., None], axis=1)
+    return total / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)

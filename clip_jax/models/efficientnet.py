@@ -1,7 +1,11 @@
-"""EfficientNet (Tan and Le 2019) with global pooling and no head: the image tower of ALIGN."""
+"""EfficientNet (Tan and Le 2019) with global pooling and no classifier: the image tower of ALIGN.
+
+EfficientNet-Lite has no squeeze-and-excite and ReLU6 in place of SiLU.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -11,13 +15,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
 from clip_jax.models.convolution import BatchNorm, Convolution, Image, Result
-from clip_jax.models.initializers import LinearInit, fan_out_normal
+from clip_jax.models.initializers import LECUN_NORMAL, LinearInit, fan_out_normal
 from clip_jax.models.layers import activation_dtype, linear
 from clip_jax.models.model_config import EfficientNetConfig
 from clip_jax.models.pixels import normalized
 from clip_jax.models.resnet import Stage
 
 _LINEAR = LinearInit(fan_out_normal())
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
 
 
 class SqueezeExcite(nnx.Module):
@@ -58,6 +63,7 @@ class MBConv(nnx.Module):
         norm = dict(eps=config.eps, momentum=config.momentum, rngs=rngs)
         hidden = inputs * expansion
         self.expands, self.adds = expansion > 1, not first
+        self.activation, self.squeezes = config.activation, config.squeeze > 0
         if self.expands:
             self.expand = linear(inputs, hidden, **point)
             self.bn_expand = BatchNorm(hidden, **norm)
@@ -74,23 +80,29 @@ class MBConv(nnx.Module):
             rngs=rngs,
         )
         self.bn_depthwise = BatchNorm(hidden, **norm)
-        inner = max(1, int(inputs * config.squeeze))
-        self.squeeze_excite = SqueezeExcite(hidden, inner, dtype=dtype, rngs=rngs)
+        if self.squeezes:
+            inner = max(1, int(inputs * config.squeeze))
+            self.squeeze_excite = SqueezeExcite(hidden, inner, dtype=dtype, rngs=rngs)
         self.project = linear(hidden, outputs, **point)
         self.bn_project = BatchNorm(outputs, **norm)
 
     def __call__(self, x: Image, train: bool) -> Result:
         """Applies the block to an image, which becomes `stride` times smaller."""
-        y = x
+        activate, y = ACTIVATIONS[self.activation], x
         if self.expands:
-            y = jax.nn.silu(self.bn_expand(self.expand(y), train))
-        y = jax.nn.silu(self.bn_depthwise(self.depthwise(y), train))
-        y = self.bn_project(self.project(self.squeeze_excite(y)), train)
+            y = activate(self.bn_expand(self.expand(y), train))
+        y = activate(self.bn_depthwise(self.depthwise(y), train))
+        if self.squeezes:
+            y = self.squeeze_excite(y)
+        y = self.bn_project(self.project(y), train)
         return x + y if self.adds else y
 
 
 class EfficientNet(nnx.Module):
-    """An EfficientNet: a strided stem, stages of `MBConv`, and the mean over all places."""
+    """An EfficientNet: a strided stem, stages of `MBConv`, and the mean over all places.
+
+    A 1×1 convolution may come before the mean, and a projection after it.
+    """
 
     def __init__(
         self,
@@ -102,7 +114,7 @@ class EfficientNet(nnx.Module):
         remat: str = "none",
         rngs: nnx.Rngs,
     ) -> None:
-        del embed_dim, activation  # the channels of the last stage, and SiLU
+        del activation  # that of Transformers
         self.config = config
         self.dtype = activation_dtype(dtype)
         stem = config.channels(config.stem)
@@ -126,6 +138,22 @@ class EfficientNet(nnx.Module):
             others = partial(make, outputs, outputs, stride=1)
             setattr(self, f"stage{i + 1}", Stage(first, others, depth, remat, rngs))
             block += depth
+        if config.head:
+            self.head = linear(
+                outputs, config.head, use_bias=False, init=_LINEAR, dtype=dtype, rngs=rngs
+            )
+            self.bn_head = BatchNorm(
+                config.head, eps=config.eps, momentum=config.momentum, rngs=rngs
+            )
+        if config.projection:
+            self.projection = linear(
+                config.features,
+                embed_dim,
+                use_bias=False,
+                init=LinearInit(LECUN_NORMAL),
+                dtype=dtype,
+                rngs=rngs,
+            )
 
     def __call__(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
@@ -134,9 +162,21 @@ class EfficientNet(nnx.Module):
 
         With a `key` batch statistics are used, and the running statistics are updated.
         """
-        train = key is not None
+        return self.project(self.pooled(image, key=key))
+
+    def project(self, pooled: Float[Array, "batch width"]) -> Float[Array, "batch embed_dim"]:
+        """Projects pooled features to the embedding space; without a projection they stay as is."""
+        return self.projection(pooled) if self.config.projection else pooled
+
+    def pooled(
+        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
+    ) -> Float[Array, "batch features"]:
+        """Returns the mean over all places, before the projection; arguments as for a call."""
+        train, activate = key is not None, ACTIVATIONS[self.config.activation]
         x = self.stem(normalized(image, self.config).astype(self.dtype))
-        x = jax.nn.silu(self.bn_stem(x, train))
+        x = activate(self.bn_stem(x, train))
         for i in range(len(self.config.stages)):
             x = getattr(self, f"stage{i + 1}")(x, train)
+        if self.config.head:
+            x = activate(self.bn_head(self.head(x), train))
         return x.mean((1, 2))

@@ -12,7 +12,7 @@ from clip_jax.models import fields
 from clip_jax.models.head import Head
 from clip_jax.models.registry import HEADS, TEXT_TOWERS, VISION_TOWERS, kind_of
 from clip_jax.models.text_configs import BertConfig, TextConfig
-from clip_jax.models.tower import TextTower, VisionTower
+from clip_jax.models.tower import ACTIVATIONS, TextTower, VisionTower
 from clip_jax.models.vision_configs import (
     HALF,
     MEAN,
@@ -41,7 +41,6 @@ __all__ = [
 
 # What a model computes in. `mixed`: bfloat16 products between float32 activations.
 DTYPES = ("float32", "bfloat16", "mixed")
-ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")  # of the Transformers' MLPs
 _MAX_KIND = 200  # characters of a tower's name, which messages quote
 
 

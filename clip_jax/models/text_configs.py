@@ -9,7 +9,7 @@ from clip_jax.errors import UserError
 from clip_jax.models import flop_counts
 from clip_jax.models.built_in import TransformerTower
 from clip_jax.models.flop_counts import product
-from clip_jax.models.tower import Params, TextTower, check_blocks, check_layers
+from clip_jax.models.tower import ACTIVATIONS, Params, TextTower, check_blocks, check_layers
 from clip_jax.tokenizers.protocol import Tokenizer
 
 
@@ -83,9 +83,10 @@ class TextConfig(TransformerTower, TextTower):
 class BertConfig(TransformerTower, TextTower):
     """The config of a BERT (Devlin et al. 2018).
 
-    The output is that of its first token, as in ALIGN.
-
     Attributes:
+      pool: the output: `first`, that of the first token (ALIGN), or `mean`, the mean over all
+        tokens that are no padding (sentence-transformers).
+      activation: the activation of its MLPs; empty for that of the model.
       positions: length of the table of positions; texts have `context_length` tokens.
       token_types: length of the table of segments, of which only the first is used.
       pad_id: the padding token; no token attends to it.
@@ -101,6 +102,8 @@ class BertConfig(TransformerTower, TextTower):
     layers: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
+    pool: str = "first"
+    activation: str = ""
     positions: int = 512
     token_types: int = 2
     pad_id: int = 0
@@ -112,6 +115,13 @@ class BertConfig(TransformerTower, TextTower):
         """Raises UserError if the sizes do not fit together."""
         check_blocks("text", self)
         check_layers("text", self.layers, 1)
+        if self.pool not in ("first", "mean"):
+            raise UserError(f"model.text.pool={self.pool!r} must be 'first' or 'mean'")
+        if self.activation not in ("", *ACTIVATIONS):
+            raise UserError(
+                f"model.text.activation={self.activation!r:.80} must be one of "
+                f"{', '.join(ACTIVATIONS)}, or empty for that of the model"
+            )
         if self.context_length > self.positions:
             raise UserError(
                 f"model.text.context_length={self.context_length} is above "

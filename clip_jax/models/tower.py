@@ -19,6 +19,7 @@ from clip_jax.models.registry import kind_of
 from clip_jax.tokenizers.protocol import Tokenizer
 
 Params = dict[str, Any]  # nested dictionaries of arrays
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")  # of the Transformers' MLPs
 
 
 class PixelOptions(TypedDict, total=False):

@@ -213,7 +213,7 @@ class ResNetConfig(BuiltInTower, VisionTower):
 
 @dataclasses.dataclass(frozen=True)
 class EfficientNetConfig(BuiltInTower, VisionTower):
-    """The config of an EfficientNet without its head (Tan and Le 2019, table 1), as ALIGN uses it.
+    """The config of an EfficientNet (Tan and Le 2019, table 1). The defaults are ALIGN's.
 
     Attributes:
       width: multiplier of the channels of B0.
@@ -223,7 +223,11 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
       stages: (kernel, stride, expansion, inputs, outputs, repeats) of each stage of B0.
       symmetric: the blocks of stride 2, counted from 0, with the same padding on all sides. The
         others have one row less at the top and one column less at the left.
-      squeeze: width of the squeeze-and-excite layers, as a share of the block's inputs.
+      squeeze: width of the squeeze-and-excite layers, as a share of the block's inputs; 0 for none
+        (EfficientNet-Lite).
+      activation: `silu`, or `relu6` (EfficientNet-Lite).
+      head: the channels of a 1×1 convolution before the mean over all places; 0 for none.
+      projection: whether a matrix projects the features to `embed_dim`; without it they are equal.
       eps: the number that batch normalizations add to the variance.
       momentum: the weight of a batch in the running statistics.
     """
@@ -245,6 +249,9 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
     )
     symmetric: tuple[int, ...] = ()
     squeeze: float = 0.25
+    activation: str = "silu"
+    head: int = 0
+    projection: bool = False
     eps: float = 1e-3
     momentum: float = 0.01
     mean: tuple[float, ...] = HALF
@@ -283,16 +290,24 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
                 )
             channels = stage[4]
             check_layers("vision", self.repeats(stage[5]), 1)
-        last = self.channels(channels)
-        if last != embed_dim:
+        if self.activation not in ("silu", "relu6"):
             raise UserError(
-                f"an EfficientNet of model.vision.width={self.width} gives {last} features: "
-                f"set model.embed_dim={last}, not {embed_dim}"
+                f"model.vision.activation={self.activation!r} must be 'silu' or 'relu6'"
             )
+        if self.features != embed_dim and not self.projection:
+            raise UserError(
+                f"an EfficientNet of model.vision.width={self.width} gives {self.features} "
+                f"features: set model.embed_dim={self.features}, not {embed_dim}, or "
+                "model.vision.projection=True"
+            )
+
+    @property
+    def features(self) -> int:
+        """The number of features before the projection."""
+        return self.head or self.channels(self.stages[-1][4])
 
     def flops(self, embed_dim: int) -> int:
         """Returns the FLOPs of the forward pass of one training image."""
-        del embed_dim  # the channels of the last stage
         side = flop_counts.convolved_side(self.image_size, 3, 2, 1)
         total = product(side**2, 9 * flop_counts.RGB, self.channels(self.stem))
         blocks = 0
@@ -301,7 +316,8 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
             for block in range(self.repeats(repeats)):
                 if block:
                     stride, inputs = 1, outputs
-                hidden, squeezed = inputs * expansion, max(1, int(inputs * self.squeeze))
+                hidden = inputs * expansion
+                squeezed = max(1, int(inputs * self.squeeze)) if self.squeeze else 0
                 if expansion > 1:
                     total += product(side**2, inputs, hidden)
                 even = stride == 1 or blocks in self.symmetric
@@ -310,7 +326,8 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
                 total += product(side**2, size**2, hidden)  # depthwise
                 total += 2 * product(1, hidden, squeezed) + product(side**2, hidden, outputs)
                 blocks += 1
-        return total
+        total += product(side**2, outputs, self.head)
+        return total + (product(1, self.features, embed_dim) if self.projection else 0)
 
     def resize_positions(self, params: Params, image_size: int) -> Params:
         """Returns the parameters as they are: there are no positions."""
@@ -322,7 +339,12 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
         return True
 
     def preprocess(self) -> PixelOptions:
-        """Returns how pictures are prepared: ALIGN squashes them and cuts out the centre."""
+        """Returns how pictures are prepared: ALIGN squashes them and cuts out the centre.
+
+        EfficientNet-Lite keeps their proportions, and cuts off 16 pixels a side.
+        """
+        if not self.squeeze:
+            return {"resize_size": self.image_size + 32, "interpolation": "bicubic"}
         side = round(self.image_size * 346 / 289)
         return {"resize": "squash", "resize_size": side, "interpolation": "bilinear"}
 

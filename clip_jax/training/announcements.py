@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from clip_jax.config.schema import Weights
 from clip_jax.data import filters, mixture, pipeline
 from clip_jax.distributed import multihost
 from clip_jax.errors import counted
@@ -58,8 +59,7 @@ def announce(loop: Loop) -> None:
     elif loop.best.is_over:
         say(f"{loop.best.end(loop.first)}: nothing to train; raise config.early_stop to go on")
     elif run.weights:
-        average = "the averaged weights of " if run.config.weights.ema else ""
-        start = f"starting from {average}{run.config.weights.path}"
+        start = f"starting from {_described_weights(run.config.weights)}"
         say("; ".join(filter(None, [start, *run.weights.remarks])))
         unused = {name for name, _ in run.weights.config.heads} - {n for n, _ in run.model.heads}
         if unused:
@@ -76,6 +76,14 @@ def announce(loop: Loop) -> None:
             f"resuming after step {loop.first} of {run.config.steps}, at a learning rate of "
             f"{rate:.3g}"
         )
+
+
+def _described_weights(weights: Weights) -> str:
+    """Returns which weights a run starts from."""
+    if weights.path:
+        return f"the averaged weights of {weights.path}" if weights.ema else weights.path
+    towers = [("image", weights.vision), ("text", weights.text)]
+    return ", ".join(f"{path} ({side} tower)" for side, path in towers if path)
 
 
 def _announce_negatives(loop: Loop) -> None:

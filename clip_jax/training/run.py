@@ -22,6 +22,7 @@ from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.evaluators import load_evaluators
 from clip_jax.evaluation.suite import Suite
 from clip_jax.inference.model_source import ModelSource, open_model_source
+from clip_jax.inference.towers import SIDES, open_towers
 from clip_jax.io.files import JsonObject
 from clip_jax.losses.objective import Objective
 from clip_jax.models import architectures
@@ -132,6 +133,9 @@ def saved_weights(c: Config, model: CLIPConfig) -> ModelSource | None:
     Raises:
       UserError: the weights cannot be opened, or are of another model.
     """
+    towers = {side: path for side in SIDES if (path := getattr(c.weights, side))}
+    if towers:
+        return open_towers(towers, model, c.seed, resize=c.weights.resize)
     if not c.weights.path:
         return None
     # With resize the sizes in the file may differ.

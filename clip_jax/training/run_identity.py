@@ -17,10 +17,13 @@ from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
 from clip_jax.io import files
 from clip_jax.io.files import JsonObject
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training import checkpointing, setup
 from clip_jax.training.run import Run
 
 _FINGERPRINTS = "fingerprints.json"
+# Keys that name files of weights, and the names of their fingerprints.
+_WEIGHTS = {key: key for key in ("weights.vision", "weights.text")} | {"weights.path": "weights"}
 # Keys that may change as long as no learning rate of an update that is done does.
 _LENGTH = frozenset(
     {
@@ -55,18 +58,22 @@ def claim_workdir(run: Run) -> None:
 
 def _claim(run: Run) -> None:
     path, fingerprints = run.workdir / checkpointing.CONFIG, run.workdir / _FINGERPRINTS
-    now, weights = run.fingerprints, run.config.weights.path
+    now = run.fingerprints
+    weights = {key: getattr(run.config.weights, key.partition(".")[2]) for key in _WEIGHTS}
     if not path.exists():
-        _write_fingerprints(fingerprints, {**now, "weights": fingerprint.of_weights(weights)})
+        used = {_WEIGHTS[key]: file for key, file in weights.items() if file}
+        prints = {name: fingerprint.of_weights(file) for name, file in used.items()}
+        _write_fingerprints(fingerprints, {**now, **prints})
         with files.atomic_write(path) as file:
             file.write(config_lib.to_json(run.config).encode())
         return
-    old = checkpointing.read_config(run.workdir)
+    old = _with_model_defaults(checkpointing.read_config(run.workdir))
     changed = config_lib.changes(old, run.config.to_dict())
     before = _read_fingerprints(fingerprints)
     moved = [key for key in changed if config_lib.is_place(key)] if before else []
-    if before and "weights.path" in changed and _are_moved(old, weights, before.get("weights")):
-        moved.append("weights.path")
+    for key, file in weights.items():
+        if before and key in changed and _are_moved(old, key, file, before.get(_WEIGHTS[key])):
+            moved.append(key)
     done = max(checkpointing.steps(run.workdir), default=0)
     prolonged = _prolonging_keys(old, run.config, changed, done)
     if rest := [line for key, line in changed.items() if key not in (*moved, *prolonged)]:
@@ -85,6 +92,14 @@ def _claim(run: Run) -> None:
     elif moved or prolonged:
         with files.atomic_write(path) as file:
             file.write(config_lib.to_json(run.config).encode())
+
+
+def _with_model_defaults(config: JsonObject) -> JsonObject:
+    """Returns a run's config with the keys of its architecture that its version did not have."""
+    try:
+        return {**config, "model": CLIPConfig.from_dict(config["model"]).to_dict()}
+    except (KeyError, UserError):
+        return config  # the comparison names what differs
 
 
 def _prolonging_keys(
@@ -127,7 +142,7 @@ def _how_to_prolong(old: JsonObject, config: Config) -> str:
     )
 
 
-def _are_moved(old: JsonObject, path: str, before: Any) -> bool:
+def _are_moved(old: JsonObject, key: str, path: str, before: Any) -> bool:
     """Returns whether weights at another path are those that the run started from.
 
     A resumed run does not read them. If they no longer exist, equal file names are enough.
@@ -135,7 +150,7 @@ def _are_moved(old: JsonObject, path: str, before: Any) -> bool:
     now, group = fingerprint.of_weights(path) if path else "", old.get("weights")
     if before and now is not None:
         return bool(before == now)
-    old_path = group.get("path") if isinstance(group, dict) else None
+    old_path = group.get(key.partition(".")[2]) if isinstance(group, dict) else None
     return bool(old_path and path) and Path(str(old_path)).name == Path(path).name
 
 
@@ -173,13 +188,14 @@ def check_same_run(run: Run, step: int) -> None:
     """Raises UserError if a checkpoint of another run was put into this run's folder."""
     if (saved := checkpointing.read_saved_config(run.workdir, step)) is None:
         return  # from an older version; restoring compares shapes
+    saved = _with_model_defaults(saved)
     changed = config_lib.changes(saved, run.config.to_dict())
     prolonged = _prolonging_keys(saved, run.config, changed, step)
     lines = [
         line
         for key, line in changed.items()
         # the first two may have moved
-        if not (config_lib.is_place(key) or key == "weights.path" or key in prolonged)
+        if not (config_lib.is_place(key) or key in _WEIGHTS or key in prolonged)
     ]
     if lines:
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -45,7 +45,8 @@ def flat(*trees: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
                 yield prefix + key, value
 
 
-def _nested(flat: Mapping[str, Any]) -> Params:
+def nested(flat: Mapping[str, Any]) -> Params:
+    """Returns nested dictionaries from values by their paths, the reverse of `flat`."""
     tree: Params = {}
     for path, value in flat.items():
         *folders, last = path.split("/")
@@ -77,13 +78,19 @@ def _rows(piece: Piece, tensor: np.ndarray) -> np.ndarray:
     return tensor[first * unit : end * unit]
 
 
-def check(tensors: Tensors, table: list[Leaf], shapes: Mapping[str, Any]) -> None:
+def check(
+    tensors: Tensors,
+    table: list[Leaf],
+    shapes: Mapping[str, Any],
+    unused: Collection[str] = IGNORED,
+) -> None:
     """Checks that a file holds the tensors of a table in their shapes, and no others.
 
     Args:
       tensors: the tensors of an open file.
       table: the table of the model.
       shapes: the parameters (arrays or shapes) by their paths.
+      unused: names of further tensors that may be in the file.
 
     Raises:
       UserError: names a tensor that is missing, has another shape or does not belong there.
@@ -93,7 +100,7 @@ def check(tensors: Tensors, table: list[Leaf], shapes: Mapping[str, Any]) -> Non
         for piece in pieces(leaf, _dummy(shapes[leaf.path].shape)):
             wanted[piece.name] = _their_shape(piece)
     missing = [name for name in wanted if name not in tensors]
-    extra = [name for name in tensors if name not in wanted and name not in IGNORED]
+    extra = [name for name in tensors if name not in wanted and name not in unused]
     wrong = [
         f"{name} is {tensors.shapes[name]}, not {shape}"
         for name, shape in wanted.items()
@@ -150,8 +157,6 @@ def to_variables(
 ) -> Variables:
     """Makes a model's parameters and batch statistics from the tensors of a file.
 
-    Beside the result, each of up to four threads has one tensor in memory.
-
     Args:
       tensors: the tensors of an open file.
       config: the architecture that the file holds.
@@ -165,9 +170,32 @@ def to_variables(
     both = shapes[0] | shapes[1]
     table = _table(config, library, both)
     check(tensors, table, both)
+    buffers = read(tensors, table, both, dtype)
+    where = jax.local_devices()[0]
+    arrays = {p: jax.device_put(array, where, may_alias=True) for p, array in buffers.items()}
+    params, stats = ({path: arrays[path] for path in tree} for tree in shapes)
+    return nested(params), nested(stats)
+
+
+def read(
+    tensors: Tensors, table: list[Leaf], shapes: Mapping[str, Any], dtype: np.dtype | None = None
+) -> dict[str, np.ndarray]:
+    """Reads the arrays of a table from a file that was checked.
+
+    Beside the result, each of up to four threads has one tensor in memory.
+
+    Args:
+      tensors: the tensors of an open file.
+      table: the table.
+      shapes: the parameters (arrays or shapes) by their paths.
+      dtype: the dtype of the parameters in memory; None keeps each as the file has it.
+
+    Returns:
+      The arrays by their paths.
+    """
     buffers = {}
     for leaf in table:
-        abstract = both[leaf.path]
+        abstract = shapes[leaf.path]
         buffers[leaf.path] = _aligned(abstract.shape, _memory_dtype(leaf, tensors, abstract, dtype))
     destinations = [piece for leaf in table for piece in pieces(leaf, buffers[leaf.path])]
     scratch = _Scratch()
@@ -182,10 +210,7 @@ def to_variables(
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         list(pool.map(fill, destinations))
-    where = jax.local_devices()[0]
-    arrays = {p: jax.device_put(array, where, may_alias=True) for p, array in buffers.items()}
-    params, stats = ({path: arrays[path] for path in tree} for tree in shapes)
-    return _nested(params), _nested(stats)
+    return buffers
 
 
 def cast(model_variables: Variables, dtype: str) -> Variables:

@@ -64,7 +64,7 @@ class SavedWeights:
 
 def is_weights(path: Path) -> bool:
     """Returns whether a folder holds another library's model; it may be in Hugging Face's cache."""
-    path = _snapshot(path)
+    path = snapshot(path)
     if (path / mapping_of("open_clip").config_file).is_file():
         return True
     # a run's folder has a file of this name, too
@@ -72,7 +72,7 @@ def is_weights(path: Path) -> bool:
     return config.is_file() and "model_type" in files.read_json(config)
 
 
-def _snapshot(path: Path) -> Path:
+def snapshot(path: Path) -> Path:
     """Returns the snapshot `main` of a folder in Hugging Face's cache; other paths as they are."""
     main = path / "refs" / "main"
     if not os.path.isfile(main):
@@ -100,7 +100,7 @@ def find_weights(
     Raises:
       UserError: no such file, no CLIP in it, or another model than `name`.
     """
-    path = _snapshot(Path(path).expanduser())
+    path = snapshot(Path(path).expanduser())
     recognize = library is None
     if library is not None:
         own = path / mapping_of(library, "library").weights_file

@@ -11,6 +11,7 @@ from clip_jax.models.model_config import CLIPConfig
 from clip_jax.registry import Registry
 from clip_jax.weights.mappings.leaf import Leaf
 from clip_jax.weights.mappings.protocol import WeightsMapping
+from clip_jax.weights.mappings.tower import TowerMapping
 
 Library = str  # a name of `MAPPINGS`, or the dotted path of a user's `WeightsMapping`
 
@@ -22,6 +23,14 @@ MAPPINGS: Registry[type[WeightsMapping]] = Registry(
         "hugging_face": "clip_jax.weights.mappings.hugging_face:HuggingFace",
         "open_clip": "clip_jax.weights.mappings.open_clip:OpenClip",
         "openai": "clip_jax.weights.mappings.openai:OpenAI",
+    },
+)
+# Of models that are one tower, in the order in which they are asked.
+TOWER_MAPPINGS: Registry[type[TowerMapping]] = Registry(
+    "library of one tower",
+    {
+        "bert": "clip_jax.weights.mappings.bert:Bert",
+        "efficientnet_lite": "clip_jax.weights.mappings.efficientnet_lite:EfficientNetLite",
     },
 )
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import Params
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights.configs import differences
@@ -86,13 +87,55 @@ def check_fits(config: CLIPConfig, wanted: CLIPConfig, path: Any, resize: bool, 
         max_logit_scale=config.max_logit_scale,
         logit_bias=config.logit_bias if wanted.logit_bias is not None else None,
     )
+    theirs, ours = (one.without_heads().to_dict() for one in (config, same))
+    _check_values(theirs, ours, config, path, resize, how)
+
+
+def check_tower_fits(
+    config: CLIPConfig, wanted: CLIPConfig, side: str, path: Any, resize: bool, how: str
+) -> None:
+    """Checks that one tower of a file has the wanted architecture, see `check_fits`.
+
+    Args:
+      config: the file's architecture.
+      wanted: the architecture that is to be trained.
+      side: the tower, `vision` or `text`.
+      path, resize, how: as for `check_fits`.
+
+    Raises:
+      UserError: names the first difference.
+    """
+
+    def values(model: CLIPConfig) -> JsonObject:
+        tower = {**model.to_dict()[side], "activation": activation_of(model, side)}
+        return {"embed_dim": model.embed_dim, side: tower}
+
+    theirs, ours = values(config), values(wanted)
+    if theirs[side]["kind"] != ours[side]["kind"]:  # they have not the same keys
+        theirs, ours = ({side: {"kind": one[side]["kind"]}} for one in (theirs, ours))
+    _check_values(theirs, ours, config, path, resize, how)
+
+
+def activation_of(config: CLIPConfig, side: str) -> str:
+    """Returns the activation of a tower: its own, or that of its MLPs; empty if it has neither."""
+    tower = config.vision if side == "vision" else config.text
+    return getattr(tower, "activation", "") or (config.activation if tower.blocks else "")
+
+
+def _check_values(
+    theirs: JsonObject,
+    wanted: JsonObject,
+    config: CLIPConfig,
+    path: Any,
+    resize: bool,
+    how: str,
+) -> None:
+    """Raises UserError for the first difference of two architectures that matters."""
     sizes = {"vision.image_size", "vision.ragged", "text.context_length"}
     free = {"vision.mean", "vision.std", "vision.patch_dropout"}
     if config.text.any_length:
         free.add("text.context_length")
-    for key, old, new in differences(
-        config.without_heads().to_dict(), same.without_heads().to_dict()
-    ):
+    for key, old, new in differences(theirs, wanted):
         if key in free or (resize and key in sizes):
             continue
         if key in sizes:

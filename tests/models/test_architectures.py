@@ -60,6 +60,28 @@ def test_efficientnets_scale_by_width_and_depth(name, without_top):
         assert parameter_count(model.vision) == without_top - head
 
 
+# Millions of parameters of EfficientNet-Lite with its classifier of 1,000 classes, as published.
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("lite0", 4.652), ("lite1", 5.417), ("lite2", 6.092), ("lite3", 8.197), ("lite4", 13.007)],
+)
+def test_efficientnet_lites_have_the_published_sizes(name, millions):
+    vision = CLIPConfig(1280, vision=architectures.efficientnet_lite(name))
+    count = parameter_count(abstract_model(vision).vision) + 1281 * 1000
+    assert round(count / 1e6, 3) == millions
+
+
+def test_towers_have_names():
+    values = architectures.ARCHITECTURES["ViT-B/32"].to_dict()
+    values["vision"] = architectures.tower("efficientnet-lite2")
+    values["text"] = architectures.tower("all-MiniLM-L6-v2")
+    config = CLIPConfig.from_dict({**values, "embed_dim": 1280})
+    assert config.vision == architectures.efficientnet_lite("lite2")
+    assert parameter_count(abstract_model(config).text) == 22_565_376 + 385 * 1280
+    with pytest.raises(UserError, match=r"lite9.*efficientnet-lite0.*all-MiniLM-L6-v2"):
+        architectures.tower("efficientnet-lite9")
+
+
 def test_the_features_of_align_are_the_papers():
     assert ARCHITECTURES["align-base"].embed_dim == 640
     assert ARCHITECTURES["align-l2"].embed_dim == 1376
@@ -105,12 +127,16 @@ def test_an_unknown_name_lists_the_known():
         (dict(vision=ResNetConfig(layers=(1, 2, 3))), "four stages"),
         (dict(vision=EfficientNetConfig()), "embed_dim=640"),
         (dict(vision=EfficientNetConfig(stages=((3, 1),))), "stages"),
+        (dict(vision=architectures.efficientnet_lite("lite0")), "embed_dim=1280, not 512, or"),
+        (dict(vision=EfficientNetConfig(activation="relu")), "'relu6'"),
         (dict(vision=VisionConfig(projection=False)), "projection"),
         (dict(vision=VisionConfig(pool="max")), "'map'"),
         (dict(vision=VisionConfig(patch_size=300)), "patch_size=300"),
         (dict(text=TextConfig(pool="first")), "'last'"),
         (dict(text=BertConfig(context_length=600)), "positions=512"),
         (dict(text=BertConfig(layers=0)), "layers=0"),
+        (dict(text=BertConfig(pool="last")), "'mean'"),
+        (dict(text=BertConfig(activation="relu")), "text.activation"),
         (dict(log_scale=False), "log_scale"),
         (dict(temperature=0.0), "temperature"),
     ],

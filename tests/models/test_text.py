@@ -42,6 +42,31 @@ def test_bert_does_not_see_padding_and_may_be_trimmed():
     np.testing.assert_allclose(bert.encode_text(changed)[1:], features[1:], rtol=1e-5, atol=1e-6)
 
 
+def test_the_mean_of_a_bert_is_that_over_its_text():
+    mean, tokens = model(dataclasses.replace(BERT, pool="mean")), rows(5, 9, 3, width=32)
+    tower, features = mean.text, mean.encode_text(tokens)
+    np.testing.assert_allclose(mean.encode_text(tokens[:, :16]), features, rtol=1e-5, atol=1e-6)
+    for row, length in zip(range(3), (5, 9, 3), strict=True):
+        alone = tokens[row : row + 1, :length]
+        x = tower.ln_embedding(
+            tower.token_embedding(alone)
+            + tower.positional_embedding[:length]
+            + tower.segment_embedding[0]
+        )
+        expected = tower.projection(tower.transformer(x).mean(axis=1))
+        np.testing.assert_allclose(features[row : row + 1], expected, rtol=1e-5, atol=1e-5)
+    assert np.isfinite(mean.encode_text(np.zeros((1, 32), np.int32))).all()
+
+
+def test_a_bert_may_have_an_activation_of_its_own():
+    tokens = rows(6, width=32)
+    own = dataclasses.replace(BERT, activation="quick_gelu")
+    features = [model(text).encode_text(tokens) for text in (BERT, own)]
+    assert not np.allclose(*features, atol=1e-4)
+    named = dataclasses.replace(BERT, activation="gelu")
+    np.testing.assert_array_equal(model(named).encode_text(tokens), features[0])
+
+
 def test_bert_reads_both_ways():
     bert, tokens = model(BERT), rows(6, width=32)
     turned = tokens.copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 from typing import Any
 
@@ -49,6 +50,13 @@ CONFIGS = {
         max_logit_scale=0.0,
         vision=EFFICIENT,
         text=BertConfig(**WORDS, **SMALL),
+    ),
+    "efficientnet-lite": CLIPConfig(
+        12,
+        vision=dataclasses.replace(
+            EFFICIENT, squeeze=0.0, activation="relu6", head=24, projection=True
+        ),
+        text=BertConfig(**WORDS, **SMALL, pool="mean", activation="gelu"),
     ),
 }
 

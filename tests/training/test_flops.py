@@ -109,7 +109,7 @@ def left_out(config: CLIPConfig, tokens: int | None = None) -> Forward:
     def tower_flops(tower: Any, length: int) -> int:
         hidden = round(tower.width * tower.mlp_ratio)
         each = 2 * tower.width * (tower.width + hidden + length)  # query, output; MLP; attention
-        return 2 * (length - 1) * each if tower.layers else 0
+        return 2 * (length - 1) * each if tower.layers and tower.pool != "mean" else 0
 
     vision, image = config.vision, 0
     if isinstance(vision, VisionConfig) and vision.pool == "class":
@@ -150,7 +150,19 @@ TINY = {
     "resnet": CLIPConfig(24, vision=ResNetConfig(64, 6, (1, 2, 1, 3), 4), text=TEXT),
     "efficientnet": efficientnet(stages=STAGES),
     "symmetric efficientnet": efficientnet(stages=STAGES, symmetric=(5,), squeeze=0.001),
+    "efficientnet-lite": CLIPConfig(
+        24,
+        vision=dataclasses.replace(
+            efficientnet(stages=STAGES).vision,
+            squeeze=0.0,
+            activation="relu6",
+            head=48,
+            projection=True,
+        ),
+        text=TEXT,
+    ),
     "bert": CLIPConfig(24, vision=VIT, text=BERT),
+    "bert, mean": CLIPConfig(24, vision=VIT, text=dataclasses.replace(BERT, pool="mean")),
     "bag of words": CLIPConfig(24, vision=VIT, text=dataclasses.replace(TEXT, layers=0)),
     "both ways": CLIPConfig(
         24, vision=VIT, text=dataclasses.replace(TEXT, causal=False, pool="last", mlp_ratio=1.7)

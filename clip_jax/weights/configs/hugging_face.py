@@ -199,7 +199,6 @@ _STAGES = {
 
 def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     vision.only("num_channels", 3)
-    text.only("position_embedding_type", "absolute")
     vision.only("hidden_act", "swish", "silu")
     vision.only("pooling_type", "mean")
     usual = EfficientNetConfig()
@@ -216,7 +215,7 @@ def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
         divisor=vision.integer("depth_divisor", 8),
         stages=tuple(zip(*columns.values(), strict=True)),
         symmetric=vision.integers("depthwise_padding", (), least=0),
-        squeeze=vision.number("squeeze_expansion_ratio", 0.25, 0, 100),
+        squeeze=vision.number("squeeze_expansion_ratio", 0.25, 1e-6, 100),
         eps=vision.eps("batch_norm_eps", 1e-3),
     )
     return CLIPConfig(
@@ -227,15 +226,36 @@ def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
         max_logit_scale=0.0,
         vision=image,
         text=BertConfig(
-            vocab_size=text.integer("vocab_size", 30522),
-            context_length=min(64, text.integer("max_position_embeddings", 512)),
-            positions=text.integer("max_position_embeddings", 512),
-            token_types=text.integer("type_vocab_size", 2),
-            pad_id=text.integer("pad_token_id", 0, least=0),
-            eps=text.eps("layer_norm_eps", 1e-12),
-            **_shape(text, 768, 12, 12, 3072),
+            context_length=min(64, text.integer("max_position_embeddings", 512)), **_bert(text)
         ),
     )
+
+
+def _bert(fields: Fields) -> JsonObject:
+    """Returns the fields of a `BertConfig` that transformers' config of a BERT states."""
+    fields.only("position_embedding_type", "absolute")
+    return dict(
+        vocab_size=fields.integer("vocab_size", 30522),
+        positions=fields.integer("max_position_embeddings", 512),
+        token_types=fields.integer("type_vocab_size", 2),
+        pad_id=fields.integer("pad_token_id", 0, least=0),
+        eps=fields.eps("layer_norm_eps", 1e-12),
+        **_shape(fields, 768, 12, 12, 3072),
+    )
+
+
+def from_bert(values: Mapping[str, Any], where: str = "config.json") -> JsonObject:
+    """Returns the fields of a `BertConfig` that the config.json of a `BertModel` states.
+
+    Raises:
+      UserError: another kind of model, a value of the wrong type, an unknown key, or a feature
+        that we do not have.
+    """
+    fields = Fields(values, where)
+    fields.only("model_type", "bert")
+    facts = {**_bert(fields), "activation": _activation((fields, "gelu"))}
+    fields.finish({"": _EVERYWHERE})
+    return facts
 
 
 def to_hugging_face(config: CLIPConfig) -> JsonObject:

@@ -16,6 +16,7 @@ from clip_jax.models.model_config import (
     VisionConfig,
 )
 from clip_jax.weights import configs, preprocessing
+from clip_jax.weights.mappings.bert import bert_leaves
 from clip_jax.weights.mappings.leaf import (
     Leaf,
     batch_norm,
@@ -45,10 +46,10 @@ class HuggingFace(WeightsMapping):
         """Yields the leaf of every parameter of a model."""
         match config:
             case CLIPConfig(
-                vision=EfficientNetConfig() as vision,
-                text=BertConfig(pooler=True, projection_bias=True) as text,
+                vision=EfficientNetConfig(activation="silu", head=0, projection=False) as vision,
+                text=BertConfig(pool="first", pooler=True, projection_bias=True) as text,
                 log_scale=False,
-            ):
+            ) if vision.squeeze:
                 return _align(vision, text)
             case CLIPConfig(
                 vision=VisionConfig(pool="class") as vision,
@@ -156,14 +157,8 @@ def _siglip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
 
 
 def _align(vision: EfficientNetConfig, text: BertConfig) -> Iterator[Leaf]:
-    tower = "text_model"
     yield single("temperature", "temperature")
-    yield single("text/token_embedding/embedding", f"{tower}.embeddings.word_embeddings.weight")
-    yield single("text/positional_embedding", f"{tower}.embeddings.position_embeddings.weight")
-    yield single("text/segment_embedding", f"{tower}.embeddings.token_type_embeddings.weight")
-    yield from norm("text/ln_embedding", f"{tower}.embeddings.LayerNorm")
-    yield from blocks("text", f"{tower}.encoder.layer", "bert", text.layers)
-    yield from linear("text/pooler", f"{tower}.pooler.dense")
+    yield from bert_leaves(text, "text_model.")
     yield from linear("text/projection", "text_projection")
     tower = "vision_model"
     yield single("vision/stem/kernel", f"{tower}.embeddings.convolution.weight", "convolution")
