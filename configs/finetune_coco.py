@@ -6,11 +6,11 @@
         --config.evaluate.folder=/data
 
 As `finetune_flickr30k.py`, with twice the steps. The splits `train` and `restval` of Karpathy's
-file are the training data (82,783 and 30,504 pictures), `test` the test set of 5,000.
+file are the training data (82,783 and 30,504 images), `test` the test set of 5,000.
 
 Hardware: TPU or GPU. The batch of 2,048 is global and is split over all devices;
           `--config.accumulate=16` fits it into less memory with the same gradients.
-Time:     Not measured. 6,000 steps are 108 epochs of 113,287 pictures.
+Time:     Not measured. 6,000 steps are 108 epochs of 113,287 images.
 Memory:   Not measured.
 Score:    Not measured. ALIGN's own, fine-tuned so: R@1 77.0 % image to text, 59.9 % text to image.
 Measured here: nothing. The batch size, the learning rate, its linear decay and the steps are the

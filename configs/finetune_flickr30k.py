@@ -4,14 +4,14 @@
         --config.weights.path=open_clip_model.safetensors \\
         --config.data.train=/data/flickr30k/dataset_flickr30k.json --config.evaluate.folder=/data
 
-The JSON file is Karpathy's, beside the folder of pictures; its split `train` is the training data,
-`test` the test set. Every epoch takes another one of the five captions of a picture, so that no
-picture occurs twice in a batch. For another model change `common.get_config("ViT-B/32")`, and for
+The JSON file is Karpathy's, beside the folder of images; its split `train` is the training data,
+`test` the test set. Every epoch takes another one of the five captions of an image, so that no
+image occurs twice in a batch. For another model change `common.get_config("ViT-B/32")`, and for
 ALIGN itself also `tokenizer` as in `align_base.py`.
 
 Hardware: TPU or GPU. The batch of 2,048 is global and is split over all devices;
           `--config.accumulate=16` fits it into less memory with the same gradients.
-Time:     Not measured. 3,000 steps are 212 epochs of 29,000 pictures.
+Time:     Not measured. 3,000 steps are 212 epochs of 29,000 images.
 Memory:   Not measured.
 Score:    Not measured. ALIGN's own, fine-tuned so: R@1 95.3 % image to text, 84.9 % text to image.
 Measured here: nothing. The batch size, the learning rate, its linear decay and the steps are the

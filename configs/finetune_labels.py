@@ -5,7 +5,7 @@
     python examples/sort_stamps.py stamps/usr/share/tuxpaint/stamps data/stamps
     python -m clip_jax.main --config configs/finetune_labels.py
 
-For pictures of your own set `data.train` and `evaluate.sets.mine.data` to folders with a folder for
+For images of your own set `data.train` and `evaluate.sets.mine.data` to folders with a folder for
 each class. docs/finetune.md compares this with other ways to fine-tune.
 """
 

@@ -42,7 +42,7 @@ def test_several_captions_of_a_picture_are_announced_and_can_be_positives(tmp_pa
     flags = ("--config.steps=1", "--config.optimizer.warmup_steps=0", "--config.evaluate.sets={}")
     flags = (*flags, "--config.batch_size=16")
     _, err = lines_of(capsys, tmp_path / "config.py", tmp_path / "as negatives", *flags)
-    facts = "a picture has 4 pairs: beside a pair, a batch holds on average 3 others of its picture"
+    facts = "an image has 4 pairs: beside a pair, a batch holds on average 3 others of its image"
     assert f"{facts}, which count as negatives; config.loss.multi_positive=True" in err
     both = (*flags, "--config.loss.multi_positive=True", "--config.accumulate=2")
     _, err = lines_of(capsys, tmp_path / "config.py", tmp_path / "as positives", *both)

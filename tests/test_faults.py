@@ -100,7 +100,7 @@ def full_run(config, mix):
     assert done.stderr.count("a pair is left out") == 1 and "data/skipped/" in done.stderr
     assert "22 pairs" in done.stderr and "broken: 20 pairs, 15 rows an epoch" in done.stderr
     assert done.stderr.count("sound.tar: 4 of 12 members are left out at opening:") == 1
-    assert "  no_text 1: pictures without a text, such as " in done.stderr
+    assert "  no_text 1: images without a text, such as " in done.stderr
     assert "sound: the filter left out 2 of 4: size 1, duplicate 1" in done.stderr
     return workdir
 

@@ -229,7 +229,7 @@ def test_folders_patterns_and_broken_pictures(run, tmp_path, capsys):
     assert "skipped: " in shown.err and "1 of 5" in shown.err
     assert "left out 1 file without" in shown.err and "notes.txt" in shown.err
     (tmp_path / "empty").mkdir()
-    for name, words in (("empty", "holds no pictures"), ("e*y", "no file matches")):
+    for name, words in (("empty", "holds no images"), ("e*y", "no file matches")):
         with pytest.raises(UserError, match=words):
             classify.find_images([str(tmp_path / name)])
     with pytest.raises(UserError, match="IMAGE is empty"):

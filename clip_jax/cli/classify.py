@@ -169,7 +169,7 @@ def find_images(names: Sequence[str]) -> list[str]:
     files: list[str] = []
     for name in names:
         if not name.strip():
-            raise UserError("an IMAGE is empty: give a picture, a folder or a pattern")
+            raise UserError("an IMAGE is empty: give an image, a folder or a pattern")
         path = name if remote.is_remote(name) else resolve(name)
         if remote.is_remote(name) or os.path.isfile(path):
             files.append(path)
@@ -202,10 +202,10 @@ def _images_in(folder: str) -> list[str]:
         files += (os.path.join(place, name) for name in names if not name.startswith("."))
     images = sorted(file for file in files if file.lower().endswith(IMAGES))
     if not images:
-        raise UserError(f"{folder} holds no pictures ({', '.join(IMAGES)})")
+        raise UserError(f"{folder} holds no images ({', '.join(IMAGES)})")
     if others := sorted(set(files) - set(images)):
         warnings.warn(
-            f"{folder}: left out {counted(len(others), 'file')} without the ending of a picture, "
+            f"{folder}: left out {counted(len(others), 'file')} without the ending of an image, "
             f"such as {os.path.basename(others[0])!a}",
             GuessedWarning,
             stacklevel=3,
@@ -309,5 +309,5 @@ def run(argv: Sequence[str]) -> int:
         for item in answer:
             print(f"{item['score']:7.2%}  {_printable(item['label'])}")
     if skipped:
-        print(f"skipped {skipped} of {counted(len(images), 'picture')}", file=sys.stderr)
+        print(f"skipped {skipped} of {counted(len(images), 'image')}", file=sys.stderr)
     return SKIPPED if skipped else 0

@@ -274,7 +274,7 @@ def format_summary(summary: Mapping[str, Any], image_size: int, context_length: 
     if summary["bytes"]:
         formats = ", ".join(f"{name} {share(n)}" for name, n in summary["formats"].items())
         lines += [
-            f"pictures   {formats}",
+            f"images     {formats}",
             f"           {spread('bytes', 'KB', 1e3)}",
             f"           {spread('width', 'wide')}; {spread('height', 'high')}",
             f"           {share(summary['small'])} have a side below the model's {image_size}",

@@ -129,7 +129,7 @@ class Data(Group):
     label: str = key(
         "",
         "the field of a pair that tells its class, for loss.multi_positive (empty: pairs of one "
-        "picture belong together) and the objective classification (empty: label)",
+        "image belong together) and the objective classification (empty: label)",
     )
     filter: Filter = group(Filter)
     token_dropout: float = key(
@@ -152,12 +152,12 @@ class Data(Group):
     augment: Augment = group(Augment)
     cache_features: bool = key(
         False,
-        "compute the image features once, keep them on disk, and read them in place of pictures; "
+        "compute the image features once, keep them on disk, and read them in place of images; "
         "needs optimizer.freeze=vision",
     )
     views: int = key(
         0,
-        "augmented views of each picture whose features are kept, one for each epoch in turn; 0: "
+        "augmented views of each image whose features are kept, one for each epoch in turn; 0: "
         "one, without augmentation",
         at_least=0,
         at_most=10_000,
@@ -199,7 +199,7 @@ class Loss(Group):
     )
     mask_duplicates: bool = key(False, "pairs with equal captions are not each other's negatives")
     multi_positive: bool = key(
-        False, "all pairs of one picture, or of one data.label, are each other's positives"
+        False, "all pairs of one image, or of one data.label, are each other's positives"
     )
 
 

@@ -149,7 +149,7 @@ def open_mixture(
     data = schema.Data.with_defaults(data)
     if not (data["train"] or data["mix"]):
         raise UserError(
-            "no data given: set config.data.train to your tars, a folder of pictures, a table or "
+            "no data given: set config.data.train to your tars, a folder of images, a table or "
             "tfds:NAME:SPLIT, or config.data.mix to several of them"
         )
     entries = mixture_config.entries(data)

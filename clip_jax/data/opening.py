@@ -15,12 +15,12 @@ from clip_jax.io.files import JsonObject
 
 # The reasons of the sources that ship with clip_jax, and what they mean.
 REASONS: Mapping[str, str] = {
-    "no_text": "pictures without a text",
-    "no_picture": "texts without a picture",
-    "extra_picture": "further pictures of an example, such as masks; config.data.image chooses one",
-    "null_picture": "rows whose picture is null",
+    "no_text": "images without a text",
+    "no_picture": "texts without an image",
+    "extra_picture": "further images of an example, such as masks; config.data.image chooses one",
+    "null_picture": "rows whose image is null",
     "repeated": "names that occur again, and folders that another link leads to as well",
-    "unknown_ending": "neither pictures nor texts by their endings",
+    "unknown_ending": "neither images nor texts by their endings",
     "hidden": "names that begin with a dot",
     "unreadable": "no plain files, links that lead nowhere, folders or rows that cannot be read",
 }

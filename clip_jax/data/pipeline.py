@@ -77,7 +77,7 @@ class _Steps:
 
 
 def pairs_per_picture(source: Source, first: int = 32) -> float:
-    """Returns the mean number of pairs per distinct picture, among the first `first` pairs.
+    """Returns the mean number of pairs per distinct image, among the first `first` pairs.
 
     Pairs that cannot be used are left out.
     """
@@ -136,7 +136,7 @@ def batches(
       batch_size: the rows of the global batch.
       seed: the seed of the order and of all randomness.
       rows: the rows of the global batch to make; None for all.
-      stored: the image features of each source, to use in place of pictures; empty for pictures.
+      stored: the image features of each source, to use in place of images; empty for images.
 
     Returns:
       A dataset of batches. Besides the output of `prepare`, a batch contains for each row

@@ -34,7 +34,7 @@ class Prepare:
       token_dropout: the share of a caption's tokens to drop.
       weights: the relative probability of each template; if empty, all are equally likely.
       groups: whether a row tells which pairs belong together: those with the same value of the
-        field `label`, or, if `label` is empty, those whose pictures have the same bytes.
+        field `label`, or, if `label` is empty, those whose images have the same bytes.
       label: the field that tells the class of a pair.
       classes: finds the number of that class, for a row that tells it; None: a row tells none.
       features: stored image features to use in place of pixels.
@@ -80,10 +80,10 @@ class Prepare:
         )
 
     def view(self, pair: Pair, rng: np.random.Generator) -> np.ndarray:
-        """Returns the augmented pixels of a pair's picture, uint8 [size, size, 3].
+        """Returns the augmented pixels of a pair's image, uint8 [size, size, 3].
 
         Raises:
-          PairError: the picture cannot be used, for whatever reason.
+          PairError: the image cannot be used, for whatever reason.
         """
         return self._augmented(self._decoded(pair), pair, rng)
 
@@ -145,7 +145,7 @@ class Prepare:
 
 
 def _group_of(pair: Pair, label: str) -> np.ndarray:
-    """Returns a 64-bit hash, as two words, of a pair's label, or of its picture without a label.
+    """Returns a 64-bit hash, as two words, of a pair's label, or of its image without a label.
 
     Raises:
       PairError: the pair lacks the label.

@@ -1,7 +1,7 @@
-"""Image features that were computed once and are read in place of pictures.
+"""Image features that were computed once and are read in place of images.
 
-They lie in files of `ROWS` pictures each, `features-00000.npy` and so on: float32 [rows, views,
-embed_dim]. A picture that could not be read has NaN in all of its features.
+They lie in files of `ROWS` images each, `features-00000.npy` and so on: float32 [rows, views,
+embed_dim]. An image that could not be read has NaN in all of its features.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from clip_jax.data.example import PairError
 from clip_jax.errors import UserError
 
-ROWS = 1 << 14  # pictures of a file
+ROWS = 1 << 14  # images of a file
 
 
 def file_name(number: int) -> str:
@@ -40,10 +40,10 @@ class StoredFeatures:
         return {"folder": self.folder, "_files": {}}
 
     def read(self, picture: int, view: int, name: str) -> Float[np.ndarray, " embed_dim"]:
-        """Reads the features of a picture.
+        """Reads the features of an image.
 
         Args:
-          picture: the number of the picture in the source.
+          picture: the number of the image in the source.
           view: the number of the view, modulo the number of stored views.
           name: the name of the pair, for messages.
 
@@ -51,7 +51,7 @@ class StoredFeatures:
           float32 [embed_dim].
 
         Raises:
-          PairError: the picture could not be read when the features were computed.
+          PairError: the image could not be read when the features were computed.
         """
         number, row = divmod(picture, ROWS)
         if number not in self._files:

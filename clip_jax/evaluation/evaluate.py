@@ -71,7 +71,7 @@ def _open_training_data(c: Config) -> list[Source]:
     """
     if not c.data.train and not c.data.mix:
         raise UserError(
-            "--suite=overlap compares with the training pictures: give --config.data.train"
+            "--suite=overlap compares with the training images: give --config.data.train"
         )
     return [
         part.source for part in mixture.open_mixture(c.data.to_dict(), multihost.say_first).parts

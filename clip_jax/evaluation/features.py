@@ -27,7 +27,7 @@ from clip_jax.tokenizers import packing
 
 Features = Float[np.ndarray, "n embed_dim"]
 Advance = Callable[[int], object]
-PixelsOf = Callable[[int], np.ndarray]  # uint8 [size, size, 3], by the number of a picture
+PixelsOf = Callable[[int], np.ndarray]  # uint8 [size, size, 3], by the number of an image
 
 _AHEAD = 2  # batches in flight before a result is read
 
@@ -167,12 +167,12 @@ class Encoder:
         threads: int = 0,
         advance: Advance = lambda _: None,
     ) -> Features:
-        """Returns the unit-norm features of `total` pictures, in order.
+        """Returns the unit-norm features of `total` images, in order.
 
         Args:
-          total: the number of pictures.
-          pixels: returns the pixels of a picture by its number; called in threads, and only for the
-            pictures that this process encodes.
+          total: the number of images.
+          pixels: returns the pixels of an image by its number; called in threads, and only for the
+            images that this process encodes.
           threads: as for `images`.
           advance: as for `images`.
         """

@@ -72,7 +72,7 @@ class MixtureEvaluation:
         )
         check_not_empty(self._suite)
         if self._suite.needs_training:
-            raise UserError("overlap looks at training pictures, not at mixtures: leave it out")
+            raise UserError("overlap looks at training images, not at mixtures: leave it out")
         self._mesh = sharding.make_mesh(c.mesh.to_dict())
 
     def metrics(self, model: ModelSource) -> dict[str, float]:

@@ -170,7 +170,7 @@ def _plan(
     _check_torch(file)
     usual = dataclasses.replace(preprocess, half="even") == type(preprocess)(preprocess.size)
     if to == "openai" and not usual:
-        note(f"OpenAI's code prepares pictures in its own way, not by {preprocess}")
+        note(f"OpenAI's code prepares images in its own way, not by {preprocess}")
     trusted = tokenizer is not None
     written_tokenizer = _find_tokenizer(
         tokenizer or original.tokenizer, config, to, note, trusted=trusted

@@ -30,7 +30,7 @@ Tokenize = Tokenizer | Callable[..., np.ndarray]
 Answer = list[JsonObject]
 ScoresOf = Callable[[np.ndarray], np.ndarray]  # from features of images to scores of labels
 BATCH_SIZE = 32
-_TEXTS = 8  # times as many texts as pictures make a batch: they are that much smaller
+_TEXTS = 8  # times as many texts as images make a batch: they are that much smaller
 
 
 class ZeroShotClassifier:
@@ -74,7 +74,7 @@ class ZeroShotClassifier:
         """
         several = _are_several(images)
         if several and hasattr(images, "__len__") and not len(images):
-            raise UserError("give at least one picture and one label")
+            raise UserError("give at least one image and one label")
         answers = self.stream(
             images if several else [images], candidate_labels, hypothesis_template, **options
         )
@@ -132,7 +132,7 @@ class ZeroShotClassifier:
             raise UserError("give at least one template")
         if len(labels) == 1 and self.model.config.logit_bias is None:
             warnings.warn(
-                "with one label every picture scores 100 %: give what else it could be, too",
+                "with one label every image scores 100 %: give what else it could be, too",
                 GuessedWarning,
                 stacklevel=3,
             )
@@ -277,7 +277,7 @@ def unique_labels(candidates: Sequence[str] | str) -> list[str]:
             raise UserError(f"a label must be a text, not {label!r:.80}")
     unique = list(dict.fromkeys(labels))
     if not unique:
-        raise UserError("give at least one picture and one label")
+        raise UserError("give at least one image and one label")
     if len(unique) < len(labels):
         seen: set[str] = set()
         repeated = list(dict.fromkeys(x for x in labels if x in seen or seen.add(x)))  # type: ignore[func-returns-value]

@@ -83,7 +83,7 @@ def extra_arrays(objective: Objective) -> tuple[str, ...]:
     """Returns the names of the arrays that an objective needs beside `image` and `tokens`.
 
     An objective says so by an attribute `extra_arrays`. There are
-      group: uint32 [n, 2], equal for pairs of one picture, or of one value of `data.label`;
+      group: uint32 [n, 2], equal for pairs of one image, or of one value of `data.label`;
       label: int32 [n], the number of the class that `data.label` names.
     """
     return tuple(getattr(objective, "extra_arrays", ()))

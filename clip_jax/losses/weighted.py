@@ -31,7 +31,7 @@ class Weighted:
 
     @property
     def reads_image_features(self) -> bool:
-        """Whether all objectives can do without pictures, see `objective.reads_image_features`."""
+        """Whether all objectives can do without images, see `objective.reads_image_features`."""
         return all(map(reads_image_features, self.objectives.values()))
 
     @property

@@ -37,7 +37,7 @@ def checked_pixels(image: Any, config: VisionTower) -> Num[Array, "batch height 
     """Checks the argument of `encode_image`, and returns it as an array for a tower.
 
     Args:
-      image: [batch, size, size, 3] of NumPy, JAX or torch, or a list of such pictures: integers in
+      image: [batch, size, size, 3] of NumPy, JAX or torch, or a list of such images: integers in
         0…255, or floats that are normalised already. Traced values are not checked.
       config: the image tower's config.
 
@@ -91,7 +91,7 @@ def _check_shape(shape: tuple[int, ...], size: int) -> None:
     elif len(shape) == 4 and shape[1] in (3, 4) and shape[3] not in (3, 4):
         hint = "; channels stand last: image.transpose(0, 2, 3, 1), tensor.permute(0, 2, 3, 1)"
     elif len(shape) == 4 and shape[3] == 4:
-        hint = "; a fourth channel is not taken: preprocess lays transparent pictures on white"
+        hint = "; a fourth channel is not taken: preprocess lays transparent images on white"
     raise _unusable(f"images are {tuple(shape)}, this model takes {(size, size, 3)}{hint}", size)
 
 
@@ -117,5 +117,5 @@ def _check_floats(low: float, high: float, config: VisionTower) -> None:
 def _unusable(what: str, size: int) -> UserError:
     return UserError(
         f"{what}; encode_image takes uint8 [batch, {size}, {size}, 3], as np.stack([preprocess(p) "
-        "for p in pictures]) makes them"
+        "for p in images]) makes them"
     )

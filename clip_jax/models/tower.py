@@ -23,7 +23,7 @@ ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")  # of the Transformers' MLPs
 
 
 class PixelOptions(TypedDict, total=False):
-    """Options of how pictures become a model's pixels, for `data.images.preprocess.Preprocess`."""
+    """Options of how images become a model's pixels, for `data.images.preprocess.Preprocess`."""
 
     resize: str
     resize_size: int
@@ -150,7 +150,7 @@ class VisionTower(Tower, Protocol):
         return False
 
     def preprocess(self) -> PixelOptions:
-        """Returns how the published models of this kind prepare pictures; empty: as CLIP does."""
+        """Returns how the published models of this kind prepare images; empty: as CLIP does."""
         return {}
 
     def without_dropout(self) -> VisionTower:

@@ -128,7 +128,7 @@ class VisionConfig(TransformerTower, VisionTower):
         return {**params, "positional_embedding": table}
 
     def preprocess(self) -> PixelOptions:
-        """Returns how pictures are prepared: SigLIP squashes them, CLIP cuts out their centres."""
+        """Returns how images are prepared: SigLIP squashes them, CLIP cuts out their centres."""
         return {"resize": "squash"} if self.pool == "map" else {}
 
     def without_dropout(self) -> VisionTower:
@@ -339,7 +339,7 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
         return True
 
     def preprocess(self) -> PixelOptions:
-        """Returns how pictures are prepared: ALIGN squashes them and cuts out the centre.
+        """Returns how images are prepared: ALIGN squashes them and cuts out the centre.
 
         EfficientNet-Lite keeps their proportions, and cuts off 16 pixels a side.
         """

@@ -24,7 +24,7 @@ from clip_jax.training.run import Run
 if TYPE_CHECKING:
     from clip_jax.training.loop import Loop
 
-_FEW_OTHERS = 0.01  # pairs of the same picture in a batch that are not worth a line
+_FEW_OTHERS = 0.01  # pairs of the same image in a batch that are not worth a line
 
 
 def _process_count() -> str:
@@ -87,7 +87,7 @@ def _described_weights(weights: Weights) -> str:
 
 
 def _announce_negatives(loop: Loop) -> None:
-    """Prints where a batch holds several pairs of one picture, and what that does to negatives."""
+    """Prints where a batch holds several pairs of one image, and what that does to negatives."""
     c, data, say = loop.trainer.run.config, loop.trainer.run.data, loop.progress.say
     if "contrastive" not in objective_names(c.objective):
         return
@@ -100,10 +100,10 @@ def _announce_negatives(loop: Loop) -> None:
         say(
             f"{size}its copies count as positives"
             if multi_positive
-            else f"{size}each picture is then its own negative; lower config.batch_size"
+            else f"{size}each image is then its own negative; lower config.batch_size"
         )
     if loop.first or not multihost.is_first():
-        return  # no need to read pictures again
+        return  # no need to read images again
     for part in data.parts:
         prefix = f"{part.name}: " if part.name else ""
         shared = pipeline.pairs_per_picture(part.source)
@@ -117,8 +117,8 @@ def _announce_negatives(loop: Loop) -> None:
             else "negatives; config.loss.multi_positive=True counts them as positives"
         )
         say(
-            f"{prefix}a picture has {shared:.3g} pairs: beside a pair, a batch holds on average "
-            f"{others:.3g} others of its picture, which count as {count_as}"
+            f"{prefix}an image has {shared:.3g} pairs: beside a pair, a batch holds on average "
+            f"{others:.3g} others of its image, which count as {count_as}"
         )
 
 
@@ -158,7 +158,7 @@ def announce_end(run: Run, step: int, stopped_by: int, best: BestCheckpoint) -> 
         return
     folder = shlex.quote(str(run.workdir))
     labels = "" if run.model.labels else ' --labels "a cat,a dog"'
-    suggestions = [f"python -m clip_jax classify --checkpoint {folder} PICTURE.png{labels}"]
+    suggestions = [f"python -m clip_jax classify --checkpoint {folder} IMAGE.png{labels}"]
     if (page := run.workdir / results_lib.PAGE).exists():
         suggestions.append(f"open {page} in a browser")
     if (run.workdir / "tensorboard").is_dir():

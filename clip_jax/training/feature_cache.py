@@ -1,7 +1,7 @@
 """Features of a frozen image tower, computed once (locked-image tuning with `data.cache_features`).
 
 The folder of a source's features is named by all that they depend on: the weights of the tower, the
-content of the source, and how pictures are prepared. Another run on the same data finds them, and a
+content of the source, and how images are prepared. Another run on the same data finds them, and a
 run that is resumed reads the same.
 
 Source: Zhai et al. 2022, "LiT: Zero-Shot Transfer with Locked-image text Tuning".
@@ -39,19 +39,19 @@ from clip_jax.models.clip import Variables
 from clip_jax.models.model_config import CLIPConfig
 
 _VERSION = 1  # of the files and of what is computed
-_RETRIED = 16  # pictures of a file that could not be read, and are tried again by the next run
+_RETRIED = 16  # images of a file that could not be read, and are tried again by the next run
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureCache:
-    """Computes the missing features of a run's pictures, and tells training where all of them are.
+    """Computes the missing features of a run's images, and tells training where all of them are.
 
     Attributes:
       config: the config of the run.
       model: the architecture.
-      mixture: the sources of the pictures.
-      prepare: prepares pictures as training does.
-      preprocess: prepares pictures without augmentation.
+      mixture: the sources of the images.
+      prepare: prepares images as training does.
+      preprocess: prepares images without augmentation.
       stored: the features of each source of the mixture, which training reads.
     """
 
@@ -86,13 +86,13 @@ class FeatureCache:
             numbers = np.flatnonzero(multihost.sum_over_processes(missing)).tolist()
             name = f"{part.name}: " if part.name else ""
             if not numbers:
-                say(f"{name}features of {counted(total, 'picture')} are read from {folder}")
+                say(f"{name}features of {counted(total, 'image')} are read from {folder}")
                 continue
             _check_room(folder, len(numbers) * self._bytes_of_file(total))
-            say(f"{name}computing features of {counted(total, 'picture')} once, into {folder}")
+            say(f"{name}computing features of {counted(total, 'image')} once, into {folder}")
             bad = self._compute(encoder, part.source, numbers, folder)
             if bad:
-                say(f"{name}{counted(bad, 'picture')} cannot be read and will be replaced")
+                say(f"{name}{counted(bad, 'image')} cannot be read and will be replaced")
 
     def _folder(self, tower: str, source: Source) -> Path:
         data = self.config.data
@@ -119,13 +119,13 @@ class FeatureCache:
         return _base(data) / key
 
     def _bytes_of_file(self, pictures: int) -> int:
-        """Returns the size of the largest file of a source with that many pictures."""
+        """Returns the size of the largest file of a source with that many images."""
         return min(pictures, ROWS) * max(1, self.config.data.views) * self.model.embed_dim * 4
 
     def _is_missing(self, folder: Path, source: Source, number: int) -> bool:
         """Returns whether a file is not there, is damaged, or can be completed.
 
-        The last is so if one of the first pictures that could not be read can be read now.
+        The last is so if one of the first images that could not be read can be read now.
         """
         facts = _read_facts(folder / file_name(number))
         if facts is None:
@@ -139,11 +139,11 @@ class FeatureCache:
     def _compute(
         self, encoder: Encoder, source: Source, numbers: Sequence[int], folder: Path
     ) -> int:
-        """Writes the files of these numbers; returns how many pictures could not be read."""
+        """Writes the files of these numbers; returns how many images could not be read."""
         views, bad = max(1, self.config.data.views), 0
         spans = {n: range(n * ROWS, min((n + 1) * ROWS, len(source))) for n in numbers}
         total = views * sum(map(len, spans.values()))
-        with tqdm(total=total, unit=" pictures", desc="features", disable=None) as bar:
+        with tqdm(total=total, unit=" images", desc="features", disable=None) as bar:
             for number, span in spans.items():
                 unreadable: set[int] = set()
 
@@ -222,7 +222,7 @@ def _facts_path(path: Path) -> Path:
 def _read_facts(path: Path) -> JsonObject | None:
     """Returns what was written beside a file of features; None if the file is not as it was then.
 
-    That is its digest, and the rows of pictures that could not be read.
+    That is its digest, and the rows of images that could not be read.
     """
     try:
         facts = files.read_json(_facts_path(path))

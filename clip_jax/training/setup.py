@@ -113,7 +113,7 @@ def _check_feature_cache(
         )
     if not reads_image_features(objective):
         raise UserError(
-            f"config.data.cache_features: the objective {c.objective.name!r:.80} needs pictures"
+            f"config.data.cache_features: the objective {c.objective.name!r:.80} needs images"
         )
     if dropped := getattr(architecture.vision, "patch_dropout", 0):
         raise UserError(

@@ -1,6 +1,6 @@
 """Experiment trackers: TensorBoard, Weights & Biases, trackio.
 
-Each shows the numbers, the pictures and the reports of a run. Only the first process writes.
+Each shows the numbers, the images and the reports of a run. Only the first process writes.
 """
 
 from __future__ import annotations

@@ -60,10 +60,10 @@ class Trainer(setup.Recipe):
     def report(
         self, results: results_lib.SuiteResults, step: int, seconds: float, *, ema: bool = False
     ) -> Path:
-        """Writes the report and its pictures into the run's folder, or into `ema` inside it.
+        """Writes the report and its images into the run's folder, or into `ema` inside it.
 
         Returns:
-          The folder of the pictures.
+          The folder of the images.
         """
         run = self.run
         folder = run.workdir / results_lib.EMA if ema else run.workdir
@@ -179,7 +179,7 @@ class Trainer(setup.Recipe):
 
     @cached_property
     def feature_cache(self) -> FeatureCache | None:
-        """The image features that training reads in place of pictures; None: it reads pictures."""
+        """The image features that training reads in place of images; None: it reads images."""
         c, run = self.config, self.run
         if not c.data.cache_features:
             return None

@@ -49,7 +49,7 @@ class SavedWeights:
       path: the file or folder.
       library: the library whose names it uses.
       config: the architecture; sizes are the file's own.
-      preprocess: turns a picture into pixels.
+      preprocess: turns an image into pixels.
       tokenizer: the tokenizer, as for `tokenizers.load`; None if there is none beside the weights.
       assumptions: what was assumed because no file states it, in words; empty if nothing was.
     """
@@ -233,7 +233,7 @@ def _read_described(
     config, preprocess, where = mapping_of(library).describe(beside)
     if preprocess is None:
         preprocess = preprocess_of(config)
-        assumptions = f"there is no {where}: pictures are prepared as such models usually are"
+        assumptions = f"there is no {where}: images are prepared as such models usually are"
     if preprocess.size != config.vision.image_size:
         if not config.vision.any_size:
             raise UserError(

@@ -108,7 +108,7 @@ def test_what_opening_left_out(tmp_path, capsys) -> None:
     assert (source["opening"]["seen"], source["opening"]["used"]) == (5, 2)
     assert inspect.run([CONFIG, "--config.data.captions=('{caption}',)", *argv]) == 0
     lines = capsys.readouterr().out.splitlines()
-    said = "left out   no_text 1 of 5 files: pictures without a text, such as b.jpg"
+    said = "left out   no_text 1 of 5 files: images without a text, such as b.jpg"
     assert said in lines and sum(line.startswith("left out ") for line in lines) == 3
 
 

@@ -49,7 +49,7 @@ def test_lines_name_the_source_the_reason_and_an_example() -> None:
     assert list(report.lines("/data")) == [
         "a note",
         "/data: 2 of 3 files are left out at opening:",
-        "  no_text 2: pictures without a text, such as cat/\\x1b[31m1.jpg",
+        "  no_text 2: images without a text, such as cat/\\x1b[31m1.jpg",
     ]
     assert list(all_used(3, "rows").lines("/data")) == []
 

@@ -127,7 +127,7 @@ def test_a_run_says_what_the_source_left_out(config: Path, workdir: Path) -> Non
     done = runs.run(config, workdir)
     assert done.returncode == 0, done.stderr
     assert f"{config.parent}/pairs.db: 4 of 24 rows are left out at opening:" in done.stderr
-    assert "no_text 4: pictures without a text, such as row 5" in done.stderr
+    assert "no_text 4: images without a text, such as row 5" in done.stderr
 
 
 def test_other_pairs_are_no_resumption(config: Path, workdir: Path) -> None:

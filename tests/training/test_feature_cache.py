@@ -69,7 +69,7 @@ def all_features(trainer, pictures=range(PAIRS), views=1):
 
 def test_without_views_the_features_are_those_of_an_evaluation(values):
     trainer, state, lines, batches = filled(values)
-    assert says(lines[0], f"{PAIRS} pictures", "once")
+    assert says(lines[0], f"{PAIRS} images", "once")
     source = trainer.run.data.parts[0].source
     pixels = np.stack(
         [
@@ -157,7 +157,7 @@ def test_a_picture_that_could_not_be_read_once_is_tried_again(values, monkeypatc
 
     with monkeypatch.context() as patched:
         patched.setattr(feature_cache.FeatureCache, "_pixels", failing)
-        assert says(filled(values)[2][1], "1 picture", "cannot be read")
+        assert says(filled(values)[2][1], "1 image", "cannot be read")
         assert says(filled(values)[2][0], "are read from"), "it still cannot be read"
     trainer, _, lines, _ = filled(values)
     assert says(lines[0], "computing")
@@ -198,7 +198,7 @@ def test_a_picture_that_cannot_be_read_is_replaced(values, tmp_path):
     values.data.train = str(write_tar(tmp_path / "broken.tar", members))
     values.data.max_bad_fraction = 1.0
     _, _, lines, batches = filled(values)
-    assert says(lines[1], "1 picture", "cannot be read")
+    assert says(lines[1], "1 image", "cannot be read")
     bad = 0
     for _ in range(5):
         assert np.isfinite(next(batches)["image_features"]).all()

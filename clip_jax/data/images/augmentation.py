@@ -81,7 +81,7 @@ def random_box(
     """Draws a random crop.
 
     Args:
-      size: width and height of the picture.
+      size: width and height of the image.
       augment: the scales and shapes of crops.
       rng: draws the crop.
 
@@ -93,7 +93,7 @@ def random_box(
     width, height = size
     wide, tall = _random_shape(size, augment, rng)
     shrink = min(1.0, width / wide, height / tall)
-    # float rounding may lead out of the picture by a hair
+    # float rounding may lead out of the image by a hair
     wide, tall = (min(max(shrink * v, 1.0), most) for v, most in ((wide, width), (tall, height)))
     left, top = rng.uniform(0, width - wide), rng.uniform(0, height - tall)
     return left, top, min(left + wide, width), min(top + tall, height)
@@ -102,7 +102,7 @@ def random_box(
 def _random_shape(
     size: tuple[int, int], augment: Augment, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Returns a random width and height of a crop, which need not fit into the picture."""
+    """Returns a random width and height of a crop, which need not fit into the image."""
     low, high = (math.log(r) for r in augment.crop_ratio)
     area = size[0] * size[1] * rng.uniform(*augment.crop_scale)
     ratio = math.exp(rng.uniform(low, high))

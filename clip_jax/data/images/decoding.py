@@ -99,9 +99,9 @@ def decode(data: bytes, name: str, at_least: int = 0) -> Image.Image:
                 return to_rgb(image)
     except UnidentifiedImageError:
         kind = "has no bytes" if not data else f"is none of {', '.join(FORMATS)}, or is damaged"
-        raise PairError("picture", f"{name} is not a picture that can be read: it {kind}") from None
+        raise PairError("picture", f"{name} is not an image that can be read: it {kind}") from None
     except Exception as error:  # Pillow's readers fail on damage with errors of every kind
-        raise PairError("picture", f"{name} is not a picture that can be read ({error})") from None
+        raise PairError("picture", f"{name} is not an image that can be read ({error})") from None
 
 
 def read_image(path: str | Path) -> Image.Image:

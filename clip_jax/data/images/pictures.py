@@ -14,7 +14,7 @@ from clip_jax.data.images.decoding import decode, eight_bits, read_image, to_rgb
 from clip_jax.errors import UserError
 
 _CHANNELS = (1, 3, 4)
-_TAKEN = "a file's name, a URL, a PIL picture, an array [height, width, 3], bytes or an open file"
+_TAKEN = "a file's name, a URL, a PIL image, an array [height, width, 3], bytes or an open file"
 
 
 def picture(value: Any) -> Image.Image:
@@ -29,20 +29,20 @@ def picture(value: Any) -> Image.Image:
     """
     if isinstance(value, Image.Image):
         if 0 in value.size:
-            raise UserError(f"a PIL picture of {value.width} × {value.height} pixels shows nothing")
+            raise UserError(f"a PIL image of {value.width} × {value.height} pixels shows nothing")
         try:
             return to_rgb(value)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow reads files late
-            raise UserError(f"a PIL picture cannot be read ({error})") from None
+            raise UserError(f"a PIL image cannot be read ({error})") from None
     if isinstance(value, str | os.PathLike):
         return read_image(Path(value) if isinstance(value, os.PathLike) else value)
     if isinstance(value, bytes | bytearray | memoryview):
-        return decode(bytes(value), "a picture given as bytes")
+        return decode(bytes(value), "an image given as bytes")
     if callable(getattr(value, "read", None)):
         return _from_file(value)
     if is_array(value):
         return to_rgb(Image.fromarray(from_array(as_numpy(value))))
-    raise UserError(f"{type(value).__name__} is no picture: give {_TAKEN}")
+    raise UserError(f"{type(value).__name__} is no image: give {_TAKEN}")
 
 
 def is_array(value: Any) -> bool:
@@ -99,9 +99,9 @@ def from_array(values: np.ndarray) -> np.ndarray:
             "array.transpose(1, 2, 0) or tensor.permute(1, 2, 0)"
         )
     if values.ndim == 4:
-        raise UserError(f"an array of shape {shape} is a batch: give its pictures one by one")
+        raise UserError(f"an array of shape {shape} is a batch: give its images one by one")
     if values.ndim not in (2, 3) or not values.size or (values.ndim == 3 and shape[2] > 4):
-        raise UserError(f"an array of shape {shape} is no picture: give [height, width, 3]")
+        raise UserError(f"an array of shape {shape} is no image: give [height, width, 3]")
     if values.ndim == 3 and shape[2] not in _CHANNELS:
         raise UserError(f"an array of shape {shape} has {shape[2]} channels: give 1, 3 or 4")
     if values.ndim == 3 and shape[2] == 1:
@@ -109,17 +109,17 @@ def from_array(values: np.ndarray) -> np.ndarray:
     if values.dtype == bool:
         return values.astype(np.uint8) * np.uint8(255)
     if values.dtype.kind not in "uif" and values.dtype.name != "bfloat16":
-        raise UserError(f"an array of {values.dtype} is no picture: give uint8 in 0…255")
+        raise UserError(f"an array of {values.dtype} is no image: give uint8 in 0…255")
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind not in "ui":
         values = values.astype(np.float32)
         if not np.isfinite(values).all():
-            raise UserError("an array with values that are no numbers (nan, inf) is no picture")
+            raise UserError("an array with values that are no numbers (nan, inf) is no image")
     low, high = values.min(), values.max()
     if low < 0 or (values.dtype.kind == "f" and high > 255):
         raise UserError(
-            f"an array with values from {low:g} to {high:g} is no picture: give uint8 in 0…255, or "
+            f"an array with values from {low:g} to {high:g} is no image: give uint8 in 0…255, or "
             "floats in 0…1 or 0…255; what is normalised already goes to encode_image"
         )
     return eight_bits(values)

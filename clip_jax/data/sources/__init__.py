@@ -103,7 +103,7 @@ def open_source(
     """
     if not spec:
         raise UserError(
-            "no data given: set config.data.train to your tars, a folder of pictures, a table or "
+            "no data given: set config.data.train to your tars, a folder of images, a table or "
             "tfds:NAME:SPLIT"
         )
     options = options or SourceOptions()

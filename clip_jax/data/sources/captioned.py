@@ -100,9 +100,9 @@ class CaptionedSource:
             named = next((row.name for row in rows if row.name), "")
             if not named:
                 why = next((f": {row.where}: {row.problem}" for row in rows if row.problem), "")
-                raise UserError(f"{remote.redact(table)} names no picture{why}")
+                raise UserError(f"{remote.redact(table)} names no image{why}")
             raise UserError(
-                f"{remote.redact(table)} names pictures such as {quoted(named)}, of which "
+                f"{remote.redact(table)} names images such as {quoted(named)}, of which "
                 f"{self.root} holds none with a caption: set config.data.root to their folder"
             )
         for paths in by_base.values():

@@ -39,7 +39,7 @@ def disguise(start: bytes, end: str) -> str:
     if start.lstrip()[:20].lower().startswith(_PAGES):
         return "is a web page, not the data: fetch it again"
     if start.startswith(_PICTURES):
-        return "is a picture: give the folder that holds it"
+        return "is an image: give the folder that holds it"
     if start.startswith(_PARQUET) and end != ".parquet":
         return "is Parquet: its name must end in .parquet, and files of one kind are given together"
     return ""

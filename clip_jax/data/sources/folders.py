@@ -186,8 +186,8 @@ class FolderSource:
         """
         if table := folder_layouts.captioning_table(listing, images.values()):
             raise UserError(
-                f"{self.folder} holds pictures without texts beside them, and {quoted(table)}, "
-                "which says something about pictures: give that table as the data if its captions "
+                f"{self.folder} holds images without texts beside them, and {quoted(table)}, "
+                "which says something about images: give that table as the data if its captions "
                 "are meant, or move it out of the folder if the names of folders are"
             )
         if len(captions) < 2:
@@ -196,22 +196,22 @@ class FolderSource:
             if len(labels) == len(captions) == 1:
                 why = f": all are in folders called {named}, and one name for all is no caption"
             raise UserError(
-                f"{self.folder} holds pictures of which nothing is said{why}: put 1.txt or 1.json "
-                "beside 1.jpg, a metadata.csv of file_name and caption above them, or the pictures "
+                f"{self.folder} holds images of which nothing is said{why}: put 1.txt or 1.json "
+                "beside 1.jpg, a metadata.csv of file_name and caption above them, or the images "
                 f"into folders named by what they show{folder_layouts.hint(listing)}"
             )
 
     def _no_image(self, listing: Listing) -> str:
         chosen = f" that is chosen by config.data.image={self._image!r}" if self._image else ""
         expected = f": expected files such as cats/1.jpg ({', '.join(IMAGES)})"
-        return f"{self.folder} holds no picture{chosen}{folder_layouts.hint(listing) or expected}"
+        return f"{self.folder} holds no image{chosen}{folder_layouts.hint(listing) or expected}"
 
     def _notes(self, tally: Tally, examples: list[_Example]) -> tuple[str, ...]:
         without, used = tally.left_out().get("no_text"), len(examples)
         if not without or not examples[0].texts or used >= _FEW * (used + without.count):
             return ()
         return (
-            f"{self.folder}: only {used:,} of {used + without.count:,} pictures have a "
+            f"{self.folder}: only {used:,} of {used + without.count:,} images have a "
             "text beside them; the names of folders are captions only where none has",
         )
 

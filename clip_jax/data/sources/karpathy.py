@@ -46,7 +46,7 @@ class KarpathySource:
             if not any(_is_in(image, [name]) for image in images):
                 known = sorted({str(i.get("split")) for i in images if isinstance(i, dict)})
                 raise UserError(
-                    f"{path} has no picture of the split {name!r}; it has {', '.join(known[:9])}"
+                    f"{path} has no image of the split {name!r}; it has {', '.join(known[:9])}"
                 )
         self._images = [self._parse(image) for image in images if _is_in(image, splits)]
         self._root = Path(root) if root else self._find_root(self._images[0][0])
@@ -71,7 +71,7 @@ class KarpathySource:
         except (KeyError, TypeError):
             raise UserError(f"{self.path}: an image without filename or sentences") from None
         if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
-            raise UserError(f"{self.path}: {name!r} leaves the folder of the pictures")
+            raise UserError(f"{self.path}: {name!r} leaves the folder of the images")
         if not captions:
             raise UserError(f"{self.path}: {name} has no caption")
         return name, captions

@@ -158,7 +158,7 @@ class RecordSource:
                     return name
         raise UserError(
             f"{self.pattern}: no feature is called {', '.join(_IMAGE_FEATURES)}: say which of "
-            f"{', '.join(sorted(features))[:200]} holds the pictures by config.data.image"
+            f"{', '.join(sorted(features))[:200]} holds the images by config.data.image"
         )
 
     def layout(self) -> Iterator[bytes]:
@@ -198,7 +198,7 @@ class RecordSource:
             raise PairError("unreadable", f"{name} is {error}") from None
         images = features.pop(self.image, [])
         if len(images) != 1 or not isinstance(images[0], bytes):
-            raise PairError("unreadable", f"{name} has no picture in {self.image!r}")
+            raise PairError("unreadable", f"{name} has no image in {self.image!r}")
         if len(images[0]) > MAX_MEMBER:
             raise PairError("unreadable", f"{name} is over {MAX_MEMBER >> 20} MiB")
         text = {key: _plain(values) for key, values in features.items()}

@@ -177,7 +177,7 @@ def _no_pair(report: OpeningReport, image: str) -> str:
         f"{reason} {item.count:,}, such as {quoted(item.example)}"
         for reason, item in report.left_out.items()
     )
-    chosen = f" whose picture is called {image!r} (config.data.image)" if image else ""
+    chosen = f" whose image is called {image!r} (config.data.image)" if image else ""
     return (
         f"it holds no pair{chosen}: expected members such as 0001.jpg with 0001.txt or 0001.json; "
         f"there are: {why or 'none'}"

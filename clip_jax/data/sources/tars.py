@@ -111,7 +111,7 @@ class TarSource:
         path, (at, size, fault, end) = self.paths[tar], (int(n) for n in self._pairs.spans[i])
         name = f"{remote.redact(path)}:{self._pairs.name(i)}"
         if fault:
-            raise PairError("unreadable", f"{name}: the picture or its text {FAULTS[fault]}")
+            raise PairError("unreadable", f"{name}: the image or its text {FAULTS[fault]}")
         first = int(self._pairs.spans[i - 1, 3]) if i else 0
         texts = self._pairs.texts[first:end].tolist()
         places = [(text_at, text_size) for text_at, text_size, _ in texts]

@@ -217,7 +217,7 @@ def _open_split(annotator: Annotator, classes: Classes, folder: str, split: str)
 
 def _size_note(standard: StandardDataset | None, count: int) -> str:
     official = standard.splits.get("test", count) if standard else count
-    return "" if count == official else f"{count:,} pictures, not the paper's {official:,}"
+    return "" if count == official else f"{count:,} images, not the paper's {official:,}"
 
 
 def _left_out(source: Source) -> str:

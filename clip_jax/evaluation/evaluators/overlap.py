@@ -144,7 +144,7 @@ def _training_descriptors(context: EvalContext, source: Source) -> np.ndarray:
         if descriptors is None:
             blank = overlap.describe(Image.new("RGB", (8, 8), (128, 128, 128)))
             descriptors = _describe_all(
-                context, "training pictures", source, overlap.describe, broken=blank
+                context, "training images", source, overlap.describe, broken=blank
             )
             context.cache.keep_descriptors(key, descriptors)
         context.descriptors[key] = descriptors

@@ -129,8 +129,8 @@ class Retrieval(Evaluator[RetrievalResult]):
             without_thumbnails(pairs.retrieval),
             tiles=overview.retrieval_tiles,
         )
-        yield Section("galleries", "Text finds pictures", shortened(8, pairs.galleries))
-        yield Section("arithmetic", "Picture ± text", shortened(8, pairs.arithmetic))
+        yield Section("galleries", "Text finds images", shortened(8, pairs.galleries))
+        yield Section("arithmetic", "Image ± text", shortened(8, pairs.arithmetic))
         yield Section("similarity", "Similarities", _similarity_section, detail=True)
 
 

@@ -90,7 +90,7 @@ class ZeroShotResult(Result):
             )
             for example in self.examples
         ]
-        title = f"{dataset.name}: {len(guesses)} random pictures of {len(dataset):,}, "
+        title = f"{dataset.name}: {len(guesses)} random images of {len(dataset):,}, "
         title += f"likeliest of {len(dataset.labels):,} labels"
         return contact_sheet.draw_guesses(guesses, title)
 

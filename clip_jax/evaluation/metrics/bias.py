@@ -134,9 +134,7 @@ def harms(
                 for category in label_sets().categories
                 for wording, category_names in answers.items()
             ]
-            note = (
-                f"Share of each group's pictures whose likeliest label is of that category; {NOTE}"
-            )
+            note = f"Share of each group's images whose likeliest label is of that category; {NOTE}"
             title = f"Harmful labels by {field}"
             tables.append(Table(title, ["Category", *masks], rows, note))
     return tables
@@ -173,7 +171,7 @@ def accuracies(
             [classifier, scores.share(answer), *_rates(answer, masks)]
             for classifier, answer in right.items()
         ]
-        note = f"Share of each group's pictures that are classified rightly; {NOTE}"
+        note = f"Share of each group's images that are classified rightly; {NOTE}"
         title = f"Accuracy by {field}"
         tables.append(Table(title, ["Classifier of", "all", *masks], rows, note))
     return tables
@@ -213,7 +211,7 @@ def label_rates(
             if labelled[:, i].any()
         ]
         rows.sort(key=_difference, reverse=True)
-        note = f"Share of each group's pictures that get the label, of {len(labels)} labels; {NOTE}"
+        note = f"Share of each group's images that get the label, of {len(labels)} labels; {NOTE}"
         title = f"Labels above {threshold:.1%}, by group"
         tables.append(Table(title, ["Label", *masks], rows[:most], note))
     return tables
@@ -239,7 +237,7 @@ def _masks(values: Sequence[str], n: int) -> dict[str, Bool[np.ndarray, " n"]]:
     Groups are sorted, ranges of numbers by their start.
     """
     if len(values) != n:
-        raise UserError(f"there are {n} pictures, but {len(values)} values of their groups")
+        raise UserError(f"there are {n} images, but {len(values)} values of their groups")
 
     def order(name: str) -> tuple[int, str]:
         digits = name.removeprefix("more than ").split("-")[0]

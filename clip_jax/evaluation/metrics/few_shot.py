@@ -1,4 +1,4 @@
-"""Few-shot classifiers: logistic regression on a few pictures of each class (figure 6)."""
+"""Few-shot classifiers: logistic regression on a few images of each class (figure 6)."""
 
 from __future__ import annotations
 

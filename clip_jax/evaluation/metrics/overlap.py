@@ -104,7 +104,7 @@ def views(image: Image.Image | np.ndarray) -> Float[np.ndarray, "views d"]:
 
 
 def _grid(image: Image.Image | np.ndarray) -> np.ndarray:
-    """Returns a picture as a small square whose edge is repeated around it."""
+    """Returns an image as a small square whose edge is repeated around it."""
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     small = to_rgb(image).resize((_GRID, _GRID), _SMOOTH, reducing_gap=3.0)
     return np.pad(np.asarray(small), ((_EDGE, _EDGE), (_EDGE, _EDGE), (0, 0)), mode="edge")

@@ -92,7 +92,7 @@ class Album:
         number = self._number(str(name))
         alt = cut(words, 120) or "picture"
         if number is None:
-            return tag("i", class_="p none", role="img", aria_label=f"{alt} (no picture)")
+            return tag("i", class_="p none", role="img", aria_label=f"{alt} (no image)")
         self._rank[number] = min(self._rank[number], rank)
         return tag("i", class_=f"p p{number}", role="img", aria_label=alt)
 

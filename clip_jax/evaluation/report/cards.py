@@ -1,4 +1,4 @@
-"""Cards and blocks: charts, tables and pictures under the name of their dataset."""
+"""Cards and blocks: charts, tables and images under the name of their dataset."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def reliability(title: str, bins: Sequence[Mapping[str, Any]]) -> Markup:
     for low, high, n, sure, right in bins_drawn:
         if low is None or high is None or not n or right is None:
             continue
-        words = f"{formats.count(n)} pictures, confidence {formats.percent(sure)}, "
+        words = f"{formats.count(n)} images, confidence {formats.percent(sure)}, "
         words += f"right {formats.percent(right)}"
         (x, y), (end, bottom) = frame.at(low, right), frame.at(high, 0)
         box = dict(x=x + 0.5, y=y, width=max(0.5, end - x - 1), height=max(0.5, bottom - y))

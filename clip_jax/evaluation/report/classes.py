@@ -37,7 +37,7 @@ def calibration(results: Mapping[str, Any]) -> Markup | None:
             )
             cards.append(card(title, drawn, join(tag("b", headline), tag("br"), details)))
     note = tables.notes(
-        "Bars: accuracy of the pictures of each confidence; grey: how many they are; dashed: where "
+        "Bars: accuracy of the images of each confidence; grey: how many they are; dashed: where "
         "perfect calibration lies. ECE: the expected calibration error, before and after one "
         "temperature is fitted."
     )
@@ -57,7 +57,7 @@ def confusions(results: Mapping[str, Any], album: Album, most: int) -> Markup | 
             for c in (zero.get("confusions") or [])[:most]
         ]
         if rows:
-            hint = "of the pictures of the true class"
+            hint = "of the images of the true class"
             columns = [Column("Truth → taken for", numeric=False), Column("Count")]
             columns.append(Column("Share", hint=hint))
             blocks.append(block(title, tables.table(f"{title}: confusions", columns, rows)))
@@ -142,7 +142,7 @@ def predictions(results: Mapping[str, Any], album: Album, most: int) -> Markup |
 
 def _guess(example: Mapping[str, Any], album: Album, rank: int) -> Markup:
     truth, labels = example.get("truth"), (example.get("labels") or [])[:_LABELS]
-    truths = example.get("truths") or [truth]  # of a picture with several true labels
+    truths = example.get("truths") or [truth]  # of an image with several true labels
     shares = [formats.number(p) for p in (example.get("probabilities") or [])[:_LABELS]]
     shares += [None] * (len(labels) - len(shares))
     right = bool(labels) and labels[0] in truths

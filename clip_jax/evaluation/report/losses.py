@@ -16,8 +16,8 @@ def validation_losses(results: Mapping[str, Any]) -> Markup | None:
     columns = [
         Column("Set", numeric=False),
         Column("Loss"),
-        Column("Picture to text", hint="the picture's own text has the largest logit of its batch"),
-        Column("Text to picture", hint="the text's own picture has the largest logit of its batch"),
+        Column("Image to text", hint="the image's own text has the largest logit of its batch"),
+        Column("Text to image", hint="the text's own image has the largest logit of its batch"),
         Column("Pairs of a batch"),
         Column("Batches"),
     ]

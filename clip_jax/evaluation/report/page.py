@@ -83,7 +83,7 @@ def _page(
     )
     used = len((body + css + js).encode()) + 3000
     style, left_out = album.style(LIMIT - used)
-    remark = f" {left_out} of {len(album)} pictures are left out: the page stays under 3 MB."
+    remark = f" {left_out} of {len(album)} images are left out: the page stays under 3 MB."
     words = f"Made by clip_jax {__version__}. report.json beside this page holds every number."
     footer = tag("footer", tag("p", words, remark if left_out else None))
     name = cut(part(document, "model").get("name") or "a model")

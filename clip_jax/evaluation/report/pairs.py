@@ -46,7 +46,7 @@ def galleries(results: Mapping[str, Any], album: Album, most: int) -> Markup | N
         if queries:
             rows = (_query(query, album, 10 * rank) for rank, query in enumerate(queries))
             blocks.append(block(title, *rows))
-    note = tables.notes("The most similar first. “✓ own” marks a picture that the text belongs to.")
+    note = tables.notes("The most similar first. “✓ own” marks an image that the text belongs to.")
     return join(note, *blocks) if blocks else None
 
 
@@ -59,7 +59,7 @@ def _query(query: Mapping[str, Any], album: Album, rank: int) -> Markup:
         value = formats.number(similar[i]) if i < len(similar) else None
         words = "" if value is None else f"{value:.3f}"
         words_own = tag("b", "✓ own", class_="up") if is_own else None
-        alt = f"found picture {i + 1}" + (", its own" if is_own else "")
+        alt = f"found image {i + 1}" + (", its own" if is_own else "")
         shown.append(thumb(album, name, alt, join(words, " ", words_own), rank + i, own=is_own))
     heading = tag("h4", "“", isolated(query.get("text") or "", 160), "”")
     return tag("div", heading, strip(shown), class_="query")
@@ -90,14 +90,14 @@ def arithmetic(results: Mapping[str, Any], album: Album, most: int) -> Markup | 
         if sums:
             rows = (_sum(values, album, 10 * rank) for rank, values in enumerate(sums))
             blocks.append(block(title, *rows))
-    note = tables.notes("A picture's features plus or less twice a text's, and what lies nearest.")
+    note = tables.notes("An image's features plus or less twice a text's, and what lies nearest.")
     return join(note, *blocks) if blocks else None
 
 
 def _sum(values: Mapping[str, Any], album: Album, rank: int) -> Markup:
     sign = "−" if str(values.get("sign", "+")) in "-−" else "+"
     text = cut(values.get("text") or "", 40)
-    left = thumb(album, values.get("picture"), "the picture asked with", "", rank)
+    left = thumb(album, values.get("picture"), "the image asked with", "", rank)
     right = [
         thumb(album, name, f"found with {sign} {text}, number {i + 1}", "", rank + i)
         for i, name in enumerate((values.get("found") or [])[:_SHOWN])
@@ -129,7 +129,7 @@ def similarity(results: Mapping[str, Any], album: Album) -> Markup | None:
         column = [row[j] if j < len(row) else None for row in matrix][: len(pictures)]
         cells = (_heat(v, low, high, i == j) for i, v in enumerate(column))
         rows.append(tag("tr", tag("th", isolated(text, 60), scope="row"), *cells))
-    caption = tag("caption", "Cosine similarity of texts and pictures", class_="hidden")
+    caption = tag("caption", "Cosine similarity of texts and images", class_="hidden")
     table = tag("table", caption, tag("thead", tag("tr", tag("td"), *head)), tag("tbody", *rows))
     matched = sum(
         row[i] is not None and row[i] == max(v for v in row if v is not None)
@@ -138,8 +138,8 @@ def similarity(results: Mapping[str, Any], album: Album) -> Markup | None:
     )
     dataset = f" of {cut(values['set'], 40)}" if values.get("set") else ""
     note = tables.notes(
-        f"Cosines of {len(texts)} texts and {len(matrix)} pictures{dataset}; frames: pairs that "
-        f"belong together. {matched} of {len(matrix)} pictures are most similar to their own text."
+        f"Cosines of {len(texts)} texts and {len(matrix)} images{dataset}; frames: pairs that "
+        f"belong together. {matched} of {len(matrix)} images are most similar to their own text."
     )
     label = "Similarities of a batch"
     box = tag("div", table, class_="scroll heat", tabindex="0", role="region", aria_label=label)
@@ -190,7 +190,7 @@ def overlap(results: Mapping[str, Any], album: Album, most: int) -> Markup | Non
     columns = [Column("Set", numeric=False), *map(Column, names)]
     columns += [Column("p", hint="one-tailed binomial"), Column("Threshold")]
     note = tables.notes(
-        "Accuracy on all test pictures, on those without a near-duplicate in the training data, "
+        "Accuracy on all test images, on those without a near-duplicate in the training data, "
         "and on those with one. All − clean, in points, is what the overlap is worth."
     )
     return join(note, tables.table("Overlap with the training data", columns, rows), *blocks)
@@ -198,7 +198,7 @@ def overlap(results: Mapping[str, Any], album: Album, most: int) -> Markup | Non
 
 def _twins(pair: Mapping[str, Any], album: Album, rank: int) -> Markup:
     value = formats.number(pair.get("similarity"))
-    test = album.show(pair.get("test"), "test picture", rank)
-    train = album.show(pair.get("train"), "training picture", rank)
+    test = album.show(pair.get("test"), "test image", rank)
+    train = album.show(pair.get("train"), "training image", rank)
     words = "test, train" if value is None else f"test, train: {value:.3f}"
     return tag("figure", tag("div", test, train, class_="twins"), tag("figcaption", words))

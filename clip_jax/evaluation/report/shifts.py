@@ -146,7 +146,7 @@ def bias(results: Mapping[str, Any]) -> Markup | None:
         if parts:
             blocks.append(block(title, *parts, framed=False))
     notes = tables.notes(
-        "Rates by group on one set of pictures. They can show a harm; they cannot show that there "
+        "Rates by group on one set of images. They can show a harm; they cannot show that there "
         "is none (section 7.1)."
     )
     return join(notes, *blocks) if blocks else None

@@ -19,7 +19,7 @@ class ModelDescription(NamedTuple):
 
     Attributes:
       config: the architecture.
-      preprocess: turns a picture into pixels; None if no file states it.
+      preprocess: turns an image into pixels; None if no file states it.
       preprocess_files: the files in which it is looked for, in words.
     """
 

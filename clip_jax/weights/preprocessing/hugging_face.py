@@ -78,7 +78,7 @@ def from_hugging_face(
         return check_choice(name, key, values.get(key, False), (True, False))
 
     if not flag("do_resize"):
-        raise bad_value(name, "do_resize", False, "true: a model takes pictures of one size")
+        raise bad_value(name, "do_resize", False, "true: a model takes images of one size")
     if flag("do_pad"):
         raise bad_value(name, "do_pad", True, "false: padding is not done here")
     resample = Image.Resampling(check_integer(name, "resample", values["resample"], 0, 5))

@@ -185,9 +185,9 @@ def test_grey_and_black_and_white_arrays() -> None:
         (np.array("cat.png"), ["shape ()"]),
         (io.StringIO("text"), ["binary"]),
         (b"no picture", ["given as bytes"]),
-        (7, ["int is no picture", "a file's name"]),
-        (None, ["NoneType is no picture"]),
-        ({"image": 1}, ["dict is no picture"]),
+        (7, ["int is no image", "a file's name"]),
+        (None, ["NoneType is no image"]),
+        ({"image": 1}, ["dict is no image"]),
         ("a\0b.png", ["cannot be read"]),
         ("x" * 5000, ["cannot be read"]),
         ("http://127.0.0.1:9/cat.png", ["http://127.0.0.1:9/cat.png"]),
@@ -209,9 +209,9 @@ def test_a_tensor_that_wants_gradients_says_what_to_do() -> None:
 
 def test_a_closed_or_truncated_pil_picture_is_one_line() -> None:
     cut = Image.open(io.BytesIO(encoded(picture(0, (64, 64)), "jpeg")[:900]))
-    refused(lambda: Preprocess(16)(cut), "PIL picture")
+    refused(lambda: Preprocess(16)(cut), "PIL image")
 
 
 def test_a_picture_of_no_pixels_is_refused() -> None:
     for size in ((0, 5), (5, 0), (0, 0)):
-        refused(lambda size=size: taken(Image.new("RGB", size)), "PIL picture", "nothing")
+        refused(lambda size=size: taken(Image.new("RGB", size)), "PIL image", "nothing")

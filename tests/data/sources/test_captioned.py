@@ -318,7 +318,7 @@ def test_names_that_differ_in_case_alone_are_different_files(tmp_path: Path) -> 
 @pytest.mark.parametrize("content", ["[]", '["a", "b"]', "[1]"])
 def test_a_table_that_names_no_picture(content: str, tmp_path: Path) -> None:
     write(tmp_path, {"captions.json": content, "a.jpg": b"A"})
-    refused(lambda: open_source(str(tmp_path / "captions.json")), "names no picture")
+    refused(lambda: open_source(str(tmp_path / "captions.json")), "names no image")
 
 
 def test_an_encoding_is_found_or_given(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ CONTENTS = {
     "gunzip it": gzip.compress(b"image,caption\n"),
     "unzip it": b"PK\x03\x04" + bytes(99),
     "is a web page": b"\n<!DOCTYPE html><html><body>404</body></html>",
-    "is a picture: give the folder": encoded(picture(1, (9, 9)), "jpeg"),
+    "is an image: give the folder": encoded(picture(1, (9, 9)), "jpeg"),
 }
 
 

@@ -161,7 +161,7 @@ def test_one_text_does_not_make_the_others_vanish_unsaid(tmp_path: Path) -> None
     write(tmp_path, {**dict.fromkeys(names, b"x"), "cat/1.txt": "one", "dog/7.txt": "no picture"})
     report = open_source(str(tmp_path)).opening_report()
     (note,) = report.notes
-    assert "only 1 of 6 pictures have a text" in note and str(tmp_path) in note
+    assert "only 1 of 6 images have a text" in note and str(tmp_path) in note
     assert left_out(tmp_path) == {"no_text": 5, "no_picture": 1}
     assert any(line.startswith("  no_text 5: ") for line in report.lines("x"))
 
@@ -182,7 +182,7 @@ def test_splits_single_classes_and_words_for_pictures_are_no_captions(
     tmp_path: Path, names: list[str]
 ) -> None:
     write(tmp_path, dict.fromkeys(names, b"x"))
-    refused(lambda: open_source(str(tmp_path)), f"{tmp_path} holds pictures of which nothing")
+    refused(lambda: open_source(str(tmp_path)), f"{tmp_path} holds images of which nothing")
 
 
 def test_folders_that_are_no_captions_are_left_out_of_classes(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_masks_in_folders(tmp_path: Path) -> None:
     )
     refused(
         lambda: open_source(str(classes), SourceOptions("depth")),
-        "no picture",
+        "no image",
         "config.data.image='depth'",
     )
 
@@ -223,7 +223,7 @@ def test_masks_in_folders(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_says_what_to_use(tmp_path: Path) -> None:
     img2dataset = ["00000.tar", "00000.parquet", "00000_stats.json", "00001.tar"]
     tars = write(tmp_path / "tars", dict.fromkeys(img2dataset, b"x"))
-    refused(lambda: open_source(str(tars)), "holds no picture", f"use {tars}/*.tar")
+    refused(lambda: open_source(str(tars)), "holds no image", f"use {tars}/*.tar")
     tables = write(tmp_path / "tables", {"data/0.parquet": b"x", "README.md": b"x"})
     refused(lambda: open_source(str(tables)), f"use {tables}/data/*.parquet")
     packed = write(tmp_path / "packed", {"0.tar.gz": b"x", "x.png": b"x"})
@@ -247,9 +247,9 @@ def test_a_table_beside_classes_is_not_passed_over(tmp_path: Path) -> None:
 
 def test_a_folder_without_pairs_is_a_one_line_error(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty", {"x.txt": "x"})
-    refused(lambda: open_source(str(empty)), f"{empty} holds no picture")
+    refused(lambda: open_source(str(empty)), f"{empty} holds no image")
     silent = write(tmp_path / "silent", {"a/1.jpg": b"1", "2.jpg": b"2"})
-    refused(lambda: open_source(str(silent)), f"{silent} holds pictures of which nothing is said")
+    refused(lambda: open_source(str(silent)), f"{silent} holds images of which nothing is said")
     refused(lambda: FolderSource(str(tmp_path / "gone")), f"{tmp_path}/gone cannot be read")
 
 

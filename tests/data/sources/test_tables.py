@@ -178,7 +178,7 @@ def test_the_image_column_can_be_configured(folder: Path) -> None:
     path = write(folder / "y.csv", [{"url": "http://x/y", "caption": "x"}])
     refused(lambda: open_source(str(path)), "'url' holds web addresses", "img2dataset")
     path = write(folder / "z.csv", [{"page": "x/y", "caption": "x"}])
-    refused(lambda: open_source(str(path)), "no column holds pictures", "page, caption")
+    refused(lambda: open_source(str(path)), "no column holds images", "page, caption")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_the_image_column_can_be_configured(folder: Path) -> None:
     [
         ("x.parquet", b"PAR1 no", "cannot be read as a table"),
         ("x.csv", b"a,b\n1,2,3\n", "line 2: it has 3 cells and the header 2: quote cells"),
-        ("x.csv", b"a.jpg,b\n1,2\n", "its first line names a picture and no columns (a.jpg,b)"),
+        ("x.csv", b"a.jpg,b\n1,2\n", "its first line names an image and no columns (a.jpg,b)"),
         ("x.csv", b"path,a,a\nb.jpg,1,2\n", "two columns called 'a'"),
         ("x.csv", b"p\0a\0t\0h\0,\0a\0\n\0b\0", "looks like UTF-16 without a byte-order mark"),
         ("x.csv", b"path,caption\n", "no rows"),
@@ -224,7 +224,7 @@ def test_rows_without_a_picture_are_left_out_and_counted(folder: Path) -> None:
     path = write(folder / "none.jsonl", [{"p": None, "caption": "x"}])
     refused(
         lambda: open_source(str(path), SourceOptions("p")),
-        "no rows with a picture (null_picture 1)",
+        "no rows with an image (null_picture 1)",
     )
 
 
@@ -232,7 +232,7 @@ def test_a_cell_that_is_not_a_picture_is_named(folder: Path) -> None:
     source = open_source(
         str(write(folder / "x.jsonl", [{"p": 3, "caption": "x"}])), SourceOptions("p")
     )
-    refused(lambda: source[0], f"{folder / 'x.jsonl'}: row 0", "not a picture")
+    refused(lambda: source[0], f"{folder / 'x.jsonl'}: row 0", "not an image")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
@@ -257,7 +257,7 @@ def test_every_row_keeps_its_own_number_and_words(
     if not expected:
         refused(
             lambda: open_source(f"{inner}/*.{end}", SourceOptions("p", str(folder))),
-            "no rows with a picture",
+            "no rows with an image",
         )
         return
     source = open_source(f"{inner}/*.{end}", SourceOptions("p", str(folder)))
@@ -490,7 +490,7 @@ def test_a_schema_that_lies_is_a_one_line_error(folder: Path) -> None:
     saved = save_to_disk(folder / "saved", [[{"p": "b.jpg", "t": "x"}], [{"p": "b.jpg", "t": 1}]])
     refused(lambda: open_source(str(saved)), saved, "columns of other types")
     saved = save_to_disk(folder / "second", [[{"p": "b.jpg"}], [{"q": "b.jpg"}]])
-    refused(lambda: open_source(str(saved)), saved, "p, q all look like pictures")
+    refused(lambda: open_source(str(saved)), saved, "p, q all look like images")
     assert [p.image for p in pairs(saved, "q", str(folder))] == [b"B"]
 
 

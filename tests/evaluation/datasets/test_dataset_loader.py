@@ -107,7 +107,7 @@ def test_a_suite_of_tars(tmp_path: Path) -> None:
         True,
         "test",
     )
-    assert len(test) == 4 and test.note == "4 pictures, not the paper's 10,000"
+    assert len(test) == 4 and test.note == "4 images, not the paper's 10,000"
     assert test.texts == [] and test.image_group.tolist() == [0, 1, 2, 3]
     assert test.split("train").target.tolist() == [1, 2]
     refused(lambda: test.split("validation"), "evaluate.sets.cifar10", "validation/")
@@ -388,7 +388,7 @@ def test_karpathys_splits(tmp_path: Path) -> None:
     karpathy(home, image("1.jpg", "a", "b"), image("9.jpg", "x", split="val"), image("2.jpg", "c"))
     test = open_set("flickr30k", folder=tmp_path)
     assert test.texts == ["a", "b", "c"] and test.text_group.tolist() == [0, 0, 1]
-    assert test.note == "2 pictures, not the paper's 1,000"
+    assert test.note == "2 images, not the paper's 1,000"
     before = test.fingerprint
     (home / "flickr30k-images/2.jpg").write_bytes(b"other")
     assert open_set("flickr30k", folder=tmp_path).fingerprint != before
@@ -408,8 +408,8 @@ def test_karpathys_splits(tmp_path: Path) -> None:
         ([image("1.jpg")], ["1.jpg", "no caption"]),
         ([{"split": "test"}], ["without filename"]),
         ([{"split": "test", "filename": "1.jpg", "sentences": [1]}], ["without filename"]),
-        ([image("1.jpg", "x", split="train")], ["no picture of the split 'test'"]),
-        (["1.jpg"], ["no picture of the split"]),
+        ([image("1.jpg", "x", split="train")], ["no image of the split 'test'"]),
+        (["1.jpg"], ["no image of the split"]),
     ],
 )
 def test_damaged_captions_are_named(tmp_path: Path, images: list[Any], words: list[str]) -> None:

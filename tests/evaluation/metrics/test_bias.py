@@ -133,4 +133,4 @@ def test_labels_at_thresholds() -> None:
 def test_mistakes_are_named() -> None:
     shares = np.ones((2, 1))
     refused(lambda: label_rates(shares, ["a"], ["x", "y"], [1.5]), "threshold", 1.5)
-    refused(lambda: label_rates(shares, ["a"], ["x"]), "2 pictures", "1 values")
+    refused(lambda: label_rates(shares, ["a"], ["x"]), "2 images", "1 values")

@@ -76,5 +76,5 @@ def test_empty_bins_have_no_bar(n: int | None) -> None:
     empty = {"low": 0.0, "high": 0.5, "n": n, "confidence": None, "accuracy": None}
     drawn = charts.reliability("calibration", [empty, full])
     assert drawn.count("<rect") == 2  # one of the accuracy, one of the count
-    assert "8 pictures, confidence 80.0\u202f%, right 75.0\u202f%" in drawn
+    assert "8 images, confidence 80.0\u202f%, right 75.0\u202f%" in drawn
     assert charts.reliability("calibration", []).count("<rect") == 0

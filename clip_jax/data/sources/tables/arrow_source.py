@@ -129,7 +129,7 @@ class ArrowSource(abc.ABC):
         """Raises a UserError if no row is left."""
         if not len(self):
             counts = [f"{reason} {n.count:,}" for reason, n in self._report.left_out.items()]
-            why = f" with a picture ({', '.join(counts)})" if counts else ""
+            why = f" with an image ({', '.join(counts)})" if counts else ""
             raise UserError(f"{remote.redact(self.pattern)} holds no rows{why}")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,13 +194,13 @@ class ArrowSource(abc.ABC):
         if not isinstance(value, str) or not value or "\0" in value:
             shown = quoted(repr(value))
             raise PairError(
-                "unreadable", f"{name}: {self.image!r} is {shown}, not a picture or its path"
+                "unreadable", f"{name}: {self.image!r} is {shown}, not an image or its path"
             )
         if (path := _inside(self.root, value)) is None:
             raise PairError(
                 "unreadable",
                 f"{name}: {quoted(value)} leaves {remote.redact(self.root)}: set config.data.root "
-                "to the folder of the pictures",
+                "to the folder of the images",
             )
         try:
             return Pair(read_bytes(path, MAX_MEMBER), row, remote.redact(path))

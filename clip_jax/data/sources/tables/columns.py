@@ -102,9 +102,7 @@ def find_images(rows: Iterable[Fields], where: str, root: str) -> str:
         return candidates[0] if candidates else ""
     if not candidates and address:
         raise _addresses(address, where)
-    what = (
-        f"{named(candidates)} all look like pictures" if candidates else "no column holds pictures"
-    )
+    what = f"{named(candidates)} all look like images" if candidates else "no column holds images"
     raise UserError(f"{where}: {what}, of {named([*names])}: say which by config.data.image")
 
 
@@ -129,7 +127,7 @@ def check_addresses(rows: Iterable[Fields], image: str, where: str, root: str) -
 def _addresses(name: str, where: str) -> UserError:
     return UserError(
         f"{where}: {quoted(name)!r} holds web addresses, which are not downloaded in training: "
-        "download the pictures first, for example with img2dataset"
+        "download the images first, for example with img2dataset"
     )
 
 

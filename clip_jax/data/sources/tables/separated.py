@@ -165,7 +165,7 @@ class SeparatedFile:
         if any(name.lower().endswith(IMAGES) for name in names):
             line = quoted(self.separator.join(names))
             raise UserError(
-                f"{shown}: its first line names a picture and no columns ({line}): put a line such "
+                f"{shown}: its first line names an image and no columns ({line}): put a line such "
                 "as filepath,caption before it"
             )
         if twice := [name for name in names if names.count(name) > 1]:

@@ -22,7 +22,7 @@ FAMILIES = (
 class ClipJaxEmoji(tfds.core.GeneratorBasedBuilder):
     """Emoji in nine families of drawings, with their Unicode names and keywords.
 
-    The pairs of the tars that ship with clip_jax, in their order; the pictures are the same bytes
+    The pairs of the tars that ship with clip_jax, in their order; the images are the same bytes
     (64×64, lossy WebP). `family` says whose drawing it is. In `unseen_drawing` are the families
     that `train` leaves out, in `unseen_concept` the emoji that it leaves out.
     """
