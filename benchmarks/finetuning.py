@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def main() -> None:
             continue
         results, seconds, memory = [], [], []
         for seed in range(args.seeds):
-            workdir = args.out / f"{name.split(',')[0].replace(' ', '_')}-{seed}"
+            workdir = args.out / f"{re.sub('[^a-z]+', '_', name.lower())}-{seed}"
             base = args.base
             if name == "probe, then all":
                 base = args.out / f"linear_probe-{seed}"
