@@ -133,7 +133,7 @@ def test_a_lone_file_does_not_say_its_activation(folder, image, tmp_path, monkey
     [
         ((["a"], "no place"), ["'no place'", "{}"]),
         (([],), ["label"]),
-        ((None,), ["labels", "None"]),
+        ((None,), ["give labels", "classification"]),
         ((5,), ["labels", "5"]),
         ((["a"], 5), ["templates", "5"]),
     ],
