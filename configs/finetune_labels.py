@@ -5,6 +5,12 @@
     python examples/sort_stamps.py stamps/usr/share/tuxpaint/stamps data/stamps
     python -m clip_jax.main --config configs/finetune_labels.py
 
+Hardware: Two CPU cores.
+Time:     36 seconds (measured, with other work on the machine), after the quickstart's minutes.
+Memory:   1.0 GiB (measured).
+Score:    44.8 % top-1 on 108 photographs in 13 classes; the quickstart's model, zero-shot: 22.2 %
+          (measured, mean of three seeds; docs/benchmarks.md).
+
 For images of your own set `data.train` and `evaluate.sets.mine.data` to folders with a folder for
 each class. docs/finetune.md compares this with other ways to fine-tune.
 """
