@@ -6,6 +6,7 @@ Nothing is computed: the traces only pass shapes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from clip_jax.errors import UserError, only_user_errors
 from clip_jax.losses.objective import Objective
 from clip_jax.losses.weighted import Weighted
 from clip_jax.models.clip import CLIP, abstract_model, variables
+from clip_jax.models.head import Head
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.registry import kind_of
 from clip_jax.models.tower import TextTower, VisionTower
@@ -32,7 +34,7 @@ Shapes = Any  # a tree of `jax.ShapeDtypeStruct`
 
 
 def check_towers(c: Config, architecture: CLIPConfig) -> None:
-    """Checks that a user's towers can be built and called, and return features.
+    """Checks that a user's towers can be built and called, and that a user's heads can be built.
 
     Raises:
       UserError: one of them fails, or returns something else.
@@ -44,6 +46,14 @@ def check_towers(c: Config, architecture: CLIPConfig) -> None:
     if is_users(text):
         tokens = jax.ShapeDtypeStruct((_ROWS, text.context_length), jnp.int32)
         _check_tower("text", text, c, architecture, tokens)
+    for name, head in architecture.heads:
+        if is_users(head):
+            with only_user_errors(f"config.model.heads.{name}.kind={kind_of(head)}: build"):
+                nnx.eval_shape(partial(_build_head, head, c, architecture))
+
+
+def _build_head(head: Head, c: Config, architecture: CLIPConfig) -> Any:
+    return head.build(architecture, dtype=c.dtype, remat=c.remat, rngs=nnx.Rngs(0))
 
 
 def _check_tower(

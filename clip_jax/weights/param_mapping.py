@@ -6,9 +6,12 @@ directions. A mapping is imported when it is first used.
 
 from __future__ import annotations
 
-from clip_jax.errors import UserError
+from collections.abc import Callable
+from typing import Any
+
+from clip_jax.errors import UserError, only_user_errors
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.registry import Registry
+from clip_jax.registry import Registry, is_users
 from clip_jax.weights.mappings.leaf import Leaf
 from clip_jax.weights.mappings.protocol import WeightsMapping
 from clip_jax.weights.mappings.tower import TowerMapping
@@ -60,7 +63,27 @@ def mapping_of(library: Library, key: str = "") -> WeightsMapping:
     ]
     if missing:
         raise UserError(f"{key or 'library'}={library} has no {', '.join(missing)}")
-    return mapping()
+    if not is_users(mapping):
+        return mapping()
+    where = f"{key or 'library'}={library}"
+    with only_user_errors(where):
+        return _in_one_line(where, mapping())
+
+
+def _in_one_line(where: str, mapping: WeightsMapping) -> WeightsMapping:
+    """Makes every method of a user's mapping report its failures in one line."""
+
+    def reporting(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            with only_user_errors(f"{where}: {name}"):
+                result = method(*arguments, **options)
+                return list(result) if name == "leaves" else result
+
+        return call
+
+    for name in (*WeightsMapping.__abstractmethods__, "describe"):
+        setattr(mapping, name, reporting(name, getattr(mapping, name)))
+    return mapping
 
 
 def title_of(library: Library) -> str:

@@ -12,9 +12,10 @@ import runs
 from clip_jax import config as config_lib
 from clip_jax.distributed.global_batch import global_batch
 from clip_jax.errors import UserError
+from clip_jax.training import setup
 from clip_jax.training.run import prepare
 from clip_jax.training.trainer import Trainer
-from support import says
+from support import refused, says
 
 MODULE = """
 import dataclasses
@@ -86,6 +87,13 @@ def test_it_learns_with_the_numbers_of_the_classes(config) -> None:
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0]
     assert trainer.run.model.labels == ("cat", "cow", "dog")
+
+
+def test_a_head_that_cannot_be_built_is_one_line(config, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "failing_heads.py").write_text(MODULE.replace("init=TORCH", "init=1 / 0"))
+    config.model.heads.small.kind = "failing_heads:Projection"
+    where = "config.model.heads.small.kind=failing_heads:Projection: build fails"
+    refused(lambda: setup.checked(config), where, "ZeroDivision", "(failing_heads.py, line 17)")
 
 
 def test_a_stranger_cannot_name_a_module(config, tmp_path: Path, monkeypatch) -> None:

@@ -205,3 +205,25 @@ def test_mappings_are_imported_when_they_are_used() -> None:
     assert "clip_jax.weights.param_mapping" in modules
     for name in ("openai", "open_clip", "hugging_face"):
         assert f"clip_jax.weights.mappings.{name}" not in modules
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("yield Leaf(path", "yield Leaf(1 / 0", ["leaves fails", "ZeroDivision"]),
+        (
+            '"resize": preprocess.resize',
+            '"resize": preprocess.x',
+            ["documents fails", "my_mappings.py"],
+        ),
+        ('documents[self.config_file]["model"]', 'documents["x"]', ["interpret fails", "'x'"]),
+    ],
+)
+def test_a_mapping_that_fails_is_one_line(
+    folder: Path, old: str, new: str, words: list[str]
+) -> None:
+    assert old in CODE
+    (folder / "my_mappings.py").write_text(CODE.replace(old, new))
+    source, out = str(GOLDEN / "open_clip_vit"), folder / "out"
+    refused(lambda: convert.run([source, str(out), "--to", NAME]), NAME, *words)
+    assert not out.exists()
