@@ -33,6 +33,8 @@ def count(traced: core.Jaxpr | core.ClosedJaxpr) -> Count:
             depthwise += flops * (eqn.params["feature_group_count"] > 1)
         elif inner:
             assert name not in _UNCOUNTABLE or not any(c.flops for c in inner), name
+            if name == "cond" and eqn.params.get("branches_platforms"):
+                inner = [max(inner)]  # on one platform products may be written as sums
             assert name != "cond" or len(set(inner)) == 1, "branches that cost differently"
             times = eqn.params["length"] if name == "scan" else 1
             branches = inner[:1] if name == "cond" else inner
