@@ -8,6 +8,10 @@ import tarfile
 import pytest
 
 import runs
+from clip_jax.config import changes
+from clip_jax.models import architectures
+from clip_jax.models.model_config import BertConfig
+from clip_jax.training import run_identity
 
 # A run of commit d4f89c8, stopped at step 6 of 12; `expected.json` is what that commit logged next.
 OLD_RUN = runs.ROOT / "tests" / "golden" / "old_runs" / "d4f89c8.tar.gz"
@@ -37,3 +41,17 @@ def test_an_old_run_does_not_resume_with_another_config(folder):
     done = runs.run(folder / "config.py", folder / "run", "--config.optimizer.learning_rate=1e-4")
     assert done.returncode == 2
     assert "optimizer.learning_rate: 0.003 → 0.0001" in done.stderr
+
+
+def test_keys_of_an_architecture_that_a_run_did_not_have_are_no_change():
+    model = architectures.align("b0", BertConfig()).to_dict()
+    config = {"model": model, "steps": 5}
+    old = json.loads(json.dumps(config))
+    for tower, key in (("vision", "head"), ("vision", "activation"), ("text", "pool")):
+        del old["model"][tower][key]
+    assert changes(old, config)
+    assert not changes(run_identity._with_model_defaults(old), config)
+    old["model"]["vision"]["squeeze"] = 0.5
+    changed = changes(run_identity._with_model_defaults(old), config)
+    assert list(changed) == ["model.vision.squeeze"]
+    assert run_identity._with_model_defaults({"model": 3}) == {"model": 3}
