@@ -47,7 +47,7 @@ _GROUPS = {
     ),
     "plan": (
         *("batch_size", "accumulate", "steps", "model", "dtype", "remat", "chunk", "mesh"),
-        *("objective", "loss", "optimizer", "ema", "lora", "data.cache_features"),
+        *("objective", "loss", "classifier", "optimizer", "ema", "lora", "data.cache_features"),
     ),
 }
 _GROUP_TITLE, _HOSTS = "flags of --mode=", "many hosts"

@@ -30,7 +30,7 @@ from clip_jax.training.trainer import Trainer
 from support import says
 
 COLORS = {"Blue sky": (30, 60, 220), "green_leaf": (30, 190, 40), "red apple": (200, 30, 30)}
-LABELS = ("Blue sky", "green leaf", "red apple")
+LABELS = ("Blue sky", "green_leaf", "red apple")
 CLASSIFY = "--config.objective.name=classification"
 
 
@@ -88,7 +88,10 @@ def head_of(trainer: Trainer) -> dict[str, np.ndarray]:
 
 
 def test_a_probe_on_cached_features_learns_the_classes(world: SimpleNamespace) -> None:
-    assert "a classifier of 3 classes: Blue sky, green leaf, red apple" in world.output
+    assert (
+        "a classifier of 3 classes: Blue sky, green_leaf, red apple; it starts at zero"
+        in world.output
+    )
     assert "negative" not in world.output
     lines = runs.lines(world.folder / "probe")
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -112,7 +115,7 @@ def test_its_model_is_loaded_and_classifies_by_its_own_labels(world: SimpleNames
     pipe = clip_jax.pipeline(model=str(world.folder / "probe"))
     image = Image.open(world.folder / "test" / "green_leaf" / "0.png")
     answer = pipe(image)
-    assert answer[0]["label"] == "green leaf"
+    assert answer[0]["label"] == "green_leaf"
     assert sum(item["score"] for item in answer) == pytest.approx(1, abs=1e-6)
     named = pipe(image, ["a cat", "a dog"], "{}")
     assert {item["label"] for item in named} == {"a cat", "a dog"}
@@ -129,7 +132,9 @@ def test_it_starts_as_the_zero_shot_classifier(world: SimpleNamespace, tmp_path:
     state = trainer.fresh()
     model, _, tokenize = clip_jax.load(str(world.folder / "base"))
     features = [
-        model.encode_text(tokenize([p.replace("{}", label) for p in prompts]), normalized=True)
+        model.encode_text(
+            tokenize([p.replace("{}", label.replace("_", " ")) for p in prompts]), normalized=True
+        )
         for label in LABELS
     ]
     mean = np.stack([np.mean(rows, axis=0) for rows in features])
@@ -153,6 +158,15 @@ def test_a_classifier_of_the_same_labels_is_kept(world: SimpleNamespace, tmp_pat
     zeros = head_of(trainer_of(world, "probe", tmp_path / "b", **{"classifier.init": "zeros"}))
     assert not zeros["kernel"].any()
     labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps(LABELS[::-1]))
+    other = trainer_of(world, "probe", tmp_path / "d", **{"classifier.labels": str(labels)})
+    backward = head_of(other)
+    np.testing.assert_array_equal(backward["kernel"], probe.kernel[:, ::-1])
+    np.testing.assert_array_equal(backward["bias"], probe.bias[::-1])
+    with pytest.raises(UserError) as caught:
+        keys = {"classifier.labels": str(labels), "weights.optimizer": True}
+        trainer_of(world, "probe", tmp_path / "e", **keys)
+    assert says(caught.value, "config.weights.optimizer=True", "heads")
     labels.write_text(json.dumps([*LABELS, "snow"]))
     other = trainer_of(world, "probe", tmp_path / "c", **{"classifier.labels": str(labels)})
     kernel = head_of(other)["kernel"]
@@ -171,7 +185,9 @@ def test_other_libraries_get_the_model_without_it(world: SimpleNamespace, tmp_pa
     pixels = pixels_of(world)
     ours = clip_jax.load(str(world.folder / "probe"))[0].encode_image(pixels)
     np.testing.assert_allclose(model.encode_image(pixels), ours, rtol=0, atol=1e-6)
-    both = mixtures.open_models([world.folder / "base", world.folder / "probe"])
+    paths = [world.folder / "base", world.folder / "probe"]
+    both = mixtures.open_models(paths, notes.append)
+    assert "classifier" in notes[-1]
     assert not both[1].config.heads and "heads" not in mixtures.read_variables(both[1])[0]
     same = mixtures.open_models([world.folder / "probe", world.folder / "probe"])
     assert same[0].config.labels == LABELS
@@ -214,6 +230,25 @@ def test_sets_of_other_classes_have_no_score(world: SimpleNamespace, tmp_path: P
         ([CLASSIFY, "--config.objective.options={'a': 1}"], ["config.classifier"]),
         (["--config.classifier.init=zeros"], ["no objective trains a classifier"]),
         ([CLASSIFY, "--config.classifier.label_smoothing=1"], ["config.classifier.label_smoo"]),
+        ([CLASSIFY, "--config.loss.label_smoothing=0.3"], ["config.loss.label_smoothing=0.3"]),
+        ([CLASSIFY, "--config.objective.mix={'contrastive': 1}"], ["config.objective.mix"]),
+        (
+            [
+                "--config.objective.mix={'classification': 1, 'contrastive': 1}",
+                "--config.loss.multi_positive=True",
+            ],
+            ["config.data.label is empty"],
+        ),
+        (["--config.model.heads={'classifier': {'labels': ('a', 'b')}}"], ["by no objective"]),
+        (
+            [
+                CLASSIFY,
+                "--config.model.heads={'classifier': {'labels': ('a', 'b')}}",
+                "--config.classifier.labels=cifar10",
+            ],
+            ["both name the classes"],
+        ),
+        ([CLASSIFY, f"--config.classifier.labels={'x' * 300}"], ["no such file"]),
     ],
 )
 def test_mistakes_are_one_line(
@@ -264,9 +299,74 @@ def test_a_head_of_a_stranger_is_checked() -> None:
         ({"other": {}}, ["no head has this name"]),
         ({"x": {"kind": "os:system"}}, ["class"]),
         ({"a b": {"kind": "classifier"}}, ["plain name"]),
+        ({"__class__": {"kind": "classifier", "labels": ["a", "b"]}}, ["plain name"]),
+        ({"classifier": {"labels": ["a", " "]}}, ["an empty name"]),
+        ({"classifier": {"labels": ["a" * 2_000_000, "b" * 200_000]}}, ["2 MiB"]),
         ([], ["must be an object"]),
     ):
         with pytest.raises(UserError) as caught:
             CLIPConfig.from_dict({**values, "heads": heads})
         assert says(caught.value, *words), str(caught.value)
     assert dataclasses.asdict(CLIPConfig())["heads"] == () and "heads" not in values
+
+
+def test_labels_of_the_data_are_what_each_pair_finds(tmp_path: Path) -> None:
+    image = tmp_path / "0.png"
+    Image.new("RGB", (16, 16)).save(image)
+    for values, labels in (
+        ([1.0, 2.0, 10.0, 2, 1.5, 15], ["1", "1.5", "2", "10", "15"]),
+        (["01", "1", "2", "0"], ["0", "01", "1", "2"]),
+        (["red_apple", "red-apple", "C", "C++"], ["C", "C++", "red-apple", "red_apple"]),
+        (["a", "9" * 5000], ["a", "9" * 5000]),
+    ):
+        table = tmp_path / "table.jsonl"
+        rows = [{"image": str(image), "label": value} for value in values]
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        c, _ = config_lib.load("quickstart", [f"data.train={table}"])
+        c.objective.name, c.workdir = "classification", str(tmp_path / "run")
+        run = prepare(c)
+        assert sorted(run.model.labels) == sorted(labels)
+        assert run.classes is not None
+        for value in values:
+            number = run.classes.find(value)
+            assert number is not None
+            assert run.model.labels[number] == (str(value).removesuffix(".0"))
+    assert run.classes.find(1) is None, "labels of the data have no numbers"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('["a"]', ["one class"]),
+        ('["a", "a"]', ["'a' is there twice"]),
+        ('["a", null]', ["None"]),
+        ('["a", " "]', ["names no class"]),
+        ('{"a": 1}', ["a list of distinct names"]),
+        ("[", ["is not JSON"]),
+    ],
+)
+def test_bad_files_of_labels_are_one_line(
+    world: SimpleNamespace, tmp_path: Path, content: str, words: list[str]
+) -> None:
+    (tmp_path / "labels.json").write_text(content)
+    c, _ = config_lib.load(str(world.config), [f"classifier.labels={tmp_path / 'labels.json'}"])
+    c.objective.name, c.workdir = "classification", str(tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        prepare(c)
+    assert says(caught.value, "config.classifier.labels", "labels.json", *words)
+
+
+def test_weights_without_a_bias_do_not_start_a_model_with_one(world: SimpleNamespace) -> None:
+    path = f"--config.weights.path={world.folder / 'base'}"
+    flags = ["--config", str(world.config), "--workdir", str(world.folder / "bias"), path]
+    for more, words in (
+        (["--config.model.logit_bias=-10.0"], ["model.logit_bias=None", "-10.0"]),
+        (
+            ["--config.model.log_scale=False", "--config.model.max_logit_scale=0.0"],
+            ["model.log_scale=True", "False"],
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            main.run([*flags, *more])
+        assert says(caught.value, str(world.folder / "base"), *words)
+    assert not (world.folder / "bias").exists()

@@ -9,11 +9,11 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 import textwrap
 from collections.abc import Sequence
 
 from clip_jax.cli.common import CommandParser
+from clip_jax.cli.mixing import print_note
 from clip_jax.errors import UserError, counted
 from clip_jax.inference.conversion import DTYPES, convert, megabytes
 from clip_jax.models.architectures import ARCHITECTURES
@@ -115,7 +115,7 @@ def run(argv: Sequence[str]) -> int:
 
     logging.set_verbosity("error")  # without orbax's warning that a checkpoint is only read
     options = {k: v for k, v in vars(args).items() if k != "json"}
-    conversion = convert(**options, note=lambda line: print(f"note: {line}", file=sys.stderr))
+    conversion = convert(**options, note=print_note)
     if args.json:
         print(json.dumps(dataclasses.asdict(conversion)))
         return 0
@@ -134,7 +134,7 @@ def _write_adapters(args: argparse.Namespace) -> int:
     from clip_jax.inference.model_source import open_model_source
 
     source = open_model_source(args.source, ema=args.ema)
-    files = adapters.save(source, args.dest, overwrite=args.overwrite)
+    files = adapters.save(source, args.dest, overwrite=args.overwrite, note=print_note)
     if args.json:
         print(json.dumps({"files": files}))
     for path, size in () if args.json else files.items():

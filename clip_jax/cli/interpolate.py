@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.cli.common import CommandParser, split_overrides
-from clip_jax.cli.mixing import add_output_flags, open_config, write_mixture
+from clip_jax.cli.mixing import add_output_flags, open_config, print_note, write_mixture
 from clip_jax.errors import UserError
 from clip_jax.weights.param_mapping import mapping_of
 
@@ -84,7 +84,7 @@ def run(argv: Sequence[str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from clip_jax.inference import mixtures
 
-    models = mixtures.open_models([args.a, args.b])
+    models = mixtures.open_models([args.a, args.b], print_note)
     folder = Path(args.out).expanduser()
     if len(values) == 1:
         a, b = map(mixtures.read_variables, models)

@@ -50,6 +50,11 @@ def open_config(name: str, overrides: Sequence[str]) -> Config:
     return config
 
 
+def print_note(line: str) -> None:
+    """Prints a line that the user should know on standard error."""
+    print(f"note: {line}", file=sys.stderr)
+
+
 def write_mixture(source: ModelSource, args: argparse.Namespace) -> None:
     """Writes a mixture for another library, and prints the files.
 
@@ -64,7 +69,7 @@ def write_mixture(source: ModelSource, args: argparse.Namespace) -> None:
         args.out,
         args.to,
         overwrite=args.overwrite,
-        note=lambda line: print(f"note: {line}", file=sys.stderr),
+        note=print_note,
     )
     for path, size in conversion.files.items():
         print(f"wrote {path}  {megabytes(size)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.cli.common import CommandParser, split_overrides
-from clip_jax.cli.mixing import add_output_flags, open_config, write_mixture
+from clip_jax.cli.mixing import add_output_flags, open_config, print_note, write_mixture
 from clip_jax.errors import UserError
 from clip_jax.weights.param_mapping import mapping_of
 
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from clip_jax.inference import mixtures
 
-    models = mixtures.open_models(args.models)
+    models = mixtures.open_models(args.models, print_note)
     if args.greedy:
         variables = _greedy(args, models, open_config(args.config, overrides))
     else:

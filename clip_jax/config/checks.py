@@ -10,12 +10,12 @@ from typing import Any
 
 from clip_jax.config.finetune_schema import Classifier, Lora
 from clip_jax.config.optimizer_schema import Optimizer
-from clip_jax.config.schema import Config
+from clip_jax.config.schema import Config, Loss, Objective
 from clip_jax.config.values import typed
 from clip_jax.data import captions, mixture_config
 from clip_jax.data.images import augmentation
 from clip_jax.errors import UserError, counted
-from clip_jax.losses.registry import needs_labels
+from clip_jax.losses.registry import OBJECTIVES, needs_labels, objective_names
 
 
 def check(config: Any, devices: int | None = None) -> Config:
@@ -47,6 +47,7 @@ def check(config: Any, devices: int | None = None) -> Config:
     _check_templates(c)
     _check_label(c)
     _check_classifier(c)
+    _check_objective(c)
     _check_checkpoints(c)
     _check_weights(c)
     if devices is not None:
@@ -200,13 +201,36 @@ def _check_classifier(c: Config) -> None:
             "config.classifier has keys, but no objective trains a classifier: set "
             "config.objective.name=classification"
         )
-    if c.classifier.init == "zero_shot" and not c.weights.path:
+    if c.classifier.init == "zero_shot" and not (c.weights.path or c.weights.text):
         raise UserError(
-            "config.classifier.init=zero_shot needs config.weights.path: the texts of a model with "
-            "random weights say nothing; or set it to zeros"
+            "config.classifier.init=zero_shot needs config.weights.path or .text: the texts of a "
+            "model with random weights say nothing; or set it to zeros"
         )
     if wrong := [prompt for prompt in c.classifier.templates if "{}" not in prompt]:
         raise UserError(f"config.classifier.templates: {wrong[0]!r:.80} must hold {{}}: the label")
+
+
+def _check_objective(c: Config) -> None:
+    """Raises UserError for keys that no objective reads."""
+    names, usual = objective_names(c.objective), Objective()
+    if c.objective.mix and (c.objective.name, c.objective.options) != (usual.name, {}):
+        raise UserError(
+            f"config.objective.name={c.objective.name} and config.objective.mix are both given: "
+            "name all objectives in mix, with their options"
+        )
+    ours = all(name in OBJECTIVES for name in names)
+    if ours and "contrastive" not in names:
+        for key, value in c.loss.to_dict().items():
+            if value != getattr(Loss(), key):
+                raise UserError(
+                    f"config.loss.{key}={value!r:.80} is a key of the contrastive objective, which "
+                    f"config.objective.name={c.objective.name} is not"
+                )
+    if ours and "classifier" in c.model.get("heads", {}) and not needs_labels(c.objective):
+        raise UserError(
+            "config.model.heads.classifier is trained by no objective: set "
+            "config.objective.name=classification"
+        )
 
 
 def _check_checkpoints(c: Config) -> None:

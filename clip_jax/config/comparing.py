@@ -13,7 +13,11 @@ from clip_jax.errors import UserError, redacted
 from clip_jax.io.files import JsonObject
 
 # Keys that say where something is, not what it is.
-_PLACES = re.compile(r"data\.(train|source|root)|data\.mix\..+\.(data|source|root)|tokenizer")
+# The content of each is compared elsewhere: of data and tokenizer by fingerprints, of labels in the
+# model's classifier.
+_PLACES = re.compile(
+    r"data\.(train|source|root)|data\.mix\..+\.(data|source|root)|tokenizer|classifier\.labels"
+)
 
 
 def to_json(config: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,20 @@ def file_of(dest: str | Path) -> Path:
     return path if path.suffix == ".safetensors" else path / NAME
 
 
-def save(source: ModelSource, dest: str | Path, *, overwrite: bool = False) -> dict[str, int]:
+def save(
+    source: ModelSource,
+    dest: str | Path,
+    *,
+    overwrite: bool = False,
+    note: Callable[[str], None] = lambda line: None,
+) -> dict[str, int]:
     """Writes the adapters of a run to a file.
 
     Args:
       source: the run.
       dest: the file, or the folder for a file `NAME`.
       overwrite: whether an existing file is replaced.
+      note: called with each line that the user should know.
 
     Returns:
       The size of the file in bytes, by its path.
@@ -69,6 +76,9 @@ def save(source: ModelSource, dest: str | Path, *, overwrite: bool = False) -> d
         )
     if file.exists() and not overwrite:
         raise UserError(f"{file} exists: give --overwrite, or another DEST")
+    if source.config.heads:
+        names = ", ".join(name for name, _ in source.config.heads)
+        note(f"the file holds the adapters alone, without the {names} that was trained with them")
     metadata = {
         "format": FORMAT,
         "rank": str(source.lora.rank),

@@ -7,7 +7,7 @@ Sources: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (WiSE-FT);
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ from clip_jax.models.clip import Variables
 from clip_jax.weights import arrays, configs
 
 
-def open_models(paths: Sequence[str | Path]) -> list[ModelSource]:
+def open_models(
+    paths: Sequence[str | Path], note: Callable[[str], None] = lambda line: None
+) -> list[ModelSource]:
     """Opens models of one architecture, to be mixed.
 
     Heads are mixed if all models have the same, and otherwise left out.
 
     Args:
       paths: the runs or weights.
+      note: called with each line that the user should know.
 
     Raises:
       UserError: one of them cannot be opened, or has another architecture than the first.
@@ -40,6 +43,8 @@ def open_models(paths: Sequence[str | Path]) -> list[ModelSource]:
                 f"model.{key}={other!r:.80}, not {first!r:.80}"
             )
     if any(model.config.heads != models[0].config.heads for model in models):
+        names = sorted({name for model in models for name, _ in model.config.heads})
+        note(f"left out, because the models differ in it: {', '.join(names)}")
         models = [model.without_heads() for model in models]
     return models
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from clip_jax.models.head import Head
 from clip_jax.models.tower import Params
 
 NAME = "classifier"  # in `model.heads`
-MAX_LABELS = 1 << 20
+MAX_LABELS = 1 << 16
+_MAX_BYTES = 2 << 20  # of all labels in the config of a run, which is read up to 4 MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,11 @@ class ClassifierConfig(Head):
                 f"model.heads.{NAME}.labels holds {len(self.labels)} names: a classifier tells "
                 f"from 2 to {MAX_LABELS:,} classes apart"
             )
+
+        if not all(label.strip() for label in self.labels):
+            raise UserError(f"model.heads.{NAME}.labels holds an empty name")
+        if len(json.dumps(self.labels)) > _MAX_BYTES:
+            raise UserError(f"model.heads.{NAME}.labels take over 2 MiB: shorten the names")
 
     def build(self, model_config: Any, *, dtype: Any, remat: str, rngs: Any) -> Classifier:
         """Builds the module; see `Head.build`."""

@@ -13,7 +13,7 @@ from clip_jax.io.files import JsonObject
 MAX_SIZE = 8192  # pixels a side
 MAX_INTEGER = 1 << 24
 _MAX_ITEMS = 256
-_MAX_LABELS = 1 << 20
+_MAX_LABELS = 1 << 16
 
 # Least and greatest values, where they are not 1 and MAX_INTEGER for integers, and ±10^6 for
 # other numbers.

@@ -165,7 +165,7 @@ def _heads(values: Any, trusted: bool) -> tuple[tuple[str, Any], ...]:
         raise UserError(f"model.heads={values!r:.80} must be an object")
     heads = []
     for name in sorted(values):
-        if not name.isidentifier() or len(name) > _MAX_KIND:
+        if not name.isidentifier() or name.startswith("_") or len(name) > _MAX_KIND:
             raise UserError(f"model.heads: {name!r:.80} must be a plain name, such as classifier")
         where = f"model.heads.{name}"
         heads.append((name, _part(where, values[name], HEADS, Head, trusted, usual=name)))

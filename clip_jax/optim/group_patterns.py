@@ -65,8 +65,9 @@ def resolve(config: Optimizer, specs: ParamSpecs, params: Any) -> ParamGroups:
         # a part that is frozen twice does no harm
         if i not in first.values() and not group.frozen:
             raise UserError(
-                f"config.optimizer.groups: all that {group.name!r} matches is in groups before it, "
-                "and the first match counts: move it up, or leave it out"
+                f"config.optimizer.groups: all that {group.name!r} matches is in groups before it "
+                "or frozen by config.optimizer.freeze, and the first match counts: move it up, or "
+                "leave it out"
             )
     assignment = {
         name: np.array([first[layer] for layer in layers])

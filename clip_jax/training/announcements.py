@@ -18,12 +18,18 @@ from clip_jax.evaluation import results as results_lib
 from clip_jax.io.paths import EMBEDDED
 from clip_jax.losses.registry import objective_names
 from clip_jax.models.clip import parameter_count
+from clip_jax.training import class_labels
 from clip_jax.training.best_checkpoint import BestCheckpoint
 from clip_jax.training.run import Run
 
 if TYPE_CHECKING:
     from clip_jax.training.loop import Loop
 
+_CLASSIFIER_STARTS = {
+    "saved": "it starts as that of the weights",
+    "zero_shot": "it starts as the zero-shot classifier",
+    "zeros": "it starts at zero",
+}
 _FEW_OTHERS = 0.01  # pairs of the same image in a batch that are not worth a line
 
 
@@ -48,7 +54,12 @@ def announce(loop: Loop) -> None:
         say(trainer.groups.described(trainer.state_like.params))
     if labels := run.model.labels:
         names = ", ".join([*labels[:5], *("…" for _ in labels[5:6])])
-        say(f"a classifier of {counted(len(labels), 'class', 'classes')}: {names:.200}")
+        start = ""
+        if not loop.first:
+            source = run.weights.config if run.weights else None
+            kind = class_labels.classifier_start(run.config, run.model, source)
+            start = f"; {_CLASSIFIER_STARTS[kind]}"
+        say(f"a classifier of {counted(len(labels), 'class', 'classes')}: {names:.200}{start}")
     for part in run.data.parts:
         _announce_part(loop, part)
     _announce_negatives(loop)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clip_jax.config.schema import Config, Data, Evaluate
-from clip_jax.data.class_index import ClassIndex
+from clip_jax.data.class_index import ClassIndex, label_name
 from clip_jax.data.example import PairError
 from clip_jax.data.mixture import Mixture
 from clip_jax.data.rows import class_name_of, class_of
@@ -52,6 +54,11 @@ def with_classifier(c: Config, open_data: Callable[[Config], Mixture] | None = N
     c = _with_defaults(c)
     heads = dict(c.model.get("heads", {}))
     if classifier.NAME in heads:
+        if c.classifier.labels:
+            raise UserError(
+                f"config.model.heads.{classifier.NAME} and {_KEY} both name the classes: leave one "
+                "of them out"
+            )
         return c
     if c.classifier.labels:
         labels = _named_labels(c.classifier.labels)
@@ -71,6 +78,12 @@ def with_classifier(c: Config, open_data: Callable[[Config], Mixture] | None = N
 def _with_defaults(c: Config) -> Config:
     """Returns the config with values that depend on the objective, where it has the usual ones."""
     data, evaluate = c.data, c.evaluate
+    if not data.label and c.loss.multi_positive:
+        raise UserError(
+            "config.data.label is empty: config.loss.multi_positive=True would make positives of "
+            "the pairs of one image, and the classifier needs classes; set it to the field of the "
+            "classes, such as label"
+        )
     if not data.label:
         data = dataclasses.replace(data, label=_FIELD)
     if data.captions == Data.captions and set(objective_names(c.objective)) == {_OBJECTIVE}:
@@ -87,12 +100,19 @@ def _named_labels(value: str) -> list[str]:
         if not labels:
             raise UserError(f"{_KEY}={value}: this set has no classes")
         return labels
-    if not Path(resolve(value)).exists():
+    try:
+        exists = Path(resolve(value)).exists()
+    except OSError:  # a name that no file can have
+        exists = False
+    if not exists:
         raise UserError(
             f"{_KEY}={value:.200}: there is no such file, and no standard set has this name "
             "(docs/sets.md)"
         )
-    return read_labels(value, "", _KEY)
+    labels = read_labels(value, "", _KEY)
+    if len(labels) < 2:
+        raise UserError(f"{_KEY}={value}: it names one class, and a classifier tells two apart")
+    return labels
 
 
 def _labels_in(data: Mixture, default_field: str) -> list[str]:
@@ -113,7 +133,7 @@ def _labels_in(data: Mixture, default_field: str) -> list[str]:
             except PairError as error:
                 complaint = complaint or str(error)
                 continue
-            values.add(str(value).strip().replace("_", " "))
+            values.add(label_name(value))
             if len(values) > classifier.MAX_LABELS:
                 raise UserError(f"{field!r} has over {classifier.MAX_LABELS:,} values: too many")
     if not values:
@@ -135,7 +155,7 @@ def class_index(c: Config, model: CLIPConfig) -> ClassIndex | None:
     if head is None or not needs_labels(c.objective):
         return None
     if c.classifier.labels not in registry.names():
-        return ClassIndex(head.labels)
+        return ClassIndex(head.labels, numbered=bool(c.classifier.labels))
     standard = registry.standard(c.classifier.labels)
     folders = standard.folders or standard.classes
     others = [
@@ -171,6 +191,46 @@ def check_classes(data: Mixture, classes: ClassIndex | None, default_field: str)
             raise UserError(f"{complaint}; set config.data.label or {_KEY}")
 
 
+def classifier_start(c: Config, model: CLIPConfig, source: CLIPConfig | None) -> str:
+    """Returns how the classifier of a fresh run starts: `saved`, `zero_shot`, `zeros`.
+
+    Args:
+      c: the config.
+      model: the architecture.
+      source: that of the weights that the run starts from; None: it starts from random values.
+
+    Returns:
+      `saved` if the weights have a classifier of the same labels, in any order, unless
+      `classifier.init` says otherwise; empty if the model has no classifier.
+    """
+    if not model.labels:
+        return ""
+    if c.classifier.init != "auto":
+        return c.classifier.init
+    saved = () if source is None else source.labels
+    if saved == model.labels or (_distinct(saved) and set(saved) == set(model.labels)):
+        return "saved"
+    return "zero_shot" if c.weights.path or c.weights.text else "zeros"
+
+
+def _distinct(labels: tuple[str, ...]) -> bool:
+    return len(set(labels)) == len(labels)
+
+
+def reordered(saved: Params, labels: tuple[str, ...], wanted: tuple[str, ...]) -> Params:
+    """Returns the parameters of a classifier with its classes in another order.
+
+    Args:
+      saved: the parameters.
+      labels: their labels.
+      wanted: the same labels in the order of the result.
+    """
+    if labels == wanted:
+        return saved
+    order = np.array([labels.index(label) for label in wanted])
+    return {"kernel": saved["kernel"][:, order], "bias": saved["bias"][order]}
+
+
 def zero_shot_classifier(
     c: Config, model: CLIPConfig, encoder: Encoder, tokenizer: Tokenizer
 ) -> Params:
@@ -183,7 +243,8 @@ def zero_shot_classifier(
       tokenizer: the tokenizer of the model.
     """
     head: Any = model.head(classifier.NAME)
-    weights = features.classifier(encoder, tokenizer, head.labels, _prompts(c))
+    names = [label.replace("_", " ") for label in head.labels]  # as folders write them
+    weights = features.classifier(encoder, tokenizer, names, _prompts(c))
     return classifier.zero_shot_params(weights)
 
 

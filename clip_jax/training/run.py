@@ -150,6 +150,13 @@ def saved_weights(c: Config, model: CLIPConfig) -> ModelSource | None:
             f"config.weights.optimizer=True: {c.weights.path} is no run, and has no optimizer's "
             "state"
         )
+    start = class_labels.classifier_start(c, model, source.config)
+    kept = start in ("", "saved") and source.config.labels == model.labels
+    if c.weights.optimizer and not (kept and source.config.heads == model.heads):
+        raise UserError(
+            f"config.weights.optimizer=True: {c.weights.path} has other heads than this run, or "
+            "config.classifier.init starts anew, and the optimizer's state would be that of others"
+        )
     flag = "--config.weights.resize=True"
     positions.check_fits(source.config, model, c.weights.path, c.weights.resize, flag)
     return source

@@ -125,18 +125,23 @@ class Trainer(setup.Recipe):
           source: the saved model.
           saved: the parameters of its heads.
         """
-        run, init = self.run, self.config.classifier.init
+        run = self.run
         heads = jax.device_get(jax.jit(lambda: self.initial_parameters()["heads"])())
         for name, head in run.model.heads:
-            is_classifier = name == classifier.NAME
-            if source.config.head(name) == head and not (is_classifier and init != "auto"):
+            if name == classifier.NAME:
+                continue
+            if source.config.head(name) == head:
                 heads[name] = saved[name]
-            elif is_classifier and init != "zeros":
-                params, stats = variables
-                state = self._state_of(({**params, "heads": heads}, stats))
-                heads[name] = class_labels.zero_shot_classifier(
-                    self.config, run.model, self._encoder(state.variables), run.tokenizer
-                )
+        start = class_labels.classifier_start(self.config, run.model, source.config)
+        if start == "saved":
+            labels = source.config.labels, run.model.labels
+            heads[classifier.NAME] = class_labels.reordered(saved[classifier.NAME], *labels)
+        elif start == "zero_shot":
+            params, stats = variables
+            state = self._state_of(({**params, "heads": heads}, stats))
+            heads[classifier.NAME] = class_labels.zero_shot_classifier(
+                self.config, run.model, self._encoder(state.variables), run.tokenizer
+            )
         return heads
 
     def _optimizer_state_from(self, source: ModelSource) -> Any:

@@ -81,11 +81,16 @@ def check_fits(config: CLIPConfig, wanted: CLIPConfig, path: Any, resize: bool, 
     Raises:
       UserError: names the first difference.
     """
+    if config.log_scale != wanted.log_scale:
+        raise UserError(
+            f"{path} holds a model with model.log_scale={config.log_scale}, not {wanted.log_scale}"
+        )
+    both_biased = None not in (config.logit_bias, wanted.logit_bias)
     same = dataclasses.replace(
         wanted,
         temperature=config.temperature,
         max_logit_scale=config.max_logit_scale,
-        logit_bias=config.logit_bias if wanted.logit_bias is not None else None,
+        logit_bias=config.logit_bias if both_biased else wanted.logit_bias,
     )
     theirs, ours = (one.without_heads().to_dict() for one in (config, same))
     _check_values(theirs, ours, config, path, resize, how)

@@ -38,6 +38,8 @@ FOLDERS = [["n02099601"], [], [], [], ["n02012849"], ["n03126707"]]
         (None, None),
         (["C"], None),
         (0.5, None),
+        (1.5, None),
+        (float("inf"), None),
         ("٣", None),  # a digit, but not of ours
     ],
 )
@@ -50,6 +52,8 @@ def test_every_label_without_outer_spaces_finds_its_own_class(labels: list[str])
     labels = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
     index = ClassIndex(labels)
     assert [index.find(label) for label in labels] == list(range(len(labels)))
+    unnumbered = ClassIndex(labels, numbered=False)
+    assert [unnumbered.find(label) for label in labels] == list(range(len(labels)))
 
 
 def test_the_class_of_a_pair_says_what_is_wrong() -> None:

@@ -11,9 +11,10 @@ from clip_jax.data.class_index import plain
 from clip_jax.errors import UserError
 
 
-def natural_order(name: str) -> tuple[int, str]:
-    """Returns a sort key that puts 2 before 10."""
-    return (int(name), "") if name.isdecimal() else (0, name)
+def natural_order(name: str) -> tuple[int, str, str]:
+    """Returns a sort key that puts 2 before 10, and other names before 1."""
+    digits = name.lstrip("0") if name.isdecimal() else ""
+    return len(digits), digits, name
 
 
 def _lookup(*lists: Sequence[str], more: Mapping[str, Sequence[str]]) -> dict[str, int]:

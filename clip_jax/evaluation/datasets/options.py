@@ -112,6 +112,13 @@ def read_labels(path: str, name: str, key: str = "") -> list[str]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{key}: {file} is not JSON ({error})") from None
     labels = labels.get(name) if isinstance(labels, dict) else labels
-    if not isinstance(labels, list) or len(set(map(str, labels))) != len(labels) or not labels:
-        raise UserError(f"{file} must hold a list of distinct names (or one under {name!r})")
-    return [str(label) for label in labels]
+    under = f" (or one under {name!r})" if name else ""
+    if not isinstance(labels, list) or not labels:
+        raise UserError(f"{key}: {file} must hold a list of distinct names{under}")
+    names = [str(label) for label in labels]
+    if blank := [label for label in labels if label is None or not str(label).strip()]:
+        raise UserError(f"{key}: {file} holds {blank[0]!r}, which names no class")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{key}: {file} must hold distinct names; {twice!r:.80} is there twice")
+    return names
