@@ -65,6 +65,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     )
     probe = runs.run(config, folder / "probe", *flags)
     assert probe.returncode == 0, probe.stderr
+    again = runs.run(config, folder / "probe", *flags)
+    assert again.returncode == 0 and "all 12 steps were done before" in again.stderr, again.stderr
     return SimpleNamespace(folder=folder, config=config, output=probe.stderr)
 
 
@@ -310,7 +312,9 @@ def test_a_head_of_a_stranger_is_checked() -> None:
     assert dataclasses.asdict(CLIPConfig())["heads"] == () and "heads" not in values
 
 
-def test_labels_of_the_data_are_what_each_pair_finds(tmp_path: Path) -> None:
+def test_labels_of_the_data_are_what_each_pair_finds(
+    world: SimpleNamespace, tmp_path: Path
+) -> None:
     image = tmp_path / "0.png"
     Image.new("RGB", (16, 16)).save(image)
     for values, labels in (
@@ -322,7 +326,7 @@ def test_labels_of_the_data_are_what_each_pair_finds(tmp_path: Path) -> None:
         table = tmp_path / "table.jsonl"
         rows = [{"image": str(image), "label": value} for value in values]
         table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        c, _ = config_lib.load("quickstart", [f"data.train={table}"])
+        c, _ = config_lib.load(str(world.config), [f"data.train={table}"])
         c.objective.name, c.workdir = "classification", str(tmp_path / "run")
         run = prepare(c)
         assert sorted(run.model.labels) == sorted(labels)

@@ -51,6 +51,9 @@ def checked(config: Any, devices: int | None = None) -> tuple[Config, CLIPConfig
     c = check(config, devices)
     optim.OPTIMIZERS.get(c.optimizer.name, "config.optimizer.name")
     architecture = CLIPConfig.from_dict(c.model, trusted=True)
+    if architecture.heads:  # with all their keys, as a later version compares them
+        heads = architecture.to_dict()["heads"]
+        c = dataclasses.replace(c, model={**c.model, "heads": heads})
     objective = make_objective(c, architecture)
     user_parts.check_towers(c, architecture)
     c = _with_unused_frozen(c, architecture, objective)
