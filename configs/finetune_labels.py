@@ -1,4 +1,4 @@
-"""Fine-tunes the quickstart's model on a few hundred labelled photographs, with a classifier.
+"""Fine-tunes the quickstart's model on 174 labelled photographs, with a classifier.
 
     python -m clip_jax.main --config configs/quickstart.py
     apt-get download tuxpaint-stamps-default && dpkg-deb -x tuxpaint-stamps-default_*.deb stamps
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     c.batch_size = 60
     c.steps = 150  # 50 epochs
     c.data.train = "data/stamps/train"
-    c.data.captions = ("{label}",)  # only read by contrastive objectives
+    c.data.captions = ("{caption}",)  # for contrastive objectives: the name of the class
     c.optimizer.learning_rate = 3e-4
     c.optimizer.muon_learning_rate = 0.0
     c.optimizer.warmup_steps = 10
@@ -37,5 +37,6 @@ def get_config() -> ConfigDict:
     c.checkpoint.every = 1_000
     c.evaluate.every = 1_000
     c.evaluate.suite = ("zero_shot", "classifier")
+    c.evaluate.caption = "{caption}"
     c.evaluate.sets.mine = ConfigDict({"data": "data/stamps/test"})
     return c

@@ -265,7 +265,7 @@ def test_mistakes_are_one_line(
 def test_labels_of_a_standard_set_find_its_folders(world: SimpleNamespace) -> None:
     c, _ = config_lib.load(str(world.config))
     c.objective.name, c.classifier.labels = "classification", "imagenet"
-    named = class_labels.with_classifier(check(c))
+    named = class_labels.with_classifier(check(c), class_labels.open_for_labels)
     model = cost.setup.checked(named)[1]
     classes = class_labels.class_index(named, model)
     assert classes is not None and len(model.labels) == 1000
@@ -279,9 +279,11 @@ def test_a_plan_needs_labels_and_counts_the_classifier(
 ) -> None:
     c, _ = config_lib.load(str(world.config))
     c.objective.name = "classification"
+    assert cost.make_recipe(c, "cpu:1")[0].architecture.labels == LABELS
+    c.data.train = str(tmp_path / "elsewhere")
     with pytest.raises(UserError) as caught:
         cost.make_recipe(c, "cpu:1")
-    assert says(caught.value, "config.classifier.labels is empty")
+    assert says(caught.value, "config.classifier.labels is empty", "elsewhere", "JSON file")
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps(LABELS))
     c.classifier.labels = str(labels)

@@ -383,9 +383,7 @@ def run(argv: Sequence[str]) -> int:
     config, _ = config_lib.load(args.config, overrides)
     c = check(config)
     allow_redirects(c.data.redirects)
-    c = class_labels.with_classifier(
-        c, lambda c: mixture.open_mixture(c.data.to_dict(), report=False)
-    )
+    c = class_labels.with_classifier(c, class_labels.open_for_labels)
     c, model, objective = setup.checked(c, 1)
     result = inspect(c, model, objective, args.pairs, args.seconds, args.mfu, args.picture)
     if args.json:

@@ -243,7 +243,8 @@ def _check_checkpoints(c: Config) -> None:
     if best and best.count("/") < 2:
         raise UserError(
             f"config.checkpoint.best={best!r:.80} must be a metric of an evaluation, such as "
-            "retrieval/NAME/image_to_text/r1, or -validation_loss/NAME/loss for the smallest"
+            "zero_shot/NAME/top1, classifier/NAME/top1 or retrieval/NAME/image_to_text/r1, or "
+            "-validation_loss/NAME/loss for the smallest"
         )
     if c.early_stop and not best:
         raise UserError(

@@ -53,7 +53,8 @@ def make_recipe(config: ConfigDict, topology_name: str) -> tuple[setup.Recipe, T
     """
     topology = find_topology(topology_name)
     typed_config, architecture, objective = setup.checked(
-        class_labels.with_classifier(check(config)), len(topology.devices)
+        class_labels.with_classifier(check(config), class_labels.open_for_labels),
+        len(topology.devices),
     )
     mesh = sharding.make_mesh(typed_config.mesh.to_dict(), topology.devices)
     return setup.Recipe(typed_config, architecture, objective, mesh), topology

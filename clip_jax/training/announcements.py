@@ -100,9 +100,15 @@ def _described_weights(weights: Weights) -> str:
 def _announce_negatives(loop: Loop) -> None:
     """Prints where a batch holds several pairs of one image, and what that does to negatives."""
     c, data, say = loop.trainer.run.config, loop.trainer.run.data, loop.progress.say
-    if "contrastive" not in objective_names(c.objective):
-        return
     multi_positive = c.loss.multi_positive
+    if "contrastive" not in objective_names(c.objective):
+        if len(data) < c.batch_size:
+            say(
+                f"an epoch of {counted(len(data), 'pair')} is smaller than a batch of "
+                f"{c.batch_size:,}: an image stands in a batch more than once; lower "
+                "config.batch_size"
+            )
+        return
     if len(data) < c.batch_size:
         size = (
             f"an epoch of {counted(len(data), 'pair')} is smaller than a batch of "

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config.schema import Config, Data, Evaluate
+from clip_jax.data import mixture
 from clip_jax.data.class_index import ClassIndex, label_name
 from clip_jax.data.example import PairError
 from clip_jax.data.mixture import Mixture
@@ -37,14 +38,28 @@ _CHECKED = 100  # pairs of a source, one of which must be of a class
 _CLASSIFIER = "classifier"  # the evaluator
 
 
-def with_classifier(c: Config, open_data: Callable[[Config], Mixture] | None = None) -> Config:
+def open_for_labels(c: Config) -> Mixture:
+    """Opens the training data of a config, for its labels alone.
+
+    Raises:
+      UserError: it cannot be opened; says how the labels can be given without it.
+    """
+    try:
+        return mixture.open_mixture(c.data.to_dict(), report=False)
+    except UserError as error:
+        raise UserError(
+            f"{_KEY} is empty, and the data does not tell the classes: {error}; a JSON file with a "
+            "list of their names does without the data"
+        ) from None
+
+
+def with_classifier(c: Config, open_data: Callable[[Config], Mixture]) -> Config:
     """Returns a config whose model has the classifier that the objective trains.
 
     Args:
       c: the result of `config.checks.check`. Without the objective `classification`, or if
         `model.heads` has a classifier, the model stays as it is.
-      open_data: opens the training data, whose labels are used if `classifier.labels` is empty;
-        None: the data is not read.
+      open_data: opens the training data, whose labels are used if `classifier.labels` is empty.
 
     Raises:
       UserError: the labels are given by nothing, or cannot be read.
@@ -62,11 +77,6 @@ def with_classifier(c: Config, open_data: Callable[[Config], Mixture] | None = N
         return c
     if c.classifier.labels:
         labels = _named_labels(c.classifier.labels)
-    elif open_data is None:
-        raise UserError(
-            f"{_KEY} is empty: give a JSON file with a list of the names of the classes, because "
-            "the data, which tells them otherwise, is not read here"
-        )
     else:
         data = open_data(c)
         # only one process, because the text of every pair is read
