@@ -68,3 +68,12 @@ def without_dead_code(traced: core.ClosedJaxpr) -> core.Jaxpr:
     from jax.interpreters import partial_eval
 
     return partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))[0]
+
+
+def sizes(traced: core.Jaxpr | core.ClosedJaxpr) -> Iterator[int]:
+    """The number of elements of each value that a program makes, in its bodies too."""
+    jaxpr = traced.jaxpr if isinstance(traced, core.ClosedJaxpr) else traced
+    for eqn in jaxpr.eqns:
+        yield from (math.prod(getattr(var.aval, "shape", ())) for var in eqn.outvars)
+        for body in _bodies(eqn.params):
+            yield from sizes(body)

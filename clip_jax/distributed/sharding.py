@@ -167,7 +167,7 @@ def split_chunks(batch: Any, parts: int) -> Any:
 
     There is no communication: each device splits its own rows.
     """
-    shards = _shards()
+    shards = row_shards()
 
     def divided(x: Array) -> Array:
         x = x.reshape(shards, parts, -1, *x.shape[1:]).swapaxes(0, 1)
@@ -178,7 +178,7 @@ def split_chunks(batch: Any, parts: int) -> Any:
 
 def merge_chunks(batch: Any) -> Any:
     """Reverses `split_chunks`."""
-    shards = _shards()
+    shards = row_shards()
 
     def merge(x: Array) -> Array:
         x = x.reshape(len(x), shards, -1, *x.shape[2:]).swapaxes(0, 1)
@@ -187,7 +187,8 @@ def merge_chunks(batch: Any) -> Any:
     return jax.tree.map(merge, batch)
 
 
-def _shards() -> int:
+def row_shards() -> int:
+    """Returns the number of shards of a batch on the mesh of the program that is traced."""
     mesh = _context()
     return 1 if mesh is None else batch_shards(mesh)
 
