@@ -183,8 +183,20 @@ class ModifiedResNet(nnx.Module):
 
         With a `key` batch statistics are used, and the running statistics are updated.
         """
+        return self.pool(self._places(image, key))
+
+    def features_and_grid(
+        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
+    ) -> tuple[Float[Array, "batch embed_dim"], Float[Array, "batch places channels"]]:
+        """Returns the features of a call, and the output of the last stage for each place."""
+        x = self._places(image, key)
+        return self.pool(x), x.reshape(len(x), -1, x.shape[-1])
+
+    def _places(
+        self, image: Num[Array, "batch height width 3"], key: Key[Array, " batch"] | None
+    ) -> Image:
         train = key is not None
         x = self.stem(normalized(image, self.config).astype(self.dtype), train)
         for i in range(len(self.config.layers)):
             x = getattr(self, f"stage{i + 1}")(x, train)
-        return self.pool(x)
+        return x

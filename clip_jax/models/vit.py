@@ -180,14 +180,38 @@ class VisionTransformer(nnx.Module):
 
         Linear probes use them (appendix A.3 of the paper).
         """
-        x = self._tokens(normalized(image, self.config), key)
-        if self.config.ln_pre:
-            x = self.ln_pre(x).astype(self.dtype)
+        x = self._embedded(image, key)
         if self.config.pool == "class":
             return self.ln_post(self.transformer(x, at=0)[:, 0])
-        x = self.transformer(x)
-        if self.config.registers:
-            x = x[:, : -self.config.registers]
+        return self._pool(self._without_registers(self.transformer(x)))
+
+    def features_and_grid(
+        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
+    ) -> tuple[Float[Array, "batch embed_dim"], Float[Array, "batch places width"]]:
+        """Returns the features of a call, and the output of the blocks for each patch.
+
+        The latter goes through the last LayerNorm, too. Patches that patch dropout drops are left
+        out.
+        """
+        x = self._without_registers(self.transformer(self._embedded(image, key)))
+        if self.config.pool == "class":
+            x = self.ln_post(x).astype(self.dtype)
+            return self.project(x[:, 0]), x[:, 1:]
+        return self.project(self._pool(x)), self.ln_post(x).astype(self.dtype)
+
+    def _embedded(
+        self, image: Num[Array, "batch height width 3"], key: Key[Array, " batch"] | None
+    ) -> Float[Array, "batch tokens width"]:
+        x = self._tokens(normalized(image, self.config), key)
+        return self.ln_pre(x).astype(self.dtype) if self.config.ln_pre else x
+
+    def _without_registers(
+        self, x: Float[Array, "batch tokens width"]
+    ) -> Float[Array, "batch kept width"]:
+        return x[:, : -self.config.registers] if self.config.registers else x
+
+    def _pool(self, x: Float[Array, "batch patches width"]) -> Float[Array, "batch width"]:
+        """Pools the output of the blocks, where no class token does it."""
         if self.config.pool == "map":
             return self.pool(self.ln_post(x).astype(self.dtype))
         return self.ln_post(x.mean(axis=1))
