@@ -37,6 +37,7 @@ class Prepare:
         field `label`, or, if `label` is empty, those whose images have the same bytes.
       label: the field that tells the class of a pair.
       classes: finds the number of that class, for a row that tells it; None: a row tells none.
+      spans: whether a row tells where the words of the caption lie.
       features: stored image features to use in place of pixels.
     """
 
@@ -50,6 +51,7 @@ class Prepare:
     groups: bool = False
     label: str = ""
     classes: ClassIndex | None = None
+    spans: bool = False
     features: StoredFeatures | None = None
 
     @classmethod
@@ -60,6 +62,7 @@ class Prepare:
         image_size: int,
         groups: bool = False,
         classes: ClassIndex | None = None,
+        spans: bool = False,
     ) -> Prepare:
         """Makes an instance from `config.data`; missing keys have their defaults."""
         data = schema.Data.with_defaults(data)
@@ -77,6 +80,7 @@ class Prepare:
             groups,
             data["label"],
             classes,
+            spans,
         )
 
     def view(self, pair: Pair, rng: np.random.Generator) -> np.ndarray:
@@ -117,6 +121,7 @@ class Prepare:
           `image` uint8 [size, size, 3], or `image_features` float32 [embed_dim], and `tokens` int32
           [context]; long captions are truncated. With `groups` also `group` uint32 [2]: a hash that
           pairs of one group share. With `classes` also `label`, int32: the number of the class.
+          With `spans` also `span`, int32 [2], see `packing.word_span`.
 
         Raises:
           PairError: the pair cannot be used, for whatever reason.
@@ -137,6 +142,8 @@ class Prepare:
         row = {**image_row, "tokens": tokens}
         if self.groups:
             row["group"] = _group_of(pair, self.label)
+        if self.spans:
+            row["span"] = packing.word_span(tokens, self.tokenizer)
         if self.classes is not None:
             row["label"] = np.array(
                 class_of(pair.text, pair.name, self.label, self.classes), np.int32

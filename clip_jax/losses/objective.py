@@ -84,7 +84,8 @@ def extra_arrays(objective: Objective) -> tuple[str, ...]:
 
     An objective says so by an attribute `extra_arrays`. There are
       group: uint32 [n, 2], equal for pairs of one image, or of one value of `data.label`;
-      label: int32 [n], the number of the class that `data.label` names.
+      label: int32 [n], the number of the class that `data.label` names;
+      span: int32 [n, 2], the position of the first word of the caption, and that after the last.
     """
     return tuple(getattr(objective, "extra_arrays", ()))
 

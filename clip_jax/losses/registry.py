@@ -6,7 +6,7 @@ A new objective is one module that implements `objective.ConfiguredObjective`, a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_jax.config import schema as config_schema
@@ -22,6 +22,8 @@ OBJECTIVES: Registry[type[ConfiguredObjective]] = Registry(
     "objective",
     {
         "contrastive": "clip_jax.losses.contrastive.objective:Contrastive",
+        "bag_of_words": "clip_jax.losses.bag_of_words:BagOfWords",
+        "captioning": "clip_jax.losses.captioning:Captioning",
         "classification": "clip_jax.losses.classification:Classification",
     },
 )
@@ -37,19 +39,35 @@ def objective_names(section: config_schema.Objective) -> tuple[str, ...]:
     return tuple(str(v.get("name", n) if isinstance(v, Mapping) else n) for n, v in entries)
 
 
+def _class_attributes(section: config_schema.Objective, name: str, kind: type) -> Iterator[Any]:
+    """Yields an attribute of the classes of all objectives that have it, if it is of a type."""
+    for objective in objective_names(section):
+        try:
+            value = getattr(OBJECTIVES.get(objective), name, None)
+        except UserError:
+            continue  # `make_objective` says what is wrong
+        if isinstance(value, kind):
+            yield value
+
+
 def needs_labels(section: config_schema.Objective) -> bool:
     """Returns whether an objective of `config.objective` needs the array `label`.
 
     `classification` does, and a user's class whose `extra_arrays` names it.
     """
-    for name in objective_names(section):
-        try:
-            arrays = getattr(OBJECTIVES.get(name), "extra_arrays", ())
-        except UserError:
-            continue  # `make_objective` says what is wrong
-        if isinstance(arrays, tuple) and "label" in arrays:
-            return True
-    return False
+    arrays = _class_attributes(section, "extra_arrays", tuple)
+    return any("label" in names for names in arrays)
+
+
+def needed_heads(section: config_schema.Objective) -> dict[str, Mapping[str, Any]]:
+    """Returns the heads that objectives need: their names, and the keys that are not defaults.
+
+    An objective's class says so by an attribute `heads`.
+    """
+    heads: dict[str, Mapping[str, Any]] = {}
+    for more in _class_attributes(section, "heads", Mapping):
+        heads |= more
+    return heads
 
 
 def make_objective(config: Config, model_config: CLIPConfig) -> Objective:

@@ -24,7 +24,7 @@ from clip_jax.models.lora import add_adapters
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.pixels import checked_pixels
 from clip_jax.models.token_ids import checked_tokens
-from clip_jax.models.tower import Params
+from clip_jax.models.tower import Params, check_grid
 
 Keys = Key[Array, ""] | Key[Array, " images"]
 Variables = tuple[Params, Params]  # parameters and batch statistics
@@ -101,6 +101,9 @@ class CLIP(nnx.Module):
             self.temperature = _scalar(config.temperature)
         if config.logit_bias is not None:
             self.logit_bias = _scalar(config.logit_bias)
+        if lora and lora.rank:
+            add_adapters(self, lora, rngs)
+            self.dropout = lora.dropout
         if config.heads:
             built = {
                 name: head.build(config, dtype=dtype, remat=remat, rngs=rngs)
@@ -108,9 +111,6 @@ class CLIP(nnx.Module):
             }
             self.heads = nnx.Dict(built)
             mark_head(self.heads)
-        if lora and lora.rank:
-            add_adapters(self, lora, rngs)
-            self.dropout = lora.dropout
         param_specs(self)  # raises where a parameter of a tower has no metadata
 
     @property
@@ -145,6 +145,28 @@ class CLIP(nnx.Module):
         with row_keys(keys if self.dropout else None):
             features = self.vision(image, key=keys)
         return normalize(features) if normalized else features
+
+    def encode_grid(
+        self, image: Any, *, key: Keys | None = None
+    ) -> tuple[Float[Array, "batch embed_dim"], Float[Array, "batch places channels"]]:
+        """Returns the features of images, not normalised, and those of their places.
+
+        Args:
+          image: as for `encode_image`.
+          key: as in `__call__`.
+
+        Raises:
+          UserError: the tower gives no features of places, or as for `encode_image`.
+        """
+        check_grid(self.config.vision)
+        image = checked_pixels(image, self.config.vision)
+        if key is None:
+            features, grid = self.vision.features_and_grid(image)
+            return features, grid
+        keys = key if key.ndim else jax.random.split(key, len(image))
+        with row_keys(keys if self.dropout else None):
+            features, grid = self.vision.features_and_grid(image, key=keys)
+        return features, grid
 
     def encode_text(
         self, tokens: Any, *, normalized: bool = False, key: Keys | None = None

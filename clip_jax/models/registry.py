@@ -29,6 +29,8 @@ HEADS: Registry[type] = Registry(
     "head",
     {
         "classifier": "clip_jax.models.classifier:ClassifierConfig",
+        "decoder": "clip_jax.models.decoder:DecoderConfig",
+        "words": "clip_jax.models.words:WordsConfig",
     },
 )
 

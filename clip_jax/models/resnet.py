@@ -194,7 +194,7 @@ class ModifiedResNet(nnx.Module):
 
     def _places(
         self, image: Num[Array, "batch height width 3"], key: Key[Array, " batch"] | None
-    ) -> Image:
+    ) -> Float[Array, "batch rows columns channels"]:
         train = key is not None
         x = self.stem(normalized(image, self.config).astype(self.dtype), train)
         for i in range(len(self.config.layers)):

@@ -130,6 +130,15 @@ class VisionTower(Tower, Protocol):
     def flops(self, embed_dim: int) -> int:
         """Returns the FLOPs of the forward pass of one training image, see `training.flops`."""
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The number of places of an image, and the features of each; (0, 0) if there are none.
+
+        The module of a tower with places has a method `features_and_grid(image, key=keys)`, which
+        returns the features of a call and an array [batch, places, features], for decoders.
+        """
+        return 0, 0
+
     def check(self, embed_dim: int) -> None:
         """Raises UserError if the sizes do not fit together, or do not fit `embed_dim`."""
 
@@ -227,6 +236,14 @@ class TextTower(Tower, Protocol):
 
 
 MAX_LAYERS = 1024  # a file may claim any number, and every layer of it would be named
+
+
+def check_grid(tower: VisionTower) -> None:
+    """Raises UserError if an image tower gives no features of places."""
+    if not tower.grid[0]:
+        raise UserError(
+            f"model.vision.kind={kind_of(tower)} gives no features of places, which a decoder needs"
+        )
 
 
 def check_layers(side: str, layers: int, least: int) -> None:

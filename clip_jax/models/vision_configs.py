@@ -89,6 +89,11 @@ class VisionConfig(TransformerTower, VisionTower):
                 f"model.embed_dim={embed_dim}"
             )
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The number of patches that training keeps, and their features."""
+        return self._kept_patches, self.width
+
     def flops(self, embed_dim: int) -> int:
         """Returns the FLOPs of the forward pass of one training image."""
         width, patches = self.width, self._kept_patches
@@ -175,6 +180,11 @@ class ResNetConfig(BuiltInTower, VisionTower):
             raise UserError(f"model.vision.layers={self.layers} must be the depths of four stages")
         for depth in self.layers:
             check_layers("vision", depth, 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The number of places of the last stage, and their channels."""
+        return (self.image_size // 32) ** 2, 32 * self.width
 
     def flops(self, embed_dim: int) -> int:
         """Returns the FLOPs of the forward pass of one training image."""

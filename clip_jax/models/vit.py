@@ -187,7 +187,7 @@ class VisionTransformer(nnx.Module):
 
     def features_and_grid(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
-    ) -> tuple[Float[Array, "batch embed_dim"], Float[Array, "batch places width"]]:
+    ) -> tuple[Float[Array, "batch embed_dim"], Float[Array, "batch places features"]]:
         """Returns the features of a call, and the output of the blocks for each patch.
 
         The latter goes through the last LayerNorm, too. Patches that patch dropout drops are left
@@ -201,7 +201,7 @@ class VisionTransformer(nnx.Module):
 
     def _embedded(
         self, image: Num[Array, "batch height width 3"], key: Key[Array, " batch"] | None
-    ) -> Float[Array, "batch tokens width"]:
+    ) -> Float[Array, "batch tokens features"]:
         x = self._tokens(normalized(image, self.config), key)
         return self.ln_pre(x).astype(self.dtype) if self.config.ln_pre else x
 

@@ -124,6 +124,23 @@ def drop(
     return shorter
 
 
+def word_span(row: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Returns where the words of a row lie, between the start and the end token.
+
+    Args:
+        row: int [context_length]: start, if the tokenizer has one, ids, end, padding.
+        tokenizer: the tokenizer that made the row.
+
+    Returns:
+        int32 [2]: the position of the first word, and the position after the last, which is that of
+        the end token.
+    """
+    length = int(_lengths(row, tokenizer.pad_id))
+    first = 0 if tokenizer.sot_id is None else 1
+    has_end = length > first and row[length - 1] == tokenizer.eot_id
+    return np.array([first, max(first, length - has_end)], np.int32)
+
+
 def _lengths(rows: np.ndarray, pad_id: int) -> np.ndarray:
     """Returns the number of ids before the padding of each row.
 

@@ -26,7 +26,7 @@ from clip_jax.losses.objective import (
     reads_image_features,
     unused_parts,
 )
-from clip_jax.losses.registry import make_objective
+from clip_jax.losses.registry import make_objective, needed_heads
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.convolution import BatchNorm
 from clip_jax.models.model_config import CLIPConfig
@@ -50,6 +50,7 @@ def checked(config: Any, devices: int | None = None) -> tuple[Config, CLIPConfig
     """
     c = check(config, devices)
     optim.OPTIMIZERS.get(c.optimizer.name, "config.optimizer.name")
+    c = _with_heads(c)
     architecture = CLIPConfig.from_dict(c.model, trusted=True)
     if architecture.heads:  # with all their keys, as a later version compares them
         heads = architecture.to_dict()["heads"]
@@ -78,6 +79,7 @@ def batch_like(
     extra = {
         "group": jax.ShapeDtypeStruct((rows, 2), np.uint32),
         "label": jax.ShapeDtypeStruct((rows,), np.int32),
+        "span": jax.ShapeDtypeStruct((rows, 2), np.int32),
     }
     names = extra_arrays(objective)
     if unknown := [name for name in names if name not in extra]:
@@ -86,6 +88,13 @@ def batch_like(
             f"extra_arrays may name {', '.join(extra)}"
         )
     return batch | {name: extra[name] for name in names}
+
+
+def _with_heads(c: Config) -> Config:
+    """Adds the heads that the objectives need to `model.heads`, unless it has them."""
+    needed = needed_heads(c.objective)
+    heads = {**needed, **c.model.get("heads", {})}
+    return dataclasses.replace(c, model={**c.model, "heads": heads}) if needed else c
 
 
 def _with_unused_frozen(c: Config, architecture: CLIPConfig, objective: Objective) -> Config:

@@ -180,6 +180,7 @@ class Trainer(setup.Recipe):
             self.run.model.vision.image_size,
             groups="group" in extra_arrays(self.run.objective),
             classes=self.run.classes,
+            spans="span" in extra_arrays(self.run.objective),
         )
 
     @cached_property

@@ -1,0 +1,49 @@
+"""A linear layer from the features of an image to a logit for each word of the vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from clip_jax.distributed.param_spec import ParamSpec
+from clip_jax.models.head import Head
+from clip_jax.models.initializers import normal
+from clip_jax.models.layers import activation_dtype
+
+_KERNEL = ParamSpec(("inputs", "vocabulary"), decay=True)
+_BIAS = ParamSpec(("vocabulary",), decay=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class WordsConfig(Head):
+    """The config of a layer that predicts words: it has no keys."""
+
+    kind: ClassVar[str] = "words"
+
+    def build(self, model_config: Any, *, dtype: Any, remat: str, rngs: Any) -> Words:
+        """Builds the module; see `Head.build`."""
+        return Words(model_config, dtype=dtype, rngs=rngs)
+
+
+class Words(nnx.Module):
+    """The kernel and bias of a linear layer over the vocabulary of the text tower.
+
+    `losses.vocabulary` multiplies by the kernel, a part of the batch at a time.
+    """
+
+    def __init__(self, model_config: Any, *, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.dtype = activation_dtype(dtype)
+        inputs, words = model_config.embed_dim, model_config.text.vocab_size
+        draw = normal(inputs**-0.5)
+        self.kernel = nnx.Param(draw(rngs.params(), (inputs, words)), spec=_KERNEL)
+        self.bias = nnx.Param(jnp.zeros(words), spec=_BIAS)
+
+    def __call__(self, features: Float[Array, "n embed_dim"]) -> Float[Array, "n vocabulary"]:
+        """Returns the logits of all words, float32."""
+        kernel = self.kernel[...].astype(self.dtype)
+        logits = jnp.dot(features.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        return logits + self.bias[...].astype(jnp.float32)
