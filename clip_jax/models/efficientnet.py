@@ -172,6 +172,18 @@ class EfficientNet(nnx.Module):
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
     ) -> Float[Array, "batch features"]:
         """Returns the mean over all places, before the projection; arguments as for a call."""
+        return self._places(image, key).mean((1, 2))
+
+    def features_and_grid(
+        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
+    ) -> tuple[Float[Array, "batch embed_dim"], Float[Array, "batch places features"]]:
+        """Returns the features of a call, and those of each place before their mean is taken."""
+        x = self._places(image, key)
+        return self.project(x.mean((1, 2))), x.reshape(len(x), -1, x.shape[-1])
+
+    def _places(
+        self, image: Num[Array, "batch height width 3"], key: Key[Array, " batch"] | None
+    ) -> Float[Array, "batch rows columns features"]:
         train, activate = key is not None, ACTIVATIONS[self.config.activation]
         x = self.stem(normalized(image, self.config).astype(self.dtype))
         x = activate(self.bn_stem(x, train))
@@ -179,4 +191,4 @@ class EfficientNet(nnx.Module):
             x = getattr(self, f"stage{i + 1}")(x, train)
         if self.config.head:
             x = activate(self.bn_head(self.head(x), train))
-        return x.mean((1, 2))
+        return x

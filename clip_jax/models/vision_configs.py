@@ -316,6 +316,17 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
         """The number of features before the projection."""
         return self.head or self.channels(self.stages[-1][4])
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The number of places of the last stage, and their features."""
+        side, blocks = flop_counts.convolved_side(self.image_size, 3, 2, 1), 0
+        for size, stride, _, _, _, repeats in self.stages:
+            even = stride == 1 or blocks in self.symmetric
+            padding = 2 * (size // 2) - (not even)
+            side = flop_counts.convolved_side(side, size, stride, padding)
+            blocks += self.repeats(repeats)
+        return side**2, self.features
+
     def flops(self, embed_dim: int) -> int:
         """Returns the FLOPs of the forward pass of one training image."""
         side = flop_counts.convolved_side(self.image_size, 3, 2, 1)

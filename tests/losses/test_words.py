@@ -20,7 +20,7 @@ from clip_jax.losses.bag_of_words import BagOfWords, distinct_words
 from clip_jax.losses.captioning import Captioning, is_predicted, reversed_words
 from clip_jax.models.clip import CLIP
 from clip_jax.models.decoder import DecoderConfig
-from clip_jax.models.model_config import CLIPConfig, ResNetConfig
+from clip_jax.models.model_config import CLIPConfig, EfficientNetConfig, ResNetConfig
 from clip_jax.models.words import WordsConfig
 from clip_jax.tokenizers.packing import word_span
 from clip_jax.training import train_step as step_lib
@@ -204,6 +204,10 @@ def test_steps_are_the_same_on_any_mesh_and_in_parts(name: str) -> None:
         dataclasses.replace(TINY.vision, pool="map", registers=2),
         dataclasses.replace(TINY.vision, registers=2),
         ResNetConfig(32, 4, (1, 1, 1, 1), 2),
+        EfficientNetConfig(image_size=40, width=0.25, depth=1.0, divisor=4, projection=True),
+        EfficientNetConfig(
+            image_size=40, width=0.25, depth=1.0, divisor=4, projection=True, head=24, squeeze=0.0
+        ),
     ],
 )
 def test_towers_give_places_beside_the_same_features(vision: Any) -> None:
