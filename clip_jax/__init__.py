@@ -16,7 +16,6 @@ from clip_jax.version import __version__
 if TYPE_CHECKING:
     import numpy as np
 
-    from clip_jax.inference.pretrained import ZeroShotClassifier
     from clip_jax.models.clip import CLIP
 
 __all__ = ["__version__", "available_models", "load", "pipeline", "plan", "tokenize"]
@@ -43,10 +42,8 @@ def load(
     return pretrained.load(model, weights, **options)
 
 
-def pipeline(
-    task: str = "zero-shot-image-classification", model: str = "", **options: Any
-) -> ZeroShotClassifier:
-    """Returns a function from images and labels to labels with scores.
+def pipeline(task: str = "zero-shot-image-classification", model: str = "", **options: Any) -> Any:
+    """Returns a function from images and labels to labels with scores, or from images to captions.
 
     `clip_jax.inference.pretrained.pipeline` describes the options and the errors.
     """

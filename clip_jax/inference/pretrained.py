@@ -15,6 +15,7 @@ from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.distributed.compilation_cache import use_compilation_cache
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError
 from clip_jax.inference import adapters as adapters_lib
+from clip_jax.inference.captions import CaptionWriter
 from clip_jax.inference.model_source import (
     ModelSource,
     open_model_source,
@@ -34,7 +35,11 @@ from clip_jax.weights.library import is_weights
 from clip_jax.weights.param_mapping import Library
 from clip_jax.weights.positions import resize_model
 
-ZERO_SHOT = "zero-shot-image-classification"
+ZERO_SHOT, IMAGE_TO_TEXT = "zero-shot-image-classification", "image-to-text"
+TASKS: dict[str, type[ZeroShotClassifier | CaptionWriter]] = {
+    ZERO_SHOT: ZeroShotClassifier,
+    IMAGE_TO_TEXT: CaptionWriter,
+}
 
 
 def load(
@@ -188,17 +193,21 @@ class _NoTokenizer:
         )
 
 
-def pipeline(task: str = ZERO_SHOT, model: str | Path = "", **options: Any) -> ZeroShotClassifier:
-    """Returns a function from an image and labels to `[{"score": …, "label": …}, …]`.
+def pipeline(
+    task: str = ZERO_SHOT, model: str | Path = "", **options: Any
+) -> ZeroShotClassifier | CaptionWriter:
+    """Returns a function of images, with the names and results of transformers.
 
     Args:
-      task: `zero-shot-image-classification`, the only one.
+      task: `zero-shot-image-classification`: from an image and labels to
+        `[{"score": …, "label": …}, …]`; or `image-to-text`: from an image to
+        `[{"generated_text": …}]`, by a model with a decoder.
       model: as for `load`.
       options: the other arguments of `load` (`weights`, `dtype`, …).
 
     Raises:
-      UserError: the task is unknown, or `load` fails.
+      UserError: the task is unknown, `load` fails, or the model has no decoder.
     """
-    if task != ZERO_SHOT:
-        raise UserError(f"unknown task {task!r}; known: {ZERO_SHOT}")
-    return ZeroShotClassifier(*load(model, **options))
+    if task not in TASKS:
+        raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+    return TASKS[task](*load(model, **options))

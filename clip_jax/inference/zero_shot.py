@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from clip_jax.data.images.pictures import as_numpy, is_array, picture
+from clip_jax.data.images.pictures import are_several, picture
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.io.files import JsonObject
@@ -72,7 +72,7 @@ class ZeroShotClassifier:
         Raises:
           UserError: there are no labels, a template has no {}, or an image is none.
         """
-        several = _are_several(images)
+        several = are_several(images)
         if several and hasattr(images, "__len__") and not len(images):
             raise UserError("give at least one image and one label")
         answers = self.stream(
@@ -295,15 +295,6 @@ def _listed(what: str, texts: Any) -> list[Any]:
     if not isinstance(texts, Iterable) or isinstance(texts, bytes):
         raise UserError(f"{what} must be a text or a list of texts, not {texts!r:.80}")
     return list(texts)
-
-
-def _are_several(images: Any) -> bool:
-    if is_array(images):
-        values = as_numpy(images)
-        names = values.ndim == 1 and values.dtype.kind in "OSU"  # such as a column of a table
-        return names or values.ndim > 3
-    single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | dict)
-    return not single and not hasattr(images, "read") and hasattr(images, "__iter__")
 
 
 def _rows(count: int, batch_size: int, started: bool) -> int:

@@ -17,10 +17,9 @@ from clip_jax.losses import vocabulary
 from clip_jax.losses.objective import Batch, Metrics
 from clip_jax.models.clip import CLIP
 from clip_jax.models.decoder import Decoder
+from clip_jax.models.generation import DECODER
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.tower import check_grid
-
-HEAD = "decoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Captioning:
     parallel: float = 0.0
     extra_arrays: ClassVar[tuple[str, ...]] = ("span",)
     unused_parts: ClassVar[tuple[str, ...]] = ("text", "logit_scale", "temperature", "logit_bias")
-    heads: ClassVar[Mapping[str, Mapping[str, Any]]] = {HEAD: {}}
+    heads: ClassVar[Mapping[str, Mapping[str, Any]]] = {DECODER: {}}
 
     @classmethod
     def from_config(
@@ -67,7 +66,7 @@ class Captioning:
     ) -> dict[str, Float[Array, " n"]]:
         """Computes the sum of the losses of each caption, and the number of its tokens."""
         _, grid = model.encode_grid(batch["image"], key=keys)
-        decoder: Decoder = model.heads[HEAD]
+        decoder: Decoder = model.heads[DECODER]
         tokens, span = batch["tokens"], batch["span"]
         parallel = None
         if self.parallel:
@@ -110,7 +109,7 @@ class Captioning:
 
     def flops(self, model_config: CLIPConfig, batch_size: int) -> int:
         """Returns the FLOPs of the decoder over captions of the full length."""
-        decoder: Any = model_config.head(HEAD)
+        decoder: Any = model_config.head(DECODER)
         places, channels = model_config.vision.grid
         text = model_config.text
         each: int = decoder.flops(text.context_length, places, channels, text.vocab_size)

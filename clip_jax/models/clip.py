@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from clip_jax.config.finetune_schema import Lora
 from clip_jax.distributed import sharding
@@ -19,6 +19,7 @@ from clip_jax.errors import UserError
 from clip_jax.models import classifier
 from clip_jax.models.architectures import name_of
 from clip_jax.models.dropout import row_keys
+from clip_jax.models.generation import DECODER, Generation, generate
 from clip_jax.models.layers import activation_dtype
 from clip_jax.models.lora import add_adapters
 from clip_jax.models.model_config import CLIPConfig
@@ -189,6 +190,39 @@ class CLIP(nnx.Module):
             features = self.text(tokens)
         return normalize(features) if normalized else features
 
+    def generate(
+        self, image: Any, options: Generation, *, key: Key[Array, ""] | None = None
+    ) -> Int[Array, "batch tokens"]:
+        """Writes a caption for each image by the model's decoder.
+
+        One program is compiled for each number of images and each `options`.
+
+        Args:
+          image: as for `encode_image`.
+          options: the special tokens, the length, and how tokens are chosen.
+          key: the source of what is drawn; None: that of seed 0.
+
+        Returns:
+          The tokens: start if there is one, words, end, padding.
+
+        Raises:
+          UserError: the model has no decoder, or as for `encode_image`.
+        """
+        config: Any = self.config
+        if config.head(DECODER) is None:
+            raise UserError(
+                "this model has no decoder: a run with config.objective.name=captioning trains one"
+            )
+        if options.max_tokens > config.text.context_length:
+            raise UserError(
+                f"max_tokens={options.max_tokens} must be at most {config.text.context_length}, "
+                "the context length of this model"
+            )
+        image = checked_pixels(image, config.vision)
+        graph, params, stats = nnx.split(self, nnx.Param, nnx.BatchStat)
+        key = jax.random.key(0) if key is None else key
+        return _captions(graph, (params, stats), image, options, key)
+
     def class_logits(
         self, features: Float[Array, "batch embed_dim"]
     ) -> Float[Array, "batch classes"]:
@@ -265,6 +299,15 @@ def _features(
 ) -> Any:
     features = getattr(nnx.merge(graph, *model_variables), tower)(rows)
     return normalize(features) if normalized else features
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _captions(
+    graph: nnx.GraphDef, model_variables: Any, image: Any, options: Generation, key: Any
+) -> Array:
+    model: CLIP = nnx.merge(graph, *model_variables)
+    _, grid = model.vision.features_and_grid(image)
+    return generate(model.heads[DECODER], grid, options, key)
 
 
 def abstract_model(

@@ -26,10 +26,15 @@ from clip_jax.models.initializers import BlockInit, LinearInit, clip_text_block,
 from clip_jax.models.layers import activation_dtype, embedding, layer_norm, linear
 from clip_jax.models.stack import check_remat, scan, stack
 from clip_jax.models.tower import MAX_LAYERS
-from clip_jax.models.transformer import MLP, Attention
+from clip_jax.models.transformer import MLP, Attention, Cache
 
 _OUTPUT_BIAS = ParamSpec(("vocabulary",), decay=False)
 _TOKENS = normal(0.02)
+
+# Keys and values of the places of an image.
+Places = tuple[Float[Array, "batch places heads size"], Float[Array, "batch places heads size"]]
+_Stacked = tuple[Float[Array, "layers ..."], Float[Array, "layers ..."]]  # caches of all layers
+Memory = tuple[_Stacked, _Stacked]  # of the places and of the tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +104,22 @@ class CrossAttention(nnx.Module):
         self, x: Float[Array, "batch tokens width"], memory: Float[Array, "batch places width"]
     ) -> Float[Array, "batch tokens width"]:
         """Returns what the tokens read from the places."""
-        size = x.shape[2] // self.heads
-        query = self.q(x).reshape(*x.shape[:2], self.heads, size)
-        k, v = (
-            part.reshape(*memory.shape[:2], self.heads, size)
-            for part in jnp.split(self.kv(memory), 2, axis=-1)
-        )
-        attended = jax.nn.dot_product_attention(query, k, v)
+        return self.read(x, self.keys_and_values(memory))
+
+    def keys_and_values(self, memory: Float[Array, "batch places width"]) -> Places:
+        """Returns the keys and values of the places."""
+        batch, places, width = memory.shape
+        heads = (batch, places, self.heads, width // self.heads)
+        k, v = (part.reshape(heads) for part in jnp.split(self.kv(memory), 2, axis=-1))
+        return k, v
+
+    def read(
+        self, x: Float[Array, "batch tokens width"], memory: Places
+    ) -> Float[Array, "batch tokens width"]:
+        """Returns what the tokens read from places with these keys and values."""
+        batch, tokens, width = x.shape
+        query = self.q(x).reshape(batch, tokens, self.heads, width // self.heads)
+        attended = jax.nn.dot_product_attention(query, *memory)
         return self.out(attended.reshape(x.shape))
 
 
@@ -140,6 +154,19 @@ class DecoderBlock(nnx.Module):
         x = x + self.attention(self.ln_1(x), mask is None, mask)
         x = x + self.cross_attention(self.ln_cross(x), memory)
         return x + self.mlp(self.ln_2(x))
+
+    def step(
+        self,
+        x: Float[Array, "batch 1 width"],
+        memory: Places,
+        cache: Cache,
+        position: Int[Array, ""],
+    ) -> tuple[Float[Array, "batch 1 width"], Cache]:
+        """Returns the residual stream at one position, see `Attention.step`."""
+        y, cache = self.attention.step(self.ln_1(x), cache, position)
+        x = x + y
+        x = x + self.cross_attention.read(self.ln_cross(x), memory)
+        return x + self.mlp(self.ln_2(x)), cache
 
 
 class Decoder(nnx.Module):
@@ -209,6 +236,50 @@ class Decoder(nnx.Module):
         blocks = self.backward_blocks if backward else self.forward_blocks
         x = scan(blocks, x, apply, self.remat, rest=(memory, mask))
         return self.ln_final(x).astype(self.dtype)
+
+    def start_generation(self, grid: Float[Array, "batch places channels"], length: int) -> Memory:
+        """Returns what `next_logits` needs to write captions of at most `length` tokens.
+
+        That is, stacked by layer, the keys and values of the places, and empty ones of the tokens.
+        """
+        memory = self.memory(grid.astype(self.dtype))
+        graph, params = nnx.split(self.forward_blocks, nnx.Param)
+
+        def layer(_: None, params: Any) -> tuple[None, Places]:
+            return None, nnx.merge(graph, params).cross_attention.keys_and_values(memory)
+
+        _, places = jax.lax.scan(layer, None, params)
+        size = self.config.width // self.config.heads
+        shape = (self.config.layers, len(grid), length, self.config.heads, size)
+        return places, (jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+
+    def next_logits(
+        self, token: Int[Array, " batch"] | None, position: Int[Array, ""], memory: Memory
+    ) -> tuple[Float[Array, "batch vocabulary"], Memory]:
+        """Returns the logits of the token at a position, float32, and the memory for the next.
+
+        Args:
+          token: the tokens at the position before; None at position 0.
+          position: the position.
+          memory: the result of `start_generation`, or of the call for the position before.
+        """
+        places, caches = memory
+        if token is None:
+            x = jnp.broadcast_to(self.start[...], (places[0].shape[1], self.config.width))
+        else:
+            x = self.token_embedding.embedding[...][token]
+        x = (x + self.positional_embedding[...][position])[:, None].astype(self.dtype)
+        graph, params = nnx.split(self.forward_blocks, nnx.Param)
+
+        def layer(x: Array, inputs: Any) -> tuple[Array, Cache]:
+            params, places, cache = inputs
+            return nnx.merge(graph, params).step(x, places, cache, position)
+
+        x, caches = jax.lax.scan(layer, x, (params, places, caches))
+        hidden = self.ln_final(x)[:, 0].astype(self.dtype)
+        kernel = self.output_kernel.astype(self.dtype)
+        logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+        return logits + self.output_bias[...].astype(jnp.float32), (places, caches)
 
     def _inputs(
         self, tokens: Int[Array, "batch context"], parallel: Bool[Array, " batch"] | None

@@ -22,6 +22,7 @@ from clip_jax.models.tower import BlockSizes, hidden_width
 
 Mask = Bool[Array, "#batch #heads #queries keys"]
 Heads = Float[Array, "batch length heads size"]
+Cache = tuple[Heads, Heads]  # keys and values
 Position = int | Int[Array, " batch"]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -88,6 +89,28 @@ class Attention(nnx.Module):
             mask, causal = visible if mask is None else visible & mask, False
         attended = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
         return self.out(attended.reshape(queries.shape))
+
+    def step(
+        self, x: Float[Array, "batch 1 width"], cache: Cache, position: Int[Array, ""]
+    ) -> tuple[Float[Array, "batch 1 width"], Cache]:
+        """Applies causal attention to one position, given the keys and values of those before it.
+
+        Args:
+          x: the sequence at this position.
+          cache: the keys and values of all positions.
+          position: the number of this position.
+
+        Returns:
+          The result at this position, and the cache with its key and value.
+        """
+        q, *new = self._by_three_products(x, x)
+        k, v = (
+            jax.lax.dynamic_update_slice_in_dim(old, part.astype(old.dtype), position, axis=1)
+            for old, part in zip(cache, new, strict=True)
+        )
+        visible = jnp.arange(k.shape[1]) <= position
+        attended = jax.nn.dot_product_attention(q, k, v, mask=visible[None, None, None])
+        return self.out(attended.reshape(x.shape)), (k, v)
 
     def _by_three_products(
         self, queries: Float[Array, "batch queries width"], x: Float[Array, "batch length width"]

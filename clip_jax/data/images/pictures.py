@@ -123,3 +123,13 @@ def from_array(values: np.ndarray) -> np.ndarray:
             "floats in 0…1 or 0…255; what is normalised already goes to encode_image"
         )
     return eight_bits(values)
+
+
+def are_several(images: Any) -> bool:
+    """Returns whether a value is several images (a list, a batch, a generator) and not one."""
+    if is_array(images):
+        values = as_numpy(images)
+        names = values.ndim == 1 and values.dtype.kind in "OSU"  # such as a column of a table
+        return names or values.ndim > 3
+    single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | dict)
+    return not single and not hasattr(images, "read") and hasattr(images, "__iter__")
