@@ -71,6 +71,19 @@ def parser() -> argparse.ArgumentParser:
         "the classes of the model's own classifier",
     )
     p.add_argument(
+        "--caption",
+        action="store_true",
+        help="write a caption of each image in place of labels, by a model whose run trained a "
+        "decoder",
+    )
+    p.add_argument(
+        "--beams",
+        type=int,
+        default=1,
+        metavar="N",
+        help="captions that beam search keeps for --caption (default %(default)s: no beam search)",
+    )
+    p.add_argument(
         "--templates",
         default="{}",
         help="prompts with {} for the label, separated by |; their features are averaged (default "
@@ -264,6 +277,28 @@ def classify(
         return classifier.stream(images, labels, templates, **options)
 
 
+def write_captions(args: argparse.Namespace, images: Sequence[str]) -> None:
+    """Prints a caption of each image."""
+    from absl import logging
+
+    from clip_jax.inference import pretrained
+
+    logging.set_verbosity("error")
+    with _notes():
+        loaded = pretrained.load(
+            args.checkpoint, args.weights, activation=args.activation, ema=args.ema
+        )
+    writer = pretrained.CaptionWriter(*loaded)
+    captions = writer.stream(images, beams=args.beams, batch_size=args.batch_size)
+    for path, caption in zip(images, captions, strict=True):
+        if args.json:
+            print(json.dumps([{"generated_text": caption}]))
+        elif len(images) > 1:
+            print(f"{_printable(path)}\n{_printable(caption)}")
+        else:
+            print(_printable(caption))
+
+
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -271,15 +306,24 @@ def _printable(text: str) -> str:
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     args = parser().parse_args(argv)
-    for name, value in (("--top", args.top), ("--batch-size", args.batch_size)):
+    for name, value in (
+        ("--top", args.top),
+        ("--batch-size", args.batch_size),
+        ("--beams", args.beams),
+    ):
         if value < 1:
             raise UserError(f"{name} {value} must be at least 1")
+    if args.caption and (args.labels is not None or args.skip_broken):
+        raise UserError("--caption takes neither --labels nor --skip-broken")
     labels = None if args.labels is None else read_labels(args.labels)
     templates = args.templates.split("|")
     if wrong := [t for t in templates if "{}" not in t]:
         raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
     with _notes():
         images = find_images(args.images)
+    if args.caption:
+        write_captions(args, images)
+        return 0
     answers = classify(
         args.checkpoint,
         images,

@@ -170,7 +170,8 @@ def test_mistakes_in_a_call_are_named(folder, image, arguments, words):
         (lambda f: clip_jax.load("openai/clip-vit-base-patch32"), ["none are downloaded"]),
         (lambda f: clip_jax.load("siglip-b16", f / "model.safetensors"), ["siglip-b16"]),
         (lambda f: clip_jax.pipeline(), ["model=''"]),
-        (lambda f: clip_jax.pipeline("image-to-text", f), ["image-to-text"]),
+        (lambda f: clip_jax.pipeline("text-to-image", f), ["text-to-image", "image-to-text"]),
+        (lambda f: clip_jax.pipeline("image-to-text", f), ["writes no captions"]),
     ],
 )
 def test_mistakes_in_loading_are_named(folder, call, words):

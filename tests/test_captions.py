@@ -1,0 +1,82 @@
+"""A run that learns to write captions, and what writes them with its model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clip_jax
+import runs
+from clip_jax.cli import classify
+from clip_jax.errors import UserError
+from support import says
+
+CAPTIONS = {(220, 30, 30): "red apple", (30, 60, 220): "blue sky", (30, 190, 40): "green leaf"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose decoder knows three images by heart."""
+    folder = tmp_path_factory.mktemp("captions")
+    for color, caption in CAPTIONS.items():
+        (folder / "data" / caption).mkdir(parents=True)
+        Image.new("RGB", (16, 16), color).save(folder / "data" / caption / "0.png")
+    text = runs.CONFIG.format(train=str(folder / "data"), labels="")
+    lines = [line for line in text.splitlines() if "sets.held" not in line]
+    (folder / "config.py").write_text("\n".join(lines) + "\n")
+    head = "{'decoder': {'width': 16, 'layers': 1, 'heads': 2, 'both_ways': True}}"
+    done = runs.run(
+        *(folder / "config.py", folder / "run", "--config.objective.name=captioning"),
+        *(f"--config.model.heads={head}", "--config.steps=80", "--config.log.every=20"),
+        *("--config.optimizer.learning_rate=0.02", "--config.checkpoint.every=40"),
+    )
+    assert done.returncode == 0, done.stderr
+    losses = [line["loss"] for line in runs.lines(folder / "run") if "loss" in line]
+    assert losses[-1] < 0.2 * losses[0]
+    return folder / "run"
+
+
+def images() -> list[Image.Image]:
+    return [Image.new("RGB", (16, 16), color) for color in CAPTIONS]
+
+
+@pytest.mark.parametrize("options", [{}, {"beams": 3}, {"batch_size": 2}])
+def test_it_writes_what_it_learned(run: Path, options: dict[str, int]) -> None:
+    writer = clip_jax.pipeline("image-to-text", model=str(run))
+    answers = writer(images(), **options)
+    assert [answer[0]["generated_text"] for answer in answers] == list(CAPTIONS.values())
+    assert writer(images()[0], **options) == [{"generated_text": "red apple"}]
+
+
+def test_draws_repeat_by_seed(run: Path) -> None:
+    writer = clip_jax.pipeline("image-to-text", model=str(run))
+    options = {"temperature": 5.0, "max_tokens": 6}
+    first, again, other = (writer(images(), seed=seed, **options) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_the_command_writes_captions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run.parent / "data"
+    assert classify.run([str(folder), "--checkpoint", str(run), "--caption", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(line[0]["generated_text"] for line in lines) == sorted(CAPTIONS.values())
+    with pytest.raises(UserError) as caught:
+        classify.run([str(folder), "--checkpoint", str(run), "--caption", "--labels", "a,b"])
+    assert says(caught.value, "--caption", "--labels")
+
+
+def test_mistakes_are_one_line(run: Path) -> None:
+    writer = clip_jax.pipeline("image-to-text", model=str(run))
+    for options, words in (
+        ({"max_tokens": 9}, ["max_tokens=9", "at most 8"]),
+        ({"beams": 0}, ["beams=0"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            writer(images()[0], **options)
+        assert says(caught.value, *words)
+    features = clip_jax.load(str(run))[0].encode_image(np.zeros((1, 16, 16, 3), np.uint8))
+    assert features.shape == (1, 8)
