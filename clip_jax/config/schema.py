@@ -173,9 +173,12 @@ class Objective(Group):
 
     name: str = key(
         "contrastive",
-        "contrastive or classification, or your own as my_package.my_module:MyObjective",
+        "contrastive, classification, captioning or bag_of_words, or your own as "
+        "my_package.my_module:MyObjective",
     )
-    options: Mapping[str, Any] = key({}, "options of your own objective, by name", user_named=True)
+    options: Mapping[str, Any] = key(
+        {}, "options of captioning, or of your own objective, by name", user_named=True
+    )
     mix: Mapping[str, Any] = key(
         {},
         "several objectives in place of name: name → weight, or name → weight, name and options",
