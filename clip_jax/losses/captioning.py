@@ -110,7 +110,7 @@ class Captioning:
     def flops(self, model_config: CLIPConfig, batch_size: int) -> int:
         """Returns the FLOPs of the decoder over captions of the full length."""
         decoder: Any = model_config.head(DECODER)
-        places, channels = model_config.vision.grid
+        places, channels = model_config.vision.grid_shape()
         text = model_config.text
         each: int = decoder.flops(text.context_length, places, channels, text.vocab_size)
         return batch_size * each

@@ -187,7 +187,7 @@ class Decoder(nnx.Module):
         self.config, self.dtype = config, activation_dtype(dtype)
         self.remat = check_remat(remat)
         width, text = config.width, model_config.text
-        _, channels = model_config.vision.grid
+        _, channels = model_config.vision.grid_shape()
         init = clip_text_block(width, config.layers)
         common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.memory = linear(channels, width, init=LinearInit(normal(channels**-0.5)), **common)

@@ -130,9 +130,8 @@ class VisionTower(Tower, Protocol):
     def flops(self, embed_dim: int) -> int:
         """Returns the FLOPs of the forward pass of one training image, see `training.flops`."""
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The number of places of an image, and the features of each; (0, 0) if there are none.
+    def grid_shape(self) -> tuple[int, int]:
+        """Returns the number of places of an image and the features of each; (0, 0) for none.
 
         The module of a tower with places has a method `features_and_grid(image, key=keys)`, which
         returns the features of a call and an array [batch, places, features], for decoders.
@@ -240,7 +239,7 @@ MAX_LAYERS = 1024  # a file may claim any number, and every layer of it would be
 
 def check_grid(tower: VisionTower) -> None:
     """Raises UserError if an image tower gives no features of places."""
-    if not tower.grid[0]:
+    if not tower.grid_shape()[0]:
         raise UserError(
             f"model.vision.kind={kind_of(tower)} gives no features of places, which a decoder needs"
         )

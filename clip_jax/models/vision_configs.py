@@ -89,9 +89,8 @@ class VisionConfig(TransformerTower, VisionTower):
                 f"model.embed_dim={embed_dim}"
             )
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The number of patches that training keeps, and their features."""
+    def grid_shape(self) -> tuple[int, int]:
+        """Returns the number of patches that training keeps, and their features."""
         return self._kept_patches, self.width
 
     def flops(self, embed_dim: int) -> int:
@@ -181,9 +180,8 @@ class ResNetConfig(BuiltInTower, VisionTower):
         for depth in self.layers:
             check_layers("vision", depth, 1)
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The number of places of the last stage, and their channels."""
+    def grid_shape(self) -> tuple[int, int]:
+        """Returns the number of places of the last stage, and their channels."""
         return (self.image_size // 32) ** 2, 32 * self.width
 
     def flops(self, embed_dim: int) -> int:
@@ -316,9 +314,8 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
         """The number of features before the projection."""
         return self.head or self.channels(self.stages[-1][4])
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The number of places of the last stage, and their features."""
+    def grid_shape(self) -> tuple[int, int]:
+        """Returns the number of places of the last stage, and their features."""
         side, blocks = flop_counts.convolved_side(self.image_size, 3, 2, 1), 0
         for size, stride, _, _, _, repeats in self.stages:
             even = stride == 1 or blocks in self.symmetric

@@ -216,7 +216,7 @@ def test_towers_give_places_beside_the_same_features(vision: Any) -> None:
     image = jnp.asarray(batch(3, 0, config)["image"])
     features, grid = model.encode_grid(image)
     np.testing.assert_allclose(features, model.encode_image(image), rtol=1e-5, atol=1e-5)
-    assert grid.shape == (3, *vision.grid)
+    assert grid.shape == (3, *vision.grid_shape())
 
 
 def test_flops_of_the_decoder_are_those_of_its_products() -> None:
@@ -232,7 +232,7 @@ def test_flops_of_the_decoder_are_those_of_its_products() -> None:
         ]
         return ways
 
-    grid, tokens = jnp.zeros((3, *config.vision.grid)), jnp.zeros((3, 8), jnp.int32)
+    grid, tokens = jnp.zeros((3, *config.vision.grid_shape())), jnp.zeros((3, 8), jnp.int32)
     traced = jax.make_jaxpr(forward)(state, grid, tokens)
     memory = 2 * 3 * 16 * 32 * 16  # is projected once in each direction here
     assert count(traced).flops == Captioning().flops(config, 3) + memory
