@@ -118,7 +118,7 @@ def test_a_wrong_objective_is_a_user_error(keys, words):
 
 def test_every_registered_objective_can_be_made_from_the_defaults():
     model = common.get_config().model.to_dict()
-    model["heads"] = {"classifier": {"labels": ["a", "b"]}}
+    model["heads"] = {"classifier": {"labels": ["a", "b"]}, "decoder": {}}
     architecture = CLIPConfig.from_dict(model)
     for name in OBJECTIVES.names:
         assert objective_from(architecture, name=name).flops(architecture, 8) > 0
