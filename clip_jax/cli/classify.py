@@ -64,6 +64,26 @@ def parser() -> argparse.ArgumentParser:
         help="the activation function of a file without a config: gelu for the models that "
         "open_clip trained (default: quick_gelu, as in OpenAI's)",
     )
+    _add_answer_flags(p)
+    p.add_argument("--top", type=int, default=5, help="number of labels to print (default 5)")
+    size = "images that are encoded at a time (default %(default)s)"
+    p.add_argument("--batch-size", type=int, default=_BATCH_SIZE, metavar="N", help=size)
+    p.add_argument("--truncate", action="store_true", help="truncate texts that are too long")
+    p.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="report images that cannot be read, and continue with the others",
+    )
+    p.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON list per image; null: the image was skipped",
+    )
+    return p
+
+
+def _add_answer_flags(p: argparse.ArgumentParser) -> None:
+    """Adds the flags that say what is answered about an image."""
     p.add_argument(
         "--labels",
         help="labels separated by commas (double quotes around a label with a comma), or @FILE: a "
@@ -89,21 +109,6 @@ def parser() -> argparse.ArgumentParser:
         help="prompts with {} for the label, separated by |; their features are averaged (default "
         "{}; the default of clip_jax.pipeline, as in transformers, is 'This is a photo of {}.')",
     )
-    p.add_argument("--top", type=int, default=5, help="number of labels to print (default 5)")
-    size = "images that are encoded at a time (default %(default)s)"
-    p.add_argument("--batch-size", type=int, default=_BATCH_SIZE, metavar="N", help=size)
-    p.add_argument("--truncate", action="store_true", help="truncate texts that are too long")
-    p.add_argument(
-        "--skip-broken",
-        action="store_true",
-        help="report images that cannot be read, and continue with the others",
-    )
-    p.add_argument(
-        "--json",
-        action="store_true",
-        help="print one JSON list per image; null: the image was skipped",
-    )
-    return p
 
 
 def read_labels(value: str) -> list[str]:

@@ -92,12 +92,7 @@ def convert(
 
     file = _destination(dest, to)
     original = _open_original(source, model, source_library, ema, adapters)
-    if original.remarks:
-        note("; ".join(original.remarks))
-    if original.config.heads:
-        names = ", ".join(name for name, _ in original.config.heads)
-        note(f"{title_of(to)} has no place for the model's {names}, which is left out")
-        original = original.without_heads()
+    original = _announced(original, to, note)
     config = _convert_config(original, to, image_size, context_length, activation, note)
     target = _plan(original, file, to, config, dtype, tokenizer, overwrite, note)
 
@@ -133,6 +128,16 @@ def _open_original(
     else:
         original = open_model_source(source, model, None, library, ema=ema)
     return original if adapters is None else adapted(original, adapters)
+
+
+def _announced(original: ModelSource, to: Library, note: Callable[[str], None]) -> ModelSource:
+    """Notes what was assumed about a model and what is left out; returns it without its heads."""
+    if original.remarks:
+        note("; ".join(original.remarks))
+    if original.config.heads:
+        names = ", ".join(name for name, _ in original.config.heads)
+        note(f"{title_of(to)} has no place for the model's {names}, which is left out")
+    return original.without_heads()
 
 
 @dataclasses.dataclass(frozen=True)
