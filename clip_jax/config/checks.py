@@ -63,8 +63,8 @@ def _with_one_length(c: Config) -> Config:
         return c
     if c.steps not in (0, Config.steps):
         raise UserError(
-            f"config.steps={c.steps} and config.epochs={c.epochs:g} are both given: set one of "
-            "them to 0"
+            f"config.steps={c.steps} and config.epochs={c.epochs:g} are both given: set "
+            "config.steps=0, or config.epochs=0"
         )
     return dataclasses.replace(c, steps=0)
 
@@ -126,7 +126,9 @@ def _check_ends(c: Config) -> None:
 def _check_length(o: Optimizer, length: int, where: str) -> None:
     """Raises UserError if the warm-up and the cooldown are longer than a part of a run."""
     if o.warmup_steps >= length:
-        raise UserError(f"config.optimizer.warmup_steps={o.warmup_steps} must be below {where}")
+        raise UserError(
+            f"config.optimizer.warmup_steps={o.warmup_steps} must be below {where}: lower it"
+        )
     if o.warmup_steps + o.cooldown_steps > length:
         raise UserError(
             f"config.optimizer.cooldown_steps={o.cooldown_steps} after "

@@ -234,7 +234,7 @@ class Checkpoint(Group):
     every: int = key(1_000, "steps between two checkpoints", at_least=1)
     keep: int = key(2, "how many of the last are kept; 0: all", at_least=0)
     keep_every: int = key(
-        0, "checkpoints at multiples of this step are kept for ever; 0: none", at_least=0
+        0, "checkpoints at multiples of this step are kept forever; 0: none", at_least=0
     )
     best: str = key(
         "",

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clip_jax.config.schema import Evaluate
+from clip_jax.data.images.decoding import decode
 from clip_jax.data.images.preprocess import Preprocess
-from clip_jax.data.sources import Source
+from clip_jax.data.sources import Source, read_pair
 from clip_jax.errors import UserError
 from clip_jax.evaluation import user_code
 from clip_jax.evaluation.context import EvalContext
 from clip_jax.evaluation.datasets import Dataset, MissingDataset, expand, open_dataset
+from clip_jax.evaluation.datasets.dataset_loader import nothing_left_out
 from clip_jax.evaluation.evaluators import Evaluator, Result, split_names
 from clip_jax.evaluation.features import Encoder
 from clip_jax.evaluation.result_cache import ResultCache, key_of
@@ -117,7 +119,11 @@ class Suite:
     def _open(self, name: str, values: Mapping[str, Any]) -> Dataset:
         options = self._options
         templates, caption = tuple(options.templates), options.caption
-        return open_dataset(name, values, options.folder, templates=templates, caption=caption)
+        dataset = open_dataset(name, values, options.folder, templates=templates, caption=caption)
+        with nothing_left_out(name):  # a wrong folder is found before the first evaluation
+            pair = read_pair(dataset.source, 0)
+            decode(pair.image, pair.name)
+        return dataset
 
     def _plan(self) -> list[Task]:
         """Returns the tasks in order: dataset by dataset, then evaluators that compare datasets."""

@@ -209,5 +209,7 @@ def pipeline(
       UserError: the task is unknown, `load` fails, or the model has no decoder.
     """
     if task not in TASKS:
-        raise UserError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+        raise UserError(
+            f"unknown task {task!r}; known: {', '.join(TASKS)}; name a model by model=…"
+        )
     return TASKS[task](*load(model, **options))

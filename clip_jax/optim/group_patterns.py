@@ -190,7 +190,9 @@ def _slice(match: re.Match[str]) -> slice:
 
 
 def _nothing(group: ParamGroup, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(group.name.replace(".", "/"), names, 3, 0.3) or names[:3]
+    parts = list(dict.fromkeys(name.partition("/")[0] for name in names))
+    wanted = group.name.replace(".", "/")
+    near = difflib.get_close_matches(wanted, [*parts, *names], 3, 0.3) or names[:3]
     key = "freeze" if group.frozen and "/" not in group.name else "groups"
     return (
         f"config.optimizer.{key}: {group.name!r:.80} matches no parameter of this model, whose "

@@ -18,7 +18,7 @@ from clip_jax.evaluation import results as results_lib
 from clip_jax.io.paths import EMBEDDED
 from clip_jax.losses.registry import objective_names
 from clip_jax.models.clip import parameter_count
-from clip_jax.training import class_labels
+from clip_jax.training import best_checkpoint, checkpointing, class_labels
 from clip_jax.training.best_checkpoint import BestCheckpoint
 from clip_jax.training.run import Run
 
@@ -175,7 +175,10 @@ def announce_end(run: Run, step: int, stopped_by: int, best: BestCheckpoint) -> 
         return
     folder = shlex.quote(str(run.workdir))
     labels = "" if run.model.labels else ' --labels "a cat,a dog"'
-    suggestions = [f"python -m clip_jax classify --checkpoint {folder} IMAGE.png{labels}"]
+    used = folder
+    if best.step is not None:
+        used = shlex.quote(str(run.workdir / checkpointing.FOLDER / best_checkpoint.BEST))
+    suggestions = [f"python -m clip_jax classify --checkpoint {used} IMAGE.png{labels}"]
     if (page := run.workdir / results_lib.PAGE).exists():
         suggestions.append(f"open {page} in a browser")
     if (run.workdir / "tensorboard").is_dir():

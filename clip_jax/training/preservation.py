@@ -11,11 +11,11 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 @dataclasses.dataclass
 class Preserve(preservation_policy.PreservationPolicy):
-    """The policy that keeps the newest checkpoints, the best one, and some for ever.
+    """The policy that keeps the newest checkpoints, the best one, and some forever.
 
     Attributes:
       keep: how many of the newest are kept; 0: all.
-      keep_every: checkpoints at multiples of this step are kept for ever; 0: none.
+      keep_every: checkpoints at multiples of this step are kept forever; 0: none.
       best: the step of the best checkpoint; None for none. The run sets it.
     """
 

@@ -103,7 +103,8 @@ class Annotator:
         what = "label" if options.labels or self.standard else "labels"
         raise UserError(
             f"{options.key} needs data, labels and label: no {what} given, and no folder, .cls or "
-            f"column of {first.name} tells a class"
+            f"column of {first.name} tells a class: set {options.key}.label to the field that does "
+            f"({', '.join(map(str, list(first.fields)[:20])):.200})"
         )
 
     def _class_names(self, annotations: Annotations) -> list[ClassName]:

@@ -13,7 +13,8 @@ from clip_jax.evaluation.datasets import Dataset
 from clip_jax.evaluation.evaluators.protocol import Evaluator, Result
 from clip_jax.evaluation.evaluators.zero_shot import blocks
 from clip_jax.evaluation.metrics.scores import Score, Scorer
-from clip_jax.evaluation.report.section import Section, metrics_section
+from clip_jax.evaluation.report import probes
+from clip_jax.evaluation.report.section import Section, without_thumbnails
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +74,9 @@ class Classifier(Evaluator[ClassifierResult]):
         return ClassifierResult(dataset.metric, scorer.result(), scorer.metrics())
 
     def sections(self, results: Mapping[str, ClassifierResult]) -> Iterable[Section]:
-        """Returns a table of the metrics."""
-        yield metrics_section(
-            "classifier", {name: result.flat_metrics() for name, result in results.items()}, {}
-        )
+        """Returns the accuracy beside that of zero-shot classification."""
+        draw = without_thumbnails(probes.trained_classifier)
+        yield Section("classifier", "Classifier of the model", draw)
 
 
 def _columns(labels: Sequence[str], dataset: Dataset) -> tuple[np.ndarray, str]:

@@ -10,8 +10,9 @@ from clip_jax.evaluation.report import charts, formats, tables
 from clip_jax.evaluation.report.cards import card, grid
 from clip_jax.evaluation.report.charts import Frame, Series
 from clip_jax.evaluation.report.document import datasets_with
-from clip_jax.evaluation.report.markup import Markup, decimal, isolated, join, tag
+from clip_jax.evaluation.report.markup import Markup, cut, decimal, isolated, join, tag
 from clip_jax.evaluation.report.scales import Scale, scale_around
+from clip_jax.evaluation.report.tables import Column
 from clip_jax.io.files import JsonObject
 
 
@@ -34,6 +35,26 @@ def against_zero_shot(results: Mapping[str, Any]) -> Markup | None:
     )
     rows = (_bar(title, gap, gap / largest) for title, gap in gaps)
     return join(note, tag("ol", *rows, class_="bars card"))
+
+
+def trained_classifier(results: Mapping[str, Any]) -> Markup | None:
+    """Returns a table of the accuracy of the model's own classifier beside zero-shot.
+
+    A dataset whose classes the classifier does not know has a note in place of a score.
+    """
+    rows, notes = [], []
+    for title, dataset, result in datasets_with(results, "classifier"):
+        if note := str(result.get("note") or ""):
+            notes.append(f"{cut(title, 40)}: {cut(note, 200)}.")
+            continue
+        zero_shot = (dataset.get("zero_shot") or {}).get("score")
+        scores = (tables.score(value) for value in (result.get("score"), zero_shot))
+        rows.append([tables.dataset_name(title), *scores])
+    if not rows and not notes:
+        return None
+    columns = [Column("Set", numeric=False), Column("Classifier"), Column("Zero-shot")]
+    table = tables.table("Classifier", columns, rows) if rows else None
+    return join(table, tables.notes(*notes) if notes else None)
 
 
 def _bar(title: str, difference: float, share: float) -> Markup:

@@ -295,6 +295,14 @@ def sample(
             result["zero_shot"] = make.zero_shot(classes, n)
             value = result["zero_shot"]["score"]["value"]
             result |= {"linear_probe": make.probe(value), "few_shot": make.few(value)}
+            result["classifier"] = {
+                "metric": "accuracy",
+                "score": {"value": 0.8125},
+                "metrics": {"top1": 0.8125},
+                "note": "",
+            }
+            if name == "mnist":
+                result["classifier"] |= {"score": None, "note": "'zero' is no class of its"}
         else:
             result["retrieval"] = make.retrieval()
             result["validation_loss"] = {
