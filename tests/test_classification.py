@@ -376,3 +376,18 @@ def test_weights_without_a_bias_do_not_start_a_model_with_one(world: SimpleNames
             main.run([*flags, *more])
         assert says(caught.value, str(world.folder / "base"), *words)
     assert not (world.folder / "bias").exists()
+
+
+def test_a_start_that_fails_leaves_the_folder_to_a_corrected_one(
+    world: SimpleNamespace, tmp_path: Path
+) -> None:
+    flags = [
+        *("--config", str(world.config), "--workdir", str(tmp_path / "run")),
+        *(f"--config.weights.path={world.folder / 'base'}", "--config.weights.optimizer=True"),
+    ]
+    with pytest.raises(UserError) as caught:
+        main.run([*flags, "--config.optimizer.name=sgd"])
+    assert says(caught.value, "config.weights.optimizer=True")
+    assert not (tmp_path / "run" / "config.json").exists()
+    corrected = runs.run(world.config, tmp_path / "run", "--config.steps=3", *flags[4:5])
+    assert corrected.returncode == 0, corrected.stderr

@@ -27,7 +27,7 @@ from clip_jax.training import train_step as step_lib
 from clip_jax.training.announcements import announce, announce_end
 from clip_jax.training.best_checkpoint import BestCheckpoint
 from clip_jax.training.run import prepare
-from clip_jax.training.run_identity import check_same_run, claim_workdir
+from clip_jax.training.run_identity import check_same_run, claim_workdir, release_workdir
 from clip_jax.training.stop_signal import StopSignal
 from clip_jax.training.trainer import Trainer
 
@@ -132,7 +132,11 @@ class Loop:
         run = trainer.run
         if multihost.is_first():
             _check_room(trainer.state_like, run.workdir, self.config)
-        return trainer.fresh(), 0
+        try:
+            return trainer.fresh(), 0
+        except UserError:
+            release_workdir(run)
+            raise
 
     def _step_for(self, batch: dict[str, jax.Array]) -> step_lib.TrainStep:
         width = batch["tokens"].shape[1]

@@ -56,6 +56,17 @@ def claim_workdir(run: Run) -> None:
         )
 
 
+def release_workdir(run: Run) -> None:
+    """Reverses `claim_workdir` for a run that could not start, so that a corrected one can.
+
+    A folder with checkpoints or metrics stays as it is.
+    """
+    traces = [*run.workdir.glob(f"{checkpointing.FOLDER}/*"), *run.workdir.glob("metrics.jsonl")]
+    if multihost.is_first() and not traces:
+        for name in (checkpointing.CONFIG, _FINGERPRINTS):
+            (run.workdir / name).unlink(missing_ok=True)
+
+
 def _claim(run: Run) -> None:
     path, fingerprints = run.workdir / checkpointing.CONFIG, run.workdir / _FINGERPRINTS
     now = run.fingerprints
