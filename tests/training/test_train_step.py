@@ -146,7 +146,7 @@ def test_resumed_in_16_bits_it_goes_on_to_the_bit(halves):
 
 def test_a_run_in_16_bits_is_read_in_32(halves):
     workdir, _, _, state, _ = halves
-    config = {"model": dataclasses.asdict(TINY), "dtype": "float32", "tokenizer": "clip"}
+    config = {"model": TINY.to_dict(), "dtype": "float32", "tokenizer": "clip"}
     (workdir / checkpointing.CONFIG).write_text(json.dumps(config))
     source = open_run(workdir)
     params, _ = source.read("float32")
