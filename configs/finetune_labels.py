@@ -37,6 +37,5 @@ def get_config() -> ConfigDict:
     c.checkpoint.every = 1_000
     c.evaluate.every = 1_000
     c.evaluate.suite = ("zero_shot", "classifier")
-    c.evaluate.caption = "{caption}"
     c.evaluate.sets.mine = ConfigDict({"data": "data/stamps/test"})
     return c
