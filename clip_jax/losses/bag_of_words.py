@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from clip_jax.config.schema import Config
-from clip_jax.errors import UserError
 from clip_jax.losses import vocabulary
-from clip_jax.losses.objective import Batch, Metrics
+from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics, refuse_options
 from clip_jax.models.clip import CLIP
 from clip_jax.models.model_config import CLIPConfig
 
@@ -31,7 +30,7 @@ class BagOfWords:
     """
 
     extra_arrays: ClassVar[tuple[str, ...]] = ("span",)
-    unused_parts: ClassVar[tuple[str, ...]] = ("text", "logit_scale", "temperature", "logit_bias")
+    unused_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS
     heads: ClassVar[Mapping[str, Mapping[str, Any]]] = {HEAD: {}}
 
     @classmethod
@@ -40,11 +39,7 @@ class BagOfWords:
     ) -> BagOfWords:
         """Makes the objective; see `ConfiguredObjective.from_config`."""
         del config, model_config
-        if options:
-            raise UserError(
-                f"config.objective.options={dict(options)!r:.200}: the objective bag_of_words has "
-                "none"
-            )
+        refuse_options(options, "the objective bag_of_words")
         return cls()
 
     def features(

@@ -14,7 +14,7 @@ from clip_jax.config.schema import Config
 from clip_jax.config.values import is_number
 from clip_jax.errors import UserError
 from clip_jax.losses import vocabulary
-from clip_jax.losses.objective import Batch, Metrics
+from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics
 from clip_jax.models.clip import CLIP
 from clip_jax.models.decoder import Decoder
 from clip_jax.models.generation import DECODER
@@ -38,7 +38,7 @@ class Captioning:
     label_smoothing: float = 0.0
     parallel: float = 0.0
     extra_arrays: ClassVar[tuple[str, ...]] = ("span",)
-    unused_parts: ClassVar[tuple[str, ...]] = ("text", "logit_scale", "temperature", "logit_bias")
+    unused_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS
     heads: ClassVar[Mapping[str, Mapping[str, Any]]] = {DECODER: {}}
 
     @classmethod

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from clip_jax.config.schema import Config
 from clip_jax.errors import UserError
-from clip_jax.losses.objective import Batch, Metrics
+from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics, refuse_options
 from clip_jax.models import classifier
 from clip_jax.models.clip import CLIP
 from clip_jax.models.model_config import CLIPConfig
@@ -32,18 +32,15 @@ class Classification:
     label_smoothing: float = 0.0
     reads_image_features: ClassVar[bool] = True
     extra_arrays: ClassVar[tuple[str, ...]] = ("label",)
-    unused_parts: ClassVar[tuple[str, ...]] = ("text", "logit_scale", "temperature", "logit_bias")
+    unused_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS
 
     @classmethod
     def from_config(
         cls, config: Config, model_config: CLIPConfig, options: Mapping[str, Any]
     ) -> Classification:
         """Makes the objective from `config.classifier`; see `ConfiguredObjective.from_config`."""
-        if options:
-            raise UserError(
-                f"config.objective.options={dict(options)!r:.200}: the objective classification "
-                "has none; its keys are those of config.classifier"
-            )
+        hint = "; its keys are those of config.classifier"
+        refuse_options(options, "the objective classification", hint)
         if model_config.head(classifier.NAME) is None:
             raise UserError(
                 "the objective classification needs the names of the classes: give a list of them "
@@ -76,8 +73,7 @@ class Classification:
 
     def flops(self, model_config: CLIPConfig, batch_size: int) -> int:
         """Returns the FLOPs of the product of all features with the classifier's kernel."""
-        head: Any = model_config.head(classifier.NAME)
-        return 2 * batch_size * model_config.embed_dim * len(head.labels)
+        return 2 * batch_size * model_config.embed_dim * len(model_config.labels)
 
 
 def _cross_entropy(

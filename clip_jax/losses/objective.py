@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from jaxtyping import Array, Float, Key
 
 from clip_jax.config.schema import Config
+from clip_jax.errors import UserError
 from clip_jax.models.clip import CLIP
 from clip_jax.models.model_config import CLIPConfig
 
@@ -97,3 +98,21 @@ def unused_parts(objective: Objective) -> tuple[str, ...]:
     not have is passed over.
     """
     return tuple(getattr(objective, "unused_parts", ()))
+
+
+# The parts that an objective without texts does not use.
+TEXT_PARTS = ("text", "logit_scale", "temperature", "logit_bias")
+
+
+def refuse_options(options: Mapping[str, Any], objective: str, hint: str = "") -> None:
+    """Raises UserError for `config.objective.options` of an objective that has none.
+
+    Args:
+      options: the options.
+      objective: the objective, in words.
+      hint: where its keys are, in words.
+    """
+    if options:
+        raise UserError(
+            f"config.objective.options={dict(options)!r:.200}: {objective} has none{hint}"
+        )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from clip_jax.distributed import sharding
+from clip_jax.models.words import word_logits
 
 MAX_BYTES = 64 << 20  # of the float32 logits that exist at once on a device
 
@@ -68,9 +69,7 @@ def _losses(
     ],
 ) -> Float[Array, "n tokens"]:
     hidden, targets, shares = rows
-    logits = jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    if bias is not None:
-        logits = logits + bias.astype(jnp.float32)
+    logits = word_logits(hidden, kernel, bias)
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.sum(shares * jnp.take_along_axis(logits, targets, axis=-1), axis=-1)
     if label_smoothing:

@@ -27,6 +27,7 @@ from clip_jax.models.layers import activation_dtype, embedding, layer_norm, line
 from clip_jax.models.stack import check_remat, scan, stack
 from clip_jax.models.tower import MAX_LAYERS
 from clip_jax.models.transformer import MLP, Attention, Cache
+from clip_jax.models.words import word_logits
 
 _OUTPUT_BIAS = ParamSpec(("vocabulary",), decay=False)
 _TOKENS = normal(0.02)
@@ -70,7 +71,7 @@ class DecoderConfig(Head):
         return Decoder(self, model_config, dtype=dtype, remat=remat, rngs=rngs)
 
     def flops(self, tokens: int, places: int, channels: int, vocabulary: int) -> int:
-        """Returns the FLOPs of the forward pass of one caption, without the output layer.
+        """Returns the FLOPs of the forward pass of one caption, with the output layer.
 
         Args:
           tokens: the number of tokens that are predicted.
@@ -277,9 +278,8 @@ class Decoder(nnx.Module):
 
         x, caches = jax.lax.scan(layer, x, (params, places, caches))
         hidden = self.ln_final(x)[:, 0].astype(self.dtype)
-        kernel = self.output_kernel.astype(self.dtype)
-        logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
-        return logits + self.output_bias[...].astype(jnp.float32), (places, caches)
+        logits = word_logits(hidden, self.output_kernel, self.output_bias[...])
+        return logits, (places, caches)
 
     def _inputs(
         self, tokens: Int[Array, "batch context"], parallel: Bool[Array, " batch"] | None

@@ -142,10 +142,9 @@ class CLIPConfig:
         for side, tower in (("vision", self.vision), ("text", self.text)):
             values[side] = {"kind": kind_of(tower), **values[side]}
         heads = {
-            name: {"kind": kind_of(head), **dataclasses.asdict(head)}  # type: ignore[call-overload]
-            for name, head in self.heads
+            name: {"kind": kind_of(head), **head_values}
+            for (name, head), (_, head_values) in zip(self.heads, values.pop("heads"), strict=True)
         }
-        del values["heads"]
         return values | ({"heads": heads} if heads else {})
 
 

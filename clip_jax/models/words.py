@@ -44,6 +44,15 @@ class Words(nnx.Module):
 
     def __call__(self, features: Float[Array, "n embed_dim"]) -> Float[Array, "n vocabulary"]:
         """Returns the logits of all words, float32."""
-        kernel = self.kernel[...].astype(self.dtype)
-        logits = jnp.dot(features.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
-        return logits + self.bias[...].astype(jnp.float32)
+        return word_logits(features.astype(self.dtype), self.kernel[...], self.bias[...])
+
+
+def word_logits(
+    hidden: Float[Array, "*n width"],
+    kernel: Float[Array, "width vocabulary"],
+    bias: Float[Array, " vocabulary"] | None,
+) -> Float[Array, "*n vocabulary"]:
+    """Returns hidden · kernel + bias, float32; the product has the dtype of `hidden`."""
+    kernel = kernel.astype(hidden.dtype)
+    logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+    return logits if bias is None else logits + bias.astype(jnp.float32)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -161,18 +160,17 @@ def class_index(c: Config, model: CLIPConfig) -> ClassIndex | None:
 
     None if no objective needs it.
     """
-    head: Any = model.head(classifier.NAME)
-    if head is None or not needs_labels(c.objective):
+    if not model.labels or not needs_labels(c.objective):
         return None
     if c.classifier.labels not in registry.names():
-        return ClassIndex(head.labels, numbered=bool(c.classifier.labels))
+        return ClassIndex(model.labels, numbered=bool(c.classifier.labels))
     standard = registry.standard(c.classifier.labels)
     folders = standard.folders or standard.classes
     others = [
         (folder, *standard.synonyms.get(label, ()))
         for label, folder in zip(standard.classes, folders, strict=True)
     ]
-    return ClassIndex(head.labels, others)
+    return ClassIndex(model.labels, others)
 
 
 def check_classes(data: Mixture, classes: ClassIndex | None, default_field: str) -> None:
@@ -186,8 +184,9 @@ def check_classes(data: Mixture, classes: ClassIndex | None, default_field: str)
     Raises:
       UserError: none of them is; says why the first is not.
     """
-    for part in data.parts if classes is not None else ():
-        assert classes is not None
+    if classes is None:
+        return
+    for part in data.parts:
         complaint = ""
         for i in range(min(_CHECKED, len(part.source))):
             try:
@@ -252,8 +251,7 @@ def zero_shot_classifier(
       encoder: the model with the weights of its text tower.
       tokenizer: the tokenizer of the model.
     """
-    head: Any = model.head(classifier.NAME)
-    names = [label.replace("_", " ") for label in head.labels]  # as folders write them
+    names = [label.replace("_", " ") for label in model.labels]  # as folders write them
     weights = features.classifier(encoder, tokenizer, names, _prompts(c))
     return classifier.zero_shot_params(weights)
 

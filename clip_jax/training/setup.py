@@ -102,6 +102,8 @@ def _with_unused_frozen(c: Config, architecture: CLIPConfig, objective: Objectiv
 
     Otherwise weight decay would change them.
     """
+    if not unused_parts(objective):
+        return c
     parts = variables(abstract_model(architecture, lora=c.lora))[0]
     frozen = [part for part in map(str.strip, c.optimizer.freeze.split(",")) if part]
     unused = [part for part in unused_parts(objective) if part in parts and part not in frozen]

@@ -220,9 +220,7 @@ class Trainer(setup.Recipe):
           say: called with a line about what is computed or read.
         """
         if self.feature_cache is not None:
-            size = self.run.config.evaluate.batch_size
-            encoder = Encoder(self.graph, variables, self.mesh, size)
-            self.feature_cache.fill(encoder, variables, say)
+            self.feature_cache.fill(self._encoder(variables), variables, say)
 
     def place(self, rows: Row) -> dict[str, jax.Array]:
         """Returns this process's rows as part of the global batch.

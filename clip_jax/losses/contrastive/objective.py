@@ -12,7 +12,7 @@ from clip_jax.config.schema import Config
 from clip_jax.errors import UserError
 from clip_jax.losses import contrastive
 from clip_jax.losses.contrastive import caption_ids, sigmoid_loss, softmax_loss
-from clip_jax.losses.objective import Batch, Metrics
+from clip_jax.losses.objective import Batch, Metrics, refuse_options
 from clip_jax.models.clip import CLIP, Output
 from clip_jax.models.model_config import CLIPConfig
 
@@ -56,11 +56,8 @@ class Contrastive:
         cls, config: Config, model_config: CLIPConfig, options: Mapping[str, Any]
     ) -> Contrastive:
         """Makes the objective from `config.loss`; see `ConfiguredObjective.from_config`."""
-        if options:
-            raise UserError(
-                f"config.objective.options={dict(options)!r:.200}: the contrastive objective has "
-                "none; its keys are those of config.loss"
-            )
+        hint = "; its keys are those of config.loss"
+        refuse_options(options, "the contrastive objective", hint)
         objective = cls(**config.loss.to_dict())
         if objective.label_smoothing and model_config.logit_bias is not None:
             raise UserError(
