@@ -173,11 +173,13 @@ class Objective(Group):
 
     name: str = key(
         "contrastive",
-        "contrastive, classification, captioning or bag_of_words, or your own as "
+        "contrastive, classification, captioning, bag_of_words or masked_words, or your own as "
         "my_package.my_module:MyObjective",
     )
     options: Mapping[str, Any] = key(
-        {}, "options of captioning, or of your own objective, by name", user_named=True
+        {},
+        "options of captioning, of masked_words, or of your own objective, by name",
+        user_named=True,
     )
     mix: Mapping[str, Any] = key(
         {},

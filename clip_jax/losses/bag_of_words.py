@@ -17,6 +17,7 @@ from clip_jax.losses import vocabulary
 from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics, refuse_options
 from clip_jax.models.clip import CLIP
 from clip_jax.models.model_config import CLIPConfig
+from clip_jax.models.words import Words
 
 HEAD = "words"
 
@@ -47,29 +48,50 @@ class BagOfWords:
     ) -> dict[str, Float[Array, " n"]]:
         """Computes the loss of each row; a caption without words counts nothing."""
         features = model.encode_image(batch["image"], key=keys)
-        words = distinct_words(batch["tokens"], batch["span"])
-        count = jnp.sum(words, axis=-1)
-        shares = words / jnp.maximum(count, 1)[:, None]
-        head = model.heads[HEAD]
-        losses = vocabulary.token_losses(
-            features[:, None].astype(head.dtype),
-            head.kernel[...],
-            head.bias[...],
-            batch["tokens"][:, None],
-            shares[:, None],
-        )
-        return {"loss": jnp.where(count > 0, losses[:, 0], 0), "rows": (count > 0) * 1.0}
+        return word_losses(features, model.heads[HEAD], batch)
 
     def loss(
         self, features: Mapping[str, Float[Array, " n"]], model: CLIP, batch: Batch
     ) -> tuple[Float[Array, ""], Metrics]:
         """Returns the mean over the rows that have words; there are no metrics."""
-        total = jnp.sum(features["rows"])
-        return jnp.sum(features["loss"]) / jnp.maximum(total, 1), {}
+        return mean_loss(features), {}
 
     def flops(self, model_config: CLIPConfig, batch_size: int) -> int:
         """Returns the FLOPs of the product of all features with the kernel."""
-        return 2 * batch_size * model_config.embed_dim * model_config.text.vocab_size
+        return word_flops(model_config, batch_size)
+
+
+def word_losses(
+    features: Float[Array, "n embed_dim"], head: Words, batch: Batch
+) -> dict[str, Float[Array, " n"]]:
+    """Returns the loss of each row, and which rows have words, for `mean_loss`.
+
+    Args:
+      features: the features of the images.
+      head: the layer that predicts words.
+      batch: the captions as `tokens` and `span`.
+    """
+    words = distinct_words(batch["tokens"], batch["span"])
+    count = jnp.sum(words, axis=-1)
+    shares = words / jnp.maximum(count, 1)[:, None]
+    losses = vocabulary.token_losses(
+        features[:, None].astype(head.dtype),
+        head.kernel[...],
+        head.bias[...],
+        batch["tokens"][:, None],
+        shares[:, None],
+    )
+    return {"loss": jnp.where(count > 0, losses[:, 0], 0), "rows": (count > 0) * 1.0}
+
+
+def mean_loss(losses: Mapping[str, Float[Array, " n"]]) -> Float[Array, ""]:
+    """Returns the mean of the result of `word_losses` over the rows that have words."""
+    return jnp.sum(losses["loss"]) / jnp.maximum(jnp.sum(losses["rows"]), 1)
+
+
+def word_flops(model_config: CLIPConfig, batch_size: int) -> int:
+    """Returns the FLOPs of `word_losses`."""
+    return 2 * batch_size * model_config.embed_dim * model_config.text.vocab_size
 
 
 def is_word(tokens: Int[Array, "n context"], span: Int[Array, "n 2"]) -> Bool[Array, "n context"]:

@@ -92,7 +92,7 @@ def extra_arrays(objective: Objective) -> tuple[str, ...]:
 
 
 def unused_parts(objective: Objective) -> tuple[str, ...]:
-    """Returns the parts of a model that an objective does not use, such as `text`.
+    """Returns the parts of a model that an objective does not use, such as `text.projection`.
 
     They are frozen. An objective says so by an attribute `unused_parts`; a name that a model does
     not have is passed over.

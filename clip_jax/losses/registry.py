@@ -25,6 +25,7 @@ OBJECTIVES: Registry[type[ConfiguredObjective]] = Registry(
         "bag_of_words": "clip_jax.losses.bag_of_words:BagOfWords",
         "captioning": "clip_jax.losses.captioning:Captioning",
         "classification": "clip_jax.losses.classification:Classification",
+        "masked_words": "clip_jax.losses.masked_words:MaskedWords",
     },
 )
 _KEYS = ("weight", "name", "options")
@@ -33,21 +34,28 @@ _METHODS = ("from_config", "features", "loss", "flops")  # of `ConfiguredObjecti
 
 def objective_names(section: config_schema.Objective) -> tuple[str, ...]:
     """Returns the names of the objectives that `config.objective` combines."""
+    return tuple(name for name, _ in _entries(section))
+
+
+def _entries(section: config_schema.Objective) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the name and the options of each objective of `config.objective`, unchecked."""
     if not section.mix:
-        return (section.name,)
-    entries = section.mix.items()
-    return tuple(str(v.get("name", n) if isinstance(v, Mapping) else n) for n, v in entries)
+        yield section.name, section.options
+    for name, value in section.mix.items():
+        entry = value if isinstance(value, Mapping) else {}
+        options = entry.get("options", {})
+        yield str(entry.get("name", name)), options if isinstance(options, Mapping) else {}
 
 
-def _class_attributes(section: config_schema.Objective, name: str, kind: type) -> Iterator[Any]:
-    """Yields an attribute of the classes of all objectives that have it, if it is of a type."""
-    for objective in objective_names(section):
+def _class_attributes(
+    section: config_schema.Objective, name: str
+) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """Yields an attribute of the classes of all objectives that have it, and their options."""
+    for objective, options in _entries(section):
         try:
-            value = getattr(OBJECTIVES.get(objective), name, None)
+            yield getattr(OBJECTIVES.get(objective), name, None), options
         except UserError:
             continue  # `make_objective` says what is wrong
-        if isinstance(value, kind):
-            yield value
 
 
 def needs_labels(section: config_schema.Objective) -> bool:
@@ -55,18 +63,19 @@ def needs_labels(section: config_schema.Objective) -> bool:
 
     `classification` does, and a user's class whose `extra_arrays` names it.
     """
-    arrays = _class_attributes(section, "extra_arrays", tuple)
-    return any("label" in names for names in arrays)
+    arrays = _class_attributes(section, "extra_arrays")
+    return any(isinstance(names, tuple) and "label" in names for names, _ in arrays)
 
 
 def needed_heads(section: config_schema.Objective) -> dict[str, Mapping[str, Any]]:
     """Returns the heads that objectives need: their names, and the keys that are not defaults.
 
-    An objective's class says so by an attribute `heads`.
+    An objective's class says so by an attribute `heads`, or by a function `heads` of its options.
     """
     heads: dict[str, Mapping[str, Any]] = {}
-    for more in _class_attributes(section, "heads", Mapping):
-        heads |= more
+    for more, options in _class_attributes(section, "heads"):
+        needed = more(options) if callable(more) else more
+        heads |= needed if isinstance(needed, Mapping) else {}
     return heads
 
 

@@ -6,11 +6,13 @@ rows exist at once; the backward pass computes them again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.distributed import sharding
 from clip_jax.models.words import word_logits
@@ -41,13 +43,49 @@ def token_losses(
       max_bytes: the size of the logits that exist at once on a device. At least one row is computed
         at a time.
     """
-    parts = _parts(hidden, kernel.shape[1], max_bytes)
     compute = partial(_losses, kernel, bias, label_smoothing)
-    if parts == 1:
-        return compute((hidden, targets, shares))
-    pieces = sharding.split_chunks((hidden, targets, shares), parts)
-    losses: Array = sharding.merge_chunks(jax.lax.map(jax.checkpoint(compute), pieces))
+    losses: Array = _in_parts(compute, (hidden, targets, shares), kernel.shape[1], max_bytes)
     return losses
+
+
+def losses_and_hits(
+    hidden: Float[Array, "n tokens width"],
+    kernel: Float[Array, "width vocabulary"],
+    bias: Float[Array, " vocabulary"],
+    targets: Int[Array, "n tokens"],
+    *,
+    max_bytes: int = MAX_BYTES,
+) -> tuple[Float[Array, "n tokens"], Bool[Array, "n tokens"]]:
+    """Returns the cross-entropy of each token with one word, and whether that word is likeliest.
+
+    The arguments are those of `token_losses`.
+    """
+
+    def compute(rows: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits = word_logits(rows[0], kernel, bias)
+        chosen = jnp.take_along_axis(logits, rows[1][..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen, chosen >= jnp.max(logits, axis=-1)
+
+    losses, hits = _in_parts(compute, (hidden, targets), kernel.shape[1], max_bytes)
+    return losses, hits
+
+
+def _in_parts(
+    compute: Callable[[Any], Any], rows: tuple[Array, ...], vocabulary: int, max_bytes: int
+) -> Any:
+    """Applies a function to the rows of a batch, few enough of them at a time.
+
+    Args:
+      compute: maps rows to results with the same leading axis.
+      rows: the features [n, tokens, width], and more arrays [n, …].
+      vocabulary: the number of words, each of which has a logit for each token.
+      max_bytes: as for `token_losses`.
+    """
+    parts = _parts(rows[0], vocabulary, max_bytes)
+    if parts == 1:
+        return compute(rows)
+    pieces = sharding.split_chunks(rows, parts)
+    return sharding.merge_chunks(jax.lax.map(jax.checkpoint(compute), pieces))
 
 
 def _parts(hidden: Float[Array, "n tokens width"], vocabulary: int, max_bytes: int) -> int:

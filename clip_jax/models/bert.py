@@ -79,6 +79,23 @@ class BERT(nnx.Module):
 
         Padding is masked.
         """
+        x, text = self._embedded(tokens)
+        mask = text[:, None, None, :]
+        if self.config.pool == "first":
+            return self.projection(self.transformer(x, mask, at=0)[:, 0])
+        return self.projection(_mean(self.transformer(x, mask), text).astype(self.dtype))
+
+    def token_features(
+        self, tokens: Int[Array, "batch context"]
+    ) -> Float[Array, "batch context width"]:
+        """Returns the output of the last block for each token."""
+        x, text = self._embedded(tokens)
+        return self.transformer(x, text[:, None, None, :])
+
+    def _embedded(
+        self, tokens: Int[Array, "batch context"]
+    ) -> tuple[Float[Array, "batch context width"], Bool[Array, "batch context"]]:
+        """Returns the input of the first block, and which tokens are no padding."""
         if tokens.shape[1] > self.config.context_length:
             raise ValueError(
                 f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
@@ -86,11 +103,7 @@ class BERT(nnx.Module):
         positions = self.positional_embedding[: tokens.shape[1]] + self.segment_embedding[0]
         table = self.token_embedding.embedding[...]
         x = sharding.embed_tokens(table, tokens, self.dtype) + positions.astype(self.dtype)
-        text = tokens != self.config.pad_id
-        mask, x = text[:, None, None, :], self.ln_embedding(x).astype(self.dtype)
-        if self.config.pool == "first":
-            return self.projection(self.transformer(x, mask, at=0)[:, 0])
-        return self.projection(_mean(self.transformer(x, mask), text).astype(self.dtype))
+        return self.ln_embedding(x).astype(self.dtype), tokens != self.config.pad_id
 
 
 def _mean(

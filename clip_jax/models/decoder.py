@@ -25,7 +25,7 @@ from clip_jax.models.head import Head
 from clip_jax.models.initializers import BlockInit, LinearInit, clip_text_block, normal
 from clip_jax.models.layers import activation_dtype, embedding, layer_norm, linear
 from clip_jax.models.stack import check_remat, scan, stack
-from clip_jax.models.tower import MAX_LAYERS
+from clip_jax.models.tower import MAX_LAYERS, BlockSizes
 from clip_jax.models.transformer import MLP, Attention, Cache
 from clip_jax.models.words import word_logits
 
@@ -93,7 +93,7 @@ class CrossAttention(nnx.Module):
     """Multi-head attention of the tokens of a text to the places of an image."""
 
     def __init__(
-        self, config: DecoderConfig, *, init: BlockInit, dtype: DTypeLike, rngs: nnx.Rngs
+        self, config: BlockSizes, *, init: BlockInit, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         width, self.heads = config.width, config.heads
         common = dict(dtype=dtype, rngs=rngs)

@@ -30,6 +30,7 @@ HEADS: Registry[type] = Registry(
     {
         "classifier": "clip_jax.models.classifier:ClassifierConfig",
         "decoder": "clip_jax.models.decoder:DecoderConfig",
+        "masked_words": "clip_jax.models.masked_words:MaskedWordsConfig",
         "words": "clip_jax.models.words:WordsConfig",
     },
 )

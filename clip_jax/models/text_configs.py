@@ -133,6 +133,11 @@ class BertConfig(TransformerTower, TextTower):
         """Whether tokens after the end of a text change nothing, so that they can be cut off."""
         return True
 
+    @property
+    def token_width(self) -> int:
+        """The number of features of each token."""
+        return self.width
+
     def flops(self, embed_dim: int, tokens: int) -> int:
         """Returns the FLOPs of the forward pass of one text of `tokens` tokens."""
         return flop_counts.transformer(self, tokens) + product(1, self.width, embed_dim)

@@ -188,6 +188,15 @@ class TextTower(Tower, Protocol):
     def flops(self, embed_dim: int, tokens: int) -> int:
         """Returns the forward FLOPs of one text of `tokens` tokens, see `training.flops`."""
 
+    @property
+    def token_width(self) -> int:
+        """The number of features of each token; 0 for none.
+
+        The module of a tower that has them has a method `token_features(tokens)`, which returns an
+        array [batch, context, features], for masked words.
+        """
+        return 0
+
     def check(self) -> None:
         """Raises UserError if the sizes do not fit together."""
 
@@ -245,10 +254,10 @@ def check_grid(tower: VisionTower) -> None:
         )
 
 
-def check_layers(side: str, layers: int, least: int) -> None:
+def check_layers(side: str, layers: int, least: int, key: str = "layers") -> None:
     """Raises UserError if a tower has fewer than `least` layers, or more than it can have."""
     if not least <= layers <= MAX_LAYERS:
-        raise UserError(f"model.{side}.layers={layers} must be from {least} to {MAX_LAYERS}")
+        raise UserError(f"model.{side}.{key}={layers} must be from {least} to {MAX_LAYERS}")
 
 
 def check_blocks(side: str, tower: BlockSizes) -> None:

@@ -26,23 +26,28 @@ class WordsConfig(Head):
 
     def build(self, model_config: Any, *, dtype: Any, remat: str, rngs: Any) -> Words:
         """Builds the module; see `Head.build`."""
-        return Words(model_config, dtype=dtype, rngs=rngs)
+        return Words(model_config.embed_dim, model_config.text.vocab_size, dtype=dtype, rngs=rngs)
 
 
 class Words(nnx.Module):
-    """The kernel and bias of a linear layer over the vocabulary of the text tower.
+    """The kernel and bias of a linear layer over a vocabulary.
 
     `losses.vocabulary` multiplies by the kernel, a part of the batch at a time.
+
+    Args:
+      inputs: the number of features.
+      words: the size of the vocabulary.
+      dtype: one of `model_config.DTYPES`.
+      rngs: the source of the initial values.
     """
 
-    def __init__(self, model_config: Any, *, dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(self, inputs: int, words: int, *, dtype: Any, rngs: nnx.Rngs) -> None:
         self.dtype = activation_dtype(dtype)
-        inputs, words = model_config.embed_dim, model_config.text.vocab_size
         draw = normal(inputs**-0.5)
         self.kernel = nnx.Param(draw(rngs.params(), (inputs, words)), spec=_KERNEL)
         self.bias = nnx.Param(jnp.zeros(words), spec=_BIAS)
 
-    def __call__(self, features: Float[Array, "n embed_dim"]) -> Float[Array, "n vocabulary"]:
+    def __call__(self, features: Float[Array, "*n inputs"]) -> Float[Array, "*n words"]:
         """Returns the logits of all words, float32."""
         return word_logits(features.astype(self.dtype), self.kernel[...], self.bias[...])
 

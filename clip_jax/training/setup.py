@@ -106,11 +106,19 @@ def _with_unused_frozen(c: Config, architecture: CLIPConfig, objective: Objectiv
         return c
     parts = variables(abstract_model(architecture, lora=c.lora))[0]
     frozen = [part for part in map(str.strip, c.optimizer.freeze.split(",")) if part]
-    unused = [part for part in unused_parts(objective) if part in parts and part not in frozen]
+    unused = [
+        part for part in unused_parts(objective) if _has_part(parts, part) and part not in frozen
+    ]
     if not unused:
         return c
     freeze = ",".join([*frozen, *unused])
     return dataclasses.replace(c, optimizer=dataclasses.replace(c.optimizer, freeze=freeze))
+
+
+def _has_part(parts: Any, name: str) -> bool:
+    """Returns whether a tree of parameters has a part such as `text` or `text.projection`."""
+    outer, _, inner = name.partition(".")
+    return outer in parts and (not inner or _has_part(parts[outer], inner))
 
 
 def _check_feature_cache(

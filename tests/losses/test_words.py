@@ -165,8 +165,13 @@ def test_the_loss_is_the_mean_over_all_tokens(both_ways: bool) -> None:
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
+SMALL = {"width": 16, "layers": 1, "text_layers": 1, "heads": 2}
 OBJECTIVES = {
     "bag_of_words": {},
+    "masked_words": {
+        "model.heads": {"masked_words": SMALL},
+        "objective.options": {"share": 0.4, "tag_weight": 0.5},
+    },
     "captioning": {
         "model.heads": {"decoder": {"width": 16, "layers": 2, "heads": 2, "both_ways": True}},
         "objective.options": {"parallel": 0.5},
