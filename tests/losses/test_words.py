@@ -187,7 +187,10 @@ def test_steps_are_the_same_on_any_mesh_and_in_parts(name: str) -> None:
         state = step_lib.init_state(
             recipe.architecture, recipe.optimizer, 0, recipe.mesh, recipe.state_options
         )
-        assert not any("text/" in leaf for leaf in flat(recipe.state_like.opt_state))
+        state_names = [
+            n.replace("heads/masked_words/text", "") for n in flat(recipe.state_like.opt_state)
+        ]
+        assert not any("text/" in name for name in state_names)
         step = step_lib.compile_step(recipe.train_step, recipe.state_like, recipe.mesh)
         losses = []
         for _ in range(4):
