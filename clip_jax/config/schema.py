@@ -261,7 +261,8 @@ class Evaluate(Group):
     suite: tuple[str, ...] = key(
         ("zero_shot", "retrieval"),
         "evaluators: zero_shot, classifier, linear_probe, few_shot, retrieval, "
-        "validation_loss, robustness, bias, overlap, or your own as my_package.my_module:MyClass",
+        "validation_loss, robustness, bias, scoring, overlap, or your own as "
+        "my_package.my_module:MyClass",
     )
     sets: Mapping[str, Any] = key(
         {},
@@ -272,6 +273,12 @@ class Evaluate(Group):
     standard: tuple[str, ...] = key((), "standard test sets, such as ('cifar10', 'imagenet')")
     folder: str = key("", "where the standard sets are")
     dtype: str = key("", "empty: the run's own, float32 for other weights", choices=("", *DTYPES))
+    scoring: str = key(
+        "sum",
+        "the score of a prompt in the evaluator scoring, by a decoder: the sum or the mean of the "
+        "log-probabilities of its tokens",
+        choices=("sum", "mean"),
+    )
     loss_batch: int = key(256, "pairs of a batch of validation_loss", at_least=2)
     shots: tuple[int, ...] = key((1, 2, 4, 8, 16), "images per class in few-shot learning")
     seeds: int = key(3, "draws of those images", at_least=1)

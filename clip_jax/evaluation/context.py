@@ -26,6 +26,8 @@ from clip_jax.evaluation.datasets.dataset_loader import nothing_left_out
 from clip_jax.evaluation.features import Encoded, Encoder, Features, classifier
 from clip_jax.evaluation.result_cache import ResultCache, key_of
 from clip_jax.evaluation.serialization import Thumbnail
+from clip_jax.inference.prompts import label_prompts
+from clip_jax.models.scoring import scoring_head
 from clip_jax.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class EvalContext:
       pooled: whether features before the projection are computed, too.
       detailed: whether prompts are compared. Features before the projection are then computed
         whether or not an evaluator asks for them.
+      untrained: the towers of the model that have random values.
       say: a function that takes a line about progress.
     """
 
@@ -84,12 +87,14 @@ class EvalContext:
         training: Sequence[Source] = (),
         pooled: bool = False,
         detailed: bool = False,
+        untrained: Sequence[str] = (),
         say: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.encoder, self.scale = encoder, scale
         self.tokenizer, self.preprocess = tokenizer, preprocess
         self.options, self.cache, self.detailed, self.say = options, cache, detailed, say
         self.datasets, self.results, self.training = datasets, results, training
+        self.untrained = untrained
         self._pooled = pooled or detailed
         self._encoded: dict[str, Encoded] = {}
         self._classifiers: dict[str, Features] = {}
@@ -189,6 +194,29 @@ class EvalContext:
             images = self.encode(dataset.name, dataset.source).features
             self._logits = dataset.name, self.scale * images @ self.classifier(dataset).T
         return self._logits[1]
+
+    def label_scores(self, dataset: Dataset) -> np.ndarray:
+        """Returns the score of each label for each image, by the head that predicts words.
+
+        See `scoring.label_scores`; `options.scoring` says how a prompt is scored.
+
+        Args:
+          dataset: the dataset, with its labels, their synonyms and its templates.
+        """
+        names = [(label, *dataset.synonyms.get(label, ())) for label in dataset.labels]
+        prompts = label_prompts(
+            scoring_head(self.encoder.config),
+            self.tokenizer,
+            [
+                [t.replace("{}", name) for name in group for t in dataset.templates]
+                for group in names
+            ],
+            self.options.scoring,
+        )
+        with nothing_left_out(dataset.name), self.progress(dataset.name, len(dataset)) as advance:
+            return self.encoder.label_scores(
+                dataset.source, self.preprocess, prompts, advance=advance
+            )
 
     def encode_texts(self, texts: Sequence[str]) -> Features:
         """Returns the unit-norm features of texts, [texts, embed_dim]; long texts are truncated."""

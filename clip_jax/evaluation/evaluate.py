@@ -22,7 +22,7 @@ from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.evaluators import load_evaluators
 from clip_jax.evaluation.features import Encoder
-from clip_jax.evaluation.suite import Suite
+from clip_jax.evaluation.suite import ModelParts, Suite
 from clip_jax.inference.model_source import ModelSource, open_run, open_weights, refuse_average
 from clip_jax.models import architectures
 from clip_jax.models.clip import abstract_model, parameter_count, variables
@@ -145,6 +145,7 @@ def evaluate(
         explicit=bool(suite),
         sets=sets,
         training=lambda: training,
+        model=ModelParts(tuple(dict(source.config.heads)), source.untrained),
     )
     check_not_empty(evaluation)
     if evaluation.needs_training:

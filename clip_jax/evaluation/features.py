@@ -23,6 +23,8 @@ from clip_jax.data.sources import Source, read_pair
 from clip_jax.distributed import global_batch, sharding
 from clip_jax.evaluation.metrics.zero_shot import ensemble
 from clip_jax.models.clip import CLIP, assembled, normalize
+from clip_jax.models.model_config import CLIPConfig
+from clip_jax.models.scoring import Prompts, label_scores
 from clip_jax.tokenizers import packing
 
 Features = Float[np.ndarray, "n embed_dim"]
@@ -88,8 +90,7 @@ class Encoder:
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes of the model's classifier; empty without a classifier."""
-        labels: tuple[str, ...] = nnx.merge(self.graph, *self._variables).config.labels
-        return labels
+        return self.config.labels
 
     def class_logits(self, features: Features) -> Float[np.ndarray, "n classes"]:
         """Returns the logits of the model's classifier for unit-norm features of images."""
@@ -98,7 +99,12 @@ class Encoder:
         return self._encode("classes", batches, len(features), lambda _: None)[0]
 
     def _encode(
-        self, tower: str, batches: Iterable[tuple[Any, int]], total: int, advance: Advance
+        self,
+        tower: str,
+        batches: Iterable[tuple[Any, int]],
+        total: int,
+        advance: Advance,
+        *more: Any,
     ) -> list[np.ndarray]:
         """Returns the outputs of a tower.
 
@@ -108,7 +114,9 @@ class Encoder:
             padding.
           total: the number of rows of all batches.
           advance: called with the number of rows of each finished batch.
+          more: what the tower takes beside the rows, equal for all batches.
         """
+        placed = jax.device_put(more, sharding.replicated(self.mesh))
         outputs: list[np.ndarray] = []
         pending: list[tuple[Any, int]] = []
         done = 0
@@ -126,7 +134,7 @@ class Encoder:
 
         for rows, count in batches:
             batch = global_batch.global_batch({"rows": rows}, self.mesh)["rows"]
-            pending.append((self._towers[tower](self._variables, batch), count))
+            pending.append((self._towers[tower](self._variables, batch, *placed), count))
             if len(pending) == _AHEAD:
                 collect_oldest()
         while pending:
@@ -189,6 +197,32 @@ class Encoder:
         """Returns the features of `images` and those before the projection, from the same pass."""
         batches = _stacked(_reader(source, preprocess), threads, self._batches(len(source)))
         return Encoded(*self._encode("pooled", batches, len(source), advance))
+
+    def label_scores(
+        self,
+        source: Source,
+        preprocess: Preprocess,
+        prompts: Prompts,
+        threads: int = 0,
+        advance: Advance = lambda _: None,
+    ) -> Float[np.ndarray, "n labels"]:
+        """Returns the score of each label for each image, by the head that `scoring_head` names.
+
+        Args:
+          source: the images.
+          preprocess: the preprocessing of the model.
+          prompts: the prompts of the labels.
+          threads: as for `images`.
+          advance: as for `images`.
+        """
+        batches = _stacked(_reader(source, preprocess), threads, self._batches(len(source)))
+        return self._encode("label_scores", batches, len(source), advance, prompts)[0]
+
+    @functools.cached_property
+    def config(self) -> CLIPConfig:
+        """The architecture of the model."""
+        config: CLIPConfig = nnx.merge(self.graph, *self._variables).config
+        return config
 
     def tokens(self, tokens: np.ndarray) -> Features:
         """Returns the unit-norm features of texts, given their tokens, int32 [n, context]."""
@@ -255,6 +289,7 @@ _TOWERS: dict[str, Callable[..., Any]] = {
     "pooled": _pooled,
     "text": _text,
     "classes": _classes,
+    "label_scores": label_scores,
 }
 
 
@@ -262,9 +297,9 @@ _TOWERS: dict[str, Callable[..., Any]] = {
 def _tower(graph: nnx.GraphDef, name: str, mesh: Mesh) -> Callable[..., Any]:
     """Compiles a tower once for all encoders, so that new parameters need no compilation."""
 
-    def encode(variables: Any, rows: jax.Array) -> Any:
+    def encode(variables: Any, rows: jax.Array, *more: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return _TOWERS[name](assembled(graph, variables), rows)
+            return _TOWERS[name](assembled(graph, variables), rows, *more)
 
     return jax.jit(encode, out_shardings=sharding.replicated(mesh))
 

@@ -26,6 +26,41 @@ from clip_jax.tokenizers import Tokenizer
 AnyEvaluator = Evaluator[Any]
 
 
+_HEADS = {
+    "decoder": "a decoder, which the objective captioning trains",
+    "words": "a prediction of words, which the objective bag_of_words trains",
+}
+_SCORING = "the evaluator scoring classifies by the head that predicts words"
+
+
+class ModelParts(NamedTuple):
+    """The parts of a model on which evaluators depend.
+
+    Attributes:
+      heads: the names of the model's heads.
+      untrained: the towers that have random values: they did not learn, and no weights gave them.
+    """
+
+    heads: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
+
+    def lacking(self, evaluator: AnyEvaluator) -> str:
+        """Returns why an evaluator cannot run on the model, in one line; empty if it can."""
+        name, needed = evaluator.name, evaluator.heads
+        if needed and not set(needed) & set(self.heads):
+            parts = " or ".join(_HEADS.get(head, f"the head {head}") for head in needed)
+            return f"{name}: the model has no {parts}"
+        if evaluator.texts and "text" in self.untrained:
+            return (
+                f"{name}: the text tower of this model has random values, because its objective "
+                "does not train it"
+            ) + (f"; {_SCORING}" if set(_HEADS) & set(self.heads) else "")
+        return ""
+
+
+NO_PARTS = ModelParts()
+
+
 class Task(NamedTuple):
     """An evaluator that runs on a dataset."""
 
@@ -46,6 +81,7 @@ class Suite:
       sets: names of datasets, separated by commas, in place of the config's: datasets of the
         config, standard ones, groups of these, or `NAME=PATH`.
       training: a function that opens the training data of the model.
+      model: the parts of the model.
 
     Raises:
       UserError: there is no such dataset, or one is damaged. Missing datasets of a group of
@@ -62,11 +98,13 @@ class Suite:
         explicit: bool = False,
         sets: str = "",
         training: Callable[[], list[Source]] = list,
+        model: ModelParts = NO_PARTS,
     ) -> None:
         self._options = options
         self._tokenizer = tokenizer
         self._preprocess = preprocess
         self._training = training
+        self._model = model
         self.evaluators = evaluators
         self.missing: list[Missing] = []
         self._datasets = list(self._open_datasets(sets))
@@ -139,6 +177,9 @@ class Suite:
         """Yields an evaluator's tasks; adds datasets that are incomplete for it to `missing`."""
         if evaluator.reference and evaluator.reference not in self._names:
             return
+        if lacking := self._model.lacking(evaluator):
+            self.missing.append(Missing(evaluator.name, lacking, evaluator.name))
+            return
         for dataset in self._datasets:
             try:
                 if not user_code.needs(evaluator, dataset):
@@ -199,6 +240,7 @@ class Suite:
             training=self._training() if self.needs_training else [],
             pooled=any(task.evaluator.pooled for task in self._tasks),
             detailed=detailed,
+            untrained=self._model.untrained,
             say=say,
         )
         findings = []

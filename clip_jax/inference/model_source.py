@@ -46,6 +46,8 @@ class ModelSource:
       lora: the options of a run's adapters; None without adapters.
       read_adapters: reads the adapters alone; None without adapters. `read` and `read_sharded`
         merge them into the kernels.
+      untrained: the towers of a run that have random values: they did not learn, and no weights
+        gave them.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class ModelSource:
     remarks: tuple[str, ...] = ()
     lora: Lora | None = None
     read_adapters: Callable[[], Params] | None = dataclasses.field(default=None, repr=False)
+    untrained: tuple[str, ...] = ()
 
     def without_heads(self) -> ModelSource:
         """Returns the same model without its heads."""
@@ -198,6 +201,7 @@ def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
         remarks=tuple(remarks),
         lora=run.finetuning.lora if has_adapters else None,
         read_adapters=read_adapters if has_adapters else None,
+        untrained=run_config.untrained_towers(run.finetuning, run.model),
     )
 
 

@@ -17,8 +17,6 @@ from clip_jax.weights import arrays, positions
 from clip_jax.weights.library import preprocess_of, snapshot
 from clip_jax.weights.tower_files import SavedTower, find_tower, read_tower
 
-SIDES = ("vision", "text")
-
 
 def open_towers(
     paths: Mapping[str, str], model: CLIPConfig, seed: int, *, resize: bool = False

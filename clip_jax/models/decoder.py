@@ -26,7 +26,7 @@ from clip_jax.models.initializers import BlockInit, LinearInit, clip_text_block,
 from clip_jax.models.layers import activation_dtype, embedding, layer_norm, linear
 from clip_jax.models.stack import check_remat, scan, stack
 from clip_jax.models.tower import MAX_LAYERS, BlockSizes
-from clip_jax.models.transformer import MLP, Attention, Cache
+from clip_jax.models.transformer import MLP, Attention, Cache, Mask
 from clip_jax.models.words import word_logits
 
 _OUTPUT_BIAS = ParamSpec(("vocabulary",), decay=False)
@@ -152,8 +152,14 @@ class DecoderBlock(nnx.Module):
         mask: Bool[Array, "batch 1 tokens tokens"] | None,
     ) -> Float[Array, "batch tokens width"]:
         """Returns the residual stream; without a mask attention is causal."""
+        return self.read(x, self.cross_attention.keys_and_values(memory), mask)
+
+    def read(
+        self, x: Float[Array, "batch tokens width"], memory: Places, mask: Mask | None
+    ) -> Float[Array, "batch tokens width"]:
+        """Returns the residual stream, given the keys and values of the places."""
         x = x + self.attention(self.ln_1(x), mask is None, mask)
-        x = x + self.cross_attention(self.ln_cross(x), memory)
+        x = x + self.cross_attention.read(self.ln_cross(x), memory)
         return x + self.mlp(self.ln_2(x))
 
     def step(
@@ -243,16 +249,41 @@ class Decoder(nnx.Module):
 
         That is, stacked by layer, the keys and values of the places, and empty ones of the tokens.
         """
+        size = self.config.width // self.config.heads
+        shape = (self.config.layers, len(grid), length, self.config.heads, size)
+        empty = jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
+        return self.start_scoring(grid), empty
+
+    def start_scoring(self, grid: Float[Array, "batch places channels"]) -> _Stacked:
+        """Returns the keys and values of the places, stacked by layer."""
         memory = self.memory(grid.astype(self.dtype))
         graph, params = nnx.split(self.forward_blocks, nnx.Param)
 
         def layer(_: None, params: Any) -> tuple[None, Places]:
             return None, nnx.merge(graph, params).cross_attention.keys_and_values(memory)
 
-        _, places = jax.lax.scan(layer, None, params)
-        size = self.config.width // self.config.heads
-        shape = (self.config.layers, len(grid), length, self.config.heads, size)
-        return places, (jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        return jax.lax.scan(layer, None, params)[1]
+
+    def prefix_features(
+        self,
+        memory: _Stacked,
+        tokens: Int[Array, " prefixes"],
+        lengths: Int[Array, " prefixes"],
+        visible: Bool[Array, "prefixes prefixes"],
+    ) -> Float[Array, "batch prefixes width"]:
+        """Returns the features that predict the token after each prefix; see `ScoringDecoder`."""
+        x = self.token_embedding.embedding[...][tokens]
+        x = jnp.where(lengths[:, None] == 0, self.start[...], x)
+        x = (x + self.positional_embedding[...][lengths]).astype(self.dtype)
+        x = jnp.broadcast_to(x, (memory[0].shape[1], *x.shape))
+        graph, params = nnx.split(self.forward_blocks, nnx.Param)
+
+        def layer(x: Array, inputs: Any) -> tuple[Array, None]:
+            params, places = inputs
+            return nnx.merge(graph, params).read(x, places, visible[None, None]), None
+
+        x, _ = jax.lax.scan(layer, x, (params, memory))
+        return self.ln_final(x).astype(self.dtype)
 
     def next_logits(
         self, token: Int[Array, " batch"] | None, position: Int[Array, ""], memory: Memory

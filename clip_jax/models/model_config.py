@@ -28,6 +28,7 @@ __all__ = [
     "DTYPES",
     "HALF",
     "MEAN",
+    "SIDES",
     "STD",
     "BertConfig",
     "CLIPConfig",
@@ -41,6 +42,7 @@ __all__ = [
 
 # What a model computes in. `mixed`: bfloat16 products between float32 activations.
 DTYPES = ("float32", "bfloat16", "mixed")
+SIDES = ("vision", "text")  # the names of the towers
 _MAX_KIND = 200  # characters of a tower's name, which messages quote
 
 
@@ -118,7 +120,7 @@ class CLIPConfig:
             raise UserError(f"model={values!r:.80} must be an object")
         values = {key: _tuples(value) for key, value in values.items()}
         towers = {}
-        for side in ("vision", "text"):
+        for side in SIDES:
             if side not in values:
                 raise UserError(f"model.{side} is missing: the config of a tower")
             registry, protocol = _TOWERS[side]

@@ -60,6 +60,9 @@ def announce(loop: Loop) -> None:
             kind = class_labels.classifier_start(run.config, run.model, source)
             start = f"; {_CLASSIFIER_STARTS[kind]}"
         say(f"a classifier of {counted(len(labels), 'class', 'classes')}: {names:.200}{start}")
+    for missing in run.suite.missing:
+        if missing.evaluator:
+            say(f"not evaluated: {missing.why}")
     for part in run.data.parts:
         _announce_part(loop, part)
     _announce_negatives(loop)

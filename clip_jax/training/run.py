@@ -20,13 +20,13 @@ from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.evaluators import load_evaluators
-from clip_jax.evaluation.suite import Suite
+from clip_jax.evaluation.suite import ModelParts, Suite
 from clip_jax.inference.model_source import ModelSource, open_model_source
-from clip_jax.inference.towers import SIDES, open_towers
+from clip_jax.inference.towers import open_towers
 from clip_jax.io.files import JsonObject
 from clip_jax.losses.objective import Objective
 from clip_jax.models import architectures
-from clip_jax.models.model_config import CLIPConfig
+from clip_jax.models.model_config import SIDES, CLIPConfig
 from clip_jax.tokenizers import Tokenizer
 from clip_jax.training import (
     best_checkpoint,
@@ -35,6 +35,7 @@ from clip_jax.training import (
     feature_cache,
     setup,
 )
+from clip_jax.training.run_config import untrained_towers
 from clip_jax.training.trackers import check_trackers
 from clip_jax.weights import library, positions
 from clip_jax.weights.param_mapping import mapping_of
@@ -108,6 +109,7 @@ def prepare(config: Any) -> Run:
         library.preprocess_of(model),
         evaluators,
         training=lambda: pictures,
+        model=ModelParts(tuple(dict(model.heads)), untrained_towers(c, model)),
     )
     prefixes = suite.metric_prefixes
     if c.ema.decay:

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from clip_jax.config.schema import Config
 from clip_jax.config.values import typed
+from clip_jax.distributed.param_spec import param_specs
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
-from clip_jax.models.model_config import DTYPES, CLIPConfig
+from clip_jax.models.clip import abstract_model, variables
+from clip_jax.models.model_config import DTYPES, SIDES, CLIPConfig
+from clip_jax.optim import group_patterns
 from clip_jax.training import checkpointing
 from clip_jax.weights.configs.essence import differences
 
@@ -22,7 +25,8 @@ class RunConfig:
       model: the architecture.
       dtype: the dtype of activations.
       tokenizer: the tokenizer, as for `tokenizers.load`.
-      finetuning: the keys that say which parameters learn and whether they are averaged.
+      finetuning: the keys that say which parameters learn, from which weights, and whether they are
+        averaged.
     """
 
     model: CLIPConfig
@@ -77,4 +81,25 @@ def _finetuning(values: JsonObject) -> Config:
     chosen = optimizer if isinstance(optimizer, dict) else {}
     chosen = {key: chosen[key] for key in ("freeze", "groups") if key in chosen}
     groups = {name: values[name] for name in ("ema", "lora") if name in values}
-    return typed({"optimizer": chosen, **groups})
+    weights = values.get("weights")
+    given = weights if isinstance(weights, dict) else {}
+    given = {key: given[key] for key in ("path", *SIDES) if key in given}
+    return typed({"optimizer": chosen, "weights": given, **groups})
+
+
+def untrained_towers(c: Config, model: CLIPConfig) -> tuple[str, ...]:
+    """Returns the towers that have random values: they do not learn, and no weights give them.
+
+    Args:
+      c: the config of a run, in which parts that the objective does not use are frozen.
+      model: its architecture.
+    """
+    without = [side for side in SIDES if not (c.weights.path or getattr(c.weights, side))]
+    if not c.optimizer.freeze and not c.optimizer.groups:
+        return ()
+    abstract = abstract_model(model, lora=c.lora)
+    try:
+        groups = group_patterns.resolve(c.optimizer, param_specs(abstract), variables(abstract)[0])
+    except UserError:  # patterns of another version
+        return ()
+    return tuple(side for side in without if side in groups.frozen_towers)

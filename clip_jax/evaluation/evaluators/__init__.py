@@ -32,6 +32,7 @@ EVALUATORS: Registry[type[Evaluator[Any]]] = Registry(
         "validation_loss": "clip_jax.evaluation.evaluators.validation_loss:ValidationLoss",
         "robustness": "clip_jax.evaluation.evaluators.robustness:Robustness",
         "bias": "clip_jax.evaluation.evaluators.bias:Bias",
+        "scoring": "clip_jax.evaluation.evaluators.scoring:Scoring",
         "overlap": "clip_jax.evaluation.evaluators.overlap:Overlap",
     },
 )

@@ -28,6 +28,7 @@ class Bias(Evaluator[BiasResult]):
 
     name = "bias"
     result = BiasResult
+    texts = True
     curves = ()
 
     def needs(self, dataset: Dataset) -> str:

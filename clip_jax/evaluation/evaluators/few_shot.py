@@ -17,7 +17,10 @@ from clip_jax.evaluation.report.section import Section, without_thumbnails
 
 @dataclasses.dataclass(frozen=True)
 class FewShotResult(few_shot.FewShot, Result):
-    """The scores of few-shot classifiers, and the zero-shot score to compare them with."""
+    """The scores of few-shot classifiers, and the zero-shot score to compare them with.
+
+    The latter is None if the model's text tower has random values.
+    """
 
     zero_shot: float | None
 
@@ -60,6 +63,8 @@ class FewShot(Evaluator[FewShotResult]):
             validation_target=validation_target,
             mesh=context.encoder.mesh,
         )
+        if "text" in context.untrained:
+            return FewShotResult(**vars(classifiers), zero_shot=None)
         images = context.encode(dataset.name, dataset.source).features
         scorer = score_features(images, context.classifier(dataset), context.scale, dataset)
         return FewShotResult(**vars(classifiers), zero_shot=scorer.result().value)

@@ -77,6 +77,9 @@ class Evaluator(Protocol[ResultT]):
       pooled: whether it uses features before the projection (`context.encode(…).pooled`), which are
         then computed in the same pass.
       training: whether it uses the training images (`context.training`).
+      texts: whether it compares images with features of texts. It does not run on a model whose
+        text tower has random values.
+      heads: the heads of which a model needs one; empty: it needs none.
       reference: the name of the dataset that it compares others with; empty for none. Such an
         evaluator runs after all others, whose results are in `context.results`.
       curves: the endings of the metrics whose curves the page shows; ("",) means all.
@@ -86,6 +89,8 @@ class Evaluator(Protocol[ResultT]):
     result: type[ResultT]
     pooled: bool = False
     training: bool = False
+    texts: bool = False
+    heads: tuple[str, ...] = ()
     reference: str = ""
     curves: tuple[str, ...] = ("",)
 

@@ -90,6 +90,7 @@ class Retrieval(Evaluator[RetrievalResult]):
 
     name = "retrieval"
     result = RetrievalResult
+    texts = True
     curves = ("/r1",)
 
     def needs(self, dataset: Dataset) -> str:

@@ -32,6 +32,7 @@ class Robustness(Evaluator[RobustnessResult]):
 
     name = "robustness"
     result = RobustnessResult
+    texts = True
     reference = REFERENCE
     curves = ()
 

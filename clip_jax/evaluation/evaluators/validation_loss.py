@@ -31,6 +31,7 @@ class ValidationLoss(Evaluator[ValidationLossResult]):
 
     name = "validation_loss"
     result = ValidationLossResult
+    texts = True
     curves = ("/loss",)
 
     def needs(self, dataset: Dataset) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -128,6 +128,7 @@ class ZeroShot(Evaluator[ZeroShotResult]):
 
     name = "zero_shot"
     result = ZeroShotResult
+    texts = True
 
     def needs(self, dataset: Dataset) -> str:
         """Needs classes."""
@@ -156,7 +157,7 @@ class ZeroShot(Evaluator[ZeroShotResult]):
             metrics=scorer.metrics(),
             templates=len(dataset.templates),
             per_class=scorer.per_class(dataset.labels),
-            examples=_examples(context, dataset, images, weights),
+            examples=examples(context, dataset, lambda i: context.scale * images[i] @ weights.T),
             confusions=confusions,
             calibration=calibrated,
             prompts=prompts,
@@ -187,18 +188,23 @@ def _compare_prompts(context: EvalContext, dataset: Dataset, images: Features) -
     }
 
 
-def _examples(
-    context: EvalContext, dataset: Dataset, images: Features, weights: Features
+def examples(
+    context: EvalContext, dataset: Dataset, logits_of: Callable[[int], np.ndarray]
 ) -> list[Example]:
-    """Returns random images with their likeliest labels."""
+    """Returns random images with their likeliest labels.
+
+    Args:
+      context: the context of the evaluation.
+      dataset: a dataset with classes.
+      logits_of: returns the logits of all labels for an image, given its number.
+    """
     assert dataset.target is not None
-    examples = []
+    shown = []
     for i in context.choose(dataset, context.options.pictures):
-        logits = context.scale * images[i] @ weights.T
-        order, probabilities = zero_shot.likeliest(logits, min(_SHOWN, len(dataset.labels)))
+        order, probabilities = zero_shot.likeliest(logits_of(i), min(_SHOWN, len(dataset.labels)))
         target = dataset.target[i]
         truths = [dataset.labels[j] for j in (np.flatnonzero(target) if target.ndim else [target])]
-        examples.append(
+        shown.append(
             Example(
                 picture=context.thumbnail(dataset.source, i),
                 name=dataset.source[i].name,
@@ -208,4 +214,4 @@ def _examples(
                 probabilities=[float(probability) for probability in probabilities],
             )
         )
-    return examples
+    return shown

@@ -117,10 +117,12 @@ def _meter(share: Any) -> Markup:
     return tag("span", tag("b", formats.percent(share)), bar, class_="score")
 
 
-def predictions(results: Mapping[str, Any], album: Album, most: int) -> Markup | None:
-    """Shows random images with their likeliest labels."""
+def predictions(
+    results: Mapping[str, Any], album: Album, most: int, evaluator: str = "zero_shot"
+) -> Markup | None:
+    """Shows random images with their likeliest labels, by an evaluator that has `examples`."""
     blocks = []
-    for title, dataset, zero in datasets_with(results, "zero_shot"):
+    for title, dataset, zero in datasets_with(results, evaluator):
         examples = (zero.get("examples") or [])[:most]
         if not examples:
             continue

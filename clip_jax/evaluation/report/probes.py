@@ -38,12 +38,26 @@ def against_zero_shot(results: Mapping[str, Any]) -> Markup | None:
 
 
 def trained_classifier(results: Mapping[str, Any]) -> Markup | None:
-    """Returns a table of the accuracy of the model's own classifier beside zero-shot.
+    """Returns a table of the accuracy of the model's own classifier beside zero-shot."""
+    return _beside_zero_shot(results, "classifier", "Classifier")
 
-    A dataset whose classes the classifier does not know has a note in place of a score.
+
+def scoring(results: Mapping[str, Any]) -> Markup | None:
+    """Returns a table of the accuracy of the scoring classifier beside zero-shot."""
+    drawn = _beside_zero_shot(results, "scoring", "Scoring")
+    note = tables.notes(
+        "The label whose prompts are the likeliest captions, by the head that predicts words."
+    )
+    return join(note, drawn) if drawn else None
+
+
+def _beside_zero_shot(results: Mapping[str, Any], evaluator: str, name: str) -> Markup | None:
+    """Returns a table of an evaluator's scores beside those of zero-shot.
+
+    A dataset with a note in place of a score is listed below the table.
     """
     rows, notes = [], []
-    for title, dataset, result in datasets_with(results, "classifier"):
+    for title, dataset, result in datasets_with(results, evaluator):
         if note := str(result.get("note") or ""):
             notes.append(f"{cut(title, 40)}: {cut(note, 200)}.")
             continue
@@ -52,8 +66,8 @@ def trained_classifier(results: Mapping[str, Any]) -> Markup | None:
         rows.append([tables.dataset_name(title), *scores])
     if not rows and not notes:
         return None
-    columns = [Column("Set", numeric=False), Column("Classifier"), Column("Zero-shot")]
-    table = tables.table("Classifier", columns, rows) if rows else None
+    columns = [Column("Set", numeric=False), Column(name), Column("Zero-shot")]
+    table = tables.table(name, columns, rows) if rows else None
     return join(table, tables.notes(*notes) if notes else None)
 
 
