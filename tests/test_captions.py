@@ -11,6 +11,7 @@ from PIL import Image
 
 import clip_jax
 import runs
+from clip_jax import main
 from clip_jax.cli import classify
 from clip_jax.errors import UserError
 from support import says
@@ -67,6 +68,26 @@ def test_the_command_writes_captions(run: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(UserError) as caught:
         classify.run([str(folder), "--checkpoint", str(run), "--caption", "--labels", "a,b"])
     assert says(caught.value, "--caption", "--labels")
+
+
+def test_labels_are_scored_by_the_decoder(run: Path) -> None:
+    labels = list(CAPTIONS.values())
+    answers = clip_jax.pipeline(model=str(run))(images(), labels, "{}")
+    assert [answer[0]["label"] for answer in answers] == labels
+    assert all(answer[0]["score"] > 0.9 for answer in answers)
+
+
+def test_an_untrained_text_tower_is_not_evaluated(run: Path) -> None:
+    flags = ["--config", str(run.parent / "config.py"), "--mode=evaluate", "--checkpoint", str(run)]
+    flags += [f"--sets=own={run.parent / 'data'}"]
+    main.run([*flags, "--suite=zero_shot,scoring"])
+    document = json.loads((run / "report.json").read_text())
+    (own,) = document["sets"].values()
+    assert own["scoring"]["score"]["value"] == 1.0 and "zero_shot" not in own
+    assert [item["set"] for item in document["missing"]] == ["zero_shot"]
+    with pytest.raises(UserError) as caught:
+        main.run([*flags, "--suite=zero_shot"])
+    assert says(caught.value, "zero_shot", "random values", "scoring")
 
 
 def test_mistakes_are_one_line(run: Path) -> None:

@@ -276,9 +276,10 @@ def classify(
 
     logging.set_verbosity("error")  # without orbax's warning that a checkpoint is only read
     with _notes():
-        classifier = pretrained.ZeroShotClassifier(
-            *pretrained.load(checkpoint, weights, activation=activation, ema=ema)
+        classifier = pretrained.pipeline(
+            model=checkpoint, weights=weights, activation=activation, ema=ema
         )
+        assert isinstance(classifier, pretrained.ZeroShotClassifier)
         return classifier.stream(images, labels, templates, **options)
 
 

@@ -110,6 +110,8 @@ class Suite:
         self._datasets = list(self._open_datasets(sets))
         self._tasks = self._plan()
         incomplete = bool(self.missing) and self.missing[-1].evaluator != ""
+        if self._datasets:
+            self.missing += self._impossible_evaluators()
         if explicit and self._datasets:
             self.missing += self._unused_evaluators()
         stop = explicit or incomplete or not self._datasets
@@ -177,8 +179,7 @@ class Suite:
         """Yields an evaluator's tasks; adds datasets that are incomplete for it to `missing`."""
         if evaluator.reference and evaluator.reference not in self._names:
             return
-        if lacking := self._model.lacking(evaluator):
-            self.missing.append(Missing(evaluator.name, lacking, evaluator.name))
+        if self._model.lacking(evaluator):
             return
         for dataset in self._datasets:
             try:
@@ -191,6 +192,12 @@ class Suite:
     @property
     def _names(self) -> list[str]:
         return [dataset.name for dataset in self._datasets]
+
+    def _impossible_evaluators(self) -> Iterator[Missing]:
+        """Yields the evaluators that cannot run on the model."""
+        for evaluator in self.evaluators:
+            if lacking := self._model.lacking(evaluator):
+                yield Missing(evaluator.name, lacking, evaluator.name)
 
     def _unused_evaluators(self) -> Iterator[Missing]:
         """Yields the evaluators that can run on no dataset for a reason that is not noted yet."""

@@ -36,10 +36,7 @@ from clip_jax.weights.param_mapping import Library
 from clip_jax.weights.positions import resize_model
 
 ZERO_SHOT, IMAGE_TO_TEXT = "zero-shot-image-classification", "image-to-text"
-TASKS: dict[str, type[ZeroShotClassifier | CaptionWriter]] = {
-    ZERO_SHOT: ZeroShotClassifier,
-    IMAGE_TO_TEXT: CaptionWriter,
-}
+TASKS = (ZERO_SHOT, IMAGE_TO_TEXT)
 
 
 def load(
@@ -84,6 +81,37 @@ def load(
     Raises:
       UserError: there is no such run, file or architecture, or the weights are of another model.
     """
+    _, loaded, preprocess, tokenize = _load(
+        model,
+        weights,
+        dtype=dtype,
+        params=params,
+        image_size=image_size,
+        context_length=context_length,
+        tokenizer=tokenizer,
+        activation=activation,
+        library=library,
+        ema=ema,
+        adapters=adapters,
+    )
+    return loaded, preprocess, tokenize
+
+
+def _load(
+    model: str | Path,
+    weights: str | Path | None = None,
+    *,
+    dtype: str | None = None,
+    params: str = "float32",
+    image_size: int | None = None,
+    context_length: int | None = None,
+    tokenizer: str | None = None,
+    activation: str | None = None,
+    library: Library | None = None,
+    ema: bool = False,
+    adapters: str | Path | None = None,
+) -> tuple[ModelSource, CLIP, Preprocess, Tokenize]:
+    """Loads a model as `load` does, and returns where it comes from before it."""
     use_compilation_cache()
     _check_options(dtype, params, image_size, context_length, activation)
     source = _open_source(model, weights, activation, library, ema)
@@ -91,7 +119,7 @@ def load(
         source = adapters_lib.adapted(source, adapters)
     for remark in source.remarks:
         category = DamageWarning if source.workdir else GuessedWarning
-        warnings.warn(remark, category, stacklevel=2)
+        warnings.warn(remark, category, stacklevel=3)
     parameters, statistics = source.read(params)
     parameters, config = resize_model(parameters, source.config, image_size, context_length)
     if activation not in (None, config.activation):
@@ -101,7 +129,8 @@ def load(
     abstract = abstract_model(config, dtype or source.dtype or "float32")
     loaded = nnx.merge(nnx.graphdef(abstract), parameters, statistics)
     preprocess = source.preprocess.resized(config.vision.image_size)
-    return loaded, preprocess, _load_tokenizer(source, tokenizer, config.text.context_length)
+    tokenize = _load_tokenizer(source, tokenizer, config.text.context_length)
+    return source, loaded, preprocess, tokenize
 
 
 def _load_tokenizer(source: ModelSource, chosen: str | None, context_length: int) -> Tokenize:
@@ -200,7 +229,8 @@ def pipeline(
 
     Args:
       task: `zero-shot-image-classification`: from an image and labels to
-        `[{"score": …, "label": …}, …]`; or `image-to-text`: from an image to
+        `[{"score": …, "label": …}, …]`, by the features of texts, or by the head that predicts
+        words if the text tower of a run did not learn; or `image-to-text`: from an image to
         `[{"generated_text": …}]`, by a model with a decoder.
       model: as for `load`.
       options: the other arguments of `load` (`weights`, `dtype`, …).
@@ -212,4 +242,8 @@ def pipeline(
         raise UserError(
             f"unknown task {task!r}; known: {', '.join(TASKS)}; name a model by model=…"
         )
-    return TASKS[task](*load(model, **options))
+    source, loaded, preprocess, tokenize = _load(model, **options)
+    if task == IMAGE_TO_TEXT:
+        return CaptionWriter(loaded, preprocess, tokenize)
+    by_words = "text" in source.untrained
+    return ZeroShotClassifier(loaded, preprocess, tokenize, by_words=by_words)

@@ -64,8 +64,12 @@ def _word_bags(
         weight[i, : len(bag)] = share / max(len(bag), 1)
     label[: len(labels)] = labels
     chunks = len(target) // size, size
-    target, weight = (x.reshape(*chunks, width) for x in (target, weight))
-    return WordBags(target, weight, label.reshape(chunks), labels=count)
+    return WordBags(
+        target.reshape(*chunks, width),
+        weight.reshape(*chunks, width),
+        label.reshape(chunks),
+        labels=count,
+    )
 
 
 @dataclasses.dataclass

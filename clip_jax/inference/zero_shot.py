@@ -16,19 +16,23 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from flax import nnx
+from jaxtyping import Float, Integer
 from tqdm import tqdm
 
 from clip_jax.data.images.pictures import are_several, picture
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import GuessedWarning, UserError
+from clip_jax.inference.prompts import label_prompts
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import CLIP
+from clip_jax.models.scoring import Prompts, label_scores, scoring_head
 from clip_jax.tokenizers import Tokenizer, packing
 
 Tokenize = Tokenizer | Callable[..., np.ndarray]
 Answer = list[JsonObject]
-ScoresOf = Callable[[np.ndarray], np.ndarray]  # from features of images to scores of labels
+Pixels = Integer[np.ndarray, "images height width 3"]
+ScoresOf = Callable[[Pixels], np.ndarray]  # to the scores of labels
 BATCH_SIZE = 32
 _TEXTS = 8  # times as many texts as images make a batch: they are that much smaller
 
@@ -40,10 +44,15 @@ class ZeroShotClassifier:
       model: the model.
       preprocess: the preprocessing of the model, from an image to pixels.
       tokenize: the tokenizer of the model.
+      by_words: whether labels are scored by the head that predicts words, because the text tower
+        of the model did not learn; see `scoring.label_scores`.
     """
 
-    def __init__(self, model: CLIP, preprocess: Preprocess, tokenize: Tokenize) -> None:
+    def __init__(
+        self, model: CLIP, preprocess: Preprocess, tokenize: Tokenize, *, by_words: bool = False
+    ) -> None:
         self.model, self.preprocess, self.tokenize = model, preprocess, tokenize
+        self._by_words = by_words
 
     def __call__(
         self,
@@ -130,15 +139,33 @@ class ZeroShotClassifier:
             raise UserError(f"{wrong[0]!r:.80} has no {{}} for the label")
         if not templates:
             raise UserError("give at least one template")
-        if len(labels) == 1 and self.model.config.logit_bias is None:
+        if len(labels) == 1 and (self._by_words or self.model.config.logit_bias is None):
             warnings.warn(
                 "with one label every image scores 100 %: give what else it could be, too",
                 GuessedWarning,
                 stacklevel=3,
             )
-        text = self._text_features(labels, templates, batch_size * _TEXTS, truncate)
-        scores = functools.partial(self._text_scores, text)
+        if self._by_words:
+            scores = functools.partial(
+                self._word_scores, self._prompts(labels, templates, truncate)
+            )
+        else:
+            text = self._text_features(labels, templates, batch_size * _TEXTS, truncate)
+            scores = functools.partial(self._text_scores, text)
         return self._answers(images, labels, scores, batch_size, top_k, skip_broken)
+
+    def _prompts(self, labels: list[str], templates: list[str], truncate: bool) -> Prompts:
+        """Returns the prompts of each label for the head that scores them."""
+        head = scoring_head(self.model.config)
+        if not head:
+            raise UserError(
+                "this model compares images with no text: its text tower has random values: "
+                "no objective trains it"
+            )
+        if not isinstance(self.tokenize, Tokenizer):
+            raise UserError("scores of labels need the tokenizer that the model was trained with")
+        texts = [[t.replace("{}", label) for t in templates] for label in labels]
+        return label_prompts(head, self.tokenize, texts, truncate=truncate)
 
     def _text_features(
         self, labels: list[str], templates: list[str], batch_size: int, truncate: bool
@@ -180,7 +207,7 @@ class ZeroShotClassifier:
                     raise UserError(f"{broken[0]} (--skip-broken, or skip_broken=True, goes on)")
                 pixels = [item for item in batch if not isinstance(item, UserError)]
                 rows = _rows(len(batch), batch_size, started)
-                scores = iter(scores_of(self._features(pixels, rows)) if pixels else ())
+                scores = iter(scores_of(_padded(np.stack(pixels), rows)) if pixels else ())
                 started = True
                 for item in batch:
                     bar.update()
@@ -214,28 +241,30 @@ class ZeroShotClassifier:
                 for future in waiting:
                     future.cancel()
 
-    def _features(
-        self, pixels: list[np.ndarray], rows: int
-    ) -> Float[np.ndarray, "images embed_dim"]:
-        batch = _padded(np.stack(pixels), rows)
-        return np.asarray(self.model.encode_image(batch, normalized=True))[: len(pixels)]
+    def _features(self, pixels: Pixels) -> Float[np.ndarray, "images embed_dim"]:
+        return np.asarray(self.model.encode_image(pixels, normalized=True))
 
-    def _class_scores(
-        self, image: Float[np.ndarray, "images embed_dim"]
-    ) -> Float[np.ndarray, "images labels"]:
+    def _class_scores(self, pixels: Pixels) -> Float[np.ndarray, "images labels"]:
         """Returns the probabilities of the model's own classes."""
-        return _softmax(np.asarray(self.model.class_logits(jnp.asarray(image))))
+        return _softmax(np.asarray(self.model.class_logits(jnp.asarray(self._features(pixels)))))
+
+    def _word_scores(self, prompts: Prompts, pixels: Pixels) -> Float[np.ndarray, "images labels"]:
+        """Returns a softmax over the scores of the labels by the head that predicts words."""
+        return _softmax(np.asarray(_label_scores(self.model, pixels, prompts)))
 
     def _text_scores(
-        self,
-        text: Float[np.ndarray, "labels embed_dim"],
-        image: Float[np.ndarray, "images embed_dim"],
+        self, text: Float[np.ndarray, "labels embed_dim"], pixels: Pixels
     ) -> Float[np.ndarray, "images labels"]:
         # in NumPy: JAX would compile a program for each of these operations
-        logits = np.asarray(self.model.scale) * image @ text.T
+        logits = np.asarray(self.model.scale) * self._features(pixels) @ text.T
         if self.model.config.logit_bias is None:
             return _softmax(logits)
         return np.exp(-np.logaddexp(0, -logits - np.asarray(self.model.logit_bias[...])))
+
+
+@nnx.jit
+def _label_scores(model: CLIP, pixels: Any, prompts: Prompts) -> Any:
+    return label_scores(model, pixels, prompts)
 
 
 def _softmax(logits: Float[np.ndarray, "n labels"]) -> Float[np.ndarray, "n labels"]:

@@ -295,6 +295,9 @@ def sample(
             result["zero_shot"] = make.zero_shot(classes, n)
             value = result["zero_shot"]["score"]["value"]
             result |= {"linear_probe": make.probe(value), "few_shot": make.few(value)}
+            if titles is None:
+                shared = ("metric", "score", "metrics", "examples")
+                result["scoring"] = {key: result["zero_shot"][key] for key in shared}
             result["classifier"] = {
                 "metric": "accuracy",
                 "score": {"value": 0.8125},
