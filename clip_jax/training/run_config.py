@@ -88,18 +88,30 @@ def _finetuning(values: JsonObject) -> Config:
 
 
 def untrained_towers(c: Config, model: CLIPConfig) -> tuple[str, ...]:
-    """Returns the towers that have random values: they do not learn, and no weights give them.
+    """Returns the towers with random values: they do not learn, and no weights give them.
+
+    A text tower counts, too, if neither its projection nor the scale of the cosines learns or is
+    given: no objective compares its features with those of images.
 
     Args:
       c: the config of a run, in which parts that the objective does not use are frozen.
       model: its architecture.
     """
-    without = [side for side in SIDES if not (c.weights.path or getattr(c.weights, side))]
-    if not c.optimizer.freeze and not c.optimizer.groups:
+    if c.weights.path or not (c.optimizer.freeze or c.optimizer.groups):
         return ()
     abstract = abstract_model(model, lora=c.lora)
     try:
         groups = group_patterns.resolve(c.optimizer, param_specs(abstract), variables(abstract)[0])
     except UserError:  # patterns of another version
         return ()
-    return tuple(side for side in without if side in groups.frozen_towers)
+    given = [side for side in SIDES if getattr(c.weights, side)]
+    random = [side for side in SIDES if side in groups.frozen_towers and side not in given]
+    outputs = [
+        name
+        for name in groups.assignment
+        if name in ("logit_scale", "temperature") or name.startswith("text/projection")
+    ]
+    unread = len(outputs) > 1 and all(map(groups.is_frozen, outputs))
+    if "text" not in random and len(given) < 2 and unread:
+        random.append("text")
+    return tuple(random)
