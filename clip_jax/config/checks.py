@@ -44,7 +44,7 @@ def check(config: Any, devices: int | None = None) -> Config:
             )
     augmentation.Augment.from_dict(c.data.augment.to_dict())
     mixture_config.entries(c.data.to_dict())
-    _check_templates(c)
+    _check_evaluations(c)
     _check_label(c)
     _check_classifier(c)
     _check_objective(c)
@@ -169,7 +169,9 @@ def _check_optimizer(c: Config) -> None:
         )
 
 
-def _check_templates(c: Config) -> None:
+def _check_evaluations(c: Config) -> None:
+    if any(step < 1 for step in c.evaluate.at):
+        raise UserError(f"config.evaluate.at={c.evaluate.at!r:.80} must be steps from 1 on")
     try:
         captions.fields(c.evaluate.caption)
     except UserError as error:

@@ -250,6 +250,7 @@ class Evaluate(Group):
     """Evaluation during training and by --mode=evaluate."""
 
     every: int = key(5_000, "steps between two evaluations", at_least=1)
+    at: tuple[int, ...] = key((), "steps of further evaluations, such as (100, 200, 400)")
     batch_size: int = key(64, "images, or texts, that each device takes at a time", at_least=1)
     pictures: int = key(
         12, "random test images that are shown with their most likely labels", at_least=0

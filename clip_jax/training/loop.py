@@ -271,7 +271,8 @@ class Loop:
                 self._log(*pending)
             pending = (step, batch["tokens"].shape[1], self._batch_counts(), out)
             last = step == c.steps
-            evaluating = self.trainer.run.suite and (last or step % c.evaluate.every == 0)
+            due = last or step % c.evaluate.every == 0 or step in c.evaluate.at
+            evaluating = self.trainer.run.suite and due
             saving = step % c.checkpoint.every == 0 and not last  # the last step is saved below
             if evaluating or saving:
                 self._log(*pending)

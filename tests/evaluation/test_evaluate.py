@@ -25,7 +25,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; its config is `config.py` beside it."""
     folder = tmp_path_factory.mktemp("evaluated")
     config = runs.small_run(folder, 8)
-    done = runs.run(config, folder / "run", "--config.steps=4", "--config.evaluate.every=4")
+    flags = "--config.steps=4", "--config.evaluate.every=4", "--config.evaluate.at=(2,)"
+    done = runs.run(config, folder / "run", *flags)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -58,6 +59,8 @@ def test_training_leaves_a_report(run: Path) -> None:
     assert page.startswith("<!doctype html>")
     document = report(run)
     assert document["model"]["step"] == 4
+    scored = [step for step, name in runs.values(run) if name == "zero_shot/held/top1"]
+    assert scored == [2, 4]
     assert document["sets"]["held"]["images"] == 8
     assert [step for step, _ in document["curves"]["loss"]] == [1, 2, 3, 4]
     assert len(document["sets"]["held"]["zero_shot"]["examples"]) == 2
