@@ -223,7 +223,7 @@ def _check_objective(c: Config) -> None:
             "name all objectives in mix, with their options"
         )
     ours = all(name in OBJECTIVES for name in names)
-    if ours and "contrastive" not in names:
+    if ours and not {"contrastive", "coca"} & set(names):
         for key, value in c.loss.to_dict().items():
             if value != getattr(Loss(), key):
                 raise UserError(

@@ -16,9 +16,10 @@ from clip_jax.errors import UserError
 from clip_jax.losses import vocabulary
 from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics
 from clip_jax.models.clip import CLIP
-from clip_jax.models.decoder import Decoder
+from clip_jax.models.decoder import Decoder, DecoderConfig
 from clip_jax.models.generation import DECODER
 from clip_jax.models.model_config import CLIPConfig
+from clip_jax.models.registry import kind_of
 from clip_jax.models.tower import check_grid
 
 
@@ -37,6 +38,7 @@ class Captioning:
 
     label_smoothing: float = 0.0
     parallel: float = 0.0
+    reads_places: ClassVar[bool] = True
     extra_arrays: ClassVar[tuple[str, ...]] = ("span",)
     unused_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS
     heads: ClassVar[Mapping[str, Mapping[str, Any]]] = {DECODER: {}}
@@ -59,6 +61,12 @@ class Captioning:
                     f"config.objective.options.{name}={value!r:.80} must be a share from 0 to 1"
                 )
         check_grid(model_config.vision)
+        decoder = model_config.head(DECODER)
+        if not isinstance(decoder, DecoderConfig):
+            raise UserError(
+                f"the objective captioning trains a decoder of kind {DecoderConfig.kind}, not "
+                f"model.heads.{DECODER}.kind={kind_of(decoder)}, which the objective coca trains"
+            )
         return cls(**options)
 
     def features(

@@ -46,6 +46,7 @@ class MaskedWords:
     share: float = 0.0
     tag_weight: float = 0.0
     text_tower: bool = False
+    reads_places: ClassVar[bool] = True
     extra_arrays: ClassVar[tuple[str, ...]] = ("span",)
 
     @staticmethod

@@ -80,6 +80,15 @@ def reads_image_features(objective: Objective) -> bool:
     return bool(getattr(objective, "reads_image_features", False))
 
 
+def reads_places(objective: Objective) -> bool:
+    """Returns whether an objective uses the features of the images' places (`CLIP.encode_grid`).
+
+    An objective says so by an attribute `reads_places`. Objectives of a mix then share its pass of
+    the image tower.
+    """
+    return bool(getattr(objective, "reads_places", False))
+
+
 def extra_arrays(objective: Objective) -> tuple[str, ...]:
     """Returns the names of the arrays that an objective needs beside `image` and `tokens`.
 

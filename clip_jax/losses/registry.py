@@ -24,6 +24,7 @@ OBJECTIVES: Registry[type[ConfiguredObjective]] = Registry(
         "contrastive": "clip_jax.losses.contrastive.objective:Contrastive",
         "bag_of_words": "clip_jax.losses.bag_of_words:BagOfWords",
         "captioning": "clip_jax.losses.captioning:Captioning",
+        "coca": "clip_jax.losses.coca:CoCa",
         "classification": "clip_jax.losses.classification:Classification",
         "masked_words": "clip_jax.losses.masked_words:MaskedWords",
     },

@@ -9,8 +9,15 @@ from typing import Any
 from jaxtyping import Array, Float, Key
 
 from clip_jax.losses import objective as objective_lib
-from clip_jax.losses.objective import Batch, Metrics, Objective, reads_image_features
+from clip_jax.losses.objective import (
+    Batch,
+    Metrics,
+    Objective,
+    reads_image_features,
+    reads_places,
+)
 from clip_jax.models.clip import CLIP
+from clip_jax.models.image_pass import shared_image_pass
 from clip_jax.models.model_config import CLIPConfig
 
 
@@ -19,7 +26,7 @@ class Weighted:
     """A weighted sum of objectives, which are minimized together.
 
     Objectives whose classes have the same `features` method share its result, so the towers run
-    once.
+    once. Others that take the same images share the pass of the image tower.
 
     Attributes:
       objectives: the objectives by name, which is the prefix of their metrics.
@@ -33,6 +40,11 @@ class Weighted:
     def reads_image_features(self) -> bool:
         """Whether all objectives can do without images, see `objective.reads_image_features`."""
         return all(map(reads_image_features, self.objectives.values()))
+
+    @property
+    def reads_places(self) -> bool:
+        """Whether an objective uses features of places, see `objective.reads_places`."""
+        return any(map(reads_places, self.objectives.values()))
 
     @property
     def extra_arrays(self) -> tuple[str, ...]:
@@ -53,11 +65,10 @@ class Weighted:
 
     def features(self, model: CLIP, batch: Batch, keys: Key[Array, " n"]) -> dict[str, Any]:
         """Returns the features by objective; shared features appear once, under the first one."""
-        return {
-            name: objective.features(model, batch, keys)
-            for name, objective in self.objectives.items()
-            if self._features_owner(name) == name
-        }
+        owners = [name for name in self.objectives if self._features_owner(name) == name]
+        owners.sort(key=lambda name: not reads_places(self.objectives[name]))
+        with shared_image_pass():
+            return {name: self.objectives[name].features(model, batch, keys) for name in owners}
 
     def loss(
         self, features: Mapping[str, Any], model: CLIP, batch: Batch

@@ -20,6 +20,7 @@ from clip_jax.models import classifier
 from clip_jax.models.architectures import name_of
 from clip_jax.models.dropout import row_keys
 from clip_jax.models.generation import DECODER, Generation, generate
+from clip_jax.models.image_pass import Encoded, encoded_once
 from clip_jax.models.layers import activation_dtype
 from clip_jax.models.lora import add_adapters
 from clip_jax.models.model_config import CLIPConfig
@@ -139,12 +140,10 @@ class CLIP(nnx.Module):
         Raises:
           UserError: the shape or type is wrong, or the values are no pixels.
         """
-        image = checked_pixels(image, self.config.vision)
         if key is None:
+            image = checked_pixels(image, self.config.vision)
             return self._encode("vision", image, normalized)
-        keys = key if key.ndim else jax.random.split(key, len(image))
-        with row_keys(keys if self.dropout else None):
-            features = self.vision(image, key=keys)
+        features, _ = self._train_pass(image, key, places=False)
         return normalize(features) if normalized else features
 
     def encode_grid(
@@ -160,14 +159,26 @@ class CLIP(nnx.Module):
           UserError: the tower gives no features of places, or as for `encode_image`.
         """
         check_grid(self.config.vision)
-        image = checked_pixels(image, self.config.vision)
         if key is None:
+            image = checked_pixels(image, self.config.vision)
             features, grid = self.vision.features_and_grid(image)
-            return features, grid
-        keys = key if key.ndim else jax.random.split(key, len(image))
-        with row_keys(keys if self.dropout else None):
-            features, grid = self.vision.features_and_grid(image, key=keys)
+        else:
+            features, grid = self._train_pass(image, key, places=True)
         return features, grid
+
+    def _train_pass(self, image: Any, key: Keys, places: bool) -> Encoded:
+        """Runs the image tower in training; inside `shared_image_pass` once for the same arrays."""
+
+        def encode() -> Encoded:
+            pixels = checked_pixels(image, self.config.vision)
+            keys = key if key.ndim else jax.random.split(key, len(pixels))
+            with row_keys(keys if self.dropout else None):
+                if not places:
+                    return self.vision(pixels, key=keys), None
+                features, grid = self.vision.features_and_grid(pixels, key=keys)
+                return features, grid
+
+        return encoded_once(image, key, places, encode)
 
     def encode_text(
         self, tokens: Any, *, normalized: bool = False, key: Keys | None = None
@@ -307,7 +318,7 @@ def _captions(
 ) -> Array:
     model: CLIP = nnx.merge(graph, *model_variables)
     _, grid = model.vision.features_and_grid(image)
-    return generate(model.heads[DECODER], grid, options, key)
+    return generate(model.heads[DECODER].writer(model.text), grid, options, key)
 
 
 def abstract_model(

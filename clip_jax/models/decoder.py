@@ -20,6 +20,7 @@ from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import POSITIONS, VECTOR, ParamSpec
 from clip_jax.errors import UserError
 from clip_jax.models import flop_counts
+from clip_jax.models.cross_attention import CrossAttention, Places
 from clip_jax.models.flop_counts import product
 from clip_jax.models.head import Head
 from clip_jax.models.initializers import BlockInit, LinearInit, clip_text_block, normal
@@ -32,8 +33,6 @@ from clip_jax.models.words import word_logits
 _OUTPUT_BIAS = ParamSpec(("vocabulary",), decay=False)
 _TOKENS = normal(0.02)
 
-# Keys and values of the places of an image.
-Places = tuple[Float[Array, "batch places heads size"], Float[Array, "batch places heads size"]]
 _Stacked = tuple[Float[Array, "layers ..."], Float[Array, "layers ..."]]  # caches of all layers
 Memory = tuple[_Stacked, _Stacked]  # of the places and of the tokens
 
@@ -89,41 +88,6 @@ class DecoderConfig(Head):
         )
 
 
-class CrossAttention(nnx.Module):
-    """Multi-head attention of the tokens of a text to the places of an image."""
-
-    def __init__(
-        self, config: BlockSizes, *, init: BlockInit, dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
-        width, self.heads = config.width, config.heads
-        common = dict(dtype=dtype, rngs=rngs)
-        self.q = linear(width, width, init=init.qkv, **common)
-        self.kv = linear(width, 2 * width, init=init.qkv, **common)
-        self.out = linear(width, width, init=init.out, **common)
-
-    def __call__(
-        self, x: Float[Array, "batch tokens width"], memory: Float[Array, "batch places width"]
-    ) -> Float[Array, "batch tokens width"]:
-        """Returns what the tokens read from the places."""
-        return self.read(x, self.keys_and_values(memory))
-
-    def keys_and_values(self, memory: Float[Array, "batch places width"]) -> Places:
-        """Returns the keys and values of the places."""
-        batch, places, width = memory.shape
-        heads = (batch, places, self.heads, width // self.heads)
-        k, v = (part.reshape(heads) for part in jnp.split(self.kv(memory), 2, axis=-1))
-        return k, v
-
-    def read(
-        self, x: Float[Array, "batch tokens width"], memory: Places
-    ) -> Float[Array, "batch tokens width"]:
-        """Returns what the tokens read from places with these keys and values."""
-        batch, tokens, width = x.shape
-        query = self.q(x).reshape(batch, tokens, self.heads, width // self.heads)
-        attended = jax.nn.dot_product_attention(query, *memory)
-        return self.out(attended.reshape(x.shape))
-
-
 class DecoderBlock(nnx.Module):
     """A residual block: attention to earlier tokens, attention to the image, MLP."""
 
@@ -141,7 +105,9 @@ class DecoderBlock(nnx.Module):
         self.ln_1 = norm()
         self.attention = Attention(config, **common)
         self.ln_cross = norm()
-        self.cross_attention = CrossAttention(config, **common)
+        self.cross_attention = CrossAttention(
+            config.width, config.heads, q=init.qkv, out=init.out, dtype=dtype, rngs=rngs
+        )
         self.ln_2 = norm()
         self.mlp = MLP(config, activation, **common)
 
@@ -181,6 +147,8 @@ class Decoder(nnx.Module):
 
     Its input begins with a learned vector in place of the first token, which has none before it.
     """
+
+    needs_start = False
 
     def __init__(
         self,
@@ -244,10 +212,15 @@ class Decoder(nnx.Module):
         x = scan(blocks, x, apply, self.remat, rest=(memory, mask))
         return self.ln_final(x).astype(self.dtype)
 
-    def start_generation(self, grid: Float[Array, "batch places channels"], length: int) -> Memory:
-        """Returns what `next_logits` needs to write captions of at most `length` tokens.
+    def writer(self, text: nnx.Module) -> Decoder:
+        """Returns what writes captions with this decoder: itself, without the text tower."""
+        del text
+        return self
 
-        That is, stacked by layer, the keys and values of the places, and empty ones of the tokens.
+    def start_generation(self, grid: Float[Array, "batch places channels"], length: int) -> Memory:
+        """Returns the keys and values of the places, and empty ones of the tokens, by layer.
+
+        See `generation.Writer`.
         """
         size = self.config.width // self.config.heads
         shape = (self.config.layers, len(grid), length, self.config.heads, size)
@@ -288,13 +261,7 @@ class Decoder(nnx.Module):
     def next_logits(
         self, token: Int[Array, " batch"] | None, position: Int[Array, ""], memory: Memory
     ) -> tuple[Float[Array, "batch vocabulary"], Memory]:
-        """Returns the logits of the token at a position, float32, and the memory for the next.
-
-        Args:
-          token: the tokens at the position before; None at position 0.
-          position: the position.
-          memory: the result of `start_generation`, or of the call for the position before.
-        """
+        """Returns the logits of a token and the next memory; see `generation.Writer`."""
         places, caches = memory
         if token is None:
             x = jnp.broadcast_to(self.start[...], (places[0].shape[1], self.config.width))

@@ -1,7 +1,7 @@
 """The protocol of heads: parts of a model beside its towers, which an objective trains.
 
 A head has parameters of its own, at `heads/NAME/…` in the tree of parameters. Checkpoints hold
-them; files of other libraries have no place for them.
+them; files of other libraries have no place for them, except for the decoder of CoCa.
 """
 
 from __future__ import annotations

@@ -33,6 +33,11 @@ SQUARE_XAVIER_UNIFORM: Initializer = nnx.initializers.variance_scaling(1.0, "fan
 TORCH_KERNEL: Initializer = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
+def xavier_pair(inputs: int, outputs: int) -> Initializer:
+    """Returns Xavier's uniform initializer for two matrices [inputs, outputs] side by side."""
+    return nnx.initializers.variance_scaling(2 * inputs / (inputs + outputs), "fan_in", "uniform")
+
+
 def zero_bias(fan_in: int) -> Initializer:
     """Returns zeros as initializer: Flax's default, and that of torch's MultiheadAttention."""
     del fan_in

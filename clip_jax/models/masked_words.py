@@ -17,7 +17,7 @@ from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import POSITIONS, VECTOR
 from clip_jax.errors import UserError
 from clip_jax.models import flop_counts
-from clip_jax.models.decoder import CrossAttention
+from clip_jax.models.cross_attention import CrossAttention
 from clip_jax.models.flop_counts import product
 from clip_jax.models.head import Head
 from clip_jax.models.initializers import LinearInit, clip_text_block, normal
@@ -205,7 +205,7 @@ class MaskedWordsHead(nnx.Module):
                 config, model_config.activation, init=init, causal=False, remat=remat, **common
             )
         else:
-            self.attention = CrossAttention(config, init=init, **common)
+            self.attention = CrossAttention(width, config.heads, q=init.qkv, out=init.out, **common)
         self.ln_final = layer_norm(width, config.eps, rngs)
         self.output = Words(width, text.vocab_size, **common)
 

@@ -12,6 +12,7 @@ VISION_TOWERS: Registry[type] = Registry(
     "vision tower",
     {
         "vit": "clip_jax.models.vision_configs:VisionConfig",
+        "coca_vit": "clip_jax.models.coca_configs:CoCaVisionConfig",
         "resnet": "clip_jax.models.vision_configs:ResNetConfig",
         "efficientnet": "clip_jax.models.vision_configs:EfficientNetConfig",
     },
@@ -21,6 +22,7 @@ TEXT_TOWERS: Registry[type] = Registry(
     {
         "transformer": "clip_jax.models.text_configs:TextConfig",
         "bert": "clip_jax.models.text_configs:BertConfig",
+        "coca_transformer": "clip_jax.models.coca_configs:CoCaTextConfig",
     },
 )
 
@@ -31,19 +33,23 @@ HEADS: Registry[type] = Registry(
         "classifier": "clip_jax.models.classifier:ClassifierConfig",
         "decoder": "clip_jax.models.decoder:DecoderConfig",
         "masked_words": "clip_jax.models.masked_words:MaskedWordsConfig",
+        "multimodal": "clip_jax.models.coca_configs:MultimodalConfig",
         "words": "clip_jax.models.words:WordsConfig",
     },
 )
 
 # The modules that our configs build, apart from them so that reading a config imports no JAX.
 MODULES: Registry[Callable[..., Any]] = Registry(
-    "tower module",
+    "module",
     {
         "vit": "clip_jax.models.vit:VisionTransformer",
+        "coca_vit": "clip_jax.models.coca:CoCaVision",
         "resnet": "clip_jax.models.resnet:ModifiedResNet",
         "efficientnet": "clip_jax.models.efficientnet:EfficientNet",
         "transformer": "clip_jax.models.text:TextTransformer",
         "bert": "clip_jax.models.bert:BERT",
+        "coca_transformer": "clip_jax.models.coca:CoCaText",
+        "multimodal": "clip_jax.models.multimodal:Multimodal",
     },
 )
 

@@ -42,7 +42,7 @@ class TextTransformer(nnx.Module):
         )
         if config.layers:
             self.positional_embedding = nnx.Param(
-                init.positions(rngs.params(), (config.context_length, width)), spec=POSITIONS
+                init.positions(rngs.params(), (config.positions, width)), spec=POSITIONS
             )
             self.transformer = Transformer(
                 config,
@@ -70,16 +70,19 @@ class TextTransformer(nnx.Module):
         The largest id of a row is the end of the text. A tower with `pool="last"` needs full rows,
         padding included, as in its training.
         """
-        if tokens.shape[1] > self.config.context_length:
-            raise ValueError(
-                f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
-            )
-        table = self.token_embedding.embedding[...]
-        x = sharding.embed_tokens(table, tokens, self.dtype)
+        x = self._embedded(tokens)
         last = self.config.pool == "last"
         end = jnp.full(x.shape[0], x.shape[1] - 1) if last else jnp.argmax(tokens, axis=-1)
         x = self._read_out(x, end) if self.config.layers else _mean(x, end)
         return self.projection(self.ln_final(x))
+
+    def _embedded(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch context width"]:
+        """Returns the embeddings of tokens, without positions."""
+        if tokens.shape[1] > self.config.context_length:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
+            )
+        return sharding.embed_tokens(self.token_embedding.embedding[...], tokens, self.dtype)
 
     def _read_out(
         self, x: Float[Array, "batch context width"], end: Int[Array, " batch"]

@@ -47,6 +47,11 @@ class TextConfig(TransformerTower, TextTower):
             raise UserError(f"model.text.pool={self.pool!r} must be 'end' or 'last'")
 
     @property
+    def positions(self) -> int:
+        """The length of the table of positions."""
+        return self.context_length
+
+    @property
     def blind_to_padding(self) -> bool:
         """Whether tokens after the end of a text change nothing, so that they can be cut off."""
         return not self.layers or (self.causal and self.pool == "end")

@@ -81,9 +81,7 @@ class Attention(nnx.Module):
             q, k, v = self._by_three_products(queries, x)
             if hidden is not None:
                 read = hidden if at is None else take_position(hidden, at)
-                factors = jnp.split(self.qkv.lora_b[...], 3, -1)
-                more = map(self.qkv.expand, (read, hidden, hidden), factors)
-                q, k, v = (y + m.reshape(y.shape) for y, m in zip((q, k, v), more, strict=True))
+                q, k, v = self._adapted((q, k, v), read, hidden)
         if causal and at is not None:
             visible = jnp.arange(x.shape[1]) <= jnp.reshape(at, (-1, 1, 1, 1))
             mask, causal = visible if mask is None else visible & mask, False
@@ -91,7 +89,11 @@ class Attention(nnx.Module):
         return self.out(attended.reshape(queries.shape))
 
     def step(
-        self, x: Float[Array, "batch 1 width"], cache: Cache, position: Int[Array, ""]
+        self,
+        x: Float[Array, "batch 1 width"],
+        cache: Cache,
+        position: Int[Array, ""],
+        mask: Bool[Array, "batch length"] | None = None,
     ) -> tuple[Float[Array, "batch 1 width"], Cache]:
         """Applies causal attention to one position, given the keys and values of those before it.
 
@@ -99,17 +101,22 @@ class Attention(nnx.Module):
           x: the sequence at this position.
           cache: the keys and values of all positions.
           position: the number of this position.
+          mask: the positions that may be attended to; None: all.
 
         Returns:
           The result at this position, and the cache with its key and value.
         """
         q, *new = self._by_three_products(x, x)
+        if self.qkv.rank:
+            hidden = self.qkv.reduce(x)
+            q, *new = self._adapted((q, *new), hidden, hidden)
         k, v = (
             jax.lax.dynamic_update_slice_in_dim(old, part.astype(old.dtype), position, axis=1)
             for old, part in zip(cache, new, strict=True)
         )
-        visible = jnp.arange(k.shape[1]) <= position
-        attended = jax.nn.dot_product_attention(q, k, v, mask=visible[None, None, None])
+        visible = (jnp.arange(k.shape[1]) <= position)[None]
+        visible = (visible if mask is None else visible & mask)[:, None, None]
+        attended = jax.nn.dot_product_attention(q, k, v, mask=visible)
         return self.out(attended.reshape(x.shape)), (k, v)
 
     def _by_three_products(
@@ -123,6 +130,12 @@ class Attention(nnx.Module):
             heads = (*rows.shape[:2], self.heads, rows.shape[2] // self.heads)
             parts.append((y + bias.astype(y.dtype)).reshape(heads))
         return parts
+
+    def _adapted(self, parts: tuple[Heads, ...], read: Array, hidden: Array) -> list[Heads]:
+        """Queries, keys and values with what an adapter adds: `read` and `hidden` times B."""
+        factors = jnp.split(self.qkv.lora_b[...], 3, -1)
+        more = map(self.qkv.expand, (read, hidden, hidden), factors)
+        return [y + m.reshape(y.shape) for y, m in zip(parts, more, strict=True)]
 
     def _by_head(self, x: Float[Array, "batch length width"], hidden: Array | None) -> list[Heads]:
         """Queries, keys and values from a kernel grouped by head, as heads are sharded.
@@ -238,6 +251,18 @@ class Block(nnx.Module):
             return self.ln_2(x + self.mlp(x)).astype(x.dtype)
         x = stream + self.attention(self.ln_1(x), causal, mask, at)
         return x + self.mlp(self.ln_2(x))
+
+    def step(
+        self,
+        x: Float[Array, "batch 1 width"],
+        cache: Cache,
+        position: Int[Array, ""],
+        mask: Bool[Array, "batch length"] | None = None,
+    ) -> tuple[Float[Array, "batch 1 width"], Cache]:
+        """Returns the residual stream at one position, see `Attention.step`."""
+        y, cache = self.attention.step(self.ln_1(x), cache, position, mask)
+        x = x + y
+        return x + self.mlp(self.ln_2(x)), cache
 
 
 class Transformer(nnx.Module):

@@ -150,12 +150,19 @@ class VisionTransformer(nnx.Module):
             chunk=chunk,
             **common,
         )
-        self.ln_post = layer_norm(width, config.eps, rngs)
+        self._add_pool(embed_dim, activation, dtype=dtype, rngs=rngs)
+
+    def _add_pool(
+        self, embed_dim: int, activation: str, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        """Adds the layers after the blocks."""
+        config, init, common = self.config, vision_init(self.config), dict(dtype=dtype, rngs=rngs)
+        self.ln_post = layer_norm(config.width, config.eps, rngs)
         if config.pool == "map":
             self.pool = AttentionPool(config, activation, init=init.block, **common)
         if config.projection:
             self.projection = linear(
-                width, embed_dim, use_bias=False, init=init.projection, **common
+                config.width, embed_dim, use_bias=False, init=init.projection, **common
             )
 
     def __call__(

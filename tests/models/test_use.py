@@ -15,6 +15,7 @@ from flax import nnx
 
 from clip_jax.models.architectures import siglip
 from clip_jax.models.clip import CLIP
+from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig
 from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
@@ -50,6 +51,13 @@ CONFIGS = {
         max_logit_scale=0.0,
         vision=EFFICIENT,
         text=BertConfig(**WORDS, **SMALL),
+    ),
+    "coca": CLIPConfig(
+        12,
+        vision=CoCaVisionConfig(
+            image_size=16, patch_size=8, pool_queries=3, pool_width=8, pool_heads=2, **SMALL
+        ),
+        text=CoCaTextConfig(**WORDS, **SMALL),
     ),
     "efficientnet-lite": CLIPConfig(
         12,

@@ -18,6 +18,7 @@ import steps
 from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import abstract_model, variables
+from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig
 from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
@@ -112,11 +113,14 @@ def left_out(config: CLIPConfig, tokens: int | None = None) -> Forward:
         return 2 * (length - 1) * each if tower.layers and tower.pool != "mean" else 0
 
     vision, image = config.vision, 0
-    if isinstance(vision, VisionConfig) and vision.pool == "class":
+    if isinstance(vision, CoCaVisionConfig):  # all places are read, and queries projected once
+        image = -2 * vision.pool_queries * vision.pool_width**2
+    elif isinstance(vision, VisionConfig) and vision.pool == "class":
         patches = (vision.image_size // vision.patch_size) ** 2
         patches_left = max(1, round(patches * (1 - vision.patch_dropout)))
         image = tower_flops(vision, 1 + patches_left + vision.registers)
-    return Forward(image, tower_flops(config.text, tokens or config.text.context_length))
+    length = (tokens or config.text.context_length) + isinstance(config.text, CoCaTextConfig)
+    return Forward(image, tower_flops(config.text, length))
 
 
 def with_left_out(counts: Forward, config: CLIPConfig, tokens: int | None = None) -> Forward:
@@ -163,6 +167,13 @@ TINY = {
     ),
     "bert": CLIPConfig(24, vision=VIT, text=BERT),
     "bert, mean": CLIPConfig(24, vision=VIT, text=dataclasses.replace(BERT, pool="mean")),
+    "coca": CLIPConfig(
+        24,
+        vision=CoCaVisionConfig(
+            **dataclasses.asdict(VIT), pool_queries=5, pool_width=16, pool_heads=2
+        ),
+        text=CoCaTextConfig(vocab_size=56, context_length=9, width=20, layers=3, heads=4),
+    ),
     "bag of words": CLIPConfig(24, vision=VIT, text=dataclasses.replace(TEXT, layers=0)),
     "both ways": CLIPConfig(
         24, vision=VIT, text=dataclasses.replace(TEXT, causal=False, pool="last", mlp_ratio=1.7)

@@ -204,8 +204,12 @@ def blocks(tower: str, prefix: str, style: str, layers: int) -> Iterator[Leaf]:
       style: whose names the blocks have, such as `open_clip` or `timm`.
       layers: the number of blocks.
     """
+    yield from block_stack(f"{tower}/transformer/blocks", prefix, style, layers)
+
+
+def block_stack(ours: str, prefix: str, style: str, layers: int) -> Iterator[Leaf]:
+    """Yields the leaves of a stack of blocks at the path `ours`; arguments as for `blocks`."""
     options: dict[str, Any] = dict(layers=tuple(range(layers)))
-    ours = f"{tower}/transformer/blocks"
     if style == "open_clip":
         yield from in_projection(f"{ours}/attention/qkv", f"{prefix}.{{}}.attn", **options)
     for path, modules in _BLOCKS[style].items():
@@ -218,6 +222,11 @@ def blocks(tower: str, prefix: str, style: str, layers: int) -> Iterator[Leaf]:
 
 def is_plain(vision: VisionConfig) -> bool:
     """Returns whether a tower is the vision Transformer of CLIP's paper."""
+    return type(vision) is VisionConfig and has_class_token(vision)
+
+
+def has_class_token(vision: VisionConfig) -> bool:
+    """Returns whether a tower is CLIP's up to its last block, and projects its output."""
     return (
         vision.pool == "class"
         and vision.ln_pre

@@ -8,12 +8,16 @@ from typing import Any
 
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.io import files
+from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, MultimodalConfig
+from clip_jax.models.generation import DECODER
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.weights import configs, preprocessing
 from clip_jax.weights.mappings.leaf import (
     Leaf,
     batch_norm,
+    block_stack,
     blocks,
+    has_class_token,
     is_plain,
     linear,
     norm,
@@ -24,7 +28,7 @@ from clip_jax.weights.mappings.protocol import Document, ModelDescription, Weigh
 
 
 class OpenClip(WeightsMapping):
-    """The mapping of open_clip's CLIP with a vision Transformer or a ResNet, and of its SigLIP."""
+    """The mapping of open_clip's CLIP (vision Transformer or ResNet), its SigLIP and its CoCa."""
 
     name = "open_clip"
     description = "open_clip: open_clip_model.safetensors or .bin, and open_clip_config.json"
@@ -34,6 +38,12 @@ class OpenClip(WeightsMapping):
     def leaves(self, config: CLIPConfig) -> Iterator[Leaf]:
         """Yields the leaf of every parameter of a model."""
         match config:
+            case CLIPConfig(
+                vision=VisionConfig() as vision,
+                text=CoCaTextConfig(projection_bias=False) as text,
+                log_scale=True,
+            ) if _is_coca(config):
+                return _coca_leaves(config, vision, text)
             case CLIPConfig(
                 vision=VisionConfig(
                     pool="map", ln_pre=False, projection=False, stem=0, registers=0
@@ -94,7 +104,7 @@ def clip_leaves(config: CLIPConfig, library: str) -> Iterator[Leaf]:
             text=TextConfig(projection_bias=False, pool="end") as text,
             log_scale=True,
             logit_bias=None,
-        ) if text.layers:
+        ) if text.layers and type(text) is TextConfig:
             yield single("logit_scale", "logit_scale")
             match config.vision:
                 case ResNetConfig() as vision:
@@ -106,6 +116,61 @@ def clip_leaves(config: CLIPConfig, library: str) -> Iterator[Leaf]:
             yield from _open_clip_text(text, "")
         case _:
             raise unsupported(config, library)
+
+
+def _is_coca(config: CLIPConfig) -> bool:
+    """Returns whether a model has CoCa's decoder, and an image tower that open_clip builds."""
+    match config.vision:
+        case CoCaVisionConfig() as vision:
+            known = vision.pool_width == config.embed_dim and has_class_token(vision)
+        case vision:
+            known = isinstance(vision, VisionConfig) and is_plain(vision)
+    return known and isinstance(config.head(DECODER), MultimodalConfig)
+
+
+def _coca_leaves(config: CLIPConfig, vision: VisionConfig, text: CoCaTextConfig) -> Iterator[Leaf]:
+    yield single("logit_scale", "logit_scale")
+    if config.logit_bias is not None:
+        yield single("logit_bias", "logit_bias")
+    yield from _open_clip_vit(vision)
+    if isinstance(vision, CoCaVisionConfig):
+        pool, theirs = "vision/pool", "visual.attn_pool"
+        yield single(f"{pool}/queries", f"{theirs}.query")
+        yield from norm(f"{pool}/ln_q", f"{theirs}.ln_q")
+        yield from norm(f"{pool}/ln_k", f"{theirs}.ln_k")
+        joint = vision.width == vision.pool_width  # torch then has one matrix for all three
+        yield from _cross_attention(f"{pool}/attention", f"{theirs}.attn", joint)
+    yield from _open_clip_text(text, "text.")
+    yield single("text/class_embedding", "text.cls_emb")
+    decoder: Any = config.head(DECODER)
+    ours, theirs = f"heads/{DECODER}", "text_decoder"
+    yield from block_stack(
+        f"{ours}/blocks/causal", f"{theirs}.resblocks", "open_clip", decoder.layers
+    )
+    cross, their_cross = f"{ours}/blocks/cross", f"{theirs}.cross_attn.{{}}"
+    options: dict[str, Any] = dict(layers=tuple(range(decoder.layers)))
+    for name, module in (("ln_1", "ln_1"), ("ln_places", "ln_1_kv"), ("ln_2", "ln_2")):
+        yield from norm(f"{cross}/{name}", f"{their_cross}.{module}", **options)
+    yield from _cross_attention(f"{cross}/attention", f"{their_cross}.attn", True, **options)
+    yield from linear(f"{cross}/mlp/fc", f"{their_cross}.mlp.c_fc", **options)
+    yield from linear(f"{cross}/mlp/proj", f"{their_cross}.mlp.c_proj", **options)
+    yield from norm(f"{ours}/ln_final", f"{theirs}.ln_final")
+    yield single(f"{ours}/kernel", f"{theirs}.text_projection")
+
+
+def _cross_attention(ours: str, theirs: str, joint: bool, **options: Any) -> Iterator[Leaf]:
+    """Yields the leaves of torch's attention whose keys and values are of another sequence."""
+    q, kv = (0, 1, 3), (1, 3, 3)
+    if joint:
+        yield single(f"{ours}/q/kernel", f"{theirs}.in_proj_weight", "linear", span=q, **options)
+        yield single(f"{ours}/kv/kernel", f"{theirs}.in_proj_weight", "linear", span=kv, **options)
+    else:
+        yield single(f"{ours}/q/kernel", f"{theirs}.q_proj_weight", "linear", **options)
+        names = tuple(f"{theirs}.{part}_proj_weight" for part in "kv")
+        yield Leaf(f"{ours}/kv/kernel", names, "linear", **options)
+    yield single(f"{ours}/q/bias", f"{theirs}.in_proj_bias", span=q, **options)
+    yield single(f"{ours}/kv/bias", f"{theirs}.in_proj_bias", span=kv, **options)
+    yield from linear(f"{ours}/out", f"{theirs}.out_proj", **options)
 
 
 def _siglip_leaves(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
