@@ -8,6 +8,7 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
+from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, MultimodalConfig
 from clip_jax.models.model_config import (
     HALF,
     BertConfig,
@@ -170,6 +171,24 @@ def _siglip(
     )
 
 
+def coca(
+    embed_dim: int,
+    vision: VisionTower,
+    text: CoCaTextConfig,
+    decoder: MultimodalConfig,
+    **options: Any,
+) -> CLIPConfig:
+    """Returns a CoCa (Yu et al. 2022) as open_clip builds it."""
+    heads = (("decoder", decoder),)
+    return CLIPConfig(embed_dim, "gelu", vision=vision, text=text, heads=heads, **options)
+
+
+def _coca(embed_dim: int, **vision: Any) -> CLIPConfig:
+    shape: JsonObject = dict(width=embed_dim, layers=12, heads=embed_dim // 64)
+    tower = CoCaVisionConfig(pool_width=embed_dim, **vision)
+    return coca(embed_dim, tower, CoCaTextConfig(**shape), MultimodalConfig(**shape))
+
+
 _BASE: JsonObject = dict(width=768, layers=12, heads=12)
 _LARGE: JsonObject = dict(width=1024, layers=24, heads=16)
 _HUGE: JsonObject = dict(width=1280, layers=32, heads=16)
@@ -189,6 +208,15 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     # LAION's, of open_clip.
     "ViT-H/14": dataclasses.replace(
         _clip(1024, VisionConfig(patch_size=14, **_HUGE), 1024, layers=24), activation="gelu"
+    ),
+    # CoCa: Contrastive Captioners are Image-Text Foundation Models; the sizes are open_clip's.
+    "coca_ViT-B-32": _coca(512, patch_size=32),
+    "coca_ViT-L-14": _coca(768, patch_size=14, **_LARGE),
+    "coca_base": coca(
+        512,
+        VisionConfig(288, 18),
+        CoCaTextConfig(vocab_size=64_000, **_BASE),
+        MultimodalConfig(**_BASE),
     ),
     # Scaling Up Visual and Vision-Language Representation Learning With Noisy Text Supervision.
     "align-base": align("b7", BertConfig()),
@@ -284,6 +312,6 @@ def name_of(config: CLIPConfig, any_activation: bool = False) -> str | None:
     config = dataclasses.replace(config.without_heads(), vision=vision)
     for name, known in ARCHITECTURES.items():
         activation = config.activation if any_activation else known.activation
-        if dataclasses.replace(known, activation=activation) == config:
+        if dataclasses.replace(known.without_heads(), activation=activation) == config:
             return name
     return None

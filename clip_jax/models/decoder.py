@@ -26,7 +26,7 @@ from clip_jax.models.head import Head
 from clip_jax.models.initializers import BlockInit, LinearInit, clip_text_block, normal
 from clip_jax.models.layers import activation_dtype, embedding, layer_norm, linear
 from clip_jax.models.stack import check_remat, scan, stack
-from clip_jax.models.tower import MAX_LAYERS, BlockSizes
+from clip_jax.models.tower import MAX_LAYERS
 from clip_jax.models.transformer import MLP, Attention, Cache, Mask
 from clip_jax.models.words import word_logits
 

@@ -104,7 +104,7 @@ def _announce_negatives(loop: Loop) -> None:
     """Prints where a batch holds several pairs of one image, and what that does to negatives."""
     c, data, say = loop.trainer.run.config, loop.trainer.run.data, loop.progress.say
     multi_positive = c.loss.multi_positive
-    if "contrastive" not in objective_names(c.objective):
+    if not {"contrastive", "coca"} & set(objective_names(c.objective)):
         if len(data) < c.batch_size:
             say(
                 f"an epoch of {counted(len(data), 'pair')} is smaller than a batch of "
