@@ -119,7 +119,7 @@ def test_a_wrong_objective_is_a_user_error(keys, words):
 
 def test_every_registered_objective_can_be_made_from_the_defaults():
     model = common.get_config().model.to_dict()
-    model["heads"] = {"classifier": {"labels": ["a", "b"]}, "decoder": {}}
+    model["heads"] = {"classifier": {"labels": ["a", "b"]}, "decoder": {}, "masked_words": {}}
     architecture = CLIPConfig.from_dict(model)
     for name in OBJECTIVES.names:
         made_for = ARCHITECTURES["coca_ViT-B-32"] if name == "coca" else architecture
