@@ -202,6 +202,13 @@ class Loss(Group):
     label_smoothing: float = key(
         0.0, "share of a target that is spread over the batch", at_least=0, at_most=BELOW_ONE
     )
+    image_weight: float = key(
+        0.5,
+        "weight of the direction image to text; that of text to image is the rest to 1 (ConVIRT: "
+        "0.75)",
+        at_least=0,
+        at_most=1,
+    )
     mask_duplicates: bool = key(False, "pairs with equal captions are not each other's negatives")
     multi_positive: bool = key(
         False, "all pairs of one image, or of one data.label, are each other's positives"

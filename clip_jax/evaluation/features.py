@@ -25,6 +25,7 @@ from clip_jax.evaluation.metrics.zero_shot import ensemble
 from clip_jax.models.clip import CLIP, assembled, normalize
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.scoring import Prompts, label_scores
+from clip_jax.models.second_projection import project
 from clip_jax.tokenizers import packing
 
 Features = Float[np.ndarray, "n embed_dim"]
@@ -271,9 +272,10 @@ def _pooled(model: CLIP, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     tower = model.vision
     if not hasattr(tower, "pooled"):
         features = tower(rows)
-        return normalize(features), features.astype(jnp.float32)
+        return normalize(project(tower, features)), features.astype(jnp.float32)
     pooled = tower.pooled(rows)
-    return normalize(tower.project(pooled)), pooled.astype(jnp.float32)
+    features = project(tower, tower.project(pooled))
+    return normalize(features), pooled.astype(jnp.float32)
 
 
 def _text(model: CLIP, rows: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ from clip_jax.models.dropout import row_keys
 from clip_jax.models.generation import DECODER
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.registry import kind_of
+from clip_jax.models.second_projection import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ class CoCa:
         counts = targets != model.text.pad_id
         return {
             "image": normalize(image),
-            "text": normalize(text),
+            "text": normalize(project(model.text, text)),
             "loss": jnp.sum(losses * counts, axis=1),
             "tokens": jnp.sum(counts, axis=1).astype(jnp.float32),
         }

@@ -25,6 +25,7 @@ from clip_jax.models.layers import activation_dtype
 from clip_jax.models.lora import add_adapters
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.pixels import checked_pixels
+from clip_jax.models.second_projection import add_second_projection, project
 from clip_jax.models.token_ids import checked_tokens
 from clip_jax.models.tower import Params, check_grid
 
@@ -94,9 +95,12 @@ class CLIP(nnx.Module):
         self.config = config
         self.dtype = activation_dtype(dtype)
         common: dict[str, Any] = dict(dtype=dtype, remat=remat, rngs=rngs)
-        sizes = config.embed_dim, config.activation
+        sizes = config.tower_features, config.activation
         self.vision: Any = config.vision.build(*sizes, chunk=chunks[0], **common)
         self.text: Any = config.text.build(*sizes, chunk=chunks[1], **common)
+        if config.projection_width:
+            for tower in (self.vision, self.text):
+                add_second_projection(tower, sizes[0], config.embed_dim, dtype=dtype, rngs=rngs)
         if config.log_scale:
             self.logit_scale = _scalar(-math.log(config.temperature))
         else:
@@ -162,6 +166,7 @@ class CLIP(nnx.Module):
         if key is None:
             image = checked_pixels(image, self.config.vision)
             features, grid = self.vision.features_and_grid(image)
+            features = project(self.vision, features)
         else:
             features, grid = self._train_pass(image, key, places=True)
         return features, grid
@@ -174,9 +179,9 @@ class CLIP(nnx.Module):
             keys = key if key.ndim else jax.random.split(key, len(pixels))
             with row_keys(keys if self.dropout else None):
                 if not places:
-                    return self.vision(pixels, key=keys), None
+                    return project(self.vision, self.vision(pixels, key=keys)), None
                 features, grid = self.vision.features_and_grid(pixels, key=keys)
-                return features, grid
+                return project(self.vision, features), grid
 
         return encoded_once(image, key, places, encode)
 
@@ -198,7 +203,7 @@ class CLIP(nnx.Module):
         if key is None or not self.dropout:
             return self._encode("text", tokens, normalized)
         with row_keys(key if key.ndim else jax.random.split(key, len(tokens))):
-            features = self.text(tokens)
+            features = project(self.text, self.text(tokens))
         return normalize(features) if normalized else features
 
     def generate(
@@ -308,7 +313,8 @@ def _scalar(value: float) -> nnx.Param:
 def _features(
     graph: nnx.GraphDef, model_variables: Any, rows: Any, tower: str, normalized: bool
 ) -> Any:
-    features = getattr(nnx.merge(graph, *model_variables), tower)(rows)
+    module = getattr(nnx.merge(graph, *model_variables), tower)
+    features = project(module, module(rows))
     return normalize(features) if normalized else features
 
 

@@ -24,6 +24,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "layers": (0, MAX_INTEGER),
     "text_layers": (0, MAX_INTEGER),
     "mask_id": (-1, MAX_INTEGER),
+    "projection_width": (0, MAX_INTEGER),
     "pad_id": (0, MAX_INTEGER),
     "symmetric": (0, MAX_INTEGER),
     "mlp_ratio": (1e-6, 1000),

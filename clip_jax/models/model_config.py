@@ -58,6 +58,8 @@ class CLIPConfig:
         itself (ALIGN).
       max_logit_scale: upper bound of the logit scale in training; 0 for no bound.
       logit_bias: initial value of the learned bias of a sigmoid loss; None for no bias.
+      projection_width: above 0: features of both towers' linear projections, from which a ReLU and
+        a second linear layer make `embed_dim` (ConVIRT); 0: a linear projection alone.
       vision, text: the towers.
       heads: the names and configs of further parts, which objectives train.
     """
@@ -68,12 +70,13 @@ class CLIPConfig:
     log_scale: bool = True
     max_logit_scale: float = 100.0
     logit_bias: float | None = None
+    projection_width: int = 0
     vision: VisionTower = dataclasses.field(default_factory=VisionConfig)
     text: TextTower = dataclasses.field(default_factory=TextConfig)
     heads: tuple[tuple[str, Head], ...] = ()
 
     def __post_init__(self) -> None:
-        self.vision.check(self.embed_dim)
+        self.vision.check(self.tower_features)
         self.text.check()
         if self.max_logit_scale and not self.log_scale:
             raise UserError("model.max_logit_scale needs model.log_scale: set it to 0")
@@ -82,6 +85,11 @@ class CLIPConfig:
                 f"model.temperature={self.temperature} must be above 0 and "
                 f"model.max_logit_scale={self.max_logit_scale} at least 0 (no bound)"
             )
+
+    @property
+    def tower_features(self) -> int:
+        """The number of features that the towers themselves give."""
+        return self.projection_width or self.embed_dim
 
     def with_vision(self, **values: Any) -> CLIPConfig:
         """Returns the same model with other values of the image tower's fields."""

@@ -106,6 +106,8 @@ class FeatureCache:
             "pairs": [source.fingerprint, fingerprint.of_source(source)],
             "views": data.views,
         }
+        if self.model.projection_width:
+            facts["projection_width"] = self.model.projection_width
         if data.views:
             facts |= {
                 "augment": dataclasses.asdict(self.prepare.augment),

@@ -38,8 +38,12 @@ def forward(config: CLIPConfig, *, tokens: int | None = None) -> Forward:
       tokens: the number of tokens of a text, padding included; None: the context length.
     """
     tokens = config.text.context_length if tokens is None else tokens
-    embed_dim = config.embed_dim
-    return Forward(config.vision.flops(embed_dim), config.text.flops(embed_dim, tokens))
+    features, second = config.tower_features, 0
+    if config.projection_width:
+        second = flop_counts.product(1, features, config.embed_dim)
+    return Forward(
+        config.vision.flops(features) + second, config.text.flops(features, tokens) + second
+    )
 
 
 def step(

@@ -60,11 +60,12 @@ def _check_tower(
     side: str, tower: VisionTower | TextTower, c: Config, architecture: CLIPConfig, rows: Shapes
 ) -> None:
     where = f"config.model.{side}.kind={kind_of(tower)}"
-    embed_dim = architecture.embed_dim
+    width = architecture.tower_features
+    name = "projection_width" if architecture.projection_width else "embed_dim"
 
     def build() -> Any:
         options: dict[str, Any] = dict(dtype=c.dtype, remat=c.remat, chunk=0, rngs=nnx.Rngs(0))
-        return tower.build(embed_dim, architecture.activation, **options)
+        return tower.build(width, architecture.activation, **options)
 
     def call(state: Any, rows: Any, key: Any) -> Any:
         module = nnx.merge(graph, state)
@@ -74,16 +75,16 @@ def _check_tower(
         graph, state = nnx.split(nnx.eval_shape(build))
     with only_user_errors(f"{where}: its module"):
         features = _traced(call, state, rows, _key())
-    if getattr(features, "shape", None) != (_ROWS, embed_dim):
+    if getattr(features, "shape", None) != (_ROWS, width):
         raise UserError(
             f"{where}: its module returns {_described(features)} for {_ROWS} rows, not "
-            f"[{_ROWS}, {embed_dim}]: a row of config.model.embed_dim features each"
+            f"[{_ROWS}, {width}]: a row of config.model.{name} features each"
         )
     with only_user_errors(f"{where}: flops"):
         flops = (
-            tower.flops(embed_dim)
+            tower.flops(width)
             if isinstance(tower, VisionTower)
-            else tower.flops(embed_dim, tower.context_length)
+            else tower.flops(width, tower.context_length)
         )
     _check_flops(where, flops)
 

@@ -113,7 +113,8 @@ def check_tower_fits(
 
     def values(model: CLIPConfig) -> JsonObject:
         tower = {**model.to_dict()[side], "activation": activation_of(model, side)}
-        return {"embed_dim": model.embed_dim, side: tower}
+        sizes = {"embed_dim": model.embed_dim, "projection_width": model.projection_width}
+        return {**sizes, side: tower}
 
     theirs, ours = values(config), values(wanted)
     if theirs[side]["kind"] != ours[side]["kind"]:  # they have not the same keys

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.errors import UserError
+from clip_jax.models import second_projection
 from clip_jax.models.clip import abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights import arrays
@@ -17,7 +18,8 @@ from clip_jax.weights.mappings.tower import TowerMapping
 from clip_jax.weights.param_mapping import MAPPINGS, TOWER_MAPPINGS, mapping_of
 from clip_jax.weights.tensors import ModelTensors, open_model
 
-PROJECTION = "projection"  # to the embedding space: the only part that may start at random
+# To the embedding space: the only parts that may start at random.
+PROJECTIONS = ("projection", second_projection.NAME)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,19 +119,21 @@ def _remarks(
     """Returns what is left out of a file and what it lacks, in words.
 
     Raises:
-      UserError: it lacks more than the projection.
+      UserError: it lacks more than the layers of the projection.
     """
     remarks = []
     if unused := [name for name in mapping.unused(tower) if name in tensors]:
         remarks.append(f"{', '.join(unused)} of {tensors.path} are left out")
     missing = sorted(shapes.keys() - {leaf.path for leaf in table})
     side = mapping.side
+    layers = {f"{side}/{name}/": name.replace("_", " ") for name in PROJECTIONS}
     for path in missing:
-        if not path.startswith(f"{side}/{PROJECTION}/"):
+        if not path.startswith(tuple(layers)):
             raise UserError(f"{mapping.description} has no place for {path} of this model")
-    if missing:
-        kernel = shapes[f"{side}/{PROJECTION}/kernel"].shape
-        remarks.append(f"its projection from {kernel[0]} to {kernel[1]} features starts at random")
+    for prefix, name in layers.items():
+        if f"{prefix}kernel" in missing:
+            inputs, outputs = shapes[f"{prefix}kernel"].shape
+            remarks.append(f"its {name} from {inputs} to {outputs} features starts at random")
     return tuple(remarks)
 
 

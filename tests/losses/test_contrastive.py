@@ -34,12 +34,12 @@ def features(seed, n, d):
 
 
 @functools.cache
-def compiled(kind, layout, block=0, smoothing=0.0, mesh=(1, 1, 1)):
+def compiled(kind, layout, block=0, smoothing=0.0, mesh=(1, 1, 1), weight=0.5):
     """A function of features, ids, scale (and bias): ((loss, metrics), gradients), on a mesh."""
     mesh = sharding.make_mesh(
         dict(zip(sharding.AXES, mesh, strict=True)), jax.devices()[: math.prod(mesh)]
     )
-    options = {"label_smoothing": smoothing} if kind == "softmax" else {}
+    options = {"label_smoothing": smoothing, "image_weight": weight} if kind == "softmax" else {}
 
     @jax.jit
     def value_and_gradients(image, text, ids, *scalars):
@@ -62,7 +62,7 @@ def candidate_mask(n, ids):
     return (ids[:, None] != ids).any(-1) | np.eye(n, dtype=bool)
 
 
-def softmax_by_definition(image, text, ids, scale, smoothing=0.0):
+def softmax_by_definition(image, text, ids, scale, smoothing=0.0, weight=0.5):
     """The loss and its gradients in float64, by figure 3 of the paper."""
     image, text = (np.asarray(x, np.float64) for x in (image, text))
     mask = candidate_mask(len(image), ids)
@@ -76,10 +76,10 @@ def softmax_by_definition(image, text, ids, scale, smoothing=0.0):
         return -(target * np.where(mask, log_probs, 0)).sum(), np.exp(log_probs) - target
 
     (row_loss, by_row), (column_loss, by_column) = cross_entropy(logits), cross_entropy(logits.T)
-    by_logit = (by_row + by_column.T) / (2 * len(image))
+    by_logit = (weight * by_row + (1 - weight) * by_column.T) / len(image)
     by_scale = (by_logit * (image @ text.T)).sum()
     gradients = scale * by_logit @ text, scale * by_logit.T @ image, by_scale
-    return (row_loss + column_loss) / (2 * len(image)), gradients
+    return (weight * row_loss + (1 - weight) * column_loss) / len(image), gradients
 
 
 def sigmoid_by_definition(image, text, ids, scale, bias):
@@ -111,6 +111,20 @@ def test_softmax_loss_and_gradients_match_the_definition(layout, case, scale, ca
     assert float(loss) == pytest.approx(expected_loss, rel=1e-6, abs=1e-6)
     for gradient, expected_gradient in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-5 * scale / n)
+
+
+@pytest.mark.parametrize(
+    "layout, mesh", [("dense", (1, 1, 1)), ("blockwise", (2, 2, 2)), ("ring", (2, 2, 2))]
+)
+def test_one_direction_weighs_more_in_every_layout(layout, mesh):
+    image, text = features(0, 40, 16)
+    ids = np.arange(40)[:, None] % 30
+    evaluate = compiled("softmax", layout, 4, 0.1, mesh, 0.75)
+    (loss, _), gradients = evaluate(image, text, ids, 14.3)
+    expected_loss, expected = softmax_by_definition(image, text, ids, 14.3, 0.1, 0.75)
+    assert float(loss) == pytest.approx(expected_loss, rel=1e-6)
+    for gradient, expected_gradient in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=30)

@@ -30,11 +30,13 @@ def features():
 
 
 @functools.cache
-def evaluated(kind, layout, mesh=(1, 1, 1), smoothing=0.0, groups="groups", dtype="float32"):
+def evaluated(
+    kind, layout, mesh=(1, 1, 1), smoothing=0.0, groups="groups", dtype="float32", weight=0.5
+):
     """((loss, metrics), gradients by features and scalars) in a layout on a mesh."""
     devices = jax.devices()[: math.prod(mesh)]
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True)), devices)
-    options = {"label_smoothing": smoothing} if kind == "softmax" else {}
+    options = {"label_smoothing": smoothing, "image_weight": weight} if kind == "softmax" else {}
     if groups != "none":
         columns = {"groups": GROUPS, "all differ": np.arange(N)}[groups]
         options["groups"] = jnp.asarray(np.stack([columns // 3, columns % 3], 1), jnp.uint32)
@@ -53,7 +55,7 @@ def evaluated(kind, layout, mesh=(1, 1, 1), smoothing=0.0, groups="groups", dtyp
     return jax.device_get(value_and_gradients(*rows, *scalars))
 
 
-def by_definition(kind, smoothing=0.0):
+def by_definition(kind, smoothing=0.0, weight=0.5):
     """The loss, its gradients and the accuracies in float64."""
     image, text = (x.astype(np.float64) for x in features())
     scale, bias = SCALARS[kind][0], (*SCALARS[kind], 0.0)[1]
@@ -71,14 +73,14 @@ def by_definition(kind, smoothing=0.0):
         by_logit = -labels * candidate / (1 + np.exp(labels * logits)) / N
     else:
         loss, by_logit = 0.0, np.zeros((N, N))
-        for transpose in (False, True):
+        for transpose, factor in ((False, weight / N), (True, (1 - weight) / N)):
             x, p, c = (m.T if transpose else m for m in (logits, positive, candidate))
             exponentials = c * np.exp(x - x.max())
             probability = exponentials / exponentials.sum(1, keepdims=True)
             target = (1 - smoothing) * p / p.sum(1, keepdims=True)
             target = target + smoothing * c / c.sum(1, keepdims=True)
-            loss -= (target * np.log(np.where(c, probability, 1))).sum() / (2 * N)
-            gradient = (probability - target) / (2 * N)
+            loss -= (target * np.log(np.where(c, probability, 1))).sum() * factor
+            gradient = (probability - target) * factor
             by_logit += gradient.T if transpose else gradient
     by_scale = (by_logit * (image @ text.T)).sum()
     gradients = scale * by_logit @ text, scale * by_logit.T @ image, by_scale, by_logit.sum()
@@ -96,6 +98,16 @@ def test_every_layout_on_every_mesh_equals_the_definition(kind, smoothing, layou
     expected_loss, expected_gradients, accuracies = by_definition(kind, smoothing)
     assert abs(loss - expected_loss) <= 1e-6 * max(1, expected_loss)
     assert list(metrics.values()) == pytest.approx(accuracies)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        assert abs(gradient - expected).max() <= 1e-6 * max(1, abs(np.asarray(expected)).max())
+
+
+@pytest.mark.parametrize("layout", ["dense", "blockwise", "ring"])
+def test_one_direction_weighs_more_in_every_layout(layout):
+    mesh = MESHES["8 devices"] if layout == "ring" else MESHES["1 device"]
+    (loss, _), gradients = evaluated("softmax", layout, mesh, 0.1, weight=0.75)
+    expected_loss, expected_gradients, _ = by_definition("softmax", 0.1, 0.75)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
     for gradient, expected in zip(gradients, expected_gradients, strict=True):
         assert abs(gradient - expected).max() <= 1e-6 * max(1, abs(np.asarray(expected)).max())
 

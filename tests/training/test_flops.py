@@ -27,6 +27,7 @@ from clip_jax.models.model_config import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.second_projection import project
 from clip_jax.training import flops, grad_cache
 from clip_jax.training.flops import Forward
 from clip_jax.training.setup import Recipe
@@ -93,10 +94,12 @@ def traced_forward(config: CLIPConfig, rows: int = 1, tokens: int | None = None)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
 
     def vision(params: Any, stats: Any, image: Any, keys: Any) -> Any:
-        return nnx.merge(graph, params, stats).vision(image, key=keys)
+        tower = nnx.merge(graph, params, stats).vision
+        return project(tower, tower(image, key=keys))
 
     def encode_text(params: Any, stats: Any, text: Any) -> Any:
-        return nnx.merge(graph, params, stats).text(text)
+        tower = nnx.merge(graph, params, stats).text
+        return project(tower, tower(text))
 
     return Forward(
         jaxprs.count(jax.make_jaxpr(vision)(params, stats, image, keys)).flops,
@@ -174,6 +177,7 @@ TINY = {
         ),
         text=CoCaTextConfig(vocab_size=56, context_length=9, width=20, layers=3, heads=4),
     ),
+    "second projection": CLIPConfig(16, projection_width=24, vision=VIT, text=TEXT),
     "bag of words": CLIPConfig(24, vision=VIT, text=dataclasses.replace(TEXT, layers=0)),
     "both ways": CLIPConfig(
         24, vision=VIT, text=dataclasses.replace(TEXT, causal=False, pool="last", mlp_ratio=1.7)
@@ -264,6 +268,7 @@ def traced_step(config: CLIPConfig, rows: int, remat: str = "none") -> Count:
 
 STEPS = {
     **{name: TINY[name] for name in ("map", "ragged stem", "dropout", "bert", "bag of words")},
+    "second projection": TINY["second projection"],
     "efficientnet": efficientnet(stages=STAGES, image_size=48),
     "ViT-B/16": ARCHITECTURES["ViT-B/16"],
     "RN50": ARCHITECTURES["RN50"],

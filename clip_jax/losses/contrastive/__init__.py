@@ -34,6 +34,7 @@ def softmax_loss(
     ids: Integer[Array, "n words"] | None = None,
     groups: Integer[Array, "n group_words"] | None = None,
     label_smoothing: float = 0.0,
+    image_weight: float = 0.5,
     block: int = 0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Computes the symmetric cross-entropy over the pairings of the global batch (CLIP's loss).
@@ -51,26 +52,30 @@ def softmax_loss(
       groups: rows with equal groups are positives of each other, see `multi_positive`; None: each
         row has one positive.
       label_smoothing: the share of a row's target that is spread over all its candidates.
+      image_weight: the weight of the direction image to text; that of the other is the rest to 1.
       block: rows and columns of a tile; 0: a good default.
 
     Returns:
-      The mean of both directions, and for each direction the share of rows whose positive has the
-      largest logit.
+      The weighted mean of both directions, and for each direction the share of rows whose positive
+      has the largest logit.
 
     Raises:
-      UserError: an invalid layout, block or label smoothing.
+      UserError: an invalid layout, block, label smoothing or weight.
     """
+    if not 0 <= image_weight <= 1:
+        raise UserError(f"config.loss.image_weight={image_weight} must be a share, from 0 to 1")
     if not 0 <= label_smoothing < 1:
         raise UserError(
             f"config.loss.label_smoothing={label_smoothing} must be a share, from 0 to below 1"
         )
     features, ids = (image_features, text_features), _ids_or_default(ids, len(image_features))
     plan = _tile_plan(layout, block, len(image_features))
+    options = label_smoothing, image_weight
     if groups is not None:
-        return multi_positive.softmax(*features, logit_scale, ids, groups, label_smoothing, plan)
+        return multi_positive.softmax(*features, logit_scale, ids, groups, *options, plan)
     if plan.layout == "dense":
-        return dense.softmax(*features, logit_scale, ids, label_smoothing)
-    return blockwise.softmax(*features, logit_scale, ids, label_smoothing, plan)
+        return dense.softmax(*features, logit_scale, ids, *options)
+    return blockwise.softmax(*features, logit_scale, ids, *options, plan)
 
 
 def sigmoid_loss(

@@ -17,6 +17,7 @@ from clip_jax.losses.contrastive.dense import LossAndMetrics
 from clip_jax.losses.contrastive.masks import (
     FLOOR,
     accuracies,
+    direction_weights,
     einsum_fp32,
     negative_mask,
     positive_cosines,
@@ -36,22 +37,29 @@ Scalar = Float[Array, ""]
 Ids = Integer[Array, "n words"]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def softmax(
     image_features: Features,
     text_features: Features,
     logit_scale: Scalar,
     ids: Ids,
     label_smoothing: float,
+    image_weight: float,
     plan: TilePlan,
 ) -> LossAndMetrics:
-    """Computes the symmetric cross-entropy of `dense.softmax` from tiles."""
+    """Computes the cross-entropy of `dense.softmax` from tiles."""
     features = image_features, text_features
-    return _softmax_forward(*features, logit_scale, ids, label_smoothing, plan)[0]
+    return _softmax_forward(*features, logit_scale, ids, label_smoothing, image_weight, plan)[0]
 
 
 def _softmax_forward(
-    image: Features, text: Features, scale: Scalar, ids: Ids, label_smoothing: float, plan: TilePlan
+    image: Features,
+    text: Features,
+    scale: Scalar,
+    ids: Ids,
+    label_smoothing: float,
+    image_weight: float,
+    plan: TilePlan,
 ) -> tuple[LossAndMetrics, Any]:
     """Returns the loss with its metrics, and what the backward pass needs."""
     rows, columns = ({"features": x, "ids": ids} for x in (image, text))
@@ -62,15 +70,17 @@ def _softmax_forward(
     (top_logit, total), *smoothing_totals = jax.tree.map(lambda *xs: jnp.stack(xs), *directions)
     # the log-sum-exp of the negatives minus the logit of the positive
     margin = jnp.log(total) + (top_logit - positives)
-    negative_share = jax.nn.sigmoid(margin)
-    loss, positive_gradient = jax.nn.softplus(margin).sum(0), -negative_share.sum(0)
+    weights = direction_weights(image_weight)
+    negative_share = weights * jax.nn.sigmoid(margin)
+    loss, positive_gradient = (weights * jax.nn.softplus(margin)).sum(0), -negative_share.sum(0)
     # the total is 0 for a row without negatives, and at least 1 for any other
     residuals = {"top_logit": top_logit, "weight": negative_share / jnp.maximum(total, 1)}
     if label_smoothing:
         negatives_sum, candidates = smoothing_totals[0].value, 1 + smoothing_totals[1].value
-        smoothing = residuals["smoothing"] = label_smoothing / candidates
-        loss += (label_smoothing * positives - smoothing * (positives + negatives_sum)).sum(0)
-        positive_gradient += (label_smoothing - smoothing).sum(0)
+        smoothed = weights * label_smoothing
+        smoothing = residuals["smoothing"] = smoothed / candidates
+        loss += (smoothed * positives - smoothing * (positives + negatives_sum)).sum(0)
+        positive_gradient += (smoothed - smoothing).sum(0)
     metrics = accuracies((positives,) * 2, (top_logit[0], top_logit[1]), scale)
     return (loss.mean() / 2, metrics), (image, text, scale, ids, positive_gradient, residuals)
 
@@ -93,7 +103,7 @@ def _softmax_tile(smoothed: bool, scale: Scalar, row: Rows, column: Rows) -> tup
 
 
 def _softmax_backward(
-    label_smoothing: float, plan: TilePlan, saved: Any, cotangents: Any
+    label_smoothing: float, image_weight: float, plan: TilePlan, saved: Any, cotangents: Any
 ) -> tuple[Array, Array, Array, None]:
     image, text, scale, ids, positive_gradient, residuals = saved
     rows, columns = (

@@ -24,8 +24,9 @@ def softmax(
     logit_scale: Float[Array, ""],
     ids: Integer[Array, "n words"],
     label_smoothing: float,
+    image_weight: float,
 ) -> LossAndMetrics:
-    """Computes the symmetric cross-entropy; one matrix of logits serves both directions."""
+    """Computes the cross-entropy of both directions; one matrix of logits serves both."""
     image_features, text_features = to_fp32(image_features, text_features)
     mask = negative_mask(ids, ids)
     scale = per_row(logit_scale, ids)
@@ -33,7 +34,7 @@ def softmax(
     positives = logit_scale * positive_cosines(image_features, text_features)
     directions = [_cross_entropy(logits, mask, positives, axis, label_smoothing) for axis in (1, 0)]
     (image_to_text, text_to_image), max_negatives = zip(*directions, strict=True)
-    loss = (image_to_text.mean() + text_to_image.mean()) / 2
+    loss = mean_of_directions(image_to_text, text_to_image, image_weight)
     return loss, accuracies((positives,) * 2, max_negatives, logit_scale)
 
 
@@ -82,6 +83,15 @@ def sigmoid(
     max_negatives = masked_logits.max(axis=1), masked_logits.max(axis=0)
     loss = (jax.nn.softplus(-positives) + negative_loss).mean()
     return loss, accuracies((positives,) * 2, max_negatives, logit_scale)
+
+
+def mean_of_directions(
+    image_to_text: Float[Array, " n"], text_to_image: Float[Array, " n"], image_weight: float
+) -> Float[Array, ""]:
+    """Returns the mean over rows and directions, the first of which has the weight given."""
+    if image_weight == 0.5:
+        return (image_to_text.mean() + text_to_image.mean()) / 2
+    return image_weight * image_to_text.mean() + (1 - image_weight) * text_to_image.mean()
 
 
 def to_fp32(*features: Float[Array, "n d"]) -> list[Float[Array, "n d"]]:

@@ -55,6 +55,17 @@ def positive_cosines(
     return jnp.sum(image_features.astype(jnp.float32) * text_features, axis=-1)
 
 
+def direction_weights(image_weight: float) -> float | Float[Array, "2 1"]:
+    """Returns the factors on the losses image to text and text to image, whose mean is the loss.
+
+    Args:
+      image_weight: the weight of the first direction; that of the second is the rest to 1.
+    """
+    if image_weight == 0.5:
+        return 1.0
+    return jnp.array([[2 * image_weight], [2 - 2 * image_weight]], jnp.float32)
+
+
 def accuracies(
     positives: tuple[Float[Array, " n"], Float[Array, " n"]],
     max_negatives: tuple[Float[Array, " n"], Float[Array, " n"]],

@@ -32,10 +32,11 @@ from clip_jax.losses.contrastive.blockwise import (
     tile_logits,
     without_padding,
 )
-from clip_jax.losses.contrastive.dense import LossAndMetrics, per_row, to_fp32
+from clip_jax.losses.contrastive.dense import LossAndMetrics, mean_of_directions, per_row, to_fp32
 from clip_jax.losses.contrastive.masks import (
     FLOOR,
     accuracies,
+    direction_weights,
     einsum_fp32,
     negative_mask,
     positive_cosines,
@@ -62,16 +63,17 @@ def softmax(
     ids: Ids,
     groups: Groups,
     label_smoothing: float,
+    image_weight: float,
     plan: TilePlan,
 ) -> LossAndMetrics:
-    """Computes the symmetric cross-entropy with targets that are spread evenly over the positives.
+    """Computes the cross-entropy with targets that are spread evenly over the positives.
 
     The arguments are those of `blockwise.softmax`, and the groups.
     """
     arrays = image_features, text_features, logit_scale, ids, groups
     if plan.layout == "dense":
-        return _dense_softmax(*arrays, label_smoothing)
-    return _tiled_softmax(*arrays, label_smoothing, plan)
+        return _dense_softmax(*arrays, label_smoothing, image_weight)
+    return _tiled_softmax(*arrays, label_smoothing, image_weight, plan)
 
 
 def sigmoid(
@@ -116,6 +118,7 @@ def _dense_softmax(
     ids: Ids,
     groups: Groups,
     label_smoothing: float,
+    image_weight: float,
 ) -> LossAndMetrics:
     image_features, text_features = to_fp32(image_features, text_features)
     positive, candidate = _dense_masks(ids, groups)
@@ -132,7 +135,7 @@ def _dense_softmax(
         loss = jnp.log(jnp.exp(shifted).sum(axis)) - (1 - label_smoothing) * mean(positive)
         return loss - label_smoothing * mean(candidate) if label_smoothing else loss
 
-    loss = (cross_entropy(1).mean() + cross_entropy(0).mean()) / 2
+    loss = mean_of_directions(cross_entropy(1), cross_entropy(0), image_weight)
     return loss, _dense_metrics(logits, positive, candidate, logit_scale)
 
 
@@ -176,7 +179,7 @@ class _SoftmaxTotals(NamedTuple):
     candidate_count: Sum
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _tiled_softmax(
     image_features: Features,
     text_features: Features,
@@ -184,10 +187,11 @@ def _tiled_softmax(
     ids: Ids,
     groups: Groups,
     label_smoothing: float,
+    image_weight: float,
     plan: TilePlan,
 ) -> LossAndMetrics:
     arrays = image_features, text_features, logit_scale, ids, groups
-    return _softmax_forward(*arrays, label_smoothing, plan)[0]
+    return _softmax_forward(*arrays, label_smoothing, image_weight, plan)[0]
 
 
 def _softmax_forward(
@@ -197,6 +201,7 @@ def _softmax_forward(
     ids: Ids,
     groups: Groups,
     label_smoothing: float,
+    image_weight: float,
     plan: TilePlan,
 ) -> tuple[LossAndMetrics, Any]:
     """Returns the loss with its metrics, and what the backward pass needs."""
@@ -208,15 +213,17 @@ def _softmax_forward(
     # the leading axis of these totals: image to text, text to image
     totals = _SoftmaxTotals(*jax.tree.map(lambda *xs: jnp.stack(xs), *directions))
     top_logit, total = totals.exponentials
-    positive_share = (1 - label_smoothing) / totals.positive_count.value
-    smoothing = label_smoothing / totals.candidate_count.value
-    loss = jnp.log(total) + (top_logit - own) - positive_share * totals.positive_sum.value
+    weights = direction_weights(image_weight)
+    positive_share = weights * (1 - label_smoothing) / totals.positive_count.value
+    smoothing = weights * label_smoothing / totals.candidate_count.value
+    loss = weights * (jnp.log(total) + (top_logit - own))
+    loss -= positive_share * totals.positive_sum.value
     loss = (loss - smoothing * totals.candidate_sum.value).mean()
     positives, negatives = totals.max_positive.value, totals.max_negative.value
     metrics = accuracies((positives[0], positives[1]), (negatives[0], negatives[1]), scale)
     residuals = {
         "top_logit": top_logit,
-        "weight": 1 / total,
+        "weight": weights / total,
         "positive_share": positive_share,
         "smoothing": smoothing,
     }
@@ -249,7 +256,7 @@ def _softmax_tile(scale: Scalar, row: Rows, column: Rows) -> tuple[Totals, Total
 
 
 def _softmax_backward(
-    label_smoothing: float, plan: TilePlan, saved: Any, cotangents: Any
+    label_smoothing: float, image_weight: float, plan: TilePlan, saved: Any, cotangents: Any
 ) -> tuple[Array, Array, Array, None, None]:
     image, text, scale, ids, groups, residuals = saved
     rows, columns = (

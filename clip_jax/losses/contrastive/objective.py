@@ -31,6 +31,7 @@ class Contrastive:
         numbers.
       block: rows of a tile in the layouts that have tiles; 0: the layout's default.
       label_smoothing: the share of each row's target that is spread over the batch.
+      image_weight: the weight of the direction image to text; that of the other is the rest to 1.
       mask_duplicates: whether pairs with equal captions are not negatives of each other.
       multi_positive: whether pairs of one group are positives of each other. The batch has the
         groups as `group`.
@@ -39,6 +40,7 @@ class Contrastive:
     layout: str = "auto"
     block: int = 0
     label_smoothing: float = 0.0
+    image_weight: float = 0.5
     mask_duplicates: bool = False
     multi_positive: bool = False
     reads_image_features: ClassVar[bool] = True
@@ -59,11 +61,13 @@ class Contrastive:
         hint = "; its keys are those of config.loss"
         refuse_options(options, "the contrastive objective", hint)
         objective = cls(**config.loss.to_dict())
-        if objective.label_smoothing and model_config.logit_bias is not None:
-            raise UserError(
-                f"config.loss.label_smoothing={objective.label_smoothing} applies to the softmax "
-                "over the batch, which a model with a logit_bias does not have: set it to 0"
-            )
+        if model_config.logit_bias is not None:
+            for key, usual in (("label_smoothing", 0.0), ("image_weight", 0.5)):
+                if (value := getattr(objective, key)) != usual:
+                    raise UserError(
+                        f"config.loss.{key}={value} applies to the softmax over the batch, which a "
+                        f"model with a logit_bias does not have: set it to {usual:g}"
+                    )
         return objective
 
     def features(self, model: CLIP, batch: Batch, keys: Key[Array, " n"]) -> Features:
@@ -103,6 +107,7 @@ class Contrastive:
                 ids=ids,
                 groups=groups,
                 label_smoothing=self.label_smoothing,
+                image_weight=self.image_weight,
                 block=self.block,
             )
             return loss, {**metrics, "logit_scale": scale}

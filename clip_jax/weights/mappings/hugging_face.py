@@ -49,6 +49,7 @@ class HuggingFace(WeightsMapping):
                 vision=EfficientNetConfig(activation="silu", head=0, projection=False) as vision,
                 text=BertConfig(pool="first", pooler=True, projection_bias=True) as text,
                 log_scale=False,
+                projection_width=0,
             ) if vision.squeeze:
                 return _align(vision, text)
             case CLIPConfig(
@@ -56,12 +57,14 @@ class HuggingFace(WeightsMapping):
                 text=TextConfig(pool="end", causal=True) as text,
                 log_scale=True,
                 logit_bias=None,
+                projection_width=0,
             ) if text.layers and is_plain(vision):
                 return _clip(vision, text)
             case CLIPConfig(
                 vision=VisionConfig(pool="map", stem=0, registers=0) as vision,
                 text=TextConfig(pool="last") as text,
                 log_scale=True,
+                projection_width=0,
             ) if text.layers and config.logit_bias is not None:
                 return _siglip(vision, text)
         raise unsupported(config, self.name)

@@ -97,8 +97,8 @@ def pieces(leaf: Leaf, array: np.ndarray) -> Iterator[Piece]:
 
 # Fields of a model's config that determine its structure, not its sizes.
 _STRUCTURE = (
-    *("log_scale", "logit_bias", "stem", "registers", "pool", "ln_pre", "projection"),
-    *("patch_bias", "ragged", "causal", "projection_bias", "pooler", "head"),
+    *("log_scale", "logit_bias", "projection_width", "stem", "registers", "pool", "ln_pre"),
+    *("projection", "patch_bias", "ragged", "causal", "projection_bias", "pooler", "head"),
 )
 
 

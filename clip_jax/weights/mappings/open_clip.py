@@ -42,6 +42,7 @@ class OpenClip(WeightsMapping):
                 vision=VisionConfig() as vision,
                 text=CoCaTextConfig(projection_bias=False) as text,
                 log_scale=True,
+                projection_width=0,
             ) if _is_coca(config):
                 return _coca_leaves(config, vision, text)
             case CLIPConfig(
@@ -50,6 +51,7 @@ class OpenClip(WeightsMapping):
                 ) as vision,
                 text=TextConfig() as text,
                 log_scale=True,
+                projection_width=0,
             ) if text.layers and config.logit_bias is not None:
                 return _siglip_leaves(vision, text)
         return clip_leaves(config, self.name)
@@ -104,6 +106,7 @@ def clip_leaves(config: CLIPConfig, library: str) -> Iterator[Leaf]:
             text=TextConfig(projection_bias=False, pool="end") as text,
             log_scale=True,
             logit_bias=None,
+            projection_width=0,
         ) if text.layers and type(text) is TextConfig:
             yield single("logit_scale", "logit_scale")
             match config.vision:
