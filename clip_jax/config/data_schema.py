@@ -43,8 +43,18 @@ class Augment(Group):
     crop_ratio: tuple[float, float] = key((1.0, 1.0), "least and greatest width over height")
     flip: float = key(0.0, "probability of a mirror image")
     rotate: float = key(0.0, "greatest angle in degrees, either way; corners are white")
+    translate: float = key(
+        0.0, "greatest shift as a share of each side, either way; what moves in is white"
+    )
+    zoom: tuple[float, float] = key(
+        (1.0, 1.0), "least and greatest factor by which the image is drawn larger, about its centre"
+    )
     color: float = key(
         0.0, "strength of changes to brightness, contrast and saturation (0.4: ×0.6 to ×1.4)"
     )
     hue: float = key(0.0, "greatest rotation of the hue, as a share of the circle")
     gray: float = key(0.0, "probability of a grey image")
+    blur: tuple[float, float] = key(
+        (0.0, 0.0),
+        "least and greatest standard deviation of a Gaussian blur, in pixels of the model's input",
+    )

@@ -121,7 +121,8 @@ class Data(Group):
     captions: tuple[str, ...] = key(
         ("{caption}",),
         "templates over the fields of a pair, one of which is drawn; of a list, {tags} gives some "
-        "items, {tags:one} one, {tags:each} another one every epoch, {tags:all} all",
+        "items, {tags:one} one, {tags:each} another one every epoch, {tags:all} all; "
+        "{text:sentence} gives one sentence",
     )
     caption_weights: tuple[float, ...] = key(
         (), "how often each template is drawn, relative to the others; empty: equally often"

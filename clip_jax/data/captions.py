@@ -2,12 +2,14 @@
 
 `{name}` is a field, `{meta.title}` one inside another. Of a list, `{tags}` gives some items at
 random, joined by commas, `{captions:one}` one item at random, `{captions:each}` another item every
-epoch, and `{captions:all}` all items, joined by spaces.
+epoch, and `{captions:all}` all items, joined by spaces. `{text:sentence}` gives one sentence at
+random, of a list one of a random item.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +19,9 @@ import numpy as np
 from clip_jax.data.example import Fields, PairError
 from clip_jax.errors import UserError
 
-_WAYS = ("", "one", "each", "all")  # to make text of a list
+_WAYS = ("", "one", "each", "all", "sentence")  # to make text of a field
+# A sentence ends after . ! ? … and closing marks before a space, and after 。！？.
+_SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+|(?<=[。！？])\s*")
 _MAX_NAMED = 20  # fields in an error
 _MAX_LENGTH = 1_000_000  # characters of a caption
 
@@ -58,7 +62,7 @@ def _parse(template: str) -> tuple[_Piece, ...]:
     if any(conversion or (way or "") not in _WAYS for _, _, way, conversion in parts):
         raise UserError(
             f"caption template {template!r}: a field is a plain name, such as {{name}}, or, of a "
-            "list, {name:one}, {name:each} or {name:all}"
+            "list, {name:one}, {name:each} or {name:all}, or {name:sentence}"
         )
     return tuple(_Piece(literal, field, way or "") for literal, field, way, _ in parts)
 
@@ -84,8 +88,23 @@ def _scalar_text(value: Any) -> str | None:
     return str(value)
 
 
+def sentences(text: str) -> list[str]:
+    """Returns the sentences of a text, by its punctuation and its lines."""
+    parts = (part for line in text.splitlines() for part in _SENTENCE_END.split(line))
+    return [part for part in map(str.strip, parts) if part]
+
+
+def _sentence(text: str, rng: np.random.Generator | None) -> str:
+    """Returns one sentence at random; the first without `rng`, the text if it has none."""
+    parts = sentences(text) or [text]
+    return parts[int(rng.integers(len(parts))) if rng is not None and len(parts) > 1 else 0]
+
+
 def _value_text(value: Any, way: str, rng: np.random.Generator | None, turn: int) -> str | None:
     """Returns a field's value as text, or None if it has no text."""
+    if way == "sentence":
+        value_text = _value_text(value, "one" if isinstance(value, list) else "", rng, turn)
+        return None if value_text is None else _sentence(value_text, rng)
     if not isinstance(value, list):
         return _scalar_text(value)
     if not way and isinstance(value, Alternatives):
@@ -120,7 +139,8 @@ def fill(
       text: the fields of a pair.
       name: the name of the pair, for errors.
       rng: draws from lists. `{field}` gives at least one and at most all items, in random order;
-        `{field:one}` gives one item. If None, these give all items in order and the first item.
+        `{field:one}` gives one item, `{field:sentence}` one sentence. If None, these give all items
+        in order, the first item and the first sentence.
       turn: the number of the item that `{field:each}` gives, modulo the length of the list.
 
     Raises:

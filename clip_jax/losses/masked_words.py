@@ -23,7 +23,7 @@ from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics
 from clip_jax.models.clip import CLIP
 from clip_jax.models.masked_words import MaskedWordsConfig
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.models.tower import check_grid
+from clip_jax.models.tower import TextTower, check_grid
 
 HEAD = "masked_words"
 
@@ -91,7 +91,7 @@ class MaskedWords:
         """Computes the sum of the losses of each caption, and the number of masked words."""
         features, grid = model.encode_grid(batch["image"], key=keys)
         tokens, span = batch["tokens"], batch["span"]
-        masked = mask_words(tokens, span, keys, self.share, model.config.text.vocab_size)
+        masked = mask_words(tokens, span, keys, self.share, model.config.text)
         head, text = model.heads[HEAD], jnp.arange(tokens.shape[1]) <= span[:, 1:]
         if self.text_tower:
             given = jnp.where(masked.hidden, head.config.mask_id, masked.tokens)
@@ -174,7 +174,7 @@ def mask_words(
     span: Int[Array, "n 2"],
     keys: Key[Array, " n"],
     share: float,
-    vocab_size: int,
+    text: TextTower,
 ) -> MaskedRows:
     """Chooses words of each caption by the random key of its row, and masks them.
 
@@ -183,19 +183,19 @@ def mask_words(
       span: the position of the first word of each caption, and that after the last.
       keys: a random key for each row.
       share: the share of the words that is chosen, rounded up; 0: one word.
-      vocab_size: the number of words from which random ones are drawn.
+      text: the sizes of captions, whatever padding is cut off here, and of the vocabulary.
     """
-    length = tokens.shape[1]
+    length, full = tokens.shape[1], (text.context_length,)
 
     def draw(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
         order, way, word = jax.random.split(jax.random.fold_in(key, 2), 3)
         return (
-            jax.random.uniform(order, (length,)),
-            jax.random.uniform(way, (length,)),
-            jax.random.randint(word, (length,), 0, vocab_size, tokens.dtype),
+            jax.random.uniform(order, full),
+            jax.random.uniform(way, full),
+            jax.random.randint(word, full, 0, text.vocab_size, tokens.dtype),
         )
 
-    order, way, word = jax.vmap(draw)(keys)
+    order, way, word = (drawn[:, :length] for drawn in jax.vmap(draw)(keys))
     words = is_word(tokens, span)
     _, positions = jax.lax.top_k(jnp.where(words, order, -1), masked_count(share, length))
     count = jnp.sum(words, axis=1)

@@ -34,6 +34,7 @@ TEXT |= {"meta": {"title": "Tom", "by": {"a.b": "Jo"}}, "meta.by": "x", "some": 
         ("{keywords:one} {keywords:each}", "pet pet"),
         ("{name:one} {name:each} {name:all}", "cat cat cat"),
         ("{some}, {some:one}, {some:all}", "1, 1, 1"),
+        ("{keywords:sentence} {n:sentence}", "pet 3"),
     ],
 )
 def test_fill(template: str, expected: str) -> None:
@@ -76,6 +77,24 @@ def test_one_of_a_list_is_any_and_each_comes_in_turn() -> None:
     captions.fill("{keywords:all}", TEXT, "x", rng)
     assert rng.bit_generator.state == before, "chance has no part in it"
     assert captions.sample(("{keywords:each}",), TEXT, "x", rng, turn=4) == "purr"
+
+
+def test_a_sentence_is_one_of_those_of_the_text() -> None:
+    text = 'No effusion. Is "it" clear? 心影正常。肺部清晰！ Size 1.5 cm (old.) Stable…\n- a line '
+    expected = ["No effusion.", 'Is "it" clear?', "心影正常。", "肺部清晰！"]
+    assert captions.sentences(text) == [*expected, "Size 1.5 cm (old.)", "Stable…", "- a line"]
+    assert captions.sentences(" \n ") == []
+    rng = np.random.default_rng(0)
+    fields = {"report": text, "several": ["One. Two.", "Three."], "blank": "  "}
+    drawn = {captions.fill("{report:sentence}", fields, "x", rng) for _ in range(100)}
+    assert drawn == set(captions.sentences(text))
+    drawn = {captions.fill("{several:sentence}", fields, "x", rng) for _ in range(50)}
+    assert drawn == {"One.", "Two.", "Three."}
+    before = rng.bit_generator.state
+    assert captions.fill("{blank:sentence}", fields, "x", rng) == "  "
+    assert rng.bit_generator.state == before
+    with pytest.raises(UserError, match="sentence"):
+        captions.fields("{report:sentences}")
 
 
 def draws(templates: tuple[str, ...], weights: tuple[float, ...] = ()) -> dict[str, int]:

@@ -19,7 +19,7 @@ from clip_jax.losses.bag_of_words import BagOfWords, is_word
 from clip_jax.losses.masked_words import MaskedWords, mask_words, masked_count
 from clip_jax.models.clip import CLIP
 from clip_jax.models.masked_words import MaskedWordsConfig
-from clip_jax.models.model_config import BertConfig
+from clip_jax.models.model_config import BertConfig, TextConfig
 from clip_jax.models.words import WordsConfig
 from clip_jax.training import train_step as step_lib
 from jaxprs import count
@@ -40,9 +40,11 @@ def config_of(head: MaskedWordsConfig, **changes: Any) -> Any:
 def test_masks_are_a_function_of_the_row_and_hide_words_alone(share: float) -> None:
     data, keys = arrays(rows()), keys_of()
     tokens, span = data["tokens"], data["span"].at[3].set(1)  # a caption without words
-    masked = mask_words(tokens, span, keys, share, 56)
-    last = mask_words(tokens[8:], span[8:], keys[8:], share, 56)
+    masked = mask_words(tokens, span, keys, share, TINY.text)
+    last = mask_words(tokens[8:], span[8:], keys[8:], share, TINY.text)
     jax.tree.map(np.testing.assert_array_equal, last, jax.tree.map(lambda x: x[8:], masked))
+    cut = mask_words(tokens[:, :7], span, keys, share, TINY.text)
+    np.testing.assert_array_equal(cut.hidden, masked.hidden[:, :7])
     words = np.asarray(is_word(tokens, span))
     expected = np.ceil(share * words.sum(1) - 1e-4) if share else np.minimum(words.sum(1), 1)
     np.testing.assert_array_equal(masked.counts.sum(1), expected)
@@ -60,7 +62,8 @@ def test_masks_are_a_function_of_the_row_and_hide_words_alone(share: float) -> N
 def test_a_share_masks_replaces_and_leaves_words_by_the_rule() -> None:
     tokens = jnp.full((400, 20), 7)
     span = jnp.tile(jnp.array([0, 20]), (400, 1))
-    masked = mask_words(tokens, span, keys_of(400), 0.5, 10_000)
+    text = TextConfig(vocab_size=10_000, context_length=20)
+    masked = mask_words(tokens, span, keys_of(400), 0.5, text)
     hidden, replaced = np.mean(masked.hidden), np.mean(masked.tokens != tokens)
     np.testing.assert_allclose([hidden, replaced], [0.5 * 0.85, 0.5 * 0.1], atol=0.015)
 
@@ -70,7 +73,7 @@ def test_the_loss_is_the_mean_over_masked_words_plus_that_of_the_tags(head: Any)
     model, data = CLIP(config_of(head), rngs=nnx.Rngs(0)), arrays(rows())
     objective, keys = MaskedWords(share=0.4, tag_weight=0.5), keys_of()
     loss, metrics = objective.loss(objective.features(model, data, keys), model, data)
-    masked = mask_words(data["tokens"], data["span"], keys, 0.4, 56)
+    masked = mask_words(data["tokens"], data["span"], keys, 0.4, TINY.text)
     text = jnp.arange(8) <= data["span"][:, 1:]
     module, (_, grid) = model.heads.masked_words, model.encode_grid(data["image"], key=keys)
     encoded = module.text(masked.tokens, masked.hidden, text)

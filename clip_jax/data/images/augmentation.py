@@ -1,4 +1,4 @@
-"""Random augmentation of training images: crop, flip, rotation, colours."""
+"""Random augmentation of training images: affine maps, crop, flip, colours, blur."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from clip_jax.config import schema
 from clip_jax.data.images.decoding import crop
@@ -36,12 +36,15 @@ class Augment(schema.Augment):
             ("crop_ratio", 1e-3, 1e3),
             ("flip", 0.0, 1.0),
             ("rotate", 0.0, 180.0),
+            ("translate", 0.0, 1.0),
+            ("zoom", 0.1, 10.0),
             ("color", 0.0, math.inf),
             ("hue", 0.0, 0.5),
             ("gray", 0.0, 1.0),
+            ("blur", 0.0, 100.0),
         ):
             value = getattr(self, key)
-            is_pair = key.startswith("crop_")
+            is_pair = isinstance(getattr(schema.Augment, key), tuple)
             ends = value if is_pair else (value, value)
             if len(ends) != 2 or not least <= ends[0] <= ends[1] <= most:
                 kind = "(least, greatest)" if is_pair else "a number"
@@ -172,6 +175,38 @@ def recolor(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> n
     return x.astype(np.uint8).reshape(pixels.shape)
 
 
+def affine(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """Turns an image about its centre, draws it larger or smaller and shifts it, at random.
+
+    Args:
+      pixels: uint8 [height, width, 3].
+      augment: the ranges of the changes.
+      rng: draws the changes.
+
+    Returns:
+      uint8 [height, width, 3]; what no pixel covers is white.
+    """
+    height, width = pixels.shape[:2]
+    angle = math.radians(rng.uniform(-augment.rotate, augment.rotate))
+    zoom = rng.uniform(*augment.zoom)
+    x_shift, y_shift = rng.uniform(-augment.translate, augment.translate, 2) * (width, height)
+    # PIL asks which place of the input each place of the output shows
+    cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+    x, y = width / 2 + x_shift, height / 2 + y_shift
+    matrix = (
+        *(cos, -sin, width / 2 - cos * x + sin * y),
+        *(sin, cos, height / 2 - sin * x - cos * y),
+    )
+    image = Image.fromarray(pixels).transform(
+        (width, height),
+        Image.Transform.AFFINE,
+        matrix,
+        Image.Resampling.BILINEAR,
+        fillcolor="white",
+    )
+    return np.asarray(image)
+
+
 def random_view(
     pixels: np.ndarray, size: int, augment: Augment, rng: np.random.Generator
 ) -> np.ndarray:
@@ -186,7 +221,9 @@ def random_view(
     Returns:
       uint8 [size, size, 3].
     """
-    if augment.rotate:
+    if augment.translate or augment.zoom != (1.0, 1.0):
+        pixels = affine(pixels, augment, rng)
+    elif augment.rotate:
         angle = rng.uniform(-augment.rotate, augment.rotate)
         turned = Image.fromarray(pixels).rotate(angle, Image.Resampling.BILINEAR, fillcolor="white")
         pixels = np.asarray(turned)
@@ -196,4 +233,7 @@ def random_view(
         view = view[:, ::-1]
     if augment.color or augment.hue or augment.gray:
         view = recolor(view, augment, rng)
+    if augment.blur != (0.0, 0.0):
+        blur = ImageFilter.GaussianBlur(rng.uniform(*augment.blur))
+        view = np.asarray(Image.fromarray(np.ascontiguousarray(view)).filter(blur))
     return np.ascontiguousarray(view)
