@@ -21,7 +21,6 @@ from clip_jax.losses import bag_of_words, vocabulary
 from clip_jax.losses.bag_of_words import is_word
 from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics
 from clip_jax.models.clip import CLIP
-from clip_jax.models.masked_words import MaskedWordsConfig
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.tower import TextTower, check_grid
 
@@ -134,7 +133,6 @@ class MaskedWords:
     def flops(self, model_config: CLIPConfig, batch_size: int) -> int:
         """Returns the FLOPs of the head over captions of the full length."""
         head: Any = model_config.head(HEAD)
-        assert isinstance(head, MaskedWordsConfig)
         text = model_config.text
         length = text.context_length
         each = head.flops(
