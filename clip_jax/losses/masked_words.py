@@ -60,7 +60,7 @@ class MaskedWords:
         if not self.text_tower:
             return TEXT_PARTS
         used = tuple(part for part in TEXT_PARTS if part != "text")
-        return ("text.projection", "text.pooler", *used)
+        return ("text.projection", "text.second_projection", "text.pooler", *used)
 
     @classmethod
     def from_config(

@@ -109,7 +109,8 @@ def untrained_towers(c: Config, model: CLIPConfig) -> tuple[str, ...]:
     outputs = [
         name
         for name in groups.assignment
-        if name in ("logit_scale", "temperature") or name.startswith("text/projection")
+        if name in ("logit_scale", "temperature")
+        or name.startswith(("text/projection", "text/second_projection"))
     ]
     unread = len(outputs) > 1 and all(map(groups.is_frozen, outputs))
     if "text" not in random and len(given) < 2 and unread:
