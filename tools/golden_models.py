@@ -5,6 +5,7 @@
 
 Writes one folder per family: its files as the library saves them, and `expected.safetensors`. The
 tests of weights build the same models again if torch is installed, and read these files if not.
+open_clip's CoCa writes captions with transformers 4 only (`pip install 'transformers<5'`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Model:
     encode: from (images NCHW, tokens) to image features, text features and logits per image.
     image_size: in pixels.
     file: the file name of its weights.
+    more: from (images NCHW, tokens) to further outputs by name.
     """
 
     module: Any
@@ -38,6 +40,7 @@ class Model:
     encode: Callable[[Any, Any], tuple[Any, Any, Any]]
     image_size: int
     file: str = "model.safetensors"
+    more: Callable[[Any, Any], dict[str, Any]] = lambda images, tokens: {}
 
 
 def hugging_face_clip(transformers: Any) -> Model:
@@ -217,6 +220,55 @@ def open_clip_siglip(open_clip: Any) -> Model:
     return Model(module, {}, encode, 8, "open_clip_model.safetensors")
 
 
+def open_clip_coca(open_clip: Any) -> Model:
+    """The CoCa of open_clip, whose image tower is wider than the queries that pool it."""
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": dict(
+            image_size=8,
+            patch_size=4,
+            width=24,
+            layers=2,
+            head_width=8,
+            attentional_pool=True,
+            attn_pooler_queries=5,
+            attn_pooler_heads=2,
+            output_tokens=True,
+        ),
+        "text_cfg": {**_WORDS, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": _WORDS,
+        "custom_text": True,
+    }
+    options = {key: value for key, value in config.items() if key != "custom_text"}
+    module = open_clip.coca_model.CoCa(**options)
+
+    def encode(images: Any, tokens: Any) -> tuple[Any, Any, Any]:
+        image, text = module.encode_image(images), module.encode_text(tokens)
+        return image, text, module.logit_scale.exp() * image @ text.T
+
+    def more(images: Any, tokens: Any) -> dict[str, Any]:
+        out = module(images, tokens)
+        loss = open_clip.loss.CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0)
+        losses = loss(**out, output_dict=True)
+        captions = {}
+        if open_clip.coca_model._has_transformers:
+            common = dict(seq_len=CONTEXT, sot_token_id=VOCABULARY - 2, fixed_output_length=True)
+            common |= dict(eos_token_id=VOCABULARY - 1, min_seq_len=3)
+            ways = {
+                "greedy": dict(generation_type="top_k", top_k=1),
+                "beams2": dict(num_beams=6, num_beam_groups=3),  # three times the same two beams
+                "beams4": dict(num_beams=4, num_beam_groups=1),
+            }
+            captions = {
+                f"captions.{name}": module.generate(images, **common, **way).int()
+                for name, way in ways.items()
+            }
+        return {"logits": out["logits"], **losses, **captions}
+
+    documents = {"open_clip_config.json": {"model_cfg": config, "preprocess_cfg": {}}}
+    return Model(module, documents, encode, 8, "open_clip_model.safetensors", more)
+
+
 FAMILIES: dict[str, tuple[str, Callable[[Any], Model]]] = {
     "hugging_face_clip": ("transformers", hugging_face_clip),
     "hugging_face_siglip": ("transformers", hugging_face_siglip),
@@ -225,6 +277,7 @@ FAMILIES: dict[str, tuple[str, Callable[[Any], Model]]] = {
     "open_clip_gelu": ("open_clip", open_clip_gelu),
     "open_clip_resnet": ("open_clip", open_clip_resnet),
     "open_clip_siglip": ("open_clip", open_clip_siglip),
+    "open_clip_coca": ("open_clip", open_clip_coca),
 }
 
 
@@ -246,6 +299,8 @@ def randomize(module: Any, seed: int) -> None:
             else:
                 std = (value[0].numel()) ** -0.5
                 value.copy_(std * torch.randn(value.shape, generator=generator))
+            if name == "text_decoder.text_projection":
+                value[:, -1] *= 6  # captions of some images end soon
 
 
 def inputs(image_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -274,9 +329,8 @@ def outputs(model: Model, seed: int, train: bool = False) -> dict[str, np.ndarra
     weights = np.random.default_rng(seed + 1).standard_normal((BATCH, BATCH)).astype(np.float32)
     model.module.train(train)
     model.module.zero_grad()
-    features = model.encode(
-        torch.tensor(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(tokens).long()
-    )
+    given = torch.tensor(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(tokens).long()
+    features = model.encode(*given)
     (features[2] * torch.tensor(weights)).sum().backward()
     names = ("image_features", "text_features", "logits_per_image")
     result = {
@@ -284,6 +338,9 @@ def outputs(model: Model, seed: int, train: bool = False) -> dict[str, np.ndarra
         for name, value in zip(names, features, strict=True)
     }
     result |= {"images": images, "tokens": tokens, "weights": weights}
+    with torch.no_grad():
+        more = model.more(*given)
+    result |= {name: value.contiguous().numpy() for name, value in more.items()}
     for name, parameter in model.module.named_parameters():
         gradient = parameter.grad
         array = torch.zeros_like(parameter) if gradient is None else gradient

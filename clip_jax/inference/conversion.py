@@ -131,13 +131,14 @@ def _open_original(
 
 
 def _announced(original: ModelSource, to: Library, note: Callable[[str], None]) -> ModelSource:
-    """Notes what was assumed about a model and what is left out; returns it without its heads."""
+    """Notes what was assumed about a model, and returns it without the heads that are left out."""
     if original.remarks:
         note("; ".join(original.remarks))
-    if original.config.heads:
-        names = ", ".join(name for name, _ in original.config.heads)
-        note(f"{title_of(to)} has no place for the model's {names}, which is left out")
-    return original.without_heads()
+    kept = mapping_of(to).heads(original.config)
+    names = [name for name, _ in original.config.heads if name not in kept]
+    if names:
+        note(f"{title_of(to)} has no place for the model's {', '.join(names)}, which is left out")
+    return original.without_heads(names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +65,24 @@ class ModelSource:
     read_adapters: Callable[[], Params] | None = dataclasses.field(default=None, repr=False)
     untrained: tuple[str, ...] = ()
 
-    def without_heads(self) -> ModelSource:
-        """Returns the same model without its heads."""
-        if not self.config.heads:
+    def without_heads(self, names: Collection[str] | None = None) -> ModelSource:
+        """Returns the same model without the heads of these names; None: without any."""
+        config = self.config.without_heads(names)
+        if config == self.config:
             return self
+        kept = {name for name, _ in config.heads}
 
         def read(dtype: str) -> Variables:
             params, stats = self.read(dtype)
-            return {k: v for k, v in params.items() if k != "heads"}, stats
+            heads = {name: head for name, head in params["heads"].items() if name in kept}
+            towers = {name: part for name, part in params.items() if name != "heads"}
+            return {**towers, **({"heads": heads} if heads else {})}, stats
 
         def read_sharded(like: Any) -> Variables:
             shardings = jax.tree.map(lambda x: x.sharding, like)
             placed: Variables = jax.device_put(jax.device_get(read("float32")), shardings)
             return placed
 
-        config = self.config.without_heads()
         return dataclasses.replace(self, config=config, read=read, read_sharded=read_sharded)
 
     @property

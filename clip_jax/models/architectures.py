@@ -178,9 +178,16 @@ def coca(
     decoder: MultimodalConfig,
     **options: Any,
 ) -> CLIPConfig:
-    """Returns a CoCa (Yu et al. 2022) as open_clip builds it."""
+    """Returns a CoCa (Yu et al. 2022) as open_clip builds it.
+
+    Args:
+      embed_dim: features of an image or a text.
+      vision, text, decoder: its parts.
+      options: other fields of `CLIPConfig`.
+    """
+    options = {"activation": "gelu", **options}
     heads = (("decoder", decoder),)
-    return CLIPConfig(embed_dim, "gelu", vision=vision, text=text, heads=heads, **options)
+    return CLIPConfig(embed_dim, vision=vision, text=text, heads=heads, **options)
 
 
 def _coca(embed_dim: int, **vision: Any) -> CLIPConfig:
@@ -239,7 +246,8 @@ TOWERS: dict[str, VisionTower | TextTower] = {
         width=384, layers=6, heads=12, pool="mean", activation="gelu", pooler=False
     ),
 }
-_ALIASES = {  # open_clip's names that differ from ours
+_ALIASES = {  # open_clip's names that differ from ours, and others that people write
+    **{f"coca-{name}": f"coca_{name}" for name in ("vit-b-32", "vit-l-14", "base")},
     "vit-l-14-336": "vit-l-14-336px",
     "vit-b-16-siglip": "siglip-b16",
     "vit-b-16-siglip-256": "siglip-b16-256",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from clip_jax.errors import UserError, only_user_errors
@@ -108,9 +108,10 @@ class CLIPConfig:
         """The names of the classes of the model's classifier; empty without a classifier."""
         return tuple(getattr(self.head("classifier"), "labels", ()))
 
-    def without_heads(self) -> CLIPConfig:
-        """Returns the same model without its heads."""
-        return dataclasses.replace(self, heads=())
+    def without_heads(self, names: Collection[str] | None = None) -> CLIPConfig:
+        """Returns the same model without the heads of these names; None: without any."""
+        kept = () if names is None else tuple(head for head in self.heads if head[0] not in names)
+        return dataclasses.replace(self, heads=kept)
 
     @classmethod
     def from_dict(cls, values: Any, *, trusted: bool = False) -> CLIPConfig:

@@ -99,6 +99,7 @@ IGNORED = (
     "vocab_size",
     "attn_mask",
     "text.attn_mask",
+    "text_decoder.attn_mask",
     "text_model.embeddings.position_ids",
     "text_model.embeddings.token_type_ids",
     "vision_model.embeddings.position_ids",

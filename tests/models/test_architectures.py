@@ -29,6 +29,9 @@ COUNTS = {
     "ViT-B/16": (149_620_737, 86_192_640),
     "ViT-L/14": (427_616_513, 303_966_208),
     "ViT-L/14@336px": (427_944_193, 304_293_888),
+    "coca_ViT-B-32": (253_560_065, 89_164_032),
+    "coca_ViT-L-14": (638_450_177, 306_724_864),
+    "coca_base": (440_337_409, 86_395_392),
     "align-base": (172_117_841, 62_143_440),
     "siglip-b16": (203_155_970, 92_884_224),
     "siglip-so400m14-384": (877_960_498, 428_225_600),
@@ -108,6 +111,8 @@ def test_a_config_survives_its_dictionary_and_json(name):
         ("ViT-B-16-SigLIP", "siglip-b16"),
         ("ViT-B-16-SigLIP-i18n-256", "siglip-b16-256-i18n"),
         ("ViT-SO400M-14-SigLIP-384", "siglip-so400m14-384"),
+        ("CoCa-ViT-B/32", "coca_ViT-B-32"),
+        ("coca_vit-l-14", "coca_ViT-L-14"),
     ],
 )
 def test_names_are_found_as_people_write_them(written, name):

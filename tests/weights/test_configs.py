@@ -26,6 +26,7 @@ PAPER = NAMES[:9]
 TRANSFORMERS = [n for n in PAPER if n.startswith("ViT")]
 ALIGN = [n for n in NAMES if n.startswith("align")]
 SIGLIP = [n for n in NAMES if n.startswith("siglip")]
+COCA = [n for n in NAMES if n.startswith("coca")]
 
 
 def changed(config: CLIPConfig, **values: Any) -> CLIPConfig:
@@ -53,7 +54,7 @@ def test_hugging_face_there_and_back(name: str) -> None:
     assert configs.from_hugging_face(values) == config
 
 
-@pytest.mark.parametrize("name", [*PAPER, *SIGLIP])
+@pytest.mark.parametrize("name", [*PAPER, *SIGLIP, *COCA])
 def test_open_clip_there_and_back(name: str) -> None:
     config = as_open_clip_has_it(name)
     values = json.loads(json.dumps(configs.to_open_clip(config)))
@@ -95,12 +96,16 @@ def test_transformers_reads_what_is_written(name: str) -> None:
     assert configs.from_hugging_face(config.to_dict()) == ARCHITECTURES[name]
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "coca_ViT-B-32", "roberta-ViT-B-32"])
+@pytest.mark.parametrize(
+    "name", ["ViT-B-32", "RN50", *COCA, "coca_roberta-ViT-B-32", "roberta-ViT-B-32"]
+)
 def test_open_clips_other_configs_are_read_or_refused(name: str) -> None:
     open_clip = released.open_clip()
     path = Path(open_clip.__file__).parent / "model_configs" / f"{name}.json"
     values = json.loads(path.read_text())
-    if name in ("ViT-B-32", "RN50"):
+    if name in COCA:
+        assert configs.from_open_clip(values) == ARCHITECTURES[name]
+    elif name in ("ViT-B-32", "RN50"):
         config = configs.from_open_clip(values)
         assert config == changed(ARCHITECTURES[name.replace("B-32", "B/32")], activation="gelu")
     else:
@@ -229,7 +234,7 @@ BASES: dict[str, tuple[Any, dict[str, Any]]] = {
             configs.from_open_clip,
             configs.to_open_clip(as_open_clip_has_it(name)),
         )
-        for name in ("ViT-B/32", "RN50x4", "siglip-so400m14")
+        for name in ("ViT-B/32", "RN50x4", "siglip-so400m14", "coca_ViT-B-32")
     },
 }
 MORE_KEYS = [
@@ -310,6 +315,13 @@ def test_any_object_is_a_model_or_one_line(values: dict[str, Any]) -> None:
         ("open_clip ViT-B/32", "vision_cfg", "mlp_ratio", 1e308, ["mlp_ratio=1e+308"]),
         ("open_clip ViT-B/32", "text_cfg", "hf_model_name", "roberta", ["hf_model_name='roberta'"]),
         ("open_clip ViT-B/32", "text_cfg", "heads", 7, ["heads=7", "width=512"]),
+        ("open_clip coca_ViT-B-32", "vision_cfg", "attentional_pool", "cascade", ["'cascade'"]),
+        ("open_clip coca_ViT-B-32", "vision_cfg", "attn_pooler_heads", 7, ["pool_heads=7"]),
+        ("open_clip coca_ViT-B-32", "vision_cfg", "output_tokens", False, ["output_tokens"]),
+        ("open_clip coca_ViT-B-32", "text_cfg", "embed_cls", False, ["embed_cls"]),
+        ("open_clip coca_ViT-B-32", "text_cfg", "context_length", 80, ["context_length"]),
+        ("open_clip coca_ViT-B-32", "multimodal_cfg", "layers", 0, ["layers=0"]),
+        ("open_clip coca_ViT-B-32", "multimodal_cfg", "mlp_ratio", 2, ["mlp_ratio=2"]),
         ("open_clip RN50x4", "vision_cfg", "layers", [1, 2, 3], ["four stages"]),
         ("open_clip RN50x4", "vision_cfg", "layers", [], ["four stages"]),
     ],

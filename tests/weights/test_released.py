@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import released
+from clip_jax.losses.coca import CoCa
+from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.clip import CLIP, abstract_model, variables
+from clip_jax.models.generation import Generation
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.weights import arrays, library
 from clip_jax.weights.param_mapping import leaves, mapping_of
@@ -93,6 +97,34 @@ def check_features(model: CLIP, expected: Mapping[str, np.ndarray], key: Any = N
         close(getattr(output, name), expected[name], 1e-5, name)
 
 
+def check_captions(model: CLIP, expected: Mapping[str, np.ndarray]) -> None:
+    """Logits, losses and captions of open_clip's CoCa."""
+    images, tokens = jnp.asarray(expected["images"]), jnp.asarray(expected["tokens"])
+    _, grid = model.encode_grid(images)
+    _, words = model.text.features_and_words(tokens)
+    decoder = model.heads.decoder
+    close(decoder(grid, words[:, :-1]) @ decoder.kernel[...], expected["logits"], 1e-5, "logits")
+    objective, batch = CoCa(Contrastive("dense")), {"image": images, "tokens": tokens}
+    features = objective.features(model, batch, jax.random.split(jax.random.key(0), len(tokens)))
+    _, losses = objective.loss(features, model, batch)
+    close(losses["contrastive_loss"], expected["contrastive_loss"], 1e-5, "contrastive")
+    close(2 * losses["captioning_loss"], expected["caption_loss"], 1e-5, "captioning")
+    for name, beams in (("greedy", 1), ("beams2", 2), ("beams4", 4)):
+        if f"captions.{name}" not in expected:  # open_clip writes none without transformers 4
+            continue
+        options = Generation(
+            start_id=golden_models.VOCABULARY - 2,
+            end_id=golden_models.VOCABULARY - 1,
+            pad_id=0,
+            max_tokens=golden_models.CONTEXT,
+            min_tokens=3,
+            beams=beams,
+            open_clip=True,
+        )
+        written = model.generate(images, options)
+        np.testing.assert_array_equal(written, expected[f"captions.{name}"], name)
+
+
 def check_gradients(
     model: CLIP, weights: library.SavedWeights, expected: Mapping[str, np.ndarray], folder: Path
 ) -> None:
@@ -147,6 +179,9 @@ def test_golden_numbers(family: str, tmp_path: Path) -> None:
     expected = read_tensors(GOLDEN / family / "expected.safetensors")
     model = built(weights)
     check_features(model, expected)
+    if family == "open_clip_coca":
+        assert "captions.greedy" in expected
+        check_captions(model, expected)
     if weights.path.is_dir():
         weights = dataclasses.replace(
             weights, path=weights.path / mapping_of(weights.library).weights_file
@@ -184,6 +219,8 @@ def test_live_numbers(family: str, tmp_path: Path) -> None:
     expected = golden_models.outputs(model, 3)
     ours = built(weights)
     check_features(ours, expected)
+    if family == "open_clip_coca":
+        check_captions(ours, expected)
     check_gradients(ours, weights, expected, tmp_path)
 
 

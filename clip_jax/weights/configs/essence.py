@@ -6,15 +6,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_jax.io.files import JsonObject
+from clip_jax.models.coca_configs import MultimodalConfig
 from clip_jax.models.model_config import CLIPConfig
 
 
 def essence(config: CLIPConfig) -> JsonObject:
     """Returns the parts of an architecture that features depend on, as nested dictionaries.
 
-    Initial values, training-only fields, heads and the context length of a BERT are left out.
+    Initial values, training-only fields, heads and the context length of a BERT are left out. The
+    decoder of a CoCa stays, since other libraries have it, too.
     """
-    values = config.without_heads().to_dict()
+    others = [name for name, head in config.heads if not isinstance(head, MultimodalConfig)]
+    values = config.without_heads(others).to_dict()
     del values["temperature"], values["max_logit_scale"]
     values["logit_bias"] = config.logit_bias is not None
     for tower in (values["vision"], values["text"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -9,7 +10,10 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
+from clip_jax.models.architectures import coca as coca_model
 from clip_jax.models.architectures import siglip
+from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, MultimodalConfig
+from clip_jax.models.generation import DECODER
 from clip_jax.models.model_config import (
     CLIPConfig,
     ResNetConfig,
@@ -57,9 +61,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+# Keys of CoCa's decoder that open_clip does not read, or not for what it builds.
+_UNREAD_OF_DECODER = ("vocab_size", "dim_head", "n_queries", "attn_pooler_heads")
 # Keys of a group that training, other libraries or towers of another kind read.
 _UNREAD: dict[str, tuple[str, ...]] = {
     "": ("custom_text", "init_logit_scale", "output_dict", "cast_dtype"),
+    "multimodal_cfg": _UNREAD_OF_DECODER,
     "vision_cfg": (
         *("patch_dropout", "timm_model_pretrained", "timm_drop", "timm_drop_path"),
         *("timm_proj_bias", "head_width", "patch_size", "mlp_ratio", "width", "layers"),
@@ -72,8 +79,12 @@ _UNREAD: dict[str, tuple[str, ...]] = {
 }
 
 
+# Keys of towers that CoCa has beyond a CLIP.
+_OF_COCA = ("attentional_pool", "attn_pooler_queries", "attn_pooler_heads", "output_tokens")
+
+
 def from_open_clip(values: Mapping[str, Any], where: str = "open_clip_config.json") -> CLIPConfig:
-    """Reads the architecture of a `model_cfg`: a CLIP of a ViT or a ResNet, or a SigLIP.
+    """Reads the architecture of a `model_cfg`: a CLIP of a ViT or a ResNet, a SigLIP or a CoCa.
 
     Raises:
       UserError: a value of the wrong type, an unknown key, or a feature that we do not have.
@@ -91,10 +102,14 @@ def from_open_clip(values: Mapping[str, Any], where: str = "open_clip_config.jso
 
 def _read_model(fields: Fields, where: str) -> CLIPConfig:
     vision, text = fields.group("vision_cfg"), fields.group("text_cfg")
+    coca = fields.values.get("multimodal_cfg") is not None
     for group in (vision, text):
         for key, allowed in _NEUTRAL.items():
-            group.only(key, *allowed)
+            if not coca or key not in (*_OF_COCA, "embed_cls"):
+                group.only(key, *allowed)
     embed_dim = fields.integer("embed_dim", 512)
+    if coca:
+        return _read_coca(fields, vision, text, embed_dim)
     if vision.values.get("timm_model_name") is not None:
         return _read_timm(fields, vision, text, embed_dim)
     text.only("pool_type", "argmax")
@@ -110,6 +125,50 @@ def _read_model(fields: Fields, where: str) -> CLIPConfig:
         activations.pop(),
         vision=_open_clip_vision(vision),
         text=TextConfig(**_words(text)),
+    )
+
+
+def _read_coca(fields: Fields, vision: Fields, text: Fields, embed_dim: int) -> CLIPConfig:
+    decoder = fields.group("multimodal_cfg")
+    for group, wanted in (
+        (vision, {"attentional_pool": (False, True), "output_tokens": (True,)}),
+        (text, {"embed_cls": (True,), "output_tokens": (True,), "proj_bias": (False,)}),
+        (text, {"no_causal_mask": (False,), "pool_type": ("argmax",)}),
+        (decoder, {"mlp_ratio": (4,), "ls_init_value": ()}),
+    ):
+        for key, allowed in wanted.items():
+            group.only(key, *allowed)
+    for group, key in ((vision, "output_tokens"), (text, "output_tokens"), (text, "embed_cls")):
+        if not group.flag(key):
+            raise UserError(f"{group.where}: {key} must be true in a CoCa")
+    if _gelu(vision) != "gelu" or _gelu(text) != "gelu":
+        raise UserError(f"{fields.where}: act_kwargs are not supported in a CoCa")
+    tower = _open_clip_vision(vision)
+    if not isinstance(tower, VisionConfig):
+        raise UserError(f"{vision.where}: a CoCa of a ResNet is not supported here")
+    if vision.flag("attentional_pool"):
+        tower = CoCaVisionConfig(
+            **dataclasses.asdict(tower),
+            pool_queries=vision.integer("attn_pooler_queries", 256),
+            pool_width=embed_dim,
+            pool_heads=vision.integer("attn_pooler_heads", 8),
+        )
+    words = {**_words(text), "pad_id": text.integer("pad_id", 0, 0)}
+    fields.only("pad_id", words["pad_id"])
+    if decoder.integer("context_length", 77) < words["context_length"]:
+        raise UserError(f"{decoder.where}: context_length is below that of text_cfg")
+    bias = fields.values.get("init_logit_bias")
+    return coca_model(
+        embed_dim,
+        tower,
+        CoCaTextConfig(**words),
+        MultimodalConfig(
+            width=decoder.integer("width", 512),
+            layers=decoder.integer("layers", 12),
+            heads=decoder.integer("heads", 8),
+        ),
+        activation="quick_gelu" if fields.flag("quick_gelu") else "gelu",
+        logit_bias=None if bias is None else fields.number("init_logit_bias", 0.0),
     )
 
 
@@ -196,6 +255,8 @@ def to_open_clip(config: CLIPConfig) -> JsonObject:
       UserError: a SigLIP whose vision tower or activation open_clip has no name for.
     """
     match config:
+        case CLIPConfig(vision=VisionConfig() as vision, text=CoCaTextConfig() as text):
+            return _write_coca(config, vision, text)
         case CLIPConfig(vision=VisionConfig(pool="map") as vision, text=TextConfig() as text):
             return _write_siglip(config, vision, text)
         case CLIPConfig(
@@ -266,6 +327,41 @@ def _write_clip(
         **({"quick_gelu": True} if config.activation == "quick_gelu" else {}),
         "vision_cfg": image,
         "text_cfg": words,
+    }
+
+
+def _write_coca(config: CLIPConfig, vision: VisionConfig, text: CoCaTextConfig) -> JsonObject:
+    decoder = config.head(DECODER)
+    if not isinstance(decoder, MultimodalConfig):
+        raise UserError("open_clip has no model of these towers without their decoder")
+    if config.activation == "gelu_tanh" or (decoder.mlp_ratio, decoder.eps) != (4.0, 1e-5):
+        raise UserError(
+            "open_clip's decoder of CoCa has activation=gelu or quick_gelu, mlp_ratio=4 and "
+            f"eps=1e-5: this one has {config.activation}, {decoder.mlp_ratio:g} and "
+            f"{decoder.eps:g}"
+        )
+    values = _write_clip(config, vision, text)
+    if isinstance(vision, CoCaVisionConfig):
+        values["vision_cfg"] |= {
+            "attentional_pool": True,
+            "attn_pooler_queries": vision.pool_queries,
+            "attn_pooler_heads": vision.pool_heads,
+        }
+    values["vision_cfg"] |= {"output_tokens": True}
+    values["text_cfg"] |= {"embed_cls": True, "output_tokens": True}
+    if text.pad_id:
+        values["text_cfg"]["pad_id"] = values["pad_id"] = text.pad_id
+    if config.logit_bias is not None:
+        values["init_logit_bias"] = config.logit_bias
+    return values | {
+        "multimodal_cfg": {
+            "context_length": text.context_length,
+            "vocab_size": text.vocab_size,
+            "width": decoder.width,
+            "heads": decoder.heads,
+            "layers": decoder.layers,
+        },
+        "custom_text": True,
     }
 
 

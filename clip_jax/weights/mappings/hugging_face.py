@@ -58,7 +58,7 @@ class HuggingFace(WeightsMapping):
                 log_scale=True,
                 logit_bias=None,
                 projection_width=0,
-            ) if text.layers and is_plain(vision):
+            ) if text.layers and is_plain(vision) and type(text) is TextConfig:
                 return _clip(vision, text)
             case CLIPConfig(
                 vision=VisionConfig(pool="map", stem=0, registers=0) as vision,

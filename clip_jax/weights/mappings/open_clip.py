@@ -60,6 +60,10 @@ class OpenClip(WeightsMapping):
         """Returns whether tensors of these names are a model of open_clip."""
         return is_open_clip(names)
 
+    def heads(self, config: CLIPConfig) -> tuple[str, ...]:
+        """Returns the decoder of a CoCa."""
+        return (DECODER,) if _is_coca(config) else ()
+
     def documents(self, config: CLIPConfig, preprocess: Preprocess) -> dict[str, Document]:
         """Returns open_clip_config.json."""
         values = configs.to_open_clip(config)
@@ -93,6 +97,11 @@ def is_open_clip(names: Collection[str]) -> bool:
 def is_siglip(names: Collection[str]) -> bool:
     """Returns whether these are names of open_clip's SigLIP."""
     return any(name.startswith("visual.trunk.") for name in names)
+
+
+def is_coca(names: Collection[str]) -> bool:
+    """Returns whether these are names of open_clip's CoCa."""
+    return any(name.startswith("text_decoder.") for name in names)
 
 
 def clip_leaves(config: CLIPConfig, library: str) -> Iterator[Leaf]:

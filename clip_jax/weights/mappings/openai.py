@@ -8,7 +8,7 @@ from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.models.model_config import MEAN, STD, CLIPConfig, ResNetConfig
 from clip_jax.weights.configs.essence import essence
 from clip_jax.weights.mappings.leaf import Leaf
-from clip_jax.weights.mappings.open_clip import clip_leaves, is_open_clip, is_siglip
+from clip_jax.weights.mappings.open_clip import clip_leaves, is_coca, is_open_clip, is_siglip
 from clip_jax.weights.mappings.protocol import Document, WeightsMapping
 
 
@@ -26,7 +26,7 @@ class OpenAI(WeightsMapping):
 
     def recognizes(self, names: Collection[str]) -> bool:
         """Returns whether tensors of these names can be a CLIP of OpenAI."""
-        return is_open_clip(names) and not is_siglip(names)
+        return is_open_clip(names) and not (is_siglip(names) or is_coca(names))
 
     def documents(self, config: CLIPConfig, preprocess: Preprocess) -> dict[str, Document]:
         """Returns no files: OpenAI's code sees only the shapes."""

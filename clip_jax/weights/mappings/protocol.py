@@ -69,6 +69,10 @@ class WeightsMapping(Protocol):
     ) -> Document:
         """Returns the `configs.essence` of the model that the library builds from such files."""
 
+    def heads(self, config: CLIPConfig) -> tuple[str, ...]:
+        """Returns the names of the heads of a model that the library's files have a place for."""
+        return ()
+
     def describe(self, config_file: Path) -> ModelDescription:
         """Reads the config files of a folder; `config_file` is one that exists.
 
