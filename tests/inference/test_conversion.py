@@ -44,6 +44,7 @@ PAIRS = [
     ("open_clip_gelu", "hugging_face"),
     ("open_clip_gelu", "open_clip"),
     ("open_clip_resnet", "open_clip"),
+    ("open_clip_coca", "open_clip"),
 ]
 # What OpenAI's code can build has heads of 64.
 WORDS = TextConfig(vocab_size=40, context_length=8, width=64, layers=1, heads=1)
