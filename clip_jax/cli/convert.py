@@ -40,7 +40,13 @@ models that are known by name:
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command's flags."""
     command = "python -m clip_jax convert"
-    names = textwrap.fill(", ".join(ARCHITECTURES), 78, initial_indent="  ", subsequent_indent="  ")
+    names = textwrap.fill(
+        ", ".join(ARCHITECTURES),
+        78,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+    )
     p = CommandParser(
         prog=command,
         description="Writes a model for another library, and verifies it by reading it back.",
