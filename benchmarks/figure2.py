@@ -269,8 +269,8 @@ def main() -> None:
     chosen = [name for name in args.only.split(",") if name] or list(runs.METHODS)
     if unknown := [name for name in chosen if name not in runs.METHODS]:
         parser.error(f"--only={unknown[0]}: known are {known}")
-    if args.images < runs.BATCH:
-        parser.error(f"--images={args.images} must be at least {runs.BATCH}")
+    if args.images < (least := runs.BATCH * (runs.WARMUP + 1)):
+        parser.error(f"--images={args.images} must be at least {least}")
     for seed in range(3):  # seed by seed, so that a part of the figure is there early
         for name in chosen:
             method = runs.METHODS[name]
