@@ -270,8 +270,8 @@ class Evaluate(Group):
     suite: tuple[str, ...] = key(
         ("zero_shot", "retrieval"),
         "evaluators: zero_shot, classifier, linear_probe, few_shot, retrieval, "
-        "validation_loss, robustness, bias, scoring, overlap, or your own as "
-        "my_package.my_module:MyClass",
+        "validation_loss, robustness, bias, scoring, perplexity, captioning, overlap, or your own "
+        "as my_package.my_module:MyClass",
     )
     sets: Mapping[str, Any] = key(
         {},
@@ -287,6 +287,9 @@ class Evaluate(Group):
         "the score of a prompt in the evaluator scoring, by a decoder: the sum or the mean of the "
         "log-probabilities of its tokens",
         choices=("sum", "mean"),
+    )
+    beams: int = key(
+        1, "captions that beam search keeps in the evaluator captioning; 1: none", at_least=1
     )
     loss_batch: int = key(256, "pairs of a batch of validation_loss", at_least=2)
     shots: tuple[int, ...] = key((1, 2, 4, 8, 16), "images per class in few-shot learning")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -14,18 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from clip_jax.data.example import only_pair_errors
 from clip_jax.data.images.decoding import decode
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source, read_pair
 from clip_jax.distributed import global_batch, sharding
+from clip_jax.evaluation import programs
 from clip_jax.evaluation.metrics.zero_shot import ensemble
-from clip_jax.models.clip import CLIP, assembled, normalize
+from clip_jax.losses import caption_losses
+from clip_jax.models.generation import Generation
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.models.scoring import Prompts, label_scores
-from clip_jax.models.second_projection import project
+from clip_jax.models.scoring import Prompts
 from clip_jax.tokenizers import packing
 
 Features = Float[np.ndarray, "n embed_dim"]
@@ -77,7 +78,7 @@ class Encoder:
         self._pad_id = pad_id
         self._rows = batch_size * sharding.batch_shards(mesh)
         self._process_rows = global_batch.process_rows(mesh, self._rows)
-        self._towers = {name: _tower(graph, name, mesh) for name in _TOWERS}
+        self._programs = {name: programs.compiled(graph, name, mesh) for name in programs.PROGRAMS}
 
     def fingerprint(self) -> str:
         """Returns a digest of the parameters, the same on any mesh."""
@@ -101,21 +102,21 @@ class Encoder:
 
     def _encode(
         self,
-        tower: str,
+        program: str,
         batches: Iterable[tuple[Any, int]],
         total: int,
         advance: Advance,
         *more: Any,
     ) -> list[np.ndarray]:
-        """Returns the outputs of a tower.
+        """Returns the outputs of a program.
 
         Args:
-          tower: the name of the tower, a key of `_TOWERS`.
-          batches: this process's rows of each batch, and how many rows of the batch are not
-            padding.
+          program: a key of `programs.PROGRAMS`.
+          batches: this process's rows of each batch, one array or several by name, and how many
+            rows of the batch are not padding.
           total: the number of rows of all batches.
           advance: called with the number of rows of each finished batch.
-          more: what the tower takes beside the rows, equal for all batches.
+          more: what the program takes beside the rows, equal for all batches.
         """
         placed = jax.device_put(more, sharding.replicated(self.mesh))
         outputs: list[np.ndarray] = []
@@ -134,8 +135,11 @@ class Encoder:
             advance(count)
 
         for rows, count in batches:
-            batch = global_batch.global_batch({"rows": rows}, self.mesh)["rows"]
-            pending.append((self._towers[tower](self._variables, batch, *placed), count))
+            if isinstance(rows, dict):
+                batch: Any = global_batch.global_batch(rows, self.mesh)
+            else:
+                batch = global_batch.global_batch({"rows": rows}, self.mesh)["rows"]
+            pending.append((self._programs[program](self._variables, batch, *placed), count))
             if len(pending) == _AHEAD:
                 collect_oldest()
         while pending:
@@ -219,6 +223,56 @@ class Encoder:
         batches = _stacked(_reader(source, preprocess), threads, self._batches(len(source)))
         return self._encode("label_scores", batches, len(source), advance, prompts)[0]
 
+    def captions(
+        self,
+        source: Source,
+        preprocess: Preprocess,
+        options: Generation,
+        threads: int = 0,
+        advance: Advance = lambda _: None,
+    ) -> Int[np.ndarray, "n tokens"]:
+        """Returns the tokens of a caption for each image, written by the model's decoder.
+
+        Args:
+          source: the images.
+          preprocess: the preprocessing of the model.
+          options: how captions are written.
+          threads: as for `images`.
+          advance: as for `images`.
+        """
+        batches = _stacked(_reader(source, preprocess), threads, self._batches(len(source)))
+        return self._encode("captions", batches, len(source), advance, programs.Static(options))[0]
+
+    def caption_losses(
+        self,
+        source: Source,
+        preprocess: Preprocess,
+        images: Int[np.ndarray, " pairs"],
+        captions: Mapping[str, np.ndarray],
+        threads: int = 0,
+        advance: Advance = lambda _: None,
+    ) -> dict[str, Float[np.ndarray, " pairs"]]:
+        """Returns the losses of captions by the model's heads, see `caption_losses`.
+
+        Args:
+          source: the images.
+          preprocess: the preprocessing of the model.
+          images: the number of the image of each caption.
+          captions: the captions as `tokens` and `span`.
+          threads: as for `images`.
+          advance: as for `images`.
+        """
+        numbers = list(self._batches(len(images)))
+        where = ((images[rows], count) for rows, count in numbers)
+        stacked = _stacked(_reader(source, preprocess), threads, where)
+        batches = (
+            ({"image": pixels, **{name: part[rows] for name, part in captions.items()}}, count)
+            for (pixels, count), (rows, _) in zip(stacked, numbers, strict=True)
+        )
+        losses = self._encode("caption_losses", batches, len(images), advance)
+        heads = [head for head, _ in self.config.heads]
+        return dict(zip(caption_losses.names(heads), losses, strict=True))
+
     @functools.cached_property
     def config(self) -> CLIPConfig:
         """The architecture of the model."""
@@ -262,48 +316,6 @@ def _stacked(
             previous = current
         if previous:
             yield stack(previous)
-
-
-def _image(model: CLIP, rows: jax.Array) -> jax.Array:
-    return model.encode_image(rows, normalized=True)
-
-
-def _pooled(model: CLIP, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    tower = model.vision
-    if not hasattr(tower, "pooled"):
-        features = tower(rows)
-        return normalize(project(tower, features)), features.astype(jnp.float32)
-    pooled = tower.pooled(rows)
-    features = project(tower, tower.project(pooled))
-    return normalize(features), pooled.astype(jnp.float32)
-
-
-def _text(model: CLIP, rows: jax.Array) -> jax.Array:
-    return model.encode_text(rows, normalized=True)
-
-
-def _classes(model: CLIP, rows: jax.Array) -> jax.Array:
-    return model.class_logits(rows)
-
-
-_TOWERS: dict[str, Callable[..., Any]] = {
-    "image": _image,
-    "pooled": _pooled,
-    "text": _text,
-    "classes": _classes,
-    "label_scores": label_scores,
-}
-
-
-@functools.lru_cache(maxsize=16)
-def _tower(graph: nnx.GraphDef, name: str, mesh: Mesh) -> Callable[..., Any]:
-    """Compiles a tower once for all encoders, so that new parameters need no compilation."""
-
-    def encode(variables: Any, rows: jax.Array, *more: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return _TOWERS[name](assembled(graph, variables), rows, *more)
-
-    return jax.jit(encode, out_shardings=sharding.replicated(mesh))
 
 
 def classifier(

@@ -81,10 +81,8 @@ class CaptionWriter:
           UserError: an image or an option is wrong.
         """
         tokenizer = self.tokenizer
-        chosen = Generation(
-            end_id=tokenizer.eot_id,
-            pad_id=tokenizer.pad_id,
-            start_id=tokenizer.sot_id,
+        chosen = generation_with(
+            tokenizer,
             max_tokens=max_tokens or self.model.config.text.context_length,
             temperature=temperature,
             top_p=top_p,
@@ -100,3 +98,15 @@ class CaptionWriter:
             rows = np.stack([*pixels, *pixels[-1:] * (size - count)])
             tokens = self.model.generate(rows, chosen, key=jax.random.fold_in(key, number))
             yield from (tokenizer.decode(row.tolist()) for row in np.asarray(tokens)[:count])
+
+
+def generation_with(tokenizer: Tokenizer, **options: Any) -> Generation:
+    """Returns how captions are written with a tokenizer's special tokens.
+
+    Args:
+      tokenizer: the tokenizer.
+      options: the other fields of `Generation`.
+    """
+    return Generation(
+        end_id=tokenizer.eot_id, pad_id=tokenizer.pad_id, start_id=tokenizer.sot_id, **options
+    )

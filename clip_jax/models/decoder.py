@@ -227,6 +227,12 @@ class Decoder(nnx.Module):
         empty = jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
         return self.start_scoring(grid), empty
 
+    def caption_features(
+        self, grid: Float[Array, "batch places channels"], tokens: Int[Array, "batch context"]
+    ) -> Float[Array, "batch context width"]:
+        """Returns the features from which each token is predicted, forward."""
+        return self(grid, tokens)
+
     def start_scoring(self, grid: Float[Array, "batch places channels"]) -> _Stacked:
         """Returns the keys and values of the places, stacked by layer."""
         memory = self.memory(grid.astype(self.dtype))

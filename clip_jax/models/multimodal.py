@@ -146,16 +146,64 @@ class TextAndDecoder:
     def __init__(self, text: CoCaText, decoder: Multimodal) -> None:
         self.text, self.decoder = text, decoder
 
-    def start_generation(self, grid: Float[Array, "batch places width"], length: int) -> Memory:
-        """Returns the memory of images without tokens; see `generation.Writer`."""
-        decoder, batch = self.decoder, len(grid)
-        memory = grid.astype(decoder.dtype)
-        graph, params = nnx.split(decoder.blocks, nnx.Param)
+    @property
+    def output_kernel(self) -> Float[Array, "width vocabulary"]:
+        """The kernel of the output layer."""
+        return self.decoder.kernel[...]
+
+    @property
+    def output_bias(self) -> None:
+        """The output layer has no bias."""
+
+    def caption_features(
+        self, grid: Float[Array, "batch places width"], tokens: Int[Array, "batch context"]
+    ) -> Float[Array, "batch context width"]:
+        """Returns the features that predict each token; those of the first, the start, are zero."""
+        _, words = self.text.features_and_words(tokens)
+        hidden = self.decoder(grid, words[:, :-1])
+        return jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))
+
+    def start_scoring(self, grid: Float[Array, "batch places width"]) -> _Stacked:
+        """Returns the keys and values of the places, stacked by layer."""
+        memory = grid.astype(self.decoder.dtype)
+        graph, params = nnx.split(self.decoder.blocks, nnx.Param)
 
         def layer(_: None, params: Any) -> tuple[None, Places]:
             return None, nnx.merge(graph, params).cross.keys_and_values(memory)
 
-        _, places = jax.lax.scan(layer, None, params)
+        return jax.lax.scan(layer, None, params)[1]
+
+    def prefix_features(
+        self,
+        memory: _Stacked,
+        tokens: Int[Array, " prefixes"],
+        lengths: Int[Array, " prefixes"],
+        visible: Bool[Array, "prefixes prefixes"],
+    ) -> Float[Array, "batch prefixes width"]:
+        """Returns the features that predict the token after each prefix; see `ScoringDecoder`.
+
+        The empty prefix predicts nothing: texts begin with a start.
+        """
+        text, decoder = self.text, self.decoder
+        mask = (visible & (lengths > 0) | jnp.eye(len(lengths), dtype=bool))[None, None]
+        x = text.token_embedding.embedding[...][tokens]
+        x = x + text.positional_embedding[...][jnp.maximum(lengths - 1, 0)]
+        x = text.transformer(x[None].astype(text.dtype), mask)[0].astype(decoder.dtype)
+        x = jnp.broadcast_to(x, (memory[0].shape[1], *x.shape))
+        graph, params = nnx.split(decoder.blocks, nnx.Param)
+
+        def layer(x: Array, inputs: Any) -> tuple[Array, None]:
+            params, places = inputs
+            pair = nnx.merge(graph, params)
+            return pair.cross(pair.causal(x, True, mask), places), None
+
+        x, _ = jax.lax.scan(layer, x, (params, memory))
+        return decoder.ln_final(x).astype(decoder.dtype)
+
+    def start_generation(self, grid: Float[Array, "batch places width"], length: int) -> Memory:
+        """Returns the memory of images without tokens; see `generation.Writer`."""
+        decoder, batch = self.decoder, len(grid)
+        places = self.start_scoring(grid)
         text_cache = _empty(self.text.config, batch, length, self.text.dtype)
         cache = _empty(decoder.config, batch, length, decoder.dtype)
         seen = jnp.broadcast_to(jnp.arange(length) == 0, (1, batch, length))

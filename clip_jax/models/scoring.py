@@ -28,13 +28,28 @@ _MAX_BYTES = 64 << 20  # of the float32 logits that exist at once on a device
 
 @runtime_checkable
 class ScoringDecoder(Protocol):
-    """A decoder that predicts the token after each prefix of many texts at once."""
+    """A decoder that predicts the token after each prefix of many texts at once.
 
-    output_bias: Any
+    `model.heads.decoder.writer(model.text)` returns it.
+    """
 
     @property
     def output_kernel(self) -> Float[Array, "width vocabulary"]:
         """The kernel of the output layer."""
+
+    @property
+    def output_bias(self) -> Any:
+        """The bias of the output layer, [vocabulary]; None for none."""
+
+    def caption_features(
+        self, grid: Float[Array, "batch places channels"], tokens: Int[Array, "batch context"]
+    ) -> Float[Array, "batch context width"]:
+        """Returns the features from which each token of a caption is predicted.
+
+        Args:
+          grid: the features of the places of the images.
+          tokens: the captions.
+        """
 
     def start_scoring(self, grid: Float[Array, "batch places channels"]) -> Any:
         """Returns what `prefix_features` needs of the images, computed once for all prefixes."""
@@ -134,7 +149,7 @@ def label_scores(model: Any, image: Array, prompts: Prompts) -> Float[Array, "ba
             return jnp.sum(shares[:, chunk.target] * chunk.weight, axis=-1)
 
         return _summed(bag_scores, prompts, len(image))
-    decoder: ScoringDecoder = model.heads[DECODER]
+    decoder: ScoringDecoder = model.heads[DECODER].writer(model.text)
     memory = decoder.start_scoring(model.encode_grid(image)[1])
 
     def tree_scores(chunk: PrefixTrees) -> Float[Array, "batch prompts"]:
@@ -165,7 +180,8 @@ def _summed(
 def _log_probabilities(
     decoder: ScoringDecoder, chunk: PrefixTrees, hidden: Float[Array, "n prefixes width"]
 ) -> Float[Array, "n prompts"]:
-    logits = word_logits(hidden, decoder.output_kernel, decoder.output_bias[...])
+    bias = decoder.output_bias
+    logits = word_logits(hidden, decoder.output_kernel, None if bias is None else bias[...])
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     shares = logits[:, chunk.prefix, chunk.target] - normalizer[:, chunk.prefix]
     return jnp.sum(shares * chunk.weight, axis=-1)

@@ -164,7 +164,7 @@ def test_evaluators_are_chosen_by_name() -> None:
     assert names(["retrieval", "zero_shot"]) == names("retrieval, zero_shot")
     assert names(["retrieval", "zero_shot"]) == ("zero_shot", "retrieval")
     assert names(["all"]) == EVALUATORS.names
-    assert len(EVALUATORS.names) == 10
+    assert len(EVALUATORS.names) == 12
     assert names([]) == ()
     with pytest.raises(UserError) as error:
         load_evaluators(["zero_shot", "linear_prob"], "--suite")

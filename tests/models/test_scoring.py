@@ -14,6 +14,7 @@ from clip_jax.distributed import sharding
 from clip_jax.inference.prompts import label_prompts
 from clip_jax.models import scoring
 from clip_jax.models.clip import CLIP
+from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, MultimodalConfig
 from clip_jax.models.decoder import DecoderConfig
 from clip_jax.models.scoring import label_scores, scoring_head
 from clip_jax.models.words import WordsConfig
@@ -45,13 +46,14 @@ def log_softmax(logits: jax.Array) -> np.ndarray:
 
 def by_decoder(model: CLIP, images: np.ndarray, mean: bool) -> np.ndarray:
     """The score of each label by a forward pass for each prompt."""
-    decoder = model.heads.decoder
+    decoder = model.heads.decoder.writer(model.text)
+    bias = 0 if decoder.output_bias is None else decoder.output_bias[...]
     _, grid = model.encode_grid(images)
 
     def of_prompt(text: str) -> np.ndarray:
         row = LETTERS(text, truncate=True)
-        hidden = decoder(grid, jnp.repeat(jnp.asarray(row), len(images), axis=0))
-        shares = log_softmax(hidden @ decoder.output_kernel + decoder.output_bias[...])
+        tokens = jnp.repeat(jnp.asarray(row), len(images), axis=0)
+        shares = log_softmax(decoder.caption_features(grid, tokens) @ decoder.output_kernel + bias)
         end = int((row[0] != 0).sum())  # the end token is predicted, the start is not
         each = np.stack([shares[:, i, row[0, i]] for i in range(1, end)], axis=1)
         return each.mean(1) if mean else each.sum(1)
@@ -75,6 +77,19 @@ def test_a_decoder_scores_all_prompts_as_it_scores_each(
     assert len(chunks.tokens) > 1
     jax.clear_caches()
     np.testing.assert_allclose(run(model, images, chunks), expected, rtol=2e-5)
+
+
+def test_the_decoder_of_coca_scores_so_too(images: np.ndarray) -> None:
+    small = dict(width=16, layers=2, heads=2)
+    vision = CoCaVisionConfig(
+        image_size=16, patch_size=4, pool_queries=6, pool_width=16, pool_heads=2, **small
+    )
+    text = CoCaTextConfig(vocab_size=128, context_length=8, **small)
+    heads = (("decoder", MultimodalConfig(**small)),)
+    config = dataclasses.replace(TINY, vision=vision, text=text, heads=heads)
+    model = nnx.jit(lambda: CLIP(config, rngs=nnx.Rngs(0)))()
+    scores = nnx.jit(label_scores)(model, images, label_prompts("decoder", LETTERS, TEXTS))
+    np.testing.assert_allclose(scores, by_decoder(model, images, False), rtol=2e-5)
 
 
 def test_common_prefixes_are_one() -> None:

@@ -33,6 +33,8 @@ EVALUATORS: Registry[type[Evaluator[Any]]] = Registry(
         "robustness": "clip_jax.evaluation.evaluators.robustness:Robustness",
         "bias": "clip_jax.evaluation.evaluators.bias:Bias",
         "scoring": "clip_jax.evaluation.evaluators.scoring:Scoring",
+        "perplexity": "clip_jax.evaluation.evaluators.perplexity:Perplexity",
+        "captioning": "clip_jax.evaluation.evaluators.captioning:Captioning",
         "overlap": "clip_jax.evaluation.evaluators.overlap:Overlap",
     },
 )

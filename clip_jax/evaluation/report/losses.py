@@ -1,4 +1,4 @@
-"""The contrastive loss of held-out pairs."""
+"""The losses of held-out pairs: contrastive, and of the words of their captions."""
 
 from __future__ import annotations
 
@@ -36,3 +36,28 @@ def validation_losses(results: Mapping[str, Any]) -> Markup | None:
         return None
     note = tables.notes("Losses of batches of another size do not compare.")
     return join(tables.table("Validation loss", columns, rows), note)
+
+
+def perplexities(results: Mapping[str, Any]) -> Markup | None:
+    """Returns a table with the losses of words, by dataset."""
+    columns = [
+        Column("Set", numeric=False),
+        Column("Perplexity"),
+        Column("Loss", hint="mean cross-entropy of a token by the decoder, in nats"),
+        Column("Loss of words", hint="minus the mean log-probability of a caption's words"),
+        Column("Captions"),
+    ]
+    rows = [
+        [
+            tables.dataset_name(title, dataset.get("split")),
+            tables.plain(values.get("perplexity"), 4),
+            tables.plain(values.get("loss"), 4),
+            tables.plain(values.get("words_loss"), 4),
+            tables.count(values.get("captions")),
+        ]
+        for title, dataset, values in datasets_with(results, "perplexity")
+    ]
+    if not rows:
+        return None
+    note = tables.notes("Losses of models with other tokenizers do not compare.")
+    return join(note, tables.table("Perplexity", columns, rows))

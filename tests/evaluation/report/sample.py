@@ -308,6 +308,14 @@ def sample(
                 result["classifier"] |= {"score": None, "note": "'zero' is no class of its"}
         else:
             result["retrieval"] = make.retrieval()
+            result["captioning"] = {
+                "cider": 0.9,
+                "bleu4": 0.3,
+                "images": 100,
+                "beams": 1,
+                "examples": [{"picture": "none", "caption": "a cat", "truths": ["a black cat"]}],
+            }
+            result["perplexity"] = {"loss": 1.5, "perplexity": 4.48, "captions": 100, "tokens": 900}
             result["validation_loss"] = {
                 "loss": 1.25,
                 "image_to_text_accuracy": 0.625,
