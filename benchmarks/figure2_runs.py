@@ -100,6 +100,20 @@ METHODS = {
         },
         curve=False,
     ),
+    "convirt": Method(
+        "ConVIRT",
+        _COSINE,
+        "zero_shot",
+        {
+            "model.text.layers": _LAYERS,
+            "model.text.heads": _HEADS,
+            "model.projection_width": 128,
+            "model.temperature": 0.1,
+            "loss.image_weight": 0.75,
+            "optimizer.freeze": "logit_scale",
+        },
+        curve=False,
+    ),
 }
 
 
