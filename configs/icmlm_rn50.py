@@ -10,10 +10,13 @@ Of each caption one word is masked; blocks of a Transformer over the places of t
 tokens predict it. For ICMLM's other model set `config.model.heads.masked_words.fusion=att_fc`.
 
 Hardware: TPU or GPU. The batch of 512 is global and is split over all devices.
-Time:     Not measured.
-Memory:   Not measured.
+Time:     500,000 steps. On 256 v5e chips, two rows each: 18 ms per step, at least 2.4 hours (627
+          chip-hours; planned).
+Memory:   2.16 GiB of a v5e's 15.75, with 219,684,565 parameters, of which the BERT's 110 M do not
+          learn (planned).
 Score:    Not measured.
-Measured here: nothing. The paper masks nouns, adjectives and verbs that are among the tags of its
+Measured here: the number of parameters. Planned means `--mode=plan --topology=v5e:16x16`: compiled,
+not run. The paper masks nouns, adjectives and verbs that are among the tags of its
 data; here any word can be masked. Tags are the words of the caption. The sizes of the head, the
 weight of the tags, the optimizer and the steps are our own choice.
 """
