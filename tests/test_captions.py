@@ -45,7 +45,7 @@ def images() -> list[Image.Image]:
     return [Image.new("RGB", (16, 16), color) for color in CAPTIONS]
 
 
-@pytest.mark.parametrize("options", [{}, {"beams": 3}, {"batch_size": 2}])
+@pytest.mark.parametrize("options", [{}, {"beams": 3, "min_tokens": 2}, {"batch_size": 2}])
 def test_it_writes_what_it_learned(run: Path, options: dict[str, int]) -> None:
     writer = clip_jax.pipeline("image-to-text", model=str(run))
     answers = writer(images(), **options)

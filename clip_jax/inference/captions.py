@@ -58,9 +58,11 @@ class CaptionWriter:
         images: Iterable[Any],
         *,
         max_tokens: int | None = None,
+        min_tokens: int = 0,
         temperature: float = 0.0,
         top_p: float = 1.0,
         beams: int = 1,
+        open_clip: bool = False,
         seed: int = 0,
         batch_size: int = 32,
     ) -> Iterator[str]:
@@ -70,9 +72,11 @@ class CaptionWriter:
           images: the images.
           max_tokens: the most tokens of a caption, start and end included; None: as many as the
             model was trained with.
+          min_tokens: the tokens before the end at least, start included.
           temperature: logits are divided by it before a token is drawn; 0: the likeliest is taken.
           top_p: a token is drawn from the likeliest that have this share together.
           beams: captions that beam search keeps; 1: no beam search.
+          open_clip: whether details are those of open_clip's CoCa, see `generation.Generation`.
           seed: the seed of what is drawn. The captions depend on the place of an image in its
             batch, too.
           batch_size: images at a time.
@@ -87,6 +91,8 @@ class CaptionWriter:
             temperature=temperature,
             top_p=top_p,
             beams=beams,
+            min_tokens=min_tokens,
+            open_clip=open_clip,
         )
         rest, key = iter(images), jax.random.key(seed)
         for number in itertools.count():
