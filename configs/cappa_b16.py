@@ -6,8 +6,8 @@
 The tokenizer's file `spiece.model`, of 32,000 pieces of C4, comes with SigLIP's released weights.
 
 Hardware: TPU or GPU. The batch of 8,192 is global and is split over all devices.
-Time:     PLAN_TIME
-Memory:   PLAN_MEMORY
+Time:     Not measured.
+Memory:   Not measured.
 Score:    Not measured.
 Measured here: nothing. The sizes, the batch, the steps and the optimizer's values are the paper's.
 Four things differ: AdamW replaces Adafactor, the decoder's MLPs and LayerNorms have biases, its
