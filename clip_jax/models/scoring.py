@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.distributed import sharding
-from clip_jax.models.coca_configs import MultimodalConfig
 from clip_jax.models.generation import DECODER
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.words import word_logits
@@ -123,12 +122,8 @@ Prompts = PrefixTrees | WordBags
 
 
 def scoring_head(config: CLIPConfig) -> str:
-    """Returns the head of a model that scores labels; empty without one.
-
-    CoCa's decoder does not: its text tower would have to read the tree of prefixes, too.
-    """
-    heads = {name for name, head in config.heads if not isinstance(head, MultimodalConfig)}
-    return next((name for name in HEADS if name in heads), "")
+    """Returns the head of a model that scores labels; empty without one."""
+    return next((name for name in HEADS if config.head(name) is not None), "")
 
 
 def label_scores(model: Any, image: Array, prompts: Prompts) -> Float[Array, "batch labels"]:
