@@ -48,20 +48,24 @@ def test_a_model_with_a_logit_bias_gets_the_sigmoid_loss():
     assert float(loss) != float(loss_of_output(model_output(), batch)[0])
 
 
-def test_a_wrong_layout_and_smoothing_with_a_bias_are_user_errors():
+def test_a_wrong_layout_is_a_user_error():
     with pytest.raises(UserError) as error:
         Contrastive("sideways")
     assert says(error.value, "config.loss.layout='sideways'", "auto, dense, blockwise, ring")
+
+
+@pytest.mark.parametrize(("key", "value"), [("label_smoothing", 0.1), ("image_weight", 0.75)])
+def test_keys_of_the_softmax_with_a_bias_are_user_errors(key, value):
     for model in ("ViT-B/32", "siglip-b16"):
         c = common.get_config(model)
-        c.loss.label_smoothing = 0.1
+        c.loss[key] = value
         config, architecture = typed(c), CLIPConfig.from_dict(c.model.to_dict())
         if model == "ViT-B/32":
-            assert make_objective(config, architecture) == Contrastive(label_smoothing=0.1)
+            assert make_objective(config, architecture) == Contrastive(**{key: value})
             continue
         with pytest.raises(UserError) as error:
             make_objective(config, architecture)
-        assert says(error.value, "config.loss.label_smoothing=0.1", "logit_bias")
+        assert says(error.value, f"config.loss.{key}={value}", "logit_bias")
 
 
 @pytest.mark.parametrize("option", dataclasses.fields(Contrastive), ids=lambda f: f.name)
