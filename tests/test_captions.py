@@ -13,7 +13,7 @@ import clip_jax
 import runs
 from clip_jax import main
 from clip_jax.cli import classify
-from clip_jax.errors import UserError
+from clip_jax.errors import GuessedWarning, UserError
 from support import says
 
 CAPTIONS = {(220, 30, 30): "red apple", (30, 60, 220): "blue sky", (30, 190, 40): "green leaf"}
@@ -75,6 +75,8 @@ def test_labels_are_scored_by_the_decoder(run: Path) -> None:
     answers = clip_jax.pipeline(model=str(run))(images(), labels, "{}")
     assert [answer[0]["label"] for answer in answers] == labels
     assert all(answer[0]["score"] > 0.9 for answer in answers)
+    with pytest.warns(GuessedWarning, match="random values"):
+        clip_jax.load(str(run))
 
 
 def test_an_untrained_text_tower_is_not_evaluated(run: Path) -> None:

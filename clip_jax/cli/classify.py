@@ -291,10 +291,14 @@ def write_captions(args: argparse.Namespace, images: Sequence[str]) -> None:
 
     logging.set_verbosity("error")
     with _notes():
-        loaded = pretrained.load(
-            args.checkpoint, args.weights, activation=args.activation, ema=args.ema
+        writer = pretrained.pipeline(
+            pretrained.IMAGE_TO_TEXT,
+            args.checkpoint,
+            weights=args.weights,
+            activation=args.activation,
+            ema=args.ema,
         )
-    writer = pretrained.CaptionWriter(*loaded)
+    assert isinstance(writer, pretrained.CaptionWriter)
     captions = writer.stream(images, beams=args.beams, batch_size=args.batch_size)
     for path, caption in zip(images, captions, strict=True):
         if args.json:

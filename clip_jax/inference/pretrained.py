@@ -81,7 +81,7 @@ def load(
     Raises:
       UserError: there is no such run, file or architecture, or the weights are of another model.
     """
-    _, loaded, preprocess, tokenize = _load(
+    source, loaded, preprocess, tokenize = _load(
         model,
         weights,
         dtype=dtype,
@@ -94,6 +94,13 @@ def load(
         ema=ema,
         adapters=adapters,
     )
+    if "text" in source.untrained:
+        warnings.warn(
+            f"{source.path}: the text tower has random values, because no objective trained it: "
+            "features of texts say nothing about images",
+            GuessedWarning,
+            stacklevel=2,
+        )
     return loaded, preprocess, tokenize
 
 
