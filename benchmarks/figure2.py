@@ -183,9 +183,9 @@ def chart(curves: Sequence[Curve], title: str, x_label: str, x_of: Callable[[Cur
         Scale(min(xs), max(xs), "log"), Scale(0, 1.06 * top, share=True), x_label, "top-1"
     )
     frame = dataclasses.replace(frame, height=_HEIGHT)
-    parts: list[Markup] = [tag("style", Markup(_STYLE)), frame.axes()]
+    parts: list[Markup] = [tag("style", Markup(_STYLE)), frame.axes(_ticks(xs))]
     for i, curve in enumerate(curves):
-        color, factor = _COLORS[i % len(_COLORS)], x_of(curve)
+        color, factor = _COLORS[list(runs.METHODS).index(curve.name)], x_of(curve)
         points = [(factor * n, mean) for n, mean in curve.means]
         if curve.method.curve:
             edge = [(factor * n, max(v)) for n, v in curve.values.items()]
@@ -203,6 +203,15 @@ def chart(curves: Sequence[Curve], title: str, x_label: str, x_of: Callable[[Cur
     drawn = str(charts.svg(title, words, *parts, height=_HEIGHT + _ROW * (len(curves) + 0.5)))
     size = f'width="{decimal(2 * charts.WIDTH)}"'
     return drawn.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" {size} ', 1) + "\n"
+
+
+def _ticks(xs: Sequence[float]) -> list[tuple[float, str]]:
+    """Returns the values that a logarithmic axis names: each if they are few, or powers of ten."""
+    distinct = sorted(set(xs))
+    if len(distinct) <= runs.POINTS:
+        return [(x, f"{x / 1000:.3g}k") for x in distinct]
+    exponents = range(math.ceil(math.log10(distinct[0])), math.floor(math.log10(distinct[-1])) + 1)
+    return [(10.0**n, f"1e{n}") for n in exponents]
 
 
 def write_results(args: argparse.Namespace) -> None:
