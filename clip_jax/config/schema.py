@@ -174,12 +174,12 @@ class Objective(Group):
 
     name: str = key(
         "contrastive",
-        "contrastive, classification, captioning, bag_of_words or masked_words, or your own as "
-        "my_package.my_module:MyObjective",
+        "contrastive, classification, captioning, coca, bag_of_words or masked_words, or your own "
+        "as my_package.my_module:MyObjective",
     )
     options: Mapping[str, Any] = key(
         {},
-        "options of captioning, of masked_words, or of your own objective, by name",
+        "options of captioning, coca or masked_words, or of your own objective, by name",
         user_named=True,
     )
     mix: Mapping[str, Any] = key(
