@@ -10,9 +10,9 @@ Time:     On 256 v5e chips: 65 ms per step, at least 6.6 hours (1,694 chip-hours
 Memory:   With parameters, Adam's moments and activations 0.37 GiB of a v5e's 15.75 (planned).
 Score:    Not measured.
 Measured here: nothing. Planned means `--mode=plan --topology=v5e:16x16`: compiled, not run. The
-sizes, the batch, the steps and the optimizer's values are the paper's, but AdamW replaces Adafactor,
-and the decoder's MLPs and LayerNorms have biases. The image tower has no class token, and its
-output for probes is the mean of the patches: our own choice.
+sizes, the batch, the steps and the optimizer's values are the paper's, but AdamW replaces
+Adafactor, and the decoder's MLPs and LayerNorms have biases. The image tower has no class token,
+and its output for probes is the mean of the patches: our own choice.
 """
 
 from ml_collections import ConfigDict

@@ -17,6 +17,7 @@ from clip_jax.distributed.global_batch import global_batch
 from clip_jax.distributed.param_spec import ParamSpec, path_name
 from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.clip import Variables, abstract_model
+from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, MultimodalConfig
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
 from clip_jax.training import train_step as step
 
@@ -24,6 +25,15 @@ TINY = CLIPConfig(
     16,
     vision=VisionConfig(image_size=16, patch_size=4, width=32, layers=2, heads=4),
     text=TextConfig(vocab_size=56, context_length=8, width=32, layers=2, heads=4),
+)
+_SMALL = dict(width=16, layers=2, heads=2)
+COCA = CLIPConfig(
+    16,
+    vision=CoCaVisionConfig(
+        image_size=16, patch_size=4, pool_queries=6, pool_width=16, pool_heads=2, **_SMALL
+    ),
+    text=CoCaTextConfig(vocab_size=56, context_length=8, **_SMALL),
+    heads=(("decoder", MultimodalConfig(**_SMALL)),),
 )
 DENSE = Contrastive("dense")
 ADAM = dict(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, clip_norm=0.0)

@@ -19,24 +19,12 @@ from clip_jax.losses.coca import CoCa
 from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.losses.weighted import Weighted
 from clip_jax.models.clip import CLIP, abstract_model, variables
-from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, MultimodalConfig
 from clip_jax.models.decoder import DecoderConfig
 from clip_jax.training import flops
 from clip_jax.training import train_step as step_lib
 from jaxprs import count
-from steps import TINY, batch
+from steps import COCA, TINY, batch
 from support import says
-
-SMALL = dict(width=16, layers=2, heads=2)
-HEAD = MultimodalConfig(**SMALL)
-COCA = dataclasses.replace(
-    TINY,
-    vision=CoCaVisionConfig(
-        image_size=16, patch_size=4, pool_queries=6, pool_width=16, pool_heads=2, **SMALL
-    ),
-    text=CoCaTextConfig(vocab_size=56, context_length=8, **SMALL),
-    heads=(("decoder", HEAD),),
-)
 
 
 def rows(n: int = 16, seed: int = 0) -> dict[str, Any]:

@@ -93,18 +93,14 @@ def traced_forward(config: CLIPConfig, rows: int = 1, tokens: int | None = None)
     text = jax.ShapeDtypeStruct((rows, tokens or config.text.context_length), jnp.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
 
-    def vision(params: Any, stats: Any, image: Any, keys: Any) -> Any:
-        tower = nnx.merge(graph, params, stats).vision
-        return project(tower, tower(image, key=keys))
+    def traced(side: str, rows: Any, **options: Any) -> int:
+        def encode(params: Any, stats: Any, rows: Any, options: Any) -> Any:
+            tower = getattr(nnx.merge(graph, params, stats), side)
+            return project(tower, tower(rows, **options))
 
-    def encode_text(params: Any, stats: Any, text: Any) -> Any:
-        tower = nnx.merge(graph, params, stats).text
-        return project(tower, tower(text))
+        return jaxprs.count(jax.make_jaxpr(encode)(params, stats, rows, options)).flops
 
-    return Forward(
-        jaxprs.count(jax.make_jaxpr(vision)(params, stats, image, keys)).flops,
-        jaxprs.count(jax.make_jaxpr(encode_text)(params, stats, text)).flops,
-    )
+    return Forward(traced("vision", image, key=keys), traced("text", text))
 
 
 def left_out(config: CLIPConfig, tokens: int | None = None) -> Forward:
@@ -170,13 +166,7 @@ TINY = {
     ),
     "bert": CLIPConfig(24, vision=VIT, text=BERT),
     "bert, mean": CLIPConfig(24, vision=VIT, text=dataclasses.replace(BERT, pool="mean")),
-    "coca": CLIPConfig(
-        24,
-        vision=CoCaVisionConfig(
-            **dataclasses.asdict(VIT), pool_queries=5, pool_width=16, pool_heads=2
-        ),
-        text=CoCaTextConfig(vocab_size=56, context_length=9, width=20, layers=3, heads=4),
-    ),
+    "coca": steps.COCA,
     "second projection": CLIPConfig(16, projection_width=24, vision=VIT, text=TEXT),
     "bag of words": CLIPConfig(24, vision=VIT, text=dataclasses.replace(TEXT, layers=0)),
     "both ways": CLIPConfig(

@@ -317,7 +317,6 @@ def test_any_object_is_a_model_or_one_line(values: dict[str, Any]) -> None:
         ("open_clip ViT-B/32", "text_cfg", "heads", 7, ["heads=7", "width=512"]),
         ("open_clip coca_ViT-B-32", "vision_cfg", "attentional_pool", "cascade", ["'cascade'"]),
         ("open_clip coca_ViT-B-32", "vision_cfg", "attn_pooler_heads", 7, ["pool_heads=7"]),
-        ("open_clip coca_ViT-B-32", "vision_cfg", "output_tokens", False, ["output_tokens"]),
         ("open_clip coca_ViT-B-32", "text_cfg", "embed_cls", False, ["embed_cls"]),
         ("open_clip coca_ViT-B-32", "text_cfg", "context_length", 80, ["context_length"]),
         ("open_clip coca_ViT-B-32", "multimodal_cfg", "layers", 0, ["layers=0"]),
