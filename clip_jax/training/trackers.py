@@ -5,9 +5,11 @@ Each shows the numbers, the images and the reports of a run. Only the first proc
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +37,22 @@ class Tracker(Protocol):
         """Waits until everything is written."""
 
 
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Hides torch in a block that imports tensorboardX, which imports it where it is installed.
+
+    That takes seconds and hundreds of MiB, and tensorboardX needs it only for values of torch.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
 class TensorBoard:
     """A writer of TensorBoard events, which the calling thread writes and flushes.
 
@@ -43,8 +61,9 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        with _without_torch():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         folder.mkdir(parents=True, exist_ok=True)
         self._event = Event

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import minimize_scalar
 
 Logits = Float[np.ndarray, "n classes"]
 Targets = Int[np.ndarray, " n"] | Bool[np.ndarray, "n classes"]
@@ -192,6 +191,7 @@ def fit_temperature(logits: Logits, target: Int[np.ndarray, " n"]) -> float | No
 
     Source: Guo et al. 2017, section 4.2. The loss is convex in the inverse temperature.
     """
+    from scipy.optimize import minimize_scalar  # slow to import, as all of scipy is
 
     def loss(cold: float) -> float:
         nll = _losses(logits, target, float(np.exp(cold)))[0]

@@ -15,8 +15,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image
-from scipy.fft import dctn
-from scipy.stats import binomtest
 
 from clip_jax.data.images.decoding import to_rgb
 from clip_jax.errors import UserError
@@ -111,6 +109,8 @@ def _grid(image: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def _describe_all(squares: Sequence[Image.Image]) -> Float[np.ndarray, "n d"]:
+    from scipy.fft import dctn  # slow to import, as all of scipy is
+
     parts = []
     for square in squares:
         small = square.convert("YCbCr").resize((_SIDE, _SIDE), _SMOOTH)
@@ -201,6 +201,8 @@ def assess(
       similarity: the similarity of each to its nearest training image, see `nearest_train`.
       threshold: an image overlaps if its similarity is at least this.
     """
+    from scipy.stats import binomtest  # slow to import, as all of scipy is
+
     overlapping = similarity >= threshold
     n, hits = int(np.count_nonzero(overlapping)), int(np.count_nonzero(right & overlapping))
     everything, clean = scores.share(right), scores.share(right[~overlapping])

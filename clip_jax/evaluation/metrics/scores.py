@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy.optimize import brentq
-from scipy.stats import rankdata
 
 from clip_jax.errors import UserError
 
@@ -241,6 +239,9 @@ def roc_auc(values: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -
     variance at the ends of the interval rather than at the value, so that it has a width at 0 and
     1. The share is not defined without both kinds.
     """
+    from scipy.optimize import brentq  # scipy takes a second to import, and few test sets need it
+    from scipy.stats import rankdata
+
     n, m = len(values), int(np.count_nonzero(positive))
     pairs = m * (n - m)
     if not pairs:
