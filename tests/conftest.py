@@ -35,7 +35,7 @@ hypothesis.settings.load_profile("clip_jax")
 
 @pytest.fixture(scope="module", autouse=True)
 def _release_programs() -> Iterator[None]:
-    """Frees the compiled programs of a module's tests: those of all modules take 6 GiB a process."""
+    """Frees the compiled programs of a module; those of all modules take 7 GiB a process."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
