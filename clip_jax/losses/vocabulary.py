@@ -19,6 +19,8 @@ from clip_jax.models.words import word_logits
 
 MAX_BYTES = 64 << 20  # of the float32 logits that exist at once on a device
 
+Layer = tuple[Float[Array, "width vocabulary"], Float[Array, " vocabulary"] | None]
+
 
 def token_losses(
     hidden: Float[Array, "n tokens width"],
@@ -43,9 +45,17 @@ def token_losses(
       max_bytes: the size of the logits that exist at once on a device. At least one row is computed
         at a time.
     """
-    compute = partial(_losses, kernel, bias, label_smoothing)
-    losses: Array = _in_parts(compute, (hidden, targets, shares), kernel.shape[1], max_bytes)
-    return losses
+
+    def compute(layer: Layer, rows: Any) -> tuple[Array, tuple[()]]:
+        hidden, (targets, shares) = rows
+        logits = word_logits(hidden, *layer)
+        chosen = jnp.sum(shares * jnp.take_along_axis(logits, targets, axis=-1), axis=-1)
+        if label_smoothing:
+            mean = jnp.mean(logits, axis=-1)
+            chosen = (1 - label_smoothing) * chosen + label_smoothing * mean
+        return jax.nn.logsumexp(logits, axis=-1) - chosen, ()
+
+    return _in_parts(compute, (kernel, bias), hidden, (targets, shares), max_bytes)[0]
 
 
 def losses_and_hits(
@@ -61,31 +71,84 @@ def losses_and_hits(
     The arguments are those of `token_losses`.
     """
 
-    def compute(rows: tuple[Array, Array]) -> tuple[Array, Array]:
-        logits = word_logits(rows[0], kernel, bias)
-        chosen = jnp.take_along_axis(logits, rows[1][..., None], axis=-1)[..., 0]
+    def compute(layer: Layer, rows: Any) -> tuple[Array, Array]:
+        hidden, targets = rows
+        logits = word_logits(hidden, *layer)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return jax.nn.logsumexp(logits, axis=-1) - chosen, chosen >= jnp.max(logits, axis=-1)
 
-    losses, hits = _in_parts(compute, (hidden, targets), kernel.shape[1], max_bytes)
-    return losses, hits
+    return _in_parts(compute, (kernel, bias), hidden, targets, max_bytes)
 
 
 def _in_parts(
-    compute: Callable[[Any], Any], rows: tuple[Array, ...], vocabulary: int, max_bytes: int
-) -> Any:
-    """Applies a function to the rows of a batch, few enough of them at a time.
+    compute: Callable[[Layer, Any], tuple[Array, Any]],
+    layer: Layer,
+    hidden: Float[Array, "n tokens width"],
+    targets: Any,
+    max_bytes: int,
+) -> tuple[Array, Any]:
+    """Applies a function to the rows of a batch, on each device a few of its own at a time.
+
+    The backward pass sums the gradients of the layer over all parts in float32 before devices
+    exchange them: one exchange of a vocabulary's kernel takes milliseconds.
 
     Args:
-      compute: maps rows to results with the same leading axis.
-      rows: the features [n, tokens, width], and more arrays [n, …].
-      vocabulary: the number of words, each of which has a logit for each token.
+      compute: maps the layer and (hidden, targets) of some rows to their losses, and to more that
+        has no gradient.
+      layer: the kernel and the bias.
+      hidden: the features from which words are predicted.
+      targets: arrays [n, …] without gradients.
       max_bytes: as for `token_losses`.
     """
-    parts = _parts(rows[0], vocabulary, max_bytes)
+    parts = _parts(hidden, layer[0].shape[1], max_bytes)
     if parts == 1:
-        return compute(rows)
-    pieces = sharding.split_chunks(rows, parts)
-    return sharding.merge_chunks(jax.lax.map(jax.checkpoint(compute), pieces))
+        return compute(layer, (hidden, targets))
+
+    def split(rows: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
+
+    def merge(pieces: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pieces)
+
+    @jax.custom_vjp
+    def run(layer: Layer, hidden: Array, targets: Any) -> tuple[Array, Any]:
+        def forward(layer: Layer, rows: Any) -> tuple[tuple[()], Any]:
+            return (), merge(jax.lax.map(partial(compute, layer), split(rows)))
+
+        results: tuple[Array, Any] = sharding.by_device(forward, layer, (hidden, targets))[1]
+        return results
+
+    def run_forward(layer: Layer, hidden: Array, targets: Any) -> tuple[Any, Any]:
+        return run(layer, hidden, targets), (layer, hidden, targets)
+
+    def run_backward(saved: Any, gradients: Any) -> tuple[Any, Array, None]:
+        layer, hidden, targets = saved
+
+        def backward(layer: Layer, rows: Any) -> tuple[Any, Array]:
+            def add_piece(sums: Any, piece: Any) -> tuple[Any, Array]:
+                (hidden, targets), gradient = piece
+                losses = partial(_losses_of, compute, targets)
+                more, to_hidden = jax.vjp(losses, layer, hidden)[1](gradient)
+                return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, more), to_hidden
+
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), layer)
+            sums, to_hidden = jax.lax.scan(add_piece, zero, split(rows))
+            return sums, merge(to_hidden)
+
+        rows = ((hidden, targets), gradients[0])
+        sums, to_hidden = sharding.by_device(backward, layer, rows)
+        to_layer = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, layer)
+        return to_layer, to_hidden, None
+
+    run.defvjp(run_forward, run_backward)
+    results: tuple[Array, Any] = run(layer, sharding.constrain_rows(hidden), targets)
+    return results
+
+
+def _losses_of(
+    compute: Callable[[Layer, Any], tuple[Array, Any]], targets: Any, layer: Layer, hidden: Array
+) -> Array:
+    return compute(layer, (hidden, targets))[0]
 
 
 def _parts(hidden: Float[Array, "n tokens width"], vocabulary: int, max_bytes: int) -> int:
@@ -94,23 +157,3 @@ def _parts(hidden: Float[Array, "n tokens width"], vocabulary: int, max_bytes: i
     row_bytes = hidden.shape[1] * vocabulary * 4
     fits = (p for p in range(1, rows) if rows % p == 0 and rows // p * row_bytes <= max_bytes)
     return next(fits, max(rows, 1))
-
-
-def _losses(
-    kernel: Float[Array, "width vocabulary"],
-    bias: Float[Array, " vocabulary"] | None,
-    label_smoothing: float,
-    rows: tuple[
-        Float[Array, "n tokens width"],
-        Int[Array, "n tokens choices"],
-        Float[Array, "n tokens choices"],
-    ],
-) -> Float[Array, "n tokens"]:
-    hidden, targets, shares = rows
-    logits = word_logits(hidden, kernel, bias)
-    normalizer = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.sum(shares * jnp.take_along_axis(logits, targets, axis=-1), axis=-1)
-    if label_smoothing:
-        mean = jnp.mean(logits, axis=-1)
-        chosen = (1 - label_smoothing) * chosen + label_smoothing * mean
-    return normalizer - chosen
