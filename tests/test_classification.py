@@ -378,6 +378,7 @@ def test_weights_without_a_bias_do_not_start_a_model_with_one(world: SimpleNames
     assert not (world.folder / "bias").exists()
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_leaves_the_folder_to_a_corrected_one(
     world: SimpleNamespace, tmp_path: Path
 ) -> None:

@@ -142,6 +142,7 @@ def write_config(folder: Path, weights: Path, tar: Path, config: CLIPConfig) -> 
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", MODELS)
 def test_a_run_starts_from_a_file_and_is_loaded(family, tar, tmp_path):
     config, kind = MODELS[family]
@@ -161,6 +162,7 @@ def test_a_run_starts_from_a_file_and_is_loaded(family, tar, tmp_path):
     assert preprocess.size == config.vision.image_size and tokenize(["1"]).shape == (1, 8)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_run_or_a_step_of_it(tar, tmp_path):
     config, kind = MODELS["clip"]
     export.write(tmp_path / "weights", variables(CLIP(config, rngs=nnx.Rngs(3))), config, kind)
@@ -180,6 +182,7 @@ def test_a_run_starts_from_another_run_or_a_step_of_it(tar, tmp_path):
     assert done.returncode == 2 and "vision.layers=1, not 2" in done.stderr
 
 
+@pytest.mark.slow
 def test_other_sizes_are_resized_by_choice_only(tar, tmp_path):
     config, kind = MODELS["clip"]
     weights = variables(CLIP(config, rngs=nnx.Rngs(3)))
@@ -250,6 +253,7 @@ def test_a_tokenizer_that_the_tower_cannot_read_is_refused(family, tokenizer, wo
     assert says(caught.value, "tokenizer", *words)
 
 
+@pytest.mark.slow
 def test_a_new_run_goes_on_with_the_optimizers_state_of_another(tar, tmp_path):
     config, kind = MODELS["clip"]
     export.write(tmp_path / "weights", variables(CLIP(config, rngs=nnx.Rngs(3))), config, kind)
@@ -284,6 +288,7 @@ def test_a_new_run_goes_on_with_the_optimizers_state_of_another(tar, tmp_path):
     assert says(error.value, "is no run, and has no optimizer's state")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_file_for_each_tower(tar, tmp_path):
     (tmp_path / "bert").mkdir()
     lite, bert = write_lite(tmp_path / "lite.safetensors"), write_bert(tmp_path / "bert")

@@ -84,6 +84,7 @@ def test_twenty_losses_from_equal_weights_and_batches_are_open_clips(case, optio
             np.testing.assert_allclose(array, weights[name], rtol=0, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [dict(warmup_steps=6), dict(weight_decay=0.1), dict(eps=1e-4)],

@@ -182,6 +182,7 @@ def test_a_run_can_be_resumed_with_other_intervals(config):
     assert config_lib.differences(old.to_dict(), new.to_dict()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_logging(config, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
@@ -190,6 +191,7 @@ def test_a_full_disk_while_logging(config, tmp_path):
     assert_failed(process, "disk is full", "resumes")
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving_leaves_no_half_checkpoint(config, tmp_path):
     """A limit on file sizes simulates a full disk: the write fails in the same place."""
     workdir = tmp_path / "run"
@@ -249,6 +251,7 @@ def test_a_disk_too_small_for_checkpoints_is_a_user_error_before_training(config
     assert "GiB free" in error_of(flags(config))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run(config, tmp_path):
     process = runs.run(config, tmp_path / "run", "--config.optimizer.learning_rate=1e30")
     assert_failed(process, "loss is", "learning_rate")
@@ -276,6 +279,7 @@ def test_the_command_restarts_with_its_heap_settings_unless_the_user_has_set_the
     assert "hugetlb=1" in allocator.heap_settings()
 
 
+@pytest.mark.slow
 def test_a_config_that_lacks_keys_trains_with_their_defaults(config, tmp_path):
     """Such as one that was written before `data.redirects` existed."""
     older = tmp_path / "older.py"

@@ -49,6 +49,7 @@ def test_secrets_of_urls_are_left_out(text, expected):
     }
 
 
+@pytest.mark.slow
 def test_moved_data_is_the_same_data_and_other_data_is_not(tmp_path):
     config = runs.small_run(tmp_path, 20)
     workdir = tmp_path / "run"
@@ -94,6 +95,7 @@ def test_damaged_fingerprints_are_one_line(content, tmp_path):
     refused(lambda: run_identity._read_fingerprints(path), path, "delete it")
 
 
+@pytest.mark.slow
 def test_a_signature_is_renewed_and_stands_nowhere(tmp_path):
     config = runs.small_run(tmp_path, 20)
     workdir = tmp_path / "run"

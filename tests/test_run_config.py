@@ -92,6 +92,7 @@ def folder(run, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["values", "bytes"])
 def test_500_mutated_configs_end_in_a_line_or_are_used(folder, kind):
     config, count = folder / "config.json", 0

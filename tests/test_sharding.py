@@ -95,6 +95,7 @@ def test_nor_where_the_table_of_tokens_stays_where_it_lies(shape, monkeypatch):
     assert not list(faults(shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -114,6 +115,7 @@ def test_a_rule_that_is_removed_is_missed(monkeypatch, axis):
     assert list(_unsplit(train_step.abstract_state(MODEL, GRADIENTS, mesh).params, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [("width", "hidden"), ("hidden", "width")], ids=["fc", "proj"])
 def test_a_replicated_matrix_is_detected_in_the_program(monkeypatch, axes):
     """One matrix of the MLPs is on every device; the other has its shape and should not be."""

@@ -54,6 +54,7 @@ def report(folder: Path) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_training_leaves_a_report(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert page.startswith("<!doctype html>")
@@ -66,6 +67,7 @@ def test_training_leaves_a_report(run: Path) -> None:
     assert len(document["sets"]["held"]["zero_shot"]["examples"]) == 2
 
 
+@pytest.mark.slow
 def test_a_probe_while_training_is_that_of_an_evaluation(
     run: Path, animals: Path, tmp_path: Path
 ) -> None:
@@ -86,6 +88,7 @@ def test_a_probe_while_training_is_that_of_an_evaluation(
     assert report(tmp_path)["sets"]["animals"]["linear_probe"]["sweep"] == sweep
 
 
+@pytest.mark.slow
 def test_the_page_of_an_evaluation(run: Path, animals: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluate(run, "--workdir", str(out), f"--sets=animals={animals},held", ALL)
@@ -179,6 +182,7 @@ def test_damaged_notes_are_made_again(run: Path, animals: Path, tmp_path: Path) 
     assert report(tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_give_the_same_report(
     run: Path, animals: Path, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_a_token_sees_itself_and_those_before_it_and_the_image(model: CLIP) -> N
     assert (hidden(data["image"][::-1], data["tokens"]) != before).any(axis=-1).all()
 
 
+@pytest.mark.slow
 def test_steps_are_the_same_on_any_mesh_in_parts_and_recomputed() -> None:
     def trained(shape: dict[str, int], accumulate: int = 1, **keys: Any) -> list[float]:
         recipe = recipe_of(COCA, shape, accumulate, keys={"objective.name": "coca", **keys})
@@ -125,6 +126,7 @@ def test_flops_are_those_of_one_pass_of_each_tower() -> None:
     assert traced == 3 * towers + objective.flops(COCA, 3)
 
 
+@pytest.mark.slow
 def test_a_mix_runs_the_image_tower_once() -> None:
     decoder = DecoderConfig(width=16, layers=1, heads=2)
     vision = dataclasses.replace(TINY.vision, pool="mean", patch_dropout=0.5)

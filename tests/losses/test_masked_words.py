@@ -68,6 +68,7 @@ def test_a_share_masks_replaces_and_leaves_words_by_the_rule() -> None:
     np.testing.assert_allclose([hidden, replaced], [0.5 * 0.85, 0.5 * 0.1], atol=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [OWN, ATTENTION])
 def test_the_loss_is_the_mean_over_masked_words_plus_that_of_the_tags(head: Any) -> None:
     model, data = CLIP(config_of(head), rngs=nnx.Rngs(0)), arrays(rows())
@@ -127,6 +128,7 @@ def test_a_frozen_text_encoder_learns_nothing() -> None:
     assert any("masked_words/output" in n for n in flat(recipe.state_like.opt_state))
 
 
+@pytest.mark.slow
 def test_a_frozen_bert_encodes_the_captions() -> None:
     config = dataclasses.replace(TINY, text=BERT)
     keys = keys_for(text_layers=0, mask_id=54)

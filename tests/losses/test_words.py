@@ -173,12 +173,13 @@ OBJECTIVES = {
         "objective.options": {"share": 0.4, "tag_weight": 0.5},
     },
     "captioning": {
-        "model.heads": {"decoder": {"width": 16, "layers": 2, "heads": 2, "both_ways": True}},
+        "model.heads": {"decoder": {"width": 16, "layers": 1, "heads": 2, "both_ways": True}},
         "objective.options": {"parallel": 0.5},
     },
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_steps_are_the_same_on_any_mesh_and_in_parts(name: str) -> None:
     def trained(shape: dict[str, int], accumulate: int = 1) -> list[float]:
@@ -200,10 +201,10 @@ def test_steps_are_the_same_on_any_mesh_and_in_parts(name: str) -> None:
 
     one = trained(dict(data=1))
     assert one[3] < one[0]
-    for shape, accumulate in ((dict(data=1), 4), (EIGHT, 1)):
-        np.testing.assert_allclose(trained(shape, accumulate), one, rtol=5e-5)
+    np.testing.assert_allclose(trained(EIGHT, accumulate=2), one, rtol=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "vision",
     [
@@ -212,9 +213,9 @@ def test_steps_are_the_same_on_any_mesh_and_in_parts(name: str) -> None:
         dataclasses.replace(TINY.vision, pool="map", registers=2),
         dataclasses.replace(TINY.vision, registers=2),
         ResNetConfig(32, 4, (1, 1, 1, 1), 2),
-        EfficientNetConfig(image_size=40, width=0.25, depth=1.0, divisor=4, projection=True),
+        EfficientNetConfig(image_size=40, width=0.25, depth=0.1, divisor=4, projection=True),
         EfficientNetConfig(
-            image_size=40, width=0.25, depth=1.0, divisor=4, projection=True, head=24, squeeze=0.0
+            image_size=40, width=0.25, depth=0.1, divisor=4, projection=True, head=24, squeeze=0.0
         ),
     ],
 )

@@ -141,6 +141,7 @@ def test_text_is_read_out_at_its_end_and_later_tokens_change_nothing(model, batc
     np.testing.assert_allclose(shorter, model.encode_text(tokens[:1]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_rematerialisation_changes_no_gradient(remat, batch):
     def gradient(remat):

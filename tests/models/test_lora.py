@@ -69,6 +69,7 @@ def test_a_is_uniform_within_one_over_the_root_of_its_inputs():
     assert not np.array_equal(a[0], a[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_meshes_and_accumulation_give_the_same_losses_and_adapters(accumulate, dropout):
@@ -135,6 +136,7 @@ def test_layers_of_a_stack_drop_different_values_and_keys_matter():
         assert not np.allclose(dropped, all_of_it, atol=1e-4), features
 
 
+@pytest.mark.slow
 def test_layers_without_stack_can_be_adapted_by_pattern():
     config = CLIPConfig(16, vision=ResNetConfig(32, 8, (1, 1, 1, 1), 4), text=TINY.text)
     pattern = r"vision/.*/conv1/kernel|text/projection/kernel"
@@ -185,6 +187,7 @@ def run(base):
     return workdir
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_the_same_to_the_bit(run, base):
     flags = (*FLAGS, f"--config.weights.path={base}")
     config, workdir = base.parent / "config.py", base.parent / "killed"

@@ -87,6 +87,7 @@ def same(one, other, tolerance=1e-5):
     jax.tree_util.tree_map_with_path(check, one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [dict(data=2, fsdp=2, tensor=2), dict(data=1, tensor=2)], ids=str)
 def test_statistics_are_the_global_batchs_on_any_mesh(trained, mesh):
     config, _, single, metrics = trained
@@ -97,6 +98,7 @@ def test_statistics_are_the_global_batchs_on_any_mesh(trained, mesh):
     same(sharded.params, single.params, 1e-4)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_number_and_counts_once(trained):
     config, _, plain, metrics = trained
     remat = "dots" if config is RESNET else "full"
@@ -118,6 +120,7 @@ def test_running_statistics_move_by_the_momentum(trained):
     assert np.all(np.abs(new["var"]) >= (1 - momentum) * old["var"] - 1e-6)
 
 
+@pytest.mark.slow
 def test_evaluation_uses_the_running_statistics_and_changes_nothing():
     model = CLIP(RESNET, rngs=nnx.Rngs(0))
     image = batch(RESNET)["image"]

@@ -85,6 +85,7 @@ def test_chunks_are_those_of_a_device(shape):
     assert metrics[0] == pytest.approx(before[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bert_in_chunks():
     bert = BertConfig(vocab_size=56, context_length=8, width=32, layers=2, heads=4, positions=8)
     config = CLIPConfig(16, vision=TINY.vision, text=bert)
@@ -108,6 +109,7 @@ def test_sums_over_chunks_are_float32():
     assert float(jnp.linalg.norm(a - b)) < 0.01 * float(jnp.linalg.norm(a))
 
 
+@pytest.mark.slow
 def test_an_exchange_between_devices_is_one_for_all_chunks():
     """Gradients are summed over devices after all chunks, not after each."""
 
@@ -128,6 +130,7 @@ def test_chunks_take_less_memory():
     assert temporary_bytes((8, 8)) < 0.7 * temporary_bytes((0, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("at", [0, 3, LENGTH - 1])
 @pytest.mark.parametrize("chunk", [0, 4])

@@ -82,6 +82,7 @@ def batch(model: CLIP, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return image, tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_computes_the_same(model: CLIP, way: Any) -> None:
     image, tokens = batch(model, 3)
@@ -92,6 +93,7 @@ def test_a_copy_computes_the_same(model: CLIP, way: Any) -> None:
     assert nnx.graphdef(again) == nnx.graphdef(model)  # so nothing compiles again
 
 
+@pytest.mark.slow
 def test_an_empty_batch_has_no_features(model: CLIP) -> None:
     image, tokens = batch(model, 0)
     for normalized in (False, True):
@@ -101,6 +103,7 @@ def test_an_empty_batch_has_no_features(model: CLIP) -> None:
     assert model(batch(model, 2)[0], tokens).logits_per_image.shape == (2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalized", [False, True])
 def test_an_export_takes_any_batch(model: CLIP, normalized: bool) -> None:
     (b,) = jax.export.symbolic_shape("b")

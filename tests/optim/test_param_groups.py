@@ -227,6 +227,7 @@ def updates_of(steps=1, grads=None, schedule=constant, **values):
     return [flat(tree) for tree in path], state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 def test_groups_that_all_say_the_same_change_nothing(name):
     options = dict(name=name, muon_learning_rate=0.1 if name == "muon" else 0.0, clip_norm=0.5)

@@ -63,6 +63,7 @@ def run_plan(path, topology, *flags, capsys):
     return "\n".join(report), json.loads(last)
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_step_for_a_slice(path, config, capsys):
     pytest.importorskip("libtpu")
     report, result = run_plan(path, "v5e:2x2", "--config.mesh.fsdp=4", capsys=capsys)
@@ -87,6 +88,7 @@ def test_the_plan_of_a_step_for_a_slice(path, config, capsys):
         assert word in report
 
 
+@pytest.mark.slow
 def test_a_step_with_misread_loops_has_no_time(path, capsys, monkeypatch):
     """This happens if the compiler changes its output: a part of the products gives no speed."""
     pytest.importorskip("libtpu")
@@ -236,6 +238,7 @@ def test_there_are_no_proposals_if_nothing_fits(config, monkeypatch):
     assert search.propose(config, "cpu:4", failed, lambda line: None) == []
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_has_a_proposal_that_does(path, capsys):
     pytest.importorskip("libtpu")
     embedding = ["--config.model.text.vocab_size=1600000", "--config.model.text.width=1024"]

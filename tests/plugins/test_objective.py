@@ -86,6 +86,7 @@ def test_it_trains_resumes_and_accumulates(user, tmp_path):
     assert "objective.options.off_diagonal: 0.01 → 0.5" in refused.stderr
 
 
+@pytest.mark.slow
 def test_it_is_planned_and_its_flops_counted(user, tmp_path):
     config, paths = user
     flags = ("--mode=plan", "--topology=cpu:1", "--json")
@@ -98,6 +99,7 @@ def test_it_is_planned_and_its_flops_counted(user, tmp_path):
     assert plans[0]["model_flops"] - theirs == plans[1]["model_flops"] - ours
 
 
+@pytest.mark.slow
 def test_it_mixes_with_ours(user, tmp_path):
     config, paths = user
     mix = "{'contrastive': 1.0, 'twins': {'name': 'losses_of_mine:Decorrelation', 'weight': 0.1}}"

@@ -115,6 +115,7 @@ def test_it_takes_at_most_forty_lines() -> None:
     assert len(PLUGIN.splitlines()) <= 40
 
 
+@pytest.mark.slow
 def test_a_run_trains_resumes_and_evaluates_on_it(workdir: Path) -> None:
     values = runs.values(workdir)
     assert {step for step, name in values if name == "loss"} == {1, 2, 3, 4, 5, 6}

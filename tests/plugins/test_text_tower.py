@@ -90,6 +90,7 @@ def model(folder: Path) -> CLIPConfig:
     return CLIPConfig.from_dict(values, trusted=True)
 
 
+@pytest.mark.slow
 def test_it_trains_in_parts_evaluates_and_is_loaded(folder: Path) -> None:
     workdir = folder / "run"
     flags = ("--config.accumulate=2", "--config.steps=4", "--config.evaluate.every=4")
@@ -127,6 +128,7 @@ def test_a_plan_counts_its_flops(folder: Path, capsys: pytest.CaptureFixture[str
     )
 
 
+@pytest.mark.slow
 def test_parts_and_meshes_have_the_same_gradients(model: CLIPConfig) -> None:
     before, alone, metrics = run(dict(data=1), config=model)
     assert {"words", "gate", "projection"} == before["text"].keys()

@@ -64,6 +64,7 @@ def test_the_part_after_a_second_colon_is_its_file(here: Path) -> None:
     assert load(f"{NAME}:vocab.txt").encode("A") == load(NAME).encode("a")
 
 
+@pytest.mark.slow
 def test_a_run_trains_resumes_and_evaluates_with_it(here: Path) -> None:
     config = runs.small_run(here, 20)
     flags = (f"--config.tokenizer={NAME}", "--config.steps=6", "--config.evaluate.every=6")
@@ -136,6 +137,7 @@ model, *_ = clip_jax.load(sys.argv[0])
 """
 
 
+@pytest.mark.slow
 def test_a_run_with_it_is_loaded_once_its_module_is_trusted(here: Path) -> None:
     config = runs.small_run(here, 20)
     flags = (f"--config.tokenizer={NAME}", "--config.steps=1", "--config.evaluate.every=9")

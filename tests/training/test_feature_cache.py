@@ -247,6 +247,7 @@ def test_features_without_room_are_refused_before_any_is_computed(values, monkey
     assert says(error.value, values.data.features, "GiB free", "config.data.features") and not lines
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_the_same_to_the_bit(config, tmp_path):
     flags = (*FLAGS, f"--config.data.features={tmp_path / 'features'}", "--config.data.views=2")
     full = tmp_path / "full"

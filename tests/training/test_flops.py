@@ -175,6 +175,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TINY, *ARCHITECTURES])
 def test_forward_is_that_of_the_program(name: str) -> None:
     config = TINY.get(name) or ARCHITECTURES[name]

@@ -123,6 +123,7 @@ def halves(tmp_path_factory):
     return workdir, like, train_step, state, [*first, *rest]
 
 
+@pytest.mark.slow
 def test_in_16_bits_it_learns_as_in_32(halves, losses):
     ours, theirs = np.asarray(halves[-1]), np.asarray(losses)
     assert np.max(np.abs(ours - theirs)) < 0.02 * theirs[0]
@@ -156,6 +157,7 @@ def test_a_run_in_16_bits_is_read_in_32(halves):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_chance_is_the_same_on_any_mesh(halves):
     """What a sum in another order changes may change a rounding, but of a few numbers only."""
     workdir = halves[0]
@@ -240,6 +242,7 @@ def test_the_state_is_donated():
     assert kernel.is_deleted()
 
 
+@pytest.mark.slow
 def test_patch_dropout_depends_on_seed_and_step_only():
     vision = dataclasses.replace(TINY.vision, patch_dropout=0.5)
     config = dataclasses.replace(TINY, vision=vision)

@@ -156,6 +156,7 @@ def test_force_takes_it_and_the_other_learns(tmp_path):
         assert (tmp_path / workdir_lock.NAME).exists(), "it is the second's"
 
 
+@pytest.mark.slow
 def test_a_run_in_use_refuses_another_and_force_ends_it(tmp_path):
     config = runs.small_run(tmp_path, 20)
     workdir = tmp_path / "run"

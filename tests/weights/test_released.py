@@ -212,6 +212,7 @@ def live(family: str, folder: Path, seed: int) -> golden_models.Model:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_live_numbers(family: str, tmp_path: Path) -> None:
     model = live(family, tmp_path, 3)

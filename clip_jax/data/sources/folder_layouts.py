@@ -27,9 +27,12 @@ _MAX_TABLES = 20
 _MAX_SIZES = 200_000  # files whose size is asked for: each is a system call
 _MIN_WORDS = 4  # for each image that a table names, if it holds captions
 _TEXTUAL = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".token")
+_IN_NAME = r"""[^\s,;|"'#/\\:<>]"""
+# Each begins where a name begins: a search that also begins inside of names takes quadratic time.
 _IMAGE_NAME = re.compile(
-    r"[^\s,;|\"'#/\\:<>]+(?:" + "|".join(map(re.escape, IMAGES)) + r")\b", re.IGNORECASE
+    rf"(?<!{_IN_NAME}){_IN_NAME}+(?:{'|'.join(map(re.escape, IMAGES))})\b", re.IGNORECASE
 )
+_FOLDERS = re.compile(r"(?<!\S)\S*[/\\]")
 _KEY = re.compile(r'"[^"\s]*"\s*:')
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _ARCHIVES = (".tar", *TABLES, *RECORDS, ".tar.gz", ".tgz", ".zip")
@@ -88,7 +91,7 @@ def _head(listing: Listing, path: str) -> str:
 def _has_captions(text: str, names: Collection[str]) -> bool:
     if not any(name in names for name in _IMAGE_NAME.findall(text)):
         return False
-    plain, count = _IMAGE_NAME.subn(" ", re.sub(r"\S*[/\\]", "", _KEY.sub(" ", text)))
+    plain, count = _IMAGE_NAME.subn(" ", _FOLDERS.sub("", _KEY.sub(" ", text)))
     return len(_WORD.findall(plain)) >= _MIN_WORDS * count
 
 
