@@ -1,5 +1,6 @@
 """Trackers: what reaches Weights & Biases and trackio; one line where they are missing."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -93,3 +94,15 @@ def test_wandb_offline_writes_its_files(tmp_path, monkeypatch):
         writer.report(1, "report", tmp_path / "report.html")
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     assert list(run.glob("run-*.wandb")) and list(run.rglob("*.html"))
+
+
+def test_a_run_starts_without_what_it_does_not_use(tmp_path):
+    """torch and most of scipy take seconds to import."""
+    code = (
+        "import sys, pathlib, clip_jax.training.loop as _; from clip_jax.training import trackers; "
+        f"trackers.TensorBoard(pathlib.Path({str(tmp_path)!r}), 0).scalars(1, {{'loss': 1.0}}); "
+        "print([name for name in ('torch', 'scipy.stats', 'scipy.fft') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+    assert list(tmp_path.glob("events*"))
