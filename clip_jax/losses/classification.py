@@ -31,6 +31,7 @@ class Classification:
 
     label_smoothing: float = 0.0
     reads_image_features: ClassVar[bool] = True
+    options_change_features: ClassVar[bool] = False
     extra_arrays: ClassVar[tuple[str, ...]] = ("label",)
     unused_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS
 

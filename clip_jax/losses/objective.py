@@ -89,6 +89,17 @@ def reads_places(objective: Objective) -> bool:
     return bool(getattr(objective, "reads_places", False))
 
 
+def has_same_features(objective: Objective, other: Objective) -> bool:
+    """Returns whether two objectives of a mix can share the result of `features`.
+
+    They can if they have the same method, and are equal or its result depends on no option. A class
+    says the latter by an attribute `options_change_features = False`.
+    """
+    if type(objective).features is not type(other).features:
+        return False
+    return objective == other or not getattr(objective, "options_change_features", True)
+
+
 def extra_arrays(objective: Objective) -> tuple[str, ...]:
     """Returns the names of the arrays that an objective needs beside `image` and `tokens`.
 

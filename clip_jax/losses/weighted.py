@@ -13,6 +13,7 @@ from clip_jax.losses.objective import (
     Batch,
     Metrics,
     Objective,
+    has_same_features,
     reads_image_features,
     reads_places,
 )
@@ -25,8 +26,8 @@ from clip_jax.models.model_config import CLIPConfig
 class Weighted:
     """A weighted sum of objectives, which are minimized together.
 
-    Objectives whose classes have the same `features` method share its result, so the towers run
-    once. Others that take the same images share the pass of the image tower.
+    Objectives with the same features share them, so the towers run once. Others that take the same
+    images share the pass of the image tower.
 
     Attributes:
       objectives: the objectives by name, which is the prefix of their metrics.
@@ -59,9 +60,9 @@ class Weighted:
         return tuple(part for part in first if all(part in other for other in others))
 
     def _features_owner(self, name: str) -> str:
-        """Returns the name of the first objective that has the same `features` method."""
-        method = type(self.objectives[name]).features
-        return next(n for n, o in self.objectives.items() if type(o).features is method)
+        """Returns the name of the first objective that has the same features."""
+        one = self.objectives[name]
+        return next(n for n, o in self.objectives.items() if has_same_features(o, one))
 
     def features(self, model: CLIP, batch: Batch, keys: Key[Array, " n"]) -> dict[str, Any]:
         """Returns the features by objective; shared features appear once, under the first one."""

@@ -203,7 +203,7 @@ def scan(
     count = jax.tree.leaves(params)[0].shape[0]
 
     def layer(apply: Apply) -> Callable[[Array, Any], tuple[Array, nnx.State]]:
-        if chunk:
+        if chunk and len(x) % sharding.row_shards() == 0:  # rows of a training batch
             return _chunked(graph, apply, specs, chunk, rest)
         return _unchunked(graph, apply, specs, remat, rest)
 

@@ -10,6 +10,7 @@ from flax import nnx
 import steps
 from clip_jax.config import typed
 from clip_jax.errors import UserError
+from clip_jax.losses.captioning import Captioning
 from clip_jax.losses.contrastive import softmax_loss
 from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.losses.registry import OBJECTIVES, make_objective
@@ -102,6 +103,18 @@ def test_a_mix_is_the_weighted_sum_and_shares_features():
     assert float(loss) == pytest.approx(float(a) + 2.5 * float(b))
     assert float(metrics["b/loss"]) == pytest.approx(float(b))
     assert float(metrics["a/logit_scale"]) == pytest.approx(float(output.logit_scale))
+
+
+def test_the_same_objective_with_other_options_has_features_of_its_own():
+    def mixed(**options):
+        return Weighted({"a": Captioning(), "b": Captioning(**options)}, {"a": 1.0, "b": 1.0})
+
+    def number_of_features(mix):
+        return len({mix._features_owner(name) for name in mix.objectives})
+
+    assert number_of_features(mixed()) == 1
+    assert number_of_features(mixed(parallel=1.0)) == number_of_features(mixed(label_smoothing=0.5))
+    assert number_of_features(mixed(parallel=1.0)) == 2
 
 
 @pytest.mark.parametrize(

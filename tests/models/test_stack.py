@@ -94,6 +94,14 @@ def test_bert_in_chunks():
     assert_same_gradients(sharded, expected)
 
 
+def test_rows_that_devices_cannot_share_are_not_chunked():
+    """A program over a mesh may encode a single text."""
+    unchunked, chunked, x = transformer(), transformer(chunk=2), rows(1)
+    with jax.sharding.use_abstract_mesh(mesh_of(dict(data=2)).abstract_mesh):
+        y = jax.jit(chunked)(x)
+    np.testing.assert_allclose(y, unchunked(x), rtol=1e-5, atol=1e-5)
+
+
 def test_sums_over_chunks_are_float32():
     """Of 256 rows alike the gradients by bfloat16 sums would stall at a part of the whole."""
     x = jnp.broadcast_to(rows(1, jnp.bfloat16), (256, LENGTH, WIDTH))

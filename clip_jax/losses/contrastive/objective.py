@@ -44,6 +44,7 @@ class Contrastive:
     mask_duplicates: bool = False
     multi_positive: bool = False
     reads_image_features: ClassVar[bool] = True
+    options_change_features: ClassVar[bool] = False
 
     @property
     def extra_arrays(self) -> tuple[str, ...]:
