@@ -60,14 +60,31 @@ def test_draws_repeat_by_seed(run: Path) -> None:
     assert first == again != other
 
 
-def test_the_command_writes_captions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_captions(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = run.parent / "data"
     assert classify.run([str(folder), "--checkpoint", str(run), "--caption", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert sorted(line[0]["generated_text"] for line in lines) == sorted(CAPTIONS.values())
-    with pytest.raises(UserError) as caught:
-        classify.run([str(folder), "--checkpoint", str(run), "--caption", "--labels", "a,b"])
-    assert says(caught.value, "--caption", "--labels")
+    broken, apple = tmp_path / "broken.png", folder / "red apple" / "0.png"
+    broken.write_bytes(b"no image")
+    flags = ["--skip-broken", "--temperature=0.001", "--top-p=0.5", "--seed=1", "--max-tokens=8"]
+    argv = [str(apple), str(broken), "--checkpoint", str(run), "--caption"]
+    assert classify.run([*argv, *flags]) == classify.SKIPPED
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [str(apple), "red apple"] and "broken.png" in captured.err
+    for flags, words in (
+        (["--caption", "--labels", "a,b"], ["--caption", "--labels"]),
+        (["--caption", "--top=5"], ["--caption", "--top"]),
+        (["--labels=a,b", "--beams=2"], ["--caption", "--beams"]),
+        (["--caption"], ["broken.png", "--skip-broken"]),
+        (["--caption", "--top-p=0.5"], ["top_p=0.5", "temperature"]),
+        ([], ["--labels", "--caption"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            classify.run([str(broken), "--checkpoint", str(run), *flags])
+        assert says(caught.value, *words)
 
 
 def test_labels_are_scored_by_the_decoder(run: Path) -> None:
@@ -96,7 +113,13 @@ def test_mistakes_are_one_line(run: Path) -> None:
     writer = clip_jax.pipeline("image-to-text", model=str(run))
     for options, words in (
         ({"max_tokens": 9}, ["max_tokens=9", "at most 8"]),
+        ({"max_tokens": 0}, ["max_tokens=0", "at least 2"]),
         ({"beams": 0}, ["beams=0"]),
+        ({"num_beams": 4}, ["num_beams", "beams", "known", "top_p"]),
+        ({"top_k": 4}, ["top_k", "known", "temperature"]),
+        ({"seed": 1}, ["seed=1", "temperature"]),
+        ({"seed": -1, "temperature": 1.0}, ["seed=-1"]),
+        ({"batch_size": 0}, ["batch_size=0"]),
     ):
         with pytest.raises(UserError) as caught:
             writer(images()[0], **options)

@@ -30,6 +30,9 @@ _MAX_LABELS = 4 << 20  # bytes of a file
 _ROW = re.compile(r"[^\t]*\t|\d+\s*[,;]")  # the start of a line with more than a label
 _QUOTED = re.compile(r'^"((?:[^"]|"")*)"$')
 _BATCH_SIZE = 32  # that of `zero_shot`, which imports JAX
+_TOP = 5
+_OF_CAPTIONS = ("beams", "max_tokens", "temperature", "top_p", "seed")  # options of `CaptionWriter`
+_OF_LABELS = ("labels", "top", "templates", "truncate")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "open_clip trained (default: quick_gelu, as in OpenAI's)",
     )
     _add_answer_flags(p)
-    p.add_argument("--top", type=int, default=5, help="number of labels to print (default 5)")
+    p.add_argument("--top", type=int, help=f"number of labels to print (default {_TOP})")
     size = "images that are encoded at a time (default %(default)s)"
     p.add_argument("--batch-size", type=int, default=_BATCH_SIZE, metavar="N", help=size)
     p.add_argument("--truncate", action="store_true", help="truncate texts that are too long")
@@ -96,16 +99,20 @@ def _add_answer_flags(p: argparse.ArgumentParser) -> None:
         help="write a caption of each image in place of labels, by a model whose run trained a "
         "decoder",
     )
-    p.add_argument(
-        "--beams",
-        type=int,
-        default=1,
-        metavar="N",
-        help="captions that beam search keeps for --caption (default %(default)s: no beam search)",
-    )
+    for flag, kind, text in (
+        ("--beams", int, "captions that beam search keeps (default 1: no beam search)"),
+        (
+            "--max-tokens",
+            int,
+            "the most tokens, start and end included (default: as trained)",
+        ),
+        ("--temperature", float, "draw tokens, by logits divided by it (default 0: no draw)"),
+        ("--top-p", float, "draw from the likeliest tokens with this share together (default 1)"),
+        ("--seed", int, "the seed of what is drawn (default 0)"),
+    ):
+        p.add_argument(flag, type=kind, metavar="N", help=f"with --caption: {text}")
     p.add_argument(
         "--templates",
-        default="{}",
         help="prompts with {} for the label, separated by |; their features are averaged (default "
         "{}; the default of clip_jax.pipeline, as in transformers, is 'This is a photo of {}.')",
     )
@@ -283,8 +290,8 @@ def classify(
         return classifier.stream(images, labels, templates, **options)
 
 
-def write_captions(args: argparse.Namespace, images: Sequence[str]) -> None:
-    """Prints a caption of each image."""
+def write_captions(args: argparse.Namespace, images: Sequence[str]) -> Iterator[Any]:
+    """Yields `[{"generated_text": …}]` for each image, or the error of an image that is skipped."""
     from absl import logging
 
     from clip_jax.inference import pretrained
@@ -299,14 +306,13 @@ def write_captions(args: argparse.Namespace, images: Sequence[str]) -> None:
             ema=args.ema,
         )
     assert isinstance(writer, pretrained.CaptionWriter)
-    captions = writer.stream(images, beams=args.beams, batch_size=args.batch_size)
-    for path, caption in zip(images, captions, strict=True):
-        if args.json:
-            print(json.dumps([{"generated_text": caption}]))
-        elif len(images) > 1:
-            print(f"{_printable(path)}\n{_printable(caption)}")
-        else:
-            print(_printable(caption))
+    values = {name: getattr(args, name) for name in _OF_CAPTIONS}
+    options = {name: value for name, value in values.items() if value is not None}
+    captions = writer.stream(
+        images, batch_size=args.batch_size, skip_broken=args.skip_broken, **options
+    )
+    for caption in captions:
+        yield caption if isinstance(caption, UserError) else [{"generated_text": caption}]
 
 
 def _printable(text: str) -> str:
@@ -316,52 +322,69 @@ def _printable(text: str) -> str:
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     args = parser().parse_args(argv)
-    for name, value in (
-        ("--top", args.top),
-        ("--batch-size", args.batch_size),
-        ("--beams", args.beams),
-    ):
-        if value < 1:
-            raise UserError(f"{name} {value} must be at least 1")
-    if args.caption and (args.labels is not None or args.skip_broken):
-        raise UserError("--caption takes neither --labels nor --skip-broken")
+    _check_flags(args)
     labels = None if args.labels is None else read_labels(args.labels)
-    templates = args.templates.split("|")
+    templates = ["{}"] if args.templates is None else args.templates.split("|")
     if wrong := [t for t in templates if "{}" not in t]:
         raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
     with _notes():
         images = find_images(args.images)
     if args.caption:
-        write_captions(args, images)
-        return 0
-    answers = classify(
-        args.checkpoint,
-        images,
-        labels,
-        templates,
-        args.weights,
-        args.activation,
-        args.ema,
-        batch_size=args.batch_size,
-        truncate=args.truncate,
-        top_k=args.top,
-        skip_broken=args.skip_broken,
-    )
+        answers = write_captions(args, images)
+    else:
+        answers = classify(
+            args.checkpoint,
+            images,
+            labels,
+            templates,
+            args.weights,
+            args.activation,
+            args.ema,
+            batch_size=args.batch_size,
+            truncate=args.truncate,
+            top_k=_TOP if args.top is None else args.top,
+            skip_broken=args.skip_broken,
+        )
+    return _print_answers(answers, images, args.json)
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Raises UserError for a wrong value, or for a flag that does nothing beside the others."""
+    for name in ("top", "batch_size", "beams"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"{_flag(name)} {value} must be at least 1")
+    for name in _OF_LABELS if args.caption else _OF_CAPTIONS:
+        value = getattr(args, name)
+        if value is not None and value is not False:
+            why = "is for labels: leave it or --caption out" if args.caption else "needs --caption"
+            raise UserError(f"{_flag(name)} {why}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _print_answers(answers: Iterator[Any], images: Sequence[str], as_json: bool) -> int:
+    """Prints the answer to each image; returns the exit code."""
     skipped = 0
     for path, answer in zip(images, answers, strict=True):
         if isinstance(answer, UserError):
             skipped += 1
             print(f"skipped: {answer}", file=sys.stderr)
-            if args.json:
+            if as_json:
                 print("null")
             continue
-        if args.json:
+        if as_json:
             print(json.dumps(answer))
             continue
         if len(images) > 1:
             print(_printable(path))
         for item in answer:
-            print(f"{item['score']:7.2%}  {_printable(item['label'])}")
+            if "score" in item:
+                print(f"{item['score']:7.2%}  {_printable(item['label'])}")
+            else:
+                print(_printable(item["generated_text"]))
     if skipped:
         print(f"skipped {skipped} of {counted(len(images), 'image')}", file=sys.stderr)
     return SKIPPED if skipped else 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clip_jax.errors import UserError
 from clip_jax.models.generation import DECODER
 from clip_jax.models.scoring import PrefixTrees, Prompts, WordBags
 from clip_jax.tokenizers import Tokenizer, packing
@@ -37,10 +38,11 @@ def label_prompts(
       truncate: whether prompts with too many tokens are truncated.
 
     Raises:
-      UserError: a prompt is too long.
+      UserError: a prompt is too long, or has no words to be scored by.
     """
     labels = [number for number, prompts in enumerate(texts) for _ in prompts]
-    rows = tokenizer([text for prompts in texts for text in prompts], truncate=truncate)
+    flat = [text for prompts in texts for text in prompts]
+    rows = tokenizer(flat, truncate=truncate)
     spans = [packing.word_span(row, tokenizer) for row in rows]
     shares = [1 / len(texts[label]) for label in labels]
     if head == DECODER:
@@ -49,6 +51,11 @@ def label_prompts(
         firsts = [int(first) for first, _ in spans]
         return _prefix_trees(texts_of, firsts, shares, labels, score, len(texts))
     bags = [np.unique(row[first:end]) for row, (first, end) in zip(rows, spans, strict=True)]
+    if empty := [text for text, bag in zip(flat, bags, strict=True) if not bag.size]:
+        raise UserError(
+            f"the prompt {empty[0]!r:.80} has no words, by which this model scores labels: give "
+            "its label a name with words"
+        )
     return _word_bags(bags, shares, labels, len(texts))
 
 

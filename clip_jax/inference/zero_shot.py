@@ -26,6 +26,7 @@ from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.inference.prompts import label_prompts
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import CLIP
+from clip_jax.models.generation import DECODER
 from clip_jax.models.scoring import Prompts, label_scores, scoring_head
 from clip_jax.tokenizers import Tokenizer, packing
 
@@ -128,7 +129,10 @@ class ZeroShotClassifier:
             own = list(self.model.config.labels)
             if not own:
                 raise UserError(
-                    "give labels: this model has no classifier of its own, which a run with "
+                    "give labels (--labels), or let the model write a caption (--caption, or the "
+                    "pipeline image-to-text): it has no classifier of its own"
+                    if self.model.config.head(DECODER) is not None
+                    else "give labels: this model has no classifier of its own, which a run with "
                     "config.objective.name=classification trains"
                 )
             return self._answers(images, own, self._class_scores, batch_size, top_k, skip_broken)

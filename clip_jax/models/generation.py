@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from clip_jax.errors import UserError
 
 DECODER = "decoder"  # in `model.heads`
+MAX_BEAMS = 1024
+_LEAST = 1e-6  # temperature and top_p: float32 computes with them
 _NEVER = -1e9  # the logarithm of a share that is as good as zero
 
 
@@ -60,11 +64,12 @@ class Generation:
       start_id: the token that begins each text; None: the first token is written, too.
       max_tokens: the length of the result, start and end included.
       min_tokens: the tokens that come before the end at least, start included.
-      temperature: logits are divided by it before a token is drawn; 0: the likeliest is taken.
-      top_p: a token is drawn from the likeliest that have this share together (Holtzman et al.
-        2020).
-      beams: captions that are kept at each position; 1: no beam search. The best has the largest
-        mean log-probability of its tokens.
+      temperature: logits are divided by it before a token is drawn, at least 1e-6; 0: the likeliest
+        is taken.
+      top_p: a token is drawn from the likeliest that have this share together, at least 1e-6
+        (Holtzman et al. 2020).
+      beams: captions that are kept at each position, at most `MAX_BEAMS`; 1: no beam search. The
+        best has the largest mean log-probability of its tokens.
       open_clip: whether details are those of open_clip's CoCa: beams are compared by sums of
         logits, not of log-probabilities, divided by the number of tokens with the start; without
         beams, padding ends a text, and the last token is an end.
@@ -81,6 +86,15 @@ class Generation:
     open_clip: bool = False
 
     def __post_init__(self) -> None:
+        for key in ("max_tokens", "min_tokens", "beams"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise UserError(f"{key}={value!r:.60} must be a whole number")
+        for key in ("temperature", "top_p"):
+            value = getattr(self, key)
+            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
+                raise UserError(f"{key}={value!r:.60} must be a finite number")
         if self.max_tokens < 2:
             raise UserError(f"max_tokens={self.max_tokens} must be at least 2")
         if not 0 <= self.min_tokens < self.max_tokens:
@@ -88,10 +102,16 @@ class Generation:
                 f"min_tokens={self.min_tokens} must be at least 0 and below "
                 f"max_tokens={self.max_tokens}"
             )
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.beams < 1:
+        if self.temperature and self.temperature < _LEAST:
+            raise UserError(f"temperature={self.temperature:g} must be 0 or at least {_LEAST:g}")
+        if not _LEAST <= self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p:g} must be at least {_LEAST:g} and at most 1")
+        if not 1 <= self.beams <= MAX_BEAMS:
+            raise UserError(f"beams={self.beams} must be from 1 to {MAX_BEAMS:,}")
+        if self.top_p < 1 and not self.temperature:
             raise UserError(
-                f"temperature={self.temperature:g} must be at least 0, top_p={self.top_p:g} above "
-                f"0 and at most 1, beams={self.beams} at least 1"
+                f"top_p={self.top_p:g} restricts what is drawn: set temperature above 0, such as "
+                "temperature=1.0"
             )
         if self.beams > 1 and self.temperature:
             raise UserError(

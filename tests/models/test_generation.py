@@ -120,12 +120,20 @@ def test_top_p_keeps_the_smallest_set_with_the_share() -> None:
     [
         {"max_tokens": 1},
         {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": 1e-30},
         {"top_p": 0.0},
+        {"top_p": 1e-45},
+        {"top_p": 0.9},
         {"beams": 0},
+        {"beams": True},
+        {"beams": 100_000},
         {"beams": 2, "temperature": 1.0},
     ],
 )
 def test_nonsense_is_one_line(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError) as caught:
         dataclasses.replace(OPTIONS, **wrong)
-    assert all(name in str(caught.value) for name in wrong)
+    assert all(f"{name}=" in str(caught.value) for name in wrong)
+    options = {"max_tokens", "min_tokens", "top_p", "beams"} - set(wrong)
+    assert not any(f"{name}=" in str(caught.value) for name in options)

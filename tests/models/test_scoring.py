@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from clip_jax.distributed import sharding
+from clip_jax.errors import UserError
 from clip_jax.inference.prompts import label_prompts
 from clip_jax.models import scoring
 from clip_jax.models.clip import CLIP
@@ -101,19 +102,20 @@ def test_common_prefixes_are_one() -> None:
 
 def test_words_score_by_the_mean_of_distinct_words(model: CLIP, images: np.ndarray) -> None:
     shares = log_softmax(model.heads.words(model.encode_image(images)))
-    texts = [["abc", "abd"], ["ab"], ["xaab"], [""]]
+    texts = [["abc", "abd"], ["ab"], ["xaab"]]
     expected = np.zeros((len(images), len(texts)))
     for j, prompts in enumerate(texts):
         for text in prompts:
             words = sorted({ord(c) for c in text})
-            if words:
-                expected[:, j] += shares[:, words].mean(1) / len(prompts)
+            expected[:, j] += shares[:, words].mean(1) / len(prompts)
     config = dataclasses.replace(CONFIG, heads=CONFIG.heads[1:])
     assert scoring_head(config) == "words"
     bags = label_prompts("words", LETTERS, texts)
     own = CLIP(config, rngs=nnx.Rngs(0))
     nnx.update(own, nnx.state({"vision": model.vision, "heads": {"words": model.heads.words}}))
     np.testing.assert_allclose(nnx.jit(label_scores)(own, images, bags), expected, rtol=2e-5)
+    with pytest.raises(UserError, match="no words"):
+        label_prompts("words", LETTERS, [*texts, [""]])
 
 
 def test_scores_are_the_same_on_any_mesh(model: CLIP, images: np.ndarray) -> None:
