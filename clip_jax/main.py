@@ -117,7 +117,8 @@ def _add_evaluation_flags(group: argparse._ArgumentGroup) -> None:
         "--suite",
         metavar="NAME,…",
         help="the evaluations: some of zero_shot, classifier, linear_probe, few_shot, retrieval, "
-        "validation_loss, robustness, bias and overlap, or all (default: config.evaluate.suite)",
+        "validation_loss, robustness, bias, scoring, perplexity, captioning and overlap, or all "
+        "(default: config.evaluate.suite)",
     )
     group.add_argument(
         "--sets",

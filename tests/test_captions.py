@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,14 @@ from PIL import Image
 
 import clip_jax
 import runs
+from clip_jax import config as config_lib
 from clip_jax import main
 from clip_jax.cli import classify
 from clip_jax.errors import GuessedWarning, UserError
+from clip_jax.inference import conversion, model_source
+from clip_jax.training import announcements, run_config
+from clip_jax.training.run import Run, prepare
+from clip_jax.training.run_identity import claim_workdir
 from support import says
 
 CAPTIONS = {(220, 30, 30): "red apple", (30, 60, 220): "blue sky", (30, 190, 40): "green leaf"}
@@ -107,6 +113,61 @@ def test_an_untrained_text_tower_is_not_evaluated(run: Path) -> None:
     with pytest.raises(UserError) as caught:
         main.run([*flags, "--suite=zero_shot"])
     assert says(caught.value, "zero_shot", "random values", "scoring")
+
+
+def test_a_run_that_starts_from_it_has_an_untrained_text_tower_too(
+    run: Path, tmp_path: Path
+) -> None:
+    def prepared(name: str, *overrides: str) -> Run:
+        start = [f"workdir={tmp_path / name}", f"weights.path={run}"]
+        c, _ = config_lib.load(str(run.parent / "config.py"), [*start, *overrides])
+        return prepare(c)
+
+    mix = {"captioning": 1.0, "bag_of_words": 1.0}
+    heads = {"decoder": {"width": 8, "layers": 1, "heads": 2, "both_ways": True}}
+    new = prepared("new", f"objective.mix={mix}", f"model.heads={heads}")
+    assert new.weights is not None
+    assert list(announcements.head_starts(new.weights.config, new.model)) == [
+        "its decoder has other sizes (width 16, here 8) and starts at random",
+        "the weights have no head words: it starts at random",
+    ]
+    (taken,) = announcements.head_starts(new.weights.config, new.weights.config)
+    (left_out,) = announcements.head_starts(new.model, new.model.without_heads())
+    assert "decoder is taken" in taken and "decoder and words are left out" in left_out
+    claim_workdir(new)
+    assert run_config.read_random_start(new.workdir) == ("text",)
+    contrastive = prepared("contrastive")
+    assert contrastive.random_start == ("text",)
+    assert run_config.untrained_towers(contrastive.config, contrastive.model, ("text",)) == ()
+
+
+def test_a_run_knows_that_its_weights_had_an_untrained_text_tower(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["weights"]["path"] = "/moved/since"
+    (copy / "config.json").write_text(json.dumps(config))
+    assert model_source.open_run(copy).untrained == ()  # of a version without the record
+    run_config.write_random_start(copy, ("text",))
+    source = model_source.open_run(copy)
+    assert source.untrained == ("text",)
+    notes: list[str] = []
+    with pytest.raises(UserError):
+        conversion.convert(source, tmp_path / "o.safetensors", "openai", note=notes.append)
+    assert not notes  # of what is refused
+    conversion.convert(source, tmp_path / "out", "hugging_face", note=notes.append)
+    assert any("decoder, which is left out" in note for note in notes)
+    assert any("the text tower has random values" in note for note in notes)
+    (copy / run_config.START).write_text('{"random": ["txt"]}')
+    for path, words in (
+        (copy, ["start.json", "txt", "vision, text"]),
+        (tmp_path / "none" / "checkpoints" / "best", ["none", "holds no run"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            model_source.open_run(path)
+        assert says(caught.value, *words)
 
 
 def test_mistakes_are_one_line(run: Path) -> None:

@@ -26,6 +26,7 @@ VERSION = 1
 JSON, PAGE = "report.json", "report.html"
 EMA = "ema"  # the prefix of the metrics of averaged weights, and the folder of their report
 _POINTS = 400  # of a curve
+_NO_SHARES = ("/loss", "_loss", "/perplexity", "/cider")  # endings of metrics that are no shares
 _RUN_CURVES = ("loss", "learning_rate", "images_per_second", "mfu")
 
 Curves = dict[str, list[list[float]]]
@@ -300,5 +301,5 @@ def table(metrics: Mapping[str, float]) -> str:
 
 
 def _format_value(name: str, value: float) -> str:
-    is_share = abs(value) <= 1 and not name.endswith("/loss")
+    is_share = abs(value) <= 1 and not name.endswith(_NO_SHARES)
     return f"{value:7.2%}" if is_share else f"{value:8.6g}"

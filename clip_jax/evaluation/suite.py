@@ -27,8 +27,8 @@ AnyEvaluator = Evaluator[Any]
 
 
 _HEADS = {
-    "decoder": "a decoder, which the objective captioning trains",
-    "words": "a prediction of words, which the objective bag_of_words trains",
+    "decoder": "decoder, which the objective captioning trains",
+    "words": "prediction of words, which the objective bag_of_words trains",
 }
 _SCORING = "the evaluator scoring classifies by the head that predicts words"
 
@@ -48,7 +48,7 @@ class ModelParts(NamedTuple):
         """Returns why an evaluator cannot run on the model, in one line; empty if it can."""
         name, needed = evaluator.name, evaluator.heads
         if needed and not set(needed) & set(self.heads):
-            parts = " or ".join(_HEADS.get(head, f"the head {head}") for head in needed)
+            parts = ", and no ".join(_HEADS.get(head, f"head {head}") for head in needed)
             return f"{name}: the model has no {parts}"
         if evaluator.texts and "text" in self.untrained:
             return (

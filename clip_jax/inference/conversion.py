@@ -92,9 +92,12 @@ def convert(
 
     file = _destination(dest, to)
     original = _open_original(source, model, source_library, ema, adapters)
-    original = _announced(original, to, note)
-    config = _convert_config(original, to, image_size, context_length, activation, note)
-    target = _plan(original, file, to, config, dtype, tokenizer, overwrite, note)
+    notes: list[str] = []  # a conversion that is refused prints the reason alone
+    original = _announced(original, to, notes.append)
+    config = _convert_config(original, to, image_size, context_length, activation, notes.append)
+    target = _plan(original, file, to, config, dtype, tokenizer, overwrite, notes.append)
+    for line in notes:
+        note(line)
 
     # resized positions are rounded only once
     params, stats = original.read("keep" if dtype == "keep" else "float32")
@@ -137,7 +140,14 @@ def _announced(original: ModelSource, to: Library, note: Callable[[str], None]) 
     kept = mapping_of(to).heads(original.config)
     names = [name for name, _ in original.config.heads if name not in kept]
     if names:
-        note(f"{title_of(to)} has no place for the model's {', '.join(names)}, which is left out")
+        verb = "is" if len(names) == 1 else "are"
+        note(
+            f"{title_of(to)} has no place for the model's {' and '.join(names)}, which {verb} left "
+            "out"
+        )
+    for side in original.untrained:
+        tower = {"vision": "image"}.get(side, side)
+        note(f"the {tower} tower has random values, because no objective trained it")
     return original.without_heads(names)
 
 

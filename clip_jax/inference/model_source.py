@@ -204,7 +204,7 @@ def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
         remarks=tuple(remarks),
         lora=run.finetuning.lora if has_adapters else None,
         read_adapters=read_adapters if has_adapters else None,
-        untrained=run_config.untrained_towers(run.finetuning, run.model),
+        untrained=run_config.untrained_towers(run.finetuning, run.model, run.random_start),
     )
 
 

@@ -63,6 +63,11 @@ def open_towers(
         read=read,
         read_sharded=read_sharded,
         remarks=tuple(remark for tower in towers.values() for remark in tower.remarks),
+        untrained=tuple(
+            side
+            for side, tower in towers.items()
+            if isinstance(tower, ModelSource) and side in tower.untrained
+        ),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,10 @@ from clip_jax.errors import counted
 from clip_jax.evaluation import results as results_lib
 from clip_jax.io.paths import EMBEDDED
 from clip_jax.losses.registry import objective_names
+from clip_jax.models import classifier
 from clip_jax.models.clip import parameter_count
+from clip_jax.models.head import Head
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training import best_checkpoint, checkpointing, class_labels
 from clip_jax.training.best_checkpoint import BestCheckpoint
 from clip_jax.training.run import Run
@@ -75,9 +79,8 @@ def announce(loop: Loop) -> None:
     elif run.weights:
         start = f"starting from {_described_weights(run.config.weights)}"
         say("; ".join(filter(None, [start, *run.weights.remarks])))
-        unused = {name for name, _ in run.weights.config.heads} - {n for n, _ in run.model.heads}
-        if unused:
-            say(f"its {', '.join(sorted(unused))} is left out: this run trains none")
+        for line in head_starts(run.weights.config if run.config.weights.path else None, run.model):
+            say(line)
         old, new = (
             f"{c.vision.image_size} pixels and {c.text.context_length} tokens"
             for c in (run.weights.config, run.model)
@@ -90,6 +93,39 @@ def announce(loop: Loop) -> None:
             f"resuming after step {loop.first} of {run.config.steps}, at a learning rate of "
             f"{rate:.3g}"
         )
+
+
+def head_starts(saved: CLIPConfig | None, model: CLIPConfig) -> Iterator[str]:
+    """Yields which heads start from saved weights, which at random, and which are left out.
+
+    The classifier has a line of its own.
+
+    Args:
+      saved: the architecture of the weights; None: files of single towers, without heads.
+      model: the architecture of the run.
+    """
+    for name, head in model.heads:
+        before = saved.head(name) if saved else None
+        if name == classifier.NAME:
+            continue
+        if before is None:
+            yield f"the weights have no head {name}: it starts at random"
+        elif before == head:
+            yield f"its {name} is taken, too"
+        else:
+            yield f"its {name} has other sizes{_differences(before, head)} and starts at random"
+    unused = [name for name, _ in saved.heads if not model.head(name)] if saved else []
+    if unused:
+        are, them = ("is", "it") if len(unused) == 1 else ("are", "them")
+        yield f"its {' and '.join(unused)} {are} left out: this run does not use {them}"
+
+
+def _differences(before: Head, head: Head) -> str:
+    """Returns the values that differ between two configs of a head: ` (width 192, here 128)`."""
+    old, new = vars(before), vars(head)
+    changed = [key for key in old if key in new and old[key] != new[key]]
+    values = [f"{key} {old[key]!s:.40}, here {new[key]!s:.40}" for key in changed]
+    return f" ({'; '.join(values)})" if values else ""
 
 
 def _described_weights(weights: Weights) -> str:

@@ -44,6 +44,7 @@ def read_best(workdir: str | Path) -> Best:
     """
     path = Path(workdir) / FILE
     if not path.exists():
+        checkpointing.read_config(workdir)  # a folder that holds no run has another message
         raise UserError(
             f"{workdir} has no best checkpoint: config.checkpoint.best=METRIC keeps one, from the "
             "first evaluation on"

@@ -35,7 +35,7 @@ from clip_jax.training import (
     feature_cache,
     setup,
 )
-from clip_jax.training.run_config import untrained_towers
+from clip_jax.training.run_config import read_random_start, untrained_towers
 from clip_jax.training.trackers import check_trackers
 from clip_jax.weights import library, positions
 from clip_jax.weights.param_mapping import mapping_of
@@ -55,6 +55,7 @@ class Run:
       workdir: the run's folder.
       weights: the saved model that a fresh run starts from; None: random initial values.
       classes: finds the class of a pair; None: the objective trains no classifier.
+      random_start: the towers that have random values in the weights that the run started from.
     """
 
     config: Config
@@ -66,6 +67,7 @@ class Run:
     workdir: Path
     weights: ModelSource | None = None
     classes: ClassIndex | None = None
+    random_start: tuple[str, ...] = ()
 
     @functools.cached_property
     def fingerprints(self) -> JsonObject:
@@ -102,6 +104,9 @@ def prepare(config: Any) -> Run:
         raise UserError("no workdir given: --workdir=FOLDER says where the run is kept")
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     model.text.check_tokenizer(c.tokenizer, tokenizer)
+    fresh = not multihost.broadcast_from_first(lambda: checkpointing.steps(c.workdir))
+    weights = saved_weights(c, model) if fresh else None
+    random_start = _random_start(c.workdir, weights, fresh=fresh)
     pictures: list[Source] = []
     suite = Suite(
         c.evaluate,
@@ -109,14 +114,12 @@ def prepare(config: Any) -> Run:
         library.preprocess_of(model),
         evaluators,
         training=lambda: pictures,
-        model=ModelParts(tuple(dict(model.heads)), untrained_towers(c, model)),
+        model=ModelParts(tuple(dict(model.heads)), untrained_towers(c, model, random_start)),
     )
     prefixes = suite.metric_prefixes
     if c.ema.decay:
         prefixes += [f"{results_lib.EMA}/{prefix}" for prefix in prefixes]
     best_checkpoint.check_metric(c.checkpoint.best, prefixes)
-    fresh = not multihost.broadcast_from_first(lambda: checkpointing.steps(c.workdir))
-    weights = saved_weights(c, model) if fresh else None
     # Late, because a filter can take long; only the labels of a classifier need it before.
     data = open_data(c) if data is None else data
     classes = class_labels.class_index(c, model)
@@ -124,7 +127,23 @@ def prepare(config: Any) -> Run:
     pictures.extend(part.source for part in data.parts)
     c = with_steps(c, len(data))
     setup.check_groups(c, model)
-    return Run(c, model, objective, tokenizer, data, suite, Path(c.workdir), weights, classes)
+    workdir = Path(c.workdir)
+    return Run(
+        *(c, model, objective, tokenizer, data, suite, workdir),
+        weights=weights,
+        classes=classes,
+        random_start=random_start,
+    )
+
+
+def _random_start(workdir: str, weights: ModelSource | None, *, fresh: bool) -> tuple[str, ...]:
+    """Returns the towers that have random values in the weights that a run starts from.
+
+    A run that resumes asks its own folder, because it does not open these weights.
+    """
+    if fresh:
+        return weights.untrained if weights else ()
+    return multihost.broadcast_from_first(lambda: read_random_start(workdir))
 
 
 def saved_weights(c: Config, model: CLIPConfig) -> ModelSource | None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 from clip_jax.config.schema import Config
 from clip_jax.config.values import typed
 from clip_jax.distributed.param_spec import param_specs
 from clip_jax.errors import UserError
+from clip_jax.io import files
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import abstract_model, variables
 from clip_jax.models.model_config import DTYPES, SIDES, CLIPConfig
 from clip_jax.optim import group_patterns
 from clip_jax.training import checkpointing
 from clip_jax.weights.configs.essence import differences
+
+START = "start.json"  # what a run keeps of the weights that it started from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +31,14 @@ class RunConfig:
       tokenizer: the tokenizer, as for `tokenizers.load`.
       finetuning: the keys that say which parameters learn, from which weights, and whether they are
         averaged.
+      random_start: the towers that had random values in the weights that the run started from.
     """
 
     model: CLIPConfig
     dtype: str
     tokenizer: str
     finetuning: Config
+    random_start: tuple[str, ...] = ()
 
 
 def read_model_config(workdir: str | Path, step: int) -> RunConfig:
@@ -60,19 +66,44 @@ def read_model_config(workdir: str | Path, step: int) -> RunConfig:
         finetuning = _finetuning(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    run = RunConfig(model, dtype, tokenizer, finetuning, read_random_start(workdir))
     try:
         written = CLIPConfig.from_dict(
             (checkpointing.read_saved_config(workdir, step) or {})["model"]
         )
     except (KeyError, UserError):
-        # from an older version; restoring compares shapes
-        return RunConfig(model, dtype, tokenizer, finetuning)
+        return run  # from an older version; restoring compares shapes
     for key, now, then in differences(model.to_dict(), written.to_dict()):
         raise UserError(
             f"{path}: model.{key}={now!r:.80}, but checkpoint {step} was written with {then!r:.80}:"
             " one of them was changed"
         )
-    return RunConfig(model, dtype, tokenizer, finetuning)
+    return run
+
+
+def read_random_start(workdir: str | Path) -> tuple[str, ...]:
+    """Reads which towers had random values in the weights that a run started from.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = Path(workdir) / START
+    if not path.exists():
+        return ()
+    towers = files.read_json(path, what="start").get("random")
+    if not isinstance(towers, list) or any(tower not in SIDES for tower in towers):
+        raise UserError(f"{path}: random={towers!r:.80} must be a list of {', '.join(SIDES)}")
+    return tuple(side for side in SIDES if side in towers)
+
+
+def write_random_start(workdir: str | Path, towers: tuple[str, ...]) -> None:
+    """Writes the file that `read_random_start` reads, or removes it if there are no such towers."""
+    path = Path(workdir) / START
+    if not towers:
+        path.unlink(missing_ok=True)
+        return
+    with files.atomic_write(path) as file:
+        file.write(json.dumps({"random": towers}).encode() + b"\n")
 
 
 def _finetuning(values: JsonObject) -> Config:
@@ -87,7 +118,9 @@ def _finetuning(values: JsonObject) -> Config:
     return typed({"optimizer": chosen, "weights": given, **groups})
 
 
-def untrained_towers(c: Config, model: CLIPConfig) -> tuple[str, ...]:
+def untrained_towers(
+    c: Config, model: CLIPConfig, random_start: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """Returns the towers with random values: they do not learn, and no weights give them.
 
     A text tower counts, too, if neither its projection nor the scale of the cosines learns or is
@@ -96,15 +129,17 @@ def untrained_towers(c: Config, model: CLIPConfig) -> tuple[str, ...]:
     Args:
       c: the config of a run, in which parts that the objective does not use are frozen.
       model: its architecture.
+      random_start: the towers that have random values in the weights that the run starts from.
     """
-    if c.weights.path or not (c.optimizer.freeze or c.optimizer.groups):
+    named = [side for side in SIDES if c.weights.path or getattr(c.weights, side)]
+    given = [side for side in named if side not in random_start]
+    if len(given) == len(SIDES) or not (c.optimizer.freeze or c.optimizer.groups):
         return ()
     abstract = abstract_model(model, lora=c.lora)
     try:
         groups = group_patterns.resolve(c.optimizer, param_specs(abstract), variables(abstract)[0])
     except UserError:  # patterns of another version
         return ()
-    given = [side for side in SIDES if getattr(c.weights, side)]
     random = [side for side in SIDES if side in groups.frozen_towers and side not in given]
     outputs = [
         name
@@ -113,6 +148,6 @@ def untrained_towers(c: Config, model: CLIPConfig) -> tuple[str, ...]:
         or name.startswith(("text/projection", "text/second_projection"))
     ]
     unread = len(outputs) > 1 and all(map(groups.is_frozen, outputs))
-    if "text" not in random and len(given) < 2 and unread:
+    if "text" not in random and unread:
         random.append("text")
     return tuple(random)

@@ -18,7 +18,7 @@ from clip_jax.errors import UserError
 from clip_jax.io import files
 from clip_jax.io.files import JsonObject
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.training import checkpointing, setup
+from clip_jax.training import checkpointing, run_config, setup
 from clip_jax.training.run import Run
 
 _FINGERPRINTS = "fingerprints.json"
@@ -63,7 +63,7 @@ def release_workdir(run: Run) -> None:
     """
     traces = [*run.workdir.glob(f"{checkpointing.FOLDER}/*"), *run.workdir.glob("metrics.jsonl")]
     if multihost.is_first() and not traces:
-        for name in (checkpointing.CONFIG, _FINGERPRINTS):
+        for name in (checkpointing.CONFIG, _FINGERPRINTS, run_config.START):
             (run.workdir / name).unlink(missing_ok=True)
 
 
@@ -75,6 +75,7 @@ def _claim(run: Run) -> None:
         used = {_WEIGHTS[key]: file for key, file in weights.items() if file}
         prints = {name: fingerprint.of_weights(file) for name, file in used.items()}
         _write_fingerprints(fingerprints, {**now, **prints})
+        run_config.write_random_start(run.workdir, run.random_start)
         with files.atomic_write(path) as file:
             file.write(config_lib.to_json(run.config).encode())
         return

@@ -190,6 +190,8 @@ def test_table() -> None:
     assert lines == (
         "  zero_shot/a/top1   12.35%\n  retrieval/a/r10   100.00%\n  mine/a/mean         130.25"
     )
+    no_shares = table({"perplexity/a/words_loss": 0.5, "captioning/a/cider": 0.25})
+    assert "0.5\n" in no_shares and no_shares.endswith("0.25")
     assert table({}) == ""
 
 

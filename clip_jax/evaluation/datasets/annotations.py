@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clip_jax.config.schema import Evaluate
 from clip_jax.data import captions
 from clip_jax.data.example import PairError
 from clip_jax.data.sources import Source, read_text
@@ -205,8 +206,9 @@ class Annotator:
         own = self.options.caption
         template = own or self.caption
         if metric == "retrieval" or (own and template.endswith(":each}")):
-            names = captions.fields(template)[:1] if own else []
-            each = [_captions_of(annotation, names) for annotation in annotations]
+            chosen = own or (self.standard is None and template != Evaluate.caption)
+            names = captions.fields(template)[:1] if chosen else []
+            each = [self._captions_of(annotation, names) for annotation in annotations]
             groups = np.repeat(np.arange(len(each)), [len(texts) for texts in each])
             return Captions([t for texts in each for t in texts], groups, np.arange(len(each)))
         if not (own or (self.options.label and self.standard is None)):
@@ -215,6 +217,29 @@ class Annotator:
         texts, group = np.unique(filled, return_inverse=True)
         return Captions(texts.tolist(), np.arange(len(texts)), group.astype(np.int64))
 
+    def _captions_of(self, annotation: Annotation, names: Sequence[str]) -> list[str]:
+        """Returns the captions of an image: items of a list, or the lines of a text.
+
+        Raises:
+          PairError: there is none.
+        """
+        for name in names or _CAPTION_FIELDS:
+            value = captions.field_value(annotation.fields, name)
+            if isinstance(value, str):
+                value = value.splitlines()
+            if isinstance(value, list):
+                texts = [str(item).strip() for item in value if item is not None]
+                if texts := [text for text in texts if text]:
+                    return texts
+        listed = ", ".join(names or _CAPTION_FIELDS)
+        keys = f"{self.options.key}.caption"
+        if self.standard is None:
+            keys += ", or config.evaluate.caption for all sets"
+        raise PairError(
+            "caption",
+            f"{annotation.name} has no caption: none of {listed} holds one; set {keys}",
+        )
+
     def groups(self, annotations: Annotations) -> dict[str, list[str]]:
         """Returns the groups of people that each image shows, by field."""
         names = self.options.groups or (self.standard.groups if self.standard else ())
@@ -222,24 +247,6 @@ class Annotator:
             name: [captions.fill(f"{{{name}}}", fields, where) for fields, where in annotations]
             for name in names
         }
-
-
-def _captions_of(annotation: Annotation, names: Sequence[str]) -> list[str]:
-    """Returns the captions of an image: items of a list, or the lines of a text.
-
-    Raises:
-      PairError: there is none.
-    """
-    for name in names or _CAPTION_FIELDS:
-        value = captions.field_value(annotation.fields, name)
-        if isinstance(value, str):
-            value = value.splitlines()
-        if isinstance(value, list):
-            texts = [str(item).strip() for item in value if item is not None and str(item).strip()]
-            if texts:
-                return texts
-    listed = ", ".join(names or _CAPTION_FIELDS)
-    raise PairError("caption", f"{annotation.name} has no caption: none of {listed} holds one")
 
 
 def fit_metric(metric: str, target: np.ndarray, classes: int) -> tuple[str, np.ndarray]:

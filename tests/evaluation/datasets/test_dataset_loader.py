@@ -367,6 +367,12 @@ def test_several_captions_of_ones_own(tmp_path: Path) -> None:
             values |= {"labels": str(labels), "label": "said"}
         test = open_set("mine", values)
         assert test.texts == ["a", "b", "c"] and test.text_group.tolist() == [0, 0, 1]
+    usual = {"templates": ("{}",), "caption": "{said}"}  # config.evaluate.caption
+    assert open_dataset("mine", {"data": tar}, "", **usual).texts == ["a", "b", "c"]
+    refused(
+        lambda: open_set("mine", {"data": tar, "metric": "retrieval"}),
+        *("0.png", "no caption", "evaluate.sets.mine.caption", "config.evaluate.caption"),
+    )
     refused(
         lambda: open_set("mine", {"data": tar, "metric": "retrieval", "caption": "{x:each}"}),
         *("evaluate.sets.mine", "0.png", "no caption", "x"),
