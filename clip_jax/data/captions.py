@@ -9,6 +9,7 @@ random, of a list one of a random item.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,16 @@ from clip_jax.data.example import Fields, PairError
 from clip_jax.errors import UserError
 
 _WAYS = ("", "one", "each", "all", "sentence")  # to make text of a field
-# A sentence ends after . ! ? … and closing marks before a space, and after 。！？.
-_SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+|(?<=[。！？])\s*")
+# A sentence ends after . ! ? … before a space, and after 。！？, closing marks included.
+_SENTENCE_END = re.compile(
+    r"[.!?…][\"'”’)\]]*\s+|[。！？][。！？!?…]*[」』”’）】\"')\]]*\s*"
+)
+# Periods that end no sentence: after an abbreviation, the number of an item, No before a number, a
+# unit before a small letter.
+_NO_END = re.compile(
+    r"(?<![^\s(\"'“‘])(?:(?:Dr|Mr|Mrs|Ms|St|vs|e\.g|i\.e|\d{1,2})\.\s+|No\.\s+(?=\d))"
+    r"|(?<=\d)\s?(?:[ckm]?m|ft|in|k?g|lb|oz)\.\s+(?=[a-z])"
+)
 _MAX_NAMED = 20  # fields in an error
 _MAX_LENGTH = 1_000_000  # characters of a caption
 
@@ -90,8 +99,22 @@ def _scalar_text(value: Any) -> str | None:
 
 def sentences(text: str) -> list[str]:
     """Returns the sentences of a text, by its punctuation and its lines."""
-    parts = (part for line in text.splitlines() for part in _SENTENCE_END.split(line))
-    return [part for part in map(str.strip, parts) if part]
+    return [part for line in text.splitlines() for part in _line_sentences(line) if part]
+
+
+def _line_sentences(line: str) -> list[str]:
+    """Returns the sentences of a line; what has no letters belongs to a neighbour."""
+    inside = {match.end() for match in _NO_END.finditer(line)}
+    ends = [match.end() for match in _SENTENCE_END.finditer(line) if match.end() not in inside]
+    parts: list[str] = []
+    start = 0
+    for last, end in itertools.pairwise([0, *ends, len(line)]):
+        if any(map(str.isalpha, line[last:end])):
+            parts.append(line[start:end])
+            start = end
+    rest = line[start:]
+    parts = [*parts[:-1], parts[-1] + rest] if parts else [rest]
+    return [part.strip() for part in parts]
 
 
 def _sentence(text: str, rng: np.random.Generator | None) -> str:

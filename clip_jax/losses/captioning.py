@@ -43,6 +43,11 @@ class Captioning:
     unused_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS
     heads: ClassVar[Mapping[str, Mapping[str, Any]]] = {DECODER: {}}
 
+    @property
+    def full_rows(self) -> bool:
+        """Whether padding changes the loss: hidden tokens attend to all positions."""
+        return self.parallel > 0
+
     @classmethod
     def from_config(
         cls, config: Config, model_config: CLIPConfig, options: Mapping[str, Any]

@@ -180,7 +180,7 @@ def mask_words(
       tokens: the captions.
       span: the position of the first word of each caption, and that after the last.
       keys: a random key for each row.
-      share: the share of the words that is chosen, rounded up; 0: one word.
+      share: the share of the words that is chosen, rounded up; at least one word.
       text: the sizes of captions, whatever padding is cut off here, and of the vocabulary.
     """
     length, full = tokens.shape[1], (text.context_length,)
@@ -197,7 +197,7 @@ def mask_words(
     words = is_word(tokens, span)
     _, positions = jax.lax.top_k(jnp.where(words, order, -1), masked_count(share, length))
     count = jnp.sum(words, axis=1)
-    chosen = jnp.ceil(share * count - 1e-4) if share else jnp.minimum(count, 1)
+    chosen = jnp.maximum(jnp.ceil(share * count - 1e-4), jnp.minimum(count, 1))
     counts = jnp.arange(positions.shape[1]) < chosen[:, None]
     places = jnp.arange(length)
     predicted = jnp.any((positions[..., None] == places) & counts[..., None], axis=1)

@@ -111,6 +111,15 @@ def extra_arrays(objective: Objective) -> tuple[str, ...]:
     return tuple(getattr(objective, "extra_arrays", ()))
 
 
+def full_rows(objective: Objective) -> bool:
+    """Returns whether an objective needs `tokens` at the full context length.
+
+    Columns that are padding in all rows of a batch are cut off otherwise, where the text tower is
+    blind to them. An objective whose loss depends on them says so by an attribute `full_rows`.
+    """
+    return bool(getattr(objective, "full_rows", False))
+
+
 def unused_parts(objective: Objective) -> tuple[str, ...]:
     """Returns the parts of a model that an objective does not use, such as `text.projection`.
 
@@ -118,6 +127,11 @@ def unused_parts(objective: Objective) -> tuple[str, ...]:
     not have is passed over.
     """
     return tuple(getattr(objective, "unused_parts", ()))
+
+
+def has_part(parts: tuple[str, ...], name: str) -> bool:
+    """Returns whether some parts of a model contain another: `text` contains `text.projection`."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 # The parts that an objective without texts does not use.

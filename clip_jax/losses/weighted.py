@@ -54,10 +54,18 @@ class Weighted:
         return tuple(dict.fromkeys(names))
 
     @property
+    def full_rows(self) -> bool:
+        """Whether an objective needs rows of the full length, see `objective.full_rows`."""
+        return any(map(objective_lib.full_rows, self.objectives.values()))
+
+    @property
     def unused_parts(self) -> tuple[str, ...]:
         """The parts that none of the objectives uses, see `objective.unused_parts`."""
-        first, *others = map(objective_lib.unused_parts, self.objectives.values())
-        return tuple(part for part in first if all(part in other for other in others))
+        unused = [objective_lib.unused_parts(objective) for objective in self.objectives.values()]
+        parts = dict.fromkeys(part for names in unused for part in names)
+        return tuple(
+            part for part in parts if all(objective_lib.has_part(names, part) for names in unused)
+        )
 
     def _features_owner(self, name: str) -> str:
         """Returns the name of the first objective that has the same features."""

@@ -185,10 +185,15 @@ class TextAndDecoder:
         The empty prefix predicts nothing: texts begin with a start.
         """
         text, decoder = self.text, self.decoder
-        mask = (visible & (lengths > 0) | jnp.eye(len(lengths), dtype=bool))[None, None]
+        itself = jnp.eye(len(lengths), dtype=bool)
+        mask = (visible & (lengths > 0) | itself)[None, None]
+        # as `CoCaText._with_class` hides what follows padding
+        before = visible & (lengths == lengths[:, None] - 1) & (lengths > 0)
+        hidden = jnp.any(before & (tokens == text.pad_id), axis=1)
+        seen = visible & (lengths > 0) & ~hidden | itself & (lengths == 0)
         x = text.token_embedding.embedding[...][tokens]
         x = x + text.positional_embedding[...][jnp.maximum(lengths - 1, 0)]
-        x = text.transformer(x[None].astype(text.dtype), mask)[0].astype(decoder.dtype)
+        x = text.transformer(x[None].astype(text.dtype), seen[None, None])[0].astype(decoder.dtype)
         x = jnp.broadcast_to(x, (memory[0].shape[1], *x.shape))
         graph, params = nnx.split(decoder.blocks, nnx.Param)
 

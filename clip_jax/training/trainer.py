@@ -21,7 +21,7 @@ from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.features import Encoder
 from clip_jax.inference.model_source import ModelSource
-from clip_jax.losses.objective import extra_arrays
+from clip_jax.losses.objective import extra_arrays, full_rows
 from clip_jax.models import architectures, classifier, lora
 from clip_jax.models.clip import Params, Variables, parameter_count
 from clip_jax.tokenizers import packing
@@ -225,10 +225,12 @@ class Trainer(setup.Recipe):
     def place(self, rows: Row) -> dict[str, jax.Array]:
         """Returns this process's rows as part of the global batch.
 
-        Token columns that are padding in every row are removed if there is only one process.
+        Token columns that are padding in every row are removed if there is only one process, and
+        neither the text tower nor the objective depends on them.
         """
+        blind = self.run.model.text.blind_to_padding and not full_rows(self.objective)
         # Several processes would have to agree on the longest text.
-        if not multihost.is_multi_process() and self.run.model.text.blind_to_padding:
+        if blind and not multihost.is_multi_process():
             pad_id = self.run.tokenizer.pad_id
             rows = {**rows, "tokens": packing.trim(rows["tokens"], pad_id=pad_id)}
         return rows_lib.global_batch(rows, self.mesh)

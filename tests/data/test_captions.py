@@ -79,6 +79,22 @@ def test_one_of_a_list_is_any_and_each_comes_in_turn() -> None:
     assert captions.sample(("{keywords:each}",), TEXT, "x", rng, turn=4) == "purr"
 
 
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["好！！", "太好了？！", "他说：「你好。」", "然后走了。"],
+        ["Dr. Smith and Mrs. Lee, e.g. here.", "They smile."],
+        ["1. A cat.", "2. A dog.", "It is 3.5 m. tall.", "No. 5 wins. ...", "a dog.", "Yes."],
+        ["1. Cat 2. Dog"],
+        ["... 5!"],
+    ],
+)
+def test_sentences_end_where_a_reader_ends_them(sentences: list[str]) -> None:
+    assert captions.sentences(" ".join(sentences)) == sentences
+    if "好！！" in sentences:
+        assert captions.sentences("".join(sentences)) == sentences
+
+
 def test_a_sentence_is_one_of_those_of_the_text() -> None:
     text = 'No effusion. Is "it" clear? 心影正常。肺部清晰！ Size 1.5 cm (old.) Stable…\n- a line '
     expected = ["No effusion.", 'Is "it" clear?', "心影正常。", "肺部清晰！"]

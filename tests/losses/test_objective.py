@@ -13,6 +13,8 @@ from clip_jax.errors import UserError
 from clip_jax.losses.captioning import Captioning
 from clip_jax.losses.contrastive import softmax_loss
 from clip_jax.losses.contrastive.objective import Contrastive
+from clip_jax.losses.masked_words import MaskedWords
+from clip_jax.losses.objective import full_rows, unused_parts
 from clip_jax.losses.registry import OBJECTIVES, make_objective
 from clip_jax.losses.weighted import Weighted
 from clip_jax.models.architectures import ARCHITECTURES
@@ -141,3 +143,16 @@ def test_every_registered_objective_can_be_made_from_the_defaults():
     for name in OBJECTIVES.names:
         made_for = ARCHITECTURES["coca_ViT-B-32"] if name == "coca" else architecture
         assert objective_from(made_for, name=name).flops(made_for, 8) > 0
+
+
+def test_a_mix_freezes_and_trims_what_no_objective_needs():
+    captioning = Captioning()
+    masked = MaskedWords(text_tower=True)
+    mix = Weighted({"a": captioning, "b": masked}, {"a": 1.0, "b": 1.0})
+    both = set(unused_parts(mix))
+    assert "text.pooler" in both and "logit_scale" in both and "text" not in both
+    other = Weighted({"b": masked, "a": captioning}, {"a": 1.0, "b": 1.0})
+    assert set(unused_parts(other)) == both
+    assert not unused_parts(Weighted({"a": captioning, "b": Contrastive("dense")}, mix.weights))
+    assert not full_rows(mix)
+    assert full_rows(dataclasses.replace(mix, objectives={"a": Captioning(parallel=0.5)}))

@@ -45,7 +45,9 @@ def log_softmax(logits: jax.Array) -> np.ndarray:
     return np.asarray(jax.nn.log_softmax(logits.astype(jnp.float32)))
 
 
-def by_decoder(model: CLIP, images: np.ndarray, mean: bool) -> np.ndarray:
+def by_decoder(
+    model: CLIP, images: np.ndarray, mean: bool, labels: list[list[str]] = TEXTS
+) -> np.ndarray:
     """The score of each label by a forward pass for each prompt."""
     decoder = model.heads.decoder.writer(model.text)
     bias = 0 if decoder.output_bias is None else decoder.output_bias[...]
@@ -55,11 +57,11 @@ def by_decoder(model: CLIP, images: np.ndarray, mean: bool) -> np.ndarray:
         row = LETTERS(text, truncate=True)
         tokens = jnp.repeat(jnp.asarray(row), len(images), axis=0)
         shares = log_softmax(decoder.caption_features(grid, tokens) @ decoder.output_kernel + bias)
-        end = int((row[0] != 0).sum())  # the end token is predicted, the start is not
+        end = int(np.flatnonzero(row[0])[-1]) + 1  # the end token is predicted, the start is not
         each = np.stack([shares[:, i, row[0, i]] for i in range(1, end)], axis=1)
         return each.mean(1) if mean else each.sum(1)
 
-    return np.stack([np.mean([of_prompt(t) for t in texts], axis=0) for texts in TEXTS], axis=1)
+    return np.stack([np.mean([of_prompt(t) for t in texts], axis=0) for texts in labels], axis=1)
 
 
 @pytest.mark.parametrize("score", ["sum", "mean"])
@@ -89,8 +91,9 @@ def test_the_decoder_of_coca_scores_so_too(images: np.ndarray) -> None:
     heads = (("decoder", MultimodalConfig(**small)),)
     config = dataclasses.replace(TINY, vision=vision, text=text, heads=heads)
     model = nnx.jit(lambda: CLIP(config, rngs=nnx.Rngs(0)))()
-    scores = nnx.jit(label_scores)(model, images, label_prompts("decoder", LETTERS, TEXTS))
-    np.testing.assert_allclose(scores, by_decoder(model, images, False), rtol=2e-5)
+    texts = [*TEXTS, ["a\0bc"], ["a\0\0\0d"]]  # with padding inside
+    scores = nnx.jit(label_scores)(model, images, label_prompts("decoder", LETTERS, texts))
+    np.testing.assert_allclose(scores, by_decoder(model, images, False, texts), rtol=2e-5)
 
 
 def test_common_prefixes_are_one() -> None:
