@@ -22,9 +22,7 @@ from clip_jax.errors import UserError
 
 _WAYS = ("", "one", "each", "all", "sentence")  # to make text of a field
 # A sentence ends after . ! ? … before a space, and after 。！？, closing marks included.
-_SENTENCE_END = re.compile(
-    r"[.!?…][\"'”’)\]]*\s+|[。！？][。！？!?…]*[」』”’）】\"')\]]*\s*"
-)
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？][。！？!?…]*[」』”’）】\"')\]]*\s*")
 # Periods that end no sentence: after an abbreviation, the number of an item, No before a number, a
 # unit before a small letter.
 _NO_END = re.compile(

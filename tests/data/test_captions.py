@@ -84,7 +84,7 @@ def test_one_of_a_list_is_any_and_each_comes_in_turn() -> None:
     [
         ["好！！", "太好了？！", "他说：「你好。」", "然后走了。"],
         ["Dr. Smith and Mrs. Lee, e.g. here.", "They smile."],
-        ["1. A cat.", "2. A dog.", "It is 3.5 m. tall.", "No. 5 wins. ...", "a dog.", "Yes."],
+        ["1. A cat.", "2. A dog.", "It is 3.5 m. tall.", "No. 5 wins.", "... a dog.", "Yes."],
         ["1. Cat 2. Dog"],
         ["... 5!"],
     ],
