@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pkgutil
 import re
 import types
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import runs
+from clip_jax.config.schema import Evaluate
+from clip_jax.evaluation.evaluators import EVALUATORS
 from tools import build_architecture, build_cli_docs, build_config_docs
 
 PAGES = sorted([*runs.ROOT.glob("*.md"), *(runs.ROOT / "docs").glob("*.md")])
@@ -26,6 +29,12 @@ def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     plain = (re.sub(r"[`*]|\]\([^)]*\)|\[", "", heading).lower() for heading in headings)
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+def test_the_help_names_all_evaluators():
+    flag, *_ = re.findall(r"^\| `--suite NAME.*$", build_cli_docs.PAGE.read_text(), re.MULTILINE)
+    for text in (flag, str(dataclasses.fields(Evaluate))):
+        assert [name for name in EVALUATORS.names if name not in text] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -232,12 +232,12 @@ class Annotator:
                 if texts := [text for text in texts if text]:
                     return texts
         listed = ", ".join(names or _CAPTION_FIELDS)
-        keys = f"{self.options.key}.caption"
-        if self.standard is None:
-            keys += ", or config.evaluate.caption for all sets"
+        key = f"{self.options.key}.caption"
+        keys = f"{key} or config.evaluate.caption" if self.standard is None else key
         raise PairError(
             "caption",
-            f"{annotation.name} has no caption: none of {listed} holds one; set {keys}",
+            f"{annotation.name} has no caption: none of {listed} holds one ({keys} names the "
+            "field)",
         )
 
     def groups(self, annotations: Annotations) -> dict[str, list[str]]:
