@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     losses = [line["loss"] for line in runs.lines(folder / "run") if "loss" in line]
     assert losses[-1] < 0.2 * losses[0]
+    assert "IMAGE.png --caption" in done.stdout and "--labels" not in done.stdout
     return folder / "run"
 
 
@@ -102,7 +104,9 @@ def test_labels_are_scored_by_the_decoder(run: Path) -> None:
         clip_jax.load(str(run))
 
 
-def test_an_untrained_text_tower_is_not_evaluated(run: Path) -> None:
+def test_an_untrained_text_tower_is_not_evaluated(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--config", str(run.parent / "config.py"), "--mode=evaluate", "--checkpoint", str(run)]
     flags += [f"--sets=own={run.parent / 'data'}"]
     main.run([*flags, "--suite=zero_shot,scoring"])
@@ -110,6 +114,8 @@ def test_an_untrained_text_tower_is_not_evaluated(run: Path) -> None:
     (own,) = document["sets"].values()
     assert own["scoring"]["score"]["value"] == 1.0 and "zero_shot" not in own
     assert [item["set"] for item in document["missing"]] == ["zero_shot"]
+    assert "scoring, perplexity and captioning" in document["missing"][0]["why"]
+    assert re.search("own: scoring .* prompts? for each of 3 images", capsys.readouterr().err)
     with pytest.raises(UserError) as caught:
         main.run([*flags, "--suite=zero_shot"])
     assert says(caught.value, "zero_shot", "random values", "scoring")

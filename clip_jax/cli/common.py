@@ -72,7 +72,7 @@ def run_and_exit(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -
     except UserError as error:
         code = _print_error(str(error), 2)
     except KeyboardInterrupt:
-        code = _print_error("interrupted before anything could be saved", 130)
+        code = _print_error("interrupted: what was saved before stays", 130)
     except BrokenPipeError:
         code = 0
     except Exception as error:

@@ -20,13 +20,14 @@ from clip_jax.data.images.decoding import decode
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source
 from clip_jax.distributed import multihost
+from clip_jax.errors import counted
 from clip_jax.evaluation import report
 from clip_jax.evaluation.datasets import Dataset
 from clip_jax.evaluation.datasets.dataset_loader import nothing_left_out
 from clip_jax.evaluation.features import Encoded, Encoder, Features, classifier
 from clip_jax.evaluation.result_cache import ResultCache, key_of
 from clip_jax.evaluation.serialization import Thumbnail
-from clip_jax.inference.prompts import label_prompts
+from clip_jax.inference.prompts import count_equal, label_prompts
 from clip_jax.models.scoring import scoring_head
 from clip_jax.tokenizers import Tokenizer
 
@@ -204,15 +205,21 @@ class EvalContext:
           dataset: the dataset, with its labels, their synonyms and its templates.
         """
         names = [(label, *dataset.synonyms.get(label, ())) for label in dataset.labels]
-        prompts = label_prompts(
-            scoring_head(self.encoder.config),
-            self.tokenizer,
-            [
-                [t.replace("{}", name) for name in group for t in dataset.templates]
-                for group in names
-            ],
-            self.options.scoring,
+        texts = [
+            [t.replace("{}", name) for name in group for t in dataset.templates] for group in names
+        ]
+        head = scoring_head(self.encoder.config)
+        prompts = label_prompts(head, self.tokenizer, texts, self.options.scoring)
+        self.say(
+            f"{dataset.name}: scoring {counted(sum(map(len, texts)), 'prompt')} for each of "
+            f"{counted(len(dataset), 'image')}"
         )
+        if equal := count_equal(self.tokenizer, texts):
+            self.say(
+                f"{dataset.name}: {counted(equal, 'prompt')} cannot be told from another one, "
+                f"because prompts are truncated to {self.tokenizer.context_length} tokens: "
+                "shorter templates leave more of the labels"
+            )
         with nothing_left_out(dataset.name), self.progress(dataset.name, len(dataset)) as advance:
             return self.encoder.label_scores(
                 dataset.source, self.preprocess, prompts, advance=advance

@@ -12,7 +12,7 @@ from clip_jax.config.schema import Evaluate
 from clip_jax.data.images.decoding import decode
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.data.sources import Source, read_pair
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, counted
 from clip_jax.evaluation import user_code
 from clip_jax.evaluation.context import EvalContext
 from clip_jax.evaluation.datasets import Dataset, MissingDataset, expand, open_dataset
@@ -30,7 +30,10 @@ _HEADS = {
     "decoder": "decoder, which the objective captioning trains",
     "words": "prediction of words, which the objective bag_of_words trains",
 }
-_SCORING = "the evaluator scoring classifies by the head that predicts words"
+_BY_HEAD = {
+    "decoder": "scoring, perplexity and captioning evaluate its decoder",
+    "words": "scoring and perplexity evaluate its prediction of words",
+}
 
 
 class ModelParts(NamedTuple):
@@ -51,10 +54,11 @@ class ModelParts(NamedTuple):
             parts = ", and no ".join(_HEADS.get(head, f"head {head}") for head in needed)
             return f"{name}: the model has no {parts}"
         if evaluator.texts and "text" in self.untrained:
+            others = next((text for head, text in _BY_HEAD.items() if head in self.heads), "")
             return (
                 f"{name}: the text tower of this model has random values, because its objective "
                 "does not train it"
-            ) + (f"; {_SCORING}" if set(_HEADS) & set(self.heads) else "")
+            ) + (f"; {others} (--suite, or config.evaluate.suite)" if others else "")
         return ""
 
 
@@ -250,9 +254,17 @@ class Suite:
             untrained=self._model.untrained,
             say=say,
         )
-        findings = []
+        findings: list[Finding] = []
         for evaluator, dataset in self._tasks:
-            result = _run(context, evaluator, dataset)
+            try:
+                result = _run(context, evaluator, dataset)
+            except KeyboardInterrupt:
+                if findings and context.cache:
+                    say(
+                        f"{len(findings)} of {counted(len(self._tasks), 'result')} were done: the "
+                        "same command goes on from there"
+                    )
+                raise
             results[evaluator.name][dataset.name] = result
             findings.append(Finding(evaluator.name, dataset, result))
         return SuiteResults(self.evaluators, self._datasets, findings, self.missing)

@@ -177,5 +177,9 @@ def generation_with(tokenizer: Tokenizer, **options: Any) -> Generation:
       options: the other fields of `Generation`.
     """
     return Generation(
-        end_id=tokenizer.eot_id, pad_id=tokenizer.pad_id, start_id=tokenizer.sot_id, **options
+        end_id=tokenizer.eot_id,
+        pad_id=tokenizer.pad_id,
+        start_id=tokenizer.sot_id,
+        vocabulary=tokenizer.vocab_size,
+        **options,
     )

@@ -59,6 +59,18 @@ def label_prompts(
     return _word_bags(bags, shares, labels, len(texts))
 
 
+def count_equal(tokenizer: Tokenizer, texts: Sequence[Sequence[str]]) -> int:
+    """Returns how many prompts have the tokens of another one of another text when truncated.
+
+    Args:
+      tokenizer: the tokenizer of the model.
+      texts: the prompts of each label.
+    """
+    rows = tokenizer(sorted({text for prompts in texts for text in prompts}), truncate=True)
+    full = [tuple(row) for row in rows if packing.word_span(row, tokenizer)[1] >= len(row) - 1]
+    return len(full) - len(set(full))
+
+
 def _word_bags(
     bags: list[np.ndarray], shares: list[float], labels: list[int], count: int
 ) -> WordBags:

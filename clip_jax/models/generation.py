@@ -73,6 +73,8 @@ class Generation:
       open_clip: whether details are those of open_clip's CoCa: beams are compared by sums of
         logits, not of log-probabilities, divided by the number of tokens with the start; without
         beams, padding ends a text, and the last token is an end.
+      vocabulary: the number of the tokenizer's tokens, if the model may have more: others are never
+        written. None: all can be.
     """
 
     end_id: int
@@ -84,6 +86,7 @@ class Generation:
     beams: int = 1
     min_tokens: int = 0
     open_clip: bool = False
+    vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         for key in ("max_tokens", "min_tokens", "beams"):
@@ -179,10 +182,13 @@ def _first(
     return 1, jnp.full(batch, options.start_id, jnp.int32), memory
 
 
-def _without_early_end(
+def _possible(
     logits: Float[Array, "*n vocabulary"], options: Generation, position: Int[Array, ""]
 ) -> Float[Array, "*n vocabulary"]:
-    """Makes the end impossible before `min_tokens`."""
+    """Makes tokens of no tokenizer impossible, and the end before `min_tokens`."""
+    if options.vocabulary is not None and options.vocabulary < logits.shape[-1]:
+        is_token = jnp.arange(logits.shape[-1]) < options.vocabulary
+        logits = jnp.where(is_token, logits, -jnp.inf)
     if not options.min_tokens:
         return logits
     early = (jnp.arange(logits.shape[-1]) == options.end_id) & (position < options.min_tokens)
@@ -195,7 +201,7 @@ def _chosen(
     position: Int[Array, ""],
     key: Key[Array, ""],
 ) -> Int[Array, " batch"]:
-    logits = _without_early_end(logits, options, position)
+    logits = _possible(logits, options, position)
     if not options.temperature:
         new = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
@@ -310,7 +316,7 @@ def _extended(
     """
     batch, beams, _ = state.tokens.shape
     values = logits if options.open_clip else jax.nn.log_softmax(logits)
-    values = _without_early_end(values, options, position).reshape(batch, beams, -1)
+    values = _possible(values, options, position).reshape(batch, beams, -1)
     vocabulary = values.shape[-1]
     totals = (state.scores[..., None] + values).reshape(batch, -1)
     totals, best = jax.lax.top_k(totals, 2 * beams)

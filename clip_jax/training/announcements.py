@@ -20,11 +20,14 @@ from clip_jax.io.paths import EMBEDDED
 from clip_jax.losses.registry import objective_names
 from clip_jax.models import classifier
 from clip_jax.models.clip import parameter_count
+from clip_jax.models.generation import DECODER
 from clip_jax.models.head import Head
 from clip_jax.models.model_config import CLIPConfig
+from clip_jax.models.scoring import scoring_head
 from clip_jax.training import best_checkpoint, checkpointing, class_labels
 from clip_jax.training.best_checkpoint import BestCheckpoint
 from clip_jax.training.run import Run
+from clip_jax.training.run_config import untrained_towers
 
 if TYPE_CHECKING:
     from clip_jax.training.loop import Loop
@@ -213,20 +216,27 @@ def announce_end(run: Run, step: int, stopped_by: int, best: BestCheckpoint) -> 
         print(f"stopped by {name}, {where}: the same command goes on from there", file=sys.stderr)
         return
     folder = shlex.quote(str(run.workdir))
-    labels = "" if run.model.labels else ' --labels "a cat,a dog"'
     used = folder
     if best.step is not None:
         used = shlex.quote(str(run.workdir / checkpointing.FOLDER / best_checkpoint.BEST))
-    suggestions = [f"python -m clip_jax classify --checkpoint {used} IMAGE.png{labels}"]
+    flags = _classify_flags(run)
+    suggestions = []
+    if flags is not None:
+        suggestions.append(f"python -m clip_jax classify --checkpoint {used} IMAGE.png{flags}")
     if (page := run.workdir / results_lib.PAGE).exists():
         suggestions.append(f"open {page} in a browser")
     if (run.workdir / "tensorboard").is_dir():
         install = "" if find_spec("tensorboard") else "pip install tensorboard && "
         suggestions.append(f"{install}tensorboard --logdir {folder}")
     if run.config.data.train.startswith(EMBEDDED):
+        is_contrastive = objective_names(run.config.objective) == ("contrastive",)
+        command = (
+            "python -m clip_jax.main --config quickstart"
+            if is_contrastive
+            else ("the command of this run with")
+        )
         suggestions.append(
-            "train on your own tars: "
-            "python -m clip_jax.main --config quickstart --workdir runs/mine "
+            f"train on your own tars: {command} --workdir runs/mine "
             "--config.data.train='/path/{00000..00099}.tar' "
             "--config.data.captions=\"('{caption}',)\""
         )
@@ -236,3 +246,14 @@ def announce_end(run: Run, step: int, stopped_by: int, best: BestCheckpoint) -> 
         *(f"  {suggestion}" for suggestion in suggestions),
     ]
     print("\n".join(lines))
+
+
+def _classify_flags(run: Run) -> str | None:
+    """Returns the flags that `classify` needs for the model; None: it answers nothing."""
+    if run.model.labels:
+        return ""
+    if run.model.head(DECODER) is not None:
+        return " --caption"
+    if scoring_head(run.model) or "text" not in untrained_towers(run.config, run.model):
+        return ' --labels "a cat,a dog"'
+    return None

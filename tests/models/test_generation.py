@@ -102,6 +102,10 @@ def test_draws_repeat_by_key_and_keep_to_the_likeliest(writer) -> None:
     first, again, *others = (np.asarray(generate(decoder, grid, options, key)) for key in keys)
     np.testing.assert_array_equal(first, again)
     assert any(not np.array_equal(first, other) for other in others)
+    hot = dataclasses.replace(options, temperature=50.0)
+    few = dataclasses.replace(hot, vocabulary=3)
+    most = [int(generate(decoder, grid, x, keys[0]).max()) for x in (hot, few)]
+    assert most[0] > 2 >= most[1]
     cold = dataclasses.replace(options, top_p=1e-6)
     greedy = generate(decoder, grid, OPTIONS, keys[0])
     np.testing.assert_array_equal(generate(decoder, grid, cold, keys[0]), greedy)

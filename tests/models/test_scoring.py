@@ -12,7 +12,7 @@ from flax import nnx
 
 from clip_jax.distributed import sharding
 from clip_jax.errors import UserError
-from clip_jax.inference.prompts import label_prompts
+from clip_jax.inference.prompts import count_equal, label_prompts
 from clip_jax.models import scoring
 from clip_jax.models.clip import CLIP
 from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, MultimodalConfig
@@ -94,6 +94,10 @@ def test_the_decoder_of_coca_scores_so_too(images: np.ndarray) -> None:
     texts = [*TEXTS, ["a\0bc"], ["a\0\0\0d"]]  # with padding inside
     scores = nnx.jit(label_scores)(model, images, label_prompts("decoder", LETTERS, texts))
     np.testing.assert_allclose(scores, by_decoder(model, images, False, texts), rtol=2e-5)
+
+
+def test_truncated_prompts_with_equal_tokens_are_counted() -> None:
+    assert count_equal(LETTERS, [["abcdefgh", "abcdefghi"], ["abcdefghi", "abd"], ["abe"]]) == 1
 
 
 def test_common_prefixes_are_one() -> None:
