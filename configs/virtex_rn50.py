@@ -15,8 +15,8 @@ Score:    Not measured.
 Measured here: the number of parameters. Planned means `--mode=plan --topology=v5e:16x16`: compiled,
 not run. The sizes, the batch, the optimizer's values and the schedule are the
 paper's. Four things differ: there is no Lookahead and no dropout, the decoder's LayerNorms come
-before its parts, and the image tower is CLIP's ResNet-50, whose attention pool takes no part. The
-augmentation is our own choice.
+before its parts, and the image tower is CLIP's ResNet-50, whose attention pool is frozen: probes
+use the mean of the 2,048 features of its places. The augmentation is our own choice.
 """
 
 from ml_collections import ConfigDict

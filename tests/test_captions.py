@@ -17,6 +17,7 @@ from clip_jax import config as config_lib
 from clip_jax import main
 from clip_jax.cli import classify
 from clip_jax.errors import GuessedWarning, UserError
+from clip_jax.evaluation import programs
 from clip_jax.inference import conversion, model_source
 from clip_jax.training import announcements, run_config
 from clip_jax.training.run import Run, prepare
@@ -193,3 +194,13 @@ def test_mistakes_are_one_line(run: Path) -> None:
         assert says(caught.value, *words)
     features = clip_jax.load(str(run))[0].encode_image(np.zeros((1, 16, 16, 3), np.uint8))
     assert features.shape == (1, 8)
+
+
+def test_probes_use_places_where_nothing_trains_what_pools_them(run: Path) -> None:
+    frozen = json.loads((run / "config.json").read_text())["optimizer"]["freeze"].split(",")
+    assert "vision.projection" in frozen
+    assert model_source.open_run(run).places
+    model = clip_jax.load(str(run))[0]
+    rows = np.zeros((1, 16, 16, 3), np.uint8)
+    _, pooled = programs._places(model, rows)
+    np.testing.assert_allclose(pooled, model.encode_grid(rows)[1].mean(1), rtol=1e-5)

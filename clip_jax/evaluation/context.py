@@ -71,6 +71,7 @@ class EvalContext:
       detailed: whether prompts are compared. Features before the projection are then computed
         whether or not an evaluator asks for them.
       untrained: the towers of the model that have random values.
+      places: whether the mean of the features of places is given in place of pooled features.
       say: a function that takes a line about progress.
     """
 
@@ -89,13 +90,14 @@ class EvalContext:
         pooled: bool = False,
         detailed: bool = False,
         untrained: Sequence[str] = (),
+        places: bool = False,
         say: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.encoder, self.scale = encoder, scale
         self.tokenizer, self.preprocess = tokenizer, preprocess
         self.options, self.cache, self.detailed, self.say = options, cache, detailed, say
         self.datasets, self.results, self.training = datasets, results, training
-        self.untrained = untrained
+        self.untrained, self._places = untrained, places
         self._pooled = pooled or detailed
         self._encoded: dict[str, Encoded] = {}
         self._classifiers: dict[str, Features] = {}
@@ -112,7 +114,7 @@ class EvalContext:
         # memory addresses of functions differ between processes
         graph = hashlib.sha256(_ADDRESS.sub("", repr(self.encoder.graph)).encode()).hexdigest()
         facts = [self.encoder.fingerprint(), graph, repr(self.preprocess), self._tokens, self.scale]
-        return key_of(*facts)
+        return key_of(*facts, *(["places"] if self._places else []))
 
     @functools.cached_property
     def _tokens(self) -> str:
@@ -136,7 +138,9 @@ class EvalContext:
             if encoded is None:
                 with nothing_left_out(name), self.progress(name, len(source)) as advance:
                     if self._pooled:
-                        encoded = self.encoder.encoded(source, self.preprocess, advance=advance)
+                        encoded = self.encoder.encoded(
+                            source, self.preprocess, places=self._places, advance=advance
+                        )
                     else:
                         images = self.encoder.images(source, self.preprocess, advance=advance)
                         encoded = Encoded(images, images)

@@ -145,7 +145,7 @@ def evaluate(
         explicit=bool(suite),
         sets=sets,
         training=lambda: training,
-        model=ModelParts(tuple(dict(source.config.heads)), source.untrained),
+        model=ModelParts(tuple(dict(source.config.heads)), source.untrained, source.places),
     )
     check_not_empty(evaluation)
     if evaluation.needs_training:

@@ -198,10 +198,17 @@ class Encoder:
         preprocess: Preprocess,
         threads: int = 0,
         advance: Advance = lambda _: None,
+        *,
+        places: bool = False,
     ) -> Encoded:
-        """Returns the features of `images` and those before the projection, from the same pass."""
+        """Returns the features of `images` and those before the projection, from the same pass.
+
+        With `places` the latter are the mean of the features of each image's places.
+        """
         batches = _stacked(_reader(source, preprocess), threads, self._batches(len(source)))
-        return Encoded(*self._encode("pooled", batches, len(source), advance))
+        return Encoded(
+            *self._encode("places" if places else "pooled", batches, len(source), advance)
+        )
 
     def label_scores(
         self,

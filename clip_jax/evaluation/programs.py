@@ -34,6 +34,11 @@ def _pooled(model: CLIP, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     return normalize(features), pooled.astype(jnp.float32)
 
 
+def _places(model: CLIP, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    features, grid = model.encode_grid(rows)
+    return normalize(features), jnp.mean(grid.astype(jnp.float32), axis=1)
+
+
 def _text(model: CLIP, rows: jax.Array) -> jax.Array:
     return model.encode_text(rows, normalized=True)
 
@@ -58,6 +63,7 @@ def _captions(model: CLIP, rows: jax.Array, options: Static) -> jax.Array:
 PROGRAMS: dict[str, Callable[..., Any]] = {
     "image": _image,
     "pooled": _pooled,
+    "places": _places,
     "text": _text,
     "classes": _classes,
     "label_scores": label_scores,

@@ -42,10 +42,13 @@ class ModelParts(NamedTuple):
     Attributes:
       heads: the names of the model's heads.
       untrained: the towers that have random values: they did not learn, and no weights gave them.
+      places: whether probes use the mean of the features of places, because the pooled features
+        have random values.
     """
 
     heads: tuple[str, ...] = ()
     untrained: tuple[str, ...] = ()
+    places: bool = False
 
     def lacking(self, evaluator: AnyEvaluator) -> str:
         """Returns why an evaluator cannot run on the model, in one line; empty if it can."""
@@ -194,6 +197,12 @@ class Suite:
                 self.missing.append(Missing(what, str(error), evaluator.name))
 
     @property
+    def _pooled_names(self) -> list[str]:
+        return [
+            item.name for item in dict.fromkeys(t.evaluator for t in self._tasks) if item.pooled
+        ]
+
+    @property
     def _names(self) -> list[str]:
         return [dataset.name for dataset in self._datasets]
 
@@ -249,11 +258,17 @@ class Suite:
             datasets={dataset.name: dataset for dataset in self._datasets},
             results=results,
             training=self._training() if self.needs_training else [],
-            pooled=any(task.evaluator.pooled for task in self._tasks),
+            pooled=bool(self._pooled_names),
             detailed=detailed,
             untrained=self._model.untrained,
+            places=self._model.places,
             say=say,
         )
+        if self._model.places and (names := self._pooled_names):
+            say(
+                f"{', '.join(names)}: on the mean of the features of an image's places, because "
+                "the objective does not train the pooled features"
+            )
         findings: list[Finding] = []
         for evaluator, dataset in self._tasks:
             try:

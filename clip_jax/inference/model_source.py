@@ -48,6 +48,8 @@ class ModelSource:
         merge them into the kernels.
       untrained: the towers of a run that have random values: they did not learn, and no weights
         gave them.
+      places: whether the pooled features of a run's images have random values, but not those of
+        their places.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class ModelSource:
     lora: Lora | None = None
     read_adapters: Callable[[], Params] | None = dataclasses.field(default=None, repr=False)
     untrained: tuple[str, ...] = ()
+    places: bool = False
 
     def without_heads(self, names: Collection[str] | None = None) -> ModelSource:
         """Returns the same model without the heads of these names; None: without any."""
@@ -205,6 +208,7 @@ def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
         lora=run.finetuning.lora if has_adapters else None,
         read_adapters=read_adapters if has_adapters else None,
         untrained=run_config.untrained_towers(run.finetuning, run.model, run.random_start),
+        places=run_config.has_untrained_pool(run.finetuning, run.model, run.random_start),
     )
 
 

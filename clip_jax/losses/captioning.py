@@ -14,7 +14,7 @@ from clip_jax.config.schema import Config
 from clip_jax.config.values import is_number
 from clip_jax.errors import UserError
 from clip_jax.losses import vocabulary
-from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics
+from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics, pooling_parts
 from clip_jax.models.clip import CLIP
 from clip_jax.models.decoder import Decoder, DecoderConfig
 from clip_jax.models.generation import DECODER
@@ -34,14 +34,20 @@ class Captioning:
       label_smoothing: the share of each target that is spread over the vocabulary.
       parallel: the share of the captions whose tokens are all hidden, so that each is predicted
         from the image and its position alone (CapPa: 0.75).
+      pooling: the parts of the model that pool the features of places, which are not used.
     """
 
     label_smoothing: float = 0.0
     parallel: float = 0.0
+    pooling: tuple[str, ...] = ()
     reads_places: ClassVar[bool] = True
     extra_arrays: ClassVar[tuple[str, ...]] = ("span",)
-    unused_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS
     heads: ClassVar[Mapping[str, Mapping[str, Any]]] = {DECODER: {}}
+
+    @property
+    def unused_parts(self) -> tuple[str, ...]:
+        """The parts of a model that are not used."""
+        return (*TEXT_PARTS, *self.pooling)
 
     @property
     def full_rows(self) -> bool:
@@ -72,7 +78,7 @@ class Captioning:
                 f"the objective captioning trains a decoder of kind {DecoderConfig.kind}, not "
                 f"model.heads.{DECODER}.kind={kind_of(decoder)}, which the objective coca trains"
             )
-        return cls(**options)
+        return cls(**options, pooling=pooling_parts(model_config.vision))
 
     def features(
         self, model: CLIP, batch: Batch, keys: Key[Array, " n"]

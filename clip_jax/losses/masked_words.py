@@ -19,7 +19,7 @@ from clip_jax.config.values import is_number
 from clip_jax.errors import UserError
 from clip_jax.losses import bag_of_words, vocabulary
 from clip_jax.losses.bag_of_words import is_word
-from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics
+from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics, pooling_parts
 from clip_jax.models.clip import CLIP
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.tower import TextTower, check_grid
@@ -40,11 +40,13 @@ class MaskedWords:
       tag_weight: the factor on the loss of a bag of words, which the features of the image predict;
         0: none.
       text_tower: whether the model's text tower encodes the captions, not the head.
+      pooling: the parts of the model that pool the features of places, which only tags use.
     """
 
     share: float = 0.0
     tag_weight: float = 0.0
     text_tower: bool = False
+    pooling: tuple[str, ...] = ()
     reads_places: ClassVar[bool] = True
     extra_arrays: ClassVar[tuple[str, ...]] = ("span",)
 
@@ -57,10 +59,11 @@ class MaskedWords:
     @property
     def unused_parts(self) -> tuple[str, ...]:
         """The parts of a model that are not used."""
+        pooling = () if self.tag_weight else self.pooling
         if not self.text_tower:
-            return TEXT_PARTS
+            return (*TEXT_PARTS, *pooling)
         used = tuple(part for part in TEXT_PARTS if part != "text")
-        return ("text.projection", "text.second_projection", "text.pooler", *used)
+        return ("text.projection", "text.second_projection", "text.pooler", *used, *pooling)
 
     @classmethod
     def from_config(
@@ -82,7 +85,8 @@ class MaskedWords:
                 )
         check_grid(model_config.vision)
         head = model_config.head(HEAD)
-        return cls(**options, text_tower=getattr(head, "text_layers", 1) == 0)
+        pooling = pooling_parts(model_config.vision)
+        return cls(**options, text_tower=getattr(head, "text_layers", 1) == 0, pooling=pooling)
 
     def features(
         self, model: CLIP, batch: Batch, keys: Key[Array, " n"]

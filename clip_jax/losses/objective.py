@@ -12,8 +12,10 @@ from jaxtyping import Array, Float, Key
 
 from clip_jax.config.schema import Config
 from clip_jax.errors import UserError
+from clip_jax.models import second_projection
 from clip_jax.models.clip import CLIP
 from clip_jax.models.model_config import CLIPConfig
+from clip_jax.models.tower import VisionTower
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, Float[Array, ""]]
@@ -136,6 +138,11 @@ def has_part(parts: tuple[str, ...], name: str) -> bool:
 
 # The parts that an objective without texts does not use.
 TEXT_PARTS = ("text", "logit_scale", "temperature", "logit_bias")
+
+
+def pooling_parts(tower: VisionTower) -> tuple[str, ...]:
+    """Returns the parts that an objective does not use which reads the places of images alone."""
+    return tuple(f"vision.{part}" for part in (*tower.pooling_parts, second_projection.NAME))
 
 
 def refuse_options(options: Mapping[str, Any], objective: str, hint: str = "") -> None:

@@ -48,6 +48,11 @@ class CoCaVisionConfig(VisionConfig):
                 f"model.vision.pool_width={self.pool_width}"
             )
 
+    @property
+    def pooling_parts(self) -> tuple[str, ...]:
+        """The parts that the features of places do not need, see `VisionTower`."""
+        return ("projection",)
+
     def grid_shape(self) -> tuple[int, int]:
         """Returns the number of queries that a decoder reads, and their features."""
         return self.pool_queries - 1, self.pool_width

@@ -138,6 +138,11 @@ class VisionTower(Tower, Protocol):
         """
         return 0, 0
 
+    @property
+    def pooling_parts(self) -> tuple[str, ...]:
+        """The parts of the module that its features need, and those of its places do not."""
+        return ()
+
     def check(self, embed_dim: int) -> None:
         """Raises UserError if the sizes do not fit together, or do not fit `embed_dim`."""
 

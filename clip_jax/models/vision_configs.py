@@ -89,6 +89,11 @@ class VisionConfig(TransformerTower, VisionTower):
                 f"model.embed_dim={embed_dim}"
             )
 
+    @property
+    def pooling_parts(self) -> tuple[str, ...]:
+        """The parts that the features of places do not need, see `VisionTower`."""
+        return ("projection", "pool")
+
     def grid_shape(self) -> tuple[int, int]:
         """Returns the number of patches that training keeps, and their features."""
         return self._kept_patches, self.width
@@ -179,6 +184,11 @@ class ResNetConfig(BuiltInTower, VisionTower):
             raise UserError(f"model.vision.layers={self.layers} must be the depths of four stages")
         for depth in self.layers:
             check_layers("vision", depth, 1)
+
+    @property
+    def pooling_parts(self) -> tuple[str, ...]:
+        """The parts that the features of places do not need, see `VisionTower`."""
+        return ("pool",)
 
     def grid_shape(self) -> tuple[int, int]:
         """Returns the number of places of the last stage, and their channels."""
@@ -313,6 +323,11 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
     def features(self) -> int:
         """The number of features before the projection."""
         return self.head or self.channels(self.stages[-1][4])
+
+    @property
+    def pooling_parts(self) -> tuple[str, ...]:
+        """The parts that the features of places do not need, see `VisionTower`."""
+        return ("projection",)
 
     def grid_shape(self) -> tuple[int, int]:
         """Returns the number of places of the last stage, and their features."""

@@ -35,7 +35,7 @@ from clip_jax.training import (
     feature_cache,
     setup,
 )
-from clip_jax.training.run_config import read_random_start, untrained_towers
+from clip_jax.training.run_config import has_untrained_pool, read_random_start, untrained_towers
 from clip_jax.training.trackers import check_trackers
 from clip_jax.weights import library, positions
 from clip_jax.weights.param_mapping import mapping_of
@@ -114,7 +114,11 @@ def prepare(config: Any) -> Run:
         library.preprocess_of(model),
         evaluators,
         training=lambda: pictures,
-        model=ModelParts(tuple(dict(model.heads)), untrained_towers(c, model, random_start)),
+        model=ModelParts(
+            tuple(dict(model.heads)),
+            untrained_towers(c, model, random_start),
+            has_untrained_pool(c, model, random_start),
+        ),
     )
     prefixes = suite.metric_prefixes
     if c.ema.decay:

@@ -151,3 +151,23 @@ def untrained_towers(
     if "text" not in random and unread:
         random.append("text")
     return tuple(random)
+
+
+def has_untrained_pool(c: Config, model: CLIPConfig, random_start: tuple[str, ...] = ()) -> bool:
+    """Returns whether the parts that pool the features of images do not learn, and are not given.
+
+    Then objectives used the features of places alone. Arguments as for `untrained_towers`.
+    """
+    given = (c.weights.path or c.weights.vision) and "vision" not in random_start
+    if given or not (c.optimizer.freeze or c.optimizer.groups):
+        return False
+    abstract = abstract_model(model, lora=c.lora)
+    try:
+        groups = group_patterns.resolve(c.optimizer, param_specs(abstract), variables(abstract)[0])
+    except UserError:  # patterns of another version
+        return False
+    parts = tuple(f"vision/{part}/" for part in model.vision.pooling_parts)
+    names = [name for name in groups.assignment if name.startswith(parts)]
+    return (
+        bool(names) and all(map(groups.is_frozen, names)) and "vision" not in groups.frozen_towers
+    )

@@ -10,6 +10,7 @@ from flax import nnx
 import steps
 from clip_jax.config import typed
 from clip_jax.errors import UserError
+from clip_jax.losses.bag_of_words import BagOfWords
 from clip_jax.losses.captioning import Captioning
 from clip_jax.losses.contrastive import softmax_loss
 from clip_jax.losses.contrastive.objective import Contrastive
@@ -156,3 +157,7 @@ def test_a_mix_freezes_and_trims_what_no_objective_needs():
     assert not unused_parts(Weighted({"a": captioning, "b": Contrastive("dense")}, mix.weights))
     assert not full_rows(mix)
     assert full_rows(dataclasses.replace(mix, objectives={"a": Captioning(parallel=0.5)}))
+    places = Captioning(pooling=("vision.pool",))
+    unused = {"c": places, "d": MaskedWords(pooling=("vision.pool", "vision.projection"))}
+    assert "vision.pool" in unused_parts(Weighted(unused, {}))
+    assert "vision.pool" not in unused_parts(Weighted({**unused, "bag": BagOfWords()}, {}))
