@@ -9,9 +9,9 @@ open_clip's files.
 
 Hardware: TPU or GPU. The batch of 32,768 is global and is split over all devices.
 Time:     32 epochs of 400 M pairs, as CLIP's paper trains.
-          On 256 v5e chips: 248 ms per step, at least 27 hours (6,886 chip-hours; planned).
+          On 256 v5e chips: 252 ms per step, at least 27 hours (7,005 chip-hours; planned).
 Memory:   Parameters and Adam's moments take 3.0 GB (12 bytes for each of 253,560,065 parameters),
-          divided by the devices; with activations 1.15 GiB of a v5e's 15.75 (planned).
+          divided by the devices; with activations 1.24 GiB of a v5e's 15.75 (planned).
 Score:    Not measured.
 Measured here: the number of parameters. Planned means `--mode=plan --topology=v5e:16x16`: compiled,
 not run. The optimizer's values are those of CLIP's paper.
