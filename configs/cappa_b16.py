@@ -6,8 +6,8 @@
 The tokenizer's file `spiece.model`, of 32,000 pieces of C4, comes with SigLIP's released weights.
 
 Hardware: TPU or GPU. The batch of 8,192 is global and is split over all devices.
-Time:     On 256 v5e chips: 65 ms per step, at least 6.6 hours (1,694 chip-hours; planned).
-Memory:   With parameters, Adam's moments and activations 0.37 GiB of a v5e's 15.75 (planned).
+Time:     On 256 v5e chips: 66 ms per step, at least 6.7 hours (1,710 chip-hours; planned).
+Memory:   With parameters, Adam's moments and activations 0.46 GiB of a v5e's 15.75 (planned).
 Score:    Not measured.
 Measured here: nothing. Planned means `--mode=plan --topology=v5e:16x16`: compiled, not run. The
 sizes, the batch, the steps and the optimizer's values are the paper's, but AdamW replaces
