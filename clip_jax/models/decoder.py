@@ -25,8 +25,9 @@ from clip_jax.models.flop_counts import product
 from clip_jax.models.head import Head
 from clip_jax.models.initializers import BlockInit, LinearInit, clip_text_block, normal
 from clip_jax.models.layers import activation_dtype, embedding, layer_norm, linear
+from clip_jax.models.positions import resize_line
 from clip_jax.models.stack import check_remat, scan, stack
-from clip_jax.models.tower import MAX_LAYERS
+from clip_jax.models.tower import MAX_LAYERS, Params
 from clip_jax.models.transformer import MLP, Attention, Cache, Mask
 from clip_jax.models.words import word_logits
 
@@ -68,6 +69,11 @@ class DecoderConfig(Head):
     def build(self, model_config: Any, *, dtype: Any, remat: str, rngs: Any) -> Decoder:
         """Builds the module; see `Head.build`."""
         return Decoder(self, model_config, dtype=dtype, remat=remat, rngs=rngs)
+
+    def resize_positions(self, params: Params, context_length: int) -> Params:
+        """Returns the parameters of this head for texts of another length."""
+        table = resize_line(params["positional_embedding"], context_length)
+        return {**params, "positional_embedding": table}
 
     def flops(self, tokens: int, places: int, channels: int, vocabulary: int) -> int:
         """Returns the FLOPs of the forward pass of one caption, with the output layer.

@@ -9,6 +9,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
+from clip_jax.models.tower import Params
+
 
 @runtime_checkable
 class Head(Protocol):
@@ -26,3 +28,7 @@ class Head(Protocol):
           remat: what the backward pass recomputes, a name of `stack.REMAT_POLICIES`.
           rngs: an `nnx.Rngs`, the source of the initial values.
         """
+
+    def resize_positions(self, params: Params, context_length: int) -> Params:
+        """Returns the parameters of this head for texts of another length."""
+        return params

@@ -22,7 +22,8 @@ from clip_jax.models.flop_counts import product
 from clip_jax.models.head import Head
 from clip_jax.models.initializers import LinearInit, clip_text_block, normal
 from clip_jax.models.layers import activation_dtype, embedding, layer_norm, linear
-from clip_jax.models.tower import TextTower, check_blocks, check_layers
+from clip_jax.models.positions import resize_line
+from clip_jax.models.tower import Params, TextTower, check_blocks, check_layers
 from clip_jax.models.transformer import Transformer
 from clip_jax.models.words import Words
 
@@ -72,6 +73,14 @@ class MaskedWordsConfig(Head):
     def text_sizes(self) -> MaskedWordsConfig:
         """The sizes of the blocks of the head's own text encoder."""
         return dataclasses.replace(self, layers=self.text_layers)
+
+    def resize_positions(self, params: Params, context_length: int) -> Params:
+        """Returns the parameters of this head for texts of another length."""
+        if not self.text_layers:
+            return params
+        text = params["text"]
+        table = resize_line(text["positional_embedding"], context_length)
+        return {**params, "text": {**text, "positional_embedding": table}}
 
     def build(self, model_config: Any, *, dtype: Any, remat: str, rngs: Any) -> MaskedWordsHead:
         """Builds the module; see `Head.build`.

@@ -229,12 +229,9 @@ def announce_end(run: Run, step: int, stopped_by: int, best: BestCheckpoint) -> 
         install = "" if find_spec("tensorboard") else "pip install tensorboard && "
         suggestions.append(f"{install}tensorboard --logdir {folder}")
     if run.config.data.train.startswith(EMBEDDED):
-        is_contrastive = objective_names(run.config.objective) == ("contrastive",)
-        command = (
-            "python -m clip_jax.main --config quickstart"
-            if is_contrastive
-            else ("the command of this run with")
-        )
+        command = "the command of this run with"
+        if objective_names(run.config.objective) == ("contrastive",):
+            command = "python -m clip_jax.main --config quickstart"
         suggestions.append(
             f"train on your own tars: {command} --workdir runs/mine "
             "--config.data.train='/path/{00000..00099}.tar' "

@@ -94,11 +94,11 @@ class Trainer(setup.Recipe):
         Positions are resized to the model's sizes.
         """
         params, stats = jax.device_get(source.read("float32"))
-        heads = params.pop("heads", {})
         vision, text = self.run.model.vision, self.run.model.text
         params, _ = positions.resize_model(
             params, source.config, vision.image_size, text.context_length
         )
+        heads = params.pop("heads", {})
         if self.config.lora.rank:
             initial = jax.jit(lambda: lora.adapters_in(self.initial_parameters()))()
             params = lora.with_adapters(params, jax.device_get(initial))

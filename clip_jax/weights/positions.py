@@ -63,6 +63,12 @@ def resize_model(
     if config.text.context_length != text.context_length:
         tower = text.resize_positions(params["text"], config.text.context_length)
         params = {**params, "text": tower}
+        heads = {
+            name: head.resize_positions(params["heads"][name], config.text.context_length)
+            for name, head in config.heads
+            if name in params.get("heads", {})
+        }
+        params = {**params, "heads": heads} if heads else params
     return params, config
 
 

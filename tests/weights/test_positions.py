@@ -14,6 +14,9 @@ import released
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, abstract_model, variables
+from clip_jax.models.decoder import DecoderConfig
+from clip_jax.models.head import Head
+from clip_jax.models.masked_words import MaskedWordsConfig
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.weights import arrays, positions
 from support import says
@@ -173,3 +176,11 @@ def test_a_file_fits_or_its_first_difference_is_named() -> None:
     with pytest.raises(UserError) as caught:
         positions.check_fits(wide, VIT, "x.pt", True, "--resize")
     assert says(caught.value, "x.pt", "model.text.width=32", "16")
+
+
+@pytest.mark.parametrize("head", [DecoderConfig(16, 1, 2), MaskedWordsConfig(width=16, heads=2)])
+def test_heads_are_resized_with_the_texts(head: Head) -> None:
+    config = dataclasses.replace(VIT, heads=(("head", head),))
+    params_after, config_after = positions.resize_model(random_params(config), config, None, 20)
+    shapes = jax.tree.map(lambda s: s.shape, variables(abstract_model(config_after))[0])
+    assert jax.tree.map(np.shape, params_after) == shapes
