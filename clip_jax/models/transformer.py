@@ -131,8 +131,11 @@ class Attention(nnx.Module):
             parts.append((y + bias.astype(y.dtype)).reshape(heads))
         return parts
 
-    def _adapted(self, parts: tuple[Heads, ...], read: Array, hidden: Array) -> list[Heads]:
-        """Queries, keys and values with what an adapter adds: `read` and `hidden` times B."""
+    def _adapted(self, parts: tuple[Array, ...], read: Array, hidden: Array) -> list[Array]:
+        """Queries, keys and values with what an adapter adds: `read` and `hidden` times B.
+
+        The queries may be fewer than the keys.
+        """
         factors = jnp.split(self.qkv.lora_b[...], 3, -1)
         more = map(self.qkv.expand, (read, hidden, hidden), factors)
         return [y + m.reshape(y.shape) for y, m in zip(parts, more, strict=True)]
