@@ -123,8 +123,8 @@ def untrained_towers(
 ) -> tuple[str, ...]:
     """Returns the towers with random values: they do not learn, and no weights give them.
 
-    A text tower counts, too, if neither its projection nor the scale of the cosines learns or is
-    given: no objective compares its features with those of images.
+    A text tower does not count if the scale of the cosines learns: images are compared with its
+    features, random as they are. It counts, too, if neither its projection nor the scale learns.
 
     Args:
       c: the config of a run, in which parts that the objective does not use are frozen.
@@ -141,14 +141,12 @@ def untrained_towers(
     except UserError:  # patterns of another version
         return ()
     random = [side for side in SIDES if side in groups.frozen_towers and side not in given]
-    outputs = [
-        name
-        for name in groups.assignment
-        if name in ("logit_scale", "temperature")
-        or name.startswith(("text/projection", "text/second_projection"))
-    ]
-    unread = len(outputs) > 1 and all(map(groups.is_frozen, outputs))
-    if "text" not in random and unread:
+    scale = [name for name in groups.assignment if name in ("logit_scale", "temperature")]
+    projection = ("text/projection", "text/second_projection")
+    outputs = [name for name in groups.assignment if name.startswith(projection)]
+    if not all(map(groups.is_frozen, scale)):  # random features of texts are compared, too
+        return tuple(side for side in random if side != "text")
+    if "text" not in random and outputs and all(map(groups.is_frozen, outputs)):
         random.append("text")
     return tuple(random)
 

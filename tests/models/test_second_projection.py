@@ -12,7 +12,7 @@ from flax import nnx
 from recipes import flat, recipe_of
 
 from clip_jax.errors import UserError
-from clip_jax.evaluation import features
+from clip_jax.evaluation import programs
 from clip_jax.models.clip import CLIP, normalize, parameter_count
 from clip_jax.models.lora import Lora
 from clip_jax.models.model_config import CLIPConfig
@@ -36,7 +36,7 @@ def test_features_pass_a_relu_and_a_second_layer() -> None:
         np.testing.assert_allclose(encode(rows), expected, atol=1e-5)
         keys = jax.random.split(jax.random.key(0), 3)
         np.testing.assert_allclose(encode(rows, key=keys), expected, atol=1e-5)
-    unit, _ = features._pooled(model, jnp.asarray(data["image"]))
+    unit, _ = programs._pooled(model, jnp.asarray(data["image"]))
     np.testing.assert_allclose(unit, normalize(model.encode_image(data["image"])), atol=1e-6)
     np.testing.assert_allclose(
         model.encode_grid(data["image"])[0], model.encode_image(data["image"]), atol=1e-5
