@@ -7,7 +7,6 @@ rows exist at once; the backward pass computes them again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.distributed import sharding
+from clip_jax.distributed.pieces import map_pieces, pull_pieces
 from clip_jax.models.words import word_logits
 
 MAX_BYTES = 64 << 20  # of the float32 logits that exist at once on a device
@@ -100,60 +100,29 @@ def _in_parts(
       targets: arrays [n, …] without gradients.
       max_bytes: as for `token_losses`.
     """
-    parts = _parts(hidden, layer[0].shape[1], max_bytes)
-    if parts == 1:
+    row_bytes = hidden.shape[1] * layer[0].shape[1] * 4
+    most = max(max_bytes // row_bytes, 1)
+    if len(hidden) // sharding.row_shards() <= most:
         return compute(layer, (hidden, targets))
-
-    def split(rows: Any) -> Any:
-        return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
-
-    def merge(pieces: Any) -> Any:
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pieces)
 
     @jax.custom_vjp
     def run(layer: Layer, hidden: Array, targets: Any) -> tuple[Array, Any]:
-        def forward(layer: Layer, rows: Any) -> tuple[tuple[()], Any]:
-            return (), merge(jax.lax.map(partial(compute, layer), split(rows)))
-
-        results: tuple[Array, Any] = sharding.by_device(forward, layer, (hidden, targets))[1]
+        results: tuple[Array, Any] = map_pieces(compute, layer, (hidden, targets), most)
         return results
 
     def run_forward(layer: Layer, hidden: Array, targets: Any) -> tuple[Any, Any]:
         return run(layer, hidden, targets), (layer, hidden, targets)
 
     def run_backward(saved: Any, gradients: Any) -> tuple[Any, Array, None]:
-        layer, hidden, targets = saved
+        layer, *rows = saved
 
-        def backward(layer: Layer, rows: Any) -> tuple[Any, Array]:
-            def add_piece(sums: Any, piece: Any) -> tuple[Any, Array]:
-                (hidden, targets), gradient = piece
-                losses = partial(_losses_of, compute, targets)
-                more, to_hidden = jax.vjp(losses, layer, hidden)[1](gradient)
-                return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, more), to_hidden
+        def losses(layer: Layer, rows: Any) -> Array:
+            return compute(layer, rows)[0]
 
-            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), layer)
-            sums, to_hidden = jax.lax.scan(add_piece, zero, split(rows))
-            return sums, merge(to_hidden)
-
-        rows = ((hidden, targets), gradients[0])
-        sums, to_hidden = sharding.by_device(backward, layer, rows)
+        sums, to_hidden = pull_pieces(losses, layer, tuple(rows), gradients[0], most)
         to_layer = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, layer)
         return to_layer, to_hidden, None
 
     run.defvjp(run_forward, run_backward)
     results: tuple[Array, Any] = run(layer, sharding.constrain_rows(hidden), targets)
     return results
-
-
-def _losses_of(
-    compute: Callable[[Layer, Any], tuple[Array, Any]], targets: Any, layer: Layer, hidden: Array
-) -> Array:
-    return compute(layer, (hidden, targets))[0]
-
-
-def _parts(hidden: Float[Array, "n tokens width"], vocabulary: int, max_bytes: int) -> int:
-    """Returns the least number of equal parts of each device's rows that are small enough."""
-    rows = len(hidden) // sharding.row_shards()
-    row_bytes = hidden.shape[1] * vocabulary * 4
-    fits = (p for p in range(1, rows) if rows % p == 0 and rows // p * row_bytes <= max_bytes)
-    return next(fits, max(rows, 1))

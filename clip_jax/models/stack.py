@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from clip_jax.distributed import sharding
+from clip_jax.distributed import pieces, sharding
 from clip_jax.distributed.param_spec import (
     ParamSpec,
     ParamSpecs,
@@ -111,35 +110,21 @@ def _chunked(
         params = map_params(partial(_cast, dtype), specs, params)
         return jax.lax.optimization_barrier(sharding.gather_params(params, specs))
 
-    def apply_to(params: Any, stats: Any, piece: tuple[Any, ...]) -> Array:
-        return layer((params, stats), *piece)[0]
+    def applied(stats: Any) -> Callable[[Any, Any], Array]:
+        return lambda params, rows: layer((params, stats), rows[0], *rows[1])[0]
 
     @jax.custom_vjp
     def run(params: Any, stats: Any, x: Array, rest: tuple[Any, ...]) -> Array:
-        def forward(params: Any, rows: Any) -> tuple[tuple[()], Array]:
-            return (), _flat(jax.lax.map(partial(apply_to, params, stats), _pieces(rows, chunk)))
-
-        return sharding.by_device(forward, gathered(params, x.dtype), (x, *rest))[1]
+        shared = gathered(params, x.dtype)
+        return pieces.map_pieces(applied(stats), shared, (x, rest), chunk)
 
     def run_forward(*arguments: Any) -> tuple[Array, Any]:
         return run(*arguments), arguments
 
     def run_backward(saved: Any, gradient: Array) -> tuple[Any, None, Array, None]:
         params, stats, x, rest = saved
-
-        def backward(params: Any, rows: Any) -> tuple[Any, Array]:
-            def add_piece(sums: Any, piece: Any) -> tuple[Any, Array]:
-                (x, *rest), gradient = piece
-                _, pull = jax.vjp(lambda p, x: apply_to(p, stats, (x, *rest)), params, x)
-                more, to_x = pull(gradient)
-                return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, more), to_x
-
-            zero = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-            sums, to_x = jax.lax.scan(add_piece, zero, _pieces(rows, chunk))
-            return sums, _flat(to_x)
-
-        rows = ((x, *rest), gradient)
-        sums, to_x = sharding.by_device(backward, gathered(params, x.dtype), rows)
+        shared = gathered(params, x.dtype)
+        sums, to_x = pieces.pull_pieces(applied(stats), shared, (x, rest), gradient, chunk)
         grads = jax.tree.map(
             lambda g, p: g.astype(p.dtype), sharding.constrain_params(sums, specs), params
         )
@@ -161,17 +146,6 @@ def _cast(dtype: Any, spec: ParamSpec, param: Array) -> Array:
 def _layer_specs(params: nnx.State) -> ParamSpecs:
     """Returns the metadata of one layer's parameters inside its body."""
     return {name: spec.in_layer() for name, spec in param_specs(params).items()}
-
-
-def _pieces(rows: Any, chunk: int) -> Any:
-    """Rows [n, …] as [pieces, m, …], m at most `chunk`."""
-    n = len(jax.tree.leaves(rows)[0])
-    size = next(m for m in range(min(chunk, n), 0, -1) if n % m == 0)
-    return jax.tree.map(lambda x: x.reshape(n // size, size, *x.shape[1:]), rows)
-
-
-def _flat(pieces: Array) -> Array:
-    return pieces.reshape(-1, *pieces.shape[2:])
 
 
 def scan(

@@ -5,12 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given
-from hypothesis import strategies as st
 
 from clip_jax.models.initializers import clip_text_block
 from clip_jax.models.model_config import BertConfig, CLIPConfig, TextConfig
-from clip_jax.models.stack import _pieces
 from clip_jax.models.transformer import Transformer, take_position
 from clip_jax.plan import program
 from steps import TINY, alone, assert_same_gradients, compiled, mesh_of, run
@@ -173,11 +170,3 @@ def test_taking_a_position_ignores_the_others():
     expected = jnp.take_along_axis(x, at[:, None, None], axis=1)
     np.testing.assert_array_equal(take_position(x, at), expected)
     assert jnp.isfinite(jax.grad(lambda x: take_position(x, at).sum())(x)).all()
-
-
-@given(st.integers(1, 60), st.integers(1, 70))
-def test_pieces_are_equal_and_at_most_a_chunk(n, chunk):
-    (pieces,) = _pieces((jnp.arange(n),), chunk)
-    assert pieces.shape[1] <= chunk
-    np.testing.assert_array_equal(pieces.reshape(-1), jnp.arange(n))
-    assert not any(n % m == 0 for m in range(pieces.shape[1] + 1, min(chunk, n) + 1))
