@@ -154,6 +154,12 @@ class Encoder:
         for first in range(0, total, self._rows):
             yield np.minimum(first + self._process_rows, total - 1), min(self._rows, total - first)
 
+    def _images(
+        self, source: Source, preprocess: Preprocess, threads: int
+    ) -> Iterator[tuple[np.ndarray, int]]:
+        """Yields batches of the pixels of all images of a source, see `_encode`."""
+        return _stacked(_reader(source, preprocess), threads, self._batches(len(source)))
+
     def images(
         self,
         source: Source,
@@ -205,10 +211,9 @@ class Encoder:
 
         With `places` the latter are the mean of the features of each image's places.
         """
-        batches = _stacked(_reader(source, preprocess), threads, self._batches(len(source)))
-        return Encoded(
-            *self._encode("places" if places else "pooled", batches, len(source), advance)
-        )
+        batches = self._images(source, preprocess, threads)
+        program = "places" if places else "pooled"
+        return Encoded(*self._encode(program, batches, len(source), advance))
 
     def label_scores(
         self,
@@ -227,7 +232,7 @@ class Encoder:
           threads: as for `images`.
           advance: as for `images`.
         """
-        batches = _stacked(_reader(source, preprocess), threads, self._batches(len(source)))
+        batches = self._images(source, preprocess, threads)
         return self._encode("label_scores", batches, len(source), advance, prompts)[0]
 
     def captions(
@@ -247,7 +252,7 @@ class Encoder:
           threads: as for `images`.
           advance: as for `images`.
         """
-        batches = _stacked(_reader(source, preprocess), threads, self._batches(len(source)))
+        batches = self._images(source, preprocess, threads)
         return self._encode("captions", batches, len(source), advance, programs.Static(options))[0]
 
     def caption_losses(

@@ -13,6 +13,7 @@ import numpy as np
 from clip_jax.data.images.pictures import are_several, picture
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import UserError
+from clip_jax.inference.batches import batch_rows, padded
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import CLIP
 from clip_jax.models.generation import DECODER, Generation
@@ -139,7 +140,7 @@ class CaptionWriter:
             if not batch:
                 return
             pixels = [item for item in batch if not isinstance(item, UserError)]
-            size = batch_size if number else min(batch_size, 1 << (len(batch) - 1).bit_length())
+            size = batch_rows(len(batch), batch_size, started=bool(number))
             texts = iter(self._written(pixels, size, options, jax.random.fold_in(key, number)))
             for item in batch:
                 yield item if isinstance(item, UserError) else next(texts)
@@ -158,7 +159,7 @@ class CaptionWriter:
         """Returns the captions of some images, which are padded to `size` rows."""
         if not pixels:
             return []
-        rows = np.stack([*pixels, *pixels[-1:] * (size - len(pixels))])
+        rows = padded(np.stack(pixels), size)
         tokens = np.asarray(self.model.generate(rows, options, key=key))[: len(pixels)]
         return [self.tokenizer.decode(row.tolist()) for row in tokens]
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from clip_jax.data.images.pictures import are_several, picture
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import GuessedWarning, UserError
+from clip_jax.inference.batches import batch_rows, padded
 from clip_jax.inference.prompts import label_prompts
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import CLIP
@@ -186,7 +187,7 @@ class ZeroShotClassifier:
                 tokens = self.tokenize(texts, **options)
                 if trimmed:
                     tokens = packing.trim(tokens, pad_id=self.tokenize.pad_id)  # type: ignore[union-attr]
-                tokens = _padded(tokens, _rows(len(texts), batch_size, first > 0))
+                tokens = padded(tokens, batch_rows(len(texts), batch_size, started=first > 0))
                 features = np.asarray(self.model.encode_text(tokens, normalized=True))[: len(texts)]
                 np.add.at(sums, np.arange(first, first + len(texts)) // len(templates), features)
                 bar.update(len(texts))
@@ -210,8 +211,8 @@ class ZeroShotClassifier:
                 if broken and not skip_broken:
                     raise UserError(f"{broken[0]} (--skip-broken, or skip_broken=True, goes on)")
                 pixels = [item for item in batch if not isinstance(item, UserError)]
-                rows = _rows(len(batch), batch_size, started)
-                scores = iter(scores_of(_padded(np.stack(pixels), rows)) if pixels else ())
+                rows = batch_rows(len(batch), batch_size, started=started)
+                scores = iter(scores_of(padded(np.stack(pixels), rows)) if pixels else ())
                 started = True
                 for item in batch:
                     bar.update()
@@ -328,18 +329,6 @@ def _listed(what: str, texts: Any) -> list[Any]:
     if not isinstance(texts, Iterable) or isinstance(texts, bytes):
         raise UserError(f"{what} must be a text or a list of texts, not {texts!r:.80}")
     return list(texts)
-
-
-def _rows(count: int, batch_size: int, started: bool) -> int:
-    """Returns the number of rows of a batch.
-
-    It is such that few shapes are compiled and a single image stays small.
-    """
-    return batch_size if started else min(batch_size, 1 << (count - 1).bit_length())
-
-
-def _padded(rows: np.ndarray, count: int) -> np.ndarray:
-    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
 
 
 def _progress(unit: str, total: int | None) -> Any:

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from clip_jax.config.schema import Config
-from clip_jax.config.values import is_number
 from clip_jax.errors import UserError
 from clip_jax.losses import vocabulary
-from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics, pooling_parts
+from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics, check_options, pooling_parts
 from clip_jax.models.clip import CLIP
 from clip_jax.models.decoder import Decoder, DecoderConfig
 from clip_jax.models.generation import DECODER
@@ -60,17 +59,9 @@ class Captioning:
     ) -> Captioning:
         """Makes the objective; see `ConfiguredObjective.from_config`."""
         del config
-        known = ("label_smoothing", "parallel")
-        for name, value in options.items():
-            if name not in known:
-                raise UserError(
-                    f"config.objective.options.{name}: the objective captioning has "
-                    f"{', '.join(known)}"
-                )
-            if not is_number(value) or not 0 <= value <= (name == "parallel" or 0.999999):
-                raise UserError(
-                    f"config.objective.options.{name}={value!r:.80} must be a share from 0 to 1"
-                )
+        share = "a share from 0 to 1"
+        known = {"label_smoothing": (0.999999, share), "parallel": (1.0, share)}
+        check_options(options, "captioning", known)
         check_grid(model_config.vision)
         decoder = model_config.head(DECODER)
         if not isinstance(decoder, DecoderConfig):

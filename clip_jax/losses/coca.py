@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,11 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from clip_jax.config.schema import Config
-from clip_jax.config.values import is_number
 from clip_jax.errors import UserError
 from clip_jax.losses import vocabulary
 from clip_jax.losses.contrastive.objective import Contrastive
-from clip_jax.losses.objective import Batch, Metrics
+from clip_jax.losses.objective import Batch, Metrics, check_options
 from clip_jax.models.clip import CLIP, normalize
 from clip_jax.models.coca_configs import MultimodalConfig
 from clip_jax.models.dropout import row_keys
@@ -52,17 +52,10 @@ class CoCa:
         cls, config: Config, model_config: CLIPConfig, options: Mapping[str, Any]
     ) -> CoCa:
         """Makes the objective; see `ConfiguredObjective.from_config`."""
-        known = ("contrastive_weight", "captioning_weight")
-        for name, value in options.items():
-            if name not in known:
-                raise UserError(
-                    f"config.objective.options.{name}: the objective coca has {', '.join(known)}; "
-                    "the keys of its contrastive loss are those of config.loss"
-                )
-            if not is_number(value) or not 0 <= value < float("inf"):
-                raise UserError(
-                    f"config.objective.options.{name}={value!r:.80} must be a number, 0 or more"
-                )
+        weight = (sys.float_info.max, "a number, 0 or more")
+        known = {"contrastive_weight": weight, "captioning_weight": weight}
+        hint = "; the keys of its contrastive loss are those of config.loss"
+        check_options(options, "coca", known, hint)
         decoder = model_config.head(DECODER)
         if not isinstance(decoder, MultimodalConfig):
             raise UserError(

@@ -15,11 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from clip_jax.config.schema import Config
-from clip_jax.config.values import is_number
-from clip_jax.errors import UserError
 from clip_jax.losses import bag_of_words, vocabulary
 from clip_jax.losses.bag_of_words import is_word
-from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics, pooling_parts
+from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics, check_options, pooling_parts
 from clip_jax.models.clip import CLIP
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.tower import TextTower, check_grid
@@ -62,8 +60,8 @@ class MaskedWords:
         pooling = () if self.tag_weight else self.pooling
         if not self.text_tower:
             return (*TEXT_PARTS, *pooling)
-        used = tuple(part for part in TEXT_PARTS if part != "text")
-        return ("text.projection", "text.second_projection", "text.pooler", *used, *pooling)
+        scalars = tuple(part for part in TEXT_PARTS if part != "text")
+        return ("text.projection", "text.second_projection", "text.pooler", *scalars, *pooling)
 
     @classmethod
     def from_config(
@@ -71,18 +69,9 @@ class MaskedWords:
     ) -> MaskedWords:
         """Makes the objective; see `ConfiguredObjective.from_config`."""
         del config
-        most = {"share": 1.0, "tag_weight": 1e6}
-        for name, value in options.items():
-            if name not in most:
-                raise UserError(
-                    f"config.objective.options.{name}: the objective masked_words has "
-                    f"{', '.join(most)}"
-                )
-            if not is_number(value) or not 0 <= value <= most[name]:
-                raise UserError(
-                    f"config.objective.options.{name}={value!r:.80} must be a number from 0 to "
-                    f"{most[name]:g}"
-                )
+        highest = {"share": 1.0, "tag_weight": 1e6}
+        known = {name: (most, f"a number from 0 to {most:g}") for name, most in highest.items()}
+        check_options(options, "masked_words", known)
         check_grid(model_config.vision)
         head = model_config.head(HEAD)
         pooling = pooling_parts(model_config.vision)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from jaxtyping import Array, Float, Key
 
 from clip_jax.config.schema import Config
+from clip_jax.config.values import is_number
 from clip_jax.errors import UserError
 from clip_jax.models import second_projection
 from clip_jax.models.clip import CLIP
@@ -143,6 +144,30 @@ TEXT_PARTS = ("text", "logit_scale", "temperature", "logit_bias")
 def pooling_parts(tower: VisionTower) -> tuple[str, ...]:
     """Returns the parts that an objective does not use which reads the places of images alone."""
     return tuple(f"vision.{part}" for part in (*tower.pooling_parts, second_projection.NAME))
+
+
+def check_options(
+    options: Mapping[str, Any],
+    objective: str,
+    known: Mapping[str, tuple[float, str]],
+    hint: str = "",
+) -> None:
+    """Raises UserError for an unknown key of `config.objective.options`, or a wrong number.
+
+    Args:
+      options: the options.
+      objective: the name of the objective.
+      known: the highest value of each key, which is a number from 0 on, and what it must be, in
+        words.
+      hint: where its other keys are, in words.
+    """
+    for name, value in options.items():
+        key = f"config.objective.options.{name}"
+        if name not in known:
+            raise UserError(f"{key}: the objective {objective} has {', '.join(known)}{hint}")
+        most, kind = known[name]
+        if not is_number(value) or not 0 <= value <= most:
+            raise UserError(f"{key}={value!r:.80} must be {kind}")
 
 
 def refuse_options(options: Mapping[str, Any], objective: str, hint: str = "") -> None:

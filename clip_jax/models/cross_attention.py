@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from clip_jax.models.initializers import LinearInit
 from clip_jax.models.layers import linear
 
 # Keys and values of the places of an image.
 Places = tuple[Float[Array, "batch places heads size"], Float[Array, "batch places heads size"]]
+Stacked = tuple[Float[Array, "layers ..."], Float[Array, "layers ..."]]  # those of all layers
 
 
 class CrossAttention(nnx.Module):
@@ -73,3 +76,41 @@ class CrossAttention(nnx.Module):
         self, x: Float[Array, "batch length width"]
     ) -> Float[Array, "batch length heads size"]:
         return x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads)
+
+
+def stacked_places(blocks: nnx.Module, memory: Float[Array, "batch places width"]) -> Stacked:
+    """Returns the keys and values of the places in each of a stack of blocks.
+
+    Args:
+      blocks: blocks of a decoder, stacked, with a method `keys_and_values`.
+      memory: the features of the places.
+    """
+    graph, params = nnx.split(blocks, nnx.Param)
+
+    def layer(_: None, params: Any) -> tuple[None, Places]:
+        return None, nnx.merge(graph, params).keys_and_values(memory)
+
+    return jax.lax.scan(layer, None, params)[1]
+
+
+def read_stacked(
+    blocks: nnx.Module,
+    x: Float[Array, "batch tokens width"],
+    places: Stacked,
+    mask: Bool[Array, "1 1 tokens tokens"],
+) -> Float[Array, "batch tokens width"]:
+    """Returns the output of a stack of blocks, given the keys and values of the places.
+
+    Args:
+      blocks: blocks of a decoder, stacked, with a method `read`.
+      x: the input.
+      places: the result of `stacked_places`.
+      mask: the tokens that each one may attend to.
+    """
+    graph, params = nnx.split(blocks, nnx.Param)
+
+    def layer(x: Array, inputs: Any) -> tuple[Array, None]:
+        params, places = inputs
+        return nnx.merge(graph, params).read(x, places, mask), None
+
+    return jax.lax.scan(layer, x, (params, places))[0]

@@ -20,7 +20,13 @@ from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import POSITIONS, VECTOR, ParamSpec
 from clip_jax.errors import UserError
 from clip_jax.models import flop_counts
-from clip_jax.models.cross_attention import CrossAttention, Places
+from clip_jax.models.cross_attention import (
+    CrossAttention,
+    Places,
+    Stacked,
+    read_stacked,
+    stacked_places,
+)
 from clip_jax.models.flop_counts import product
 from clip_jax.models.head import Head
 from clip_jax.models.initializers import BlockInit, LinearInit, clip_text_block, normal
@@ -34,8 +40,7 @@ from clip_jax.models.words import word_logits
 _OUTPUT_BIAS = ParamSpec(("vocabulary",), decay=False)
 _TOKENS = normal(0.02)
 
-_Stacked = tuple[Float[Array, "layers ..."], Float[Array, "layers ..."]]  # caches of all layers
-Memory = tuple[_Stacked, _Stacked]  # of the places and of the tokens
+Memory = tuple[Stacked, Stacked]  # of the places and of the tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +129,11 @@ class DecoderBlock(nnx.Module):
         mask: Bool[Array, "batch 1 tokens tokens"] | None,
     ) -> Float[Array, "batch tokens width"]:
         """Returns the residual stream; without a mask attention is causal."""
-        return self.read(x, self.cross_attention.keys_and_values(memory), mask)
+        return self.read(x, self.keys_and_values(memory), mask)
+
+    def keys_and_values(self, memory: Float[Array, "batch places width"]) -> Places:
+        """Returns the keys and values of the places."""
+        return self.cross_attention.keys_and_values(memory)
 
     def read(
         self, x: Float[Array, "batch tokens width"], memory: Places, mask: Mask | None
@@ -239,19 +248,13 @@ class Decoder(nnx.Module):
         """Returns the features from which each token is predicted, forward."""
         return self(grid, tokens)
 
-    def start_scoring(self, grid: Float[Array, "batch places channels"]) -> _Stacked:
+    def start_scoring(self, grid: Float[Array, "batch places channels"]) -> Stacked:
         """Returns the keys and values of the places, stacked by layer."""
-        memory = self.memory(grid.astype(self.dtype))
-        graph, params = nnx.split(self.forward_blocks, nnx.Param)
-
-        def layer(_: None, params: Any) -> tuple[None, Places]:
-            return None, nnx.merge(graph, params).cross_attention.keys_and_values(memory)
-
-        return jax.lax.scan(layer, None, params)[1]
+        return stacked_places(self.forward_blocks, self.memory(grid.astype(self.dtype)))
 
     def prefix_features(
         self,
-        memory: _Stacked,
+        memory: Stacked,
         tokens: Int[Array, " prefixes"],
         lengths: Int[Array, " prefixes"],
         visible: Bool[Array, "prefixes prefixes"],
@@ -261,13 +264,7 @@ class Decoder(nnx.Module):
         x = jnp.where(lengths[:, None] == 0, self.start[...], x)
         x = (x + self.positional_embedding[...][lengths]).astype(self.dtype)
         x = jnp.broadcast_to(x, (memory[0].shape[1], *x.shape))
-        graph, params = nnx.split(self.forward_blocks, nnx.Param)
-
-        def layer(x: Array, inputs: Any) -> tuple[Array, None]:
-            params, places = inputs
-            return nnx.merge(graph, params).read(x, places, visible[None, None]), None
-
-        x, _ = jax.lax.scan(layer, x, (params, memory))
+        x = read_stacked(self.forward_blocks, x, memory, visible[None, None])
         return self.ln_final(x).astype(self.dtype)
 
     def next_logits(

@@ -14,19 +14,24 @@ from jaxtyping import Array, Bool, Float, Int
 from clip_jax.distributed.param_spec import ParamSpec
 from clip_jax.models.coca import CoCaText
 from clip_jax.models.coca_configs import MultimodalConfig
-from clip_jax.models.cross_attention import CrossAttention, Places
+from clip_jax.models.cross_attention import (
+    CrossAttention,
+    Places,
+    Stacked,
+    read_stacked,
+    stacked_places,
+)
 from clip_jax.models.initializers import BlockInit, clip_text_block, normal
 from clip_jax.models.layers import activation_dtype, layer_norm
 from clip_jax.models.stack import check_remat, scan, stack
-from clip_jax.models.transformer import MLP, Block, Cache
+from clip_jax.models.transformer import MLP, Block, Cache, Mask
 from clip_jax.models.words import word_logits
 
 _OUTPUT = ParamSpec(("inputs", "vocabulary"), decay=True)
 
-_Stacked = tuple[Float[Array, "layers ..."], Float[Array, "layers ..."]]  # keys and values
 _Seen = Bool[Array, "1 batch length"]  # the tokens that may be attended to
-Caches = tuple[_Stacked, _Stacked, _Seen]  # of the text tower and of the decoder
-Memory = tuple[_Stacked, Caches]  # of the places and of the tokens
+Caches = tuple[Stacked, Stacked, _Seen]  # of the text tower and of the decoder
+Memory = tuple[Stacked, Caches]  # of the places and of the tokens
 
 
 class CrossBlock(nnx.Module):
@@ -84,7 +89,17 @@ class BlockPair(nnx.Module):
         places: Float[Array, "batch places width"],
     ) -> Float[Array, "batch tokens width"]:
         """Returns the residual stream after both blocks."""
-        return self.cross(self.causal(x, True), self.cross.keys_and_values(places))
+        return self.read(x, self.keys_and_values(places), None)
+
+    def keys_and_values(self, places: Float[Array, "batch places width"]) -> Places:
+        """Returns the keys and values of the places."""
+        return self.cross.keys_and_values(places)
+
+    def read(
+        self, x: Float[Array, "batch tokens width"], places: Places, mask: Mask | None
+    ) -> Float[Array, "batch tokens width"]:
+        """Returns the residual stream, given the keys and values of the places."""
+        return self.cross(self.causal(x, True, mask), places)
 
 
 class Multimodal(nnx.Module):
@@ -163,19 +178,13 @@ class TextAndDecoder:
         hidden = self.decoder(grid, words[:, :-1])
         return jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))
 
-    def start_scoring(self, grid: Float[Array, "batch places width"]) -> _Stacked:
+    def start_scoring(self, grid: Float[Array, "batch places width"]) -> Stacked:
         """Returns the keys and values of the places, stacked by layer."""
-        memory = grid.astype(self.decoder.dtype)
-        graph, params = nnx.split(self.decoder.blocks, nnx.Param)
-
-        def layer(_: None, params: Any) -> tuple[None, Places]:
-            return None, nnx.merge(graph, params).cross.keys_and_values(memory)
-
-        return jax.lax.scan(layer, None, params)[1]
+        return stacked_places(self.decoder.blocks, grid.astype(self.decoder.dtype))
 
     def prefix_features(
         self,
-        memory: _Stacked,
+        memory: Stacked,
         tokens: Int[Array, " prefixes"],
         lengths: Int[Array, " prefixes"],
         visible: Bool[Array, "prefixes prefixes"],
@@ -195,14 +204,7 @@ class TextAndDecoder:
         x = x + text.positional_embedding[...][jnp.maximum(lengths - 1, 0)]
         x = text.transformer(x[None].astype(text.dtype), seen[None, None])[0].astype(decoder.dtype)
         x = jnp.broadcast_to(x, (memory[0].shape[1], *x.shape))
-        graph, params = nnx.split(decoder.blocks, nnx.Param)
-
-        def layer(x: Array, inputs: Any) -> tuple[Array, None]:
-            params, places = inputs
-            pair = nnx.merge(graph, params)
-            return pair.cross(pair.causal(x, True, mask), places), None
-
-        x, _ = jax.lax.scan(layer, x, (params, memory))
+        x = read_stacked(decoder.blocks, x, memory, mask)
         return decoder.ln_final(x).astype(decoder.dtype)
 
     def start_generation(self, grid: Float[Array, "batch places width"], length: int) -> Memory:
@@ -247,7 +249,7 @@ class TextAndDecoder:
         return logits, (places, (text_cache, cache, seen))
 
 
-def _empty(config: Any, batch: int, length: int, dtype: DTypeLike) -> _Stacked:
+def _empty(config: Any, batch: int, length: int, dtype: DTypeLike) -> Stacked:
     """Returns empty keys and values of a Transformer's blocks."""
     shape = (config.layers, batch, length, config.heads, config.width // config.heads)
     return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)

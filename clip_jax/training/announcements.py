@@ -251,6 +251,8 @@ def _classify_flags(run: Run) -> str | None:
         return ""
     if run.model.head(DECODER) is not None:
         return " --caption"
-    if scoring_head(run.model) or "text" not in untrained_towers(run.config, run.model):
+    if scoring_head(run.model) or "text" not in untrained_towers(
+        run.config, run.model, run.random_start
+    ):
         return ' --labels "a cat,a dog"'
     return None

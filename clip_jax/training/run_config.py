@@ -15,6 +15,7 @@ from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import abstract_model, variables
 from clip_jax.models.model_config import DTYPES, SIDES, CLIPConfig
 from clip_jax.optim import group_patterns
+from clip_jax.optim.param_groups import ParamGroups
 from clip_jax.training import checkpointing
 from clip_jax.weights.configs.essence import differences
 
@@ -133,12 +134,7 @@ def untrained_towers(
     """
     named = [side for side in SIDES if c.weights.path or getattr(c.weights, side)]
     given = [side for side in named if side not in random_start]
-    if len(given) == len(SIDES) or not (c.optimizer.freeze or c.optimizer.groups):
-        return ()
-    abstract = abstract_model(model, lora=c.lora)
-    try:
-        groups = group_patterns.resolve(c.optimizer, param_specs(abstract), variables(abstract)[0])
-    except UserError:  # patterns of another version
+    if len(given) == len(SIDES) or (groups := _groups(c, model)) is None:
         return ()
     random = [side for side in SIDES if side in groups.frozen_towers and side not in given]
     scale = [name for name in groups.assignment if name in ("logit_scale", "temperature")]
@@ -157,15 +153,21 @@ def has_untrained_pool(c: Config, model: CLIPConfig, random_start: tuple[str, ..
     Then objectives used the features of places alone. Arguments as for `untrained_towers`.
     """
     given = (c.weights.path or c.weights.vision) and "vision" not in random_start
-    if given or not (c.optimizer.freeze or c.optimizer.groups):
-        return False
-    abstract = abstract_model(model, lora=c.lora)
-    try:
-        groups = group_patterns.resolve(c.optimizer, param_specs(abstract), variables(abstract)[0])
-    except UserError:  # patterns of another version
+    if given or (groups := _groups(c, model)) is None:
         return False
     parts = tuple(f"vision/{part}/" for part in model.vision.pooling_parts)
     names = [name for name in groups.assignment if name.startswith(parts)]
     return (
         bool(names) and all(map(groups.is_frozen, names)) and "vision" not in groups.frozen_towers
     )
+
+
+def _groups(c: Config, model: CLIPConfig) -> ParamGroups | None:
+    """Returns which parameters of a run learn; None: all, or nobody knows."""
+    if not (c.optimizer.freeze or c.optimizer.groups):
+        return None
+    abstract = abstract_model(model, lora=c.lora)
+    try:
+        return group_patterns.resolve(c.optimizer, param_specs(abstract), variables(abstract)[0])
+    except UserError:  # patterns of another version
+        return None

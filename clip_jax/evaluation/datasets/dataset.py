@@ -108,6 +108,13 @@ class Dataset:
             digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
+    def texts_of_images(self) -> list[list[int]]:
+        """Returns the numbers of the captions of each image."""
+        texts: dict[int, list[int]] = {}
+        for number, group in enumerate(self.text_group.tolist()):
+            texts.setdefault(group, []).append(number)
+        return [texts.get(group, []) for group in self.image_group.tolist()]
+
     @property
     def has_one_class_each(self) -> bool:
         """Whether every image has one class."""

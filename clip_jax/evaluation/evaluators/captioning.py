@@ -87,7 +87,7 @@ class Captioning(Evaluator[CaptioningResult]):
                 dataset.source, context.preprocess, options, advance=advance
             )
         written = [context.tokenizer.decode(row.tolist()) for row in rows]
-        own = true_captions(dataset)
+        own = [[dataset.texts[j] for j in numbers] for numbers in dataset.texts_of_images()]
         compared = [i for i, texts in enumerate(own) if texts]
         words = [captions.words(written[i]) for i in compared]
         references = [[captions.words(text) for text in own[i]] for i in compared]
@@ -112,11 +112,3 @@ class Captioning(Evaluator[CaptioningResult]):
         """Returns the metrics, and random images with their captions."""
         yield Section("captioning", "Captioning", without_thumbnails(sections.metrics))
         yield Section("captions", "Captions", shortened(24, sections.examples), detail=True)
-
-
-def true_captions(dataset: Dataset) -> list[list[str]]:
-    """Returns the captions of each image."""
-    texts: dict[int, list[str]] = {}
-    for text, group in zip(dataset.texts, dataset.text_group.tolist(), strict=True):
-        texts.setdefault(group, []).append(text)
-    return [texts.get(group, []) for group in dataset.image_group.tolist()]

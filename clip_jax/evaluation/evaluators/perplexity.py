@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int
 
 from clip_jax.evaluation.context import EvalContext
 from clip_jax.evaluation.datasets import Dataset
@@ -65,7 +64,9 @@ class Perplexity(Evaluator[PerplexityResult]):
 
     def run(self, context: EvalContext, dataset: Dataset) -> PerplexityResult:
         """Computes the means over all pairs."""
-        images, texts = all_pairs(dataset.image_group, dataset.text_group)
+        of_images = dataset.texts_of_images()
+        pairs = [(i, j) for i, numbers in enumerate(of_images) for j in numbers]
+        images, texts = np.array(pairs, np.int64).reshape(-1, 2).T
         tokens = context.tokenizer(dataset.texts, truncate=True)
         span = np.stack([packing.word_span(row, context.tokenizer) for row in tokens])
         captions = {"tokens": tokens[texts], "span": span[texts]}
@@ -89,15 +90,3 @@ class Perplexity(Evaluator[PerplexityResult]):
     def sections(self, results: Mapping[str, PerplexityResult]) -> Iterable[Section]:
         """Returns the section with the table of losses."""
         yield Section("perplexity", "Perplexity", without_thumbnails(losses.perplexities))
-
-
-def all_pairs(
-    image_group: Int[np.ndarray, " n"], text_group: Int[np.ndarray, " texts"]
-) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
-    """Returns the numbers of the images and texts of all pairs of one group, image by image."""
-    texts: dict[int, list[int]] = {}
-    for j, group in enumerate(text_group.tolist()):
-        texts.setdefault(group, []).append(j)
-    pairs = [(i, j) for i, g in enumerate(image_group.tolist()) for j in texts.get(g, ())]
-    images, chosen = np.array(pairs, np.int64).reshape(-1, 2).T
-    return images, chosen
