@@ -30,7 +30,7 @@ FLOORS = (
     ("config.checks", "weights"),
     ("training",),
     ("inference",),
-    ("evaluation",),
+    ("evaluation", "curation"),
     (*TRAINING, "evaluation.evaluate", "evaluation.mixtures", "plan"),
     ("", "cli", "main", "__main__"),
 )

@@ -1,0 +1,1 @@
+"""Choosing training pairs: query lists, matching, balance and rules."""
