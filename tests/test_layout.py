@@ -30,8 +30,8 @@ FLOORS = (
     ("config.checks", "weights"),
     ("training",),
     ("inference",),
-    ("evaluation", "curation"),
-    (*TRAINING, "evaluation.evaluate", "evaluation.mixtures", "plan"),
+    ("evaluation",),
+    (*TRAINING, "evaluation.evaluate", "evaluation.mixtures", "plan", "curation"),
     ("", "cli", "main", "__main__"),
 )
 
