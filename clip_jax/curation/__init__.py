@@ -1,1 +1,5 @@
-"""Choosing training pairs: query lists, matching, balance and rules."""
+"""Curation: which pairs of a pool are worth training on, by the rules of the papers.
+
+The pipeline of `python -m clip_jax curate` reads a pool once and writes facts about its pairs. Rules
+over these facts decide which pairs are kept, and the result is a selection that training reads.
+"""

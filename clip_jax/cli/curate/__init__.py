@@ -1,0 +1,21 @@
+"""`python -m clip_jax curate`: which pairs of a pool to train on, and what that takes.
+
+python -m clip_jax curate '/data/{00000..00099}.tar' --out curated --queries queries.txt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+# The sub-commands: the module whose `run` is the command, and one line of help. Without the name of
+# one, `curate` is the pipeline.
+COMMANDS: dict[str, tuple[str, str]] = {}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the sub-command that the first argument names, or else the pipeline."""
+    name, *rest = argv or ["--help"]
+    module = COMMANDS[name][0] if name in COMMANDS else "pipeline"
+    command: Callable[[Sequence[str]], int] = import_module(f"{__name__}.{module}").run
+    return command(rest if name in COMMANDS else argv)
