@@ -30,7 +30,7 @@ _NO_END = re.compile(
     r"|(?<=\d)\s?(?:[ckm]?m|ft|in|k?g|lb|oz)\.\s+(?=[a-z])"
 )
 _MAX_NAMED = 20  # fields in an error
-_MAX_LENGTH = 1_000_000  # characters of a caption
+MAX_LENGTH = 1_000_000  # characters of a caption
 
 
 class Alternatives(list[str]):
@@ -219,9 +219,9 @@ def sample(
         del shares[drawn : drawn + 1]
         try:
             caption = fill(template, text, name, rng, turn)
-            if caption.strip() and len(caption) <= _MAX_LENGTH:
+            if caption.strip() and len(caption) <= MAX_LENGTH:
                 return caption
-            what = f"over {_MAX_LENGTH:,} characters long" if caption.strip() else "empty"
+            what = f"over {MAX_LENGTH:,} characters long" if caption.strip() else "empty"
             raise PairError("caption", f"{name}: its caption is {what}")
         except PairError as error:
             first_error = first_error or error

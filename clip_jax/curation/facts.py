@@ -1,0 +1,290 @@
+"""Facts about the pairs of a chunk: what one pass over the data finds out, and rules decide on.
+
+Facts do not depend on limits, such as the least side of an image, so another run with other limits
+does not read the data again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float16, Int32, UInt8, UInt32, UInt64
+
+from clip_jax.curation import hashing, ngrams, overlaps, perceptual, storage
+from clip_jax.curation.matching import Matcher
+from clip_jax.curation.pool import Chunk, Pool
+from clip_jax.curation.queries.query_list import read_queries
+from clip_jax.data import captions
+from clip_jax.data.example import REASONS, Fields, PairError, only_pair_errors
+from clip_jax.data.images import decoding
+from clip_jax.data.sources import read_pair, read_text
+
+_VERSION = 1
+_IDENTITY = ("sha256", "uid", "url")  # fields that tell an image without its bytes, best first
+NO_LANGUAGE = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """What to find out about pairs.
+
+    Attributes:
+      captions: templates; the caption is made by the first that a pair fills.
+      queries: the file of the queries by language; one language, "", for all pairs alike.
+      language: the field that tells the language of a pair; needed for several languages.
+      images: whether to read images, for their size and content.
+      perceptual: whether to compute perceptual hashes, for near-duplicates.
+      ngrams: whether to count words and pairs of words.
+      test_sets: the specs of test sets whose images are searched for.
+    """
+
+    captions: tuple[str, ...] = ("{caption}",)
+    queries: tuple[tuple[str, str], ...] = ()
+    language: str = ""
+    images: bool = True
+    perceptual: bool = False
+    ngrams: bool = False
+    test_sets: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Returns a hash that changes when the facts may change."""
+        values = {**dataclasses.asdict(self), "version": _VERSION}
+        values["queries"] = [(name, query_table(path).digest) for name, path in self.queries]
+        values["test_sets"] = [(spec, overlaps.fingerprint(spec)) for spec in self.test_sets]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryTable:
+    """The queries of a language.
+
+    Attributes:
+      queries: their texts.
+      hashes: uint64 [queries], the hash of each text.
+      digest: a hash of all of them in order.
+    """
+
+    queries: tuple[str, ...]
+    hashes: UInt64[np.ndarray, " queries"]
+    digest: str
+
+    @functools.cached_property
+    def matcher(self) -> Matcher:
+        """The automaton that finds them."""
+        return Matcher(self.queries)
+
+
+@functools.cache
+def query_table(path: str) -> QueryTable:
+    """Reads a list of queries; a process keeps it."""
+    queries = read_queries(path).queries
+    hashes = hashing.text_hashes(queries)
+    return QueryTable(queries, hashes, hashlib.sha256(hashes.tobytes()).hexdigest()[:32])
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of the n pairs of a chunk.
+
+    Attributes:
+      broken: uint8 [n], 0, or 1 + the number of the reason in `example.REASONS`.
+      text: uint64 [n], the hash of the caption.
+      image: uint64 [n], the hash of the image's bytes, or of what identifies it where images are
+        not read.
+      sides: int32 [n, 2], width and height; 0 where images are not read.
+      words: int32 [n], words of the caption between blanks.
+      language: uint8 [n], the number of the language in `Extraction.queries`, or `NO_LANGUAGE`.
+      starts: uint32 [n + 1], and
+      matches: uint32 [matches], the queries of each pair, see `Matcher.find`; numbers count within
+        the language.
+      perceptual: uint64 [n], perceptual hashes; empty if not computed.
+      similarity: float16 [n], to the most similar image of the test sets; empty if not computed.
+      ngram_starts: uint32 [n + 1], and
+      ngrams: uint64 [ngrams], the hashes of the words and pairs of words of each caption; both
+        empty if not computed.
+    """
+
+    broken: UInt8[np.ndarray, " n"]
+    text: UInt64[np.ndarray, " n"]
+    image: UInt64[np.ndarray, " n"]
+    sides: Int32[np.ndarray, "n 2"]
+    words: Int32[np.ndarray, " n"]
+    language: UInt8[np.ndarray, " n"]
+    starts: UInt32[np.ndarray, " starts"]
+    matches: UInt32[np.ndarray, " matches"]
+    perceptual: UInt64[np.ndarray, " hashes"]
+    similarity: Float16[np.ndarray, " similarities"]
+    ngram_starts: UInt32[np.ndarray, " ngram_starts"]
+    ngrams: UInt64[np.ndarray, " ngrams"]
+
+    def __len__(self) -> int:
+        return len(self.broken)
+
+    @property
+    def keys(self) -> UInt64[np.ndarray, " n"]:
+        """The hash of the content of each pair: of its image and its caption."""
+        return hashing.combine(self.image, self.text)
+
+    @classmethod
+    def read(cls, path: str, count: int) -> Facts | None:
+        """Reads the facts of `count` pairs; None if they are missing or damaged."""
+        arrays = storage.read_arrays(path)
+        names = {field.name for field in dataclasses.fields(cls)}
+        if arrays is None or set(arrays) != names or len(arrays["broken"]) != count:
+            return None
+        return cls(**arrays)
+
+    def write(self, path: str) -> None:
+        """Writes the facts whole or not at all."""
+        storage.write_arrays(path, vars(self))
+
+
+def path_of(folder: str, chunk: Chunk, digest: str) -> str:
+    """Returns the path of the facts of a chunk; other data or another extraction has another."""
+    state = json.dumps([chunk.fingerprint, chunk.start, chunk.stop, digest])
+    name = hashlib.sha256(state.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return storage.join(folder, f"facts/{name[:2]}/{name}.npz")
+
+
+def caption_of(templates: Sequence[str], fields: Fields, name: str) -> str:
+    """Returns the caption from the first template that a pair fills, without blanks around it.
+
+    Raises:
+      PairError: none is filled, or the caption is empty or too long.
+    """
+    # `sample` draws among several templates; of one there is nothing to draw
+    error: PairError | None = None
+    for template in templates:
+        try:
+            with only_pair_errors("caption", name):
+                caption = captions.fill(template, fields, name).strip()
+                if caption and len(caption) <= captions.MAX_LENGTH:
+                    return caption
+                raise PairError("caption", f"{name}: its caption is empty or too long")
+        except PairError as first:
+            error = error or first
+    assert error, "no templates"
+    raise error
+
+
+class Extractor:
+    """Finds the facts of chunks.
+
+    Args:
+      pool: the pairs.
+      extraction: what to find out.
+    """
+
+    def __init__(self, pool: Pool, extraction: Extraction) -> None:
+        self.pool, self.extraction = pool, extraction
+        self.languages = {name: i for i, (name, _) in enumerate(extraction.queries)}
+        self.needs_images = bool(
+            extraction.images or extraction.perceptual or extraction.test_sets
+        )
+
+    def __call__(self, chunk: Chunk) -> Facts:
+        """Reads the pairs of a chunk; a broken pair is counted and has no other facts."""
+        count, source = len(chunk), self.pool.open(chunk.spec)
+        texts: list[str | None] = [None] * count
+        arrays: dict[str, np.ndarray] = {
+            "broken": np.zeros(count, np.uint8),
+            "image": np.zeros(count, np.uint64),
+            "sides": np.zeros((count, 2), np.int32),
+            "language": np.full(count, NO_LANGUAGE, np.uint8),
+            "perceptual": np.zeros(count if self.extraction.perceptual else 0, np.uint64),
+            "similarity": np.zeros(count if self.extraction.test_sets else 0, np.float16),
+        }
+        for i in range(count):
+            try:
+                content = b""
+                if self.needs_images:
+                    content, fields, name = read_pair(source, chunk.start + i)
+                else:
+                    fields, name = read_text(source, chunk.start + i)
+                texts[i] = caption_of(self.extraction.captions, fields, name)
+                self._describe(arrays, i, content, fields, name)
+            except PairError as error:
+                arrays["broken"][i], texts[i] = 1 + REASONS.index(error.reason), None
+        return Facts(**arrays, **self._of_texts(texts, arrays["language"]))
+
+    def _describe(
+        self, arrays: Mapping[str, np.ndarray], i: int, content: bytes, fields: Fields, name: str
+    ) -> None:
+        """Fills in the facts of one pair that come from its image and its fields."""
+        extraction = self.extraction
+        if self.needs_images:
+            arrays["image"][i] = hashing.bytes_hash(content)
+            with only_pair_errors("picture", name):
+                if extraction.perceptual or extraction.test_sets:
+                    picture = decoding.decode(content, name)
+                    arrays["sides"][i] = picture.size
+                    if extraction.perceptual:
+                        arrays["perceptual"][i] = perceptual.perceptual_hash(picture)
+                    if extraction.test_sets:
+                        arrays["similarity"][i] = overlaps.similarity(
+                            picture, extraction.test_sets
+                        )
+                else:
+                    with decoding.open_image(content) as image:
+                        arrays["sides"][i] = image.size
+        else:
+            arrays["image"][i] = hashing.text_hash(identity(fields, name))
+        if "" in self.languages:
+            arrays["language"][i] = 0
+        elif self.languages:
+            language = str(captions.field_value(fields, extraction.language))
+            arrays["language"][i] = self.languages.get(language, NO_LANGUAGE)
+
+    def _of_texts(
+        self, texts: Sequence[str | None], language: UInt8[np.ndarray, " n"]
+    ) -> dict[str, np.ndarray]:
+        """Returns the facts that come from the captions."""
+        words = [None if text is None else text.split() for text in texts]
+        starts, matches = self._matches(texts, language)
+        facts = {
+            "text": hashing.text_hashes([text or "" for text in texts]),
+            "words": np.array([len(w or ()) for w in words], np.int32),
+            "starts": starts,
+            "matches": matches,
+            "ngram_starts": np.zeros(0, np.uint32),
+            "ngrams": np.zeros(0, np.uint64),
+        }
+        if self.extraction.ngrams:
+            facts["ngram_starts"], facts["ngrams"] = ngrams.hashes(texts)
+        return facts
+
+    def _matches(
+        self, texts: Sequence[str | None], language: UInt8[np.ndarray, " n"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns starts and numbers of the queries in each text, each by its own language."""
+        tables = [query_table(path) for _, path in self.extraction.queries]
+        if not tables:
+            return np.zeros(len(texts) + 1, np.uint32), np.zeros(0, np.uint32)
+        if len(tables) == 1:
+            usable = [t if own == 0 else None for t, own in zip(texts, language, strict=True)]
+            return tables[0].matcher.find(usable)
+        numbers, lengths = np.zeros(0, np.uint32), np.zeros(len(texts), np.int64)
+        parts = []
+        for i, table in enumerate(tables):
+            own = np.flatnonzero(language == i)
+            starts, found = table.matcher.find([texts[k] for k in own])
+            lengths[own] = np.diff(starts.astype(np.int64))
+            parts.append((np.repeat(own, lengths[own]), found))
+        pairs = np.concatenate([pair for pair, _ in parts])
+        numbers = np.concatenate([found for _, found in parts])
+        order = np.argsort(pairs, kind="stable")
+        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32), numbers[order]
+
+
+def identity(fields: Fields, name: str) -> str:
+    """Returns what identifies an image that is not read: a digest, an identifier or an address."""
+    for field in _IDENTITY:
+        value = fields.get(field)
+        if isinstance(value, str | int) and value != "":
+            return f"{field} {value}"
+    return name
