@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float16, Int32, UInt8, UInt32, UInt64
+from jaxtyping import Bool, Float16, Int32, UInt8, UInt32, UInt64
 
 from clip_jax.curation import hashing, ngrams, overlaps, perceptual, storage
 from clip_jax.curation.matching import Matcher
@@ -197,8 +197,9 @@ class Extractor:
             "sides": np.zeros((count, 2), np.int32),
             "language": np.full(count, NO_LANGUAGE, np.uint8),
             "perceptual": np.zeros(count if self.extraction.perceptual else 0, np.uint64),
-            "similarity": np.zeros(count if self.extraction.test_sets else 0, np.float16),
+            "similarity": np.zeros(0, np.float16),
         }
+        descriptors: list[np.ndarray] = []
         for i in range(count):
             try:
                 content = b""
@@ -207,38 +208,58 @@ class Extractor:
                 else:
                     fields, name = read_text(source, chunk.start + i)
                 texts[i] = caption_of(self.extraction.captions, fields, name)
-                self._describe(arrays, i, content, fields, name)
+                self._describe(arrays, i, fields, name)
+                if self.needs_images:
+                    self._look_at(arrays, descriptors, i, content, name)
             except PairError as error:
                 arrays["broken"][i], texts[i] = 1 + REASONS.index(error.reason), None
+        if self.extraction.test_sets:
+            arrays["similarity"] = self._similarities(descriptors, arrays["broken"] == 0)
         return Facts(**arrays, **self._of_texts(texts, arrays["language"]))
 
     def _describe(
-        self, arrays: Mapping[str, np.ndarray], i: int, content: bytes, fields: Fields, name: str
+        self, arrays: Mapping[str, np.ndarray], i: int, fields: Fields, name: str
     ) -> None:
-        """Fills in the facts of one pair that come from its image and its fields."""
-        extraction = self.extraction
-        if self.needs_images:
-            arrays["image"][i] = hashing.bytes_hash(content)
-            with only_pair_errors("picture", name):
-                if extraction.perceptual or extraction.test_sets:
-                    picture = decoding.decode(content, name)
-                    arrays["sides"][i] = picture.size
-                    if extraction.perceptual:
-                        arrays["perceptual"][i] = perceptual.perceptual_hash(picture)
-                    if extraction.test_sets:
-                        arrays["similarity"][i] = overlaps.similarity(
-                            picture, extraction.test_sets
-                        )
-                else:
-                    with decoding.open_image(content) as image:
-                        arrays["sides"][i] = image.size
-        else:
+        """Fills in what the fields of a pair tell of it."""
+        if not self.needs_images:
             arrays["image"][i] = hashing.text_hash(identity(fields, name))
-        if "" in self.languages:
+        if "" in self.languages or not self.languages:
             arrays["language"][i] = 0
-        elif self.languages:
-            language = str(captions.field_value(fields, extraction.language))
+        else:
+            language = str(captions.field_value(fields, self.extraction.language))
             arrays["language"][i] = self.languages.get(language, NO_LANGUAGE)
+
+    def _look_at(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        descriptors: list[np.ndarray],
+        i: int,
+        content: bytes,
+        name: str,
+    ) -> None:
+        """Fills in what the image of a pair tells of it; its pixels are decoded if need be."""
+        arrays["image"][i] = hashing.bytes_hash(content)
+        with only_pair_errors("picture", name):
+            if not (self.extraction.perceptual or self.extraction.test_sets):
+                with decoding.open_image(content) as image:
+                    arrays["sides"][i] = image.size
+                return
+            picture = decoding.decode(content, name)
+            arrays["sides"][i] = picture.size
+            if self.extraction.perceptual:
+                arrays["perceptual"][i] = perceptual.perceptual_hash(picture)
+            if self.extraction.test_sets:
+                descriptors.append(overlaps.describe(picture))
+
+    def _similarities(
+        self, descriptors: list[np.ndarray], is_usable: Bool[np.ndarray, " n"]
+    ) -> Float16[np.ndarray, " n"]:
+        """Returns the similarity of each image to the test sets, 0 for a broken one."""
+        result = np.zeros(len(is_usable), np.float16)
+        if descriptors:
+            found = overlaps.similarities(np.stack(descriptors), self.extraction.test_sets)
+            result[is_usable] = found
+        return result
 
     def _of_texts(
         self, texts: Sequence[str | None], language: UInt8[np.ndarray, " n"]
