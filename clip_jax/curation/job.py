@@ -171,7 +171,7 @@ class Job:
         keys, others = keys[place], others[place]
         if key == "near":
             bands = perceptual.bands(others, self.rules.near)
-            keys = bands.ravel()
+            keys = combine(bands, np.arange(bands.shape[1], dtype=np.uint64)).ravel()
             others, place = (np.repeat(x, bands.shape[1]) for x in (others, place))
         for part, chosen in partition(keys):
             own = place[chosen].astype(np.uint32)

@@ -70,10 +70,4 @@ def read_json(path: str, what: str) -> files.JsonObject:
     content = read(path)
     if content is None:
         raise UserError(f"there is no {path}: that folder holds no {what}")
-    try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold an object, not a {type(values).__name__}")
-    return values
+    return files.parse_json(content, path)

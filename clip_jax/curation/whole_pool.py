@@ -65,5 +65,5 @@ def near(rows: Iterable[Rows], reason: str, radius: int) -> Iterator[tuple[Id, M
         if len(group) > 1:
             # `order` is stable, so a group is in the order of the pool
             place = np.arange(len(group))
-            chosen[group] |= perceptual.near_groups(joined.other[group], place, radius)
+            chosen[group] |= perceptual.near_earlier(joined.other[group], place, radius)
     yield from joined.marks(reason, chosen)

@@ -119,10 +119,23 @@ def read_json(path: Path, most: int = MAX_JSON, what: str = "config") -> JsonObj
     Raises:
       UserError: there is no such plain file, it is too large, or it holds no JSON object.
     """
+    return parse_json(read_small(path, most, what), str(path))
+
+
+def parse_json(content: bytes, name: str) -> JsonObject:
+    """Returns the object that JSON holds.
+
+    Args:
+      content: the JSON.
+      name: where it was read, for errors.
+
+    Raises:
+      UserError: it is no JSON, or holds something else.
+    """
     try:
-        values = json.loads(read_small(path, most, what))
+        values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error})") from None
+        raise UserError(f"{name} is not JSON ({error})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold an object, not a {type(values).__name__}")
+        raise UserError(f"{name} must hold an object, not a {type(values).__name__}")
     return values

@@ -12,6 +12,7 @@ import inspect
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.sources.protocol import (
     BESIDE,
+    KnowsFiles,
     KnowsLayout,
     KnowsText,
     Source,
@@ -28,6 +29,7 @@ from clip_jax.registry import Registry
 __all__ = [
     "BESIDE",
     "SOURCES",
+    "KnowsFiles",
     "KnowsLayout",
     "KnowsText",
     "Source",

@@ -108,6 +108,15 @@ class KnowsText(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsFiles(Protocol):
+    """A source whose pairs are those of several files, one file after the other."""
+
+    def files(self) -> list[tuple[str, int]]:
+        """Returns the path of each file and the number of its pairs."""
+        ...
+
+
 def layout(source: Source) -> Iterator[bytes]:
     """Yields the `KnowsLayout.layout` of a source, or nothing for a source that has none."""
     if isinstance(source, KnowsLayout):

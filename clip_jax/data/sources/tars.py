@@ -79,6 +79,11 @@ class TarSource:
         """Returns what opening the tars saw, used and left out, and which tars are damaged."""
         return self._report
 
+    def files(self) -> list[tuple[str, int]]:
+        """Returns the path of each tar and the number of its pairs."""
+        counts = np.diff(self._pairs.starts).tolist()
+        return list(zip(self.paths, counts, strict=True))
+
     def layout(self) -> Iterator[bytes]:
         """Yields the offsets and sizes of the members, or of a sample of a few million."""
         for places in (self._pairs.starts, self._pairs.spans, self._pairs.texts):

@@ -67,6 +67,12 @@ class TableSource(ArrowSource):
         if options != TableOptions():
             self.fingerprint += f" {options.separator!r} {options.quoting} {options.encoding}"
 
+    def files(self) -> list[tuple[str, int]]:
+        """Returns the path of each table and the number of its pairs."""
+        left = np.searchsorted(self._left, self._starts)
+        counts = np.diff(self._starts - left).tolist()
+        return list(zip(self.paths, counts, strict=True))
+
     def _locate(self, i: int) -> RowLocation:
         number = self._row_number(i)
         file = int(np.searchsorted(self._starts, number, side="right")) - 1

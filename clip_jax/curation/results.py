@@ -1,0 +1,153 @@
+"""The folder that a curation writes.
+
+    OUT/selection.json, selection/   which pairs are used, see `data.selection`
+    OUT/curation.json                counts by reason, the settings, random pairs
+    OUT/queries.npz                  the number of pairs of each query, before and after
+    OUT/decisions/                   why each pair is kept or left out, by chunk
+    OUT/facts/                       what was found out about each pair; another run reuses it
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Int64
+
+from clip_jax.curation import storage
+from clip_jax.curation.job import Job
+from clip_jax.curation.outcome import (
+    ASPECTS,
+    SIDES,
+    WORDS,
+    Outcome,
+    Summary,
+    dense,
+    limits_of_curve,
+)
+from clip_jax.data import selection
+from clip_jax.errors import UserError, counted
+from clip_jax.io import remote
+from clip_jax.io.files import JsonObject
+
+VERSION = 1
+REPORT, QUERIES = "curation.json", "queries.npz"
+_NAMED = 20  # files that cannot be opened
+
+BrokenFile = tuple[int, str, str]  # its number, its name, and the fault
+
+
+def write_file(job: Job, outcomes: Iterable[Outcome]) -> tuple[int, JsonObject]:
+    """Writes the selection of a file; returns its number and its entry in `selection.json`."""
+    parts = sorted(outcomes, key=lambda outcome: outcome.chunk.start)
+    chunk = parts[0].chunk
+    flags = [np.unpackbits(part.kept, count=len(part.chunk)) for part in parts]
+    kept = np.concatenate(flags)
+    content = np.packbits(kept).tobytes()
+    name = f"selection/{chunk.file:05}.bits"
+    remote.write(storage.join(job.out, name), content)
+    return chunk.file, {
+        "file": chunk.spec,
+        "pairs": len(kept),
+        "kept": int(kept.sum()),
+        "fingerprint": chunk.fingerprint,
+        "bits": name,
+        "digest": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def write(
+    job: Job,
+    files: Sequence[str],
+    summary: Summary | None,
+    counts: Int64[np.ndarray, " queries"],
+    limits: Int64[np.ndarray, " languages"],
+    entries: Sequence[tuple[int, JsonObject]],
+    broken: Sequence[BrokenFile],
+) -> None:
+    """Writes the results of a whole curation; `selection.json` comes last.
+
+    Raises:
+      UserError: too many files cannot be opened, or there is no pair.
+    """
+    broken = sorted(broken)
+    most = job.pool.options.max_bad_fraction * len(files)
+    if broken and (len(broken) > most or not entries):
+        raise UserError(
+            f"{broken[0][2]}; {len(broken):,} of {counted(len(files), 'file')} cannot be opened, "
+            f"more than --max-bad-fraction={job.pool.options.max_bad_fraction:g}"
+        )
+    if summary is None:
+        raise UserError(f"{job.pool.data} holds no pair")
+    kept = dense(summary.kept, len(counts))
+    storage.write_arrays(storage.join(job.out, QUERIES), {"counts": counts, "kept": kept})
+    storage.write_json(
+        storage.join(job.out, REPORT), _report(job, files, summary, counts, limits, broken)
+    )
+    by_number = dict(entries)
+    empty = {"pairs": 0, "kept": 0, "fingerprint": "", "bits": "", "digest": ""}
+    listed = [by_number.get(n, {"file": file, **empty}) for n, file in enumerate(files)]
+    manifest = {"version": selection.VERSION, "data": job.pool.data, "files": listed}
+    storage.write_json(storage.join(job.out, selection.MANIFEST), manifest)
+
+
+def _report(
+    job: Job,
+    files: Sequence[str],
+    summary: Summary,
+    counts: Int64[np.ndarray, " queries"],
+    limits: Int64[np.ndarray, " languages"],
+    broken: Sequence[BrokenFile],
+) -> JsonObject:
+    rules, numbers = job.rules, summary.reasons.tolist()
+    languages = [name for name, _ in job.extraction.queries]
+    return {
+        "version": VERSION,
+        "data": job.pool.data,
+        "kind": job.pool.kind,
+        "captions": list(job.extraction.captions),
+        "seed": job.seed,
+        "queries": dict(job.extraction.queries),
+        "rules": _settings(job),
+        "pairs": sum(numbers),
+        "kept": numbers[0],
+        "left_out": [
+            {"reason": reason, "pairs": count, "meaning": rules.meaning(reason)}
+            for reason, count in zip(rules.reasons, numbers[1:], strict=True)
+            if count
+        ],
+        "limits": dict(zip(languages, limits.tolist(), strict=False)),
+        "matches": {"before": int(counts.sum()), "after": int(summary.kept[1].sum())},
+        "curve": _pairs(limits_of_curve(counts), summary.curve) if languages else [],
+        "yields": {
+            "least side": _pairs(SIDES, summary.sides) if job.extraction.images else [],
+            "aspect below": _pairs(ASPECTS, summary.aspects) if job.extraction.images else [],
+            "most words": _pairs(WORDS, summary.words),
+        },
+        "samples": {
+            "kept" if code == 0 else rules.reasons[code - 1]: [
+                {"file": files[file], "pair": pair} for _, file, pair in samples
+            ]
+            for code, samples in sorted(summary.samples.items())
+        },
+        "broken_files": [{"file": file, "fault": fault} for _, file, fault in broken[:_NAMED]],
+        "broken_files_count": len(broken),
+    }
+
+
+def _pairs(values: Sequence[float] | np.ndarray, counts: np.ndarray) -> list[list[float]]:
+    return [list(pair) for pair in zip(np.asarray(values).tolist(), counts.tolist(), strict=True)]
+
+
+def _settings(job: Job) -> JsonObject:
+    """Returns the rules that are not off, for the report."""
+    default = type(job.rules)()
+    settings = {
+        name: value
+        for name, value in vars(job.rules).items()
+        if name in type(job.rules).__dataclass_fields__ and value != getattr(default, name)
+    }
+    if job.extraction.queries:
+        settings.setdefault("limit", job.rules.limit)
+    return settings | ({"test_sets": job.extraction.test_sets} if job.extraction.test_sets else {})
