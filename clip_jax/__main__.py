@@ -25,6 +25,7 @@ COMMANDS = {
     "convert": ("cli.convert", "write a model for OpenAI's code, open_clip or transformers"),
     "interpolate": ("cli.interpolate", "mix the weights of two models (WiSE-FT)"),
     "soup": ("cli.soup", "average the weights of several models"),
+    "curate": ("cli.curate", "select the pairs of a pool that are worth training on"),
     "inspect": ("cli.inspect", "show what the data of a config contain and how fast they are read"),
     "tfds": ("cli.tfds", "prepare a data set of TensorFlow Datasets, without TensorFlow"),
 }

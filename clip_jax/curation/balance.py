@@ -35,6 +35,12 @@ def draws(
     return combine(np.uint64(seed % (1 << 64)), queries, keys) >> np.uint64(64 - SCALE)
 
 
+def lengths_of(starts: UInt32[np.ndarray, " n_plus_1"]) -> Int64[np.ndarray, " n"]:
+    """Returns the number of queries of each pair."""
+    wide: np.ndarray = starts.astype(np.int64)
+    return wide[1:] - wide[:-1]
+
+
 def thresholds(
     keys: UInt64[np.ndarray, " n"],
     starts: UInt32[np.ndarray, " n_plus_1"],
@@ -52,7 +58,7 @@ def thresholds(
       counts: the number of pairs of each query in the pool.
       seed: the seed of the draws.
     """
-    lengths = np.diff(starts.astype(np.int64))
+    lengths = lengths_of(starts)
     own = np.repeat(keys, lengths)
     drawn = draws(own, query_hashes[matches], seed) if len(matches) else np.zeros(0, np.uint64)
     products = drawn * counts[matches].astype(np.uint64)  # exact: both factors are below 2**32

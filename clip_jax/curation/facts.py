@@ -16,15 +16,17 @@ import numpy as np
 from jaxtyping import Bool, Float16, Int32, UInt8, UInt32, UInt64
 
 from clip_jax.curation import hashing, ngrams, overlaps, perceptual, storage
+from clip_jax.curation.balance import lengths_of
 from clip_jax.curation.matching import Matcher
 from clip_jax.curation.pool import Chunk, Pool
 from clip_jax.curation.queries.query_list import read_queries
 from clip_jax.data import captions
 from clip_jax.data.example import REASONS, Fields, PairError, only_pair_errors
 from clip_jax.data.images import decoding
-from clip_jax.data.sources import read_pair, read_text
+from clip_jax.data.sources import Source, read_pair, read_text
 
 _VERSION = 1
+_CHECKED = 100  # pairs, one of which must give a caption
 _IDENTITY = ("sha256", "uid", "url")  # fields that tell an image without its bytes, best first
 NO_LANGUAGE = 255
 
@@ -183,9 +185,7 @@ class Extractor:
     def __init__(self, pool: Pool, extraction: Extraction) -> None:
         self.pool, self.extraction = pool, extraction
         self.languages = {name: i for i, (name, _) in enumerate(extraction.queries)}
-        self.needs_images = bool(
-            extraction.images or extraction.perceptual or extraction.test_sets
-        )
+        self.needs_images = bool(extraction.images or extraction.perceptual or extraction.test_sets)
 
     def __call__(self, chunk: Chunk) -> Facts:
         """Reads the pairs of a chunk; a broken pair is counted and has no other facts."""
@@ -289,12 +289,12 @@ class Extractor:
         if len(tables) == 1:
             usable = [t if own == 0 else None for t, own in zip(texts, language, strict=True)]
             return tables[0].matcher.find(usable)
-        numbers, lengths = np.zeros(0, np.uint32), np.zeros(len(texts), np.int64)
+        lengths = np.zeros(len(texts), np.int64)
         parts = []
         for i, table in enumerate(tables):
             own = np.flatnonzero(language == i)
-            starts, found = table.matcher.find([texts[k] for k in own])
-            lengths[own] = np.diff(starts.astype(np.int64))
+            starts, found = table.matcher.find([texts[k] for k in own.tolist()])
+            lengths[own] = lengths_of(starts)
             parts.append((np.repeat(own, lengths[own]), found))
         pairs = np.concatenate([pair for pair, _ in parts])
         numbers = np.concatenate([found for _, found in parts])
@@ -309,3 +309,21 @@ def identity(fields: Fields, name: str) -> str:
         if isinstance(value, str | int) and value != "":
             return f"{field} {value}"
     return name
+
+
+def check_captions(source: Source, templates: Sequence[str]) -> None:
+    """Checks that one of the first pairs of a source gives a caption.
+
+    Raises:
+      PairError: none does.
+    """
+    error: PairError | None = None
+    for i in range(min(len(source), _CHECKED)):
+        try:
+            fields, name = read_text(source, i)
+            caption_of(templates, fields, name)
+            return
+        except PairError as first:
+            error = error or first
+    if error:
+        raise error

@@ -21,7 +21,7 @@ from clip_jax.data.example import REASONS
 from clip_jax.errors import UserError
 
 PARTITIONS = 64  # of hashes
-BINS = 1 << 16  # of a histogram of thresholds: two of them, one inside a bin of the other, are exact
+BINS = 1 << 16  # of a histogram of thresholds; a second one inside a bin of it is exact
 
 Id = tuple[int, int]
 Marks = tuple[str, np.ndarray]  # a reason, and the places in a chunk of the pairs that have it
@@ -64,7 +64,7 @@ class Rows:
 
 
 def partition(keys: UInt64[np.ndarray, " n"]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the number of each partition that some keys fall into, and the places of these keys."""
+    """Yields the number of each partition that has some of the keys, and their places."""
     parts = (combine(keys) % np.uint64(PARTITIONS)).astype(np.int64)
     order = np.argsort(parts, kind="stable")
     bounds = np.searchsorted(parts[order], np.arange(PARTITIONS + 1))
@@ -137,14 +137,14 @@ class Job:
     # the pool as a whole
 
     def ngrams(self, state: State) -> Iterator[tuple[int, Sparse]]:
-        """Yields the words and pairs of words of a chunk by partition, with how often they occur."""
+        """Yields the words and pairs of words of a chunk by partition, with their counts."""
         values = self.facts(state.chunk).ngrams
         distinct, counts = ngrams.counted(values, np.ones(len(values), np.int64))
         for part, places in partition(distinct):
             yield part, (distinct[places], counts[places])
 
     def mark_rare(self, state: State, path: str) -> State:
-        """Marks captions with a word or a pair of words that is not in the file of frequent ones."""
+        """Marks captions with a word or a pair of words that is not in a file of frequent ones."""
         facts, reasons = self.facts(state.chunk), state.reasons.copy()
         is_rare = ngrams.has_rare(facts.ngram_starts, facts.ngrams, _frequent(path))
         mark(reasons, is_rare, self.rules.code("rare_words"))
@@ -200,8 +200,8 @@ class Job:
         """Marks pairs in whose caption no query occurs."""
         reasons = state.reasons.copy()
         if self.extraction.queries:
-            starts = self.facts(state.chunk).starts.astype(np.int64)
-            mark(reasons, np.diff(starts) == 0, self.rules.code("no_query"))
+            lengths = balance.lengths_of(self.facts(state.chunk).starts)
+            mark(reasons, lengths == 0, self.rules.code("no_query"))
         return State(state.chunk, reasons)
 
     def matches(self, state: State) -> tuple[np.ndarray, np.ndarray]:
@@ -212,7 +212,7 @@ class Job:
           all languages; a pair that is left out has none.
         """
         facts = self.facts(state.chunk)
-        lengths = np.diff(facts.starts.astype(np.int64))
+        lengths = balance.lengths_of(facts.starts)
         matches = facts.matches.astype(np.int64)
         if len(self.extraction.queries) > 1:
             language = np.where(facts.language == NO_LANGUAGE, 0, facts.language)

@@ -157,9 +157,7 @@ def _yields(facts: Facts, reasons: Reasons) -> dict[str, np.ndarray]:
     }
 
 
-def _samples(
-    job: Job, chunk: Chunk, facts: Facts, reasons: Reasons
-) -> dict[int, list[Sample]]:
+def _samples(job: Job, chunk: Chunk, facts: Facts, reasons: Reasons) -> dict[int, list[Sample]]:
     """Returns the pairs of each code with the least random numbers, which their content gives."""
     numbers = combine(facts.keys, np.uint64(job.seed % (1 << 64)))
     samples = {}
@@ -193,7 +191,7 @@ def limits_of(
     """
     languages = max(1, len(job.extraction.queries))
     parts = [counts[job.offsets[i] : job.offsets[i + 1]] for i in range(len(job.offsets) - 1)]
-    if found or len(parts) < 2 and not job.rules.tail_share:
+    if found or (len(parts) < 2 and not job.rules.tail_share):
         return np.full(languages, found or job.rules.limit, np.int64)
     share = job.rules.tail_share or balance.tail_share(parts[0], job.rules.limit)
     if not 0 < share < 1:

@@ -1,4 +1,4 @@
-"""Images of the pool that are nearly images of test sets, by the descriptor of `metrics.overlap`."""
+"""Images of the pool that are nearly images of test sets, by the descriptor of `overlap`."""
 
 from __future__ import annotations
 

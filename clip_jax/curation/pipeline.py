@@ -22,7 +22,7 @@ from clip_jax.curation.outcome import Outcome, Summary, add_sparse, decide, dens
 from clip_jax.curation.pool import Chunk
 
 
-class _Sum(beam.CombineFn):  # type: ignore[misc]  # Beam is not typed here
+class _Sum(beam.CombineFn):
     """Adds up elements by a function of a list of them."""
 
     def __init__(self, add: Callable[[list[Any]], Any], zero: Any) -> None:
@@ -158,7 +158,7 @@ def _decide(
     _ = once | "write" >> beam.Map(_write, job, list(files), *sides)
 
 
-class _RareWords(beam.PTransform):  # type: ignore[misc]
+class _RareWords(beam.PTransform):
     """Finds the frequent words and pairs of words, and marks the captions with others."""
 
     def __init__(self, job: Job) -> None:
@@ -185,7 +185,7 @@ class _RareWords(beam.PTransform):  # type: ignore[misc]
         return states | "mark" >> beam.Map(job.mark_rare, AsSingleton(path))
 
 
-class _Others(beam.PTransform):  # type: ignore[misc]
+class _Others(beam.PTransform):
     """Finds the images with many texts, or the texts with many images."""
 
     def __init__(self, job: Job, key: str, reason: str, most: int) -> None:

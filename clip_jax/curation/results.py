@@ -1,10 +1,10 @@
 """The folder that a curation writes.
 
-    OUT/selection.json, selection/   which pairs are used, see `data.selection`
-    OUT/curation.json                counts by reason, the settings, random pairs
-    OUT/queries.npz                  the number of pairs of each query, before and after
-    OUT/decisions/                   why each pair is kept or left out, by chunk
-    OUT/facts/                       what was found out about each pair; another run reuses it
+OUT/selection.json, selection/   which pairs are used, see `data.selection`
+OUT/curation.json                counts by reason, the settings, random pairs
+OUT/queries.npz                  the number of pairs of each query, before and after
+OUT/decisions/                   why each pair is kept or left out, by chunk
+OUT/facts/                       what was found out about each pair; another run reuses it
 """
 
 from __future__ import annotations

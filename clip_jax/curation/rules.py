@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -108,6 +109,10 @@ class Rules:
         return MEANINGS.get(reason) or f"{reason} is missing or outside its limits"
 
 
+ALIGN_FIELDS = (
+    *("min_side", "aspect_below", "min_words", "max_words", "frequent"),
+    *("texts_per_image", "images_per_text"),
+)
 # ALIGN's rules (Jia et al. 2021, section 3); tests are compared by `overlaps`.
 ALIGN = Rules(
     min_side=201,
@@ -166,6 +171,26 @@ class ColumnLimits:
     folders: tuple[str, ...] = ()
     limits: tuple[tuple[str, float, float], ...] = ()
 
+    @classmethod
+    def from_rules(cls, folders: tuple[str, ...], rules: Rules) -> ColumnLimits:
+        """Returns the limits of rules; a share becomes the value that as many pairs reach.
+
+        Raises:
+          UserError: no folder has a column, or a share is not between 0 and 1.
+        """
+        if folders and not rules.columns:
+            raise UserError("--annotations needs a limit, such as --least clip_score=0.28")
+        low = dict.fromkeys(rules.columns, -math.inf) | dict(rules.least)
+        high = dict.fromkeys(rules.columns, math.inf) | dict(rules.most)
+        for column, share in rules.top_share:
+            if not 0 < share < 1:
+                raise UserError(f"--top-share {column}={share:g}: a share is between 0 and 1")
+            annotations = open_annotations(folder_of(folders, column))
+            low[column] = max(low[column], value_of_top(annotations, column, share))
+        for column in rules.columns:
+            folder_of(folders, column)
+        return cls(folders, tuple((name, low[name], high[name]) for name in rules.columns))
+
     def mark(self, rules: Rules, chunk: Chunk, reasons: Reasons) -> None:
         """Marks the pairs of a chunk whose columns are missing or outside their limits.
 
@@ -176,6 +201,20 @@ class ColumnLimits:
             values = column_values(self.folders, column, chunk)
             code = rules.code(column if column in rules.reasons else f"column {column}")
             mark(reasons, ~((values >= low) & (values <= high)), code)
+
+
+def value_of_top(annotations: Annotations, column: str, share: float) -> float:
+    """Returns the value that a share of all pairs with a value reach.
+
+    The values of all files are in memory at once, 4 bytes each.
+    """
+    parts = [annotations.of_file(n)[column] for n in range(len(annotations.files))]
+    values = np.concatenate(parts)
+    values = values[~np.isnan(values)]
+    count = round(share * len(values))
+    if not count:
+        raise UserError(f"{annotations.folder}: no pair is in the top {share:g} of {column}")
+    return float(np.partition(values, len(values) - count)[len(values) - count])
 
 
 def column_values(folders: tuple[str, ...], column: str, chunk: Chunk) -> np.ndarray:

@@ -32,9 +32,7 @@ class _Joined:
                 yield part.id, (reason, own)
 
 
-def with_many_others(
-    rows: Iterable[Rows], reason: str, most: int
-) -> Iterator[tuple[Id, Marks]]:
+def with_many_others(rows: Iterable[Rows], reason: str, most: int) -> Iterator[tuple[Id, Marks]]:
     """Yields the pairs whose key has more than `most` distinct values of the other hash.
 
     So images with many texts are found, and texts with many images.

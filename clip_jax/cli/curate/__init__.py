@@ -16,6 +16,9 @@ COMMANDS: dict[str, tuple[str, str]] = {}
 def run(argv: Sequence[str]) -> int:
     """Runs the sub-command that the first argument names, or else the pipeline."""
     name, *rest = argv or ["--help"]
-    module = COMMANDS[name][0] if name in COMMANDS else "pipeline"
-    command: Callable[[Sequence[str]], int] = import_module(f"{__name__}.{module}").run
-    return command(rest if name in COMMANDS else argv)
+    if name not in COMMANDS:
+        from clip_jax.cli.curate import pipeline
+
+        return pipeline.run(argv or ["--help"], COMMANDS)
+    command: Callable[[Sequence[str]], int] = import_module(f"{__name__}.{COMMANDS[name][0]}").run
+    return command(rest)

@@ -1,0 +1,152 @@
+"""Runs a curation with Beam, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from clip_jax.curation import pool as pool_lib
+from clip_jax.curation.job import Job
+from clip_jax.errors import UserError
+from clip_jax.io import remote
+
+LOCAL = "DirectRunner"
+_EVERY = 2.0  # seconds between two lines of progress
+_FAULT = re.compile(r"clip_jax\.[\w.]*(?:UserError|PairError): (.*?)(?: \[while running|\n|$)")
+
+
+def require_beam() -> None:
+    """Checks that Apache Beam is installed.
+
+    Raises:
+      UserError: it is not.
+    """
+    try:
+        import apache_beam  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"curation runs on Apache Beam, which is not installed ({error}): "
+            "pip install 'clip_jax[curate]'"
+        ) from None
+
+
+def run(
+    job: Job,
+    files: Sequence[str],
+    *,
+    workers: int = 0,
+    runner: str = LOCAL,
+    flags: Sequence[str] = (),
+) -> None:
+    """Runs a curation to its end; what an earlier run found out is reused.
+
+    Args:
+      job: the curation.
+      files: the files of the pool.
+      workers: the number of processes on this machine; 0: one for each core.
+      runner: the name of Beam's runner.
+      flags: further flags for Beam, such as those of another runner.
+
+    Raises:
+      UserError: the flags are wrong, or a worker found a mistake of the user.
+    """
+    require_beam()
+    # Beam tells of optional packages that are missing, and its workers of each connection
+    logging.getLogger().setLevel(logging.ERROR)
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from clip_jax.curation import pipeline as graph
+
+    options = [f"--runner={runner}", *flags]
+    workers = workers or len(os.sched_getaffinity(0))
+    if runner == LOCAL and workers > 1:
+        options += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+    try:
+        parsed = PipelineOptions(options)
+        with _progress(job), _one_line():
+            pipeline = beam.Pipeline(options=parsed)
+            graph.build(pipeline, job, files)
+            pipeline.run().wait_until_finish()
+    except SystemExit:  # argparse has printed what is wrong
+        raise UserError(f"Beam does not take the flags {' '.join(options)}") from None
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Turns a worker's UserError, which Beam returns as the text of a traceback, into one."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if found := _FAULT.findall(str(error)):
+            raise UserError(found[-1].strip()) from None
+        raise
+
+
+@contextlib.contextmanager
+def _progress(job: Job) -> Iterator[None]:
+    """Prints how many pairs were read, from the facts that workers write."""
+    folder = Path(job.out) / "facts"
+    if remote.is_remote(job.out):
+        yield
+        return
+    done, began = threading.Event(), time.perf_counter()
+    before = _facts(folder)
+
+    def report() -> None:
+        shown = 0
+        while not done.wait(_EVERY):
+            chunks = _facts(folder) - before
+            if chunks != shown:
+                shown, pairs = chunks, chunks * job.chunk
+                rate = pairs / (time.perf_counter() - began)
+                line = f"read about {pairs:,} pairs, {rate:,.0f} a second"
+                print(line, file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _facts(folder: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
+def check(job: Job, files: Sequence[str]) -> None:
+    """Finds mistakes of the user before any worker starts: by the first file that can be opened.
+
+    Raises:
+      UserError: no file can be opened, no pair of the first gives a caption, annotations are
+        missing or of other files, or a list of queries cannot be read.
+    """
+    from clip_jax.curation import facts, rules
+
+    for _, path in job.extraction.queries:
+        facts.query_table(path)
+    for column, _, _ in job.columns.limits:
+        folder = rules.folder_of(job.columns.folders, column)
+        for file in files:
+            rules.open_annotations(folder).entry(file)
+    first_error: UserError | None = None
+    for file in files[:8]:
+        try:
+            pool_lib.chunks(job.pool, 0, file)
+            facts.check_captions(job.pool.open(file), job.extraction.captions)
+            return
+        except UserError as error:
+            first_error = first_error or error
+    assert first_error
+    raise first_error
