@@ -20,6 +20,7 @@ from clip_jax.curation.balance import MAX_COUNT
 from clip_jax.curation.job import BINS, Job, Sparse, State, write_frequent
 from clip_jax.curation.outcome import Outcome, Summary, add_sparse, decide, dense, limits_of
 from clip_jax.curation.pool import Chunk
+from clip_jax.io.files import JsonObject
 
 
 class _Sum(beam.CombineFn):
@@ -88,21 +89,21 @@ def build(pipeline: beam.Pipeline, job: Job, files: Sequence[str]) -> None:
         states |= "rare words" >> _RareWords(job)
     marks = []
     if rules.texts_per_image:
-        many = ("image", "many_texts", rules.texts_per_image)
-        marks.append(states | "texts per image" >> _Others(job, *many))
+        rows = states | "by image" >> _Rows(job, "image")
+        many = ("many_texts", rules.texts_per_image)
+        marks.append(rows | "many texts" >> beam.FlatMap(whole_pool.with_many_others, *many))
     if rules.images_per_text:
-        shared = ("text", "shared_text", rules.images_per_text)
-        marks.append(states | "images per text" >> _Others(job, *shared))
+        rows = states | "by text" >> _Rows(job, "text")
+        shared = ("shared_text", rules.images_per_text)
+        marks.append(rows | "shared text" >> beam.FlatMap(whole_pool.with_many_others, *shared))
     states = _with_marks(job, states, marks, "words of all") | beam.Map(job.examine_further)
     if rules.duplicates:
-        same = states | "same" >> beam.FlatMap(job.rows, f"same_{rules.duplicates}")
-        grouped = same | "by same" >> beam.GroupByKey()
-        found = grouped | "repeated" >> beam.FlatMapTuple(_repeated)
+        rows = states | "same" >> _Rows(job, f"same_{rules.duplicates}")
+        found = rows | "repeated" >> beam.FlatMap(whole_pool.repeated, "duplicate")
         states = _with_marks(job, states, [found], "repeated")
     if rules.near >= 0:
-        alike = states | "near" >> beam.FlatMap(job.rows, "near")
-        grouped = alike | "by band" >> beam.GroupByKey()
-        found = grouped | "near ones" >> beam.FlatMapTuple(_near, rules.near)
+        rows = states | "near" >> _Rows(job, "near")
+        found = rows | "near ones" >> beam.FlatMap(whole_pool.near, "near_duplicate", rules.near)
         states = _with_marks(job, states, [found], "near")
     states |= "match" >> beam.Map(job.mark_unmatched)
     _decide(pipeline, job, files, states, broken)
@@ -152,7 +153,8 @@ def _decide(
         outcomes
         | "by file" >> beam.Map(lambda outcome: (outcome.chunk.file, outcome))
         | "files of outcomes" >> beam.GroupByKey()
-        | "write files" >> beam.MapTuple(lambda _, of_file: results.write_file(job, of_file))
+        | "outcomes of files" >> beam.Values()
+        | "write files" >> beam.Map(_write_file, job)
     )
     sides = (AsSingleton(summary), counts, limits, AsList(entries), AsList(broken))
     _ = once | "write" >> beam.Map(_write, job, list(files), *sides)
@@ -171,7 +173,8 @@ class _RareWords(beam.PTransform):
             states
             | "words" >> beam.FlatMap(job.ngrams)
             | "by word" >> beam.GroupByKey()
-            | "sum words" >> beam.MapTuple(lambda _, counted: add_sparse(counted))
+            | "counted words" >> beam.Values()
+            | "sum words" >> beam.Map(add_sparse)
         )
         least = AsSingleton(
             parts
@@ -185,16 +188,16 @@ class _RareWords(beam.PTransform):
         return states | "mark" >> beam.Map(job.mark_rare, AsSingleton(path))
 
 
-class _Others(beam.PTransform):
-    """Finds the images with many texts, or the texts with many images."""
+class _Rows(beam.PTransform):
+    """Groups pairs by hashes: each element is the rows of one partition."""
 
-    def __init__(self, job: Job, key: str, reason: str, most: int) -> None:
+    def __init__(self, job: Job, key: str) -> None:
         super().__init__()
-        self.job, self.key, self.reason, self.most = job, key, reason, most
+        self.job, self.key = job, key
 
     def expand(self, states: PCollection) -> PCollection:
-        rows = states | beam.FlatMap(self.job.rows, self.key) | beam.GroupByKey()
-        return rows | "many" >> beam.FlatMapTuple(_many, self.reason, self.most)
+        rows = states | beam.FlatMap(self.job.rows, self.key)
+        return rows | beam.GroupByKey() | beam.Values()
 
 
 def _with_marks(
@@ -206,24 +209,16 @@ def _with_marks(
     found = tuple(marks) | f"{label}: all" >> beam.Flatten()
     keyed = states | f"{label}: by chunk" >> beam.Map(lambda state: (state.id, state))
     joined = {"states": keyed, "marks": found} | f"{label}: join" >> beam.CoGroupByKey()
-    return joined | f"{label}: mark" >> beam.MapTuple(_mark_joined, job)
+    return (
+        joined
+        | f"{label}: joined" >> beam.Values()
+        | f"{label}: mark" >> beam.Map(_mark_joined, job)
+    )
 
 
-def _mark_joined(_: object, joined: Mapping[str, Iterable[Any]], job: Job) -> State:
+def _mark_joined(joined: Mapping[str, Iterable[Any]], job: Job) -> State:
     (state,) = joined["states"]
     return job.with_marks(state, list(joined["marks"]))
-
-
-def _repeated(_: object, rows: Iterable[Any]) -> Iterable[Any]:
-    return whole_pool.repeated(rows, "duplicate")
-
-
-def _near(_: object, rows: Iterable[Any], radius: int) -> Iterable[Any]:
-    return whole_pool.near(rows, "near_duplicate", radius)
-
-
-def _many(_: object, rows: Iterable[Any], reason: str, most: int) -> Iterable[Any]:
-    return whole_pool.with_many_others(rows, reason, most)
 
 
 def _histogram(counted: Sparse) -> dict[int, int]:
@@ -258,6 +253,10 @@ def _limits(_: None, job: Job, counts: np.ndarray, found: int) -> np.ndarray:
 
 def _decide_chunk(state: State, job: Job, counts: np.ndarray, limits: np.ndarray) -> Outcome:
     return decide(job, state, counts, limits)
+
+
+def _write_file(outcomes: Iterable[Outcome], job: Job) -> tuple[int, JsonObject]:
+    return results.write_file(job, outcomes)
 
 
 def _write(_: None, job: Job, files: Sequence[str], *sides: Any) -> None:

@@ -117,7 +117,7 @@ def _add_rule_flags(p: argparse.ArgumentParser) -> None:
         type=_share,
         default=THRESHOLD,
         metavar="S",
-        help=f"the similarity from which an image is nearly one of a test set (default: {THRESHOLD})",
+        help=f"the least similarity of images that are nearly the same (default: {THRESHOLD})",
     )
     group.add_argument(
         "--duplicates",
