@@ -85,7 +85,7 @@ class Data(Group):
         {},
         "several sources in place of train: name → data, and weight (its share of the rows) or "
         "epochs (passes over it in an epoch of the mixture), and its own source, captions, "
-        "caption_weights, image, root, filter",
+        "caption_weights, image, root, selection, filter",
         user_named=True,
     )
     image: str = key(
@@ -131,6 +131,10 @@ class Data(Group):
         "",
         "the field of a pair that tells its class, for loss.multi_positive (empty: pairs of one "
         "image belong together) and the objective classification (empty: label)",
+    )
+    selection: str = key(
+        "",
+        "a folder that `python -m clip_jax curate` wrote: only the pairs that it selects are used",
     )
     filter: Filter = group(Filter)
     token_dropout: float = key(

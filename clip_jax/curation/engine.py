@@ -19,15 +19,18 @@ from clip_jax.io import remote
 
 LOCAL = "DirectRunner"
 _EVERY = 2.0  # seconds between two lines of progress
+_COUNT = re.compile(r"[0-9a-f]{32}-([0-9]+)\.npz")  # the name of a file of facts
 _FAULT = re.compile(r"clip_jax\.[\w.]*(?:UserError|PairError): (.*?)(?: \[while running|\n|$)")
 
 
 def require_beam() -> None:
-    """Checks that Apache Beam is installed.
+    """Checks that Apache Beam is installed, and silences its notes.
 
     Raises:
       UserError: it is not.
     """
+    # Beam tells of optional packages that are missing, and its workers of each connection
+    logging.getLogger().setLevel(logging.ERROR)
     try:
         import apache_beam  # noqa: F401
     except ImportError as error:
@@ -58,14 +61,12 @@ def run(
       UserError: the flags are wrong, or a worker found a mistake of the user.
     """
     require_beam()
-    # Beam tells of optional packages that are missing, and its workers of each connection
-    logging.getLogger().setLevel(logging.ERROR)
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
     from clip_jax.curation import pipeline as graph
 
-    options = [f"--runner={runner}", *flags]
+    options = [f"--runner={runner}", "--default_sdk_harness_log_level=ERROR", *flags]
     workers = workers or len(os.sched_getaffinity(0))
     if runner == LOCAL and workers > 1:
         options += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
@@ -100,17 +101,15 @@ def _progress(job: Job) -> Iterator[None]:
         yield
         return
     done, began = threading.Event(), time.perf_counter()
-    before = _facts(folder)
+    before = _pairs(folder)
 
     def report() -> None:
         shown = 0
         while not done.wait(_EVERY):
-            chunks = _facts(folder) - before
-            if chunks != shown:
-                shown, pairs = chunks, chunks * job.chunk
-                rate = pairs / (time.perf_counter() - began)
-                line = f"read about {pairs:,} pairs, {rate:,.0f} a second"
-                print(line, file=sys.stderr, flush=True)
+            pairs = _pairs(folder) - before
+            if pairs != shown:
+                shown, rate = pairs, pairs / (time.perf_counter() - began)
+                print(f"read {pairs:,} pairs, {rate:,.0f} a second", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=report, daemon=True)
     thread.start()
@@ -121,8 +120,10 @@ def _progress(job: Job) -> Iterator[None]:
         thread.join()
 
 
-def _facts(folder: Path) -> int:
-    return sum(len(names) for _, _, names in os.walk(folder))
+def _pairs(folder: Path) -> int:
+    """Returns the number of pairs whose facts are in a folder, by the names of the files."""
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    return sum(int(found[1]) for name in names if (found := _COUNT.fullmatch(name)))
 
 
 def check(job: Job, files: Sequence[str]) -> None:

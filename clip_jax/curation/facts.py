@@ -147,10 +147,13 @@ class Facts:
 
 
 def path_of(folder: str, chunk: Chunk, digest: str) -> str:
-    """Returns the path of the facts of a chunk; other data or another extraction has another."""
+    """Returns the path of the facts of a chunk; other data or another extraction has another.
+
+    It ends in the number of pairs, which the progress of a run counts.
+    """
     state = json.dumps([chunk.fingerprint, chunk.start, chunk.stop, digest])
     name = hashlib.sha256(state.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return storage.join(folder, f"facts/{name[:2]}/{name}.npz")
+    return storage.join(folder, f"facts/{name[:2]}/{name}-{len(chunk)}.npz")
 
 
 def caption_of(templates: Sequence[str], fields: Fields, name: str) -> str:

@@ -17,6 +17,7 @@ from clip_jax.data import captions, mixture_config
 from clip_jax.data.example import PairError, only_pair_errors
 from clip_jax.data.filters import Selected
 from clip_jax.data.mixture_config import Entry
+from clip_jax.data.selection import SelectedPairs, Selection
 from clip_jax.data.sources import Source, SourceOptions, open_source, read_pair
 from clip_jax.errors import UserError
 from clip_jax.io import remote
@@ -166,9 +167,14 @@ def _open_part(
         *(entry.image, entry.root, data["index"], data["max_bad_fraction"]),
         *(entry.table_options, entry.columns),
     )
-    source = open_source(entry.data, options, kind=entry.source, key=entry.key)
+    source: Source = open_source(entry.data, options, kind=entry.source, key=entry.key)
     for line in source.opening_report().lines(remote.redact(entry.data)) if report else ():
         say(line)
+    if entry.selection:
+        source = SelectedPairs(source, Selection.open(entry.selection))
+        if report:
+            share = len(source) / (len(source) + source.left_out)
+            say(f"{entry.selection} selects {len(source):,} pairs ({share:.1%})")
     if entry.filter:
         source = Selected(
             source,

@@ -16,7 +16,10 @@ from clip_jax.errors import UserError
 
 # keys of `config.data` that an entry of a mixture may override
 _TABLE = ("separator", "quoting", "encoding")
-_KEYS = ("source", "image", "root", *_TABLE, "captions", "caption_weights", "label", "filter")
+_KEYS = (
+    *("source", "image", "root", *_TABLE),
+    *("captions", "caption_weights", "label", "selection", "filter"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +46,11 @@ class Entry:
     captions: tuple[str, ...] = ("{caption}",)
     caption_weights: tuple[float, ...] = ()
     label: str = ""
+    selection: str = ""
     filter: Filter = dataclasses.field(default_factory=Filter)
 
     def __post_init__(self) -> None:
-        for name in ("data", "source", "image", "root", "label", *_TABLE):
+        for name in ("data", "source", "image", "root", "label", "selection", *_TABLE):
             if not isinstance(value := getattr(self, name), str):
                 raise UserError(f"{self.key}.{name}={value!r} must be text")
         if self.source:
