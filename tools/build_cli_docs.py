@@ -16,6 +16,7 @@ from unittest import mock
 
 from clip_jax import __main__ as command_line
 from clip_jax import main
+from clip_jax.cli import curate
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 INTRODUCTION = """\
@@ -41,18 +42,18 @@ class HelpRequestedError(Exception):
         self.parser = parser
 
 
-def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of a command: the one that prints the help."""
+def parser_of(*command: str) -> argparse.ArgumentParser:
+    """The parser of a command or of its sub-command: the one that prints the help."""
 
     def print_help(self: argparse.ArgumentParser, file: object = None) -> None:
         raise HelpRequestedError(self)
 
     try:
         with mock.patch.object(argparse.ArgumentParser, "print_help", print_help):
-            command_line.run([command, "--help"])
+            command_line.run([*command, "--help"])
     except HelpRequestedError as request:
         return request.parser
-    raise AssertionError(f"{command} --help prints no help")
+    raise AssertionError(f"{' '.join(command)} --help prints no help")
 
 
 def cell(text: str) -> str:
@@ -111,6 +112,9 @@ def page() -> str:
         with contextlib.redirect_stdout(None):
             parser = main.make_parser() if module == "main" else parser_of(names[0])
         lines += section(", ".join(names), parser)
+        if names == ["curate"]:
+            for name in curate.COMMANDS:
+                lines += section(f"curate {name}", parser_of("curate", name))
     return "\n".join(lines)
 
 

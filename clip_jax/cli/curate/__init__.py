@@ -10,7 +10,9 @@ from importlib import import_module
 
 # The sub-commands: the module whose `run` is the command, and one line of help. Without the name of
 # one, `curate` is the pipeline.
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "queries": ("queries", "build the list of queries that pairs are matched with"),
+}
 
 
 def run(argv: Sequence[str]) -> int:
