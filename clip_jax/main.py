@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clip_jax.cli.allocator import tune_allocator
-from clip_jax.cli.common import CommandParser, integer_from, run_and_exit, split_overrides
+from clip_jax.cli.common import (
+    CommandParser,
+    add_multihost_flags,
+    run_and_exit,
+    split_overrides,
+)
 from clip_jax.distributed import cluster_env, multihost
 from clip_jax.errors import UserError
 
@@ -84,7 +89,7 @@ def make_parser(mode: str = "") -> argparse.ArgumentParser:
         help="train in a --workdir that another run is using: that run stops",
     )
     _add_plan_flags(parser.add_argument_group(f"{_GROUP_TITLE}plan"))
-    _add_multihost_flags(parser.add_argument_group(_HOSTS))
+    add_multihost_flags(parser.add_argument_group(_HOSTS))
     add("--help", "-h", action="store_true", help="show this text and the keys of the config; with "
         "--mode, what that mode reads")  # fmt: skip
     if mode:
@@ -145,31 +150,6 @@ def _add_plan_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--dump", metavar="FOLDER", help="keep the output of the compiler for the step"
-    )
-
-
-def _add_multihost_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0")
-    group.add_argument(
-        "--processes", metavar="N", type=integer_from(1), help="the number of processes"
-    )
-    group.add_argument(
-        "--process", metavar="I", type=integer_from(0), help="the index of this process, from 0"
-    )
-    group.add_argument(
-        "--connect-timeout",
-        metavar="SECONDS",
-        type=integer_from(1),
-        default=multihost.CONNECT_TIMEOUT,
-        help="seconds to wait for all processes to connect (default: %(default)g)",
-    )
-    group.add_argument(
-        "--heartbeat-timeout",
-        metavar="SECONDS",
-        type=integer_from(1),
-        default=multihost.HEARTBEAT_TIMEOUT,
-        help="seconds without a heartbeat after which a process counts as dead "
-        "(default: %(default)g)",
     )
 
 

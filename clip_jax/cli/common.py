@@ -36,6 +36,32 @@ def integer_from(minimum: int) -> Callable[[str], int]:
     return integer
 
 
+def add_multihost_flags(group: argparse._ArgumentGroup) -> None:
+    """Adds the flags that tell a process its place among others."""
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0")
+    group.add_argument(
+        "--processes", metavar="N", type=integer_from(1), help="the number of processes"
+    )
+    group.add_argument(
+        "--process", metavar="I", type=integer_from(0), help="the index of this process, from 0"
+    )
+    group.add_argument(
+        "--connect-timeout",
+        metavar="SECONDS",
+        type=integer_from(1),
+        default=multihost.CONNECT_TIMEOUT,
+        help="seconds to wait for all processes to connect (default: %(default)g)",
+    )
+    group.add_argument(
+        "--heartbeat-timeout",
+        metavar="SECONDS",
+        type=integer_from(1),
+        default=multihost.HEARTBEAT_TIMEOUT,
+        help="seconds without a heartbeat after which a process counts as dead "
+        "(default: %(default)g)",
+    )
+
+
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits a command line into its flags and its config overrides.
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MANIFEST, JOB = "annotations.json", "job.json"
+KEY = b"clip_jax"  # in the metadata of a Parquet file: what it says of itself
 COLUMN = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,99}"
 )  # the name of one: a flag takes NAME=VALUE
@@ -44,7 +45,6 @@ _TABLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}\.parquet")
 _MAX_JSON = 1 << 28  # bytes: a million files
 _MAX_PAIRS = 1 << 28  # of a file
 _ROWS = 1 << 16  # of a batch
-_KEY = b"clip_jax"  # of what a table says of itself
 
 Values = Float[np.ndarray, " pairs"]
 
@@ -281,8 +281,11 @@ class AnnotationWriter:
         facts = {"data": self.data, "columns": self.columns, "settings": self._settings}
         before: JsonObject = {"version": VERSION, "tables": {}, **facts}
         if path.exists():
-            before = read_json(path, _MAX_JSON, "annotation folder")
-            self._check_settings(before)
+            found = read_json(path, _MAX_JSON, "annotation folder")
+            tables = self._check_job(found)
+            if any((self.folder / name).exists() for name in tables.values()):
+                self._check_settings(found)
+                before = found
         elif (self.folder / MANIFEST).exists():
             raise UserError(
                 f"{self.folder} holds annotations by another program: give another {self._hint}"
@@ -293,15 +296,20 @@ class AnnotationWriter:
         write_json(path, {"version": VERSION, **facts, "tables": tables})
         return {file: tables[file] for file in self.files}
 
-    def _check_settings(self, before: JsonObject) -> None:
-        """Raises UserError if the folder was written with other settings."""
-        old, tables = before.get("settings"), before.get("tables")
-        is_job = before.get("version") == VERSION and isinstance(old, dict)
-        named = isinstance(tables, dict) and all(_TABLE.fullmatch(str(x)) for x in tables.values())
-        if not (is_job and named):
+    def _check_job(self, found: JsonObject) -> dict[str, str]:
+        """Returns the tables that a job file names; raises UserError if it is of another kind."""
+        tables = found.get("tables")
+        is_job = found.get("version") == VERSION and isinstance(found.get("settings"), dict)
+        if not is_job or not isinstance(tables, dict):
             raise UserError(f"{self.folder / JOB} is of another program: give another {self._hint}")
-        now = {"data": self.data, "columns": self.columns, **self._settings}
-        then = {"data": before.get("data"), "columns": before.get("columns"), **(old or {})}
+        if not all(_TABLE.fullmatch(str(name)) for name in tables.values()):
+            raise UserError(f"{self.folder / JOB} names no tables: give another {self._hint}")
+        return {str(file): str(name) for file, name in tables.items()}
+
+    def _check_settings(self, found: JsonObject) -> None:
+        """Raises UserError if the folder has tables that were written with other settings."""
+        now = {"data": self.data, **self._settings, "columns": self.columns}
+        then = {"data": found.get("data"), **found["settings"], "columns": found.get("columns")}
         for key in (*now, *then):
             if now.get(key) != then.get(key):
                 raise UserError(
@@ -340,7 +348,7 @@ class AnnotationWriter:
         path = self.folder / self._tables[file]
         try:
             metadata = pa.parquet.read_metadata(path)
-            facts = json.loads(metadata.metadata[_KEY])
+            facts = json.loads(metadata.metadata[KEY])
             if facts["digest"] != self._digest or facts["file"] != file:
                 return None
             return AnnotatedFile(file, metadata.num_rows, str(facts["fingerprint"]), path.name)
@@ -383,7 +391,7 @@ def write_table(path: Path, table: pa.Table, about: Mapping[str, str]) -> None:
     """
     import pyarrow.parquet
 
-    table = table.replace_schema_metadata({_KEY: json.dumps(dict(about))})
+    table = table.replace_schema_metadata({KEY: json.dumps(dict(about))})
     with atomic_write(path) as file:
         pyarrow.parquet.write_table(table, file, compression="zstd")
 

@@ -63,6 +63,9 @@ class Encoder:
       batch_size: rows that each device encodes at a time.
       pad_id: the id of the tokenizer's padding, if the text tower ignores padding; columns that
         contain only padding are then left out.
+
+    Attributes:
+      rows: the number of rows that all devices encode at a time.
     """
 
     def __init__(
@@ -76,8 +79,8 @@ class Encoder:
         self.mesh = mesh
         self.graph, self._variables = graph, variables
         self._pad_id = pad_id
-        self._rows = batch_size * sharding.batch_shards(mesh)
-        self._process_rows = global_batch.process_rows(mesh, self._rows)
+        self.rows = batch_size * sharding.batch_shards(mesh)
+        self._process_rows = global_batch.process_rows(mesh, self.rows)
         self._programs = {name: programs.compiled(graph, name, mesh) for name in programs.PROGRAMS}
 
     def fingerprint(self) -> str:
@@ -151,8 +154,8 @@ class Encoder:
 
         The row count is that of the whole batch. The last batch is padded with its last row.
         """
-        for first in range(0, total, self._rows):
-            yield np.minimum(first + self._process_rows, total - 1), min(self._rows, total - first)
+        for first in range(0, total, self.rows):
+            yield np.minimum(first + self._process_rows, total - 1), min(self.rows, total - first)
 
     def _images(
         self, source: Source, preprocess: Preprocess, threads: int

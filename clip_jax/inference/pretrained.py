@@ -121,7 +121,7 @@ def _load(
     """Loads a model as `load` does, and returns where it comes from before it."""
     use_compilation_cache()
     _check_options(dtype, params, image_size, context_length, activation)
-    source = _open_source(model, weights, activation, library, ema)
+    source = find_model_source(model, weights, activation, library, ema)
     if adapters is not None:
         source = adapters_lib.adapted(source, adapters)
     for remark in source.remarks:
@@ -148,14 +148,18 @@ def _load_tokenizer(source: ModelSource, chosen: str | None, context_length: int
     return tokenizers.load(name, context_length, trusted=chosen is not None)
 
 
-def _open_source(
+def find_model_source(
     model: str | Path,
-    weights: str | Path | None,
-    activation: str | None,
-    library: Library | None,
-    ema: bool,
+    weights: str | Path | None = None,
+    activation: str | None = None,
+    library: Library | None = None,
+    ema: bool = False,
 ) -> ModelSource:
-    """Opens the run or the weights that the arguments of `load` name."""
+    """Opens the run or the weights that the arguments of `load` name; its parameters are not read.
+
+    Raises:
+      UserError: as for `load`.
+    """
     path = _local("model", model)
     if weights is not None:
         architectures.find_architecture(str(model))  # a wrong name is reported before a wrong file

@@ -92,6 +92,9 @@ def test_more_files_take_new_tables(tmp_path: Path) -> None:
 )
 def test_other_settings_are_refused(tmp_path: Path, change: dict[str, Any], line: str) -> None:
     writer(tmp_path)
+    writer(tmp_path, **change)  # nothing is written yet
+    job = writer(tmp_path)
+    job.write(FILES[0], "print", VALUES[FILES[0]])
     with pytest.raises(UserError) as error:
         writer(tmp_path, **change)
     assert line in str(error.value)

@@ -12,6 +12,7 @@ from importlib import import_module
 # one, `curate` is the pipeline.
 COMMANDS: dict[str, tuple[str, str]] = {
     "queries": ("queries", "build the list of queries that pairs are matched with"),
+    "score": ("score", "write the CLIP score of every pair, by any model"),
 }
 
 

@@ -1,0 +1,120 @@
+"""Tables of image features beside the tables of an annotation folder: `features/00000.parquet`.
+
+The column `image_features` is a list of fixed length of float16, unit-norm, one row per pair in
+order. The features of an image that cannot be read are NaN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Float16
+
+from clip_jax.curation.annotations import KEY, require_pyarrow
+from clip_jax.errors import UserError
+from clip_jax.io.files import atomic_write
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FOLDER, COLUMN = "features", "image_features"
+_MAX_WIDTH = 1 << 16
+_ROWS = 1 << 12  # of a batch that is read
+
+Rows = Float16[np.ndarray, "rows width"]
+
+
+@contextlib.contextmanager
+def writing(
+    path: Path, width: int, about: Mapping[str, str]
+) -> Iterator[Callable[[Float[np.ndarray, "rows width"]], None]]:
+    """Opens a table that is written in parts, whole or not at all.
+
+    Args:
+      path: the file.
+      width: the number of features of an image.
+      about: what the file says of itself, in its metadata.
+
+    Yields:
+      A function that writes the next rows.
+    """
+    require_pyarrow("a table of features")
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    field = pa.field(COLUMN, pa.list_(pa.float16(), width))
+    schema = pa.schema([field], {KEY: json.dumps(dict(about))})
+    with (
+        atomic_write(path) as file,
+        pyarrow.parquet.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            use_dictionary=False,
+            column_encoding={f"{COLUMN}.list.element": "BYTE_STREAM_SPLIT"},
+        ) as table,
+    ):
+
+        def write(rows: Float[np.ndarray, "rows width"]) -> None:
+            values = pa.array(rows.astype(np.float16).ravel())
+            lists = pa.FixedSizeListArray.from_arrays(values, width)
+            table.write_batch(pa.record_batch([lists], schema=schema))
+
+        yield write
+
+
+def read(path: Path, pairs: int, width: int = 0) -> Iterator[Rows]:
+    """Yields the rows of a table in batches.
+
+    Args:
+      path: the file.
+      pairs: the number of rows that it must have.
+      width: the number of features of an image; 0: any.
+
+    Raises:
+      UserError: the table is damaged, or of another form.
+    """
+    require_pyarrow(str(path))
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    again = "score again with --features"
+    try:
+        with pa.OSFile(str(path)) as opened:
+            file = pa.parquet.ParquetFile(opened, buffer_size=1 << 20)
+            found = _width(file.schema_arrow)
+            if not found or (width and found != width):
+                raise UserError(
+                    f"{path}: column {COLUMN!r} must be a list of {width or 'a fixed number of'} "
+                    f"float16: {again}"
+                )
+            done = 0
+            for batch in file.iter_batches(_ROWS, columns=[COLUMN]):
+                done += len(batch)
+                if done > pairs or batch.column(0).null_count:
+                    break
+                yield batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, found)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{path} cannot be read ({reason}): {again}") from None
+    if done != pairs:
+        raise UserError(f"{path} has not one row for each of {pairs:,} pairs: {again}")
+
+
+def _width(schema: pa.Schema) -> int:
+    """Returns the number of features of an image; 0 where the schema is another."""
+    import pyarrow as pa
+
+    number = schema.get_field_index(COLUMN)
+    if number < 0:
+        return 0
+    kind = schema.field(number).type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float16():
+        return 0
+    size = int(kind.list_size)
+    return size if size <= _MAX_WIDTH else 0
