@@ -156,27 +156,6 @@ def path_of(folder: str, chunk: Chunk, digest: str) -> str:
     return storage.join(folder, f"facts/{name[:2]}/{name}-{len(chunk)}.npz")
 
 
-def caption_of(templates: Sequence[str], fields: Fields, name: str) -> str:
-    """Returns the caption from the first template that a pair fills, without blanks around it.
-
-    Raises:
-      PairError: none is filled, or the caption is empty or too long.
-    """
-    # `sample` draws among several templates; of one there is nothing to draw
-    error: PairError | None = None
-    for template in templates:
-        try:
-            with only_pair_errors("caption", name):
-                caption = captions.fill(template, fields, name).strip()
-                if caption and len(caption) <= captions.MAX_LENGTH:
-                    return caption
-                raise PairError("caption", f"{name}: its caption is empty or too long")
-        except PairError as first:
-            error = error or first
-    assert error, "no templates"
-    raise error
-
-
 class Extractor:
     """Finds the facts of chunks.
 
@@ -210,7 +189,7 @@ class Extractor:
                     content, fields, name = read_pair(source, chunk.start + i)
                 else:
                     fields, name = read_text(source, chunk.start + i)
-                texts[i] = caption_of(self.extraction.captions, fields, name)
+                texts[i] = captions.filled(self.extraction.captions, fields, name)[0]
                 self._describe(arrays, i, fields, name)
                 if self.needs_images:
                     self._look_at(arrays, descriptors, i, content, name)
@@ -324,7 +303,7 @@ def check_captions(source: Source, templates: Sequence[str]) -> None:
     for i in range(min(len(source), _CHECKED)):
         try:
             fields, name = read_text(source, i)
-            caption_of(templates, fields, name)
+            captions.filled(templates, fields, name)
             return
         except PairError as first:
             error = error or first

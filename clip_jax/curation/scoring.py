@@ -26,38 +26,6 @@ from clip_jax.tokenizers import Tokenizer
 CHUNK = 1 << 14  # pairs whose pixels are encoded before their captions are
 
 
-def filled_captions(
-    templates: Sequence[str], text: Fields, name: str, *, average: bool
-) -> list[str]:
-    """Returns the captions of a pair: by the first template that it fills, or by all of these.
-
-    Args:
-      templates: caption templates.
-      text: the fields of the pair.
-      name: the name of the pair, for errors.
-      average: whether all templates that the pair fills are used.
-
-    Raises:
-      PairError: the pair fills none; the error is that of the first template.
-    """
-    texts: list[str] = []
-    first_error: PairError | None = None
-    for template in templates:
-        try:
-            caption = captions.fill(template, text, name).strip()
-            if not caption:
-                raise PairError("caption", f"{name}: its caption is empty")
-            texts.append(caption)
-        except PairError as error:
-            first_error = first_error or error
-        if texts and not average:
-            break
-    if not texts:
-        assert first_error, "no templates"
-        raise first_error
-    return texts
-
-
 @dataclasses.dataclass
 class Scores:
     """The scores of consecutive pairs.
@@ -89,8 +57,8 @@ class Scorer:
       encoder: the model on its mesh.
       preprocess: the preprocessing of the model.
       tokenizer: the tokenizer of the model.
-      templates: caption templates, see `filled_captions`.
-      average: whether the features of all captions of a pair are averaged.
+      templates: caption templates; the first that a pair fills gives its caption.
+      average: whether the features of the captions by all templates are averaged in its place.
       heads: linear heads on the features of the image.
       column: the name of the CLIP score.
       threads: the number of threads that decode; 0: one per processor.
@@ -154,7 +122,8 @@ class Scorer:
     def _tokens(self, text: Fields, name: str) -> np.ndarray:
         """Returns the tokens of a pair's captions, int32 [captions, context]."""
         with only_pair_errors("caption", name):
-            texts = filled_captions(self.templates, text, name, average=self.average)
+            most = len(self.templates) if self.average else 1
+            texts = captions.filled(self.templates, text, name, most)
             return self.tokenizer(texts, truncate=True)
 
     def _cosines(

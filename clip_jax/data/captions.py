@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_jax.data.example import Fields, PairError
+from clip_jax.data.example import Fields, PairError, only_pair_errors
 from clip_jax.errors import UserError
 
 _WAYS = ("", "one", "each", "all", "sentence")  # to make text of a field
@@ -183,6 +183,37 @@ def fill(
             )
         parts.append(value)
     return "".join(parts)
+
+
+def filled(templates: Sequence[str], text: Fields, name: str, most: int = 1) -> list[str]:
+    """Returns the captions by the first templates that a pair can fill, without blanks around them.
+
+    Args:
+      templates: caption templates such as `a photo of {name}`.
+      text, name: as for `fill`.
+      most: the largest number of captions.
+
+    Raises:
+      PairError: no template gives a caption, because a field is missing or the caption is empty or
+        longer than a million characters. The error is that of the first template.
+    """
+    texts: list[str] = []
+    first_error: PairError | None = None
+    for template in templates:
+        try:
+            with only_pair_errors("caption", name):
+                caption = fill(template, text, name).strip()
+                if not caption or len(caption) > MAX_LENGTH:
+                    raise PairError("caption", f"{name}: its caption is empty or too long")
+                texts.append(caption)
+        except PairError as error:
+            first_error = first_error or error
+        if len(texts) == most:
+            break
+    if not texts:
+        assert first_error, "no templates"
+        raise first_error
+    return texts
 
 
 def _draw(rng: np.random.Generator, count: int, weights: Sequence[float]) -> int:

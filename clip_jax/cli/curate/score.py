@@ -109,6 +109,7 @@ def _add_reading_flags(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--source", default="", metavar="KIND", help="as config.data.source")
     p.add_argument("--image", default="", metavar="NAME", help="as config.data.image")
+    p.add_argument("--root", default="", metavar="FOLDER", help="as config.data.root")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -137,7 +138,7 @@ def _score(args: argparse.Namespace) -> None:
     require_pyarrow("curate score")
     for template in args.captions:
         captions.fields(template)  # raises for a wrong one
-    pool = Pool(args.data, args.source, SourceOptions(image=args.image))
+    pool = Pool(args.data, args.source, SourceOptions(image=args.image, root=args.root))
     files = pool.files()
     source = _open_model(args)
     scorer = _scorer(args, source)
