@@ -105,7 +105,12 @@ def _report(
     return {
         "version": VERSION,
         "data": job.pool.data,
-        "kind": job.pool.kind,
+        "source": {
+            "kind": job.pool.kind,
+            "image": job.pool.options.image,
+            "root": job.pool.options.root,
+            "addresses": job.pool.options.addresses,
+        },
         "captions": list(job.extraction.captions),
         "seed": job.seed,
         "queries": dict(job.extraction.queries),

@@ -76,7 +76,8 @@ def _add_input_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--no-images",
         action="store_true",
-        help="do not read images: pairs are told apart by the fields sha256, uid or url",
+        help="do not read images, as for a table of web addresses: pairs are told apart by the "
+        "fields sha256, uid or url",
     )
     p.add_argument(
         "--max-bad-fraction",
@@ -252,7 +253,12 @@ def job_of(args: argparse.Namespace) -> tuple[Job, list[str]]:
     pool = Pool(
         args.data,
         args.source,
-        SourceOptions(image=args.image, root=args.root, max_bad_fraction=args.max_bad_fraction),
+        SourceOptions(
+            image=args.image,
+            root=args.root,
+            max_bad_fraction=args.max_bad_fraction,
+            addresses=args.no_images,
+        ),
     )
     extraction = Extraction(
         captions=templates,

@@ -78,6 +78,8 @@ class SourceOptions:
       columns: the table columns that are needed beside the images; None for all.
       classes: whether folder names are classes, as in a test set. Then any name is one.
       tfds_folder: where TensorFlow Datasets prepared its data; empty for TFDS_DATA_DIR.
+      addresses: whether the images of a table may be web addresses. They are then among the text
+        fields, and no image can be read.
     """
 
     image: str = ""
@@ -88,6 +90,7 @@ class SourceOptions:
     columns: frozenset[str] | None = None
     classes: bool = False
     tfds_folder: str = ""
+    addresses: bool = False
 
 
 @runtime_checkable

@@ -45,6 +45,7 @@ class Tables:
             options=options.table,
             needed=options.columns,
             max_bad_fraction=options.max_bad_fraction,
+            addresses=options.addresses,
         )
 
 

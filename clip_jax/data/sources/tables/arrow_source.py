@@ -91,6 +91,7 @@ class ArrowSource(abc.ABC):
       _left: int64, rising: the numbers of the rows left out.
       _is_json: whether a row is the text of a JSON object, in the column `columns.RAW`.
       _caption: the column that `{caption}` reads; empty for none.
+      _has_addresses: whether the column of the images is one of the text fields.
       _report: see `Source.opening_report`.
     """
 
@@ -104,6 +105,7 @@ class ArrowSource(abc.ABC):
     _left: np.ndarray
     _is_json: bool = False
     _caption: str = ""
+    _has_addresses: bool = False
     _report: OpeningReport
 
     @abc.abstractmethod
@@ -180,8 +182,9 @@ class ArrowSource(abc.ABC):
 
     def text(self, i: int) -> tuple[Fields, str]:
         """Returns the other columns of the i-th row and its name, without reading the image."""
-        values, name = self._read_row(i, with_image=False)
-        values.pop(self.image, None)
+        values, name = self._read_row(i, with_image=self._has_addresses)
+        if not self._has_addresses:
+            values.pop(self.image, None)
         return values, name
 
     def __getitem__(self, i: int) -> Pair:

@@ -62,6 +62,7 @@ def table(
     options: TableOptions,
     needed: frozenset[str] | None,
     max_bad_fraction: float,
+    addresses: bool = False,
 ) -> Cached:
     """Returns the rows of files as one table, from the cache if it is there.
 
@@ -73,6 +74,7 @@ def table(
       needed: the columns that are needed beside the images; None for all. If one of them is missing
         in all files, all columns are read, so that a later error can name them.
       max_bad_fraction: the share of rows that may be damaged.
+      addresses: whether the column of the images may hold web addresses.
 
     Raises:
       UserError: a file cannot be read, the columns do not fit, or too many rows are damaged.
@@ -80,13 +82,14 @@ def table(
     """
     state: list[Any] = [remote.identity(paths, remote.states(paths)), image, root, _VERSION]
     state += [dataclasses.astuple(options), None if needed is None else sorted(needed)]
+    state += ["addresses"] if addresses else []
     name = hashlib.sha256(json.dumps(state).encode(errors="surrogateescape")).hexdigest()[:32]
     stream = files.cache_folder("tables") / f"{name}.arrow"
     if cached := _load(stream):
         bad = cached.left_out.get("unreadable", LeftOut(0, ""))
         _check_damaged(bad, int(cached.starts[-1]), max_bad_fraction)
         return cached
-    reader, account = _Reader(paths, image, root, options, needed), Account()
+    reader, account = _Reader(paths, image, root, options, needed, addresses), Account()
     with files.atomic_write(stream) as file:
         starts = reader.write(file, account)
         left_out = account.tally.left_out()
@@ -156,7 +159,9 @@ class _Reader:
         root: str,
         options: TableOptions,
         needed: frozenset[str] | None,
+        addresses: bool,
     ) -> None:
+        self.addresses = addresses
         self.readers = [_open_reader(path, options) for path in paths]
         self.is_json = reading.is_json(paths[0])
         for path in paths:
@@ -177,7 +182,7 @@ class _Reader:
         with _one_line(where):
             if not image:
                 rows = itertools.chain.from_iterable(reader.peek() for reader in self.readers)
-                if column := columns.find_images(rows, where, root):
+                if column := columns.find_images(rows, where, root, self.addresses):
                     return column
                 fault = next((reader.fault for reader in self.readers if reader.fault), "")
                 raise UserError(fault or f"{where} holds no rows")
@@ -186,7 +191,8 @@ class _Reader:
                     f"{where} has no column {quoted(image)!r} (config.data.image): there are "
                     f"{columns.named(self.names)}"
                 )
-            columns.check_addresses(first.peek(), image, where, root)
+            if not self.addresses:
+                columns.check_addresses(first.peek(), image, where, root)
         return image
 
     def write(self, file: BinaryIO, account: Account) -> list[int]:

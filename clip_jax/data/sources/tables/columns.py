@@ -72,7 +72,7 @@ def is_address(value: Any, root: str) -> bool:
     return isinstance(value, str) and remote.is_remote(value) and not value.startswith(f"{root}/")
 
 
-def find_images(rows: Iterable[Fields], where: str, root: str) -> str:
+def find_images(rows: Iterable[Fields], where: str, root: str, addresses: bool = False) -> str:
     """Returns the column whose first values are images or their paths, ignoring nulls.
 
     The result is empty if there are no rows.
@@ -81,6 +81,7 @@ def find_images(rows: Iterable[Fields], where: str, root: str) -> str:
       rows: the rows of the table, read lazily.
       where: the table, for errors.
       root: the folder of the images, see `is_address`.
+      addresses: whether a column of web addresses may be it, if no other is.
 
     Raises:
       UserError: no column holds images, or several do.
@@ -101,6 +102,8 @@ def find_images(rows: Iterable[Fields], where: str, root: str) -> str:
     if len(candidates) == 1 or not names:
         return candidates[0] if candidates else ""
     if not candidates and address:
+        if addresses:
+            return address
         raise _addresses(address, where)
     what = f"{named(candidates)} all look like images" if candidates else "no column holds images"
     raise UserError(f"{where}: {what}, of {named([*names])}: say which by config.data.image")

@@ -26,6 +26,7 @@ class TableSource(ArrowSource):
       needed: the columns that are needed beside the images; None for all. If `caption` is one of
         them and no column has the name, another may be it, see `caption_tables.caption_column`.
       max_bad_fraction: the share of rows that may be damaged; they are left out.
+      addresses: whether images may be web addresses, see `SourceOptions.addresses`.
 
     Raises:
       UserError: a file is missing or cannot be read, or the column is missing.
@@ -40,6 +41,7 @@ class TableSource(ArrowSource):
         options: TableOptions | None = None,
         needed: frozenset[str] | None = None,
         max_bad_fraction: float = 0.01,
+        addresses: bool = False,
     ) -> None:
         self.pattern, options = pattern, options or TableOptions()
         self.paths = expand(pattern)
@@ -47,11 +49,14 @@ class TableSource(ArrowSource):
         states = remote.states(self.paths)
         self._sizes = [state.size for state in states]
         try:
-            table = cached.table(self.paths, image, self.root, options, needed, max_bad_fraction)
+            table = cached.table(
+                self.paths, image, self.root, options, needed, max_bad_fraction, addresses
+            )
         except OSError as error:
             room = ": make room, or set XDG_CACHE_HOME" if is_disk_full(error) else ""
             what = error.filename or pattern
             raise UserError(f"{what} cannot be read or cached ({error.strerror}){room}") from None
+        self._has_addresses = addresses
         self.image, self._is_json, self._streams = table.image, table.is_json, [table.stream]
         self._starts, self._left = table.starts, table.left
         self._rows = int(self._starts[-1])
