@@ -17,8 +17,6 @@ A NaN or null means that a pair has no value, such as a pair whose image cannot 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -28,19 +26,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from clip_jax.curation.parquet_files import KEY, READING, require_pyarrow, write_json, write_table
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError, counted
-from clip_jax.io.files import JsonObject, atomic_write, read_json
+from clip_jax.io.files import JsonObject, read_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 VERSION = 1
 MANIFEST, JOB = "annotations.json", "job.json"
-KEY = b"clip_jax"  # in the metadata of a Parquet file: what it says of itself
-COLUMN = re.compile(
-    r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,99}"
-)  # the name of one: a flag takes NAME=VALUE
+_COLUMN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,99}")  # its name: flags take NAME=VALUE
 _TABLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}\.parquet")
 _MAX_JSON = 1 << 28  # bytes: a million files
 _MAX_PAIRS = 1 << 28  # of a file
@@ -108,7 +104,7 @@ class Annotations:
         if not isinstance(data, str):
             raise UserError(f'{path}: "data" must be the spec of the data, as a text')
         described = isinstance(columns, dict) and all(isinstance(x, str) for x in columns.values())
-        if not columns or not described or not all(map(COLUMN.fullmatch, columns)):
+        if not columns or not described or not all(map(_COLUMN.fullmatch, columns)):
             raise UserError(
                 f'{path}: "columns" must be an object from names, of letters, digits and _.:-, to '
                 "descriptions"
@@ -173,24 +169,6 @@ def _parse_file(path: Path, number: int, entry: Any) -> AnnotatedFile:
     return AnnotatedFile(pairs=pairs, **texts)
 
 
-def require_pyarrow(what: str) -> None:
-    """Checks that pyarrow is installed.
-
-    Args:
-      what: what needs it, the start of the error.
-
-    Raises:
-      UserError: it is not.
-    """
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"{what} needs pyarrow, which is not installed ({error}): "
-            "pip install 'clip_jax[curate]'"
-        ) from None
-
-
 def _read_table(path: Path, columns: Sequence[str], pairs: int) -> dict[str, Values]:
     """Returns the columns of a table, each float32 [pairs]."""
     require_pyarrow(str(path))
@@ -199,9 +177,8 @@ def _read_table(path: Path, columns: Sequence[str], pairs: int) -> dict[str, Val
 
     values = {name: np.full(pairs, np.nan, np.float32) for name in columns}
     try:
-        # with a buffer, pages are read one by one
         with pa.OSFile(str(path)) as opened:
-            file = pa.parquet.ParquetFile(opened, buffer_size=1 << 20)
+            file = pa.parquet.ParquetFile(opened, **READING)
             for name in columns:
                 _check_column(path, file.schema_arrow, name)
             done = 0
@@ -269,7 +246,7 @@ class AnnotationWriter:
         require_pyarrow("an annotation folder")
         self.folder = Path(folder).expanduser()
         self.data, self.columns, self.files = data, dict(columns), tuple(files)
-        if wrong := [name for name in columns if not COLUMN.fullmatch(name)]:
+        if wrong := [name for name in columns if not _COLUMN.fullmatch(name)]:
             raise UserError(f"{wrong[0]!r:.120} is no name of a column: use letters, digits and _")
         self._settings = json.loads(json.dumps(dict(settings)))
         self._hint = hint
@@ -379,27 +356,6 @@ class AnnotationWriter:
         facts = {"version": VERSION, "data": self.data, "columns": self.columns}
         write_json(self.folder / MANIFEST, {**facts, "files": complete})
         return True
-
-
-def write_table(path: Path, table: pa.Table, about: Mapping[str, str]) -> None:
-    """Writes a Parquet file, whole or not at all.
-
-    Args:
-      path: the file.
-      table: its columns.
-      about: what the file says of itself, in its metadata.
-    """
-    import pyarrow.parquet
-
-    table = table.replace_schema_metadata({KEY: json.dumps(dict(about))})
-    with atomic_write(path) as file:
-        pyarrow.parquet.write_table(table, file, compression="zstd")
-
-
-def write_json(path: Path, values: JsonObject) -> None:
-    """Writes a JSON file, whole or not at all."""
-    with atomic_write(path) as file:
-        file.write(json.dumps(values, indent=1).encode())
 
 
 def _shown(value: Any) -> str:

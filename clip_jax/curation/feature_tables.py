@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Float16
 
-from clip_jax.curation.annotations import KEY, require_pyarrow
+from clip_jax.curation.parquet_files import KEY, READING, require_pyarrow
 from clip_jax.errors import UserError
 from clip_jax.io.files import atomic_write
 
@@ -56,6 +56,7 @@ def writing(
             schema,
             compression="zstd",
             use_dictionary=False,
+            write_page_checksum=True,
             column_encoding={f"{COLUMN}.list.element": "BYTE_STREAM_SPLIT"},
         ) as table,
     ):
@@ -86,7 +87,7 @@ def read(path: Path, pairs: int, width: int = 0) -> Iterator[Rows]:
     again = "score again with --features"
     try:
         with pa.OSFile(str(path)) as opened:
-            file = pa.parquet.ParquetFile(opened, buffer_size=1 << 20)
+            file = pa.parquet.ParquetFile(opened, **READING)
             found = _width(file.schema_arrow)
             if not found or (width and found != width):
                 raise UserError(

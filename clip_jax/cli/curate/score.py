@@ -129,7 +129,8 @@ def _score(args: argparse.Namespace) -> None:
     import jax
 
     from clip_jax.curation import score_files
-    from clip_jax.curation.annotations import Annotations, AnnotationWriter, require_pyarrow
+    from clip_jax.curation.annotations import Annotations, AnnotationWriter
+    from clip_jax.curation.parquet_files import require_pyarrow
     from clip_jax.curation.pool import Pool
     from clip_jax.curation.scoring import columns_of
     from clip_jax.data import captions
