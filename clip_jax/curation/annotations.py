@@ -17,6 +17,8 @@ A NaN or null means that a pair has no value, such as a pair whose image cannot 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
