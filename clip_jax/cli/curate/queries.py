@@ -289,9 +289,13 @@ def _print_summary(
     total: int,
 ) -> None:
     """Prints what each source gave."""
+    from clip_jax.curation.matching import normalize
+
+    unmatched = sum(normalize(query) != f" {query} " for query in queries.queries)
     if args.json:
         sources = {name: dataclasses.asdict(report) for name, report in reports.items()}
         summary = {"file": str(out), "queries": len(queries), "words_counted": total}
+        summary["never_matched"] = unmatched
         print(json.dumps({**summary, "sources": sources}))
         return
     for name, report in reports.items():
@@ -299,3 +303,5 @@ def _print_summary(
         for reason, count in sorted(report.left_out.items(), key=lambda row: -row[1]):
             print(f"  {count:,} left out: {reason}")
     print(f"{out}: {counted(len(queries), 'query', 'queries')}")
+    if unmatched:
+        print(f"{unmatched:,} of them contain , . ; : ? ! or `, so no caption matches them")

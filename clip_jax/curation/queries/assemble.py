@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import unicodedata
 from collections import Counter
@@ -15,6 +16,7 @@ NUMBERS = "numbers"
 ORDER = (NUMBERS, "wordnet", "words", "bigrams", "titles")
 # In this order a query names its sources; its count is that of the first.
 _NAMING = ("words", "bigrams", "titles", "wordnet", NUMBERS)
+_LETTER = re.compile(r"[^\W_]")
 
 
 @dataclass
@@ -131,8 +133,8 @@ def _clean(candidates: Candidates) -> tuple[dict[str, int], Counter[str]]:
 
 def _reason_against(query: str) -> str:
     """Returns why a text cannot be a query; empty if it can."""
-    if query.isascii() and query.isalnum() and len(query) <= MAX_LENGTH:
-        return ""
+    if len(query) <= MAX_LENGTH and query.isprintable() and _LETTER.search(query):
+        return ""  # as nearly all
     if not query:
         return "empty"
     if len(query) > MAX_LENGTH:

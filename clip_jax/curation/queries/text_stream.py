@@ -140,29 +140,46 @@ def read_blocks(path: str, file: Readable) -> Iterator[str]:
         yield rest
 
 
+def read_line_blocks(path: str, file: Readable) -> Iterator[bytes]:
+    """Yields a table of lines in blocks of about 1 MiB, each of whole lines.
+
+    Raises:
+      UserError: a line is over `MAX_LINE` bytes, or the file is UTF-16.
+    """
+    rest, lines, is_first = b"", 0, True
+    while content := file.read(BLOCK):
+        if is_first:
+            is_first = False
+            if content.startswith(_WRONG_MARKS):
+                raise UserError(f"{remote.redact(path)} is UTF-16: save it as UTF-8")
+            content = content.removeprefix(_BOM)
+        block = rest + content
+        end = block.rfind(b"\n") + 1
+        rest = block[end:]
+        if len(rest) > MAX_LINE:
+            raise _too_long(path, lines + block.count(b"\n"))
+        lines += block.count(b"\n")
+        if end:
+            yield block[:end]
+    if rest:
+        yield rest
+
+
 def read_rows(path: str, file: Readable) -> Iterator[tuple[int, bytes]]:
     """Yields the number and the bytes of each line that is not empty, without its end.
 
     Raises:
       UserError: a line is over `MAX_LINE` bytes, or the file is UTF-16.
     """
-    rest, number = b"", 0
-    while content := file.read(BLOCK):
-        if number == 0 and not rest:
-            if content.startswith(_WRONG_MARKS):
-                raise UserError(f"{remote.redact(path)} is UTF-16: save it as UTF-8")
-            content = content.removeprefix(_BOM)
-        *lines, rest = (rest + content).split(b"\n")
-        for line in lines:
+    number = 0
+    for block in read_line_blocks(path, file):
+        for line in block.removesuffix(b"\n").split(b"\n"):
             number += 1
             if len(line) > MAX_LINE:
-                break
+                raise _too_long(path, number - 1)
             if line := line.removesuffix(b"\r"):
                 yield number, line
-        else:
-            line = rest
-        if len(line) > MAX_LINE:
-            number += line is rest
-            raise UserError(f"{remote.redact(path)}, line {number}: over {MAX_LINE:,} bytes")
-    if rest := rest.removesuffix(b"\r"):
-        yield number + 1, rest
+
+
+def _too_long(path: str, lines_before: int) -> UserError:
+    return UserError(f"{remote.redact(path)}, line {lines_before + 1:,}: over {MAX_LINE:,} bytes")

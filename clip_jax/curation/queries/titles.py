@@ -11,10 +11,11 @@ and those of a day (https://dumps.wikimedia.org/other/pageview_complete) lines o
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from clip_jax.curation.queries.text_stream import open_stream, read_rows
+from clip_jax.curation.queries.text_stream import open_stream, read_line_blocks, read_rows
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 
@@ -26,8 +27,16 @@ NO_ARTICLES = frozenset(
         *("メインページ", "الصفحة الرئيسية", "صفحهٔ اصلی", "Головна сторінка", "Trang Chính"),
     )
 )
-_MAX_MISTAKES = 0.01  # the share of lines of another form, which the dumps have few of
-_LEAST_JUDGED = 1000  # lines
+_LINES = {  # of any wiki, by format
+    "hour": rb"^\S+ \S+ \d+ \d+\r?$",
+    "day": rb"^\S+ \S+ (?:\S+ ){1,2}\d+ [A-Z0-9]+\r?$",
+}
+_ARTICLES = {  # of one Wikipedia: the title and the views
+    "hour": rb"^%b(?:\.m|\.zero)? (\S+) (\d{1,15}) \d+\r?$",
+    "day": rb"^%b\.wikipedia (\S+) (?:\S+ ){1,2}(\d{1,15}) [A-Z0-9]+\r?$",
+}
+_STARTS = {"hour": rb"^%b(?:\.m|\.zero)? ", "day": rb"^%b\.wikipedia "}
+_LEAST_SHARE = 0.9  # of the lines of the first block, by which a format is recognized
 
 
 def read_titles(path: str, quiet: bool = False) -> set[bytes]:
@@ -85,34 +94,31 @@ def _read_file(
     path: str, language: bytes, left_out: Counter[str], quiet: bool
 ) -> Iterator[tuple[bytes, int]]:
     """Yields the title and the views of each line about one language's Wikipedia."""
-    hourly = {language, language + b".m", language + b".zero"}
-    daily = language + b".wikipedia"
-    lines = mistakes = 0
-    starts = (language + b" ", language + b".")
+    articles = starts = None
     with open_stream(path, quiet) as file:
-        for _, line in read_rows(path, file):
-            if lines == _LEAST_JUDGED:
-                _judge(path, lines, mistakes)
-            lines += 1
-            if line.startswith(starts):
-                fields = line.split(b" ")
-                size = len(fields)
-                wiki, at = (hourly, 2) if size == 4 else ({daily}, size - 2)
-                if size in (4, 5, 6) and fields[at].isdigit() and len(fields[at]) < 16:
-                    if fields[0] in wiki:
-                        yield fields[1].replace(b" ", b"_"), int(fields[at])
-                    continue
-            elif 4 <= line.count(b" ") + 1 <= 6:
-                continue
-            mistakes += 1
-            left_out["of another form"] += 1
-    _judge(path, lines, mistakes)
+        for block in read_line_blocks(path, file):
+            if articles is None or starts is None:
+                kind = _find_format(path, block)
+                name = re.escape(language)
+                articles = re.compile(_ARTICLES[kind] % name, re.MULTILINE)
+                starts = re.compile(_STARTS[kind] % name, re.MULTILINE)
+            rows = articles.findall(block)
+            if mistakes := len(starts.findall(block)) - len(rows):
+                left_out["of another form"] += mistakes
+            for title, views in rows:
+                yield title, int(views)
+    if articles is None:
+        raise UserError(f"{remote.redact(path)} is empty")
 
 
-def _judge(path: str, lines: int, mistakes: int) -> None:
-    """Raises a UserError if too many lines are of neither format."""
-    if lines == 0 or mistakes > max(lines * _MAX_MISTAKES, 5) or mistakes == lines:
+def _find_format(path: str, block: bytes) -> str:
+    """Returns the format that most lines of a block have."""
+    lines = len(block.splitlines())
+    matches = {kind: len(re.findall(line, block, re.MULTILINE)) for kind, line in _LINES.items()}
+    kind = max(matches, key=lambda kind: matches[kind])
+    if matches[kind] < lines * _LEAST_SHARE:
         raise UserError(
-            f"{remote.redact(path)}: {mistakes:,} of {lines:,} lines are no page views: give files "
-            "of dumps.wikimedia.org/other/pageviews or pageview_complete"
+            f"{remote.redact(path)}: {lines - matches[kind]:,} of the first {lines:,} lines are no "
+            "page views: give files of dumps.wikimedia.org/other/pageviews or pageview_complete"
         )
+    return kind

@@ -70,18 +70,20 @@ def test_candidates_are_the_viewed_titles_of_the_list(files, tmp_path):
 
 def test_wrong_files_are_one_line(files, tmp_path):
     path = tmp_path / "notes.txt"
-    path.write_text("no page views at all\n" * 3)
     path.write_text("This is a text, of many more than the six words\n" * 2000)
-    with pytest.raises(UserError, match=r"1,000 of 1,000 lines are no page views: give files of"):
+    with pytest.raises(UserError, match=r"2,000 of the first 2,000 lines are no page views: give"):
         read_views([str(path)], "en", quiet=True)
     path.write_text("en Fox x 0\n" * 3)
-    with pytest.raises(UserError, match="3 of 3 lines are no page views"):
+    with pytest.raises(UserError, match="3 of the first 3 lines are no page views"):
         read_views([str(path)], "en", quiet=True)
-    path.write_text("en Fox 3 0\n" + "en Fox -3 0\n" * 4)
+    path.write_text("en Fox 3 0\r\n" * 40 + "en Fox -3 0\n" * 4 + "en.m Fox " + "9" * 5000 + " 0")
     views, left_out = read_views([str(path)], "en", quiet=True)
-    assert views == {b"Fox": 3} and left_out == {"of another form": 4}
+    assert views == {b"Fox": 120} and left_out == {"of another form": 5}
+    path.write_text("en Fox 3 0\n" * 10 + "en " + "x" * 70_000 + " 3 0\n")
+    with pytest.raises(UserError, match="line 11: over 65,536 bytes"):
+        read_titles(str(path), quiet=True)
     path.write_text("")
-    with pytest.raises(UserError, match="0 of 0 lines"):
+    with pytest.raises(UserError, match=r"notes\.txt is empty"):
         read_views([str(path)], "en", quiet=True)
     with pytest.raises(UserError, match="has no titles"):
         read_titles(str(path), quiet=True)
