@@ -134,9 +134,10 @@ def _add_counting_flags(text: argparse._ArgumentGroup) -> None:
         "--scratch", metavar="FOLDER", help="where that is (default: the folder of the list)"
     )
     text.add_argument(
-        "--save-counts",
+        "--counts",
         metavar="FOLDER",
-        help="also write words.tsv.gz and bigrams.tsv.gz, for --word-counts and --bigram-counts",
+        help="save the counts of each file of the corpus: a file is counted once, a killed run "
+        "goes on, and several processes or machines can count different files",
     )
 
 
@@ -239,8 +240,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             "--titles without --page-views: give page views, or --min-views 0 for all titles"
         )
-    if args.save_counts and not (args.corpus or args.word_counts):
-        raise UserError("--save-counts needs a --corpus")
+    if args.counts and not args.corpus:
+        raise UserError("--counts saves the counts of a --corpus, and there is none")
     if not re.fullmatch(r"[a-z0-9-]{2,20}", args.language):
         raise UserError(f"--language {args.language!r:.40}: give its code, such as en or zh-yue")
     out = Path(args.out).expanduser()
@@ -263,11 +264,17 @@ def _ngram_candidates(args: argparse.Namespace) -> tuple[list[Candidates], int]:
     scratch = Path(args.scratch or Path(args.out).expanduser().absolute().parent).expanduser()
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bigrams-", dir=scratch) as folder:
-        counter = NgramCounter(Path(folder), args.memory << 20)
-        build.count_corpora(counter, corpora, segmenter, args.json)
+
+        def new_counter() -> NgramCounter:
+            return NgramCounter(Path(tempfile.mkdtemp(dir=folder)), args.memory << 20)
+
+        counter = new_counter()
+        if args.counts:
+            root, named = Path(args.counts).expanduser(), (args.segmenter, segmenter)
+            build.count_corpora_once(counter, corpora, named, root, new_counter, args.json)
+        else:
+            build.count_corpora(counter, corpora, segmenter, args.json)
         build.add_count_files(counter, words, bigrams, args.json)
-        if args.save_counts:
-            build.save_counts(counter, Path(args.save_counts).expanduser())
         candidates = [build.word_candidates(counter, args.min_count)]
         if corpora or bigrams:
             highest = build.highest_pmi(counter.total, args.min_bigram_count)

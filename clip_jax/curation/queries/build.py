@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -14,13 +13,16 @@ from clip_jax.curation.queries.assemble import Candidates
 from clip_jax.curation.queries.corpora import read_corpus
 from clip_jax.curation.queries.count_files import read_counts
 from clip_jax.curation.queries.ngram_counts import NgramCounter, select_bigrams
+from clip_jax.curation.queries.saved_counts import (
+    add_saved_counts,
+    counts_folder,
+    save_counts,
+)
 from clip_jax.curation.queries.titles import read_titles, read_views
 from clip_jax.curation.queries.wordnet import read_lemmas
 from clip_jax.curation.queries.words import Segmenter, joined, split_words
 from clip_jax.errors import UserError
-from clip_jax.io.files import atomic_write
 
-WORDS_FILE, BIGRAMS_FILE = "words.tsv.gz", "bigrams.tsv.gz"
 _BATCH = 1 << 16  # bigrams that are added together
 
 
@@ -35,6 +37,38 @@ def count_corpora(
     for path in paths:
         for text in read_corpus(path, quiet):
             counter.add(split_words(text, segmenter))
+
+
+def count_corpora_once(
+    counter: NgramCounter,
+    paths: Sequence[str],
+    segmenter: tuple[str, Segmenter],
+    root: Path,
+    new_counter: Callable[[], NgramCounter],
+    quiet: bool = False,
+) -> None:
+    """Adds the words and bigrams of corpora; each file's counts are saved, and read next time.
+
+    Args:
+      counter: the counter.
+      paths: the files.
+      segmenter: its name, by which counts are found again, and the function.
+      root: the folder of the counts of all files.
+      new_counter: makes an empty counter.
+      quiet: whether to show no progress.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    name, function = segmenter
+    folders = [counts_folder(root, path, name) for path in paths]
+    for path, folder in zip(paths, folders, strict=True):
+        if not folder.is_dir():
+            of_file = new_counter()
+            count_corpora(of_file, [path], function, quiet)
+            save_counts(of_file, folder)
+    for folder in folders:
+        add_saved_counts(counter, folder)
 
 
 def add_count_files(
@@ -53,20 +87,6 @@ def add_count_files(
         while batch := list(islice(rows, _BATCH)):
             pairs, counts = zip(*batch, strict=True)
             counter.add_bigrams(cast(tuple[tuple[str, str], ...], pairs), counts)
-
-
-def save_counts(counter: NgramCounter, folder: Path) -> None:
-    """Writes all counts as files that `add_count_files` reads.
-
-    Raises:
-      OSError: a file cannot be written.
-    """
-    with atomic_write(folder / WORDS_FILE) as raw, gzip.open(raw, "wb", 1) as file:
-        file.writelines(f"{word}\t{count}\n".encode() for word, count in counter.words())
-    with atomic_write(folder / BIGRAMS_FILE) as raw, gzip.open(raw, "wb", 1) as file:
-        for keys, counts in counter.bigrams():
-            rows = zip(counter.texts(keys), counts.tolist(), strict=True)
-            file.writelines(f"{a}\t{b}\t{count}\n".encode() for (a, b), count in rows)
 
 
 def word_candidates(counter: NgramCounter, min_count: int) -> Candidates:

@@ -74,6 +74,34 @@ class NgramCounter:
         self._grow()
         self._collect(_keys(numbers[:, 0], numbers[:, 1]), np.array(counts, np.int64))
 
+    def add_words(
+        self, words: Sequence[str], counts: Int64[np.ndarray, " words"]
+    ) -> Int64[np.ndarray, " words"]:
+        """Adds to the counts of distinct words; returns their numbers, for `add_keys`."""
+        numbers = np.fromiter(map(self._numbers.__getitem__, words), np.int64, len(words))
+        self._grow()
+        self._counts[numbers] += counts
+        self._counts[0] = 0
+        return numbers
+
+    def add_keys(self, keys: Keys, counts: Keys, numbers: Int64[np.ndarray, " words"]) -> None:
+        """Adds to the counts of bigrams that another counter numbered.
+
+        Args:
+          keys: the other counter's keys.
+          counts: how often each was seen.
+          numbers: the number here of each word of the other counter.
+        """
+        for start in range(0, len(keys), self._capacity):
+            part = np.array(keys[start : start + self._capacity])
+            first, second = numbers[_first(part)], numbers[_second(part)]
+            size = slice(start, start + len(part))
+            self._collect(_keys(first, second), counts[size].astype(np.int64))
+
+    def numbered_words(self) -> tuple[list[str], Int64[np.ndarray, " words"]]:
+        """Returns all words, `BREAK` too, and their counts, both by number."""
+        return list(self._numbers), self._counts[: len(self._numbers)]
+
     @property
     def total(self) -> int:
         """The number of words counted."""
@@ -113,14 +141,13 @@ class NgramCounter:
 
     def decode(self, keys: Keys) -> tuple[Int64[np.ndarray, " bigrams"], ...]:
         """Returns the counts of the first and of the second word of bigrams."""
-        first, second = (keys >> _SHIFT).astype(np.int64), (keys & _LOW).astype(np.int64)
-        return self._counts[first], self._counts[second]
+        return self._counts[_first(keys)], self._counts[_second(keys)]
 
     def texts(self, keys: Keys) -> Iterator[tuple[str, str]]:
         """Yields the words of bigrams."""
         if len(self._words) != len(self._numbers):
             self._words = list(self._numbers)
-        for first, second in zip((keys >> _SHIFT).tolist(), (keys & _LOW).tolist(), strict=True):
+        for first, second in zip(_first(keys).tolist(), _second(keys).tolist(), strict=True):
             yield self._words[first], self._words[second]
 
     def _grow(self) -> None:
@@ -192,6 +219,14 @@ def select_bigrams(
         f"under PMI {min_pmi:g}": low,
     }
     return selected, reasons
+
+
+def _first(keys: Keys) -> Int64[np.ndarray, " bigrams"]:
+    return (keys >> _SHIFT).astype(np.int64)
+
+
+def _second(keys: Keys) -> Int64[np.ndarray, " bigrams"]:
+    return (keys & _LOW).astype(np.int64)
 
 
 def _keys(first: Int64[np.ndarray, " bigrams"], second: Int64[np.ndarray, " bigrams"]) -> Keys:

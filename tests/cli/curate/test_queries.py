@@ -7,6 +7,7 @@ import json
 import pytest
 
 from clip_jax.cli.curate import run
+from clip_jax.curation.queries import build as build_module
 from clip_jax.curation.queries.query_list import HEADER, read_queries
 from clip_jax.errors import UserError
 
@@ -47,18 +48,51 @@ def test_the_list_of_all_sources(inputs, capsys):
     assert not [path for path in inputs.iterdir() if path.name.startswith(".")]
 
 
-def test_the_same_from_saved_counts(inputs, capsys):
+def test_counts_are_saved_and_a_killed_run_goes_on(inputs, capsys, monkeypatch):
     flags = ["--numbers", "--min-count", "60", "--min-pmi", "1", "--json"]
-    assert build(inputs, *flags, "--save-counts", str(inputs / "counts"), "--memory", "1") == 0
+    assert build(inputs, *flags) == 0
     expected = read_queries(inputs / "queries.txt")
     summary = json.loads(capsys.readouterr().out)
     assert summary["queries"] == len(expected) and summary["words_counted"] == 60 * 4 + 2 + 60 * 6
     assert summary["sources"]["words"]["left_out"] == {"under 60 times": 2}
-    counts = ["--word-counts", f"{inputs}/counts/words.tsv.gz"]
-    counts += ["--bigram-counts", f"{inputs}/counts/bigrams.tsv.gz"]
-    rest = ["--page-views", f"{inputs}/views.gz", "--wordnet", str(inputs), "--synonyms", "all"]
-    assert run(["queries", *counts, *rest, *flags, "--out", str(inputs / "again.txt")]) == 0
-    assert read_queries(inputs / "again.txt") == expected
+
+    read_corpus, read = build_module.read_corpus, []
+
+    def killed_at_the_second_file(path, quiet):
+        read.append(path)
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        return read_corpus(path, quiet)
+
+    monkeypatch.setattr(build_module, "read_corpus", killed_at_the_second_file)
+    flags += ["--counts", str(inputs / "counts"), "--memory", "1"]
+    with pytest.raises(KeyboardInterrupt):
+        build(inputs, *flags)
+    (inputs / "queries.txt").unlink()
+    for _ in range(2):
+        assert build(inputs, *flags) == 0
+        assert read_queries(inputs / "queries.txt") == expected
+    assert [path.rpartition("/")[2] for path in read] == ["a.txt", "b.txt.bz2", "b.txt.bz2"]
+    assert not [path for path in inputs.rglob("*") if path.name.startswith(".")]
+
+    (inputs / "a.txt").write_text("another text " * 60)
+    assert build(inputs, *flags) == 0 and "another" in read_queries(inputs / "queries.txt").queries
+    for folder in (inputs / "counts").iterdir():
+        (folder / "bigrams-00000.npy").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"counts/a\.txt-\w+ is damaged \(.*\): delete it"):
+        build(inputs, *flags)
+
+
+def test_published_counts_in_place_of_a_corpus(inputs):
+    (inputs / "words.csv").write_text("word,count\nred,200\nfox,150\nrare,3\n")
+    (inputs / "bigrams.tsv").write_text("120\tred\tfox\n3\trare\tfox\n")
+    counts = ["--word-counts", f"{inputs}/words.csv", "--bigram-counts", f"{inputs}/bigrams.tsv"]
+    out = inputs / "queries.txt"
+    assert run(["queries", *counts, "--min-pmi", "0.5", "--out", str(out)]) == 0
+    # log2(120 · 353 / (200 · 150)) = 0.498; log2(3 · 353 / (3 · 150)) = 1.235
+    assert read_queries(out).queries == ("red", "fox", "rare fox")
+    assert run(["queries", *counts, "--min-pmi", "0.49", "--out", str(out)]) == 0
+    assert read_queries(out).queries == ("red", "fox", "rare fox", "red fox")
 
 
 def test_limits(inputs, capsys):
@@ -77,7 +111,7 @@ def test_limits(inputs, capsys):
         ([], "there is no source of queries"),
         (["--bigram-counts", "x", "--wordnet", "x"], "--bigram-counts needs --word-counts"),
         (["--titles", "x"], "--titles without --page-views"),
-        (["--save-counts", "x", "--wordnet", "x"], "--save-counts needs"),
+        (["--counts", "x", "--wordnet", "x"], "--counts saves the counts of a --corpus"),
         (["--wordnet", "x", "--limit", "verbs=3"], "--limit 'verbs=3': give N or SOURCE=N"),
         (["--wordnet", "x", "--language", "English!"], "give its code, such as en"),
         (["--corpus", "none.txt"], r"no file none\.txt"),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_jax.curation.queries.ngram_counts import NgramCounter, select_bigrams
+from clip_jax.curation.queries.saved_counts import add_saved_counts, save_counts
 from clip_jax.curation.queries.words import BREAK, split_characters, split_words
 
 TEXT = "\n".join(topics.topics.values())
@@ -63,6 +64,20 @@ def test_counts_of_a_real_text_are_exact(tmp_path, memory):
         assert b.pmi == pytest.approx(expected[b.first, b.second], rel=1e-12)
     assert [b.pmi for b in selected] == sorted((b.pmi for b in selected), reverse=True)
     assert sum(left_out.values()) + len(selected) == len(bigrams)
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 40 * 3000])
+def test_saved_counts_are_added(tmp_path, memory):
+    (tmp_path / "runs").mkdir()
+    first, both = NgramCounter(tmp_path, memory), NgramCounter(tmp_path / "runs", memory)
+    tokens = split_words(TEXT[:100_000], split_characters)
+    first.add(tokens)
+    save_counts(first, tmp_path / "counts")
+    more = ["zebra", *tokens[::-1]]
+    both.add(more)
+    add_saved_counts(both, tmp_path / "counts")
+    words, bigrams = reference([*tokens, BREAK, *more])
+    assert counts_of(both) == (words, bigrams)
 
 
 TOKENS = st.lists(st.sampled_from([BREAK, *"abcd"]), max_size=12)
