@@ -19,6 +19,7 @@ from clip_jax.io import remote
 
 LOCAL = "DirectRunner"
 _EVERY = 2.0  # seconds between two lines of progress
+_GREETINGS = (b"INFO:__main__:", b"WARNING:root:apitools not found")
 _COUNT = re.compile(r"[0-9a-f]{32}-([0-9]+)\.npz")  # the name of a file of facts
 _FAULT = re.compile(r"clip_jax\.[\w.]*(?:UserError|PairError): (.*?)(?: \[while running|\n|$)")
 
@@ -29,8 +30,8 @@ def require_beam() -> None:
     Raises:
       UserError: it is not.
     """
-    # Beam tells of optional packages that are missing, and its workers of each connection
-    logging.getLogger().setLevel(logging.ERROR)
+    # Beam logs packages that are missing, each connection, and each error, which is raised anyway
+    logging.getLogger().setLevel(logging.CRITICAL)
     try:
         import apache_beam  # noqa: F401
     except ImportError as error:
@@ -66,18 +67,45 @@ def run(
 
     from clip_jax.curation import pipeline as graph
 
-    options = [f"--runner={runner}", "--default_sdk_harness_log_level=ERROR", *flags]
+    options = [f"--runner={runner}", "--default_sdk_harness_log_level=CRITICAL", *flags]
     workers = workers or len(os.sched_getaffinity(0))
+    quiet: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if runner == LOCAL and workers > 1:
         options += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+        quiet = _without_greetings()
     try:
         parsed = PipelineOptions(options)
-        with _progress(job), _one_line():
+        with quiet, _progress(job), _one_line():
             pipeline = beam.Pipeline(options=parsed)
             graph.build(pipeline, job, files)
             pipeline.run().wait_until_finish()
     except SystemExit:  # argparse has printed what is wrong
         raise UserError(f"Beam does not take the flags {' '.join(options)}") from None
+
+
+@contextlib.contextmanager
+def _without_greetings() -> Iterator[None]:
+    """Drops lines that Beam's processes print before they know their level of logging."""
+    reading, writing = os.pipe()
+    stderr = os.dup(2)
+
+    def forward() -> None:
+        with open(reading, "rb") as lines:
+            for line in lines:
+                if not line.startswith(_GREETINGS):
+                    os.write(stderr, line)
+
+    thread = threading.Thread(target=forward, daemon=True)
+    sys.stderr.flush()
+    os.dup2(writing, 2)
+    os.close(writing)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        thread.join(_EVERY)  # a process that has not ended yet holds the other end
 
 
 @contextlib.contextmanager
