@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,9 @@ from clip_jax.io import remote
 
 LOCAL = "DirectRunner"
 _EVERY = 2.0  # seconds between two lines of progress
-_GREETINGS = (b"INFO:__main__:", b"WARNING:root:apitools not found")
+_SHOWN = 1 << 16  # bytes of what a failing worker wrote
 _COUNT = re.compile(r"[0-9a-f]{32}-([0-9]+)\.npz")  # the name of a file of facts
+_STEP = re.compile(r" \[while running .*\]")  # Beam adds it to errors
 _FAULT = re.compile(r"clip_jax\.[\w.]*(?:UserError|PairError): (.*?)(?: \[while running|\n|$)")
 
 
@@ -72,7 +74,7 @@ def run(
     quiet: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if runner == LOCAL and workers > 1:
         options += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
-        quiet = _without_greetings()
+        quiet = _quiet_workers()
     try:
         parsed = PipelineOptions(options)
         with quiet, _progress(job), _one_line():
@@ -84,28 +86,26 @@ def run(
 
 
 @contextlib.contextmanager
-def _without_greetings() -> Iterator[None]:
-    """Drops lines that Beam's processes print before they know their level of logging."""
-    reading, writing = os.pipe()
-    stderr = os.dup(2)
+def _quiet_workers() -> Iterator[None]:
+    """Shows what Beam's processes write to standard error only if they fail.
 
-    def forward() -> None:
-        with open(reading, "rb") as lines:
-            for line in lines:
-                if not line.startswith(_GREETINGS):
-                    os.write(stderr, line)
-
-    thread = threading.Thread(target=forward, daemon=True)
-    sys.stderr.flush()
-    os.dup2(writing, 2)
-    os.close(writing)
-    thread.start()
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(stderr, 2)
-        thread.join(_EVERY)  # a process that has not ended yet holds the other end
+    They greet, and they print each error, which is raised in this process as well.
+    """
+    stderr, own = os.dup(2), sys.stderr
+    with tempfile.TemporaryFile() as written, open(stderr, "w", buffering=1) as sys.stderr:
+        own.flush()
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception:
+            written.seek(max(0, os.fstat(written.fileno()).st_size - _SHOWN))
+            sys.stderr.write(written.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            sys.stderr = own
 
 
 @contextlib.contextmanager
@@ -113,8 +113,8 @@ def _one_line() -> Iterator[None]:
     """Turns a worker's UserError, which Beam returns as the text of a traceback, into one."""
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(_STEP.sub("", str(error))) from None
     except Exception as error:
         if found := _FAULT.findall(str(error)):
             raise UserError(found[-1].strip()) from None
