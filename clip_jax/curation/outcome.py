@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int64, UInt8, UInt64
+from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
 
 from clip_jax.curation import balance, storage
 from clip_jax.curation import facts as facts_lib
@@ -15,7 +15,7 @@ from clip_jax.curation.facts import Facts
 from clip_jax.curation.hashing import combine
 from clip_jax.curation.job import Job, Sparse, State
 from clip_jax.curation.pool import Chunk
-from clip_jax.curation.rules import KEPT, Reasons, mark
+from clip_jax.curation.rules import KEPT, Reasons, column_values, mark
 from clip_jax.data.example import REASONS
 
 SAMPLES = 12  # pairs of each reason, and of those that are kept
@@ -24,6 +24,8 @@ SIDES = (32, 64, 100, 128, 150, 200, 224, 256, 300, 336, 400, 512, 640, 768, 102
 ASPECTS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 8.0, 10.0)
 WORDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100)
 _CURVE = 48  # values of t
+MISSING = 1 << 40  # the bin of pairs without a value
+_COLUMN_SHIFT = 12  # bits of a value that its bin does not tell
 
 Sample = tuple[int, int, int]  # a random number that orders them, the file, the pair
 
@@ -44,6 +46,8 @@ class Summary:
       curve: int64 [values], the pairs that each t of `limits_of_curve` keeps.
       sides, aspects, words: int64, the pairs that are not broken and meet each of `SIDES`,
         `ASPECTS` and `WORDS` (at most as many words).
+      columns: of each limited column of annotations, the pairs that are not broken by the bin of
+        their value, see `column_bins`.
       samples: random pairs of each code.
     """
 
@@ -53,6 +57,7 @@ class Summary:
     sides: np.ndarray
     aspects: np.ndarray
     words: np.ndarray
+    columns: Mapping[str, Sparse]
     samples: Mapping[int, Sequence[Sample]]
 
     @classmethod
@@ -71,7 +76,9 @@ def _add(a: Summary, b: Summary) -> Summary:
         code: sorted([*a.samples.get(code, ()), *b.samples.get(code, ())])[:SAMPLES]
         for code in codes
     }
-    return Summary(**arrays, kept=add_sparse([a.kept, b.kept]), samples=samples)
+    columns = {name: add_sparse([a.columns[name], b.columns[name]]) for name in a.columns}
+    kept = add_sparse([a.kept, b.kept])
+    return Summary(**arrays, kept=kept, columns=columns, samples=samples)
 
 
 def add_sparse(parts: Iterable[Sparse]) -> Sparse:
@@ -98,9 +105,9 @@ class Outcome:
     summary: Summary
 
 
-def decisions_path(job: Job, chunk: Chunk) -> str:
-    """Returns the path of the decisions about a chunk."""
-    return storage.join(job.out, f"decisions/{chunk.file:05}-{chunk.start:010}.npz")
+def decisions_path(folder: str, chunk: Chunk) -> str:
+    """Returns the path of the decisions about a chunk in the folder of a curation."""
+    return storage.join(folder, f"decisions/{chunk.file:05}-{chunk.start:010}.npz")
 
 
 def decide(
@@ -124,13 +131,14 @@ def decide(
         is_kept = balance.is_kept(thresholds, job.limit_of_pairs(state, limits))
         mark(reasons, ~is_kept, job.rules.code("balance"))
     storage.write_arrays(
-        decisions_path(job, state.chunk), {"reasons": reasons, "thresholds": thresholds}
+        decisions_path(job.out, state.chunk), {"reasons": reasons, "thresholds": thresholds}
     )
     curve = _curve(thresholds, limits_of_curve(counts))
     summary = Summary(
         reasons=np.bincount(reasons, minlength=1 + len(job.rules.reasons)),
         kept=job.count(State(state.chunk, reasons)),
         curve=curve,
+        columns=_columns(job, state.chunk, reasons),
         samples=_samples(job, state.chunk, facts, reasons),
         **_yields(facts, reasons),
     )
@@ -146,7 +154,7 @@ def _curve(
 
 
 def _yields(facts: Facts, reasons: Reasons) -> dict[str, np.ndarray]:
-    usable = (reasons == KEPT) | (reasons > len(REASONS))
+    usable = _is_usable(reasons)
     shorter, longer = np.sort(facts.sides[usable], axis=1).T
     ratio = longer / np.maximum(shorter, 1)
     words = facts.words[usable]
@@ -155,6 +163,41 @@ def _yields(facts: Facts, reasons: Reasons) -> dict[str, np.ndarray]:
         "aspects": np.array([np.count_nonzero(ratio < value) for value in ASPECTS]),
         "words": np.array([np.count_nonzero(words <= value) for value in WORDS]),
     }
+
+
+def _is_usable(reasons: Reasons) -> Bool[np.ndarray, " n"]:
+    """Returns which pairs are not broken."""
+    return (reasons == KEPT) | (reasons > len(REASONS))
+
+
+def _columns(job: Job, chunk: Chunk, reasons: Reasons) -> dict[str, Sparse]:
+    """Counts the pairs that are not broken by the value of each limited column."""
+    usable, folders = _is_usable(reasons), job.columns.folders
+    columns = {}
+    for name, _, _ in job.columns.limits:
+        bins = column_bins(column_values(folders, name, chunk)[usable])
+        distinct, counts = np.unique(bins, return_counts=True)
+        columns[name] = distinct, counts.astype(np.int64)
+    return columns
+
+
+def column_bins(values: Float32[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Returns a bin for each value: bins are in the order of values, `MISSING` stands for NaN.
+
+    A bin holds the values that share their leading 20 bits, so that 11 bits of a value and more are
+    known of each, and bins are the same whatever the range of a column is.
+    """
+    bits = (values + np.float32(0)).view(np.int32).astype(np.int64)  # no negative zero
+    order = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    return np.where(np.isnan(values), MISSING, order >> _COLUMN_SHIFT)
+
+
+def bin_values(bins: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
+    """Returns the least value of each bin; the inverse of `column_bins`."""
+    order = bins << _COLUMN_SHIFT
+    magnitude = np.abs(order).astype(np.uint32)
+    bits = np.where(order < 0, magnitude | np.uint32(1 << 31), magnitude).astype(np.uint32)
+    return bits.view(np.float32)
 
 
 def _samples(job: Job, chunk: Chunk, facts: Facts, reasons: Reasons) -> dict[int, list[Sample]]:

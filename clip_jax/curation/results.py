@@ -10,19 +10,22 @@ OUT/facts/                       what was found out about each pair; another run
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int64
 
-from clip_jax.curation import storage
+from clip_jax.curation import facts, storage
 from clip_jax.curation.job import Job
 from clip_jax.curation.outcome import (
     ASPECTS,
+    MISSING,
     SIDES,
     WORDS,
     Outcome,
     Summary,
+    bin_values,
     dense,
     limits_of_curve,
 )
@@ -34,6 +37,8 @@ from clip_jax.io.files import JsonObject
 VERSION = 1
 REPORT, QUERIES = "curation.json", "queries.npz"
 _NAMED = 20  # files that cannot be opened
+QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+_BARS = 40  # of the histogram of a column
 
 BrokenFile = tuple[int, str, str]  # its number, its name, and the fault
 
@@ -113,8 +118,12 @@ def _report(
         },
         "captions": list(job.extraction.captions),
         "seed": job.seed,
+        "chunk": job.chunk,
+        "facts": job.digest,
         "queries": dict(job.extraction.queries),
+        "query_digests": [facts.query_table(path).digest for _, path in job.extraction.queries],
         "rules": _settings(job),
+        "reasons": {reason: rules.meaning(reason) for reason in rules.reasons},
         "pairs": sum(numbers),
         "kept": numbers[0],
         "left_out": [
@@ -130,6 +139,11 @@ def _report(
             "aspect below": _pairs(ASPECTS, summary.aspects) if job.extraction.images else [],
             "most words": _pairs(WORDS, summary.words),
         },
+        "columns": [
+            {"column": name, "least": _finite(low), "most": _finite(high)}
+            | _distribution(*summary.columns[name])
+            for name, low, high in job.columns.limits
+        ],
         "samples": {
             "kept" if code == 0 else rules.reasons[code - 1]: [
                 {"file": files[file], "pair": pair} for _, file, pair in samples
@@ -138,6 +152,31 @@ def _report(
         },
         "broken_files": [{"file": file, "fault": fault} for _, file, fault in broken[:_NAMED]],
         "broken_files_count": len(broken),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _distribution(bins: np.ndarray, counts: np.ndarray) -> JsonObject:
+    """Returns quantiles and a histogram of a column from its counts by bin."""
+    is_value = bins < MISSING
+    missing, counts = int(counts[~is_value].sum()), counts[is_value]
+    most = float(np.finfo(np.float32).max)
+    values = np.clip(bin_values(bins[is_value]).astype(np.float64), -most, most)
+    if not len(values):
+        return {"values": 0, "missing": missing, "quantiles": [], "histogram": []}
+    reached = np.cumsum(counts)
+    places = np.searchsorted(reached, np.ceil(np.array(QUANTILES) * reached[-1]))
+    shown = np.clip(values, *values[places[[0, -1]]])  # a stray value must not hide the others
+    edges = np.linspace(shown[0], shown[-1], _BARS + 1)
+    heights, _ = np.histogram(shown, edges, weights=counts)
+    return {
+        "values": int(reached[-1]),
+        "missing": missing,
+        "quantiles": [[q, float(values[i])] for q, i in zip(QUANTILES, places, strict=True)],
+        "histogram": [[float(e), int(h)] for e, h in zip(edges, [*heights, 0], strict=True)],
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +40,19 @@ def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     remote.write(path, buffer.getvalue())
 
 
-def read_arrays(path: str) -> dict[str, np.ndarray] | None:
-    """Returns the arrays of a `.npz`, or None if there is no such file or it is damaged."""
+def read_arrays(path: str, names: Collection[str] = ()) -> dict[str, np.ndarray] | None:
+    """Returns the arrays of a `.npz`, or None if there is no such file or it is damaged.
+
+    Args:
+      path: the file.
+      names: the arrays to read; none for all.
+    """
     content = read(path)
     if content is None:
         return None
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in names or archive.files}
     except Exception:  # a damaged archive fails in many ways, and is made again
         return None
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clip_jax.cli.common import CommandParser, integer_from
-from clip_jax.curation import engine, results, rules, storage
+from clip_jax.curation import engine, page, results, rules, storage
 from clip_jax.curation.balance import LIMIT
 from clip_jax.curation.facts import Extraction
 from clip_jax.curation.job import Job
@@ -85,6 +85,11 @@ def _add_input_flags(p: argparse.ArgumentParser) -> None:
         default=0.01,
         metavar="SHARE",
         help="the share of files that may be unreadable (default: 0.01)",
+    )
+    p.add_argument(
+        "--no-page",
+        action="store_true",
+        help="do not write curation.html, for which some hundred pairs are read again",
     )
     p.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -344,12 +349,13 @@ def run(argv: Sequence[str], others: Mapping[str, tuple[str, str]]) -> int:
     engine.check(job, files)
     engine.run(job, files, workers=args.workers, runner=args.runner, flags=flags)
     report = storage.read_json(storage.join(job.out, results.REPORT), "curation")
-    print(json.dumps(report, indent=1) if args.json else _format(report, args.out))
+    path = "" if args.no_page else page.write(job.out)
+    print(json.dumps(report, indent=1) if args.json else _format(report, args.out, path))
     return 0
 
 
-def _format(report: JsonObject, out: str) -> str:
-    """Returns what a person reads of a report."""
+def _format(report: JsonObject, out: str, path: str) -> str:
+    """Returns what a person reads of a report, whose page has a path."""
     total, kept = report["pairs"], report["kept"]
     lines = [f"{kept:,} of {total:,} pairs are kept ({kept / total:.1%})"]
     for item in report["left_out"]:
@@ -362,6 +368,8 @@ def _format(report: JsonObject, out: str) -> str:
             f"t = {named}; {report['matches']['before']:,} matches before, "
             f"{report['matches']['after']:,} after"
         )
+    if path:
+        lines.append(f"look at them: {path}")
     lines.append(
         f"train on them: --config.data.train='{report['data']}' --config.data.selection={out}"
     )

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from clip_jax.evaluation import report
 from clip_jax.evaluation.evaluators import registered_sections
 from clip_jax.evaluation.report import formats
-from clip_jax.evaluation.report.page import LIMIT, ordered
+from clip_jax.evaluation.report.page import ordered
+from clip_jax.evaluation.report.shell import LIMIT
 
 VOID = {"meta", "input", "br"}
 NASTY = [
