@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from clip_jax.curation.facts import caption_of
 from clip_jax.curation.pool import Pool
+from clip_jax.data import captions
 from clip_jax.data.example import PairError
 from clip_jax.data.images.decoding import decode
 from clip_jax.data.sources import Source, read_pair, read_text
@@ -54,6 +54,8 @@ def read_pairs(
 ) -> dict[Place, ShownPair]:
     """Reads pairs to show, file by file; what cannot be read is said in the pair's `fault`.
 
+    Images that are web addresses are not downloaded.
+
     Args:
       pool: the pool.
       templates: of the captions.
@@ -62,22 +64,24 @@ def read_pairs(
     shown = {}
     for place in sorted(set(places), key=lambda place: (place.file, place.pair)):
         try:
-            shown[place] = _read(pool.open(place.file), templates, place)
+            source = pool.open(place.file)
+            shown[place] = _read(source, templates, place, not pool.options.addresses)
         except UserError as error:
             shown[place] = ShownPair(place, "", b"", str(error))
     return shown
 
 
-def _read(source: Source, templates: Sequence[str], place: Place) -> ShownPair:
+def _read(source: Source, templates: Sequence[str], place: Place, with_image: bool) -> ShownPair:
     caption, image, name, faults = "", b"", "", []
     try:
         fields, name = read_text(source, place.pair)
-        caption = caption_of(templates, fields, name)
+        caption = captions.filled(templates, fields, name)[0]
     except PairError as error:
         faults.append(str(error))
     try:
-        content, _, name = read_pair(source, place.pair)
-        image = _small(content, name)
+        if with_image:
+            content, _, name = read_pair(source, place.pair)
+            image = _small(content, name)
     except PairError as error:
         faults.append(str(error))
     lines = dict.fromkeys(fault.removeprefix(name).lstrip(": ") for fault in faults)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curation import strangers
 from evaluation.report import browser
 from evaluation.report.test_browser import CONTRAST, OUTSIDE, SIZES, SMALL, TEXTS
+
+from curation import strangers
 
 WHY = browser.missing()
 pytestmark = pytest.mark.skipif(WHY is not None, reason=str(WHY))

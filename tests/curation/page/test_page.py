@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from curation import strangers
 from evaluation.report.test_page import NASTY, Reader, structure
 
 from clip_jax.curation import page
@@ -19,6 +18,7 @@ from clip_jax.curation.page import drawings, reasons
 from clip_jax.curation.page.queries import QueryCounts
 from clip_jax.curation.page.samples import Place, ShownPair
 from clip_jax.evaluation.report.markup import clean
+from curation import strangers
 
 
 @pytest.fixture(scope="module")
