@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clip_jax.curation import pool as pool_lib
+from clip_jax.curation import worker
 from clip_jax.curation.job import Job
 from clip_jax.errors import UserError
 from clip_jax.io import remote
@@ -22,6 +23,7 @@ LOCAL = "DirectRunner"
 _EVERY = 2.0  # seconds between two lines of progress
 _SHOWN = 1 << 16  # bytes of what a failing worker wrote
 _COUNT = re.compile(r"[0-9a-f]{32}-([0-9]+)\.npz")  # the name of a file of facts
+_DEAD = ("Channel closed prematurely", "Worker subprocess exited")  # how Beam reports it
 _STEP = re.compile(r" \[while running .*\]")  # Beam adds it to errors
 _FAULT = re.compile(r"clip_jax\.[\w.]*(?:UserError|PairError): (.*?)(?: \[while running|\n|$)")
 
@@ -66,19 +68,23 @@ def run(
     require_beam()
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
     from clip_jax.curation import pipeline as graph
 
-    options = [f"--runner={runner}", "--default_sdk_harness_log_level=CRITICAL", *flags]
+    kind: object = runner
+    options = ["--default_sdk_harness_log_level=CRITICAL", *flags]
     workers = workers or len(os.sched_getaffinity(0))
     quiet: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if runner == LOCAL and workers > 1:
-        options += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+        options.append(f"--direct_num_workers={workers}")
+        kind = FnApiRunner(SubprocessSDKEnvironment(command_string=worker.command()))
         quiet = _quiet_workers()
     try:
         parsed = PipelineOptions(options)
         with quiet, _progress(job), _one_line():
-            pipeline = beam.Pipeline(options=parsed)
+            pipeline = beam.Pipeline(runner=kind, options=parsed)
             graph.build(pipeline, job, files)
             pipeline.run().wait_until_finish()
     except SystemExit:  # argparse has printed what is wrong
@@ -118,6 +124,11 @@ def _one_line() -> Iterator[None]:
     except Exception as error:
         if found := _FAULT.findall(str(error)):
             raise UserError(found[-1].strip()) from None
+        if any(mark in str(error) for mark in _DEAD):
+            raise UserError(
+                "a process that curates died, perhaps for want of memory: lower --workers or "
+                "--chunk, and start the same command again, it goes on"
+            ) from None
         raise
 
 

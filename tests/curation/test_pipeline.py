@@ -1,8 +1,6 @@
 """The whole pipeline: each rule on counted examples, exact balance, workers, and interruptions."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -185,14 +183,16 @@ def test_workers_and_a_killed_run_change_nothing(captions: Path, tmp_path: Path)
     outs = [tmp_path / str(workers) for workers in (1, 2, 4)]
     for workers, out in zip((1, 2), outs, strict=False):
         subprocess.run(command(out, workers), check=True, capture_output=True)
-    killed = subprocess.Popen(
-        command(outs[2], 4), stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    killed = subprocess.Popen(command(outs[2], 4), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(outs[2].rglob("facts/*/*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
+    killed.kill()
     killed.wait()
+    mark = f"curation.worker {killed.pid}"
+    while mark in subprocess.run(["ps", "-A", "-o", "args"], capture_output=True, text=True).stdout:
+        assert time.monotonic() < deadline, "its workers go on"
+        time.sleep(0.1)
     subprocess.run(command(outs[2], 4), check=True, capture_output=True)
     first = written(outs[0])
     assert len(first) > 20
