@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -98,6 +97,11 @@ def memory_of_group(group: int) -> int:
     return total
 
 
+def own_memory() -> int:
+    """Returns the bytes that this process has in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def curate(data: str, queries: Path, out: Path, workers: int, kill_after: float = 0) -> None:
     """Runs the command; prints its time and memory."""
     command = [sys.executable, "-m", "clip_jax", "curate", data, "--out", str(out)]
@@ -147,11 +151,11 @@ def digest(out: Path) -> str:
 def matching(queries: Path, count: int) -> None:
     """Prints the rate of matching alone on one core, its memory, and that of a plain loop."""
     entries, texts = queries.read_text().splitlines(), captions(count, 1 << 21)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = own_memory()
     began = time.perf_counter()
     matcher = Matcher(entries)
     built = time.perf_counter() - began
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    memory = (own_memory() - before) / 2**20
     began = time.perf_counter()
     matches = len(matcher.find(texts)[1])
     rate = count / (time.perf_counter() - began)
