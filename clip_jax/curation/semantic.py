@@ -29,7 +29,7 @@ KEEP = ("farthest", "nearest", "first", "random")  # of duplicates, the one that
 MAX_CLUSTERS = 1 << 24  # so that float32 holds their numbers
 _TILE = 2048  # rows that are compared with as many at a time
 _LEAST = 64  # rows of the smallest tile
-_BUCKET = 1 << 30  # bytes of features in memory
+_BUCKET = 1 << 28  # bytes of features in memory
 _MAX_BUCKETS = 256  # files that are open at a time
 
 Advance = Callable[[int], object]
