@@ -219,7 +219,7 @@ def similarities(
       float32 [pairs]: -1 for the first pair of a cluster, NaN for pairs without features.
     """
     result = np.full(len(cluster), np.nan, np.float32)
-    devices = jax.local_devices()
+    devices, turn = jax.local_devices(), 0
     pending: deque[tuple[np.ndarray, list[jax.Array]]] = deque()
 
     def collect() -> None:
@@ -229,17 +229,31 @@ def similarities(
         advance(len(pairs))
 
     for bucket in range(len(buckets)):
-        numbers, rows = buckets.read(bucket)
-        rank = ranks(similarity[numbers], numbers, keep, seed)
-        order = np.lexsort((numbers, rank, cluster[numbers]))
-        ends = np.flatnonzero(np.diff(cluster[numbers[order]])) + 1
-        for turn, members in enumerate(np.split(order, ends)):
-            device = devices[turn % len(devices)]
-            pending.append(
-                (numbers[members], similarity_to_earlier(unit_norm(rows[members]), device))
-            )
+        for numbers, rows in _clusters(buckets, bucket, cluster, similarity, keep, seed):
+            turn = (turn + 1) % len(devices)
+            pending.append((numbers, similarity_to_earlier(rows, devices[turn])))
             if len(pending) > 2 * len(devices):
                 collect()
     while pending:
         collect()
     return result
+
+
+def _clusters(
+    buckets: Buckets,
+    bucket: int,
+    cluster: Int[np.ndarray, " pairs"],
+    similarity: Float[np.ndarray, " pairs"],
+    keep: str,
+    seed: int,
+) -> Iterator[tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n width"]]]:
+    """Yields the numbers of the pairs of each cluster of a bucket, in order, and their features.
+
+    The features of a bucket are released at the end.
+    """
+    numbers, rows = buckets.read(bucket)
+    rank = ranks(similarity[numbers], numbers, keep, seed)
+    order = np.lexsort((numbers, rank, cluster[numbers]))
+    ends = np.flatnonzero(np.diff(cluster[numbers[order]])) + 1
+    for members in np.split(order, ends):
+        yield numbers[members], unit_norm(rows[members])
