@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -250,7 +251,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
-    return [path for pattern in patterns for path in paths.expand(pattern)]
+    """Returns the files of patterns; a file that is given twice would be counted twice."""
+    files = [path for pattern in patterns for path in paths.expand(pattern)]
+    if repeated := [path for path, count in Counter(files).items() if count > 1]:
+        raise UserError(f"{repeated[0]} is given more than once")
+    return files
 
 
 def _ngram_candidates(args: argparse.Namespace) -> tuple[list[Candidates], int]:

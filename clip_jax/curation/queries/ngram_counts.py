@@ -52,9 +52,8 @@ class NgramCounter:
     def add(self, tokens: Sequence[str]) -> None:
         """Counts words and the pairs of neighbours among them; see `split_words`."""
         numbers = np.fromiter(map(self._numbers.__getitem__, tokens), np.int64, len(tokens))
-        counts = np.bincount(numbers, minlength=1)
         self._grow()
-        self._counts[: len(counts)] += counts
+        np.add.at(self._counts, numbers, 1)
         self._counts[0] = 0
         touch = (numbers[:-1] != 0) & (numbers[1:] != 0)
         first, second = numbers[:-1][touch], numbers[1:][touch]

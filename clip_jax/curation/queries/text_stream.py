@@ -20,6 +20,7 @@ from clip_jax.io import remote
 BLOCK = 1 << 20  # bytes
 MAX_LINE = 1 << 16  # bytes of a line of a table
 _WRONG_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_MAX_DAMAGED, _FEW = 0.005, 20  # characters of a block: a share, or a number
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -71,7 +72,7 @@ def open_stream(path: str, quiet: bool = False) -> Iterator[Readable]:
         except _DAMAGED as error:
             raise UserError(f"{shown} is damaged or cut off ({error}): fetch it again") from None
         except OSError as error:
-            if error.filename is not None or (error.errno is not None and not opener):
+            if error.errno is not None:  # of the machine
                 raise
             raise UserError(f"{shown} is damaged ({error}): fetch it again") from None
 
@@ -119,17 +120,17 @@ def read_blocks(path: str, file: Readable) -> Iterator[str]:
       file: the file, decompressed.
 
     Raises:
-      UserError: the file is UTF-16.
+      UserError: the file is no text, or has another encoding.
     """
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     rest, is_first = "", True
     while content := file.read(BLOCK):
         if is_first:
             is_first = False
-            if content.startswith(_WRONG_MARKS):
-                raise UserError(f"{remote.redact(path)} is UTF-16: save it as UTF-8")
-            content = content.removeprefix(_BOM)
-        text = rest + decode(content)
+            content = _without_mark(path, content)
+        decoded = decode(content)
+        _check_text(path, decoded)
+        text = rest + decoded
         end = text.rfind("\n") + 1
         if not end and len(text) >= BLOCK:
             end = text.rfind(" ") + 1 or len(text)
@@ -138,6 +139,25 @@ def read_blocks(path: str, file: Readable) -> Iterator[str]:
             yield text[:end]
     if rest := rest + decode(b"", final=True):
         yield rest
+
+
+def _without_mark(path: str, content: bytes) -> bytes:
+    """Returns the start of a file without UTF-8's byte-order mark."""
+    if content.startswith(_WRONG_MARKS):
+        raise UserError(f"{remote.redact(path)} is UTF-16: save it as UTF-8")
+    return content.removeprefix(_BOM)
+
+
+def _check_text(path: str, text: str) -> None:
+    """Raises a UserError about a block that is no text in UTF-8."""
+    most = max(len(text) * _MAX_DAMAGED, _FEW)
+    if text.count("\0") > most:
+        raise UserError(f"{remote.redact(path)} is no text: it contains zero bytes")
+    if (damaged := text.count("\ufffd")) > most:
+        raise UserError(
+            f"{remote.redact(path)} is not UTF-8 ({damaged:,} of {len(text):,} characters): "
+            "convert it, as with iconv -f latin1 -t utf-8"
+        )
 
 
 def read_line_blocks(path: str, file: Readable) -> Iterator[bytes]:
@@ -150,9 +170,7 @@ def read_line_blocks(path: str, file: Readable) -> Iterator[bytes]:
     while content := file.read(BLOCK):
         if is_first:
             is_first = False
-            if content.startswith(_WRONG_MARKS):
-                raise UserError(f"{remote.redact(path)} is UTF-16: save it as UTF-8")
-            content = content.removeprefix(_BOM)
+            content = _without_mark(path, content)
         block = rest + content
         end = block.rfind(b"\n") + 1
         rest = block[end:]

@@ -115,6 +115,7 @@ def test_limits(inputs, capsys):
         (["--wordnet", "x", "--limit", "verbs=3"], "--limit 'verbs=3': give N or SOURCE=N"),
         (["--wordnet", "x", "--language", "English!"], "give its code, such as en"),
         (["--corpus", "none.txt"], r"no file none\.txt"),
+        (["--corpus", __file__, __file__], r"test_queries\.py is given more than once"),
         (["--corpus", "none", "--segmenter", "none"], "no segmenter has this name"),
         (["--wordnet", "x", "--min-pmi", "nan"], "nan must be a number"),
     ],

@@ -49,16 +49,22 @@ def test_endless_lines_and_broken_text(tmp_path):
     path.write_bytes("text".encode("utf-16"))
     with pytest.raises(UserError, match="is UTF-16: save it as UTF-8"):
         read(path)
+    path.write_bytes("Füchse, Dächse und Wölfe\n".encode("latin1") * 99)
+    with pytest.raises(UserError, match=r"is not UTF-8 \(297 of 2,475 characters\): convert it"):
+        read(path)
+    path.write_bytes(b"header" + b"\0" * 500)
+    with pytest.raises(UserError, match="is no text: it contains zero bytes"):
+        read(path)
 
 
 def test_damaged_compression_is_one_line(tmp_path):
     path = tmp_path / "corpus.gz"
     for compress in (gzip.compress, bz2.compress, lzma.compress):
-        content = compress(bytes(range(256)) * 10_000)
+        content = compress(b"".join(b"%x\n" % (i * i) for i in range(99_999)))
         path.write_bytes(content[: len(content) // 2])
         with pytest.raises(UserError, match=r"corpus\.gz is damaged or cut off|corpus\.gz is dam"):
             read(path)
-        path.write_bytes(content[:30] + b"\0" * 40 + content[70:])
+        path.write_bytes(content[:9_000] + b"\0" * 40 + content[9_040:])
         with pytest.raises(UserError, match=r"corpus\.gz is damaged"):
             read(path)
     with pytest.raises(UserError, match=r"none cannot be read"):
