@@ -107,12 +107,7 @@ class Job:
 
     def facts(self, chunk: Chunk) -> Facts:
         """Returns the facts of a chunk; they are looked for only if no earlier run found them."""
-        path = facts_lib.path_of(self.out, chunk, self.digest)
-        facts = Facts.read(path, len(chunk))
-        if facts is None:
-            facts = Extractor(self.pool, self.extraction)(chunk)
-            facts.write(path)
-        return facts
+        return _facts(self.pool, self.extraction, self.out, self.digest, chunk)
 
     def examine(self, chunk: Chunk) -> State:
         """Finds the facts of a chunk, and applies the first rules on each pair by itself."""
@@ -256,6 +251,16 @@ class Job:
         """Returns t for each pair of a chunk, uint64 [n], by its language."""
         language = self.facts(state.chunk).language
         return limits.astype(np.uint64)[np.where(language == NO_LANGUAGE, 0, language)]
+
+
+@functools.lru_cache(maxsize=1)  # the functions of a chunk are called one after the other
+def _facts(pool: Pool, extraction: Extraction, out: str, digest: str, chunk: Chunk) -> Facts:
+    path = facts_lib.path_of(out, chunk, digest)
+    facts = Facts.read(path, len(chunk))
+    if facts is None:
+        facts = Extractor(pool, extraction)(chunk)
+        facts.write(path)
+    return facts
 
 
 def write_frequent(folder: str, hashes: UInt64[np.ndarray, " n"]) -> str:

@@ -151,9 +151,9 @@ def _decide(
     )
     entries = (
         outcomes
-        | "by file" >> beam.Map(lambda outcome: (outcome.chunk.file, outcome))
-        | "files of outcomes" >> beam.GroupByKey()
-        | "outcomes of files" >> beam.Values()
+        | "by file" >> beam.Map(lambda outcome: (outcome.chunk.file, (outcome.chunk, outcome.kept)))
+        | "group files" >> beam.GroupByKey()
+        | "chunks of files" >> beam.Values()
         | "write files" >> beam.Map(_write_file, job)
     )
     sides = (AsSingleton(summary), counts, limits, AsList(entries), AsList(broken))
@@ -255,8 +255,8 @@ def _decide_chunk(state: State, job: Job, counts: np.ndarray, limits: np.ndarray
     return decide(job, state, counts, limits)
 
 
-def _write_file(outcomes: Iterable[Outcome], job: Job) -> tuple[int, JsonObject]:
-    return results.write_file(job, outcomes)
+def _write_file(chunks: Iterable[tuple[Chunk, np.ndarray]], job: Job) -> tuple[int, JsonObject]:
+    return results.write_file(job, chunks)
 
 
 def _write(_: None, job: Job, files: Sequence[str], *sides: Any) -> None:

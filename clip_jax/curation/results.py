@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from clip_jax.curation import facts, storage
 from clip_jax.curation.job import Job
@@ -23,12 +23,12 @@ from clip_jax.curation.outcome import (
     MISSING,
     SIDES,
     WORDS,
-    Outcome,
     Summary,
     bin_values,
     dense,
     limits_of_curve,
 )
+from clip_jax.curation.pool import Chunk
 from clip_jax.data import selection
 from clip_jax.errors import UserError, counted
 from clip_jax.io import remote
@@ -43,12 +43,21 @@ _BARS = 40  # of the histogram of a column
 BrokenFile = tuple[int, str, str]  # its number, its name, and the fault
 
 
-def write_file(job: Job, outcomes: Iterable[Outcome]) -> tuple[int, JsonObject]:
-    """Writes the selection of a file; returns its number and its entry in `selection.json`."""
-    parts = sorted(outcomes, key=lambda outcome: outcome.chunk.start)
-    chunk = parts[0].chunk
-    flags = [np.unpackbits(part.kept, count=len(part.chunk)) for part in parts]
-    kept = np.concatenate(flags)
+def write_file(
+    job: Job, chunks: Iterable[tuple[Chunk, UInt8[np.ndarray, " bytes"]]]
+) -> tuple[int, JsonObject]:
+    """Writes the selection of a file.
+
+    Args:
+      job: the curation.
+      chunks: the chunks of the file, in any order, and which of their pairs are kept, one bit each.
+
+    Returns:
+      The number of the file, and its entry in `selection.json`.
+    """
+    parts = sorted(chunks, key=lambda part: part[0].start)
+    chunk = parts[0][0]
+    kept = np.concatenate([np.unpackbits(bits, count=len(part)) for part, bits in parts])
     content = np.packbits(kept).tobytes()
     name = f"selection/{chunk.file:05}.bits"
     remote.write(storage.join(job.out, name), content)
