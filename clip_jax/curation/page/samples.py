@@ -50,7 +50,7 @@ class ShownPair:
 
 
 def read_pairs(
-    pool: Pool, templates: Sequence[str], places: Iterable[Place]
+    pool: Pool, templates: Sequence[str], places: Iterable[Place], *, with_images: bool = True
 ) -> dict[Place, ShownPair]:
     """Reads pairs to show, file by file; what cannot be read is said in the pair's `fault`.
 
@@ -60,12 +60,13 @@ def read_pairs(
       pool: the pool.
       templates: of the captions.
       places: where the pairs are.
+      with_images: whether to read images.
     """
-    shown = {}
+    shown, with_images = {}, with_images and not pool.options.addresses
     for place in sorted(set(places), key=lambda place: (place.file, place.pair)):
         try:
             source = pool.open(place.file)
-            shown[place] = _read(source, templates, place, not pool.options.addresses)
+            shown[place] = _read(source, templates, place, with_images)
         except UserError as error:
             shown[place] = ShownPair(place, "", b"", str(error))
     return shown
