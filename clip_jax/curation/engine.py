@@ -18,6 +18,7 @@ from clip_jax.curation import worker
 from clip_jax.curation.job import Job
 from clip_jax.errors import UserError
 from clip_jax.io import remote
+from clip_jax.training import workdir_lock
 
 LOCAL = "DirectRunner"
 _EVERY = 2.0  # seconds between two lines of progress
@@ -75,7 +76,7 @@ def run(
 
     kind: object = runner
     options = ["--default_sdk_harness_log_level=CRITICAL", *flags]
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or _cores()
     quiet: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if runner == LOCAL and workers > 1:
         options.append(f"--direct_num_workers={workers}")
@@ -83,12 +84,29 @@ def run(
         quiet = _quiet_workers()
     try:
         parsed = PipelineOptions(options)
-        with quiet, _progress(job), _one_line():
+        with _alone(job), quiet, _progress(job), _one_line():
             pipeline = beam.Pipeline(runner=kind, options=parsed)
             graph.build(pipeline, job, files)
             pipeline.run().wait_until_finish()
     except SystemExit:  # argparse has printed what is wrong
         raise UserError(f"Beam does not take the flags {' '.join(options)}") from None
+
+
+def _cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """Locks the folder of the results, so that two curations never mix theirs."""
+    with contextlib.ExitStack() as stack:
+        if not remote.is_remote(job.out):
+            advice = "wait for its end, or give another --out"
+            stack.enter_context(workdir_lock.locked(Path(job.out), False, print, advice))
+        yield
 
 
 @contextlib.contextmanager

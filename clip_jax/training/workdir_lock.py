@@ -24,6 +24,7 @@ from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
 
 NAME = "in_use.json"
+ADVICE = "end that run, or give another --workdir; --force takes it, and that run ends"
 BEAT = 5.0  # seconds between two increments of the counter
 STALE = 40.0  # seconds without an increment until a trainer of another host counts as dead
 _MAX_BYTES = 1 << 14
@@ -75,13 +76,16 @@ class Lock:
 
 
 @contextlib.contextmanager
-def locked(workdir: Path, force: bool, tell: Callable[[str], None]) -> Iterator[Lock]:
+def locked(
+    workdir: Path, force: bool, tell: Callable[[str], None], advice: str = ADVICE
+) -> Iterator[Lock]:
     """Locks a folder for this process until the block ends.
 
     Args:
       workdir: the run's folder, which is created if it is missing.
       force: whether to take the folder from another trainer, which then ends.
       tell: called with a line before waiting.
+      advice: how the error ends that says who is using the folder.
 
     Yields:
       The lock.
@@ -90,7 +94,7 @@ def locked(workdir: Path, force: bool, tell: Callable[[str], None]) -> Iterator[
       UserError: another trainer is using the folder, or it cannot be written.
     """
     try:
-        lock = Lock(workdir, _take(workdir, force, tell))
+        lock = Lock(workdir, _take(workdir, force, tell, advice))
     except OSError as error:
         raise UserError(f"{workdir / NAME} cannot be written ({error.strerror})") from None
     try:
@@ -107,10 +111,10 @@ def refuse_in_use(workdir: Path, force: bool) -> None:
     """
     record = _read_record(workdir / NAME)
     if record and not force and _is_alive(record):
-        raise _in_use(workdir, record)
+        raise _in_use(workdir, record, ADVICE)
 
 
-def _take(workdir: Path, force: bool, tell: Callable[[str], None]) -> JsonObject:
+def _take(workdir: Path, force: bool, tell: Callable[[str], None], advice: str) -> JsonObject:
     workdir.mkdir(parents=True, exist_ok=True)
     """Creates the lock file; returns its record."""
     path, record = workdir / NAME, _own_record()
@@ -120,7 +124,7 @@ def _take(workdir: Path, force: bool, tell: Callable[[str], None]) -> JsonObject
             if force:
                 previous = other
             elif (user := _current_user(path, other, tell)) is not None:
-                raise _in_use(workdir, user)
+                raise _in_use(workdir, user, advice)
             path.unlink(missing_ok=True)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -170,11 +174,8 @@ def _current_user(path: Path, record: JsonObject, tell: Callable[[str], None]) -
     return None
 
 
-def _in_use(workdir: Path, record: JsonObject) -> UserError:
-    return UserError(
-        f"{workdir} is in use by {_named(record)}: end that run, or give another --workdir; "
-        "--force takes it, and that run ends"
-    )
+def _in_use(workdir: Path, record: JsonObject, advice: str) -> UserError:
+    return UserError(f"{workdir} is in use by {_named(record)}: {advice}")
 
 
 def _named(record: JsonObject) -> str:

@@ -16,6 +16,7 @@ from clip_jax.curation.annotations import AnnotationWriter
 from clip_jax.data.mixture import open_mixture
 from clip_jax.data.selection import Selection
 from clip_jax.errors import UserError
+from clip_jax.training import workdir_lock
 from curation.pools import curate, picture, write_tar
 
 GOOD = "a plain red wall"
@@ -251,6 +252,15 @@ def test_limits_on_annotations(captions: Path, tmp_path: Path) -> None:
             curate(data, tmp_path / "out", *own, "--least=score=1")
     finally:
         (captions / "3.parquet").unlink()
+
+
+def test_two_curations_never_write_one_folder(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [(picture(1), {"caption": GOOD})])
+    with workdir_lock.locked(tmp_path / "out", False, print):
+        with pytest.raises(UserError, match="is in use by .*: wait for its end, or give another"):
+            curate(tmp_path / "0.tar", tmp_path / "out", "--duplicates=pair")
+    assert curate(tmp_path / "0.tar", tmp_path / "out", "--duplicates=pair") == {"kept": 1}
+    assert not (tmp_path / "out" / workdir_lock.NAME).exists()
 
 
 def test_files_that_cannot_be_opened_are_counted(tmp_path: Path) -> None:
