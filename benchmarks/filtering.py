@@ -103,14 +103,14 @@ def measure(rows: int, folder: Path) -> None:
     writer = AnnotationWriter(folder / "scores", "*.tar", {"clip_score": ""}, files, {})
     rng, count = np.random.default_rng(0), rows // FILES
     for file in files:
-        path = writer.folder / feature_tables.FOLDER / writer.table(file)
+        path = feature_tables.path_of(writer.folder, writer.table(file))
         with feature_tables.writing(path, WIDTH, {}) as write:
             for start in range(0, count, 10_000):
                 write(rng.normal(size=(min(10_000, count - start), WIDTH)))
         writer.write(file, "", {"clip_score": np.zeros(count, np.float32)})
     writer.finish()
     began, before = time.perf_counter(), peak()
-    curate(["semantic", str(writer.folder), "--out", str(folder / "out"), "--passes", "2"])
+    curate(["semantic", writer.folder, "--out", str(folder / "out"), "--passes", "2"])
     seconds = time.perf_counter() - began
     print(f"{rows:,} rows: {seconds:.0f} s, peak {before:.2f} → {peak():.2f} GiB")
 

@@ -28,10 +28,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from clip_jax.curation.parquet_files import KEY, READING, require_pyarrow, write_json, write_table
+from clip_jax.curation import storage
+from clip_jax.curation.parquet_files import KEY, exists, opened, require_pyarrow, write_table
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError, counted
+from clip_jax.io import remote
 from clip_jax.io.files import JsonObject, read_json
+from clip_jax.io.paths import resolve
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,13 +72,13 @@ class Annotations:
     """A whole annotation folder; tables are read when they are asked for.
 
     Attributes:
-      folder: the folder.
+      folder: the folder, on this machine or in a bucket.
       data: the spec of the data.
       columns: the description of each column, by its name.
       files: the files, in the order of the data.
     """
 
-    folder: Path
+    folder: str
     data: str
     columns: Mapping[str, str]
     files: tuple[AnnotatedFile, ...]
@@ -87,19 +90,19 @@ class Annotations:
         Raises:
           UserError: the folder is none, or its tables are not complete.
         """
-        folder = Path(folder).expanduser()
-        path = folder / MANIFEST
-        if not path.exists() and (folder / JOB).is_file():
-            raise UserError(
-                f"{folder} is not complete: start the command that writes it again, which goes on "
-                "where it stopped"
-            )
-        if not path.exists():
+        folder = resolve(str(folder))
+        path = storage.join(folder, MANIFEST)
+        if not exists(path) and not exists(storage.join(folder, JOB)):
             raise UserError(
                 f"{folder} is no annotation folder: it has no {MANIFEST}; `clip_jax curate score` "
                 "writes one"
             )
-        values = read_json(path, _MAX_JSON, "annotation folder")
+        values: JsonObject = _read_json(path) if exists(path) else {"complete": False}
+        if values.get("complete") is False:
+            raise UserError(
+                f"{folder} is not complete: start the command that writes it again, which goes on "
+                "where it stopped"
+            )
         if (version := values.get("version")) != VERSION:
             raise UserError(f"{path} has version {version!r:.40}: this clip_jax reads {VERSION}")
         data, columns, files = (values.get(key) for key in ("data", "columns", "files"))
@@ -149,10 +152,10 @@ class Annotations:
           UserError: there is no such file, or its table is damaged or of another form.
         """
         entry = self.entry(file)
-        return _read_table(self.folder / entry.table, list(self.columns), entry.pairs)
+        return _read_table(storage.join(self.folder, entry.table), list(self.columns), entry.pairs)
 
 
-def _parse_file(path: Path, number: int, entry: Any) -> AnnotatedFile:
+def _parse_file(path: str, number: int, entry: Any) -> AnnotatedFile:
     """Returns an entry of the list of files; raises UserError for anything else."""
     where = f'{path}: entry {number} of "files"'
     if not isinstance(entry, dict):
@@ -171,16 +174,21 @@ def _parse_file(path: Path, number: int, entry: Any) -> AnnotatedFile:
     return AnnotatedFile(pairs=pairs, **texts)
 
 
-def _read_table(path: Path, columns: Sequence[str], pairs: int) -> dict[str, Values]:
+def _read_json(path: str) -> JsonObject:
+    what = "annotation folder"
+    if remote.is_remote(path):
+        return storage.read_json(path, what)
+    return read_json(Path(path), _MAX_JSON, what)
+
+
+def _read_table(path: str, columns: Sequence[str], pairs: int) -> dict[str, Values]:
     """Returns the columns of a table, each float32 [pairs]."""
-    require_pyarrow(str(path))
+    require_pyarrow(path)
     import pyarrow as pa
-    import pyarrow.parquet
 
     values = {name: np.full(pairs, np.nan, np.float32) for name in columns}
     try:
-        with pa.OSFile(str(path)) as opened:
-            file = pa.parquet.ParquetFile(opened, **READING)
+        with opened(path) as file:
             for name in columns:
                 _check_column(path, file.schema_arrow, name)
             done = 0
@@ -203,7 +211,7 @@ def _read_table(path: Path, columns: Sequence[str], pairs: int) -> dict[str, Val
     return values
 
 
-def _check_column(path: Path, schema: pa.Schema, name: str) -> None:
+def _check_column(path: str, schema: pa.Schema, name: str) -> None:
     import pyarrow as pa
 
     number = schema.get_field_index(name)
@@ -214,8 +222,8 @@ def _check_column(path: Path, schema: pa.Schema, name: str) -> None:
         raise UserError(f"{path}: column {name!r} is {kind:.40}, and must be float32")
 
 
-def _again(path: Path) -> str:
-    return f"remove it and write {path.parent} again"
+def _again(path: str) -> str:
+    return f"remove it and write {path.rpartition('/')[0]} again"
 
 
 class AnnotationWriter:
@@ -246,7 +254,7 @@ class AnnotationWriter:
         hint: str = "--out",
     ) -> None:
         require_pyarrow("an annotation folder")
-        self.folder = Path(folder).expanduser()
+        self.folder = resolve(str(folder))
         self.data, self.columns, self.files = data, dict(columns), tuple(files)
         if wrong := [name for name in columns if not _COLUMN.fullmatch(name)]:
             raise UserError(f"{wrong[0]!r:.120} is no name of a column: use letters, digits and _")
@@ -256,34 +264,39 @@ class AnnotationWriter:
 
     def _plan(self) -> dict[str, str]:
         """Returns the name of each file's table; files keep the tables that they have."""
-        path = self.folder / JOB
+        path = storage.join(self.folder, JOB)
         facts = {"data": self.data, "columns": self.columns, "settings": self._settings}
         before: JsonObject = {"version": VERSION, "tables": {}, **facts}
-        if path.exists():
-            found = read_json(path, _MAX_JSON, "annotation folder")
+        if exists(path):
+            found = _read_json(path)
             tables = self._check_job(found)
-            if any((self.folder / name).exists() for name in tables.values()):
+            if any(exists(storage.join(self.folder, name)) for name in tables.values()):
                 self._check_settings(found)
                 before = found
-        elif (self.folder / MANIFEST).exists():
+        elif exists(storage.join(self.folder, MANIFEST)):
             raise UserError(
                 f"{self.folder} holds annotations by another program: give another {self._hint}"
             )
         tables = dict(before["tables"])
         for file in self.files:
             tables.setdefault(file, f"{len(tables):05d}.parquet")
-        write_json(path, {"version": VERSION, **facts, "tables": tables})
+        storage.write_json(path, {"version": VERSION, **facts, "tables": tables})
         return {file: tables[file] for file in self.files}
 
     def _check_job(self, found: JsonObject) -> dict[str, str]:
         """Returns the tables that a job file names; raises UserError if it is of another kind."""
-        tables = found.get("tables")
-        is_job = found.get("version") == VERSION and isinstance(found.get("settings"), dict)
-        if not is_job or not isinstance(tables, dict):
-            raise UserError(f"{self.folder / JOB} is of another program: give another {self._hint}")
-        if not all(_TABLE.fullmatch(str(name)) for name in tables.values()):
-            raise UserError(f"{self.folder / JOB} names no tables: give another {self._hint}")
-        return {str(file): str(name) for file, name in tables.items()}
+        tables, settings = found.get("tables"), found.get("settings")
+        is_job = isinstance(tables, dict) and isinstance(settings, dict)
+        if found.get("version") != VERSION or not is_job:
+            raise UserError(
+                f"{storage.join(self.folder, JOB)} is of another program: give another {self._hint}"
+            )
+        names = dict(tables or {})
+        if not all(_TABLE.fullmatch(str(name)) for name in names.values()):
+            raise UserError(
+                f"{storage.join(self.folder, JOB)} names no tables: give another {self._hint}"
+            )
+        return {str(file): str(name) for file, name in names.items()}
 
     def _check_settings(self, found: JsonObject) -> None:
         """Raises UserError if the folder has tables that were written with other settings."""
@@ -322,16 +335,16 @@ class AnnotationWriter:
         The end of a Parquet file says it, so that a file that was cut short says nothing.
         """
         import pyarrow as pa
-        import pyarrow.parquet
 
-        path = self.folder / self._tables[file]
+        name = self._tables[file]
         try:
-            metadata = pa.parquet.read_metadata(path)
+            with opened(storage.join(self.folder, name)) as table:
+                metadata = table.metadata
             facts = json.loads(metadata.metadata[KEY])
             if facts["digest"] != self._digest or facts["file"] != file:
                 return None
-            return AnnotatedFile(file, metadata.num_rows, str(facts["fingerprint"]), path.name)
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+            return AnnotatedFile(file, metadata.num_rows, str(facts["fingerprint"]), name)
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, remote.MissingError):
             return None
 
     def write(self, file: str, fingerprint: str, values: Mapping[str, Values]) -> None:
@@ -344,10 +357,12 @@ class AnnotationWriter:
         """
         import pyarrow as pa
 
-        (self.folder / MANIFEST).unlink(missing_ok=True)  # it would describe the old table
+        manifest = storage.join(self.folder, MANIFEST)
+        if exists(manifest):  # it would describe the old table
+            storage.write_json(manifest, {"version": VERSION, "complete": False})
         arrays = {name: pa.array(np.asarray(values[name], np.float32)) for name in self.columns}
         about = {"file": file, "fingerprint": fingerprint, "digest": self._digest}
-        write_table(self.folder / self._tables[file], pa.table(arrays), about)
+        write_table(storage.join(self.folder, self._tables[file]), pa.table(arrays), about)
 
     def finish(self) -> bool:
         """Writes `annotations.json` if the tables of all files are there, and returns whether."""
@@ -356,7 +371,7 @@ class AnnotationWriter:
         if len(complete) < len(entries):
             return False
         facts = {"version": VERSION, "data": self.data, "columns": self.columns}
-        write_json(self.folder / MANIFEST, {**facts, "files": complete})
+        storage.write_json(storage.join(self.folder, MANIFEST), {**facts, "files": complete})
         return True
 
 

@@ -7,16 +7,19 @@ order. The features of an image that cannot be read are NaN.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Float16
 
-from clip_jax.curation.parquet_files import KEY, READING, require_pyarrow
+from clip_jax.curation import storage
+from clip_jax.curation.parquet_files import KEY, opened, require_pyarrow
 from clip_jax.errors import UserError
+from clip_jax.io import remote
 from clip_jax.io.files import atomic_write
 
 if TYPE_CHECKING:
@@ -29,9 +32,14 @@ _ROWS = 1 << 12  # of a batch that is read
 Rows = Float16[np.ndarray, "rows width"]
 
 
+def path_of(folder: str, table: str) -> str:
+    """Returns the path of the features beside a table of an annotation folder."""
+    return storage.join(storage.join(folder, FOLDER), table)
+
+
 @contextlib.contextmanager
 def writing(
-    path: Path, width: int, about: Mapping[str, str]
+    path: str, width: int, about: Mapping[str, str]
 ) -> Iterator[Callable[[Float[np.ndarray, "rows width"]], None]]:
     """Opens a table that is written in parts, whole or not at all.
 
@@ -50,7 +58,7 @@ def writing(
     field = pa.field(COLUMN, pa.list_(pa.float16(), width))
     schema = pa.schema([field], {KEY: json.dumps(dict(about))})
     with (
-        atomic_write(path) as file,
+        _whole_file(path) as file,
         pyarrow.parquet.ParquetWriter(
             file,
             schema,
@@ -69,7 +77,19 @@ def writing(
         yield write
 
 
-def read(path: Path, pairs: int, width: int = 0) -> Iterator[Rows]:
+@contextlib.contextmanager
+def _whole_file(path: str) -> Iterator[BinaryIO]:
+    """Opens a file that is there when the block ends; a remote one is in memory until then."""
+    if not remote.is_remote(path):
+        with atomic_write(Path(path)) as file:
+            yield file
+        return
+    buffer = io.BytesIO()
+    yield buffer
+    remote.write(path, buffer.getvalue())
+
+
+def read(path: str, pairs: int, width: int = 0) -> Iterator[Rows]:
     """Yields the rows of a table in batches.
 
     Args:
@@ -80,14 +100,12 @@ def read(path: Path, pairs: int, width: int = 0) -> Iterator[Rows]:
     Raises:
       UserError: the table is damaged, or of another form.
     """
-    require_pyarrow(str(path))
+    require_pyarrow(path)
     import pyarrow as pa
-    import pyarrow.parquet
 
     again = "score again with --features"
     try:
-        with pa.OSFile(str(path)) as opened:
-            file = pa.parquet.ParquetFile(opened, **READING)
+        with opened(path) as file:
             found = _width(file.schema_arrow)
             if not found or (width and found != width):
                 raise UserError(

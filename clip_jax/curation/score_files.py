@@ -8,13 +8,13 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from clip_jax.curation import feature_tables
+from clip_jax.curation import feature_tables, storage
 from clip_jax.curation.annotations import JOB, Annotations, AnnotationWriter
+from clip_jax.curation.parquet_files import exists
 from clip_jax.curation.pool import Pool
 from clip_jax.curation.scoring import Scorer, Scores
 from clip_jax.data.example import REASONS, described
@@ -100,12 +100,12 @@ class ScoreJob:
     def _count(self, source: Source) -> int:
         return min(len(source), self.limit or len(source))
 
-    def _feature_table(self, file: str) -> Path:
-        return self.writer.folder / feature_tables.FOLDER / self.writer.table(file)
+    def _feature_table(self, file: str) -> str:
+        return feature_tables.path_of(self.writer.folder, self.writer.table(file))
 
     def _is_done(self, file: str, source: Source) -> bool:
         done = self.writer.is_done(file, len(source), source.fingerprint)
-        return done and not (self.features and not self._feature_table(file).exists())
+        return done and not (self.features and not exists(self._feature_table(file)))
 
     def _score(
         self, file: str, source: Source, totals: Totals, advance: Callable[[int], object]
@@ -160,7 +160,7 @@ def check_shared(writer: AnnotationWriter) -> None:
     Raises:
       UserError: it does not.
     """
-    if not (writer.folder / JOB).exists():
+    if not exists(storage.join(writer.folder, JOB)):
         raise UserError(
             f"{writer.folder} is not the same folder on every host: give one on a shared file "
             "system"

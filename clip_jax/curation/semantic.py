@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, UInt64
 from clip_jax.curation import feature_tables, hashing
 from clip_jax.curation.annotations import Annotations
 from clip_jax.curation.clustering import unit_norm
+from clip_jax.curation.parquet_files import exists
 from clip_jax.errors import UserError
 
 KEEP = ("farthest", "nearest", "first", "random")  # of duplicates, the one that is kept
@@ -54,23 +55,21 @@ class StoredRows:
         Raises:
           UserError: it has none.
         """
-        folder = annotations.folder / feature_tables.FOLDER
-        missing = [x.table for x in annotations.files if not (folder / x.table).is_file()]
-        if missing:
+        paths = [feature_tables.path_of(annotations.folder, x.table) for x in annotations.files]
+        if missing := [path for path in paths if not exists(path)]:
             raise UserError(
-                f"{folder / missing[0]} is missing: features are stored by `curate score "
-                "--features`"
+                f"{missing[0]} is missing: features are stored by `curate score --features`"
             )
-        first = feature_tables.read(folder / annotations.files[0].table, annotations.files[0].pairs)
+        first = feature_tables.read(paths[0], annotations.files[0].pairs)
         return cls(annotations, next(first).shape[1])
 
     def __len__(self) -> int:
         return sum(entry.pairs for entry in self.annotations.files)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        folder = self.annotations.folder / feature_tables.FOLDER
         for entry in self.annotations.files:
-            yield from feature_tables.read(folder / entry.table, entry.pairs, self.width)
+            path = feature_tables.path_of(self.annotations.folder, entry.table)
+            yield from feature_tables.read(path, entry.pairs, self.width)
 
 
 @jax.jit

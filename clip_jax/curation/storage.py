@@ -59,7 +59,8 @@ def read_arrays(path: str, names: Collection[str] = ()) -> dict[str, np.ndarray]
 
 def write_json(path: str, values: files.JsonObject) -> None:
     """Writes an object as JSON, whole or not at all."""
-    remote.write(path, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    remote.write(path, text.encode("utf-8", "surrogatepass"))  # names of files may be no UTF-8
 
 
 def read_json(path: str, what: str) -> files.JsonObject:

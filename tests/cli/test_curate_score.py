@@ -113,7 +113,7 @@ def test_scores_are_the_models_own(
         np.testing.assert_allclose(values["h0"], images @ w1 + b1, atol=1e-5)
         for i in range(2):
             np.testing.assert_allclose(values[f"h1_{i}"], images @ w2[:, i] + b2[i], atol=1e-5)
-        table = tmp_path / feature_tables.FOLDER / read.files[file].table
+        table = feature_tables.path_of(read.folder, read.files[file].table)
         stored = np.concatenate(list(feature_tables.read(table, COUNTS[file])))
         assert stored.dtype == np.float16
         np.testing.assert_allclose(stored, images, atol=1e-3)
@@ -157,7 +157,7 @@ def test_a_stopped_run_goes_on_with_the_file_that_was_not_finished(
     again = score(model, data, out, "--features")
     assert scored == ["0.tar", "stopped", "1.tar"]
     score(model, data, out, "--features")
-    (out / feature_tables.FOLDER / again.files[0].table).unlink()
+    Path(feature_tables.path_of(again.folder, again.files[0].table)).unlink()
     score(model, data, out, "--features")
     assert scored == ["0.tar", "stopped", "1.tar", "0.tar"]
     for file in range(2):
@@ -171,7 +171,7 @@ def test_a_limit_leaves_the_rest_without_values(model: Path, data: str, tmp_path
     for file, count in enumerate((5, 6)):
         values = read.of_file(file)["clip_score"]
         assert len(values) == COUNTS[file] and np.isnan(values[count:]).all()
-        table = tmp_path / feature_tables.FOLDER / read.files[file].table
+        table = feature_tables.path_of(read.folder, read.files[file].table)
         assert len(np.concatenate(list(feature_tables.read(table, COUNTS[file])))) == COUNTS[file]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from clip_jax.curation.annotations import JOB, MANIFEST, Annotations, AnnotationWriter
 from clip_jax.errors import UserError
+from support import refused
 
 FILES = ("/data/a.tar", "/data/b.tar")
 VALUES = {
@@ -22,7 +24,9 @@ VALUES = {
 }
 
 
-def writer(folder: Path, files=FILES, columns=("score",), **settings: Any) -> AnnotationWriter:
+def writer(
+    folder: Path | str, files=FILES, columns=("score",), **settings: Any
+) -> AnnotationWriter:
     columns = {name: f"the {name}" for name in columns}
     return AnnotationWriter(folder, "/data/*.tar", columns, files, {"model": "m", **settings})
 
@@ -190,13 +194,38 @@ def test_hostile_tables_are_one_line(tmp_path: Path) -> None:
 def test_a_killed_write_leaves_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = writer(tmp_path)
 
-    def fail(table: Any, file: Any, **_: Any) -> None:
-        file.write(b"half")
+    def fail(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pq, "write_table", fail)
+        patch.setattr(Path, "replace", fail)
         with pytest.raises(KeyboardInterrupt):
             job.write(FILES[0], "print", VALUES[FILES[0]])
     assert sorted(path.name for path in tmp_path.iterdir()) == [JOB]
     shutil.rmtree(tmp_path)
+
+
+def test_folders_in_buckets() -> None:
+    """Several hosts write to a bucket; the workers of a cluster read from it."""
+    folder = "memory://bucket/scores"
+    job = writer(folder)
+    job.write(FILES[0], "print", VALUES[FILES[0]])
+    refused(lambda: Annotations.open(folder), "not complete")
+    job = writer(folder)
+    assert job.is_done(FILES[0], 3, "print") and not job.is_done(FILES[1], 1, "print")
+    job.write(FILES[1], "print", VALUES[FILES[1]])
+    assert job.finish()
+    read = Annotations.open(folder)
+    for file in FILES:
+        np.testing.assert_array_equal(read.of_file(file)["score"], VALUES[file]["score"])
+    refused(lambda: writer(folder, model="other"), "was written with model=")
+    writer(folder).write(FILES[1], "new", VALUES[FILES[1]])
+    refused(lambda: Annotations.open(folder), "not complete")
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"/data/\xff.tar")
+    job = writer(tmp_path, (name,))
+    job.write(name, "print", {"score": np.zeros(2, np.float32)})
+    assert writer(tmp_path, (name,)).is_done(name, 2, "print") and job.finish()
+    assert len(Annotations.open(tmp_path).of_file(name)["score"]) == 2

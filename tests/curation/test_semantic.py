@@ -40,14 +40,14 @@ def scores(tmp_path: Path) -> Path:
     files = [f"{i}.tar" for i in range(len(COUNTS))]
     writer = AnnotationWriter(tmp_path / "scores", "*.tar", {"clip_score": ""}, files, {})
     for file, count in zip(files, COUNTS, strict=True):
-        table = writer.folder / feature_tables.FOLDER / writer.table(file)
+        table = feature_tables.path_of(writer.folder, writer.table(file))
         with feature_tables.writing(table, WIDTH, {}) as write:
             for part in np.array_split(rows[start : start + count], 3):
                 write(part)
         writer.write(file, "print", {"clip_score": np.zeros(count, np.float32)})
         start += count
     assert writer.finish()
-    return writer.folder
+    return Path(writer.folder)
 
 
 def find(scores: Path, out: Path, *flags: str) -> dict[str, np.ndarray]:

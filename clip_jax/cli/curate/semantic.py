@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from clip_jax.cli.common import CommandParser, integer_from
 from clip_jax.errors import UserError, counted
+from clip_jax.io import remote
 
 if TYPE_CHECKING:
     from clip_jax.curation.annotations import Annotations, AnnotationWriter
@@ -134,16 +136,16 @@ def _bar(name: str, total: int) -> Any:
 
 
 def _find(
-    args: argparse.Namespace, rows: StoredRows, clusters: int, folder: Path
+    args: argparse.Namespace, rows: StoredRows, clusters: int, folder: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the cluster of each pair, -1 for none, and its similarity to an earlier pair."""
-    from clip_jax.curation import semantic
+    from clip_jax.curation import semantic, storage
     from clip_jax.curation.clustering import KMeans
     from clip_jax.distributed.compilation_cache import use_compilation_cache
 
     use_compilation_cache()
     kmeans = KMeans(clusters)
-    centres = _centres(args, rows, clusters, kmeans, folder / _STATE)
+    centres = _centres(args, rows, clusters, kmeans, storage.join(folder, _STATE))
     cluster, similarity = np.empty(len(rows), np.int32), np.empty(len(rows), np.float32)
     done = 0
     with _bar("assigning", len(rows)) as bar:
@@ -151,27 +153,30 @@ def _find(
             cluster[done : done + len(numbers)] = numbers
             similarity[done : done + len(numbers)] = values
             done += len(numbers)
-    buckets = semantic.Buckets(folder / _WORK, rows, cluster, clusters)
-    with _bar("sorting", len(rows)) as bar:
-        buckets.fill(bar.update)
-    with _bar("comparing", int(np.count_nonzero(cluster >= 0))) as bar:
-        nearest = semantic.similarities(
-            buckets, cluster, similarity, args.keep, args.seed, bar.update
-        )
-    buckets.remove()
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch if remote.is_remote(folder) else folder)
+        buckets = semantic.Buckets(local / _WORK, rows, cluster, clusters)
+        with _bar("sorting", len(rows)) as bar:
+            buckets.fill(bar.update)
+        with _bar("comparing", int(np.count_nonzero(cluster >= 0))) as bar:
+            nearest = semantic.similarities(
+                buckets, cluster, similarity, args.keep, args.seed, bar.update
+            )
+        buckets.remove()
     return cluster, nearest
 
 
 def _centres(
-    args: argparse.Namespace, rows: StoredRows, clusters: int, kmeans: KMeans, path: Path
+    args: argparse.Namespace, rows: StoredRows, clusters: int, kmeans: KMeans, path: str
 ) -> Centres:
     """Returns the centres after all passes; those of a stopped run are continued."""
-    from clip_jax.curation import clustering
-    from clip_jax.io.files import atomic_write
+    from clip_jax.curation import clustering, storage
 
     key = f"{_digest(rows.annotations)} {clusters} {args.seed}"
-    centres, done = _read_state(path, key, args.passes)
-    if not done:
+    state, done = storage.read_arrays(path), 0
+    if state and str(state.get("key")) == key and int(state["done"]) <= args.passes:
+        centres, done = state["centres"], int(state["done"])
+    else:
         valid = np.flatnonzero(np.concatenate([np.isfinite(part).all(axis=1) for part in rows]))
         if len(valid) < clusters:
             raise UserError(
@@ -183,20 +188,9 @@ def _centres(
         with _bar(f"pass {number} of {args.passes}", len(rows)) as bar:
             centres, mean = kmeans.move(centres, rows, bar.update)
         print(f"pass {number}: mean cosine with the centre {mean:.4f}", file=sys.stderr)
-        with atomic_write(path) as file:
-            np.savez(file, centres=centres, done=np.array(number), key=np.array(key))
+        arrays = {"centres": centres, "done": np.array(number), "key": np.array(key)}
+        storage.write_arrays(path, arrays)
     return centres
-
-
-def _read_state(path: Path, key: str, most: int) -> tuple[np.ndarray, int]:
-    """Returns the centres of a stopped run and the number of its passes, 0 to `most`."""
-    try:
-        with np.load(path, allow_pickle=False) as state:
-            if str(state["key"]) == key and int(state["done"]) <= most:
-                return state["centres"], int(state["done"])
-    except Exception:  # a damaged archive fails in many ways, and is made again
-        pass
-    return np.zeros((0, 0), np.float32), 0
 
 
 def _write(
