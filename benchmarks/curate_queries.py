@@ -92,8 +92,7 @@ def measure_memory(pairs: int, memory: int, folder: Path) -> None:
     with timed(f"bigrams in {memory >> 20} MiB", pairs / 1e6, "M"):
         for part in tokens:
             counter.add(part)
-    size = sum(path.stat().st_size for path in folder.glob("bigrams-*.npy"))
-    print(f"  {size / 2**20:,.0f} MiB on disk")
+    print(f"  {counter.stored * 16 / 2**20:,.0f} MiB on disk")
     with timed("  merging and selecting", pairs / 1e6, "M"):
         _, left_out = select_bigrams(counter, 10.0, 5)
     print(f"  {left_out}")

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -268,29 +267,28 @@ def _ngram_candidates(args: argparse.Namespace) -> tuple[list[Candidates], int]:
     corpora, words, bigrams = map(_expand, (args.corpus, args.word_counts, args.bigram_counts))
     scratch = Path(args.scratch or Path(args.out).expanduser().absolute().parent).expanduser()
     scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bigrams-", dir=scratch) as folder:
 
-        def new_counter() -> NgramCounter:
-            return NgramCounter(Path(tempfile.mkdtemp(dir=folder)), args.memory << 20)
+    def new_counter() -> NgramCounter:
+        return NgramCounter(scratch, args.memory << 20)
 
-        counter = new_counter()
-        if args.counts:
-            root, named = Path(args.counts).expanduser(), (args.segmenter, segmenter)
-            build.count_corpora_once(counter, corpora, named, root, new_counter, args.json)
-        else:
-            build.count_corpora(counter, corpora, segmenter, args.json)
-        build.add_count_files(counter, words, bigrams, args.json)
-        candidates = [build.word_candidates(counter, args.min_count)]
-        if corpora or bigrams:
-            highest = build.highest_pmi(counter.total, args.min_bigram_count)
-            if highest < args.min_pmi:
-                print(
-                    f"note: no bigram of {counter.total:,} words can reach --min-pmi "
-                    f"{args.min_pmi:g}; the highest possible is {highest:.1f}",
-                    file=sys.stderr,
-                )
-            candidates.append(build.bigram_candidates(counter, args.min_pmi, args.min_bigram_count))
-        return candidates, counter.total
+    counter = new_counter()
+    if args.counts:
+        root, named = Path(args.counts).expanduser(), (args.segmenter, segmenter)
+        build.count_corpora_once(counter, corpora, named, root, new_counter, args.json)
+    else:
+        build.count_corpora(counter, corpora, segmenter, args.json)
+    build.add_count_files(counter, words, bigrams, args.json)
+    candidates = [build.word_candidates(counter, args.min_count)]
+    if corpora or bigrams:
+        highest = build.highest_pmi(counter.total, args.min_bigram_count)
+        if highest < args.min_pmi:
+            print(
+                f"note: no bigram of {counter.total:,} words can reach --min-pmi "
+                f"{args.min_pmi:g}; the highest possible is {highest:.1f}",
+                file=sys.stderr,
+            )
+        candidates.append(build.bigram_candidates(counter, args.min_pmi, args.min_bigram_count))
+    return candidates, counter.total
 
 
 def _print_summary(

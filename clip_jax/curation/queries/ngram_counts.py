@@ -1,30 +1,26 @@
-"""Exact counts of words and bigrams in bounded memory.
+"""Exact counts of words and bigrams, the bigrams in bounded memory.
 
-Words are numbered as they are seen; a bigram is one 64-bit number. Bigrams are collected in a
-buffer, which is sorted, counted and written to disk as a run each time that it is full. In the end
-the runs are merged range by range.
+Words are numbered as they are seen; a bigram is one 64-bit number, which is counted by
+`SortedRuns`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Int64
 
+from clip_jax.curation.queries.sorted_runs import Counts, Keys, SortedRuns
 from clip_jax.curation.queries.words import BREAK
 from clip_jax.errors import UserError
 
 _SHIFT = np.uint64(32)
 _LOW = np.uint64((1 << 32) - 1)
 _BYTES = 40  # of memory for a bigram in the buffer: key, count, and their sorted copies
-_SAMPLES = 1024  # keys of each run from which the ranges are chosen
-Keys = UInt64[np.ndarray, " bigrams"]
-Counts = Int64[np.ndarray, " bigrams"]
 
 
 class NgramCounter:
@@ -33,7 +29,7 @@ class NgramCounter:
     The words stay in memory; the bigrams beyond the buffer are in files, 16 bytes each.
 
     Args:
-      scratch: an existing folder for the runs; whoever made it removes it.
+      scratch: an existing folder on the disk for them.
       memory: the bytes of the buffer of bigrams.
     """
 
@@ -43,10 +39,7 @@ class NgramCounter:
         self._numbers[BREAK]  # the number 0
         self._counts = np.zeros(1 << 16, np.int64)
         self._capacity = max(memory // _BYTES, 1)
-        self._scratch = scratch
-        self._pending: list[tuple[Keys, Counts | None]] = []
-        self._pending_size = 0
-        self._runs: list[Path] = []
+        self._bigrams = SortedRuns(scratch, self._capacity)
         self._words: list[str] = []  # by number, as far as `texts` knows them
 
     def add(self, tokens: Sequence[str]) -> None:
@@ -57,7 +50,7 @@ class NgramCounter:
         self._counts[0] = 0
         touch = (numbers[:-1] != 0) & (numbers[1:] != 0)
         first, second = numbers[:-1][touch], numbers[1:][touch]
-        self._collect(_keys(first, second), None)
+        self._bigrams.add(_keys(first, second))
 
     def add_word(self, word: str, count: int) -> None:
         """Adds to the count of a word."""
@@ -71,7 +64,7 @@ class NgramCounter:
             [(self._numbers[first], self._numbers[second]) for first, second in bigrams], np.int64
         ).reshape(-1, 2)
         self._grow()
-        self._collect(_keys(numbers[:, 0], numbers[:, 1]), np.array(counts, np.int64))
+        self._bigrams.add(_keys(numbers[:, 0], numbers[:, 1]), np.array(counts, np.int64))
 
     def add_words(
         self, words: Sequence[str], counts: Int64[np.ndarray, " words"]
@@ -95,11 +88,16 @@ class NgramCounter:
             part = np.array(keys[start : start + self._capacity])
             first, second = numbers[_first(part)], numbers[_second(part)]
             size = slice(start, start + len(part))
-            self._collect(_keys(first, second), counts[size].astype(np.int64))
+            self._bigrams.add(_keys(first, second), counts[size].astype(np.int64))
 
     def numbered_words(self) -> tuple[list[str], Int64[np.ndarray, " words"]]:
         """Returns all words, `BREAK` too, and their counts, both by number."""
         return list(self._numbers), self._counts[: len(self._numbers)]
+
+    @property
+    def stored(self) -> int:
+        """The bigrams on disk."""
+        return self._bigrams.stored
 
     @property
     def total(self) -> int:
@@ -113,30 +111,8 @@ class NgramCounter:
                 yield word, count
 
     def bigrams(self) -> Iterator[tuple[Keys, Counts]]:
-        """Yields every bigram once, in blocks sorted by key; see `decode`."""
-        if not self._runs:
-            yield _merged(self._pending)
-            return
-        self._write_run()
-        runs = [np.load(path, mmap_mode="r") for path in self._runs]
-        for low, high in pairwise(self._bounds([run[0] for run in runs])):
-            parts: list[tuple[Keys, Counts | None]] = []
-            for keys, counts in runs:
-                start, end = np.searchsorted(keys, [low, high])
-                parts.append((np.array(keys[start:end]), counts[start:end].astype(np.int64)))
-            yield _merged(parts)
-
-    def _bounds(self, runs: Iterable[Keys]) -> list[np.uint64]:
-        """Returns ascending bounds between which all runs together fit into the buffer."""
-        size, sample = 0, []
-        for keys in runs:
-            size += len(keys)
-            sample.append(keys[:: max(len(keys) // _SAMPLES, 1)])
-        samples = np.sort(np.concatenate(sample))
-        ranges = 2 * size // self._capacity + 1
-        places = np.linspace(0, len(samples), ranges + 1)[1:-1].astype(int)
-        inner = np.unique(samples[places]).tolist()
-        return [np.uint64(0), *map(np.uint64, inner), np.uint64((1 << 64) - 1)]
+        """Yields every bigram once, in blocks sorted by key; see `decode` and `texts`."""
+        return self._bigrams.merged()
 
     def decode(self, keys: Keys) -> tuple[Int64[np.ndarray, " bigrams"], ...]:
         """Returns the counts of the first and of the second word of bigrams."""
@@ -155,22 +131,6 @@ class NgramCounter:
             raise UserError("over four thousand million different words: count in several parts")
         if size > len(self._counts):
             self._counts = np.concatenate([self._counts, np.zeros(size, np.int64)])
-
-    def _collect(self, keys: Keys, counts: Counts | None) -> None:
-        self._pending.append((keys, counts))
-        self._pending_size += len(keys)
-        if self._pending_size >= self._capacity:
-            self._pending = [_merged(self._pending)]
-            self._pending_size = len(self._pending[0][0])
-            if self._pending_size > self._capacity // 2:
-                self._write_run()
-
-    def _write_run(self) -> None:
-        keys, counts = _merged(self._pending)
-        path = self._scratch / f"bigrams-{len(self._runs)}.npy"
-        np.save(path, np.stack([keys, counts.astype(np.uint64)]))
-        self._runs.append(path)
-        self._pending, self._pending_size = [], 0
 
 
 @dataclass(frozen=True)
@@ -230,33 +190,3 @@ def _second(keys: Keys) -> Int64[np.ndarray, " bigrams"]:
 
 def _keys(first: Int64[np.ndarray, " bigrams"], second: Int64[np.ndarray, " bigrams"]) -> Keys:
     return (first.astype(np.uint64) << _SHIFT) | second.astype(np.uint64)
-
-
-def _merged(parts: Sequence[tuple[Keys, Counts | None]]) -> tuple[Keys, Counts]:
-    """Returns the distinct keys of several arrays in order, and the sums of their counts.
-
-    Keys without counts count once each.
-    """
-    if not parts:
-        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    if all(counts is None for _, counts in parts):
-        keys = np.concatenate([keys for keys, _ in parts])
-        keys.sort()
-        starts = _starts(keys)
-        return keys[starts], np.diff(np.append(starts, len(keys)))
-    keys = np.concatenate([keys for keys, _ in parts])
-    counts = np.concatenate(
-        [np.ones(len(keys), np.int64) if counts is None else counts for keys, counts in parts]
-    )
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    starts = _starts(keys)
-    sums = np.add.reduceat(counts[order], starts) if len(keys) else counts
-    return keys[starts], sums
-
-
-def _starts(keys: Keys) -> Int64[np.ndarray, " distinct"]:
-    """Returns where each distinct key of a sorted array begins."""
-    if not len(keys):
-        return np.zeros(0, np.int64)
-    return np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
