@@ -14,11 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clip_jax.curation import pool as pool_lib
-from clip_jax.curation import worker
+from clip_jax.curation import storage, worker
 from clip_jax.curation.job import Job
 from clip_jax.errors import UserError
 from clip_jax.io import remote
-from clip_jax.training import workdir_lock
 
 LOCAL = "DirectRunner"
 _EVERY = 2.0  # seconds between two lines of progress
@@ -84,7 +83,7 @@ def run(
         quiet = _quiet_workers()
     try:
         parsed = PipelineOptions(options)
-        with _alone(job), quiet, _progress(job), _one_line():
+        with storage.alone(job.out), quiet, _progress(job), _one_line():
             pipeline = beam.Pipeline(runner=kind, options=parsed)
             graph.build(pipeline, job, files)
             pipeline.run().wait_until_finish()
@@ -97,16 +96,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _alone(job: Job) -> Iterator[None]:
-    """Locks the folder of the results, so that two curations never mix theirs."""
-    with contextlib.ExitStack() as stack:
-        if not remote.is_remote(job.out):
-            advice = "wait for its end, or give another --out"
-            stack.enter_context(workdir_lock.locked(Path(job.out), False, print, advice))
-        yield
 
 
 @contextlib.contextmanager

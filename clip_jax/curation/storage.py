@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from clip_jax.errors import UserError
 from clip_jax.io import files, remote
+from clip_jax.training import workdir_lock
 
 _MOST = 8 << 30  # bytes of a remote file
 
@@ -31,6 +33,20 @@ def read(path: str) -> bytes | None:
         return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+@contextlib.contextmanager
+def alone(folder: str) -> Iterator[None]:
+    """Locks a folder of results on this machine, so that two commands never mix theirs.
+
+    Raises:
+      UserError: another one is writing there.
+    """
+    with contextlib.ExitStack() as stack:
+        if not remote.is_remote(folder):
+            advice = "wait for its end, or give another --out"
+            stack.enter_context(workdir_lock.locked(Path(folder), False, print, advice))
+        yield
 
 
 def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:

@@ -20,6 +20,7 @@ from clip_jax.curation.score_files import ScoreJob
 from clip_jax.errors import UserError
 from clip_jax.models.clip import CLIP, variables
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
+from clip_jax.training import workdir_lock
 from clip_jax.weights import export
 from support import encoded, picture, refused, write_tar
 
@@ -223,3 +224,8 @@ def test_hosts_share_the_files(model: Path, data: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             one.of_file(file)["clip_score"], two.of_file(file)["clip_score"]
         )
+
+
+def test_two_commands_never_write_one_folder(model: Path, data: str, tmp_path: Path) -> None:
+    with workdir_lock.locked(tmp_path, False, print):
+        refused(lambda: score(model, data, tmp_path), "is in use by", "give another --out")

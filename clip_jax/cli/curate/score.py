@@ -6,6 +6,7 @@ python -m clip_jax curate score runs/quickstart 'embedded:emoji/train-*.tar' --o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from clip_jax.cli.common import CommandParser, add_multihost_flags, integer_from
 from clip_jax.distributed import cluster_env, multihost
 from clip_jax.errors import UserError
+from clip_jax.io.paths import resolve
 
 if TYPE_CHECKING:
     from clip_jax.curation.heads import Head
@@ -128,7 +130,7 @@ def run(argv: Sequence[str]) -> int:
 def _score(args: argparse.Namespace) -> None:
     import jax
 
-    from clip_jax.curation import score_files
+    from clip_jax.curation import score_files, storage
     from clip_jax.curation.annotations import Annotations, AnnotationWriter
     from clip_jax.curation.parquet_files import require_pyarrow
     from clip_jax.curation.pool import Pool
@@ -154,12 +156,15 @@ def _score(args: argparse.Namespace) -> None:
         "limit": args.limit,
         "dtype": args.dtype or source.dtype or "float32",
     }
-    writer = AnnotationWriter(args.out, args.data, columns_of(scorer, model), files, settings)
-    score_files.check_shared(writer)
-    job = score_files.ScoreJob(scorer, pool, writer, args.features, args.limit)
-    totals = job.run(files[jax.process_index() :: jax.process_count()])
-    print(totals.line(), file=sys.stderr)
-    complete = score_files.wait_for_all(writer, jax.process_count())
+    with contextlib.ExitStack() as stack:
+        if multihost.is_first():
+            stack.enter_context(storage.alone(resolve(args.out)))
+        writer = AnnotationWriter(args.out, args.data, columns_of(scorer, model), files, settings)
+        score_files.check_shared(writer)
+        job = score_files.ScoreJob(scorer, pool, writer, args.features, args.limit)
+        totals = job.run(files[jax.process_index() :: jax.process_count()])
+        print(totals.line(), file=sys.stderr)
+        complete = score_files.wait_for_all(writer, jax.process_count())
     if complete and multihost.is_first():
         print(score_files.distribution(Annotations.open(writer.folder), args.column))
 

@@ -91,6 +91,7 @@ def run(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if not -1 <= args.similarity < 1:
         raise UserError(f"--similarity {args.similarity:g} must be a cosine below 1, such as 0.95")
+    from clip_jax.curation import storage
     from clip_jax.curation.annotations import Annotations, AnnotationWriter
     from clip_jax.curation.semantic import StoredRows
 
@@ -114,10 +115,12 @@ def run(argv: Sequence[str]) -> int:
     }
     files = [entry.file for entry in annotations.files]
     writer = AnnotationWriter(args.out, annotations.data, columns, files, settings)
-    done = [writer.is_done(x.file, x.pairs, x.fingerprint) for x in annotations.files]
-    if not all(done):
-        _write(annotations, writer, *_find(args, rows, clusters, writer.folder), args.similarity)
-    writer.finish()
+    with storage.alone(writer.folder):
+        done = [writer.is_done(x.file, x.pairs, x.fingerprint) for x in annotations.files]
+        if not all(done):
+            found = _find(args, rows, clusters, writer.folder)
+            _write(annotations, writer, *found, args.similarity)
+        writer.finish()
     _print(Annotations.open(writer.folder))
     return 0
 
