@@ -41,6 +41,10 @@ class Pool:
         kind = self.kind or next(n for n in SOURCES.names if SOURCES.get(n).matches(self.data))
         return expand(self.data) if kind in _SPLIT else [self.data]
 
+    def with_images(self) -> Pool:
+        """Returns the pool with images that are read, of one that was curated without."""
+        return dataclasses.replace(self, options=dataclasses.replace(self.options, addresses=False))
+
     def open(self, file: str) -> Source:
         """Opens a file of the pool; a process keeps the last one open."""
         return _open(self, file)

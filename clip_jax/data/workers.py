@@ -44,7 +44,10 @@ def _call(item: Any) -> Any:
 
 @contextmanager
 def mapping(
-    function: Callable[[Any], T], threads: int, processes: int
+    function: Callable[[Any], T],
+    threads: int,
+    processes: int,
+    key: str = "config.data.workers",
 ) -> Iterator[Callable[[Iterable[Any]], Iterator[T]]]:
     """Yields an ordered `map` of a function over items, run by a pool of threads or processes.
 
@@ -54,6 +57,7 @@ def mapping(
       function: is called with each item.
       threads: the number of threads, if there are no processes.
       processes: the number of processes; 0 for threads.
+      key: what sets the number of processes, for errors.
 
     Raises:
       UserError: a process died.
@@ -67,16 +71,17 @@ def mapping(
         with pool:
             yield lambda items: pool.map(_call if processes else function, items)
     except BrokenProcessPool:
-        raise dead_worker_error(processes) from None
+        raise dead_worker_error(processes, key) from None
 
 
-def dead_worker_error(processes: int) -> UserError:
+def dead_worker_error(processes: int, key: str = "config.data.workers") -> UserError:
     """Returns the error to raise when a worker process was killed.
 
     Args:
       processes: the number of worker processes.
+      key: what sets this number.
     """
     return UserError(
         f"one of {processes} processes that read pairs died, perhaps for want of memory: lower "
-        "config.data.workers"
+        f"{key}"
     )

@@ -54,7 +54,7 @@ def read_pairs(
 ) -> dict[Place, ShownPair]:
     """Reads pairs to show, file by file; what cannot be read is said in the pair's `fault`.
 
-    Images that are web addresses are not downloaded.
+    Images that are web addresses are not downloaded: such pairs have captions only.
 
     Args:
       pool: the pool.
@@ -62,14 +62,24 @@ def read_pairs(
       places: where the pairs are.
       with_images: whether to read images.
     """
-    shown, with_images = {}, with_images and not pool.options.addresses
+    shown = {}
     for place in sorted(set(places), key=lambda place: (place.file, place.pair)):
         try:
-            source = pool.open(place.file)
-            shown[place] = _read(source, templates, place, with_images)
+            source, has_images = _open(pool, place.file, with_images)
+            shown[place] = _read(source, templates, place, has_images)
         except UserError as error:
             shown[place] = ShownPair(place, "", b"", str(error))
     return shown
+
+
+def _open(pool: Pool, file: str, with_images: bool) -> tuple[Source, bool]:
+    """Opens a file; returns whether its images can be read, too."""
+    if not (with_images and pool.options.addresses):
+        return pool.open(file), with_images
+    try:
+        return pool.with_images().open(file), True
+    except UserError:
+        return pool.open(file), False
 
 
 def _read(source: Source, templates: Sequence[str], place: Place, with_image: bool) -> ShownPair:

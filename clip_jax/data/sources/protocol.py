@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from clip_jax.data.example import Fields, Pair, only_pair_errors
 from clip_jax.data.opening import OpeningReport
@@ -108,6 +108,33 @@ class KnowsText(Protocol):
 
     def text(self, i: int) -> tuple[Fields, str]:
         """Returns the text fields of the i-th pair and its name, without reading the image."""
+        ...
+
+
+class Members(NamedTuple):
+    """The files of a pair.
+
+    Attributes:
+      image: the bytes of the image.
+      texts: the bytes of each text file, and the ending of its name, one of `example.TEXTS`.
+      name: where the pair is stored; it ends like the name of the image.
+    """
+
+    image: bytes
+    texts: list[tuple[bytes, str]]
+    name: str
+
+
+@runtime_checkable
+class KnowsMembers(Protocol):
+    """A source whose pairs are files, which can be copied without reading their meaning."""
+
+    def members(self, i: int) -> Members:
+        """Returns the files of the i-th pair.
+
+        Raises:
+          PairError: they cannot be read.
+        """
         ...
 
 

@@ -15,7 +15,7 @@ from clip_jax.data.opening import OpeningReport
 from clip_jax.data.sources import tar_catalogue
 from clip_jax.data.sources.matching import RULES
 from clip_jax.data.sources.open_files import OpenFiles
-from clip_jax.data.sources.protocol import SourceOptions
+from clip_jax.data.sources.protocol import Members, SourceOptions
 from clip_jax.data.sources.tar_reader import BLOCK, FAULTS, DamageError, is_header, number
 from clip_jax.errors import UserError
 from clip_jax.io import remote
@@ -109,7 +109,15 @@ class TarSource:
         pair = self._pair(i, False)
         return pair.text, pair.name
 
+    def members(self, i: int) -> Members:
+        """Returns the files of the i-th pair as they are in the tar."""
+        return self._members(i, True)
+
     def _pair(self, i: int, with_image: bool) -> Pair:
+        image, texts, name = self._members(i, with_image)
+        return Pair(image, parse_texts(texts, name), name)
+
+    def _members(self, i: int, with_image: bool) -> Members:
         if not 0 <= i < len(self):
             raise IndexError(f"{self!r} has no pair {i}")
         tar = int(np.searchsorted(self._pairs.starts, i, side="right")) - 1
@@ -131,7 +139,7 @@ class TarSource:
         except UserError as error:
             raise PairError("unreadable", f"{name}: {error}") from None
         ends = [TEXTS[kind] for _, _, kind in texts]
-        return Pair(image, parse_texts(zip(raw, ends, strict=True), name), name)
+        return Members(image, list(zip(raw, ends, strict=True)), name)
 
     def _read_bytes(self, path: str, at: int, size: int) -> bytes:
         file = self._files[path]  # this reference keeps it open
