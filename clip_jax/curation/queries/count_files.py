@@ -50,8 +50,16 @@ def _splitter(path: str, line: str) -> _Splitter:
     if "\t" in line:
         return lambda text: [field.strip() for field in text.split("\t")]
     if PurePath(path).suffixes[-2:][:1] == [".csv"] or path.lower().endswith(".csv"):
-        return lambda text: [field.strip() for field in next(csv.reader([text]), [])]
+        return _split_csv
     return str.split
+
+
+def _split_csv(text: str) -> list[str]:
+    """Returns the fields of a line of CSV; a damaged line is one field."""
+    try:
+        return [field.strip() for field in next(csv.reader([text]), [])]
+    except csv.Error:
+        return [text]
 
 
 def _find_count(path: str, rows: Sequence[tuple[int, bytes]], split: _Splitter) -> tuple[int, bool]:
@@ -86,7 +94,7 @@ def _parse(
     """Returns the words and the count of a line."""
     try:
         fields = split(line.decode())
-    except (UnicodeDecodeError, csv.Error):
+    except UnicodeDecodeError:
         raise _mistake(path, number, line, "is not UTF-8 text") from None
     if len(fields) < 2 or not _is_count(fields[at]):
         raise _mistake(path, number, line, "has no count where the others have it")

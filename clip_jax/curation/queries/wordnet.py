@@ -100,7 +100,7 @@ def _read_synsets(name: str, lines: Iterator[bytes]) -> Iterator[list[str]]:
             continue
         fields = line.decode(errors="replace").split(" ", 4)
         try:
-            size = int(fields[3], 16)
+            size = int(fields[3][:4], 16)
             words = fields[4].split(" ", 2 * size)[: 2 * size : 2]
         except (IndexError, ValueError):
             words, size = [], 1

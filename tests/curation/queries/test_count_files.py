@@ -64,3 +64,8 @@ def test_bigrams_and_counts(tmp_path, content):
 def test_what_is_no_count_is_named(tmp_path, content, line):
     with pytest.raises(UserError, match=line):
         read(tmp_path, content)
+
+
+def test_damaged_csv_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"line 2: b'a\\rb,3' has no count"):
+        read(tmp_path, "the,12\na\rb,3\n", name="a.csv")

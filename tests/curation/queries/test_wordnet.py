@@ -11,6 +11,7 @@ import pytest
 from clip_jax.curation.queries.wordnet import read_lemmas
 from clip_jax.errors import UserError
 
+HUGE = f"00000001 05 n {'f' * 30} a 0 000 |\n"
 LICENCE = "  1 A line of the licence, which starts with two spaces\n"
 DATA = {
     "noun": '00000001 05 n 02 New_York 0 Big_Apple 1 001 @ 00000002 n 0000 | a city; "New York"\n'
@@ -71,7 +72,7 @@ def test_what_is_not_wordnet_is_one_line(tmp_path):
     write(tmp_path, "data", {name: DATA[name] for name in ("noun", "verb")})
     with pytest.raises(UserError, match=r"has data\.noun, but no data\.adj, data\.adv"):
         read_lemmas(tmp_path, "all")
-    for wrong in ("word\n", "00000001 05 n zz a 0 000 |\n", "00000001 05 n 09 a 0 |\n", "\n"):
+    for wrong in ("word\n", "00000001 05 n zz a 0 000 |\n", "00000001 05 n 09 a 0 |\n", "\n", HUGE):
         write(tmp_path, "data", DATA | {"adv": wrong})
         with pytest.raises(UserError, match=r"data\.adv, line 2: .* is no synset of WordNet"):
             read_lemmas(tmp_path, "all")
