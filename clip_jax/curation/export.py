@@ -33,6 +33,7 @@ from clip_jax.data.workers import mapping
 from clip_jax.errors import UserError, counted
 from clip_jax.evaluation.report import formats
 from clip_jax.io import files, remote
+from clip_jax.training import workdir_lock
 
 FORMATS = ("tars", "parquet")
 PAIRS = 10_000  # of a shard
@@ -199,8 +200,16 @@ class Exporter:
             yield number, source, int(chosen[number - self._before[file]])
 
 
+def lock(folder: Path) -> contextlib.AbstractContextManager[object]:
+    """Returns a context in which this process alone writes into a folder, which is made."""
+    advice = "wait for its end, or give another --to"
+    return workdir_lock.locked(folder, False, print, advice)
+
+
 def plan(pool: Pool, selection: Selection, folder: Path, settings: Settings) -> Exporter:
     """Decides on shards: a sample of the pairs tells how large they are.
+
+    The folder must be locked, see `lock`.
 
     Raises:
       UserError: none of the sampled pairs can be read, or images are wanted that the pool has not.
@@ -274,7 +283,7 @@ def _prepare(exporter: Exporter) -> None:
             )
         return
     try:
-        if folder.exists() and any(folder.iterdir()):
+        if any(path.name != workdir_lock.NAME for path in folder.iterdir()):
             raise UserError(f"{folder} is not empty: give a new folder")
         remote.write(str(path), json.dumps(wanted, indent=1).encode())
     except OSError as error:

@@ -32,7 +32,7 @@ class Query:
       number: that of the query in the language.
       before: the pairs of the query that all rules but the balance keep.
       after: those that are kept.
-      limit: t.
+      limit: t; 0 if the queries are not balanced.
     """
 
     text: str
@@ -46,7 +46,7 @@ class Query:
     @property
     def probability(self) -> float:
         """The probability that the query is drawn for one of its pairs."""
-        return self.limit / max(self.before, self.limit)
+        return self.limit / max(self.before, self.limit) if self.limit else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,8 @@ def find_queries(curated: Curated, text: str) -> tuple[Query, ...]:
         if text in table.queries:
             number = table.queries.index(text)
             counts = int(before[start + number]), int(after[start + number])
-            limit = int(curated.report["limits"][language])
+            is_balanced = curated.report["rules"].get("balance", True)
+            limit = int(curated.report["limits"][language]) if is_balanced else 0
             queries.append(Query(text, language, i, number, *counts, limit))
         start += len(table.queries)
     if not queries:

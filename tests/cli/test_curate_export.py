@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_jax.cli.curate import run
+from clip_jax.curation.export import lock
 from clip_jax.curation.shards import OTHER
 from clip_jax.data.selection import SelectedPairs, Selection
 from clip_jax.data.sources import Source, open_source
@@ -169,6 +170,8 @@ def test_mistakes_are_one_line(
     (tmp_path / "full/mine.txt").write_text("x")
     refused(lambda: export(out, tmp_path / "full"), "not empty")
     refused(lambda: export(out, whole, "--shard-pairs", "5"), "another export")
+    with lock(tmp_path / "used"):
+        refused(lambda: export(out, tmp_path / "used"), "in use", "another --to")
     refused(lambda: export(out, tmp_path / "e", "--no-images"), "--format parquet")
     refused(lambda: export(out, Path("gs:/"), "--to", "gs://bucket/x"), "this machine")
     refused(lambda: export(tmp_path, tmp_path / "e"), "no selection")

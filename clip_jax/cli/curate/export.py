@@ -73,8 +73,9 @@ def run(argv: Sequence[str]) -> int:
     pairs = args.shard_pairs or (0 if args.shard_mib else export.PAIRS)
     settings = Settings(args.format, not args.no_images, pairs, args.shard_mib, args.limit)
     folder = Path(args.to).expanduser().absolute()
-    exporter = export.plan(curated.pool, curated.selection, folder, settings)
-    total = export.run(exporter, args.workers)
+    with export.lock(folder):
+        exporter = export.plan(curated.pool, curated.selection, folder, settings)
+        total = export.run(exporter, args.workers)
     print(json.dumps(_values(exporter, total), indent=1) if args.json else _lines(exporter, total))
     return 0
 

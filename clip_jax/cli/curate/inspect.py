@@ -107,6 +107,8 @@ def _tiles(queries: Sequence[Query], found: Found) -> list[Tile]:
     for query in queries:
         where = f" in {query.language}" if query.language else ""
         tiles.append(Tile(f"Before{where}", f"{query.before:,}", "pairs of the query"))
+        if not query.limit:
+            continue
         remark = f"p = {query.probability:.3g}, t = {query.limit:,}"
         tiles.append(Tile(f"After{where}", f"{query.after:,}", remark))
     return tiles + [
@@ -125,7 +127,7 @@ def _values(
                 "language": query.language,
                 "before": query.before,
                 "after": query.after,
-                "t": query.limit,
+                "t": query.limit or None,
                 "p": query.probability,
             }
             for query in queries
@@ -151,10 +153,11 @@ def _lines(
     lines = []
     for query in queries:
         where = f" ({query.language})" if query.language else ""
-        lines.append(
-            f"{query.text}{where}: {counted(query.before, 'pair')} before the balance, "
-            f"{query.after:,} kept; p = {query.probability:.3g} at t = {query.limit:,}"
-        )
+        line = f"{query.text}{where}: {counted(query.before, 'pair')}"
+        if query.limit:
+            line += f" before the balance, {query.after:,} kept; "
+            line += f"p = {query.probability:.3g} at t = {query.limit:,}"
+        lines.append(line)
     total = sum(found.reasons.values())
     what = "pairs with it in the caption" if text else "pairs in the pool"
     parts = ", ".join(f"{reason} {count:,}" for reason, count in found.reasons.items())

@@ -15,7 +15,7 @@ from clip_jax.curation.page.samples import Place, ShownPair, album_of, read_pair
 from clip_jax.errors import counted
 from clip_jax.evaluation.report import formats
 from clip_jax.evaluation.report import overview as report_overview
-from clip_jax.evaluation.report.markup import Markup, isolated, join, tag
+from clip_jax.evaluation.report.markup import Markup, isolated, tag
 from clip_jax.evaluation.report.section import Tile
 from clip_jax.evaluation.report.shell import Part, whole_page
 from clip_jax.io import remote
@@ -79,10 +79,7 @@ def render(report: JsonObject, counts: QueryCounts | None, pairs: Mapping[Place,
     is_balanced = counts is not None and report["rules"].get("balance", True)
     parts = [Part("pairs", "Pairs in and out", reasons.funnel(report))]
     if counts is not None:
-        body = join(
-            queries.overview(report, counts, is_balanced), queries.languages(report, counts)
-        )
-        parts.append(Part("queries", "Queries", body))
+        parts.append(Part("queries", "Queries", queries.overview(report, counts, is_balanced)))
     if (drawn := limits.yields(report)) is not None:
         parts.append(Part("limits", "Limits and what they keep", drawn))
     parts.append(Part("samples", "Random pairs", reasons.samples(report, pairs, album)))

@@ -78,7 +78,8 @@ def overview(report: JsonObject, queries: QueryCounts, is_balanced: bool) -> Mar
     blocks = [_by_rank(queries, is_balanced)]
     if is_balanced and (by_t := curve(report)):
         blocks.append(by_t)
-    blocks.append(cards.card("Queries by the number of their pairs", _groups(queries)))
+    groups = _groups(queries, is_balanced)
+    blocks.append(cards.card("Queries by the number of their pairs", groups))
     order = np.lexsort((np.arange(len(before)), -before))
     head = [int(i) for i in order[:_SHOWN] if before[i]]
     rest = [int(i) for i in order[_SHOWN:] if before[i]]
@@ -95,6 +96,7 @@ def overview(report: JsonObject, queries: QueryCounts, is_balanced: bool) -> Mar
     return join(
         tables.notes(words),
         tag("div", *blocks, class_="grid"),
+        languages(report, queries),
         tag("div", *lists, class_="grid two"),
     )
 
@@ -124,7 +126,7 @@ def _ranked(falling: np.ndarray) -> list[tuple[float, float]]:
     return [(float(rank), float(falling[rank - 1])) for rank in ranks]
 
 
-def _groups(queries: QueryCounts) -> Markup:
+def _groups(queries: QueryCounts, is_balanced: bool) -> Markup:
     """Returns a table of the queries by the number of their pairs."""
     before, after, rows = queries.before, queries.after, []
     low = 0
@@ -134,21 +136,14 @@ def _groups(queries: QueryCounts) -> Markup:
         name = formats.count(low) if high - low == 1 else f"{short(low)} – {short(high - 1)}"
         if high > 1000:
             name = f"{short(low)} – {short(high)}"
-        rows.append(
-            [
-                Cell(name, float(low)),
-                tables.count(int(chosen.sum())),
-                tables.count(int(before[chosen].sum())),
-                tables.count(int(after[chosen].sum())),
-            ]
-        )
+        sums = [counts[chosen] for counts in (before, after)[: 1 + is_balanced]]
+        numbers = [int(chosen.sum()), *(int(counts.sum()) for counts in sums)]
+        rows.append([Cell(name, float(low)), *map(tables.count, numbers)])
         low = high
-    columns = [
-        Column("Pairs", numeric=False),
-        Column("Queries"),
-        Column("Before", hint="matches before the balance"),
-    ]
-    columns.append(Column("After", hint="matches of the selection"))
+    names = ("Before", "After") if is_balanced else ("Matches",)
+    hints = ("matches before the balance", "matches of the selection")
+    columns = [Column("Pairs", numeric=False), Column("Queries")]
+    columns += [Column(name, hint=hint) for name, hint in zip(names, hints, strict=False)]
     return tables.table("Queries by the number of their pairs", columns, rows, sortable=False)
 
 
@@ -163,7 +158,8 @@ def _table(title: str, queries: QueryCounts, chosen: Iterable[int], is_balanced:
         bars = Cell(both_bars(before, after, most), float(before))
         row = [Cell(join(isolated(queries.names[i], 60), small)), bars, tables.count(before)]
         rows.append(row + [tables.plain(p), tables.count(after)] * is_balanced)
-    columns = [Column("Query", numeric=False), Column("Pairs", numeric=False), Column("Before")]
+    columns = [Column("Query", numeric=False), Column("Pairs", numeric=False)]
+    columns.append(Column("Before" if is_balanced else "Count"))
     if is_balanced:
         columns += [Column("p", hint="the probability of a draw, t / max(before, t)")]
         columns += [Column("After", hint="its pairs in the selection, drawn for any query")]

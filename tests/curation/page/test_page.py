@@ -159,3 +159,23 @@ def test_queries_are_marked_where_matching_finds_them(
 ) -> None:
     assert [text[a:b] for a, b in drawings.spans(text, query)] == found
     assert html.unescape(re.sub("</?mark>", "", drawings.marked(text, query))) == clean(text)
+
+
+def test_languages_and_a_curation_that_does_not_balance(out: Path) -> None:
+    report = json.loads((out / "curation.json").read_text())
+    before, after = np.array([90, 30, 4, 0, 12]), np.array([33, 25, 4, 0, 11])
+    limit = np.array([20, 20, 20, 10, 10])
+    names = ["cat", "dog", "sky", "Katze", "Hund"]
+    counts = QueryCounts(names, [("en", 3), ("de", 2)], before, after, limit)
+    report["limits"] = {"en": 20, "de": 10}
+    report["queries"] = {"en": "en.txt", "de": "de.txt"}
+    shown = texts(page.render(report, counts, {}))
+    assert "|en|20|3|2|124|62|" in shown
+    assert "|de|10|2|1|12|11|" in shown
+    assert "|Hund|de|12|0.833|11|" in shown
+    assert "t = 10 … 20 by language" in shown
+    assert "3 queries have t pairs or more and 97.1\u202f% of all matches" in shown
+    report["rules"]["balance"] = False
+    shown = texts(page.render(report, counts, {}))
+    assert "|cat|en|90|dog|en|30|" in shown
+    Reader(page.render(report, None, {}))
