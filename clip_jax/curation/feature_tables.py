@@ -24,10 +24,12 @@ from clip_jax.io.files import atomic_write
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet
 
 FOLDER, COLUMN = "features", "image_features"
 _MAX_WIDTH = 1 << 16
 _ROWS = 1 << 12  # of a batch that is read
+_AGAIN = "score again with --features"
 
 Rows = Float16[np.ndarray, "rows width"]
 
@@ -89,40 +91,61 @@ def _whole_file(path: str) -> Iterator[BinaryIO]:
     remote.write(path, buffer.getvalue())
 
 
-def read(path: str, pairs: int, width: int = 0) -> Iterator[Rows]:
+def width_of(path: str) -> int:
+    """Returns the number of features of an image in a table.
+
+    Raises:
+      UserError: the table is damaged, or of another form.
+    """
+    with _reading(path) as file:
+        return _checked_width(path, file, 0)
+
+
+def read(path: str, pairs: int, width: int) -> Iterator[Rows]:
     """Yields the rows of a table in batches.
 
     Args:
       path: the file.
       pairs: the number of rows that it must have.
-      width: the number of features of an image; 0: any.
+      width: the number of features of an image that it must have.
 
     Raises:
       UserError: the table is damaged, or of another form.
     """
+    done = 0
+    with _reading(path) as file:
+        _checked_width(path, file, width)
+        for batch in file.iter_batches(_ROWS, columns=[COLUMN]):
+            done += len(batch)
+            if done > pairs or batch.column(0).null_count:
+                break
+            yield batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    if done != pairs:
+        raise UserError(f"{path} has not one row for each of {pairs:,} pairs: {_AGAIN}")
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """Opens a table; what is wrong with it is one line."""
     require_pyarrow(path)
     import pyarrow as pa
 
-    again = "score again with --features"
     try:
         with opened(path) as file:
-            found = _width(file.schema_arrow)
-            if not found or (width and found != width):
-                raise UserError(
-                    f"{path}: column {COLUMN!r} must be a list of {width or 'a fixed number of'} "
-                    f"float16: {again}"
-                )
-            done = 0
-            for batch in file.iter_batches(_ROWS, columns=[COLUMN]):
-                done += len(batch)
-                if done > pairs or batch.column(0).null_count:
-                    break
-                yield batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, found)
+            yield file
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{path} cannot be read ({reason}): {again}") from None
-    if done != pairs:
-        raise UserError(f"{path} has not one row for each of {pairs:,} pairs: {again}")
+        raise UserError(f"{path} cannot be read ({reason}): {_AGAIN}") from None
+
+
+def _checked_width(path: str, file: pyarrow.parquet.ParquetFile, width: int) -> int:
+    found = _width(file.schema_arrow)
+    if not found or (width and found != width):
+        raise UserError(
+            f"{path}: column {COLUMN!r} must be a list of {width or 'a fixed number of'} "
+            f"float16: {_AGAIN}"
+        )
+    return found
 
 
 def _width(schema: pa.Schema) -> int:

@@ -34,17 +34,21 @@ class Totals:
       pairs: the number of pairs that were read.
       files: the number of files that were scored.
       done: the number of files that were scored before.
+      unreadable: the number of files that cannot be opened.
       broken: int64 [reasons], the pairs without a CLIP score.
     """
 
     pairs: int = 0
     files: int = 0
     done: int = 0
+    unreadable: int = 0
     broken: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(len(REASONS), np.int64))
 
     def line(self) -> str:
         """Returns a sentence for people."""
         before = f" ({counted(self.done, 'file')} before)" if self.done else ""
+        if self.unreadable:
+            before += f", {counted(self.unreadable, 'file')} cannot be opened"
         without = int(self.broken.sum())
         why = f": {described(self.broken)}" if without else ""
         return (
@@ -77,11 +81,15 @@ class ScoreJob:
         """Scores the files that have no table yet.
 
         Raises:
-          UserError: a file cannot be opened, or no pair of the first file can be scored.
+          UserError: more files than `pool.options.max_bad_fraction` of them cannot be opened, or no
+            pair of the first file can be scored.
         """
         totals = Totals()
         with tqdm(unit=" pairs", desc="scoring", dynamic_ncols=True, disable=None) as bar:
             for number, (file, source) in enumerate(_opened(self.pool, files), 1):
+                if isinstance(source, UserError):
+                    self._leave_out(file, source, len(files), totals)
+                    continue
                 if self._is_done(file, source):
                     totals.done += 1
                     continue
@@ -96,6 +104,23 @@ class ScoreJob:
                     pairs = counted(self._count(source), "pair")
                     self.say(f"{file}: {pairs}, {rate:,.0f} pairs/s{without}")
         return totals
+
+    def _leave_out(self, file: str, error: UserError, files: int, totals: Totals) -> None:
+        """Writes empty tables for a file that cannot be opened; the next run tries it again."""
+        totals.unreadable += 1
+        most = self.pool.options.max_bad_fraction
+        if totals.unreadable > most * files:
+            raise UserError(
+                f"{totals.unreadable:,} of {counted(files, 'file')} cannot be opened, more than "
+                f"--max-bad-fraction={most:g}: {error}"
+            )
+        multihost.say_first(f"left out: {error}")
+        width = self.scorer.encoder.config.embed_dim
+        if self.features:
+            with feature_tables.writing(self._feature_table(file), width, {"file": file}):
+                pass
+        empty = np.zeros(0, np.float32)
+        self.writer.write(file, "", dict.fromkeys(self.writer.columns, empty))
 
     def _count(self, source: Source) -> int:
         return min(len(source), self.limit or len(source))
@@ -143,14 +168,24 @@ class ScoreJob:
         return np.asarray(broken)
 
 
-def _opened(pool: Pool, files: Sequence[str]) -> Iterator[tuple[str, Source]]:
-    """Yields files with their sources; the next one is opened while one is used."""
+def _opened(pool: Pool, files: Sequence[str]) -> Iterator[tuple[str, Source | UserError]]:
+    """Yields files with their sources, or with why they cannot be opened.
+
+    The next one is opened while one is used.
+    """
+
+    def source_of(file: str) -> Source | UserError:
+        try:
+            return pool.open(file)
+        except UserError as error:
+            return error
+
     with ThreadPoolExecutor(1) as thread:
-        following = [thread.submit(pool.open, file) for file in files[:1]]
+        following = [thread.submit(source_of, file) for file in files[:1]]
         for file, after in itertools.zip_longest(files, files[1:]):
             source = following.pop().result()
             if after is not None:
-                following.append(thread.submit(pool.open, after))
+                following.append(thread.submit(source_of, after))
             yield file, source
 
 

@@ -60,8 +60,7 @@ class StoredRows:
             raise UserError(
                 f"{missing[0]} is missing: features are stored by `curate score --features`"
             )
-        first = feature_tables.read(paths[0], annotations.files[0].pairs)
-        return cls(annotations, next(first).shape[1])
+        return cls(annotations, feature_tables.width_of(paths[0]))
 
     def __len__(self) -> int:
         return sum(entry.pairs for entry in self.annotations.files)

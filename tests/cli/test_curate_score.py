@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_scores_are_the_models_own(
         for i in range(2):
             np.testing.assert_allclose(values[f"h1_{i}"], images @ w2[:, i] + b2[i], atol=1e-5)
         table = feature_tables.path_of(read.folder, read.files[file].table)
-        stored = np.concatenate(list(feature_tables.read(table, COUNTS[file])))
+        stored = np.concatenate(list(feature_tables.read(table, COUNTS[file], 12)))
         assert stored.dtype == np.float16
         np.testing.assert_allclose(stored, images, atol=1e-3)
     printed = capsys.readouterr()
@@ -173,7 +174,9 @@ def test_a_limit_leaves_the_rest_without_values(model: Path, data: str, tmp_path
         values = read.of_file(file)["clip_score"]
         assert len(values) == COUNTS[file] and np.isnan(values[count:]).all()
         table = feature_tables.path_of(read.folder, read.files[file].table)
-        assert len(np.concatenate(list(feature_tables.read(table, COUNTS[file])))) == COUNTS[file]
+        assert (
+            len(np.concatenate(list(feature_tables.read(table, COUNTS[file], 12)))) == COUNTS[file]
+        )
 
 
 def test_wrong_input_is_one_line(
@@ -229,3 +232,22 @@ def test_hosts_share_the_files(model: Path, data: str, tmp_path: Path) -> None:
 def test_two_commands_never_write_one_folder(model: Path, data: str, tmp_path: Path) -> None:
     with workdir_lock.locked(tmp_path, False, print):
         refused(lambda: score(model, data, tmp_path), "is in use by", "give another --out")
+
+
+def test_files_that_cannot_be_opened_are_counted(
+    model: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(Path(data).parent, folder)
+    damaged = folder / "00.tar"
+    damaged.write_bytes(b"no tar")
+    mixed = f"{folder}/*.tar"
+    refused(lambda: score(model, mixed, out), "1 of 3 files", "--max-bad-fraction=0.01", "00.tar")
+    flags = ("--max-bad-fraction", "0.5", "--features")
+    read = score(model, mixed, out, *flags)
+    assert sorted(entry.pairs for entry in read.files) == [0, *COUNTS]
+    assert "1 file cannot be opened; 2 without a score" in capsys.readouterr().err
+    assert len(read.of_file(str(damaged))["clip_score"]) == 0
+    assert curate(["semantic", str(out), "--out", str(tmp_path / "semantic")]) == 0
+    damaged.write_bytes((folder / "0.tar").read_bytes())
+    assert len(score(model, mixed, out, *flags).of_file(str(damaged))["clip_score"]) == COUNTS[0]

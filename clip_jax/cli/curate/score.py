@@ -109,6 +109,13 @@ def _add_reading_flags(p: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads that read and decode (default: one per processor)",
     )
+    p.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="the share of files that may be unreadable (default: %(default)s)",
+    )
     p.add_argument("--source", default="", metavar="KIND", help="as config.data.source")
     p.add_argument("--image", default="", metavar="NAME", help="as config.data.image")
     p.add_argument("--root", default="", metavar="FOLDER", help="as config.data.root")
@@ -141,7 +148,11 @@ def _score(args: argparse.Namespace) -> None:
     require_pyarrow("curate score")
     for template in args.captions:
         captions.fields(template)  # raises for a wrong one
-    pool = Pool(args.data, args.source, SourceOptions(image=args.image, root=args.root))
+    pool = Pool(
+        args.data,
+        args.source,
+        SourceOptions(image=args.image, root=args.root, max_bad_fraction=args.max_bad_fraction),
+    )
     files = pool.files()
     source = _open_model(args)
     scorer = _scorer(args, source)
@@ -152,7 +163,6 @@ def _score(args: argparse.Namespace) -> None:
         "captions": args.captions,
         "average": args.average,
         "heads": {head.name: head.digest for head in scorer.heads},
-        "features": args.features,
         "limit": args.limit,
         "dtype": args.dtype or source.dtype or "float32",
     }
