@@ -36,6 +36,17 @@ def integer_from(minimum: int) -> Callable[[str], int]:
     return integer
 
 
+def share(text: str) -> float:
+    """Returns the value of a flag that is a number from 0 to 1; the `type` of the flag."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a number from 0 to 1")
+    return value
+
+
 def add_multihost_flags(group: argparse._ArgumentGroup) -> None:
     """Adds the flags that tell a process its place among others."""
     group.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0")

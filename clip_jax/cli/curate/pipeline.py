@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clip_jax.cli.common import CommandParser, integer_from
+from clip_jax.cli.common import CommandParser, integer_from, share
 from clip_jax.curation import engine, page, results, rules, storage
 from clip_jax.curation.balance import LIMIT
 from clip_jax.curation.facts import Extraction
@@ -81,7 +81,7 @@ def _add_input_flags(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--max-bad-fraction",
-        type=_share,
+        type=share,
         default=0.01,
         metavar="SHARE",
         help="the share of files that may be unreadable (default: 0.01)",
@@ -120,7 +120,7 @@ def _add_rule_flags(p: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--test-similarity",
-        type=_share,
+        type=share,
         default=THRESHOLD,
         metavar="S",
         help=f"the least similarity of images that are nearly the same (default: {THRESHOLD})",
@@ -178,7 +178,7 @@ def _add_balance_flags(p: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--tail-share",
-        type=_share,
+        type=share,
         default=0.0,
         metavar="SHARE",
         help="find t so that queries below it have this share of all matches; MetaCLIP: 0.06",
@@ -212,16 +212,6 @@ def _add_engine_flags(p: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"pairs that a worker reads at a time (default: {CHUNK})",
     )
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} must be a number from 0 to 1")
-    return value
 
 
 def _column(text: str) -> tuple[str, float]:

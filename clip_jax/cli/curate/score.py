@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clip_jax.cli.common import CommandParser, add_multihost_flags, integer_from
+from clip_jax.cli.common import CommandParser, add_multihost_flags, integer_from, share
 from clip_jax.distributed import cluster_env, multihost
 from clip_jax.errors import UserError
 from clip_jax.io.paths import resolve
@@ -111,7 +111,7 @@ def _add_reading_flags(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--max-bad-fraction",
-        type=float,
+        type=share,
         default=0.01,
         metavar="SHARE",
         help="the share of files that may be unreadable (default: %(default)s)",
