@@ -256,9 +256,9 @@ def test_limits_on_annotations(captions: Path, tmp_path: Path) -> None:
 
 def test_two_curations_never_write_one_folder(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [(picture(1), {"caption": GOOD})])
-    with workdir_lock.locked(tmp_path / "out", False, print):
-        with pytest.raises(UserError, match="is in use by .*: wait for its end, or give another"):
-            curate(tmp_path / "0.tar", tmp_path / "out", "--duplicates=pair")
+    told = pytest.raises(UserError, match=r"is in use by .*: wait for its end, or give another")
+    with workdir_lock.locked(tmp_path / "out", False, print), told:
+        curate(tmp_path / "0.tar", tmp_path / "out", "--duplicates=pair")
     assert curate(tmp_path / "0.tar", tmp_path / "out", "--duplicates=pair") == {"kept": 1}
     assert not (tmp_path / "out" / workdir_lock.NAME).exists()
 
