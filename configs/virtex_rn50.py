@@ -8,9 +8,9 @@
 The file `captions.txt` has a caption on each line. VirTex trained on the captions of COCO.
 
 Hardware: TPU or GPU. The batch of 256 is global and is split over all devices.
-Time:     500,000 steps. On 256 v5e chips, a row each: 17 ms per step, at least 2.4 hours (602
+Time:     500,000 steps. On 256 v5e chips, a row each: 17 ms per step, at least 2.3 hours (591
           chip-hours; planned).
-Memory:   2.13 GiB of a v5e's 15.75, with 198,078,323 parameters (planned).
+Memory:   2.07 GiB of a v5e's 15.75, with 198,078,323 parameters (planned).
 Score:    Not measured.
 Measured here: the number of parameters. Planned means `--mode=plan --topology=v5e:16x16`: compiled,
 not run. The sizes, the batch, the optimizer's values and the schedule are the

@@ -39,6 +39,7 @@ class Extraction:
       captions: templates; the caption is made by the first that a pair fills.
       queries: the file of the queries by language; one language, "", for all pairs alike.
       language: the field that tells the language of a pair; needed for several languages.
+      without_spaces: whether queries match in scripts without spaces, see `matching.Matcher`.
       images: whether to read images, for their size and content.
       perceptual: whether to compute perceptual hashes, for near-duplicates.
       ngrams: whether to count words and pairs of words.
@@ -48,6 +49,7 @@ class Extraction:
     captions: tuple[str, ...] = ("{caption}",)
     queries: tuple[tuple[str, str], ...] = ()
     language: str = ""
+    without_spaces: bool = False
     images: bool = True
     perceptual: bool = False
     ngrams: bool = False
@@ -61,7 +63,7 @@ class Extraction:
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity
 class QueryTable:
     """The queries of a language.
 
@@ -75,10 +77,10 @@ class QueryTable:
     hashes: UInt64[np.ndarray, " queries"]
     digest: str
 
-    @functools.cached_property
-    def matcher(self) -> Matcher:
-        """The automaton that finds them."""
-        return Matcher(self.queries)
+    @functools.cache  # noqa: B019  # a process keeps its tables anyway
+    def matcher(self, without_spaces: bool) -> Matcher:
+        """Returns the automaton that finds them; a process keeps it."""
+        return Matcher(self.queries, without_spaces)
 
 
 @functools.cache
@@ -270,12 +272,13 @@ class Extractor:
             return np.zeros(len(texts) + 1, np.uint32), np.zeros(0, np.uint32)
         if len(tables) == 1:
             usable = [t if own == 0 else None for t, own in zip(texts, language, strict=True)]
-            return tables[0].matcher.find(usable)
+            return tables[0].matcher(self.extraction.without_spaces).find(usable)
         lengths = np.zeros(len(texts), np.int64)
         parts = []
         for i, table in enumerate(tables):
             own = np.flatnonzero(language == i)
-            starts, found = table.matcher.find([texts[k] for k in own.tolist()])
+            matcher = table.matcher(self.extraction.without_spaces)
+            starts, found = matcher.find([texts[k] for k in own.tolist()])
             lengths[own] = lengths_of(starts)
             parts.append((np.repeat(own, lengths[own]), found))
         pairs = np.concatenate([pair for pair, _ in parts])

@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import regex
 from jaxtyping import UInt32
 
 from clip_jax.errors import UserError
 
 MAX_CHARACTERS = 1_000_000  # of a text, as in training
 _WRAPPED = (",", ".", ";", ":", "?", "!", "`")
+_NO_SPACE = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}\p{Tibetan}\p{P}]"
+)
 _BLANK = ("\t", "\n", "\r")
 
 
@@ -31,17 +35,25 @@ def normalize(text: str) -> str:
     return text
 
 
+def _padded(query: str) -> str:
+    """Returns a query with a space at each end that needs one."""
+    first = "" if _NO_SPACE.fullmatch(query[0]) else " "
+    return first + query + ("" if _NO_SPACE.fullmatch(query[-1]) else " ")
+
+
 class Matcher:
     """Finds queries in texts.
 
     Args:
       queries: the queries; none is empty, and none occurs twice.
+      without_spaces: whether a query needs no space beside an end that is punctuation, or a letter
+        of a script that writes without spaces, as in MetaCLIP 2 (Chuang et al. 2025).
 
     Raises:
       UserError: the library for it is not installed.
     """
 
-    def __init__(self, queries: Sequence[str]) -> None:
+    def __init__(self, queries: Sequence[str], without_spaces: bool = False) -> None:
         try:
             import ahocorasick_rs
         except ImportError:
@@ -49,7 +61,7 @@ class Matcher:
                 "matching needs ahocorasick_rs: pip install 'clip_jax[curate]'"
             ) from None
         self._automaton = ahocorasick_rs.AhoCorasick(
-            [f" {query} " for query in queries],
+            [_padded(query) if without_spaces else f" {query} " for query in queries],
             implementation=ahocorasick_rs.Implementation.ContiguousNFA,
             store_patterns=False,
         )

@@ -37,6 +37,15 @@ def test_marks_get_spaces() -> None:
     assert normalize("(a) 'b' \"c\" d-e\r\n") == " (a) 'b' \"c\" d-e   "
 
 
+def test_scripts_without_spaces() -> None:
+    texts: list[str | None] = ["一只红猫。", "a 猫 b", "catнета", "กินแมวแล้ว"]
+    queries = ["红猫", "猫", "cat", "แมว"]
+    starts, numbers = Matcher(queries).find(texts)
+    assert (starts.tolist(), numbers.tolist()) == ([0, 0, 1, 1, 1], [1])
+    starts, numbers = Matcher(queries, without_spaces=True).find(texts)
+    assert (starts.tolist(), numbers.tolist()) == ([0, 2, 3, 3, 4], [0, 1, 1, 3])
+
+
 @settings(deadline=None)
 @given(st.lists(st.text("abc tNewYork,.!35\n é", max_size=30), max_size=5))
 def test_the_automaton_finds_what_the_rule_finds(texts: list[str]) -> None:

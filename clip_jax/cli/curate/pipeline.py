@@ -170,6 +170,12 @@ def _add_balance_flags(p: argparse.ArgumentParser) -> None:
         "--language", default="", metavar="FIELD", help="the field that tells a pair's language"
     )
     group.add_argument(
+        "--without-spaces",
+        action="store_true",
+        help="queries in Chinese, Japanese, Thai and other scripts without spaces match inside "
+        "words, as in MetaCLIP 2; with --language this is always so",
+    )
+    group.add_argument(
         "--limit",
         type=integer_from(1),
         default=None,
@@ -259,6 +265,7 @@ def job_of(args: argparse.Namespace) -> tuple[Job, list[str]]:
         captions=templates,
         queries=queries,
         language=args.language,
+        without_spaces=bool(args.language or args.without_spaces),
         images=not args.no_images,
         perceptual=chosen.near >= 0,
         ngrams=chosen.frequent > 0,
