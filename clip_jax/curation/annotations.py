@@ -11,7 +11,8 @@ Any program can write the first two:
      "files": [{"file": "/data/00000.tar", "pairs": 10000, "fingerprint": "…",
                 "table": "00000.parquet"}, …]}
 
-A NaN or null means that a pair has no value, such as a pair whose image cannot be decoded.
+A NaN or null means that a pair has no value, such as a pair whose image cannot be decoded. An empty
+fingerprint is not compared with that of the file.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class AnnotatedFile:
     Attributes:
       file: the path of the file, as the data's pattern expands.
       pairs: the number of its pairs.
-      fingerprint: that of its source when the annotations were made.
+      fingerprint: that of its source when the annotations were made; empty: not known.
       table: the name of the table in the folder.
     """
 

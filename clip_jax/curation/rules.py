@@ -224,7 +224,13 @@ def column_values(folders: tuple[str, ...], column: str, chunk: Chunk) -> np.nda
       UserError: no folder has the column, or it is about another version of the file.
     """
     folder = folder_of(folders, column)
-    return _file_values(folder, chunk.spec, chunk.fingerprint)[column][chunk.start : chunk.stop]
+    values = _file_values(folder, chunk.spec, chunk.fingerprint)[column]
+    if chunk.stop > len(values):
+        raise UserError(
+            f"{folder} has {len(values):,} rows about {chunk.spec}, which has more pairs: write it "
+            "again"
+        )
+    return values[chunk.start : chunk.stop]
 
 
 @functools.lru_cache
@@ -256,6 +262,6 @@ def open_annotations(folder: str) -> Annotations:
 @functools.lru_cache(maxsize=4)
 def _file_values(folder: str, file: str, fingerprint: str) -> Mapping[str, np.ndarray]:
     annotations = open_annotations(folder)
-    if annotations.entry(file).fingerprint != fingerprint:
+    if annotations.entry(file).fingerprint not in ("", fingerprint):
         raise UserError(f"{file} has changed since {folder} was written: write it again")
     return annotations.of_file(file)

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clip_jax.curation import rules
 from clip_jax.curation.annotations import JOB, MANIFEST, Annotations, AnnotationWriter
+from clip_jax.curation.pool import Chunk
 from clip_jax.errors import UserError
 from support import refused
 
@@ -229,3 +231,19 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     job.write(name, "print", {"score": np.zeros(2, np.float32)})
     assert writer(tmp_path, (name,)).is_done(name, 2, "print") and job.finish()
     assert len(Annotations.open(tmp_path).of_file(name)["score"]) == 2
+
+
+def test_rules_read_the_rows_of_a_chunk(tmp_path: Path) -> None:
+    job = writer(tmp_path)
+    job.write(FILES[0], "print", VALUES[FILES[0]])
+    job.write(FILES[1], "", VALUES[FILES[1]])
+    assert job.finish()
+
+    def values(file: int, start: int, stop: int, fingerprint: str = "print") -> np.ndarray:
+        chunk = Chunk(file, FILES[file], start, stop, fingerprint)
+        return rules.column_values((str(tmp_path),), "score", chunk)
+
+    np.testing.assert_array_equal(values(0, 1, 3), VALUES[FILES[0]]["score"][1:])
+    np.testing.assert_array_equal(values(1, 0, 1), VALUES[FILES[1]]["score"])
+    refused(lambda: values(0, 1, 3, "new"), "has changed")
+    refused(lambda: values(1, 0, 2), "1 rows about /data/b.tar, which has more pairs")
