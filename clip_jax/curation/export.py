@@ -214,6 +214,8 @@ def plan(pool: Pool, selection: Selection, folder: Path, settings: Settings) -> 
     Raises:
       UserError: none of the sampled pairs can be read, or images are wanted that the pool has not.
     """
+    if settings.format == "parquet":
+        _require_pyarrow()
     total = sum(entry.kept for entry in selection.files)
     total = min(total, settings.limit or total)
     if not total:
@@ -244,6 +246,16 @@ def plan(pool: Pool, selection: Selection, folder: Path, settings: Settings) -> 
     _prepare(planned)
     _check_room(planned, mean)
     return planned
+
+
+def _require_pyarrow() -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"--format parquet needs pyarrow, which is not installed ({error}): "
+            "pip install 'clip_jax[curate]'"
+        ) from None
 
 
 def _with_images(pool: Pool, selection: Selection) -> Pool:

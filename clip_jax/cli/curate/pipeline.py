@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -346,9 +347,18 @@ def run(argv: Sequence[str], others: Mapping[str, tuple[str, str]]) -> int:
     engine.check(job, files)
     engine.run(job, files, workers=args.workers, runner=args.runner, flags=flags)
     report = storage.read_json(storage.join(job.out, results.REPORT), "curation")
-    path = "" if args.no_page else page.write(job.out)
+    path = "" if args.no_page else _write_page(job.out)
     print(json.dumps(report, indent=1) if args.json else _format(report, args.out, path))
     return 0
+
+
+def _write_page(out: str) -> str:
+    """Writes the page, and returns its path; the selection is good without it."""
+    try:
+        return page.write(out)
+    except (UserError, OSError) as error:
+        print(f"{page.PAGE} is not written: {error}", file=sys.stderr)
+        return ""
 
 
 def _format(report: JsonObject, out: str, path: str) -> str:

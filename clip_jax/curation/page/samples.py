@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from clip_jax.curation.pool import Pool
 from clip_jax.data import captions
-from clip_jax.data.example import PairError
+from clip_jax.data.example import PairError, only_pair_errors
 from clip_jax.data.images.decoding import decode
 from clip_jax.data.sources import Source, read_pair, read_text
 from clip_jax.errors import UserError
@@ -16,6 +17,7 @@ from clip_jax.evaluation.report.album import Album, thumbnail
 from clip_jax.io import remote
 
 SIDE = 160  # pixels of the longer side of a thumbnail
+_READERS = 8  # files that are read at the same time
 _LARGEST = 16 << 10  # bytes of a thumbnail
 
 
@@ -62,14 +64,19 @@ def read_pairs(
       places: where the pairs are.
       with_images: whether to read images.
     """
-    shown = {}
+    by_file: dict[str, list[Place]] = {}
     for place in sorted(set(places), key=lambda place: (place.file, place.pair)):
+        by_file.setdefault(place.file, []).append(place)
+
+    def read(file: str) -> list[ShownPair]:
         try:
-            source, has_images = _open(pool, place.file, with_images)
-            shown[place] = _read(source, templates, place, has_images)
+            source, has_images = _open(pool, file, with_images)
         except UserError as error:
-            shown[place] = ShownPair(place, "", b"", str(error))
-    return shown
+            return [ShownPair(place, "", b"", str(error)) for place in by_file[file]]
+        return [_read(source, templates, place, has_images) for place in by_file[file]]
+
+    with ThreadPoolExecutor(_READERS) as executor:
+        return {pair.place: pair for pairs in executor.map(read, by_file) for pair in pairs}
 
 
 def _open(pool: Pool, file: str, with_images: bool) -> tuple[Source, bool]:
@@ -100,9 +107,10 @@ def _read(source: Source, templates: Sequence[str], place: Place, with_image: bo
 
 
 def _small(content: bytes, name: str) -> bytes:
-    image = decode(content, name)
-    small = thumbnail(image, SIDE)
-    return small if len(small) <= _LARGEST else thumbnail(image, SIDE // 2)
+    with only_pair_errors("picture", name):
+        image = decode(content, name)
+        small = thumbnail(image, SIDE)
+        return small if len(small) <= _LARGEST else thumbnail(image, SIDE // 2)
 
 
 def album_of(pairs: Iterable[ShownPair]) -> Album:
