@@ -79,7 +79,7 @@ def main() -> None:
     for radius in (2, 3, 4):
         began = time.perf_counter()
         near_groups(hashes, np.arange(PAIRS), radius)
-        print(f"radius {radius}: {PAIRS:,} random hashes in {time.perf_counter() - began:.0f} s")
+        print(f"radius {radius}: {PAIRS:,} random hashes in {time.perf_counter() - began:.1f} s")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ _FLAT = 0.5  # grey levels: no wave of an image without content is stronger
 # The strength of a wave, as a share of that of all, which counts as none. The drawings of symmetric
 # things have many such waves, whose signs would be noise.
 _NOISE = 0.03
+_SMALL = 32  # hashes of a group, up to which groups are compared together
 _BLOCK = 2048  # hashes that are compared with all earlier ones at a time
 
 Hashes = UInt64[np.ndarray, " n"]
@@ -108,8 +109,17 @@ def near_groups(hashes: Hashes, order: Order, radius: int) -> Bool[np.ndarray, "
     dropped = np.zeros(len(hashes), bool)
     for parts in bands(hashes, radius).T:
         sequence = np.argsort(parts, kind="stable")
-        starts = np.flatnonzero(np.diff(parts[sequence], prepend=parts[sequence[:1]]) != 0)
-        for group in np.split(sequence, starts):
-            if len(group) > 1:
-                dropped[group] |= near_earlier(hashes[group], order[group], radius)
+        parts = parts[sequence]
+        starts = np.flatnonzero(np.diff(parts, prepend=~parts[:1]))
+        lengths = np.diff(starts, append=len(parts))
+        for start, length in zip(starts[lengths > _SMALL], lengths[lengths > _SMALL], strict=True):
+            group = sequence[start : start + length]
+            dropped[group] |= near_earlier(hashes[group], order[group], radius)
+        few = sequence[np.repeat(lengths <= _SMALL, lengths)]
+        parts = parts[np.repeat(lengths <= _SMALL, lengths)]
+        for distance in range(1, _SMALL):  # all pairs of all small groups at once
+            same = parts[distance:] == parts[:-distance]
+            one, other = few[:-distance][same], few[distance:][same]
+            near = np.bitwise_count(hashes[one] ^ hashes[other]) <= radius
+            dropped[np.where(order[one] > order[other], one, other)[near]] = True
     return dropped

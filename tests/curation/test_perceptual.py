@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -39,7 +40,9 @@ def by_all_pairs(hashes: np.ndarray, order: np.ndarray, radius: int) -> list[boo
 def test_groups_are_those_of_all_pairs(hashes: np.ndarray, radius: int, random) -> None:
     order = np.array(random.sample(range(1000), len(hashes)), np.int64)
     expected = by_all_pairs(hashes, order, radius)
-    assert perceptual.near_groups(hashes, order, radius).tolist() == expected
+    for small in (1, 3, 32):
+        with mock.patch.object(perceptual, "_SMALL", small):
+            assert perceptual.near_groups(hashes, order, radius).tolist() == expected
     assert perceptual.near_earlier(hashes, order, radius).tolist() == expected
 
 
