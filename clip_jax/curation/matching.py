@@ -35,10 +35,14 @@ def normalize(text: str) -> str:
     return text
 
 
+def needs_space(letter: str) -> bool:
+    """Returns whether a query that ends in a letter needs a space beside it, see `Matcher`."""
+    return not _NO_SPACE.fullmatch(letter)
+
+
 def _padded(query: str) -> str:
     """Returns a query with a space at each end that needs one."""
-    first = "" if _NO_SPACE.fullmatch(query[0]) else " "
-    return first + query + ("" if _NO_SPACE.fullmatch(query[-1]) else " ")
+    return " " * needs_space(query[0]) + query + " " * needs_space(query[-1])
 
 
 class Matcher:

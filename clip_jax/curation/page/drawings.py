@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from clip_jax.curation.matching import needs_space
 from clip_jax.curation.page.samples import ShownPair, image_name
 from clip_jax.evaluation.report import charts, formats
 from clip_jax.evaluation.report.album import Album
@@ -117,4 +118,6 @@ def spans(text: str, query: str) -> list[tuple[int, int]]:
     if not query:
         return []
     pattern = re.escape(query).replace(r"\ ", "[ \t\n\r]")
-    return [m.span() for m in re.finditer(rf"(?<![^{_EDGE}]){pattern}(?![^{_EDGE}])", text)]
+    before = f"(?<![^{_EDGE}])" if needs_space(query[0]) else ""
+    after = f"(?![^{_EDGE}])" if needs_space(query[-1]) else ""
+    return [match.span() for match in re.finditer(f"{before}{pattern}{after}", text)]

@@ -151,6 +151,7 @@ def test_bins_of_columns_keep_order_and_place() -> None:
         ("red\thouse; red  house", "red house", ["red\thouse"]),
         ("c++ (c++) c++.", "c++", ["c++", "c++"]),
         ("Cat", "cat", []),
+        ("黒猫と猫", "猫", ["猫", "猫"]),
         ("cat", "", []),
     ],
 )
