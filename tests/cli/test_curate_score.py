@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -211,6 +213,37 @@ def test_wrong_input_is_one_line(
     with pytest.raises(UserError, match="was written with captions="):
         score(model, data, out)
         score(model, data, out, "--captions", "{name}")
+
+
+KILLED = """
+import os, signal, sys
+from clip_jax.cli import curate
+from clip_jax.curation.annotations import AnnotationWriter
+write = AnnotationWriter.write
+def kill(self, file, *rest):
+    if file.endswith("1.tar"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, file, *rest)
+AnnotationWriter.write = kill
+curate.run(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(model: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ["score", str(model), data, "--out", str(out), "--batch-size", "1", "--features"]
+    process = subprocess.run([sys.executable, "-c", KILLED, *flags], env=runs.environment())
+    assert process.returncode == -signal.SIGKILL
+    refused(lambda: Annotations.open(out), "not complete")
+    first = out / "00000.parquet"
+    written = first.stat().st_mtime_ns
+    again, whole = score(model, data, out, "--features"), score(model, data, tmp_path / "whole")
+    assert first.stat().st_mtime_ns == written
+    for file in range(2):
+        np.testing.assert_array_equal(
+            again.of_file(file)["clip_score"], whole.of_file(file)["clip_score"]
+        )
 
 
 @pytest.mark.slow
