@@ -23,6 +23,27 @@ _KEYS: Mapping[str, type] = {
 }
 
 
+_SOURCE: Mapping[str, type] = {"kind": str, "image": str, "root": str, "addresses": bool}
+
+
+def _is_sound(report: JsonObject) -> bool:
+    """Returns whether a report has what readers of a curation need, of the right types."""
+    if any(type(report.get(key)) is not kind for key, kind in _KEYS.items()):
+        return False
+    source, queries, limits = report["source"], report["queries"], report["limits"]
+    texts = [*report["captions"], *queries.values(), *report["query_digests"]]
+    return (
+        {key: type(value) for key, value in source.items()} == _SOURCE
+        and len(report["captions"]) > 0
+        and all(isinstance(text, str) for text in texts)
+        and len(report["query_digests"]) == len(queries)
+        and list(limits) == list(queries)
+        and all(type(limit) is int and limit > 0 for limit in limits.values())
+        and report["chunk"] > 0
+        and len(report["reasons"]) < 256
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class DecidedChunk:
     """A chunk and why each of its pairs is kept or left out.
@@ -62,8 +83,7 @@ class Curated:
         selection = Selection.open(folder)
         path = storage.join(selection.folder, results.REPORT)
         report = storage.read_json(path, "curation")
-        wrong = [key for key, kind in _KEYS.items() if not isinstance(report.get(key), kind)]
-        if report.get("version") != results.VERSION or wrong:
+        if report.get("version") != results.VERSION or not _is_sound(report):
             raise UserError(f"{path} is of another version or damaged: curate the data again")
         manifest = storage.read_json(storage.join(selection.folder, MANIFEST), "curation")
         fingerprints = tuple(str(entry.get("fingerprint")) for entry in manifest["files"])
