@@ -36,7 +36,7 @@ KINDS = {
     "tiny": 0.05,
 }
 POOL, CLEAN, SIDE = 20_000, 1_500, 72  # pairs of the pool, of the clean set, pixels of an image
-STEPS, FILTER_STEPS = 800, 400
+STEPS, FILTER_STEPS = 600, 400
 KEEP = 0.5  # the share of the pool that scores leave
 SETS = ("unseen_drawing", "unseen_concept")
 
