@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip_jax.curation.matching import Matcher
+from clip_jax.curation.queries.matching import Matcher
 
 FILE = 1_000_000  # pairs of a table
 WORDS = 250_000  # queries of one word

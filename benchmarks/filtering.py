@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 
 from clip_jax.cli.curate import run as curate
-from clip_jax.curation import feature_tables
-from clip_jax.curation.annotations import Annotations, AnnotationWriter
+from clip_jax.curation.scores import feature_tables
+from clip_jax.curation.scores.annotations import Annotations, AnnotationWriter
 from clip_jax.data.sources import open_source
 
 DATA = "embedded:emoji/unseen_drawing-*.tar"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from clip_jax.curation.perceptual import near_groups, perceptual_hash
+from clip_jax.curation.duplicates.perceptual import near_groups, perceptual_hash
 from clip_jax.data.images.decoding import decode
 from clip_jax.data.sources import open_source
 

@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float16, Int32, UInt8, UInt32, UInt64
 
-from clip_jax.curation import hashing, ngrams, overlaps, perceptual, storage
-from clip_jax.curation.balance import lengths_of
-from clip_jax.curation.matching import Matcher
+from clip_jax.curation import hashing, ngrams, overlaps, storage
+from clip_jax.curation.duplicates import perceptual
 from clip_jax.curation.pool import Chunk, Pool
+from clip_jax.curation.queries.balance import lengths_of
+from clip_jax.curation.queries.matching import Matcher
 from clip_jax.curation.queries.query_list import read_queries
 from clip_jax.data import captions
 from clip_jax.data.example import REASONS, Fields, PairError, only_pair_errors

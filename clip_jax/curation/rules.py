@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from clip_jax.curation import overlaps
-from clip_jax.curation.annotations import Annotations
-from clip_jax.curation.balance import LIMIT
 from clip_jax.curation.facts import NO_LANGUAGE, Facts
 from clip_jax.curation.pool import Chunk
+from clip_jax.curation.queries.balance import LIMIT
+from clip_jax.curation.scores.annotations import Annotations
 from clip_jax.data.example import REASONS
 from clip_jax.errors import UserError
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_jax.cli.curate import run
-from clip_jax.curation.export import lock
-from clip_jax.curation.shards import OTHER
+from clip_jax.curation.curated.export import lock
+from clip_jax.curation.curated.shards import OTHER
 from clip_jax.data.selection import SelectedPairs, Selection
 from clip_jax.data.sources import Source, open_source
 from curation import pools, strangers

@@ -12,7 +12,7 @@ from evaluation.report.test_page import Reader
 
 from clip_jax.cli.curate import run
 from clip_jax.curation import facts
-from clip_jax.curation.matching import normalize
+from clip_jax.curation.queries.matching import normalize
 from clip_jax.data.sources import open_source
 from curation import strangers
 from support import refused

@@ -17,9 +17,9 @@ from PIL import Image
 import clip_jax
 import runs
 from clip_jax.cli.curate import run as curate
-from clip_jax.curation import feature_tables
-from clip_jax.curation.annotations import Annotations
-from clip_jax.curation.score_files import ScoreJob
+from clip_jax.curation.scores import feature_tables
+from clip_jax.curation.scores.annotations import Annotations
+from clip_jax.curation.scores.score_files import ScoreJob
 from clip_jax.errors import UserError
 from clip_jax.models.clip import CLIP, variables
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
@@ -218,7 +218,7 @@ def test_wrong_input_is_one_line(
 KILLED = """
 import os, signal, sys
 from clip_jax.cli import curate
-from clip_jax.curation.annotations import AnnotationWriter
+from clip_jax.curation.scores.annotations import AnnotationWriter
 write = AnnotationWriter.write
 def kill(self, file, *rest):
     if file.endswith("1.tar"):

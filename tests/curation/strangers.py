@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_jax.cli.curate import run
-from clip_jax.curation.annotations import AnnotationWriter
+from clip_jax.curation.scores.annotations import AnnotationWriter
 from clip_jax.data.sources import open_source
 from support import encoded, picture, write_tar
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clip_jax.cli.common import CommandParser, integer_from
-from clip_jax.curation import export
-from clip_jax.curation.curated import Curated
-from clip_jax.curation.export import Exporter, Settings, Shard
+from clip_jax.curation.curated import export
+from clip_jax.curation.curated.export import Exporter, Settings, Shard
+from clip_jax.curation.curated.reader import Curated
 from clip_jax.errors import UserError, counted
 from clip_jax.io import remote
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.cli.common import CommandParser, integer_from
-from clip_jax.curation import inspection, page
-from clip_jax.curation.curated import Curated
-from clip_jax.curation.inspection import Found, Query, Wanted
+from clip_jax.curation import page
+from clip_jax.curation.curated import inspection
+from clip_jax.curation.curated.inspection import Found, Query, Wanted
+from clip_jax.curation.curated.reader import Curated
 from clip_jax.curation.page import drawings, inspected
 from clip_jax.curation.page.samples import ShownPair, read_pairs
 from clip_jax.curation.rules import KEPT

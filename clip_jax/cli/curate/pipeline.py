@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clip_jax.cli.common import CommandParser, integer_from, share
-from clip_jax.curation import engine, page, results, rules, storage
-from clip_jax.curation.balance import LIMIT
+from clip_jax.curation import page, rules, storage
+from clip_jax.curation.engine import results
+from clip_jax.curation.engine import run as engine
+from clip_jax.curation.engine.job import Job
 from clip_jax.curation.facts import Extraction
-from clip_jax.curation.job import Job
 from clip_jax.curation.overlaps import THRESHOLD
 from clip_jax.curation.pool import CHUNK, Pool
+from clip_jax.curation.queries.balance import LIMIT
 from clip_jax.curation.rules import DUPLICATES, ColumnLimits, Rules
 from clip_jax.data import captions
 from clip_jax.data.sources import SourceOptions

@@ -299,7 +299,7 @@ def _print_summary(
     total: int,
 ) -> None:
     """Prints what each source gave."""
-    from clip_jax.curation.matching import normalize
+    from clip_jax.curation.queries.matching import normalize
 
     unmatched = sum(normalize(query) != f" {query} " for query in queries.queries)
     if args.json:

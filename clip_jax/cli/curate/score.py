@@ -18,8 +18,8 @@ from clip_jax.errors import UserError
 from clip_jax.io.paths import resolve
 
 if TYPE_CHECKING:
-    from clip_jax.curation.heads import Head
-    from clip_jax.curation.scoring import Scorer
+    from clip_jax.curation.scores.heads import Head
+    from clip_jax.curation.scores.scoring import Scorer
     from clip_jax.inference.model_source import ModelSource
 
 _DTYPES = ("float32", "bfloat16", "mixed")  # those of `model_config`, which imports JAX
@@ -137,11 +137,12 @@ def run(argv: Sequence[str]) -> int:
 def _score(args: argparse.Namespace) -> None:
     import jax
 
-    from clip_jax.curation import score_files, storage
-    from clip_jax.curation.annotations import Annotations, AnnotationWriter
-    from clip_jax.curation.parquet_files import require_pyarrow
+    from clip_jax.curation import storage
     from clip_jax.curation.pool import Pool
-    from clip_jax.curation.scoring import columns_of
+    from clip_jax.curation.scores import score_files
+    from clip_jax.curation.scores.annotations import Annotations, AnnotationWriter
+    from clip_jax.curation.scores.parquet_files import require_pyarrow
+    from clip_jax.curation.scores.scoring import columns_of
     from clip_jax.data import captions
     from clip_jax.data.sources import SourceOptions
 
@@ -204,7 +205,7 @@ def _scorer(args: argparse.Namespace, source: ModelSource) -> Scorer:
     import jax
 
     from clip_jax import tokenizers
-    from clip_jax.curation.scoring import Scorer
+    from clip_jax.curation.scores.scoring import Scorer
     from clip_jax.distributed import sharding
     from clip_jax.evaluation.evaluate import load_encoder
 
@@ -235,7 +236,7 @@ def _scorer(args: argparse.Namespace, source: ModelSource) -> Scorer:
 
 def _heads(flags: Sequence[str], column: str, width: int) -> list[Head]:
     """Reads the heads of NAME=FILE flags; `column` is the name of another column."""
-    from clip_jax.curation.heads import read_head
+    from clip_jax.curation.scores.heads import read_head
 
     heads = []
     for flag in flags:

@@ -22,9 +22,9 @@ from clip_jax.errors import UserError, counted
 from clip_jax.io import remote
 
 if TYPE_CHECKING:
-    from clip_jax.curation.annotations import Annotations, AnnotationWriter
-    from clip_jax.curation.clustering import Centres, KMeans
-    from clip_jax.curation.semantic import StoredRows
+    from clip_jax.curation.duplicates.clustering import Centres, KMeans
+    from clip_jax.curation.duplicates.semantic import StoredRows
+    from clip_jax.curation.scores.annotations import Annotations, AnnotationWriter
 
 _KEEP = ("farthest", "nearest", "first", "random")  # `semantic.KEEP`, whose module imports JAX
 _DUPLICATE, _SIMILARITY, _CLUSTER = "semantic_duplicate", "semantic_similarity", "cluster"
@@ -92,8 +92,8 @@ def run(argv: Sequence[str]) -> int:
     if not -1 <= args.similarity < 1:
         raise UserError(f"--similarity {args.similarity:g} must be a cosine below 1, such as 0.95")
     from clip_jax.curation import storage
-    from clip_jax.curation.annotations import Annotations, AnnotationWriter
-    from clip_jax.curation.semantic import StoredRows
+    from clip_jax.curation.duplicates.semantic import StoredRows
+    from clip_jax.curation.scores.annotations import Annotations, AnnotationWriter
 
     annotations = Annotations.open(args.folder)
     rows = StoredRows.open(annotations)
@@ -142,8 +142,9 @@ def _find(
     args: argparse.Namespace, rows: StoredRows, clusters: int, folder: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the cluster of each pair, -1 for none, and its similarity to an earlier pair."""
-    from clip_jax.curation import semantic, storage
-    from clip_jax.curation.clustering import KMeans
+    from clip_jax.curation import storage
+    from clip_jax.curation.duplicates import semantic
+    from clip_jax.curation.duplicates.clustering import KMeans
     from clip_jax.distributed.compilation_cache import use_compilation_cache
 
     use_compilation_cache()
@@ -173,7 +174,8 @@ def _centres(
     args: argparse.Namespace, rows: StoredRows, clusters: int, kmeans: KMeans, path: str
 ) -> Centres:
     """Returns the centres after all passes; those of a stopped run are continued."""
-    from clip_jax.curation import clustering, storage
+    from clip_jax.curation import storage
+    from clip_jax.curation.duplicates import clustering
 
     key = f"{_digest(rows.annotations)} {clusters} {args.seed}"
     state, done = storage.read_arrays(path), 0

@@ -8,7 +8,7 @@ from importlib import resources
 import numpy as np
 
 from clip_jax.curation import storage
-from clip_jax.curation.curated import Curated
+from clip_jax.curation.curated.reader import Curated
 from clip_jax.curation.page import limits, queries, reasons
 from clip_jax.curation.page.queries import QueryCounts
 from clip_jax.curation.page.samples import Place, ShownPair, album_of, read_pairs

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from clip_jax.curation.matching import needs_space
 from clip_jax.curation.page.samples import ShownPair, image_name
+from clip_jax.curation.queries.matching import needs_space
 from clip_jax.evaluation.report import charts, formats
 from clip_jax.evaluation.report.album import Album
 from clip_jax.evaluation.report.charts import BOTTOM, Frame

@@ -12,8 +12,8 @@ import pytest
 from evaluation.report.test_page import NASTY, Reader, structure
 
 from clip_jax.curation import page
-from clip_jax.curation.curated import Curated
-from clip_jax.curation.outcome import MISSING, bin_values, column_bins
+from clip_jax.curation.curated.reader import Curated
+from clip_jax.curation.engine.outcome import MISSING, bin_values, column_bins
 from clip_jax.curation.page import drawings, reasons
 from clip_jax.curation.page.queries import QueryCounts
 from clip_jax.curation.page.samples import Place, ShownPair

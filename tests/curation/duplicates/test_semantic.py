@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_jax.cli.curate import run as curate
-from clip_jax.curation import clustering, feature_tables, semantic
-from clip_jax.curation.annotations import Annotations, AnnotationWriter
-from clip_jax.curation.clustering import KMeans
+from clip_jax.curation.duplicates import clustering, semantic
+from clip_jax.curation.duplicates.clustering import KMeans
+from clip_jax.curation.scores import feature_tables
+from clip_jax.curation.scores.annotations import Annotations, AnnotationWriter
 from support import refused
 
 WIDTH, COUNTS, BROKEN = 8, (70, 50), (3, 90)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from clip_jax.curation.heads import Head
+from clip_jax.curation.scores.heads import Head
 from clip_jax.data import captions
 from clip_jax.data.example import REASONS, Fields, PairError, only_pair_errors
 from clip_jax.data.images.decoding import decode

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from clip_jax.curation import facts as facts_lib
-from clip_jax.curation import outcome, results, storage
+from clip_jax.curation import storage
+from clip_jax.curation.engine import outcome, results
 from clip_jax.curation.pool import Chunk, Pool
 from clip_jax.curation.rules import KEPT, Reasons
 from clip_jax.data.selection import MANIFEST, Selection

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from clip_jax.curation import facts, storage
-from clip_jax.curation.job import Job
-from clip_jax.curation.outcome import (
+from clip_jax.curation.engine.job import Job
+from clip_jax.curation.engine.outcome import (
     ASPECTS,
     MISSING,
     SIDES,

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt64
 
-from clip_jax.curation import feature_tables, hashing
-from clip_jax.curation.annotations import Annotations
-from clip_jax.curation.clustering import unit_norm
-from clip_jax.curation.parquet_files import exists
+from clip_jax.curation import hashing
+from clip_jax.curation.duplicates.clustering import unit_norm
+from clip_jax.curation.scores import feature_tables
+from clip_jax.curation.scores.annotations import Annotations
+from clip_jax.curation.scores.parquet_files import exists
 from clip_jax.errors import UserError
 
 KEEP = ("farthest", "nearest", "first", "random")  # of duplicates, the one that is kept

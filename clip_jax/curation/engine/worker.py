@@ -1,6 +1,6 @@
 """A process of Beam on this machine; it ends with the process that started it, even if killed.
 
-    python -m clip_jax.curation.worker PID
+    python -m clip_jax.curation.engine.worker PID
 
 Beam's own would wait for ever for a runner that was killed.
 """
@@ -18,7 +18,7 @@ _EVERY = 0.5  # seconds
 
 def command() -> str:
     """Returns the command of a worker for this process."""
-    return f"exec {shlex.quote(sys.executable)} -m clip_jax.curation.worker {os.getpid()}"
+    return f"exec {shlex.quote(sys.executable)} -m clip_jax.curation.engine.worker {os.getpid()}"
 
 
 def _end_with(parent: int) -> None:

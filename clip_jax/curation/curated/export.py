@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from clip_jax.curation import shards
+from clip_jax.curation.curated import shards
+from clip_jax.curation.curated.shards import Row
 from clip_jax.curation.pool import Pool
-from clip_jax.curation.shards import Row
 from clip_jax.data.example import PairError
 from clip_jax.data.selection import Selection
 from clip_jax.data.sources import Members, Source

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clip_jax.curation import perceptual
+from clip_jax.curation.duplicates import perceptual
 from clip_jax.data.images.decoding import decode
 from clip_jax.data.sources import open_source
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Float16
 
 from clip_jax.curation import storage
-from clip_jax.curation.parquet_files import KEY, opened, require_pyarrow
+from clip_jax.curation.scores.parquet_files import KEY, opened, require_pyarrow
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 from clip_jax.io.files import atomic_write

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clip_jax.curation import storage
-from clip_jax.curation.parquet_files import KEY, exists, opened, require_pyarrow, write_table
+from clip_jax.curation.scores.parquet_files import KEY, exists, opened, require_pyarrow, write_table
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError, counted
 from clip_jax.io import remote

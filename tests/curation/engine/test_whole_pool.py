@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from clip_jax.curation import whole_pool
-from clip_jax.curation.job import Rows
+from clip_jax.curation.engine import whole_pool
+from clip_jax.curation.engine.job import Rows
 
 
 def rows(chunk: int, key: list[int], other: list[int], place: list[int] | None = None) -> Rows:

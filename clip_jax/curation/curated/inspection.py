@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, UInt64
 
-from clip_jax.curation.balance import lengths_of
-from clip_jax.curation.curated import Curated, DecidedChunk
+from clip_jax.curation.curated.reader import Curated, DecidedChunk
 from clip_jax.curation.hashing import combine
 from clip_jax.curation.page.samples import Place
+from clip_jax.curation.queries.balance import lengths_of
 from clip_jax.curation.rules import KEPT
 from clip_jax.errors import UserError
 

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip_jax.curation.matching import Matcher, normalize
+from clip_jax.curation.queries.matching import Matcher, normalize
 
 QUERIES = ["cat", "a cat", "New York", "3 . 5", "!", "ab", "b", "a b", "été"]
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
-from clip_jax.curation import perceptual
-from clip_jax.curation.job import Id, Marks, Rows
+from clip_jax.curation.duplicates import perceptual
+from clip_jax.curation.engine.job import Id, Marks, Rows
 
 
 class _Joined:

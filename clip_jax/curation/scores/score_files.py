@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from clip_jax.curation import feature_tables, storage
-from clip_jax.curation.annotations import JOB, Annotations, AnnotationWriter
-from clip_jax.curation.parquet_files import exists
+from clip_jax.curation import storage
 from clip_jax.curation.pool import Pool
-from clip_jax.curation.scoring import Scorer, Scores
+from clip_jax.curation.scores import feature_tables
+from clip_jax.curation.scores.annotations import JOB, Annotations, AnnotationWriter
+from clip_jax.curation.scores.parquet_files import exists
+from clip_jax.curation.scores.scoring import Scorer, Scores
 from clip_jax.data.example import REASONS, described
 from clip_jax.data.sources import Source
 from clip_jax.distributed import multihost

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clip_jax.curation import pool as pool_lib
-from clip_jax.curation import storage, worker
-from clip_jax.curation.job import Job
+from clip_jax.curation import storage
+from clip_jax.curation.engine import worker
+from clip_jax.curation.engine.job import Job
 from clip_jax.errors import UserError
 from clip_jax.io import remote
 
@@ -71,7 +72,7 @@ def run(
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
     from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-    from clip_jax.curation import pipeline as graph
+    from clip_jax.curation.engine import pipeline as graph
 
     kind: object = runner
     options = ["--default_sdk_harness_log_level=CRITICAL", *flags]

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_jax.curation import rules
-from clip_jax.curation.annotations import JOB, MANIFEST, Annotations, AnnotationWriter
 from clip_jax.curation.pool import Chunk
+from clip_jax.curation.scores.annotations import JOB, MANIFEST, Annotations, AnnotationWriter
 from clip_jax.errors import UserError
 from support import refused
 

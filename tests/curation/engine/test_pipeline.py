@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_jax.cli.curate import run
-from clip_jax.curation.annotations import AnnotationWriter
+from clip_jax.curation.scores.annotations import AnnotationWriter
 from clip_jax.data.mixture import open_mixture
 from clip_jax.data.selection import Selection
 from clip_jax.errors import UserError
@@ -190,7 +190,7 @@ def test_workers_and_a_killed_run_change_nothing(captions: Path, tmp_path: Path)
         time.sleep(0.05)
     killed.kill()
     killed.wait()
-    mark = f"curation.worker {killed.pid}"
+    mark = f"engine.worker {killed.pid}"
     while mark in subprocess.run(["ps", "-A", "-o", "args"], capture_output=True, text=True).stdout:
         assert time.monotonic() < deadline, "its workers go on"
         time.sleep(0.1)

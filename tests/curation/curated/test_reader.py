@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clip_jax.cli.curate import run
-from clip_jax.curation.curated import Curated
+from clip_jax.curation.curated.reader import Curated
 from clip_jax.errors import UserError
 from curation import strangers
 from support import refused

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from clip_jax.curation import balance
 from clip_jax.curation.hashing import text_hashes
+from clip_jax.curation.queries import balance
 from clip_jax.errors import UserError
 
 N, QUERIES, SEED = 100_000, 300, 7

@@ -15,11 +15,12 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.pvalue import AsList, AsSingleton, PCollection
 
-from clip_jax.curation import ngrams, results, whole_pool
-from clip_jax.curation.balance import MAX_COUNT
-from clip_jax.curation.job import BINS, Job, Sparse, State, write_frequent
-from clip_jax.curation.outcome import Outcome, Summary, add_sparse, decide, dense, limits_of
+from clip_jax.curation import ngrams
+from clip_jax.curation.engine import results, whole_pool
+from clip_jax.curation.engine.job import BINS, Job, Sparse, State, write_frequent
+from clip_jax.curation.engine.outcome import Outcome, Summary, add_sparse, decide, dense, limits_of
 from clip_jax.curation.pool import Chunk
+from clip_jax.curation.queries.balance import MAX_COUNT
 from clip_jax.io.files import JsonObject
 
 

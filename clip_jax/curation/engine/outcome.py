@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
 
-from clip_jax.curation import balance, storage
 from clip_jax.curation import facts as facts_lib
+from clip_jax.curation import storage
+from clip_jax.curation.engine.job import Job, Sparse, State
 from clip_jax.curation.facts import Facts
 from clip_jax.curation.hashing import combine
-from clip_jax.curation.job import Job, Sparse, State
 from clip_jax.curation.pool import Chunk
+from clip_jax.curation.queries import balance
 from clip_jax.curation.rules import KEPT, Reasons, column_values, mark
 from clip_jax.data.example import REASONS
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip_jax.curation import shards
-from clip_jax.curation.shards import OTHER, Row
+from clip_jax.curation.curated import shards
+from clip_jax.curation.curated.shards import OTHER, Row
 from support import encoded, picture
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=6)

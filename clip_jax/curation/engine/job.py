@@ -9,13 +9,15 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from clip_jax.curation import balance, ngrams, perceptual, storage
 from clip_jax.curation import facts as facts_lib
+from clip_jax.curation import ngrams, storage
 from clip_jax.curation import pool as pool_lib
 from clip_jax.curation import rules as rules_lib
+from clip_jax.curation.duplicates import perceptual
 from clip_jax.curation.facts import NO_LANGUAGE, Extraction, Extractor, Facts
 from clip_jax.curation.hashing import combine
 from clip_jax.curation.pool import Chunk, Pool
+from clip_jax.curation.queries import balance
 from clip_jax.curation.rules import KEPT, ColumnLimits, Reasons, Rules, mark
 from clip_jax.data.example import REASONS
 from clip_jax.errors import UserError

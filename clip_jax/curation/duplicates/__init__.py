@@ -1,0 +1,1 @@
+"""Near-duplicates by a hash of images, and by features."""

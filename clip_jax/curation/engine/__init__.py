@@ -1,0 +1,1 @@
+"""The Beam pipeline, its workers, and what it writes."""

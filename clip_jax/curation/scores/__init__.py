@@ -1,0 +1,1 @@
+"""Numbers about pairs by any program, and scores by a model."""
