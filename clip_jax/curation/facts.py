@@ -6,6 +6,7 @@ does not read the data again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -25,10 +26,12 @@ from clip_jax.data import captions
 from clip_jax.data.example import REASONS, Fields, PairError, only_pair_errors
 from clip_jax.data.images import decoding
 from clip_jax.data.sources import Source, read_pair, read_text
+from clip_jax.errors import UserError
 
 _VERSION = 1
 _CHECKED = 100  # pairs, one of which must give a caption
-_IDENTITY = ("sha256", "uid", "url")  # fields that tell an image without its bytes, best first
+_NAMED = 20  # fields in an error
+_IDENTITY = ("sha256", "uid", "url", "URL")  # tell an image without its bytes, best first
 NO_LANGUAGE = 255
 
 
@@ -297,19 +300,51 @@ def identity(fields: Fields, name: str) -> str:
     return name
 
 
-def check_captions(source: Source, templates: Sequence[str]) -> None:
-    """Checks that one of the first pairs of a source gives a caption.
+def check_first_pairs(
+    source: Source, file: str, extraction: Extraction, by_identity: bool = False
+) -> None:
+    """Checks that the first pairs of a source have the fields that a curation needs.
+
+    Args:
+      source: the source.
+      file: its name, for errors.
+      extraction: what to find out about its pairs.
+      by_identity: whether a rule compares images that are not read.
 
     Raises:
-      PairError: none does.
+      UserError: no pair gives a caption, has a language or a field that tells its image; or none
+        can be read.
     """
+    missing = {"caption": f"fills --captions {' or '.join(map(repr, extraction.captions))}"}
+    if extraction.language:
+        missing["language"] = f"has the field {extraction.language!r} of --language"
+    if by_identity and not extraction.images:
+        names = ", ".join(_IDENTITY)
+        missing["image"] = (
+            f"has one of the fields {names}, which tell images apart that are not read"
+        )
+    checked = min(len(source), _CHECKED)
     error: PairError | None = None
-    for i in range(min(len(source), _CHECKED)):
+    found: dict[str, None] = {}
+    for i in range(checked):
         try:
             fields, name = read_text(source, i)
-            captions.filled(templates, fields, name)
+        except PairError as unreadable:
+            error = error or unreadable
+            continue
+        found |= dict.fromkeys(fields)
+        with contextlib.suppress(PairError):
+            captions.filled(extraction.captions, fields, name)
+            missing.pop("caption", None)
+        if captions.field_value(fields, extraction.language) is not None:
+            missing.pop("language", None)
+        if identity(fields, name) != name:
+            missing.pop("image", None)
+        if not missing:
             return
-        except PairError as first:
-            error = error or first
-    if error:
+    if error and not found:
         raise error
+    if checked:
+        shown = ", ".join([*found][:_NAMED]) + (", …" if len(found) > _NAMED else "")
+        fault = next(iter(missing.values()))
+        raise UserError(f"{file}: no pair of the first {checked} {fault}; the fields are: {shown}")

@@ -92,6 +92,11 @@ class Rules:
         limits = (*self.least, *self.most, *self.top_share)
         return tuple(dict.fromkeys(name for name, _ in limits))
 
+    @property
+    def compares_images(self) -> bool:
+        """Whether a rule asks which images are the same."""
+        return bool(self.duplicates or self.texts_per_image or self.images_per_text)
+
     @functools.cached_property
     def reasons(self) -> tuple[str, ...]:
         """All reasons, in the order in which the rules are applied."""
@@ -249,7 +254,8 @@ def folder_of(folders: tuple[str, ...], column: str) -> str:
     raise UserError(
         f"no annotations have {column!r:.80}: there are {known}"
         if known
-        else f"{column!r:.80} needs --annotations FOLDER, as `curate score` writes it"
+        else f"{column!r:.80} needs --annotations FOLDER, as `curate score` writes it; "
+        f"training limits fields of the pairs: config.data.filter.least.{column:.80}"
     )
 
 

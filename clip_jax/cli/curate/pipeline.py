@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clip_jax.cli.common import CommandParser, integer_from, share
+from clip_jax.cli.curate import summary
 from clip_jax.curation import page, rules, storage
 from clip_jax.curation.engine import results
 from clip_jax.curation.engine import run as engine
@@ -25,7 +26,6 @@ from clip_jax.data import captions
 from clip_jax.data.sources import SourceOptions
 from clip_jax.errors import UserError
 from clip_jax.io import paths, remote
-from clip_jax.io.files import JsonObject
 
 # Flags of the rules, and the fields of `Rules` that they set: one limit each, 0 for none.
 _LIMITS = {
@@ -37,7 +37,7 @@ _LIMITS = {
     "frequent_words": "leave out a caption with a word or a pair of words that is not one of this "
     "many most frequent ones of the pool; ALIGN: 100000000",
 }
-_PIXELS = ("min_side", "aspect_below", "texts_per_image", "images_per_text")
+_PIXELS = ("min_side", "aspect_below")  # limits on images that are read
 
 
 def parser(others: Mapping[str, tuple[str, str]]) -> argparse.ArgumentParser:
@@ -244,15 +244,15 @@ def job_of(args: argparse.Namespace) -> tuple[Job, list[str]]:
     for template in templates:
         captions.fields(template)
     queries = _queries(args)
-    needs_images = bool(
-        any(getattr(chosen, name) for name in _PIXELS)
-        or chosen.duplicates
-        or chosen.near >= 0
-        or args.test_sets
-    )
-    if args.no_images and needs_images:
-        raise UserError("--no-images and a rule about images are both given: leave one out")
-    if not (queries or needs_images or chosen != Rules()):
+    pixels = [name for name in _PIXELS if getattr(chosen, name)]
+    pixels += ["near_duplicates"] * (chosen.near >= 0) + ["test_sets"] * bool(args.test_sets)
+    if args.no_images and pixels:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in pixels)
+        raise UserError(
+            f"{flags} cannot be decided with --no-images"
+            + (": give --align --min-side=0 --aspect-below=0" if args.align else "")
+        )
+    if not (queries or pixels or chosen != Rules()):
         raise UserError("no rule is given: see the rules and queries of curate --help")
     pool = Pool(
         args.data,
@@ -350,7 +350,7 @@ def run(argv: Sequence[str], others: Mapping[str, tuple[str, str]]) -> int:
     engine.run(job, files, workers=args.workers, runner=args.runner, flags=flags)
     report = storage.read_json(storage.join(job.out, results.REPORT), "curation")
     path = "" if args.no_page else _write_page(job.out)
-    print(json.dumps(report, indent=1) if args.json else _format(report, args.out, path))
+    print(json.dumps(report, indent=1) if args.json else summary.text(report, args.out, path))
     return 0
 
 
@@ -361,25 +361,3 @@ def _write_page(out: str) -> str:
     except (UserError, OSError) as error:
         print(f"{page.PAGE} is not written: {error}", file=sys.stderr)
         return ""
-
-
-def _format(report: JsonObject, out: str, path: str) -> str:
-    """Returns what a person reads of a report, whose page has a path."""
-    total, kept = report["pairs"], report["kept"]
-    lines = [f"{kept:,} of {total:,} pairs are kept ({kept / total:.1%})"]
-    for item in report["left_out"]:
-        lines.append(f"  {item['reason']} {item['pairs']:,}: {item['meaning']}")
-    if broken := report["broken_files_count"]:
-        lines.append(f"{broken:,} files cannot be opened: {report['broken_files'][0]['fault']}")
-    if limits := report["limits"]:
-        named = ", ".join(f"{name} {t:,}".strip() for name, t in limits.items())
-        lines.append(
-            f"t = {named}; {report['matches']['before']:,} matches before, "
-            f"{report['matches']['after']:,} after"
-        )
-    if path:
-        lines.append(f"look at them: {path}")
-    lines.append(
-        f"train on them: --config.data.train='{report['data']}' --config.data.selection={out}"
-    )
-    return "\n".join(lines)

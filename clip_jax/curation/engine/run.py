@@ -151,12 +151,15 @@ def _progress(job: Job) -> Iterator[None]:
     before = _pairs(folder)
 
     def report() -> None:
-        shown = 0
-        while not done.wait(_EVERY):
+        shown, is_over = 0, False
+        while not is_over:
+            is_over = done.wait(_EVERY)
             pairs = _pairs(folder) - before
             if pairs != shown:
                 shown, rate = pairs, pairs / (time.perf_counter() - began)
                 print(f"read {pairs:,} pairs, {rate:,.0f} a second", file=sys.stderr, flush=True)
+        if before and not shown:
+            print("no pair is read again: facts/ has what is needed", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=report, daemon=True)
     thread.start()
@@ -177,8 +180,8 @@ def check(job: Job, files: Sequence[str]) -> None:
     """Finds mistakes of the user before any worker starts: by the first file that can be opened.
 
     Raises:
-      UserError: no file can be opened, no pair of the first gives a caption, annotations are
-        missing or of other files, or a list of queries cannot be read.
+      UserError: no file can be opened, the first pairs lack a caption or another field that is
+        needed, annotations are missing or of other files, or a list of queries cannot be read.
     """
     from clip_jax.curation import facts, rules
 
@@ -192,7 +195,8 @@ def check(job: Job, files: Sequence[str]) -> None:
     for file in files[:8]:
         try:
             pool_lib.chunks(job.pool, 0, file)
-            facts.check_captions(job.pool.open(file), job.extraction.captions)
+            source, by_identity = job.pool.open(file), job.rules.compares_images
+            facts.check_first_pairs(source, file, job.extraction, by_identity)
             return
         except UserError as error:
             first_error = first_error or error

@@ -282,13 +282,16 @@ def test_files_that_cannot_be_opened_are_counted(tmp_path: Path) -> None:
     "arguments, message",
     [
         ([], "no rule is given"),
-        (["--no-images", "--min-side=3"], "--no-images and a rule about images"),
+        (["--no-images", "--min-side=3"], "^--min-side cannot be decided with --no-images$"),
+        (["--no-images", "--align", "--min-side=0"], "^--aspect-below .* --aspect-below=0$"),
+        (["--no-images", "--duplicates=image"], "no pair of the first 1 has one of .* sha256"),
         (["--limit=3"], "--limit needs --queries"),
         (["--queries=q.txt", "--limit=3", "--pairs=5"], "--limit and --pairs each decide on t"),
         (["--queries=nowhere.txt"], "nowhere.txt cannot be read"),
         (["--top-share=a=0.5"], "'a' needs --annotations"),
         (["--top-share=a"], "must be COLUMN=NUMBER"),
-        (["--duplicates=pair", "--captions={no}"], "needs the field 'no'"),
+        (["--duplicates=pair", "--captions={no}"], "fills --captions '{no}'; .* are: caption$"),
+        (["--queries=lists", "--language=lang"], "has the field 'lang' of --language"),
         (["--duplicates=pair", "--flink=x"], "unknown flag --flink=x"),
         (["--annotations=x", "--duplicates=pair"], "--annotations needs a limit"),
     ],
@@ -299,6 +302,41 @@ def test_mistakes_are_told_before_any_work(
     monkeypatch.chdir(tmp_path)
     write_tar(tmp_path / "0.tar", [(picture(1), {"caption": GOOD})])
     Path("q.txt").write_text("wall\n")
+    Path("lists").mkdir()
+    Path("lists/en.txt").write_text("wall\n")
     with pytest.raises(UserError, match=message):
         run(["0.tar", "--out=out", "--workers=1", *arguments])
     assert not Path("out").exists()
+
+
+def test_addresses_are_compared_without_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"URL": f"http://a.b/{i}.jpg", "TEXT": text}
+        for i, text in [(1, None), (1, "a"), (1, "a"), (1, "b"), (2, "a"), (3, "c")]
+    ]
+    data = tmp_path / "urls.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), data)
+    own = ("--no-images", "--captions={TEXT}")
+    pairs = curate(data, tmp_path / "pairs", *own, "--duplicates=pair")
+    assert pairs == {"kept": 4, "caption": 1, "duplicate": 1}
+    images = curate(data, tmp_path / "images", *own, "--duplicates=image")
+    assert images == {"kept": 3, "caption": 1, "duplicate": 2}
+    shared = curate(data, tmp_path / "shared", *own, "--images-per-text=1")
+    assert shared == {"kept": 2, "caption": 1, "shared_text": 3}
+    assert "--format parquet --no-images" in capsys.readouterr().out
+
+
+def test_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "0.tar"
+    write_tar(data, [(picture(i), {"name": GOOD}) for i in range(2)])
+    own = ("--captions={name}", "--captions=a {name}", "--no-page")
+    curate(data, tmp_path / "out", *own, "--min-side=100")
+    captured = capsys.readouterr()
+    assert captured.out.endswith("--config.data.captions=\"('{name}', 'a {name}')\"\n")
+    assert "read 2 pairs" in captured.err
+    assert curate(data, tmp_path / "out", *own, "--min-side=900") == {"kept": 0, "side": 2}
+    captured = capsys.readouterr()
+    assert "train on them" not in captured.out
+    assert "no pair is read again" in captured.err

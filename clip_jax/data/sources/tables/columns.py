@@ -130,7 +130,8 @@ def check_addresses(rows: Iterable[Fields], image: str, where: str, root: str) -
 def _addresses(name: str, where: str) -> UserError:
     return UserError(
         f"{where}: {quoted(name)!r} holds web addresses, which are not downloaded in training: "
-        "download the images first, for example with img2dataset"
+        "download the images first, for example with img2dataset; `curate --no-images` chooses "
+        "among them before that"
     )
 
 
