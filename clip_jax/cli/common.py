@@ -25,12 +25,15 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def integer_from(minimum: int) -> Callable[[str], int]:
-    """Returns the `type` of a flag that accepts integers of at least `minimum`."""
+def integer_from(minimum: int, maximum: int = 999_999_999) -> Callable[[str], int]:
+    """Returns the `type` of a flag that accepts integers from `minimum` to `maximum`."""
 
     def integer(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text) or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text} must be a whole number, at least {minimum}")
+        if not re.fullmatch("[0-9]{1,9}", text) or not minimum <= int(text) <= maximum:
+            most = f" and at most {maximum}" if maximum < 999_999_999 else ""
+            raise argparse.ArgumentTypeError(
+                f"{text} must be a whole number, at least {minimum}{most}"
+            )
         return int(text)
 
     return integer

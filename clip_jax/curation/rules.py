@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -16,7 +16,7 @@ from clip_jax.curation.pool import Chunk
 from clip_jax.curation.queries.balance import LIMIT
 from clip_jax.curation.scores.annotations import Annotations
 from clip_jax.data.example import REASONS
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, counted
 
 Reasons = UInt8[np.ndarray, " n"]
 KEPT = 0  # the code of a pair that is kept; that of another is 1 + the number of its reason
@@ -42,6 +42,11 @@ MEANINGS: Mapping[str, str] = {
 }
 _BEFORE_COLUMNS = "duplicate"  # conditions on columns are applied before this rule
 DUPLICATES = ("", "pair", "image")
+
+
+def column_reason(column: str) -> str:
+    """Returns the reason of pairs outside the limits of a column, which is no other reason."""
+    return f"column {column}" if column in MEANINGS or column == "kept" else column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +107,7 @@ class Rules:
         """All reasons, in the order in which the rules are applied."""
         names = list(MEANINGS)
         at = names.index(_BEFORE_COLUMNS)
-        own = [column if column not in MEANINGS else f"column {column}" for column in self.columns]
-        return (*names[:at], *own, *names[at:])
+        return (*names[:at], *map(column_reason, self.columns), *names[at:])
 
     def code(self, reason: str) -> int:
         """Returns the code of a reason."""
@@ -177,8 +181,15 @@ class ColumnLimits:
     limits: tuple[tuple[str, float, float], ...] = ()
 
     @classmethod
-    def from_rules(cls, folders: tuple[str, ...], rules: Rules) -> ColumnLimits:
+    def from_rules(
+        cls, folders: tuple[str, ...], rules: Rules, files: Sequence[str]
+    ) -> ColumnLimits:
         """Returns the limits of rules; a share becomes the value that as many pairs reach.
+
+        Args:
+          folders: the annotation folders.
+          rules: the rules.
+          files: the files of the pool; annotations may be about more.
 
         Raises:
           UserError: no folder has a column, or a share is not between 0 and 1.
@@ -191,10 +202,24 @@ class ColumnLimits:
             if not 0 < share < 1:
                 raise UserError(f"--top-share {column}={share:g}: a share is between 0 and 1")
             annotations = open_annotations(folder_of(folders, column))
-            low[column] = max(low[column], value_of_top(annotations, column, share))
+            low[column] = max(low[column], value_of_top(annotations, files, column, share))
         for column in rules.columns:
             folder_of(folders, column)
         return cls(folders, tuple((name, low[name], high[name]) for name in rules.columns))
+
+    def check(self, file: str, pairs: int) -> None:
+        """Checks that annotations have one row for each pair of a file.
+
+        Raises:
+          UserError: they have others.
+        """
+        for column, _, _ in self.limits:
+            folder = folder_of(self.folders, column)
+            if (rows := open_annotations(folder).entry(file).pairs) != pairs:
+                raise UserError(
+                    f"{folder} has {counted(rows, 'row')} about {file}, which has "
+                    f"{counted(pairs, 'pair')}: write it again"
+                )
 
     def mark(self, rules: Rules, chunk: Chunk, reasons: Reasons) -> None:
         """Marks the pairs of a chunk whose columns are missing or outside their limits.
@@ -204,17 +229,18 @@ class ColumnLimits:
         """
         for column, low, high in self.limits:
             values = column_values(self.folders, column, chunk)
-            code = rules.code(column if column in rules.reasons else f"column {column}")
-            mark(reasons, ~((values >= low) & (values <= high)), code)
+            is_outside = ~((values >= low) & (values <= high))
+            mark(reasons, is_outside, rules.code(column_reason(column)))
 
 
-def value_of_top(annotations: Annotations, column: str, share: float) -> float:
-    """Returns the value that a share of all pairs with a value reach.
+def value_of_top(
+    annotations: Annotations, files: Sequence[str], column: str, share: float
+) -> float:
+    """Returns the value that a share of all pairs of some files that have a value reach.
 
     The values of all files are in memory at once, 4 bytes each.
     """
-    parts = [annotations.of_file(n)[column] for n in range(len(annotations.files))]
-    values = np.concatenate(parts)
+    values = np.concatenate([annotations.of_file(file)[column] for file in files])
     values = values[~np.isnan(values)]
     count = round(share * len(values))
     if not count:
@@ -230,11 +256,6 @@ def column_values(folders: tuple[str, ...], column: str, chunk: Chunk) -> np.nda
     """
     folder = folder_of(folders, column)
     values = _file_values(folder, chunk.spec, chunk.fingerprint)[column]
-    if chunk.stop > len(values):
-        raise UserError(
-            f"{folder} has {len(values):,} rows about {chunk.spec}, which has more pairs: write it "
-            "again"
-        )
     return values[chunk.start : chunk.stop]
 
 

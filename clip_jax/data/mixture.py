@@ -172,6 +172,8 @@ def _open_part(
         say(line)
     if entry.selection:
         source = SelectedPairs(source, Selection.open(entry.selection))
+        for line in source.notes:
+            say(line)
         if report:
             share = len(source) / (len(source) + source.left_out)
             say(f"{entry.selection} selects {len(source):,} pairs ({share:.1%})")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -22,7 +23,7 @@ from jaxtyping import UInt8
 from clip_jax.data.example import Fields, Pair
 from clip_jax.data.opening import OpeningReport
 from clip_jax.data.sources import KnowsFiles, Source, layout, read_text
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, counted
 from clip_jax.io import files, paths, remote
 
 VERSION = 1
@@ -43,6 +44,8 @@ class SelectedFile:
       kept: how many of them are selected.
       bits: the name of the file of the bits in the folder; empty for a file without pairs.
       digest: the SHA-256 of the bits.
+      fingerprint: that of its source when it was curated; empty: not known.
+      size: its bytes when it was curated; -1: not known.
     """
 
     file: str
@@ -50,6 +53,8 @@ class SelectedFile:
     kept: int
     bits: str
     digest: str
+    fingerprint: str = ""
+    size: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +113,7 @@ class Selection:
             raise UserError(f"{path} is damaged: curate the data again, what is done is reused")
         return np.frombuffer(content, np.uint8)
 
-    def of_files(self, own: Sequence[tuple[str, int]]) -> list[SelectedFile]:
+    def of_files(self, own: Sequence[tuple[str, int]], sizes: Sequence[int]) -> list[SelectedFile]:
         """Returns the entry of each file of a source.
 
         A folder may have moved, and a source may have some of the files only, in any order: files
@@ -116,24 +121,37 @@ class Selection:
 
         Args:
           own: the path of each file of the source, and the number of its pairs.
+          sizes: the bytes of each; -1: not known.
 
         Raises:
-          UserError: a file is not in the selection, or has another number of pairs.
+          UserError: a file is not in the selection, has another number of pairs or of bytes, or
+            cannot be told from another one by its name.
         """
         depth = _depth(entry.file for entry in self.files)
         by_end = {_end(entry.file, depth): entry for entry in self.files}
+        users: dict[str, str] = {}
         found = []
-        for path, pairs in own:
-            entry = by_end.get(_end(path, depth))
+        for (path, pairs), size in zip(own, sizes, strict=True):
+            shown, entry = remote.redact(path), by_end.get(_end(path, depth))
             if entry is None:
                 raise UserError(
-                    f"{self.folder} does not tell which pairs of {remote.redact(path)} to use: it "
-                    f"is about {len(self.files):,} files of {self.data}; curate this file, too"
+                    f"{self.folder} does not tell which pairs of {shown} to use: it is about "
+                    f"{len(self.files):,} files of {self.data}; curate this file, too"
+                )
+            if (first := users.setdefault(entry.file, path)) != path:
+                raise UserError(
+                    f"{self.folder} has one file with the name of {remote.redact(first)} and of "
+                    f"{shown}: curate the data again, with both files"
                 )
             if entry.pairs != pairs:
                 raise UserError(
-                    f"{remote.redact(path)} has {pairs:,} pairs, and {entry.pairs:,} when "
-                    f"{self.folder} was made: curate the data again"
+                    f"{shown} has {counted(pairs, 'pair')}, and {entry.pairs:,} when {self.folder} "
+                    "was made: curate the data again"
+                )
+            if size != entry.size and min(size, entry.size) >= 0:
+                raise UserError(
+                    f"{shown} has {size:,} bytes, and {entry.size:,} when {self.folder} was made: "
+                    "curate the data again"
                 )
             found.append(entry)
         return found
@@ -151,6 +169,10 @@ def _parse(path: str, number: int, entry: Any) -> SelectedFile:
     for key, count in counts.items():
         if type(count) is not int or not 0 <= count <= 8 * _MAX_BITS:
             raise UserError(f"{where}: {key!r} must be a number of pairs")
+    counts["size"] = size = entry.get("size", -1)
+    texts["fingerprint"] = fingerprint = entry.get("fingerprint", "")
+    if type(size) is not int or not isinstance(fingerprint, str):
+        raise UserError(f"{where}: 'size' must be a number of bytes, and 'fingerprint' a text")
     if texts["bits"] and not _BITS.fullmatch(str(texts["bits"])):
         raise UserError(f"{where}: 'bits' must be a name such as selection/00000.bits")
     return SelectedFile(**texts, **counts)  # type: ignore[arg-type]  # checked above
@@ -170,6 +192,31 @@ def _depth(names: Iterator[str] | Sequence[str]) -> int:
     )
 
 
+def _states(own: Sequence[str]) -> list[remote.State | None]:
+    """Returns the state of each file; None on web servers, which take a request for each."""
+    asked = [path for path in own if not remote.is_http(path)]
+    known = dict(zip(asked, remote.states(asked), strict=True))
+    return [known.get(path) for path in own]
+
+
+def _is_rewritten(path: str, state: remote.State, entry: SelectedFile) -> bool:
+    """Returns whether a file at the same place has another state than when it was curated."""
+    is_there = path == entry.file or os.path.abspath(path) == os.path.abspath(entry.file)
+    # the fingerprint of a source of one file begins with the identity of the file
+    then = entry.fingerprint.partition(" ")[0]
+    return bool(is_there and then and then != remote.identity([path], [state]))
+
+
+def _notes(other: Sequence[str], selection: Selection) -> list[str]:
+    if not other:
+        return []
+    more = f" and {counted(len(other) - 1, 'other file')}" if len(other) > 1 else ""
+    return [
+        f"{other[0]}{more} changed since {selection.folder} was made, though not in size: curate "
+        "the data again unless they are copies of the same pairs"
+    ]
+
+
 class SelectedPairs:
     """The pairs of a source that a selection names, in their order.
 
@@ -181,6 +228,7 @@ class SelectedPairs:
 
     Attributes:
       left_out: the number of pairs that are not selected.
+      notes: what may be wrong with the selection, to be said.
 
     Raises:
       UserError: the selection is of other files, or selects no pair.
@@ -197,8 +245,17 @@ class SelectedPairs:
                     f"of {selection.data}, and {source!r} has {len(source):,}: curate it again"
                 )
             entries = [entry]
+            is_other = entry.fingerprint not in ("", source.fingerprint)
+            other = [f"{source!r}"] if is_other else []
         else:
-            entries = selection.of_files(own)
+            states = _states([path for path, _ in own])
+            entries = selection.of_files(own, [-1 if s is None else s.size for s in states])
+            other = [
+                remote.redact(path)
+                for (path, _), state, entry in zip(own, states, entries, strict=True)
+                if state is not None and _is_rewritten(path, state, entry)
+            ]
+        self.notes = _notes(other, selection)
         flags = [np.unpackbits(selection.bits(e), count=e.pairs).astype(bool) for e in entries]
         selected = np.concatenate([np.zeros(0, bool), *flags])
         if not selected.any():

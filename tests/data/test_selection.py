@@ -1,7 +1,9 @@
 """Selections: training reads the selected pairs, of the same files only."""
 
 import hashlib
+import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from clip_jax.data.example import Pair
 from clip_jax.data.mixture import open_mixture
@@ -16,7 +19,7 @@ from clip_jax.data.opening import OpeningReport, all_used
 from clip_jax.data.selection import SelectedPairs, Selection
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
-from curation.pools import picture, write_tar
+from curation.pools import curate, picture, write_tar
 
 
 def write(folder: Path, data: str, files: dict[str, list[int]]) -> Path:
@@ -93,8 +96,38 @@ def test_files_are_found_by_the_ends_of_their_paths(tars: Path) -> None:
     with pytest.raises(UserError, match=r"does not tell which pairs of .*a/2\.tar"):
         texts("a/*.tar")
     write_tar(tars / "a/1.tar", [(picture(1), {"caption": "x"})])
-    with pytest.raises(UserError, match=r"a/1\.tar has 1 pairs, and 3 when"):
+    with pytest.raises(UserError, match=r"a/1\.tar has 1 pair, and 3 when"):
         texts("a/1.tar")
+
+
+def test_other_files_with_the_same_names_are_told(tars: Path) -> None:
+    """Names and numbers of pairs agree; only sizes, dates or places tell the files apart."""
+    out = tars / "out"
+    curate(tars / "a/*.tar", out, "--min-side=1", "--no-page")
+    selection = Selection.open(str(out))
+
+    def notes(pattern: str) -> list[str]:
+        return SelectedPairs(open_source(f"{tars}/{pattern}"), selection).notes
+
+    assert notes("a/*.tar") == []
+    (tars / "moved").mkdir()
+    shutil.copy(tars / "a/0.tar", tars / "moved/0.tar")
+    assert notes("moved/0.tar") == []
+    with pytest.raises(UserError, match=r"one file with the name of .*a/0\.tar and of .*d/0\.tar"):
+        notes("{a,moved}/0.tar")
+    state = (tars / "a/0.tar").stat()
+    os.utime(tars / "a/0.tar", ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
+    (note,) = notes("a/*.tar")
+    assert f"{tars}/a/0.tar changed since {out} was made, though not in size" in note
+    said: list[str] = []
+    open_mixture({"train": f"{tars}/a/*.tar", "selection": str(out)}, said.append)
+    assert note in said
+    noise = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    write_tar(tars / "b/0.tar", [(buffer.getvalue(), {"caption": f"{i}"}) for i in range(3)])
+    with pytest.raises(UserError, match=r"b/0\.tar has [\d,]+ bytes, and [\d,]+ when"):
+        notes("b/0.tar")
 
 
 def test_a_config_reads_it_and_its_filter_comes_after(tars: Path) -> None:
@@ -121,6 +154,7 @@ def test_a_config_reads_it_and_its_filter_comes_after(tars: Path) -> None:
         (lambda v: v["files"][0].update(pairs=-1), "'pairs' must be a number"),
         (lambda v: v["files"][0].update(bits="../x.bits"), "'bits' must be a name"),
         (lambda v: v["files"][0].update(digest="0"), "00000.bits is damaged"),
+        (lambda v: v["files"][0].update(size="1"), "'size' must be a number of bytes"),
     ],
 )
 def test_a_damaged_selection_is_told(tmp_path: Path, change, message: str) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clip_jax.cli.common import CommandParser, integer_from, share
-from clip_jax.cli.curate import summary
+from clip_jax.cli.curate import flag_types, summary
 from clip_jax.curation import page, rules, storage
+from clip_jax.curation.duplicates.perceptual import MAX_RADIUS
 from clip_jax.curation.engine import results
 from clip_jax.curation.engine import run as engine
 from clip_jax.curation.engine.job import Job
@@ -109,7 +110,7 @@ def _add_rule_flags(p: argparse.ArgumentParser) -> None:
         group.add_argument(flag, type=integer_from(0), default=None, metavar="N", help=line)
     group.add_argument(
         "--aspect-below",
-        type=float,
+        type=flag_types.ratio,
         default=None,
         metavar="RATIO",
         help="the longer side is less than this many times the shorter; ALIGN: 3",
@@ -137,7 +138,7 @@ def _add_rule_flags(p: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--near-duplicates",
-        type=integer_from(0),
+        type=integer_from(0, MAX_RADIUS),
         default=None,
         metavar="BITS",
         help="keep the first of images whose perceptual hashes of 64 bits differ in at most BITS",
@@ -156,7 +157,7 @@ def _add_rule_flags(p: argparse.ArgumentParser) -> None:
     }.items():
         flag = f"--{name.replace('_', '-')}"
         group.add_argument(
-            flag, action="append", type=_column, default=[], metavar="COLUMN=X", help=line
+            flag, action="append", type=flag_types.column, default=[], metavar="COLUMN=X", help=line
         )
 
 
@@ -187,13 +188,17 @@ def _add_balance_flags(p: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--tail-share",
-        type=share,
+        type=flag_types.part,
         default=0.0,
         metavar="SHARE",
         help="find t so that queries below it have this share of all matches; MetaCLIP: 0.06",
     )
     group.add_argument(
-        "--pairs", type=int, default=0, metavar="N", help="find t so that at most N pairs are kept"
+        "--pairs",
+        type=flag_types.pairs,
+        default=0,
+        metavar="N",
+        help="find t so that at most N pairs are kept",
     )
     group.add_argument("--no-balance", action="store_true", help="match queries only")
     group.add_argument("--seed", type=integer_from(0), default=0, help="of the draws (default: 0)")
@@ -221,16 +226,6 @@ def _add_engine_flags(p: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"pairs that a worker reads at a time (default: {CHUNK})",
     )
-
-
-def _column(text: str) -> tuple[str, float]:
-    name, mark, value = text.rpartition("=")
-    try:
-        if not (mark and name):
-            raise ValueError
-        return name, float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} must be COLUMN=NUMBER") from None
 
 
 def job_of(args: argparse.Namespace) -> tuple[Job, list[str]]:
@@ -275,8 +270,8 @@ def job_of(args: argparse.Namespace) -> tuple[Job, list[str]]:
         test_sets=tuple(args.test_sets),
     )
     out = args.out if remote.is_remote(args.out) else str(Path(args.out).expanduser().absolute())
-    columns = ColumnLimits.from_rules(tuple(args.annotations), chosen)
     files = pool.files()
+    columns = ColumnLimits.from_rules(tuple(args.annotations), chosen, files)
     job = Job(pool, extraction, extraction.digest(), chosen, columns, out, args.seed, args.chunk)
     return job, files
 
@@ -294,8 +289,6 @@ def _rules(args: argparse.Namespace) -> Rules:
         for name in (*_LIMITS, "aspect_below")
         if getattr(args, name) is not None
     }
-    if args.pairs < 0:
-        raise UserError(f"--pairs={args.pairs} must be at least 1")
     return Rules(
         **{**{name: getattr(base, name) for name in rules.ALIGN_FIELDS}, **numbers},
         test_similarity=args.test_similarity,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from clip_jax.errors import counted
 from clip_jax.io.files import JsonObject
 
 
@@ -20,13 +21,16 @@ def text(report: JsonObject, out: str, path: str) -> str:
     for item in report["left_out"]:
         lines.append(f"  {item['reason']} {item['pairs']:,}: {item['meaning']}")
     if broken := report["broken_files_count"]:
-        lines.append(f"{broken:,} files cannot be opened: {report['broken_files'][0]['fault']}")
+        fault = report["broken_files"][0]["fault"]
+        lines.append(f"{counted(broken, 'file')} cannot be opened: {fault}")
     if limits := report["limits"]:
         named = ", ".join(f"{name} {t:,}".strip() for name, t in limits.items())
         lines.append(
             f"t = {named}; {report['matches']['before']:,} matches before, "
             f"{report['matches']['after']:,} after"
         )
+    if kept > (most := report["rules"].get("pairs", kept)):
+        lines.append(f"--pairs={most} cannot be met: even t = 1 keeps {kept:,} pairs")
     if path:
         lines.append(f"look at them: {path}")
     lines.append(_next_step(report, out))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 from clip_jax.curation import facts as facts_lib
-from clip_jax.curation import ngrams, storage
+from clip_jax.curation import hashing, ngrams, storage
 from clip_jax.curation import pool as pool_lib
 from clip_jax.curation import rules as rules_lib
 from clip_jax.curation.duplicates import perceptual
@@ -101,11 +101,18 @@ class Job:
     chunk: int = pool_lib.CHUNK
 
     def chunks(self, file: tuple[int, str]) -> Iterator[Chunk | tuple[int, str, str]]:
-        """Yields the chunks of a file; of one that cannot be opened, its number, name and fault."""
+        """Yields the chunks of a file; of one that cannot be opened, its number, name and fault.
+
+        Raises:
+          UserError: annotations have another number of pairs.
+        """
         try:
-            yield from pool_lib.chunks(self.pool, *file, self.chunk)
+            chunks = pool_lib.chunks(self.pool, *file, self.chunk)
         except UserError as error:
             yield (*file, str(error))
+            return
+        self.columns.check(file[1], chunks[-1].stop if chunks else 0)
+        yield from chunks
 
     def facts(self, chunk: Chunk) -> Facts:
         """Returns the facts of a chunk; they are looked for only if no earlier run found them."""
@@ -140,10 +147,15 @@ class Job:
         for part, places in partition(distinct):
             yield part, (distinct[places], counts[places])
 
-    def mark_rare(self, state: State, path: str) -> State:
-        """Marks captions with a word or a pair of words that is not in a file of frequent ones."""
+    def mark_rare(self, state: State, written: tuple[str, int]) -> State:
+        """Marks captions with a word or a pair of words that is not in a file of frequent ones.
+
+        Args:
+          state: the chunk.
+          written: the file, see `write_frequent`.
+        """
         facts, reasons = self.facts(state.chunk), state.reasons.copy()
-        is_rare = ngrams.has_rare(facts.ngram_starts, facts.ngrams, _frequent(path))
+        is_rare = ngrams.has_rare(facts.ngram_starts, facts.ngrams, _frequent(*written))
         mark(reasons, is_rare, self.rules.code("rare_words"))
         return State(state.chunk, reasons)
 
@@ -260,23 +272,38 @@ def _facts(pool: Pool, extraction: Extraction, out: str, digest: str, chunk: Chu
     path = facts_lib.path_of(out, chunk, digest)
     facts = Facts.read(path, len(chunk))
     if facts is None:
+        _check_inputs(extraction, digest)
         facts = Extractor(pool, extraction)(chunk)
         facts.write(path)
     return facts
 
 
-def write_frequent(folder: str, hashes: UInt64[np.ndarray, " n"]) -> str:
-    """Writes the hashes of frequent words and pairs of words; returns the path of the file.
+@functools.lru_cache(maxsize=1)
+def _check_inputs(extraction: Extraction, digest: str) -> None:
+    """Checks that this process has the queries and the test sets that the curation began with.
+
+    Raises:
+      UserError: it has others.
+    """
+    if extraction.digest() != digest:
+        raise UserError(
+            "the queries or the test sets changed since the curation began: start it again"
+        )
+
+
+def write_frequent(folder: str, hashes: UInt64[np.ndarray, " n"]) -> tuple[str, int]:
+    """Writes the hashes of frequent words and pairs of words; returns the file and its hash.
 
     Workers read it instead of receiving it: a hundred million take 800 MB.
     """
-    path = storage.join(folder, "facts/frequent.npz")
-    storage.write_arrays(path, {"hashes": np.sort(hashes)})
-    return path
+    path, hashes = storage.join(folder, "facts/frequent.npz"), np.sort(hashes)
+    storage.write_arrays(path, {"hashes": hashes})
+    return path, hashing.bytes_hash(hashes.tobytes())
 
 
 @functools.lru_cache(maxsize=1)
-def _frequent(path: str) -> UInt64[np.ndarray, " n"]:
-    arrays = storage.read_arrays(path)
-    assert arrays, f"{path} was just written"
-    return arrays["hashes"]
+def _frequent(path: str, digest: int) -> UInt64[np.ndarray, " n"]:
+    hashes = (storage.read_arrays(path) or {}).get("hashes", np.zeros(0, np.uint64))
+    if hashing.bytes_hash(hashes.tobytes()) != digest:
+        raise UserError(f"{path} was removed or changed by another program: start again")
+    return hashes

@@ -185,8 +185,8 @@ class _RareWords(beam.PTransform):
         )
         frequent = AsList(parts | "frequent" >> beam.Map(_frequent, least))
         once = states.pipeline | "for words" >> beam.Create([None])
-        path = once | "write" >> beam.Map(_write_frequent, job.out, frequent)
-        return states | "mark" >> beam.Map(job.mark_rare, AsSingleton(path))
+        written = once | "write" >> beam.Map(_write_frequent, job.out, frequent)
+        return states | "mark" >> beam.Map(job.mark_rare, AsSingleton(written))
 
 
 class _Rows(beam.PTransform):
@@ -231,7 +231,7 @@ def _frequent(counted: Sparse, least: int) -> np.ndarray:
     return counted[0][counted[1] >= least]
 
 
-def _write_frequent(_: None, folder: str, parts: Sequence[np.ndarray]) -> str:
+def _write_frequent(_: None, folder: str, parts: Sequence[np.ndarray]) -> tuple[str, int]:
     return write_frequent(folder, np.concatenate([np.zeros(0, np.uint64), *parts]))
 
 

@@ -30,6 +30,7 @@ from clip_jax.curation.engine.outcome import (
 )
 from clip_jax.curation.pool import Chunk
 from clip_jax.data import selection
+from clip_jax.data.sources import KnowsFiles
 from clip_jax.errors import UserError, counted
 from clip_jax.io import remote
 from clip_jax.io.files import JsonObject
@@ -66,9 +67,17 @@ def write_file(
         "pairs": len(kept),
         "kept": int(kept.sum()),
         "fingerprint": chunk.fingerprint,
+        "size": _size(job, chunk),
         "bits": name,
         "digest": hashlib.sha256(content).hexdigest(),
     }
+
+
+def _size(job: Job, chunk: Chunk) -> int:
+    """Returns the bytes of a file; -1 for a source that is no single file."""
+    source = job.pool.open(chunk.spec)
+    paths = [path for path, _ in source.files()] if isinstance(source, KnowsFiles) else []
+    return remote.state(paths[0]).size if len(paths) == 1 else -1
 
 
 def write(

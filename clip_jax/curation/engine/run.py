@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -22,6 +23,7 @@ from clip_jax.io import remote
 
 LOCAL = "DirectRunner"
 _EVERY = 2.0  # seconds between two lines of progress
+_GRACE = 5.0  # seconds in which Beam may tell by itself that a process died
 _SHOWN = 1 << 16  # bytes of what a failing worker wrote
 _COUNT = re.compile(r"[0-9a-f]{32}-([0-9]+)\.npz")  # the name of a file of facts
 _DEAD = ("Channel closed prematurely", "Worker subprocess exited")  # how Beam reports it
@@ -84,7 +86,7 @@ def run(
         quiet = _quiet_workers()
     try:
         parsed = PipelineOptions(options)
-        with storage.alone(job.out), quiet, _progress(job), _one_line():
+        with storage.alone(job.out), quiet, _progress(job), _one_line(), _ended_by_dead_workers():
             pipeline = beam.Pipeline(runner=kind, options=parsed)
             graph.build(pipeline, job, files)
             pipeline.run().wait_until_finish()
@@ -132,12 +134,62 @@ def _one_line() -> Iterator[None]:
     except Exception as error:
         if found := _FAULT.findall(str(error)):
             raise UserError(found[-1].strip()) from None
-        if any(mark in str(error) for mark in _DEAD):
+        if isinstance(error, _WorkerDiedError) or _tells_death(error):
             raise UserError(
                 "a process that curates died, perhaps for want of memory: lower --workers or "
                 "--chunk, and start the same command again, it goes on"
             ) from None
         raise
+
+
+class _WorkerDiedError(Exception):
+    """A process of Beam died, and Beam goes on waiting for it."""
+
+
+def _tells_death(error: BaseException | None) -> bool:
+    return any(mark in str(error) for mark in _DEAD)
+
+
+@contextlib.contextmanager
+def _ended_by_dead_workers() -> Iterator[None]:
+    """Ends a block some seconds after a process of Beam died.
+
+    A process that dies before it connects, as for want of memory, only ends a thread of Beam, which
+    waits for the process for ever. So a signal interrupts the main thread.
+
+    Raises:
+      _WorkerDiedError: a process died, and Beam did not tell.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    done, before, lock = threading.Event(), threading.excepthook, threading.Lock()
+
+    def interrupt() -> None:
+        done.wait(_GRACE)
+        with lock:  # the signal ends a process that does not handle it
+            if not done.is_set():
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if _tells_death(arguments.exc_value):
+            threading.Thread(target=interrupt, daemon=True).start()
+        else:
+            before(arguments)
+
+    def end(*_: object) -> None:
+        if not done.is_set():
+            raise _WorkerDiedError
+
+    own = signal.signal(signal.SIGUSR1, end)
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        with lock:
+            done.set()
+        threading.excepthook = before
+        signal.signal(signal.SIGUSR1, own)
 
 
 @contextlib.contextmanager

@@ -15,12 +15,12 @@ from jaxtyping import UInt32
 
 from clip_jax.errors import UserError
 
-MAX_CHARACTERS = 1_000_000  # of a text, as in training
 _WRAPPED = (",", ".", ";", ":", "?", "!", "`")
 _NO_SPACE = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}\p{Tibetan}\p{P}]"
 )
 _BLANK = ("\t", "\n", "\r")
+_SURROGATES = regex.compile(r"[\ud800-\udfff]")
 
 
 def normalize(text: str) -> str:
@@ -33,6 +33,11 @@ def normalize(text: str) -> str:
         if blank in text:
             text = text.replace(blank, " ")
     return text
+
+
+def _encodable(text: str) -> str:
+    """Returns a text without lone surrogates: JSON may have them, UTF-8 and queries do not."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def needs_space(letter: str) -> bool:
@@ -87,7 +92,7 @@ class Matcher:
         find = self._automaton.find_matches_as_indexes
         for i, text in enumerate(texts):
             if text is not None:
-                matches = find(normalize(text), overlapping=True)
+                matches = find(_encodable(normalize(text)), overlapping=True)
                 if matches:
                     found.extend(sorted({match[0] for match in matches}))
             starts[i + 1] = len(found)

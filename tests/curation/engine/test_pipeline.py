@@ -1,6 +1,8 @@
 """The whole pipeline: each rule on counted examples, exact balance, workers, and interruptions."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_jax.cli.curate import run
+from clip_jax.curation import rules
+from clip_jax.curation.facts import query_table
 from clip_jax.curation.scores.annotations import AnnotationWriter
 from clip_jax.data.mixture import open_mixture
 from clip_jax.data.selection import Selection
@@ -201,6 +205,27 @@ def test_workers_and_a_killed_run_change_nothing(captions: Path, tmp_path: Path)
     assert written(outs[2]) == first
 
 
+@pytest.mark.slow
+def test_a_worker_that_dies_at_its_start_ends_the_run(captions: Path, tmp_path: Path) -> None:
+    """Beam alone waits for ever for a process that dies before it connects."""
+    start = [sys.executable, "-m", "clip_jax", "curate", str(captions / "*.parquet")]
+    command = [*start, "--out", str(tmp_path), "--workers=2", *flags(captions)]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    children = ["ps", "-o", "pid=", "--ppid", str(run.pid)]
+    deadline = time.monotonic() + 60
+    while run.poll() is None and time.monotonic() < deadline:
+        if own := subprocess.run(children, capture_output=True, text=True).stdout.split():
+            os.kill(int(own[0]), signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    try:
+        _, errors = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert "a process that curates died" in errors
+    assert run.returncode == 2
+
+
 def test_languages_have_limits_with_the_same_tail(captions: Path, tmp_path: Path) -> None:
     folder = tmp_path / "queries"
     folder.mkdir()
@@ -254,6 +279,55 @@ def test_limits_on_annotations(captions: Path, tmp_path: Path) -> None:
         (captions / "3.parquet").unlink()
 
 
+def test_a_share_is_of_the_pool_that_is_curated(captions: Path, tmp_path: Path) -> None:
+    """Annotations may be about more files; a column may have the name of a rule."""
+    files = [str(captions / f"{i}.parquet") for i in range(3)]
+    writer = AnnotationWriter(tmp_path / "a", "d", {"side": "s", "kept": "k"}, files, {})
+    for number, file in enumerate(files):
+        values = np.arange(2000, dtype=np.float32) + 2000 * number
+        writer.write(file, "", {"side": values, "kept": values})
+    assert writer.finish()
+    own = ("--no-images", f"--annotations={tmp_path / 'a'}", "--no-page")
+    out = tmp_path / "out"
+    counts = curate(files[0], out, *own, "--least=side=1700", "--top-share=kept=0.05")
+    assert counts == {"kept": 100, "column side": 1700, "column kept": 200}
+    samples = json.loads((out / "curation.json").read_text())["samples"]
+    assert {name: len(places) for name, places in samples.items()} == {
+        **{"kept": 12, "column side": 12, "column kept": 12}
+    }
+    writer.write(files[0], "", {"side": np.zeros(2001), "kept": np.zeros(2001)})
+    assert writer.finish()
+    rules.open_annotations.cache_clear()
+    with pytest.raises(UserError, match=r"2,001 rows about .*0\.parquet, which has 2,000 pairs"):
+        curate(files[0], out, *own, "--least=side=0")
+
+
+def test_captions_that_are_no_unicode(tmp_path: Path) -> None:
+    """JSON may hold half a surrogate pair; such a caption is matched as others are."""
+    texts = ["\ud800 red wall", "red\udfff wall", "\ud83d\ude00 red", "... ! ?", "a\0b red"]
+    write_tar(tmp_path / "0.tar", [(picture(i), {"caption": t}) for i, t in enumerate(texts)])
+    (tmp_path / "q.txt").write_text("red\n")
+    own = (f"--queries={tmp_path / 'q.txt'}", "--frequent-words=99")
+    for more in ((), ("--without-spaces",)):
+        assert curate(tmp_path / "0.tar", tmp_path / "out", *own, *more) == {
+            **{"kept": 3, "no_query": 2}
+        }
+
+
+def test_a_number_of_pairs_that_cannot_be_met_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "0.tar", [(picture(i), {"caption": f"w{i}"}) for i in range(4)])
+    (tmp_path / "q.txt").write_text("w0\nw1\nw2\n")
+    own = (f"--queries={tmp_path / 'q.txt'}", "--no-page")
+    assert curate(tmp_path / "0.tar", tmp_path / "out", *own, "--pairs=2")["kept"] == 3
+    assert "--pairs=2 cannot be met: even t = 1 keeps 3 pairs" in capsys.readouterr().out
+    (tmp_path / "q.txt").write_text("none\n")
+    query_table.cache_clear()
+    assert curate(tmp_path / "0.tar", tmp_path / "out", *own)["kept"] == 0
+    assert "train on them" not in capsys.readouterr().out
+
+
 def test_two_curations_never_write_one_folder(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [(picture(1), {"caption": GOOD})])
     told = pytest.raises(UserError, match=r"is in use by .*: wait for its end, or give another")
@@ -294,6 +368,12 @@ def test_files_that_cannot_be_opened_are_counted(tmp_path: Path) -> None:
         (["--queries=lists", "--language=lang"], "has the field 'lang' of --language"),
         (["--duplicates=pair", "--flink=x"], "unknown flag --flink=x"),
         (["--annotations=x", "--duplicates=pair"], "--annotations needs a limit"),
+        (["--near-duplicates=32"], "32 must be a whole number, at least 0 and at most 31"),
+        (["--aspect-below=nan"], "nan must be a number above 1, or 0"),
+        (["--aspect-below=1"], "1 must be a number above 1, or 0"),
+        (["--least=a=nan"], "a=nan must be COLUMN=NUMBER"),
+        (["--queries=q.txt", "--tail-share=1"], "1 must be a number between 0 and 1"),
+        (["--queries=q.txt", "--pairs=0"], "0 must be a whole number, at least 1"),
     ],
 )
 def test_mistakes_are_told_before_any_work(

@@ -246,4 +246,6 @@ def test_rules_read_the_rows_of_a_chunk(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values(0, 1, 3), VALUES[FILES[0]]["score"][1:])
     np.testing.assert_array_equal(values(1, 0, 1), VALUES[FILES[1]]["score"])
     refused(lambda: values(0, 1, 3, "new"), "has changed")
-    refused(lambda: values(1, 0, 2), "1 rows about /data/b.tar, which has more pairs")
+    limits = rules.ColumnLimits((str(tmp_path),), (("score", 0.0, 1.0),))
+    limits.check(FILES[1], 1)
+    refused(lambda: limits.check(FILES[1], 2), "1 row about /data/b.tar, which has 2 pairs")
