@@ -23,6 +23,13 @@ def text(report: JsonObject, out: str, path: str) -> str:
     if broken := report["broken_files_count"]:
         fault = report["broken_files"][0]["fault"]
         lines.append(f"{counted(broken, 'file')} cannot be opened: {fault}")
+    opening = report["opening"]
+    for item in opening["left_out"]:
+        which = f"{item['reason']} {item['count']:,} of {opening['seen']:,} {opening['unit']}"
+        lines.append(f"left out at opening: {which}: {item['meaning']}, such as {item['example']}")
+    lines += [f"note: {note}" for note in opening["notes"]]
+    if more := opening["notes_count"] - len(opening["notes"]):
+        lines.append(f"and {counted(more, 'note')} more")
     if limits := report["limits"]:
         named = ", ".join(f"{name} {t:,}".strip() for name, t in limits.items())
         lines.append(

@@ -14,6 +14,7 @@ from clip_jax.curation import hashing, ngrams, storage
 from clip_jax.curation import pool as pool_lib
 from clip_jax.curation import rules as rules_lib
 from clip_jax.curation.duplicates import perceptual
+from clip_jax.curation.engine.openings import Openings
 from clip_jax.curation.facts import NO_LANGUAGE, Extraction, Extractor, Facts
 from clip_jax.curation.hashing import combine
 from clip_jax.curation.pool import Chunk, Pool
@@ -100,19 +101,24 @@ class Job:
     seed: int = 0
     chunk: int = pool_lib.CHUNK
 
-    def chunks(self, file: tuple[int, str]) -> Iterator[Chunk | tuple[int, str, str]]:
-        """Yields the chunks of a file; of one that cannot be opened, its number, name and fault.
+    def chunks(self, file: tuple[int, str]) -> Iterator[Chunk | Openings | tuple[int, str, str]]:
+        """Yields the chunks of a file and what opening it left out.
+
+        Of a file that cannot be opened it yields its number, name and fault.
 
         Raises:
           UserError: annotations have another number of pairs.
         """
+        number, spec = file
         try:
-            chunks = pool_lib.chunks(self.pool, *file, self.chunk)
+            chunks = pool_lib.chunks(self.pool, number, spec, self.chunk)
+            opening = self.pool.open(spec).opening_report()
         except UserError as error:
-            yield (*file, str(error))
+            yield (number, spec, str(error))
             return
-        self.columns.check(file[1], chunks[-1].stop if chunks else 0)
+        self.columns.check(spec, chunks[-1].stop if chunks else 0)
         yield from chunks
+        yield Openings.of_file(number, opening)
 
     def facts(self, chunk: Chunk) -> Facts:
         """Returns the facts of a chunk; they are looked for only if no earlier run found them."""

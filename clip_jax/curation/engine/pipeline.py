@@ -18,6 +18,7 @@ from apache_beam.pvalue import AsList, AsSingleton, PCollection
 from clip_jax.curation import ngrams
 from clip_jax.curation.engine import results, whole_pool
 from clip_jax.curation.engine.job import BINS, Job, Sparse, State, write_frequent
+from clip_jax.curation.engine.openings import Openings
 from clip_jax.curation.engine.outcome import Outcome, Summary, add_sparse, decide, dense, limits_of
 from clip_jax.curation.pool import Chunk
 from clip_jax.curation.queries.balance import MAX_COUNT
@@ -78,7 +79,12 @@ def build(pipeline: beam.Pipeline, job: Job, files: Sequence[str]) -> None:
         | "spread files" >> beam.Reshuffle()
         | "list" >> beam.FlatMap(job.chunks)
     )
-    broken = listed | "broken files" >> beam.Filter(lambda item: not isinstance(item, Chunk))
+    broken = listed | "broken files" >> beam.Filter(lambda item: isinstance(item, tuple))
+    openings = (
+        listed
+        | "openings" >> beam.Filter(lambda item: isinstance(item, Openings))
+        | "sum openings" >> beam.CombineGlobally(_Sum(Openings.sum, Openings()))
+    )
     states = (
         listed
         | "chunks" >> beam.Filter(lambda item: isinstance(item, Chunk))
@@ -107,7 +113,7 @@ def build(pipeline: beam.Pipeline, job: Job, files: Sequence[str]) -> None:
         found = rows | "near ones" >> beam.FlatMap(whole_pool.near, "near_duplicate", rules.near)
         states = _with_marks(job, states, [found], "near")
     states |= "match" >> beam.Map(job.mark_unmatched)
-    _decide(pipeline, job, files, states, broken)
+    _decide(pipeline, job, files, states, broken, openings)
 
 
 def _decide(
@@ -116,6 +122,7 @@ def _decide(
     files: Sequence[str],
     states: PCollection,
     broken: PCollection,
+    openings: PCollection,
 ) -> None:
     """Balances the pairs, and writes the results."""
     length = int(job.offsets[-1])
@@ -157,7 +164,8 @@ def _decide(
         | "chunks of files" >> beam.Values()
         | "write files" >> beam.Map(_write_file, job)
     )
-    sides = (AsSingleton(summary), counts, limits, AsList(entries), AsList(broken))
+    faults = (AsList(broken), AsSingleton(openings))
+    sides = (AsSingleton(summary), counts, limits, AsList(entries), *faults)
     _ = once | "write" >> beam.Map(_write, job, list(files), *sides)
 
 

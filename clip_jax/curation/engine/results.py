@@ -18,6 +18,7 @@ from jaxtyping import Int64, UInt8
 
 from clip_jax.curation import facts, storage
 from clip_jax.curation.engine.job import Job
+from clip_jax.curation.engine.openings import Openings
 from clip_jax.curation.engine.outcome import (
     ASPECTS,
     MISSING,
@@ -88,6 +89,7 @@ def write(
     limits: Int64[np.ndarray, " languages"],
     entries: Sequence[tuple[int, JsonObject]],
     broken: Sequence[BrokenFile],
+    openings: Openings,
 ) -> None:
     """Writes the results of a whole curation; `selection.json` comes last.
 
@@ -106,7 +108,8 @@ def write(
     kept = dense(summary.kept, len(counts))
     storage.write_arrays(storage.join(job.out, QUERIES), {"counts": counts, "kept": kept})
     storage.write_json(
-        storage.join(job.out, REPORT), _report(job, files, summary, counts, limits, broken)
+        storage.join(job.out, REPORT),
+        _report(job, files, summary, counts, limits, broken, openings),
     )
     by_number = dict(entries)
     empty = {"pairs": 0, "kept": 0, "fingerprint": "", "bits": "", "digest": ""}
@@ -122,6 +125,7 @@ def _report(
     counts: Int64[np.ndarray, " queries"],
     limits: Int64[np.ndarray, " languages"],
     broken: Sequence[BrokenFile],
+    openings: Openings,
 ) -> JsonObject:
     rules, numbers = job.rules, summary.reasons.tolist()
     languages = [name for name, _ in job.extraction.queries]
@@ -170,6 +174,7 @@ def _report(
         },
         "broken_files": [{"file": file, "fault": fault} for _, file, fault in broken[:_NAMED]],
         "broken_files_count": len(broken),
+        "opening": openings.to_dict(),
     }
 
 
