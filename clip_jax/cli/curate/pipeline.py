@@ -50,8 +50,8 @@ def parser(others: Mapping[str, tuple[str, str]]) -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:<10} {line}" for name, (_, line) in others.items())
     p = CommandParser(
         prog="python -m clip_jax curate",
-        description="Selects the pairs of tars, tables or folders that are worth training on, by "
-        "the rules of the papers. The result is a selection that config.data.selection reads.",
+        description="Selects the pairs of tars, tables or folders that are worth training on,\n"
+        "by the rules of the papers. The result is a selection that config.data.selection reads.",
         epilog=f"other commands of curate:\n{commands}\n\nexample: python -m clip_jax curate "
         "'/data/*.tar' --out curated --queries queries.txt",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -270,6 +270,8 @@ def job_of(args: argparse.Namespace) -> tuple[Job, list[str]]:
         test_sets=tuple(args.test_sets),
     )
     out = args.out if remote.is_remote(args.out) else str(Path(args.out).expanduser().absolute())
+    if not remote.is_remote(out) and Path(out).exists() and not Path(out).is_dir():
+        raise UserError(f"--out={args.out} is a file: name a folder")
     files = pool.files()
     columns = ColumnLimits.from_rules(tuple(args.annotations), chosen, files)
     job = Job(pool, extraction, extraction.digest(), chosen, columns, out, args.seed, args.chunk)
@@ -289,8 +291,14 @@ def _rules(args: argparse.Namespace) -> Rules:
         for name in (*_LIMITS, "aspect_below")
         if getattr(args, name) is not None
     }
+    limits = {name: getattr(base, name) for name in rules.ALIGN_FIELDS} | numbers
+    if 0 < limits["max_words"] < limits["min_words"]:
+        raise UserError(
+            f"no caption has at least {limits['min_words']} words and at most "
+            f"{limits['max_words']}: change --min-words or --max-words"
+        )
     return Rules(
-        **{**{name: getattr(base, name) for name in rules.ALIGN_FIELDS}, **numbers},
+        **limits,
         test_similarity=args.test_similarity,
         least=tuple(args.least),
         most=tuple(args.most),

@@ -360,6 +360,8 @@ def test_files_that_cannot_be_opened_are_counted(tmp_path: Path) -> None:
         (["--no-images", "--align", "--min-side=0"], "^--aspect-below .* --aspect-below=0$"),
         (["--no-images", "--duplicates=image"], "no pair of the first 1 has one of .* sha256"),
         (["--limit=3"], "--limit needs --queries"),
+        (["--align", "--min-words=21"], "at least 21 words and at most 20"),
+        (["--min-words=1", "--out=q.txt"], "q.txt is a file"),
         (["--queries=q.txt", "--limit=3", "--pairs=5"], "--limit and --pairs each decide on t"),
         (["--queries=nowhere.txt"], "nowhere.txt cannot be read"),
         (["--top-share=a=0.5"], "'a' needs --annotations"),
