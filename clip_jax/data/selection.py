@@ -113,6 +113,24 @@ class Selection:
             raise UserError(f"{path} is damaged: curate the data again, what is done is reused")
         return np.frombuffer(content, np.uint8)
 
+    def match(self, own: Sequence[tuple[str, int]]) -> tuple[list[SelectedFile], list[str]]:
+        """Returns the entry of each file of a source, and what may be wrong with them.
+
+        Args:
+          own: the path of each file of the source, and the number of its pairs.
+
+        Raises:
+          UserError: as `of_files`.
+        """
+        states = _states([path for path, _ in own])
+        entries = self.of_files(own, [-1 if state is None else state.size for state in states])
+        rewritten = [
+            remote.redact(path)
+            for (path, _), state, entry in zip(own, states, entries, strict=True)
+            if state is not None and _is_rewritten(path, state, entry)
+        ]
+        return entries, _notes(rewritten, self)
+
     def of_files(self, own: Sequence[tuple[str, int]], sizes: Sequence[int]) -> list[SelectedFile]:
         """Returns the entry of each file of a source.
 
@@ -246,16 +264,9 @@ class SelectedPairs:
                 )
             entries = [entry]
             is_other = entry.fingerprint not in ("", source.fingerprint)
-            other = [f"{source!r}"] if is_other else []
+            self.notes = _notes([f"{source!r}"] if is_other else [], selection)
         else:
-            states = _states([path for path, _ in own])
-            entries = selection.of_files(own, [-1 if s is None else s.size for s in states])
-            other = [
-                remote.redact(path)
-                for (path, _), state, entry in zip(own, states, entries, strict=True)
-                if state is not None and _is_rewritten(path, state, entry)
-            ]
-        self.notes = _notes(other, selection)
+            entries, self.notes = selection.match(own)
         flags = [np.unpackbits(selection.bits(e), count=e.pairs).astype(bool) for e in entries]
         selected = np.concatenate([np.zeros(0, bool), *flags])
         if not selected.any():

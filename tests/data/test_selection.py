@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from clip_jax.cli.curate import run
 from clip_jax.data.example import Pair
 from clip_jax.data.mixture import open_mixture
 from clip_jax.data.opening import OpeningReport, all_used
@@ -100,7 +101,9 @@ def test_files_are_found_by_the_ends_of_their_paths(tars: Path) -> None:
         texts("a/1.tar")
 
 
-def test_other_files_with_the_same_names_are_told(tars: Path) -> None:
+def test_other_files_with_the_same_names_are_told(
+    tars: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Names and numbers of pairs agree; only sizes, dates or places tell the files apart."""
     out = tars / "out"
     curate(tars / "a/*.tar", out, "--min-side=1", "--no-page")
@@ -122,12 +125,17 @@ def test_other_files_with_the_same_names_are_told(tars: Path) -> None:
     said: list[str] = []
     open_mixture({"train": f"{tars}/a/*.tar", "selection": str(out)}, said.append)
     assert note in said
+    assert run(["export", str(out), "--to", str(tars / "copy"), "--workers=1"]) == 0
+    assert note in capsys.readouterr().err
     noise = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG")
     write_tar(tars / "b/0.tar", [(buffer.getvalue(), {"caption": f"{i}"}) for i in range(3)])
     with pytest.raises(UserError, match=r"b/0\.tar has [\d,]+ bytes, and [\d,]+ when"):
         notes("b/0.tar")
+    shutil.copy(tars / "b/0.tar", tars / "a/0.tar")
+    with pytest.raises(UserError, match=r"a/0\.tar has [\d,]+ bytes, and [\d,]+ when"):
+        run(["export", str(out), "--to", str(tars / "copy2"), "--workers=1"])
 
 
 def test_a_config_reads_it_and_its_filter_comes_after(tars: Path) -> None:

@@ -212,7 +212,8 @@ def plan(pool: Pool, selection: Selection, folder: Path, settings: Settings) -> 
     The folder must be locked, see `lock`.
 
     Raises:
-      UserError: none of the sampled pairs can be read, or images are wanted that the pool has not.
+      UserError: none of the sampled pairs can be read, images are wanted that the pool has not, or
+        a file has another size than when it was curated.
     """
     if settings.format == "parquet":
         _require_pyarrow()
@@ -220,6 +221,9 @@ def plan(pool: Pool, selection: Selection, folder: Path, settings: Settings) -> 
     total = min(total, settings.limit or total)
     if not total:
         raise UserError(f"{selection.folder} selects no pair")
+    own = [(entry.file, entry.pairs) for entry in selection.files if entry.size >= 0]
+    for note in selection.match(own)[1]:
+        print(note, file=sys.stderr)
     if settings.images:
         pool = _with_images(pool, selection)
     exporter = Exporter(pool, selection, folder, settings, total)

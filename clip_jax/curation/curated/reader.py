@@ -167,10 +167,11 @@ class Curated:
         """Returns the pairs of each query of all languages before and after, int64 [queries].
 
         Raises:
-          UserError: they are missing.
+          UserError: they are missing, or of other queries.
         """
+        length = sum(len(table.queries) for table in self.query_tables().values())
         path = storage.join(self.folder, results.QUERIES)
         arrays = storage.read_arrays(path, ["counts", "kept"])
-        if arrays is None:
+        if arrays is None or {array.shape for array in arrays.values()} != {(length,)}:
             raise UserError(f"{path} is missing or damaged: curate the data again")
         return arrays["counts"], arrays["kept"]

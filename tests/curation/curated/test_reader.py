@@ -65,6 +65,11 @@ def test_missing_files_are_named(out: Path) -> None:
         path.write_bytes(content[: len(content) // 2])
         refused(lambda name=name: run(["inspect", "cat", "--in", str(out)]), name)
         path.write_bytes(content)
+    path = out / "queries.npz"
+    content = path.read_bytes()
+    np.savez(path, counts=np.zeros(2, np.int64), kept=np.zeros(2, np.int64))
+    refused(lambda: run(["inspect", "dog", "--in", str(out)]), "queries.npz is missing or damaged")
+    path.write_bytes(content)
     facts = next((out / "facts").rglob("*-40.npz"))
     content = facts.read_bytes()
     facts.unlink()
