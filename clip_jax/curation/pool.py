@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Sequence
 
 from clip_jax.data.sources import SOURCES, Source, SourceOptions, open_source
@@ -34,12 +35,15 @@ class Pool:
         Tars and tables are opened one at a time; any other source is one file.
 
         Raises:
-          UserError: a file is missing.
+          UserError: a file is missing, or is named twice.
         """
         if not self.data:
             raise UserError("no data given: name your tars, a table or a folder of images")
         kind = self.kind or next(n for n in SOURCES.names if SOURCES.get(n).matches(self.data))
-        return expand(self.data) if kind in _SPLIT else [self.data]
+        files = expand(self.data) if kind in _SPLIT else [self.data]
+        if twice := [file for file, count in Counter(files).items() if count > 1]:
+            raise UserError(f"{self.data} names {twice[0]} more than once: name each file once")
+        return files
 
     def with_images(self) -> Pool:
         """Returns the pool with images that are read, of one that was curated without."""

@@ -94,7 +94,10 @@ class Selection:
         data, entries = values.get("data"), values.get("files")
         if not isinstance(data, str) or not isinstance(entries, list) or not entries:
             raise UserError(f'{path} must hold "data", a text, and "files", a list of files')
-        return cls(folder, data, tuple(_parse(path, n, e) for n, e in enumerate(entries)))
+        parsed = tuple(_parse(path, n, e) for n, e in enumerate(entries))
+        if len({entry.file for entry in parsed}) < len(parsed):
+            raise UserError(f'{path}: "files" names a file twice')
+        return cls(folder, data, parsed)
 
     def bits(self, entry: SelectedFile) -> UInt8[np.ndarray, " bytes"]:
         """Reads the bits of a file.

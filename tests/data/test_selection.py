@@ -162,6 +162,7 @@ def test_a_config_reads_it_and_its_filter_comes_after(tars: Path) -> None:
         (lambda v: v["files"][0].update(pairs=-1), "'pairs' must be a number"),
         (lambda v: v["files"][0].update(bits="../x.bits"), "'bits' must be a name"),
         (lambda v: v["files"][0].update(digest="0"), "00000.bits is damaged"),
+        (lambda v: v["files"].append(v["files"][0]), "names a file twice"),
         (lambda v: v["files"][0].update(size="1"), "'size' must be a number of bytes"),
     ],
 )

@@ -337,6 +337,13 @@ def test_two_curations_never_write_one_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / workdir_lock.NAME).exists()
 
 
+def test_a_file_that_is_named_twice_is_told(tmp_path: Path) -> None:
+    for name in "ab":
+        write_tar(tmp_path / f"{name}.tar", [(picture(1), {"caption": GOOD})])
+    with pytest.raises(UserError, match=r"names .*b\.tar more than once"):
+        curate(tmp_path / "{b,*}.tar", tmp_path / "out", "--duplicates=pair")
+
+
 def test_files_that_cannot_be_opened_are_counted(tmp_path: Path) -> None:
     for i in range(4):
         write_tar(tmp_path / f"{i}.tar", [(picture(i), {"caption": GOOD})])
