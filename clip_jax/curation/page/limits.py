@@ -115,8 +115,28 @@ def settings(report: JsonObject) -> Markup:
         for item in report["broken_files"]
     ]
     broken = counted(report["broken_files_count"], "file")
+    remarks = _opening(report["opening"])
     return join(
         tag("div", tables.table("Settings", columns, rows, sortable=False), class_="wide"),
         tag("h3", f"{broken} cannot be opened", class_="after") if faults else None,
         tag("ul", *faults, class_="note remarks") if faults else None,
+        tag("h3", "When files were opened", class_="after") if remarks else None,
+        tag("ul", *remarks, class_="note remarks") if remarks else None,
     )
+
+
+def _opening(opening: JsonObject) -> list[Markup]:
+    """Returns the items of a list of what opening left out, and the notes about files."""
+    items = [
+        tag(
+            "li",
+            f"{item['count']:,} of {opening['seen']:,} {opening['unit']} are left out: "
+            f"{item['meaning']}, such as ",
+            isolated(item["example"], 120),
+        )
+        for item in opening["left_out"]
+    ]
+    items += [tag("li", isolated(note, 300)) for note in opening["notes"]]
+    if more := opening["notes_count"] - len(opening["notes"]):
+        items.append(tag("li", f"and {counted(more, 'note')} more"))
+    return items

@@ -56,9 +56,9 @@ def limits_of_rules(report: JsonObject) -> dict[str, str]:
 
 
 def limit_text(report: JsonObject) -> str:
-    """Returns t in words, or the least and the greatest of several languages."""
+    """Returns t in words, or the least and the greatest if languages differ."""
     values = list(report["limits"].values())
-    if len(values) == 1:
+    if len(set(values)) == 1:
         return f"t = {values[0]:,}"
     return f"t = {min(values):,} … {max(values):,} by language" if values else formats.NONE
 

@@ -19,6 +19,7 @@ from clip_jax.curation.page.queries import QueryCounts
 from clip_jax.curation.page.samples import Place, ShownPair
 from clip_jax.evaluation.report.markup import clean
 from curation import strangers
+from curation.pools import curate, picture, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +181,14 @@ def test_languages_and_a_curation_that_does_not_balance(out: Path) -> None:
     shown = texts(page.render(report, counts, {}))
     assert "|cat|en|90|dog|en|30|" in shown
     Reader(page.render(report, None, {}))
+
+
+def test_what_opening_left_out_is_on_the_page(tmp_path: Path) -> None:
+    pairs = [(picture(i), {"caption": "a wall"}) for i in range(4)]
+    write_tar(tmp_path / "0.tar", pairs)
+    whole = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(whole[: whole.index(b"000002.png") + 100])
+    curate(tmp_path / "*.tar", tmp_path / "out", "--min-words=1")
+    shown = texts((tmp_path / "out" / page.PAGE).read_text())
+    assert "1 of 5 members are left out: texts without an image, such as " in shown
+    assert "0.tar: it is cut short" in shown
