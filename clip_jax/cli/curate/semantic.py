@@ -97,6 +97,8 @@ def run(argv: Sequence[str]) -> int:
 
     annotations = Annotations.open(args.folder)
     rows = StoredRows.open(annotations)
+    if not len(rows):
+        raise UserError(f"{args.folder} has features of no pair")
     clusters = min(args.clusters or max(1, math.isqrt(len(rows))), len(rows))
     settings = {
         "features": _digest(annotations),
@@ -182,7 +184,10 @@ def _centres(
     if state and str(state.get("key")) == key and int(state["done"]) <= args.passes:
         centres, done = state["centres"], int(state["done"])
     else:
-        valid = np.flatnonzero(np.concatenate([np.isfinite(part).all(axis=1) for part in rows]))
+        is_valid = [np.isfinite(part).all(axis=1) & part.any(axis=1) for part in rows]
+        valid = np.flatnonzero(np.concatenate(is_valid))
+        if not len(valid):
+            raise UserError(f"{args.folder} has features of no pair: its images are all broken")
         if len(valid) < clusters:
             raise UserError(
                 f"{counted(len(valid), 'image')} with features cannot make {clusters:,} clusters: "

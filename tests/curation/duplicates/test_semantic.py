@@ -177,6 +177,18 @@ def test_a_pass_is_one_of_plain_k_means(devices: int, monkeypatch: pytest.Monkey
         np.testing.assert_allclose(moved[number], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [np.zeros((0, 4)), np.zeros((3, 4)), np.full((3, 4), np.nan)])
+def test_features_of_no_pair_are_told(rows: np.ndarray, tmp_path: Path) -> None:
+    writer = AnnotationWriter(tmp_path / "scores", "*.tar", {"clip_score": ""}, ["0.tar"], {})
+    table = feature_tables.path_of(writer.folder, writer.table("0.tar"))
+    with feature_tables.writing(table, 4, {}) as write:
+        if len(rows):
+            write(rows.astype(np.float16))
+    writer.write("0.tar", "", {"clip_score": np.zeros(len(rows), np.float32)})
+    assert writer.finish()
+    refused(lambda: find(tmp_path / "scores", tmp_path / "out"), "has features of no pair")
+
+
 def test_wrong_input_is_one_line(scores: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(lambda: find(tmp_path, out), "is no annotation folder")
