@@ -93,9 +93,10 @@ def test_lines_are_safe(
     assert printed.count("\x1b") == 2 * printed.count("\x1b[1;33mcat\x1b[0m")
 
 
-def test_a_page_of_pairs(out: Path, tmp_path: Path) -> None:
+def test_a_page_of_pairs(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "cat.html"
     assert inspect(out, "cat", "--top", "30", "--html", str(path)) == 0
+    assert capsys.readouterr().out.endswith(f"look at them: {path}\n")
     content = path.read_text()
     Reader(content)
     assert content.count("<figure") == 30

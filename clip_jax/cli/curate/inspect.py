@@ -86,6 +86,8 @@ def run(argv: Sequence[str]) -> int:
         print(json.dumps(_values(args.query, queries, found, pairs), indent=1))
     else:
         print("\n".join(_lines(args.query, queries, found, pairs)))
+        if args.html:
+            print(f"look at them: {args.html}")
     return 0
 
 
