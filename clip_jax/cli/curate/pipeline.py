@@ -13,6 +13,7 @@ from pathlib import Path
 
 from clip_jax.cli.common import CommandParser, integer_from, share
 from clip_jax.cli.curate import flag_types, summary
+from clip_jax.cli.curate.pool_flags import add_pool_flags
 from clip_jax.curation import page, rules, storage
 from clip_jax.curation.duplicates.perceptual import MAX_RADIUS
 from clip_jax.curation.engine import results
@@ -57,7 +58,7 @@ def parser(others: Mapping[str, tuple[str, str]]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("data", metavar="DATA", help="the pool, as config.data.train names data")
+    add_pool_flags(p)
     p.add_argument("--out", required=True, metavar="FOLDER", help="where results are written")
     _add_input_flags(p)
     _add_rule_flags(p)
@@ -68,27 +69,10 @@ def parser(others: Mapping[str, tuple[str, str]]) -> argparse.ArgumentParser:
 
 def _add_input_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "--captions",
-        action="append",
-        metavar="TEMPLATE",
-        help="the caption, as in config.data.captions; of several, the first that a pair fills "
-        "(default: {caption})",
-    )
-    p.add_argument("--source", default="", help="the kind of source, see config.data.source")
-    p.add_argument("--image", default="", help="the images of the pairs, see config.data.image")
-    p.add_argument("--root", default="", help="where paths in tables start, see config.data.root")
-    p.add_argument(
         "--no-images",
         action="store_true",
         help="do not read images, as for a table of web addresses: pairs are told apart by the "
         "fields sha256, uid or url",
-    )
-    p.add_argument(
-        "--max-bad-fraction",
-        type=share,
-        default=0.01,
-        metavar="SHARE",
-        help="the share of files that may be unreadable (default: 0.01)",
     )
     p.add_argument(
         "--no-page",

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clip_jax.cli.common import CommandParser, add_multihost_flags, integer_from, share
+from clip_jax.cli.common import CommandParser, add_multihost_flags, integer_from
+from clip_jax.cli.curate.pool_flags import add_pool_flags
 from clip_jax.distributed import cluster_env, multihost
 from clip_jax.errors import UserError
 from clip_jax.io.paths import resolve
@@ -42,15 +43,8 @@ def parser() -> argparse.ArgumentParser:
         help="a run, its checkpoints/STEP, a folder or file of another library's weights, or with "
         "--weights the name of a model, such as ViT-B/32",
     )
-    p.add_argument("data", metavar="DATA", help="the pairs, as config.data.train names them")
+    add_pool_flags(p)
     p.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write to")
-    p.add_argument(
-        "--captions",
-        action="append",
-        metavar="TEMPLATE",
-        help="the caption, as in config.data.captions; of several, the first that a pair fills "
-        "(default: {caption})",
-    )
     p.add_argument(
         "--average",
         action="store_true",
@@ -109,16 +103,6 @@ def _add_reading_flags(p: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads that read and decode (default: one per processor)",
     )
-    p.add_argument(
-        "--max-bad-fraction",
-        type=share,
-        default=0.01,
-        metavar="SHARE",
-        help="the share of files that may be unreadable (default: %(default)s)",
-    )
-    p.add_argument("--source", default="", metavar="KIND", help="as config.data.source")
-    p.add_argument("--image", default="", metavar="NAME", help="as config.data.image")
-    p.add_argument("--root", default="", metavar="FOLDER", help="as config.data.root")
 
 
 def run(argv: Sequence[str]) -> int:

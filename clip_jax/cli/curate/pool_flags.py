@@ -1,0 +1,29 @@
+"""The flags that name the pairs, of the pipeline and of `curate score`."""
+
+from __future__ import annotations
+
+import argparse
+
+from clip_jax.cli.common import share
+
+
+def add_pool_flags(p: argparse.ArgumentParser) -> None:
+    """Adds DATA, and how it is read."""
+    p.add_argument("data", metavar="DATA", help="the pairs, as config.data.train names them")
+    p.add_argument(
+        "--captions",
+        action="append",
+        metavar="TEMPLATE",
+        help="the caption, as in config.data.captions; of several, the first that a pair fills "
+        "(default: {caption})",
+    )
+    p.add_argument("--source", default="", metavar="KIND", help="as config.data.source")
+    p.add_argument("--image", default="", metavar="NAME", help="as config.data.image")
+    p.add_argument("--root", default="", metavar="FOLDER", help="as config.data.root")
+    p.add_argument(
+        "--max-bad-fraction",
+        type=share,
+        default=0.01,
+        metavar="SHARE",
+        help="the share of files that may be unreadable (default: %(default)s)",
+    )
