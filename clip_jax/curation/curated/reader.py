@@ -18,7 +18,7 @@ from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
 
 _KEYS: Mapping[str, type] = {
-    **{"data": str, "source": dict, "facts": str, "chunk": int, "seed": int},
+    **{"data": str, "source": dict, "facts": str, "decisions": str, "chunk": int, "seed": int},
     **{"captions": list, "queries": dict, "query_digests": list, "reasons": dict, "limits": dict},
     **{"samples": dict, "rules": dict, "pairs": int, "kept": int},
 }
@@ -120,9 +120,12 @@ class Curated:
                 stop = min(start + size, entry.pairs)
                 chunk = Chunk(number, entry.file, start, stop, self.fingerprints[number])
                 path = outcome.decisions_path(self.folder, chunk)
-                reasons = (storage.read_arrays(path, ["reasons"]) or {}).get("reasons")
+                arrays = storage.read_arrays(path, ["reasons", "key"])
+                reasons = (arrays or {}).get("reasons")
                 if (
-                    reasons is None
+                    arrays is None
+                    or reasons is None
+                    or f"{int(arrays['key']):016x}" != self.report["decisions"]
                     or reasons.dtype != np.uint8
                     or reasons.max(initial=0) > most
                     or not np.array_equal(reasons == KEPT, kept[start:stop])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -143,6 +144,12 @@ class Job:
             has_reason[places] = True
             mark(reasons, has_reason, self.rules.code(reason))
         return State(state.chunk, reasons)
+
+    @functools.cached_property
+    def key(self) -> int:
+        """A hash of the settings, which tells decisions from those of other runs."""
+        values = [self.digest, dataclasses.asdict(self.rules), self.columns.limits, self.seed]
+        return hashing.text_hash(json.dumps(values))
 
     # the pool as a whole
 

@@ -132,7 +132,8 @@ def decide(
         is_kept = balance.is_kept(thresholds, job.limit_of_pairs(state, limits))
         mark(reasons, ~is_kept, job.rules.code("balance"))
     storage.write_arrays(
-        decisions_path(job.out, state.chunk), {"reasons": reasons, "thresholds": thresholds}
+        decisions_path(job.out, state.chunk),
+        {"reasons": reasons, "thresholds": thresholds, "key": np.array(job.key, np.uint64)},
     )
     curve = _curve(thresholds, limits_of_curve(counts))
     summary = Summary(

@@ -142,6 +142,7 @@ def _report(
         "seed": job.seed,
         "chunk": job.chunk,
         "facts": job.digest,
+        "decisions": f"{job.key:016x}",
         "queries": dict(job.extraction.queries),
         "query_digests": [facts.query_table(path).digest for _, path in job.extraction.queries],
         "rules": _settings(job),

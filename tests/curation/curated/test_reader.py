@@ -75,3 +75,14 @@ def test_missing_files_are_named(out: Path) -> None:
     facts.unlink()
     refused(lambda: run(["inspect", "cat", "--in", str(out)]), facts.name, "curate the data again")
     facts.write_bytes(content)
+
+
+def test_decisions_of_a_stopped_run_with_other_rules_are_told(out: Path) -> None:
+    """They may keep the same pairs, and leave out others for another reason."""
+    path = out / "decisions/00000-0000000000.npz"
+    content = path.read_bytes()
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    np.savez(path, **{**arrays, "key": arrays["key"] + np.uint64(1)})
+    refused(lambda: run(["inspect", "cat", "--in", str(out)]), "a later curation", "was stopped")
+    path.write_bytes(content)
