@@ -1,6 +1,6 @@
 """What curation is worth: a noisy pool, what curation selects of it, and what an oracle would.
 
-    python benchmarks/curation_training.py --out runs/noisy
+    python benchmarks/curate_training.py --out runs/noisy
 
 The pool is made of the embedded emoji: 20,000 pairs of which 35 % are good, and the others are
 mislabelled, repeated, cut to a corner, stretched or tiny. A small model learns on 1,500 clean pairs

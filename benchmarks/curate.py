@@ -1,9 +1,9 @@
 """Curation of a synthetic pool: pairs a second, memory, and the same result for any workers.
 
     pip install wordfreq
-    python benchmarks/curation.py --out runs/curation      # 10 M pairs, 500,000 queries
-    python benchmarks/curation.py --out runs/curation --pairs 1000000 --workers 1,2,4 --kill
-    python benchmarks/curation.py --out runs/curation --only matching
+    python benchmarks/curate.py --out runs/curation      # 10 M pairs, 500,000 queries
+    python benchmarks/curate.py --out runs/curation --pairs 1000000 --workers 1,2,4 --kill
+    python benchmarks/curate.py --out runs/curation --only matching
 
 Captions are words drawn by their frequency in English (wordfreq's list), 3 to 20 a caption. The
 queries are the most frequent words and the most frequent pairs of words of captions drawn so.
