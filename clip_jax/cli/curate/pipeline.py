@@ -254,6 +254,8 @@ def job_of(args: argparse.Namespace) -> tuple[Job, list[str]]:
         test_sets=tuple(args.test_sets),
     )
     out = args.out if remote.is_remote(args.out) else str(Path(args.out).expanduser().absolute())
+    if not args.out:
+        raise UserError("--out is empty: name a folder")
     if not remote.is_remote(out) and Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"--out={args.out} is a file: name a folder")
     files = pool.files()
