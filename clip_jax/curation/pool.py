@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from clip_jax.data.sources import SOURCES, Source, SourceOptions, open_source
 from clip_jax.errors import UserError
@@ -52,6 +54,26 @@ class Pool:
     def open(self, file: str) -> Source:
         """Opens a file of the pool; a process keeps the last one open."""
         return _open(self, file)
+
+    def opened(self, files: Sequence[str]) -> Iterator[tuple[str, Source | UserError]]:
+        """Yields files with their sources, or with why they cannot be opened.
+
+        The next one is opened while one is used.
+        """
+
+        def source_of(file: str) -> Source | UserError:
+            try:
+                return self.open(file)
+            except UserError as error:
+                return error
+
+        with ThreadPoolExecutor(1) as thread:
+            following = [thread.submit(source_of, file) for file in files[:1]]
+            for file, after in itertools.zip_longest(files, files[1:]):
+                source = following.pop().result()
+                if after is not None:
+                    following.append(thread.submit(source_of, after))
+                yield file, source
 
 
 @functools.lru_cache(maxsize=2)

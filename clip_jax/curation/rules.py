@@ -275,8 +275,8 @@ def folder_of(folders: tuple[str, ...], column: str) -> str:
     raise UserError(
         f"no annotations have {column!r:.80}: there are {known}"
         if known
-        else f"{column!r:.80} needs --annotations FOLDER, as `curate score` writes it; "
-        f"training limits fields of the pairs: config.data.filter.least.{column:.80}"
+        else f"{column!r:.80} needs --annotations FOLDER, as `curate score` writes it, or "
+        "`curate fields` for a field of the pairs"
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -86,6 +87,15 @@ def field_value(text: Mapping[str, Any], field: str) -> Any:
     outer, dot, inner = field.partition(".")
     below = text.get(outer)
     return field_value(below, inner) if dot and isinstance(below, dict) else None
+
+
+def field_number(text: Mapping[str, Any], field: str) -> float:
+    """Returns the value of a field as a number, or NaN if it is not one."""
+    value = field_value(text, field)
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _scalar_text(value: Any) -> str | None:

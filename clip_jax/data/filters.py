@@ -33,14 +33,6 @@ _UNREADABLE, _SELECTED = -1, 0  # codes of a pair; from 1 on, the reason why it 
 Say = Callable[[str], None]
 
 
-def _as_number(value: Any) -> float:
-    """Returns a field's value as a number, or NaN if it is not one."""
-    try:
-        return math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-
-
 def _sides(data: bytes) -> tuple[int, int] | None:
     """Returns the shorter and the longer side in an image's header; None if that cannot be read."""
     try:
@@ -73,7 +65,7 @@ def _reason(conditions: Filter, pair: Pair, templates: Sequence[str]) -> str:
         if count is not None and not conditions.min_characters <= count <= most:
             return "caption"
     for field in conditions.fields:
-        value = _as_number(captions.field_value(pair.text, field))
+        value = captions.field_number(pair.text, field)
         if math.isnan(value):
             return f"{field}/missing"
         least, most = (

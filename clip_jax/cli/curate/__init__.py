@@ -13,6 +13,7 @@ from importlib import import_module
 COMMANDS: dict[str, tuple[str, str]] = {
     "queries": ("queries", "build the list of queries that pairs are matched with"),
     "score": ("score", "write the CLIP score of every pair, by any model"),
+    "fields": ("fields", "write numeric fields of the pairs, to filter by them"),
     "export": ("export", "write the selected pairs as new tars or tables"),
     "inspect": ("inspect", "show the pairs of a query or of a reason"),
     "semantic": ("semantic", "find semantic duplicates by the features of images"),

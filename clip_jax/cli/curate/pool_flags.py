@@ -7,16 +7,22 @@ import argparse
 from clip_jax.cli.common import share
 
 
-def add_pool_flags(p: argparse.ArgumentParser) -> None:
-    """Adds DATA, and how it is read."""
+def add_pool_flags(p: argparse.ArgumentParser, captions: bool = True) -> None:
+    """Adds DATA, and how it is read.
+
+    Args:
+      p: the parser.
+      captions: whether captions are made of the pairs.
+    """
     p.add_argument("data", metavar="DATA", help="the pairs, as config.data.train names them")
-    p.add_argument(
-        "--captions",
-        action="append",
-        metavar="TEMPLATE",
-        help="the caption, as in config.data.captions; of several, the first that a pair fills "
-        "(default: {caption})",
-    )
+    if captions:
+        p.add_argument(
+            "--captions",
+            action="append",
+            metavar="TEMPLATE",
+            help="the caption, as in config.data.captions; of several, the first that a pair fills "
+            "(default: {caption})",
+        )
     p.add_argument("--source", default="", metavar="KIND", help="as config.data.source")
     p.add_argument("--image", default="", metavar="NAME", help="as config.data.image")
     p.add_argument("--root", default="", metavar="FOLDER", help="as config.data.root")

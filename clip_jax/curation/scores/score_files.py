@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -87,7 +85,7 @@ class ScoreJob:
         """
         totals = Totals()
         with tqdm(unit=" pairs", desc="scoring", dynamic_ncols=True, disable=None) as bar:
-            for number, (file, source) in enumerate(_opened(self.pool, files), 1):
+            for number, (file, source) in enumerate(self.pool.opened(files), 1):
                 if isinstance(source, UserError):
                     self._leave_out(file, source, len(files), totals)
                     continue
@@ -167,27 +165,6 @@ class ScoreJob:
         totals.files, totals.pairs = totals.files + 1, totals.pairs + count
         totals.broken = totals.broken + broken
         return np.asarray(broken)
-
-
-def _opened(pool: Pool, files: Sequence[str]) -> Iterator[tuple[str, Source | UserError]]:
-    """Yields files with their sources, or with why they cannot be opened.
-
-    The next one is opened while one is used.
-    """
-
-    def source_of(file: str) -> Source | UserError:
-        try:
-            return pool.open(file)
-        except UserError as error:
-            return error
-
-    with ThreadPoolExecutor(1) as thread:
-        following = [thread.submit(source_of, file) for file in files[:1]]
-        for file, after in itertools.zip_longest(files, files[1:]):
-            source = following.pop().result()
-            if after is not None:
-                following.append(thread.submit(source_of, after))
-            yield file, source
 
 
 def check_shared(writer: AnnotationWriter) -> None:
