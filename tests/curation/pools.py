@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from clip_jax.cli.curate import run
@@ -32,6 +33,7 @@ def write_tar(path: Path, pairs: Sequence[tuple[bytes, Mapping[str, object]]]) -
 
 def curate(data: object, out: Path, *flags: str) -> dict[str, int]:
     """Runs the command in this process; returns the number of pairs by reason."""
+    pytest.importorskip("apache_beam")
     assert run([str(data), "--out", str(out), "--workers=1", *flags]) == 0
     report = json.loads((out / "curation.json").read_text())
     return {"kept": report["kept"], **{x["reason"]: x["pairs"] for x in report["left_out"]}}

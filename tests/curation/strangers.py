@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from clip_jax.cli.curate import run
 from clip_jax.curation.scores.annotations import AnnotationWriter
@@ -60,6 +61,7 @@ def annotate(folder: Path, pattern: str) -> str:
 
 def curate(folder: Path, *flags: str) -> Path:
     """Curates the pool of a folder, which is made if need be; returns the folder of the results."""
+    pytest.importorskip("apache_beam")
     pattern = str(folder / "{00000..00002}.tar")
     if not (folder / "scores").exists():
         annotate(folder, make_pool(folder))

@@ -23,6 +23,8 @@ from clip_jax.errors import UserError
 from clip_jax.training import workdir_lock
 from curation.pools import curate, picture, write_tar
 
+pytest.importorskip("apache_beam")
+
 GOOD = "a plain red wall"
 
 

@@ -14,6 +14,8 @@ from clip_jax.curation.curated.reader import Curated
 from clip_jax.curation.hashing import bytes_hash, combine, text_hash
 from curation.pools import curate, picture, write_tar
 
+pytest.importorskip("apache_beam")
+
 QUERIES = ["w0", "w1 w2", "w2", "w3", "never"]
 SIZES = [(40, 40), (64, 20), (12, 30)]
 
