@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from clip_jax.data.sources import SOURCES, Source, SourceOptions, open_source
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, counted
 from clip_jax.io.paths import expand
 
 CHUNK = 1 << 16  # pairs that a worker reads at a time
@@ -54,6 +54,24 @@ class Pool:
     def open(self, file: str) -> Source:
         """Opens a file of the pool; a process keeps the last one open."""
         return _open(self, file)
+
+    def check_unreadable(self, count: int, files: int, fault: UserError) -> None:
+        """Checks that not too many files cannot be opened.
+
+        Args:
+          count: how many cannot.
+          files: of how many.
+          fault: why one of them cannot.
+
+        Raises:
+          UserError: more than `options.max_bad_fraction` of them cannot.
+        """
+        most = self.options.max_bad_fraction
+        if count > most * files:
+            raise UserError(
+                f"{count:,} of {counted(files, 'file')} cannot be opened, more than "
+                f"--max-bad-fraction={most:g}: {fault}"
+            )
 
     def opened(self, files: Sequence[str]) -> Iterator[tuple[str, Source | UserError]]:
         """Yields files with their sources, or with why they cannot be opened.

@@ -139,6 +139,11 @@ def mark(reasons: Reasons, condition: Bool[np.ndarray, " n"], code: int) -> None
     reasons[condition & (reasons == KEPT)] = code
 
 
+def is_usable(reasons: Reasons) -> Bool[np.ndarray, " n"]:
+    """Returns which pairs are not broken, whether or not another rule leaves them out."""
+    return (reasons == KEPT) | (reasons > len(REASONS))
+
+
 def of_facts(rules: Rules, facts: Facts) -> Reasons:
     """Returns the codes of the rules that a pair meets or breaks by itself.
 

@@ -36,15 +36,19 @@ def read(path: str) -> bytes | None:
 
 
 @contextlib.contextmanager
-def alone(folder: str) -> Iterator[None]:
+def alone(folder: str, flag: str = "--out") -> Iterator[None]:
     """Locks a folder of results on this machine, so that two commands never mix theirs.
+
+    Args:
+      folder: the folder, which is made.
+      flag: the flag that names another folder, for the error.
 
     Raises:
       UserError: another one is writing there.
     """
     with contextlib.ExitStack() as stack:
         if not remote.is_remote(folder):
-            advice = "wait for its end, or give another --out"
+            advice = f"wait for its end, or give another {flag}"
             stack.enter_context(workdir_lock.locked(Path(folder), False, print, advice))
         yield
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_jax.cli.curate import run
-from clip_jax.curation.curated.export import lock
+from clip_jax.curation import storage
 from clip_jax.curation.curated.shards import OTHER
 from clip_jax.data.selection import SelectedPairs, Selection
 from clip_jax.data.sources import Source, open_source
@@ -170,7 +170,7 @@ def test_mistakes_are_one_line(
     (tmp_path / "full/mine.txt").write_text("x")
     refused(lambda: export(out, tmp_path / "full"), "not empty")
     refused(lambda: export(out, whole, "--shard-pairs", "5"), "another export")
-    with lock(tmp_path / "used"):
+    with storage.alone(str(tmp_path / "used"), "--to"):
         refused(lambda: export(out, tmp_path / "used"), "in use", "another --to")
     refused(lambda: export(out, tmp_path / "e", "--no-images"), "--format parquet")
     refused(lambda: export(out, Path("gs:/"), "--to", "gs://bucket/x"), "this machine")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clip_jax.cli.common import CommandParser, integer_from
+from clip_jax.curation import storage
 from clip_jax.curation.curated import export
 from clip_jax.curation.curated.export import Exporter, Settings, Shard
 from clip_jax.curation.curated.reader import Curated
@@ -73,7 +74,7 @@ def run(argv: Sequence[str]) -> int:
     pairs = args.shard_pairs or (0 if args.shard_mib else export.PAIRS)
     settings = Settings(args.format, not args.no_images, pairs, args.shard_mib, args.limit)
     folder = Path(args.to).expanduser().absolute()
-    with export.lock(folder):
+    with storage.alone(str(folder), "--to"):
         exporter = export.plan(curated.pool, curated.selection, folder, settings)
         total = export.run(exporter, args.workers)
     print(json.dumps(_values(exporter, total), indent=1) if args.json else _lines(exporter, total))

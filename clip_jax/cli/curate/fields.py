@@ -9,13 +9,11 @@ import argparse
 from collections.abc import Sequence
 
 from clip_jax.cli.common import CommandParser
-from clip_jax.cli.curate.pool_flags import add_pool_flags
+from clip_jax.cli.curate.pool_flags import add_pool_flags, pool_of
 from clip_jax.curation import storage
-from clip_jax.curation.pool import Pool
 from clip_jax.curation.scores.annotations import Annotations, AnnotationWriter
 from clip_jax.curation.scores.field_files import FieldJob, check_fields, value_range
 from clip_jax.curation.scores.parquet_files import require_pyarrow
-from clip_jax.data.sources import SourceOptions
 from clip_jax.errors import UserError
 from clip_jax.io.paths import resolve
 
@@ -48,16 +46,7 @@ def run(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     require_pyarrow("curate fields")
     names = list(dict.fromkeys(args.fields))
-    pool = Pool(
-        args.data,
-        args.source,
-        SourceOptions(
-            image=args.image,
-            root=args.root,
-            max_bad_fraction=args.max_bad_fraction,
-            addresses=args.no_images,
-        ),
-    )
+    pool = pool_of(args, args.no_images)
     files = pool.files()
     for file, source in pool.opened(files):
         if not isinstance(source, UserError):

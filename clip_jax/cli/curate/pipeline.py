@@ -13,7 +13,7 @@ from pathlib import Path
 
 from clip_jax.cli.common import CommandParser, integer_from, share
 from clip_jax.cli.curate import flag_types, summary
-from clip_jax.cli.curate.pool_flags import add_pool_flags
+from clip_jax.cli.curate.pool_flags import add_pool_flags, pool_of
 from clip_jax.curation import page, rules, storage
 from clip_jax.curation.duplicates.perceptual import MAX_RADIUS
 from clip_jax.curation.engine import results
@@ -21,11 +21,10 @@ from clip_jax.curation.engine import run as engine
 from clip_jax.curation.engine.job import Job
 from clip_jax.curation.facts import Extraction
 from clip_jax.curation.overlaps import THRESHOLD
-from clip_jax.curation.pool import CHUNK, Pool
+from clip_jax.curation.pool import CHUNK
 from clip_jax.curation.queries.balance import LIMIT
 from clip_jax.curation.rules import DUPLICATES, ColumnLimits, Rules
 from clip_jax.data import captions
-from clip_jax.data.sources import SourceOptions
 from clip_jax.errors import UserError
 from clip_jax.io import paths, remote
 
@@ -233,16 +232,7 @@ def job_of(args: argparse.Namespace) -> tuple[Job, list[str]]:
         )
     if not (queries or pixels or chosen != Rules()):
         raise UserError("no rule is given: see the rules and queries of curate --help")
-    pool = Pool(
-        args.data,
-        args.source,
-        SourceOptions(
-            image=args.image,
-            root=args.root,
-            max_bad_fraction=args.max_bad_fraction,
-            addresses=args.no_images,
-        ),
-    )
+    pool = pool_of(args, args.no_images)
     extraction = Extraction(
         captions=templates,
         queries=queries,

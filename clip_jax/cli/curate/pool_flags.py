@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from clip_jax.cli.common import share
+from clip_jax.curation.pool import Pool
+from clip_jax.data.sources import SourceOptions
 
 
 def add_pool_flags(p: argparse.ArgumentParser, captions: bool = True) -> None:
@@ -33,3 +35,19 @@ def add_pool_flags(p: argparse.ArgumentParser, captions: bool = True) -> None:
         metavar="SHARE",
         help="the share of files that may be unreadable (default: %(default)s)",
     )
+
+
+def pool_of(args: argparse.Namespace, addresses: bool = False) -> Pool:
+    """Returns the pairs that the flags name.
+
+    Args:
+      args: with the values of `add_pool_flags`.
+      addresses: whether images may be web addresses, see `SourceOptions`.
+    """
+    options = SourceOptions(
+        image=args.image,
+        root=args.root,
+        max_bad_fraction=args.max_bad_fraction,
+        addresses=addresses,
+    )
+    return Pool(args.data, args.source, options)

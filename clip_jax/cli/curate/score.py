@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clip_jax.cli.common import CommandParser, add_multihost_flags, integer_from
-from clip_jax.cli.curate.pool_flags import add_pool_flags
+from clip_jax.cli.curate.pool_flags import add_pool_flags, pool_of
 from clip_jax.distributed import cluster_env, multihost
 from clip_jax.errors import UserError
 from clip_jax.io.paths import resolve
@@ -122,22 +122,16 @@ def _score(args: argparse.Namespace) -> None:
     import jax
 
     from clip_jax.curation import storage
-    from clip_jax.curation.pool import Pool
     from clip_jax.curation.scores import score_files
     from clip_jax.curation.scores.annotations import Annotations, AnnotationWriter
     from clip_jax.curation.scores.parquet_files import require_pyarrow
     from clip_jax.curation.scores.scoring import columns_of
     from clip_jax.data import captions
-    from clip_jax.data.sources import SourceOptions
 
     require_pyarrow("curate score")
     for template in args.captions:
         captions.fields(template)  # raises for a wrong one
-    pool = Pool(
-        args.data,
-        args.source,
-        SourceOptions(image=args.image, root=args.root, max_bad_fraction=args.max_bad_fraction),
-    )
+    pool = pool_of(args)
     files = pool.files()
     source = _open_model(args)
     scorer = _scorer(args, source)

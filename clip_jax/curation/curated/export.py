@@ -26,6 +26,7 @@ import numpy as np
 from clip_jax.curation.curated import shards
 from clip_jax.curation.curated.shards import Row
 from clip_jax.curation.pool import Pool
+from clip_jax.curation.scores.parquet_files import require_pyarrow
 from clip_jax.data.example import PairError
 from clip_jax.data.selection import Selection
 from clip_jax.data.sources import Members, Source
@@ -200,23 +201,17 @@ class Exporter:
             yield number, source, int(chosen[number - self._before[file]])
 
 
-def lock(folder: Path) -> contextlib.AbstractContextManager[object]:
-    """Returns a context in which this process alone writes into a folder, which is made."""
-    advice = "wait for its end, or give another --to"
-    return workdir_lock.locked(folder, False, print, advice)
-
-
 def plan(pool: Pool, selection: Selection, folder: Path, settings: Settings) -> Exporter:
     """Decides on shards: a sample of the pairs tells how large they are.
 
-    The folder must be locked, see `lock`.
+    The folder must be locked, see `storage.alone`.
 
     Raises:
       UserError: none of the sampled pairs can be read, images are wanted that the pool has not, or
         a file has another size than when it was curated.
     """
     if settings.format == "parquet":
-        _require_pyarrow()
+        require_pyarrow("--format parquet")
     total = sum(entry.kept for entry in selection.files)
     total = min(total, settings.limit or total)
     if not total:
@@ -250,16 +245,6 @@ def plan(pool: Pool, selection: Selection, folder: Path, settings: Settings) -> 
     _prepare(planned)
     _check_room(planned, mean)
     return planned
-
-
-def _require_pyarrow() -> None:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"--format parquet needs pyarrow, which is not installed ({error}): "
-            "pip install 'clip_jax[curate]'"
-        ) from None
 
 
 def _with_images(pool: Pool, selection: Selection) -> Pool:

@@ -66,13 +66,11 @@ class Curated:
       folder: its folder.
       report: the content of `curation.json`.
       selection: which pairs are selected.
-      fingerprints: that of each file of the pool when it was curated.
     """
 
     folder: str
     report: JsonObject
     selection: Selection
-    fingerprints: tuple[str, ...]
 
     @classmethod
     def open(cls, folder: str) -> Curated:
@@ -86,9 +84,7 @@ class Curated:
         report = storage.read_json(path, "curation")
         if report.get("version") != results.VERSION or not _is_sound(report):
             raise UserError(f"{path} is of another version or damaged: curate the data again")
-        manifest = storage.read_json(storage.join(selection.folder, MANIFEST), "curation")
-        fingerprints = tuple(str(entry.get("fingerprint")) for entry in manifest["files"])
-        return cls(selection.folder, report, selection, fingerprints)
+        return cls(selection.folder, report, selection)
 
     @property
     def pool(self) -> Pool:
@@ -118,7 +114,7 @@ class Curated:
             kept = np.unpackbits(bits, count=entry.pairs).astype(bool)
             for start in range(0, entry.pairs, size):
                 stop = min(start + size, entry.pairs)
-                chunk = Chunk(number, entry.file, start, stop, self.fingerprints[number])
+                chunk = Chunk(number, entry.file, start, stop, entry.fingerprint)
                 path = outcome.decisions_path(self.folder, chunk)
                 arrays = storage.read_arrays(path, ["reasons", "key"])
                 reasons = (arrays or {}).get("reasons")

@@ -4,7 +4,7 @@ The hash is made of the signs of low frequencies of the brightness (pHash; Zaune
 "Implementation and Benchmarking of Perceptual Image Hash Functions"); it does not see colour.
 Images whose hashes differ in few bits are near-duplicates. `bands` cuts hashes into parts of which
 two near ones share one, so that only images that share a part are compared: in memory by
-`near_groups`, or by an engine that groups by part and calls `near_earlier` on each group.
+`near_groups`, or by an engine that partitions by part and calls `near_within`.
 """
 
 from __future__ import annotations
@@ -98,6 +98,35 @@ def near_earlier(hashes: Hashes, order: Order, radius: int) -> Bool[np.ndarray, 
     return dropped
 
 
+def near_within(
+    parts: UInt64[np.ndarray, " n"], hashes: Hashes, order: Order, radius: int
+) -> Bool[np.ndarray, " n"]:
+    """Returns for each hash whether an earlier one with the same part is within the radius.
+
+    Args:
+      parts: what must be equal, such as a band.
+      hashes: the hashes.
+      order: as for `near_earlier`.
+      radius: the number of bits.
+    """
+    dropped = np.zeros(len(hashes), bool)
+    sequence = np.argsort(parts, kind="stable")
+    parts = parts[sequence]
+    starts = np.flatnonzero(np.diff(parts, prepend=~parts[:1]))
+    lengths = np.diff(starts, append=len(parts))
+    for start, length in zip(starts[lengths > _SMALL], lengths[lengths > _SMALL], strict=True):
+        group = sequence[start : start + length]
+        dropped[group] |= near_earlier(hashes[group], order[group], radius)
+    few = sequence[np.repeat(lengths <= _SMALL, lengths)]
+    parts = parts[np.repeat(lengths <= _SMALL, lengths)]
+    for distance in range(1, _SMALL):  # all pairs of all small groups at once
+        same = parts[distance:] == parts[:-distance]
+        one, other = few[:-distance][same], few[distance:][same]
+        near = np.bitwise_count(hashes[one] ^ hashes[other]) <= radius
+        dropped[np.where(order[one] > order[other], one, other)[near]] = True
+    return dropped
+
+
 def near_groups(hashes: Hashes, order: Order, radius: int) -> Bool[np.ndarray, " n"]:
     """Returns for each hash whether an earlier one differs in at most `radius` bits, by `bands`.
 
@@ -108,18 +137,5 @@ def near_groups(hashes: Hashes, order: Order, radius: int) -> Bool[np.ndarray, "
     """
     dropped = np.zeros(len(hashes), bool)
     for parts in bands(hashes, radius).T:
-        sequence = np.argsort(parts, kind="stable")
-        parts = parts[sequence]
-        starts = np.flatnonzero(np.diff(parts, prepend=~parts[:1]))
-        lengths = np.diff(starts, append=len(parts))
-        for start, length in zip(starts[lengths > _SMALL], lengths[lengths > _SMALL], strict=True):
-            group = sequence[start : start + length]
-            dropped[group] |= near_earlier(hashes[group], order[group], radius)
-        few = sequence[np.repeat(lengths <= _SMALL, lengths)]
-        parts = parts[np.repeat(lengths <= _SMALL, lengths)]
-        for distance in range(1, _SMALL):  # all pairs of all small groups at once
-            same = parts[distance:] == parts[:-distance]
-            one, other = few[:-distance][same], few[distance:][same]
-            near = np.bitwise_count(hashes[one] ^ hashes[other]) <= radius
-            dropped[np.where(order[one] > order[other], one, other)[near]] = True
+        dropped |= near_within(parts, hashes, order, radius)
     return dropped

@@ -21,7 +21,6 @@ from clip_jax.curation.hashing import combine
 from clip_jax.curation.pool import Chunk, Pool
 from clip_jax.curation.queries import balance
 from clip_jax.curation.rules import KEPT, ColumnLimits, Reasons, Rules, mark
-from clip_jax.data.example import REASONS
 from clip_jax.errors import UserError
 
 PARTITIONS = 64  # of hashes
@@ -183,7 +182,7 @@ class Job:
         """
         facts = self.facts(state.chunk)
         if key in ("image", "text"):
-            place = np.flatnonzero((state.reasons == KEPT) | (state.reasons > len(REASONS)))
+            place = np.flatnonzero(rules_lib.is_usable(state.reasons))
             keys = facts.image if key == "image" else facts.text
             others = facts.text if key == "image" else facts.image
         else:

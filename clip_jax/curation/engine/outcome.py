@@ -7,17 +7,15 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
+from jaxtyping import Float32, Int64, UInt8, UInt64
 
-from clip_jax.curation import facts as facts_lib
 from clip_jax.curation import storage
 from clip_jax.curation.engine.job import Job, Sparse, State
 from clip_jax.curation.facts import Facts
 from clip_jax.curation.hashing import combine
 from clip_jax.curation.pool import Chunk
 from clip_jax.curation.queries import balance
-from clip_jax.curation.rules import KEPT, Reasons, column_values, mark
-from clip_jax.data.example import REASONS
+from clip_jax.curation.rules import KEPT, Reasons, column_values, is_usable, mark
 
 SAMPLES = 12  # pairs of each reason, and of those that are kept
 # Values of a limit for which the page shows how many pairs meet it.
@@ -156,7 +154,7 @@ def _curve(
 
 
 def _yields(facts: Facts, reasons: Reasons) -> dict[str, np.ndarray]:
-    usable = _is_usable(reasons)
+    usable = is_usable(reasons)
     shorter, longer = np.sort(facts.sides[usable], axis=1).T
     ratio = longer / np.maximum(shorter, 1)
     words = facts.words[usable]
@@ -167,14 +165,9 @@ def _yields(facts: Facts, reasons: Reasons) -> dict[str, np.ndarray]:
     }
 
 
-def _is_usable(reasons: Reasons) -> Bool[np.ndarray, " n"]:
-    """Returns which pairs are not broken."""
-    return (reasons == KEPT) | (reasons > len(REASONS))
-
-
 def _columns(job: Job, chunk: Chunk, reasons: Reasons) -> dict[str, Sparse]:
     """Counts the pairs that are not broken by the value of each limited column."""
-    usable, folders = _is_usable(reasons), job.columns.folders
+    usable, folders = is_usable(reasons), job.columns.folders
     columns = {}
     for name, _, _ in job.columns.limits:
         bins = column_bins(column_values(folders, name, chunk)[usable])
@@ -245,9 +238,3 @@ def limits_of(
     if not job.rules.tail_share:
         limits[0] = job.rules.limit
     return np.array(limits, np.int64)
-
-
-def query_names(job: Job) -> list[str]:
-    """Returns the text of each query of each language."""
-    tables = [facts_lib.query_table(path) for _, path in job.extraction.queries]
-    return [query for table in tables for query in table.queries]

@@ -9,6 +9,7 @@ OUT/facts/                       what was found out about each pair; another run
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
@@ -210,11 +211,10 @@ def _pairs(values: Sequence[float] | np.ndarray, counts: np.ndarray) -> list[lis
 
 def _settings(job: Job) -> JsonObject:
     """Returns the rules that are not off, for the report."""
-    default = type(job.rules)()
     settings = {
-        name: value
-        for name, value in vars(job.rules).items()
-        if name in type(job.rules).__dataclass_fields__ and value != getattr(default, name)
+        field.name: value
+        for field in dataclasses.fields(job.rules)
+        if (value := getattr(job.rules, field.name)) != field.default
     }
     if job.extraction.queries:
         settings.setdefault("limit", job.rules.limit)

@@ -56,12 +56,6 @@ def repeated(rows: Iterable[Rows], reason: str) -> Iterator[tuple[Id, Marks]]:
 def near(rows: Iterable[Rows], reason: str, radius: int) -> Iterator[tuple[Id, Marks]]:
     """Yields the pairs whose perceptual hash is near that of an earlier pair with the same key."""
     joined = _Joined(rows)
-    order = np.argsort(joined.key, kind="stable")
-    bounds = np.flatnonzero(np.diff(joined.key[order])) + 1
-    chosen = np.zeros(len(order), bool)
-    for group in np.split(order, bounds):
-        if len(group) > 1:
-            # `order` is stable, so a group is in the order of the pool
-            place = np.arange(len(group))
-            chosen[group] |= perceptual.near_earlier(joined.other[group], place, radius)
+    place = np.arange(len(joined.key))
+    chosen = perceptual.near_within(joined.key, joined.other, place, radius)
     yield from joined.marks(reason, chosen)

@@ -6,6 +6,7 @@ from typing import Any
 
 from clip_jax.curation.page.drawings import CountScale, histogram
 from clip_jax.curation.page.reasons import column_limit
+from clip_jax.data.example import REASONS
 from clip_jax.errors import counted
 from clip_jax.evaluation.report import cards, charts, formats, tables
 from clip_jax.evaluation.report.charts import Frame, Series
@@ -47,9 +48,8 @@ def yields(report: JsonObject) -> Markup | None:
 def _yield(report: JsonObject, name: str) -> Markup:
     title, x_label, values, rule = _YIELDS[name]
     points = report["yields"][name]
-    broken = {"unreadable", "text", "caption", "picture"}
     usable = report["pairs"] - sum(
-        item["pairs"] for item in report["left_out"] if item["reason"] in broken
+        item["pairs"] for item in report["left_out"] if item["reason"] in REASONS
     )
     shares = [(float(value), pairs / usable if usable else 0.0) for value, pairs in points]
     limit = report["rules"].get(rule)

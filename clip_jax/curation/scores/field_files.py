@@ -66,17 +66,12 @@ class FieldJob:
         Raises:
           UserError: too many files cannot be opened.
         """
-        most = self.pool.options.max_bad_fraction * len(files)
         unreadable = 0
         with tqdm(unit=" pairs", desc="reading", dynamic_ncols=True, disable=None) as bar:
             for file, source in self.pool.opened(files):
                 if isinstance(source, UserError):
                     unreadable += 1
-                    if unreadable > most:
-                        raise UserError(
-                            f"{unreadable:,} of {counted(len(files), 'file')} cannot be opened, "
-                            f"more than --max-bad-fraction: {source}"
-                        )
+                    self.pool.check_unreadable(unreadable, len(files), source)
                     print(f"left out: {source}", file=sys.stderr)
                     empty = np.zeros(0, np.float32)
                     self.writer.write(file, "", dict.fromkeys(self.writer.columns, empty))

@@ -107,12 +107,7 @@ class ScoreJob:
     def _leave_out(self, file: str, error: UserError, files: int, totals: Totals) -> None:
         """Writes empty tables for a file that cannot be opened; the next run tries it again."""
         totals.unreadable += 1
-        most = self.pool.options.max_bad_fraction
-        if totals.unreadable > most * files:
-            raise UserError(
-                f"{totals.unreadable:,} of {counted(files, 'file')} cannot be opened, more than "
-                f"--max-bad-fraction={most:g}: {error}"
-            )
+        self.pool.check_unreadable(totals.unreadable, files, error)
         multihost.say_first(f"left out: {error}")
         width = self.scorer.encoder.config.embed_dim
         if self.features:
