@@ -4,7 +4,8 @@
         --config.data.train='/data/{00000..41407}.tar' --config.tokenizer=wordpiece:vocab.txt
 
 `vocab.txt` is the vocabulary of BERT, one token per line; it comes with the released weights.
-Another EfficientNet is `c.model = ConfigDict(architectures.align("b3", BertConfig()).to_dict())`.
+Another EfficientNet is `c.model = ConfigDict(align("b3", BertConfig()).to_dict())`, with `align` of
+`clip_jax.models.architectures.efficientnet`.
 To start from released weights add `--config.weights.path=FOLDER`.
 
 LAMB, label smoothing and the linear decay are those of the paper. One thing differs: crops are

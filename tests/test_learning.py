@@ -135,7 +135,7 @@ def test_the_same_parameters_decay_as_in_open_clip(case):
 
 def test_only_siglips_probe_decays_in_open_clip_and_not_here():
     """open_clip tells gains and biases by their axes, and its probe has three, two of them 1."""
-    theirs = parity.decays(golden_models.open_clip_siglip(released.open_clip()).module)
+    theirs = parity.decays(golden_models.timm.open_clip_siglip(released.open_clip()).module)
     model = find_architecture("siglip-b16")
     small = dataclasses.replace(
         model,

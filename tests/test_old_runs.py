@@ -44,7 +44,7 @@ def test_an_old_run_does_not_resume_with_another_config(folder):
 
 
 def test_keys_of_an_architecture_that_a_run_did_not_have_are_no_change():
-    model = architectures.align("b0", BertConfig()).to_dict()
+    model = architectures.efficientnet.align("b0", BertConfig()).to_dict()
     config = {"model": model, "steps": 5}
     old = json.loads(json.dumps(config))
     for tower, key in (("vision", "head"), ("vision", "activation"), ("text", "pool")):

@@ -78,6 +78,12 @@ class CLIPConfig:
     def __post_init__(self) -> None:
         self.vision.check(self.tower_features)
         self.text.check()
+        text: Any = self.text
+        if not getattr(text, "projection", True) and text.width != self.tower_features:
+            raise UserError(
+                f"without model.text.projection, model.text.width={text.width} must be "
+                f"model.embed_dim={self.tower_features}"
+            )
         if self.max_logit_scale and not self.log_scale:
             raise UserError("model.max_logit_scale needs model.log_scale: set it to 0")
         if not self.temperature > 0 or self.max_logit_scale < 0:

@@ -46,7 +46,7 @@ class TextTransformer(nnx.Module):
             )
             self.transformer = Transformer(
                 config,
-                activation,
+                config.activation or activation,
                 init=init.block,
                 causal=config.causal,
                 dtype=dtype,
@@ -55,26 +55,35 @@ class TextTransformer(nnx.Module):
                 rngs=rngs,
             )
         self.ln_final = layer_norm(width, config.eps, rngs)
-        self.projection = linear(
-            width,
-            embed_dim,
-            use_bias=config.projection_bias,
-            init=init.projection,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        if config.projection:
+            self.projection = linear(
+                width,
+                embed_dim,
+                use_bias=config.projection_bias,
+                init=init.projection,
+                dtype=dtype,
+                rngs=rngs,
+            )
 
     def __call__(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed_dim"]:
         """Returns features of token ids, not normalised.
 
-        The largest id of a row is the end of the text. A tower with `pool="last"` needs full rows,
-        padding included, as in its training.
+        The largest id of a row is the end of the text, or the first `eos_id`. A tower with
+        `pool="last"` needs full rows, padding included, as in its training.
         """
         x = self._embedded(tokens)
-        last = self.config.pool == "last"
-        end = jnp.full(x.shape[0], x.shape[1] - 1) if last else jnp.argmax(tokens, axis=-1)
+        end = self._end(tokens)
         x = self._read_out(x, end) if self.config.layers else _mean(x, end)
-        return self.projection(self.ln_final(x))
+        pooled = self.ln_final(x)
+        return self.projection(pooled) if self.config.projection else pooled
+
+    def _end(self, tokens: Int[Array, "batch context"]) -> Int[Array, " batch"]:
+        """Returns the position of each row whose output is read."""
+        if self.config.pool == "last":
+            return jnp.full(tokens.shape[0], tokens.shape[1] - 1)
+        if self.config.pool == "eos":
+            return jnp.argmax(tokens == self.config.eos_id, axis=-1)
+        return jnp.argmax(tokens, axis=-1)
 
     def _embedded(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch context width"]:
         """Returns the embeddings of tokens, without positions."""

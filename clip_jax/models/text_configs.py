@@ -9,7 +9,13 @@ from clip_jax.errors import UserError
 from clip_jax.models import flop_counts
 from clip_jax.models.built_in import TransformerTower
 from clip_jax.models.flop_counts import product
-from clip_jax.models.tower import ACTIVATIONS, Params, TextTower, check_blocks, check_layers
+from clip_jax.models.tower import (
+    Params,
+    TextTower,
+    check_activation,
+    check_blocks,
+    check_layers,
+)
 from clip_jax.tokenizers.protocol import Tokenizer
 
 
@@ -21,9 +27,13 @@ class TextConfig(TransformerTower, TextTower):
       layers: the number of blocks; 0 for a bag of words, the mean of the tokens (the paper's CBOW,
         section 2.3).
       causal: whether a token attends only to itself and those before it.
-      pool: the token whose features are the output: `end`, the one with the largest id (CLIP), or
-        `last`, the last of the row, padding included (SigLIP).
+      pool: the token whose features are the output: `end`, the one with the largest id (CLIP);
+        `eos`, the first with the id `eos_id`; or `last`, the last of the row, padding included
+        (SigLIP).
+      eos_id: the id of the end of a text, for `pool="eos"`.
+      projection: whether a matrix projects `width` to `embed_dim`; without it they are equal.
       projection_bias: whether the projection to `embed_dim` has a bias.
+      activation: the activation of the MLPs; empty for that of the model.
     """
 
     kind: ClassVar[str] = "transformer"
@@ -35,7 +45,10 @@ class TextConfig(TransformerTower, TextTower):
     mlp_ratio: float = 4.0
     causal: bool = True
     pool: str = "end"
+    eos_id: int = 2
+    projection: bool = True
     projection_bias: bool = False
+    activation: str = ""
     eps: float = 1e-5
 
     def check(self) -> None:
@@ -43,8 +56,14 @@ class TextConfig(TransformerTower, TextTower):
         check_layers("text", self.layers, 0)
         if self.layers:
             check_blocks("text", self)
-        if self.pool not in ("end", "last"):
-            raise UserError(f"model.text.pool={self.pool!r} must be 'end' or 'last'")
+        if self.pool not in ("end", "eos", "last"):
+            raise UserError(f"model.text.pool={self.pool!r} must be 'end', 'eos' or 'last'")
+        if self.pool == "eos" and not self.eos_id < self.vocab_size:
+            raise UserError(
+                f"model.text.eos_id={self.eos_id} must be below "
+                f"model.text.vocab_size={self.vocab_size}"
+            )
+        check_activation("text", self.activation)
 
     @property
     def positions(self) -> int:
@@ -54,11 +73,12 @@ class TextConfig(TransformerTower, TextTower):
     @property
     def blind_to_padding(self) -> bool:
         """Whether tokens after the end of a text change nothing, so that they can be cut off."""
-        return not self.layers or (self.causal and self.pool == "end")
+        return not self.layers or (self.causal and self.pool != "last")
 
     def flops(self, embed_dim: int, tokens: int) -> int:
         """Returns the FLOPs of the forward pass of one text of `tokens` tokens."""
-        return flop_counts.transformer(self, tokens) + product(1, self.width, embed_dim)
+        projection = product(1, self.width, embed_dim) if self.projection else 0
+        return flop_counts.transformer(self, tokens) + projection
 
     def resize_positions(self, params: Params, context_length: int) -> Params:
         """Returns the parameters of this tower for texts of another length."""
@@ -72,6 +92,11 @@ class TextConfig(TransformerTower, TextTower):
     def check_tokenizer(self, name: str, tokenizer: Tokenizer) -> None:
         """Raises UserError if the tower cannot read the rows of a tokenizer."""
         TextTower.check_tokenizer(self, name, tokenizer)
+        if self.pool == "eos" and tokenizer.eot_id != self.eos_id:
+            raise UserError(
+                f"tokenizer {name} ends a text by the id {tokenizer.eot_id}: set "
+                "config.model.text.eos_id to it"
+            )
         at_end = self.pool == "end" or not self.layers
         if at_end and tokenizer.eot_id != tokenizer.vocab_size - 1:
             raise UserError(
@@ -122,11 +147,7 @@ class BertConfig(TransformerTower, TextTower):
         check_layers("text", self.layers, 1)
         if self.pool not in ("first", "mean"):
             raise UserError(f"model.text.pool={self.pool!r} must be 'first' or 'mean'")
-        if self.activation not in ("", *ACTIVATIONS):
-            raise UserError(
-                f"model.text.activation={self.activation!r:.80} must be one of "
-                f"{', '.join(ACTIVATIONS)}, or empty for that of the model"
-            )
+        check_activation("text", self.activation)
         if self.context_length > self.positions:
             raise UserError(
                 f"model.text.context_length={self.context_length} is above "

@@ -259,6 +259,15 @@ def check_grid(tower: VisionTower) -> None:
         )
 
 
+def check_activation(side: str, activation: str) -> None:
+    """Raises UserError if a tower's activation is neither known nor empty."""
+    if activation not in ("", *ACTIVATIONS):
+        raise UserError(
+            f"model.{side}.activation={activation!r:.80} must be one of {', '.join(ACTIVATIONS)}, "
+            "or empty for that of the model"
+        )
+
+
 def check_layers(side: str, layers: int, least: int, key: str = "layers") -> None:
     """Raises UserError if a tower has fewer than `least` layers, or more than it can have."""
     if not least <= layers <= MAX_LAYERS:

@@ -47,12 +47,24 @@ class Attention(nnx.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
     def __init__(
-        self, config: BlockSizes, *, init: BlockInit, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: BlockSizes,
+        *,
+        init: BlockInit,
+        bias: bool = True,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
         width, self.heads = config.width, config.heads
         common = dict(dtype=dtype, rngs=rngs)
         self.qkv = linear(
-            width, 3 * width, init=init.qkv, axes=("width", "heads"), bias_axis="heads", **common
+            width,
+            3 * width,
+            init=init.qkv,
+            use_bias=bias,
+            axes=("width", "heads"),
+            bias_axis="heads",
+            **common,
         )
         self.out = linear(width, width, init=init.out, axes=("heads", "width"), **common)
 
@@ -124,11 +136,12 @@ class Attention(nnx.Module):
     ) -> list[Array]:
         """Queries, keys and values by three products, whose results need no slicing."""
         layer, parts = self.qkv, []
-        kernels, biases = (jnp.split(p[...], 3, -1) for p in (layer.kernel, layer.bias))
+        kernels = jnp.split(layer.kernel[...], 3, -1)
+        biases = [None] * 3 if layer.bias is None else jnp.split(layer.bias[...], 3, -1)
         for rows, kernel, bias in zip((queries, x, x), kernels, biases, strict=True):
             y = layer.dot_general(rows.astype(layer.dtype or rows.dtype), kernel)
             heads = (*rows.shape[:2], self.heads, rows.shape[2] // self.heads)
-            parts.append((y + bias.astype(y.dtype)).reshape(heads))
+            parts.append((y if bias is None else y + bias.astype(y.dtype)).reshape(heads))
         return parts
 
     def _adapted(self, parts: tuple[Array, ...], read: Array, hidden: Array) -> list[Array]:
@@ -152,7 +165,8 @@ class Attention(nnx.Module):
 
         layer = self.qkv
         y = layer.dot_general(x.astype(layer.dtype or x.dtype), grouped(layer.kernel))
-        y = y + grouped(layer.bias).astype(y.dtype)
+        if layer.bias is not None:
+            y = y + grouped(layer.bias).astype(y.dtype)
         if hidden is not None:
             y = y + layer.expand(hidden, grouped(layer.lora_b))
         parts = y.reshape(*x.shape[:2], self.heads, 3, x.shape[2] // self.heads)
@@ -221,7 +235,8 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """A residual block: attention, then MLP.
 
-    CLIP has a LayerNorm before each of the two, BERT one after each sum (`post_norm`).
+    CLIP has a LayerNorm before each of the two, BERT one after each sum (`post_norm`). With
+    `layer_scale` learned gains scale what each of the two adds (Touvron et al. 2021).
     """
 
     def __init__(
@@ -231,14 +246,19 @@ class Block(nnx.Module):
         *,
         init: BlockInit,
         post_norm: bool = False,
+        layer_scale: float = 0.0,
+        attention_bias: bool = True,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        self.post_norm = post_norm
+        self.post_norm, self.scales = post_norm, layer_scale > 0
         self.ln_1 = layer_norm(config.width, config.eps, rngs, dtype)
-        self.attention = Attention(config, init=init, dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, init=init, bias=attention_bias, dtype=dtype, rngs=rngs)
         self.ln_2 = layer_norm(config.width, config.eps, rngs, dtype)
         self.mlp = MLP(config, activation, init=init, dtype=dtype, rngs=rngs)
+        if self.scales:
+            gains = jnp.full(config.width, layer_scale)
+            self.scale_1, self.scale_2 = (nnx.Param(gains, spec=VECTOR) for _ in range(2))
 
     def __call__(
         self,
@@ -252,8 +272,12 @@ class Block(nnx.Module):
         if self.post_norm:
             x = self.ln_1(stream + self.attention(x, causal, mask, at)).astype(x.dtype)
             return self.ln_2(x + self.mlp(x)).astype(x.dtype)
-        x = stream + self.attention(self.ln_1(x), causal, mask, at)
-        return x + self.mlp(self.ln_2(x))
+        attended = self.attention(self.ln_1(x), causal, mask, at)
+        if not self.scales:
+            x = stream + attended
+            return x + self.mlp(self.ln_2(x))
+        x = stream + attended * self.scale_1[...].astype(x.dtype)
+        return x + self.mlp(self.ln_2(x)) * self.scale_2[...].astype(x.dtype)
 
     def step(
         self,
@@ -273,7 +297,7 @@ class Transformer(nnx.Module):
 
     `remat` names what the backward pass recomputes: `none` nothing, `full` everything; `dots` keeps
     the results of the linear layers. `chunk` is the number of rows of each device that a layer
-    takes at a time, see `stack.scan`.
+    takes at a time, see `stack.scan`. Other `options` are those of `Block`.
     """
 
     def __init__(
@@ -283,11 +307,11 @@ class Transformer(nnx.Module):
         *,
         init: BlockInit,
         causal: bool,
-        post_norm: bool = False,
         dtype: DTypeLike,
         remat: str,
         chunk: int = 0,
         rngs: nnx.Rngs,
+        **options: Any,
     ) -> None:
         if activation not in ACTIVATIONS:
             raise UserError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
@@ -295,7 +319,7 @@ class Transformer(nnx.Module):
         self.remat = check_remat(remat)
         self.chunk = chunk
         self.blocks = stack(
-            partial(Block, config, activation, init=init, post_norm=post_norm, dtype=dtype),
+            partial(Block, config, activation, init=init, dtype=dtype, **options),
             config.layers,
             rngs,
         )

@@ -14,6 +14,7 @@ from clip_jax.models.tower import (
     Params,
     PixelOptions,
     VisionTower,
+    check_activation,
     check_blocks,
     check_layers,
 )
@@ -34,10 +35,18 @@ class VisionConfig(TransformerTower, VisionTower):
         projection. Models of small data sets learn faster with them (Xiao et al. 2021).
       pool: what gives the output: `class`, a class token; `mean`, the mean of the patches; `map`, a
         learned query that attends to the patches (SigLIP; Zhai et al. 2022, section 3).
+      unpooled_class: whether there is a class token that the mean of the patches leaves out
+        (CLIPA); only with `pool="mean"`.
+      ln_before_pool: whether the last LayerNorm comes before the mean of the patches, not after it.
       registers: the number of extra tokens without a position (Darcet et al. 2023).
       ln_pre: whether there is a LayerNorm before the blocks (in CLIP, not in SigLIP).
+      layer_scale: above 0: each block scales its two branches by learned gains, which start at this
+        value (Touvron et al. 2021).
+      attention_bias: whether queries, keys and values have a bias.
       patch_bias: whether the projection of the patches has a bias.
       projection: whether a matrix projects `width` to `embed_dim`; without it they are equal.
+      projection_bias: whether this projection has a bias.
+      activation: the activation of the MLPs; empty for that of the model.
       ragged: whether pixels at the right and bottom edges that fill no patch are dropped.
       patch_dropout: the share of patches dropped in training.
     """
@@ -51,10 +60,16 @@ class VisionConfig(TransformerTower, VisionTower):
     mlp_ratio: float = 4.0
     stem: int = 0
     pool: str = "class"
+    unpooled_class: bool = False
+    ln_before_pool: bool = False
     registers: int = 0
     ln_pre: bool = True
+    layer_scale: float = 0.0
+    attention_bias: bool = True
     patch_bias: bool = False
     projection: bool = True
+    projection_bias: bool = False
+    activation: str = ""
     ragged: bool = False
     eps: float = 1e-5
     patch_dropout: float = 0.0
@@ -81,6 +96,12 @@ class VisionConfig(TransformerTower, VisionTower):
             )
         if self.pool not in ("class", "mean", "map"):
             raise UserError(f"model.vision.pool={self.pool!r} must be 'class', 'mean' or 'map'")
+        if self.pool != "mean" and (self.unpooled_class or self.ln_before_pool):
+            raise UserError(
+                "model.vision.unpooled_class and .ln_before_pool need model.vision.pool='mean', "
+                f"not {self.pool!r}"
+            )
+        check_activation("vision", self.activation)
         if not 0 <= self.patch_dropout < 1:
             raise UserError(f"model.vision.patch_dropout={self.patch_dropout} is not in [0, 1)")
         if not self.projection and self.width != embed_dim:
@@ -88,6 +109,11 @@ class VisionConfig(TransformerTower, VisionTower):
                 f"without model.vision.projection, model.vision.width={self.width} must be "
                 f"model.embed_dim={embed_dim}"
             )
+
+    @property
+    def class_tokens(self) -> int:
+        """The number of class tokens, 0 or 1."""
+        return int(self.pool == "class" or self.unpooled_class)
 
     @property
     def pooling_parts(self) -> tuple[str, ...]:
@@ -126,14 +152,14 @@ class VisionConfig(TransformerTower, VisionTower):
     @property
     def tokens(self) -> int:
         """The number of tokens of one image in the blocks during training."""
-        return self._kept_patches + (self.pool == "class") + self.registers
+        return self._kept_patches + self.class_tokens + self.registers
 
     def resize_positions(self, params: Params, image_size: int) -> Params:
         """Returns the parameters of this tower for images of another size."""
         from clip_jax.models.positions import resize_grid
 
         old, new = self.image_size // self.patch_size, image_size // self.patch_size
-        table = resize_grid(params["positional_embedding"], old, new, int(self.pool == "class"))
+        table = resize_grid(params["positional_embedding"], old, new, self.class_tokens)
         return {**params, "positional_embedding": table}
 
     def preprocess(self) -> PixelOptions:

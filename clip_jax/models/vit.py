@@ -116,8 +116,9 @@ class VisionTransformer(nnx.Module):
     ) -> None:
         self.config = config
         self.dtype = activation_dtype(dtype)
+        activation = config.activation or activation
         width, patch = config.width, config.patch_size
-        tokens = (config.image_size // patch) ** 2 + (config.pool == "class")
+        tokens = (config.image_size // patch) ** 2 + config.class_tokens
         init = vision_init(config)
         common = dict(dtype=dtype, rngs=rngs)
         if config.stem:
@@ -130,7 +131,7 @@ class VisionTransformer(nnx.Module):
             axes=("pixels", "patch_features"),
             **common,
         )
-        if config.pool == "class":
+        if config.class_tokens:
             self.class_embedding = nnx.Param(init.embeddings(rngs.params(), (width,)), spec=VECTOR)
         self.positional_embedding = nnx.Param(
             init.embeddings(rngs.params(), (tokens, width)), spec=POSITIONS
@@ -146,6 +147,8 @@ class VisionTransformer(nnx.Module):
             activation,
             init=init.block,
             causal=False,
+            layer_scale=config.layer_scale,
+            attention_bias=config.attention_bias,
             remat=remat,
             chunk=chunk,
             **common,
@@ -162,7 +165,11 @@ class VisionTransformer(nnx.Module):
             self.pool = AttentionPool(config, activation, init=init.block, **common)
         if config.projection:
             self.projection = linear(
-                config.width, embed_dim, use_bias=False, init=init.projection, **common
+                config.width,
+                embed_dim,
+                use_bias=config.projection_bias,
+                init=init.projection,
+                **common,
             )
 
     def __call__(
@@ -204,7 +211,7 @@ class VisionTransformer(nnx.Module):
         if self.config.pool == "class":
             x = self.ln_post(x).astype(self.dtype)
             return self.project(x[:, 0]), x[:, 1:]
-        return self.project(self._pool(x)), self.ln_post(x).astype(self.dtype)
+        return self.project(self._pool(x)), self._patches(self.ln_post(x).astype(self.dtype))
 
     def _embedded(
         self, image: Num[Array, "batch height width 3"], key: Key[Array, " batch"] | None
@@ -221,7 +228,13 @@ class VisionTransformer(nnx.Module):
         """Pools the output of the blocks, where no class token does it."""
         if self.config.pool == "map":
             return self.pool(self.ln_post(x).astype(self.dtype))
-        return self.ln_post(x.mean(axis=1))
+        if self.config.ln_before_pool:
+            return self._patches(self.ln_post(x)).mean(axis=1)
+        return self.ln_post(self._patches(x).mean(axis=1))
+
+    def _patches(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch kept width"]:
+        """Returns the tokens without a class token that is not pooled."""
+        return x[:, 1:] if self.config.unpooled_class else x
 
     def _tokens(
         self, image: Float[Array, "batch height width 3"], key: Key[Array, " batch"] | None
@@ -236,7 +249,7 @@ class VisionTransformer(nnx.Module):
         x = x + position[-x.shape[1] :]
         if key is not None and self.config.patch_dropout:
             x = drop_patches(x, self.config.patch_dropout, key)
-        if self.config.pool == "class":
+        if self.config.class_tokens:
             first = self.class_embedding[...].astype(self.dtype) + position[0]
             x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
         if self.config.registers:

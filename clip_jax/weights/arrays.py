@@ -121,13 +121,18 @@ def _is_same_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return shape == wanted or {shape, wanted} == {(), (1,)}  # a scalar, in some versions
 
 
-def _table(config: CLIPConfig, library: Library, arrays: Mapping[str, Any]) -> list[Leaf]:
-    """Returns the table of a model.
+def _table(
+    config: CLIPConfig,
+    library: Library,
+    arrays: Mapping[str, Any],
+    names: Collection[str] | None = None,
+) -> list[Leaf]:
+    """Returns the table of a model, for a file with tensors of these `names` or to write one.
 
     Raises:
       UserError: one of `arrays` is not in it.
     """
-    table = leaves(config, library)
+    table = leaves(config, library, names)
     if unnamed := arrays.keys() - {leaf.path for leaf in table}:
         raise UserError(f"{library} has no place for {sorted(unnamed)[0]} of this model")
     return table
@@ -168,7 +173,7 @@ def to_variables(
     """
     shapes = [dict(flat(tree)) for tree in variables(abstract_model(config))]
     both = shapes[0] | shapes[1]
-    table = _table(config, library, both)
+    table = _table(config, library, both, tensors)
     check(tensors, table, both)
     buffers = read(tensors, table, both, dtype)
     where = jax.local_devices()[0]

@@ -208,7 +208,7 @@ def _find_renamed(
     try:
         weights = _read_described(path, path.parent, library, beside, name)
         shapes = dict(arrays.flat(*variables(abstract_model(weights.config))))
-        arrays.check(tensors, leaves(weights.config, library), shapes)
+        arrays.check(tensors, leaves(weights.config, library, tensors), shapes)
     except UserError:
         return None
     return weights
@@ -270,7 +270,7 @@ def _architecture_by_shapes(tensors: Tensors, library: Library) -> str:
     named = {name for name in tensors if name not in IGNORED}
     for name, config in ARCHITECTURES.items():
         try:
-            table = leaves(config, library)
+            table = leaves(config, library, named)
             if named != {tensor for leaf in table for tensor in leaf.tensors}:
                 continue  # quick: no shapes are needed
             shapes = dict(arrays.flat(*variables(abstract_model(config))))

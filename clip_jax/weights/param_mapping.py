@@ -6,7 +6,7 @@ directions. A mapping is imported when it is first used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from clip_jax.errors import UserError, only_user_errors
@@ -14,6 +14,7 @@ from clip_jax.models.model_config import CLIPConfig
 from clip_jax.registry import Registry, is_users
 from clip_jax.weights.mappings.leaf import Leaf
 from clip_jax.weights.mappings.protocol import WeightsMapping
+from clip_jax.weights.mappings.timm.tower import TimmTower
 from clip_jax.weights.mappings.tower import TowerMapping
 
 Library = str  # a name of `MAPPINGS`, or the dotted path of a user's `WeightsMapping`
@@ -34,6 +35,7 @@ TOWER_MAPPINGS: Registry[type[TowerMapping]] = Registry(
     {
         "bert": "clip_jax.weights.mappings.bert:Bert",
         "efficientnet_lite": "clip_jax.weights.mappings.efficientnet_lite:EfficientNetLite",
+        "timm_vit": "clip_jax.weights.mappings.timm.vit:TimmViT",
     },
 )
 
@@ -106,12 +108,29 @@ IGNORED = (
 )
 
 
-def leaves(config: CLIPConfig, library: Library) -> list[Leaf]:
+def leaves(
+    config: CLIPConfig, library: Library, names: Collection[str] | None = None
+) -> list[Leaf]:
     """Returns the table that maps a model's parameters to the tensors of a library's files.
+
+    Args:
+      config: the architecture.
+      library: the library.
+      names: the names of the tensors of a file that is read; None for a file that is written.
 
     Raises:
       UserError: the library has no such model.
     """
-    table = list(mapping_of(library).leaves(config))
+    mapping = mapping_of(library)
+    table = list(mapping.leaves(config))
     assert len({leaf.path for leaf in table}) == len(table)
-    return table
+    return table if names is None else mapping.as_in_file(table, names)
+
+
+def trunk_mapping(tower: Any) -> TimmTower | None:
+    """Returns the mapping of timm's names for an image tower; None if timm has no such tower."""
+    for name in TOWER_MAPPINGS.names:
+        mapping = TOWER_MAPPINGS.get(name)()
+        if isinstance(mapping, TimmTower) and mapping.fills(tower):
+            return mapping
+    return None

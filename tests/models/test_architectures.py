@@ -7,7 +7,7 @@ import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.models import architectures
-from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.architectures import ARCHITECTURES, efficientnet
 from clip_jax.models.clip import abstract_model, parameter_count, variables
 from clip_jax.models.model_config import (
     BertConfig,
@@ -54,9 +54,9 @@ def test_parameter_counts_are_the_released_ones(name):
     [("b0", 4_049_571 - 42_016 - 7), ("b7", None)],
 )
 def test_efficientnets_scale_by_width_and_depth(name, without_top):
-    width, depth, _ = architectures.EFFICIENTNETS[name]
+    width, depth, _ = efficientnet.EFFICIENTNETS[name]
     config = EfficientNetConfig(width=width, depth=depth)
-    model = abstract_model(architectures.align(name, BertConfig(width=16, layers=1, heads=2)))
+    model = abstract_model(efficientnet.align(name, BertConfig(width=16, layers=1, heads=2)))
     assert config.channels(320) == model.config.embed_dim
     if without_top is not None:  # Keras counts running statistics (42,016) and a normalisation (7)
         head = config.channels(320) * 1280 + 2 * 1280
@@ -69,7 +69,7 @@ def test_efficientnets_scale_by_width_and_depth(name, without_top):
     [("lite0", 4.652), ("lite1", 5.417), ("lite2", 6.092), ("lite3", 8.197), ("lite4", 13.007)],
 )
 def test_efficientnet_lites_have_the_published_sizes(name, millions):
-    vision = CLIPConfig(1280, vision=architectures.efficientnet_lite(name))
+    vision = CLIPConfig(1280, vision=efficientnet.efficientnet_lite(name))
     count = parameter_count(abstract_model(vision).vision) + 1281 * 1000
     assert round(count / 1e6, 3) == millions
 
@@ -79,7 +79,7 @@ def test_towers_have_names():
     values["vision"] = architectures.tower("efficientnet-lite2")
     values["text"] = architectures.tower("all-MiniLM-L6-v2")
     config = CLIPConfig.from_dict({**values, "embed_dim": 1280})
-    assert config.vision == architectures.efficientnet_lite("lite2")
+    assert config.vision == efficientnet.efficientnet_lite("lite2")
     assert parameter_count(abstract_model(config).text) == 22_565_376 + 385 * 1280
     with pytest.raises(UserError, match=r"lite9.*efficientnet-lite0.*all-MiniLM-L6-v2"):
         architectures.tower("efficientnet-lite9")
@@ -132,7 +132,10 @@ def test_an_unknown_name_lists_the_known():
         (dict(vision=ResNetConfig(layers=(1, 2, 3))), "four stages"),
         (dict(vision=EfficientNetConfig()), "embed_dim=640"),
         (dict(vision=EfficientNetConfig(stages=((3, 1),))), "stages"),
-        (dict(vision=architectures.efficientnet_lite("lite0")), "embed_dim=1280, not 512, or"),
+        (
+            dict(vision=efficientnet.efficientnet_lite("lite0")),
+            "embed_dim=1280, not 512, or",
+        ),
         (dict(vision=EfficientNetConfig(activation="relu")), "'relu6'"),
         (dict(vision=VisionConfig(projection=False)), "projection"),
         (dict(vision=VisionConfig(pool="max")), "'map'"),

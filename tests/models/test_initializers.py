@@ -18,7 +18,7 @@ from flax import nnx
 from scipy import stats
 
 import released
-from clip_jax.models.architectures import siglip
+from clip_jax.models.architectures.siglip import siglip
 from clip_jax.models.clip import CLIP, variables
 from clip_jax.models.model_config import (
     BertConfig,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clip_jax.models.architectures import siglip
+from clip_jax.models.architectures.siglip import siglip
 from clip_jax.models.clip import CLIP
 from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig
 from clip_jax.models.model_config import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from clip_jax.losses.coca import CoCa
 from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.generation import Generation
-from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
+from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights import arrays, library
 from clip_jax.weights.param_mapping import leaves, mapping_of
 from clip_jax.weights.tensor_writing import write_safetensors
@@ -29,45 +30,15 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "models"
 FAMILIES = golden_models.FAMILIES
 TRAINED = ["open_clip_resnet"]  # whose batch statistics are held against torch's
 
-# open_clip describes this one by the name of a vision tower that is not tiny.
-SIGLIP = CLIPConfig(
-    16,
-    "gelu",
-    temperature=0.1,
-    max_logit_scale=0.0,
-    logit_bias=-10.0,
-    vision=VisionConfig(
-        image_size=8,
-        patch_size=4,
-        width=16,
-        layers=2,
-        heads=2,
-        pool="map",
-        ln_pre=False,
-        patch_bias=True,
-        projection=False,
-        eps=1e-6,
-    ),
-    text=TextConfig(
-        vocab_size=golden_models.VOCABULARY,
-        context_length=golden_models.CONTEXT,
-        width=16,
-        layers=2,
-        heads=2,
-        causal=False,
-        pool="last",
-        projection_bias=True,
-        eps=1e-6,
-    ),
-)
-
 
 def found_in(folder: Path, family: str) -> library.SavedWeights:
     """What the files of a family's folder are."""
-    if family == "open_clip_siglip":
-        path = folder / "open_clip_model.safetensors"
-        return library.SavedWeights(path, "open_clip", SIGLIP, library.preprocess_of(SIGLIP), None)
-    return library.find_weights(folder)
+    ours = folder / "model.json"
+    if not ours.is_file():
+        return library.find_weights(folder)
+    config = CLIPConfig.from_dict(json.loads(ours.read_text()))
+    path = folder / "open_clip_model.safetensors"
+    return library.SavedWeights(path, "open_clip", config, library.preprocess_of(config), None)
 
 
 def built(weights: library.SavedWeights) -> CLIP:
@@ -201,13 +172,13 @@ def test_golden_batch_statistics(family: str, tmp_path: Path) -> None:
 
 def live(family: str, folder: Path, seed: int) -> golden_models.Model:
     """A model of the installed library, its weights and configs written as it would."""
-    import json
-
     name, build = FAMILIES[family]
     model = build(released.open_clip() if name == "open_clip" else released.transformers())
     golden_models.randomize(model.module, seed)
     for document, values in model.documents.items():
         (folder / document).write_text(json.dumps(values))
+    if model.ours:
+        (folder / "model.json").write_text(json.dumps(model.ours))
     write_safetensors(folder / model.file, golden_models.state(model))
     return model
 

@@ -23,8 +23,12 @@ def essence(config: CLIPConfig) -> JsonObject:
     for tower in (values["vision"], values["text"]):
         for key in ("patch_dropout", "momentum"):
             tower.pop(key, None)
+        if tower.get("activation") == config.activation:
+            tower["activation"] = ""
         if "mlp_ratio" in tower:  # it stands for a whole number
             tower["mlp_ratio"] = round(tower["width"] * tower["mlp_ratio"]) / tower["width"]
+    if values["text"].get("pool") != "eos":
+        values["text"].pop("eos_id", None)
     if config.text.any_length:
         del values["text"]["context_length"]
     return values

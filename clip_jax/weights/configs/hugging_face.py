@@ -8,7 +8,7 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
-from clip_jax.models.architectures import siglip
+from clip_jax.models.architectures.siglip import siglip
 from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
@@ -105,20 +105,21 @@ def from_hugging_face(values: Mapping[str, Any], where: str = "config.json") -> 
     return config
 
 
-def _activation(*towers: tuple[Fields, str]) -> str:
-    """Returns the activation that all towers have in common."""
-    names = {fields.text("hidden_act", default): fields.where for fields, default in towers}
-    for name, where in names.items():
-        if name not in _ACTIVATIONS:
-            raise UserError(
-                f"{where}: hidden_act={name!r:.60} is not supported here, only "
-                f"{', '.join(_ACTIVATIONS)}"
-            )
-    if len({_ACTIVATIONS[name] for name in names}) > 1:
+def _activation(fields: Fields, default: str) -> str:
+    """Returns the activation of a tower."""
+    name = fields.text("hidden_act", default)
+    if name not in _ACTIVATIONS:
         raise UserError(
-            f"{towers[0][0].where}: hidden_act differs between its towers: {', '.join(names)}"
+            f"{fields.where}: hidden_act={name!r:.60} is not supported here, only "
+            f"{', '.join(_ACTIVATIONS)}"
         )
     return _ACTIVATIONS[name]
+
+
+def _activations(vision: Fields, text: Fields, default: str) -> tuple[str, JsonObject]:
+    """Returns the activation of a model, that of its texts, and the image tower's if it differs."""
+    image, words = _activation(vision, default), _activation(text, default)
+    return words, {} if image == words else {"activation": image}
 
 
 def _shape(fields: Fields, width: int, layers: int, heads: int, hidden: int) -> JsonObject:
@@ -139,15 +140,17 @@ def _read_clip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     if "eos_token_id" not in text.values and vocab_size != 49408:
         raise UserError(f"{text.where}: eos_token_id must be the last of vocab_size={vocab_size}")
     image_size, patch_size = vision.image_size(224), vision.integer("patch_size", 32)
+    activation, own = _activations(vision, text, "quick_gelu")
     return CLIPConfig(
         fields.integer("projection_dim", 512),
-        _activation((vision, "quick_gelu"), (text, "quick_gelu")),
+        activation,
         temperature=_temperature(fields, 2.6592),
         vision=VisionConfig(
             image_size=image_size,
             patch_size=patch_size,
             ragged=image_size % patch_size > 0,
             eps=vision.eps("layer_norm_eps", 1e-5),
+            **own,
             **_shape(vision, 768, 12, 12, 3072),
         ),
         text=TextConfig(
@@ -170,12 +173,14 @@ def _read_siglip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     vision.only("vision_use_head", True)
     shape = _shape(vision, 768, 12, 12, 3072)
     text.only("projection_size", shape["width"])
+    activation, own = _activations(vision, text, "gelu_pytorch_tanh")
     return siglip(
-        _activation((vision, "gelu_pytorch_tanh"), (text, "gelu_pytorch_tanh")),
+        activation,
         dict(
             image_size=vision.image_size(224),
             patch_size=vision.integer("patch_size", 16),
             eps=vision.eps("layer_norm_eps", 1e-6),
+            **own,
             **shape,
         ),
         dict(
@@ -220,7 +225,7 @@ def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     )
     return CLIPConfig(
         fields.integer("projection_dim", 640),
-        _activation((text, "gelu")),
+        _activation(text, "gelu"),
         temperature=fields.number("temperature_init_value", 1.0, 1e-6),
         log_scale=False,
         max_logit_scale=0.0,
@@ -253,27 +258,28 @@ def from_bert(values: Mapping[str, Any], where: str = "config.json") -> JsonObje
     """
     fields = Fields(values, where)
     fields.only("model_type", "bert")
-    facts = {**_bert(fields), "activation": _activation((fields, "gelu"))}
+    facts = {**_bert(fields), "activation": _activation(fields, "gelu")}
     fields.finish({"": _EVERYWHERE})
     return facts
 
 
 def to_hugging_face(config: CLIPConfig) -> JsonObject:
     """Returns the config.json of a model for transformers; see `param_mapping.leaves`."""
-    activation = next(k for k, v in _ACTIVATIONS.items() if v == config.activation)
     match config:
         case CLIPConfig(vision=EfficientNetConfig() as image, text=BertConfig() as bert):
-            return _write_align(config, image, bert, activation)
+            return _write_align(config, image, bert, _name_of(config.activation))
         case CLIPConfig(vision=VisionConfig() as vision, text=TextConfig() as text):
-            return _write_transformers(config, vision, text, activation)
+            return _write_transformers(config, vision, text)
     raise UserError(
         f"transformers has no model of a {kind_of(config.vision)} and a {kind_of(config.text)}"
     )
 
 
-def _write_transformers(
-    config: CLIPConfig, vision: VisionConfig, text: TextConfig, activation: str
-) -> JsonObject:
+def _name_of(activation: str) -> str:
+    return next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == activation)
+
+
+def _write_transformers(config: CLIPConfig, vision: VisionConfig, text: TextConfig) -> JsonObject:
     """Returns a `SiglipModel` or a `CLIPModel`."""
     siglip = vision.pool == "map"
     kind = "siglip" if siglip else "clip"
@@ -286,7 +292,7 @@ def _write_transformers(
             "num_hidden_layers": values.layers,
             "num_attention_heads": values.heads,
             "layer_norm_eps": values.eps,
-            "hidden_act": activation,
+            "hidden_act": _name_of(values.activation or config.activation),
         }
 
     image = {"image_size": vision.image_size, "patch_size": vision.patch_size, "num_channels": 3}

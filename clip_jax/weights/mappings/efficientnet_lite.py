@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import same_padding
+from clip_jax.models.architectures.efficientnet import same_padding
 from clip_jax.models.model_config import EfficientNetConfig
 from clip_jax.models.registry import kind_of
 from clip_jax.weights.mappings.leaf import Leaf, batch_norm, linear, single

@@ -99,6 +99,7 @@ def pieces(leaf: Leaf, array: np.ndarray) -> Iterator[Piece]:
 _STRUCTURE = (
     *("log_scale", "logit_bias", "projection_width", "stem", "registers", "pool", "ln_pre"),
     *("projection", "patch_bias", "ragged", "causal", "projection_bias", "pooler", "head"),
+    *("unpooled_class", "ln_before_pool", "layer_scale", "attention_bias"),
 )
 
 
@@ -195,7 +196,7 @@ _BLOCKS: dict[str, dict[str, str]] = {
 }
 
 
-def blocks(tower: str, prefix: str, style: str, layers: int) -> Iterator[Leaf]:
+def blocks(tower: str, prefix: str, style: str, layers: int, bias: bool = True) -> Iterator[Leaf]:
     """Yields the leaves of a Transformer's blocks.
 
     Args:
@@ -203,11 +204,14 @@ def blocks(tower: str, prefix: str, style: str, layers: int) -> Iterator[Leaf]:
       prefix: the prefix of the blocks' names in the library.
       style: whose names the blocks have, such as `open_clip` or `timm`.
       layers: the number of blocks.
+      bias: whether queries, keys and values have a bias.
     """
-    yield from block_stack(f"{tower}/transformer/blocks", prefix, style, layers)
+    yield from block_stack(f"{tower}/transformer/blocks", prefix, style, layers, bias)
 
 
-def block_stack(ours: str, prefix: str, style: str, layers: int) -> Iterator[Leaf]:
+def block_stack(
+    ours: str, prefix: str, style: str, layers: int, bias: bool = True
+) -> Iterator[Leaf]:
     """Yields the leaves of a stack of blocks at the path `ours`; arguments as for `blocks`."""
     options: dict[str, Any] = dict(layers=tuple(range(layers)))
     if style == "open_clip":
@@ -217,7 +221,8 @@ def block_stack(ours: str, prefix: str, style: str, layers: int) -> Iterator[Lea
         if path.startswith("ln"):
             yield from norm(f"{ours}/{path}", *names, **options)
         else:
-            yield from linear(f"{ours}/{path}", *names, **options)
+            has_bias = bias or path != "attention/qkv"
+            yield from linear(f"{ours}/{path}", *names, bias=has_bias, **options)
 
 
 def is_plain(vision: VisionConfig) -> bool:
@@ -227,9 +232,13 @@ def is_plain(vision: VisionConfig) -> bool:
 
 def has_class_token(vision: VisionConfig) -> bool:
     """Returns whether a tower is CLIP's up to its last block, and projects its output."""
+    return vision.pool == "class" and vision.ln_pre and not vision.layer_scale and is_bare(vision)
+
+
+def is_bare(vision: VisionConfig) -> bool:
+    """Returns whether a tower has the biases and the projection of CLIP's, and no stem."""
     return (
-        vision.pool == "class"
-        and vision.ln_pre
-        and vision.projection
-        and not (vision.stem or vision.registers or vision.patch_bias)
+        vision.projection
+        and vision.attention_bias
+        and not (vision.stem or vision.registers or vision.patch_bias or vision.projection_bias)
     )

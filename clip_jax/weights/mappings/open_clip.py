@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, Multi
 from clip_jax.models.generation import DECODER
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.weights import configs, preprocessing
+from clip_jax.weights.configs.open_clip.timm import has_text_prefix, is_timm, projection_of
 from clip_jax.weights.mappings.leaf import (
     Leaf,
     batch_norm,
     block_stack,
     blocks,
     has_class_token,
+    is_bare,
     is_plain,
     linear,
     norm,
@@ -25,10 +28,12 @@ from clip_jax.weights.mappings.leaf import (
     unsupported,
 )
 from clip_jax.weights.mappings.protocol import Document, ModelDescription, WeightsMapping
+from clip_jax.weights.mappings.timm.tower import open_clip_leaves
+from clip_jax.weights.param_mapping import trunk_mapping
 
 
 class OpenClip(WeightsMapping):
-    """The mapping of open_clip's CLIP (vision Transformer or ResNet), its SigLIP and its CoCa."""
+    """The mapping of open_clip's models: its own towers, those of timm, and its CoCa."""
 
     name = "open_clip"
     description = "open_clip: open_clip_model.safetensors or .bin, and open_clip_config.json"
@@ -45,16 +50,22 @@ class OpenClip(WeightsMapping):
                 projection_width=0,
             ) if _is_coca(config):
                 return _coca_leaves(config, vision, text)
-            case CLIPConfig(
-                vision=VisionConfig(
-                    pool="map", ln_pre=False, projection=False, stem=0, registers=0
-                ) as vision,
-                text=TextConfig() as text,
-                log_scale=True,
-                projection_width=0,
-            ) if text.layers and config.logit_bias is not None:
-                return _siglip_leaves(vision, text)
-        return clip_leaves(config, self.name)
+            case CLIPConfig(text=TextConfig() as text, log_scale=True, projection_width=0) if (
+                text.layers and type(text) is TextConfig
+            ):
+                return _model_leaves(config, text)
+        raise unsupported(config, self.name)
+
+    def as_in_file(self, table: list[Leaf], names: Collection[str]) -> list[Leaf]:
+        """Returns the table of a file whose text parameters have the prefix `text.`, or have not.
+
+        open_clip saves both and reads both.
+        """
+        has = any(name.startswith("text.") for name in names)
+        wanted = any(leaf.names[0].startswith("text.") for leaf in table)
+        if has == wanted:
+            return table
+        return [_with_text_prefix(leaf, has) for leaf in table]
 
     def recognizes(self, names: Collection[str]) -> bool:
         """Returns whether tensors of these names are a model of open_clip."""
@@ -105,14 +116,14 @@ def is_coca(names: Collection[str]) -> bool:
 
 
 def clip_leaves(config: CLIPConfig, library: str) -> Iterator[Leaf]:
-    """Yields the leaves of a CLIP in the files of open_clip or OpenAI.
+    """Yields the leaves of a CLIP in OpenAI's files.
 
     Raises:
-      UserError: the library has no such model.
+      UserError: it has no such model.
     """
     match config:
         case CLIPConfig(
-            text=TextConfig(projection_bias=False, pool="end") as text,
+            text=TextConfig(projection_bias=False, projection=True, pool="end") as text,
             log_scale=True,
             logit_bias=None,
             projection_width=0,
@@ -128,6 +139,36 @@ def clip_leaves(config: CLIPConfig, library: str) -> Iterator[Leaf]:
             yield from _open_clip_text(text, "")
         case _:
             raise unsupported(config, library)
+
+
+def _model_leaves(config: CLIPConfig, text: TextConfig) -> Iterator[Leaf]:
+    """Yields the leaves of a model of an image tower and open_clip's own text tower."""
+    yield single("logit_scale", "logit_scale")
+    if config.logit_bias is not None:
+        yield single("logit_bias", "logit_bias")
+    match config.vision:
+        case ResNetConfig() as vision:
+            yield from _resnet(vision)
+        case VisionConfig(pool="class" | "mean") as vision if (
+            type(vision) is VisionConfig
+            and not is_timm(config)
+            and vision.class_tokens
+            and is_bare(vision)
+        ):
+            yield from _open_clip_vit(vision)
+        case vision if is_timm(config) and (mapping := trunk_mapping(vision)):
+            yield from open_clip_leaves(mapping, vision, projection_of(vision))
+        case _:
+            raise unsupported(config, "open_clip")
+    yield from _open_clip_text(text, "text." if has_text_prefix(config) else "")
+
+
+def _with_text_prefix(leaf: Leaf, prefix: bool) -> Leaf:
+    """Returns a leaf of the text tower with the prefix `text.`, or without; others as they are."""
+    if not leaf.path.startswith("text/"):
+        return leaf
+    names = (name.removeprefix("text.") for name in leaf.names)
+    return dataclasses.replace(leaf, names=tuple("text." * prefix + name for name in names))
 
 
 def _is_coca(config: CLIPConfig) -> bool:
@@ -185,36 +226,21 @@ def _cross_attention(ours: str, theirs: str, joint: bool, **options: Any) -> Ite
     yield from linear(f"{ours}/out", f"{theirs}.out_proj", **options)
 
 
-def _siglip_leaves(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
-    yield single("logit_scale", "logit_scale")
-    yield single("logit_bias", "logit_bias")
-    yield from _timm_vit(vision)
-    yield from _open_clip_text(text, "text.")
-
-
 def _open_clip_vit(vision: VisionConfig) -> Iterator[Leaf]:
     yield single("vision/class_embedding", "visual.class_embedding")
     yield single("vision/positional_embedding", "visual.positional_embedding")
     yield single("vision/projection/kernel", "visual.proj")
     yield single("vision/patch_embedding/kernel", "visual.conv1.weight", "patches")
-    yield from norm("vision/ln_pre", "visual.ln_pre")
-    yield from blocks("vision", "visual.transformer.resblocks", "open_clip", vision.layers)
+    if vision.ln_pre:
+        yield from norm("vision/ln_pre", "visual.ln_pre")
+    blocks_name = "visual.transformer.resblocks"
+    yield from blocks("vision", blocks_name, "open_clip", vision.layers)
+    if vision.layer_scale:
+        stacked: dict[str, Any] = dict(layers=tuple(range(vision.layers)))
+        for number in (1, 2):
+            ours = f"vision/transformer/blocks/scale_{number}"
+            yield single(ours, f"{blocks_name}.{{}}.ls_{number}.gamma", **stacked)
     yield from norm("vision/ln_post", "visual.ln_post")
-
-
-def _timm_vit(vision: VisionConfig) -> Iterator[Leaf]:
-    trunk, pool = "visual.trunk", "visual.trunk.attn_pool"
-    yield single("vision/positional_embedding", f"{trunk}.pos_embed", "leading1")
-    yield from linear("vision/patch_embedding", f"{trunk}.patch_embed.proj", form="patches")
-    yield from blocks("vision", f"{trunk}.blocks", "timm", vision.layers)
-    yield from norm("vision/ln_post", f"{trunk}.norm")
-    yield single("vision/pool/probe", f"{pool}.latent", "leading2")
-    yield from linear("vision/pool/q", f"{pool}.q")
-    yield from linear("vision/pool/kv", f"{pool}.kv")
-    yield from linear("vision/pool/out", f"{pool}.proj")
-    yield from norm("vision/pool/ln", f"{pool}.norm")
-    yield from linear("vision/pool/mlp/fc", f"{pool}.mlp.fc1")
-    yield from linear("vision/pool/mlp/proj", f"{pool}.mlp.fc2")
 
 
 def _open_clip_text(text: TextConfig, prefix: str) -> Iterator[Leaf]:
@@ -224,7 +250,7 @@ def _open_clip_text(text: TextConfig, prefix: str) -> Iterator[Leaf]:
     yield from norm("text/ln_final", f"{prefix}ln_final")
     if text.projection_bias:
         yield from linear("text/projection", f"{prefix}text_projection")
-    else:
+    elif text.projection:
         yield single("text/projection/kernel", f"{prefix}text_projection")
 
 

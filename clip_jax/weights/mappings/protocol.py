@@ -55,6 +55,13 @@ class WeightsMapping(Protocol):
     def recognizes(self, names: Collection[str]) -> bool:
         """Returns whether tensors of these names are a model in the library's files."""
 
+    def as_in_file(self, table: list[Leaf], names: Collection[str]) -> list[Leaf]:
+        """Returns the table of a model for a file with tensors of these names.
+
+        Some libraries name a model's parameters in more than one way.
+        """
+        return table
+
     @abstractmethod
     def documents(self, config: CLIPConfig, preprocess: Preprocess) -> dict[str, Document]:
         """Returns the JSON files to write beside the weights of a model, by file name.

@@ -1,0 +1,136 @@
+"""Named architectures: models, towers and their sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
+from clip_jax.models.architectures import coca, efficientnet, siglip, timm_vit
+from clip_jax.models.architectures.sizes import HUGE, LARGE
+from clip_jax.models.model_config import (
+    BertConfig,
+    CLIPConfig,
+    ResNetConfig,
+    TextConfig,
+    TextTower,
+    VisionConfig,
+    VisionTower,
+)
+from clip_jax.models.registry import kind_of
+
+
+def _clip(embed_dim: int, vision: VisionTower, text_width: int = 512, **text: Any) -> CLIPConfig:
+    return CLIPConfig(
+        embed_dim,
+        vision=vision,
+        text=TextConfig(width=text_width, heads=text_width // 64, **text),
+    )
+
+
+ARCHITECTURES: dict[str, CLIPConfig] = {
+    # Learning Transferable Visual Models From Natural Language Supervision, tables 19 and 20.
+    "RN50": _clip(1024, ResNetConfig()),
+    "RN101": _clip(512, ResNetConfig(layers=(3, 4, 23, 3))),
+    "RN50x4": _clip(640, ResNetConfig(288, 80, (4, 6, 10, 6), 40), 640),
+    "RN50x16": _clip(768, ResNetConfig(384, 96, (6, 8, 18, 8), 48), 768),
+    "RN50x64": _clip(1024, ResNetConfig(448, 128, (3, 15, 36, 10), 64), 1024),
+    "ViT-B/32": _clip(512, VisionConfig(patch_size=32)),
+    "ViT-B/16": _clip(512, VisionConfig(patch_size=16)),
+    "ViT-L/14": _clip(768, VisionConfig(patch_size=14, **LARGE), 768),
+    "ViT-L/14@336px": _clip(768, VisionConfig(336, 14, **LARGE), 768),
+    # LAION's, of open_clip.
+    "ViT-H/14": dataclasses.replace(
+        _clip(1024, VisionConfig(patch_size=14, **HUGE), 1024, layers=24), activation="gelu"
+    ),
+    **coca.ARCHITECTURES,
+    **efficientnet.ARCHITECTURES,
+    **siglip.ARCHITECTURES,
+}
+# Towers of models that are no CLIP, by the names of their releases.
+TOWERS: dict[str, VisionTower | TextTower] = {
+    **efficientnet.TOWERS,
+    **timm_vit.TOWERS,
+    "all-MiniLM-L6-v2": BertConfig(
+        width=384, layers=6, heads=12, pool="mean", activation="gelu", pooler=False
+    ),
+}
+_ALIASES = {  # open_clip's names that differ from ours, and others that people write
+    **{f"coca-{name}": f"coca_{name}" for name in ("vit-b-32", "vit-l-14", "base")},
+    "vit-l-14-336": "vit-l-14-336px",
+    "vit-b-16-siglip": "siglip-b16",
+    "vit-b-16-siglip-256": "siglip-b16-256",
+    "vit-b-16-siglip-384": "siglip-b16-384",
+    "vit-b-16-siglip-512": "siglip-b16-512",
+    "vit-b-16-siglip-i18n-256": "siglip-b16-256-i18n",
+    "vit-l-16-siglip-256": "siglip-l16-256",
+    "vit-l-16-siglip-384": "siglip-l16-384",
+    "vit-so400m-14-siglip": "siglip-so400m14",
+    "vit-so400m-14-siglip-384": "siglip-so400m14-384",
+}
+_QUICK = "-quickgelu"  # the suffix of open_clip's models with this activation
+
+
+def find_architecture(name: str) -> CLIPConfig:
+    """Returns the architecture with the given name; `ViT-B-32` means ViT-B/32, as in file names.
+
+    With the suffix `-quickgelu`, as in open_clip, it is the same model with QuickGELU.
+
+    Raises:
+      UserError: no architecture has this name.
+    """
+    plain = {_plain(key): key for key in ARCHITECTURES}
+    key = _plain(name).removesuffix(_QUICK)
+    key = plain.get(_ALIASES.get(key, key), "")
+    if not key:
+        near = difflib.get_close_matches(_plain(name), plain, 1)
+        hint = f", such as {plain[near[0]]}" if near else ""
+        raise UserError(f"unknown model {name!r:.80}{hint}; known: {', '.join(ARCHITECTURES)}")
+    config = ARCHITECTURES[key]
+    activation = named_activation(name)
+    return dataclasses.replace(config, activation=activation) if activation else config
+
+
+def _plain(name: str) -> str:
+    return name.replace("/", "-").replace("@", "-").lower()
+
+
+def named_activation(name: str) -> str | None:
+    """Returns the activation that the name of an architecture states, or None if it states none."""
+    return "quick_gelu" if _plain(name).endswith(_QUICK) else None
+
+
+def architecture(name: str) -> JsonObject:
+    """Returns the architecture with the given name as dictionaries, for a config's `model`."""
+    return find_architecture(name).to_dict()
+
+
+def tower(name: str) -> JsonObject:
+    """Returns the tower with the given name of `TOWERS`, for a config's `model.vision` or `.text`.
+
+    Raises:
+      UserError: no tower has this name.
+    """
+    if name not in TOWERS:
+        raise UserError(f"unknown tower {name!r:.80}; known: {', '.join(TOWERS)}")
+    config: Any = TOWERS[name]
+    return {"kind": kind_of(config), **dataclasses.asdict(config)}
+
+
+def name_of(config: CLIPConfig, any_activation: bool = False) -> str | None:
+    """Returns the name of an architecture, or None if it has none.
+
+    Args:
+      config: the architecture; its heads do not matter.
+      any_activation: whether to ignore the activation: open_clip's own models have OpenAI's names,
+        but GELU.
+    """
+    vision = config.vision.without_dropout()
+    config = dataclasses.replace(config.without_heads(), vision=vision)
+    for name, known in ARCHITECTURES.items():
+        activation = config.activation if any_activation else known.activation
+        if dataclasses.replace(known.without_heads(), activation=activation) == config:
+            return name
+    return None

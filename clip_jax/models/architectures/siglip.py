@@ -1,0 +1,73 @@
+"""SigLIP (Zhai et al. 2023)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clip_jax.io.files import JsonObject
+from clip_jax.models.architectures.sizes import BASE, LARGE, SO400M
+from clip_jax.models.model_config import HALF, CLIPConfig, TextConfig, VisionConfig
+
+
+def siglip(
+    activation: str,
+    vision: JsonObject,
+    text: JsonObject,
+    *,
+    embed_dim: int | None = None,
+    logit_bias: float = -10.0,
+) -> CLIPConfig:
+    """Returns a SigLIP (Zhai et al. 2023).
+
+    Its image tower has attention pooling, and its text tower attends to padding.
+
+    Args:
+      activation: the activation of the MLPs.
+      vision, text: fields of `VisionConfig` and `TextConfig`.
+      embed_dim: features of an image or a text. None: the vision tower's width, without a
+        projection between the two.
+      logit_bias: the initial value of the learned bias.
+    """
+    ragged = vision["image_size"] % vision["patch_size"] > 0
+    return CLIPConfig(
+        vision["width"] if embed_dim is None else embed_dim,
+        activation,
+        temperature=0.1,
+        max_logit_scale=0.0,
+        logit_bias=logit_bias,
+        vision=VisionConfig(
+            pool="map",
+            ln_pre=False,
+            patch_bias=True,
+            projection=False,
+            ragged=ragged,
+            mean=HALF,
+            std=HALF,
+            **vision,
+        ),
+        text=TextConfig(**{"causal": False, "pool": "last", "projection_bias": True, **text}),
+    )
+
+
+def _siglip(
+    image_size: int, patch_size: int, *, vocab_size: int = 32_000, **shape: Any
+) -> CLIPConfig:
+    return siglip(
+        "gelu_tanh",
+        dict(image_size=image_size, patch_size=patch_size, eps=1e-6, **shape),
+        dict(vocab_size=vocab_size, context_length=64, eps=1e-6, **shape),
+    )
+
+
+# Sigmoid Loss for Language Image Pre-Training; the names are those of the released files.
+ARCHITECTURES: dict[str, CLIPConfig] = {
+    "siglip-b16": _siglip(224, 16, **BASE),
+    "siglip-b16-256": _siglip(256, 16, **BASE),
+    "siglip-b16-384": _siglip(384, 16, **BASE),
+    "siglip-b16-512": _siglip(512, 16, **BASE),
+    "siglip-b16-256-i18n": _siglip(256, 16, vocab_size=250_000, **BASE),
+    "siglip-l16-256": _siglip(256, 16, **LARGE),
+    "siglip-l16-384": _siglip(384, 16, **LARGE),
+    "siglip-so400m14": _siglip(224, 14, **SO400M),
+    "siglip-so400m14-384": _siglip(384, 14, **SO400M),
+}

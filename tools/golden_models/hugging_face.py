@@ -1,0 +1,91 @@
+"""Models of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tools.golden_models.core import CONTEXT, VOCABULARY, Families, Model
+
+
+def hugging_face_clip(transformers: Any) -> Model:
+    """A `CLIPModel` with the QuickGELU activation."""
+    shape = dict(num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, hidden_size=16)
+    config = transformers.CLIPConfig(
+        projection_dim=12,
+        vision_config=dict(image_size=8, patch_size=4, **shape),
+        text_config=dict(
+            vocab_size=VOCABULARY,
+            max_position_embeddings=CONTEXT,
+            bos_token_id=VOCABULARY - 2,
+            eos_token_id=VOCABULARY - 1,
+            **shape,
+        ),
+    )
+    return _hugging_face(transformers.CLIPModel(config), 8)
+
+
+def hugging_face_siglip(transformers: Any) -> Model:
+    """A `SiglipModel` whose image size is not a multiple of its patch size."""
+    shape = dict(num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, hidden_size=16)
+    config = transformers.SiglipConfig(
+        vision_config=dict(image_size=9, patch_size=4, **shape),
+        text_config=dict(
+            vocab_size=VOCABULARY,
+            max_position_embeddings=CONTEXT,
+            projection_size=16,
+            bos_token_id=0,
+            eos_token_id=1,
+            **shape,
+        ),
+    )
+    return _hugging_face(transformers.SiglipModel(config), 9)
+
+
+def hugging_face_align(transformers: Any) -> Model:
+    """An `AlignModel` of strided, repeated, expanded and plain blocks, one padded on all sides."""
+    config = transformers.AlignConfig(
+        projection_dim=8,
+        vision_config=dict(
+            image_size=33,
+            width_coefficient=0.5,
+            depth_coefficient=1.5,
+            depth_divisor=4,
+            kernel_sizes=[3, 5, 3],
+            in_channels=[32, 16, 16],
+            out_channels=[16, 16, 16],
+            strides=[1, 2, 2],
+            num_block_repeats=[1, 2, 1],
+            expand_ratios=[1, 6, 2],
+            depthwise_padding=[5],
+            drop_connect_rate=0.0,
+        ),
+        text_config=dict(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=CONTEXT + 4,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+    )
+    return _hugging_face(transformers.AlignModel(config), 33)
+
+
+def _hugging_face(module: Any, image_size: int) -> Model:
+    def encode(images: Any, tokens: Any) -> tuple[Any, Any, Any]:
+        masks = {}
+        if module.config.model_type == "align":
+            masks["attention_mask"] = (tokens != 0).long()
+        out = module(input_ids=tokens, pixel_values=images, **masks)
+        return out.image_embeds, out.text_embeds, out.logits_per_image
+
+    return Model(module, {"config.json": module.config.to_dict()}, encode, image_size)
+
+
+FAMILIES: Families = {
+    "hugging_face_clip": ("transformers", hugging_face_clip),
+    "hugging_face_siglip": ("transformers", hugging_face_siglip),
+    "hugging_face_align": ("transformers", hugging_face_align),
+}

@@ -1,0 +1,159 @@
+"""Models of open_clip with an image tower of timm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tools.golden_models.core import WORDS, Families, Model
+
+
+def with_trunk(
+    open_clip: Any,
+    trunk: Any,
+    image_size: int,
+    vision: dict[str, Any],
+    *,
+    projection: str = "linear",
+    embed_dim: int = 12,
+    words: dict[str, Any] | None = None,
+    prefix: bool = True,
+    model: dict[str, Any] | None = None,
+) -> Model:
+    """Returns a model of open_clip with a small trunk, which has no name in timm.
+
+    Args:
+      open_clip: the library.
+      trunk: the module of timm, whose classifier is what open_clip's `timm_proj` makes of it: with
+        `embed_dim` outputs where `projection` is empty, else without.
+      image_size: in pixels.
+      vision: our image tower, with its `kind`.
+      projection: open_clip's `timm_proj`.
+      embed_dim: the features of an image or a text.
+      words: open_clip's `text_cfg`; None: `WORDS`.
+      prefix: whether the names of text parameters start with `text.`.
+      model: further values of our architecture.
+    """
+    import torch
+
+    module: Any = torch.nn.Module()
+    module.visual = torch.nn.Module()
+    module.visual.trunk = trunk
+    module.visual.head = torch.nn.Sequential()
+    if projection == "linear":
+        module.visual.head.add_module(
+            "proj", torch.nn.Linear(trunk.num_features, embed_dim, bias=False)
+        )
+    elif projection == "mlp":
+        module.visual.head.add_module(
+            "mlp",
+            open_clip.timm_model.Mlp(
+                trunk.num_features, 2 * embed_dim, embed_dim, bias=(True, False)
+            ),
+        )
+    words = WORDS if words is None else words
+    text = open_clip.model._build_text_tower(embed_dim, words)
+    if prefix:
+        module.text = text
+    else:
+        for name, part in text.named_children():
+            module.add_module(name, part)
+        module.positional_embedding = text.positional_embedding
+        module.text_projection = text.text_projection
+    values = {
+        "embed_dim": embed_dim,
+        "activation": "gelu",
+        "vision": {"image_size": image_size, **vision},
+        "text": {"kind": "transformer", **WORDS},
+        **(model or {}),
+    }
+    module.logit_scale = torch.nn.Parameter(torch.tensor(2.3))
+    if values.get("logit_bias") is not None:
+        module.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
+
+    def encode(images: Any, tokens: Any) -> tuple[Any, Any, Any]:
+        image = module.visual.head(module.visual.trunk(images))
+        image = torch.nn.functional.normalize(image, dim=-1)
+        words = torch.nn.functional.normalize(text(tokens), dim=-1)
+        logits = module.logit_scale.exp() * image @ words.T
+        return image, words, logits + getattr(module, "logit_bias", 0)
+
+    return Model(module, {}, encode, image_size, "open_clip_model.safetensors", ours=values)
+
+
+def _vit(**options: Any) -> Any:
+    import timm
+
+    common = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
+    return timm.models.vision_transformer.VisionTransformer(**common, **options)
+
+
+_OURS = dict(kind="vit", patch_size=4, width=16, layers=2, heads=2, eps=1e-6)
+
+
+def open_clip_siglip(open_clip: Any) -> Model:
+    """The SigLIP of open_clip."""
+    return _siglip(open_clip, "gelu", {})
+
+
+def open_clip_siglip2(open_clip: Any) -> Model:
+    """The SigLIP 2 of open_clip: the approximate GELU in the text tower only."""
+    return _siglip(open_clip, "gelu_tanh", {"act_kwargs": {"approximate": "tanh"}})
+
+
+def _siglip(open_clip: Any, activation: str, options: dict[str, Any]) -> Model:
+    ending = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+    words = {**WORDS, **ending, "norm_kwargs": {"eps": 1e-6}, **options}
+    ours = dict(WORDS, kind="transformer", causal=False, pool="last", projection_bias=True)
+    own = "gelu" if activation != "gelu" else ""
+    plain = dict(ln_pre=False, patch_bias=True, projection=False, activation=own)
+    return with_trunk(
+        open_clip,
+        _vit(class_token=False, global_pool="map", num_classes=0),
+        8,
+        {**_OURS, **plain, "pool": "map"},
+        projection="none",
+        embed_dim=16,
+        words=words,
+        model={
+            "activation": activation,
+            "temperature": 0.1,
+            "max_logit_scale": 0.0,
+            "logit_bias": -10.0,
+            "text": {**ours, "eps": 1e-6},
+        },
+    )
+
+
+def open_clip_timm_class(open_clip: Any) -> Model:
+    """A vision Transformer like MobileCLIP2-L: timm's classifier is the projection."""
+    from functools import partial
+
+    import torch
+
+    norm = partial(torch.nn.LayerNorm, eps=1e-5)
+    trunk = _vit(pre_norm=True, norm_layer=norm, num_classes=12)
+    ours = {**_OURS, "eps": 1e-5, "projection_bias": True}
+    return with_trunk(open_clip, trunk, 8, ours, projection="")
+
+
+def open_clip_timm_mean(open_clip: Any) -> Model:
+    """A vision Transformer with a mean, gains of its branches and no bias of queries and keys."""
+    trunk = _vit(
+        class_token=False,
+        global_pool="avg",
+        qkv_bias=False,
+        init_values=1e-6,
+        fc_norm=False,
+        num_classes=0,
+    )
+    ours = dict(ln_before_pool=True, ln_pre=False, layer_scale=1e-6, attention_bias=False)
+    ours |= dict(pool="mean", patch_bias=True)
+    return with_trunk(open_clip, trunk, 8, {**_OURS, **ours}, prefix=False)
+
+
+FAMILIES: Families = {
+    "open_clip_siglip": ("open_clip", open_clip_siglip),
+    "open_clip_siglip2": ("open_clip", open_clip_siglip2),
+    "open_clip_timm_class": ("open_clip", open_clip_timm_class),
+    "open_clip_timm_mean": ("open_clip", open_clip_timm_mean),
+}
