@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from clip_jax.errors import UserError
+from clip_jax.models.flop_counts import product
 from clip_jax.models.registry import MODULES
 from clip_jax.models.tower import hidden_width
+
+PROJECTIONS = ("none", "linear", "mlp")
 
 
 class BuiltInTower:
@@ -48,3 +52,51 @@ class TransformerTower(BuiltInTower):
     def hidden_width(self) -> int:
         """The width of the hidden layer of an MLP."""
         return hidden_width(self)
+
+
+class ProjectedTower(BuiltInTower):
+    """An image tower of timm, whose pooled features open_clip projects to the embedding space.
+
+    Attributes:
+      projection: `none`; `linear`, a matrix; `mlp`, two layers with a GELU between them.
+      projection_bias: whether the matrix has a bias, as timm's own classifier does.
+    """
+
+    projection: str
+    projection_bias: bool
+
+    @property
+    def pooling_parts(self) -> tuple[str, ...]:
+        """The parts that the features of places do not need, see `VisionTower`."""
+        return ("projection",)
+
+    def projection_hidden(self, embed_dim: int) -> int:
+        """Returns the width of the hidden layer of the projection `mlp`."""
+        return 2 * embed_dim
+
+    def check_projection(self, features: int, embed_dim: int) -> None:
+        """Raises UserError if the projection is unknown, or cannot give `embed_dim` features."""
+        if self.projection not in PROJECTIONS:
+            raise UserError(
+                f"model.vision.projection={self.projection!r:.80} must be one of "
+                f"{', '.join(PROJECTIONS)}"
+            )
+        if self.projection_bias and self.projection != "linear":
+            raise UserError(
+                "model.vision.projection_bias needs model.vision.projection='linear', not "
+                f"{self.projection!r}"
+            )
+        if self.projection == "none" and features != embed_dim:
+            raise UserError(
+                f"with model.vision.projection='none', model.embed_dim={embed_dim} must be the "
+                f"{features} features of the tower"
+            )
+
+    def projection_flops(self, features: int, embed_dim: int) -> int:
+        """Returns the FLOPs of projecting one image's features."""
+        if self.projection == "none":
+            return 0
+        if self.projection == "linear":
+            return product(1, features, embed_dim)
+        hidden = self.projection_hidden(embed_dim)
+        return product(1, features, hidden) + product(1, hidden, embed_dim)
