@@ -220,7 +220,7 @@ def test_open_clips_siglip_in_transformers_and_back(tmp_path: Path) -> None:
             assert lazy.make().tobytes() == tensors.read(name).tobytes(), name
     with pytest.raises(UserError) as caught:
         conversion.convert(tmp_path / "out", tmp_path / "no", "open_clip")
-    assert says(caught.value, "open_clip has no SigLIP", "2 × 16")
+    assert says(caught.value, "model.vision.width=768 and not 16")
     check_transformers(tmp_path / "out", expected("open_clip_siglip"))
 
 

@@ -38,12 +38,13 @@ class OpenAI(WeightsMapping):
         """Returns the essence of the model that OpenAI's code infers from the shapes."""
         values = essence(config)
         vision, text = values["vision"], values["text"]
-        values["activation"] = "quick_gelu"
+        values["activation"] = "quick_gelu"  # of both towers
         vision |= dict(heads=max(1, vision["width"] // 64), eps=1e-5, mean=MEAN, std=STD)
         match config.vision:
             case ResNetConfig():
                 vision["heads"] = max(1, vision["width"] // 2)
             case _:
-                vision |= dict(mlp_ratio=4.0, ragged=False)
+                vision |= dict(mlp_ratio=4.0, ragged=False, activation="")
         text |= dict(heads=max(1, text["width"] // 64), mlp_ratio=4.0, eps=1e-5)
+        text |= dict(causal=True, activation="")
         return values

@@ -85,12 +85,14 @@ def write_timm(config: CLIPConfig) -> JsonObject:
       UserError: timm has no such tower.
     """
     vision: Any = config.vision
-    wanted = _comparable(vision, config.activation)
+    ours = dataclasses.asdict(_comparable(vision, config.activation))
+    differences: dict[str, dict[str, Any]] = {}
     for name, tower in TOWERS.items():
         if kind_of(tower) != kind_of(vision):
             continue
-        theirs = _comparable(tower, "")
-        if theirs == wanted:
+        theirs = dataclasses.asdict(_comparable(tower, ""))
+        differences[name] = {key: theirs[key] for key in theirs if theirs[key] != ours[key]}
+        if not differences[name]:
             projection = projection_of(vision)
             usual = _POOLS[getattr(vision, "pool", "mean")]
             return {
@@ -100,16 +102,18 @@ def write_timm(config: CLIPConfig) -> JsonObject:
                 "timm_pool": "" if projection in ("linear", "mlp") else usual,
                 "timm_proj": projection or None,
             }
-        activation = getattr(theirs, "activation", "")
-        if activation and theirs == dataclasses.replace(wanted, activation=activation):
-            raise UserError(
-                f"open_clip computes {activation} in {name}, this model {wanted.activation}: write "
-                f"it for hugging_face, or accept that with --activation {activation}"
-            )
+    if not differences:
+        raise UserError(f"open_clip has no image tower like a {kind_of(vision)}")
+    name = min(differences, key=lambda name: len(differences[name]))
+    words = ", ".join(
+        f"model.vision.{key}={value!r:.60} and not {ours[key]!r:.60}"
+        for key, value in differences[name].items()
+    )
+    activation = differences[name].get("activation")
+    way = f", or accept that with --activation {activation}" if activation else ""
     raise UserError(
-        f"open_clip has no model of a {kind_of(vision)} and a {kind_of(config.text)} such as this "
-        f"one: timm, from which it takes its image towers by name, has no {vision.summary()} like "
-        "it; write it for hugging_face"
+        f"open_clip takes such image towers from timm by name, and the nearest, {name}, has "
+        f"{words}: write it for hugging_face{way}"
     )
 
 

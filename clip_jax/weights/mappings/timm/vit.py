@@ -19,6 +19,14 @@ class TimmViT(TimmTower):
     description = "a vision Transformer of timm"
     kind = "vit"
 
+    def fills(self, tower: Any) -> bool:
+        """Returns whether timm has such a tower, where a LayerNorm replaces the patches' bias."""
+        return (
+            type(tower) is VisionConfig
+            and not (tower.stem or tower.registers)
+            and tower.patch_bias != tower.ln_pre
+        )
+
     def recognizes(self, names: Collection[str]) -> bool:
         """Returns whether tensors of these names are such a tower."""
         needed = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
@@ -27,8 +35,8 @@ class TimmViT(TimmTower):
 
     def leaves(self, tower: Any) -> Iterator[Leaf]:
         """Yields the leaf of every parameter but the projection."""
-        if not isinstance(tower, VisionConfig) or tower.stem or tower.registers:
-            raise UserError(f"timm has no such {kind_of(tower)}: set model.vision.kind=vit")
+        if not self.fills(tower):
+            raise UserError(f"timm has no {kind_of(tower)} such as this one")
         return _leaves(tower)
 
 
