@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from clip_jax.errors import UserError
 from clip_jax.models.flop_counts import product
 from clip_jax.models.registry import MODULES
-from clip_jax.models.tower import hidden_width
+from clip_jax.models.tower import Params, hidden_width
 
 PROJECTIONS = ("none", "linear", "mlp")
 
@@ -52,6 +52,19 @@ class TransformerTower(BuiltInTower):
     def hidden_width(self) -> int:
         """The width of the hidden layer of an MLP."""
         return hidden_width(self)
+
+
+class AnySizeTower(BuiltInTower):
+    """An image tower without positions, whose parameters serve any image size."""
+
+    @property
+    def any_size(self) -> bool:
+        """Whether the same parameters serve any image size."""
+        return True
+
+    def resize_positions(self, params: Params, image_size: int) -> Params:
+        """Returns the parameters as they are: there are no positions."""
+        return params
 
 
 class ProjectedTower(BuiltInTower):

@@ -21,7 +21,7 @@ Padding = tuple[int, int]
 
 
 class Convolution(nnx.Module):
-    """A convolution without bias, with square windows.
+    """A convolution with square windows.
 
     Args:
       inputs, outputs: the number of channels.
@@ -30,6 +30,7 @@ class Convolution(nnx.Module):
       padding: rows and columns of zeros before and after.
       groups: 1, or `inputs` for a depthwise convolution.
       kernel_init: the initializer of the kernel.
+      bias_init: the initializer of the bias; None: it has none.
       dtype: the dtype that the model computes in, see `activation_dtype`.
       rngs: the source of the initial values.
     """
@@ -44,6 +45,7 @@ class Convolution(nnx.Module):
         padding: Padding | None = None,
         groups: int = 1,
         kernel_init: nnx.Initializer,
+        bias_init: nnx.Initializer | None = None,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
@@ -54,12 +56,16 @@ class Convolution(nnx.Module):
         channels = ("inputs", "outputs") if groups == 1 else (None, None)
         spec = ParamSpec((None, None, *channels), decay=True)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape), spec=spec)
+        self.biased = bias_init is not None
+        if bias_init is not None:
+            self.bias = nnx.Param(bias_init(rngs.params(), (outputs,)), spec=VECTOR)
 
     def __call__(self, x: Image) -> Result:
         """Convolves an image, which becomes `stride` times smaller."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         convolve = _convolve if self.groups == 1 else _depthwise
-        return checkpoint_name(convolve(x, kernel, self.stride, self.padding), RESULT)
+        y = checkpoint_name(convolve(x, kernel, self.stride, self.padding), RESULT)
+        return y + self.bias[...].astype(y.dtype) if self.biased else y
 
 
 def _convolve(x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1) -> Array:

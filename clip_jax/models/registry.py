@@ -15,6 +15,7 @@ VISION_TOWERS: Registry[type] = Registry(
         "coca_vit": "clip_jax.models.coca_configs:CoCaVisionConfig",
         "resnet": "clip_jax.models.vision_configs:ResNetConfig",
         "efficientnet": "clip_jax.models.vision_configs:EfficientNetConfig",
+        "convnext": "clip_jax.models.convnext_configs:ConvNeXtConfig",
     },
 )
 TEXT_TOWERS: Registry[type] = Registry(
@@ -46,6 +47,7 @@ MODULES: Registry[Callable[..., Any]] = Registry(
         "coca_vit": "clip_jax.models.coca:CoCaVision",
         "resnet": "clip_jax.models.resnet:ModifiedResNet",
         "efficientnet": "clip_jax.models.efficientnet:EfficientNet",
+        "convnext": "clip_jax.models.convnext:ConvNeXt",
         "transformer": "clip_jax.models.text:TextTransformer",
         "bert": "clip_jax.models.bert:BERT",
         "coca_transformer": "clip_jax.models.coca:CoCaText",

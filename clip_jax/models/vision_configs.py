@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from clip_jax.errors import UserError
 from clip_jax.models import flop_counts
-from clip_jax.models.built_in import BuiltInTower, TransformerTower
+from clip_jax.models.built_in import AnySizeTower, BuiltInTower, TransformerTower
 from clip_jax.models.flop_counts import product
 from clip_jax.models.tower import (
     Params,
@@ -256,7 +256,7 @@ class ResNetConfig(BuiltInTower, VisionTower):
 
 
 @dataclasses.dataclass(frozen=True)
-class EfficientNetConfig(BuiltInTower, VisionTower):
+class EfficientNetConfig(AnySizeTower, VisionTower):
     """The config of an EfficientNet (Tan and Le 2019, table 1). The defaults are ALIGN's.
 
     Attributes:
@@ -387,15 +387,6 @@ class EfficientNetConfig(BuiltInTower, VisionTower):
                 blocks += 1
         total += product(side**2, outputs, self.head)
         return total + (product(1, self.features, embed_dim) if self.projection else 0)
-
-    def resize_positions(self, params: Params, image_size: int) -> Params:
-        """Returns the parameters as they are: there are no positions."""
-        return params
-
-    @property
-    def any_size(self) -> bool:
-        """Whether the same parameters serve any image size."""
-        return True
 
     def preprocess(self) -> PixelOptions:
         """Returns how images are prepared: ALIGN squashes them and cuts out the centre.

@@ -36,6 +36,7 @@ TOWER_MAPPINGS: Registry[type[TowerMapping]] = Registry(
         "bert": "clip_jax.weights.mappings.bert:Bert",
         "efficientnet_lite": "clip_jax.weights.mappings.efficientnet_lite:EfficientNetLite",
         "timm_vit": "clip_jax.weights.mappings.timm.vit:TimmViT",
+        "timm_convnext": "clip_jax.weights.mappings.timm.convnext:TimmConvNeXt",
     },
 )
 

@@ -16,6 +16,7 @@ from flax import nnx
 from clip_jax.models.architectures.siglip import siglip
 from clip_jax.models.clip import CLIP
 from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig
+from clip_jax.models.convnext_configs import ConvNeXtConfig
 from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
@@ -51,6 +52,11 @@ CONFIGS = {
         max_logit_scale=0.0,
         vision=EFFICIENT,
         text=BertConfig(**WORDS, **SMALL),
+    ),
+    "convnext": CLIPConfig(
+        12,
+        vision=ConvNeXtConfig(32, width=4, layers=(1, 1, 2, 1)),
+        text=TextConfig(**WORDS, **SMALL),
     ),
     "coca": CLIPConfig(
         12,

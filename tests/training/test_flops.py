@@ -19,6 +19,7 @@ from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import abstract_model, variables
 from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig
+from clip_jax.models.convnext_configs import ConvNeXtConfig
 from clip_jax.models.model_config import (
     BertConfig,
     CLIPConfig,
@@ -163,6 +164,10 @@ TINY = {
             projection=True,
         ),
         text=TEXT,
+    ),
+    "convnext": CLIPConfig(24, vision=ConvNeXtConfig(76, 4, (1, 2, 1, 3)), text=TEXT),
+    "convnext, mlp": CLIPConfig(
+        24, vision=ConvNeXtConfig(32, 4, (1, 1, 1, 1), projection="mlp"), text=TEXT
     ),
     "bert": CLIPConfig(24, vision=VIT, text=BERT),
     "bert, mean": CLIPConfig(24, vision=VIT, text=dataclasses.replace(BERT, pool="mean")),

@@ -151,7 +151,31 @@ def open_clip_timm_mean(open_clip: Any) -> Model:
     return with_trunk(open_clip, trunk, 8, {**_OURS, **ours}, prefix=False)
 
 
+def open_clip_convnext(open_clip: Any) -> Model:
+    """A ConvNeXt with a matrix as projection; its last stage has four places."""
+    return _convnext(open_clip, 64, (1, 2, 1, 1), 1e-6, "linear")
+
+
+def open_clip_convnext_mlp(open_clip: Any) -> Model:
+    """A ConvNeXt with an MLP as projection; its stages drop rows and columns."""
+    return _convnext(open_clip, 36, (2, 1, 1, 1), 1e-5, "mlp")
+
+
+def _convnext(
+    open_clip: Any, image_size: int, layers: tuple[int, ...], eps: float, projection: str
+) -> Model:
+    import timm
+
+    trunk = timm.models.convnext.ConvNeXt(
+        depths=layers, dims=(3, 6, 12, 24), norm_eps=eps, num_classes=0
+    )
+    ours = dict(kind="convnext", width=3, layers=layers, eps=eps, projection=projection)
+    return with_trunk(open_clip, trunk, image_size, ours, projection=projection, prefix=False)
+
+
 FAMILIES: Families = {
+    "open_clip_convnext": ("open_clip", open_clip_convnext),
+    "open_clip_convnext_mlp": ("open_clip", open_clip_convnext_mlp),
     "open_clip_siglip": ("open_clip", open_clip_siglip),
     "open_clip_siglip2": ("open_clip", open_clip_siglip2),
     "open_clip_timm_class": ("open_clip", open_clip_timm_class),

@@ -8,7 +8,7 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
-from clip_jax.models.architectures import coca, efficientnet, siglip, timm_vit
+from clip_jax.models.architectures import coca, convnext, efficientnet, siglip, timm_vit
 from clip_jax.models.architectures.sizes import HUGE, LARGE
 from clip_jax.models.model_config import (
     BertConfig,
@@ -52,6 +52,7 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
 # Towers of models that are no CLIP, by the names of their releases.
 TOWERS: dict[str, VisionTower | TextTower] = {
     **efficientnet.TOWERS,
+    **convnext.TOWERS,
     **timm_vit.TOWERS,
     "all-MiniLM-L6-v2": BertConfig(
         width=384, layers=6, heads=12, pool="mean", activation="gelu", pooler=False
