@@ -23,9 +23,9 @@ __all__ = ["__version__", "available_models", "load", "pipeline", "plan", "token
 
 def available_models() -> list[str]:
     """The names of the known architectures, such as `ViT-B/32`."""
-    from clip_jax.models.architectures import ARCHITECTURES
+    from clip_jax.models.architectures import available
 
-    return list(ARCHITECTURES)
+    return available()
 
 
 def load(

@@ -16,7 +16,7 @@ from clip_jax.cli.common import CommandParser
 from clip_jax.cli.mixing import print_note
 from clip_jax.errors import UserError, counted
 from clip_jax.inference.conversion import DTYPES, convert, megabytes
-from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.architectures import available
 from clip_jax.models.fields import MAX_SIZE
 from clip_jax.models.model_config import ACTIVATIONS
 from clip_jax.weights.param_mapping import MAPPINGS, mapping_of
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command's flags."""
     command = "python -m clip_jax convert"
     names = textwrap.fill(
-        ", ".join(ARCHITECTURES),
+        ", ".join(available()),
         78,
         initial_indent="  ",
         subsequent_indent="  ",

@@ -12,7 +12,7 @@ from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import UserError
 from clip_jax.io import files
 from clip_jax.models import architectures
-from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.architectures import ARCHITECTURES, released
 from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights import arrays, configs
@@ -125,23 +125,63 @@ def find_weights(
             )
         if recognize and mapping_of("openai").recognizes(tensors):
             library = "openai"
-        if name is None:
-            name = _architecture_by_shapes(tensors, library)
-            assumptions = _join(
-                assumptions, f"no config is known of {path}: by its shapes it is taken for {name}"
-            )
+        weights = _find_undescribed(tensors, path, library, name, activation)
+    return dataclasses.replace(weights, assumptions=_join(assumptions, weights.assumptions))
+
+
+def _find_undescribed(
+    tensors: ModelTensors, path: Path, library: Library, name: str | None, activation: str | None
+) -> SavedWeights:
+    """Returns the model of a file without a config, by its name, or by the file's name or shapes.
+
+    Arguments as for `find_weights`.
+    """
+    assumptions, published = "", None
+    if name is None and (published := released.find_file(path.name)):
+        assumptions = f"no config is beside {path}: by the file's name it is {published.name}"
+    elif name is None:
+        name, others = _architecture_by_shapes(tensors, library)
+        same = f" ({', '.join(others)} have the same shapes)" if others else ""
+        assumptions = f"no config is known of {path}: by its shapes it is taken for {name}{same}"
+    if name is not None:
         config = architectures.find_architecture(name)
-        _check_names(config, library, path, name)
-        activation = activation or architectures.named_activation(name)
-        if _is_clip(config):
-            config = dataclasses.replace(config, activation=activation or config.activation)
-            stated = activation is not None or OPENAIS_OWN in tensors
-            if config.activation == "quick_gelu" and not stated:
-                assumptions = _join(assumptions, _QUICK_GELU_ASSUMED.format(path))
+        found = architectures.find_released(name)
+        published = None if found is None or found.name in ARCHITECTURES else found
+    if published is not None:
+        return _as_published(path, library, published, activation, assumptions)
+    assert name is not None
+    _check_names(config, library, path, name)
+    activation = activation or architectures.named_activation(name)
+    if _is_clip(config):
+        config = dataclasses.replace(config, activation=activation or config.activation)
+        stated = activation is not None or OPENAIS_OWN in tensors
+        if config.activation == "quick_gelu" and not stated:
+            assumptions = _join(assumptions, _QUICK_GELU_ASSUMED.format(path))
     if library == "open_clip" and config.activation == "gelu_tanh":
         config = dataclasses.replace(config, activation="gelu")  # as open_clip computes SigLIP
     preprocess, tokenizer = preprocess_of(config), _usual_tokenizer(config)
     return SavedWeights(path, library, config, preprocess, tokenizer, assumptions)
+
+
+def _as_published(
+    path: Path,
+    library: Library,
+    published: released.Released,
+    activation: str | None,
+    assumptions: str,
+) -> SavedWeights:
+    """Returns a model that open_clip publishes, of a file without a config."""
+    config = published.config
+    if library == "openai":
+        library = "open_clip"  # with the same names, and configs of more models
+    if library == "hugging_face" and config.vision.preprocess().get("resize") == "squash":
+        # transformers computes both towers of a SigLIP by the approximate GELU
+        config = dataclasses.replace(config.with_vision(activation=""), activation="gelu_tanh")
+    if activation is not None and _is_clip(config):
+        config = dataclasses.replace(config, activation=activation)
+    _check_names(config, library, path, published.name)
+    preprocess = dataclasses.replace(preprocess_of(config), **published.pixels)
+    return SavedWeights(path, library, config, preprocess, _usual_tokenizer(config), assumptions)
 
 
 def _is_users(library: Library | None) -> bool:
@@ -265,23 +305,39 @@ def _check_name(config: CLIPConfig, known: CLIPConfig, path: Path, name: str) ->
         )
 
 
-def _architecture_by_shapes(tensors: Tensors, library: Library) -> str:
-    """Returns the name of the architecture that has tensors of these shapes."""
+def _architecture_by_shapes(tensors: Tensors, library: Library) -> tuple[str, list[str]]:
+    """Returns the name of the architecture that has tensors of these shapes, and others like it.
+
+    Those of `ARCHITECTURES` come before those that open_clip publishes.
+    """
     named = {name for name in tensors if name not in IGNORED}
     for name, config in ARCHITECTURES.items():
-        try:
-            table = leaves(config, library, named)
-            if named != {tensor for leaf in table for tensor in leaf.tensors}:
-                continue  # quick: no shapes are needed
-            shapes = dict(arrays.flat(*variables(abstract_model(config))))
-            arrays.check(tensors, table, shapes)
-        except UserError:
-            continue
-        return name
+        if _has_shapes(tensors, named, config, library):
+            return name, []
+    published = "open_clip" if library == "openai" else library
+    names = [
+        name
+        for name in architectures.available()
+        if name not in ARCHITECTURES
+        and _has_shapes(tensors, named, architectures.find_architecture(name), published)
+    ]
+    if names:
+        return names[0], names[1:]
     raise UserError(
         f"{tensors.path} has no config beside it and the shapes of no model that is known here: "
         f"put its {_configs_in_words(library)} beside it"
     )
+
+
+def _has_shapes(tensors: Tensors, named: set[str], config: CLIPConfig, library: Library) -> bool:
+    try:
+        table = leaves(config, library, named)
+        if named != {tensor for leaf in table for tensor in leaf.tensors}:
+            return False  # quick: no shapes are needed
+        arrays.check(tensors, table, dict(arrays.flat(*variables(abstract_model(config)))))
+    except UserError:
+        return False
+    return True
 
 
 def _configs_in_words(library: Library) -> str:

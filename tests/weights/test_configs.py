@@ -54,7 +54,7 @@ def test_hugging_face_there_and_back(name: str) -> None:
     assert configs.from_hugging_face(values) == config
 
 
-@pytest.mark.parametrize("name", [*PAPER, *SIGLIP, *COCA])
+@pytest.mark.parametrize("name", [*PAPER, *(n for n in SIGLIP if "2-" not in n), *COCA])
 def test_open_clip_there_and_back(name: str) -> None:
     config = as_open_clip_has_it(name)
     values = json.loads(json.dumps(configs.to_open_clip(config)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clip_jax.io.files import JsonObject
-from clip_jax.models.architectures.sizes import BASE, LARGE, SO400M
+from clip_jax.models.architectures.sizes import BASE, GIANT, LARGE, SO400M
 from clip_jax.models.model_config import HALF, CLIPConfig, TextConfig, VisionConfig
 
 
@@ -49,6 +49,34 @@ def siglip(
     )
 
 
+# SigLIP 2's names: the size and the patch in transformers' and in ours, and the sides of images.
+SIGLIP2 = (
+    ("base", "patch32", "b32", (256,)),
+    ("base", "patch16", "b16", (224, 256, 384, 512)),
+    ("large", "patch16", "l16", (256, 384, 512)),
+    ("so400m", "patch14", "so400m14", (224, 384)),
+    ("so400m", "patch16", "so400m16", (256, 384, 512)),
+    ("giant-opt", "patch16", "giantopt16", (256, 384)),
+)
+_SHAPES = {"base": BASE, "large": LARGE, "so400m": SO400M, "giant-opt": GIANT}
+
+
+def _siglip2() -> dict[str, CLIPConfig]:
+    """Returns the models of SigLIP 2 with images of one size; a giant's texts are so400m's."""
+    models = {}
+    for size, patch, short, sides in SIGLIP2:
+        shape = _SHAPES[size]
+        text = SO400M if size == "giant-opt" else shape
+        patch_size = int(patch.removeprefix("patch"))
+        for side in sides:
+            models[f"siglip2-{short}-{side}"] = siglip(
+                "gelu_tanh",
+                dict(image_size=side, patch_size=patch_size, eps=1e-6, **shape),
+                dict(vocab_size=256_000, context_length=64, eps=1e-6, **text),
+            )
+    return models
+
+
 def _siglip(
     image_size: int, patch_size: int, *, vocab_size: int = 32_000, **shape: Any
 ) -> CLIPConfig:
@@ -70,4 +98,6 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     "siglip-l16-384": _siglip(384, 16, **LARGE),
     "siglip-so400m14": _siglip(224, 14, **SO400M),
     "siglip-so400m14-384": _siglip(384, 14, **SO400M),
+    # SigLIP 2: Multilingual Vision-Language Encoders (Tschannen et al. 2025).
+    **_siglip2(),
 }

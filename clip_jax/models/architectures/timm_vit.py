@@ -6,10 +6,8 @@ Their names, sizes and activations are those of timm's vision_transformer.py.
 from __future__ import annotations
 
 from clip_jax.io.files import JsonObject
-from clip_jax.models.architectures.sizes import BASE, LARGE, SO400M
+from clip_jax.models.architectures.sizes import BASE, GIANT, LARGE, SO400M
 from clip_jax.models.model_config import HALF, VisionConfig
-
-_GIANT: JsonObject = dict(width=1536, layers=40, heads=16)
 
 
 def _siglip(image_size: int, patch_size: int, activation: str, shape: JsonObject) -> VisionConfig:
@@ -35,7 +33,7 @@ _SIGLIP: dict[tuple[str, int], tuple[JsonObject, tuple[int, ...]]] = {
     ("large", 16): (LARGE, (256, 384, 512)),
     ("so400m", 14): (SO400M, (224, 378, 384)),
     ("so400m", 16): (SO400M, (256, 384, 512)),
-    ("giantopt", 16): (_GIANT, (256, 384)),
+    ("giantopt", 16): (GIANT, (256, 384)),
 }
 # Those that timm added for SigLIP 2 have the approximate GELU; SigLIP 2 uses the older ones, too.
 _TANH = (

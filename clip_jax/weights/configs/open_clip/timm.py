@@ -104,7 +104,8 @@ def write_timm(config: CLIPConfig) -> JsonObject:
             }
     if not differences:
         raise UserError(f"open_clip has no image tower like a {kind_of(vision)}")
-    name = min(differences, key=lambda name: len(differences[name]))
+    nearest = {name: (len(keys), "activation" not in keys) for name, keys in differences.items()}
+    name = min(nearest, key=nearest.__getitem__)
     words = ", ".join(
         f"model.vision.{key}={value!r:.60} and not {ours[key]!r:.60}"
         for key, value in differences[name].items()
