@@ -6,28 +6,27 @@ from typing import Any
 
 import pytest
 
+from tools.released_libraries import import_library
 
-def torchvision() -> None:
-    """Imports torchvision, whose operators may be missing beside a torch for CPUs.
 
-    Its Python alone is wanted.
-    """
-    torch = pytest.importorskip("torch")
-    register = torch.library.register_fake
-    torch.library.register_fake = lambda *_, **__: lambda function: function
-    try:
-        pytest.importorskip("torchvision")
-    finally:
-        torch.library.register_fake = register
+def torchvision() -> Any:
+    """torchvision's Python; the test is skipped without it."""
+    return _library("torchvision")
 
 
 def open_clip() -> Any:
     """open_clip; the test is skipped without it."""
-    torchvision()
-    return pytest.importorskip("open_clip")
+    return _library("open_clip")
 
 
 def transformers() -> Any:
     """transformers; the test is skipped without it."""
-    torchvision()
-    return pytest.importorskip("transformers")
+    return _library("transformers")
+
+
+def _library(name: str) -> Any:
+    pytest.importorskip("torch")
+    try:
+        return import_library(name)
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))

@@ -1,7 +1,7 @@
 """Writes what is known of open_clip's models: our architectures of them, and golden shapes.
 
     pip install -e '.[parity]'
-    python tools/build_open_clip_models.py clip_jax/models/architectures/open_clip.json \
+    python -m tools.build_open_clip_models clip_jax/models/architectures/open_clip.json \
         tests/golden/open_clip_shapes.json
 
 The first file holds, by open_clip's names, the architectures that we have, without the values that
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import importlib
 import json
 import sys
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from unittest import mock
 from clip_jax.errors import UserError
 from clip_jax.models.architectures.released import compact
 from clip_jax.weights import configs
+from tools.released_libraries import import_library
 
 # open_clip fetches the configs of these text encoders; they are their published values.
 _BERT = dict(layer_norm_eps=1e-5, type_vocab_size=1, max_position_embeddings=514)
@@ -54,18 +54,6 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         dict(d_model=1024, encoder_layers=24, encoder_ffn_dim=8192, **_NLLB),
     ),
 }
-
-
-def import_open_clip() -> Any:
-    """Imports open_clip; torchvision's operators may be missing beside a torch for CPUs."""
-    import torch
-
-    register = torch.library.register_fake
-    torch.library.register_fake = lambda *_, **__: lambda function: function
-    try:
-        return importlib.import_module("open_clip")
-    finally:
-        torch.library.register_fake = register
 
 
 def read_configs(open_clip: Any) -> dict[str, dict[str, Any]]:
@@ -160,7 +148,7 @@ def models_of(open_clip: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Writes both files."""
-    open_clip = import_open_clip()
+    open_clip = import_library("open_clip")
     for path, values in ((sys.argv[1], models_of), (sys.argv[2], shapes_of)):
         lines = json.dumps(values(open_clip), indent=1, sort_keys=True)
         Path(path).write_text(lines + "\n")

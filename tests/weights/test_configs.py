@@ -209,16 +209,27 @@ def test_what_makes_no_difference_or_can_be_said_is_not(
     export.documents(config, to, library.preprocess_of(config))
 
 
-def test_texts_are_read_out_at_their_largest_id() -> None:
-    values = configs.to_hugging_face(ARCHITECTURES["ViT-B/32"])
+def test_texts_are_read_out_at_their_largest_id_or_at_the_id_that_is_stated() -> None:
+    config = ARCHITECTURES["ViT-B/32"]
+    values = configs.to_hugging_face(config)
     assert values["text_config"]["eos_token_id"] == 2
     for other in (2, 49407, None):
         values["text_config"]["eos_token_id"] = other
-        configs.from_hugging_face(values)
+        assert configs.from_hugging_face(values) == config
     values["text_config"]["eos_token_id"] = 7
+    assert configs.from_hugging_face(values) == changed(config, text__pool="eos", text__eos_id=7)
+    values["text_config"]["eos_token_id"] = 50_000
     with pytest.raises(UserError) as caught:
         configs.from_hugging_face(values)
-    assert says(caught.value, "text_config", "eos_token_id=7")
+    assert says(caught.value, "text_config", "eos_token_id=50000")
+
+
+def test_metaclip_2_reads_texts_out_at_their_end() -> None:
+    """There 2 is an id like any other."""
+    config = changed(ARCHITECTURES["ViT-B/32"], text__pool="eos", text__eos_id=2)
+    values = json.loads(json.dumps(configs.to_hugging_face(config)))
+    assert (values["model_type"], values["text_config"]["eos_token_id"]) == ("metaclip_2", 2)
+    assert configs.from_hugging_face(values) == config
 
 
 BASES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -294,7 +305,13 @@ def test_any_object_is_a_model_or_one_line(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("base", "group", "key", "value", "words"),
     [
-        ("hugging_face ViT-B/32", "", "model_type", "blip", ["model_type='blip'", "clip, siglip"]),
+        (
+            "hugging_face ViT-B/32",
+            "",
+            "model_type",
+            "blip",
+            ["model_type='blip'", "clip, metaclip_2, siglip"],
+        ),
         ("hugging_face ViT-B/32", "", "vision_config", [1], ["vision_config=[1]", "an object"]),
         ("hugging_face ViT-B/32", "vision_config", "hidden_size", "768", ["hidden_size='768'"]),
         ("hugging_face ViT-B/32", "vision_config", "hidden_size", 10**30, ["hidden_size=1000"]),

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from safetensors.numpy import save_file
 
 from tools.golden_models import FAMILIES, outputs, randomize, state
-
-
-def _import(name: str) -> Any:
-    """Imports a library; torchvision's operators may be missing beside a torch for CPUs."""
-    import torch
-
-    register = torch.library.register_fake
-    torch.library.register_fake = lambda *_, **__: lambda function: function
-    try:
-        return importlib.import_module(name)
-    finally:
-        torch.library.register_fake = register
+from tools.released_libraries import import_library
 
 
 def write(folder: Path, families: list[str]) -> None:
     """Writes families, one folder each."""
     for family in families:
         library, build = FAMILIES[family]
-        model = build(_import(library))
+        model = build(import_library(library))
         randomize(model.module, 1)
         place = folder / family
         place.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,23 @@ def hugging_face_clip(transformers: Any) -> Model:
     return _hugging_face(transformers.CLIPModel(config), 8)
 
 
+def hugging_face_metaclip2(transformers: Any) -> Model:
+    """A `MetaClip2Model`, whose texts end at an id that is not the largest."""
+    shape = dict(num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, hidden_size=16)
+    config = transformers.MetaClip2Config(
+        projection_dim=12,
+        vision_config=dict(image_size=8, patch_size=4, **shape),
+        text_config=dict(
+            vocab_size=VOCABULARY + 10,
+            max_position_embeddings=CONTEXT,
+            bos_token_id=VOCABULARY - 2,
+            eos_token_id=VOCABULARY - 1,
+            **shape,
+        ),
+    )
+    return _hugging_face(transformers.MetaClip2Model(config), 8)
+
+
 def hugging_face_siglip(transformers: Any) -> Model:
     """A `SiglipModel` whose image size is not a multiple of its patch size."""
     shape = dict(num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, hidden_size=16)
@@ -86,6 +103,7 @@ def _hugging_face(module: Any, image_size: int) -> Model:
 
 FAMILIES: Families = {
     "hugging_face_clip": ("transformers", hugging_face_clip),
+    "hugging_face_metaclip2": ("transformers", hugging_face_metaclip2),
     "hugging_face_siglip": ("transformers", hugging_face_siglip),
     "hugging_face_align": ("transformers", hugging_face_align),
 }

@@ -1,6 +1,6 @@
 """Models that open_clip publishes, by its names: a table, open_clip.json.
 
-`tools/build_open_clip_models.py` writes the table from the installed open_clip.
+`tools/build_open_clip_models.py` writes it from the installed open_clip.
 """
 
 from __future__ import annotations

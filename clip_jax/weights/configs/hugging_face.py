@@ -79,7 +79,9 @@ def _check_older(fields: Fields, key: str) -> None:
 
 
 def from_hugging_face(values: Mapping[str, Any], where: str = "config.json") -> CLIPConfig:
-    """Reads the architecture of a `CLIPModel`, `SiglipModel` or `AlignModel` from its config.json.
+    """Reads the architecture of a model of transformers from its config.json.
+
+    It may be a `CLIPModel`, `MetaClip2Model`, `SiglipModel` or `AlignModel`.
 
     Raises:
       UserError: another kind of model, a value of the wrong type, an unknown key, or a feature
@@ -87,7 +89,12 @@ def from_hugging_face(values: Mapping[str, Any], where: str = "config.json") -> 
     """
     fields = Fields(values, where)
     kind = fields.text("model_type", "")
-    readers = {"clip": _read_clip, "siglip": _read_siglip, "align": _read_align}
+    readers = {
+        "clip": _read_clip,
+        "metaclip_2": _read_clip,
+        "siglip": _read_siglip,
+        "align": _read_align,
+    }
     if kind not in readers:
         raise UserError(
             f"{where}: model_type={kind!r:.60} is not supported here, only {', '.join(readers)}"
@@ -135,10 +142,6 @@ def _shape(fields: Fields, width: int, layers: int, heads: int, hidden: int) -> 
 def _read_clip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     vision.only("num_channels", 3)
     vocab_size = text.integer("vocab_size", 49408)
-    # transformers pools at the largest id if this is 2, else at this id; we pool at the largest
-    text.only("eos_token_id", 2, vocab_size - 1)
-    if "eos_token_id" not in text.values and vocab_size != 49408:
-        raise UserError(f"{text.where}: eos_token_id must be the last of vocab_size={vocab_size}")
     image_size, patch_size = vision.image_size(224), vision.integer("patch_size", 32)
     activation, own = _activations(vision, text, "quick_gelu")
     return CLIPConfig(
@@ -157,9 +160,27 @@ def _read_clip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
             vocab_size=vocab_size,
             context_length=text.integer("max_position_embeddings", 77),
             eps=text.eps("layer_norm_eps", 1e-5),
+            **_pool(fields, text, vocab_size),
             **_shape(text, 512, 12, 8, 2048),
         ),
     )
+
+
+def _pool(fields: Fields, text: Fields, vocab_size: int) -> JsonObject:
+    """Returns which token of a text is read out.
+
+    A `CLIPModel` reads the largest id if `eos_token_id` is 2, as older files have it, else this id.
+    A `MetaClip2Model` always reads this id.
+    """
+    eos_id = text.integer("eos_token_id", 49407, least=0)
+    older = eos_id == 2 and fields.text("model_type", "") == "clip"
+    if older or eos_id == vocab_size - 1:
+        return {}
+    if eos_id >= vocab_size:
+        raise UserError(
+            f"{text.where}: eos_token_id={eos_id} must be below vocab_size={vocab_size}"
+        )
+    return {"pool": "eos", "eos_id": eos_id}
 
 
 def _temperature(fields: Fields, default: float) -> float:
@@ -280,9 +301,9 @@ def _name_of(activation: str) -> str:
 
 
 def _write_transformers(config: CLIPConfig, vision: VisionConfig, text: TextConfig) -> JsonObject:
-    """Returns a `SiglipModel` or a `CLIPModel`."""
+    """Returns a `SiglipModel`, a `CLIPModel`, or a `MetaClip2Model` where an id ends a text."""
     siglip = vision.pool == "map"
-    kind = "siglip" if siglip else "clip"
+    kind = "siglip" if siglip else "metaclip_2" if text.pool == "eos" else "clip"
 
     def tower(side: str, values: VisionConfig | TextConfig) -> JsonObject:
         return {
@@ -306,11 +327,12 @@ def _write_transformers(config: CLIPConfig, vision: VisionConfig, text: TextConf
         }
     special = {
         "bos_token_id": text.vocab_size - 2,
-        "eos_token_id": 2,  # transformers then pools at the largest id, as we do
+        # with 2, a CLIPModel pools at the largest id, as we do
+        "eos_token_id": text.eos_id if text.pool == "eos" else 2,
         "projection_dim": config.embed_dim,
     }
     return {
-        "architectures": ["CLIPModel"],
+        "architectures": ["MetaClip2Model" if text.pool == "eos" else "CLIPModel"],
         "model_type": kind,
         "projection_dim": config.embed_dim,
         "logit_scale_init_value": round(-math.log(config.temperature), 4),

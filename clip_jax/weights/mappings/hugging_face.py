@@ -54,7 +54,7 @@ class HuggingFace(WeightsMapping):
                 return _align(vision, text)
             case CLIPConfig(
                 vision=VisionConfig(pool="class") as vision,
-                text=TextConfig(pool="end", causal=True) as text,
+                text=TextConfig(pool="end" | "eos", causal=True, projection=True) as text,
                 log_scale=True,
                 logit_bias=None,
                 projection_width=0,

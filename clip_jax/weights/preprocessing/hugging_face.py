@@ -48,7 +48,7 @@ _COMMON: JsonObject = {
     "image_mean": 0.5,
     "image_std": 0.5,
 }
-_KINDS = {"clip": "CLIP", "siglip": "Siglip", "align": "EfficientNet"}
+_KINDS = {"clip": "CLIP", "metaclip_2": "CLIP", "siglip": "Siglip", "align": "EfficientNet"}
 
 
 def from_hugging_face(
@@ -110,7 +110,7 @@ def to_hugging_face(preprocess: Preprocess, kind: str) -> JsonObject:
 
     Args:
       preprocess: the preprocessing that a model was trained with.
-      kind: the kind of the model: `clip`, `siglip` or `align`.
+      kind: the kind of the model: `clip`, `metaclip_2`, `siglip` or `align`.
 
     Raises:
       UserError: the processor of that kind cannot do it.
@@ -119,8 +119,8 @@ def to_hugging_face(preprocess: Preprocess, kind: str) -> JsonObject:
     side = preprocess.resize_size or preprocess.size
     crop = preprocess.size != side
     shortest, squash = (preprocess.resize == how for how in ("shortest", "squash"))
-    possible = {"clip": shortest or squash, "siglip": squash and not crop, "align": squash}
-    if not possible[kind]:
+    possible = {"siglip": squash and not crop, "align": squash}
+    if not possible.get(kind, shortest or squash):
         raise UserError(
             f"transformers' processor of {kind} cannot do resize={preprocess.resize!r}, "
             f"resize_size={side}, size={preprocess.size}: take another kind, or open_clip's form"
