@@ -33,6 +33,11 @@ SQUARE_XAVIER_UNIFORM: Initializer = nnx.initializers.variance_scaling(1.0, "fan
 TORCH_KERNEL: Initializer = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
+def cut_normal(std: float) -> Initializer:
+    """Returns the initializer that draws N(0, std²), cut off at two standard deviations."""
+    return nnx.initializers.truncated_normal(std)
+
+
 def xavier_pair(inputs: int, outputs: int) -> Initializer:
     """Returns Xavier's uniform initializer for two matrices [inputs, outputs] side by side."""
     return nnx.initializers.variance_scaling(2 * inputs / (inputs + outputs), "fan_in", "uniform")
@@ -153,6 +158,12 @@ SIGLIP_BLOCK = BlockInit(
 BERT_NORMAL = normal(0.02)
 BERT_LINEAR = LinearInit(BERT_NORMAL)
 BERT_BLOCK = BlockInit(BERT_LINEAR, BERT_LINEAR, BERT_LINEAR, BERT_LINEAR)
+
+# EVA's code: all matrices and tables alike; it then shrinks the last layers of blocks by their
+# depth, and starts the classifier a thousand times smaller.
+EVA_TABLE = normal(0.02)
+EVA_BLOCK = BlockInit(*[LinearInit(EVA_TABLE)] * 4)
+EVA_CLASSIFIER = LinearInit(normal(0.001 * 0.02))
 
 
 def clip_text_block(width: int, layers: int) -> BlockInit:

@@ -16,6 +16,7 @@ VISION_TOWERS: Registry[type] = Registry(
         "resnet": "clip_jax.models.vision_configs:ResNetConfig",
         "efficientnet": "clip_jax.models.vision_configs:EfficientNetConfig",
         "convnext": "clip_jax.models.convnext_configs:ConvNeXtConfig",
+        "eva": "clip_jax.models.eva_configs:EvaConfig",
     },
 )
 TEXT_TOWERS: Registry[type] = Registry(
@@ -48,6 +49,7 @@ MODULES: Registry[Callable[..., Any]] = Registry(
         "resnet": "clip_jax.models.resnet:ModifiedResNet",
         "efficientnet": "clip_jax.models.efficientnet:EfficientNet",
         "convnext": "clip_jax.models.convnext:ConvNeXt",
+        "eva": "clip_jax.models.eva:Eva",
         "transformer": "clip_jax.models.text:TextTransformer",
         "bert": "clip_jax.models.bert:BERT",
         "coca_transformer": "clip_jax.models.coca:CoCaText",

@@ -15,13 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import VECTOR
 from clip_jax.errors import UserError
-from clip_jax.models.initializers import XAVIER_UNIFORM, BlockInit
+from clip_jax.models.initializers import XAVIER_UNIFORM, BlockInit, Initializer
 from clip_jax.models.layers import layer_norm, linear
 from clip_jax.models.stack import check_remat, scan, stack
 from clip_jax.models.tower import BlockSizes, hidden_width
 
 Mask = Bool[Array, "#batch #heads #queries keys"]
 Heads = Float[Array, "batch length heads size"]
+Queries = Float[Array, "batch queries heads size"]
 Cache = tuple[Heads, Heads]  # keys and values
 Position = int | Int[Array, " batch"]
 
@@ -84,21 +85,33 @@ class Attention(nnx.Module):
           at: the only position of each row that is computed, with a result [batch, 1, width]; None:
             all.
         """
-        queries = x if at is None else take_position(x, at)
-        hidden = self.qkv.reduce(x) if self.qkv.rank else None
-        if sharding.splits_heads(self.heads):
-            q, k, v = self._by_head(x, hidden)
-            q = q if at is None else take_position(q, at)
-        else:
-            q, k, v = self._by_three_products(queries, x)
-            if hidden is not None:
-                read = hidden if at is None else take_position(hidden, at)
-                q, k, v = self._adapted((q, k, v), read, hidden)
+        q, k, v = self.queries_keys_values(x, at)
         if causal and at is not None:
             visible = jnp.arange(x.shape[1]) <= jnp.reshape(at, (-1, 1, 1, 1))
             mask, causal = visible if mask is None else visible & mask, False
         attended = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
-        return self.out(attended.reshape(queries.shape))
+        return self.output(attended.reshape(*q.shape[:2], x.shape[-1]))
+
+    def queries_keys_values(
+        self, x: Float[Array, "batch length width"], at: Position | None
+    ) -> tuple[Queries, Heads, Heads]:
+        """Returns the queries of the positions that are computed, and all keys and values."""
+        queries = x if at is None else take_position(x, at)
+        hidden = self.qkv.reduce(x) if self.qkv.rank else None
+        if sharding.splits_heads(self.heads):
+            q, k, v = self._by_head(x, hidden)
+            return q if at is None else take_position(q, at), k, v
+        q, k, v = self._by_three_products(queries, x)
+        if hidden is not None:
+            read = hidden if at is None else take_position(hidden, at)
+            q, k, v = self._adapted((q, k, v), read, hidden)
+        return q, k, v
+
+    def output(
+        self, attended: Float[Array, "batch queries width"]
+    ) -> Float[Array, "batch queries width"]:
+        """Returns the projection of what the heads attended to."""
+        return self.out(attended)
 
     def step(
         self,
@@ -182,13 +195,14 @@ class AttentionPool(nnx.Module):
         activation: str,
         *,
         init: BlockInit,
+        probe_init: Initializer = XAVIER_UNIFORM,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         width, self.heads = config.width, config.heads
         common = dict(dtype=dtype, rngs=rngs)
         # initialised as in big_vision: a matrix of one row
-        self.probe = nnx.Param(XAVIER_UNIFORM(rngs.params(), (1, width))[0], spec=VECTOR)
+        self.probe = nnx.Param(probe_init(rngs.params(), (1, width))[0], spec=VECTOR)
         self.q = linear(width, width, init=init.qkv, **common)
         self.kv = linear(width, 2 * width, init=init.qkv, **common)
         self.out = linear(width, width, init=init.out, **common)
@@ -297,7 +311,8 @@ class Transformer(nnx.Module):
 
     `remat` names what the backward pass recomputes: `none` nothing, `full` everything; `dots` keeps
     the results of the linear layers. `chunk` is the number of rows of each device that a layer
-    takes at a time, see `stack.scan`. Other `options` are those of `Block`.
+    takes at a time, see `stack.scan`. `block` is the class of the blocks, which are called as a
+    `Block` is; other `options` are its own.
     """
 
     def __init__(
@@ -307,6 +322,7 @@ class Transformer(nnx.Module):
         *,
         init: BlockInit,
         causal: bool,
+        block: Callable[..., nnx.Module] = Block,
         dtype: DTypeLike,
         remat: str,
         chunk: int = 0,
@@ -319,7 +335,7 @@ class Transformer(nnx.Module):
         self.remat = check_remat(remat)
         self.chunk = chunk
         self.blocks = stack(
-            partial(Block, config, activation, init=init, dtype=dtype, **options),
+            partial(block, config, activation, init=init, dtype=dtype, **options),
             config.layers,
             rngs,
         )
@@ -337,10 +353,10 @@ class Transformer(nnx.Module):
         """
         fixed = isinstance(at, int)
 
-        def apply(block: Block, x: Array, mask: Any, _: Any) -> Array:
+        def apply(block: Callable[..., Array], x: Array, mask: Any, _: Any) -> Array:
             return block(x, self.causal, mask)
 
-        def apply_last(block: Block, x: Array, mask: Any, place: Any) -> Array:
+        def apply_last(block: Callable[..., Array], x: Array, mask: Any, place: Any) -> Array:
             return block(x, self.causal, mask, at if fixed else place)
 
         return scan(

@@ -35,6 +35,7 @@ TOWER_MAPPINGS: Registry[type[TowerMapping]] = Registry(
     {
         "bert": "clip_jax.weights.mappings.bert:Bert",
         "efficientnet_lite": "clip_jax.weights.mappings.efficientnet_lite:EfficientNetLite",
+        "timm_eva": "clip_jax.weights.mappings.timm.eva:TimmEva",
         "timm_vit": "clip_jax.weights.mappings.timm.vit:TimmViT",
         "timm_convnext": "clip_jax.weights.mappings.timm.convnext:TimmConvNeXt",
     },

@@ -8,7 +8,15 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
-from clip_jax.models.architectures import coca, convnext, efficientnet, released, siglip, timm_vit
+from clip_jax.models.architectures import (
+    coca,
+    convnext,
+    efficientnet,
+    eva,
+    released,
+    siglip,
+    timm_vit,
+)
 from clip_jax.models.architectures.released import plain
 from clip_jax.models.architectures.sizes import HUGE, LARGE
 from clip_jax.models.model_config import (
@@ -55,6 +63,7 @@ TOWERS: dict[str, VisionTower | TextTower] = {
     **efficientnet.TOWERS,
     **convnext.TOWERS,
     **timm_vit.TOWERS,
+    **eva.TOWERS,
     "all-MiniLM-L6-v2": BertConfig(
         width=384, layers=6, heads=12, pool="mean", activation="gelu", pooler=False
     ),

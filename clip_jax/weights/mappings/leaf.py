@@ -160,6 +160,16 @@ def batch_norm(path: str, module: str, **options: Any) -> Iterator[Leaf]:
     yield single(f"{path}/batches", f"{module}.num_batches_tracked", **options)
 
 
+def attention_pool(path: str, module: str) -> Iterator[Leaf]:
+    """Yields the leaves of timm's attention of a learned query to all tokens."""
+    yield single(f"{path}/probe", f"{module}.latent", "leading2")
+    for ours, theirs in (("q", "q"), ("kv", "kv"), ("out", "proj")):
+        yield from linear(f"{path}/{ours}", f"{module}.{theirs}")
+    yield from norm(f"{path}/ln", f"{module}.norm")
+    yield from linear(f"{path}/mlp/fc", f"{module}.mlp.fc1")
+    yield from linear(f"{path}/mlp/proj", f"{module}.mlp.fc2")
+
+
 # The modules of a Transformer block: our names, and those of each library.
 _BLOCKS: dict[str, dict[str, str]] = {
     "open_clip": {

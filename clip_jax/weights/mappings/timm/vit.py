@@ -8,7 +8,7 @@ from typing import Any
 from clip_jax.errors import UserError
 from clip_jax.models.model_config import VisionConfig
 from clip_jax.models.registry import kind_of
-from clip_jax.weights.mappings.leaf import Leaf, blocks, linear, norm, single
+from clip_jax.weights.mappings.leaf import Leaf, attention_pool, blocks, linear, norm, single
 from clip_jax.weights.mappings.timm.tower import TimmTower
 
 
@@ -41,7 +41,6 @@ class TimmViT(TimmTower):
 
 
 def _leaves(vision: VisionConfig) -> Iterator[Leaf]:
-    pool = "attn_pool"
     if vision.class_tokens:
         yield single("vision/class_embedding", "cls_token", "leading2")
     yield single("vision/positional_embedding", "pos_embed", "leading1")
@@ -58,10 +57,4 @@ def _leaves(vision: VisionConfig) -> Iterator[Leaf]:
             yield single(ours, f"blocks.{{}}.ls{number}.gamma", **stacked)
     yield from norm("vision/ln_post", "norm")
     if vision.pool == "map":
-        yield single("vision/pool/probe", f"{pool}.latent", "leading2")
-        yield from linear("vision/pool/q", f"{pool}.q")
-        yield from linear("vision/pool/kv", f"{pool}.kv")
-        yield from linear("vision/pool/out", f"{pool}.proj")
-        yield from norm("vision/pool/ln", f"{pool}.norm")
-        yield from linear("vision/pool/mlp/fc", f"{pool}.mlp.fc1")
-        yield from linear("vision/pool/mlp/proj", f"{pool}.mlp.fc2")
+        yield from attention_pool("vision/pool", "attn_pool")
