@@ -1,14 +1,15 @@
-"""BERT (Devlin et al. 2018): the text tower of ALIGN, and of sentence encoders such as MiniLM."""
+"""BERT (Devlin et al. 2018), the text tower of ALIGN and of sentence encoders, and RoBERTa."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import POSITIONS, ParamSpec
+from clip_jax.models.encoder import TextEncoder, Words, encoder_projection, positions_of_words
 from clip_jax.models.initializers import (
     BERT_BLOCK,
     BERT_LINEAR,
@@ -17,20 +18,20 @@ from clip_jax.models.initializers import (
     LinearInit,
 )
 from clip_jax.models.layers import activation_dtype, embedding, layer_norm, linear
-from clip_jax.models.model_config import BertConfig
+from clip_jax.models.model_config import BertConfig, RobertaConfig
 from clip_jax.models.transformer import Transformer
 
 _SEGMENTS = ParamSpec((None, None), decay=True)
 
 
-class BERT(nnx.Module):
+class BERT(TextEncoder):
     """The BERT encoder: token, position and segment embeddings, and post-norm blocks.
 
     The output is that of the first token, [CLS], or the mean over all tokens of the text."""
 
     def __init__(
         self,
-        config: BertConfig,
+        config: BertConfig | RobertaConfig,
         embed_dim: int,
         activation: str,
         *,
@@ -63,52 +64,55 @@ class BERT(nnx.Module):
             chunk=chunk,
             rngs=rngs,
         )
-        common = dict(dtype=dtype, rngs=rngs)
         if config.pooler:
-            self.pooler = linear(width, width, init=BERT_LINEAR, **common)
+            self.pooler = linear(width, width, init=BERT_LINEAR, dtype=dtype, rngs=rngs)
+        self._add_projection(embed_dim, dtype=dtype, rngs=rngs)
+
+    def _add_projection(self, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.projection = linear(
-            width,
+            self.config.width,
             embed_dim,
-            use_bias=config.projection_bias,
+            use_bias=self.config.projection_bias,
             init=LinearInit(XAVIER_UNIFORM),  # as in transformers; ALIGN's paper does not state it
-            **common,
+            dtype=dtype,
+            rngs=rngs,
         )
 
-    def __call__(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch embed_dim"]:
-        """Returns features of token ids that start with [CLS], not normalised.
-
-        Padding is masked.
-        """
-        x, text = self._embedded(tokens)
-        mask = text[:, None, None, :]
-        if self.config.pool == "first":
-            return self.projection(self.transformer(x, mask, at=0)[:, 0])
-        return self.projection(_mean(self.transformer(x, mask), text).astype(self.dtype))
-
-    def token_features(
-        self, tokens: Int[Array, "batch context"]
-    ) -> Float[Array, "batch context width"]:
-        """Returns the output of the last block for each token."""
-        x, text = self._embedded(tokens)
-        return self.transformer(x, text[:, None, None, :])
-
-    def _embedded(
-        self, tokens: Int[Array, "batch context"]
-    ) -> tuple[Float[Array, "batch context width"], Bool[Array, "batch context"]]:
-        """Returns the input of the first block, and which tokens are no padding."""
-        if tokens.shape[1] > self.config.context_length:
-            raise ValueError(
-                f"{tokens.shape[1]} tokens a text, this model takes {self.config.context_length}"
-            )
-        positions = self.positional_embedding[: tokens.shape[1]] + self.segment_embedding[0]
+    def embedded(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch context width"]:
+        """Returns the input of the first block."""
+        positions = self._positions(tokens) + self.segment_embedding[0]
         table = self.token_embedding.embedding[...]
         x = sharding.embed_tokens(table, tokens, self.dtype) + positions.astype(self.dtype)
-        return self.ln_embedding(x).astype(self.dtype), tokens != self.config.pad_id
+        return self.ln_embedding(x).astype(self.dtype)
+
+    def encoded(
+        self, x: Float[Array, "batch context width"], words: Words, at: int | None = None
+    ) -> Float[Array, "batch positions width"]:
+        """Returns the output of the blocks for each token, or for the one at a position."""
+        return self.transformer(x, words[:, None, None, :], at=at)
+
+    def _positions(
+        self, tokens: Int[Array, "batch context"]
+    ) -> Float[Array, "*batch context width"]:
+        """Returns the embeddings of the tokens' positions."""
+        return self.positional_embedding[: tokens.shape[1]]
 
 
-def _mean(
-    x: Float[Array, "batch context width"], mask: Bool[Array, "batch context"]
-) -> Float[Array, "batch width"]:
-    """Returns the mean over the positions of a mask, in fp32; zeros for an empty text."""
-    total = jnp.sum(x.astype(jnp.float32) * mask[..., None], axis=1)
-    return total / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+class RoBERTa(BERT):
+    """RoBERTa (Liu et al. 2019): a BERT that counts positions otherwise, without segments.
+
+    It projects the output as open_clip does, see `RobertaConfig.pool`.
+    """
+
+    def pooled(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch width"]:
+        """Returns the features of texts before the projection."""
+        x = TextEncoder.pooled(self, tokens)
+        return jnp.tanh(self.pooler(x)) if self.config.pool == "tanh" else x
+
+    def _add_projection(self, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        self.projection = encoder_projection(self.config, embed_dim, dtype=dtype, rngs=rngs)
+
+    def _positions(
+        self, tokens: Int[Array, "batch context"]
+    ) -> Float[Array, "*batch context width"]:
+        return self.positional_embedding[...][positions_of_words(tokens, self.config.pad_id)]

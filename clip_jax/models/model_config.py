@@ -9,6 +9,7 @@ from typing import Any
 from clip_jax.errors import UserError, only_user_errors
 from clip_jax.io.files import JsonObject
 from clip_jax.models import fields
+from clip_jax.models.encoder_configs import RobertaConfig
 from clip_jax.models.head import Head
 from clip_jax.models.registry import HEADS, TEXT_TOWERS, VISION_TOWERS, kind_of
 from clip_jax.models.text_configs import BertConfig, TextConfig
@@ -34,6 +35,7 @@ __all__ = [
     "CLIPConfig",
     "EfficientNetConfig",
     "ResNetConfig",
+    "RobertaConfig",
     "TextConfig",
     "TextTower",
     "VisionConfig",
@@ -79,9 +81,10 @@ class CLIPConfig:
         self.vision.check(self.tower_features)
         self.text.check()
         text: Any = self.text
-        if not getattr(text, "projection", True) and text.width != self.tower_features:
+        projection = getattr(text, "projection", True)
+        if projection in (False, "none") and text.width != self.tower_features:
             raise UserError(
-                f"without model.text.projection, model.text.width={text.width} must be "
+                f"with model.text.projection={projection!r}, model.text.width={text.width} must be "
                 f"model.embed_dim={self.tower_features}"
             )
         if self.max_logit_scale and not self.log_scale:

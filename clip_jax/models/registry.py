@@ -24,6 +24,7 @@ TEXT_TOWERS: Registry[type] = Registry(
     {
         "transformer": "clip_jax.models.text_configs:TextConfig",
         "bert": "clip_jax.models.text_configs:BertConfig",
+        "roberta": "clip_jax.models.encoder_configs:RobertaConfig",
         "coca_transformer": "clip_jax.models.coca_configs:CoCaTextConfig",
     },
 )
@@ -52,6 +53,7 @@ MODULES: Registry[Callable[..., Any]] = Registry(
         "eva": "clip_jax.models.eva:Eva",
         "transformer": "clip_jax.models.text:TextTransformer",
         "bert": "clip_jax.models.bert:BERT",
+        "roberta": "clip_jax.models.bert:RoBERTa",
         "coca_transformer": "clip_jax.models.coca:CoCaText",
         "multimodal": "clip_jax.models.multimodal:Multimodal",
     },

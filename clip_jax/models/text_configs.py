@@ -8,6 +8,7 @@ from typing import ClassVar
 from clip_jax.errors import UserError
 from clip_jax.models import flop_counts
 from clip_jax.models.built_in import TransformerTower
+from clip_jax.models.encoder_configs import EncoderTower
 from clip_jax.models.flop_counts import product
 from clip_jax.models.tower import (
     Params,
@@ -110,7 +111,7 @@ class TextConfig(TransformerTower, TextTower):
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig(TransformerTower, TextTower):
+class BertConfig(EncoderTower):
     """The config of a BERT (Devlin et al. 2018).
 
     Attributes:
@@ -154,37 +155,6 @@ class BertConfig(TransformerTower, TextTower):
                 f"model.text.positions={self.positions}"
             )
 
-    @property
-    def blind_to_padding(self) -> bool:
-        """Whether tokens after the end of a text change nothing, so that they can be cut off."""
-        return True
-
-    @property
-    def token_width(self) -> int:
-        """The number of features of each token."""
-        return self.width
-
     def flops(self, embed_dim: int, tokens: int) -> int:
         """Returns the FLOPs of the forward pass of one text of `tokens` tokens."""
         return flop_counts.transformer(self, tokens) + product(1, self.width, embed_dim)
-
-    def resize_positions(self, params: Params, context_length: int) -> Params:
-        """Returns the parameters as they are: the table of positions has `positions` rows."""
-        return params
-
-    @property
-    def any_length(self) -> bool:
-        """Whether the same parameters serve any length up to that of their table of positions."""
-        return True
-
-    def check_tokenizer(self, name: str, tokenizer: Tokenizer) -> None:
-        """Raises UserError if the tower cannot read the rows of a tokenizer."""
-        TextTower.check_tokenizer(self, name, tokenizer)
-        if tokenizer.pad_id != self.pad_id:
-            raise UserError(
-                f"tokenizer {name} pads with {tokenizer.pad_id}: set config.model.text.pad_id to it"
-            )
-
-    def summary(self) -> str:
-        """Returns the kind and the sizes as text for people."""
-        return f"{TextTower.summary(self)} {self.layers}×{self.width}"

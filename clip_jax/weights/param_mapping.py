@@ -12,6 +12,7 @@ from typing import Any
 from clip_jax.errors import UserError, only_user_errors
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.registry import Registry, is_users
+from clip_jax.weights.mappings.encoders import EncoderMapping
 from clip_jax.weights.mappings.leaf import Leaf
 from clip_jax.weights.mappings.protocol import WeightsMapping
 from clip_jax.weights.mappings.timm.tower import TimmTower
@@ -104,6 +105,7 @@ IGNORED = (
     "attn_mask",
     "text.attn_mask",
     "text_decoder.attn_mask",
+    "text.transformer.embeddings.position_ids",
     "text_model.embeddings.position_ids",
     "text_model.embeddings.token_type_ids",
     "vision_model.embeddings.position_ids",
@@ -134,5 +136,14 @@ def trunk_mapping(tower: Any) -> TimmTower | None:
     for name in TOWER_MAPPINGS.names:
         mapping = TOWER_MAPPINGS.get(name)()
         if isinstance(mapping, TimmTower) and mapping.fills(tower):
+            return mapping
+    return None
+
+
+def encoder_mapping(tower: Any) -> EncoderMapping | None:
+    """Returns the mapping of transformers' names for a text encoder; None if it has none."""
+    for name in TOWER_MAPPINGS.names:
+        mapping = TOWER_MAPPINGS.get(name)()
+        if isinstance(mapping, EncoderMapping) and mapping.fills(tower):
             return mapping
     return None

@@ -12,6 +12,7 @@ from clip_jax.models.architectures import (
     coca,
     convnext,
     efficientnet,
+    encoders,
     eva,
     released,
     siglip,
@@ -64,6 +65,7 @@ TOWERS: dict[str, VisionTower | TextTower] = {
     **convnext.TOWERS,
     **timm_vit.TOWERS,
     **eva.TOWERS,
+    **encoders.TOWERS,
     "all-MiniLM-L6-v2": BertConfig(
         width=384, layers=6, heads=12, pool="mean", activation="gelu", pooler=False
     ),

@@ -30,7 +30,7 @@ _ACTIVATIONS = {
 
 # Keys that `PretrainedConfig` of transformers has written into every group over the years, and keys
 # that only training, generation or other heads read.
-_EVERYWHERE = (
+EVERYWHERE = (
     *("_attn_implementation_autoset", "_commit_hash", "_name_or_path", "add_cross_attention"),
     *("architectures", "attention_dropout", "attention_probs_dropout_prob"),
     *("attn_implementation", "bad_words_ids", "begin_suppress_tokens", "bos_token_id"),
@@ -42,7 +42,13 @@ _EVERYWHERE = (
     *("initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder"),
     *("label2id", "length_penalty", "max_length", "min_length", "model_type"),
     *("no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels"),
-    *("num_return_sequences", "output_attentions", "output_hidden_states", "output_scores"),
+    *(
+        "num_return_sequences",
+        "output_attentions",
+        "output_past",
+        "output_hidden_states",
+        "output_scores",
+    ),
     *("pad_token_id", "prefix", "problem_type", "projection_dim", "pruned_heads"),
     *("remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate"),
     *("sep_token_id", "suppress_tokens", "task_specific_params", "temperature"),
@@ -51,13 +57,13 @@ _EVERYWHERE = (
     *("use_bfloat16", "use_cache", "auto_map"),
 )
 _UNREAD: dict[str, tuple[str, ...]] = {
-    "": (*_EVERYWHERE, "text_config_dict", "vision_config_dict", "transformers.js_config"),
+    "": (*EVERYWHERE, "text_config_dict", "vision_config_dict", "transformers.js_config"),
     "vision_config": (
-        *_EVERYWHERE,
+        *EVERYWHERE,
         *("hidden_dim", "dropout_rate", "drop_connect_rate", "batch_norm_momentum"),
         "num_hidden_layers",  # of an EfficientNet: the number of its stages
     ),
-    "text_config": _EVERYWHERE,
+    "text_config": EVERYWHERE,
 }
 
 
@@ -71,7 +77,7 @@ def _check_older(fields: Fields, key: str) -> None:
     """
     group, older = fields.group(key).values, fields.group(f"{key}_dict").values
     for name, value in older.items():
-        if name not in _EVERYWHERE and group.get(name, value) != value:
+        if name not in EVERYWHERE and group.get(name, value) != value:
             raise UserError(
                 f"{fields.where}: {key}.{name}={group[name]!r:.60} and {key}_dict.{name}="
                 f"{value!r:.60} are not the same: take {key}_dict out if it means nothing"
@@ -112,7 +118,7 @@ def from_hugging_face(values: Mapping[str, Any], where: str = "config.json") -> 
     return config
 
 
-def _activation(fields: Fields, default: str) -> str:
+def activation_of(fields: Fields, default: str) -> str:
     """Returns the activation of a tower."""
     name = fields.text("hidden_act", default)
     if name not in _ACTIVATIONS:
@@ -125,11 +131,12 @@ def _activation(fields: Fields, default: str) -> str:
 
 def _activations(vision: Fields, text: Fields, default: str) -> tuple[str, JsonObject]:
     """Returns the activation of a model, that of its texts, and the image tower's if it differs."""
-    image, words = _activation(vision, default), _activation(text, default)
+    image, words = activation_of(vision, default), activation_of(text, default)
     return words, {} if image == words else {"activation": image}
 
 
-def _shape(fields: Fields, width: int, layers: int, heads: int, hidden: int) -> JsonObject:
+def shape_of(fields: Fields, width: int, layers: int, heads: int, hidden: int) -> JsonObject:
+    """Returns the sizes of a tower's blocks; the other arguments are their defaults."""
     width = fields.integer("hidden_size", width)
     return dict(
         width=width,
@@ -154,14 +161,14 @@ def _read_clip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
             ragged=image_size % patch_size > 0,
             eps=vision.eps("layer_norm_eps", 1e-5),
             **own,
-            **_shape(vision, 768, 12, 12, 3072),
+            **shape_of(vision, 768, 12, 12, 3072),
         ),
         text=TextConfig(
             vocab_size=vocab_size,
             context_length=text.integer("max_position_embeddings", 77),
             eps=text.eps("layer_norm_eps", 1e-5),
             **_pool(fields, text, vocab_size),
-            **_shape(text, 512, 12, 8, 2048),
+            **shape_of(text, 512, 12, 8, 2048),
         ),
     )
 
@@ -192,7 +199,7 @@ def _temperature(fields: Fields, default: float) -> float:
 def _read_siglip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     vision.only("num_channels", 3)
     vision.only("vision_use_head", True)
-    shape = _shape(vision, 768, 12, 12, 3072)
+    shape = shape_of(vision, 768, 12, 12, 3072)
     text.only("projection_size", shape["width"])
     activation, own = _activations(vision, text, "gelu_pytorch_tanh")
     return siglip(
@@ -208,7 +215,7 @@ def _read_siglip(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
             vocab_size=text.integer("vocab_size", 32000),
             context_length=text.integer("max_position_embeddings", 64),
             eps=text.eps("layer_norm_eps", 1e-6),
-            **_shape(text, 768, 12, 12, 3072),
+            **shape_of(text, 768, 12, 12, 3072),
         ),
     )
 
@@ -246,42 +253,32 @@ def _read_align(fields: Fields, vision: Fields, text: Fields) -> CLIPConfig:
     )
     return CLIPConfig(
         fields.integer("projection_dim", 640),
-        _activation(text, "gelu"),
+        activation_of(text, "gelu"),
         temperature=fields.number("temperature_init_value", 1.0, 1e-6),
         log_scale=False,
         max_logit_scale=0.0,
         vision=image,
         text=BertConfig(
-            context_length=min(64, text.integer("max_position_embeddings", 512)), **_bert(text)
+            context_length=min(64, text.integer("max_position_embeddings", 512)),
+            **bert_fields(text),
         ),
     )
 
 
-def _bert(fields: Fields) -> JsonObject:
-    """Returns the fields of a `BertConfig` that transformers' config of a BERT states."""
+def bert_fields(fields: Fields, vocab_size: int = 30522, pad_id: int = 0) -> JsonObject:
+    """Returns the fields of a `BertConfig` that transformers' config of a BERT states.
+
+    The other arguments are defaults of the library.
+    """
     fields.only("position_embedding_type", "absolute")
     return dict(
-        vocab_size=fields.integer("vocab_size", 30522),
+        vocab_size=fields.integer("vocab_size", vocab_size),
         positions=fields.integer("max_position_embeddings", 512),
         token_types=fields.integer("type_vocab_size", 2),
-        pad_id=fields.integer("pad_token_id", 0, least=0),
+        pad_id=fields.integer("pad_token_id", pad_id, least=0),
         eps=fields.eps("layer_norm_eps", 1e-12),
-        **_shape(fields, 768, 12, 12, 3072),
+        **shape_of(fields, 768, 12, 12, 3072),
     )
-
-
-def from_bert(values: Mapping[str, Any], where: str = "config.json") -> JsonObject:
-    """Returns the fields of a `BertConfig` that the config.json of a `BertModel` states.
-
-    Raises:
-      UserError: another kind of model, a value of the wrong type, an unknown key, or a feature
-        that we do not have.
-    """
-    fields = Fields(values, where)
-    fields.only("model_type", "bert")
-    facts = {**_bert(fields), "activation": _activation(fields, "gelu")}
-    fields.finish({"": _EVERYWHERE})
-    return facts
 
 
 def to_hugging_face(config: CLIPConfig) -> JsonObject:

@@ -10,10 +10,12 @@ from typing import Any
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.io import files
 from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, MultimodalConfig
+from clip_jax.models.encoder_configs import ProjectedEncoder
 from clip_jax.models.generation import DECODER
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.weights import configs, preprocessing
 from clip_jax.weights.configs.open_clip.timm import has_text_prefix, is_timm, projection_of
+from clip_jax.weights.mappings import encoders
 from clip_jax.weights.mappings.leaf import (
     Leaf,
     batch_norm,
@@ -29,7 +31,7 @@ from clip_jax.weights.mappings.leaf import (
 )
 from clip_jax.weights.mappings.protocol import Document, ModelDescription, WeightsMapping
 from clip_jax.weights.mappings.timm.tower import open_clip_leaves
-from clip_jax.weights.param_mapping import trunk_mapping
+from clip_jax.weights.param_mapping import encoder_mapping, trunk_mapping
 
 
 class OpenClip(WeightsMapping):
@@ -50,10 +52,8 @@ class OpenClip(WeightsMapping):
                 projection_width=0,
             ) if _is_coca(config):
                 return _coca_leaves(config, vision, text)
-            case CLIPConfig(text=TextConfig() as text, log_scale=True, projection_width=0) if (
-                text.layers and type(text) is TextConfig
-            ):
-                return _model_leaves(config, text)
+            case CLIPConfig(log_scale=True, projection_width=0):
+                return _model_leaves(config)
         raise unsupported(config, self.name)
 
     def as_in_file(self, table: list[Leaf], names: Collection[str]) -> list[Leaf]:
@@ -141,8 +141,8 @@ def clip_leaves(config: CLIPConfig, library: str) -> Iterator[Leaf]:
             raise unsupported(config, library)
 
 
-def _model_leaves(config: CLIPConfig, text: TextConfig) -> Iterator[Leaf]:
-    """Yields the leaves of a model of an image tower and open_clip's own text tower."""
+def _model_leaves(config: CLIPConfig) -> Iterator[Leaf]:
+    """Yields the leaves of a model of an image tower and a text tower."""
     yield single("logit_scale", "logit_scale")
     if config.logit_bias is not None:
         yield single("logit_bias", "logit_bias")
@@ -160,7 +160,13 @@ def _model_leaves(config: CLIPConfig, text: TextConfig) -> Iterator[Leaf]:
             yield from open_clip_leaves(mapping, vision, projection_of(vision))
         case _:
             raise unsupported(config, "open_clip")
-    yield from _open_clip_text(text, "text." if has_text_prefix(config) else "")
+    match config.text:
+        case TextConfig() as text if text.layers and type(text) is TextConfig:
+            yield from _open_clip_text(text, "text." if has_text_prefix(config) else "")
+        case ProjectedEncoder() as text if names := encoder_mapping(text):
+            yield from encoders.open_clip_leaves(names, text)
+        case _:
+            raise unsupported(config, "open_clip")
 
 
 def _with_text_prefix(leaf: Leaf, prefix: bool) -> Leaf:

@@ -10,6 +10,7 @@ from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
 from clip_jax.models.architectures.coca import coca as coca_model
 from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, MultimodalConfig
+from clip_jax.models.encoder_configs import ProjectedEncoder
 from clip_jax.models.model_config import (
     CLIPConfig,
     ResNetConfig,
@@ -17,6 +18,7 @@ from clip_jax.models.model_config import (
     VisionConfig,
 )
 from clip_jax.weights.configs.fields import Fields
+from clip_jax.weights.configs.open_clip import encoders
 from clip_jax.weights.configs.open_clip.timm import read_timm
 
 # Keys that do not change the model, and the values that they may have; (): absent or None.
@@ -34,7 +36,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "scale_attn": (False,),
     "scale_fc": (False,),
     "embed_cls": (False,),
-    "hf_model_name": (),
 }
 _POOLS = {"argmax": "end", "last": "last", "eos": "eos"}  # of a text tower: theirs → ours
 
@@ -57,6 +58,11 @@ _UNREAD: dict[str, tuple[str, ...]] = {
 }
 
 
+_READS_AHEAD = (
+    "{}: a CoCa with hf_model_name is not supported here: such an encoder reads a caption both "
+    "ways, so that its decoder sees the words that it should predict, and open_clip's decoder "
+    "has not their number, but vocab_size"
+)
 # Keys of towers that CoCa has beyond a CLIP.
 _OF_COCA = ("attentional_pool", "attn_pooler_queries", "attn_pooler_heads", "output_tokens")
 
@@ -74,7 +80,10 @@ def from_open_clip(values: Mapping[str, Any], where: str = "open_clip_config.jso
         if values.get(key) is None:
             raise UserError(f"{where}: {key} is missing")
     config = _read_model(fields, where)
-    fields.finish(_UNREAD)
+    unread = dict(_UNREAD)
+    if isinstance(config.text, ProjectedEncoder):
+        unread["text_cfg"] += encoders.UNREAD
+    fields.finish(unread)
     return config
 
 
@@ -86,11 +95,14 @@ def _read_model(fields: Fields, where: str) -> CLIPConfig:
             if not coca or key not in (*_OF_COCA, "embed_cls"):
                 group.only(key, *allowed)
     embed_dim = fields.integer("embed_dim", 512)
+    named = text.values.get("hf_model_name")
     if coca:
+        if named:
+            raise UserError(_READS_AHEAD.format(text.where))
         return _read_coca(fields, vision, text, embed_dim)
     quick = fields.flag("quick_gelu")
-    words = _read_text(text)
-    activation = "quick_gelu" if quick else _gelu(text)
+    words: Any = encoders.read_encoder(text, embed_dim) if named else _read_text(text)
+    activation = "quick_gelu" if quick else "gelu" if named else _gelu(text)
     if vision.values.get("timm_model_name") is not None:
         tower: Any = read_timm(vision, embed_dim)  # whose activation is timm's
     else:

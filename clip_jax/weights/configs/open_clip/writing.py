@@ -8,9 +8,11 @@ from typing import Any
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
 from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, MultimodalConfig
+from clip_jax.models.encoder_configs import ProjectedEncoder
 from clip_jax.models.generation import DECODER
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.models.registry import kind_of
+from clip_jax.weights.configs.open_clip.encoders import write_encoder
 from clip_jax.weights.configs.open_clip.timm import has_text_prefix, is_timm, write_timm
 
 # The tokenizers of SigLIP that open_clip names, by their number of ids.
@@ -33,33 +35,36 @@ def to_open_clip(config: CLIPConfig) -> JsonObject:
     match config:
         case CLIPConfig(vision=VisionConfig() as vision, text=CoCaTextConfig() as text):
             return _write_coca(config, vision, text)
-        case CLIPConfig(text=TextConfig() as text) if is_timm(config) or isinstance(
+        case CLIPConfig(text=TextConfig() | ProjectedEncoder()) if is_timm(config) or isinstance(
             config.vision, VisionConfig | ResNetConfig
         ):
-            return _write_model(config, text)
+            return _write_model(config)
     raise UserError(
         f"open_clip has no model of a {kind_of(config.vision)} and a {kind_of(config.text)}"
     )
 
 
-def _write_model(config: CLIPConfig, text: TextConfig) -> JsonObject:
-    words = _write_text(text)
-    activation = text.activation or config.activation
-    if is_timm(config):
-        image = write_timm(config)
+def _write_model(config: CLIPConfig) -> JsonObject:
+    text, vision = config.text, config.vision
+    own = getattr(vision, "activation", "") or config.activation
+    image = write_timm(config) if is_timm(config) else _write_vision(config)
+    has_own = isinstance(vision, VisionConfig) and not is_timm(config)
+    if has_own and own == "gelu_tanh":
+        image["act_kwargs"] = {"approximate": "tanh"}
+    if isinstance(text, ProjectedEncoder):  # whose activation is that of transformers
+        words = write_encoder(text, config.activation)
+        activation = own if has_own else config.activation
     else:
-        image = _write_vision(config)
-        own = getattr(config.vision, "activation", "") or config.activation
-        if isinstance(config.vision, VisionConfig):
-            if "quick_gelu" in {own, activation} and own != activation:
-                raise UserError(
-                    f"open_clip has QuickGELU in both towers or in none; these have {own} and "
-                    f"{activation}"
-                )
-            if own == "gelu_tanh":
-                image["act_kwargs"] = {"approximate": "tanh"}
-    if activation == "gelu_tanh":
-        words["act_kwargs"] = {"approximate": "tanh"}
+        assert isinstance(text, TextConfig)
+        words = _write_text(text)
+        activation = text.activation or config.activation
+        if has_own and "quick_gelu" in {own, activation} and own != activation:
+            raise UserError(
+                f"open_clip has QuickGELU in both towers or in none; these have {own} and "
+                f"{activation}"
+            )
+        if activation == "gelu_tanh":
+            words["act_kwargs"] = {"approximate": "tanh"}
     return {
         "embed_dim": config.embed_dim,
         **({"quick_gelu": True} if activation == "quick_gelu" else {}),
