@@ -67,25 +67,42 @@ class AnySizeTower(BuiltInTower):
         return params
 
 
-class ProjectedTower(BuiltInTower):
-    """An image tower of timm, whose pooled features open_clip projects to the embedding space.
+class WithProjection(BuiltInTower):
+    """A tower whose pooled features open_clip projects to the embedding space.
 
     Attributes:
       projection: `none`; `linear`, a matrix; `mlp`, two layers with a GELU between them.
-      projection_bias: whether the matrix has a bias, as timm's own classifier does.
     """
 
     projection: str
+
+    def projection_hidden(self, embed_dim: int) -> int:
+        """Returns the width of the hidden layer of the projection `mlp`."""
+        return 2 * embed_dim
+
+    def projection_flops(self, features: int, embed_dim: int) -> int:
+        """Returns the FLOPs of projecting the features of one image or text."""
+        if self.projection == "none":
+            return 0
+        if self.projection == "linear":
+            return product(1, features, embed_dim)
+        hidden = self.projection_hidden(embed_dim)
+        return product(1, features, hidden) + product(1, hidden, embed_dim)
+
+
+class ProjectedTower(WithProjection):
+    """An image tower of timm, whose pooled features open_clip projects to the embedding space.
+
+    Attributes:
+      projection_bias: whether the matrix has a bias, as timm's own classifier does.
+    """
+
     projection_bias: bool
 
     @property
     def pooling_parts(self) -> tuple[str, ...]:
         """The parts that the features of places do not need, see `VisionTower`."""
         return ("projection",)
-
-    def projection_hidden(self, embed_dim: int) -> int:
-        """Returns the width of the hidden layer of the projection `mlp`."""
-        return 2 * embed_dim
 
     def check_projection(self, features: int, embed_dim: int) -> None:
         """Raises UserError if the projection is unknown, or cannot give `embed_dim` features."""
@@ -104,12 +121,3 @@ class ProjectedTower(BuiltInTower):
                 f"with model.vision.projection='none', model.embed_dim={embed_dim} must be the "
                 f"{features} features of the tower"
             )
-
-    def projection_flops(self, features: int, embed_dim: int) -> int:
-        """Returns the FLOPs of projecting one image's features."""
-        if self.projection == "none":
-            return 0
-        if self.projection == "linear":
-            return product(1, features, embed_dim)
-        hidden = self.projection_hidden(embed_dim)
-        return product(1, features, hidden) + product(1, hidden, embed_dim)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -14,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from clip_jax.models.encoder_configs import ProjectedEncoder
 from clip_jax.models.initializers import TORCH
 from clip_jax.models.layers import Linear, linear
+from clip_jax.models.projection import MlpProjection, NoProjection
 
 Words = Bool[Array, "batch context"]  # tokens that are no padding
 
@@ -66,29 +66,6 @@ class TextEncoder(nnx.Module):
         return self.embedded(tokens), tokens != self.config.pad_id
 
 
-class NoProjection(nnx.Module):
-    """Leaves features as they are."""
-
-    def __call__(self, x: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
-        """Returns its input."""
-        return x
-
-
-class MlpProjection(nnx.Module):
-    """Two matrices with a GELU between them."""
-
-    def __init__(
-        self, features: int, hidden: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
-        common = dict(use_bias=False, init=TORCH, dtype=dtype, rngs=rngs)
-        self.fc = linear(features, hidden, **common)
-        self.proj = linear(hidden, embed_dim, **common)
-
-    def __call__(self, x: Float[Array, "batch features"]) -> Float[Array, "batch embed_dim"]:
-        """Returns the projected features."""
-        return self.proj(jax.nn.gelu(self.fc(x), approximate=False))
-
-
 def encoder_projection(
     config: ProjectedEncoder, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> NoProjection | Linear | MlpProjection:
@@ -98,7 +75,7 @@ def encoder_projection(
         return NoProjection()
     if config.projection == "mlp":
         hidden = config.projection_hidden(embed_dim)
-        return MlpProjection(config.width, hidden, embed_dim, **common)
+        return MlpProjection(config.width, hidden, embed_dim, use_bias=False, **common)
     return linear(config.width, embed_dim, use_bias=False, init=TORCH, **common)
 
 

@@ -7,12 +7,10 @@ from typing import ClassVar
 
 from clip_jax.errors import UserError
 from clip_jax.models import flop_counts
-from clip_jax.models.built_in import TransformerTower
+from clip_jax.models.built_in import PROJECTIONS, TransformerTower, WithProjection
 from clip_jax.models.flop_counts import product
 from clip_jax.models.tower import Params, TextTower, check_activation, check_blocks, check_layers
 from clip_jax.tokenizers.protocol import Tokenizer
-
-_PROJECTIONS = ("none", "linear", "mlp")
 
 
 class EncoderTower(TransformerTower, TextTower):
@@ -56,19 +54,18 @@ class EncoderTower(TransformerTower, TextTower):
         return f"{TextTower.summary(self)} {self.layers}×{self.width}"
 
 
-class ProjectedEncoder(EncoderTower):
+class ProjectedEncoder(EncoderTower, WithProjection):
     """A text encoder of transformers, as open_clip projects it to the embedding space.
+
+    No layer of its projection has a bias.
 
     Attributes:
       pool: what is projected, one of `pools`.
-      projection: `none`; `linear`, a matrix; or `mlp`, two of them with a GELU between. None has a
-        bias.
       pools: the poolings of this kind of encoder.
     """
 
     pools: ClassVar[tuple[str, ...]] = ("mean", "first")
     pool: str
-    projection: str
 
     def check(self) -> None:
         """Raises UserError if the sizes do not fit together."""
@@ -76,10 +73,10 @@ class ProjectedEncoder(EncoderTower):
         check_layers("text", self.layers, 1)
         if self.pool not in self.pools:
             raise UserError(f"model.text.pool={self.pool!r:.80} must be {' or '.join(self.pools)}")
-        if self.projection not in _PROJECTIONS:
+        if self.projection not in PROJECTIONS:
             raise UserError(
                 f"model.text.projection={self.projection!r:.80} must be one of "
-                f"{', '.join(_PROJECTIONS)}"
+                f"{', '.join(PROJECTIONS)}"
             )
         if self.pad_id >= self.vocab_size:
             raise UserError(
@@ -93,13 +90,7 @@ class ProjectedEncoder(EncoderTower):
 
     def flops(self, embed_dim: int, tokens: int) -> int:
         """Returns the FLOPs of the forward pass of one text of `tokens` tokens."""
-        layers = [self.width, embed_dim]
-        if self.projection == "mlp":
-            layers.insert(1, self.projection_hidden(embed_dim))
-        projection = 0
-        if self.projection != "none":
-            projection = sum(map(product, (1, 1), layers, layers[1:]))
-        return self.encoder_flops(tokens) + projection
+        return self.encoder_flops(tokens) + self.projection_flops(self.width, embed_dim)
 
     def encoder_flops(self, tokens: int) -> int:
         """Returns the FLOPs of the forward pass up to the output of the last block."""

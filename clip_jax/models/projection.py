@@ -28,13 +28,20 @@ class NoProjection(nnx.Module):
 
 
 class MlpProjection(nnx.Module):
-    """Two layers with a GELU between them; the first one has a bias."""
+    """Two layers with a GELU between them; the first one may have a bias."""
 
     def __init__(
-        self, features: int, hidden: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        features: int,
+        hidden: int,
+        embed_dim: int,
+        *,
+        use_bias: bool = True,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
         common = dict(init=TORCH, dtype=dtype, rngs=rngs)
-        self.fc = linear(features, hidden, **common)
+        self.fc = linear(features, hidden, use_bias=use_bias, **common)
         self.proj = linear(hidden, embed_dim, use_bias=False, **common)
 
     def __call__(self, x: Features) -> Embedding:

@@ -10,6 +10,11 @@ from typing import TypeVar
 from clip_jax.weights.formats.raw import UnreadableError
 
 T = TypeVar("T")
+# one tensor of each kind of text encoder, which a language model holds beside a head or a decoder
+_ENCODER = re.compile(
+    r"((?:[^.]+\.)*?)(?:embeddings\.word_embeddings"
+    r"|block\.0\.layer\.0\.SelfAttention\.q|layers\.0\.self_attn\.q_proj)\.weight"
+)
 # by torch.compile, FSDP and activation checkpointing, anywhere in a name
 _WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # the image tower that every CLIP has, in open_clip and OpenAI's files, or in transformers
@@ -57,7 +62,25 @@ def remove_prefix(entries: Mapping[str, T]) -> tuple[dict[str, T], str, list[str
 
 
 def _remove_common_prefix(plain: dict[str, T]) -> tuple[dict[str, T], str, list[str]]:
-    """Tensors of no CLIP; `module.` is removed if all names begin with it."""
+    """Tensors of no CLIP; `module.` is removed if all names begin with it.
+
+    So is the prefix of the text encoder of a language model, which shares its table of tokens with
+    the decoder.
+    """
+    prefix = ""
     if plain and all(name.startswith("module.") for name in plain):
-        return {name.removeprefix("module."): entry for name, entry in plain.items()}, "module.", []
-    return plain, "", []
+        plain, prefix = (
+            {name.removeprefix("module."): entry for name, entry in plain.items()},
+            "module.",
+        )
+    found = {match[1] for name in plain if (match := _ENCODER.fullmatch(name))}
+    found = {inner for inner in found if not inner.endswith("decoder.")}
+    if len(found) != 1 or "" in found:
+        return plain, prefix, []
+    (inner,) = found
+    own = {n.removeprefix(inner): entry for n, entry in plain.items() if n.startswith(inner)}
+    shared = f"{inner.removesuffix('encoder.')}shared.weight"
+    if inner.endswith("encoder.") and shared in plain:
+        own.setdefault("embed_tokens.weight", plain[shared])
+    left_out = [n for n in plain if not n.startswith(inner) and n != shared]
+    return own, prefix + inner, left_out

@@ -124,6 +124,11 @@ def _remarks(
     remarks = []
     if unused := [name for name in mapping.unused(tower) if name in tensors]:
         remarks.append(f"{', '.join(unused)} of {tensors.path} are left out")
+    if names := tensors.left_out:
+        remarks.append(
+            f"{len(names):,} tensors of {tensors.path} do not belong to the encoder and are left "
+            f"out, such as {names[0]}"
+        )
     missing = sorted(shapes.keys() - {leaf.path for leaf in table})
     side = mapping.side
     layers = {f"{side}/{name}/": name.replace("_", " ") for name in PROJECTIONS}
@@ -131,8 +136,8 @@ def _remarks(
         if not path.startswith(tuple(layers)):
             raise UserError(f"{mapping.description} has no place for {path} of this model")
     for prefix, name in layers.items():
-        if f"{prefix}kernel" in missing:
-            inputs, outputs = shapes[f"{prefix}kernel"].shape
+        if kernels := [p for p in missing if p.startswith(prefix) and p.endswith("/kernel")]:
+            inputs, outputs = shapes[kernels[0]].shape[0], shapes[kernels[-1]].shape[1]
             remarks.append(f"its {name} from {inputs} to {outputs} features starts at random")
     return tuple(remarks)
 

@@ -110,7 +110,9 @@ def test_projections(text: Any) -> None:
 def test_flops_are_those_of_the_program(text: Any, projection: str) -> None:
     config = config_of(dataclasses.replace(text, projection=projection))
     for tokens in (8, 5):
-        assert flops.forward(config, tokens=tokens).text == traced_forward(config, tokens=tokens).text
+        assert (
+            flops.forward(config, tokens=tokens).text == traced_forward(config, tokens=tokens).text
+        )
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
