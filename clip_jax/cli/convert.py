@@ -82,6 +82,14 @@ def parser() -> argparse.ArgumentParser:
         "--context-length", type=int, metavar="N", help="resize the positions to N tokens"
     )
     p.add_argument(
+        "--keep-positions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --context-length: leave the first N positions as they are, and stretch the "
+        "others; Long-CLIP is --context-length 248 --keep-positions 20",
+    )
+    p.add_argument(
         "--activation",
         choices=ACTIVATIONS,
         help="write another activation function than the model was trained with: SigLIP in "
@@ -110,6 +118,8 @@ def run(argv: Sequence[str]) -> int:
         value = getattr(args, flag)
         if value is not None and not 1 <= value <= MAX_SIZE:
             raise UserError(f"--{flag.replace('_', '-')} {value} must be from 1 to {MAX_SIZE}")
+    if args.keep_positions < 0 or (args.keep_positions and args.context_length is None):
+        raise UserError(f"--keep-positions {args.keep_positions} needs --context-length N")
     if args.to == "lora":
         return _write_adapters(args)
     mapping_of(args.to, "--to")

@@ -272,6 +272,11 @@ def _check_weights(c: Config) -> None:
                 f"config.weights.{key}={value!r:.80} needs config.weights.path: the weights that "
                 "the run starts from"
             )
+    if c.weights.keep_positions and not c.weights.resize:
+        raise UserError(
+            f"config.weights.keep_positions={c.weights.keep_positions} needs "
+            "config.weights.resize=True"
+        )
     if c.weights.optimizer and (c.weights.resize or not c.weights.path):
         raise UserError(
             "config.weights.optimizer=True needs config.weights.path, the folder of a run, and "

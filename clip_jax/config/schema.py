@@ -49,6 +49,12 @@ class Weights(Group):
         False,
         "resize the positions where the resolution or context length differs from the model's",
     )
+    keep_positions: int = key(
+        0,
+        "the number of first positions of texts that resizing leaves as they are, while it "
+        "stretches the others; Long-CLIP keeps 20",
+        at_least=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,6 +59,7 @@ def convert(
     dtype: str = "keep",
     image_size: int | None = None,
     context_length: int | None = None,
+    keep_positions: int = 0,
     activation: str | None = None,
     tokenizer: str | None = None,
     overwrite: bool = False,
@@ -77,6 +78,8 @@ def convert(
       dtype: the dtype of the written parameters, one of `DTYPES`.
       image_size: a new side of images, in pixels, to which positions are resized.
       context_length: a new length of texts, in tokens, to which positions are resized.
+      keep_positions: the number of first positions of texts that stay as they are then, while the
+        others are stretched; Long-CLIP keeps 20.
       activation: another activation function for the written model.
       tokenizer: a name for `tokenizers.load`; None: that of the source.
       overwrite: whether existing files are replaced.
@@ -101,7 +104,9 @@ def convert(
 
     # resized positions are rounded only once
     params, stats = original.read("keep" if dtype == "keep" else "float32")
-    params, _ = positions.resize_model(params, original.config, image_size, context_length)
+    params, _ = positions.resize_model(
+        params, original.config, image_size, context_length, keep_positions
+    )
     leaves = [leaf for _, leaf in arrays.flat(params)]
     return Conversion(
         library=original.library,

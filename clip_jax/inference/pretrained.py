@@ -47,6 +47,7 @@ def load(
     params: str = "float32",
     image_size: int | None = None,
     context_length: int | None = None,
+    keep_positions: int = 0,
     tokenizer: str | None = None,
     activation: str | None = None,
     library: Library | None = None,
@@ -64,6 +65,8 @@ def load(
       params: the dtype of the parameters: float32, float16, bfloat16, or `keep` for the file's.
       image_size: a new side of images, in pixels, to which positions are resized.
       context_length: a new length of texts, 3 tokens or more, to which positions are resized.
+      keep_positions: the number of first positions of texts that stay as they are then, while the
+        others are stretched; `context_length=248, keep_positions=20` is Long-CLIP's rule.
       tokenizer: a name for `tokenizers.load`, if the model's files hold no tokenizer.
       activation: the activation function of a CLIP in a file without a config: `gelu` for
         open_clip's own models; the default is `quick_gelu`, as in OpenAI's. A warning says if the
@@ -88,6 +91,7 @@ def load(
         params=params,
         image_size=image_size,
         context_length=context_length,
+        keep_positions=keep_positions,
         tokenizer=tokenizer,
         activation=activation,
         library=library,
@@ -112,6 +116,7 @@ def _load(
     params: str = "float32",
     image_size: int | None = None,
     context_length: int | None = None,
+    keep_positions: int = 0,
     tokenizer: str | None = None,
     activation: str | None = None,
     library: Library | None = None,
@@ -128,7 +133,9 @@ def _load(
         category = DamageWarning if source.workdir else GuessedWarning
         warnings.warn(remark, category, stacklevel=3)
     parameters, statistics = source.read(params)
-    parameters, config = resize_model(parameters, source.config, image_size, context_length)
+    parameters, config = resize_model(
+        parameters, source.config, image_size, context_length, keep_positions
+    )
     if activation not in (None, config.activation):
         raise UserError(
             f"{source.path} was trained with {config.activation}: leave out {activation=}"

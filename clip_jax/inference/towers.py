@@ -19,7 +19,12 @@ from clip_jax.weights.tower_files import SavedTower, find_tower, read_tower
 
 
 def open_towers(
-    paths: Mapping[str, str], model: CLIPConfig, seed: int, *, resize: bool = False
+    paths: Mapping[str, str],
+    model: CLIPConfig,
+    seed: int,
+    *,
+    resize: bool = False,
+    keep_positions: int = 0,
 ) -> ModelSource:
     """Opens a model whose towers come from files; what no file gives starts at random.
 
@@ -29,6 +34,7 @@ def open_towers(
       model: the architecture.
       seed: of the random values, which are those of a run with this seed.
       resize: whether the positions of a whole model's tower may be resized.
+      keep_positions: as in `positions.resize_model`.
 
     Raises:
       UserError: a file cannot be read, or holds another tower than that of `model`.
@@ -38,7 +44,7 @@ def open_towers(
     def read(dtype: str) -> Variables:
         given: dict[str, Any] = {}
         for side, tower in towers.items():
-            given |= _read(tower, side, model)
+            given |= _read(tower, side, model, keep_positions)
 
         def initial() -> dict[str, jax.Array]:  # only what no file gives is computed
             random = arrays.flat(*init_variables(model, seed))
@@ -87,13 +93,15 @@ def _open(name: str, side: str, model: CLIPConfig, resize: bool) -> ModelSource 
     return source
 
 
-def _read(tower: ModelSource | SavedTower, side: str, model: CLIPConfig) -> dict[str, Any]:
+def _read(
+    tower: ModelSource | SavedTower, side: str, model: CLIPConfig, keep_positions: int
+) -> dict[str, Any]:
     """Reads the parameters and batch statistics of a tower, by their paths."""
     if isinstance(tower, SavedTower):
         return read_tower(tower)
     params, stats = jax.device_get(tower.read("float32"))
     size = model.vision.image_size if side == "vision" else None
     length = model.text.context_length if side == "text" else None
-    params, _ = positions.resize_model(params, tower.config, size, length)
+    params, _ = positions.resize_model(params, tower.config, size, length, keep_positions)
     parts = ({side: tree[side]} for tree in (params, stats) if side in tree)
     return dict(arrays.flat(*parts))

@@ -107,14 +107,14 @@ class CoCaTextConfig(TextConfig):
         """Returns the FLOPs of the forward pass of one text of `tokens` tokens."""
         return super().flops(embed_dim, tokens + 1)
 
-    def resize_positions(self, params: Params, context_length: int) -> Params:
+    def resize_positions(self, params: Params, context_length: int, keep: int = 0) -> Params:
         """Returns the parameters of this tower for texts of another length."""
         import jax.numpy as jnp
 
         from clip_jax.models.positions import resize_line
 
         table = params["positional_embedding"]
-        table = jnp.concatenate([resize_line(table[:-1], context_length), table[-1:]])
+        table = jnp.concatenate([resize_line(table[:-1], context_length, keep), table[-1:]])
         return {**params, "positional_embedding": table}
 
     def check_tokenizer(self, name: str, tokenizer: Tokenizer) -> None:

@@ -37,7 +37,7 @@ class EncoderTower(TransformerTower, TextTower):
         """Whether the same parameters serve any length up to that of their table of positions."""
         return True
 
-    def resize_positions(self, params: Params, context_length: int) -> Params:
+    def resize_positions(self, params: Params, context_length: int, keep: int = 0) -> Params:
         """Returns the parameters as they are: no table has a row for each token of a text."""
         return params
 

@@ -81,13 +81,13 @@ class TextConfig(TransformerTower, TextTower):
         projection = product(1, self.width, embed_dim) if self.projection else 0
         return flop_counts.transformer(self, tokens) + projection
 
-    def resize_positions(self, params: Params, context_length: int) -> Params:
+    def resize_positions(self, params: Params, context_length: int, keep: int = 0) -> Params:
         """Returns the parameters of this tower for texts of another length."""
         from clip_jax.models.positions import resize_line
 
         if not self.layers:  # a bag of words has no positions
             return params
-        table = resize_line(params["positional_embedding"], context_length)
+        table = resize_line(params["positional_embedding"], context_length, keep)
         return {**params, "positional_embedding": table}
 
     def check_tokenizer(self, name: str, tokenizer: Tokenizer) -> None:

@@ -205,8 +205,13 @@ class TextTower(Tower, Protocol):
     def check(self) -> None:
         """Raises UserError if the sizes do not fit together."""
 
-    def resize_positions(self, params: Params, context_length: int) -> Params:
+    def resize_positions(self, params: Params, context_length: int, keep: int = 0) -> Params:
         """Returns the parameters of this tower for texts of another length.
+
+        Args:
+          params: the parameters of this tower.
+          context_length: the number of tokens.
+          keep: the number of first positions that stay as they are, see `positions.resize_line`.
 
         Raises:
           UserError: the tower cannot be resized.

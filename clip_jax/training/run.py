@@ -160,7 +160,13 @@ def saved_weights(c: Config, model: CLIPConfig) -> ModelSource | None:
     """
     towers = {side: path for side in SIDES if (path := getattr(c.weights, side))}
     if towers:
-        return open_towers(towers, model, c.seed, resize=c.weights.resize)
+        return open_towers(
+            towers,
+            model,
+            c.seed,
+            resize=c.weights.resize,
+            keep_positions=c.weights.keep_positions,
+        )
     if not c.weights.path:
         return None
     # With resize the sizes in the file may differ.

@@ -96,7 +96,11 @@ class Trainer(setup.Recipe):
         params, stats = jax.device_get(source.read("float32"))
         vision, text = self.run.model.vision, self.run.model.text
         params, _ = positions.resize_model(
-            params, source.config, vision.image_size, text.context_length
+            params,
+            source.config,
+            vision.image_size,
+            text.context_length,
+            self.config.weights.keep_positions,
         )
         heads = params.pop("heads", {})
         if self.config.lora.rank:

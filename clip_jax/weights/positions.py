@@ -37,6 +37,7 @@ def resize_model(
     config: CLIPConfig,
     image_size: int | None = None,
     context_length: int | None = None,
+    keep_positions: int = 0,
 ) -> tuple[Params, CLIPConfig]:
     """Returns the same model for images of another size, or texts of another length.
 
@@ -45,6 +46,8 @@ def resize_model(
       config: the architecture.
       image_size: the side of an image in pixels; None leaves it as it is.
       context_length: the number of tokens; None leaves it as it is.
+      keep_positions: the number of first positions of texts that stay as they are, while the others
+        are stretched; Long-CLIP keeps 20. 0: all are resized alike.
 
     Returns:
       The resized parameters and their architecture.
@@ -61,7 +64,8 @@ def resize_model(
         tower = vision.resize_positions(params["vision"], config.vision.image_size)
         params = {**params, "vision": tower}
     if config.text.context_length != text.context_length:
-        tower = text.resize_positions(params["text"], config.text.context_length)
+        keep = {"keep": keep_positions} if keep_positions else {}
+        tower = text.resize_positions(params["text"], config.text.context_length, **keep)
         params = {**params, "text": tower}
         heads = {
             name: head.resize_positions(params["heads"][name], config.text.context_length)

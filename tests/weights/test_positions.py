@@ -18,6 +18,7 @@ from clip_jax.models.decoder import DecoderConfig
 from clip_jax.models.head import Head
 from clip_jax.models.masked_words import MaskedWordsConfig
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
+from clip_jax.models.positions import resize_line
 from clip_jax.weights import arrays, positions
 from support import says
 
@@ -84,6 +85,30 @@ def test_texts_as_open_clip_resizes_them(length: int) -> None:
     assert config_after.text.context_length == length and config_after.vision == VIT.vision
     ours = table(params_after, "text/positional_embedding")
     np.testing.assert_allclose(ours, state["positional_embedding"].numpy(), atol=1e-5)
+
+
+def test_long_clip_keeps_twenty_positions_and_stretches_the_others_fourfold() -> None:
+    """77 positions become 248; between two old ones lie three new ones (Long-CLIP, section 3.1)."""
+    old = np.random.default_rng(0).standard_normal((77, 5)).astype(np.float32)
+    wanted = [*old[:20]]
+    for i in range(20, 77):
+        first, second = (old[i], old[i + 1]) if i < 76 else (old[75], old[76])
+        base = first if i < 76 else second
+        wanted += [base + quarter / 4 * (second - first) for quarter in range(4)]
+    new = np.asarray(resize_line(old, 248, 20))
+    np.testing.assert_allclose(new, np.stack(wanted), atol=1e-6)
+
+
+def test_positions_that_stay_leave_the_towers_of_a_model_consistent() -> None:
+    params = random_params(VIT)
+    before = table(params, "text/positional_embedding")
+    params_after, config_after = positions.resize_model(params, VIT, None, 30, 4)
+    after = table(params_after, "text/positional_embedding")
+    assert config_after.text.context_length == len(after) == 30
+    np.testing.assert_array_equal(after[:5], before[:5])
+    for keep, length in ((11, 30), (4, 4)):
+        with pytest.raises(UserError, match="keep_positions"):
+            positions.resize_model(params, VIT, None, length, keep)
 
 
 @pytest.mark.parametrize("kind", MODELS)
