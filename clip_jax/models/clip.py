@@ -24,6 +24,7 @@ from clip_jax.models.image_pass import Encoded, encoded_once
 from clip_jax.models.layers import activation_dtype
 from clip_jax.models.lora import add_adapters
 from clip_jax.models.model_config import CLIPConfig
+from clip_jax.models.outputs import FEATURES, check_output, image_output
 from clip_jax.models.pixels import checked_pixels
 from clip_jax.models.second_projection import add_second_projection, project
 from clip_jax.models.token_ids import checked_tokens
@@ -132,21 +133,31 @@ class CLIP(nnx.Module):
         *,
         normalized: bool = False,
         key: Keys | None = None,
-    ) -> Float[Array, "batch embed_dim"]:
-        """Returns the features of images.
+        output: str = FEATURES,
+    ) -> Float[Array, batch * rest]:
+        """Returns the features of images, or another output of the image tower.
 
         Args:
           image: [batch, size, size, 3]: integers in 0…255, or floats that are normalised already;
             see `pixels.checked_pixels`.
           normalized: whether features are scaled to length one.
           key: as in `__call__`.
+          output: `features`: [batch, embed_dim]. `pooled`: [batch, width], before the projection to
+            the embedding space, for probes. `patches`: [batch, places, embed_dim], what the pooling
+            and the projection make of each place alone, row by row, to compare with texts.
+            `layer:7`: [batch, tokens, width], the output of the seventh block of a Transformer,
+            with the class token first. Without a `key` only.
 
         Raises:
-          UserError: the shape or type is wrong, or the values are no pixels.
+          UserError: the shape or type is wrong, the values are no pixels, or the tower has no such
+            output.
         """
+        check_output(output, self.config.vision)
         if key is None:
             image = checked_pixels(image, self.config.vision)
-            return self._encode("vision", image, normalized)
+            return self._encode("vision", image, normalized, output)
+        if output != FEATURES:
+            raise UserError(f"output={output!r} has no place in training: leave out key")
         features, _ = self._train_pass(image, key, places=False)
         return normalize(features) if normalized else features
 
@@ -258,9 +269,11 @@ class CLIP(nnx.Module):
         logits: Array = self.heads[classifier.NAME](features, jax.lax.stop_gradient(self.scale))
         return logits
 
-    def _encode(self, tower: str, rows: Array, normalized: bool) -> Float[Array, "batch embed_dim"]:
+    def _encode(
+        self, tower: str, rows: Array, normalized: bool, output: str = FEATURES
+    ) -> Float[Array, batch * rest]:
         graph, params, stats = nnx.split(self, nnx.Param, nnx.BatchStat)
-        return _features(graph, (params, stats), rows, tower, normalized)
+        return _features(graph, (params, stats), rows, tower, normalized, output)
 
     def __call__(
         self,
@@ -309,12 +322,12 @@ def _scalar(value: float) -> nnx.Param:
 
 
 # One compiled program: without jit, the first call in a notebook compiles hundreds.
-@partial(jax.jit, static_argnums=(0, 3, 4))
+@partial(jax.jit, static_argnums=(0, 3, 4, 5))
 def _features(
-    graph: nnx.GraphDef, model_variables: Any, rows: Any, tower: str, normalized: bool
+    graph: nnx.GraphDef, model_variables: Any, rows: Any, tower: str, normalized: bool, output: str
 ) -> Any:
     module = getattr(nnx.merge(graph, *model_variables), tower)
-    features = project(module, module(rows))
+    features = image_output(module, rows, output)
     return normalize(features) if normalized else features
 
 

@@ -242,6 +242,12 @@ class Eva(nnx.Module):
         pooled = x[:, 0] if self.config.pool == "class" else self.pool(x)
         return self.project(pooled), x[:, int(self.config.class_token) :]
 
+    def after_layer(
+        self, image: Num[Array, "batch height width 3"], layer: int
+    ) -> Float[Array, "batch tokens features"]:
+        """Returns the output of a block, counted from 1, for every token."""
+        return self.transformer.first(self._tokens(image), layer)
+
     def _tokens(
         self, image: Num[Array, "batch height width 3"]
     ) -> Float[Array, "batch tokens features"]:

@@ -148,6 +148,12 @@ class SpatialAttentionPool(nnx.Module):
         attended = jax.nn.dot_product_attention(query, k, v)
         return self.projection(attended.reshape(batch, width))
 
+    def alone(self, x: Image) -> Float[Array, "batch places embed_dim"]:
+        """Returns what each place gives where it alone is attended to, without its position."""
+        x = x.reshape(len(x), -1, x.shape[-1])
+        values = jnp.split(self.kv(x), 2, axis=-1)[1]
+        return self.projection(values)
+
 
 class ModifiedResNet(nnx.Module):
     """CLIP's ResNet: a stem, four stages of bottlenecks, and attention pooling."""
@@ -191,6 +197,12 @@ class ModifiedResNet(nnx.Module):
         """Returns the features of a call, and the output of the last stage for each place."""
         x = self._places(image, key)
         return self.pool(x), x.reshape(len(x), -1, x.shape[-1])
+
+    def patches(
+        self, image: Num[Array, "batch height width 3"]
+    ) -> Float[Array, "batch places embed_dim"]:
+        """Returns what the pooling makes of each place alone (Zhou et al. 2022, MaskCLIP)."""
+        return self.pool.alone(self._places(image, None))
 
     def _places(
         self, image: Num[Array, "batch height width 3"], key: Key[Array, " batch"] | None

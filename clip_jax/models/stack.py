@@ -199,6 +199,13 @@ def scan(
     return x
 
 
+def first_layers(stacked: Layer, count: int) -> Layer:
+    """Returns the first layers of a stack, as a stack."""
+    graph, state = nnx.split(stacked)
+    first: Layer = nnx.merge(graph, jax.tree.map(lambda array: array[:count], state))
+    return first
+
+
 def apply_once(
     module: nnx.Module, x: Array, apply: Apply, remat: str, train: bool = False
 ) -> Array:

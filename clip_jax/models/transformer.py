@@ -17,7 +17,7 @@ from clip_jax.distributed.param_spec import VECTOR
 from clip_jax.errors import UserError
 from clip_jax.models.initializers import XAVIER_UNIFORM, BlockInit, Initializer
 from clip_jax.models.layers import layer_norm, linear
-from clip_jax.models.stack import check_remat, scan, stack
+from clip_jax.models.stack import check_remat, first_layers, scan, stack
 from clip_jax.models.tower import BlockSizes, hidden_width
 
 Mask = Bool[Array, "#batch #heads #queries keys"]
@@ -339,6 +339,11 @@ class Transformer(nnx.Module):
             config.layers,
             rngs,
         )
+
+    def first(self, x: Float[Array, "batch length width"], count: int) -> Array:
+        """Applies the first `count` blocks: [batch, length, width]."""
+        blocks = first_layers(self.blocks, count)
+        return scan(blocks, x, lambda block, x: block(x, self.causal), self.remat)
 
     def __call__(
         self,

@@ -213,6 +213,12 @@ class VisionTransformer(nnx.Module):
             return self.project(x[:, 0]), x[:, 1:]
         return self.project(self._pool(x)), self._patches(self.ln_post(x).astype(self.dtype))
 
+    def after_layer(
+        self, image: Num[Array, "batch height width 3"], layer: int
+    ) -> Float[Array, "batch tokens features"]:
+        """Returns the output of a block, counted from 1, for every token."""
+        return self.transformer.first(self._embedded(image, None), layer)
+
     def _embedded(
         self, image: Num[Array, "batch height width 3"], key: Key[Array, " batch"] | None
     ) -> Float[Array, "batch tokens features"]:
