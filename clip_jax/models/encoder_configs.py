@@ -9,7 +9,14 @@ from clip_jax.errors import UserError
 from clip_jax.models import flop_counts
 from clip_jax.models.built_in import PROJECTIONS, TransformerTower, WithProjection
 from clip_jax.models.flop_counts import product
-from clip_jax.models.tower import Params, TextTower, check_activation, check_blocks, check_layers
+from clip_jax.models.tower import (
+    Params,
+    TextTower,
+    check_activation,
+    check_blocks,
+    check_layers,
+    hidden_width,
+)
 from clip_jax.tokenizers.protocol import Tokenizer
 
 
@@ -150,3 +157,87 @@ class RobertaConfig(ProjectedEncoder):
         """Returns the FLOPs of the forward pass of one text of `tokens` tokens."""
         pooler = product(1, self.width, self.width) if self.pooler else 0
         return ProjectedEncoder.flops(self, embed_dim, tokens) + pooler
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config(ProjectedEncoder):
+    """The config of the encoder of an mT5 (Xue et al. 2020), a T5 with gated MLPs.
+
+    Attributes:
+      pool: the output: `mean`, the mean over all tokens that are no padding, or `first`, that of
+        the first token.
+      projection: from the output to `embed_dim`: `none`; `linear`, a matrix; or `mlp`, two of them
+        with a GELU between. None has a bias.
+      buckets: the number of ranges of relative positions, half of them for each direction.
+      max_distance: the distance from which all positions are in the last range.
+      pad_id: the padding token; no token attends to it.
+      eps: the number that the norms add to the mean of squares.
+    """
+
+    kind: ClassVar[str] = "t5"
+    in_chunks: ClassVar[bool] = False  # a bias of relative positions is no row of a batch
+    vocab_size: int = 250112
+    context_length: int = 77
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_ratio: float = 8 / 3
+    pool: str = "mean"
+    projection: str = "linear"
+    buckets: int = 32
+    max_distance: int = 128
+    pad_id: int = 0
+    eps: float = 1e-6
+
+    def check(self) -> None:
+        """Raises UserError if the sizes do not fit together."""
+        ProjectedEncoder.check(self)
+        if self.buckets % 4 or self.max_distance <= self.buckets // 4:
+            raise UserError(
+                f"model.text.buckets={self.buckets} must be a multiple of 4, and "
+                f"model.text.max_distance={self.max_distance} above a quarter of it"
+            )
+
+    @property
+    def hidden_width(self) -> int:
+        """0: no layer takes rows in chunks."""
+        return 0
+
+    def encoder_flops(self, tokens: int) -> int:
+        """Returns the FLOPs of the forward pass up to the output of the last block."""
+        gates = self.layers * product(tokens, self.width, hidden_width(self))
+        return flop_counts.transformer(self, tokens) + gates
+
+
+@dataclasses.dataclass(frozen=True)
+class M2MConfig(ProjectedEncoder):
+    """The config of the encoder of an NLLB (NLLB Team 2022), an M2M-100 (Fan et al. 2020).
+
+    Attributes:
+      pool: the output: `first`, that of the first token, which names the language; or `mean`, the
+        mean over all tokens that are no padding.
+      projection: from the output to `embed_dim`: `none`; `linear`, a matrix; or `mlp`, two of them
+        with a GELU between. None has a bias.
+      pad_id: the padding token; no token attends to it.
+    """
+
+    kind: ClassVar[str] = "m2m"
+    vocab_size: int = 256206
+    context_length: int = 77
+    width: int = 1024
+    layers: int = 12
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    pool: str = "first"
+    projection: str = "linear"
+    pad_id: int = 1
+    eps: float = 1e-5
+
+    def check(self) -> None:
+        """Raises UserError if the sizes do not fit together."""
+        ProjectedEncoder.check(self)
+        if self.width % 2 or self.width < 4:
+            raise UserError(
+                f"model.text.width={self.width} must be even and at least 4: positions are sines "
+                "and cosines"
+            )

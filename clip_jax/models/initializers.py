@@ -166,6 +166,21 @@ EVA_BLOCK = BlockInit(*[LinearInit(EVA_TABLE)] * 4)
 EVA_CLASSIFIER = LinearInit(normal(0.001 * 0.02))
 
 
+def t5_block(width: int, hidden: int, head: int) -> BlockInit:
+    """Returns the initializers of T5's blocks, which have no biases.
+
+    T5 does not divide the products of queries and keys by the root of the width of a head: its
+    queries start smaller. Source: transformers' MT5PreTrainedModel, as in Mesh TensorFlow.
+    """
+
+    def qkv(key: Any, shape: Any, *args: Any, **options: Any) -> jax.Array:
+        kernel = normal(width**-0.5)(key, shape, *args, **options)
+        return kernel.at[..., : shape[-1] // 3].multiply(head**-0.5)
+
+    into = LinearInit(normal(width**-0.5))
+    return BlockInit(LinearInit(qkv), into, into, LinearInit(normal(hidden**-0.5)))
+
+
 def clip_text_block(width: int, layers: int) -> BlockInit:
     """Returns the initializers of OpenAI's text blocks, scaled by the width.
 

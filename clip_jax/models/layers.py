@@ -182,6 +182,16 @@ def layer_norm(
     )
 
 
+def rms_norm(width: int, eps: float, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """Makes a norm by the root of the mean of squares, without a bias, that computes in fp32.
+
+    Source: Zhang and Sennrich 2019.
+    """
+    return nnx.RMSNorm(
+        width, epsilon=eps, dtype=jnp.float32, scale_metadata={"spec": VECTOR}, rngs=rngs
+    )
+
+
 def embedding(
     size: int, width: int, *, init: Initializer, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Embed:

@@ -9,7 +9,7 @@ from typing import Any
 from clip_jax.errors import UserError, only_user_errors
 from clip_jax.io.files import JsonObject
 from clip_jax.models import fields
-from clip_jax.models.encoder_configs import RobertaConfig
+from clip_jax.models.encoder_configs import M2MConfig, RobertaConfig, T5Config
 from clip_jax.models.head import Head
 from clip_jax.models.registry import HEADS, TEXT_TOWERS, VISION_TOWERS, kind_of
 from clip_jax.models.text_configs import BertConfig, TextConfig
@@ -34,8 +34,10 @@ __all__ = [
     "BertConfig",
     "CLIPConfig",
     "EfficientNetConfig",
+    "M2MConfig",
     "ResNetConfig",
     "RobertaConfig",
+    "T5Config",
     "TextConfig",
     "TextTower",
     "VisionConfig",

@@ -25,6 +25,8 @@ TEXT_TOWERS: Registry[type] = Registry(
         "transformer": "clip_jax.models.text_configs:TextConfig",
         "bert": "clip_jax.models.text_configs:BertConfig",
         "roberta": "clip_jax.models.encoder_configs:RobertaConfig",
+        "t5": "clip_jax.models.encoder_configs:T5Config",
+        "m2m": "clip_jax.models.encoder_configs:M2MConfig",
         "coca_transformer": "clip_jax.models.coca_configs:CoCaTextConfig",
     },
 )
@@ -54,6 +56,8 @@ MODULES: Registry[Callable[..., Any]] = Registry(
         "transformer": "clip_jax.models.text:TextTransformer",
         "bert": "clip_jax.models.bert:BERT",
         "roberta": "clip_jax.models.bert:RoBERTa",
+        "t5": "clip_jax.models.t5:T5Encoder",
+        "m2m": "clip_jax.models.m2m:M2MEncoder",
         "coca_transformer": "clip_jax.models.coca:CoCaText",
         "multimodal": "clip_jax.models.multimodal:Multimodal",
     },

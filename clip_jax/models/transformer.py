@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,  # of NLLB's encoder, no choice of a config
 }
 
 
@@ -53,6 +54,7 @@ class Attention(nnx.Module):
         *,
         init: BlockInit,
         bias: bool = True,
+        out_bias: bool = True,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
@@ -67,7 +69,9 @@ class Attention(nnx.Module):
             bias_axis="heads",
             **common,
         )
-        self.out = linear(width, width, init=init.out, axes=("heads", "width"), **common)
+        self.out = linear(
+            width, width, use_bias=out_bias, init=init.out, axes=("heads", "width"), **common
+        )
 
     def __call__(
         self,

@@ -35,6 +35,8 @@ TOWER_MAPPINGS: Registry[type[TowerMapping]] = Registry(
     "library of one tower",
     {
         "bert": "clip_jax.weights.mappings.bert:Bert",
+        "t5": "clip_jax.weights.mappings.t5:T5",
+        "m2m": "clip_jax.weights.mappings.m2m:M2M",
         "efficientnet_lite": "clip_jax.weights.mappings.efficientnet_lite:EfficientNetLite",
         "timm_eva": "clip_jax.weights.mappings.timm.eva:TimmEva",
         "timm_vit": "clip_jax.weights.mappings.timm.vit:TimmViT",

@@ -16,8 +16,9 @@ from clip_jax.errors import UserError
 from clip_jax.models.architectures import TOWERS
 from clip_jax.models.clip import CLIP, abstract_model, parameter_count
 from clip_jax.models.encoder import positions_of_words
-from clip_jax.models.encoder_configs import RobertaConfig
+from clip_jax.models.encoder_configs import M2MConfig, RobertaConfig, T5Config
 from clip_jax.models.model_config import CLIPConfig, VisionConfig
+from clip_jax.models.t5 import buckets
 from clip_jax.training import flops
 from steps import alone, assert_same_gradients, run
 from support import refused
@@ -26,12 +27,15 @@ VISION = VisionConfig(image_size=8, patch_size=4, width=16, layers=1, heads=2)
 SMALL: dict[str, Any] = dict(vocab_size=56, context_length=8, width=16, layers=2, heads=2)
 ENCODERS: dict[str, Any] = {
     "roberta": RobertaConfig(**SMALL, positions=12, pad_id=1),
+    "t5": T5Config(**SMALL, buckets=8, max_distance=6),
+    "m2m": M2MConfig(**SMALL),
 }
 # The published encoders without heads: parameters of transformers' own classes.
 PARAMETERS = {
     "roberta-base": 124_055_040,
     "xlm-roberta-base": 277_453_056,
     "xlm-roberta-large": 558_840_832,
+    "google/mt5-base": 277_040_256,
 }
 
 
@@ -108,7 +112,7 @@ def test_projections(text: Any) -> None:
 
 @pytest.mark.parametrize("projection", ["linear", "mlp"])
 def test_flops_are_those_of_the_program(text: Any, projection: str) -> None:
-    config = config_of(dataclasses.replace(text, projection=projection))
+    config = config_of(dataclasses.replace(text, pool="mean", projection=projection))
     for tokens in (8, 5):
         assert (
             flops.forward(config, tokens=tokens).text == traced_forward(config, tokens=tokens).text
@@ -154,6 +158,32 @@ def test_a_text_has_room_after_the_unused_positions() -> None:
     built(dataclasses.replace(roberta, context_length=10))
     with pytest.raises(UserError, match="context_length=11 is above the 10 tokens"):
         built(dataclasses.replace(roberta, context_length=11))
+
+
+def test_ranges_of_relative_positions() -> None:
+    """Single distances up to 7, then factors of 2^½ up to 128; the same again for later keys."""
+    numbers = buckets(300, 32, 128)
+    row = numbers[150]
+    assert row[150] == 0 and list(row[143:150]) == [7, 6, 5, 4, 3, 2, 1]
+    assert list(row[151:158]) == [17, 18, 19, 20, 21, 22, 23]
+    firsts = [150 - int(np.max(np.nonzero(row[:150] == number))) for number in range(8, 16)]
+    assert firsts == [8, 12, 16, 23, 32, 46, 64, 91]
+    np.testing.assert_array_equal(row[151:], row[149:0:-1] + 16)
+    for i in (0, 77):
+        np.testing.assert_array_equal(np.diag(numbers, i), row[150 + i])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("t5", dict(buckets=6), "buckets=6 must be a multiple of 4"),
+        ("t5", dict(max_distance=2), "max_distance=2 above a quarter"),
+        ("m2m", dict(width=15, heads=3), "width=15 must be even"),
+    ],
+)
+def test_sizes_that_do_not_fit_a_kind(name: str, values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        built(dataclasses.replace(ENCODERS[name], **values))
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -93,7 +93,50 @@ def open_clip_roberta_pooler(open_clip: Any) -> Model:
     return _with_encoder(open_clip, _roberta(), ours, pooler="cls_pooler", projection="linear")
 
 
+def open_clip_mt5(open_clip: Any) -> Model:
+    """The encoder of an mT5, with distances in ranges of several places."""
+    import transformers
+
+    config = transformers.MT5Config(
+        vocab_size=VOCABULARY,
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=2,
+        num_decoder_layers=1,
+        num_heads=2,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=6,
+    )
+    ours = dict(kind="t5", mlp_ratio=1.5, buckets=8, max_distance=6)
+    return _with_encoder(open_clip, config, ours)
+
+
+def open_clip_nllb(open_clip: Any) -> Model:
+    """The encoder of an NLLB, read out at its first token and as wide as the embedding."""
+    import transformers
+
+    config = transformers.M2M100Config(
+        vocab_size=VOCABULARY,
+        d_model=16,
+        encoder_layers=2,
+        encoder_ffn_dim=24,
+        encoder_attention_heads=2,
+        decoder_layers=1,
+        decoder_ffn_dim=8,
+        decoder_attention_heads=2,
+        max_position_embeddings=CONTEXT,
+        pad_token_id=0,
+    )
+    ours = dict(kind="m2m", mlp_ratio=1.5, pool="first")
+    return _with_encoder(
+        open_clip, config, ours, pooler="cls_pooler", projection=None, embed_dim=16
+    )
+
+
 FAMILIES: Families = {
     "open_clip_roberta": ("open_clip", open_clip_roberta),
     "open_clip_roberta_pooler": ("open_clip", open_clip_roberta_pooler),
+    "open_clip_mt5": ("open_clip", open_clip_mt5),
+    "open_clip_nllb": ("open_clip", open_clip_nllb),
 }

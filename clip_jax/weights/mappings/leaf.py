@@ -203,6 +203,14 @@ _BLOCKS: dict[str, dict[str, str]] = {
         "mlp/proj": "output.dense",
         "ln_2": "output.LayerNorm",
     },
+    "m2m": {
+        "ln_1": "self_attn_layer_norm",
+        "attention/qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+        "attention/out": "self_attn.out_proj",
+        "ln_2": "final_layer_norm",
+        "mlp/fc": "fc1",
+        "mlp/proj": "fc2",
+    },
 }
 
 

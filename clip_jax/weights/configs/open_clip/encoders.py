@@ -22,7 +22,7 @@ _ENCODERS: dict[str, Any] = {
 }
 # open_clip's poolings: of its configs without one, and `cls_pooler` where an encoder has no pooler
 # of its own.
-_USUAL_POOLER = {"roberta": "mean_pooler"}
+_USUAL_POOLER = {"roberta": "mean_pooler", "t5": "mean_pooler", "m2m": "cls_pooler"}
 _POOLERS = {"mean_pooler": "mean", "cls_last_hidden_state_pooler": "first"}
 
 
