@@ -134,7 +134,7 @@ class CLIP(nnx.Module):
         normalized: bool = False,
         key: Keys | None = None,
         output: str = FEATURES,
-    ) -> Float[Array, batch * rest]:
+    ) -> Float[Array, "batch ..."]:
         """Returns the features of images, or another output of the image tower.
 
         Args:
@@ -271,7 +271,7 @@ class CLIP(nnx.Module):
 
     def _encode(
         self, tower: str, rows: Array, normalized: bool, output: str = FEATURES
-    ) -> Float[Array, batch * rest]:
+    ) -> Float[Array, "batch ..."]:
         graph, params, stats = nnx.split(self, nnx.Param, nnx.BatchStat)
         return _features(graph, (params, stats), rows, tower, normalized, output)
 

@@ -35,13 +35,13 @@ def check_output(output: str, tower: Any) -> None:
 
 
 def image_output(
-    module: Any, image: Num[Array, "batch height width 3"], output: str
-) -> Float[Array, batch * rest]:
-    """Returns an output of an image tower.
+    module: Any, image: Num[Array, "batch ..."], output: str
+) -> Float[Array, "batch ..."]:
+    """Returns an output of an image tower; the features alone of a text tower, too.
 
     Args:
       module: the module of the tower.
-      image: as for a call of the tower.
+      image: images, or texts, as for a call of the tower.
       output: see `CLIP.encode_image`; already checked.
 
     Raises:
