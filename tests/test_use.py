@@ -13,8 +13,9 @@ from PIL import Image
 import clip_jax
 import runs
 from clip_jax import main
-from clip_jax.cli import classify
+from clip_jax.cli import classify, labels
 from clip_jax.errors import UserError
+from clip_jax.inference.heatmap import similarity_maps
 from clip_jax.models.clip import variables
 from support import encoded, picture, says, write_tar
 
@@ -105,6 +106,29 @@ def test_the_command_prints_labels_or_json(run, image):
     assert [item["label"] for item in items] == [label for _, label in rows]
 
 
+def test_heatmaps_show_the_patches_of_each_image(run, image, tmp_path, capsys):
+    """Two images of one name get two files; a tile for the image and one for each label."""
+    (tmp_path / "more").mkdir()
+    second = tmp_path / "more" / "cat.png"
+    picture(5, (30, 40)).save(second)
+    argv = ["--checkpoint", str(run), str(image), str(second), "--labels", "a cat,a dog,a car"]
+    assert classify.run([*argv, "--heatmap", str(tmp_path / "maps")]) == 0
+    assert "a dog" in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    assert names == ["cat-2.png", "cat.png"]
+    drawn = [np.asarray(Image.open(tmp_path / "maps" / name)) for name in names]
+    assert drawn[0].shape == (268, 956, 3) and (drawn[0] != drawn[1]).any()
+
+
+def test_a_heatmap_is_bright_where_a_patch_is_like_the_text(run):
+    model, preprocess, _ = clip_jax.load(str(run))
+    pixels = preprocess(picture(2, (40, 30)))
+    patches = np.asarray(model.encode_image(pixels[None], output="patches", normalized=True))[0]
+    maps = similarity_maps(model, pixels, patches[[2]])
+    assert maps.shape == (1, 2, 2) and np.argmax(maps) == 2
+    np.testing.assert_allclose(maps.max(), 1, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -116,6 +140,8 @@ def test_the_command_prints_labels_or_json(run, image):
         (["{image}", "--labels", "a", "--templates", "a photo"], ["a photo", "{}"]),
         (["{image}", "--labels", "a", "--top", "0"], ["--top"]),
         (["{broken}", "--labels", "a"], ["broken.png"]),
+        (["{image}", "--labels", "a,b", "--heatmap", "{broken}"], ["--heatmap", "no folder"]),
+        (["{image}", "--caption", "--heatmap", "x"], ["--heatmap is for labels"]),
     ],
 )
 def test_mistakes_are_one_line_errors(run, image, tmp_path, argv, words):
@@ -132,8 +158,8 @@ def test_mistakes_are_one_line_errors(run, image, tmp_path, argv, words):
 def test_labels_from_a_file(tmp_path):
     (tmp_path / "lines.txt").write_text("a cat\n\n a dog \n")
     (tmp_path / "list.json").write_text('["a cat", "a dog, perhaps"]')
-    assert classify.read_labels(f"@{tmp_path / 'lines.txt'}") == ["a cat", "a dog"]
-    assert classify.read_labels(f"@{tmp_path / 'list.json'}") == ["a cat", "a dog, perhaps"]
+    assert labels.read_labels(f"@{tmp_path / 'lines.txt'}") == ["a cat", "a dog"]
+    assert labels.read_labels(f"@{tmp_path / 'list.json'}") == ["a cat", "a dog, perhaps"]
 
 
 def test_a_folder_that_is_not_a_run(tmp_path, run):
@@ -171,8 +197,8 @@ def test_clips_own_tokens_and_models_by_name():
 )
 def test_label_files(tmp_path, content, expected):
     (tmp_path / "labels").write_bytes(content)
-    assert classify.read_labels(f"@{tmp_path / 'labels'}") == expected
-    assert classify.read_labels('a cat,"a dog, running"') == ["a cat", "a dog, running"]
+    assert labels.read_labels(f"@{tmp_path / 'labels'}") == expected
+    assert labels.read_labels('a cat,"a dog, running"') == ["a cat", "a dog, running"]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +222,7 @@ def test_label_files(tmp_path, content, expected):
 def test_files_that_hold_no_labels(tmp_path, content, words):
     (tmp_path / "labels").write_bytes(content)
     with pytest.raises(UserError) as caught:
-        classify.read_labels(f"@{tmp_path / 'labels'}")
+        labels.read_labels(f"@{tmp_path / 'labels'}")
     assert says(caught.value, *words)
 
 
@@ -204,7 +230,7 @@ def test_devices_and_pipes_are_no_label_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in ("/dev/zero", tmp_path / "pipe", tmp_path):
         with pytest.raises(UserError, match="no plain file"):
-            classify.read_labels(f"@{path}")
+            labels.read_labels(f"@{path}")
 
 
 def test_folders_patterns_and_broken_pictures(run, tmp_path, capsys):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import glob
+import itertools
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,21 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.cli.common import CommandParser
+from clip_jax.cli.labels import read_labels
 from clip_jax.data.example import IMAGES
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError, counted
 from clip_jax.io import remote
-from clip_jax.io.files import read_small
-from clip_jax.io.paths import resolve
 
 _NOTES = (GuessedWarning, DamageWarning)  # warnings that are printed as notes
 SKIPPED = 3  # the exit code if some images were left out
-_MAX_LABELS = 4 << 20  # bytes of a file
-_ROW = re.compile(r"[^\t]*\t|\d+\s*[,;]")  # the start of a line with more than a label
-_QUOTED = re.compile(r'^"((?:[^"]|"")*)"$')
 _BATCH_SIZE = 32  # that of `zero_shot`, which imports JAX
 _TOP = 5
+_TILES = 4  # labels of a heatmap
 _OF_CAPTIONS = ("beams", "max_tokens", "temperature", "top_p", "seed")  # options of `CaptionWriter`
-_OF_LABELS = ("labels", "top", "templates", "truncate")
+_OF_LABELS = ("labels", "top", "templates", "truncate", "heatmap")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
     size = "images that are encoded at a time (default %(default)s)"
     p.add_argument("--batch-size", type=int, default=_BATCH_SIZE, metavar="N", help=size)
     p.add_argument("--truncate", action="store_true", help="truncate texts that are too long")
+    p.add_argument(
+        "--heatmap",
+        metavar="FOLDER",
+        help="also write a picture of each image into FOLDER, which shows how similar its patches "
+        f"are to the {_TILES} most likely labels",
+    )
     p.add_argument(
         "--skip-broken",
         action="store_true",
@@ -116,68 +119,6 @@ def _add_answer_flags(p: argparse.ArgumentParser) -> None:
         help="prompts with {} for the label, separated by |; their features are averaged (default "
         "{}; the default of clip_jax.pipeline, as in transformers, is 'This is a photo of {}.')",
     )
-
-
-def read_labels(value: str) -> list[str]:
-    """Reads the labels of `a,b`, or of `@FILE`: a JSON list or object, or one label per line.
-
-    Raises:
-      UserError: there is no label, something is no label, or there is no such plain file.
-    """
-    from clip_jax.inference.zero_shot import split_labels
-
-    if value.startswith("@"):
-        path = Path(resolve(value[1:]))
-        content = read_small(path, _MAX_LABELS, "list of labels")
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(f"--labels: {path} is not UTF-8 ({error.reason}): save it so") from None
-        is_json = text.lstrip().startswith(("[", "{"))
-        labels = _json_labels(text, path) if is_json else _labels_by_line(text, path)
-        if not labels:
-            raise UserError(f"--labels: {path} is empty")
-    elif not (labels := split_labels(value)):
-        raise UserError("--labels is empty")
-    return labels
-
-
-def _labels_by_line(text: str, path: Path) -> list[str]:
-    """Returns one label per line, with or without double quotes, as in tables of one column."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and all(_ROW.match(line) for line in lines):
-        raise UserError(
-            f"--labels: {path} is a table ({lines[0]!r:.60}): give its column of labels alone, a "
-            "label a line"
-        )
-    return [_QUOTED.sub(lambda m: m[1].replace('""', '"'), line).strip() for line in lines]
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a key stands in an object twice")
-    return values
-
-
-def _json_labels(text: str, path: Path) -> list[str]:
-    try:
-        values = json.loads(text, object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--labels: {path} is not JSON ({error})") from None
-    if isinstance(values, dict):
-        if not all(key.isdecimal() and len(key) < 10 for key in values):
-            raise UserError(
-                f"--labels: {path} holds an object: give a list of labels, or an object from "
-                'numbers to labels, such as {"0": "a cat"}'
-            )
-        if len({int(key) for key in values}) < len(values):
-            raise UserError(f"--labels: {path}: two labels have the same number")
-        values = [values[key] for key in sorted(values, key=int)]
-    for label in values:
-        if not isinstance(label, str) or not label.strip():
-            raise UserError(f"--labels: {path}: a label must be a text, not {label!r:.80}")
-    return [label.strip() for label in values]
 
 
 def find_images(names: Sequence[str]) -> list[str]:
@@ -261,6 +202,7 @@ def classify(
     weights: str | None = None,
     activation: str | None = None,
     ema: bool = False,
+    heatmap: str | None = None,
     **options: Any,
 ) -> Iterator[Any]:
     """Returns an iterator over the answers to the images.
@@ -275,6 +217,7 @@ def classify(
       weights: as for `pretrained.load`.
       activation: as for `pretrained.load`.
       ema: whether to use the averaged weights of a run.
+      heatmap: the folder for a picture of each image; None for none.
       options: other arguments of `ZeroShotClassifier.stream`.
     """
     from absl import logging
@@ -287,7 +230,43 @@ def classify(
             model=checkpoint, weights=weights, activation=activation, ema=ema
         )
         assert isinstance(classifier, pretrained.ZeroShotClassifier)
-        return classifier.stream(images, labels, templates, **options)
+        answers = classifier.stream(images, labels, templates, **options)
+        if heatmap is None:
+            return answers
+        return _drawn(classifier, images, answers, templates, Path(heatmap))
+
+
+def _drawn(
+    classifier: Any,
+    images: Sequence[str],
+    answers: Iterator[Any],
+    templates: Sequence[str],
+    folder: Path,
+) -> Iterator[Any]:
+    """Yields the answers, after a heatmap of each image has been written into a folder."""
+    import io
+
+    from clip_jax.io import files
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--heatmap {folder} is no folder ({error.strerror})") from None
+    used: set[str] = set()
+    for path, answer in zip(images, answers, strict=True):
+        if not isinstance(answer, UserError):
+            labels = [item["label"] for item in answer[:_TILES]]
+            content = io.BytesIO()
+            classifier.heatmap(path, labels, templates, truncate=True).save(content, "PNG")
+            stem = Path(path.partition("?")[0]).stem[:100] or "image"
+            number = itertools.count(2)
+            name = stem
+            while name in used:
+                name = f"{stem}-{next(number)}"
+            used.add(name)
+            with files.atomic_write(folder / f"{name}.png") as out:
+                out.write(content.getvalue())
+        yield answer
 
 
 def write_captions(args: argparse.Namespace, images: Sequence[str]) -> Iterator[Any]:
@@ -340,6 +319,7 @@ def run(argv: Sequence[str]) -> int:
             args.weights,
             args.activation,
             args.ema,
+            args.heatmap,
             batch_size=args.batch_size,
             truncate=args.truncate,
             top_k=_TOP if args.top is None else args.top,

@@ -18,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Integer
+from PIL import Image
 from tqdm import tqdm
 
 from clip_jax.data.images.pictures import are_several, picture
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.inference.batches import batch_rows, padded
+from clip_jax.inference.heatmap import draw_heatmap, similarity_maps
 from clip_jax.inference.prompts import label_prompts
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import CLIP
@@ -158,6 +160,34 @@ class ZeroShotClassifier:
             text = self._text_features(labels, templates, batch_size * _TEXTS, truncate)
             scores = functools.partial(self._text_scores, text)
         return self._answers(images, labels, scores, batch_size, top_k, skip_broken)
+
+    def heatmap(
+        self,
+        image: Any,
+        labels: Sequence[str],
+        hypothesis_template: str | Sequence[str] = "This is a photo of {}.",
+        *,
+        truncate: bool = False,
+    ) -> Image.Image:
+        """Draws how similar each patch of an image is to labels, see `heatmap.draw_heatmap`.
+
+        Args:
+          image: in any form that `data.pictures.picture` takes.
+          labels: the labels.
+          hypothesis_template: as for a call.
+          truncate: as for `stream`.
+
+        Raises:
+          UserError: the image cannot be read, the image tower gives no patches, or the text tower
+            did not learn.
+        """
+        if self._by_words:
+            raise UserError("a heatmap needs a text tower that learned; this one has random values")
+        templates = hypothesis_template
+        templates = [templates] if isinstance(templates, str) else list(templates)
+        text = self._text_features(list(labels), templates, BATCH_SIZE * _TEXTS, truncate)
+        pixels = self.preprocess(picture(image))
+        return draw_heatmap(pixels, similarity_maps(self.model, pixels, text), labels)
 
     def _prompts(self, labels: list[str], templates: list[str], truncate: bool) -> Prompts:
         """Returns the prompts of each label for the head that scores them."""

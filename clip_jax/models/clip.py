@@ -327,7 +327,10 @@ def _features(
     graph: nnx.GraphDef, model_variables: Any, rows: Any, tower: str, normalized: bool, output: str
 ) -> Any:
     module = getattr(nnx.merge(graph, *model_variables), tower)
-    features = image_output(module, rows, output)
+    if output == FEATURES:
+        features = project(module, module(rows))
+    else:
+        features = image_output(module, rows, output)
     return normalize(features) if normalized else features
 
 

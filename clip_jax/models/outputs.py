@@ -35,9 +35,9 @@ def check_output(output: str, tower: Any) -> None:
 
 
 def image_output(
-    module: Any, image: Num[Array, "batch ..."], output: str
+    module: Any, image: Num[Array, "batch height width 3"], output: str
 ) -> Float[Array, "batch ..."]:
-    """Returns an output of an image tower; the features alone of a text tower, too.
+    """Returns an output of an image tower other than its features.
 
     Args:
       module: the module of the tower.
@@ -47,8 +47,6 @@ def image_output(
     Raises:
       UserError: the tower has no such output.
     """
-    if output == FEATURES:
-        return project(module, module(image))
     if output == "pooled":
         return _method(module, "pooled", output)(image)
     if output == "patches":
