@@ -22,6 +22,7 @@ from clip_jax.cli.labels import read_labels
 from clip_jax.data.example import IMAGES
 from clip_jax.errors import DamageWarning, GuessedWarning, UserError, counted
 from clip_jax.io import remote
+from clip_jax.io.paths import resolve
 
 _NOTES = (GuessedWarning, DamageWarning)  # warnings that are printed as notes
 SKIPPED = 3  # the exit code if some images were left out
