@@ -137,6 +137,18 @@ def run(
     return before, jax.tree.map(np.asarray, jax.tree.leaves(state.opt_state)), metrics
 
 
+def losses_of_fixed_pairs(config: CLIPConfig, steps: int = 12) -> list[float]:
+    """The loss of each step of Adam on the same batch."""
+    mesh, optimizer = mesh_of(dict(data=1)), optax.adam(3e-3)
+    state = step.state_of(config, fresh(config), optimizer, mesh)
+    _, train_step = compiled(mesh, config, optimizer, rows=8)
+    losses = []
+    for _ in range(steps):
+        state, metrics = train_step(state, global_batch(batch(8, config=config), mesh))
+        losses.append(float(metrics["loss"]))
+    return losses
+
+
 def assert_same_gradients(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
     """Equal to 1.5e-6 of the whole gradient's norm, and to 1e-6 in programs that LLVM optimised.
 

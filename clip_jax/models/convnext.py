@@ -13,15 +13,13 @@ from jaxtyping import Array, Float, Key, Num
 from clip_jax.distributed.param_spec import VECTOR
 from clip_jax.models.convnext_configs import EXPANSION, PATCH, WINDOW, ConvNeXtConfig
 from clip_jax.models.convolution import Convolution, Image, Result
-from clip_jax.models.initializers import LinearInit, normal
+from clip_jax.models.initializers import TIMM_LINEAR
 from clip_jax.models.layers import activation_dtype, layer_norm, linear
 from clip_jax.models.pixels import normalized
 from clip_jax.models.projection import projection
 from clip_jax.models.stack import check_remat, scan, stack
 
-# The paper's code truncates at ±2, a hundred deviations away.
-_LINEAR = LinearInit(normal(0.02))
-_CONVOLUTION = dict(kernel_init=_LINEAR.kernel, bias_init=nnx.initializers.zeros_init())
+_CONVOLUTION = dict(kernel_init=TIMM_LINEAR.kernel, bias_init=nnx.initializers.zeros_init())
 _LAYER_SCALE = 1e-6  # a fresh block is close to its shortcut
 
 
@@ -37,8 +35,8 @@ class ConvNeXtBlock(nnx.Module):
         self.ln = layer_norm(width, eps, rngs, dtype)
         hidden = EXPANSION * width
         axes = ("width", "hidden")
-        self.fc = linear(width, hidden, init=_LINEAR, axes=axes, bias_axis="hidden", **common)
-        self.proj = linear(hidden, width, init=_LINEAR, axes=axes[::-1], **common)
+        self.fc = linear(width, hidden, init=TIMM_LINEAR, axes=axes, bias_axis="hidden", **common)
+        self.proj = linear(hidden, width, init=TIMM_LINEAR, axes=axes[::-1], **common)
         self.scale = nnx.Param(jnp.full(width, _LAYER_SCALE), spec=VECTOR)
 
     def __call__(self, x: Image) -> Image:
@@ -93,7 +91,7 @@ class ConvNeXt(nnx.Module):
             make = partial(ConvNeXtBlock, width, config.eps, dtype=dtype)
             setattr(self, f"stage{i + 1}", stack(make, depth, rngs))
         self.ln_post = layer_norm(width, config.eps, rngs, dtype)
-        self.projection = projection(config, width, embed_dim, classifier=_LINEAR, **common)
+        self.projection = projection(config, width, embed_dim, classifier=TIMM_LINEAR, **common)
 
     def __call__(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
@@ -124,7 +122,8 @@ class ConvNeXt(nnx.Module):
         """
         del key
         x = self._places(image)
-        places = self.ln_post(x).astype(self.dtype).reshape(len(x), -1, x.shape[-1])
+        places = self.ln_post(x).astype(self.dtype)
+        places = places.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3])
         return self.project(self.ln_post(x.mean((1, 2)))), places
 
     def _places(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -17,10 +16,11 @@ from jaxtyping import Array, Float, Key, Num
 from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import POSITIONS, VECTOR, ParamSpec
 from clip_jax.models.eva_configs import EvaConfig
+from clip_jax.models.gated_mlp import SwiGLU
 from clip_jax.models.initializers import (
-    EVA_BLOCK,
     EVA_CLASSIFIER,
-    EVA_TABLE,
+    TIMM_BLOCK,
+    TIMM_TABLE,
     TORCH,
     BlockInit,
     cut_normal,
@@ -29,7 +29,6 @@ from clip_jax.models.layers import activation_dtype, layer_norm, linear
 from clip_jax.models.pixels import normalized
 from clip_jax.models.projection import projection
 from clip_jax.models.rotary import grid_rotation, rotate
-from clip_jax.models.tower import hidden_width
 from clip_jax.models.transformer import (
     MLP,
     Attention,
@@ -100,25 +99,6 @@ def rotation(config: EvaConfig) -> Any:
     )
 
 
-class SwiGLU(nnx.Module):
-    """An MLP whose hidden layer is gated by a SiLU (Shazeer 2020), and normalised after that."""
-
-    def __init__(
-        self, config: EvaConfig, *, init: BlockInit, dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
-        width, hidden = config.width, hidden_width(config)
-        common = dict(dtype=dtype, rngs=rngs)
-        into = dict(init=init.fc, axes=("width", "hidden"), bias_axis="hidden", **common)
-        self.gate = linear(width, hidden, **into)
-        self.fc = linear(width, hidden, **into)
-        self.ln = layer_norm(hidden, config.eps, rngs, dtype)
-        self.proj = linear(hidden, width, init=init.proj, axes=("hidden", "width"), **common)
-
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        """Applies the MLP to each position."""
-        return self.proj(self.ln(jax.nn.silu(self.gate(x)) * self.fc(x)))
-
-
 class EvaBlock(nnx.Module):
     """A residual block of attention and an MLP, with a LayerNorm before or after each of them."""
 
@@ -181,9 +161,9 @@ class Eva(nnx.Module):
             **common,
         )
         if config.class_token:
-            self.class_embedding = nnx.Param(EVA_TABLE(rngs.params(), (width,)), spec=VECTOR)
+            self.class_embedding = nnx.Param(TIMM_TABLE(rngs.params(), (width,)), spec=VECTOR)
         self.positional_embedding = nnx.Param(
-            EVA_TABLE(rngs.params(), (config.tokens, width)), spec=POSITIONS
+            TIMM_TABLE(rngs.params(), (config.tokens, width)), spec=POSITIONS
         )
         if config.ln_pre:
             self.ln_pre = layer_norm(width, config.eps, rngs)
@@ -191,7 +171,7 @@ class Eva(nnx.Module):
             config,
             _ACTIVATION,
             block=EvaBlock,
-            init=EVA_BLOCK,
+            init=TIMM_BLOCK,
             causal=False,
             remat=remat,
             chunk=chunk,
@@ -203,7 +183,7 @@ class Eva(nnx.Module):
             self.pool = AttentionPool(
                 config.pool_blocks,
                 _ACTIVATION,
-                init=EVA_BLOCK,
+                init=TIMM_BLOCK,
                 probe_init=cut_normal(width**-0.5),
                 **common,
             )

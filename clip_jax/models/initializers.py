@@ -159,10 +159,12 @@ BERT_NORMAL = normal(0.02)
 BERT_LINEAR = LinearInit(BERT_NORMAL)
 BERT_BLOCK = BlockInit(BERT_LINEAR, BERT_LINEAR, BERT_LINEAR, BERT_LINEAR)
 
-# EVA's code: all matrices and tables alike; it then shrinks the last layers of blocks by their
-# depth, and starts the classifier a thousand times smaller.
-EVA_TABLE = normal(0.02)
-EVA_BLOCK = BlockInit(*[LinearInit(EVA_TABLE)] * 4)
+# The matrices and tables of timm's vision Transformers, ConvNeXt and Swin. timm cuts them off at
+# ±2, a hundred deviations away. EVA's code then shrinks the last layers of blocks by their depth,
+# and starts the classifier a thousand times smaller.
+TIMM_TABLE = normal(0.02)
+TIMM_LINEAR = LinearInit(TIMM_TABLE)
+TIMM_BLOCK = BlockInit(TIMM_LINEAR, TIMM_LINEAR, TIMM_LINEAR, TIMM_LINEAR)
 EVA_CLASSIFIER = LinearInit(normal(0.001 * 0.02))
 
 

@@ -17,6 +17,7 @@ VISION_TOWERS: Registry[type] = Registry(
         "efficientnet": "clip_jax.models.vision_configs:EfficientNetConfig",
         "convnext": "clip_jax.models.convnext_configs:ConvNeXtConfig",
         "eva": "clip_jax.models.eva_configs:EvaConfig",
+        "vitamin": "clip_jax.models.vitamin_configs:ViTaminConfig",
     },
 )
 TEXT_TOWERS: Registry[type] = Registry(
@@ -53,6 +54,7 @@ MODULES: Registry[Callable[..., Any]] = Registry(
         "efficientnet": "clip_jax.models.efficientnet:EfficientNet",
         "convnext": "clip_jax.models.convnext:ConvNeXt",
         "eva": "clip_jax.models.eva:Eva",
+        "vitamin": "clip_jax.models.vitamin:ViTamin",
         "transformer": "clip_jax.models.text:TextTransformer",
         "bert": "clip_jax.models.bert:BERT",
         "roberta": "clip_jax.models.bert:RoBERTa",

@@ -254,7 +254,8 @@ class Block(nnx.Module):
     """A residual block: attention, then MLP.
 
     CLIP has a LayerNorm before each of the two, BERT one after each sum (`post_norm`). With
-    `layer_scale` learned gains scale what each of the two adds (Touvron et al. 2021).
+    `layer_scale` learned gains scale what each of the two adds (Touvron et al. 2021). `mlp` is the
+    class of its MLP, which is made as an `MLP` is.
     """
 
     def __init__(
@@ -266,6 +267,7 @@ class Block(nnx.Module):
         post_norm: bool = False,
         layer_scale: float = 0.0,
         attention_bias: bool = True,
+        mlp: Callable[..., nnx.Module] = MLP,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
@@ -273,7 +275,7 @@ class Block(nnx.Module):
         self.ln_1 = layer_norm(config.width, config.eps, rngs, dtype)
         self.attention = Attention(config, init=init, bias=attention_bias, dtype=dtype, rngs=rngs)
         self.ln_2 = layer_norm(config.width, config.eps, rngs, dtype)
-        self.mlp = MLP(config, activation, init=init, dtype=dtype, rngs=rngs)
+        self.mlp = mlp(config, activation, init=init, dtype=dtype, rngs=rngs)
         if self.scales:
             gains = jnp.full(config.width, layer_scale)
             self.scale_1, self.scale_2 = (nnx.Param(gains, spec=VECTOR) for _ in range(2))

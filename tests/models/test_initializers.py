@@ -29,10 +29,12 @@ from clip_jax.models.model_config import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.vitamin_configs import ViTaminConfig
 from clip_jax.weights import param_mapping
 from clip_jax.weights.arrays import flat
+from clip_jax.weights.configs.open_clip.timm import has_text_prefix
 from clip_jax.weights.mappings.leaf import pieces
-from tools.golden_models.timm import with_trunk
+from tools.golden_models.timm import vitamin_trunk, with_trunk
 
 SEEDS = 4
 LEAST_CHANCE = 1e-6
@@ -68,6 +70,12 @@ MODELS = {
         EMBED,
         "gelu",
         vision=ConvNeXtConfig(32, width=8, layers=(1, 2, 1, 1), projection="mlp"),
+        text=TextConfig(**TEXT),
+    ),
+    "vitamin": CLIPConfig(
+        EMBED,
+        "gelu",
+        vision=ViTaminConfig(32, WIDTH, LAYERS, 1, stem=8, stem_layers=(1, 2)),
         text=TextConfig(**TEXT),
     ),
 }
@@ -167,22 +175,32 @@ def test_every_parameter_of_a_fresh_clip_is_drawn_as_open_clips(model):
     assert not {key: how for key, how in differences.items() if how}
 
 
-def trunk_of(vision: Any) -> Any:
-    """timm's module of an image tower."""
+def convnext_trunk(vision: Any) -> Any:
+    """timm's module of a ConvNeXt."""
     import timm
 
     widths = [vision.width * 2**i for i in range(4)]
     return timm.models.convnext.ConvNeXt(depths=vision.layers, dims=widths, num_classes=0)
 
 
-@pytest.mark.parametrize("model", ["convnext"])
+def the_vitamin_trunk(vision: Any) -> Any:
+    """timm's module of a ViTamin."""
+    options = dict(embed_dim=vision.width, depth=vision.layers, num_heads=vision.heads)
+    return vitamin_trunk(vision.image_size, vision.stem, vision.stem_layers, **options)
+
+
+TRUNKS = {"convnext": convnext_trunk, "vitamin": the_vitamin_trunk}
+
+
+@pytest.mark.parametrize("model", TRUNKS)
 def test_every_parameter_of_a_fresh_trunk_is_drawn_as_timms(model):
     vision: Any = MODELS[model].vision
     open_clip = released.open_clip()
 
     def build() -> Any:
-        options = dict(projection=vision.projection, embed_dim=EMBED, words=TEXT, prefix=False)
-        return with_trunk(open_clip, trunk_of(vision), vision.image_size, {}, **options).module
+        trunk, prefix = TRUNKS[model](vision), has_text_prefix(MODELS[model])
+        options = dict(projection=vision.projection, embed_dim=EMBED, words=TEXT, prefix=prefix)
+        return with_trunk(open_clip, trunk, vision.image_size, {}, **options).module
 
     differences = dict(compared(model, "open_clip", states(build)))
     wrong = {key: how for key, how in differences.items() if how}

@@ -25,6 +25,7 @@ from clip_jax.models.model_config import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.vitamin_configs import ViTaminConfig
 
 SMALL: dict[str, Any] = dict(width=16, layers=2, heads=2)
 WORDS: dict[str, Any] = dict(vocab_size=100, context_length=12)
@@ -56,6 +57,11 @@ CONFIGS = {
     "convnext": CLIPConfig(
         12,
         vision=ConvNeXtConfig(32, width=4, layers=(1, 1, 2, 1)),
+        text=TextConfig(**WORDS, **SMALL),
+    ),
+    "vitamin": CLIPConfig(
+        12,
+        vision=ViTaminConfig(32, stem=4, stem_layers=(1, 2), **SMALL),
         text=TextConfig(**WORDS, **SMALL),
     ),
     "coca": CLIPConfig(

@@ -29,6 +29,7 @@ from clip_jax.models.model_config import (
     VisionConfig,
 )
 from clip_jax.models.second_projection import project
+from clip_jax.models.vitamin_configs import ViTaminConfig
 from clip_jax.training import flops, grad_cache
 from clip_jax.training.flops import Forward
 from clip_jax.training.setup import Recipe
@@ -168,6 +169,9 @@ TINY = {
     "convnext": CLIPConfig(24, vision=ConvNeXtConfig(76, 4, (1, 2, 1, 3)), text=TEXT),
     "convnext, mlp": CLIPConfig(
         24, vision=ConvNeXtConfig(32, 4, (1, 1, 1, 1), projection="mlp"), text=TEXT
+    ),
+    "vitamin": CLIPConfig(
+        24, vision=ViTaminConfig(48, 20, 3, 2, 1.7, stem=4, stem_layers=(1, 3)), text=TEXT
     ),
     "bert": CLIPConfig(24, vision=VIT, text=BERT),
     "bert, mean": CLIPConfig(24, vision=VIT, text=dataclasses.replace(BERT, pool="mean")),

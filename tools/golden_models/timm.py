@@ -173,6 +173,45 @@ def _convnext(
     return with_trunk(open_clip, trunk, image_size, ours, projection=projection, prefix=False)
 
 
+def open_clip_vitamin(open_clip: Any) -> Model:
+    """A ViTamin with positions; its stages have a first block only, and more than that."""
+    return _vitamin(open_clip, {}, {})
+
+
+def open_clip_vitamin_xlarge(open_clip: Any) -> Model:
+    """A ViTamin without positions, as the largest are."""
+    return _vitamin(open_clip, dict(pos_embed="none"), dict(positions=False))
+
+
+def _vitamin(open_clip: Any, theirs: dict[str, Any], ours: dict[str, Any]) -> Model:
+    trunk = vitamin_trunk(32, 4, (1, 2), embed_dim=16, depth=2, num_heads=2, **theirs)
+    values = dict(kind="vitamin", width=16, layers=2, heads=2, stem=4, stem_layers=(1, 2))
+    return with_trunk(open_clip, trunk, 32, {**values, **ours})
+
+
+def vitamin_trunk(image_size: int, stem: int, depths: tuple[int, ...], **options: Any) -> Any:
+    """Returns timm's module of a small ViTamin, built as its named models are."""
+    from functools import partial
+
+    import timm
+
+    vitamin = timm.models.vitamin
+    widths = (stem, 2 * stem, options["embed_dim"])
+    sizes = vitamin.VitCfg(embed_dim=widths, depths=(*depths, 1), stem_width=stem)
+    backbone = vitamin.MbConvStages(sizes)
+    return timm.models.vision_transformer.VisionTransformer(
+        img_size=image_size,
+        patch_size=1,
+        mlp_layer=vitamin.GeGluMlp,
+        mlp_ratio=2.0,
+        class_token=False,
+        global_pool="avg",
+        embed_layer=partial(timm.layers.HybridEmbed, backbone=backbone, proj=False),
+        num_classes=0,
+        **options,
+    )
+
+
 FAMILIES: Families = {
     "open_clip_convnext": ("open_clip", open_clip_convnext),
     "open_clip_convnext_mlp": ("open_clip", open_clip_convnext_mlp),
@@ -180,4 +219,6 @@ FAMILIES: Families = {
     "open_clip_siglip2": ("open_clip", open_clip_siglip2),
     "open_clip_timm_class": ("open_clip", open_clip_timm_class),
     "open_clip_timm_mean": ("open_clip", open_clip_timm_mean),
+    "open_clip_vitamin": ("open_clip", open_clip_vitamin),
+    "open_clip_vitamin_xlarge": ("open_clip", open_clip_vitamin_xlarge),
 }

@@ -17,6 +17,7 @@ from clip_jax.models.architectures import (
     released,
     siglip,
     timm_vit,
+    vitamin,
 )
 from clip_jax.models.architectures.released import plain
 from clip_jax.models.architectures.sizes import HUGE, LARGE
@@ -66,6 +67,7 @@ TOWERS: dict[str, VisionTower | TextTower] = {
     **timm_vit.TOWERS,
     **eva.TOWERS,
     **encoders.TOWERS,
+    **vitamin.TOWERS,
     "all-MiniLM-L6-v2": BertConfig(
         width=384, layers=6, heads=12, pool="mean", activation="gelu", pooler=False
     ),

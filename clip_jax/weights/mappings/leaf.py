@@ -187,6 +187,16 @@ _BLOCKS: dict[str, dict[str, str]] = {
         "mlp/fc": "mlp.fc1",
         "mlp/proj": "mlp.fc2",
     },
+    "vitamin": {
+        "ln_1": "norm1",
+        "attention/qkv": "attn.qkv",
+        "attention/out": "attn.proj",
+        "ln_2": "norm2",
+        "mlp/ln": "mlp.norm",
+        "mlp/gate": "mlp.w0",
+        "mlp/fc": "mlp.w1",
+        "mlp/proj": "mlp.w2",
+    },
     "hugging_face": {
         "ln_1": "layer_norm1",
         "attention/qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
@@ -236,7 +246,7 @@ def block_stack(
         yield from in_projection(f"{ours}/attention/qkv", f"{prefix}.{{}}.attn", **options)
     for path, modules in _BLOCKS[style].items():
         names = [f"{prefix}.{{}}.{module}" for module in modules.split()]
-        if path.startswith("ln"):
+        if path.rpartition("/")[2].startswith("ln"):
             yield from norm(f"{ours}/{path}", *names, **options)
         else:
             has_bias = bias or path != "attention/qkv"
