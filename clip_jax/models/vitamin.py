@@ -186,11 +186,24 @@ class ViTamin(nnx.Module):
         x = self._tokens(image)
         return self.project(self.ln_post(x.mean(1))), self.ln_post(x).astype(self.dtype)
 
+    def after_layer(
+        self, image: Num[Array, "batch height width 3"], layer: int
+    ) -> Float[Array, "batch tokens features"]:
+        """Returns the output of a block, counted from 1, for every token."""
+        return self.transformer.first(self._embedded(image), layer)
+
     def _tokens(
         self, image: Num[Array, "batch height width 3"]
     ) -> Float[Array, "batch tokens features"]:
+        """Returns the output of the blocks."""
+        return self.transformer(self._embedded(image))
+
+    def _embedded(
+        self, image: Num[Array, "batch height width 3"]
+    ) -> Float[Array, "batch tokens features"]:
+        """Returns the input of the blocks."""
         x = self.stages(normalized(image, self.config))
         x = sharding.constrain_rows(x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3]))
         if self.config.positions:
             x = x + self.positional_embedding[...].astype(x.dtype)
-        return self.transformer(x)
+        return x

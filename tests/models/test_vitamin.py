@@ -118,3 +118,5 @@ def test_the_grid_is_the_tokens_beside_the_features_of_a_call():
     features, grid = model.encode_grid(images())
     assert grid.shape == (3, *VISION.grid_shape())
     np.testing.assert_allclose(features, model.encode_image(images(), normalized=False), atol=1e-5)
+    last = model.encode_image(images(), normalized=False, output="layer:2")
+    np.testing.assert_allclose(model.vision.ln_post(last), grid, atol=1e-5)
