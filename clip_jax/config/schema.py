@@ -344,8 +344,9 @@ class Config(Group):
     weights: Weights = group(Weights)
     tokenizer: str = key(
         "clip",
-        "clip, sentencepiece:PATH.model, siglip:PATH.model, wordpiece:vocab.txt, or your own class "
-        "as my_package.my_module:MyTokenizer, with :PATH at the end if it reads a file",
+        "clip, sentencepiece:PATH.model, siglip:PATH.model, wordpiece:vocab.txt, "
+        "huggingface:FOLDER (with a tokenizer.json), or your own class as "
+        "my_package.my_module:MyTokenizer, with :PATH at the end if it reads a file",
     )
     dtype: str = key(
         "bfloat16",

@@ -324,7 +324,9 @@ def _find_tokenizer(
     kind = (name or "").partition(":")[0]
     if name is None:
         note("no tokenizer is known of it: --tokenizer names one")
-    elif to == "hugging_face" and kind != "sentencepiece":
+    elif (to == "hugging_face" and kind != "sentencepiece") or (
+        to == "open_clip" and kind == "huggingface"
+    ):
         tokenizer = tokenizers.load(name, config.text.context_length, trusted=trusted)
         if tokenizer.vocab_size > config.text.vocab_size:
             raise UserError(

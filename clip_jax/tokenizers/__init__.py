@@ -1,10 +1,11 @@
 """Text to token ids: one protocol; byte-level BPE, SentencePiece and WordPiece behind it.
 
 `load("clip")` is CLIP's own tokenizer, `load("sentencepiece:PATH.model")` reads any SentencePiece
-model, `load("wordpiece:PATH")` is ALIGN's and `load("siglip:PATH.model")` SigLIP's. A tokenizer of
-the user's own is named by its dotted path, `load("my_package.my_module:MyTokenizer")`.
-`find_tokenizer` tells which tokenizer the folder of a published model holds. Importing this package
-imports neither NumPy nor a tokenizer's library.
+model, `load("wordpiece:PATH")` is ALIGN's and `load("siglip:PATH.model")` SigLIP's.
+`load("huggingface:PATH")` reads the tokenizer.json of any other model. A tokenizer of the user's
+own is named by its dotted path, `load("my_package.my_module:MyTokenizer")`. `find_tokenizer` tells
+which tokenizer the folder of a published model holds. Importing this package imports neither NumPy
+nor a tokenizer's library.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ TOKENIZERS: Registry[TokenizerKind] = Registry(
         "sentencepiece": "clip_jax.tokenizers.sentencepiece:SentencePiece",
         "wordpiece": "clip_jax.tokenizers.wordpiece:WordPiece",
         "siglip": "clip_jax.tokenizers.siglip:SigLIP",
+        "huggingface": "clip_jax.tokenizers.hugging_face:HuggingFace",
     },
 )
 _WITHOUT_FILE = ("clip",)
@@ -55,12 +57,13 @@ def load(name: str, context_length: int | None = None, *, trusted: bool = True) 
 
     Args:
         name: `"clip"`; `"sentencepiece:PATH.model"`; `"wordpiece:PATH"`, a vocab.txt, a
-            tokenizer.json or a folder that holds one; `"siglip:PATH.model"`; or a class of the
-            user's own as `"my_package.my_module:MyTokenizer"`, with `:PATH` at the end if it reads
-            a file. The prefixes of `TOKENIZERS` win over modules of the same name. A PATH that
-            starts with `embedded:` is a file that ships with the package.
+            tokenizer.json or a folder that holds one; `"siglip:PATH.model"`; `"huggingface:PATH"`,
+            a tokenizer.json or a folder that holds one; or a class of the user's own as
+            `"my_package.my_module:MyTokenizer"`, with `:PATH` at the end if it reads a file. The
+            prefixes of `TOKENIZERS` win over modules of the same name. A PATH that starts with
+            `embedded:` is a file that ships with the package.
         context_length: the width of the rows; None for the tokenizer's own default, 77, or 64 for
-            WordPiece and SigLIP.
+            WordPiece and SigLIP, or what the folder of a tokenizer.json says.
         trusted: whether the name comes from the user. If not, a dotted path must name a module
             that is imported already.
 
@@ -77,8 +80,9 @@ def load(name: str, context_length: int | None = None, *, trusted: bool = True) 
     if prefix in TOKENIZERS or not dotted:
         raise UserError(
             f"unknown tokenizer {name!r}: use 'clip', 'sentencepiece:PATH.model', "
-            "'wordpiece:PATH' (vocab.txt, tokenizer.json or their folder), 'siglip:PATH.model' or "
-            "your own as 'my_package.my_module:MyTokenizer'"
+            "'wordpiece:PATH' (vocab.txt, tokenizer.json or their folder), 'siglip:PATH.model', "
+            "'huggingface:PATH' (tokenizer.json or its folder) or your own as "
+            "'my_package.my_module:MyTokenizer'"
         )
     return _open_users(dotted["path"], dotted["file"] or "", context_length, trusted)
 

@@ -26,8 +26,8 @@ def find_tokenizer(folder: Path) -> str | None:
 
     Returns:
         `clip` if the folder's vocabulary is CLIP's own or the folder has none; `wordpiece:FOLDER`;
-        `siglip:FOLDER/spiece.model`; or None if the tokenizer is another, or its vocabulary is
-        missing.
+        `siglip:FOLDER/spiece.model`; `huggingface:FOLDER` for any other that has a tokenizer.json;
+        or None if the tokenizer is another, or its vocabulary is missing.
 
     Raises:
         UserError: an existing file can't be read, is over 32 MiB or holds no JSON object.
@@ -52,7 +52,8 @@ def find_tokenizer(folder: Path) -> str | None:
         return f"wordpiece:{folder}"
     if kind == "siglip" and (folder / "spiece.model").is_file():
         return f"siglip:{folder / 'spiece.model'}"
-    return None
+    own = bool(text.get("hf_tokenizer_name")) if published and not config else kind is None
+    return f"huggingface:{folder}" if own and (folder / "tokenizer.json").is_file() else None
 
 
 def _settings(path: Path) -> JsonObject:

@@ -13,20 +13,21 @@ from clip_jax.io.files import JsonObject
 MAX_BYTES = 32 << 20  # bytes
 
 
-def read_file(path: Path) -> bytes:
-    """Reads a file of at most 32 MiB.
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """Reads a file of at most `most` bytes, 32 MiB without it.
 
     Raises:
         UserError: the file can't be read or is larger.
     """
+    most = MAX_BYTES if most is None else most
     try:
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(most + 1)
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    if len(content) > MAX_BYTES:
+    if len(content) > most:
         raise UserError(
-            f"{str(path)!r} is larger than {MAX_BYTES >> 20} MiB: that is no tokenizer's file"
+            f"{str(path)!r} is larger than {most >> 20} MiB: that is no tokenizer's file"
         )
     return content
 

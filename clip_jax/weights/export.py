@@ -36,7 +36,8 @@ def write(
       config: its architecture.
       library: a name of `param_mapping.MAPPINGS`, or the dotted path of a user's own.
       preprocess: the model's preprocessing; None: as such models were published.
-      tokenizer: the model's tokenizer; its files go into a folder of transformers.
+      tokenizer: the model's tokenizer; its files go into a folder of transformers, or
+        of open_clip, which has only some of them.
       dtype: the dtype of the written parameters, one of `arrays.DTYPES`.
 
     Returns:
@@ -55,8 +56,8 @@ def write(
     for name, values in beside.items():
         with files.atomic_write(file.parent / name) as out:
             out.write((json.dumps(values, indent=2) + "\n").encode())
-    if library == "hugging_face" and tokenizer is not None:
-        writer = getattr(tokenizer, "write_hugging_face", None)
+    if library in ("hugging_face", "open_clip") and tokenizer is not None:
+        writer = getattr(tokenizer, f"write_{library}", None)
         if writer is not None:
             writer(file.parent)
     return file

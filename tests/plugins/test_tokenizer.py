@@ -97,7 +97,8 @@ def test_an_incomplete_class_is_refused_with_what_it_lacks(here: Path) -> None:
 def test_known_prefixes_win(here: Path) -> None:
     (here / "clip.py").write_text(PLUGIN)
     refused(lambda: load("clip:ByteTokenizer"), "unknown tokenizer")
-    assert tokenizers.TOKENIZERS.names == ("clip", "sentencepiece", "wordpiece", "siglip")
+    names = ("clip", "sentencepiece", "wordpiece", "siglip", "huggingface")
+    assert tokenizers.TOKENIZERS.names == names
 
 
 def test_a_name_of_a_strangers_file_imports_nothing(here: Path) -> None:

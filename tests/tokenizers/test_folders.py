@@ -93,6 +93,24 @@ def open_clip(**text: Any) -> dict[str, Any]:
             },
             "clip",
         ),
+        # any other with a tokenizer.json
+        (
+            {"open_clip_config__json": open_clip(hf_tokenizer_name="x"), "tokenizer__json": {}},
+            "huggingface:{}",
+        ),
+        (
+            {"open_clip_config__json": open_clip(**OPEN_CLIP_SIGLIP), "tokenizer__json": {}},
+            "huggingface:{}",
+        ),
+        (
+            {
+                "config__json": {"model_type": "siglip"},
+                "tokenizer_config__json": {"tokenizer_class": "GemmaTokenizerFast"},
+                "tokenizer__json": {},
+            },
+            "huggingface:{}",
+        ),
+        ({"config__json": {"model_type": "xlm-roberta"}, "tokenizer__json": {}}, "huggingface:{}"),
         # none of them
         ({}, None),
         ({"config__json": {}}, None),

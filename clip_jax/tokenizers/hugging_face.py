@@ -1,0 +1,315 @@
+"""The tokenizer.json of Hugging Face's `tokenizers`, used as open_clip uses it.
+
+Such a file describes every step from a text to ids. The package is not installed by default: it
+brings a client for its hub with it. `pip install 'clip_jax[tokenizers]'`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import string
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from clip_jax.errors import UserError
+from clip_jax.io.files import JsonObject
+from clip_jax.tokenizers import vocab_files
+from clip_jax.tokenizers.cleaning import clean
+from clip_jax.tokenizers.packing import check_context_length, pack
+from clip_jax.tokenizers.protocol import DEFAULT_CONTEXT_LENGTH
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FILE = "tokenizer.json"
+SETTINGS = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+OPEN_CLIP = "open_clip_config.json"
+MAX_BYTES = 128 << 20  # that of Gemma has 34 MB
+_LONGEST_CONTEXT = 1 << 16  # transformers writes a huge number where there is no bound
+_LONGEST_TOKEN = 200  # characters of a special token, which messages quote
+_PADS = ("<pad>", "[PAD]")  # what transformers' classes pad with if no file says it
+_NLLB, _SIGLIP2 = "Nllb", "Siglip2"  # classes that change the steps of the file
+_ON_THE_LEFT = ("Gemma", _SIGLIP2)  # classes that pad there if no file says otherwise
+_NO_TEXT = dict.fromkeys(map(chr, range(0xD800, 0xE000)), "\ufffd")  # JSON may hold half a pair
+_REPLACED = str.maketrans(_NO_TEXT)
+_NO_MARKS = str.maketrans({"_": " ", **dict.fromkeys(string.punctuation.replace("_", ""))})
+
+T = TypeVar("T")
+
+CLEANINGS: dict[str, Callable[[str], str]] = {
+    "": lambda text: text,
+    "whitespace": clean,
+    "lower": lambda text: clean(text).lower(),
+    "canonicalize": lambda text: " ".join(clean(text).translate(_NO_MARKS).lower().split()),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """How a library uses a tokenizer.
+
+    Attributes:
+        clean: what is done to texts first, a name of `CLEANINGS`.
+        strip_sep: whether separators, of which one ends a text, become the id 0.
+        language: the token of the language, which starts a text; empty for that of the file.
+        context_length: the width of the rows, unless another is asked for.
+    """
+
+    clean: str = ""
+    strip_sep: bool = False
+    language: str = ""
+    context_length: int = DEFAULT_CONTEXT_LENGTH
+
+
+class HuggingFace:
+    """A tokenizer.json as a tokenizer.
+
+    Beside it, tokenizer_config.json names the special tokens, and open_clip_config.json says how
+    open_clip prepares texts. Without the latter texts are taken as they are, as transformers does.
+
+    Source: `HFTokenizer` of open_clip and `TokenizersBackend` of transformers, whose ids these are.
+    open_clip's option `language` holds here; there each call of transformers' NLLB undoes it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], context_length: int | None = None) -> None:
+        """Reads a folder with a tokenizer.json, or such a file.
+
+        Raises:
+            UserError: the package `tokenizers` is missing; a file is missing, too large or damaged;
+                rows have another form than start, ids, end and padding; or `context_length` is
+                under 3.
+        """
+        path = Path(path)
+        file = path / FILE if path.is_dir() else path
+        content = vocab_files.read_file(file, MAX_BYTES)
+        settings = {
+            **_read_if_there(file.parent / SPECIAL_TOKENS),
+            **_read_if_there(file.parent / SETTINGS),
+        }
+        usage = _usage(settings, file.parent / OPEN_CLIP)
+        length = usage.context_length if context_length is None else context_length
+        self._load(content, settings, usage, check_context_length(length), str(file))
+
+    @classmethod
+    def open(cls, path: str, context_length: int | None) -> HuggingFace:
+        """Reads a tokenizer.json, or a folder that holds one; see `TokenizerKind`."""
+        return cls(path, context_length)
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text of any length, without start, end or padding."""
+        text = CLEANINGS[self.usage.clean](text.translate(_REPLACED))
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [0 if i == self._separator else i for i in ids] if self.usage.strip_sep else ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`, without start tokens and up to the first end token.
+
+        Raises:
+            ValueError: an id is outside [0, vocab_size).
+        """
+        text_ids: list[int] = []
+        for token in map(int, ids):
+            if token == self.eot_id:
+                break
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"token id {token} is outside [0, {self.vocab_size})")
+            if token != self.sot_id:
+                text_ids.append(token)
+        text: str = self._tokenizer.decode(text_ids, skip_special_tokens=False)
+        return text
+
+    def __call__(
+        self, texts: str | Sequence[str], truncate: bool = False
+    ) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+        """Tokenizes texts.
+
+        Returns:
+            int32 [n, context_length]: start if there is one, ids, end, then padding.
+
+        Raises:
+            UserError: see `packing.pack`.
+        """
+        return pack(self, texts, truncate)
+
+    def write_hugging_face(self, folder: Path) -> None:
+        """Writes the files that were read, each completely or not at all.
+
+        Raises:
+            UserError: the folder can't be written.
+        """
+        vocab_files.write(Path(folder) / FILE, self._content)
+        if self._settings:
+            vocab_files.write_json(Path(folder) / SETTINGS, self._settings)
+
+    write_open_clip = write_hugging_face  # its HFTokenizer reads them from the folder of a model
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        # The content itself, not its path: a worker may run in another folder.
+        return self._content, self._settings, self.usage, self.context_length, self._where
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._load(*state)
+
+    def _load(
+        self,
+        content: bytes,
+        settings: JsonObject,
+        usage: Usage,
+        context_length: int,
+        where: str,
+    ) -> None:
+        self._content, self._settings, self._where = content, settings, where
+        self.usage, self.context_length = usage, context_length
+        self._tokenizer = in_rust(where, lambda: _backend().from_buffer(content))
+        in_rust(where, self._tokenizer.no_padding)
+        in_rust(where, self._tokenizer.no_truncation)
+        if self._is(_SIGLIP2):
+            self._lower_case()
+        ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = 1 + max(ids.values(), default=0)
+        self.sot_id, end = self._start_and_end(ids)
+        if end is None:
+            raise UserError(f"{where} ends a text by no token, by which a text tower could know it")
+        self._separator = end if usage.strip_sep else -1
+        self.eot_id: int = 0 if usage.strip_sep else end
+        self.pad_id: int = self._padding(ids)
+
+    def _is(self, *classes: str) -> bool:
+        """Returns whether transformers uses one of its classes, whose names start alike."""
+        return str(self._settings.get("tokenizer_class", "")).startswith(classes)
+
+    def _lower_case(self) -> None:
+        from tokenizers import normalizers
+
+        steps = [normalizers.Lowercase()]
+        if self._tokenizer.normalizer is not None:
+            steps.append(self._tokenizer.normalizer)
+        self._tokenizer.normalizer = normalizers.Sequence(steps)
+
+    def _start_and_end(self, ids: dict[str, int]) -> tuple[int | None, int | None]:
+        """Returns the ids around those of a text, by tokenizer_config.json or by the file."""
+        start: int | None
+        end: int | None
+        flags = {part: self._settings.get(f"add_{part}_token") for part in ("bos", "eos")}
+        if self._is(_NLLB):
+            if self._settings.get("legacy_behaviour"):
+                raise UserError(f"{self._where}: legacy_behaviour=true is not supported here")
+            start, end = (
+                self._id_of("eng_Latn", ids, "its language"),
+                self._id_of("</s>", ids, "end"),
+            )
+        elif any(isinstance(flag, bool) for flag in flags.values()):
+            start, end = (
+                self._special(f"{part}_token", ids) if flags[part] else None for part in flags
+            )
+        else:
+            alone = in_rust(self._where, lambda: self._tokenizer.encode("a").ids)
+            inner = self._tokenizer.encode("a", add_special_tokens=False).ids
+            size = len(inner)
+            place = next((i for i in range(3) if alone[i : i + size] == inner), 3)
+            before, after = alone[:place], alone[place + size :]
+            if max(len(before), len(after)) > 1:
+                raise UserError(
+                    f"{self._where} puts {len(before)} tokens before a text and {len(after)} after "
+                    "it: at most one each is supported here"
+                )
+            start, end = (part[0] if part else None for part in (before, after))
+        if self.usage.language:
+            start = self._id_of(self.usage.language, ids, "its language")
+        return start, end
+
+    def _special(self, key: str, ids: dict[str, int]) -> int | None:
+        """Returns the id of a special token that tokenizer_config.json names; None if it does not.
+
+        A token is a text, or an object with its `content`.
+        """
+        token = self._settings.get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        return None if token is None else self._id_of(token, ids, key)
+
+    def _id_of(self, token: object, ids: dict[str, int], what: str) -> int:
+        if not isinstance(token, str) or len(token) > _LONGEST_TOKEN or token not in ids:
+            raise UserError(f"{self._where} has no token {token!r:.80}, which is {what}")
+        return ids[token]
+
+    def _padding(self, ids: dict[str, int]) -> int:
+        for key in ("padding_side", "truncation_side"):
+            left = key == "padding_side" and self._is(*_ON_THE_LEFT)
+            side = self._settings.get(key, "left" if left else "right")
+            if side != "right":
+                raise UserError(
+                    f"{self._where}: {key}={side!r:.40} is not supported here, only 'right'"
+                )
+        pad = self._special("pad_token", ids)
+        if pad is None:
+            pad = next((ids[token] for token in _PADS if token in ids), None)
+        if pad is None:
+            raise UserError(f"{SETTINGS} beside {self._where} names no pad_token")
+        return pad
+
+
+def in_rust(where: str, call: Callable[[], T]) -> T:
+    """Returns the result of a call into the package, whose errors and panics are one line.
+
+    Raises:
+        UserError: the call failed.
+    """
+    try:
+        return call()
+    except UserError:
+        raise
+    except BaseException as error:  # a panic is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        reason = ascii(" ".join(str(error).split()))[1:-1]
+        raise UserError(f"{where} is no {FILE} of Hugging Face: {reason:.200}") from None
+
+
+def _backend() -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise UserError(
+            f"a {FILE} needs the package tokenizers: pip install 'clip_jax[tokenizers]'"
+        ) from None
+    return Tokenizer
+
+
+def _read_if_there(path: Path) -> JsonObject:
+    return vocab_files.read_json(path) if path.is_file() else {}
+
+
+def _usage(settings: JsonObject, open_clip: Path) -> Usage:
+    """Returns how the library whose config is in a folder uses the tokenizer.
+
+    Raises:
+        UserError: open_clip's config asks for something that we do not have.
+    """
+    language = settings.get("src_lang")
+    length = settings.get("model_max_length")
+    usage = Usage(
+        language=language if isinstance(language, str) else "",
+        context_length=length
+        if type(length) is int and 3 <= length <= _LONGEST_CONTEXT
+        else DEFAULT_CONTEXT_LENGTH,
+    )
+    text = vocab_files.nested_object(_read_if_there(open_clip), "model_cfg", "text_cfg")
+    if not text:
+        return usage
+    options = vocab_files.nested_object(text, "tokenizer_kwargs")
+    way = options.get("clean", "whitespace")
+    if not isinstance(way, str) or way not in CLEANINGS or not way:
+        raise UserError(f"{open_clip}: clean={way!r:.60} must be one of {', '.join(CLEANINGS)[2:]}")
+    if mode := text.get("tokenizer_mode"):
+        raise UserError(f"{open_clip}: tokenizer_mode={mode!r:.60} is not supported here")
+    length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
+    return dataclasses.replace(
+        usage,
+        clean=way,
+        strip_sep=options.get("strip_sep_token") is True,
+        language=str(options.get("language") or usage.language),
+        context_length=length,
+    )
