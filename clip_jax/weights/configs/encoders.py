@@ -95,3 +95,22 @@ _READERS: dict[str, tuple[str, Callable[[Fields], JsonObject]]] = {
     "mt5": ("t5", _read_t5),
     "m2m_100": ("m2m", _read_m2m),
 }
+
+
+_POOLS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
+
+
+def from_pooling(values: Mapping[str, Any], where: str) -> JsonObject:
+    """Returns the pooling that a config of sentence-transformers states.
+
+    Raises:
+      UserError: it states no pooling, or one that we do not have.
+    """
+    fields = Fields(values, where)
+    modes = [key for key in fields.values if key.startswith("pooling_mode_") and fields.flag(key)]
+    if len(modes) != 1 or modes[0] not in _POOLS:
+        raise UserError(
+            f"{where}: the pooling {', '.join(modes)[:80] or 'of no mode'!r} is not supported "
+            f"here, only {' or '.join(_POOLS)}"
+        )
+    return {"pool": _POOLS[modes[0]]}

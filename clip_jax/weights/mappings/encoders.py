@@ -11,14 +11,11 @@ from typing import Any, ClassVar
 from clip_jax.errors import UserError
 from clip_jax.io import files
 from clip_jax.models.registry import kind_of
-from clip_jax.weights.configs.encoders import from_encoder
-from clip_jax.weights.configs.fields import Fields
 from clip_jax.weights.mappings.leaf import Leaf, linear
 from clip_jax.weights.mappings.tower import TowerMapping
 
 CONFIG = "config.json"
 POOLING = Path("1_Pooling") / "config.json"  # of sentence-transformers
-_POOLS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
 
 
 class EncoderMapping(TowerMapping):
@@ -50,6 +47,8 @@ class EncoderMapping(TowerMapping):
 
     def facts(self, tower: Any, file: Path) -> Mapping[str, Any]:
         """Returns what config.json and the pooling's config say."""
+        from clip_jax.weights.configs.encoders import from_encoder, from_pooling  # imports JAX
+
         config = file.parent / CONFIG
         if not config.is_file():
             raise UserError(
@@ -57,19 +56,9 @@ class EncoderMapping(TowerMapping):
             )
         facts = from_encoder(files.read_json(config), kind_of(tower), str(config))
         pooling = file.parent / POOLING
-        return facts | (_pool(pooling) if pooling.is_file() else {})
-
-
-def _pool(path: Path) -> dict[str, str]:
-    """Returns the pooling that a config of sentence-transformers states."""
-    fields = Fields(files.read_json(path), str(path))
-    modes = [key for key in fields.values if key.startswith("pooling_mode_") and fields.flag(key)]
-    if len(modes) != 1 or modes[0] not in _POOLS:
-        raise UserError(
-            f"{path}: the pooling {', '.join(modes)[:80] or 'of no mode'!r} is not supported here, "
-            f"only {' or '.join(_POOLS)}"
+        return facts | (
+            from_pooling(files.read_json(pooling), str(pooling)) if pooling.is_file() else {}
         )
-    return {"pool": _POOLS[modes[0]]}
 
 
 def open_clip_leaves(mapping: EncoderMapping, tower: Any) -> Iterator[Leaf]:
