@@ -29,7 +29,7 @@ class Convolution(nnx.Module):
       size: the side of a window in pixels.
       stride: the distance of neighbouring windows in pixels.
       padding: rows and columns of zeros before and after.
-      groups: 1, or `inputs` for a depthwise convolution.
+      groups: 1, or `inputs` for a depthwise convolution, whose outputs are a multiple of them.
       kernel_init: the initializer of the kernel.
       bias_init: the initializer of the bias; None: it has none.
       dtype: the dtype that the model computes in, see `activation_dtype`.
@@ -65,6 +65,8 @@ class Convolution(nnx.Module):
         """Convolves an image, which becomes `stride` times smaller."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         convolve = _convolve if self.groups == 1 else _depthwise
+        if self.groups > 1 and kernel.shape[-1] > self.groups:  # XLA cannot shard the other form
+            x = jnp.repeat(x, kernel.shape[-1] // self.groups, axis=-1)
         y = checkpoint_name(convolve(x, kernel, self.stride, self.padding), RESULT)
         return y + self.bias[...].astype(y.dtype) if self.biased else y
 

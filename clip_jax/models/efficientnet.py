@@ -22,20 +22,35 @@ from clip_jax.models.pixels import normalized
 from clip_jax.models.resnet import Stage
 
 _LINEAR = LinearInit(fan_out_normal())
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+}
 
 
 class SqueezeExcite(nnx.Module):
     """Scales channels by a function of their means over the image (Hu et al. 2017)."""
 
-    def __init__(self, channels: int, inner: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        common = dict(init=_LINEAR, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        channels: int,
+        inner: int,
+        *,
+        activation: str = "silu",
+        init: LinearInit = _LINEAR,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.activation = activation
+        common = dict(init=init, dtype=dtype, rngs=rngs)
         self.reduce = linear(channels, inner, **common)
         self.expand = linear(inner, channels, **common)
 
     def __call__(self, x: Image) -> Image:
         """Returns the image with its channels scaled."""
-        scale = jax.nn.sigmoid(self.expand(jax.nn.silu(self.reduce(x.mean((1, 2))))))
+        activate = ACTIVATIONS[self.activation]
+        scale = jax.nn.sigmoid(self.expand(activate(self.reduce(x.mean((1, 2))))))
         return x * scale[:, None, None, :]
 
 

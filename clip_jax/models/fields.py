@@ -22,6 +22,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "stem": (0, MAX_INTEGER),
     "registers": (0, MAX_INTEGER),
     "rotary": (0, MAX_INTEGER),
+    "attention_stages": (0, MAX_INTEGER),
+    "squeeze_stages": (0, MAX_INTEGER),
     "layers": (0, MAX_INTEGER),
     "text_layers": (0, MAX_INTEGER),
     "mask_id": (-1, MAX_INTEGER),

@@ -18,6 +18,7 @@ VISION_TOWERS: Registry[type] = Registry(
         "convnext": "clip_jax.models.convnext_configs:ConvNeXtConfig",
         "eva": "clip_jax.models.eva_configs:EvaConfig",
         "vitamin": "clip_jax.models.vitamin_configs:ViTaminConfig",
+        "fastvit": "clip_jax.models.fastvit_configs:FastViTConfig",
     },
 )
 TEXT_TOWERS: Registry[type] = Registry(
@@ -55,6 +56,7 @@ MODULES: Registry[Callable[..., Any]] = Registry(
         "convnext": "clip_jax.models.convnext:ConvNeXt",
         "eva": "clip_jax.models.eva:Eva",
         "vitamin": "clip_jax.models.vitamin:ViTamin",
+        "fastvit": "clip_jax.models.fastvit:FastViT",
         "transformer": "clip_jax.models.text:TextTransformer",
         "bert": "clip_jax.models.bert:BERT",
         "roberta": "clip_jax.models.bert:RoBERTa",

@@ -39,6 +39,7 @@ TOWER_MAPPINGS: Registry[type[TowerMapping]] = Registry(
         "m2m": "clip_jax.weights.mappings.m2m:M2M",
         "efficientnet_lite": "clip_jax.weights.mappings.efficientnet_lite:EfficientNetLite",
         "timm_eva": "clip_jax.weights.mappings.timm.eva:TimmEva",
+        "timm_fastvit": "clip_jax.weights.mappings.timm.fastvit:TimmFastViT",
         "timm_vit": "clip_jax.weights.mappings.timm.vit:TimmViT",
         "timm_convnext": "clip_jax.weights.mappings.timm.convnext:TimmConvNeXt",
         "timm_vitamin": "clip_jax.weights.mappings.timm.vitamin:TimmViTamin",

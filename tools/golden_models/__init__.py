@@ -8,7 +8,7 @@ tests of weights build the same models again if torch is installed, and read the
 open_clip's CoCa writes captions with transformers 4 only (`pip install 'transformers<5'`).
 """
 
-from tools.golden_models import encoders, eva, hugging_face, open_clip, timm
+from tools.golden_models import encoders, eva, fastvit, hugging_face, open_clip, timm
 from tools.golden_models.core import CONTEXT, VOCABULARY, Families, Model, outputs, randomize, state
 
 __all__ = ["CONTEXT", "FAMILIES", "VOCABULARY", "Model", "outputs", "randomize", "state"]
@@ -19,4 +19,5 @@ FAMILIES: Families = {
     **timm.FAMILIES,
     **eva.FAMILIES,
     **encoders.FAMILIES,
+    **fastvit.FAMILIES,
 }

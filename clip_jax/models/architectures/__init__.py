@@ -14,6 +14,7 @@ from clip_jax.models.architectures import (
     efficientnet,
     encoders,
     eva,
+    fastvit,
     released,
     siglip,
     timm_vit,
@@ -68,6 +69,7 @@ TOWERS: dict[str, VisionTower | TextTower] = {
     **eva.TOWERS,
     **encoders.TOWERS,
     **vitamin.TOWERS,
+    **fastvit.TOWERS,
     "all-MiniLM-L6-v2": BertConfig(
         width=384, layers=6, heads=12, pool="mean", activation="gelu", pooler=False
     ),

@@ -62,7 +62,8 @@ def to_their_layout(form: str, array: np.ndarray) -> np.ndarray:
 
     linear: [inputs, outputs] as [outputs, inputs]; pointwise: the same as a 1×1 convolution;
     convolution: [height, width, inputs, outputs] as [outputs, inputs, height, width];
-    patches: [height · width · 3, outputs] as a convolution; leadingN: with N leading axes of one.
+    patches: [height · width · 3, outputs] as a convolution; leadingN: with N leading axes of one;
+    trailingN: with N such axes at the end.
     """
     if form == "same":
         return array
@@ -77,6 +78,8 @@ def to_their_layout(form: str, array: np.ndarray) -> np.ndarray:
         return array.reshape(size, size, 3, -1).transpose(3, 2, 0, 1)
     if form.startswith("leading"):
         return array[(None,) * int(form[-1])]
+    if form.startswith("trailing"):
+        return array[(..., *(None,) * int(form[-1]))]
     raise ValueError(form)
 
 
