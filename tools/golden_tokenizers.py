@@ -9,6 +9,8 @@ uses it, and `rows.json`, the rows that open_clip makes of `TEXTS`.
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -70,6 +72,38 @@ def _gemma(transformers: Any, name: str) -> Any:
     return getattr(transformers, name)(**_bpe(_GEMMA), **ending)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pieces:
+    """A SentencePiece model, saved as folders hold it that have no tokenizer.json.
+
+    file: its name.
+    settings: tokenizer_config.json.
+    layout: options of its training.
+    """
+
+    file: str
+    settings: dict[str, Any]
+    layout: dict[str, Any]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Trains and writes it."""
+        import sentencepiece
+
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(_CAPTIONS),
+            model_writer=model,
+            vocab_size=330,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            num_threads=1,
+            minloglevel=2,
+            **self.layout,
+        )
+        (folder / self.file).write_bytes(model.getvalue())
+        (folder / "tokenizer_config.json").write_text(json.dumps(self.settings) + "\n")
+
+
 # By family: transformers' tokenizer, and the options of open_clip.
 FAMILIES: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "roberta": (
@@ -104,6 +138,22 @@ FAMILIES: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
             vocab={word: i for i, word in enumerate(_WORDS.split())}
         ),
         {"strip_sep_token": True},
+    ),
+    "mt5_pieces": (
+        lambda _: _Pieces(
+            "spiece.model",
+            {"tokenizer_class": "T5Tokenizer", "extra_ids": 3},
+            dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1, byte_fallback=True),
+        ),
+        {},
+    ),
+    "xlm_roberta_pieces": (
+        lambda _: _Pieces(
+            "sentencepiece.bpe.model",
+            {"tokenizer_class": "XLMRobertaTokenizer"},
+            dict(unk_id=0, bos_id=1, eos_id=2, pad_id=-1, user_defined_symbols=["owl"]),
+        ),
+        {},
     ),
 }
 

@@ -11,6 +11,11 @@ CLIP_VOCABULARY = 49_408
 
 _BY_CLASS = {"CLIPTokenizer": "clip", "BertTokenizer": "wordpiece", "SiglipTokenizer": "siglip"}
 _BY_MODEL = {"clip": "clip", "align": "wordpiece", "bert": "wordpiece", "siglip": "siglip"}
+# SentencePiece models that are read where there is no tokenizer.json, by class or model type.
+_PIECES = {
+    **dict.fromkeys(("T5Tokenizer", "MT5Tokenizer", "mt5"), "spiece.model"),
+    **dict.fromkeys(("XLMRobertaTokenizer", "xlm-roberta"), "sentencepiece.bpe.model"),
+}
 # Classes that say nothing about the algorithm.
 _ANY_CLASS = ("", "None", "PreTrainedTokenizer", "TokenizersBackend")
 
@@ -26,7 +31,8 @@ def find_tokenizer(folder: Path) -> str | None:
 
     Returns:
         `clip` if the folder's vocabulary is CLIP's own or the folder has none; `wordpiece:FOLDER`;
-        `siglip:FOLDER/spiece.model`; `huggingface:FOLDER` for any other that has a tokenizer.json;
+        `siglip:FOLDER/spiece.model`; `huggingface:FOLDER` for any other that has a tokenizer.json,
+        or a SentencePiece model of T5 or XLM-RoBERTa;
         or None if the tokenizer is another, or its vocabulary is missing.
 
     Raises:
@@ -35,13 +41,13 @@ def find_tokenizer(folder: Path) -> str | None:
     folder = Path(folder)
     config = _settings(folder / "config.json")
     published = _settings(folder / "open_clip_config.json")
+    named = str(_settings(folder / "tokenizer_config.json").get("tokenizer_class", ""))
+    named = named.removesuffix("Fast")
     if published and not config:
         text = nested_object(published, "model_cfg", "text_cfg")
         kind = _open_clip_kind(text)
     else:
         text = nested_object(config, "text_config")
-        named = str(_settings(folder / "tokenizer_config.json").get("tokenizer_class", ""))
-        named = named.removesuffix("Fast")
         kind = _BY_CLASS.get(named)
         if named in _ANY_CLASS:
             kind = _BY_MODEL.get(str(config.get("model_type")))
@@ -53,7 +59,10 @@ def find_tokenizer(folder: Path) -> str | None:
     if kind == "siglip" and (folder / "spiece.model").is_file():
         return f"siglip:{folder / 'spiece.model'}"
     own = bool(text.get("hf_tokenizer_name")) if published and not config else kind is None
-    return f"huggingface:{folder}" if own and (folder / "tokenizer.json").is_file() else None
+    pieces = _PIECES.get(named) or _PIECES.get(str(config.get("model_type")))
+    if own and any((folder / n).is_file() for n in ("tokenizer.json", pieces or "tokenizer.json")):
+        return f"huggingface:{folder}"
+    return None
 
 
 def _settings(path: Path) -> JsonObject:

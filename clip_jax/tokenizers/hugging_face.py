@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
-from clip_jax.tokenizers import vocab_files
+from clip_jax.tokenizers import sentencepiece_files, vocab_files
 from clip_jax.tokenizers.cleaning import clean
 from clip_jax.tokenizers.packing import check_context_length, pack
 from clip_jax.tokenizers.protocol import DEFAULT_CONTEXT_LENGTH
@@ -75,7 +75,8 @@ class HuggingFace:
     """
 
     def __init__(self, path: str | os.PathLike[str], context_length: int | None = None) -> None:
-        """Reads a folder with a tokenizer.json, or such a file.
+        """Reads a folder with a tokenizer.json, or with a SentencePiece model of T5 (spiece.model)
+        or XLM-RoBERTa (sentencepiece.bpe.model); or such a file.
 
         Raises:
             UserError: the package `tokenizers` is missing; a file is missing, too large or damaged;
@@ -83,12 +84,17 @@ class HuggingFace:
                 under 3.
         """
         path = Path(path)
-        file = path / FILE if path.is_dir() else path
+        inside = [path / name for name in (FILE, *sentencepiece_files.FILES)]
+        file = next((f for f in inside if f.is_file()), inside[0]) if path.is_dir() else path
         content = vocab_files.read_file(file, MAX_BYTES)
         settings = {
             **_read_if_there(file.parent / SPECIAL_TOKENS),
             **_read_if_there(file.parent / SETTINGS),
         }
+        if file.name in sentencepiece_files.FILES:
+            content = sentencepiece_files.tokenizer_json(
+                content, file.name, settings.get("extra_ids"), str(file)
+            )
         usage = _usage(settings, file.parent / OPEN_CLIP)
         length = usage.context_length if context_length is None else context_length
         self._load(content, settings, usage, check_context_length(length), str(file))
@@ -135,7 +141,7 @@ class HuggingFace:
         return pack(self, texts, truncate)
 
     def write_hugging_face(self, folder: Path) -> None:
-        """Writes the files that were read, each completely or not at all.
+        """Writes tokenizer.json and its settings, each completely or not at all.
 
         Raises:
             UserError: the folder can't be written.

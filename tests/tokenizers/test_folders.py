@@ -111,8 +111,18 @@ def open_clip(**text: Any) -> dict[str, Any]:
             "huggingface:{}",
         ),
         ({"config__json": {"model_type": "xlm-roberta"}, "tokenizer__json": {}}, "huggingface:{}"),
+        ({"config__json": {"model_type": "mt5"}, "spiece__model": ""}, "huggingface:{}"),
+        (
+            {
+                "open_clip_config__json": open_clip(hf_tokenizer_name="x"),
+                "tokenizer_config__json": {"tokenizer_class": "MT5Tokenizer"},
+                "spiece__model": "",
+            },
+            "huggingface:{}",
+        ),
         # none of them
         ({}, None),
+        ({"config__json": {"model_type": "xlm-roberta"}, "spiece__model": ""}, None),
         ({"config__json": {}}, None),
         ({"config__json": {"model_type": ["clip"]}}, None),
         ({"config__json": {"model_type": "clip"}, "vocab__json": {"a": 0}}, None),

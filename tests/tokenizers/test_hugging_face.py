@@ -30,6 +30,8 @@ SPECIAL = {
     "gemma": (None, 1, 0),
     "siglip2": (None, 1, 0),
     "clipa": (2, 0, 0),
+    "mt5_pieces": (None, 1, 0),
+    "xlm_roberta_pieces": (0, 2, 1),
 }
 
 
@@ -158,6 +160,32 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path: Path, content: bytes) -> Non
     with pytest.raises(UserError) as caught:
         load(f"huggingface:{file}")
     assert says(caught.value, file) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model"])
+@pytest.mark.parametrize("content", [b"", b"\xff" * 99, b"\x0a\x03\x0a\x01a"])
+def test_what_is_no_sentencepiece_model_is_one_line(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        HuggingFace(tmp_path)
+    assert says(caught.value, tmp_path / name)
+
+
+def test_tokens_after_the_pieces_of_t5(tmp_path: Path) -> None:
+    three = HuggingFace(GOLDEN / "mt5_pieces")
+    usual = HuggingFace(folder_of(tmp_path, "mt5_pieces", extra_ids=None))
+    assert usual.vocab_size == three.vocab_size + 97
+    assert usual.encode("<extra_id_0>") == [usual.vocab_size - 1]
+
+
+def test_a_model_is_exported_as_steps(tmp_path: Path) -> None:
+    tokenizer = HuggingFace(GOLDEN / "xlm_roberta_pieces")
+    tokenizer.write_hugging_face(tmp_path)
+    assert (tmp_path / "tokenizer.json").is_file()
+    again = HuggingFace(tmp_path, CONTEXT)
+    assert again.encode("a photo of a cat") == tokenizer.encode("a photo of a cat")
 
 
 def test_a_file_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
