@@ -61,6 +61,7 @@ setup(
         "tensorboardX>=2.6.4",
         "fsspec>=2024.6",
         "protobuf>=5.28",
+        "flatbuffers",  # serialization of jax.export
         "tqdm",
     ],
     extras_require={

@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": ("main", "estimate the memory and time of a step on a TPU slice, without one"),
     "classify": ("cli.classify", "classify images with labels of your own"),
     "convert": ("cli.convert", "write a model for OpenAI's code, open_clip or transformers"),
+    "export": ("cli.export", "write a model as StableHLO programs, to serve it by JAX alone"),
     "interpolate": ("cli.interpolate", "mix the weights of two models (WiSE-FT)"),
     "soup": ("cli.soup", "average the weights of several models"),
     "curate": ("cli.curate", "select the pairs of a pool that are worth training on"),

@@ -120,3 +120,8 @@ def _place_in_users_code(error: Exception) -> str:
         if not is_library and path.is_file():
             return f" ({path.name}, line {frame.lineno})"
     return ""
+
+
+def megabytes(size: int) -> str:
+    """Formats a size in bytes for people, such as `577.1 MB` or `60.9 kB`."""
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"

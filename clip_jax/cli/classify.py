@@ -13,18 +13,16 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clip_jax.cli.common import CommandParser
+from clip_jax.cli.common import CommandParser, guesses_as_notes
 from clip_jax.cli.labels import read_labels
 from clip_jax.data.example import IMAGES
-from clip_jax.errors import DamageWarning, GuessedWarning, UserError, counted
+from clip_jax.errors import GuessedWarning, UserError, counted
 from clip_jax.io import remote
 from clip_jax.io.paths import resolve
 
-_NOTES = (GuessedWarning, DamageWarning)  # warnings that are printed as notes
 SKIPPED = 3  # the exit code if some images were left out
 _BATCH_SIZE = 32  # that of `zero_shot`, which imports JAX
 _TOP = 5
@@ -180,21 +178,6 @@ def _images_in(folder: str) -> list[str]:
     return images
 
 
-@contextmanager
-def _notes() -> Iterator[None]:
-    """Prints warnings about assumptions and damage as notes on standard error, and no others."""
-
-    def say(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, _NOTES):
-            print(f"note: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        for kind in _NOTES:
-            warnings.simplefilter("always", kind)
-        warnings.showwarning = say
-        yield
-
-
 def classify(
     checkpoint: str,
     images: Sequence[str],
@@ -226,7 +209,7 @@ def classify(
     from clip_jax.inference import pretrained
 
     logging.set_verbosity("error")  # without orbax's warning that a checkpoint is only read
-    with _notes():
+    with guesses_as_notes():
         classifier = pretrained.pipeline(
             model=checkpoint, weights=weights, activation=activation, ema=ema
         )
@@ -277,7 +260,7 @@ def write_captions(args: argparse.Namespace, images: Sequence[str]) -> Iterator[
     from clip_jax.inference import pretrained
 
     logging.set_verbosity("error")
-    with _notes():
+    with guesses_as_notes():
         writer = pretrained.pipeline(
             pretrained.IMAGE_TO_TEXT,
             args.checkpoint,
@@ -307,7 +290,7 @@ def run(argv: Sequence[str]) -> int:
     templates = ["{}"] if args.templates is None else args.templates.split("|")
     if wrong := [t for t in templates if "{}" not in t]:
         raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
-    with _notes():
+    with guesses_as_notes():
         images = find_images(args.images)
     if args.caption:
         answers = write_captions(args, images)

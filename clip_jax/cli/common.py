@@ -10,11 +10,12 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from clip_jax.distributed import multihost
-from clip_jax.errors import UserError, is_disk_full, redacted
+from clip_jax.errors import DamageWarning, GuessedWarning, UserError, is_disk_full, redacted
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -23,6 +24,24 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]  # argparse says NoReturn
         """Raises a UserError instead of exiting."""
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+_NOTES = (GuessedWarning, DamageWarning)  # warnings that are printed as notes
+
+
+@contextmanager
+def guesses_as_notes() -> Iterator[None]:
+    """Prints warnings about assumptions and damage as notes on standard error, and no others."""
+
+    def say(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, _NOTES):
+            print(f"note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        for kind in _NOTES:
+            warnings.simplefilter("always", kind)
+        warnings.showwarning = say
+        yield
 
 
 def integer_from(minimum: int, maximum: int = 999_999_999) -> Callable[[str], int]:

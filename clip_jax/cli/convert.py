@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from clip_jax.cli.common import CommandParser
 from clip_jax.cli.mixing import print_note
-from clip_jax.errors import UserError, counted
-from clip_jax.inference.conversion import DTYPES, convert, megabytes
+from clip_jax.errors import UserError, counted, megabytes
+from clip_jax.inference.conversion import DTYPES, convert
 from clip_jax.models.architectures import available
 from clip_jax.models.fields import MAX_SIZE
 from clip_jax.models.model_config import ACTIVATIONS

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from clip_jax.errors import megabytes
 from clip_jax.io.redirects import allow_redirects
 from clip_jax.weights.param_mapping import MAPPINGS
 
@@ -62,7 +63,7 @@ def write_mixture(source: ModelSource, args: argparse.Namespace) -> None:
       source: the mixture.
       args: the flags of `add_output_flags`.
     """
-    from clip_jax.inference.conversion import convert, megabytes
+    from clip_jax.inference.conversion import convert
 
     conversion = convert(
         source,

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from clip_jax.distributed import sharding
 from clip_jax.losses.caption_losses import caption_losses
 from clip_jax.models.clip import CLIP, assembled, normalize
-from clip_jax.models.generation import DECODER, generate
+from clip_jax.models.generation import generate
+from clip_jax.models.head import DECODER
 from clip_jax.models.scoring import label_scores
 from clip_jax.models.second_projection import project
 

@@ -16,7 +16,8 @@ from clip_jax.errors import UserError
 from clip_jax.inference.batches import batch_rows, padded
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import CLIP
-from clip_jax.models.generation import DECODER, Generation
+from clip_jax.models.generation import Generation
+from clip_jax.models.head import DECODER
 from clip_jax.tokenizers import Tokenizer
 
 _NAMES = {  # of options of transformers

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_jax.errors import UserError, is_disk_full
+from clip_jax.errors import UserError, is_disk_full, megabytes
 from clip_jax.io import files
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights.param_mapping import MAPPINGS, Library, mapping_of, title_of
@@ -397,8 +397,3 @@ def _listing(folder: Path) -> dict[Path, tuple[int, int]]:
     if not folder.is_dir():
         return {}
     return {p: (s.st_ino, s.st_mtime_ns) for p in sorted(folder.iterdir()) for s in [p.stat()]}
-
-
-def megabytes(size: int) -> str:
-    """Formats a size in bytes for people, such as `577.1 MB` or `60.9 kB`."""
-    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"

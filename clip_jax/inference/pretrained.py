@@ -84,7 +84,7 @@ def load(
     Raises:
       UserError: there is no such run, file or architecture, or the weights are of another model.
     """
-    source, loaded, preprocess, tokenize = _load(
+    source, loaded, preprocess, tokenize = load_source(
         model,
         weights,
         dtype=dtype,
@@ -108,7 +108,7 @@ def load(
     return loaded, preprocess, tokenize
 
 
-def _load(
+def load_source(
     model: str | Path,
     weights: str | Path | None = None,
     *,
@@ -123,7 +123,7 @@ def _load(
     ema: bool = False,
     adapters: str | Path | None = None,
 ) -> tuple[ModelSource, CLIP, Preprocess, Tokenize]:
-    """Loads a model as `load` does, and returns where it comes from before it."""
+    """Loads a model as `load` does, and returns what it was loaded from, too, at first."""
     use_compilation_cache()
     _check_options(dtype, params, image_size, context_length, activation)
     source = find_model_source(model, weights, activation, library, ema)
@@ -260,7 +260,7 @@ def pipeline(
         raise UserError(
             f"unknown task {task!r}; known: {', '.join(TASKS)}; name a model by model=…"
         )
-    source, loaded, preprocess, tokenize = _load(model, **options)
+    source, loaded, preprocess, tokenize = load_source(model, **options)
     if task == IMAGE_TO_TEXT:
         return CaptionWriter(loaded, preprocess, tokenize)
     by_words = "text" in source.untrained

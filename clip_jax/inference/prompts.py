@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from clip_jax.errors import UserError
-from clip_jax.models.generation import DECODER
+from clip_jax.models.head import DECODER
 from clip_jax.models.scoring import PrefixTrees, Prompts, WordBags
 from clip_jax.tokenizers import Tokenizer, packing
 

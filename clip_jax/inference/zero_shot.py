@@ -29,7 +29,7 @@ from clip_jax.inference.heatmap import draw_heatmap, similarity_maps
 from clip_jax.inference.prompts import label_prompts
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import CLIP
-from clip_jax.models.generation import DECODER
+from clip_jax.models.head import DECODER
 from clip_jax.models.scoring import Prompts, label_scores, scoring_head
 from clip_jax.tokenizers import Tokenizer, packing
 

@@ -12,7 +12,7 @@ from clip_jax.losses import bag_of_words, vocabulary
 from clip_jax.losses.captioning import is_predicted
 from clip_jax.losses.objective import Batch
 from clip_jax.models.clip import CLIP
-from clip_jax.models.generation import DECODER
+from clip_jax.models.head import DECODER
 from clip_jax.models.scoring import ScoringDecoder
 
 

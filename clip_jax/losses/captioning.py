@@ -16,7 +16,7 @@ from clip_jax.losses import vocabulary
 from clip_jax.losses.objective import TEXT_PARTS, Batch, Metrics, check_options, pooling_parts
 from clip_jax.models.clip import CLIP
 from clip_jax.models.decoder import Decoder, DecoderConfig
-from clip_jax.models.generation import DECODER
+from clip_jax.models.head import DECODER
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.registry import kind_of
 from clip_jax.models.tower import check_grid

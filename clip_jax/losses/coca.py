@@ -18,7 +18,7 @@ from clip_jax.losses.objective import Batch, Metrics, check_options
 from clip_jax.models.clip import CLIP, normalize
 from clip_jax.models.coca_configs import MultimodalConfig
 from clip_jax.models.dropout import row_keys
-from clip_jax.models.generation import DECODER
+from clip_jax.models.head import DECODER
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.registry import kind_of
 from clip_jax.models.second_projection import project

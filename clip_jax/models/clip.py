@@ -19,7 +19,8 @@ from clip_jax.errors import UserError
 from clip_jax.models import classifier
 from clip_jax.models.architectures import name_of
 from clip_jax.models.dropout import row_keys
-from clip_jax.models.generation import DECODER, Generation, generate
+from clip_jax.models.generation import Generation, generate
+from clip_jax.models.head import DECODER
 from clip_jax.models.image_pass import Encoded, encoded_once
 from clip_jax.models.layers import activation_dtype
 from clip_jax.models.lora import add_adapters

@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from clip_jax.errors import UserError
 
-DECODER = "decoder"  # in `model.heads`
 MAX_BEAMS = 1024
 _LEAST = 1e-6  # temperature and top_p: float32 computes with them
 _NEVER = -1e9  # the logarithm of a share that is as good as zero

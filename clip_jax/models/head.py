@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from clip_jax.models.tower import Params
 
+DECODER = "decoder"  # the name of the head that writes captions, in `model.heads`
+
 
 @runtime_checkable
 class Head(Protocol):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.distributed import sharding
-from clip_jax.models.generation import DECODER
+from clip_jax.models.head import DECODER
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.words import word_logits
 

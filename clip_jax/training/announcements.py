@@ -20,8 +20,7 @@ from clip_jax.io.paths import EMBEDDED
 from clip_jax.losses.registry import objective_names
 from clip_jax.models import classifier
 from clip_jax.models.clip import parameter_count
-from clip_jax.models.generation import DECODER
-from clip_jax.models.head import Head
+from clip_jax.models.head import DECODER, Head
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.scoring import scoring_head
 from clip_jax.training import best_checkpoint, checkpointing, class_labels

@@ -17,7 +17,7 @@ from clip_jax.evaluation.report import captions as sections
 from clip_jax.evaluation.report.section import Section, shortened, without_thumbnails
 from clip_jax.evaluation.serialization import Thumbnail
 from clip_jax.inference.captions import generation_with
-from clip_jax.models.generation import DECODER
+from clip_jax.models.head import DECODER
 
 
 @dataclasses.dataclass(frozen=True)

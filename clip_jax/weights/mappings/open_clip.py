@@ -11,7 +11,7 @@ from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.io import files
 from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, MultimodalConfig
 from clip_jax.models.encoder_configs import ProjectedEncoder
-from clip_jax.models.generation import DECODER
+from clip_jax.models.head import DECODER
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.weights import configs, preprocessing
 from clip_jax.weights.configs.open_clip.timm import has_text_prefix, is_timm, projection_of

@@ -9,7 +9,7 @@ from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
 from clip_jax.models.coca_configs import CoCaTextConfig, CoCaVisionConfig, MultimodalConfig
 from clip_jax.models.encoder_configs import ProjectedEncoder
-from clip_jax.models.generation import DECODER
+from clip_jax.models.head import DECODER
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from clip_jax.models.registry import kind_of
 from clip_jax.weights.configs.open_clip.encoders import write_encoder
