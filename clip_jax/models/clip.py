@@ -28,7 +28,7 @@ from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.outputs import FEATURES, check_output, image_output
 from clip_jax.models.pixels import checked_pixels
 from clip_jax.models.second_projection import add_second_projection, project
-from clip_jax.models.token_ids import checked_tokens
+from clip_jax.models.token_ids import checked_tokens, split_windows, window_mean
 from clip_jax.models.tower import Params, check_grid
 
 Keys = Key[Array, ""] | Key[Array, " images"]
@@ -143,11 +143,7 @@ class CLIP(nnx.Module):
             see `pixels.checked_pixels`.
           normalized: whether features are scaled to length one.
           key: as in `__call__`.
-          output: `features`: [batch, embed_dim]. `pooled`: [batch, width], before the projection to
-            the embedding space, for probes. `patches`: [batch, places, embed_dim], what the pooling
-            and the projection make of each place alone, row by row, to compare with texts.
-            `layer:7`: [batch, tokens, width], the output of the seventh block of a Transformer,
-            with the class token first. Without a `key` only.
+          output: `features`; without `key` also those of `outputs.image_output`.
 
         Raises:
           UserError: the shape or type is wrong, the values are no pixels, or the tower has no such
@@ -204,13 +200,18 @@ class CLIP(nnx.Module):
 
         Args:
           tokens: [batch, context], integers below the size of the vocabulary; see
-            `token_ids.checked_tokens`.
+            `token_ids.checked_tokens`. Or [batch, windows, context] of longer texts, as
+            `tokenizers.windows` makes them: then the mean of the windows' unit-norm features.
           normalized: whether features are scaled to length one.
           key: as in `__call__`.
 
         Raises:
           UserError: tokens are texts, have a wrong shape or type, or are of another tokenizer.
         """
+        if getattr(tokens, "ndim", 2) == 3:
+            rows, there = split_windows(tokens, self.config.text)
+            mean = window_mean(self.encode_text(rows, normalized=True, key=key), there)
+            return normalize(mean) if normalized else mean
         tokens = checked_tokens(tokens, self.config.text)
         if key is None or not self.dropout:
             return self._encode("text", tokens, normalized)

@@ -39,6 +39,11 @@ def image_output(
 ) -> Float[Array, "batch ..."]:
     """Returns an output of an image tower other than its features.
 
+    `pooled` is [batch, width], before the projection to the embedding space, for probes. `patches`
+    is [batch, places, embed_dim], what the pooling and the projection make of each place alone, row
+    by row, to compare with texts. `layer:7` is [batch, tokens, width], the output of the seventh
+    block of a Transformer, with the class token first.
+
     Args:
       module: the module of the tower.
       image: images, or texts, as for a call of the tower.

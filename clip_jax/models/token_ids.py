@@ -7,12 +7,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.errors import UserError
 from clip_jax.models.model_config import TextTower
 
 _HOW = "encode_text takes whole numbers [batch, context], as tokenize([…]) makes them"
+
+
+def split_windows(
+    tokens: Any, config: TextTower
+) -> tuple[Int[Array, "rows context"], Bool[Array, "batch windows"]]:
+    """Checks texts in windows, and returns the rows of all windows and which of them there are.
+
+    A window that a text does not have, of -1 everywhere, is replaced by the text's first.
+
+    Args:
+      tokens: [batch, windows, context], as `tokenizers.windows` makes them.
+      config: the text tower's config.
+
+    Raises:
+      UserError: as for `checked_tokens`, or a text has no first window.
+    """
+    traced = isinstance(tokens, jax.core.Tracer)
+    windows = tokens if traced else jnp.asarray(np.asarray(tokens))
+    there = windows[..., 0] >= 0
+    if not traced and not bool(there[:, 0].all()):
+        raise UserError(f"a text has no first window; {_HOW}")
+    rows = jnp.where(there[..., None], windows, windows[:, :1])
+    return checked_tokens(rows.reshape(-1, rows.shape[-1]), config), there
+
+
+def window_mean(
+    features: Float[Array, "rows embed_dim"], there: Bool[Array, "batch windows"]
+) -> Float[Array, "batch embed_dim"]:
+    """Returns the mean of the features of each text's windows; arguments from `split_windows`."""
+    each = features.reshape(*there.shape, -1) * there[..., None]
+    return each.sum(axis=1) / there.sum(axis=1, keepdims=True)
 
 
 def checked_tokens(tokens: Any, config: TextTower) -> Int[Array, "batch context"]:

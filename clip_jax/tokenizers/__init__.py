@@ -11,6 +11,8 @@ nor a tokenizer's library.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from clip_jax.errors import UserError, only_user_errors
 from clip_jax.registry import Registry
@@ -22,6 +24,9 @@ from clip_jax.tokenizers.protocol import (
     TokenizerKind,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+
 __all__ = [
     "DEFAULT_CONTEXT_LENGTH",
     "SHORT_CONTEXT_LENGTH",
@@ -30,6 +35,7 @@ __all__ = [
     "TokenizerKind",
     "find_tokenizer",
     "load",
+    "windows",
 ]
 
 # By the prefix of a name: `wordpiece:PATH`.
@@ -85,6 +91,20 @@ def load(name: str, context_length: int | None = None, *, trusted: bool = True) 
             "'my_package.my_module:MyTokenizer'"
         )
     return _open_users(dotted["path"], dotted["file"] or "", context_length, trusted)
+
+
+def windows(tokenizer: Tokenizer, texts: str | Sequence[str]) -> np.ndarray:
+    """Splits texts of any length into windows for `CLIP.encode_text`, which averages them.
+
+    Returns:
+        int32 [texts, windows, context_length]; see `packing.windows`.
+
+    Raises:
+        UserError: a text is not a str.
+    """
+    from clip_jax.tokenizers import packing
+
+    return packing.windows(tokenizer, texts)
 
 
 def _resolve(path: str) -> str:

@@ -12,6 +12,7 @@ from clip_jax.errors import UserError
 if TYPE_CHECKING:
     from clip_jax.tokenizers import Tokenizer
 
+ABSENT = -1  # in all places of a window that a text does not have
 CHARACTERS = 128  # that are read for each place of a row: a token has about thirty at most
 
 
@@ -76,6 +77,44 @@ def pack(
             ids = [*ids[: width - 1], tokenizer.eot_id]
         row[: len(ids)] = ids
     return rows
+
+
+def windows(
+    tokenizer: Tokenizer, texts: str | Sequence[str]
+) -> np.ndarray[tuple[int, int, int], np.dtype[np.int32]]:
+    """Splits texts of any length into windows, each a row as `pack` makes it.
+
+    `CLIP.encode_text` averages the features of the windows of a text.
+
+    Args:
+        tokenizer: gives the ids, the special ids and the width.
+        texts: one text or n of them.
+
+    Returns:
+        int32 [n, windows, context_length]. A text with fewer windows than the longest has rows of
+        `ABSENT` in place of the others.
+
+    Raises:
+        UserError: a text is not a str.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    start = [] if tokenizer.sot_id is None else [tokenizer.sot_id]
+    width = tokenizer.context_length
+    size = width - len(start) - 1
+    split = []
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"a text must be a str, not {type(text).__name__}: {text!r:.80}")
+        ids = tokenizer.encode(text)
+        parts = [ids[first : first + size] for first in range(0, len(ids), size)] or [[]]
+        split.append([[*start, *part, tokenizer.eot_id] for part in parts])
+    result = np.full((len(split), max(map(len, split), default=1), width), ABSENT, np.int32)
+    for text_rows, parts in zip(result, split, strict=True):
+        for row, ids in zip(text_rows, parts, strict=False):
+            row[:] = tokenizer.pad_id
+            row[: len(ids)] = ids
+    return result
 
 
 def trim(rows: np.ndarray, multiple: int = 16, pad_id: int = 0) -> np.ndarray:

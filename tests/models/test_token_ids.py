@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from clip_jax import tokenizers
 from clip_jax.errors import UserError
 from clip_jax.models.clip import CLIP
 from clip_jax.models.model_config import CLIPConfig, TextConfig, VisionConfig
@@ -52,7 +53,7 @@ def test_the_same_tokens_have_the_same_features(model: CLIP, tokens: Any) -> Non
         (None, ["texts are not tokens"]),
         ([[1, 2], [3]], ["no array"]),
         (TOKENS[0], ["(8,)", "tokens[None]"]),
-        (TOKENS[None], ["(1, 2, 8)"]),
+        (TOKENS[None, None], ["(1, 1, 2, 8)"]),
         (TOKENS.astype(np.float32), ["float32"]),
         (TOKENS > 0, ["bool"]),
         (TOKENS + 1, ["1 to 50", "0 to 49", "clip_jax.load"]),
@@ -72,3 +73,31 @@ def test_tokens_of_a_traced_program_are_taken_as_they_are(model: CLIP) -> None:
     features = jax.jit(model.encode_text)(TOKENS)
     np.testing.assert_allclose(features, model.encode_text(TOKENS), atol=1e-5)
     assert model.encode_text(TOKENS[:0]).shape == (0, 12)
+
+
+def test_longer_texts_are_the_mean_of_their_windows() -> None:
+    tokenizer = tokenizers.load("clip", 8)
+    texts = ["a cat", "a photo of a cat that sits on a mat and looks at a dog"]
+    tokens = tokenizers.windows(tokenizer, texts)
+    assert tokens.shape == (2, 3, 8) and (tokens[0, 1:] == -1).all()
+    assert [len(tokenizer.encode(text)) for text in texts] == [2, 15]
+    model = CLIP(
+        CLIPConfig(
+            12,
+            vision=VisionConfig(image_size=16, patch_size=8, **SMALL),
+            text=TextConfig(context_length=8, **SMALL),
+        ),
+        rngs=nnx.Rngs(0),
+    )
+    features = model.encode_text(tokens, normalized=True)
+    short = model.encode_text(tokenizer(texts[:1]), normalized=True)
+    np.testing.assert_allclose(features[0], short[0], atol=1e-6)
+    each = model.encode_text(tokens[1], normalized=True)
+    mean = each.mean(0)
+    np.testing.assert_allclose(model.encode_text(tokens)[1], mean, atol=1e-6)
+    np.testing.assert_allclose(features[1], mean / np.linalg.norm(mean), atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(model.encode_text)(tokens), model.encode_text(tokens), atol=1e-6
+    )
+    with pytest.raises(UserError, match="no first window"):
+        model.encode_text(np.full((1, 2, 8), -1))
