@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import released
 from clip_jax.errors import UserError
 from clip_jax.io import files
-from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.architectures import ARCHITECTURES, find_architecture
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights import configs, export, library
 from support import says
@@ -245,12 +245,21 @@ BASES: dict[str, tuple[Any, dict[str, Any]]] = {
         )
         for name in ("ViT-B/32", "RN50x4", "siglip-so400m14", "coca_ViT-B-32")
     },
+    **{
+        f"open_clip {name}": (
+            configs.from_open_clip,
+            configs.to_open_clip(find_architecture(name)),
+        )
+        for name in ("ViT-L-14-CLIPA", "convnext_large_d", "roberta-ViT-B-32")
+    },
 }
 MORE_KEYS = [
     *("act_kwargs", "norm_kwargs", "mlp_ratio", "head_width", "pool_type", "proj_bias", "heads"),
     *("approximate", "eps", "hidden_act", "num_channels", "depth_divisor", "vision_use_head"),
     *("no_causal_mask", "quick_gelu", "init_logit_bias", "layer_norm_eps", "pooling_type"),
     *("logit_scale_init_value", "timm_model_name", "patch_dropout", "hf_model_name"),
+    *("timm_pool", "timm_proj", "hf_proj_type", "hf_pooler_type", "eos_id", "proj_type"),
+    *("ls_init_value", "no_ln_pre", "final_ln_after_pool", "eos_token_id"),
 ]
 NUMBERS = (
     st.integers()
