@@ -31,7 +31,7 @@ from clip_jax.models.fastvit_configs import (
     last_squeezed,
     squeezed,
 )
-from clip_jax.models.initializers import TORCH, BlockInit, LinearInit, normal
+from clip_jax.models.initializers import TIMM_BLOCK, TIMM_LINEAR, TORCH, LinearInit
 from clip_jax.models.layers import Linear, activation_dtype, layer_norm, linear
 from clip_jax.models.pixels import normalized
 from clip_jax.models.projection import projection
@@ -39,7 +39,6 @@ from clip_jax.models.stack import check_remat, scan, stack
 from clip_jax.models.tower import hidden_width
 from clip_jax.models.transformer import Attention
 
-_LINEAR = LinearInit(normal(0.02))
 _GAIN = 1e-5  # with which each block's branches start
 _gelu = partial(jax.nn.gelu, approximate=False)
 
@@ -206,11 +205,11 @@ class ConvMLP(nnx.Module):
     ) -> None:
         width, hidden, common = stage.width, hidden_width(stage), dict(dtype=dtype, rngs=rngs)
         self.depthwise = Branches(
-            width, width, MLP_WINDOW, config=config, identity=False, init=_LINEAR, **common
+            width, width, MLP_WINDOW, config=config, identity=False, init=TIMM_LINEAR, **common
         )
         axes = ("width", "hidden")
-        self.fc = linear(width, hidden, init=_LINEAR, axes=axes, bias_axis="hidden", **common)
-        self.proj = linear(hidden, width, init=_LINEAR, axes=axes[::-1], **common)
+        self.fc = linear(width, hidden, init=TIMM_LINEAR, axes=axes, bias_axis="hidden", **common)
+        self.proj = linear(hidden, width, init=TIMM_LINEAR, axes=axes[::-1], **common)
 
     def __call__(self, x: Image, train: bool) -> Image:
         """Returns what the block adds to an image."""
@@ -244,8 +243,7 @@ class AttentionBlock(nnx.Module):
             self.ln = layer_norm(width, config.eps, rngs, dtype)
         else:
             self.bn = BatchNorm(width, eps=config.eps, momentum=config.momentum, rngs=rngs)
-        init = BlockInit(_LINEAR, _LINEAR, _LINEAR, _LINEAR)
-        self.attention = Attention(stage, init=init, bias=False, dtype=dtype, rngs=rngs)
+        self.attention = Attention(stage, init=TIMM_BLOCK, bias=False, dtype=dtype, rngs=rngs)
         self.scale_1, self.scale_2 = _gain(width), _gain(width)
         self.mlp = ConvMLP(stage, config, dtype=dtype, rngs=rngs)
 
@@ -295,7 +293,7 @@ class FastViT(nnx.Module):
         features = config.features
         self.last = branches(features // 2, features, 3, 1)
         self.squeeze_excite = _squeeze_excite(features, last_squeezed(features), dtype, rngs)
-        self.projection = projection(config, features, embed_dim, classifier=_LINEAR, **common)
+        self.projection = projection(config, features, embed_dim, classifier=TIMM_LINEAR, **common)
 
     def __call__(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None

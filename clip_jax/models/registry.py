@@ -19,6 +19,7 @@ VISION_TOWERS: Registry[type] = Registry(
         "eva": "clip_jax.models.eva_configs:EvaConfig",
         "vitamin": "clip_jax.models.vitamin_configs:ViTaminConfig",
         "fastvit": "clip_jax.models.fastvit_configs:FastViTConfig",
+        "mci_vit": "clip_jax.models.mci_vit_configs:MCiViTConfig",
     },
 )
 TEXT_TOWERS: Registry[type] = Registry(
@@ -57,6 +58,7 @@ MODULES: Registry[Callable[..., Any]] = Registry(
         "eva": "clip_jax.models.eva:Eva",
         "vitamin": "clip_jax.models.vitamin:ViTamin",
         "fastvit": "clip_jax.models.fastvit:FastViT",
+        "mci_vit": "clip_jax.models.mci_vit:MCiViT",
         "transformer": "clip_jax.models.text:TextTransformer",
         "bert": "clip_jax.models.bert:BERT",
         "roberta": "clip_jax.models.bert:RoBERTa",

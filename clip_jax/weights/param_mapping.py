@@ -40,6 +40,7 @@ TOWER_MAPPINGS: Registry[type[TowerMapping]] = Registry(
         "efficientnet_lite": "clip_jax.weights.mappings.efficientnet_lite:EfficientNetLite",
         "timm_eva": "clip_jax.weights.mappings.timm.eva:TimmEva",
         "timm_fastvit": "clip_jax.weights.mappings.timm.fastvit:TimmFastViT",
+        "timm_mci_vit": "clip_jax.weights.mappings.timm.mci_vit:TimmMCiViT",
         "timm_vit": "clip_jax.weights.mappings.timm.vit:TimmViT",
         "timm_convnext": "clip_jax.weights.mappings.timm.convnext:TimmConvNeXt",
         "timm_vitamin": "clip_jax.weights.mappings.timm.vitamin:TimmViTamin",

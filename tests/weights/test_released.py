@@ -196,7 +196,9 @@ def test_live_numbers(family: str, tmp_path: Path) -> None:
     check_gradients(ours, weights, expected, tmp_path)
 
 
-@pytest.mark.parametrize("family", [*TRAINED, "open_clip_mobileclip", "hugging_face_align"])
+@pytest.mark.parametrize(
+    "family", [*TRAINED, "open_clip_mobileclip", "open_clip_mobileclip_b", "hugging_face_align"]
+)
 def test_live_batch_statistics(family: str, tmp_path: Path) -> None:
     model = live(family, tmp_path, 5)
     if family == "hugging_face_align":  # it takes TensorFlow's momentum for torch's

@@ -1,4 +1,4 @@
-"""Models of open_clip with a FastViT of timm: MobileCLIP and MobileCLIP 2."""
+"""Models of open_clip with timm's image towers of MobileCLIP and MobileCLIP 2."""
 
 from __future__ import annotations
 
@@ -47,7 +47,35 @@ def open_clip_mobileclip2(open_clip: Any) -> Model:
     return _model(open_clip, theirs, {**ours, "layer_norm": True, "stem_scale": False})
 
 
+def open_clip_mobileclip_b(open_clip: Any) -> Model:
+    """A vision Transformer with a convolutional stem."""
+    import timm
+    import torch
+
+    hybrid = timm.models.vision_transformer_hybrid
+    stem = hybrid.ConvStem(
+        channels=(4, 4, 16),
+        stride=(4, 2, 2),
+        kernel_size=(4, 2, 2),
+        padding=0,
+        act_layer=torch.nn.GELU,
+    )
+    trunk = timm.models.vision_transformer.VisionTransformer(
+        img_size=48,
+        patch_size=1,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        no_embed_class=True,
+        embed_layer=partial(timm.layers.HybridEmbed, backbone=stem, proj=False),
+        num_classes=12,
+    )
+    ours = dict(kind="mci_vit", width=16, layers=2, heads=2, projection_bias=True)
+    return with_trunk(open_clip, trunk, 48, ours, projection="")
+
+
 FAMILIES: Families = {
     "open_clip_mobileclip": ("open_clip", open_clip_mobileclip),
     "open_clip_mobileclip2": ("open_clip", open_clip_mobileclip2),
+    "open_clip_mobileclip_b": ("open_clip", open_clip_mobileclip_b),
 }
