@@ -14,12 +14,13 @@ from training.test_flops import traced_forward
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import TOWERS
-from clip_jax.models.clip import CLIP, abstract_model, parameter_count
+from clip_jax.models.clip import CLIP, abstract_model, parameter_count, variables
 from clip_jax.models.encoder import positions_of_words
 from clip_jax.models.encoder_configs import M2MConfig, RobertaConfig, T5Config
 from clip_jax.models.model_config import CLIPConfig, VisionConfig
 from clip_jax.models.t5 import buckets
 from clip_jax.training import flops
+from clip_jax.weights import arrays
 from steps import alone, assert_same_gradients, run
 from support import refused
 
@@ -202,3 +203,51 @@ def test_a_mesh_computes_the_same(text: Any, shape: dict[str, int]) -> None:
     chunks = (1, 1) if text.hidden_width else (1, 0)
     _, sharded, _ = run(shape, config=config, remat="full", chunks=chunks)
     assert_same_gradients(sharded, expected)
+
+
+# By kind: the standard deviations of fresh parameters, as transformers draws them.
+WIDE: dict[str, Any] = dict(vocab_size=400, context_length=8, width=64, layers=2, heads=4)
+SPREADS: dict[str, tuple[Any, dict[str, float]]] = {
+    "roberta": (
+        RobertaConfig(**WIDE, positions=60),
+        {
+            "token_embedding/embedding": 0.02,
+            "positional_embedding": 0.02,
+            "transformer/blocks/attention/qkv/kernel": 0.02,
+            "transformer/blocks/mlp/proj/kernel": 0.02,
+            "projection/kernel": (3 * 64) ** -0.5,  # uniform: torch's
+        },
+    ),
+    "m2m": (
+        M2MConfig(**WIDE),
+        {"token_embedding/embedding": 0.02, "transformer/blocks/attention/out/kernel": 0.02},
+    ),
+    "t5": (
+        T5Config(**WIDE),
+        {
+            "token_embedding/embedding": 1.0,
+            "transformer/relative_bias": 64**-0.5,
+            "transformer/blocks/attention/qkv/kernel[q]": (64 * 16) ** -0.5,
+            "transformer/blocks/attention/qkv/kernel[k]": 64**-0.5,
+            "transformer/blocks/attention/out/kernel": 64**-0.5,
+            "transformer/blocks/mlp/gate/kernel": 64**-0.5,
+            "transformer/blocks/mlp/proj/kernel": 171**-0.5,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPREADS)
+def test_initial_values(kind: str) -> None:
+    text, spreads = SPREADS[kind]
+    values = dict(arrays.flat(variables(built(text, 64))[0]["text"]))
+    for name, spread in spreads.items():
+        path, _, part = name.partition("[")
+        array = np.asarray(values[path])
+        if part:
+            array = array[..., :64] if part == "q]" else array[..., 64:]
+        assert array.std() == pytest.approx(spread, rel=0.15), name
+        assert abs(array.mean()) < 4 * spread * array.size**-0.5
+    for path, value in values.items():
+        if path.endswith("bias") and "relative" not in path:
+            assert not np.any(value), path
