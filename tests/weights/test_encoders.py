@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import clip_jax
 from clip_jax.errors import UserError
 from clip_jax.inference.towers import open_towers
-from clip_jax.models.clip import CLIP, abstract_model
-from clip_jax.models.model_config import CLIPConfig
-from clip_jax.weights import arrays, configs
+from clip_jax.models.clip import CLIP, abstract_model, variables
+from clip_jax.models.model_config import CLIPConfig, RobertaConfig, VisionConfig
+from clip_jax.tokenizers.hugging_face import HuggingFace
+from clip_jax.weights import arrays, configs, export
 from clip_jax.weights.configs.encoders import from_encoder
+from clip_jax.weights.configs.open_clip import encoders
 from clip_jax.weights.tensor_writing import write_safetensors
 from clip_jax.weights.tensors import open_tensors
 from support import refused, says
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "models"
-VISION = dict(image_size=224, patch_size=32)
+IMAGES = dict(image_size=224, patch_size=32)
 TOWER = "text.transformer."
 # By family: the config.json of transformers, and how the encoder is called in a whole model there.
 FOLDERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -76,7 +79,7 @@ FOLDERS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def model_cfg(**text: Any) -> dict[str, Any]:
-    return {"embed_dim": 512, "vision_cfg": VISION, "text_cfg": text}
+    return {"embed_dim": 512, "vision_cfg": IMAGES, "text_cfg": text}
 
 
 def read(**text: Any) -> Any:
@@ -224,3 +227,24 @@ def test_a_config_states_all_sizes(family: str) -> None:
     facts = from_encoder(FOLDERS[family][0], config.to_dict()["text"]["kind"])
     assert dataclasses.replace(config.text, **facts) == config.text  # type: ignore[type-var]
     refused(lambda: from_encoder(FOLDERS[family][0], "transformer"), "set model.text.kind=")
+
+
+def test_a_whole_model_with_its_tokenizer_there_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tokenizers")
+    tokenizer = HuggingFace(GOLDEN.parent / "tokenizers" / "xlm_roberta", 16)
+    small: dict[str, Any] = dict(width=16, layers=1, heads=2)
+    text = RobertaConfig(tokenizer.vocab_size, 16, **small, positions=20, projection="mlp")
+    monkeypatch.setitem(encoders._ENCODERS, "tiny-roberta", text)
+    vision = VisionConfig(image_size=8, patch_size=4, **small)
+    config = CLIPConfig(12, "quick_gelu", vision=vision, text=text)
+    model = CLIP(config, rngs=nnx.Rngs(0))
+    export.write(tmp_path, variables(model), config, "open_clip", tokenizer=tokenizer)
+    loaded, _, tokenize = clip_jax.load(tmp_path)
+    assert loaded.config == config
+    rows = tokenizer(["a photo of a cat", "a red owl"])
+    np.testing.assert_array_equal(tokenize(["a photo of a cat", "a red owl"]), rows)
+    np.testing.assert_allclose(
+        loaded.encode_text(rows), model.encode_text(rows), rtol=1e-5, atol=1e-6
+    )
