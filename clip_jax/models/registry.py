@@ -20,6 +20,7 @@ VISION_TOWERS: Registry[type] = Registry(
         "vitamin": "clip_jax.models.vitamin_configs:ViTaminConfig",
         "fastvit": "clip_jax.models.fastvit_configs:FastViTConfig",
         "mci_vit": "clip_jax.models.mci_vit_configs:MCiViTConfig",
+        "swin": "clip_jax.models.swin_configs:SwinConfig",
     },
 )
 TEXT_TOWERS: Registry[type] = Registry(
@@ -59,6 +60,7 @@ MODULES: Registry[Callable[..., Any]] = Registry(
         "vitamin": "clip_jax.models.vitamin:ViTamin",
         "fastvit": "clip_jax.models.fastvit:FastViT",
         "mci_vit": "clip_jax.models.mci_vit:MCiViT",
+        "swin": "clip_jax.models.swin:Swin",
         "transformer": "clip_jax.models.text:TextTransformer",
         "bert": "clip_jax.models.bert:BERT",
         "roberta": "clip_jax.models.bert:RoBERTa",

@@ -20,7 +20,7 @@ from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.models.tower import Params
 from clip_jax.weights.mappings.leaf import Leaf, Piece, pieces
-from clip_jax.weights.param_mapping import IGNORED, Library, leaves
+from clip_jax.weights.param_mapping import Library, is_ignored, leaves
 from clip_jax.weights.tensor_writing import Lazy
 from clip_jax.weights.tensors import Tensors
 
@@ -82,7 +82,7 @@ def check(
     tensors: Tensors,
     table: list[Leaf],
     shapes: Mapping[str, Any],
-    unused: Collection[str] = IGNORED,
+    unused: Collection[str] = (),
 ) -> None:
     """Checks that a file holds the tensors of a table in their shapes, and no others.
 
@@ -100,7 +100,8 @@ def check(
         for piece in pieces(leaf, _dummy(shapes[leaf.path].shape)):
             wanted[piece.name] = _their_shape(piece)
     missing = [name for name in wanted if name not in tensors]
-    extra = [name for name in tensors if name not in wanted and name not in unused]
+    known = {*wanted, *unused}
+    extra = [name for name in tensors if name not in known and not is_ignored(name)]
     wrong = [
         f"{name} is {tensors.shapes[name]}, not {shape}"
         for name, shape in wanted.items()

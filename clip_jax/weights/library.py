@@ -17,10 +17,10 @@ from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights import arrays, configs
 from clip_jax.weights.param_mapping import (
-    IGNORED,
     MAPPINGS,
     OPENAIS_OWN,
     Library,
+    is_ignored,
     leaves,
     mapping_of,
 )
@@ -310,7 +310,7 @@ def _architecture_by_shapes(tensors: Tensors, library: Library) -> tuple[str, li
 
     Those of `ARCHITECTURES` come before those that open_clip publishes.
     """
-    named = {name for name in tensors if name not in IGNORED}
+    named = {name for name in tensors if not is_ignored(name)}
     for name, config in ARCHITECTURES.items():
         if _has_shapes(tensors, named, config, library):
             return name, []

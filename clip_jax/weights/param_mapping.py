@@ -44,6 +44,7 @@ TOWER_MAPPINGS: Registry[type[TowerMapping]] = Registry(
         "timm_vit": "clip_jax.weights.mappings.timm.vit:TimmViT",
         "timm_convnext": "clip_jax.weights.mappings.timm.convnext:TimmConvNeXt",
         "timm_vitamin": "clip_jax.weights.mappings.timm.vitamin:TimmViTamin",
+        "timm_swin": "clip_jax.weights.mappings.timm.swin:TimmSwin",
     },
 )
 
@@ -103,18 +104,22 @@ def title_of(library: Library) -> str:
 
 OPENAIS_OWN = "input_resolution"  # in the files that OpenAI published; nobody else writes it
 # Tensors of files that are no parameters: sizes, and tables that follow from them.
-IGNORED = (
+_IGNORED = (
     OPENAIS_OWN,
     "context_length",
     "vocab_size",
     "attn_mask",
-    "text.attn_mask",
-    "text_decoder.attn_mask",
     "text.transformer.embeddings.position_ids",
     "text_model.embeddings.position_ids",
     "text_model.embeddings.token_type_ids",
     "vision_model.embeddings.position_ids",
 )
+_TABLES = (".attn_mask", ".relative_position_index")  # the ends of names of tables
+
+
+def is_ignored(name: str) -> bool:
+    """Returns whether a tensor of a file is no parameter of a model, and may be left out."""
+    return name in _IGNORED or name.endswith(_TABLES)
 
 
 def leaves(

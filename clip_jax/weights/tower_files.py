@@ -84,8 +84,8 @@ def _recognize(tensors: ModelTensors) -> TowerMapping | None:
         if mapping.recognizes(tensors):
             return mapping
     raise UserError(
-        f"{tensors.path} holds no tower that is known here: neither a whole CLIP, nor "
-        f"{', nor '.join(mapping.description for mapping in mappings)}"
+        f"{tensors.path} holds no tower that is known here: it is no whole CLIP, and none of "
+        f"{', '.join(mapping.description for mapping in mappings)}"
     )
 
 

@@ -29,12 +29,13 @@ from clip_jax.models.model_config import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.swin_configs import SwinConfig
 from clip_jax.models.vitamin_configs import ViTaminConfig
 from clip_jax.weights import param_mapping
 from clip_jax.weights.arrays import flat
 from clip_jax.weights.configs.open_clip.timm import has_text_prefix
 from clip_jax.weights.mappings.leaf import pieces
-from tools.golden_models.timm import vitamin_trunk, with_trunk
+from tools.golden_models.timm import swin_trunk, vitamin_trunk, with_trunk
 
 SEEDS = 4
 LEAST_CHANCE = 1e-6
@@ -70,6 +71,12 @@ MODELS = {
         EMBED,
         "gelu",
         vision=ConvNeXtConfig(32, width=8, layers=(1, 2, 1, 1), projection="mlp"),
+        text=TextConfig(**TEXT),
+    ),
+    "swin": CLIPConfig(
+        EMBED,
+        "gelu",
+        vision=SwinConfig(16, 2, 24, (4, 2), 12, 4),
         text=TextConfig(**TEXT),
     ),
     "vitamin": CLIPConfig(
@@ -183,15 +190,22 @@ def convnext_trunk(vision: Any) -> Any:
     return timm.models.convnext.ConvNeXt(depths=vision.layers, dims=widths, num_classes=0)
 
 
+def the_swin_trunk(vision: Any) -> Any:
+    """timm's module of a Swin Transformer."""
+    options = (vision.patch_size, vision.width, vision.layers, vision.head_width, vision.window)
+    return swin_trunk(vision.image_size, *options)
+
+
 def the_vitamin_trunk(vision: Any) -> Any:
     """timm's module of a ViTamin."""
     options = dict(embed_dim=vision.width, depth=vision.layers, num_heads=vision.heads)
     return vitamin_trunk(vision.image_size, vision.stem, vision.stem_layers, **options)
 
 
-TRUNKS = {"convnext": convnext_trunk, "vitamin": the_vitamin_trunk}
+TRUNKS = {"convnext": convnext_trunk, "swin": the_swin_trunk, "vitamin": the_vitamin_trunk}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", TRUNKS)
 def test_every_parameter_of_a_fresh_trunk_is_drawn_as_timms(model):
     vision: Any = MODELS[model].vision

@@ -25,6 +25,7 @@ from clip_jax.models.model_config import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.swin_configs import SwinConfig
 from clip_jax.models.vitamin_configs import ViTaminConfig
 
 SMALL: dict[str, Any] = dict(width=16, layers=2, heads=2)
@@ -58,6 +59,9 @@ CONFIGS = {
         12,
         vision=ConvNeXtConfig(32, width=4, layers=(1, 1, 2, 1)),
         text=TextConfig(**WORDS, **SMALL),
+    ),
+    "swin": CLIPConfig(
+        12, vision=SwinConfig(16, 2, 8, (2, 2), 4, 4), text=TextConfig(**WORDS, **SMALL)
     ),
     "vitamin": CLIPConfig(
         12,

@@ -29,6 +29,7 @@ from clip_jax.models.model_config import (
     VisionConfig,
 )
 from clip_jax.models.second_projection import project
+from clip_jax.models.swin_configs import SwinConfig
 from clip_jax.models.vitamin_configs import ViTaminConfig
 from clip_jax.training import flops, grad_cache
 from clip_jax.training.flops import Forward
@@ -170,6 +171,7 @@ TINY = {
     "convnext, mlp": CLIPConfig(
         24, vision=ConvNeXtConfig(32, 4, (1, 1, 1, 1), projection="mlp"), text=TEXT
     ),
+    "swin": CLIPConfig(24, vision=SwinConfig(48, 2, 8, (2, 4), 4, 3, 1.7), text=TEXT),
     "vitamin": CLIPConfig(
         24, vision=ViTaminConfig(48, 20, 3, 2, 1.7, stem=4, stem_layers=(1, 3)), text=TEXT
     ),

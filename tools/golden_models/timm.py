@@ -212,11 +212,41 @@ def vitamin_trunk(image_size: int, stem: int, depths: tuple[int, ...], **options
     )
 
 
+def open_clip_swin(open_clip: Any) -> Model:
+    """A Swin Transformer; one window holds all places of its last stage."""
+    trunk = swin_trunk(16, 2, 8, (4, 2), 4, 4)
+    ours = dict(kind="swin", patch_size=2, width=8, layers=(4, 2), head_width=4, window=4)
+    return with_trunk(open_clip, trunk, 16, ours, prefix=False)
+
+
+def swin_trunk(
+    image_size: int,
+    patch_size: int,
+    width: int,
+    layers: tuple[int, ...],
+    head_width: int,
+    window: int,
+) -> Any:
+    """Returns timm's module of a small Swin Transformer."""
+    import timm
+
+    return timm.models.swin_transformer.SwinTransformer(
+        img_size=image_size,
+        patch_size=patch_size,
+        embed_dim=width,
+        depths=layers,
+        num_heads=[width * 2**i // head_width for i in range(len(layers))],
+        window_size=window,
+        num_classes=0,
+    )
+
+
 FAMILIES: Families = {
     "open_clip_convnext": ("open_clip", open_clip_convnext),
     "open_clip_convnext_mlp": ("open_clip", open_clip_convnext_mlp),
     "open_clip_siglip": ("open_clip", open_clip_siglip),
     "open_clip_siglip2": ("open_clip", open_clip_siglip2),
+    "open_clip_swin": ("open_clip", open_clip_swin),
     "open_clip_timm_class": ("open_clip", open_clip_timm_class),
     "open_clip_timm_mean": ("open_clip", open_clip_timm_mean),
     "open_clip_vitamin": ("open_clip", open_clip_vitamin),

@@ -17,6 +17,7 @@ from clip_jax.models.architectures import (
     fastvit,
     released,
     siglip,
+    swin,
     timm_vit,
     vitamin,
 )
@@ -68,6 +69,7 @@ TOWERS: dict[str, VisionTower | TextTower] = {
     **timm_vit.TOWERS,
     **eva.TOWERS,
     **encoders.TOWERS,
+    **swin.TOWERS,
     **vitamin.TOWERS,
     **fastvit.TOWERS,
     "all-MiniLM-L6-v2": BertConfig(
