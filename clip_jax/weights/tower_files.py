@@ -14,6 +14,7 @@ from clip_jax.models.clip import abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights import arrays
 from clip_jax.weights.mappings.leaf import Leaf
+from clip_jax.weights.mappings.timm.tower import TimmTower
 from clip_jax.weights.mappings.tower import TowerMapping
 from clip_jax.weights.param_mapping import MAPPINGS, TOWER_MAPPINGS, mapping_of
 from clip_jax.weights.tensors import ModelTensors, open_model
@@ -83,9 +84,11 @@ def _recognize(tensors: ModelTensors) -> TowerMapping | None:
     for mapping in mappings:
         if mapping.recognizes(tensors):
             return mapping
+    kinds = ", ".join(mapping.kind for mapping in mappings if isinstance(mapping, TimmTower))
+    others = (m.description for m in mappings if not isinstance(m, TimmTower))
     raise UserError(
-        f"{tensors.path} holds no tower that is known here: it is no whole CLIP, and none of "
-        f"{', '.join(mapping.description for mapping in mappings)}"
+        f"{tensors.path} holds no tower that is known here: it is no whole CLIP, "
+        f"{', '.join(others)}, or image tower of timm ({kinds})"
     )
 
 
