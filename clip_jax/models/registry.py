@@ -21,6 +21,7 @@ VISION_TOWERS: Registry[type] = Registry(
         "fastvit": "clip_jax.models.fastvit_configs:FastViTConfig",
         "mci_vit": "clip_jax.models.mci_vit_configs:MCiViTConfig",
         "swin": "clip_jax.models.swin_configs:SwinConfig",
+        "relpos_vit": "clip_jax.models.relpos_vit_configs:RelPosViTConfig",
     },
 )
 TEXT_TOWERS: Registry[type] = Registry(
@@ -61,6 +62,7 @@ MODULES: Registry[Callable[..., Any]] = Registry(
         "fastvit": "clip_jax.models.fastvit:FastViT",
         "mci_vit": "clip_jax.models.mci_vit:MCiViT",
         "swin": "clip_jax.models.swin:Swin",
+        "relpos_vit": "clip_jax.models.relpos_vit:RelPosViT",
         "transformer": "clip_jax.models.text:TextTransformer",
         "bert": "clip_jax.models.bert:BERT",
         "roberta": "clip_jax.models.bert:RoBERTa",

@@ -254,8 +254,8 @@ class Block(nnx.Module):
     """A residual block: attention, then MLP.
 
     CLIP has a LayerNorm before each of the two, BERT one after each sum (`post_norm`). With
-    `layer_scale` learned gains scale what each of the two adds (Touvron et al. 2021). `mlp` is the
-    class of its MLP, which is made as an `MLP` is.
+    `layer_scale` learned gains scale what each of the two adds (Touvron et al. 2021). `attention`
+    and `mlp` are the classes of the two, which are made as `Attention` and `MLP` are.
     """
 
     def __init__(
@@ -267,13 +267,14 @@ class Block(nnx.Module):
         post_norm: bool = False,
         layer_scale: float = 0.0,
         attention_bias: bool = True,
+        attention: Callable[..., Attention] = Attention,
         mlp: Callable[..., nnx.Module] = MLP,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         self.post_norm, self.scales = post_norm, layer_scale > 0
         self.ln_1 = layer_norm(config.width, config.eps, rngs, dtype)
-        self.attention = Attention(config, init=init, bias=attention_bias, dtype=dtype, rngs=rngs)
+        self.attention = attention(config, init=init, bias=attention_bias, dtype=dtype, rngs=rngs)
         self.ln_2 = layer_norm(config.width, config.eps, rngs, dtype)
         self.mlp = mlp(config, activation, init=init, dtype=dtype, rngs=rngs)
         if self.scales:

@@ -41,6 +41,7 @@ TOWER_MAPPINGS: Registry[type[TowerMapping]] = Registry(
         "timm_eva": "clip_jax.weights.mappings.timm.eva:TimmEva",
         "timm_fastvit": "clip_jax.weights.mappings.timm.fastvit:TimmFastViT",
         "timm_mci_vit": "clip_jax.weights.mappings.timm.mci_vit:TimmMCiViT",
+        "timm_relpos_vit": "clip_jax.weights.mappings.timm.relpos_vit:TimmRelPosViT",
         "timm_vit": "clip_jax.weights.mappings.timm.vit:TimmViT",
         "timm_convnext": "clip_jax.weights.mappings.timm.convnext:TimmConvNeXt",
         "timm_vitamin": "clip_jax.weights.mappings.timm.vitamin:TimmViTamin",

@@ -14,7 +14,11 @@ from clip_jax.weights.param_mapping import leaves
 from tools import golden_models
 
 SEEDS = 4
-FAMILIES = {**golden_models.eva.FAMILIES, **golden_models.fastvit.FAMILIES}
+FAMILIES = {
+    **golden_models.eva.FAMILIES,
+    **golden_models.fastvit.FAMILIES,
+    "open_clip_relpos": golden_models.FAMILIES["open_clip_relpos"],
+}
 
 
 @pytest.mark.slow

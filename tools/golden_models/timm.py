@@ -241,7 +241,28 @@ def swin_trunk(
     )
 
 
+def open_clip_relpos(open_clip: Any) -> Model:
+    """A vision Transformer with relative positions and a class token."""
+    import timm
+
+    trunk = timm.models.vision_transformer_relpos.VisionTransformerRelPos(
+        img_size=12,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        qkv_bias=False,
+        rel_pos_dim=6,
+        class_token=True,
+        global_pool="token",
+        num_classes=0,
+    )
+    ours = dict(kind="relpos_vit", patch_size=4, width=16, layers=2, heads=2, position_width=6)
+    return with_trunk(open_clip, trunk, 12, ours, prefix=False)
+
+
 FAMILIES: Families = {
+    "open_clip_relpos": ("open_clip", open_clip_relpos),
     "open_clip_convnext": ("open_clip", open_clip_convnext),
     "open_clip_convnext_mlp": ("open_clip", open_clip_convnext_mlp),
     "open_clip_siglip": ("open_clip", open_clip_siglip),

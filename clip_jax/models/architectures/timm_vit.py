@@ -8,6 +8,7 @@ from __future__ import annotations
 from clip_jax.io.files import JsonObject
 from clip_jax.models.architectures.sizes import BASE, GIANT, LARGE, SO400M
 from clip_jax.models.model_config import HALF, VisionConfig
+from clip_jax.models.relpos_vit_configs import RelPosViTConfig
 
 
 def _siglip(image_size: int, patch_size: int, activation: str, shape: JsonObject) -> VisionConfig:
@@ -54,11 +55,12 @@ def _siglip_towers() -> dict[str, VisionConfig]:
     return towers
 
 
-TOWERS: dict[str, VisionConfig] = {
+TOWERS: dict[str, VisionConfig | RelPosViTConfig] = {
     **_siglip_towers(),
     "vit_large_patch14_clip_224": VisionConfig(
         patch_size=14, projection=False, activation="gelu", **LARGE
     ),
+    "vit_relpos_medium_patch16_cls_224": RelPosViTConfig(),
     "vit_medium_patch16_gap_256": VisionConfig(
         image_size=256,
         patch_size=16,
