@@ -15,6 +15,8 @@ import pytest
 from hypothesis import strategies as st
 
 from clip_jax.errors import UserError
+from clip_jax.models.model_config import CLIPConfig
+from clip_jax.weights import library
 from clip_jax.weights.tensors import open_tensors
 from support import says
 
@@ -158,3 +160,13 @@ def torchscript(path: Path, root: bytes, code: str = CODE) -> Path:
     """An archive of TorchScript's of the pickle `root` and the program `code`."""
     program = {"constants.pkl": b"\x80\x02).", "code/__torch__.py": code}
     return archive(path, root, **program)
+
+
+def found_in(folder: Path, family: str) -> library.SavedWeights:
+    """What the files of a family's folder are."""
+    ours = folder / "model.json"
+    if not ours.is_file():
+        return library.find_weights(folder)
+    config = CLIPConfig.from_dict(json.loads(ours.read_text()))
+    path = folder / "open_clip_model.safetensors"
+    return library.SavedWeights(path, "open_clip", config, library.preprocess_of(config), None)

@@ -96,9 +96,9 @@ def export_model(
     parameters: dict[str, np.ndarray] = {}
     contents: dict[str, bytes] = {}
     for side in sides:
-        own, program = _program(getattr(model, SIDES[side]), SIDES[side], normalized)
+        own, run = program(getattr(model, SIDES[side]), SIDES[side], normalized)
         shape, dtype = shapes[side]
-        exported = jax.export.export(jax.jit(program), platforms=tuple(platforms))(
+        exported = jax.export.export(jax.jit(run), platforms=tuple(platforms))(
             {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in own.items()},
             jax.ShapeDtypeStruct(shape, dtype),
         )
@@ -140,8 +140,17 @@ def _write(
     return {name: (folder / name).stat().st_size for name in (PARAMETERS, *contents)}
 
 
-def _program(module: Any, name: str, normalized: bool) -> tuple[dict[str, Array], Any]:
-    """Returns the parameters and statistics of a tower by their paths, and the tower's function."""
+def program(module: Any, name: str, normalized: bool) -> tuple[dict[str, Array], Any]:
+    """Returns a tower's program.
+
+    Args:
+      module: the module of the tower.
+      name: the first part of the paths of its parameters.
+      normalized: whether features are scaled to length one.
+
+    Returns:
+      The parameters and batch statistics by their paths, and a function of these and of a batch.
+    """
     graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
     trees = [nnx.to_pure_dict(state) for state in (params, stats)]
     own = {f"{name}/{path}": value for path, value in arrays.flat(*trees)}

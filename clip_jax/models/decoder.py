@@ -296,7 +296,7 @@ class Decoder(nnx.Module):
         x = sharding.embed_tokens(table, tokens[:, :-1], self.dtype)
         if parallel is not None:
             x = jnp.where(parallel[:, None, None], self.hidden[...].astype(self.dtype), x)
-        start = jnp.broadcast_to(self.start[...].astype(self.dtype), (len(x), 1, x.shape[2]))
+        start = jnp.broadcast_to(self.start[...].astype(self.dtype), (x.shape[0], 1, x.shape[2]))
         x = jnp.concatenate([start, x], axis=1)
         return x + self.positional_embedding[: x.shape[1]].astype(self.dtype)
 

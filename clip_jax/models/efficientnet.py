@@ -194,7 +194,7 @@ class EfficientNet(nnx.Module):
     ) -> tuple[Float[Array, "batch embed_dim"], Float[Array, "batch places features"]]:
         """Returns the features of a call, and those of each place before their mean is taken."""
         x = self._places(image, key)
-        return self.project(x.mean((1, 2))), x.reshape(len(x), -1, x.shape[-1])
+        return self.project(x.mean((1, 2))), x.reshape(x.shape[0], -1, x.shape[-1])
 
     def _places(
         self, image: Num[Array, "batch height width 3"], key: Key[Array, " batch"] | None

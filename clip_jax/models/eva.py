@@ -236,7 +236,7 @@ class Eva(nnx.Module):
         x = sharding.constrain_rows(self.patch_embedding(x))
         if self.config.class_token:
             first = self.class_embedding[...].astype(self.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, x.shape[2])), x], axis=1)
+            x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
         x = x + self.positional_embedding[...].astype(self.dtype)
         return self.ln_pre(x).astype(self.dtype) if self.config.ln_pre else x
 

@@ -250,7 +250,7 @@ class AttentionBlock(nnx.Module):
     def __call__(self, x: Image, train: bool) -> Image:
         """Applies the block to an image."""
         y = self.ln(x) if self.layer_norm else self.bn(x, train)
-        places = y.astype(x.dtype).reshape(len(x), -1, x.shape[-1])
+        places = y.astype(x.dtype).reshape(x.shape[0], -1, x.shape[-1])
         y = self.attention(places, causal=False).reshape(x.shape)
         x = x + y * self.scale_1[...].astype(x.dtype)
         return x + self.mlp(x, train) * self.scale_2[...].astype(x.dtype)
@@ -319,7 +319,7 @@ class FastViT(nnx.Module):
     ) -> tuple[Float[Array, "batch embed_dim"], Float[Array, "batch places features"]]:
         """Returns the features of a call, and those of each place before their mean is taken."""
         x = self._places(image, key is not None)
-        return self.project(x.mean((1, 2))), x.reshape(len(x), -1, x.shape[-1])
+        return self.project(x.mean((1, 2))), x.reshape(x.shape[0], -1, x.shape[-1])
 
     def _places(
         self, image: Num[Array, "batch height width 3"], train: bool

@@ -121,7 +121,7 @@ class MCiViT(nnx.Module):
     ) -> Float[Array, "batch tokens features"]:
         """Returns the input of the blocks: a class token, and the patches with their positions."""
         x = self.stem(normalized(image, self.config).astype(self.dtype), train)
-        x = sharding.constrain_rows(x.reshape(len(x), -1, x.shape[-1]))
+        x = sharding.constrain_rows(x.reshape(x.shape[0], -1, x.shape[-1]))
         x = x + self.positional_embedding[...].astype(self.dtype)
         first = self.class_embedding[...].astype(self.dtype)
-        return jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, x.shape[2])), x], axis=1)
+        return jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)

@@ -164,4 +164,4 @@ class RelPosViT(nnx.Module):
         x = patches(normalized(image, self.config), self.config.patch_size)
         x = sharding.constrain_rows(self.patch_embedding(x))
         first = self.class_embedding[...].astype(self.dtype)
-        return jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, x.shape[2])), x], axis=1)
+        return jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)

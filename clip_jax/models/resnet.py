@@ -150,7 +150,7 @@ class SpatialAttentionPool(nnx.Module):
 
     def alone(self, x: Image) -> Float[Array, "batch places embed_dim"]:
         """Returns what each place gives where it alone is attended to, without its position."""
-        x = x.reshape(len(x), -1, x.shape[-1])
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
         values = jnp.split(self.kv(x), 2, axis=-1)[1]
         return self.projection(values)
 
@@ -196,7 +196,7 @@ class ModifiedResNet(nnx.Module):
     ) -> tuple[Float[Array, "batch embed_dim"], Float[Array, "batch places channels"]]:
         """Returns the features of a call, and the output of the last stage for each place."""
         x = self._places(image, key)
-        return self.pool(x), x.reshape(len(x), -1, x.shape[-1])
+        return self.pool(x), x.reshape(x.shape[0], -1, x.shape[-1])
 
     def patches(
         self, image: Num[Array, "batch height width 3"]

@@ -8,16 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from weightfiles import found_in
 
 import runs
 from clip_jax.cli import export
 from clip_jax.errors import UserError
 from clip_jax.inference import exported, pretrained
-from clip_jax.models.clip import CLIP
+from clip_jax.models.clip import CLIP, abstract_model
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
+from tools.golden_models import FAMILIES
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "models"
 WORDS = TextConfig(vocab_size=40, context_length=8, width=16, layers=2, heads=2)
@@ -36,7 +41,7 @@ def inputs(config: CLIPConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(1, 40, (count, 8), dtype=np.int32)
 
 
-@pytest.mark.parametrize("config", [VIT, RESNET])
+@pytest.mark.parametrize("config", [VIT, pytest.param(RESNET, marks=pytest.mark.slow)])
 def test_programs_give_the_models_features_for_any_batch(config: Any, tmp_path: Path) -> None:
     model = CLIP(config, rngs=nnx.Rngs(0))
     exported.export_model(model, tmp_path, normalized=True)
@@ -50,6 +55,26 @@ def test_programs_give_the_models_features_for_any_batch(config: Any, tmp_path: 
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert programs.logit_bias == config.logit_bias
     assert programs.logit_scale == pytest.approx(float(model.scale))
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "coca" not in name])
+def test_every_family_takes_any_batch(family: str) -> None:
+    """Traced with a symbolic number of rows; nothing is compiled."""
+    weights = found_in(GOLDEN / family, family)
+    model = abstract_model(weights.config)
+    (rows,) = jax.export.symbolic_shape("batch")
+    vision, text = weights.config.vision, weights.config.text
+    shapes = (
+        ((rows, vision.image_size, vision.image_size, 3), jnp.uint8, model.vision),
+        ((rows, text.context_length), jnp.int32, model.text),
+    )
+    for shape, dtype, tower in shapes:
+        own, run = exported.program(tower, "tower", True)
+        given = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in own.items()}
+        outcome = jax.export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(
+            given, jax.ShapeDtypeStruct(shape, dtype)
+        )
+        assert str(outcome.out_avals[0].shape) == f"(batch, {weights.config.embed_dim})"
 
 
 def test_the_command_writes_what_another_process_runs(tmp_path: Path, capsys: Any) -> None:

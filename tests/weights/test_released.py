@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from weightfiles import found_in
 
 import released
 from clip_jax.losses.coca import CoCa
 from clip_jax.losses.contrastive.objective import Contrastive
 from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.generation import Generation
-from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights import arrays, library
 from clip_jax.weights.param_mapping import leaves, mapping_of
 from clip_jax.weights.tensor_writing import write_safetensors
@@ -29,16 +29,6 @@ from tools import golden_models
 GOLDEN = Path(__file__).parent.parent / "golden" / "models"
 FAMILIES = golden_models.FAMILIES
 TRAINED = ["open_clip_resnet"]  # whose batch statistics are held against torch's
-
-
-def found_in(folder: Path, family: str) -> library.SavedWeights:
-    """What the files of a family's folder are."""
-    ours = folder / "model.json"
-    if not ours.is_file():
-        return library.find_weights(folder)
-    config = CLIPConfig.from_dict(json.loads(ours.read_text()))
-    path = folder / "open_clip_model.safetensors"
-    return library.SavedWeights(path, "open_clip", config, library.preprocess_of(config), None)
 
 
 def built(weights: library.SavedWeights) -> CLIP:
