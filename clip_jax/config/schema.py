@@ -46,14 +46,10 @@ class Weights(Group):
         False, "of a run: start from its optimizer's state too, at the schedule's beginning"
     )
     resize: bool = key(
-        False,
-        "resize the positions where the resolution or context length differs from the model's",
+        False, "resize positions where the resolution or context length differs from the model's"
     )
     keep_positions: int = key(
-        0,
-        "the number of first positions of texts that resizing leaves as they are, while it "
-        "stretches the others; Long-CLIP keeps 20",
-        at_least=0,
+        0, "first positions of texts that resizing leaves alone; Long-CLIP's: 20", at_least=0
     )
 
 

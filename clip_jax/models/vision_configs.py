@@ -35,13 +35,11 @@ class VisionConfig(TransformerTower, VisionTower):
         projection. Models of small data sets learn faster with them (Xiao et al. 2021).
       pool: what gives the output: `class`, a class token; `mean`, the mean of the patches; `map`, a
         learned query that attends to the patches (SigLIP; Zhai et al. 2022, section 3).
-      unpooled_class: whether there is a class token that the mean of the patches leaves out
-        (CLIPA); only with `pool="mean"`.
+      unpooled_class: whether there is a class token that `pool="mean"` leaves out (CLIPA).
       ln_before_pool: whether the last LayerNorm comes before the mean of the patches, not after it.
       registers: the number of extra tokens without a position (Darcet et al. 2023).
       ln_pre: whether there is a LayerNorm before the blocks (in CLIP, not in SigLIP).
-      layer_scale: above 0: each block scales its two branches by learned gains, which start at this
-        value (Touvron et al. 2021).
+      layer_scale: above 0: the first value of learned gains of each block's two branches.
       attention_bias: whether queries, keys and values have a bias.
       patch_bias: whether the projection of the patches has a bias.
       projection: whether a matrix projects `width` to `embed_dim`; without it they are equal.
@@ -98,8 +96,7 @@ class VisionConfig(TransformerTower, VisionTower):
             raise UserError(f"model.vision.pool={self.pool!r} must be 'class', 'mean' or 'map'")
         if self.pool != "mean" and (self.unpooled_class or self.ln_before_pool):
             raise UserError(
-                "model.vision.unpooled_class and .ln_before_pool need model.vision.pool='mean', "
-                f"not {self.pool!r}"
+                f"model.vision.pool={self.pool!r}: .unpooled_class and .ln_before_pool need 'mean'"
             )
         check_activation("vision", self.activation)
         if not 0 <= self.patch_dropout < 1:
