@@ -16,7 +16,7 @@ from clip_jax.models.convolution import Convolution, Image, Result
 from clip_jax.models.initializers import TIMM_LINEAR
 from clip_jax.models.layers import activation_dtype, layer_norm, linear
 from clip_jax.models.pixels import normalized
-from clip_jax.models.projection import projection
+from clip_jax.models.projection import ProjectedModule, projection
 from clip_jax.models.stack import check_remat, scan, stack
 
 _CONVOLUTION = dict(kernel_init=TIMM_LINEAR.kernel, bias_init=nnx.initializers.zeros_init())
@@ -60,7 +60,7 @@ class Downsample(nnx.Module):
         return self.convolution(self.ln(x))
 
 
-class ConvNeXt(nnx.Module):
+class ConvNeXt(ProjectedModule):
     """A ConvNeXt: patches of 4 × 4 pixels, four stages of blocks, a mean, and a LayerNorm.
 
     The blocks of a stage are stacked on a leading axis, and scanned.
@@ -92,19 +92,6 @@ class ConvNeXt(nnx.Module):
             setattr(self, f"stage{i + 1}", stack(make, depth, rngs))
         self.ln_post = layer_norm(width, config.eps, rngs, dtype)
         self.projection = projection(config, width, embed_dim, classifier=TIMM_LINEAR, **common)
-
-    def __call__(
-        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
-    ) -> Float[Array, "batch embed_dim"]:
-        """Returns features of images (uint8, or normalised already), not normalised to length one.
-
-        Training, which gives a `key`, computes the same.
-        """
-        return self.project(self.pooled(image, key=key))
-
-    def project(self, pooled: Float[Array, "batch features"]) -> Float[Array, "batch embed_dim"]:
-        """Projects pooled features to the embedding space."""
-        return self.projection(pooled)
 
     def pooled(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None

@@ -27,7 +27,7 @@ from clip_jax.models.initializers import (
 )
 from clip_jax.models.layers import activation_dtype, layer_norm, linear
 from clip_jax.models.pixels import normalized
-from clip_jax.models.projection import projection
+from clip_jax.models.projection import ProjectedModule, projection
 from clip_jax.models.rotary import grid_rotation, rotate
 from clip_jax.models.transformer import (
     MLP,
@@ -134,7 +134,7 @@ class EvaBlock(nnx.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-class Eva(nnx.Module):
+class Eva(ProjectedModule):
     """A vision Transformer of `EvaBlock`s, pooled by a class token or a learned query."""
 
     def __init__(
@@ -188,19 +188,6 @@ class Eva(nnx.Module):
                 **common,
             )
         self.projection = projection(config, width, embed_dim, classifier=EVA_CLASSIFIER, **common)
-
-    def __call__(
-        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
-    ) -> Float[Array, "batch embed_dim"]:
-        """Returns features of images (uint8, or normalised already), not normalised to length one.
-
-        Training computes the same: there is no dropout.
-        """
-        return self.project(self.pooled(image, key=key))
-
-    def project(self, pooled: Float[Array, "batch width"]) -> Float[Array, "batch embed_dim"]:
-        """Projects pooled features to the embedding space; without a projection they stay as is."""
-        return self.projection(pooled)
 
     def pooled(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None

@@ -34,7 +34,7 @@ from clip_jax.models.fastvit_configs import (
 from clip_jax.models.initializers import TIMM_BLOCK, TIMM_LINEAR, TORCH, LinearInit
 from clip_jax.models.layers import Linear, activation_dtype, layer_norm, linear
 from clip_jax.models.pixels import normalized
-from clip_jax.models.projection import projection
+from clip_jax.models.projection import ProjectedModule, projection
 from clip_jax.models.stack import check_remat, scan, stack
 from clip_jax.models.tower import hidden_width
 from clip_jax.models.transformer import Attention
@@ -256,7 +256,7 @@ class AttentionBlock(nnx.Module):
         return x + self.mlp(x, train) * self.scale_2[...].astype(x.dtype)
 
 
-class FastViT(nnx.Module):
+class FastViT(ProjectedModule):
     """A FastViT: a stem, stages of blocks, a last depthwise convolution and the mean over places.
 
     The blocks of a stage are stacked on a leading axis, and scanned.
@@ -294,19 +294,6 @@ class FastViT(nnx.Module):
         self.last = branches(features // 2, features, 3, 1)
         self.squeeze_excite = _squeeze_excite(features, last_squeezed(features), dtype, rngs)
         self.projection = projection(config, features, embed_dim, classifier=TIMM_LINEAR, **common)
-
-    def __call__(
-        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
-    ) -> Float[Array, "batch embed_dim"]:
-        """Returns features of images (uint8, or normalised already), not normalised to length one.
-
-        With a `key` batch statistics are used, and the running statistics are updated.
-        """
-        return self.project(self.pooled(image, key=key))
-
-    def project(self, pooled: Float[Array, "batch features"]) -> Float[Array, "batch embed_dim"]:
-        """Projects pooled features to the embedding space."""
-        return self.projection(pooled)
 
     def pooled(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None

@@ -15,7 +15,7 @@ from clip_jax.models.initializers import TIMM_BLOCK, TIMM_LINEAR, TIMM_TABLE, TO
 from clip_jax.models.layers import activation_dtype, layer_norm
 from clip_jax.models.mci_vit_configs import WINDOWS, MCiViTConfig
 from clip_jax.models.pixels import normalized
-from clip_jax.models.projection import projection
+from clip_jax.models.projection import ProjectedModule, projection
 from clip_jax.models.transformer import Transformer
 
 _EPS = 1e-5  # of batch normalizations
@@ -54,7 +54,7 @@ class Stem(nnx.Module):
         return self.conv3(x)
 
 
-class MCiViT(nnx.Module):
+class MCiViT(ProjectedModule):
     """A vision Transformer over the patches of a `Stem`; its class token has no position."""
 
     def __init__(
@@ -82,19 +82,6 @@ class MCiViT(nnx.Module):
         )
         self.ln_post = layer_norm(width, config.eps, rngs)
         self.projection = projection(config, width, embed_dim, classifier=TIMM_LINEAR, **common)
-
-    def __call__(
-        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
-    ) -> Float[Array, "batch embed_dim"]:
-        """Returns features of images (uint8, or normalised already), not normalised to length one.
-
-        With a `key` batch statistics are used, and the running statistics are updated.
-        """
-        return self.project(self.pooled(image, key=key))
-
-    def project(self, pooled: Float[Array, "batch width"]) -> Float[Array, "batch embed_dim"]:
-        """Projects pooled features to the embedding space."""
-        return self.projection(pooled)
 
     def pooled(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None

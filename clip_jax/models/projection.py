@@ -6,10 +6,12 @@ open_clip puts it after a trunk of timm: nothing, a matrix, or an MLP of one hid
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, Num
 
 from clip_jax.models.built_in import ProjectedTower
 from clip_jax.models.initializers import TORCH, LinearInit
@@ -17,6 +19,32 @@ from clip_jax.models.layers import Linear, linear
 
 Features = Float[Array, "batch features"]
 Embedding = Float[Array, "batch embed_dim"]
+
+
+class ProjectedModule(nnx.Module):
+    """The module of an image tower whose features are a projection of pooled ones."""
+
+    projection: Any
+
+    def __call__(
+        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
+    ) -> Embedding:
+        """Returns features of images (uint8, or normalised already), not normalised to length one.
+
+        Training gives a `key`: BatchNorms then use and update their statistics. Towers without them
+        compute the same.
+        """
+        return self.project(self.pooled(image, key=key))
+
+    def project(self, pooled: Features) -> Embedding:
+        """Projects pooled features to the embedding space; without a projection they stay as is."""
+        return self.projection(pooled)
+
+    def pooled(
+        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
+    ) -> Features:
+        """Returns pooled features, before the projection; arguments as for a call."""
+        raise NotImplementedError
 
 
 class NoProjection(nnx.Module):

@@ -16,7 +16,7 @@ from clip_jax.distributed.param_spec import VECTOR
 from clip_jax.models.initializers import TORCH, BlockInit, normal
 from clip_jax.models.layers import activation_dtype, layer_norm, linear
 from clip_jax.models.pixels import normalized
-from clip_jax.models.projection import projection
+from clip_jax.models.projection import ProjectedModule, projection
 from clip_jax.models.relpos_vit_configs import RelPosViTConfig
 from clip_jax.models.transformer import Attention, Mask, Position, Transformer
 from clip_jax.models.vit import patches
@@ -84,7 +84,7 @@ class RelPosAttention(Attention):
         return jnp.pad(jnp.moveaxis(each[pairs], -1, 0), ((0, 0), (1, 0), (1, 0)))
 
 
-class RelPosViT(nnx.Module):
+class RelPosViT(ProjectedModule):
     """A vision Transformer with a class token and `RelPosAttention`."""
 
     def __init__(
@@ -124,19 +124,6 @@ class RelPosViT(nnx.Module):
         )
         self.ln_post = layer_norm(width, config.eps, rngs)
         self.projection = projection(config, width, embed_dim, classifier=TORCH, **common)
-
-    def __call__(
-        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
-    ) -> Float[Array, "batch embed_dim"]:
-        """Returns features of images (uint8, or normalised already), not normalised to length one.
-
-        Training computes the same: there is no dropout.
-        """
-        return self.project(self.pooled(image, key=key))
-
-    def project(self, pooled: Float[Array, "batch width"]) -> Float[Array, "batch embed_dim"]:
-        """Projects pooled features to the embedding space."""
-        return self.projection(pooled)
 
     def pooled(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None

@@ -17,7 +17,7 @@ from clip_jax.models.convolution import Image, Result
 from clip_jax.models.initializers import TIMM_BLOCK, TIMM_LINEAR, TIMM_TABLE, TORCH
 from clip_jax.models.layers import activation_dtype, layer_norm, linear
 from clip_jax.models.pixels import normalized
-from clip_jax.models.projection import projection
+from clip_jax.models.projection import ProjectedModule, projection
 from clip_jax.models.stack import check_remat, scan, stack
 from clip_jax.models.swin_configs import StageSizes, SwinConfig
 from clip_jax.models.transformer import MLP, Attention
@@ -139,7 +139,7 @@ class Merge(nnx.Module):
         return self.reduction(self.ln(x.reshape(batch, rows // 2, columns // 2, 4 * width)))
 
 
-class Swin(nnx.Module):
+class Swin(ProjectedModule):
     """A Swin Transformer: patches, stages of blocks, a LayerNorm, and the mean over all places.
 
     Pairs of blocks of a stage are stacked on a leading axis, and scanned.
@@ -176,19 +176,6 @@ class Swin(nnx.Module):
         self.projection = projection(
             config, config.features, embed_dim, classifier=TIMM_LINEAR, **common
         )
-
-    def __call__(
-        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
-    ) -> Float[Array, "batch embed_dim"]:
-        """Returns features of images (uint8, or normalised already), not normalised to length one.
-
-        Training, which gives a `key`, computes the same.
-        """
-        return self.project(self.pooled(image, key=key))
-
-    def project(self, pooled: Float[Array, "batch features"]) -> Float[Array, "batch embed_dim"]:
-        """Projects pooled features to the embedding space."""
-        return self.projection(pooled)
 
     def pooled(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None

@@ -24,7 +24,7 @@ from clip_jax.models.initializers import (
 )
 from clip_jax.models.layers import activation_dtype, layer_norm, linear
 from clip_jax.models.pixels import normalized
-from clip_jax.models.projection import projection
+from clip_jax.models.projection import ProjectedModule, projection
 from clip_jax.models.resnet import Stage
 from clip_jax.models.transformer import ACTIVATIONS, Transformer
 from clip_jax.models.vitamin_configs import EXPANSION, ViTaminConfig
@@ -119,7 +119,7 @@ class ConvolutionalStages(nnx.Module):
         return self.conv3(self.ln(x))
 
 
-class ViTamin(nnx.Module):
+class ViTamin(ProjectedModule):
     """A ViTamin: convolutions to tokens, blocks with gated MLPs, a mean, and a LayerNorm."""
 
     def __init__(
@@ -154,19 +154,6 @@ class ViTamin(nnx.Module):
         )
         self.ln_post = layer_norm(width, config.eps, rngs)
         self.projection = projection(config, width, embed_dim, classifier=TIMM_LINEAR, **common)
-
-    def __call__(
-        self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
-    ) -> Float[Array, "batch embed_dim"]:
-        """Returns features of images (uint8, or normalised already), not normalised to length one.
-
-        Training, which gives a `key`, computes the same.
-        """
-        return self.project(self.pooled(image, key=key))
-
-    def project(self, pooled: Float[Array, "batch features"]) -> Float[Array, "batch embed_dim"]:
-        """Projects pooled features to the embedding space."""
-        return self.projection(pooled)
 
     def pooled(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
