@@ -40,19 +40,15 @@ def write(name: str, folder: Path) -> Path:
     from clip_jax.models import architectures
     from clip_jax.models.clip import abstract_model, variables
     from clip_jax.weights import arrays, configs
-    from clip_jax.weights.mappings.leaf import pieces
     from clip_jax.weights.param_mapping import leaves
 
     config = architectures.find_architecture(name)
     ours = dict(arrays.flat(*variables(abstract_model(config))))
     header, end = {}, 0
-    for leaf in leaves(config, "open_clip"):
-        for piece in pieces(leaf, arrays._dummy(ours[leaf.path].shape)):
-            shape = arrays._their_shape(piece)
-            size = 4 * int(np.prod(shape))
-            offsets = [end, end + size]
-            header[piece.name] = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
-            end += size
+    for tensor, shape in arrays.tensor_shapes(leaves(config, "open_clip"), ours).items():
+        size = 4 * int(np.prod(shape))
+        header[tensor] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     block = np.random.default_rng(0).standard_normal(_BLOCK).astype(np.float32) * 0.01

@@ -40,7 +40,7 @@ from clip_jax.models.transformer import (
     Transformer,
     take_position,
 )
-from clip_jax.models.vit import patches
+from clip_jax.models.vit import patches, prepend
 
 _ACTIVATION = "gelu"  # of MLPs without a gate
 
@@ -222,8 +222,7 @@ class Eva(ProjectedModule):
         x = patches(normalized(image, self.config), self.config.patch_size)
         x = sharding.constrain_rows(self.patch_embedding(x))
         if self.config.class_token:
-            first = self.class_embedding[...].astype(self.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
+            x = prepend(self.class_embedding[...].astype(self.dtype), x)
         x = x + self.positional_embedding[...].astype(self.dtype)
         return self.ln_pre(x).astype(self.dtype) if self.config.ln_pre else x
 

@@ -17,10 +17,16 @@ class GatedMLP(nnx.Module):
     """A layer, another one that gates it by its activation, and a third after their product."""
 
     def __init__(
-        self, config: BlockSizes, *, init: BlockInit, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: BlockSizes,
+        *,
+        init: BlockInit,
+        use_bias: bool = True,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
         width, hidden = config.width, hidden_width(config)
-        common = dict(dtype=dtype, rngs=rngs)
+        common = dict(use_bias=use_bias, dtype=dtype, rngs=rngs)
         into = dict(init=init.fc, axes=("width", "hidden"), bias_axis="hidden", **common)
         self.gate = linear(width, hidden, **into)
         self.fc = linear(width, hidden, **into)

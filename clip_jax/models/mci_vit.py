@@ -17,6 +17,7 @@ from clip_jax.models.mci_vit_configs import WINDOWS, MCiViTConfig
 from clip_jax.models.pixels import normalized
 from clip_jax.models.projection import ProjectedModule, projection
 from clip_jax.models.transformer import Transformer
+from clip_jax.models.vit import prepend
 
 _EPS = 1e-5  # of batch normalizations
 
@@ -110,5 +111,4 @@ class MCiViT(ProjectedModule):
         x = self.stem(normalized(image, self.config).astype(self.dtype), train)
         x = sharding.constrain_rows(x.reshape(x.shape[0], -1, x.shape[-1]))
         x = x + self.positional_embedding[...].astype(self.dtype)
-        first = self.class_embedding[...].astype(self.dtype)
-        return jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
+        return prepend(self.class_embedding[...].astype(self.dtype), x)

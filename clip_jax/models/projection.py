@@ -6,6 +6,7 @@ open_clip puts it after a trunk of timm: nothing, a matrix, or an MLP of one hid
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import jax
@@ -40,11 +41,11 @@ class ProjectedModule(nnx.Module):
         """Projects pooled features to the embedding space; without a projection they stay as is."""
         return self.projection(pooled)
 
+    @abstractmethod
     def pooled(
         self, image: Num[Array, "batch height width 3"], *, key: Key[Array, " batch"] | None = None
     ) -> Features:
         """Returns pooled features, before the projection; arguments as for a call."""
-        raise NotImplementedError
 
 
 class NoProjection(nnx.Module):

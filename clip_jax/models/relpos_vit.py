@@ -19,7 +19,7 @@ from clip_jax.models.pixels import normalized
 from clip_jax.models.projection import ProjectedModule, projection
 from clip_jax.models.relpos_vit_configs import RelPosViTConfig
 from clip_jax.models.transformer import Attention, Mask, Position, Transformer
-from clip_jax.models.vit import patches
+from clip_jax.models.vit import patches, prepend
 
 _BLOCK = BlockInit(TORCH, TORCH, TORCH, TORCH)  # timm leaves these layers as torch makes them
 
@@ -150,5 +150,4 @@ class RelPosViT(ProjectedModule):
         """Returns the input of the blocks: a class token and the patches."""
         x = patches(normalized(image, self.config), self.config.patch_size)
         x = sharding.constrain_rows(self.patch_embedding(x))
-        first = self.class_embedding[...].astype(self.dtype)
-        return jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
+        return prepend(self.class_embedding[...].astype(self.dtype), x)

@@ -15,8 +15,9 @@ from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import ParamSpec
 from clip_jax.models.encoder import TextEncoder, Words, encoder_projection
 from clip_jax.models.encoder_configs import T5Config
+from clip_jax.models.gated_mlp import GatedMLP
 from clip_jax.models.initializers import BlockInit, normal, t5_block
-from clip_jax.models.layers import activation_dtype, embedding, linear, rms_norm
+from clip_jax.models.layers import activation_dtype, embedding, rms_norm
 from clip_jax.models.stack import check_remat, scan, stack
 from clip_jax.models.tower import hidden_width
 from clip_jax.models.transformer import Attention, Mask, take_position
@@ -61,18 +62,8 @@ class RelativeAttention(Attention):
         return self.output(attended.reshape(*q.shape[:2], x.shape[-1]))
 
 
-class GatedMLP(nnx.Module):
-    """An MLP without biases whose hidden layer is gated by a GELU (Shazeer 2020)."""
-
-    def __init__(
-        self, config: T5Config, *, init: BlockInit, dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
-        width, hidden = config.width, hidden_width(config)
-        common = dict(use_bias=False, dtype=dtype, rngs=rngs)
-        into = dict(init=init.fc, axes=("width", "hidden"), **common)
-        self.gate = linear(width, hidden, **into)
-        self.fc = linear(width, hidden, **into)
-        self.proj = linear(hidden, width, init=init.proj, axes=("hidden", "width"), **common)
+class T5MLP(GatedMLP):
+    """An MLP without biases whose hidden layer is gated by a GELU."""
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """Applies the MLP to each position."""
@@ -89,7 +80,7 @@ class T5Block(nnx.Module):
         self.norm_1 = rms_norm(config.width, config.eps, rngs)
         self.attention = RelativeAttention(config, bias=False, out_bias=False, **common)
         self.norm_2 = rms_norm(config.width, config.eps, rngs)
-        self.mlp = GatedMLP(config, **common)
+        self.mlp = T5MLP(config, use_bias=False, **common)
 
     def __call__(
         self,

@@ -70,6 +70,13 @@ def windows(
     )
 
 
+def prepend(
+    first: Float[Array, " width"], x: Float[Array, "batch tokens width"]
+) -> Float[Array, "batch more width"]:
+    """Returns the tokens of each row after one that is the same for all, such as a class token."""
+    return jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
+
+
 class ConvolutionalStem(nnx.Module):
     """Two convolutions to a grid twice as fine as the patches (Xiao et al. 2021, section 4)."""
 
@@ -257,7 +264,7 @@ class VisionTransformer(nnx.Module):
             x = drop_patches(x, self.config.patch_dropout, key)
         if self.config.class_tokens:
             first = self.class_embedding[...].astype(self.dtype) + position[0]
-            x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
+            x = prepend(first, x)
         if self.config.registers:
             registers = self.registers[...].astype(self.dtype)
             x = jnp.concatenate([x, jnp.broadcast_to(registers, (x.shape[0], *registers.shape))], 1)

@@ -78,6 +78,20 @@ def _rows(piece: Piece, tensor: np.ndarray) -> np.ndarray:
     return tensor[first * unit : end * unit]
 
 
+def tensor_shapes(table: list[Leaf], shapes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a library's tensors by their names.
+
+    Args:
+      table: the table of a model.
+      shapes: its parameters (arrays or shapes) by their paths.
+    """
+    return {
+        piece.name: _their_shape(piece)
+        for leaf in table
+        for piece in pieces(leaf, _dummy(shapes[leaf.path].shape))
+    }
+
+
 def check(
     tensors: Tensors,
     table: list[Leaf],
@@ -95,10 +109,7 @@ def check(
     Raises:
       UserError: names a tensor that is missing, has another shape or does not belong there.
     """
-    wanted: dict[str, tuple[int, ...]] = {}
-    for leaf in table:
-        for piece in pieces(leaf, _dummy(shapes[leaf.path].shape)):
-            wanted[piece.name] = _their_shape(piece)
+    wanted = tensor_shapes(table, shapes)
     missing = [name for name in wanted if name not in tensors]
     known = {*wanted, *unused}
     extra = [name for name in tensors if name not in known and not is_ignored(name)]

@@ -142,19 +142,10 @@ def leaves(
     return table if names is None else mapping.as_in_file(table, names)
 
 
-def trunk_mapping(tower: Any) -> TimmTower | None:
-    """Returns the mapping of timm's names for an image tower; None if timm has no such tower."""
+def mapping_of_tower(tower: Any) -> TimmTower | EncoderMapping | None:
+    """Returns the mapping with timm's or transformers' names of a tower; None if there is none."""
     for name in TOWER_MAPPINGS.names:
         mapping = TOWER_MAPPINGS.get(name)()
-        if isinstance(mapping, TimmTower) and mapping.fills(tower):
-            return mapping
-    return None
-
-
-def encoder_mapping(tower: Any) -> EncoderMapping | None:
-    """Returns the mapping of transformers' names for a text encoder; None if it has none."""
-    for name in TOWER_MAPPINGS.names:
-        mapping = TOWER_MAPPINGS.get(name)()
-        if isinstance(mapping, EncoderMapping) and mapping.fills(tower):
+        if isinstance(mapping, TimmTower | EncoderMapping) and mapping.fills(tower):
             return mapping
     return None

@@ -14,7 +14,6 @@ from clip_jax.models import architectures
 from clip_jax.models.architectures import released as published
 from clip_jax.models.clip import abstract_model, parameter_count, variables
 from clip_jax.weights import arrays, configs
-from clip_jax.weights.mappings.leaf import pieces
 from clip_jax.weights.param_mapping import leaves
 from tools import build_open_clip_models
 
@@ -33,12 +32,7 @@ def shapes_of(name: str) -> tuple[int, dict[str, tuple[int, ...]]]:
     config = entry.config
     model = abstract_model(config)
     shapes = dict(arrays.flat(*variables(model)))
-    tensors = {
-        piece.name: arrays._their_shape(piece)
-        for leaf in leaves(config, "open_clip")
-        for piece in pieces(leaf, arrays._dummy(shapes[leaf.path].shape))
-    }
-    return parameter_count(model), tensors
+    return parameter_count(model), arrays.tensor_shapes(leaves(config, "open_clip"), shapes)
 
 
 def test_every_architecture_of_open_clip_is_read_or_refused_for_a_reason() -> None:

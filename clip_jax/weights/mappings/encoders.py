@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 from clip_jax.errors import UserError
 from clip_jax.io import files
 from clip_jax.models.registry import kind_of
-from clip_jax.weights.mappings.leaf import Leaf, linear
+from clip_jax.weights.mappings.leaf import Leaf, linear, prefixed
 from clip_jax.weights.mappings.tower import TowerMapping
 
 CONFIG = "config.json"
@@ -63,9 +62,7 @@ class EncoderMapping(TowerMapping):
 
 def open_clip_leaves(mapping: EncoderMapping, tower: Any) -> Iterator[Leaf]:
     """Yields the leaves of an encoder inside open_clip's model, with its projection."""
-    for leaf in mapping.leaves(tower):
-        names = tuple(f"text.transformer.{name}" for name in leaf.names)
-        yield dataclasses.replace(leaf, names=names)
+    yield from prefixed(mapping.leaves(tower), "text.transformer.")
     ours, theirs = "text/projection", "text.proj"
     if tower.projection == "linear":
         yield from linear(ours, theirs, bias=False)

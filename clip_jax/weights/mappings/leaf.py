@@ -149,6 +149,18 @@ def in_projection(path: str, module: str, **options: Any) -> Iterator[Leaf]:
     yield single(f"{path}/bias", f"{module}.in_proj_bias", **options)
 
 
+def prefixed(leaves: Iterator[Leaf], prefix: str) -> Iterator[Leaf]:
+    """Yields leaves whose tensors' names start with a prefix."""
+    for leaf in leaves:
+        yield dataclasses.replace(leaf, names=tuple(prefix + name for name in leaf.names))
+
+
+def gains(path: str, module: str, form: str = "same", **options: Any) -> Iterator[Leaf]:
+    """Yields the leaves of the gains of a block's two branches; `module` is without its number."""
+    for number in (1, 2):
+        yield single(f"{path}/scale_{number}", f"{module}{number}.gamma", form, **options)
+
+
 def norm(path: str, module: str, **options: Any) -> Iterator[Leaf]:
     """Yields the leaves of a LayerNorm."""
     yield single(f"{path}/scale", f"{module}.weight", **options)

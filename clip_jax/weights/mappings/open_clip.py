@@ -21,6 +21,7 @@ from clip_jax.weights.mappings.leaf import (
     batch_norm,
     block_stack,
     blocks,
+    gains,
     has_class_token,
     is_bare,
     is_plain,
@@ -30,8 +31,8 @@ from clip_jax.weights.mappings.leaf import (
     unsupported,
 )
 from clip_jax.weights.mappings.protocol import Document, ModelDescription, WeightsMapping
-from clip_jax.weights.mappings.timm.tower import open_clip_leaves
-from clip_jax.weights.param_mapping import encoder_mapping, trunk_mapping
+from clip_jax.weights.mappings.timm.tower import TimmTower, open_clip_leaves
+from clip_jax.weights.param_mapping import mapping_of_tower
 
 
 class OpenClip(WeightsMapping):
@@ -156,14 +157,18 @@ def _model_leaves(config: CLIPConfig) -> Iterator[Leaf]:
             and is_bare(vision)
         ):
             yield from _open_clip_vit(vision)
-        case vision if is_timm(config) and (mapping := trunk_mapping(vision)):
+        case vision if is_timm(config) and isinstance(
+            mapping := mapping_of_tower(vision), TimmTower
+        ):
             yield from open_clip_leaves(mapping, vision, projection_of(vision))
         case _:
             raise unsupported(config, "open_clip")
     match config.text:
         case TextConfig() as text if text.layers and type(text) is TextConfig:
             yield from _open_clip_text(text, "text." if has_text_prefix(config) else "")
-        case ProjectedEncoder() as text if names := encoder_mapping(text):
+        case ProjectedEncoder() as text if isinstance(
+            names := mapping_of_tower(text), encoders.EncoderMapping
+        ):
             yield from encoders.open_clip_leaves(names, text)
         case _:
             raise unsupported(config, "open_clip")
@@ -243,9 +248,7 @@ def _open_clip_vit(vision: VisionConfig) -> Iterator[Leaf]:
     yield from blocks("vision", blocks_name, "open_clip", vision.layers)
     if vision.layer_scale:
         stacked: dict[str, Any] = dict(layers=tuple(range(vision.layers)))
-        for number in (1, 2):
-            ours = f"vision/transformer/blocks/scale_{number}"
-            yield single(ours, f"{blocks_name}.{{}}.ls_{number}.gamma", **stacked)
+        yield from gains("vision/transformer/blocks", f"{blocks_name}.{{}}.ls_", **stacked)
     yield from norm("vision/ln_post", "visual.ln_post")
 
 

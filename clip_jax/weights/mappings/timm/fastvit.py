@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from clip_jax.models.fastvit_configs import LARGE, SMALL, FastViTConfig, Stage
-from clip_jax.weights.mappings.leaf import Leaf, batch_norm, linear, norm, single
+from clip_jax.weights.mappings.leaf import Leaf, batch_norm, gains, linear, norm, single
 from clip_jax.weights.mappings.timm.tower import TimmTower
 
 
@@ -75,9 +75,7 @@ def _attention(tower: FastViTConfig, ours: str, block: str, **options: Any) -> I
     mixer = f"{block}.token_mixer"
     yield from linear(f"{ours}/attention/qkv", f"{mixer}.qkv", bias=False, **options)
     yield from linear(f"{ours}/attention/out", f"{mixer}.proj", **options)
-    for number in (1, 2):
-        gamma = f"{block}.layer_scale_{number}.gamma"
-        yield single(f"{ours}/scale_{number}", gamma, "trailing2", **options)
+    yield from gains(ours, f"{block}.layer_scale_", "trailing2", **options)
 
 
 def _mobile_one(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from clip_jax.models.relpos_vit_configs import RelPosViTConfig
-from clip_jax.weights.mappings.leaf import Leaf, blocks, linear, norm, single
+from clip_jax.weights.mappings.leaf import Leaf, blocks, gains, linear, norm, single
 from clip_jax.weights.mappings.timm.tower import TimmTower
 
 
@@ -31,6 +31,5 @@ class TimmRelPosViT(TimmTower):
         for part, layer in (("position_fc", "fc1"), ("position_proj", "fc2")):
             theirs = f"blocks.{{}}.attn.rel_pos.mlp.{layer}"
             yield from linear(f"{ours}/attention/{part}", theirs, **stacked)
-        for number in (1, 2):
-            yield single(f"{ours}/scale_{number}", f"blocks.{{}}.ls{number}.gamma", **stacked)
+        yield from gains(ours, "blocks.{}.ls", **stacked)
         yield from norm("vision/ln_post", "norm")

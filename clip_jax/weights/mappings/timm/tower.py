@@ -11,7 +11,7 @@ from clip_jax.errors import UserError
 from clip_jax.io import files
 from clip_jax.models.architectures import TOWERS
 from clip_jax.models.registry import kind_of
-from clip_jax.weights.mappings.leaf import Leaf, linear
+from clip_jax.weights.mappings.leaf import Leaf, linear, prefixed
 from clip_jax.weights.mappings.tower import TowerMapping
 
 CONFIG = "config.json"
@@ -51,13 +51,6 @@ class TimmTower(TowerMapping):
         values = dataclasses.asdict(TOWERS[name])  # type: ignore[call-overload]
         chosen = ("image_size", "mean", "std", "projection", "projection_bias", "patch_dropout")
         return {key: value for key, value in values.items() if key not in chosen}
-
-
-def prefixed(leaves: Iterator[Leaf], prefix: str) -> Iterator[Leaf]:
-    """Yields leaves whose tensors' names start with a prefix."""
-    for leaf in leaves:
-        names = tuple(prefix + name for name in leaf.names)
-        yield dataclasses.replace(leaf, names=names)
 
 
 def open_clip_leaves(mapping: TimmTower, tower: Any, projection: str) -> Iterator[Leaf]:

@@ -8,7 +8,7 @@ from typing import Any
 from clip_jax.errors import UserError
 from clip_jax.models.model_config import VisionConfig
 from clip_jax.models.registry import kind_of
-from clip_jax.weights.mappings.leaf import Leaf, attention_pool, blocks, linear, norm, single
+from clip_jax.weights.mappings.leaf import Leaf, attention_pool, blocks, gains, linear, norm, single
 from clip_jax.weights.mappings.timm.tower import TimmTower
 
 
@@ -52,9 +52,7 @@ def _leaves(vision: VisionConfig) -> Iterator[Leaf]:
     yield from blocks("vision", "blocks", "timm", vision.layers, bias=vision.attention_bias)
     if vision.layer_scale:
         stacked: dict[str, Any] = dict(layers=tuple(range(vision.layers)))
-        for number in (1, 2):
-            ours = f"vision/transformer/blocks/scale_{number}"
-            yield single(ours, f"blocks.{{}}.ls{number}.gamma", **stacked)
+        yield from gains("vision/transformer/blocks", "blocks.{}.ls", **stacked)
     yield from norm("vision/ln_post", "norm")
     if vision.pool == "map":
         yield from attention_pool("vision/pool", "attn_pool")
