@@ -19,6 +19,7 @@ from clip_jax.inference.conversion import DTYPES, convert
 from clip_jax.models.architectures import available
 from clip_jax.models.fields import MAX_SIZE
 from clip_jax.models.model_config import ACTIVATIONS
+from clip_jax.models.patches import MOST_PATCHES
 from clip_jax.weights.param_mapping import MAPPINGS, mapping_of
 
 _EXAMPLES = """\
@@ -90,6 +91,12 @@ def parser() -> argparse.ArgumentParser:
         "others; Long-CLIP is --context-length 248 --keep-positions 20",
     )
     p.add_argument(
+        "--max-num-patches",
+        type=int,
+        metavar="N",
+        help="of SigLIP 2 NaFlex: images are resized to N patches at most",
+    )
+    p.add_argument(
         "--activation",
         choices=ACTIVATIONS,
         help="write another activation function than the model was trained with: SigLIP in "
@@ -115,10 +122,10 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     args = parser().parse_args(argv)
-    for flag in ("image_size", "context_length"):
-        value = getattr(args, flag)
-        if value is not None and not 1 <= value <= MAX_SIZE:
-            raise UserError(f"--{flag.replace('_', '-')} {value} must be from 1 to {MAX_SIZE}")
+    for flag in ("image_size", "context_length", "max_num_patches"):
+        value, most = getattr(args, flag), MOST_PATCHES if flag == "max_num_patches" else MAX_SIZE
+        if value is not None and not 1 <= value <= most:
+            raise UserError(f"--{flag.replace('_', '-')} {value} must be from 1 to {most}")
     if args.keep_positions < 0 or (args.keep_positions and args.context_length is None):
         raise UserError(f"--keep-positions {args.keep_positions} needs --context-length N")
     if args.to == "lora":

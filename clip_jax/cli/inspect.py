@@ -321,7 +321,7 @@ def inspect(
     tokenizer = tokenizers.load(c.tokenizer, model.text.context_length)
     data = mixture.open_mixture(c.data.to_dict(), _say, report=False)  # it is in the summary
     size = model.vision.image_size
-    prepare = Prepare.from_config({**c.data.to_dict(), "cache_mib": 0}, tokenizer, size)
+    prepare = Prepare.from_config({**c.data.to_dict(), "cache_mib": 0}, tokenizer, model.vision)
     total = count or data.pairs
     pairs = inspect_pairs(data, prepare, count, c.seed, c.data.threads)
     quiet = not sys.stderr.isatty()
@@ -335,7 +335,7 @@ def inspect(
         groups = setup.check_groups(c, model)
         step = flops.step(model, objective, c.batch_size, groups=groups, lora=c.lora) / c.batch_size
         trained = CHIPS * hardware.chip_named(CHIP).peak * mfu / step
-        prepare = Prepare.from_config(c.data.to_dict(), tokenizer, size)
+        prepare = Prepare.from_config(c.data.to_dict(), tokenizer, model.vision)
         images_per_second = measure_speed(data, prepare, c, seconds)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         hosts = math.ceil(trained / images_per_second)

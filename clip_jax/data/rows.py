@@ -16,6 +16,8 @@ from clip_jax.data.class_index import ClassIndex
 from clip_jax.data.example import Pair, PairError, is_blank, only_pair_errors
 from clip_jax.data.images import augmentation, decoding
 from clip_jax.data.stored_features import StoredFeatures
+from clip_jax.models.model_config import VisionTower
+from clip_jax.models.patches import PatchBudget
 from clip_jax.tokenizers import Tokenizer, packing
 
 Row = dict[str, np.ndarray]
@@ -39,6 +41,7 @@ class Prepare:
       classes: finds the number of that class, for a row that tells it; None: a row tells none.
       spans: whether a row tells where the words of the caption lie.
       features: stored image features to use in place of pixels.
+      budget: the patches of an image, for a model that takes images of any shape; None: squares.
     """
 
     tokenizer: Tokenizer
@@ -53,18 +56,23 @@ class Prepare:
     classes: ClassIndex | None = None
     spans: bool = False
     features: StoredFeatures | None = None
+    budget: PatchBudget | None = None
 
     @classmethod
     def from_config(
         cls,
         data: Mapping[str, Any],
         tokenizer: Tokenizer,
-        image_size: int,
+        vision: VisionTower,
         groups: bool = False,
         classes: ClassIndex | None = None,
         spans: bool = False,
     ) -> Prepare:
-        """Makes an instance from `config.data`; missing keys have their defaults."""
+        """Makes an instance from `config.data`, whose missing keys have their defaults.
+
+        The images are those that the tower `vision` takes.
+        """
+        image_size = vision.image_size
         data = schema.Data.with_defaults(data)
         augment = augmentation.Augment.from_dict(data["augment"])
         return cls(
@@ -81,10 +89,11 @@ class Prepare:
             data["label"],
             classes,
             spans,
+            budget=vision.patch_budget,
         )
 
     def view(self, pair: Pair, rng: np.random.Generator) -> np.ndarray:
-        """Returns the augmented pixels of a pair's image, uint8 [size, size, 3].
+        """Returns the augmented pixels of a pair's image: uint8 [size, size, 3], or its patches.
 
         Raises:
           PairError: the image cannot be used, for whatever reason.
@@ -97,7 +106,8 @@ class Prepare:
 
     def _augmented(self, picture: np.ndarray, pair: Pair, rng: np.random.Generator) -> np.ndarray:
         with only_pair_errors("picture", pair.name):
-            return augmentation.random_view(picture, self.image_size, self.augment, rng)
+            size = self.budget or self.image_size
+            return augmentation.random_view(picture, size, self.augment, rng)
 
     def __call__(
         self,
@@ -118,10 +128,11 @@ class Prepare:
           epoch: the epoch of the source, which chooses among several stored features.
 
         Returns:
-          `image` uint8 [size, size, 3], or `image_features` float32 [embed_dim], and `tokens` int32
-          [context]; long captions are truncated. With `groups` also `group` uint32 [2]: a hash that
-          pairs of one group share. With `classes` also `label`, int32: the number of the class.
-          With `spans` also `span`, int32 [2], see `packing.word_span`.
+          `image` uint8 [size, size, 3] or [patches, bytes], or `image_features` float32
+          [embed_dim], and `tokens` int32 [context]; long captions are truncated. With `groups` also
+          `group` uint32 [2]: a hash that pairs of one group share. With `classes` also `label`,
+          int32: the number of the class. With `spans` also `span`, int32 [2], see
+          `packing.word_span`.
 
         Raises:
           PairError: the pair cannot be used, for whatever reason.

@@ -60,6 +60,7 @@ def convert(
     image_size: int | None = None,
     context_length: int | None = None,
     keep_positions: int = 0,
+    max_num_patches: int | None = None,
     activation: str | None = None,
     tokenizer: str | None = None,
     overwrite: bool = False,
@@ -80,6 +81,7 @@ def convert(
       context_length: a new length of texts, in tokens, to which positions are resized.
       keep_positions: the number of first positions of texts that stay as they are then, while the
         others are stretched; Long-CLIP keeps 20.
+      max_num_patches: the most patches of an image, of SigLIP 2 NaFlex.
       activation: another activation function for the written model.
       tokenizer: a name for `tokenizers.load`; None: that of the source.
       overwrite: whether existing files are replaced.
@@ -97,7 +99,8 @@ def convert(
     original = _open_original(source, model, source_library, ema, adapters)
     notes: list[str] = []  # a conversion that is refused prints the reason alone
     original = _announced(original, to, notes.append)
-    config = _convert_config(original, to, image_size, context_length, activation, notes.append)
+    sizes = image_size, context_length, max_num_patches
+    config = _convert_config(original, to, sizes, activation, notes.append)
     target = _plan(original, file, to, config, dtype, tokenizer, overwrite, notes.append)
     for line in notes:
         note(line)
@@ -105,7 +108,7 @@ def convert(
     # resized positions are rounded only once
     params, stats = original.read("keep" if dtype == "keep" else "float32")
     params, _ = positions.resize_model(
-        params, original.config, image_size, context_length, keep_positions
+        params, original.config, image_size, context_length, keep_positions, max_num_patches
     )
     leaves = [leaf for _, leaf in arrays.flat(params)]
     return Conversion(
@@ -184,7 +187,7 @@ def _plan(
     from clip_jax.models.clip import abstract_model, variables
     from clip_jax.weights import arrays, export
 
-    preprocess = original.preprocess.resized(config.vision.image_size)
+    preprocess = original.preprocess.fitted(config.vision)
     documents = export.documents(config, to, preprocess)
     abstract = abstract_model(config)
     tensors = arrays.to_tensors(variables(abstract), config, to, arrays.DTYPES[dtype])
@@ -228,12 +231,11 @@ def _write(target: _Target, parameters: Variables) -> dict[str, int]:
 def _convert_config(
     original: ModelSource,
     to: Library,
-    image_size: int | None,
-    context_length: int | None,
+    sizes: tuple[int | None, ...],
     activation: str | None,
     note: Callable[[str], None],
 ) -> CLIPConfig:
-    """Returns the architecture that is written; notes what will differ."""
+    """Returns the architecture that is written, of other `sizes`; notes what will differ."""
     from clip_jax.weights import positions
 
     if original.dtype not in ("", "float32"):
@@ -241,7 +243,7 @@ def _convert_config(
             f"it was trained with config.dtype={original.dtype}; {title_of(to)} computes in "
             "float32 unless told otherwise, so that features differ in their last digits"
         )
-    config = positions.resize_config(original.config, image_size, context_length)
+    config = positions.resize_config(original.config, *sizes)
     for line in _resizings(original.config, config):
         note(line)
     if activation not in (None, config.activation):
@@ -304,7 +306,7 @@ def _check_room(file: Path, size: int) -> None:
 def _resizings(old: CLIPConfig, new: CLIPConfig) -> Iterator[str]:
     sizes = old.vision.image_size, new.vision.image_size
     lengths = old.text.context_length, new.text.context_length
-    if sizes[0] != sizes[1]:
+    if sizes[0] != sizes[1] and not new.vision.patch_budget:
         yield f"positions of images resized from {sizes[0]} to {sizes[1]} pixels"
     if lengths[0] != lengths[1]:
         yield f"positions of texts resized from {lengths[0]} to {lengths[1]} tokens"

@@ -6,6 +6,7 @@ take and give. `load_exported` runs them.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,8 +51,9 @@ def export_model(
 ) -> dict[str, int]:
     """Writes the towers of a model as StableHLO programs.
 
-    A program takes its parameters and a batch: images uint8 [batch, size, size, 3], or token ids
-    int32 [batch, context]. It gives features float32 [batch, embed_dim].
+    A program takes its parameters and a batch: images uint8 [batch, size, size, 3] (or the packed
+    patches of `models.patches`), or token ids int32 [batch, context]. It gives
+    features float32 [batch, embed_dim].
 
     Args:
       model: the model.
@@ -75,7 +77,7 @@ def export_model(
     config = model.config
     rows: Any = jax.export.symbolic_shape("batch")[0] if batch is None else batch
     shapes = {
-        "image": ((rows, config.vision.image_size, config.vision.image_size, 3), jnp.uint8),
+        "image": ((rows, *config.vision.input_shape), jnp.uint8),
         "text": ((rows, config.text.context_length), jnp.int32),
     }
     manifest: JsonObject = {
@@ -117,7 +119,9 @@ def _pixels(preprocess: Preprocess) -> JsonObject:
     try:
         return to_open_clip(preprocess)
     except UserError:  # a way that open_clip has no words for
+        budget = {} if preprocess.budget is None else dataclasses.asdict(preprocess.budget)
         return {
+            **budget,
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),
             "interpolation": preprocess.interpolation,

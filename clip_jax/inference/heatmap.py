@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clip_jax.data.images.lettering import fit
 from clip_jax.errors import UserError
 from clip_jax.models.clip import CLIP
+from clip_jax.models.patches import grid, picture
 
 SIDE, MARGIN, LINE = 224, 12, 20  # pixels of a tile, between tiles, and of a line of text
 _OPACITY = 0.55
@@ -22,7 +23,7 @@ _COLORS = np.array(
 
 def similarity_maps(
     model: CLIP,
-    pixels: UInt8[np.ndarray, "height width 3"],
+    pixels: UInt8[np.ndarray, ...],
     text: Float[np.ndarray, "texts embed_dim"],
 ) -> Float[np.ndarray, "texts rows columns"]:
     """Returns the cosine of each patch of an image with each text.
@@ -36,6 +37,8 @@ def similarity_maps(
       UserError: the image tower gives no patches.
     """
     patches = np.asarray(model.encode_image(pixels[None], output="patches", normalized=True))[0]
+    if model.config.vision.patch_budget is not None:
+        return grid(pixels, text @ patches.T)
     side = round(len(patches) ** 0.5)
     if side * side != len(patches):
         raise UserError(f"the {len(patches)} places of this model's images form no square")
@@ -43,7 +46,7 @@ def similarity_maps(
 
 
 def draw_heatmap(
-    pixels: UInt8[np.ndarray, "height width 3"],
+    pixels: UInt8[np.ndarray, ...],
     maps: Float[np.ndarray, "texts rows columns"],
     labels: Sequence[str],
 ) -> Image.Image:
@@ -58,7 +61,10 @@ def draw_heatmap(
       labels: the text under each tile.
     """
     low, high = float(maps.min()), float(maps.max())
-    plain = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    shown = Image.fromarray(pixels if pixels.ndim == 3 else picture(pixels))
+    ratio = SIDE / max(shown.size)
+    size = max(1, round(shown.width * ratio)), max(1, round(shown.height * ratio))
+    plain = shown.resize(size, Image.Resampling.BICUBIC)
     tiles = [plain, *(_tile(plain, (one - low) / max(high - low, 1e-9)) for one in maps)]
     texts = [f"cosine {low:.2f} (blue) to {high:.2f} (yellow)", *labels]
     width = MARGIN + len(tiles) * (SIDE + MARGIN)
@@ -74,7 +80,7 @@ def draw_heatmap(
 def _tile(plain: Image.Image, values: Float[np.ndarray, "rows columns"]) -> Image.Image:
     """Returns the image under the colors of values from 0 to 1."""
     smooth = Image.fromarray((values * 255).astype(np.uint8)).resize(
-        (SIDE, SIDE), Image.Resampling.BICUBIC
+        plain.size, Image.Resampling.BICUBIC
     )
     place = np.asarray(smooth, np.float32) / 255 * (len(_COLORS) - 1)
     stops = np.arange(len(_COLORS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from clip_jax.inference.zero_shot import Tokenize, ZeroShotClassifier
 from clip_jax.io import remote
 from clip_jax.models import architectures
 from clip_jax.models.clip import CLIP, abstract_model
-from clip_jax.models.fields import MAX_SIZE
+from clip_jax.models.fields import BOUNDS
 from clip_jax.models.model_config import ACTIVATIONS, DTYPES
 from clip_jax.tokenizers.packing import check_context_length
 from clip_jax.weights import arrays
@@ -48,6 +49,7 @@ def load(
     image_size: int | None = None,
     context_length: int | None = None,
     keep_positions: int = 0,
+    max_num_patches: int | None = None,
     tokenizer: str | None = None,
     activation: str | None = None,
     library: Library | None = None,
@@ -67,6 +69,8 @@ def load(
       context_length: a new length of texts, 3 tokens or more, to which positions are resized.
       keep_positions: the number of first positions of texts that stay as they are then, while the
         others are stretched; `context_length=248, keep_positions=20` is Long-CLIP's rule.
+      max_num_patches: the most patches of an image, for SigLIP 2 NaFlex, which keeps the shapes of
+        images; None: as its files say, or 256. It was trained with 128, 256, 576, 784 and 1024.
       tokenizer: a name for `tokenizers.load`, if the model's files hold no tokenizer.
       activation: the activation function of a CLIP in a file without a config: `gelu` for
         open_clip's own models; the default is `quick_gelu`, as in OpenAI's. A warning says if the
@@ -79,7 +83,8 @@ def load(
 
     Returns:
       The model (`encode_image`, `encode_text`), its preprocessing (a PIL image to uint8
-      [size, size, 3]) and its tokenizer (texts to int32 [texts, context_length]).
+      [size, size, 3], or packed patches, see `models.patches`) and its tokenizer (texts to int32
+      [texts, context_length]).
 
     Raises:
       UserError: there is no such run, file or architecture, or the weights are of another model.
@@ -92,6 +97,7 @@ def load(
         image_size=image_size,
         context_length=context_length,
         keep_positions=keep_positions,
+        max_num_patches=max_num_patches,
         tokenizer=tokenizer,
         activation=activation,
         library=library,
@@ -117,6 +123,7 @@ def load_source(
     image_size: int | None = None,
     context_length: int | None = None,
     keep_positions: int = 0,
+    max_num_patches: int | None = None,
     tokenizer: str | None = None,
     activation: str | None = None,
     library: Library | None = None,
@@ -125,7 +132,8 @@ def load_source(
 ) -> tuple[ModelSource, CLIP, Preprocess, Tokenize]:
     """Loads a model as `load` does, and returns what it was loaded from, too, at first."""
     use_compilation_cache()
-    _check_options(dtype, params, image_size, context_length, activation)
+    sizes = {"image_size": image_size, "max_num_patches": max_num_patches}
+    _check_options(dtype, params, sizes, context_length, activation)
     source = find_model_source(model, weights, activation, library, ema)
     if adapters is not None:
         source = adapters_lib.adapted(source, adapters)
@@ -134,7 +142,7 @@ def load_source(
         warnings.warn(remark, category, stacklevel=3)
     parameters, statistics = source.read(params)
     parameters, config = resize_model(
-        parameters, source.config, image_size, context_length, keep_positions
+        parameters, source.config, image_size, context_length, keep_positions, max_num_patches
     )
     if activation not in (None, config.activation):
         raise UserError(
@@ -142,7 +150,7 @@ def load_source(
         )
     abstract = abstract_model(config, dtype or source.dtype or "float32")
     loaded = nnx.merge(nnx.graphdef(abstract), parameters, statistics)
-    preprocess = source.preprocess.resized(config.vision.image_size)
+    preprocess = source.preprocess.fitted(config.vision)
     tokenize = _load_tokenizer(source, tokenizer, config.text.context_length)
     return source, loaded, preprocess, tokenize
 
@@ -189,7 +197,7 @@ def find_model_source(
 
 
 def _check_options(
-    dtype: Any, params: Any, image_size: Any, context_length: Any, activation: Any
+    dtype: Any, params: Any, sizes: Mapping[str, Any], context_length: Any, activation: Any
 ) -> None:
     for key, value, known in (
         ("dtype", dtype, (None, *DTYPES)),
@@ -199,10 +207,11 @@ def _check_options(
         if not isinstance(value, str | None) or value not in known:
             names = ", ".join(name for name in known if name)
             raise UserError(f"unknown {key}={value!r:.60}; known: {names}")
-    if image_size is not None:
-        integer = isinstance(image_size, int | np.integer) and not isinstance(image_size, bool)
-        if not integer or not 1 <= image_size <= MAX_SIZE:
-            raise UserError(f"{image_size=!r:.60} must be a whole number from 1 to {MAX_SIZE}")
+    for key, value in sizes.items():
+        most = BOUNDS[key][1]
+        integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if value is not None and not (integer and 1 <= value <= most):
+            raise UserError(f"{key}={value!r:.60} must be a whole number from 1 to {most}")
     if context_length is not None:
         check_context_length(context_length)
 

@@ -100,8 +100,10 @@ def _read(
     if isinstance(tower, SavedTower):
         return read_tower(tower)
     params, stats = jax.device_get(tower.read("float32"))
-    size = model.vision.image_size if side == "vision" else None
     length = model.text.context_length if side == "text" else None
-    params, _ = positions.resize_model(params, tower.config, size, length, keep_positions)
+    sizes = model.vision.sizes() if side == "vision" else {}
+    params, _ = positions.resize_model(
+        params, tower.config, context_length=length, keep_positions=keep_positions, **sizes
+    )
     parts = ({side: tree[side]} for tree in (params, stats) if side in tree)
     return dict(arrays.flat(*parts))

@@ -9,6 +9,7 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
+from clip_jax.models.patches import MOST_PATCHES
 
 MAX_SIZE = 8192  # pixels a side
 MAX_INTEGER = 1 << 24
@@ -17,8 +18,9 @@ _MAX_LABELS = 1 << 16
 
 # Least and greatest values, where they are not 1 and MAX_INTEGER for integers, and ±10^6 for
 # other numbers.
-_BOUNDS: dict[str, tuple[float, float]] = {
+BOUNDS: dict[str, tuple[float, float]] = {
     "image_size": (1, MAX_SIZE),
+    "max_num_patches": (1, MOST_PATCHES),
     "stem": (0, MAX_INTEGER),
     "registers": (0, MAX_INTEGER),
     "rotary": (0, MAX_INTEGER),
@@ -110,7 +112,7 @@ def _wrong(name: str, kind: str, value: Any) -> str:
         return "" if isinstance(value, str) else "text"
     if kind not in ("int", "float"):
         return ""  # a tower, which is checked by itself
-    bounds = {**_BOUNDS, **(_OF_EFFICIENTNET if kind == "float" else {})}
+    bounds = {**BOUNDS, **(_OF_EFFICIENTNET if kind == "float" else {})}
     least, most = bounds.get(name, (1, MAX_INTEGER) if kind == "int" else (-1e6, 1e6))
     is_number = isinstance(value, int if kind == "int" else (int, float))
     if not is_number or isinstance(value, bool) or not least <= value <= most:

@@ -16,6 +16,7 @@ import jax
 from flax import nnx
 
 from clip_jax.models.model_config import TextConfig, VisionConfig
+from clip_jax.models.tower import BlockSizes
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -204,7 +205,7 @@ def _clip_vision(config: VisionConfig) -> VisionInit:
     return VisionInit(TORCH, scale, CLIP_VISION_BLOCK, LinearInit(scale))
 
 
-def _siglip_vision(config: VisionConfig) -> VisionInit:
+def siglip_vision(config: BlockSizes) -> VisionInit:
     """Returns big_vision's initializers: Flax's defaults, and positions scaled by the width.
 
     The blocks have initializers of their own. Source: big_vision's vit.py.
@@ -218,7 +219,7 @@ def _siglip_vision(config: VisionConfig) -> VisionInit:
 _VISION: dict[str, Callable[[VisionConfig], VisionInit]] = {
     "class": _clip_vision,
     "mean": _clip_vision,
-    "map": _siglip_vision,
+    "map": siglip_vision,
 }
 
 

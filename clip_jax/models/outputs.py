@@ -35,14 +35,14 @@ def check_output(output: str, tower: Any) -> None:
 
 
 def image_output(
-    module: Any, image: Num[Array, "batch height width 3"], output: str
+    module: Any, image: Num[Array, "batch ..."], output: str
 ) -> Float[Array, "batch ..."]:
     """Returns an output of an image tower other than its features.
 
     `pooled` is [batch, width], before the projection to the embedding space, for probes. `patches`
     is [batch, places, embed_dim], what the pooling and the projection make of each place alone, row
-    by row, to compare with texts. `layer:7` is [batch, tokens, width], the output of the seventh
-    block of a Transformer, with the class token first.
+    by row, to compare with texts; those of padding are zeros. `layer:7` is [batch, tokens, width],
+    the output of the seventh block of a Transformer, with the class token first.
 
     Args:
       module: the module of the tower.

@@ -22,6 +22,7 @@ VISION_TOWERS: Registry[type] = Registry(
         "mci_vit": "clip_jax.models.mci_vit_configs:MCiViTConfig",
         "swin": "clip_jax.models.swin_configs:SwinConfig",
         "relpos_vit": "clip_jax.models.relpos_vit_configs:RelPosViTConfig",
+        "naflex": "clip_jax.models.naflex_configs:NaFlexConfig",
     },
 )
 TEXT_TOWERS: Registry[type] = Registry(
@@ -63,6 +64,7 @@ MODULES: Registry[Callable[..., Any]] = Registry(
         "mci_vit": "clip_jax.models.mci_vit:MCiViT",
         "swin": "clip_jax.models.swin:Swin",
         "relpos_vit": "clip_jax.models.relpos_vit:RelPosViT",
+        "naflex": "clip_jax.models.naflex:NaFlex",
         "transformer": "clip_jax.models.text:TextTransformer",
         "bert": "clip_jax.models.bert:BERT",
         "roberta": "clip_jax.models.bert:RoBERTa",

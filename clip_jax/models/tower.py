@@ -15,6 +15,7 @@ from abc import abstractmethod
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from clip_jax.errors import UserError
+from clip_jax.models.patches import PatchBudget
 from clip_jax.models.registry import kind_of
 from clip_jax.tokenizers.protocol import Tokenizer
 
@@ -28,6 +29,7 @@ class PixelOptions(TypedDict, total=False):
     resize: str
     resize_size: int
     interpolation: str
+    budget: PatchBudget
 
 
 @runtime_checkable
@@ -112,9 +114,11 @@ class VisionTower(Tower, Protocol):
     """An image tower. Its module maps images [batch, size, size, 3] to [batch, embed_dim].
 
     The module is called as `module(image, key=keys)`. Images are uint8, or floats that are
-    normalised already (see `pixels.normalized`). `keys`, one for each image, are given in training
-    only: they turn on dropout and batch statistics. A module with a projection may offer
-    `pooled(image)` and `project(pooled)`, whose composition it is: linear probes use `pooled`.
+    normalised already (see `pixels.normalized`). Those of a tower with a `patch_budget` are packed
+    patches, uint8 [batch, patches, bytes] (see `models.patches`). `keys`, one for each image, are
+    given in training only: they turn on dropout and batch statistics. A module with a projection
+    may offer `pooled(image)` and `project(pooled)`, whose composition it is: linear probes use
+    `pooled`.
 
     Attributes:
       image_size: the side of an image in pixels.
@@ -129,6 +133,31 @@ class VisionTower(Tower, Protocol):
     @abstractmethod
     def flops(self, embed_dim: int) -> int:
         """Returns the FLOPs of the forward pass of one training image, see `training.flops`."""
+
+    @property
+    def patch_budget(self) -> PatchBudget | None:
+        """The patches of an image, for a tower that keeps the shapes of images; None: squares."""
+        return None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one image as the preprocessing makes it and the module takes it."""
+        if self.patch_budget is not None:
+            return self.patch_budget.shape
+        return self.image_size, self.image_size, 3
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Returns whether the module takes images of a shape; any number of patches will do."""
+        if self.patch_budget is not None:
+            return len(shape) == 2 and shape[1:] == self.input_shape[1:]
+        return shape == self.input_shape
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the fields that say how large images are; `resize_positions` makes up for them.
+
+        They are arguments of `clip_jax.load`.
+        """
+        return {"image_size": self.image_size}
 
     def grid_shape(self) -> tuple[int, int]:
         """Returns the number of places of an image and the features of each; (0, 0) for none.

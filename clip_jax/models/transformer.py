@@ -213,14 +213,16 @@ class AttentionPool(nnx.Module):
         self.ln = layer_norm(width, config.eps, rngs)
         self.mlp = MLP(config, activation, init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
-        """Returns one vector for each row."""
+    def __call__(
+        self, x: Float[Array, "batch length width"], mask: Mask | None = None
+    ) -> Float[Array, "batch width"]:
+        """Returns one vector for each row, of the positions that `mask` allows."""
         batch, length, width = x.shape
         heads = (batch, length, self.heads, width // self.heads)
         query = jnp.broadcast_to(self.probe[...].astype(x.dtype), (batch, 1, width))
         k, v = (part.reshape(heads) for part in jnp.split(self.kv(x), 2, axis=-1))
         query = self.q(query).reshape(batch, 1, *heads[2:])
-        attended = jax.nn.dot_product_attention(query, k, v)
+        attended = jax.nn.dot_product_attention(query, k, v, mask=mask)
         pooled = self.out(attended.reshape(batch, width))
         return pooled + self.mlp(self.ln(pooled))
 
@@ -347,10 +349,15 @@ class Transformer(nnx.Module):
             rngs,
         )
 
-    def first(self, x: Float[Array, "batch length width"], count: int) -> Array:
+    def first(
+        self, x: Float[Array, "batch length width"], count: int, mask: Mask | None = None
+    ) -> Array:
         """Applies the first `count` blocks: [batch, length, width]."""
-        blocks = first_layers(self.blocks, count)
-        return scan(blocks, x, lambda block, x: block(x, self.causal), self.remat)
+
+        def apply(block: Callable[..., Array], x: Array, mask: Any) -> Array:
+            return block(x, self.causal, mask)
+
+        return scan(first_layers(self.blocks, count), x, apply, self.remat, rest=(mask,))
 
     def __call__(
         self,

@@ -27,6 +27,7 @@ FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 OPEN_CLIP = "open_clip_config.json"
+MODEL = "config.json"
 MAX_BYTES = 128 << 20  # that of Gemma has 34 MB
 _LONGEST_CONTEXT = 1 << 16  # transformers writes a huge number where there is no bound
 _LONGEST_TOKEN = 200  # characters of a special token, which messages quote
@@ -91,6 +92,9 @@ class HuggingFace:
             **_read_if_there(file.parent / SPECIAL_TOKENS),
             **_read_if_there(file.parent / SETTINGS),
         }
+        if _read_if_there(file.parent / MODEL).get("model_type") == "siglip2":
+            # the class in Google's files is Gemma's; transformers takes this one in spite of it
+            settings["tokenizer_class"] = f"{_SIGLIP2}Tokenizer"
         if file.name in sentencepiece_files.FILES:
             content = sentencepiece_files.tokenizer_json(
                 content, file.name, settings.get("extra_ids"), str(file)

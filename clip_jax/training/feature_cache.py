@@ -115,6 +115,8 @@ class FeatureCache:
                 "seed": self.config.seed,
                 "size": self.prepare.image_size,
             }
+            if self.prepare.budget is not None:
+                facts["budget"] = dataclasses.asdict(self.prepare.budget)
         else:
             facts["preprocess"] = dataclasses.asdict(self.preprocess)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
@@ -155,8 +157,7 @@ class FeatureCache:
                         return self._pixels(source, span[picture], view)
                     except PairError:
                         lost.add(picture)
-                        size = self.prepare.image_size
-                        return np.zeros((size, size, 3), np.uint8)
+                        return np.zeros(self.preprocess.shape, np.uint8)
 
                 encoded = encoder.pixels(len(span) * views, pixels, advance=bar.update)
                 array = encoded.reshape(len(span), views, -1)

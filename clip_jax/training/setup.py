@@ -69,13 +69,13 @@ def batch_like(
     c: Config, architecture: CLIPConfig, objective: Objective, context_length: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a global batch whose texts have `context_length` tokens."""
-    size, rows = architecture.vision.image_size, c.batch_size
+    rows = c.batch_size
     batch = {"tokens": jax.ShapeDtypeStruct((rows, context_length), np.int32)}
     if c.data.cache_features:
         features = jax.ShapeDtypeStruct((rows, architecture.embed_dim), np.float32)
         batch["image_features"] = features
     else:
-        batch["image"] = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
+        batch["image"] = jax.ShapeDtypeStruct((rows, *architecture.vision.input_shape), np.uint8)
     extra = {
         "group": jax.ShapeDtypeStruct((rows, 2), np.uint32),
         "label": jax.ShapeDtypeStruct((rows,), np.int32),

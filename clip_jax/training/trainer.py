@@ -98,9 +98,9 @@ class Trainer(setup.Recipe):
         params, _ = positions.resize_model(
             params,
             source.config,
-            vision.image_size,
-            text.context_length,
-            self.config.weights.keep_positions,
+            context_length=text.context_length,
+            keep_positions=self.config.weights.keep_positions,
+            **vision.sizes(),
         )
         heads = params.pop("heads", {})
         if self.config.lora.rank:
@@ -181,7 +181,7 @@ class Trainer(setup.Recipe):
         return Prepare.from_config(
             c.data.to_dict(),
             self.run.tokenizer,
-            self.run.model.vision.image_size,
+            self.run.model.vision,
             groups="group" in extra_arrays(self.run.objective),
             classes=self.run.classes,
             spans="span" in extra_arrays(self.run.objective),

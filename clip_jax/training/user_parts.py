@@ -41,8 +41,8 @@ def check_towers(c: Config, architecture: CLIPConfig) -> None:
     """
     vision, text = architecture.vision, architecture.text
     if is_users(vision):
-        side = (_ROWS, vision.image_size, vision.image_size, 3)
-        _check_tower("vision", vision, c, architecture, jax.ShapeDtypeStruct(side, jnp.uint8))
+        images = jax.ShapeDtypeStruct((_ROWS, *vision.input_shape), jnp.uint8)
+        _check_tower("vision", vision, c, architecture, images)
     if is_users(text):
         tokens = jax.ShapeDtypeStruct((_ROWS, text.context_length), jnp.int32)
         _check_tower("text", text, c, architecture, tokens)

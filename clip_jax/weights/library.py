@@ -274,14 +274,8 @@ def _read_described(
     if preprocess is None:
         preprocess = preprocess_of(config)
         assumptions = f"there is no {where}: images are prepared as such models usually are"
-    if preprocess.size != config.vision.image_size:
-        if not config.vision.any_size:
-            raise UserError(
-                f"{where} makes images of {preprocess.size} pixels, {beside} says "
-                f"{config.vision.image_size}"
-            )
-        # the preprocessing says which size is meant
-        config = config.with_vision(image_size=preprocess.size)
+    if preprocess.shape != config.vision.input_shape:
+        config = _as_prepared(config, preprocess, where, beside)
     config = configs.with_normalization(config, preprocess.mean, preprocess.std)
     if name is not None:
         known = dataclasses.replace(
@@ -290,6 +284,22 @@ def _read_described(
         _check_name(config, known, path, name)
     tokenizer = tokenizers.find_tokenizer(folder)
     return SavedWeights(path, library, config, preprocess, tokenizer, assumptions)
+
+
+def _as_prepared(
+    config: CLIPConfig, preprocess: Preprocess, where: str, beside: Path
+) -> CLIPConfig:
+    """Returns the model for images as `where` prepares them, if its parameters serve any size."""
+    vision, budget = config.vision, preprocess.budget
+    if vision.any_size and (budget is None) == (vision.patch_budget is None):
+        size = {} if budget is None else {"max_num_patches": budget.patches}
+        config = config.with_vision(**(size or {"image_size": preprocess.size}))
+    if preprocess.shape != config.vision.input_shape:
+        raise UserError(
+            f"{where} makes images of the shape {preprocess.shape}, {beside} says "
+            f"{config.vision.input_shape}"
+        )
+    return config
 
 
 def _check_name(config: CLIPConfig, known: CLIPConfig, path: Path, name: str) -> None:

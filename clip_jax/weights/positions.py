@@ -9,11 +9,15 @@ from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import Params
 from clip_jax.models.model_config import CLIPConfig
+from clip_jax.models.registry import kind_of
 from clip_jax.weights.configs import differences
 
 
 def resize_config(
-    config: CLIPConfig, image_size: int | None = None, context_length: int | None = None
+    config: CLIPConfig,
+    image_size: int | None = None,
+    context_length: int | None = None,
+    max_num_patches: int | None = None,
 ) -> CLIPConfig:
     """Returns the same architecture for images of another size or texts of another length.
 
@@ -21,12 +25,22 @@ def resize_config(
       config: the architecture.
       image_size: the side of an image in pixels; None leaves it as it is.
       context_length: the number of tokens; None leaves it as it is.
+      max_num_patches: the most patches of an image, for a tower that keeps the shapes of images;
+        None leaves it as it is.
 
     Raises:
       UserError: the model cannot have that size.
     """
-    if image_size is not None:
-        config = config.with_vision(image_size=image_size)
+    for key, value in (("image_size", image_size), ("max_num_patches", max_num_patches)):
+        if value is None:
+            continue
+        sizes = config.vision.sizes()
+        if key not in sizes:
+            raise UserError(
+                f"{key}={value}: of a {kind_of(config.vision)} only {', '.join(sizes)} can be "
+                "changed"
+            )
+        config = config.with_vision(**{key: value})
     if context_length is not None:
         config = config.with_text(context_length=context_length)
     return config
@@ -38,6 +52,7 @@ def resize_model(
     image_size: int | None = None,
     context_length: int | None = None,
     keep_positions: int = 0,
+    max_num_patches: int | None = None,
 ) -> tuple[Params, CLIPConfig]:
     """Returns the same model for images of another size, or texts of another length.
 
@@ -48,6 +63,7 @@ def resize_model(
       context_length: the number of tokens; None leaves it as it is.
       keep_positions: the number of first positions of texts that stay as they are, while the others
         are stretched; Long-CLIP keeps 20. 0: all are resized alike.
+      max_num_patches: the most patches of an image; None leaves it as it is.
 
     Returns:
       The resized parameters and their architecture.
@@ -58,7 +74,7 @@ def resize_model(
     vision, text, config = (
         config.vision,
         config.text,
-        resize_config(config, image_size, context_length),
+        resize_config(config, image_size, context_length, max_num_patches),
     )
     if config.vision.image_size != vision.image_size:
         tower = vision.resize_positions(params["vision"], config.vision.image_size)
@@ -148,7 +164,7 @@ def _check_values(
 ) -> None:
     """Raises UserError for the first difference of two architectures that matters."""
     sizes = {"vision.image_size", "vision.ragged", "text.context_length"}
-    free = {"vision.mean", "vision.std", "vision.patch_dropout"}
+    free = {"vision.mean", "vision.std", "vision.patch_dropout", "vision.max_num_patches"}
     if config.text.any_length:
         free.add("text.context_length")
     for key, old, new in differences(theirs, wanted):

@@ -107,6 +107,16 @@ def test_transformers_alone_takes_texts_as_they_are(tmp_path: Path) -> None:
     assert HuggingFace(tmp_path / "b" / "mt5").context_length == 77
 
 
+def test_the_model_says_that_texts_are_in_lower_case(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "siglip2", tokenizer_class="GemmaTokenizer", padding_side="right")
+    (folder / "open_clip_config.json").unlink()
+    as_they_are = HuggingFace(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
+    lower = HuggingFace(folder)
+    assert as_they_are.encode("A Cat") != as_they_are.encode("a cat")
+    assert lower.encode("A Cat") == as_they_are.encode("a cat")
+
+
 def test_the_language_starts_a_text(tmp_path: Path) -> None:
     french = HuggingFace(GOLDEN / "nllb")
     english = HuggingFace(folder_of(tmp_path, "nllb", src_lang=None))

@@ -24,6 +24,8 @@ class Model:
     image_size: in pixels.
     file: the file name of its weights.
     more: from (images NCHW, tokens) to further outputs by name.
+    images: from a seed to images in another form than normalised pixels, which `encode` takes as
+        they are; None: normalised pixels.
     ours: our architecture, as `CLIPConfig.to_dict`, of a model that no document describes; or {}.
     """
 
@@ -33,6 +35,7 @@ class Model:
     image_size: int
     file: str = "model.safetensors"
     more: Callable[[Any, Any], dict[str, Any]] = lambda images, tokens: {}
+    images: Callable[[int], np.ndarray] | None = None
     ours: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -84,7 +87,12 @@ def outputs(model: Model, seed: int, train: bool = False) -> dict[str, np.ndarra
     weights = np.random.default_rng(seed + 1).standard_normal((BATCH, BATCH)).astype(np.float32)
     model.module.train(train)
     model.module.zero_grad()
-    given = torch.tensor(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(tokens).long()
+    if model.images is not None:
+        images = model.images(seed)
+        pixels = torch.tensor(images)
+    else:
+        pixels = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
+    given = pixels, torch.tensor(tokens).long()
     features = model.encode(*given)
     (features[2] * torch.tensor(weights)).sum().backward()
     names = ("image_features", "text_features", "logits_per_image")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from clip_jax.models.patches import PatchBudget, unpack
 from tools.golden_models.core import CONTEXT, VOCABULARY, Families, Model
 
 
@@ -58,6 +61,43 @@ def hugging_face_siglip(transformers: Any) -> Model:
     return _hugging_face(transformers.SiglipModel(config), 9)
 
 
+def hugging_face_siglip2(transformers: Any) -> Model:
+    """A `Siglip2Model`, of images with wider, higher and smaller grids than its positions."""
+    import torch
+
+    shape = dict(num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, hidden_size=16)
+    config = transformers.Siglip2Config(
+        vision_config=dict(patch_size=4, num_patches=9, **shape),
+        text_config=dict(
+            vocab_size=VOCABULARY,
+            max_position_embeddings=CONTEXT,
+            bos_token_id=0,
+            eos_token_id=1,
+            **shape,
+        ),
+    )
+    module = transformers.Siglip2Model(config)
+
+    def images(seed: int) -> np.ndarray:
+        rng, budget = np.random.default_rng(seed), PatchBudget(4, 12)
+        grids = ((2, 5), (6, 2), (1, 2))
+        pixels = (rng.integers(0, 256, (4 * r, 4 * c, 3), np.uint8) for r, c in grids)
+        return np.stack([budget.pack(image) for image in pixels])
+
+    def encode(packed: Any, tokens: Any) -> tuple[Any, Any, Any]:
+        pixels, places = unpack(packed.numpy())
+        shapes = np.stack([places.rows.max(axis=1), places.columns.max(axis=1)], axis=1)
+        out = module(
+            input_ids=tokens,
+            pixel_values=torch.tensor(pixels / 127.5 - 1, dtype=torch.float32),
+            pixel_attention_mask=torch.tensor(places.rows > 0).long(),
+            spatial_shapes=torch.tensor(shapes),
+        )
+        return out.image_embeds, out.text_embeds, out.logits_per_image
+
+    return Model(module, {"config.json": module.config.to_dict()}, encode, 1, images=images)
+
+
 def hugging_face_align(transformers: Any) -> Model:
     """An `AlignModel` of strided, repeated, expanded and plain blocks, one padded on all sides."""
     config = transformers.AlignConfig(
@@ -105,5 +145,6 @@ FAMILIES: Families = {
     "hugging_face_clip": ("transformers", hugging_face_clip),
     "hugging_face_metaclip2": ("transformers", hugging_face_metaclip2),
     "hugging_face_siglip": ("transformers", hugging_face_siglip),
+    "hugging_face_siglip2": ("transformers", hugging_face_siglip2),
     "hugging_face_align": ("transformers", hugging_face_align),
 }

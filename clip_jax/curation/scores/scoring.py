@@ -108,8 +108,7 @@ class Scorer:
             except PairError as error:
                 note(row, error)
                 lost[row] = True
-                size = self.preprocess.size
-                return np.zeros((size, size, 3), np.uint8)
+                return np.zeros(self.preprocess.shape, np.uint8)
 
         images = self.encoder.pixels(count, pixels, self.threads, advance)
         images[lost] = np.nan

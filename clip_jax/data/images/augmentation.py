@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 from clip_jax.config import schema
 from clip_jax.data.images.decoding import crop
 from clip_jax.errors import UserError
+from clip_jax.models.patches import PatchBudget
 
 # "fit" shrinks the crop until it fits into the image; "open_clip" draws again.
 CROPS = ("fit", "open_clip")
@@ -79,7 +80,7 @@ class Augment(schema.Augment):
 
 
 def random_box(
-    size: tuple[int, int], augment: Augment, rng: np.random.Generator
+    size: tuple[int, int], augment: Augment, rng: np.random.Generator, aspect: float = 1.0
 ) -> tuple[float, float, float, float]:
     """Draws a random crop.
 
@@ -87,14 +88,15 @@ def random_box(
       size: width and height of the image.
       augment: the scales and shapes of crops.
       rng: draws the crop.
+      aspect: the shape, width over height, that `augment.crop_ratio` is relative to.
 
     Returns:
       left, top, right and bottom of the crop, in pixels.
     """
     if augment.crop == "open_clip":
-        return _open_clip_box(size, augment, rng)
+        return _open_clip_box(size, augment, rng, aspect)
     width, height = size
-    wide, tall = _random_shape(size, augment, rng)
+    wide, tall = _random_shape(size, augment, rng, aspect)
     shrink = min(1.0, width / wide, height / tall)
     # float rounding may lead out of the image by a hair
     wide, tall = (min(max(shrink * v, 1.0), most) for v, most in ((wide, width), (tall, height)))
@@ -103,17 +105,17 @@ def random_box(
 
 
 def _random_shape(
-    size: tuple[int, int], augment: Augment, rng: np.random.Generator
+    size: tuple[int, int], augment: Augment, rng: np.random.Generator, aspect: float
 ) -> tuple[float, float]:
     """Returns a random width and height of a crop, which need not fit into the image."""
     low, high = (math.log(r) for r in augment.crop_ratio)
     area = size[0] * size[1] * rng.uniform(*augment.crop_scale)
-    ratio = math.exp(rng.uniform(low, high))
+    ratio = aspect * math.exp(rng.uniform(low, high))
     return math.sqrt(area * ratio), math.sqrt(area / ratio)
 
 
 def _open_clip_box(
-    size: tuple[int, int], augment: Augment, rng: np.random.Generator
+    size: tuple[int, int], augment: Augment, rng: np.random.Generator, aspect: float
 ) -> tuple[float, float, float, float]:
     """Draws a crop as torchvision's `RandomResizedCrop` does, with which open_clip trains.
 
@@ -122,12 +124,12 @@ def _open_clip_box(
     """
     width, height = size
     for _ in range(10):
-        wide, tall = (round(side) for side in _random_shape(size, augment, rng))
+        wide, tall = (round(side) for side in _random_shape(size, augment, rng, aspect))
         if 0 < wide <= width and 0 < tall <= height:
             left = int(rng.integers(0, width - wide, endpoint=True))
             top = int(rng.integers(0, height - tall, endpoint=True))
             return left, top, left + wide, top + tall
-    narrowest, widest = augment.crop_ratio
+    narrowest, widest = (aspect * ratio for ratio in augment.crop_ratio)
     wide = min(width, max(1, round(height * widest)))
     tall = min(height, max(1, round(width / narrowest)))
     left, top = (width - wide) // 2, (height - tall) // 2
@@ -208,18 +210,19 @@ def affine(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> np
 
 
 def random_view(
-    pixels: np.ndarray, size: int, augment: Augment, rng: np.random.Generator
+    pixels: np.ndarray, size: int | PatchBudget, augment: Augment, rng: np.random.Generator
 ) -> np.ndarray:
     """Returns a random view of an image for training.
 
     Args:
       pixels: uint8 [height, width, 3].
-      size: pixels a side of the view.
+      size: pixels a side of the view, or the patches of a view that keeps the shape of the image.
+        `augment.crop_ratio` is then relative to that shape.
       augment: the random changes.
       rng: all randomness of the view.
 
     Returns:
-      uint8 [size, size, 3].
+      uint8 [size, size, 3], or packed patches, see `models.patches`.
     """
     if augment.translate or augment.zoom != (1.0, 1.0):
         pixels = affine(pixels, augment, rng)
@@ -228,7 +231,12 @@ def random_view(
         turned = Image.fromarray(pixels).rotate(angle, Image.Resampling.BILINEAR, fillcolor="white")
         pixels = np.asarray(turned)
     height, width = pixels.shape[:2]
-    view = crop(pixels, size, random_box((width, height), augment, rng))
+    if isinstance(size, PatchBudget):
+        box = random_box((width, height), augment, rng, width / height)
+        shape = size.size_for(box[3] - box[1], box[2] - box[0])
+    else:
+        box, shape = random_box((width, height), augment, rng), (size, size)
+    view = crop(pixels, shape, box)
     if rng.random() < augment.flip:
         view = view[:, ::-1]
     if augment.color or augment.hue or augment.gray:
@@ -236,4 +244,4 @@ def random_view(
     if augment.blur != (0.0, 0.0):
         blur = ImageFilter.GaussianBlur(rng.uniform(*augment.blur))
         view = np.asarray(Image.fromarray(np.ascontiguousarray(view)).filter(blur))
-    return np.ascontiguousarray(view)
+    return size.pack(view) if isinstance(size, PatchBudget) else np.ascontiguousarray(view)

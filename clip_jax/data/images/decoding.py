@@ -256,7 +256,9 @@ def resize_and_crop(
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def crop(pixels: np.ndarray, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
+def crop(
+    pixels: np.ndarray, size: int | tuple[int, int], box: tuple[float, float, float, float]
+) -> np.ndarray:
     """Crops a part of an image and resizes it with Pillow's bicubic filter.
 
     With cykooz.resizer this is six times as fast as Pillow, and differs by at most 2 of 255 except
@@ -265,16 +267,17 @@ def crop(pixels: np.ndarray, size: int, box: tuple[float, float, float, float]) 
 
     Args:
       pixels: uint8 [height, width, 3].
-      size: pixels a side of the result.
+      size: the height and the width of the result in pixels, or the side of a square.
       box: left, top, right and bottom of the part, in pixels.
 
     Returns:
       uint8 [size, size, 3].
     """
     height, width = pixels.shape[:2]
+    high, wide = (size, size) if isinstance(size, int) else size
     if resizer is None or width * height > _LARGE:
         image = Image.fromarray(pixels)
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+        return np.asarray(image.resize((wide, high), Image.Resampling.BICUBIC, box=box))
     left, top, right, bottom = box
     form = resizer.PixelType.U8x3
     options = resizer.ResizeOptions(
@@ -283,6 +286,6 @@ def crop(pixels: np.ndarray, size: int, box: tuple[float, float, float, float]) 
         use_alpha=False,
     )
     source = resizer.ImageData(width, height, form, pixels.tobytes())
-    result = resizer.ImageData(size, size, form)
+    result = resizer.ImageData(wide, high, form)
     resizer.Resizer().resize(source, result, options)
-    return np.frombuffer(result.get_buffer(), np.uint8).reshape(size, size, 3)
+    return np.frombuffer(result.get_buffer(), np.uint8).reshape(high, wide, 3)

@@ -14,9 +14,11 @@ from clip_jax.data.images.decoding import resize_and_crop, shorter_side_to
 from clip_jax.data.images.pictures import picture
 from clip_jax.data.images.values import bad_value, check_choice, check_integer
 from clip_jax.errors import UserError
-from clip_jax.models.model_config import MEAN, STD
+from clip_jax.models.model_config import MEAN, STD, VisionTower
+from clip_jax.models.patches import PatchBudget
 
-RESIZES = ("shortest", "squash", "longest")
+RESIZES = ("shortest", "squash", "longest")  # to a square
+PATCHES = "patches"
 RESAMPLES = {r.name.lower(): r for r in map(Image.Resampling, range(6))}  # newer ones are rare
 HALVES: dict[str, Callable[[float], int]] = {"even": round, "down": math.floor}
 
@@ -25,6 +27,8 @@ HALVES: dict[str, Callable[[float], int]] = {"even": round, "down": math.floor}
 class Preprocess:
     """Converts an image to the input of a model: uint8 [size, size, 3]; the model normalises it.
 
+    With `resize="patches"` it is uint8 [patches, bytes], the packed patches of `models.patches`.
+
     The pixels equal those of the released code for upright, opaque RGB or grey images of 8 bits a
     channel. Other images are first converted to these (`decoding.to_rgb`). transformers also
     converts to RGB before it resizes, and puts transparency on white. OpenAI's code and open_clip
@@ -32,16 +36,19 @@ class Preprocess:
     mixed.
 
     Attributes:
-      size: pixels a side of the output.
+      size: pixels a side of the output; with `patches` of a square image.
       resize: `shortest`: the shorter side becomes `resize_size`, then the centre is cropped (CLIP);
         `squash`: both sides become `resize_size` whatever the shape, then the centre is cropped
-        (SigLIP, ALIGN); `longest`: the longer side becomes `size`, and the rest is filled.
+        (SigLIP, ALIGN); `longest`: the longer side becomes `size`, and the rest is filled;
+        `patches`: the image keeps its shape, and has as many patches as `budget` lets it have
+        (SigLIP 2 NaFlex).
       resize_size: pixels; None for `size`.
       interpolation: `bicubic`, `bilinear`, or another of Pillow's filters.
       mean, std: of R, G and B in 0…1; the model subtracts the mean, then divides by std.
       fill: the grey value around an image, for `longest`.
       half: whether a margin of half a pixel is rounded to the `even` number of pixels (OpenAI,
         open_clip) or `down` (transformers). This shifts the crop by a pixel in one image of four.
+      budget: the size and the number of patches, for `patches`.
     """
 
     size: int
@@ -52,10 +59,11 @@ class Preprocess:
     std: tuple[float, ...] = STD
     fill: int = 0
     half: str = "even"
+    budget: PatchBudget | None = None
 
     def __post_init__(self) -> None:
         for key, choices in (
-            ("resize", RESIZES),
+            ("resize", (*RESIZES, PATCHES)),
             ("interpolation", RESAMPLES),
             ("half", HALVES),
         ):
@@ -69,6 +77,10 @@ class Preprocess:
                     f"Preprocess.resize_size={self.resize_size} cannot be: with resize='longest' "
                     f"nothing is cut off; leave it out"
                 )
+        if (self.resize == PATCHES) != (self.budget is not None):
+            raise bad_value(
+                "Preprocess", "budget", self.budget, "given for resize='patches', and only for it"
+            )
         for key, least in (("mean", -math.inf), ("std", 0.0)):
             value = getattr(self, key)
             if len(value) != 3 or not all(least < v < math.inf for v in value):
@@ -80,10 +92,24 @@ class Preprocess:
         side = None if side is None else round(side * size / self.size)
         return dataclasses.replace(self, size=size, resize_size=side)
 
+    def fitted(self, vision: VisionTower) -> Preprocess:
+        """Returns the preprocessing for images of a tower's size."""
+        if self.budget is None:
+            return self.resized(vision.image_size)
+        return dataclasses.replace(self, size=vision.image_size, budget=vision.patch_budget)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the output."""
+        return (self.size, self.size, 3) if self.budget is None else self.budget.shape
+
     def __call__(self, image: Any) -> np.ndarray:
         """Returns the pixels of an image of any mode and shape; see `pictures.picture`."""
         image = picture(image)
         resample = RESAMPLES[self.interpolation]
+        if self.budget is not None:
+            high, wide = self.budget.size_for(image.height, image.width)
+            return self.budget.pack(np.asarray(image.resize((wide, high), resample)))
         if self.resize == "longest":
             ratio = max(image.size) / self.size
             shape = (max(1, round(image.width / ratio)), max(1, round(image.height / ratio)))

@@ -110,6 +110,10 @@ _HUB = {
         for size, size_of_patch, short, sides in siglip.SIGLIP2
         for side in sides
     },
+    **{
+        f"google-siglip2-{size}-{patch}-naflex": f"siglip2-{short}-naflex"
+        for size, patch, short in siglip.NAFLEX
+    },
     "facebook-metaclip-b32-400m": "vit-b-32-quickgelu",
     "facebook-metaclip-b16-400m": "vit-b-16-quickgelu",
     "facebook-metaclip-l14-400m": "vit-l-14-quickgelu",

@@ -6,7 +6,8 @@ from typing import Any
 
 from clip_jax.io.files import JsonObject
 from clip_jax.models.architectures.sizes import BASE, GIANT, LARGE, SO400M
-from clip_jax.models.model_config import HALF, CLIPConfig, TextConfig, VisionConfig
+from clip_jax.models.model_config import HALF, CLIPConfig, TextConfig, VisionConfig, VisionTower
+from clip_jax.models.naflex_configs import NaFlexConfig
 
 
 def siglip(
@@ -23,28 +24,32 @@ def siglip(
 
     Args:
       activation: the activation of the MLPs.
-      vision, text: fields of `VisionConfig` and `TextConfig`.
+      vision, text: fields of `VisionConfig`, or without an `image_size` of `NaFlexConfig`, and of
+        `TextConfig`.
       embed_dim: features of an image or a text. None: the vision tower's width, without a
         projection between the two.
       logit_bias: the initial value of the learned bias.
     """
-    ragged = vision["image_size"] % vision["patch_size"] > 0
+    if "image_size" in vision:
+        image: VisionTower = VisionConfig(
+            pool="map",
+            ln_pre=False,
+            patch_bias=True,
+            projection=False,
+            ragged=vision["image_size"] % vision["patch_size"] > 0,
+            mean=HALF,
+            std=HALF,
+            **vision,
+        )
+    else:
+        image = NaFlexConfig(**vision)
     return CLIPConfig(
         vision["width"] if embed_dim is None else embed_dim,
         activation,
         temperature=0.1,
         max_logit_scale=0.0,
         logit_bias=logit_bias,
-        vision=VisionConfig(
-            pool="map",
-            ln_pre=False,
-            patch_bias=True,
-            projection=False,
-            ragged=ragged,
-            mean=HALF,
-            std=HALF,
-            **vision,
-        ),
+        vision=image,
         text=TextConfig(**{"causal": False, "pool": "last", "projection_bias": True, **text}),
     )
 
@@ -61,6 +66,9 @@ SIGLIP2 = (
 _SHAPES = {"base": BASE, "large": LARGE, "so400m": SO400M, "giant-opt": GIANT}
 
 
+NAFLEX = (("base", "patch16", "b16"), ("so400m", "patch16", "so400m16"))
+
+
 def _siglip2() -> dict[str, CLIPConfig]:
     """Returns the models of SigLIP 2 with images of one size; a giant's texts are so400m's."""
     models = {}
@@ -75,6 +83,18 @@ def _siglip2() -> dict[str, CLIPConfig]:
                 dict(vocab_size=256_000, context_length=64, eps=1e-6, **text),
             )
     return models
+
+
+def _naflex() -> dict[str, CLIPConfig]:
+    """Returns the models of SigLIP 2 that keep the shapes of images."""
+    return {
+        f"siglip2-{short}-naflex": siglip(
+            "gelu_tanh",
+            dict(eps=1e-6, **_SHAPES[size]),
+            dict(vocab_size=256_000, context_length=64, eps=1e-6, **_SHAPES[size]),
+        )
+        for size, _, short in NAFLEX
+    }
 
 
 def _siglip(
@@ -100,4 +120,5 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     "siglip-so400m14-384": _siglip(384, 14, **SO400M),
     # SigLIP 2: Multilingual Vision-Language Encoders (Tschannen et al. 2025).
     **_siglip2(),
+    **_naflex(),
 }

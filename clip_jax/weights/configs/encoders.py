@@ -8,8 +8,9 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
+from clip_jax.weights.configs.align import bert_fields
 from clip_jax.weights.configs.fields import Fields
-from clip_jax.weights.configs.hugging_face import EVERYWHERE, activation_of, bert_fields
+from clip_jax.weights.configs.transformers_towers import EVERYWHERE, activation_of
 
 # Keys of models with a decoder that its encoder does not read, or only in training. Sinusoids of
 # positions go on as far as a text does.

@@ -13,15 +13,15 @@ from clip_jax.models.model_config import CLIPConfig
 def essence(config: CLIPConfig) -> JsonObject:
     """Returns the parts of an architecture that features depend on, as nested dictionaries.
 
-    Initial values, training-only fields, heads and the context length of a BERT are left out. The
-    decoder of a CoCa stays, since other libraries have it, too.
+    Initial values, training-only fields, heads, the number of patches of a NaFlex and the context
+    length of a BERT are left out. The decoder of a CoCa stays, since other libraries have it, too.
     """
     others = [name for name, head in config.heads if not isinstance(head, MultimodalConfig)]
     values = config.without_heads(others).to_dict()
     del values["temperature"], values["max_logit_scale"]
     values["logit_bias"] = config.logit_bias is not None
     for tower in (values["vision"], values["text"]):
-        for key in ("patch_dropout", "momentum"):
+        for key in ("patch_dropout", "momentum", "max_num_patches"):
             tower.pop(key, None)
         if tower.get("activation") == config.activation:
             tower["activation"] = ""

@@ -1,4 +1,4 @@
-"""The mapping of transformers' folders: `CLIPModel`, `SiglipModel` and `AlignModel`."""
+"""The mapping of transformers' folders: CLIP, SigLIP (2) and ALIGN."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from clip_jax.models.model_config import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.naflex_configs import NaFlexConfig
 from clip_jax.weights import configs, preprocessing
 from clip_jax.weights.mappings.bert import bert_leaves
 from clip_jax.weights.mappings.leaf import (
@@ -61,7 +62,7 @@ class HuggingFace(WeightsMapping):
             ) if text.layers and is_plain(vision) and type(text) is TextConfig:
                 return _clip(vision, text)
             case CLIPConfig(
-                vision=VisionConfig(pool="map", stem=0, registers=0) as vision,
+                vision=VisionConfig(pool="map", stem=0, registers=0) | NaFlexConfig() as vision,
                 text=TextConfig(pool="last") as text,
                 log_scale=True,
                 projection_width=0,
@@ -135,8 +136,9 @@ def _clip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
     yield from linear("vision/projection", "visual_projection", bias=False)
 
 
-def _siglip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
+def _siglip(vision: VisionConfig | NaFlexConfig, text: TextConfig) -> Iterator[Leaf]:
     tower, head = "vision_model", "vision_model.head"
+    squares = isinstance(vision, VisionConfig)
     yield single("logit_scale", "logit_scale", "leading1")
     yield single("logit_bias", "logit_bias", "leading1")
     yield from _text(text)
@@ -144,8 +146,8 @@ def _siglip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
     yield from linear(
         "vision/patch_embedding",
         f"{tower}.embeddings.patch_embedding",
-        form="patches",
-        bias=vision.patch_bias,
+        form="patches" if squares else "linear",
+        bias=not squares or vision.patch_bias,
     )
     yield single("vision/positional_embedding", f"{tower}.embeddings.position_embedding.weight")
     yield from blocks("vision", f"{tower}.encoder.layers", "hugging_face", vision.layers)

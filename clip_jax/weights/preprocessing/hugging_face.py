@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from clip_jax.data.images.preprocess import RESAMPLES, Preprocess
+from clip_jax.data.images.preprocess import PATCHES, RESAMPLES, Preprocess
 from clip_jax.data.images.values import (
     GREATEST,
     LEAST,
@@ -19,6 +19,7 @@ from clip_jax.data.images.values import (
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
 from clip_jax.models.model_config import MEAN, STD
+from clip_jax.models.patches import MOST_PATCHES, PatchBudget
 
 _PROCESSORS: dict[str, JsonObject] = {  # of transformers, with what their files may leave out
     "CLIP": {
@@ -29,6 +30,7 @@ _PROCESSORS: dict[str, JsonObject] = {  # of transformers, with what their files
         "image_std": list(STD),
     },
     "Siglip": {"size": [224, 224]},
+    "Siglip2": {"resample": 2, "patch_size": 16, "max_num_patches": 256},
     "EfficientNet": {
         "size": [346, 346],
         "crop_size": 289,
@@ -48,7 +50,13 @@ _COMMON: JsonObject = {
     "image_mean": 0.5,
     "image_std": 0.5,
 }
-_KINDS = {"clip": "CLIP", "metaclip_2": "CLIP", "siglip": "Siglip", "align": "EfficientNet"}
+_KINDS = {
+    "clip": "CLIP",
+    "metaclip_2": "CLIP",
+    "siglip": "Siglip",
+    "siglip2": "Siglip2",
+    "align": "EfficientNet",
+}
 
 
 def from_hugging_face(
@@ -56,8 +64,8 @@ def from_hugging_face(
 ) -> Preprocess:
     """Reads the preprocessing that transformers does.
 
-    The processors of CLIP, SigLIP and EfficientNet (ALIGN) that resample with Pillow are supported;
-    those of transformers on torch round some pixels differently.
+    The processors of CLIP, SigLIP, SigLIP 2 NaFlex and EfficientNet (ALIGN) that resample with
+    Pillow are supported; those of transformers on torch round some pixels differently.
 
     Args:
       config: the content of a `preprocessor_config.json` or `processor_config.json`.
@@ -82,7 +90,8 @@ def from_hugging_face(
     if flag("do_pad"):
         raise bad_value(name, "do_pad", True, "false: padding is not done here")
     resample = Image.Resampling(check_integer(name, "resample", values["resample"], 0, 5))
-
+    if kind == "Siglip2":
+        return _patches(name, values, resample, *_normalization(name, values, flag))
     resize, side = _resize(name, values["size"], squash=kind == "EfficientNet")
     size = side
     if flag("do_center_crop"):
@@ -103,6 +112,28 @@ def from_hugging_face(
     )
 
 
+def _patches(
+    name: str,
+    values: Mapping[str, Any],
+    resample: Image.Resampling,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Preprocess:
+    """Returns the preprocessing of a `Siglip2ImageProcessor`."""
+    budget = PatchBudget(
+        check_integer(name, "patch_size", values["patch_size"]),
+        check_integer(name, "max_num_patches", values["max_num_patches"], 1, MOST_PATCHES),
+    )
+    return Preprocess(
+        budget.side,
+        PATCHES,
+        interpolation=resample.name.lower(),
+        mean=mean,
+        std=std,
+        budget=budget,
+    )
+
+
 def to_hugging_face(preprocess: Preprocess, kind: str) -> JsonObject:
     """Returns the `preprocessor_config.json` for the same preprocessing in transformers.
 
@@ -110,7 +141,7 @@ def to_hugging_face(preprocess: Preprocess, kind: str) -> JsonObject:
 
     Args:
       preprocess: the preprocessing that a model was trained with.
-      kind: the kind of the model: `clip`, `metaclip_2`, `siglip` or `align`.
+      kind: the kind of the model: `clip`, `metaclip_2`, `siglip`, `siglip2` or `align`.
 
     Raises:
       UserError: the processor of that kind cannot do it.
@@ -119,7 +150,12 @@ def to_hugging_face(preprocess: Preprocess, kind: str) -> JsonObject:
     side = preprocess.resize_size or preprocess.size
     crop = preprocess.size != side
     shortest, squash = (preprocess.resize == how for how in ("shortest", "squash"))
-    possible = {"siglip": squash and not crop, "align": squash}
+    budget = preprocess.budget
+    possible = {
+        "siglip": squash and not crop,
+        "siglip2": budget is not None,
+        "align": squash,
+    }
     if not possible.get(kind, shortest or squash):
         raise UserError(
             f"transformers' processor of {kind} cannot do resize={preprocess.resize!r}, "
@@ -139,8 +175,11 @@ def to_hugging_face(preprocess: Preprocess, kind: str) -> JsonObject:
         "image_mean": list(preprocess.mean),
         "image_std": list(preprocess.std),
     }
-    if kind == "siglip":
+    if kind in ("siglip", "siglip2"):
         del config["do_center_crop"], config["crop_size"]
+    if budget is not None:
+        del config["size"]
+        config |= {"patch_size": budget.patch_size, "max_num_patches": budget.patches}
     if kind == "align":
         config |= {"rescale_offset": False, "include_top": False}
     return config
@@ -156,7 +195,9 @@ def _processor(config: Mapping[str, Any], name: str) -> str:
         classes = (f"{kind}ImageProcessor", f"{kind}FeatureExtractor")
         if isinstance(value, str) and value.removesuffix("Fast").removesuffix("Pil") in classes:
             return kind
-    raise bad_value(name, key, value, "CLIP's, Siglip's or EfficientNet's ImageProcessor")
+    raise bad_value(
+        name, key, value, "CLIP's, Siglip's, Siglip2's or EfficientNet's ImageProcessor"
+    )
 
 
 def _resize(name: str, value: Any, squash: bool, key: str = "size") -> tuple[str, int]:

@@ -65,6 +65,10 @@ def to_open_clip(preprocess: Preprocess) -> JsonObject:
     Raises:
       UserError: open_clip cannot do it.
     """
+    if preprocess.budget is not None:
+        raise UserError(
+            "open_clip takes squares, this model images of any shape: write it for transformers"
+        )
     if preprocess.resize_size not in (None, preprocess.size):
         raise UserError(
             f"open_clip cannot resize to {preprocess.resize_size} and cut out {preprocess.size}: "
