@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import POSITIONS
@@ -15,7 +15,7 @@ from clip_jax.models.naflex_configs import NaFlexConfig
 from clip_jax.models.patches import Places, unpack
 from clip_jax.models.transformer import AttentionPool, Transformer
 
-Images = UInt8[Array, "batch patches bytes"]  # see `models.patches`
+Images = Num[Array, "batch patches bytes"]  # see `models.patches`
 Tokens = Float[Array, "batch patches width"]
 
 

@@ -61,7 +61,7 @@ class PatchBudget:
         """The side in pixels of a square image."""
         return math.isqrt(self.patches) * self.patch_size
 
-    def size_for(self, height: float, width: float) -> tuple[int, int]:
+    def size_for(self, height: int | float, width: int | float) -> tuple[int, int]:
         """Returns the height and the width in pixels that an image is resized to.
 
         Both are multiples of the patch size. The image is scaled by the largest factor whose

@@ -108,7 +108,7 @@ def test_transformers_alone_takes_texts_as_they_are(tmp_path: Path) -> None:
 
 
 def test_the_model_says_that_texts_are_in_lower_case(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "siglip2", tokenizer_class="GemmaTokenizer", padding_side="right")
+    folder = folder_of(tmp_path, "gemma", tokenizer_class="GemmaTokenizer", padding_side="right")
     (folder / "open_clip_config.json").unlink()
     as_they_are = HuggingFace(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "siglip2"}))

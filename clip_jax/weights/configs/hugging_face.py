@@ -203,10 +203,14 @@ def _write_transformers(
 
     The last is for texts that an id ends.
     """
-    naflex = isinstance(vision, NaFlexConfig)
-    siglip = naflex or vision.pool == "map"
-    kind = "metaclip_2" if text.pool == "eos" else "clip"
-    kind = "siglip2" if naflex else "siglip" if siglip else kind
+    image = {"patch_size": vision.patch_size, "num_channels": 3}
+    if isinstance(vision, NaFlexConfig):
+        kind = "siglip2"
+        image["num_patches"] = vision.positions**2
+    else:
+        others = "metaclip_2" if text.pool == "eos" else "clip"
+        kind = "siglip" if vision.pool == "map" else others
+        image["image_size"] = vision.image_size
 
     def tower(side: str, values: VisionConfig | NaFlexConfig | TextConfig) -> JsonObject:
         return {
@@ -219,15 +223,10 @@ def _write_transformers(
             "hidden_act": activation_name(values.activation or config.activation),
         }
 
-    image = {"patch_size": vision.patch_size, "num_channels": 3}
-    if naflex:
-        image["num_patches"] = vision.positions**2
-    else:
-        image["image_size"] = vision.image_size
     words = {"vocab_size": text.vocab_size, "max_position_embeddings": text.context_length}
-    if siglip:
+    if kind in ("siglip", "siglip2"):
         return {
-            "architectures": ["Siglip2Model" if naflex else "SiglipModel"],
+            "architectures": [f"{kind.capitalize()}Model"],
             "model_type": kind,
             "vision_config": {**tower("vision", vision), **image},
             "text_config": {**tower("text", text), **words, "projection_size": config.embed_dim},

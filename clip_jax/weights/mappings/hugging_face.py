@@ -138,7 +138,6 @@ def _clip(vision: VisionConfig, text: TextConfig) -> Iterator[Leaf]:
 
 def _siglip(vision: VisionConfig | NaFlexConfig, text: TextConfig) -> Iterator[Leaf]:
     tower, head = "vision_model", "vision_model.head"
-    squares = isinstance(vision, VisionConfig)
     yield single("logit_scale", "logit_scale", "leading1")
     yield single("logit_bias", "logit_bias", "leading1")
     yield from _text(text)
@@ -146,8 +145,8 @@ def _siglip(vision: VisionConfig | NaFlexConfig, text: TextConfig) -> Iterator[L
     yield from linear(
         "vision/patch_embedding",
         f"{tower}.embeddings.patch_embedding",
-        form="patches" if squares else "linear",
-        bias=not squares or vision.patch_bias,
+        form="linear" if isinstance(vision, NaFlexConfig) else "patches",
+        bias=isinstance(vision, NaFlexConfig) or vision.patch_bias,
     )
     yield single("vision/positional_embedding", f"{tower}.embeddings.position_embedding.weight")
     yield from blocks("vision", f"{tower}.encoder.layers", "hugging_face", vision.layers)
