@@ -6,20 +6,19 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.errors import UserError, is_disk_full, megabytes
+from clip_jax.inference.conversion_checks import check_range, check_written
 from clip_jax.io import files
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.weights.param_mapping import MAPPINGS, Library, mapping_of, title_of
+from clip_jax.weights.param_mapping import Library, mapping_of, title_of
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from clip_jax.data.images.preprocess import Preprocess
     from clip_jax.inference.model_source import ModelSource
     from clip_jax.models.clip import Variables
@@ -99,7 +98,9 @@ def convert(
     original = _open_original(source, model, source_library, ema, adapters)
     notes: list[str] = []  # a conversion that is refused prints the reason alone
     original = _announced(original, to, notes.append)
-    sizes = image_size, context_length, max_num_patches
+    sizes = dict(
+        image_size=image_size, context_length=context_length, max_num_patches=max_num_patches
+    )
     config = _convert_config(original, to, sizes, activation, notes.append)
     target = _plan(original, file, to, config, dtype, tokenizer, overwrite, notes.append)
     for line in notes:
@@ -108,7 +109,7 @@ def convert(
     # resized positions are rounded only once
     params, stats = original.read("keep" if dtype == "keep" else "float32")
     params, _ = positions.resize_model(
-        params, original.config, image_size, context_length, keep_positions, max_num_patches
+        params, original.config, keep_positions=keep_positions, **sizes
     )
     leaves = [leaf for _, leaf in arrays.flat(params)]
     return Conversion(
@@ -211,7 +212,7 @@ def _write(target: _Target, parameters: Variables) -> dict[str, int]:
     from clip_jax.weights import export
 
     file, config, dtype = target.file, target.config, target.dtype
-    _check_range(parameters, dtype)
+    check_range(parameters, dtype)
     before = _listing(file.parent)
     with _write_errors(file):
         export.write(
@@ -224,14 +225,14 @@ def _write(target: _Target, parameters: Variables) -> dict[str, int]:
             dtype=dtype,
         )
     after = _listing(file.parent)
-    _check_written(file, target.library, parameters, config, target.preprocess, dtype)
+    check_written(file, target.library, parameters, config, target.preprocess, dtype)
     return {str(path): path.stat().st_size for path in after if after[path] != before.get(path)}
 
 
 def _convert_config(
     original: ModelSource,
     to: Library,
-    sizes: tuple[int | None, ...],
+    sizes: Mapping[str, int | None],
     activation: str | None,
     note: Callable[[str], None],
 ) -> CLIPConfig:
@@ -243,7 +244,7 @@ def _convert_config(
             f"it was trained with config.dtype={original.dtype}; {title_of(to)} computes in "
             "float32 unless told otherwise, so that features differ in their last digits"
         )
-    config = positions.resize_config(original.config, *sizes)
+    config = positions.resize_config(original.config, **sizes)
     for line in _resizings(original.config, config):
         note(line)
     if activation not in (None, config.activation):
@@ -343,55 +344,6 @@ def _find_tokenizer(
     elif kind != "clip" and not (kind == "siglip" and to == "open_clip"):
         note(f"{to} has no place for the tokenizer {name}: tokenize with clip_jax.tokenizers")
     return None
-
-
-def _check_range(parameters: Variables, dtype: str) -> None:
-    """Raises UserError for numbers that float16 cannot represent."""
-    import numpy as np
-
-    from clip_jax.weights import arrays
-
-    if dtype != "float16":
-        return
-    for path, leaf in arrays.flat(*parameters):
-        largest = float(np.abs(np.asarray(leaf)).max(initial=0))
-        if 65504 < largest < math.inf:
-            raise UserError(f"{path} reaches {largest:g}, too large for float16: use bfloat16")
-
-
-def _check_written(
-    file: Path,
-    to: Library,
-    parameters: Variables,
-    config: CLIPConfig,
-    preprocess: Preprocess,
-    dtype: str,
-) -> None:
-    """Checks that the files describe the model that was written, and hold it bit for bit."""
-    import numpy as np
-
-    from clip_jax.models.architectures import name_of
-    from clip_jax.weights import arrays, configs, library
-
-    weights = library.SavedWeights(file, to, config, preprocess, None)
-    has_config = bool(mapping_of(to).config_file)
-    if file.name in library.usual_files(to) and (has_config or name_of(config)):
-        # reads the config beside it, too; the names of our libraries are recognized
-        weights = library.find_weights(file, library=None if to in MAPPINGS else to)
-        essences = configs.essence(config), configs.essence(weights.config)
-        for key, ours, theirs in configs.differences(*essences):
-            raise UserError(f"{file} reads back with model.{key}={theirs!r} in place of {ours!r}")
-    back = dict(arrays.flat(*library.read_variables(weights, "keep")))
-    for path, leaf in arrays.flat(*parameters):
-        ours, theirs = np.asarray(leaf), np.asarray(back[path])
-        if dtype != "keep" and ours.dtype.kind != "i":
-            ours = ours.astype(arrays.DTYPES[dtype])
-        if ours.dtype != theirs.dtype or not np.array_equal(_bits(ours), _bits(theirs)):
-            raise UserError(f"{file}: {path} reads back otherwise than it was written")
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1).view("u1")
 
 
 def _listing(folder: Path) -> dict[Path, tuple[int, int]]:
