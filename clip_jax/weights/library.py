@@ -295,11 +295,13 @@ def _as_prepared(
         size = {} if budget is None else {"max_num_patches": budget.patches}
         config = config.with_vision(**(size or {"image_size": preprocess.size}))
     if preprocess.shape != config.vision.input_shape:
-        raise UserError(
-            f"{where} makes images of the shape {preprocess.shape}, {beside} says "
-            f"{config.vision.input_shape}"
-        )
+        made, taken = map(_in_words, (preprocess.shape, config.vision.input_shape))
+        raise UserError(f"{where} makes images of {made}, {beside} says {taken}")
     return config
+
+
+def _in_words(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} pixels" if len(shape) == 3 else f"patches of {shape[1]} bytes"
 
 
 def _check_name(config: CLIPConfig, known: CLIPConfig, path: Path, name: str) -> None:

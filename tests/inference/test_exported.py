@@ -65,7 +65,7 @@ def test_every_family_takes_any_batch(family: str) -> None:
     (rows,) = jax.export.symbolic_shape("batch")
     vision, text = weights.config.vision, weights.config.text
     shapes = (
-        ((rows, vision.image_size, vision.image_size, 3), jnp.uint8, model.vision),
+        ((rows, *vision.input_shape), jnp.uint8, model.vision),
         ((rows, text.context_length), jnp.int32, model.text),
     )
     for shape, dtype, tower in shapes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
 from clip_jax.models.model_config import BertConfig, CLIPConfig, EfficientNetConfig
 from clip_jax.weights.configs.fields import Fields
