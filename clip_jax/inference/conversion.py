@@ -200,7 +200,14 @@ def _plan(
     written_tokenizer = _find_tokenizer(
         tokenizer or original.tokenizer, config, to, note, trusted=trusted
     )
-    _check_free(file, list(documents), overwrite)
+    for values in documents.values() if to == "open_clip" else ():
+        encoder = values["model_cfg"]["text_cfg"].get("hf_model_name")
+        if encoder:
+            note(
+                f"open_clip builds the text tower from the config of {encoder} on Hugging Face's "
+                "hub, which it downloads once"
+            )
+    _check_free(file, [*documents, "tokenizer.json"], overwrite)
     _check_room(file, sum(t.dtype.itemsize * math.prod(t.shape) for t in tensors.values()))
     return _Target(
         file, to, config, preprocess, written_tokenizer, dtype, str(abstract), len(tensors)
@@ -324,26 +331,31 @@ def _find_tokenizer(
     """Returns the tokenizer whose files are written beside the weights; notes if there is none."""
     from clip_jax import tokenizers
 
-    kind = (name or "").partition(":")[0]
     if name is None:
         note("no tokenizer is known of it: --tokenizer names one")
-    elif (to == "hugging_face" and kind != "sentencepiece") or (
-        to == "open_clip" and kind == "huggingface"
-    ):
+        return None
+    if to not in MAPPINGS or to == "openai":
+        if name != "clip":
+            note(f"{to} has no place for the tokenizer {name}: tokenize with clip_jax.tokenizers")
+        return None
+    try:
         tokenizer = tokenizers.load(name, config.text.context_length, trusted=trusted)
         if tokenizer.vocab_size > config.text.vocab_size:
             raise UserError(
                 f"the tokenizer {name} has {tokenizer.vocab_size} ids, the model only "
                 f"{config.text.vocab_size}"
             )
-        if kind in tokenizers.TOKENIZERS:
-            return tokenizer
-        note(f"clip_jax writes no files for the tokenizer {name}: keep its module")
-    elif to == "hugging_face":
-        note(f"transformers has no tokenizer like {name}: tokenize with clip_jax.tokenizers")
-    elif kind != "clip" and not (kind == "siglip" and to == "open_clip"):
-        note(f"{to} has no place for the tokenizer {name}: tokenize with clip_jax.tokenizers")
-    return None
+        needed = "open_clip_settings" if to == "open_clip" else f"write_{to}"
+        if not hasattr(tokenizer, needed):
+            raise UserError(
+                f"the tokenizer {name} has no {needed}: its module goes beside the model"
+            )
+    except UserError as error:
+        if trusted:
+            raise
+        note(f"{name} is not written: {error}")
+        return None
+    return tokenizer
 
 
 def _listing(folder: Path) -> dict[Path, tuple[int, int]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import regex
 
+from clip_jax.io.files import JsonObject
 from clip_jax.tokenizers import vocab_files
 from clip_jax.tokenizers.cleaning import clean
 from clip_jax.tokenizers.packing import check_context_length, pack
@@ -101,6 +102,11 @@ class BPE:
             UserError: see `packing.pack`.
         """
         return pack(self, texts, truncate)
+
+    @property
+    def open_clip_settings(self) -> JsonObject:
+        """The keys of open_clip's `text_cfg`: none, because this is its own tokenizer."""
+        return {}
 
     def write_hugging_face(self, folder: Path) -> None:
         """Writes the tokenizer for transformers; see the function `write_hugging_face`."""

@@ -11,11 +11,18 @@ CLIP_VOCABULARY = 49_408
 
 _BY_CLASS = {"CLIPTokenizer": "clip", "BertTokenizer": "wordpiece", "SiglipTokenizer": "siglip"}
 _BY_MODEL = {"clip": "clip", "align": "wordpiece", "bert": "wordpiece", "siglip": "siglip"}
+_VOCABULARIES = {"wordpiece": ("vocab.txt", "tokenizer.json"), "siglip": ("spiece.model",)}
 # SentencePiece models that are read where there is no tokenizer.json, by class or model type.
 _PIECES = {
     **dict.fromkeys(("T5Tokenizer", "MT5Tokenizer", "mt5"), "spiece.model"),
-    **dict.fromkeys(("XLMRobertaTokenizer", "xlm-roberta"), "sentencepiece.bpe.model"),
+    **dict.fromkeys(
+        ("XLMRobertaTokenizer", "xlm-roberta", "metaclip_2", "NllbTokenizer"),
+        "sentencepiece.bpe.model",
+    ),
 }
+# Classes of Gemma's tokenizer, which SigLIP 2 uses, and the files of its SentencePiece model.
+_GEMMA = ("GemmaTokenizer", "Siglip2Tokenizer")
+_GEMMA_PIECES = ("tokenizer.model", "spiece.model")
 # Classes that say nothing about the algorithm.
 _ANY_CLASS = ("", "None", "PreTrainedTokenizer", "TokenizersBackend")
 
@@ -31,8 +38,8 @@ def find_tokenizer(folder: Path) -> str | None:
 
     Returns:
         `clip` if the folder's vocabulary is CLIP's own or the folder has none; `wordpiece:FOLDER`;
-        `siglip:FOLDER/spiece.model`; `huggingface:FOLDER` for any other that has a tokenizer.json,
-        or a SentencePiece model of T5 or XLM-RoBERTa;
+        `siglip:FILE`, a SentencePiece model of SigLIP or SigLIP 2; `huggingface:FOLDER` for any
+        other that has a tokenizer.json, or a SentencePiece model of T5, XLM-RoBERTa or NLLB;
         or None if the tokenizer is another, or its vocabulary is missing.
 
     Raises:
@@ -45,23 +52,28 @@ def find_tokenizer(folder: Path) -> str | None:
     named = named.removesuffix("Fast")
     if published and not config:
         text = nested_object(published, "model_cfg", "text_cfg")
-        kind = _open_clip_kind(text)
+        kind = _open_clip_kind(text, named)
+        other = bool(text.get("hf_tokenizer_name"))
     else:
         text = nested_object(config, "text_config")
         kind = _BY_CLASS.get(named)
         if named in _ANY_CLASS:
             kind = _BY_MODEL.get(str(config.get("model_type")))
+        other = bool(config) or bool(named)
+    has = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if kind == "clip":
         size = text.get("vocab_size", CLIP_VOCABULARY)
-        return "clip" if size == CLIP_VOCABULARY and _is_clip(folder) else None
-    if kind == "wordpiece" and any((folder / n).is_file() for n in ("vocab.txt", "tokenizer.json")):
-        return f"wordpiece:{folder}"
-    if kind == "siglip" and (folder / "spiece.model").is_file():
-        return f"siglip:{folder / 'spiece.model'}"
-    own = bool(text.get("hf_tokenizer_name")) if published and not config else kind is None
-    pieces = _PIECES.get(named) or _PIECES.get(str(config.get("model_type")))
-    if own and any((folder / n).is_file() for n in ("tokenizer.json", pieces or "tokenizer.json")):
+        if size == CLIP_VOCABULARY and _is_clip(folder):
+            return "clip"
+    elif kind is not None and has.intersection(_VOCABULARIES[kind]):
+        return f"{kind}:{folder / 'spiece.model' if kind == 'siglip' else folder}"
+    if other and "tokenizer.json" in has:
         return f"huggingface:{folder}"
+    pieces = _PIECES.get(named) or _PIECES.get(str(config.get("model_type")))
+    if other and kind is None and pieces in has:
+        return f"huggingface:{folder}"
+    if named in _GEMMA:
+        return next((f"siglip:{folder / name}" for name in _GEMMA_PIECES if name in has), None)
     return None
 
 
@@ -69,17 +81,19 @@ def _settings(path: Path) -> JsonObject:
     return read_json(path) if path.is_file() else {}
 
 
-def _open_clip_kind(text: JsonObject) -> str | None:
+def _open_clip_kind(text: JsonObject, named: str) -> str | None:
     """Returns the kind of tokenizer that the `text_cfg` of an open_clip model names, or None.
 
     A config that names no tokenizer of Hugging Face means CLIP's. SigLIP's is recognised by its
-    cleaning; the others pad and end rows differently.
+    cleaning and its pooling; the others pad and end rows differently.
     """
     if not text.get("hf_tokenizer_name"):
         return "clip" if text and not text.get("hf_model_name") else None
-    return (
-        "siglip" if nested_object(text, "tokenizer_kwargs").get("clean") == "canonicalize" else None
-    )
+    options = nested_object(text, "tokenizer_kwargs")
+    if options.get("clean") in ("canonicalize", "lower") and text.get("pool_type") != "eos":
+        return "siglip"
+    bert = named == "BertTokenizer" and options.get("strip_sep_token") is not True
+    return "wordpiece" if bert else None
 
 
 def _is_clip(folder: Path) -> bool:

@@ -6,19 +6,17 @@ brings a client for its hub with it. `pip install 'clip_jax[tokenizers]'`
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import os
-import string
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
-from clip_jax.tokenizers import sentencepiece_files, vocab_files
-from clip_jax.tokenizers.cleaning import clean
+from clip_jax.tokenizers import sentencepiece_files, tokenizer_json, vocab_files
 from clip_jax.tokenizers.packing import check_context_length, pack
-from clip_jax.tokenizers.protocol import DEFAULT_CONTEXT_LENGTH
+from clip_jax.tokenizers.usage import CLEANINGS, Usage, read_if_there, read_usage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,43 +24,16 @@ if TYPE_CHECKING:
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-OPEN_CLIP = "open_clip_config.json"
 MODEL = "config.json"
 MAX_BYTES = 128 << 20  # that of Gemma has 34 MB
-_LONGEST_CONTEXT = 1 << 16  # transformers writes a huge number where there is no bound
 _LONGEST_TOKEN = 200  # characters of a special token, which messages quote
 _PADS = ("<pad>", "[PAD]")  # what transformers' classes pad with if no file says it
 _NLLB, _SIGLIP2 = "Nllb", "Siglip2"  # classes that change the steps of the file
 _ON_THE_LEFT = ("Gemma", _SIGLIP2)  # classes that pad there if no file says otherwise
 _NO_TEXT = dict.fromkeys(map(chr, range(0xD800, 0xE000)), "\ufffd")  # JSON may hold half a pair
 _REPLACED = str.maketrans(_NO_TEXT)
-_NO_MARKS = str.maketrans({"_": " ", **dict.fromkeys(string.punctuation.replace("_", ""))})
 
 T = TypeVar("T")
-
-CLEANINGS: dict[str, Callable[[str], str]] = {
-    "": lambda text: text,
-    "whitespace": clean,
-    "lower": lambda text: clean(text).lower(),
-    "canonicalize": lambda text: " ".join(clean(text).translate(_NO_MARKS).lower().split()),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Usage:
-    """How a library uses a tokenizer.
-
-    Attributes:
-        clean: what is done to texts first, a name of `CLEANINGS`.
-        strip_sep: whether separators, of which one ends a text, become the id 0.
-        language: the token of the language, which starts a text; empty for that of the file.
-        context_length: the width of the rows, unless another is asked for.
-    """
-
-    clean: str = ""
-    strip_sep: bool = False
-    language: str = ""
-    context_length: int = DEFAULT_CONTEXT_LENGTH
 
 
 class HuggingFace:
@@ -89,17 +60,17 @@ class HuggingFace:
         file = next((f for f in inside if f.is_file()), inside[0]) if path.is_dir() else path
         content = vocab_files.read_file(file, MAX_BYTES)
         settings = {
-            **_read_if_there(file.parent / SPECIAL_TOKENS),
-            **_read_if_there(file.parent / SETTINGS),
+            **read_if_there(file.parent / SPECIAL_TOKENS),
+            **read_if_there(file.parent / SETTINGS),
         }
-        if _read_if_there(file.parent / MODEL).get("model_type") == "siglip2":
+        if read_if_there(file.parent / MODEL).get("model_type") == "siglip2":
             # the class in Google's files is Gemma's; transformers takes this one in spite of it
             settings["tokenizer_class"] = f"{_SIGLIP2}Tokenizer"
         if file.name in sentencepiece_files.FILES:
             content = sentencepiece_files.tokenizer_json(
                 content, file.name, settings.get("extra_ids"), str(file)
             )
-        usage = _usage(settings, file.parent / OPEN_CLIP)
+        usage = read_usage(settings, file.parent)
         length = usage.context_length if context_length is None else context_length
         self._load(content, settings, usage, check_context_length(length), str(file))
 
@@ -144,17 +115,55 @@ class HuggingFace:
         """
         return pack(self, texts, truncate)
 
+    @property
+    def open_clip_settings(self) -> JsonObject:
+        """The keys of open_clip's `text_cfg` by which it uses the files of `write_open_clip`."""
+        return {"hf_tokenizer_name": "tokenizer.json", **self.usage.open_clip_settings()}
+
     def write_hugging_face(self, folder: Path) -> None:
         """Writes tokenizer.json and its settings, each completely or not at all.
+
+        What open_clip does to a text before it tokenizes becomes steps of the tokenizer.json, but
+        for the repair of mojibake and HTML entities.
 
         Raises:
             UserError: the folder can't be written.
         """
-        vocab_files.write(Path(folder) / FILE, self._content)
-        if self._settings:
-            vocab_files.write_json(Path(folder) / SETTINGS, self._settings)
+        content, settings = self._content, self._settings
+        if self.usage.clean or self.usage.strip_sep:
+            content, settings = self._self_contained()
+        self._write(Path(folder), content, settings)
 
-    write_open_clip = write_hugging_face  # its HFTokenizer reads them from the folder of a model
+    def write_open_clip(self, folder: Path) -> None:
+        """Writes tokenizer.json and its settings for open_clip, which cleans texts itself.
+
+        Raises:
+            UserError: the folder can't be written.
+        """
+        self._write(Path(folder), self._content, self._settings)
+
+    def _write(self, folder: Path, content: bytes, settings: JsonObject) -> None:
+        vocab_files.write(folder / FILE, content)
+        if settings:
+            vocab_files.write_json(folder / SETTINGS, settings)
+
+    def _self_contained(self) -> tuple[bytes, JsonObject]:
+        """Returns a tokenizer.json of all steps, and the settings that let it take all of them."""
+        steps = json.loads(self._tokenizer.to_str())
+        steps["normalizer"] = tokenizer_json.cleaned(steps["normalizer"], self.usage.clean)
+        names = {
+            key: None if i is None else self._tokenizer.id_to_token(i)
+            for key, i in (
+                ("bos_token", self.sot_id),
+                ("eos_token", self.eot_id),
+                ("pad_token", self.pad_id),
+            )
+        }
+        row = [name for name in (names["bos_token"], "", names["eos_token"]) if name is not None]
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        steps["post_processor"] = tokenizer_json.template(row, ids)
+        settings = tokenizer_json.settings(self.context_length, **names)
+        return json.dumps(steps, ensure_ascii=False).encode(), settings
 
     def __getstate__(self) -> tuple[Any, ...]:
         # The content itself, not its path: a worker may run in another folder.
@@ -286,40 +295,3 @@ def _backend() -> Any:
             f"a {FILE} needs the package tokenizers: pip install 'clip_jax[tokenizers]'"
         ) from None
     return Tokenizer
-
-
-def _read_if_there(path: Path) -> JsonObject:
-    return vocab_files.read_json(path) if path.is_file() else {}
-
-
-def _usage(settings: JsonObject, open_clip: Path) -> Usage:
-    """Returns how the library whose config is in a folder uses the tokenizer.
-
-    Raises:
-        UserError: open_clip's config asks for something that we do not have.
-    """
-    language = settings.get("src_lang")
-    length = settings.get("model_max_length")
-    usage = Usage(
-        language=language if isinstance(language, str) else "",
-        context_length=length
-        if type(length) is int and 3 <= length <= _LONGEST_CONTEXT
-        else DEFAULT_CONTEXT_LENGTH,
-    )
-    text = vocab_files.nested_object(_read_if_there(open_clip), "model_cfg", "text_cfg")
-    if not text:
-        return usage
-    options = vocab_files.nested_object(text, "tokenizer_kwargs")
-    way = options.get("clean", "whitespace")
-    if not isinstance(way, str) or way not in CLEANINGS or not way:
-        raise UserError(f"{open_clip}: clean={way!r:.60} must be one of {', '.join(CLEANINGS)[2:]}")
-    if mode := text.get("tokenizer_mode"):
-        raise UserError(f"{open_clip}: tokenizer_mode={mode!r:.60} is not supported here")
-    length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
-    return dataclasses.replace(
-        usage,
-        clean=way,
-        strip_sep=options.get("strip_sep_token") is True,
-        language=str(options.get("language") or usage.language),
-        context_length=length,
-    )

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.errors import UserError
-from clip_jax.tokenizers import vocab_files
+from clip_jax.io.files import JsonObject
+from clip_jax.tokenizers import sentencepiece_steps, tokenizer_json, vocab_files
 from clip_jax.tokenizers.cleaning import clean
 from clip_jax.tokenizers.packing import check_context_length, pack
 from clip_jax.tokenizers.protocol import DEFAULT_CONTEXT_LENGTH
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 LONGEST_CAPTION_BYTES = 1 << 16
+# Names in other libraries of the two ids after the pieces.
+START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 class SentencePiece:
@@ -104,6 +107,46 @@ class SentencePiece:
             UserError: see `packing.pack`.
         """
         return pack(self, texts, truncate)
+
+    @property
+    def open_clip_settings(self) -> JsonObject:
+        """The keys of open_clip's `text_cfg` by which it uses the files of `write_open_clip`."""
+        return {
+            "hf_tokenizer_name": "sentencepiece",
+            **({"tokenizer_kwargs": {"clean": "lower"}} if self.lower else {}),
+        }
+
+    def write_hugging_face(self, folder: Path) -> None:
+        """Writes the tokenizer for transformers, each file completely or not at all.
+
+        The ids are those of this class, but for a text that spells a special token, and mojibake
+        and HTML entities, which transformers does not repair.
+
+        Args:
+            folder: where tokenizer.json and tokenizer_config.json are written; it is made if need
+                be.
+
+        Raises:
+            UserError: the folder can't be written.
+        """
+        self._write(Path(folder), "lower" if self.lower else "whitespace", START, END)
+
+    def write_open_clip(self, folder: Path) -> None:
+        """Writes the same files for open_clip, which repairs and cleans texts as this class."""
+        self._write(Path(folder), "", START, END)
+
+    def _write(self, folder: Path, clean: str, start: str, end: str) -> None:
+        piece = self._processor.id_to_piece
+        names = {
+            "bos_token": start or None,
+            "eos_token": end,
+            "pad_token": piece(self.pad_id),
+            "unk_token": piece(self._processor.unk_id()),
+        }
+        content = sentencepiece_steps.tokenizer_json(self._model, "the model", start, end, clean)
+        vocab_files.write(folder / "tokenizer.json", content)
+        settings = tokenizer_json.settings(self.context_length, **names)
+        vocab_files.write_json(folder / "tokenizer_config.json", settings)
 
     def __getstate__(self) -> tuple[bytes, int, bool]:
         # The model itself, not its path: a worker may run in another folder.

@@ -169,6 +169,13 @@ class WordPiece:
         vocab_files.write_json(folder / "tokenizer_config.json", settings)
         vocab_files.write_json(folder / "special_tokens_map.json", special)
 
+    @property
+    def open_clip_settings(self) -> JsonObject:
+        """The keys of open_clip's `text_cfg` by which it uses the files of `write_open_clip`."""
+        return {"hf_tokenizer_name": "bert-base-uncased"}
+
+    write_open_clip = write_hugging_face  # open_clip's HFTokenizer reads them, too
+
     def __getstate__(self) -> tuple[tuple[str, ...], Options, Specials, int]:
         # The vocabulary itself, not its path: a worker may run in another folder.
         return self.tokens, self.options, self.specials, self.context_length

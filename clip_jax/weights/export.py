@@ -36,8 +36,7 @@ def write(
       config: its architecture.
       library: a name of `param_mapping.MAPPINGS`, or the dotted path of a user's own.
       preprocess: the model's preprocessing; None: as such models were published.
-      tokenizer: the model's tokenizer; its files go into a folder of transformers, or
-        of open_clip, which has only some of them.
+      tokenizer: the model's tokenizer; its files go into a folder of transformers or of open_clip.
       dtype: the dtype of the written parameters, one of `arrays.DTYPES`.
 
     Returns:
@@ -48,7 +47,7 @@ def write(
     """
     file = weights_file(path, library)
     tensors = arrays.to_tensors(variables, config, library, dtype_of(dtype))
-    beside = documents(config, library, preprocess or preprocess_of(config))
+    beside = documents(config, library, preprocess or preprocess_of(config), tokenizer)
     if file.suffix == ".safetensors":
         write_safetensors(file, tensors)
     else:
@@ -60,7 +59,17 @@ def write(
         writer = getattr(tokenizer, f"write_{library}", None)
         if writer is not None:
             writer(file.parent)
+            if library == "hugging_face" and not config.text.blind_to_padding:
+                _leave_out_mask(file.parent / "tokenizer_config.json")
     return file
+
+
+def _leave_out_mask(path: Path) -> None:
+    """Tells transformers to give a text tower that attends to padding no mask of it."""
+    settings = files.read_json(path) if path.is_file() else {}
+    settings = {**settings, "model_input_names": ["input_ids"]}
+    with files.atomic_write(path) as out:
+        out.write((json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def weights_file(path: str | Path, library: Library) -> Path:
@@ -71,8 +80,20 @@ def weights_file(path: str | Path, library: Library) -> Path:
     return path / mapping_of(library).weights_file
 
 
-def documents(config: CLIPConfig, library: Library, preprocess: Preprocess) -> dict[str, Document]:
+def documents(
+    config: CLIPConfig,
+    library: Library,
+    preprocess: Preprocess,
+    tokenizer: Tokenizer | None = None,
+) -> dict[str, Document]:
     """Returns the JSON files that describe the weights beside them, by name.
+
+    Args:
+      config: the architecture.
+      library: as for `write`.
+      preprocess: the model's preprocessing.
+      tokenizer: the model's tokenizer, which open_clip's config names; None: that of the released
+        models of this kind.
 
     Raises:
       UserError: the library has no such model, or would build a different one from these files.
@@ -86,4 +107,22 @@ def documents(config: CLIPConfig, library: Library, preprocess: Preprocess) -> d
             f"{library} has no way to say model.{key}={our_value!r}: it would compute with "
             f"{their_value!r}"
         )
+    settings = getattr(tokenizer, "open_clip_settings", None)
+    if library == "open_clip" and settings is not None:
+        return {name: _with_tokenizer(values, settings) for name, values in beside.items()}
     return beside
+
+
+def _with_tokenizer(document: Document, settings: Document) -> Document:
+    """Returns open_clip's config with the keys that describe a tokenizer.
+
+    It keeps the tokenizer's name of the released model, if any: from a folder open_clip reads the
+    tokenizer in the folder, whatever its name is.
+    """
+    keys = ("hf_tokenizer_name", "tokenizer_kwargs")
+    model = dict(document["model_cfg"])
+    text = {key: value for key, value in model["text_cfg"].items() if key not in keys}
+    name = model["text_cfg"].get("hf_tokenizer_name")
+    named = {"hf_tokenizer_name": name} if name and settings else {}
+    model["text_cfg"] = {**text, **settings, **named}
+    return {**document, "model_cfg": model}

@@ -120,6 +120,33 @@ def open_clip(**text: Any) -> dict[str, Any]:
             },
             "huggingface:{}",
         ),
+        ({"config__json": {"model_type": "siglip"}, "tokenizer__json": {}}, "huggingface:{}"),
+        (
+            {"config__json": {"model_type": "clip"}, "tokenizer__json": {"model": []}},
+            "huggingface:{}",
+        ),
+        ({"config__json": {"model_type": "metaclip_2"}, "tokenizer__json": {}}, "huggingface:{}"),
+        (
+            {"config__json": {"model_type": "metaclip_2"}, "sentencepiece__bpe__model": ""},
+            "huggingface:{}",
+        ),
+        # SentencePiece models of SigLIP 2
+        (
+            {
+                "config__json": {"model_type": "siglip"},
+                "tokenizer_config__json": {"tokenizer_class": "GemmaTokenizerFast"},
+                "tokenizer__model": "",
+            },
+            "siglip:{}/tokenizer.model",
+        ),
+        (
+            {
+                "config__json": {"model_type": "siglip"},
+                "tokenizer_config__json": {"tokenizer_class": "Siglip2Tokenizer"},
+                "spiece__model": "",
+            },
+            "siglip:{}/spiece.model",
+        ),
         # none of them
         ({}, None),
         ({"config__json": {"model_type": "xlm-roberta"}, "spiece__model": ""}, None),
@@ -127,18 +154,8 @@ def open_clip(**text: Any) -> dict[str, Any]:
         ({"config__json": {"model_type": ["clip"]}}, None),
         ({"config__json": {"model_type": "clip"}, "vocab__json": {"a": 0}}, None),
         ({"config__json": {"model_type": "clip"}, "vocab__json": dict(CLIP, a=7)}, None),
-        ({"config__json": {"model_type": "clip"}, "tokenizer__json": {"model": []}}, None),
         ({"config__json": {"model_type": "clip", "text_config": {"vocab_size": 9}}}, None),
         ({"config__json": {"model_type": "align"}}, None),
-        ({"config__json": {"model_type": "siglip"}, "tokenizer__json": {}}, None),
-        (
-            {
-                "config__json": {"model_type": "siglip"},
-                "tokenizer_config__json": {"tokenizer_class": "GemmaTokenizerFast"},
-                "spiece__model": "",
-            },
-            None,
-        ),
         ({"open_clip_config__json": open_clip(**OPEN_CLIP_SIGLIP)}, None),
         ({"open_clip_config__json": open_clip(hf_tokenizer_name="bert"), "vocab__txt": ""}, None),
         ({"open_clip_config__json": open_clip(vocab_size=64000)}, None),
