@@ -334,7 +334,7 @@ def _find_tokenizer(
     if name is None:
         note("no tokenizer is known of it: --tokenizer names one")
         return None
-    if to not in MAPPINGS or to == "openai":
+    if to not in ("hugging_face", "open_clip"):
         if name != "clip":
             note(f"{to} has no place for the tokenizer {name}: tokenize with clip_jax.tokenizers")
         return None
