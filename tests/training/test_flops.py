@@ -28,6 +28,7 @@ from clip_jax.models.model_config import (
     TextConfig,
     VisionConfig,
 )
+from clip_jax.models.naflex_configs import NaFlexConfig
 from clip_jax.models.second_projection import project
 from clip_jax.models.swin_configs import SwinConfig
 from clip_jax.models.vitamin_configs import ViTaminConfig
@@ -91,8 +92,7 @@ def test_a_step_of_the_papers_batch(name: str, chips: int, each: float) -> None:
 def traced_forward(config: CLIPConfig, rows: int = 1, tokens: int | None = None) -> Forward:
     """What tracing both towers in training finds."""
     graph, params, stats = nnx.split(abstract_model(config), nnx.Param, nnx.BatchStat)
-    size = config.vision.image_size
-    image = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)
+    image = jax.ShapeDtypeStruct((rows, *config.vision.input_shape), jnp.uint8)
     text = jax.ShapeDtypeStruct((rows, tokens or config.text.context_length), jnp.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
 
@@ -175,6 +175,7 @@ TINY = {
     "vitamin": CLIPConfig(
         24, vision=ViTaminConfig(48, 20, 3, 2, 1.7, stem=4, stem_layers=(1, 3)), text=TEXT
     ),
+    "naflex": CLIPConfig(24, vision=NaFlexConfig(20, 6, 5, 24, 2, 3), text=TEXT),
     "bert": CLIPConfig(24, vision=VIT, text=BERT),
     "bert, mean": CLIPConfig(24, vision=VIT, text=dataclasses.replace(BERT, pool="mean")),
     "coca": steps.COCA,

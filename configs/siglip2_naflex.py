@@ -1,0 +1,35 @@
+"""SigLIP 2 NaFlex B/16 (Tschannen et al. 2025) on your own pairs: images keep their shapes.
+
+    python -m clip_jax.main --config configs/siglip2_naflex.py --workdir runs/siglip2_naflex \\
+        --config.data.train='/data/{00000..41407}.tar' \\
+        --config.tokenizer=huggingface:siglip2-base-patch16-naflex
+
+The tokenizer is that of the folder of the released model, with `pip install 'clip_jax[tokenizers]'`.
+To start from the released weights add `--config.weights.path=siglip2-base-patch16-naflex`. Every
+image is resized to as many patches of 16 pixels as `model.vision.max_num_patches` lets it have. A
+random crop has the shape of its image.
+
+Hardware: TPU or GPU. The batch of 32,768 is global and is split over all devices.
+Time:     Not measured.
+Memory:   Parameters and Adam's moments take 4.5 GB (12 bytes for each of 375,234,050 parameters),
+          divided by `config.mesh.fsdp`. Activations are not included and were not measured.
+Score:    Not measured.
+Measured here: the number of parameters. The loss, the shapes and the most patches are the paper's,
+which changes them from batch to batch, distils and writes captions as well. The learning rate and
+the weight decay are our own choice; this schedule was not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    c = common.get_config("siglip2-b16-naflex")
+    c.workdir = "runs/siglip2_naflex"
+    c.mesh.update(data=1, fsdp=-1)  # shards parameters and optimizer over all devices
+    c.tokenizer = ""  # huggingface:FOLDER
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.b2 = 0.95
+    c.optimizer.weight_decay = 1e-4
+    return c
