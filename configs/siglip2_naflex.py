@@ -4,8 +4,8 @@
         --config.data.train='/data/{00000..41407}.tar' \\
         --config.tokenizer=huggingface:siglip2-base-patch16-naflex
 
-The tokenizer is that of the folder of the released model, with `pip install 'clip_jax[tokenizers]'`.
-To start from the released weights add `--config.weights.path=siglip2-base-patch16-naflex`. Every
+The tokenizer is that of the released model's folder, with `pip install 'clip_jax[tokenizers]'`. To
+start from the released weights add `--config.weights.path=siglip2-base-patch16-naflex`. Every
 image is resized to as many patches of 16 pixels as `model.vision.max_num_patches` lets it have. A
 random crop has the shape of its image.
 

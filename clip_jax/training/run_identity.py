@@ -80,7 +80,7 @@ def _claim(run: Run) -> None:
             file.write(config_lib.to_json(run.config).encode())
         return
     old = _with_model_defaults(checkpointing.read_config(run.workdir))
-    changed = config_lib.changes(old, run.config.to_dict())
+    changed = config_lib.changes(old, _with_model_defaults(run.config.to_dict()))
     before = _read_fingerprints(fingerprints)
     moved = [key for key in changed if config_lib.is_place(key)] if before else []
     for key, file in weights.items():
@@ -107,7 +107,10 @@ def _claim(run: Run) -> None:
 
 
 def _with_model_defaults(config: JsonObject) -> JsonObject:
-    """Returns a run's config with the keys of its architecture that its version did not have."""
+    """Returns a run's config with all keys of its architecture.
+
+    An older version had fewer, and a config file may leave out those of a tower that it replaces.
+    """
     try:
         return {**config, "model": CLIPConfig.from_dict(config["model"]).to_dict()}
     except (KeyError, UserError):
@@ -201,7 +204,7 @@ def check_same_run(run: Run, step: int) -> None:
     if (saved := checkpointing.read_saved_config(run.workdir, step)) is None:
         return  # from an older version; restoring compares shapes
     saved = _with_model_defaults(saved)
-    changed = config_lib.changes(saved, run.config.to_dict())
+    changed = config_lib.changes(saved, _with_model_defaults(run.config.to_dict()))
     prolonged = _prolonging_keys(saved, run.config, changed, step)
     lines = [
         line
