@@ -40,7 +40,11 @@ class Augment(Group):
         "until it fits, with crop_ratio from 3/4 to 4/3 unless another is given",
     )
     crop_scale: tuple[float, float] = key((0.9, 1.0), "least and greatest share of the area")
-    crop_ratio: tuple[float, float] = key((1.0, 1.0), "least and greatest width over height")
+    crop_ratio: tuple[float, float] = key(
+        (1.0, 1.0),
+        "least and greatest width over height; for a model that keeps the shapes of images "
+        "(naflex) divided by that of the image",
+    )
     flip: float = key(0.0, "probability of a mirror image")
     rotate: float = key(0.0, "greatest angle in degrees, either way; corners are white")
     translate: float = key(
