@@ -1,0 +1,188 @@
+"""Rules of slices, gathers, joins and paddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clip_jax.inference.onnx.graph import Graph, Shape, Tensor, Value, is_symbolic
+
+
+def take(graph: Graph, value: Value, index: int, shape: Shape) -> Value:
+    """Returns the row of a known index along the first axis."""
+    if not isinstance(value, Tensor):
+        return value[index]
+    row = np.asarray(index, np.int64)
+    return graph.emit("Gather", value, row, shape=shape, dtype=value.dtype, axis=0)
+
+
+def stack(graph: Graph, values: Sequence[Value], axis: int) -> Value:
+    """Returns values joined along a new axis."""
+    rows = []
+    for value in values:
+        shape = tuple(value.shape)
+        rows.append(graph.reshape(value, (*shape[:axis], 1, *shape[axis:])))
+    return concatenate(graph, rows, axis)
+
+
+def concatenate(graph: Graph, values: Sequence[Value], axis: int) -> Value:
+    """Returns values joined along an axis."""
+    if len(values) == 1:
+        return values[0]
+    if not any(isinstance(value, Tensor) for value in values):
+        return np.concatenate(values, axis)  # type: ignore[arg-type]
+    shape = list(values[0].shape)
+    shape[axis] = sum(value.shape[axis] for value in values)
+    return graph.emit("Concat", *values, shape=tuple(shape), dtype=values[0].dtype, axis=axis)
+
+
+def _concatenate(graph: Graph, params: Any, results: Any, *values: Value) -> Value:
+    del results
+    return concatenate(graph, values, params["dimension"])
+
+
+def _stack(graph: Graph, params: Any, results: Any, *values: Value) -> Value:
+    del results
+    return stack(graph, values, params["axis"])
+
+
+def _split(graph: Graph, params: Any, results: Any, value: Value) -> list[Tensor]:
+    sizes = np.array(params["sizes"], np.int64)
+    shapes = [result.shape for result in results]
+    axis = int(params["axis"])
+    return graph.emit_all("Split", value, sizes, shapes=shapes, dtype=value.dtype, axis=axis)
+
+
+def slices(
+    graph: Graph,
+    value: Value,
+    starts: Sequence[Any],
+    limits: Sequence[Any],
+    strides: Sequence[int],
+    shape: Shape,
+) -> Value:
+    """Returns every `strides`-th element from `starts` to before `limits`, for each axis."""
+    axes = [
+        axis
+        for axis, dim in enumerate(value.shape)
+        if not (starts[axis] == 0 and limits[axis] == dim and strides[axis] == 1)
+    ]
+    if not axes:
+        return value
+    if any(is_symbolic(starts[axis]) or is_symbolic(limits[axis]) for axis in axes):
+        raise NotImplementedError("a slice of the batch")
+    vectors = [
+        np.array([own[axis] for axis in axes], np.int64) for own in (starts, limits, strides)
+    ]
+    order = (vectors[0], vectors[1], np.array(axes, np.int64), vectors[2])
+    return graph.emit("Slice", value, *order, shape=shape, dtype=value.dtype)
+
+
+def _slice(graph: Graph, params: Any, results: Any, value: Value) -> Value:
+    strides = params["strides"] or (1,) * value.ndim
+    starts, limits = params["start_indices"], params["limit_indices"]
+    return slices(graph, value, starts, limits, strides, results[0].shape)
+
+
+def _dynamic_slice(graph: Graph, params: Any, results: Any, value: Value, *starts: Value) -> Value:
+    del params
+    if any(isinstance(start, Tensor) for start in starts):
+        raise NotImplementedError("a slice whose position depends on the inputs")
+    shape = results[0].shape
+    first = [
+        0 if is_symbolic(dim) else min(max(int(start), 0), dim - size)
+        for start, dim, size in zip(starts, value.shape, shape, strict=True)
+    ]
+    limits = [start + size for start, size in zip(first, shape, strict=True)]
+    return slices(graph, value, first, limits, (1,) * value.ndim, shape)
+
+
+def _pad(graph: Graph, params: Any, results: Any, value: Value, fill: Value) -> Value:
+    configuration = params["padding_config"]
+    if any(inner for _, _, inner in configuration):
+        raise NotImplementedError("padding between elements")
+    cut = any(low < 0 or high < 0 for low, high, _ in configuration)
+    if cut:
+        starts = [max(-low, 0) for low, _, _ in configuration]
+        limits = [
+            dim if high >= 0 else dim + high
+            for dim, (_, high, _) in zip(value.shape, configuration, strict=True)
+        ]
+        shape = tuple(limit - start for start, limit in zip(starts, limits, strict=True))
+        value = slices(graph, value, starts, limits, (1,) * value.ndim, shape)
+    pads = np.array(
+        [max(own[side], 0) for side in (0, 1) for own in configuration], np.int64
+    )
+    if not pads.any():
+        return value
+    shape = results[0].shape
+    return graph.emit("Pad", value, pads, fill, shape=shape, dtype=value.dtype, mode="constant")
+
+
+def _gather(graph: Graph, params: Any, results: Any, value: Value, indices: Value) -> Value:
+    """Rows of a table, elements at positions, or slices at known positions."""
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    mapped, collapsed = numbers.start_index_map, numbers.collapsed_slice_dims
+    shape, dtype = results[0].shape, results[0].dtype
+    if not isinstance(indices, Tensor) and indices.ndim == 1:
+        return _known_slice(graph, numbers, sizes, value, indices, shape)
+    whole = all(
+        axis in collapsed or axis in numbers.operand_batching_dims or size == value.shape[axis]
+        for axis, size in enumerate(sizes)
+    )
+    if not whole or set(mapped) - set(collapsed):
+        raise NotImplementedError("a gather of parts of rows")
+    positions = tuple(axis for axis in range(len(shape)) if axis not in numbers.offset_dims)
+    if len(mapped) == 1 and not numbers.operand_batching_dims:
+        rows = graph.reshape(indices, tuple(indices.shape[:-1]))
+        (axis,) = mapped
+        kept = [dim for i, dim in enumerate(value.shape) if i != axis]
+        out = (*kept[:axis], *rows.shape, *kept[axis:])
+        gathered = graph.emit("Gather", value, rows, shape=out, dtype=dtype, axis=axis)
+        # ONNX puts the dimensions of the indices where the axis was.
+        places = [*numbers.offset_dims[:axis], *positions, *numbers.offset_dims[axis:]]
+        return graph.transpose(gathered, np.argsort(places).tolist())
+    batch = numbers.operand_batching_dims
+    if batch != tuple(range(len(batch))) or batch != numbers.start_indices_batching_dims:
+        raise NotImplementedError("a gather from inner axes")
+    if mapped != tuple(range(len(batch), len(batch) + len(mapped))):
+        raise NotImplementedError("a gather from inner axes")
+    if positions != tuple(range(len(positions))):
+        raise NotImplementedError("a gather to inner axes")
+    wide = graph.cast(indices, np.int64)
+    return graph.emit("GatherND", value, wide, shape=shape, dtype=dtype, batch_dims=len(batch))
+
+
+def _known_slice(
+    graph: Graph, numbers: Any, sizes: Any, value: Value, indices: np.ndarray, shape: Shape
+) -> Value:
+    starts = [0] * value.ndim
+    for axis, index in zip(numbers.start_index_map, indices.tolist(), strict=True):
+        starts[axis] = index
+    limits = [start + size for start, size in zip(starts, sizes, strict=True)]
+    if numbers.offset_dims != tuple(range(len(shape))):
+        raise NotImplementedError("a gather to inner axes")
+    part = slices(graph, value, starts, limits, (1,) * value.ndim, tuple(sizes))
+    return graph.reshape(part, shape)
+
+
+def _reverse(graph: Graph, params: Any, results: Any, value: Value) -> Value:
+    axes = np.array(params["dimensions"], np.int64)
+    ones = np.ones(len(axes), np.int64)
+    first, last = -ones, np.full(len(axes), np.iinfo(np.int64).min)
+    own: dict[str, Any] = {"shape": results[0].shape, "dtype": value.dtype}
+    return graph.emit("Slice", value, first, last, axes, -ones, **own)
+
+
+RULES = {
+    "concatenate": _concatenate,
+    "dynamic_slice": _dynamic_slice,
+    "gather": _gather,
+    "pad": _pad,
+    "rev": _reverse,
+    "slice": _slice,
+    "split": _split,
+    "stack": _stack,
+}
