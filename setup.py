@@ -77,6 +77,8 @@ setup(
         "tables": ["pyarrow>=18"],
         # tokenizer.json of published models; 12 MB, and 30 more of a client for its hub
         "tokenizers": ["tokenizers>=0.21"],
+        # programs of `clip_jax export --format onnx`: the first writes them, the second runs them
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
         # apache-beam runs the pipeline here and on clusters; ahocorasick_rs finds the queries.
         # Not in test: Beam holds back Pillow and numpy, and pixels are those of the newest Pillow.
         "curate": ["apache-beam>=2.65", "ahocorasick_rs>=0.22", "pyarrow>=18"],
@@ -95,6 +97,8 @@ setup(
             "mypy",
             "nbclient",
             "nbformat",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
             "playwright",  # drives the chromium that the system has
             "pyarrow>=18",
             "pytest",

@@ -1,6 +1,7 @@
-"""`python -m clip_jax export`: a model as StableHLO programs.
+"""`python -m clip_jax export`: a model as programs for other runtimes, StableHLO or ONNX.
 
 python -m clip_jax export runs/mine exported
+python -m clip_jax export runs/mine exported --format onnx --labels "a cat,a dog"
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clip_jax.cli.common import CommandParser, guesses_as_notes
+from clip_jax.cli.labels import read_labels
 from clip_jax.errors import UserError, megabytes
 from clip_jax.models.model_config import DTYPES
 
 _SIDES = ("image", "text")
+_FORMATS = ("stablehlo", "onnx")
+_IMAGES = ("uint8", "any-size", "float32")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,9 +27,10 @@ def parser() -> argparse.ArgumentParser:
     command = "python -m clip_jax export"
     p = CommandParser(
         prog=command,
-        description="Writes the towers of a model as StableHLO programs of jax.export, with their "
-        "parameters and export.json. clip_jax.inference.exported.load_exported runs them.",
-        epilog=f"example: {command} ViT-B/32 exported --weights ViT-B-32.pt --normalized",
+        description="Writes the towers of a model as programs, StableHLO of jax.export or ONNX, "
+        "with their parameters and export.json. clip_jax.inference.exported.load_exported runs "
+        "them.",
+        epilog=f"example: {command} ViT-B/32 exported --weights ViT-B-32.pt --format onnx",
         allow_abbrev=False,
     )
     p.add_argument(
@@ -36,11 +41,35 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("dest", metavar="DEST", help="the folder of the programs")
     p.add_argument("--weights", metavar="FILE", help="a file of OpenAI, open_clip or transformers")
+    p.add_argument("--format", default="stablehlo", choices=_FORMATS, help="(default: %(default)s)")
     p.add_argument("--sides", default=",".join(_SIDES), help="image, text, or both (the default)")
     p.add_argument(
         "--batch", type=int, metavar="N", help="rows of a batch (default: programs take any number)"
     )
+    p.add_argument(
+        "--images",
+        default="uint8",
+        choices=_IMAGES,
+        help="what programs take: uint8 [batch, size, size, 3] (the default); any-size: uint8 "
+        "[batch, height, width, 3], which the program resizes and crops; float32: [batch, 3, size, "
+        "size], normalised as by the preprocessing of transformers and open_clip",
+    )
     p.add_argument("--normalized", action="store_true", help="scale features to length one")
+    p.add_argument(
+        "--labels",
+        metavar="A,B | @FILE",
+        help="also write a program that gives the probabilities of these labels for images",
+    )
+    p.add_argument(
+        "--templates",
+        metavar="A|B",
+        help="with --labels: prompts with {} for the label, separated by | (default: the label)",
+    )
+    p.add_argument(
+        "--quantize",
+        choices=("int8",),
+        help="for ONNX: matrix products and tables of words in 8 bits, quantised as programs run",
+    )
     p.add_argument(
         "--dtype", choices=DTYPES, help="of the products (default: as trained, or float32)"
     )
@@ -53,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--platforms",
         default="cpu,cuda,tpu",
-        help="where the programs run: cpu, cuda, rocm, tpu (default: %(default)s)",
+        help="where StableHLO programs run: cpu, cuda, rocm, tpu (default: %(default)s)",
     )
     p.add_argument("--ema", action="store_true", help="the averaged weights of a run")
     p.add_argument("--overwrite", action="store_true", help="replace an earlier export")
@@ -69,26 +98,42 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(f"--sides {args.sides} must be image, text or image,text")
     if args.batch is not None and args.batch < 1:
         raise UserError(f"--batch {args.batch} must be at least 1")
+    _check_format(args)
+    names = None if args.labels is None else read_labels(args.labels)
+    templates = ["{}"] if args.templates is None else args.templates.split("|")
+    if wrong := [t for t in templates if "{}" not in t]:
+        raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave accelerators to others
 
     from absl import logging
 
     from clip_jax.inference import exported, pretrained
+    from clip_jax.inference.programs import Labels
+    from clip_jax.inference.zero_shot import ZeroShotClassifier, unique_labels
 
     folder = Path(args.dest).expanduser()
     if (folder / exported.MANIFEST).exists() and not args.overwrite:
         raise UserError(f"{folder} holds an export already: --overwrite replaces it")
     logging.set_verbosity("error")  # without orbax's warning that a checkpoint is only read
     with guesses_as_notes():
-        source, model, preprocess, _ = pretrained.load_source(
+        source, model, preprocess, tokenize = pretrained.load_source(
             args.source, args.weights, dtype=args.dtype, params=args.params, ema=args.ema
         )
+        labels = None
+        if names is not None:
+            classifier = ZeroShotClassifier(model, preprocess, tokenize)
+            unique = unique_labels(names)
+            labels = Labels(tuple(unique), classifier.label_features(unique, templates))
     sizes = exported.export_model(
         model,
         folder,
+        form=args.format,
         sides=sides,
         batch=args.batch,
         normalized=args.normalized,
+        images=args.images,
+        labels=labels,
+        quantize=args.quantize,
         platforms=[platform for platform in args.platforms.split(",") if platform],
         preprocess=preprocess,
         tokenizer=source.tokenizer,
@@ -100,3 +145,17 @@ def run(argv: Sequence[str]) -> int:
     for name, size in sizes.items():
         print(f"wrote {folder / name}  {megabytes(size)}")
     return 0
+
+
+def _check_format(args: argparse.Namespace) -> None:
+    """Raises UserError for a flag that the format has no use for."""
+    if args.format != "onnx":
+        if args.quantize:
+            raise UserError("--quantize needs --format onnx")
+        return
+    if args.dtype not in (None, "float32") or args.params != "float32":
+        raise UserError(
+            "ONNX programs compute in float32 and hold float32 (or --quantize int8): leave --dtype "
+            "and --params out"
+        )
+    args.dtype = "float32"

@@ -1,118 +1,136 @@
-"""Models as StableHLO programs, which run where there is JAX, or another compiler of StableHLO.
+"""Models for other runtimes: a folder of programs, as StableHLO or as ONNX.
 
-A folder holds a program for each tower, its parameters, and `export.json`, which says what programs
-take and give. `load_exported` runs them.
+`export.json` says what programs take and give. `load_exported` runs them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.export
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import UserError
+from clip_jax.inference import onnx, stablehlo
+from clip_jax.inference.programs import CLASSIFY, IMAGES, Labels, Program, build_programs
 from clip_jax.io import files
 from clip_jax.io.files import JsonObject
-from clip_jax.models.clip import CLIP, normalize
-from clip_jax.models.second_projection import project
+from clip_jax.models.clip import CLIP
 from clip_jax.version import __version__
-from clip_jax.weights import arrays
 from clip_jax.weights.preprocessing import to_open_clip
-from clip_jax.weights.tensor_writing import write_safetensors
-from clip_jax.weights.tensors import open_tensors
 
 MANIFEST = "export.json"
-PARAMETERS = "parameters.safetensors"
-SIDES = {"image": "vision", "text": "text"}  # a program's name: the tower of the model
-_MAX_PROGRAM = 1 << 28  # bytes; parameters are not in it
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+FORMATS = {"stablehlo": stablehlo.FORMAT, "onnx": onnx.FORMAT}  # their names in export.json
 
 
 def export_model(
     model: CLIP,
     folder: Path,
     *,
-    sides: Sequence[str] = tuple(SIDES),
+    form: str = "stablehlo",
+    sides: Sequence[str] = ("image", "text"),
     batch: int | None = None,
     normalized: bool = False,
+    images: str = "uint8",
+    labels: Labels | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    quantize: str | None = None,
     preprocess: Preprocess | None = None,
     tokenizer: str | None = None,
 ) -> dict[str, int]:
-    """Writes the towers of a model as StableHLO programs.
+    """Writes the programs of a model: features of images and of texts, probabilities of labels.
 
-    A program takes its parameters and a batch: images uint8 [batch, size, size, 3] (or the packed
-    patches of `models.patches`), or token ids int32 [batch, context]. It gives
-    features float32 [batch, embed_dim].
+    The program `image` takes images (see `images`), `text` token ids int32 [batch, context]; they
+    give features float32 [batch, embed_dim]. `classify` takes images and gives probabilities
+    float32 [batch, labels].
 
     Args:
       model: the model.
       folder: where the files are written; it is made if need be.
-      sides: the programs, of `SIDES`.
+      form: `stablehlo` or `onnx`.
+      sides: the programs of features: `image`, `text`.
       batch: the number of rows of a batch; None: any.
       normalized: whether features are scaled to length one.
-      platforms: the platforms that the programs run on, of `PLATFORMS`.
-      preprocess: how images are prepared, for export.json.
+      images: what programs take, of `programs.IMAGES`: `uint8` [batch, size, size, 3], or packed
+        patches (`models.patches`) if the tower takes these; `any-size`,
+        uint8 [batch, height, width, 3], which the program resizes; `float32`, normalised
+        [batch, 3, size, size].
+      labels: the labels of the program `classify`; None: it is not written.
+      platforms: the platforms that StableHLO runs on, of `stablehlo.PLATFORMS`.
+      quantize: `int8` for ONNX with products in 8 bits; None: float32.
+      preprocess: how images are prepared, for export.json and `any-size`.
       tokenizer: the name of the tokenizer, for export.json.
 
     Returns:
       The sizes of the files in bytes, by their names.
 
     Raises:
-      UserError: a platform is unknown, or the folder can't be written.
+      UserError: a choice is unknown or impossible, a package is missing, or the folder can't be
+        written.
     """
-    for platform in platforms:
-        if platform not in PLATFORMS:
-            raise UserError(f"unknown platform {platform!r:.60}; known: {', '.join(PLATFORMS)}")
+    for name, value, known in (
+        ("form", form, FORMATS),
+        ("images", images, IMAGES),
+        *(("platform", platform, stablehlo.PLATFORMS) for platform in platforms),
+    ):
+        if value not in known:
+            raise UserError(f"unknown {name} {value!r:.60}; known: {', '.join(known)}")
+    if quantize is not None and form != "onnx":
+        raise UserError("quantize is for the form onnx")
+    programs = build_programs(
+        model,
+        tuple(sides),
+        batch=batch,
+        normalized=normalized,
+        images=images,
+        preprocess=preprocess,
+        labels=labels,
+    )
     config = model.config
-    rows: Any = jax.export.symbolic_shape("batch")[0] if batch is None else batch
-    shapes = {
-        "image": ((rows, *config.vision.input_shape), jnp.uint8),
-        "text": ((rows, config.text.context_length), jnp.int32),
-    }
     manifest: JsonObject = {
-        "format": "jax.export",
+        "format": FORMATS[form],
         "clip_jax": __version__,
-        "jax": jax.__version__,
-        "platforms": list(platforms),
         "embed_dim": config.embed_dim,
         "normalized": normalized,
         "logit_scale": float(model.scale),
         "logit_bias": None if config.logit_bias is None else float(model.logit_bias[...]),
-        "programs": {},
+        "images": images,
+        "programs": {program.name: _described(program, form) for program in programs},
     }
     if preprocess is not None:
         manifest["preprocess"] = {"size": preprocess.size, **_pixels(preprocess)}
     if "text" in sides:
         manifest["tokenizer"] = tokenizer
-    parameters: dict[str, np.ndarray] = {}
-    contents: dict[str, bytes] = {}
-    for side in sides:
-        own, run = program(getattr(model, SIDES[side]), SIDES[side], normalized)
-        shape, dtype = shapes[side]
-        exported = jax.export.export(jax.jit(run), platforms=tuple(platforms))(
-            {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in own.items()},
-            jax.ShapeDtypeStruct(shape, dtype),
-        )
-        contents[f"{side}.stablehlo"] = bytes(exported.serialize())
-        manifest["programs"][side] = {
-            "file": f"{side}.stablehlo",
-            "input": {"shape": [str(n) for n in shape], "dtype": str(np.dtype(dtype))},
-            "parameters": sorted(own),
-        }
-        parameters |= {name: np.asarray(value) for name, value in own.items()}
-    contents[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
-    return _write(Path(folder), parameters, contents)
+    if labels is not None:
+        manifest["labels"] = list(labels.names)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if form == "onnx":
+            names, own = onnx.write(folder, programs, quantize)
+        else:
+            names, own = stablehlo.write(folder, programs, platforms)
+        with files.atomic_write(folder / MANIFEST) as out:
+            out.write((json.dumps(manifest | own, indent=2) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error})") from None
+    return {name: (folder / name).stat().st_size for name in (*names, MANIFEST)}
+
+
+def _described(program: Program, form: str) -> JsonObject:
+    argument = program.argument
+    described: JsonObject = {
+        "file": f"{program.name}.{form}",
+        "input": {"shape": [str(n) for n in argument.shape], "dtype": str(argument.dtype)},
+        "output": program.result,
+    }
+    if form == "stablehlo":
+        described["parameters"] = sorted(program.parameters)
+    return described
 
 
 def _pixels(preprocess: Preprocess) -> JsonObject:
@@ -130,50 +148,6 @@ def _pixels(preprocess: Preprocess) -> JsonObject:
         }
 
 
-def _write(
-    folder: Path, parameters: dict[str, np.ndarray], contents: dict[str, bytes]
-) -> dict[str, int]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(folder / PARAMETERS, parameters)
-        for name, content in contents.items():
-            with files.atomic_write(folder / name) as out:
-                out.write(content)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error})") from None
-    return {name: (folder / name).stat().st_size for name in (PARAMETERS, *contents)}
-
-
-def program(module: Any, name: str, normalized: bool) -> tuple[dict[str, Array], Any]:
-    """Returns a tower's program.
-
-    Args:
-      module: the module of the tower.
-      name: the first part of the paths of its parameters.
-      normalized: whether features are scaled to length one.
-
-    Returns:
-      The parameters and batch statistics by their paths, and a function of these and of a batch.
-    """
-    graph, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
-    trees = [nnx.to_pure_dict(state) for state in (params, stats)]
-    own = {f"{name}/{path}": value for path, value in arrays.flat(*trees)}
-    paths = [[path for path, _ in arrays.flat(tree)] for tree in trees]
-
-    def run(parameters: dict[str, Array], rows: Array) -> Array:
-        states = []
-        for state, names in zip((params, stats), paths, strict=True):
-            filled = jax.tree.map(lambda leaf: leaf, state)  # a copy
-            values = arrays.nested({path: parameters[f"{name}/{path}"] for path in names})
-            nnx.replace_by_pure_dict(filled, values)
-            states.append(filled)
-        tower = nnx.merge(graph, *states)
-        features = project(tower, tower(rows))
-        return normalize(features) if normalized else features.astype(jnp.float32)
-
-    return own, run
-
-
 class ExportedModel:
     """A model that `export_model` wrote.
 
@@ -181,54 +155,58 @@ class ExportedModel:
       manifest: the contents of export.json.
       logit_scale: the factor on cosines.
       logit_bias: the bias added to them; None for none.
+      labels: the labels that `classify` gives probabilities of.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.manifest = files.read_json(folder / MANIFEST)
-        if self.manifest.get("format") != "jax.export":
-            raise UserError(f"{folder / MANIFEST} is no manifest of `clip_jax export`")
+        path = folder / MANIFEST
+        self.manifest = files.read_json(path)
+        loaders: dict[Any, Callable[[Path, JsonObject], dict[str, Any]]] = {
+            stablehlo.FORMAT: stablehlo.load,
+            onnx.FORMAT: onnx.load,
+        }
+        load = loaders.get(str(self.manifest.get("format")))
+        if load is None:
+            raise UserError(f"{path} is no manifest of `clip_jax export`")
         try:
             self.logit_scale: float = self.manifest["logit_scale"]
             self.logit_bias: float | None = self.manifest["logit_bias"]
-            programs = {side: own["parameters"] for side, own in self.manifest["programs"].items()}
+            self.labels: list[str] = self.manifest.get("labels", [])
+            self._dtypes = {
+                name: np.dtype(program["input"]["dtype"])
+                for name, program in self.manifest["programs"].items()
+            }
+            self._programs = load(folder, self.manifest["programs"])
         except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{folder / MANIFEST} is damaged: export the model again") from None
-        self._programs = {}
-        with open_tensors(folder / PARAMETERS) as tensors:
-            for side, names in programs.items():
-                content = files.read_small(folder / f"{side}.stablehlo", _MAX_PROGRAM, "program")
-                try:
-                    call = jax.jit(jax.export.deserialize(bytearray(content)).call)
-                except Exception as error:  # flatbuffers and XLA have many
-                    raise UserError(
-                        f"{folder / side}.stablehlo is no program of jax.export ({error!s:.80})"
-                    ) from None
-                own = {name: jnp.asarray(tensors.read(name)) for name in names}
-                self._programs[side] = call, own
+            raise UserError(f"{path} is damaged: export the model again") from None
 
-    def encode_image(self, image: Any) -> Float[Array, "batch embed_dim"]:
-        """Returns the features of images uint8 [batch, size, size, 3]."""
-        return self._run("image", jnp.asarray(image, jnp.uint8))
+    def encode_image(self, image: Any) -> Float[Any, "batch embed_dim"]:
+        """Returns the features of images; `manifest["programs"]["image"]` says their shape."""
+        return self._run("image", image, self.manifest["embed_dim"])
 
-    def encode_text(self, tokens: Any) -> Float[Array, "batch embed_dim"]:
+    def encode_text(self, tokens: Any) -> Float[Any, "batch embed_dim"]:
         """Returns the features of token ids int32 [batch, context]."""
-        return self._run("text", jnp.asarray(tokens, jnp.int32))
+        return self._run("text", tokens, self.manifest["embed_dim"])
 
-    def _run(self, side: str, rows: Array) -> Array:
-        if side not in self._programs:
-            raise UserError(f"this export has no program for {side}: export with --sides {side}")
+    def classify(self, image: Any) -> Float[Any, "batch labels"]:
+        """Returns the probabilities of `labels` for images."""
+        return self._run(CLASSIFY, image, len(self.labels))
+
+    def _run(self, name: str, rows: Any, width: int) -> Any:
+        if name not in self._programs:
+            flag = "--labels" if name == CLASSIFY else f"--sides {name}"
+            raise UserError(f"this export has no program {name}: export with {flag}")
+        rows = np.asarray(rows, self._dtypes[name])
         if not len(rows):  # a symbolic batch has one row at least
-            return jnp.zeros((0, self.manifest["embed_dim"]), jnp.float32)
-        call, own = self._programs[side]
-        features: Array = call(own, rows)
-        return features
+            return np.zeros((0, width), np.float32)
+        return self._programs[name](rows)
 
 
 def load_exported(folder: str | Path) -> ExportedModel:
     """Loads the programs of a folder that `clip_jax export` wrote.
 
     Raises:
-      UserError: a file is missing or damaged.
+      UserError: a file is missing or damaged, or ONNX Runtime is not installed.
     """
     folder = Path(folder).expanduser()
     if not (folder / MANIFEST).is_file():

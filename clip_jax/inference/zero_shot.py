@@ -181,13 +181,32 @@ class ZeroShotClassifier:
           UserError: the image cannot be read, the image tower gives no patches, or the text tower
             did not learn.
         """
-        if self._by_words:
-            raise UserError("a heatmap needs a text tower that learned; this one has random values")
-        templates = hypothesis_template
-        templates = [templates] if isinstance(templates, str) else list(templates)
-        text = self._text_features(list(labels), templates, BATCH_SIZE * _TEXTS, truncate)
+        text = self.label_features(labels, hypothesis_template, truncate=truncate)
         pixels = self.preprocess(picture(image))
         return draw_heatmap(pixels, similarity_maps(self.model, pixels, text), labels)
+
+    def label_features(
+        self,
+        labels: Sequence[str],
+        hypothesis_template: str | Sequence[str] = "This is a photo of {}.",
+        *,
+        truncate: bool = False,
+    ) -> Float[np.ndarray, "labels embed_dim"]:
+        """Returns the unit-norm mean of the features of each label's prompts.
+
+        Args:
+          labels: the labels.
+          hypothesis_template: as for a call.
+          truncate: as for `stream`.
+
+        Raises:
+          UserError: the text tower did not learn.
+        """
+        if self._by_words:
+            raise UserError("this needs a text tower that learned; this one has random values")
+        templates = hypothesis_template
+        templates = [templates] if isinstance(templates, str) else list(templates)
+        return self._text_features(list(labels), templates, BATCH_SIZE * _TEXTS, truncate)
 
     def _prompts(self, labels: list[str], templates: list[str], truncate: bool) -> Prompts:
         """Returns the prompts of each label for the head that scores them."""

@@ -20,6 +20,7 @@ import runs
 from clip_jax.cli import export
 from clip_jax.errors import UserError
 from clip_jax.inference import exported, pretrained
+from clip_jax.inference.programs import tower_program
 from clip_jax.models.clip import CLIP, abstract_model
 from clip_jax.models.model_config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
 from tools.golden_models import FAMILIES
@@ -69,7 +70,7 @@ def test_every_family_takes_any_batch(family: str) -> None:
         ((rows, text.context_length), jnp.int32, model.text),
     )
     for shape, dtype, tower in shapes:
-        own, run = exported.program(tower, "tower", True)
+        own, run = tower_program(tower, "tower", True)
         given = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in own.items()}
         outcome = jax.export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(
             given, jax.ShapeDtypeStruct(shape, dtype)

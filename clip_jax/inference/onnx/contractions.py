@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from clip_jax.inference.onnx.graph import Graph, Shape, Tensor, Value, product
+from clip_jax.inference.onnx.graph import Graph, Shape, Tensor, UnsupportedError, Value, product
 
 
 def _dot_general(graph: Graph, params: Any, results: Any, x: Value, y: Value) -> Value:
@@ -42,7 +43,7 @@ def _sizes(value: Value, axes: Any) -> Shape:
 def _convolution(graph: Graph, params: Any, results: Any, x: Value, kernel: Value) -> Value:
     numbers = params["dimension_numbers"]
     if any(step != 1 for step in params["lhs_dilation"]) or params["batch_group_count"] != 1:
-        raise NotImplementedError("a transposed convolution")
+        raise UnsupportedError("a transposed convolution")
     dtype = results[0].dtype
     x = graph.transpose(graph.cast(x, dtype), numbers.lhs_spec)
     kernel = graph.transpose(graph.cast(kernel, dtype), numbers.rhs_spec)
@@ -86,7 +87,7 @@ def _pool(
     inner = [axis for axis, size in enumerate(window) if axis and size > 1]
     dilated = any(step != 1 for step in (*params["base_dilation"], *params["window_dilation"]))
     if len(inner) != 2 or x.ndim != 4 or dilated:
-        raise NotImplementedError("windows that are not of height and width")
+        raise UnsupportedError("windows that are not of height and width")
     order = [*(axis for axis in range(x.ndim) if axis not in inner), *inner]
     out = graph.emit(
         operator,
@@ -101,7 +102,7 @@ def _pool(
     return out, np.argsort(order).tolist()
 
 
-RULES = {
+RULES: dict[str, Callable[..., Any]] = {
     "conv_general_dilated": _convolution,
     "dot_general": _dot_general,
     "reduce_window_max": _window_max,

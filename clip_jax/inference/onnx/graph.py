@@ -1,7 +1,7 @@
 """A graph of ONNX operators while it is built.
 
-A batch of any size is a symbolic dimension of JAX, such as `batch` or `49*batch`; every other
-dimension is an int.
+A batch of any size is a symbolic dimension of JAX, such as `batch` or `49*batch`; so are the height
+and width of images of any size. Every other dimension is an int.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ Shape = tuple[Dim, ...]
 _MERGED = 1024  # bytes of a constant up to which equal ones are stored once
 
 
+class UnsupportedError(Exception):
+    """A program has something that isn't written as ONNX."""
+
+
 def is_symbolic(dim: Dim) -> bool:
-    """Returns whether a dimension depends on the size of the batch."""
+    """Returns whether a dimension is known only when the program runs."""
     return bool(jax.export.is_symbolic_dim(dim))
 
 
@@ -70,16 +74,16 @@ class Graph:
         self.constants: dict[str, np.ndarray] = {}
         self._small: dict[tuple[Any, ...], Tensor] = {}
         self._large: dict[int, tuple[np.ndarray, Tensor]] = {}
-        self._batch: tuple[Tensor, int, Dim] | None = None
-        self._size: Tensor | None = None
+        self._symbols: list[tuple[Dim, Tensor, int]] = []  # each with an input that has it
+        self._sizes: dict[Dim, Tensor] = {}
         self._count = 0
 
     def input(self, name: str, shape: Shape, dtype: Any) -> Tensor:
         """Adds an input."""
         tensor = Tensor(name, shape, np.dtype(dtype))
         for axis, dim in enumerate(shape):
-            if is_symbolic(dim) and self._batch is None:
-                self._batch = tensor, axis, dim
+            if is_symbolic(dim):
+                self._symbols.append((dim, tensor, axis))
         return tensor
 
     def constant(self, array: Any) -> Tensor:
@@ -134,10 +138,15 @@ class Graph:
         if not isinstance(value, Tensor) and not any(map(is_symbolic, shape)):
             return value.reshape(shape)
         value = self.tensor(value)
-        return self.emit("Reshape", value, self._target(value, shape), shape=shape, dtype=value.dtype)
+        return self.emit(
+            "Reshape", value, self._target(value, shape), shape=shape, dtype=value.dtype
+        )
 
     def _target(self, value: Tensor, shape: Shape) -> Value:
-        """Returns the second input of Reshape; 0 copies a dimension, so that a batch may be empty."""
+        """Returns the second input of Reshape.
+
+        A zero copies a dimension, so that a batch may be empty.
+        """
         target = [
             0 if is_symbolic(dim) and axis < value.ndim and dim == value.shape[axis] else dim
             for axis, dim in enumerate(shape)
@@ -151,28 +160,30 @@ class Graph:
         """Returns a shape as an int64 vector."""
         if not any(map(is_symbolic, shape)):
             return np.array(shape, np.int64).reshape(len(shape))
-        parts = [
-            self.size(dim) if is_symbolic(dim) else np.array([dim], np.int64) for dim in shape
-        ]
+        parts = [self.size(dim) if is_symbolic(dim) else np.array([dim], np.int64) for dim in shape]
         if len(parts) == 1:
             return parts[0]
         return self.emit("Concat", *parts, shape=(len(shape),), dtype=np.int64, axis=0)
 
     def size(self, dim: Dim) -> Tensor:
-        """Returns a multiple of the batch size as an int64 vector of one element."""
-        assert self._batch is not None
-        tensor, axis, batch = self._batch
-        if self._size is None:
-            self._size = self.emit(
-                "Shape", tensor, shape=(1,), dtype=np.int64, start=axis, end=axis + 1
-            )
-        factor = dim // batch
-        if is_symbolic(factor) or factor * batch != dim:
-            raise NotImplementedError(f"a dimension of {dim} rows")
-        if factor == 1:
-            return self._size
-        factors = np.array([factor], np.int64)
-        return self.emit("Mul", self._size, factors, shape=(1,), dtype=np.int64)
+        """Returns a multiple of a symbolic dimension as an int64 vector of one element."""
+        if dim in self._sizes:
+            return self._sizes[dim]
+        for symbol, tensor, axis in self._symbols:
+            if dim == symbol:
+                size = self.emit(
+                    "Shape", tensor, shape=(1,), dtype=np.int64, start=axis, end=axis + 1
+                )
+                break
+            factor = dim // symbol
+            if not is_symbolic(factor) and factor * symbol == dim:
+                factors = np.array([factor], np.int64)
+                size = self.emit("Mul", self.size(symbol), factors, shape=(1,), dtype=np.int64)
+                break
+        else:
+            raise UnsupportedError(f"a dimension of {dim}")
+        self._sizes[dim] = size
+        return size
 
     def expand(self, value: Value, shape: Shape) -> Value:
         """Returns a value repeated along its dimensions of size one."""

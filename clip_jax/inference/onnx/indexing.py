@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from clip_jax.inference.onnx.graph import Graph, Shape, Tensor, Value, is_symbolic
+from clip_jax.inference.onnx.graph import Graph, Shape, Tensor, UnsupportedError, Value, is_symbolic
 
 
 def take(graph: Graph, value: Value, index: int, shape: Shape) -> Value:
@@ -72,7 +72,7 @@ def slices(
     if not axes:
         return value
     if any(is_symbolic(starts[axis]) or is_symbolic(limits[axis]) for axis in axes):
-        raise NotImplementedError("a slice of the batch")
+        raise UnsupportedError("a slice of the batch")
     vectors = [
         np.array([own[axis] for axis in axes], np.int64) for own in (starts, limits, strides)
     ]
@@ -88,13 +88,12 @@ def _slice(graph: Graph, params: Any, results: Any, value: Value) -> Value:
 
 def _dynamic_slice(graph: Graph, params: Any, results: Any, value: Value, *starts: Value) -> Value:
     del params
-    if any(isinstance(start, Tensor) for start in starts):
-        raise NotImplementedError("a slice whose position depends on the inputs")
     shape = results[0].shape
-    first = [
-        0 if is_symbolic(dim) else min(max(int(start), 0), dim - size)
-        for start, dim, size in zip(starts, value.shape, shape, strict=True)
-    ]
+    first = []
+    for start, dim, size in zip(starts, value.shape, shape, strict=True):
+        if isinstance(start, Tensor):
+            raise UnsupportedError("a slice whose position depends on the inputs")
+        first.append(0 if is_symbolic(dim) else min(max(int(start), 0), dim - size))
     limits = [start + size for start, size in zip(first, shape, strict=True)]
     return slices(graph, value, first, limits, (1,) * value.ndim, shape)
 
@@ -102,7 +101,7 @@ def _dynamic_slice(graph: Graph, params: Any, results: Any, value: Value, *start
 def _pad(graph: Graph, params: Any, results: Any, value: Value, fill: Value) -> Value:
     configuration = params["padding_config"]
     if any(inner for _, _, inner in configuration):
-        raise NotImplementedError("padding between elements")
+        raise UnsupportedError("padding between elements")
     cut = any(low < 0 or high < 0 for low, high, _ in configuration)
     if cut:
         starts = [max(-low, 0) for low, _, _ in configuration]
@@ -112,9 +111,7 @@ def _pad(graph: Graph, params: Any, results: Any, value: Value, fill: Value) -> 
         ]
         shape = tuple(limit - start for start, limit in zip(starts, limits, strict=True))
         value = slices(graph, value, starts, limits, (1,) * value.ndim, shape)
-    pads = np.array(
-        [max(own[side], 0) for side in (0, 1) for own in configuration], np.int64
-    )
+    pads = np.array([max(own[side], 0) for side in (0, 1) for own in configuration], np.int64)
     if not pads.any():
         return value
     shape = results[0].shape
@@ -133,7 +130,7 @@ def _gather(graph: Graph, params: Any, results: Any, value: Value, indices: Valu
         for axis, size in enumerate(sizes)
     )
     if not whole or set(mapped) - set(collapsed):
-        raise NotImplementedError("a gather of parts of rows")
+        raise UnsupportedError("a gather of parts of rows")
     positions = tuple(axis for axis in range(len(shape)) if axis not in numbers.offset_dims)
     if len(mapped) == 1 and not numbers.operand_batching_dims:
         rows = graph.reshape(indices, tuple(indices.shape[:-1]))
@@ -146,11 +143,11 @@ def _gather(graph: Graph, params: Any, results: Any, value: Value, indices: Valu
         return graph.transpose(gathered, np.argsort(places).tolist())
     batch = numbers.operand_batching_dims
     if batch != tuple(range(len(batch))) or batch != numbers.start_indices_batching_dims:
-        raise NotImplementedError("a gather from inner axes")
+        raise UnsupportedError("a gather from inner axes")
     if mapped != tuple(range(len(batch), len(batch) + len(mapped))):
-        raise NotImplementedError("a gather from inner axes")
+        raise UnsupportedError("a gather from inner axes")
     if positions != tuple(range(len(positions))):
-        raise NotImplementedError("a gather to inner axes")
+        raise UnsupportedError("a gather to inner axes")
     wide = graph.cast(indices, np.int64)
     return graph.emit("GatherND", value, wide, shape=shape, dtype=dtype, batch_dims=len(batch))
 
@@ -163,7 +160,7 @@ def _known_slice(
         starts[axis] = index
     limits = [start + size for start, size in zip(starts, sizes, strict=True)]
     if numbers.offset_dims != tuple(range(len(shape))):
-        raise NotImplementedError("a gather to inner axes")
+        raise UnsupportedError("a gather to inner axes")
     part = slices(graph, value, starts, limits, (1,) * value.ndim, tuple(sizes))
     return graph.reshape(part, shape)
 
@@ -176,7 +173,7 @@ def _reverse(graph: Graph, params: Any, results: Any, value: Value) -> Value:
     return graph.emit("Slice", value, first, last, axes, -ones, **own)
 
 
-RULES = {
+RULES: dict[str, Callable[..., Any]] = {
     "concatenate": _concatenate,
     "dynamic_slice": _dynamic_slice,
     "gather": _gather,

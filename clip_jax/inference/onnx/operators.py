@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.inference.onnx.graph import Graph, Tensor, Value, broadcast_shape, product
+from clip_jax.inference.onnx.graph import Graph, Tensor, UnsupportedError, Value, broadcast_shape
 
-_Rule = Callable[..., Any]
+Rule = Callable[..., Any]
 
 
-def _elementwise(operator: str, dtype: Any = None) -> _Rule:
+def _elementwise(operator: str, dtype: Any = None) -> Rule:
     def rule(graph: Graph, params: Any, *inputs: Value) -> Value:
         del params
         shape = broadcast_shape(*(value.shape for value in inputs))
@@ -79,10 +79,10 @@ def _maximum(graph: Graph, params: Any, x: Value, y: Value) -> Value:
     return _elementwise("Max")(graph, params, x, y)
 
 
-def _logical(operator: str) -> _Rule:
+def _logical(operator: str) -> Rule:
     def rule(graph: Graph, params: Any, *inputs: Value) -> Value:
         if any(value.dtype != bool for value in inputs):
-            raise NotImplementedError(f"{operator} of the bits of integers")
+            raise UnsupportedError(f"{operator} of the bits of integers")
         return _elementwise(operator)(graph, params, *inputs)
 
     return rule
@@ -91,7 +91,7 @@ def _logical(operator: str) -> _Rule:
 def _select(graph: Graph, params: Any, which: Value, *cases: Value) -> Value:
     del params
     if which.dtype != bool:
-        raise NotImplementedError("a choice among more than two")
+        raise UnsupportedError("a choice among more than two")
     shape = broadcast_shape(which.shape, *(value.shape for value in cases))
     return graph.emit("Where", which, cases[1], cases[0], shape=shape, dtype=cases[0].dtype)
 
@@ -101,7 +101,20 @@ def _clamp(graph: Graph, params: Any, low: Value, value: Value, high: Value) -> 
     return _elementwise("Min")(graph, params, bounded, high)
 
 
-ELEMENTWISE: dict[str, _Rule] = {
+def _remainder(graph: Graph, params: Any, x: Value, y: Value) -> Value:
+    """The remainder with the sign of x."""
+    del params
+    shape = broadcast_shape(x.shape, y.shape)
+    return graph.emit("Mod", x, y, shape=shape, dtype=x.dtype, fmod=1)
+
+
+def _round(graph: Graph, params: Any, value: Value) -> Value:
+    if params["rounding_method"].name != "TO_NEAREST_EVEN":
+        raise UnsupportedError("rounding halves away from zero")
+    return _unary(graph, "Round", value)
+
+
+ELEMENTWISE: dict[str, Rule] = {
     "abs": _elementwise("Abs"),
     "add": _elementwise("Add"),
     "and": _logical("And"),
@@ -133,6 +146,8 @@ ELEMENTWISE: dict[str, _Rule] = {
     "not": _logical("Not"),
     "or": _logical("Or"),
     "pow": _elementwise("Pow"),
+    "rem": _remainder,
+    "round": _round,
     "rsqrt": _rsqrt,
     "select_n": _select,
     "sign": _elementwise("Sign"),
@@ -164,7 +179,7 @@ def _reshape(graph: Graph, params: Any, results: Any, value: Value) -> Value:
     return graph.reshape(value, results[0].shape)
 
 
-def _reduction(operator: str) -> _Rule:
+def _reduction(operator: str) -> Rule:
     def rule(graph: Graph, params: Any, results: Any, value: Value) -> Value:
         axes = np.array(params["axes"], np.int64)
         if not axes.size:
@@ -191,7 +206,7 @@ def _of_flags(operator: str, graph: Graph, params: Any, results: Any, value: Val
     return graph.cast(reduced, bool)
 
 
-def _extreme_index(operator: str) -> _Rule:
+def _extreme_index(operator: str) -> Rule:
     def rule(graph: Graph, params: Any, results: Any, value: Value) -> Value:
         (axis,) = params["axes"]
         numbers = graph.cast(value, np.int32) if value.dtype == bool else value
@@ -219,11 +234,18 @@ def _iota(graph: Graph, params: Any, results: Any) -> Value:
     return graph.reshape(graph.cast(count, results[0].dtype), own)
 
 
-RULES: dict[str, _Rule] = {
+def _size(graph: Graph, params: Any, results: Any) -> Value:
+    """Returns a symbolic dimension as a number."""
+    size = graph.reshape(graph.size(params["dim"]), ())
+    return graph.cast(size, results[0].dtype)
+
+
+RULES: dict[str, Rule] = {
     "argmax": _extreme_index("ArgMax"),
     "argmin": _extreme_index("ArgMin"),
     "broadcast_in_dim": _broadcast,
     "cumsum": _cumulative_sum,
+    "dim_as_value": _size,
     "expand_dims": _reshape,
     "iota": _iota,
     "reduce_and": _every,
@@ -237,5 +259,3 @@ RULES: dict[str, _Rule] = {
     "transpose": _transpose,
 }
 LAZY = frozenset({"broadcast_in_dim", "transpose"})
-
-__all__ = ["ELEMENTWISE", "LAZY", "RULES", "product"]

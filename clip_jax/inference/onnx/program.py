@@ -15,11 +15,11 @@ from jax.extend import core
 
 from clip_jax.errors import UserError
 from clip_jax.inference.onnx import contractions, indexing, operators
-from clip_jax.inference.onnx.graph import Graph, Shape, Tensor, Value, is_symbolic
+from clip_jax.inference.onnx.graph import Graph, Tensor, UnsupportedError, Value, is_symbolic
 
-# Operators whose inputs may lack the repetitions of a broadcast: they give the same, repeated later.
+# The inputs of these may lack the repetitions of a broadcast, which their results then lack, too.
 _BROADCASTING = operators.ELEMENTWISE
-_RULES = operators.RULES | contractions.RULES | indexing.RULES
+_RULES: dict[str, operators.Rule] = operators.RULES | contractions.RULES | indexing.RULES
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
@@ -36,12 +36,15 @@ def convert(
       The graph, its inputs and its outputs.
 
     Raises:
-      UserError: the function has a primitive that has no rule here.
+      UserError: the function has a primitive, or a use of one, that has no rule here.
     """
     closed = jax.make_jaxpr(function)(*inputs.values())
     graph = Graph()
     arguments = [graph.input(name, own.shape, own.dtype) for name, own in inputs.items()]
-    results = evaluate(graph, closed.jaxpr, closed.consts, arguments)
+    try:
+        results = evaluate(graph, closed.jaxpr, closed.consts, arguments)
+    except UnsupportedError as error:
+        raise UserError(f"this model has {error}, which isn't written as ONNX") from None
     outputs = []
     for result, variable in zip(results, closed.jaxpr.outvars, strict=True):
         outputs.append(graph.tensor(graph.expand(result, variable.aval.shape)))
@@ -56,7 +59,7 @@ def evaluate(
 
     def read(variable: Any) -> Value:
         if isinstance(variable, core.Literal):
-            return np.asarray(variable.val, variable.aval.dtype)
+            return np.asarray(variable.val, variable.aval.dtype)  # type: ignore[attr-defined]
         return values[variable]
 
     values.update(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
@@ -99,26 +102,21 @@ def _equation(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
             consts = inner.consts if isinstance(inner, core.ClosedJaxpr) else ()
             return evaluate(graph, getattr(inner, "jaxpr", inner), consts, inputs)
     shapes = [variable.aval.shape for variable in equation.outvars]
-    known = not any(isinstance(value, Tensor) for value in inputs)
+    known = name != "dim_as_value" and not any(isinstance(value, Tensor) for value in inputs)
     if known and not any(is_symbolic(dim) for shape in shapes for dim in shape):
         return _compute(equation, inputs)
     if name in _BROADCASTING:
         return [_BROADCASTING[name](graph, params, *inputs)]
     if name not in _RULES:
-        raise UserError(f"ONNX has no operator for the primitive {name} of this model")
+        raise UnsupportedError(f"the primitive {name}")
     if name not in operators.LAZY:
         inputs = [
-            _complete(graph, value, variable.aval.shape)
+            graph.expand(value, variable.aval.shape)
             for value, variable in zip(inputs, equation.invars, strict=True)
         ]
     avals = [variable.aval for variable in equation.outvars]
     result = _RULES[name](graph, params, avals, *inputs)
     return result if isinstance(result, list) else [result]
-
-
-def _complete(graph: Graph, value: Value, shape: Shape) -> Value:
-    """Returns a value with the repetitions of its broadcasts."""
-    return graph.expand(value, shape)
 
 
 def _compute(equation: Any, inputs: list[Value]) -> list[Value]:
@@ -130,7 +128,7 @@ def _compute(equation: Any, inputs: list[Value]) -> list[Value]:
 def _cond(graph: Graph, params: Any, inputs: list[Value]) -> list[Value]:
     index, *arguments = inputs
     if isinstance(index, Tensor):
-        raise UserError("ONNX export needs conditions that don't depend on the inputs")
+        raise UnsupportedError("a condition that depends on the inputs")
     branch = params["branches"][int(index)]
     return evaluate(graph, branch.jaxpr, branch.consts, arguments)
 
