@@ -39,8 +39,12 @@ def model() -> CLIP:
 
 
 def inputs(config: CLIPConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
-    rng, side = np.random.default_rng(count), config.vision.image_size
-    images = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    rng, budget = np.random.default_rng(count), config.vision.patch_budget
+    images = rng.integers(0, 256, (count, *config.vision.input_shape), dtype=np.uint8)
+    for i in range(count if budget else 0):
+        assert budget is not None
+        size = budget.size_for(10 + i, 20 - i)
+        images[i] = budget.pack(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
     shape = (count, config.text.context_length)
     tokens = rng.integers(1, config.text.vocab_size, shape, dtype=np.int32)
     tokens[: count // 2, -3:] = 0  # padding, of many tokenizers
