@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.inference.onnx.graph import Graph, Shape, Tensor, UnsupportedError, Value, is_symbolic
+from clip_jax.inference.onnx.graph import (
+    Graph,
+    Shape,
+    Tensor,
+    UnsupportedError,
+    Value,
+    is_symbolic,
+    product,
+)
 
 
 def take(graph: Graph, value: Value, index: int, shape: Shape) -> Value:
@@ -132,24 +140,46 @@ def _gather(graph: Graph, params: Any, results: Any, value: Value, indices: Valu
     if not whole or set(mapped) - set(collapsed):
         raise UnsupportedError("a gather of parts of rows")
     positions = tuple(axis for axis in range(len(shape)) if axis not in numbers.offset_dims)
-    if len(mapped) == 1 and not numbers.operand_batching_dims:
-        rows = graph.reshape(indices, tuple(indices.shape[:-1]))
-        (axis,) = mapped
+    if not numbers.operand_batching_dims:
+        value, rows = _one_axis(graph, mapped, value, indices)
+        axis = mapped[0]
         kept = [dim for i, dim in enumerate(value.shape) if i != axis]
         out = (*kept[:axis], *rows.shape, *kept[axis:])
         gathered = graph.emit("Gather", value, rows, shape=out, dtype=dtype, axis=axis)
         # ONNX puts the dimensions of the indices where the axis was.
         places = [*numbers.offset_dims[:axis], *positions, *numbers.offset_dims[axis:]]
         return graph.transpose(gathered, np.argsort(places).tolist())
-    batch = numbers.operand_batching_dims
-    if batch != tuple(range(len(batch))) or batch != numbers.start_indices_batching_dims:
-        raise UnsupportedError("a gather from inner axes")
-    if mapped != tuple(range(len(batch), len(batch) + len(mapped))):
-        raise UnsupportedError("a gather from inner axes")
-    if positions != tuple(range(len(positions))):
-        raise UnsupportedError("a gather to inner axes")
+    leading = tuple(range(len(numbers.operand_batching_dims)))
+    if (
+        numbers.operand_batching_dims != leading
+        or numbers.start_indices_batching_dims != leading
+        or mapped != tuple(range(len(leading), len(leading) + len(mapped)))
+        or positions != tuple(range(len(positions)))
+    ):
+        raise UnsupportedError("a gather along inner axes")
     wide = graph.cast(indices, np.int64)
-    return graph.emit("GatherND", value, wide, shape=shape, dtype=dtype, batch_dims=len(batch))
+    return graph.emit("GatherND", value, wide, shape=shape, dtype=dtype, batch_dims=len(leading))
+
+
+def _one_axis(
+    graph: Graph, mapped: tuple[int, ...], value: Value, indices: Value
+) -> tuple[Value, Value]:
+    """Merges the axes that are indexed together; returns the value and its indices."""
+    first, count = mapped[0], len(mapped)
+    if mapped != tuple(range(first, first + count)):
+        raise UnsupportedError("a gather along separate axes")
+    dims = value.shape[first : first + count]
+    merged = (*value.shape[:first], product(dims), *value.shape[first + count :])
+    strides = np.array([product(dims[i + 1 :]) for i in range(count)], indices.dtype)
+    if not isinstance(indices, Tensor):
+        rows: Value = (indices * strides).sum(-1).astype(indices.dtype)
+    elif count == 1:
+        rows = graph.reshape(indices, tuple(indices.shape[:-1]))
+    else:
+        scaled = graph.emit("Mul", indices, strides, shape=indices.shape, dtype=indices.dtype)
+        last, shape = np.array([-1], np.int64), tuple(indices.shape[:-1])
+        rows = graph.emit("ReduceSum", scaled, last, shape=shape, dtype=scaled.dtype, keepdims=0)
+    return graph.reshape(value, merged), rows
 
 
 def _known_slice(

@@ -104,6 +104,11 @@ FUNCTIONS: dict[str, tuple[Any, np.ndarray]] = {
     "a table's rows": (lambda x: jnp.asarray(TABLE)[x], integers(2, 5)),
     "columns": (lambda x: x[:, :, jnp.array([2, 0, 2])], floats(2, 5, 4)),
     "rows at positions": (lambda x: x[jnp.arange(x.shape[0]), positions(x)], floats(2, 5, 4)),
+    "every second pixel": (lambda x: x[:, 1::2, ::2], floats(2, 6, 4, 3)),
+    "pixels by row and column": (
+        lambda x: x[:, jnp.array([[0, 2], [1, 1]]), jnp.array([[3, 1], [0, 2]])],
+        floats(2, 3, 4, 5),
+    ),
     "along an axis": (
         lambda x: jnp.take_along_axis(x, positions(x)[:, None, None], axis=1),
         floats(2, 5, 4),
