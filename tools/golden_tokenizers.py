@@ -93,12 +93,11 @@ class _Pieces:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(_CAPTIONS),
             model_writer=model,
-            vocab_size=330,
+            **{"vocab_size": 330, **self.layout},
             hard_vocab_limit=False,
             character_coverage=1.0,
             num_threads=1,
             minloglevel=2,
-            **self.layout,
         )
         (folder / self.file).write_bytes(model.getvalue())
         (folder / "tokenizer_config.json").write_text(json.dumps(self.settings) + "\n")
@@ -152,6 +151,25 @@ FAMILIES: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
             "sentencepiece.bpe.model",
             {"tokenizer_class": "XLMRobertaTokenizer"},
             dict(unk_id=0, bos_id=1, eos_id=2, pad_id=-1, user_defined_symbols=["owl"]),
+        ),
+        {},
+    ),
+    "nllb_pieces": (
+        lambda _: _Pieces(
+            "sentencepiece.bpe.model",
+            {
+                "tokenizer_class": "NllbTokenizer",
+                "additional_special_tokens": ["eng_Latn", "fra_Latn"],
+                "added_tokens_decoder": {  # without it transformers 5 puts the mask first
+                    str(120 + i + 1): {"content": name, "special": True}
+                    for i, name in enumerate(("eng_Latn", "fra_Latn", "<mask>"))
+                },
+                "src_lang": "fra_Latn",
+            },
+            dict(
+                **dict(unk_id=0, bos_id=1, eos_id=2, pad_id=-1),
+                **dict(model_type="bpe", normalization_rule_name="identity", vocab_size=120),
+            ),
         ),
         {},
     ),

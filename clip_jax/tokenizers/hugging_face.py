@@ -48,7 +48,7 @@ class HuggingFace:
 
     def __init__(self, path: str | os.PathLike[str], context_length: int | None = None) -> None:
         """Reads a folder with a tokenizer.json, or with a SentencePiece model of T5 (spiece.model)
-        or XLM-RoBERTa (sentencepiece.bpe.model); or such a file.
+        or of XLM-RoBERTa or NLLB (sentencepiece.bpe.model); or such a file.
 
         Raises:
             UserError: the package `tokenizers` is missing; a file is missing, too large or damaged;
@@ -67,9 +67,7 @@ class HuggingFace:
             # the class in Google's files is Gemma's; transformers takes this one in spite of it
             settings["tokenizer_class"] = f"{_SIGLIP2}Tokenizer"
         if file.name in sentencepiece_files.FILES:
-            content = sentencepiece_files.tokenizer_json(
-                content, file.name, settings.get("extra_ids"), str(file)
-            )
+            content = sentencepiece_files.tokenizer_json(content, file.name, settings, str(file))
         usage = read_usage(settings, file.parent)
         length = usage.context_length if context_length is None else context_length
         self._load(content, settings, usage, check_context_length(length), str(file))

@@ -233,3 +233,10 @@ def test_a_tower_takes_its_rows() -> None:
     tower.check_tokenizer("it", tokenizer)
     wrong = CLIPConfig(text=RobertaConfig(pad_id=0)).text
     refused(lambda: wrong.check_tokenizer("it", tokenizer), "pads with 1")
+
+
+def test_the_languages_of_nllbs_pieces_are_listed(tmp_path: Path) -> None:
+    silent = folder_of(tmp_path, "nllb_pieces", additional_special_tokens=None)
+    refused(lambda: HuggingFace(silent), "additional_special_tokens")
+    other = folder_of(tmp_path / "b", "nllb_pieces", tokenizer_class="XLMRobertaTokenizer")
+    refused(lambda: HuggingFace(other), "no model of unigrams, as T5's and XLM-RoBERTa's")
