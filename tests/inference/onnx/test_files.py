@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from flax import nnx
+from PIL import Image
 from weightfiles import found_in
 
 import clip_jax.inference.onnx
@@ -134,13 +135,12 @@ def test_probabilities_of_labels(form: str, model: CLIP, tmp_path: Path) -> None
         programs.encode_image(images)
 
 
-def test_the_command_writes_a_classifier_of_images_of_any_size(tmp_path: Path, capsys: Any) -> None:
-    from PIL import Image
-
+@pytest.mark.parametrize("form", exported.FORMATS)
+def test_programs_take_images_of_any_size(form: str, tmp_path: Path, capsys: Any) -> None:
     source, folder = GOLDEN / "open_clip_vit", tmp_path / "out"
-    argv = [str(source), str(folder), "--format", "onnx", "--images", "any-size"]
+    argv = [str(source), str(folder), "--format", form, "--images", "any-size"]
     assert export.run(argv) == 0
-    assert "image.onnx" in capsys.readouterr().out
+    assert f"image.{form}" in capsys.readouterr().out
     manifest = json.loads((folder / "export.json").read_text())
     shape = manifest["programs"]["image"]["input"]["shape"]
     assert shape == ["batch", "height", "width", "3"]
