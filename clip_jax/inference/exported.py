@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,15 +111,32 @@ def export_model(
         manifest["labels"] = list(labels.names)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if form == "onnx":
-            names, own = onnx.write(folder, programs, quantize)
-        else:
-            names, own = stablehlo.write(folder, programs, platforms)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
+            if form == "onnx":
+                names, own = onnx.write(Path(place), programs, quantize)
+            else:
+                names, own = stablehlo.write(Path(place), programs, platforms)
+            _remove_earlier(folder)
+            for name in names:
+                (Path(place) / name).replace(folder / name)
         with files.atomic_write(folder / MANIFEST) as out:
-            out.write((json.dumps(manifest | own, indent=2) + "\n").encode())
+            described = manifest | own | {"files": names}
+            out.write((json.dumps(described, indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error})") from None
     return {name: (folder / name).stat().st_size for name in (*names, MANIFEST)}
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Removes an earlier export, its manifest first, so that no mixture of two can be loaded."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return
+    names = files.read_json(path).get("files")
+    path.unlink()
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _described(program: Program, form: str) -> JsonObject:

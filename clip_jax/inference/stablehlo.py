@@ -31,7 +31,7 @@ def write(
     """Writes programs.
 
     Args:
-      folder: the folder, which exists.
+      folder: an empty folder.
       programs: the programs.
       platforms: the platforms that they run on, of `PLATFORMS`.
 
@@ -55,8 +55,7 @@ def write(
         parameters |= {name: np.asarray(value) for name, value in program.parameters.items()}
     write_safetensors(folder / PARAMETERS, parameters)
     for name, content in contents.items():
-        with files.atomic_write(folder / name) as out:
-            out.write(content)
+        (folder / name).write_bytes(content)
     return [PARAMETERS, *contents], {"jax": jax.__version__, "platforms": list(platforms)}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from clip_jax.errors import UserError
 from clip_jax.inference.onnx.fusions import fuse
 from clip_jax.inference.onnx.program import convert
 from clip_jax.inference.programs import Program
-from clip_jax.io import files
 from clip_jax.io.files import JsonObject
 
 FORMAT = ENDING = "onnx"
@@ -31,7 +29,7 @@ def write(
     """Writes programs, each with its parameters in float32.
 
     Args:
-      folder: the folder, which exists.
+      folder: an empty folder.
       programs: the programs.
       quantize: `int8`: matrix products and tables of words in 8 bits; inputs of products are
         quantised when the program runs. None: float32.
@@ -58,14 +56,10 @@ def write(
         graph.prune([output])
         model = writing.model_proto(graph, inputs, {program.result: output})
         path = folder / f"{program.name}.{ENDING}"
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as place:
-            written = writing.save(model, graph, Path(place) / path.name)
-            if quantize:
-                written = _quantize(written[0], Path(place) / "int8" / path.name)
-            for part in written:
-                with open(part, "rb") as source, files.atomic_write(folder / part.name) as out:
-                    shutil.copyfileobj(source, out)
-                names.append(part.name)
+        written = writing.save(model, graph, path)
+        if quantize:
+            _quantize(path, written)
+        names += [part.name for part in written]
     return names, {"opset": writing.OPSET, "quantized": quantize}
 
 
@@ -78,25 +72,27 @@ def _bound(program: Program) -> Callable[[jax.Array], jax.Array]:
     return lambda rows: program.run(parameters, rows)
 
 
-def _quantize(path: Path, quantized: Path) -> list[Path]:
+def _quantize(path: Path, written: Sequence[Path]) -> None:
+    """Replaces files by quantised ones of the same names."""
     try:
         from onnxruntime import quantization
     except ImportError:
         raise UserError(_missing("onnxruntime")) from None
-    quantized.parent.mkdir()
     logging.disable(logging.WARNING)  # it recommends a pass that changes nothing here
     try:
-        quantization.quantize_dynamic(
-            path,
-            quantized,
-            op_types_to_quantize=list(_OPERATORS),
-            per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
-            use_external_data_format=path.with_name(f"{path.name}.data").exists(),
-        )
+        with tempfile.TemporaryDirectory(dir=path.parent) as place:
+            quantization.quantize_dynamic(
+                path,
+                Path(place) / path.name,
+                op_types_to_quantize=list(_OPERATORS),
+                per_channel=True,
+                weight_type=quantization.QuantType.QInt8,
+                use_external_data_format=len(written) > 1,
+            )
+            for part in written:
+                (Path(place) / part.name).replace(part)
     finally:
         logging.disable(logging.NOTSET)
-    return sorted(quantized.parent.iterdir())
 
 
 def load(folder: Path, programs: JsonObject) -> dict[str, Callable[[Any], Any]]:

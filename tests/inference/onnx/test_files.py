@@ -92,9 +92,15 @@ def test_a_large_model_has_its_constants_in_a_second_file(
     programs = exported.load_exported(tmp_path)
     np.testing.assert_allclose(programs.encode_image(images), model.encode_image(images), atol=1e-5)
     np.testing.assert_allclose(programs.encode_text(tokens), model.encode_text(tokens), atol=1e-5)
+    (tmp_path / "mine.txt").touch()
+    exported.export_model(model, tmp_path, sides=("image",))  # another replaces all of it
+    names = {"export.json", "image.stablehlo", "mine.txt", "parameters.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
-def test_eight_bits_are_smaller_and_close(tmp_path: Path) -> None:
+@pytest.mark.parametrize("large", [1, 1 << 30])
+def test_eight_bits_are_smaller_and_close(large: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(writing, "_LARGE", large)
     config = CLIPConfig(
         32,
         vision=VisionConfig(image_size=16, patch_size=4, width=64, layers=2, heads=2),
@@ -105,8 +111,13 @@ def test_eight_bits_are_smaller_and_close(tmp_path: Path) -> None:
     small = exported.export_model(
         model, tmp_path / "small", form="onnx", normalized=True, quantize="int8"
     )
-    assert small["image.onnx"] < full["image.onnx"] / 2
-    assert small["text.onnx"] < full["text.onnx"] / 2
+    assert small.keys() == full.keys() and len(full) == (5 if large == 1 else 3)
+    for side in ("image", "text"):
+        sizes = [
+            sum(size for name, size in own.items() if name.startswith(side))
+            for own in (small, full)
+        ]
+        assert sizes[0] < sizes[1] / 2
     programs = exported.load_exported(tmp_path / "small")
     assert programs.manifest["quantized"] == "int8"
     images, tokens = inputs(config, 3)
@@ -182,7 +193,8 @@ def test_a_missing_package_is_named(
     monkeypatch.delitem(sys.modules, "clip_jax.inference.onnx.writing")
     monkeypatch.delattr(clip_jax.inference.onnx, "writing")
     with pytest.raises(UserError, match=r"pip install 'clip_jax\[onnx\]'"):
-        exported.export_model(model, tmp_path / "out", form="onnx", quantize="int8")
+        exported.export_model(model, tmp_path, form="onnx", quantize="int8")
+    assert (tmp_path / "text.onnx").is_file()  # the earlier export is still there
     if package == "onnxruntime":
         with pytest.raises(UserError, match=rf"package {package}"):
             exported.load_exported(tmp_path)
