@@ -105,8 +105,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--tokenizer",
         metavar="NAME",
-        help="clip, siglip:spiece.model, wordpiece:vocab.txt or huggingface:FOLDER (default: that "
-        "of SOURCE)",
+        help="clip, sentencepiece:my.model, siglip:spiece.model, wordpiece:vocab.txt or "
+        "huggingface:FOLDER; its files are written for the library (default: that of SOURCE)",
     )
     p.add_argument(
         "--adapters",
