@@ -154,6 +154,12 @@ FAMILIES: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
         ),
         {},
     ),
+    "nllb_legacy": (
+        lambda transformers: transformers.NllbTokenizer(
+            **_bpe(_XLM), extra_special_tokens=["eng_Latn", "fra_Latn"], legacy_behaviour=True
+        ),
+        {},
+    ),
     "nllb_pieces": (
         lambda _: _Pieces(
             "sentencepiece.bpe.model",

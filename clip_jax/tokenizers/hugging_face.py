@@ -157,7 +157,8 @@ class HuggingFace:
                 ("pad_token", self.pad_id),
             )
         }
-        row = [name for name in (names["bos_token"], "", names["eos_token"]) if name is not None]
+        before = [names["bos_token"]] if names["bos_token"] else []
+        row = [*before, "", *map(self._tokenizer.id_to_token, self.last_ids)]
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         steps["post_processor"] = tokenizer_json.template(row, ids)
         settings = tokenizer_json.settings(self.context_length, **names)
@@ -190,6 +191,10 @@ class HuggingFace:
         self.sot_id, end = self._start_and_end(ids)
         if end is None:
             raise UserError(f"{where} ends a text by no token, by which a text tower could know it")
+        self.last_ids: list[int] = [0 if usage.strip_sep else end]
+        if self._is(_NLLB) and self._settings.get("legacy_behaviour") is True:
+            assert self.sot_id is not None  # the language, which ends a text there
+            self.last_ids, self.sot_id = [end, self.sot_id], None
         self._separator = end if usage.strip_sep else -1
         self.eot_id: int = 0 if usage.strip_sep else end
         self.pad_id: int = self._padding(ids)
@@ -212,8 +217,6 @@ class HuggingFace:
         end: int | None
         flags = {part: self._settings.get(f"add_{part}_token") for part in ("bos", "eos")}
         if self._is(_NLLB):
-            if self._settings.get("legacy_behaviour"):
-                raise UserError(f"{self._where}: legacy_behaviour=true is not supported here")
             start, end = (
                 self._id_of("eng_Latn", ids, "its language"),
                 self._id_of("</s>", ids, "end"),

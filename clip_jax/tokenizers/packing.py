@@ -59,14 +59,14 @@ def pack(
         raise UserError(f"give a text or a list of texts, not {type(texts).__name__}")
     texts = list(texts)
     width = tokenizer.context_length
-    start = [] if tokenizer.sot_id is None else [tokenizer.sot_id]
+    start, last = _around(tokenizer)
     rows = np.full((len(texts), width), tokenizer.pad_id, np.int32)
     for row, text in zip(rows, texts, strict=True):
         if not isinstance(text, str):
             raise UserError(f"a text must be a str, not {type(text).__name__}: {text!r:.80}")
         if truncate and len(text) > CHARACTERS * width:
             text = " ".join(text.split())[: CHARACTERS * width]
-        ids = [*start, *tokenizer.encode(text), tokenizer.eot_id]
+        ids = [*start, *tokenizer.encode(text), *last]
         if len(ids) > width:
             if not truncate:
                 raise UserError(
@@ -74,9 +74,18 @@ def pack(
                     f"{text!r:.80}; shorten it, raise context_length or pass truncate=True "
                     "(--truncate)"
                 )
-            ids = [*ids[: width - 1], tokenizer.eot_id]
+            ids = [*ids[: width - len(last)], *last]
         row[: len(ids)] = ids
     return rows
+
+
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Returns the ids before and after those of a text: usually the end alone comes after it.
+
+    A tokenizer whose rows end otherwise has `last_ids`.
+    """
+    start = [] if tokenizer.sot_id is None else [tokenizer.sot_id]
+    return start, [*getattr(tokenizer, "last_ids", (tokenizer.eot_id,))]
 
 
 def windows(
@@ -99,16 +108,16 @@ def windows(
     """
     if isinstance(texts, str):
         texts = [texts]
-    start = [] if tokenizer.sot_id is None else [tokenizer.sot_id]
+    start, last = _around(tokenizer)
     width = tokenizer.context_length
-    size = width - len(start) - 1
+    size = width - len(start) - len(last)
     split = []
     for text in texts:
         if not isinstance(text, str):
             raise UserError(f"a text must be a str, not {type(text).__name__}: {text!r:.80}")
         ids = tokenizer.encode(text)
         parts = [ids[first : first + size] for first in range(0, len(ids), size)] or [[]]
-        split.append([[*start, *part, tokenizer.eot_id] for part in parts])
+        split.append([[*start, *part, *last] for part in parts])
     result = np.full((len(split), max(map(len, split), default=1), width), ABSENT, np.int32)
     for text_rows, parts in zip(result, split, strict=True):
         for row, ids in zip(text_rows, parts, strict=False):

@@ -33,7 +33,8 @@ class Tokenizer(Protocol):
     """The interface of tokenizers for text towers, data pipelines and evaluators.
 
     A tower that finds the end of a text at the largest id of its row needs
-    `eot_id == vocab_size - 1`. Worker processes receive a tokenizer by pickle.
+    `eot_id == vocab_size - 1`. Worker processes receive a tokenizer by pickle. One whose rows end
+    otherwise than by `eot_id` alone has an attribute `last_ids`, the ids after those of a text.
 
     Attributes:
         vocab_size: the number of ids.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import string
 from pathlib import Path
@@ -242,3 +243,13 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.model").write_text("not a model at all")
     with pytest.raises(UserError, match=r"text\.model' is not a SentencePiece model"):
         load(f"siglip:{tmp_path / 'text.model'}")
+
+
+def test_beside_open_clips_config_texts_are_cleaned_as_it_says(tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(MODEL.read_bytes())
+    text = {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    config = {"model_cfg": {"text_cfg": text}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    plain, cleaned = SigLIP(MODEL), SigLIP(tmp_path / "spiece.model")
+    assert cleaned.encode("a_cat") == plain.encode("a cat") != plain.encode("a_cat")
+    assert pickle.loads(pickle.dumps(cleaned)).encode("a_cat") == plain.encode("a cat")
