@@ -7,7 +7,9 @@
 The tokenizer is that of the released model's folder, with `pip install 'clip_jax[tokenizers]'`. To
 start from the released weights add `--config.weights.path=siglip2-base-patch16-naflex`. Every
 image is resized to as many patches of 16 pixels as `model.vision.max_num_patches` lets it have. A
-random crop has the shape of its image.
+random crop has the shape of its image. The paper draws the number of patches for each batch:
+`--config.model.vision.max_num_patches=1024
+--config.data.augment.num_patches='(128,256,576,784,1024)'`.
 
 Hardware: TPU or GPU. The batch of 32,768 is global and is split over all devices.
 Time:     390,625 steps. On 256 v5e chips, 128 rows each: 303 ms per step, at least 1.4 days (8,425

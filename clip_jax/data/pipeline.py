@@ -43,10 +43,11 @@ class _Steps:
 
     def __getitem__(self, step: Any) -> Row:
         first = int(step) * self.batch_size
-        rows = [self._row(first + row) for row in self.rows]
+        prepares = [prepare.for_step(self.seed, int(step)) for prepare in self.prepares]
+        rows = [self._row(first + row, prepares) for row in self.rows]
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
-    def _row(self, position: int) -> Row:
+    def _row(self, position: int, prepares: Sequence[Prepare]) -> Row:
         """Returns the row at a position of the endless global order.
 
         A pair that cannot be used is replaced by a random pair of the same source. The
@@ -64,7 +65,7 @@ class _Steps:
                 i = int(rng.integers(len(source)))
             try:
                 pair = read_pair(source, i)
-                row = self.prepares[part](pair, rng, epoch + i, number=i, epoch=epoch)
+                row = prepares[part](pair, rng, epoch + i, number=i, epoch=epoch)
             except PairError as error:
                 bad[REASONS.index(error.reason)] += 1
                 complaint = str(error)

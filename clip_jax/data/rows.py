@@ -92,6 +92,19 @@ class Prepare:
             budget=vision.patch_budget,
         )
 
+    def for_step(self, seed: int, step: int) -> Prepare:
+        """Returns what makes the rows of a step: all its images have the same budget of patches.
+
+        With `augment.num_patches` the budget is random, but depends on seed and step only.
+        """
+        choices = self.augment.num_patches
+        if self.budget is None or not choices:
+            return self
+        counter = (step << 128) + (1 << 127)  # rows use lower numbers of a position, see `pipeline`
+        rng = np.random.Generator(np.random.Philox(key=seed, counter=counter))
+        budget = dataclasses.replace(self.budget, patches=choices[rng.integers(len(choices))])
+        return dataclasses.replace(self, budget=budget)
+
     def view(self, pair: Pair, rng: np.random.Generator) -> np.ndarray:
         """Returns the augmented pixels of a pair's image: uint8 [size, size, 3], or its patches.
 

@@ -29,7 +29,7 @@ from clip_jax.training.best_checkpoint import BestCheckpoint
 from clip_jax.training.run import prepare
 from clip_jax.training.run_identity import check_same_run, claim_workdir, release_workdir
 from clip_jax.training.stop_signal import StopSignal
-from clip_jax.training.trainer import Trainer
+from clip_jax.training.trainer import Sizes, Trainer
 
 
 def _check_room(state: Any, workdir: Path, c: Config) -> None:
@@ -98,7 +98,7 @@ class Loop:
         )
         self.progress = _progress(trainer.mesh, c, self.first)
         self.flops = 0  # model FLOPs of the steps since the last line of the log
-        self.compiled: dict[int, step_lib.TrainStep] = {}  # by the number of tokens of a text
+        self.compiled: dict[Sizes, step_lib.TrainStep] = {}
         self.parts = trainer.run.data.parts
         mixed = [f"data/source/{part.name}" for part in self.parts if part.name]
         self.counted = [*(f"data/skipped/{reason}" for reason in REASONS), *mixed]
@@ -139,21 +139,30 @@ class Loop:
             raise
 
     def _step_for(self, batch: dict[str, jax.Array]) -> step_lib.TrainStep:
-        width = batch["tokens"].shape[1]
-        if width not in self.compiled:
+        sizes = self.trainer.sizes(batch)
+        if sizes not in self.compiled:
             began = time.monotonic()
-            self.compiled[width] = self.trainer.compile(width)
+            self.compiled[sizes] = self.trainer.compile(*sizes)
             seconds = time.monotonic() - began
-            self.progress.say(f"compiled the step for {width} tokens a text in {seconds:.0f} s")
+            of_images = f" and {sizes[1]} patches an image" if sizes[1] else ""
+            self.progress.say(
+                f"compiled the step for {sizes[0]} tokens a text{of_images} in {seconds:.0f} s"
+            )
             self.progress.leave_out(seconds)
-        return self.compiled[width]
+        return self.compiled[sizes]
 
-    def _log(self, step: int, tokens: int, counts: np.ndarray, out: dict[str, jax.Array]) -> None:
+    def _log(
+        self,
+        step: int,
+        sizes: Sizes,
+        counts: np.ndarray,
+        out: dict[str, jax.Array],
+    ) -> None:
         """Reads the metrics of a step, which waits for the step to complete.
 
         Args:
           step: the step.
-          tokens: tokens of each of its texts, padding included.
+          sizes: of its texts and images, see `Trainer.sizes`.
           counts: counts of its data, in the order of `counted`.
           out: its metrics on the devices.
         """
@@ -167,7 +176,7 @@ class Loop:
                 "the checkpoints before it are kept"
             )
         run, batch_size = self.trainer.run, self.config.batch_size
-        self.flops += self.trainer.step_flops(tokens)
+        self.flops += self.trainer.step_flops(*sizes)
         self.counts = self.counts + counts
         if step % self.config.log.every and step != self.config.steps:
             return
@@ -257,7 +266,7 @@ class Loop:
         c, step = self.config, self.first
         if step >= c.steps or self.best.is_over:
             return step
-        pending: tuple[int, int, np.ndarray, dict[str, jax.Array]] | None = None
+        pending: tuple[int, Sizes, np.ndarray, dict[str, jax.Array]] | None = None
         while step < c.steps and not self.best.is_over and not self._stopping():
             batch = self.trainer.place(next(self.data))
             self._report_first_skipped()
@@ -269,7 +278,7 @@ class Loop:
             # Step N + 1 is dispatched before the metrics of N are read: the device never waits.
             if pending:
                 self._log(*pending)
-            pending = (step, batch["tokens"].shape[1], self._batch_counts(), out)
+            pending = (step, self.trainer.sizes(batch), self._batch_counts(), out)
             last = step == c.steps
             due = last or step % c.evaluate.every == 0 or step in c.evaluate.at
             evaluating = self.trainer.run.suite and due

@@ -60,6 +60,7 @@ def checked(config: Any, devices: int | None = None) -> tuple[Config, CLIPConfig
     c = _with_unused_frozen(c, architecture, objective)
     groups = check_groups(c, architecture)
     _check_feature_cache(c, architecture, objective, groups)
+    _check_patches(c, architecture)
     batch = batch_like(c, architecture, objective, architecture.text.context_length)
     user_parts.check_objective(c, architecture, objective, batch)
     return c, architecture, objective
@@ -88,6 +89,11 @@ def batch_like(
             f"extra_arrays may name {', '.join(extra)}"
         )
     return batch | {name: extra[name] for name in names}
+
+
+def with_patches(architecture: CLIPConfig, patches: int | None) -> CLIPConfig:
+    """Returns the same model for images of at most that many patches; None: as it is."""
+    return architecture if patches is None else architecture.with_vision(max_num_patches=patches)
 
 
 def _with_heads(c: Config) -> Config:
@@ -141,6 +147,19 @@ def _check_feature_cache(
         raise UserError(
             "config.data.cache_features: features are computed with all patches, set "
             f"config.model.vision.patch_dropout={dropped} to 0"
+        )
+
+
+def _check_patches(c: Config, architecture: CLIPConfig) -> None:
+    counts, budget = c.data.augment.num_patches, architecture.vision.patch_budget
+    if not counts:
+        return
+    key = f"config.data.augment.num_patches={counts}"
+    if budget is None or c.data.cache_features:
+        raise UserError(f"{key} needs images in batches, and a model that keeps their shapes")
+    if max(counts) > budget.patches:
+        raise UserError(
+            f"{key} must be at most config.model.vision.max_num_patches={budget.patches}"
         )
 
 
@@ -245,20 +264,24 @@ class Recipe:
             ema=c.ema,
         )
 
-    def batch_like(self, context_length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes of a global batch whose texts have `context_length` tokens."""
-        return batch_like(self.config, self.architecture, self.objective, context_length)
+    def batch_like(
+        self, context_length: int, patches: int | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a global batch; arguments as for `lower`."""
+        architecture = with_patches(self.architecture, patches)
+        return batch_like(self.config, architecture, self.objective, context_length)
 
-    def step_flops(self, tokens: int | None = None) -> int:
+    def step_flops(self, tokens: int | None = None, patches: int | None = None) -> int:
         """Returns the model FLOPs of a step, see `flops`.
 
         Args:
           tokens: the number of tokens of a text; None: the tower's context length.
+          patches: as for `lower`.
         """
         idle = {"vision"} if self.config.data.cache_features else set()
         idle.update(unused_parts(self.objective))
         return flops.step(
-            self.architecture,
+            with_patches(self.architecture, patches),
             self.objective,
             self.config.batch_size,
             tokens=tokens,
@@ -267,12 +290,15 @@ class Recipe:
             idle=idle,
         )
 
-    def lower(self, context_length: int | None = None) -> jax.stages.Lowered:
+    def lower(
+        self, context_length: int | None = None, patches: int | None = None
+    ) -> jax.stages.Lowered:
         """Traces the training step, but does not compile it.
 
         Args:
           context_length: the number of tokens of a text; None: that of the tower.
+          patches: the number of patches of an image, if batches draw it; None: the tower's.
         """
         tokens = self.architecture.text.context_length if context_length is None else context_length
         jitted = step_lib.compile_step(self.train_step, self.state_like, self.mesh)
-        return jitted.lower(self.state_like, self.batch_like(tokens))
+        return jitted.lower(self.state_like, self.batch_like(tokens, patches))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ from clip_jax.training import train_step as step_lib
 from clip_jax.training.feature_cache import FeatureCache
 from clip_jax.training.run import Run
 from clip_jax.weights import library, positions
+
+# The tokens of each text of a batch, and the patches of each image if images are patches.
+Sizes = tuple[int, int | None]
 
 
 class Trainer(setup.Recipe):
@@ -239,6 +242,11 @@ class Trainer(setup.Recipe):
             rows = {**rows, "tokens": packing.trim(rows["tokens"], pad_id=pad_id)}
         return rows_lib.global_batch(rows, self.mesh)
 
-    def compile(self, context_length: int) -> step_lib.TrainStep:
-        """Compiles the step for texts of `context_length` tokens."""
-        return self.lower(context_length).compile()
+    def compile(self, context_length: int, patches: int | None = None) -> step_lib.TrainStep:
+        """Compiles the step for texts of `context_length` tokens; arguments as for `lower`."""
+        return self.lower(context_length, patches).compile()
+
+    def sizes(self, batch: Mapping[str, jax.Array]) -> Sizes:
+        """Returns the arguments of `compile` for a batch: its tokens, and its patches if any."""
+        packed = self.run.model.vision.patch_budget is not None and "image" in batch
+        return batch["tokens"].shape[1], batch["image"].shape[1] if packed else None

@@ -7,13 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import clip_jax
 import runs
+from clip_jax import tokenizers
+from clip_jax.config.schema import defaults
 from clip_jax.data.images.augmentation import Augment, random_view
-from clip_jax.models import patches
+from clip_jax.data.rows import Prepare
+from clip_jax.errors import UserError
+from clip_jax.models import architectures, patches
 from clip_jax.models.patches import PatchBudget
+from clip_jax.training import setup
+from support import says
 
 TOWER = """
     c.model.embed_dim = 16
@@ -87,6 +94,53 @@ def test_a_run_trains_resumes_evaluates_and_is_loaded(tmp_path: Path) -> None:
     model, prepare, _ = clip_jax.load(workdir, max_num_patches=30)
     picture = Image.open(tmp_path / "train" / "red" / "0.png")
     assert np.isfinite(model.encode_image(prepare(picture)[None])).all()
+
+
+def test_every_batch_draws_its_number_of_patches() -> None:
+    prepare = Prepare(
+        tokenizers.load("clip", 8),
+        16,
+        ("{caption}",),
+        Augment(num_patches=(2, 6, 18)),
+        budget=PatchBudget(4, 18),
+    )
+    counts = [[prepare.for_step(seed, step).budget for step in range(60)] for seed in (0, 1)]
+    drawn = [[budget.patches for budget in steps if budget] for steps in counts]
+    assert drawn[0] == [prepare.for_step(0, s).budget.patches for s in range(60)]  # type: ignore[union-attr]
+    assert drawn[0] != drawn[1]
+    assert min(map(drawn[0].count, (2, 6, 18))) > 8
+
+
+def test_numbers_of_patches_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError):
+        Augment(num_patches=(0,))
+    for model, words in (
+        ("siglip2-b16-naflex", ["num_patches=(576,)", "max_num_patches=256"]),
+        ("ViT-B/32", ["num_patches=(576,)", "shapes"]),
+    ):
+        c = ConfigDict(defaults(architectures.architecture(model)))
+        c.data.augment.num_patches = (576,)
+        with pytest.raises(UserError) as error:
+            setup.checked(c)
+        assert says(error.value, *words)
+
+
+@pytest.mark.slow
+def test_a_run_with_several_numbers_of_patches_resumes_exactly(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    flag = "--config.data.augment.num_patches=(6,18)"
+    whole = runs.run(config, tmp_path / "whole", flag)
+    assert whole.returncode == 0, whole.stderr
+    for patches_of_image in (6, 18):
+        assert f"and {patches_of_image} patches an image" in whole.stderr
+    runs.run_until(config, tmp_path / "parts", 5, signal.SIGKILL, flag)
+    resumed = runs.run(config, tmp_path / "parts", flag)
+    assert resumed.returncode == 0, resumed.stderr
+    losses = [
+        {line["step"]: line["loss"] for line in runs.lines(tmp_path / name) if "loss" in line}
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow

@@ -32,6 +32,10 @@ class Augment(schema.Augment):
             raise UserError(
                 f"config.data.augment.crop={self.crop!r:.80} must be one of {', '.join(CROPS)}"
             )
+        if any(count < 1 for count in self.num_patches):
+            raise UserError(
+                f"config.data.augment.num_patches={self.num_patches} must be numbers above 0"
+            )
         for key, least, most in (
             ("crop_scale", 1e-6, 1.0),
             ("crop_ratio", 1e-3, 1e3),
