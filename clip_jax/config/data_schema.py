@@ -45,11 +45,6 @@ class Augment(Group):
         "least and greatest width over height; for a model that keeps the shapes of images "
         "(naflex) divided by that of the image",
     )
-    num_patches: tuple[int, ...] = key(
-        (),
-        "for a model that keeps the shapes of images (naflex): the most patches of an image, of "
-        "which each batch draws one; each is at most model.vision.max_num_patches; empty: that",
-    )
     flip: float = key(0.0, "probability of a mirror image")
     rotate: float = key(0.0, "greatest angle in degrees, either way; corners are white")
     translate: float = key(
@@ -66,4 +61,9 @@ class Augment(Group):
     blur: tuple[float, float] = key(
         (0.0, 0.0),
         "least and greatest standard deviation of a Gaussian blur, in pixels of the model's input",
+    )
+    num_patches: tuple[int, ...] = key(
+        (),
+        "for a model that keeps the shapes of images (naflex): the most patches of an image, of "
+        "which each batch draws one; each is at most model.vision.max_num_patches; empty: that",
     )
