@@ -77,10 +77,11 @@ def test_training_learns_words(folded: SentencePiece) -> None:
 @given(st.one_of(st.text(max_size=50), st.lists(st.sampled_from(CAPTIONS)).map(" ".join)))
 def test_round_trip_is_exact_without_folding(exact: SentencePiece, text: str) -> None:
     # U+2581 is the character that SentencePiece writes for a space.
-    text = clean(text.replace("\u2581", ""))
+    text = text.replace("\u2581", "")
     ids = exact.encode(text)
     assert all(0 < i < PIECES for i in ids), "no text is unknown"
-    assert exact.decode(ids) == text
+    # not of a cleaned text: a second cleaning can find mojibake in what the first one left
+    assert exact.decode(ids) == clean(text).replace("\u2581", " ").strip()
 
 
 @settings(max_examples=100, deadline=None)
