@@ -109,7 +109,7 @@ class Suite:
     ) -> None:
         self._options = options
         self._tokenizer = tokenizer
-        self._preprocess = preprocess
+        self._preprocess = preprocess.with_patches(options.max_num_patches)
         self._training = training
         self._model = model
         self.evaluators = evaluators

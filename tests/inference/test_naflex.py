@@ -76,6 +76,8 @@ def test_the_number_of_patches_is_chosen_when_it_is_loaded(tmp_path: Path) -> No
         with pytest.raises(UserError) as error:
             clip_jax.load(path, **options)
         assert says(error.value, *words)
+    assert prepare.with_patches(12).shape == (12, 56)
+    assert prepare.with_patches(0) == prepare
     squares = GOLDEN.parent / "hugging_face_siglip"
     with pytest.warns(GuessedWarning), pytest.raises(UserError) as error:
         clip_jax.load(squares, max_num_patches=64)

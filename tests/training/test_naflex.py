@@ -91,6 +91,9 @@ def test_a_run_trains_resumes_evaluates_and_is_loaded(tmp_path: Path) -> None:
     lines = runs.lines(workdir)
     assert lines[-1]["step"] == 12
     assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+    flags = ("--mode=evaluate", f"--checkpoint={workdir}", "--config.evaluate.max_num_patches=30")
+    evaluated = runs.run(config, tmp_path / "evaluated", *flags)
+    assert evaluated.returncode == 0, evaluated.stderr
     model, prepare, _ = clip_jax.load(workdir, max_num_patches=30)
     picture = Image.open(tmp_path / "train" / "red" / "0.png")
     assert np.isfinite(model.encode_image(prepare(picture)[None])).all()

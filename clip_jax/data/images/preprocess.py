@@ -98,6 +98,22 @@ class Preprocess:
             return self.resized(vision.image_size)
         return dataclasses.replace(self, size=vision.image_size, budget=vision.patch_budget)
 
+    def with_patches(self, count: int) -> Preprocess:
+        """Returns the preprocessing with at most `count` patches of an image; 0: as it is.
+
+        Raises:
+          UserError: it makes squares.
+        """
+        if not count:
+            return self
+        if self.budget is None:
+            raise UserError(
+                f"config.evaluate.max_num_patches={count}: this model takes squares of {self.size} "
+                "pixels; only a model that keeps the shapes of images (naflex) takes patches"
+            )
+        budget = dataclasses.replace(self.budget, patches=count)
+        return dataclasses.replace(self, size=budget.side, budget=budget)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the output."""
