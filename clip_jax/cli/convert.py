@@ -13,13 +13,12 @@ import textwrap
 from collections.abc import Sequence
 
 from clip_jax.cli.common import CommandParser
+from clip_jax.cli.loading import add_loading_flags, check_sizes
 from clip_jax.cli.mixing import print_note
-from clip_jax.errors import UserError, counted, megabytes
+from clip_jax.errors import counted, megabytes
 from clip_jax.inference.conversion import DTYPES, convert
 from clip_jax.models.architectures import available
-from clip_jax.models.fields import MAX_SIZE
 from clip_jax.models.model_config import ACTIVATIONS
-from clip_jax.models.patches import MOST_PATCHES
 from clip_jax.weights.param_mapping import MAPPINGS, mapping_of
 
 _EXAMPLES = """\
@@ -78,35 +77,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--dtype", default="keep", choices=DTYPES, help="of the parameters (default: unchanged)"
     )
-    p.add_argument("--image-size", type=int, metavar="N", help="resize the positions to N pixels")
-    p.add_argument(
-        "--context-length", type=int, metavar="N", help="resize the positions to N tokens"
-    )
-    p.add_argument(
-        "--keep-positions",
-        type=int,
-        default=0,
-        metavar="N",
-        help="with --context-length: leave the first N positions as they are, and stretch the "
-        "others; Long-CLIP is --context-length 248 --keep-positions 20",
-    )
-    p.add_argument(
-        "--max-num-patches",
-        type=int,
-        metavar="N",
-        help="of SigLIP 2 NaFlex: images are resized to N patches at most",
-    )
+    add_loading_flags(p)
     p.add_argument(
         "--activation",
         choices=ACTIVATIONS,
         help="write another activation function than the model was trained with: SigLIP in "
         "open_clip needs gelu",
-    )
-    p.add_argument(
-        "--tokenizer",
-        metavar="NAME",
-        help="clip, sentencepiece:my.model, siglip:spiece.model, wordpiece:vocab.txt or "
-        "huggingface:FOLDER; its files are written for the library (default: that of SOURCE)",
     )
     p.add_argument(
         "--adapters",
@@ -122,12 +98,7 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     args = parser().parse_args(argv)
-    for flag in ("image_size", "context_length", "max_num_patches"):
-        value, most = getattr(args, flag), MOST_PATCHES if flag == "max_num_patches" else MAX_SIZE
-        if value is not None and not 1 <= value <= most:
-            raise UserError(f"--{flag.replace('_', '-')} {value} must be from 1 to {most}")
-    if args.keep_positions < 0 or (args.keep_positions and args.context_length is None):
-        raise UserError(f"--keep-positions {args.keep_positions} needs --context-length N")
+    check_sizes(args)
     if args.to == "lora":
         return _write_adapters(args)
     mapping_of(args.to, "--to")

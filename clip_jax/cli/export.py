@@ -11,9 +11,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from clip_jax.cli.common import CommandParser, guesses_as_notes
 from clip_jax.cli.labels import read_labels
+from clip_jax.cli.loading import add_loading_flags, check_sizes
 from clip_jax.errors import UserError, megabytes
 from clip_jax.models.model_config import DTYPES
 
@@ -42,7 +44,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("dest", metavar="DEST", help="the folder of the programs")
     p.add_argument("--weights", metavar="FILE", help="a file of OpenAI, open_clip or transformers")
     p.add_argument("--format", default="stablehlo", choices=_FORMATS, help="(default: %(default)s)")
-    p.add_argument("--sides", default=",".join(_SIDES), help="image, text, or both (the default)")
+    p.add_argument(
+        "--sides",
+        default=",".join(_SIDES),
+        help="image, text, both (the default), or none, with --labels",
+    )
     p.add_argument(
         "--batch", type=int, metavar="N", help="rows of a batch (default: programs take any number)"
     )
@@ -84,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
         default="cpu,cuda,tpu",
         help="where StableHLO programs run: cpu, cuda, rocm, tpu (default: %(default)s)",
     )
+    add_loading_flags(p)
     p.add_argument("--ema", action="store_true", help="the averaged weights of a run")
     p.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     p.add_argument("--json", action="store_true", help="print one JSON object")
@@ -93,37 +100,26 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     args = parser().parse_args(argv)
-    sides = [side for side in args.sides.split(",") if side]
-    if not sides or set(sides) - set(_SIDES):
-        raise UserError(f"--sides {args.sides} must be image, text or image,text")
+    check_sizes(args)
+    sides = [] if args.sides == "none" else args.sides.split(",")
+    if set(sides) - set(_SIDES):
+        raise UserError(f"--sides {args.sides} must be image, text, image,text or none")
     if args.batch is not None and args.batch < 1:
         raise UserError(f"--batch {args.batch} must be at least 1")
     _check_format(args)
-    names = None if args.labels is None else read_labels(args.labels)
-    templates = ["{}"] if args.templates is None else args.templates.split("|")
-    if wrong := [t for t in templates if "{}" not in t]:
-        raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
+    labels = _read_labels(args)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave accelerators to others
 
     from absl import logging
 
-    from clip_jax.inference import exported, pretrained
-    from clip_jax.inference.programs import Labels
-    from clip_jax.inference.zero_shot import ZeroShotClassifier, unique_labels
+    from clip_jax.inference import exported
 
     folder = Path(args.dest).expanduser()
     if (folder / exported.MANIFEST).exists() and not args.overwrite:
         raise UserError(f"{folder} holds an export already: --overwrite replaces it")
     logging.set_verbosity("error")  # without orbax's warning that a checkpoint is only read
     with guesses_as_notes():
-        source, model, preprocess, tokenize = pretrained.load_source(
-            args.source, args.weights, dtype=args.dtype, params=args.params, ema=args.ema
-        )
-        labels = None
-        if names is not None:
-            classifier = ZeroShotClassifier(model, preprocess, tokenize)
-            unique = unique_labels(names)
-            labels = Labels(tuple(unique), classifier.label_features(unique, templates))
+        model, options = _load(args, *labels)
     sizes = exported.export_model(
         model,
         folder,
@@ -132,11 +128,9 @@ def run(argv: Sequence[str]) -> int:
         batch=args.batch,
         normalized=args.normalized,
         images=args.images,
-        labels=labels,
         quantize=args.quantize,
         platforms=[platform for platform in args.platforms.split(",") if platform],
-        preprocess=preprocess,
-        tokenizer=source.tokenizer,
+        **options,
     )
     if args.json:
         print(json.dumps({"model": str(model), "files": sizes}))
@@ -145,6 +139,50 @@ def run(argv: Sequence[str]) -> int:
     for name, size in sizes.items():
         print(f"wrote {folder / name}  {megabytes(size)}")
     return 0
+
+
+def _read_labels(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Returns the labels, none without --labels, and the templates of their prompts."""
+    if args.labels is None:
+        if args.sides == "none":
+            raise UserError("--sides none needs --labels: nothing else is left to write")
+        if args.templates is not None:
+            raise UserError("--templates are prompts for --labels: give these, too")
+        return [], []
+    templates = ["{}"] if args.templates is None else args.templates.split("|")
+    if wrong := [t for t in templates if "{}" not in t]:
+        raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
+    return read_labels(args.labels), templates
+
+
+def _load(
+    args: argparse.Namespace, names: list[str], templates: list[str]
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the model, and what `export_model` takes of its preprocessing, words and labels."""
+    from clip_jax.inference import pretrained
+    from clip_jax.inference.programs import Labels
+    from clip_jax.inference.zero_shot import ZeroShotClassifier, unique_labels
+
+    source, model, preprocess, tokenize = pretrained.load_source(
+        args.source,
+        args.weights,
+        dtype=args.dtype,
+        params=args.params,
+        ema=args.ema,
+        image_size=args.image_size,
+        context_length=args.context_length,
+        keep_positions=args.keep_positions,
+        max_num_patches=args.max_num_patches,
+        tokenizer=args.tokenizer,
+    )
+    labels = None
+    if names:
+        by_words = "text" in source.untrained
+        classifier = ZeroShotClassifier(model, preprocess, tokenize, by_words=by_words)
+        unique = unique_labels(names)
+        labels = Labels(tuple(unique), classifier.label_features(unique, templates))
+    tokenizer = args.tokenizer or source.tokenizer
+    return model, {"preprocess": preprocess, "tokenizer": tokenizer, "labels": labels}
 
 
 def _check_format(args: argparse.Namespace) -> None:

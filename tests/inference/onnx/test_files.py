@@ -173,6 +173,9 @@ def test_programs_take_images_of_any_size(form: str, tmp_path: Path, capsys: Any
         (["--format", "onnx", "--params", "float16"], "float32"),
         (["--labels", "a,b", "--templates", "a photo"], "has no {}"),
         (["--labels", ""], "--labels is empty"),
+        (["--templates", "a {}"], "--templates are prompts for --labels"),
+        (["--sides", "none"], "--sides none needs --labels"),
+        (["--image-size", "0"], "--image-size 0 must be"),
         (["--images", "jpeg"], "--images"),
     ],
 )
