@@ -42,6 +42,7 @@ class Prepare:
       spans: whether a row tells where the words of the caption lie.
       features: stored image features to use in place of pixels.
       budget: the patches of an image, for a model that takes images of any shape; None: squares.
+      long_captions: which tokens of an over-long caption stay, see `packing.shortener`.
     """
 
     tokenizer: Tokenizer
@@ -57,6 +58,7 @@ class Prepare:
     spans: bool = False
     features: StoredFeatures | None = None
     budget: PatchBudget | None = None
+    long_captions: str = "truncate"
 
     @classmethod
     def from_config(
@@ -90,6 +92,7 @@ class Prepare:
             classes,
             spans,
             budget=vision.patch_budget,
+            long_captions=data["long_captions"],
         )
 
     def for_step(self, seed: int, step: int) -> Prepare:
@@ -142,10 +145,9 @@ class Prepare:
 
         Returns:
           `image` uint8 [size, size, 3] or [patches, bytes], or `image_features` float32
-          [embed_dim], and `tokens` int32 [context]; long captions are truncated. With `groups` also
-          `group` uint32 [2]: a hash that pairs of one group share. With `classes` also `label`,
-          int32: the number of the class. With `spans` also `span`, int32 [2], see
-          `packing.word_span`.
+          [embed_dim], and `tokens` int32 [context]. With `groups` also `group` uint32 [2]: a hash
+          that pairs of one group share. With `classes` also `label`, int32: the number of the
+          class. With `spans` also `span`, int32 [2], see `packing.word_span`.
 
         Raises:
           PairError: the pair cannot be used, for whatever reason.
@@ -159,7 +161,7 @@ class Prepare:
             assert self.features is not None
             image_row = {"image_features": self.features.read(number, epoch, pair.name)}
         with only_pair_errors("caption", pair.name):
-            tokens = self.tokenizer(caption, truncate=True)[0]
+            tokens = self._tokens(caption, rng)
         if self.token_dropout:
             has_start = self.tokenizer.sot_id is not None
             tokens = packing.drop(tokens, self.token_dropout, self.tokenizer.pad_id, rng, has_start)
@@ -173,6 +175,12 @@ class Prepare:
                 class_of(pair.text, pair.name, self.label, self.classes), np.int32
             )
         return row
+
+    def _tokens(self, caption: str, rng: np.random.Generator) -> np.ndarray:
+        if self.long_captions == "truncate":  # as evaluation does
+            return self.tokenizer(caption, truncate=True)[0]
+        shorten = packing.shortener(self.long_captions, rng)
+        return packing.pack(self.tokenizer, caption, truncate=True, shorten=shorten)[0]
 
 
 def _group_of(pair: Pair, label: str) -> np.ndarray:

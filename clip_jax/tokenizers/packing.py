@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,8 +32,37 @@ def check_context_length(context_length: int) -> int:
     return int(context_length)
 
 
+def truncated(ids: list[int], count: int) -> list[int]:
+    """Returns the first `count` ids."""
+    return ids[:count]
+
+
+def shortener(way: str, rng: np.random.Generator) -> Callable[[list[int], int], list[int]]:
+    """Returns what shortens the ids of a text, for `pack`.
+
+    Args:
+        way: `truncate` keeps the first ids, `block` consecutive ones from a random place, `random`
+            random ones in their order, `shuffle` random ones in random order.
+        rng: draws the ids that stay.
+
+    Source: the text masking of CLIPA (Li et al. 2023, arXiv:2305.07017).
+    """
+
+    def shortened(ids: list[int], count: int) -> list[int]:
+        if way == "block":
+            first = int(rng.integers(len(ids) - count + 1))
+            return ids[first : first + count]
+        places = rng.permutation(len(ids))[:count]
+        return [ids[place] for place in (np.sort(places) if way == "random" else places)]
+
+    return truncated if way == "truncate" else shortened
+
+
 def pack(
-    tokenizer: Tokenizer, texts: str | Sequence[str], truncate: bool = False
+    tokenizer: Tokenizer,
+    texts: str | Sequence[str],
+    truncate: bool = False,
+    shorten: Callable[[list[int], int], list[int]] = truncated,
 ) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
     """Encodes texts into rows of one width.
 
@@ -43,6 +72,7 @@ def pack(
         truncate: whether to cut an over-long row and put the end token in its last place. A text of
             more than `CHARACTERS` characters a place is cut before it is encoded, so that a
             megabyte of text takes little time.
+        shorten: `shorten(ids, count)` gives the `count` ids of an over-long text that stay.
 
     Returns:
         int32 [n, context_length]: start, if the tokenizer has one, ids, end, then padding; n is 1
@@ -66,15 +96,16 @@ def pack(
             raise UserError(f"a text must be a str, not {type(text).__name__}: {text!r:.80}")
         if truncate and len(text) > CHARACTERS * width:
             text = " ".join(text.split())[: CHARACTERS * width]
-        ids = [*start, *tokenizer.encode(text), *last]
-        if len(ids) > width:
+        ids, most = tokenizer.encode(text), width - len(start) - len(last)
+        if len(ids) > most:
             if not truncate:
                 raise UserError(
-                    f"a text takes {len(ids)} tokens, more than context_length {width}: "
-                    f"{text!r:.80}; shorten it, raise context_length or pass truncate=True "
-                    "(--truncate)"
+                    f"a text takes {len(ids) + width - most} tokens, more than context_length "
+                    f"{width}: {text!r:.80}; shorten it, raise context_length or pass "
+                    "truncate=True (--truncate)"
                 )
-            ids = [*ids[: width - len(last)], *last]
+            ids = shorten(ids, most)
+        ids = [*start, *ids, *last]
         row[: len(ids)] = ids
     return rows
 

@@ -571,3 +571,23 @@ def test_no_caption_ends_a_run(name: str, caption: str) -> None:
     batch = pipeline.batches(One(2), prepare, batch_size=2, seed=0)[0]
     assert batch["tokens"].shape == (2, 8)
     assert batch["bad"].sum() in (0, batch["bad"][:, REASONS.index("caption")].sum())
+
+
+def test_the_tokens_that_stay_of_long_captions_depend_on_seed_and_step_only() -> None:
+    class Long(Numbers):
+        def __getitem__(self, i: int) -> Pair:
+            return Pair(
+                PICTURE, {"caption": "a red bus on a wet street at night in London"}, str(i)
+            )
+
+    def rows(step: int, way: str) -> np.ndarray:
+        prepare = Prepare(
+            tokenizers.load("clip", 6), 4, ("{caption}",), Augment(), long_captions=way
+        )
+        return pipeline.batches(Long(8), prepare, batch_size=8, seed=0)[step]["tokens"]
+
+    first = rows(0, "random")
+    assert np.array_equal(first, rows(0, "random"))
+    assert not np.array_equal(first, rows(1, "random"))
+    assert len(np.unique(first, axis=0)) > 1
+    assert len(np.unique(rows(0, "truncate"), axis=0)) == 1

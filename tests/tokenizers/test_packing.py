@@ -120,3 +120,43 @@ def test_only_the_start_of_a_very_long_text_is_encoded() -> None:
         assert tokenizer.longest <= most
     with pytest.raises(UserError, match="takes 1000002 tokens"):
         packing.pack(tokenizer, "x" * 10**6)
+
+
+class Numbers:
+    """A tokenizer of texts of numbers."""
+
+    vocab_size, context_length, sot_id, eot_id, pad_id = 100, 6, START, END, 0
+
+    def encode(self, text: str) -> list[int]:
+        return [int(number) for number in text.split()]
+
+
+LONG = list(range(1, 21))
+
+
+def shortened(way: str, seed: int, ids: list[int] = LONG) -> list[int]:
+    shorten = packing.shortener(way, np.random.default_rng(seed))
+    text = " ".join(map(str, ids))
+    return packing.pack(Numbers(), text, truncate=True, shorten=shorten)[0].tolist()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", ["block", "random", "shuffle"])
+def test_any_tokens_of_a_long_text_can_stay_between_start_and_end(way: str) -> None:
+    rows = [shortened(way, seed) for seed in range(200)]
+    assert all(row[0] == START and row[-1] == END for row in rows)
+    kept = [row[1:-1] for row in rows]
+    assert all(len(set(ids)) == 4 for ids in kept)
+    assert {place for ids in kept for place in ids} == set(LONG)
+    assert rows == [shortened(way, seed) for seed in range(200)], "by the seed alone"
+    assert all(ids == sorted(ids) for ids in kept) == (way != "shuffle")
+    assert all(ids[-1] - ids[0] == 3 for ids in kept) == (way == "block")
+
+
+@pytest.mark.parametrize("way", ["truncate", "block", "random", "shuffle"])
+def test_a_text_that_fits_stays_as_it_is(way: str) -> None:
+    assert shortened(way, 0, [3, 1, 2, 4]) == [START, 3, 1, 2, 4, END]
+    assert shortened(way, 0, [3]) == [START, 3, END, 0, 0, 0]
+
+
+def test_truncation_keeps_the_first_tokens() -> None:
+    assert shortened("truncate", 0) == [START, 1, 2, 3, 4, END]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from clip_jax.config import schema
+from clip_jax.config import data_schema
 from clip_jax.data.images.decoding import crop
 from clip_jax.errors import UserError
 from clip_jax.models.patches import PatchBudget
@@ -20,10 +20,10 @@ CROPS = ("fit", "open_clip")
 
 
 @dataclasses.dataclass(frozen=True)
-class Augment(schema.Augment):
+class Augment(data_schema.Augment):
     """Random changes to the training images, as `config.data.augment` describes them.
 
-    See `schema.Augment` for the fields. `crop` decides what happens to a crop that is wider or
+    See `data_schema.Augment` for the fields. `crop` decides what happens to a crop that is wider or
     taller than the image: `fit` shrinks it until it fits, `open_clip` draws again.
     """
 
@@ -49,7 +49,7 @@ class Augment(schema.Augment):
             ("blur", 0.0, 100.0),
         ):
             value = getattr(self, key)
-            is_pair = isinstance(getattr(schema.Augment, key), tuple)
+            is_pair = isinstance(getattr(data_schema.Augment, key), tuple)
             ends = value if is_pair else (value, value)
             if len(ends) != 2 or not least <= ends[0] <= ends[1] <= most:
                 kind = "(least, greatest)" if is_pair else "a number"
