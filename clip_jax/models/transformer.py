@@ -295,12 +295,7 @@ class Block(nnx.Module):
         if self.post_norm:
             x = self.ln_1(stream + self.attention(x, causal, mask, at)).astype(x.dtype)
             return self.ln_2(x + self.mlp(x)).astype(x.dtype)
-        attended = self.attention(self.ln_1(x), causal, mask, at)
-        if not self.scales:
-            x = stream + attended
-            return x + self.mlp(self.ln_2(x))
-        x = stream + attended * self.scale_1[...].astype(x.dtype)
-        return x + self.mlp(self.ln_2(x)) * self.scale_2[...].astype(x.dtype)
+        return self._after_attention(stream, self.attention(self.ln_1(x), causal, mask, at))
 
     def step(
         self,
@@ -311,8 +306,17 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "batch 1 width"], Cache]:
         """Returns the residual stream at one position, see `Attention.step`."""
         y, cache = self.attention.step(self.ln_1(x), cache, position, mask)
-        x = x + y
-        return x + self.mlp(self.ln_2(x)), cache
+        return self._after_attention(x, y), cache
+
+    def _after_attention(
+        self, stream: Float[Array, "batch queries width"], attended: Array
+    ) -> Float[Array, "batch queries width"]:
+        """Returns the residual stream of a block with LayerNorms before its parts."""
+        if not self.scales:
+            x = stream + attended
+            return x + self.mlp(self.ln_2(x))
+        x = stream + attended * self.scale_1[...].astype(stream.dtype)
+        return x + self.mlp(self.ln_2(x)) * self.scale_2[...].astype(x.dtype)
 
 
 class Transformer(nnx.Module):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from clip_jax.models.initializers import clip_text_block
 from clip_jax.models.model_config import BertConfig, CLIPConfig, TextConfig
-from clip_jax.models.transformer import Transformer, take_position
+from clip_jax.models.transformer import Block, Transformer, take_position
 from clip_jax.plan import program
 from steps import TINY, alone, assert_same_gradients, compiled, mesh_of, run
 
@@ -170,3 +170,22 @@ def test_taking_a_position_ignores_the_others():
     expected = jnp.take_along_axis(x, at[:, None, None], axis=1)
     np.testing.assert_array_equal(take_position(x, at), expected)
     assert jnp.isfinite(jax.grad(lambda x: take_position(x, at).sum())(x)).all()
+
+
+@pytest.mark.parametrize("layer_scale", [0.0, 0.5])
+def test_a_block_gives_position_by_position_what_it_gives_at_once(layer_scale):
+    block = Block(
+        TextConfig(width=WIDTH, layers=1, heads=2),
+        "quick_gelu",
+        init=clip_text_block(WIDTH, 1),
+        layer_scale=layer_scale,
+        dtype="float32",
+        rngs=nnx.Rngs(0),
+    )
+    x = rows(2)
+    empty = jnp.zeros((2, LENGTH, 2, WIDTH // 2))
+    cache, results = (empty, empty), []
+    for place in range(LENGTH):
+        y, cache = block.step(x[:, place : place + 1], cache, jnp.int32(place))
+        results.append(y)
+    close(jnp.concatenate(results, axis=1), block(x, causal=True))
