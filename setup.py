@@ -77,6 +77,8 @@ setup(
         "tables": ["pyarrow>=18"],
         # tokenizer.json of published models; 12 MB, and 30 more of a client for its hub
         "tokenizers": ["tokenizers>=0.21"],
+        # config.data.long_captions=syntax; its tagger is downloaded apart, see docs/data.md
+        "syntax": ["nltk>=3.9.1"],
         # programs of `clip_jax export --format onnx`: the first writes them, the second runs them
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
         # apache-beam runs the pipeline here and on clusters; ahocorasick_rs finds the queries.
@@ -97,6 +99,7 @@ setup(
             "mypy",
             "nbclient",
             "nbformat",
+            "nltk>=3.9.1",
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "playwright",  # drives the chromium that the system has

@@ -148,8 +148,8 @@ class Data(Group):
         "truncate",
         "which tokens of a caption longer than model.text.context_length are kept: truncate: the "
         "first; block: consecutive ones from a random place; random: random ones in their order; "
-        "shuffle: random ones in random order",
-        choices=("truncate", "block", "random", "shuffle"),
+        "shuffle: random ones in random order; syntax: nouns, then adjectives, verbs and the rest",
+        choices=("truncate", "block", "random", "shuffle", "syntax"),
     )
     threads: int = key(
         2, "batches that a process makes at once", at_least=1, at_most=1024, resume=True

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import schema
-from clip_jax.data import captions
+from clip_jax.data import captions, syntax
 from clip_jax.data.class_index import ClassIndex
 from clip_jax.data.example import Pair, PairError, is_blank, only_pair_errors
 from clip_jax.data.images import augmentation, decoding
@@ -21,6 +21,7 @@ from clip_jax.models.patches import PatchBudget
 from clip_jax.tokenizers import Tokenizer, packing
 
 Row = dict[str, np.ndarray]
+SYNTAX = "syntax"  # of `config.data.long_captions`; the other ways need no words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Prepare:
       spans: whether a row tells where the words of the caption lie.
       features: stored image features to use in place of pixels.
       budget: the patches of an image, for a model that takes images of any shape; None: squares.
-      long_captions: which tokens of an over-long caption stay, see `packing.shortener`.
+      long_captions: which tokens of an over-long caption stay: `syntax` (see `data.syntax`), or a
+        way of `packing.shortener`.
     """
 
     tokenizer: Tokenizer
@@ -76,6 +78,8 @@ class Prepare:
         """
         image_size = vision.image_size
         data = schema.Data.with_defaults(data)
+        if data["long_captions"] == SYNTAX:
+            syntax.load_tagger()  # before anything starts
         augment = augmentation.Augment.from_dict(data["augment"])
         return cls(
             tokenizer,
@@ -177,6 +181,8 @@ class Prepare:
         return row
 
     def _tokens(self, caption: str, rng: np.random.Generator) -> np.ndarray:
+        if self.long_captions == SYNTAX:
+            return self.tokenizer(syntax.shortened(caption, self.tokenizer), truncate=True)[0]
         if self.long_captions == "truncate":  # as evaluation does
             return self.tokenizer(caption, truncate=True)[0]
         shorten = packing.shortener(self.long_captions, rng)

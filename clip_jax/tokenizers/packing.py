@@ -94,8 +94,8 @@ def pack(
     for row, text in zip(rows, texts, strict=True):
         if not isinstance(text, str):
             raise UserError(f"a text must be a str, not {type(text).__name__}: {text!r:.80}")
-        if truncate and len(text) > CHARACTERS * width:
-            text = " ".join(text.split())[: CHARACTERS * width]
+        if truncate:
+            text = cut(text, width)
         ids, most = tokenizer.encode(text), width - len(start) - len(last)
         if len(ids) > most:
             if not truncate:
@@ -108,6 +108,17 @@ def pack(
         ids = [*start, *ids, *last]
         row[: len(ids)] = ids
     return rows
+
+
+def cut(text: str, width: int) -> str:
+    """Returns the start of a text that is far too long for a row, so that it takes little time."""
+    most = CHARACTERS * width
+    return " ".join(text.split())[:most] if len(text) > most else text
+
+
+def room(tokenizer: Tokenizer) -> int:
+    """Returns the number of ids of a text that fit into a row."""
+    return tokenizer.context_length - sum(map(len, _around(tokenizer)))
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
