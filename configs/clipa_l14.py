@@ -13,8 +13,9 @@ Hardware: TPU or GPU. The batch of 65,536 is global and is split over all device
 Time:     Not measured. 39,062 steps are 2.56 billion pairs.
 Memory:   Not measured.
 Score:    Not measured.
-Measured here: nothing. The sizes, the batch size, the learning rate and b2 are the paper's; warm-up
-and weight decay are CLIP's.
+Measured here: nothing. The sizes, the batch size, the learning rate and b2 are CLIPA's, which we do
+not know to be those of its L/14; warm-up and weight decay are CLIP's. We have no source for the
+number of steps.
 """
 
 from ml_collections import ConfigDict

@@ -11,8 +11,9 @@ Hardware: TPU or GPU. The batch of 8,192 is global and is split over all devices
 Time:     Not measured. 16,000 steps are 131 million pairs.
 Memory:   Not measured.
 Score:    Not measured.
-Measured here: nothing. The sizes, the batch size, the learning rate and the number of pairs are the
-paper's; warm-up and weight decay are CLIP's.
+Measured here: nothing. The batch size, the learning rate and the number of pairs are CLIPA's, which
+we do not know to be those of its L/14. The sizes are those of the released model. Warm-up and
+weight decay are CLIP's.
 """
 
 from ml_collections import ConfigDict
