@@ -7,7 +7,8 @@
 model for a short while on larger images and longer texts.
 
 An image of 112 pixels has 64 patches in place of 256, a text 16 tokens in place of 32. The paper
-chooses the tokens by syntax; here they are random ones in their order, see docs/data.md.
+chooses the tokens by syntax: `--config.data.long_captions=syntax`, which needs a tagger that is
+downloaded apart (docs/data.md); here they are random ones in their order.
 
 Hardware: TPU or GPU. The batch of 65,536 is global and is split over all devices.
 Time:     Not measured. 39,062 steps are 2.56 billion pairs.

@@ -115,8 +115,9 @@ def run(argv: Sequence[str]) -> int:
     from clip_jax.inference import exported
 
     folder = Path(args.dest).expanduser()
-    if (folder / exported.MANIFEST).exists() and not args.overwrite:
-        raise UserError(f"{folder} holds an export already: --overwrite replaces it")
+    earlier = exported.earlier_files(folder)
+    if earlier and not args.overwrite:
+        raise UserError(f"{folder} holds {', '.join(earlier)} already: --overwrite replaces them")
     logging.set_verbosity("error")  # without orbax's warning that a checkpoint is only read
     with guesses_as_notes():
         model, options = _load(args, *labels)

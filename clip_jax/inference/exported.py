@@ -18,7 +18,7 @@ from jaxtyping import Float
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import UserError
 from clip_jax.inference import onnx, stablehlo
-from clip_jax.inference.programs import CLASSIFY, IMAGES, Labels, Program, build_programs
+from clip_jax.inference.programs import CLASSIFY, IMAGES, NAMES, Labels, Program, build_programs
 from clip_jax.io import files
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import CLIP
@@ -26,6 +26,9 @@ from clip_jax.version import __version__
 from clip_jax.weights.preprocessing import to_open_clip
 
 MANIFEST = "export.json"
+_ENDINGS = (stablehlo.ENDING, onnx.ENDING, f"{onnx.ENDING}.data")
+_FILES = (stablehlo.PARAMETERS, *(f"{name}.{end}" for name in NAMES for end in _ENDINGS))
+_DTYPES = {name: np.dtype(name) for name in ("uint8", "int32", "float32")}  # of inputs
 FORMATS = {"stablehlo": stablehlo.FORMAT, "onnx": onnx.FORMAT}  # their names in export.json
 
 
@@ -116,27 +119,21 @@ def export_model(
                 names, own = onnx.write(Path(place), programs, quantize)
             else:
                 names, own = stablehlo.write(Path(place), programs, platforms)
-            _remove_earlier(folder)
-            for name in names:
+            content = json.dumps(manifest | own, indent=2) + "\n"
+            (Path(place) / MANIFEST).write_text(content, encoding="utf-8")
+            # The manifest goes first and comes last, so that no mixture of two can be loaded.
+            for name in (MANIFEST, *_FILES):
+                (folder / name).unlink(missing_ok=True)
+            for name in (*names, MANIFEST):
                 (Path(place) / name).replace(folder / name)
-        with files.atomic_write(folder / MANIFEST) as out:
-            described = manifest | own | {"files": names}
-            out.write((json.dumps(described, indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error})") from None
     return {name: (folder / name).stat().st_size for name in (*names, MANIFEST)}
 
 
-def _remove_earlier(folder: Path) -> None:
-    """Removes an earlier export, its manifest first, so that no mixture of two can be loaded."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return
-    names = files.read_json(path).get("files")
-    path.unlink()
-    for name in names if isinstance(names, list) else ():
-        if isinstance(name, str) and Path(name).name == name:
-            (folder / name).unlink(missing_ok=True)
+def earlier_files(folder: Path) -> list[str]:
+    """Returns the files in a folder that an export would replace."""
+    return [name for name in (MANIFEST, *_FILES) if (folder / name).exists()]
 
 
 def _described(program: Program, form: str) -> JsonObject:
@@ -187,24 +184,33 @@ class ExportedModel:
         if load is None:
             raise UserError(f"{path} is no manifest of `clip_jax export`")
         try:
-            self.logit_scale: float = self.manifest["logit_scale"]
-            self.logit_bias: float | None = self.manifest["logit_bias"]
-            self.labels: list[str] = self.manifest.get("labels", [])
-            self._dtypes = {
-                name: np.dtype(program["input"]["dtype"])
-                for name, program in self.manifest["programs"].items()
-            }
-            self._programs = load(folder, self.manifest["programs"])
-        except (KeyError, TypeError, AttributeError):
+            bias = self.manifest["logit_bias"]
+            self.logit_scale = float(self.manifest["logit_scale"])
+            self.logit_bias = None if bias is None else float(bias)
+            self.labels = [str(label) for label in self.manifest.get("labels", [])]
+            self._width = int(self.manifest["embed_dim"])
+            programs = {name: self.manifest["programs"][name] for name in self._names()}
+            self._dtypes = {name: _DTYPES[own["input"]["dtype"]] for name, own in programs.items()}
+            self._programs = load(folder, programs)
+        except UserError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError):
             raise UserError(f"{path} is damaged: export the model again") from None
+
+    def _names(self) -> list[str]:
+        """Returns the names of the programs; names of files follow from them."""
+        names = list(self.manifest["programs"])
+        if set(names) - set(NAMES):
+            raise ValueError(f"programs {names}")
+        return names
 
     def encode_image(self, image: Any) -> Float[Any, "batch embed_dim"]:
         """Returns the features of images; `manifest["programs"]["image"]` says their shape."""
-        return self._run("image", image, self.manifest["embed_dim"])
+        return self._run("image", image, self._width)
 
     def encode_text(self, tokens: Any) -> Float[Any, "batch embed_dim"]:
         """Returns the features of token ids int32 [batch, context]."""
-        return self._run("text", tokens, self.manifest["embed_dim"])
+        return self._run("text", tokens, self._width)
 
     def classify(self, image: Any) -> Float[Any, "batch labels"]:
         """Returns the probabilities of `labels` for images."""
@@ -214,7 +220,11 @@ class ExportedModel:
         if name not in self._programs:
             flag = "--labels" if name == CLASSIFY else f"--sides {name}"
             raise UserError(f"this export has no program {name}: export with {flag}")
-        rows = np.asarray(rows, self._dtypes[name])
+        dtype = self._dtypes[name]
+        rows = np.asarray(rows)
+        if rows.size and (rows.dtype.kind == "f") != (dtype.kind == "f"):
+            raise UserError(f"the program {name} takes {dtype}, not {rows.dtype}")
+        rows = rows.astype(dtype)
         if not len(rows):  # a symbolic batch has one row at least
             return np.zeros((0, width), np.float32)
         return self._programs[name](rows)

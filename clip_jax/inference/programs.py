@@ -25,6 +25,7 @@ from clip_jax.weights import arrays
 
 SIDES = {"image": "vision", "text": "text"}  # a program's name: the tower of the model
 CLASSIFY = "classify"
+NAMES = (*SIDES, CLASSIFY)
 # What the programs of images take. uint8: [batch, size, size, 3], resized. any-size: uint8
 # [batch, height, width, 3], which the program resizes and crops. float32: [batch, 3, size, size],
 # normalised, as the preprocessors of transformers and open_clip give them.
@@ -86,11 +87,13 @@ def build_programs(
       labels: the labels of the program `classify`; None: there is none.
 
     Raises:
-      UserError: images of any size are asked for, and their interpolation has no program.
+      UserError: a side is unknown, or the images can't be prepared by a program.
     """
+    if unknown := set(sides) - set(SIDES):
+        raise UserError(f"unknown side {min(unknown)!r:.60}; known: {', '.join(SIDES)}")
     prepare, argument = _image_input(model, batch, images, preprocess)
     programs = []
-    for side in sides:
+    for side in dict.fromkeys(sides):
         own, run = tower_program(getattr(model, SIDES[side]), SIDES[side], normalized)
         if side == "image":
             programs.append(Program(side, _after(prepare, run), own, argument))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Num, Shaped
 
 from clip_jax.errors import GuessedWarning, UserError
 from clip_jax.models.model_config import VisionTower
+from clip_jax.models.patches import unpack
 
 _SLACK = 2  # ranges of normalised pixels that floats may be outside of that range
 
@@ -56,6 +57,8 @@ def checked_pixels(image: Any, config: VisionTower) -> Shaped[Array, "batch ..."
         except Exception as error:  # each library has its own
             raise _unusable(f"{type(image).__name__} is no array ({error})", config) from None
     _check_shape(image.shape, config)
+    if config.patch_budget is not None and not isinstance(image, jax.Array):
+        _check_places(image, config)
     if image.dtype == np.uint8 or not image.size or not _is_here(image):
         return jnp.asarray(image)
     floats = jnp.issubdtype(image.dtype, jnp.floating)
@@ -97,6 +100,16 @@ def _check_shape(shape: tuple[int, ...], config: VisionTower) -> None:
     elif len(shape) == 4 and shape[3] == 4:
         hint = "; a fourth channel is not taken: preprocess lays transparent images on white"
     raise _unusable(f"images are {tuple(shape)}, this model takes {wanted}{hint}", config)
+
+
+def _check_places(packed: np.ndarray, config: VisionTower) -> None:
+    """Raises UserError for patches that can't be: a table of positions would have no number."""
+    if packed.dtype != np.uint8:
+        return
+    _, places = unpack(packed)
+    outside = (places.row >= places.rows) | (places.column >= places.columns)
+    if wrong := int((outside & (places.rows > 0)).sum()):
+        raise _unusable(f"{wrong} of the patches are outside of their grids", config)
 
 
 def _check_floats(low: float, high: float, config: VisionTower) -> None:

@@ -22,7 +22,7 @@ from clip_jax.models.clip import CLIP, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig, TextConfig
 from clip_jax.models.naflex import axis_weights
 from clip_jax.models.naflex_configs import NaFlexConfig
-from clip_jax.models.patches import PatchBudget
+from clip_jax.models.patches import PLACE_BYTES, PatchBudget
 from clip_jax.weights import arrays, configs
 from clip_jax.weights.library import preprocess_of
 from clip_jax.weights.mappings.leaf import pieces
@@ -207,7 +207,10 @@ def test_names_and_shapes_of_the_released_models(name: str) -> None:
 
 def test_other_input_is_refused() -> None:
     clip, images = model(), packed()
+    moved = images.copy()
+    moved[0, 0, -PLACE_BYTES] = 200  # its row, in a grid of fewer rows
     for wrong, words in (
+        (moved, ["1 of the patches"]),
         (images[0], ["give image[None]"]),
         (images[..., :-1], ["(24, 56)", "patches with their places"]),
         (np.zeros((2, 16, 16, 3), np.uint8), ["patches with their places"]),

@@ -203,6 +203,47 @@ def test_a_missing_package_is_named(
             exported.load_exported(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"programs": {"../image": {"input": {"dtype": "uint8"}}}},
+        {"programs": {"/tmp/image": {"input": {"dtype": "uint8"}}}},
+        {"programs": {"image": {"input": {"dtype": "a,b"}}}},
+        {"programs": ["image"]},
+        {"embed_dim": None},
+        {"labels": 5},
+        {"logit_scale": "x"},
+    ],
+)
+def test_a_hostile_manifest_is_refused(change: Any, model: CLIP, tmp_path: Path) -> None:
+    exported.export_model(model, tmp_path, form="onnx")
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match="damaged"):
+        exported.load_exported(tmp_path)
+
+
+def test_floats_are_not_taken_for_pixels(model: CLIP, tmp_path: Path) -> None:
+    exported.export_model(model, tmp_path, form="onnx", sides=("image", "image"))
+    programs = exported.load_exported(tmp_path)
+    images, _ = inputs(CONFIG, 2)
+    with pytest.raises(UserError, match="takes uint8, not float32"):
+        programs.encode_image(images.astype(np.float32) / 255)
+    np.testing.assert_allclose(
+        programs.encode_image(images.astype(np.int64)), programs.encode_image(images)
+    )
+    with pytest.raises(UserError, match="unknown side 'audio'"):
+        exported.export_model(model, tmp_path, sides=("audio",))
+
+
+def test_other_files_are_not_replaced_unasked(tmp_path: Path) -> None:
+    (tmp_path / "image.onnx").write_bytes(b"mine")
+    argv = [str(GOLDEN / "open_clip_vit"), str(tmp_path), "--format", "onnx"]
+    with pytest.raises(UserError, match=r"image\.onnx already: --overwrite"):
+        export.run(argv)
+    assert (tmp_path / "image.onnx").read_bytes() == b"mine"
+
+
 def test_a_damaged_file_is_named(model: CLIP, tmp_path: Path) -> None:
     exported.export_model(model, tmp_path, form="onnx")
     path = tmp_path / "text.onnx"
