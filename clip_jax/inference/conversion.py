@@ -6,14 +6,14 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.errors import UserError, is_disk_full, megabytes
-from clip_jax.inference.conversion_checks import check_range, check_written
+from clip_jax.inference.conversion_checks import check_range, check_tokenizer_files, check_written
 from clip_jax.io import files
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights.param_mapping import Library, mapping_of, title_of
@@ -207,7 +207,8 @@ def _plan(
                 f"open_clip builds the text tower from the config of {encoder} on Hugging Face's "
                 "hub, which it downloads once"
             )
-    _check_free(file, [*documents, "tokenizer.json"], overwrite)
+    _check_free(file, documents, overwrite)
+    check_tokenizer_files(file.parent, written_tokenizer, to, overwrite)
     _check_room(file, sum(t.dtype.itemsize * math.prod(t.shape) for t in tensors.values()))
     return _Target(
         file, to, config, preprocess, written_tokenizer, dtype, str(abstract), len(tensors)
@@ -299,8 +300,8 @@ def _check_torch(file: Path) -> None:
         )
 
 
-def _check_free(file: Path, documents: Sequence[str], overwrite: bool) -> None:
-    for path in (file, *(file.parent / name for name in (*documents, "tokenizer_config.json"))):
+def _check_free(file: Path, documents: Iterable[str], overwrite: bool) -> None:
+    for path in (file, *(file.parent / name for name in documents)):
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists: give --overwrite, or another DEST")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,45 @@ if TYPE_CHECKING:
 
     from clip_jax.data.images.preprocess import Preprocess
     from clip_jax.models.clip import Variables
+    from clip_jax.tokenizers import Tokenizer
+
+
+# Files by which a folder's tokenizer is recognized, here or in another library.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+
+
+def check_tokenizer_files(
+    folder: Path, tokenizer: Tokenizer | None, to: Library, overwrite: bool
+) -> None:
+    """Raises UserError for files of a tokenizer that would be replaced unasked, or remain.
+
+    One that remains beside those of another tokenizer would be read in its place.
+    """
+    write = getattr(tokenizer, f"write_{to}", None)
+    there = [name for name in TOKENIZER_FILES if (folder / name).exists()]
+    if write is None or not there:
+        return
+    with tempfile.TemporaryDirectory() as place:
+        write(Path(place))
+        written = {path.name for path in Path(place).iterdir()}
+    for name in there:
+        if name not in written:
+            raise UserError(
+                f"{folder / name} is of another tokenizer than the model's, whose files don't "
+                "replace it: move it away, or give another DEST"
+            )
+        if not overwrite:
+            raise UserError(f"{folder / name} exists: give --overwrite, or another DEST")
 
 
 def check_range(parameters: Variables, dtype: str) -> None:

@@ -652,6 +652,23 @@ def test_what_exists_is_kept(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
+def test_files_of_another_tokenizer_are_neither_left_nor_lost(tmp_path: Path) -> None:
+    config = OPENAI["vit"]
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=49408))
+    run = write_run(tmp_path / "run", config, random_variables(config), "clip")
+    out = tmp_path / "out"
+    out.mkdir()
+    argv = [str(run), str(out), "--to", "hugging_face"]
+    (out / "spiece.model").write_bytes(b"mine")
+    for flags in ([], ["--overwrite"]):
+        refused([*argv, *flags], out / "spiece.model", "of another tokenizer")
+    assert [path.name for path in out.iterdir()] == ["spiece.model"]
+    (out / "spiece.model").rename(out / "vocab.json")  # which is written
+    refused(argv, out / "vocab.json", "--overwrite")
+    assert convert_command.run([*argv, "--overwrite"]) == 0
+    assert (out / "vocab.json").read_bytes() != b"mine"
+
+
 def test_a_folder_over_itself(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(GOLDEN / "open_clip_vit", folder)
