@@ -91,16 +91,14 @@ def _last_uses(jaxpr: core.Jaxpr) -> dict[int, list[Any]]:
 def _equation(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
     name, params = equation.primitive.name, equation.params
     if name == "scan":
-        return _scan(graph, params, inputs)
+        return _scan(graph, equation, inputs)
     if name == "cond":
         return _cond(graph, params, inputs)
     if name == "platform_index":  # the branch of other platforms: it has the fewest special cases
         return [np.asarray(len(params["platforms"]) - 1, np.int32)]
     for key in _CALLS:
         if key in params:
-            inner = params[key]
-            consts = inner.consts if isinstance(inner, core.ClosedJaxpr) else ()
-            return evaluate(graph, getattr(inner, "jaxpr", inner), consts, inputs)
+            return _call(graph, params[key], inputs)
     shapes = [variable.aval.shape for variable in equation.outvars]
     known = name != "dim_as_value" and not any(isinstance(value, Tensor) for value in inputs)
     if known and not any(is_symbolic(dim) for shape in shapes for dim in shape):
@@ -119,6 +117,12 @@ def _equation(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
     return result if isinstance(result, list) else [result]
 
 
+def _call(graph: Graph, program: Any, arguments: list[Value]) -> list[Value]:
+    """Evaluates a jaxpr, which has constants of its own or none."""
+    jaxpr = getattr(program, "jaxpr", program)
+    return evaluate(graph, jaxpr, getattr(program, "consts", ()), arguments)
+
+
 def _compute(equation: Any, inputs: list[Value]) -> list[Value]:
     result = equation.primitive.bind(*inputs, **equation.params)
     results = result if equation.primitive.multiple_results else [result]
@@ -129,16 +133,23 @@ def _cond(graph: Graph, params: Any, inputs: list[Value]) -> list[Value]:
     index, *arguments = inputs
     if isinstance(index, Tensor):
         raise UnsupportedError("a condition that depends on the inputs")
-    branch = params["branches"][int(index)]
-    return evaluate(graph, branch.jaxpr, branch.consts, arguments)
+    return _call(graph, params["branches"][int(index)], arguments)
 
 
-def _scan(graph: Graph, params: Any, inputs: list[Value]) -> list[Value]:
-    """Unrolls a loop."""
+def _scan(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
+    """Unrolls a loop.
+
+    Its inputs are constants, then what is carried, then rows; its outputs what is carried, then
+    rows. Rows have one dimension less within the loop. Parameters that count them are not the same
+    in all versions of JAX.
+    """
+    params = equation.params
     closed = params["jaxpr"]
-    first, carried = params["num_consts"], params["num_carry"]
+    inner = getattr(closed, "jaxpr", closed)
+    carried = _same_rank(equation.outvars, inner.outvars)
+    first = _same_rank(equation.invars, inner.invars) - carried
     consts, carry, rows = inputs[:first], inputs[first : first + carried], inputs[first + carried :]
-    shapes = [variable.aval.shape for variable in closed.jaxpr.invars]
+    shapes = [variable.aval.shape for variable in inner.invars]
     steps = range(params["length"])
     stacked: list[list[Value]] = []
     for step in reversed(steps) if params["reverse"] else steps:
@@ -146,12 +157,12 @@ def _scan(graph: Graph, params: Any, inputs: list[Value]) -> list[Value]:
             indexing.take(graph, row, step, shape)
             for row, shape in zip(rows, shapes[first + carried :], strict=True)
         ]
-        results = evaluate(graph, closed.jaxpr, closed.consts, [*consts, *carry, *own])
+        results = _call(graph, closed, [*consts, *carry, *own])
         carry, ys = results[:carried], results[carried:]
         stacked.append(ys)
     if params["reverse"]:
         stacked.reverse()
-    avals = [variable.aval for variable in closed.jaxpr.outvars[carried:]]
+    avals = [variable.aval for variable in inner.outvars[carried:]]
     return [
         *carry,
         *(
@@ -159,3 +170,9 @@ def _scan(graph: Graph, params: Any, inputs: list[Value]) -> list[Value]:
             for values, aval in zip(zip(*stacked, strict=True), avals, strict=True)
         ),
     ]
+
+
+def _same_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    return sum(
+        len(x.aval.shape) == len(y.aval.shape) for x, y in zip(outside, inside, strict=True)
+    )
