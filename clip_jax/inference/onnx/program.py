@@ -173,6 +173,4 @@ def _scan(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
 
 
 def _same_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
-    return sum(
-        len(x.aval.shape) == len(y.aval.shape) for x, y in zip(outside, inside, strict=True)
-    )
+    return sum(len(x.aval.shape) == len(y.aval.shape) for x, y in zip(outside, inside, strict=True))
