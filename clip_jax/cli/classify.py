@@ -12,8 +12,9 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from clip_jax.cli.common import CommandParser, guesses_as_notes
@@ -27,6 +28,7 @@ SKIPPED = 3  # the exit code if some images were left out
 _BATCH_SIZE = 32  # that of `zero_shot`, which imports JAX
 _TOP = 5
 _TILES = 4  # labels of a heatmap
+_OF_LOADING = ("weights", "activation", "ema", "tokenizer", "max_num_patches")
 _OF_CAPTIONS = ("beams", "max_tokens", "temperature", "top_p", "seed")  # options of `CaptionWriter`
 _OF_LABELS = ("labels", "top", "templates", "truncate", "heatmap")
 
@@ -62,6 +64,15 @@ def parser() -> argparse.ArgumentParser:
         choices=("quick_gelu", "gelu"),
         help="the activation function of a file without a config: gelu for the models that "
         "open_clip trained (default: quick_gelu, as in OpenAI's)",
+    )
+    p.add_argument(
+        "--tokenizer", metavar="NAME", help="if the model's files hold none, as for convert"
+    )
+    p.add_argument(
+        "--max-num-patches",
+        type=int,
+        metavar="N",
+        help="of SigLIP 2 NaFlex: images are resized to N patches at most",
     )
     _add_answer_flags(p)
     p.add_argument("--top", type=int, help=f"number of labels to print (default {_TOP})")
@@ -183,9 +194,7 @@ def classify(
     images: Sequence[str],
     labels: Sequence[str] | None,
     templates: Sequence[str] = ("{}",),
-    weights: str | None = None,
-    activation: str | None = None,
-    ema: bool = False,
+    loading: Mapping[str, Any] = MappingProxyType({}),
     heatmap: str | None = None,
     **options: Any,
 ) -> Iterator[Any]:
@@ -198,9 +207,7 @@ def classify(
       images: the images, as for `ZeroShotClassifier.stream`.
       labels: the labels; None: those of the model's own classifier.
       templates: prompts with {} for the label.
-      weights: as for `pretrained.load`.
-      activation: as for `pretrained.load`.
-      ema: whether to use the averaged weights of a run.
+      loading: other arguments of `pretrained.load`.
       heatmap: the folder for a picture of each image; None for none.
       options: other arguments of `ZeroShotClassifier.stream`.
     """
@@ -210,9 +217,7 @@ def classify(
 
     logging.set_verbosity("error")  # without orbax's warning that a checkpoint is only read
     with guesses_as_notes():
-        classifier = pretrained.pipeline(
-            model=checkpoint, weights=weights, activation=activation, ema=ema
-        )
+        classifier = pretrained.pipeline(model=checkpoint, **loading)
         assert isinstance(classifier, pretrained.ZeroShotClassifier)
         answers = classifier.stream(images, labels, templates, **options)
         if heatmap is None:
@@ -261,13 +266,7 @@ def write_captions(args: argparse.Namespace, images: Sequence[str]) -> Iterator[
 
     logging.set_verbosity("error")
     with guesses_as_notes():
-        writer = pretrained.pipeline(
-            pretrained.IMAGE_TO_TEXT,
-            args.checkpoint,
-            weights=args.weights,
-            activation=args.activation,
-            ema=args.ema,
-        )
+        writer = pretrained.pipeline(pretrained.IMAGE_TO_TEXT, args.checkpoint, **_loading(args))
     assert isinstance(writer, pretrained.CaptionWriter)
     values = {name: getattr(args, name) for name in _OF_CAPTIONS}
     options = {name: value for name, value in values.items() if value is not None}
@@ -276,6 +275,11 @@ def write_captions(args: argparse.Namespace, images: Sequence[str]) -> Iterator[
     )
     for caption in captions:
         yield caption if isinstance(caption, UserError) else [{"generated_text": caption}]
+
+
+def _loading(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the flags that say how the model is loaded."""
+    return {name: getattr(args, name) for name in _OF_LOADING}
 
 
 def _printable(text: str) -> str:
@@ -300,9 +304,7 @@ def run(argv: Sequence[str]) -> int:
             images,
             labels,
             templates,
-            args.weights,
-            args.activation,
-            args.ema,
+            _loading(args),
             args.heatmap,
             batch_size=args.batch_size,
             truncate=args.truncate,

@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--format", default="stablehlo", choices=_FORMATS, help="(default: %(default)s)")
     p.add_argument(
         "--sides",
-        default=",".join(_SIDES),
+        default="both",
         help="image, text, both (the default), or none, with --labels",
     )
     p.add_argument(
@@ -101,9 +101,9 @@ def run(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     args = parser().parse_args(argv)
     check_sizes(args)
-    sides = [] if args.sides == "none" else args.sides.split(",")
+    sides = {"none": [], "both": list(_SIDES)}.get(args.sides, args.sides.split(","))
     if set(sides) - set(_SIDES):
-        raise UserError(f"--sides {args.sides} must be image, text, image,text or none")
+        raise UserError(f"--sides {args.sides} must be image, text, both or none")
     if args.batch is not None and args.batch < 1:
         raise UserError(f"--batch {args.batch} must be at least 1")
     _check_format(args)

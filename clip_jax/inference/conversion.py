@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.errors import UserError, is_disk_full, megabytes
-from clip_jax.inference.conversion_checks import check_range, check_tokenizer_files, check_written
+from clip_jax.inference.conversion_checks import (
+    check_range,
+    check_tokenizer_files,
+    check_transformers_tokenizer,
+    check_written,
+)
 from clip_jax.io import files
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights.param_mapping import Library, mapping_of, title_of
@@ -351,6 +356,8 @@ def _find_tokenizer(
             raise UserError(
                 f"the tokenizer {name} has no {needed}: its module goes beside the model"
             )
+        if to == "hugging_face":
+            check_transformers_tokenizer(tokenizer, name, config)
     except UserError as error:
         if trusted:
             raise

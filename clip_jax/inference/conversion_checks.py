@@ -57,6 +57,26 @@ def check_tokenizer_files(
             raise UserError(f"{folder / name} exists: give --overwrite, or another DEST")
 
 
+def check_transformers_tokenizer(tokenizer: Tokenizer, name: str, config: CLIPConfig) -> None:
+    """Raises UserError for a tokenizer that transformers would use otherwise than the model's runs.
+
+    It pads CLIP's rows with the end token, which only a tower that ignores padding may see. For its
+    own siglip2 it takes SigLIP 2's tokenizer, whatever class a folder names.
+    """
+    from clip_jax.tokenizers.bpe import BPE
+
+    reason = ""
+    if config.vision.patch_budget is not None and isinstance(tokenizer, BPE):
+        reason = "takes the tokenizer of SigLIP 2 for such a model"
+    elif isinstance(tokenizer, BPE) and not config.text.blind_to_padding:
+        reason = "pads its rows with another token, which this text tower reads"
+    if reason:
+        raise UserError(
+            f"transformers {reason}, so {name} can't be its tokenizer there: tokenize with "
+            "clip_jax.tokenizers"
+        )
+
+
 def check_range(parameters: Variables, dtype: str) -> None:
     """Raises UserError for numbers that float16 cannot represent."""
     import numpy as np

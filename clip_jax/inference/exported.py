@@ -110,6 +110,7 @@ def export_model(
         manifest["preprocess"] = {"size": preprocess.size, **_pixels(preprocess)}
     if "text" in sides:
         manifest["tokenizer"] = tokenizer
+        manifest["vocab_size"] = config.text.vocab_size
     if labels is not None:
         manifest["labels"] = list(labels.names)
     try:
@@ -191,6 +192,10 @@ class ExportedModel:
             self._width = int(self.manifest["embed_dim"])
             programs = {name: self.manifest["programs"][name] for name in self._names()}
             self._dtypes = {name: _DTYPES[own["input"]["dtype"]] for name, own in programs.items()}
+            self._shapes = {
+                name: [*map(str, own["input"]["shape"])] for name, own in programs.items()
+            }
+            self._vocabulary = int(self.manifest.get("vocab_size", 1 << 31))
             self._programs = load(folder, programs)
         except UserError:
             raise
@@ -220,14 +225,37 @@ class ExportedModel:
         if name not in self._programs:
             flag = "--labels" if name == CLASSIFY else f"--sides {name}"
             raise UserError(f"this export has no program {name}: export with {flag}")
-        dtype = self._dtypes[name]
-        rows = np.asarray(rows)
-        if rows.size and (rows.dtype.kind == "f") != (dtype.kind == "f"):
-            raise UserError(f"the program {name} takes {dtype}, not {rows.dtype}")
-        rows = rows.astype(dtype)
+        rows = self._checked(name, rows)
         if not len(rows):  # a symbolic batch has one row at least
             return np.zeros((0, width), np.float32)
         return self._programs[name](rows)
+
+    def _checked(self, name: str, rows: Any) -> np.ndarray:
+        """Returns the input of a program as an array of its dtype.
+
+        Raises:
+          UserError: it is of another shape or kind, or its values are out of range.
+        """
+        shape, dtype = self._shapes[name], self._dtypes[name]
+        wanted = f"the program {name} takes {dtype} [{', '.join(shape)}]"
+        try:
+            rows = np.asarray(rows)
+        except ValueError:  # lists of different lengths
+            raise UserError(f"{wanted}, not lists of different lengths") from None
+        fits = rows.ndim == len(shape) and all(
+            str(size) == dim or (not dim.isdecimal() and (size or not i))
+            for i, (size, dim) in enumerate(zip(rows.shape, shape, strict=True))
+        )
+        if rows.dtype.kind not in "iuf" or not fits:
+            raise UserError(f"{wanted}, not {rows.dtype} {list(rows.shape)}")
+        if rows.size and (rows.dtype.kind == "f") != (dtype.kind == "f"):
+            raise UserError(f"{wanted}, not {rows.dtype}")
+        if rows.size and dtype.kind != "f":
+            most = self._vocabulary - 1 if name == "text" else 255
+            if rows.min() < 0 or rows.max() > most:
+                low, high = int(rows.min()), int(rows.max())
+                raise UserError(f"{wanted} from 0 to {most}, not from {low} to {high}")
+        return rows.astype(dtype)
 
 
 def load_exported(folder: str | Path) -> ExportedModel:

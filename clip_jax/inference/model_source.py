@@ -16,7 +16,7 @@ from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
 from clip_jax.inference.run_variables import read_run, read_unmerged
 from clip_jax.models import architectures
-from clip_jax.models.architectures import available
+from clip_jax.models.architectures import available, near_names
 from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.lora import adapters_in
 from clip_jax.models.model_config import CLIPConfig
@@ -235,7 +235,7 @@ def find_checkpoint(path: Path, tell: Callable[[str], None]) -> tuple[Path, int]
         raise UserError(
             f"there is no run or model at {path!s:.200}: give the --workdir of a run, a folder or "
             "file of another library's weights (none are downloaded), or with weights=FILE a name: "
-            f"{', '.join(available()[:10])}, …"
+            f"{', '.join(near_names(str(path)) or available()[:10])}, …"
         )
     checkpointing.read_config(path)
     newest = checkpointing.newest(path, tell)

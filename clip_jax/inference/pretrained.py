@@ -134,6 +134,7 @@ def load_source(
     use_compilation_cache()
     sizes = {"image_size": image_size, "max_num_patches": max_num_patches}
     _check_options(dtype, params, sizes, context_length, activation)
+    _check_kept(keep_positions, context_length)
     source = find_model_source(model, weights, activation, library, ema)
     if adapters is not None:
         source = adapters_lib.adapted(source, adapters)
@@ -216,6 +217,14 @@ def _check_options(
         check_context_length(context_length)
 
 
+def _check_kept(keep_positions: Any, context_length: int | None) -> None:
+    integer = isinstance(keep_positions, int) and not isinstance(keep_positions, bool)
+    if not integer or keep_positions < 0:
+        raise UserError(f"{keep_positions=!r:.60} must be a whole number from 0 on")
+    if keep_positions and context_length is None:
+        raise UserError(f"{keep_positions=} needs context_length=N: positions that are stretched")
+
+
 def _local(key: str, path: Any) -> Path:
     """Returns a path on this machine; raises UserError for an empty or remote one."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
@@ -244,8 +253,8 @@ class _NoTokenizer:
 
     def __call__(self, *_: Any, **__: Any) -> np.ndarray:
         raise UserError(
-            f"{self.path} holds no tokenizer that is known here: give load(…, tokenizer=…), such "
-            "as 'siglip:spiece.model' or 'wordpiece:vocab.txt'"
+            f"{self.path} holds no tokenizer that is known here: give tokenizer=… (--tokenizer), "
+            "such as 'siglip:spiece.model' or 'wordpiece:vocab.txt'"
         )
 
 

@@ -31,7 +31,7 @@ def check_output(output: str, tower: Any) -> None:
         raise UserError(f"output={output!r:.60} must be one of {', '.join(KNOWN)}")
     if layer and not 1 <= int(layer[1]) <= tower.blocks:
         have = f"has the layers 1 to {tower.blocks}" if tower.blocks else "has no layers of tokens"
-        raise UserError(f"output={output!r}: a {kind_of(tower)} {have}")
+        raise UserError(f"output={output!r}: the tower {kind_of(tower)} {have}")
 
 
 def image_output(
@@ -66,7 +66,7 @@ def image_output(
 def _method(module: Any, name: str, output: str) -> Any:
     method = getattr(module, name, None)
     if method is None:
-        raise UserError(f"output={output!r}: a {kind_of(module.config)} has no such output")
+        raise UserError(f"output={output!r}: the tower {kind_of(module.config)} has no such output")
     return method
 
 

@@ -42,7 +42,7 @@ def window_mean(
     features: Float[Array, "rows embed_dim"], there: Bool[Array, "batch windows"]
 ) -> Float[Array, "batch embed_dim"]:
     """Returns the mean of the features of each text's windows; arguments from `split_windows`."""
-    each = features.reshape(*there.shape, -1) * there[..., None]
+    each = features.reshape(*there.shape, features.shape[-1]) * there[..., None]
     return each.sum(axis=1) / there.sum(axis=1, keepdims=True)
 
 

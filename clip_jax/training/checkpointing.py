@@ -38,7 +38,10 @@ def read_config(workdir: str | Path) -> JsonObject:
     """
     path = Path(workdir) / CONFIG
     if not path.exists():
-        raise UserError(f"{workdir} holds no run: there is no config.json in it")
+        raise UserError(
+            f"{workdir} holds no run: there is no config.json in it. A folder of another library's "
+            "weights needs that library's config beside them"
+        )
     return read_json(path)
 
 

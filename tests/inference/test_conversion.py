@@ -669,6 +669,20 @@ def test_files_of_another_tokenizer_are_neither_left_nor_lost(tmp_path: Path) ->
     assert (out / "vocab.json").read_bytes() != b"mine"
 
 
+def test_a_tokenizer_that_transformers_would_use_otherwise_is_not_written(
+    tmp_path: Path, capsys: Any
+) -> None:
+    """A SigLIP reads padding, and transformers pads the rows of CLIP otherwise."""
+    config = library.find_weights(GOLDEN / "hugging_face_siglip").config
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=49408))
+    run = write_run(tmp_path / "run", config, random_variables(config), "clip")
+    argv = [str(run), str(tmp_path / "out"), "--to", "hugging_face"]
+    refused([*argv, "--tokenizer", "clip"], "pads its rows", "clip_jax.tokenizers")
+    assert convert_command.run(argv) == 0
+    assert "pads its rows" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "vocab.json").exists()
+
+
 def test_a_folder_over_itself(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(GOLDEN / "open_clip_vit", folder)

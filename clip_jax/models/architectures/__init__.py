@@ -141,11 +141,16 @@ def find_architecture(name: str) -> CLIPConfig:
     """
     found = find_released(name)
     if found is None:
-        keys = {plain(known): known for known in (*available(), *released.hub_names(), *_HUB)}
-        near = difflib.get_close_matches(plain(name), keys, 3)
-        hint = f", such as {', '.join(keys[key] for key in near)}" if near else ""
+        near = near_names(name)
+        hint = f", such as {', '.join(near)}" if near else ""
         raise UserError(f"unknown model {name!r:.80}{hint}; clip_jax.available_models() lists all")
     return found.config
+
+
+def near_names(name: str) -> list[str]:
+    """Returns up to three names of architectures that are like a text."""
+    keys = {plain(known): known for known in (*available(), *released.hub_names(), *_HUB)}
+    return [keys[key] for key in difflib.get_close_matches(plain(name), keys, 3)]
 
 
 def find_released(name: str) -> released.Released | None:

@@ -223,15 +223,28 @@ def test_a_hostile_manifest_is_refused(change: Any, model: CLIP, tmp_path: Path)
         exported.load_exported(tmp_path)
 
 
-def test_floats_are_not_taken_for_pixels(model: CLIP, tmp_path: Path) -> None:
+def test_wrong_inputs_are_refused(model: CLIP, tmp_path: Path) -> None:
     exported.export_model(model, tmp_path, form="onnx", sides=("image", "image"))
     programs = exported.load_exported(tmp_path)
     images, _ = inputs(CONFIG, 2)
-    with pytest.raises(UserError, match="takes uint8, not float32"):
-        programs.encode_image(images.astype(np.float32) / 255)
+    for wrong in (
+        images.astype(np.float32) / 255,
+        images[0],
+        images[:, :4],
+        2 * images.astype(int),
+        ["a.png"],
+        [[1], [1, 2]],
+    ):
+        with pytest.raises(UserError, match=r"takes uint8 \[batch, 8, 8, 3\]"):
+            programs.encode_image(wrong)
     np.testing.assert_allclose(
         programs.encode_image(images.astype(np.int64)), programs.encode_image(images)
     )
+    exported.export_model(model, tmp_path)  # where a program gives no error, but numbers
+    programs = exported.load_exported(tmp_path)
+    for tokens in (np.full((1, 8), 40), np.full((1, 8), -1), np.ones((1, 7), int), ["a cat"]):
+        with pytest.raises(UserError, match=r"takes int32 \[batch, 8\]"):
+            programs.encode_text(tokens)
     with pytest.raises(UserError, match="unknown side 'audio'"):
         exported.export_model(model, tmp_path, sides=("audio",))
 
