@@ -317,7 +317,7 @@ def test_a_line_of_the_log_counts_the_texts_as_wide_as_they_were(clock: list[flo
         trainer=SimpleNamespace(
             run=SimpleNamespace(model=steps.TINY, objective=steps.DENSE, data=range(8)),
             schedule=lambda step: step,
-            step_flops=lambda tokens: flops_lib.step(steps.TINY, steps.DENSE, 4, tokens=tokens),
+            step_flops=lambda tokens, _: flops_lib.step(steps.TINY, steps.DENSE, 4, tokens=tokens),
         ),
         flops=0,
         counts=0,
@@ -328,7 +328,7 @@ def test_a_line_of_the_log_counts_the_texts_as_wide_as_they_were(clock: list[flo
     )
     for step, tokens in enumerate((3, 8, 5, 5), 1):
         clock[0] += 0.5
-        train.Loop._log(loop, step, tokens, np.zeros(4, int), {"loss": np.float32(1)})
+        train.Loop._log(loop, step, (tokens, None), np.zeros(4, int), {"loss": np.float32(1)})
     for step, widths in ((2, (3, 8)), (4, (5, 5))):
         flops = sum(flops_lib.step(steps.TINY, steps.DENSE, 4, tokens=tokens) for tokens in widths)
         assert written[step]["tflops_per_second"] == pytest.approx(flops / 1e12)
