@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from clip_jax.cli.common import CommandParser, guesses_as_notes
-from clip_jax.cli.labels import read_labels
+from clip_jax.cli.labels import read_labels, read_templates
 from clip_jax.data.example import IMAGES
 from clip_jax.errors import GuessedWarning, UserError, counted
 from clip_jax.io import remote
@@ -291,9 +291,7 @@ def run(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     _check_flags(args)
     labels = None if args.labels is None else read_labels(args.labels)
-    templates = ["{}"] if args.templates is None else args.templates.split("|")
-    if wrong := [t for t in templates if "{}" not in t]:
-        raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
+    templates = read_templates(args.templates)
     with guesses_as_notes():
         images = find_images(args.images)
     if args.caption:

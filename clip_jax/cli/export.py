@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.cli.common import CommandParser, guesses_as_notes
-from clip_jax.cli.labels import read_labels
+from clip_jax.cli.labels import read_labels, read_templates
 from clip_jax.cli.loading import add_loading_flags, check_sizes
 from clip_jax.errors import UserError, megabytes
 from clip_jax.models.model_config import DTYPES
@@ -150,9 +150,7 @@ def _read_labels(args: argparse.Namespace) -> tuple[list[str], list[str]]:
         if args.templates is not None:
             raise UserError("--templates are prompts for --labels: give these, too")
         return [], []
-    templates = ["{}"] if args.templates is None else args.templates.split("|")
-    if wrong := [t for t in templates if "{}" not in t]:
-        raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
+    templates = read_templates(args.templates)
     return read_labels(args.labels), templates
 
 

@@ -39,6 +39,18 @@ def read_labels(value: str) -> list[str]:
     return labels
 
 
+def read_templates(value: str | None) -> list[str]:
+    """Reads the prompts of `--templates`, separated by |; None: the label alone.
+
+    Raises:
+      UserError: a prompt has no {} for the label.
+    """
+    templates = ["{}"] if value is None else value.split("|")
+    if wrong := [t for t in templates if "{}" not in t]:
+        raise UserError(f"--templates: {wrong[0]!r} has no {{}} for the label")
+    return templates
+
+
 def _labels_by_line(text: str, path: Path) -> list[str]:
     """Returns one label per line, with or without double quotes, as in tables of one column."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]

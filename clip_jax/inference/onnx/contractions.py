@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from clip_jax.inference.onnx.graph import Graph, Shape, Tensor, UnsupportedError, Value, product
+from clip_jax.inference.onnx.graph import Graph, Shape, Tensor, UnsupportedError, Value
 
 
 def _dot_general(graph: Graph, params: Any, results: Any, x: Value, y: Value) -> Value:
@@ -21,12 +22,12 @@ def _dot_general(graph: Graph, params: Any, results: Any, x: Value, y: Value) ->
     y_free = _others(y.ndim, y_batch, y_contracted)
     batch = tuple(x.shape[axis] for axis in x_batch)
     rows, columns = _sizes(x, x_free), _sizes(y, y_free)
-    inner = product(_sizes(x, x_contracted))
+    inner = math.prod(_sizes(x, x_contracted))
     x = graph.transpose(x, (*x_batch, *x_free, *x_contracted))
-    x = graph.reshape(x, (*batch, product(rows), inner))
+    x = graph.reshape(x, (*batch, math.prod(rows), inner))
     y = graph.transpose(y, (*y_batch, *y_contracted, *y_free))
-    y = graph.reshape(y, (*batch, inner, product(columns)))
-    shape = (*batch, product(rows), product(columns))
+    y = graph.reshape(y, (*batch, inner, math.prod(columns)))
+    shape = (*batch, math.prod(rows), math.prod(columns))
     return graph.reshape(
         graph.emit("MatMul", x, y, shape=shape, dtype=dtype), (*batch, *rows, *columns)
     )

@@ -7,7 +7,6 @@ and width of images of any size. Every other dimension is an int.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -227,8 +226,3 @@ def broadcast_shape(*shapes: Shape) -> Shape:
         next((dim for dim in dims if is_symbolic(dim) or dim != 1), 1)
         for dims in zip(*padded, strict=True)
     )
-
-
-def product(dims: Sequence[Dim]) -> Dim:
-    """Returns the number of elements of dimensions."""
-    return math.prod(dims)

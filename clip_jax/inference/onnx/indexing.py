@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from clip_jax.inference.onnx.graph import (
     UnsupportedError,
     Value,
     is_symbolic,
-    product,
 )
 
 
@@ -169,8 +169,8 @@ def _one_axis(
     if mapped != tuple(range(first, first + count)):
         raise UnsupportedError("a gather along separate axes")
     dims = value.shape[first : first + count]
-    merged = (*value.shape[:first], product(dims), *value.shape[first + count :])
-    strides = np.array([product(dims[i + 1 :]) for i in range(count)], indices.dtype)
+    merged = (*value.shape[:first], math.prod(dims), *value.shape[first + count :])
+    strides = np.array([math.prod(dims[i + 1 :]) for i in range(count)], indices.dtype)
     if not isinstance(indices, Tensor):
         rows: Value = (indices * strides).sum(-1).astype(indices.dtype)
     elif count == 1:
