@@ -181,11 +181,12 @@ class Prepare:
         return row
 
     def _tokens(self, caption: str, rng: np.random.Generator) -> np.ndarray:
-        if self.long_captions == SYNTAX:
-            return self.tokenizer(syntax.shortened(caption, self.tokenizer), truncate=True)[0]
         if self.long_captions == "truncate":  # as evaluation does
             return self.tokenizer(caption, truncate=True)[0]
-        shorten = packing.shortener(self.long_captions, rng)
+        if self.long_captions == SYNTAX:
+            shorten = syntax.shortener(caption, self.tokenizer)
+        else:
+            shorten = packing.shortener(self.long_captions, rng)
         return packing.pack(self.tokenizer, caption, truncate=True, shorten=shorten)[0]
 
 

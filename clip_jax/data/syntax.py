@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 from clip_jax.errors import UserError
@@ -39,6 +40,11 @@ def load_tagger() -> Any:
             f"config.data.long_captions=syntax: NLTK's tagger {reason:.120}: "
             "python -m nltk.downloader averaged_perceptron_tagger_eng; NLTK_DATA names its folder"
         ) from None
+
+
+def shortener(caption: str, tokenizer: Tokenizer) -> Callable[[list[int], int], list[int]]:
+    """Returns what shortens the ids of a caption, for `packing.pack`; see `shortened`."""
+    return lambda _, count: tokenizer.encode(shortened(caption, tokenizer))[:count]
 
 
 def shortened(caption: str, tokenizer: Tokenizer) -> str:
