@@ -60,6 +60,7 @@ setup(
         "sentencepiece>=0.2.1",
         "tensorboardX>=2.6.4",
         "fsspec>=2024.6",
+        "packaging>=22",
         "protobuf>=5.28",
         "flatbuffers",  # serialization of jax.export
         "tqdm",
@@ -67,8 +68,9 @@ setup(
     extras_require={
         # hardware: what JAX needs to run on it; CPUs need nothing more
         "tpu": ["jax[tpu]"],
-        "cuda": ["jax[cuda13]"],  # driver 580 or newer
-        "cuda12": ["jax[cuda12]"],  # driver 525 or newer
+        "cuda13": ["jax[cuda13]"],  # driver 580 or newer
+        "cuda12": ["jax[cuda12]"],  # driver 525 or newer, and GPUs before Turing
+        "cuda": ["jax[cuda13]"],  # another name of cuda13
         # released definitions to compare with; torch's build for CPUs is enough
         "parity": ["torch==2.13.0", "transformers>=5", "open_clip_torch>=3.3", "safetensors"],
         # the TPU's compiler, for --mode=plan on a machine without a TPU

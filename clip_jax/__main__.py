@@ -28,6 +28,7 @@ COMMANDS = {
     "soup": ("cli.soup", "average the weights of several models"),
     "curate": ("cli.curate", "select the pairs of a pool that are worth training on"),
     "inspect": ("cli.inspect", "show what the data of a config contain and how fast they are read"),
+    "doctor": ("cli.doctor", "say what is broken or slow on this machine, and what mends it"),
     "tfds": ("cli.tfds", "prepare a data set of TensorFlow Datasets, without TensorFlow"),
 }
 

@@ -139,8 +139,9 @@ def test_the_metadata_name_version_licence_and_hardware(wheel):
     version = (runs.ROOT / "clip_jax" / "version.py").read_text()
     assert f'"{re.search(r"^Version: (.+)$", metadata, re.M)[1]}"' in version
     assert sorted(licences) == ["LICENSE", "NOTICE"]
-    for extra, requirement in (("tpu", "jax[tpu]"), ("cuda", "jax[cuda13]")):
-        assert f'Requires-Dist: {requirement}; extra == "{extra}"' in metadata
+    hardware = {"tpu": "tpu", "cuda12": "cuda12", "cuda13": "cuda13", "cuda": "cuda13"}
+    for extra, of_jax in hardware.items():
+        assert f'Requires-Dist: jax[{of_jax}]; extra == "{extra}"' in metadata
 
 
 def test_the_package_comes_from_the_wheel(installed):
