@@ -37,7 +37,7 @@ def check(config: Any, devices: int | None = None) -> Config:
     _check_ema(c)
     _check_lora(c)
     for tower, rows in c.chunk.to_dict().items():
-        if rows > 0 and c.remat != "full":
+        if rows > 0 and c.remat.partition(":")[0] != "full":
             raise UserError(
                 f"config.chunk.{tower}={rows} needs config.remat=full, not {c.remat!r}: the "
                 "backward pass computes every chunk again"

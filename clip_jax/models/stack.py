@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
@@ -34,14 +35,27 @@ Apply = Callable[..., Array]
 
 
 def check_remat(remat: str) -> str:
-    """Returns `remat` if it is a name of `REMAT_POLICIES`.
+    """Returns `remat` if it is a name of `REMAT_POLICIES`, or `full:N`.
 
     Raises:
       UserError: it is not.
     """
-    if remat not in REMAT_POLICIES:
-        raise UserError(f"unknown remat {remat!r}; known: {', '.join(REMAT_POLICIES)}")
+    name, colon, group = remat.partition(":")
+    is_group = name == "full" and group.isascii() and group.isdecimal() and int(group) > 1
+    if name not in REMAT_POLICIES or (colon and not is_group):
+        known = ", ".join(REMAT_POLICIES)
+        raise UserError(f"unknown remat {remat!r:.40}; known: {known}, and full:N such as full:2")
     return remat
+
+
+def is_full(remat: str) -> bool:
+    """Returns whether the backward pass computes all layers again."""
+    return remat.partition(":")[0] == "full"
+
+
+def _group(remat: str) -> int:
+    """Returns the number of layers between two whose inputs are saved."""
+    return int(remat.partition(":")[2] or 1)
 
 
 def stack(make: Callable[..., Layer], count: int, rngs: nnx.Rngs) -> Layer:
@@ -88,7 +102,8 @@ def _unchunked(
 
     if remat == "none":
         return body
-    return jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    policy = REMAT_POLICIES[remat.partition(":")[0]]
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)
 
 
 def _chunked(
@@ -165,7 +180,7 @@ def scan(
       stacked: the layers, as `stack` returns them.
       x: rows of a batch.
       apply: `apply(layer, x, *rest)` is the output of a layer.
-      remat: a name of `REMAT_POLICIES`.
+      remat: a name of `REMAT_POLICIES`, or `full:N`.
       train: whether new batch statistics of the layers are written to `stacked`.
       chunk: the rows of each device that a layer takes at a time; 0 for all. Only for layers
         without batch statistics whose rows are independent; requires `remat` full.
@@ -184,19 +199,54 @@ def scan(
     x = sharding.constrain_rows(x)
     if last is None:
         numbers = dropout.layer_numbers(count)
-        x, stats = jax.lax.scan(dropout.numbered(layer(apply)), x, ((params, stats), numbers))
+        body = dropout.numbered(layer(apply))
+        x, stats = _scan_groups(body, x, ((params, stats), numbers), _group(remat))
     else:
         before = jax.tree.map(lambda p: p[:-1], params)
         final = jax.tree.map(lambda p: p[-1], params)
         if count > 1:
             numbers = dropout.layer_numbers(count - 1)
-            x, _ = jax.lax.scan(dropout.numbered(layer(apply)), x, ((before, stats), numbers))
+            body = dropout.numbered(layer(apply))
+            x, _ = _scan_groups(body, x, ((before, stats), numbers), _group(remat))
         final_layer = dropout.numbered(layer(last))
         x, _ = final_layer(sharding.constrain_rows(x), ((final, stats), count - 1))
     x = sharding.constrain_rows(x)
     if train:
         nnx.update(stacked, stats)
     return x
+
+
+def _scan_groups(body: Callable[..., Any], x: Array, layers: Any, group: int) -> tuple[Array, Any]:
+    """Scans layers, of which the backward pass finds the input of every `group`-th one saved.
+
+    It computes the inputs between them again: less memory for at most one more forward pass.
+    """
+    count = jax.tree.leaves(layers)[0].shape[0]
+    grouped = count - count % group if group > 1 else 0
+    results = []
+    if grouped:
+
+        def run(x: Array, layers: Any) -> tuple[Array, Any]:
+            # the last layer by itself: computing the others again does not need its result
+            before = jax.tree.map(lambda leaf: leaf[:-1], layers)
+            x, ys = jax.lax.scan(body, x, before)
+            x, y = body(x, jax.tree.map(lambda leaf: leaf[-1], layers))
+            return x, jax.tree.map(lambda ys, y: jnp.concatenate([ys, y[None]]), ys, y)
+
+        def divided(leaf: Array) -> Array:
+            return leaf[:grouped].reshape(grouped // group, group, *leaf.shape[1:])
+
+        policy = REMAT_POLICIES["full"]
+        run = jax.checkpoint(run, policy=policy, prevent_cse=False)
+        x, ys = jax.lax.scan(run, x, jax.tree.map(divided, layers))
+        results.append(jax.tree.map(lambda y: y.reshape(grouped, *y.shape[2:]), ys))
+    if grouped < count:
+        rest = jax.tree.map(lambda leaf: leaf[grouped:], layers) if grouped else layers
+        x, ys = jax.lax.scan(body, x, rest)
+        results.append(ys)
+    if len(results) == 1:
+        return x, results[0]
+    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
 
 
 def first_layers(stacked: Layer, count: int) -> Layer:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from clip_jax import config as config_lib
 from clip_jax.errors import UserError
+from clip_jax.models.stack import is_full
 from clip_jax.plan.cost import estimate_step, make_recipe
 from clip_jax.plan.result import Estimate
 
@@ -75,7 +76,8 @@ def propose(config: ConfigDict, topology: str, failed: Estimate, log: Log) -> li
     """Finds changes that make a config fit, the mildest first.
 
     The changes are cumulative: parameters sharded over all chips, full rematerialization, layers in
-    chunks. If none of them fits, the batch is split into parts, and alternatively made smaller.
+    chunks. If none of them fits, the inputs of fewer layers are saved. If that does not suffice,
+    the batch is split into parts, and alternatively made smaller.
 
     Args:
       config: a config that does not fit.
@@ -93,10 +95,29 @@ def propose(config: ConfigDict, topology: str, failed: Estimate, log: Log) -> li
             proposals.append(last)
             if len(proposals) == MAX_PROPOSALS:
                 return proposals
+    proposals = proposals or _with_fewer_inputs(config, topology, last, overrides, log)
     for reductions in () if proposals else (_more_accumulation, _smaller_batches):
         fitting = _first_that_fits(config, topology, last, overrides, reductions, log)
         proposals += [fitting] if fitting else []
     return proposals
+
+
+def _with_fewer_inputs(
+    config: ConfigDict, topology: str, last: Estimate, base: Overrides, log: Log
+) -> list[Estimate]:
+    """Saves the input of every second or fourth layer on top of `base`, whose estimate is `last`.
+
+    Returns the first estimate that fits.
+    """
+    if config.remat.startswith("full:"):
+        return []
+    for group in (2, 4):
+        # memory shrinks at most by the size of a group
+        if last.hbm_bytes / group <= last.hbm_capacity_bytes:
+            estimate = _try_estimate(config, topology, log, {**base, "remat": f"full:{group}"})
+            if estimate is not None and estimate.fits:
+                return [estimate]
+    return []
 
 
 def _try_estimate(
@@ -115,10 +136,10 @@ def _cumulative_changes(config: ConfigDict, topology: str) -> Iterator[Overrides
     shape = recipe.mesh.shape
     if shape["data"] > 1:
         yield {"mesh.data": 1, "mesh.fsdp": len(devices.devices) // shape["tensor"]}
-    if config.remat != "full":
+    if not is_full(config.remat):
         yield {"remat": "full"}
     auto_chunks = {"chunk.image": -1, "chunk.text": -1}
-    full_remat = with_overrides(config, {"remat": "full"})
+    full_remat = config if is_full(config.remat) else with_overrides(config, {"remat": "full"})
     old_chunks = make_recipe(full_remat, topology)[0].chunks
     new_chunks = make_recipe(with_overrides(full_remat, auto_chunks), topology)[0].chunks
     if any(new and (new < old or not old) for new, old in zip(new_chunks, old_chunks, strict=True)):

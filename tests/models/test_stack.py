@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from clip_jax.errors import UserError
 from clip_jax.models.initializers import clip_text_block
 from clip_jax.models.model_config import BertConfig, CLIPConfig, TextConfig
 from clip_jax.models.transformer import Block, Transformer, take_position
@@ -21,7 +22,9 @@ MESHES = [
 ]
 
 
-def transformer(causal=True, post_norm=False, chunk=0, dtype="float32", layers=LAYERS):
+def transformer(
+    causal=True, post_norm=False, chunk=0, dtype="float32", layers=LAYERS, remat="full"
+):
     config = TextConfig(width=WIDTH, layers=layers, heads=2)
     return Transformer(
         config,
@@ -30,7 +33,7 @@ def transformer(causal=True, post_norm=False, chunk=0, dtype="float32", layers=L
         causal=causal,
         post_norm=post_norm,
         dtype=dtype,
-        remat="full",
+        remat=remat,
         chunk=chunk,
         rngs=nnx.Rngs(0),
     )
@@ -189,3 +192,31 @@ def test_a_block_gives_position_by_position_what_it_gives_at_once(layer_scale):
         y, cache = block.step(x[:, place : place + 1], cache, jnp.int32(place))
         results.append(y)
     close(jnp.concatenate(results, axis=1), block(x, causal=True))
+
+
+@pytest.mark.parametrize("at", [None, 2])
+@pytest.mark.parametrize(("group", "layers", "chunk"), [(2, 6, 0), (2, 5, 4), (4, 6, 0), (9, 3, 0)])
+def test_saving_the_inputs_of_fewer_layers_changes_no_gradient(group, layers, chunk, at):
+    every, fewer = (
+        gradients(transformer(layers=layers, chunk=chunk, remat=remat), rows(), at=at)
+        for remat in ("full", f"full:{group}")
+    )
+    close(every, fewer, off=1e-6)
+
+
+def test_saving_the_inputs_of_fewer_layers_takes_less_memory():
+    def temporaries(remat):
+        graph, params = nnx.split(transformer(layers=16, remat=remat), nnx.Param)
+        step = jax.jit(jax.grad(lambda params, x: jnp.sum(nnx.merge(graph, params)(x) ** 2)))
+        return step.lower(params, rows(512)).compile().memory_analysis().temp_size_in_bytes
+
+    inputs = 512 * LENGTH * WIDTH * 4
+    assert (
+        temporaries("full") - temporaries("full:4") > 6 * inputs
+    )  # of 16 at most 4 + 4 are left, and some copies
+
+
+@pytest.mark.parametrize("remat", ["full:", "full:1", "full:x", "dots:2", "full:-2", "half"])
+def test_an_unknown_remat_is_a_user_error(remat):
+    with pytest.raises(UserError, match=f"unknown remat '{remat}'.*full:2"):
+        transformer(remat=remat)

@@ -202,7 +202,7 @@ def test_a_sweep_is_a_table_with_the_fastest_first(path, capsys, monkeypatch):
 def make_estimate(overrides, fits, seconds=None, size=1 << 30) -> Estimate:
     return Estimate(
         *("v5e:2x2", overrides or {}, 4, 4, fits, size, dict.fromkeys(PARTS, size // 4), 1 << 34),
-        *(seconds, 0.0, 10**15, [], {}, [], 10**15, "", 16, (0, 0), 100, 197e12, 1.0),
+        *(seconds, 0.0, 10**15, [], None, None, {}, [], 10**15, "", 16, (0, 0), 100, 197e12, 1.0),
     )
 
 
@@ -227,6 +227,20 @@ def test_proposals_are_cumulative_changes_until_enough_fit(config, monkeypatch):
         {**full, "batch_size": 16},
     ]
     assert search.override_flags(sharded) == "--config.mesh.data=1 --config.mesh.fsdp=4"
+
+
+@pytest.mark.parametrize(("excess", "remat"), [(1.5, "full:2"), (3, "full:4")])
+def test_saving_the_inputs_of_fewer_layers_comes_before_splitting_the_batch(
+    config, monkeypatch, excess, remat
+):
+    def fake_estimate_step(c, topology, dump=None, overrides=None):
+        size = excess * (1 << 34) / int(c.remat.partition(":")[2] or 1)
+        return make_estimate(overrides, fits=size <= 1 << 34, size=int(size))
+
+    monkeypatch.setattr(search, "estimate_step", fake_estimate_step)
+    failed = fake_estimate_step(config, "cpu:4", overrides={})
+    (proposal,) = search.propose(config, "cpu:4", failed, lambda line: None)
+    assert proposal.overrides["remat"] == remat
 
 
 def test_there_are_no_proposals_if_nothing_fits(config, monkeypatch):
