@@ -17,6 +17,8 @@ from clip_jax.config.keys import BELOW_ONE, Group, Key, group, key
 from clip_jax.config.optimizer_schema import Optimizer
 from clip_jax.io.files import JsonObject
 
+ATTENTION = ("auto", "xla", "flash")
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights(Group):
@@ -60,10 +62,14 @@ class Chunk(Group):
     """
 
     image: int = key(
-        -1, "of the image tower; 0: all rows; -1: the best value of the TPU's plans", at_least=-1
+        -1,
+        "of the image tower; 0: all rows; -1: the best value of the plans for the device",
+        at_least=-1,
     )
     text: int = key(
-        -1, "of the text tower; 0: all rows; -1: the best value of the TPU's plans", at_least=-1
+        -1,
+        "of the text tower; 0: all rows; -1: the best value of the plans for the device",
+        at_least=-1,
     )
 
 
@@ -200,10 +206,18 @@ class Config(Group):
     remat: str = key(
         "full",
         "what the backward pass computes again to save memory: none; dots: all but matrix "
-        "products; full: every layer",
+        "products; full: every layer; full:2: also the inputs of every second layer, and so on: "
+        "half of the memory, for half a forward pass more",
         resume=True,
     )
     chunk: Chunk = group(Chunk, resume=True)
+    attention: str = key(
+        "auto",
+        "auto: on NVIDIA GPUs a kernel that stores no matrix of scores, where it is known to "
+        "compile, elsewhere XLA's; xla: never the kernel; flash: the kernel on any NVIDIA GPU",
+        choices=ATTENTION,
+        resume=True,
+    )
     data: Data = group(Data)
     objective: Objective = group(Objective)
     loss: Loss = group(Loss)

@@ -1,9 +1,9 @@
 """The only private names of JAX that this package uses, in one place for the day they move.
 
 JAX has no public name for any of them: for the key-value store of `jax.distributed`, by which
-processes send heartbeats and reports of failures, and for its detection of clusters, which would
-otherwise have to be written again here. Orbax reads the same client. `tests/distributed` imports
-all of them under each supported JAX.
+processes send heartbeats and reports of failures; for its detection of clusters, which would
+otherwise have to be written again here; and for the libraries of platforms that it has loaded.
+Orbax reads the same client. `tests/distributed` imports all of them under each supported JAX.
 """
 
 from __future__ import annotations
@@ -41,3 +41,10 @@ def kubernetes_process_count() -> int:
     from jax._src.clusters import K8sCluster
 
     return K8sCluster.get_process_count() if K8sCluster.is_env_present() else 1
+
+
+def is_plugin_loaded(platform: str) -> bool:
+    """Returns whether JAX has loaded the library of a platform, such as `cuda`."""
+    from jax._src.lib import xla_client
+
+    return xla_client.pjrt_plugin_loaded(platform)

@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from clip_jax.distributed import hardware
 from clip_jax.distributed.param_spec import (
     EMBEDDING,
     ParamSpec,
@@ -242,6 +243,50 @@ def by_device(
 def constrain_rows(x: Array) -> Array:
     """Constrains `x` to be sharded like a batch on its first axis, the rows, and on no other."""
     return _constrained(x, *BATCH)
+
+
+def by_rows_and_heads(function: Callable[..., Array], *arrays: Array) -> Array:
+    """Calls a function of arrays [batch, length, heads, size] on each device, with its own part.
+
+    Rows are sharded like a batch, heads over the tensor axis if it divides them. XLA cannot shard
+    custom kernels by itself.
+
+    Args:
+      function: returns an array of the same rows and heads.
+      arrays: as many rows as `splits_rows` allows.
+    """
+    mesh = _context()
+    if mesh is None or mesh.size == 1:
+        return function(*arrays)
+    heads = "tensor" if splits_heads(arrays[0].shape[2]) else None
+    left = [axis for axis in AXES if axis not in mesh.manual_axes]
+    rows = tuple(axis for axis in _ROWS if axis in left)
+    part = P(rows or None, None, heads)
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        axis_names=set(left),
+        in_specs=(part,) * len(arrays),
+        out_specs=part,
+        check_vma=False,
+    )(*arrays)
+
+
+def splits_rows(count: int) -> bool:
+    """Returns whether `count` rows can be sharded like a batch, or are one device's already."""
+    mesh = _context()
+    if mesh is None:
+        return True
+    return (
+        count % math.prod(mesh.shape[axis] for axis in _ROWS if axis not in mesh.manual_axes) == 0
+    )
+
+
+def traced_gpu() -> hardware.Chip | None:
+    """Returns the NVIDIA GPU that a program is being traced for; None for others."""
+    mesh = _context()
+    device = None if mesh is None else mesh.abstract_device
+    return hardware.chip_of(device.device_kind) if device and device.platform == "gpu" else None
 
 
 def embed_tokens(table: Array, tokens: Array, dtype: Any) -> Array:

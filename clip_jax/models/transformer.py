@@ -15,14 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import VECTOR
 from clip_jax.errors import UserError
+from clip_jax.models.attention import Heads, Mask, Queries, attend
 from clip_jax.models.initializers import XAVIER_UNIFORM, BlockInit, Initializer
 from clip_jax.models.layers import layer_norm, linear
 from clip_jax.models.stack import check_remat, first_layers, scan, stack
 from clip_jax.models.tower import BlockSizes, hidden_width
 
-Mask = Bool[Array, "#batch #heads #queries keys"]
-Heads = Float[Array, "batch length heads size"]
-Queries = Float[Array, "batch queries heads size"]
 Cache = tuple[Heads, Heads]  # keys and values
 Position = int | Int[Array, " batch"]
 
@@ -93,7 +91,7 @@ class Attention(nnx.Module):
         if causal and at is not None:
             visible = jnp.arange(x.shape[1]) <= jnp.reshape(at, (-1, 1, 1, 1))
             mask, causal = visible if mask is None else visible & mask, False
-        attended = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+        attended = attend(q, k, v, mask, causal=causal)
         return self.output(attended.reshape(*q.shape[:2], x.shape[-1]))
 
     def queries_keys_values(

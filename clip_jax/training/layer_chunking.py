@@ -6,13 +6,16 @@ from collections.abc import Mapping
 
 from clip_jax.distributed.hardware import Chip
 from clip_jax.models.model_config import CLIPConfig, TextTower, VisionTower
+from clip_jax.models.stack import is_full
 
 AUTO = -1
 
 # MB of the widest activation of a chunk, the hidden layer of the MLP, at the best of the sizes
 # that were compiled (docs/benchmarks.md). Chips that are not listed take all rows at once.
 _WIDEST = {"v5e": 20.5, "v5p": 78.0, "v6e": 20.5}
-# With fewer tokens attention is so small that chunks cost time: ViT-B/32 has 50.
+# Of GPUs: the temporary values of a layer are few, while a chunk's products still fill the GPU.
+_WIDEST_ON_GPUS = 160.0
+# With fewer tokens attention is so small that chunks cost a TPU time: ViT-B/32 has 50.
 _SHORT = 64
 
 
@@ -26,22 +29,31 @@ def choose_chunks(
       model: the architecture; only Transformers work in chunks.
       chip: the chip that trains; None if it is unknown.
       rows: the number of rows of the batch, or of a part of it, on each device.
-      remat: `config.remat`; only `full` allows chunks.
+      remat: `config.remat`; only `full` and `full:N` allow chunks.
 
     Returns:
       The rows of the image tower and of the text tower; 0: all rows at once.
     """
 
+    widest = _widest(chip)
+
     def rows_for(tower: VisionTower | TextTower, requested: int) -> int:
         if not tower.hidden_width:
             return 0
-        if requested != AUTO or remat != "full" or chip is None or chip.name not in _WIDEST:
+        if requested != AUTO or not is_full(remat) or widest is None:
             return max(requested, 0)
-        if tower.tokens < _SHORT:
+        if tower.tokens < _SHORT and widest != _WIDEST_ON_GPUS:
             return 0
         bytes_per_row = 2 * tower.tokens * tower.hidden_width
-        limit = int(_WIDEST[chip.name] * 1e6 / bytes_per_row)
+        limit = int(widest * 1e6 / bytes_per_row)
         size = max((m for m in range(1, rows + 1) if rows % m == 0 and m <= limit), default=1)
         return size if size < rows else 0
 
     return rows_for(model.vision, chunk["image"]), rows_for(model.text, chunk["text"])
+
+
+def _widest(chip: Chip | None) -> float | None:
+    """Returns the MB of the widest activation of a chunk; None: all rows at once."""
+    if chip is None:
+        return None
+    return _WIDEST_ON_GPUS if chip.bandwidth else _WIDEST.get(chip.name)

@@ -300,5 +300,7 @@ class Recipe:
           patches: the number of patches of an image, if batches draw it; None: the tower's.
         """
         tokens = self.architecture.text.context_length if context_length is None else context_length
-        jitted = step_lib.compile_step(self.train_step, self.state_like, self.mesh)
+        jitted = step_lib.compile_step(
+            self.train_step, self.state_like, self.mesh, self.config.attention
+        )
         return jitted.lower(self.state_like, self.batch_like(tokens, patches))

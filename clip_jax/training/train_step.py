@@ -20,6 +20,7 @@ from clip_jax.config.finetune_schema import Ema, Lora
 from clip_jax.distributed import sharding
 from clip_jax.distributed.param_spec import param_specs
 from clip_jax.losses.objective import Metrics, Objective
+from clip_jax.models import attention as attention_lib
 from clip_jax.models.clip import CLIP, Params, Variables, specs_of, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.optim import low_precision
@@ -301,7 +302,9 @@ def state_of(
     return jax.jit(create, out_shardings=where)(*placed)
 
 
-def compile_step(train_step: TrainStep, state: Any, mesh: Mesh) -> jax.stages.Wrapped:
+def compile_step(
+    train_step: TrainStep, state: Any, mesh: Mesh, attention: str = "auto"
+) -> jax.stages.Wrapped:
     """Returns `train_step` jitted over the mesh, for states with the shardings of `state`.
 
     The state that it is called with is donated.
@@ -310,10 +313,12 @@ def compile_step(train_step: TrainStep, state: Any, mesh: Mesh) -> jax.stages.Wr
       train_step: the step.
       state: arrays, or shapes with shardings.
       mesh: the mesh.
+      attention: `config.attention`.
     """
 
     def over_mesh(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        mesh_context = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+        with mesh_context, attention_lib.implementation(attention):
             return train_step(state, batch)
 
     where = jax.tree.map(lambda leaf: leaf.sharding, state)

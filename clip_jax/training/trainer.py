@@ -22,7 +22,7 @@ from clip_jax.evaluation import results as results_lib
 from clip_jax.evaluation.features import Encoder
 from clip_jax.inference.model_source import ModelSource
 from clip_jax.losses.objective import extra_arrays, full_rows
-from clip_jax.models import architectures, classifier, lora
+from clip_jax.models import architectures, attention, classifier, lora
 from clip_jax.models.clip import Params, Variables, parameter_count
 from clip_jax.tokenizers import packing
 from clip_jax.training import checkpointing, class_labels, metric_writers, setup
@@ -41,6 +41,7 @@ class Trainer(setup.Recipe):
     def __init__(self, run: Run) -> None:
         self.run = run
         mesh = sharding.make_mesh(run.config.mesh.to_dict())
+        attention.check_kernel(run.config.attention, mesh.local_devices[0])
         super().__init__(run.config, run.model, run.objective, mesh)
 
     def evaluate(self, variables: Variables) -> results_lib.SuiteResults:

@@ -23,8 +23,10 @@ AUTO = dict(image=-1, text=-1)
         ("ViT-L/14", "v5p", 512, (32, 128)),
         ("ViT-B/32", "v5e", 128, (0, 64)),  # sequences too short to gain
         ("ViT-B/16", "v5e", 8, (0, 0)),  # all rows are no more than a chunk
+        ("ViT-B/16", "h100-sxm", 1024, (128, 256)),
+        ("ViT-B/32", "rtx-4090", 1024, (512, 256)),
         ("ViT-B/16", "v5e", 34, (2, 0)),  # a chunk divides the rows
-        ("ViT-B/16", "A100-80GB", 128, (0, 0)),  # never tried
+        ("ViT-B/16", "v4", 128, (0, 0)),  # never tried
         ("RN50", "v5e", 128, (0, 64)),  # convolutions go whole
         ("align-base", "v5e", 64, (0, 32)),
     ],
@@ -44,6 +46,7 @@ def test_configured_chunks_are_used():
     model, chip = find_architecture("ViT-B/16"), chip_named("v5e")
     assert choose_chunks(dict(image=7, text=0), model, chip, 128, "full") == (7, 0)
     assert choose_chunks(AUTO, model, chip, 128, "none") == (0, 0)
+    assert choose_chunks(AUTO, model, chip, 128, "full:2") == (16, 64)
     assert choose_chunks(AUTO, model, None, 128, "full") == (0, 0)
 
 
