@@ -75,6 +75,11 @@ setup(
         "parity": ["torch==2.13.0", "transformers>=5", "open_clip_torch>=3.3", "safetensors"],
         # the TPU's compiler, for --mode=plan on a machine without a TPU
         "plan": ["libtpu==0.0.52; sys_platform == 'linux'"],
+        # XLA's compiler for GPUs and CUDA's assembler, for --mode=plan on a machine without a GPU
+        "plan-gpu": [
+            "jax[cuda12-local]; sys_platform == 'linux'",
+            "nvidia-cuda-nvcc-cu12; sys_platform == 'linux'",
+        ],
         "remote": ["fsspec[http,s3,gs]>=2024.6"],
         "tables": ["pyarrow>=18"],
         # tokenizer.json of published models; 12 MB, and 30 more of a client for its hub
@@ -95,6 +100,7 @@ setup(
             "hypothesis",
             "ipykernel",
             "jsonschema",
+            "jax[cuda12-local]; sys_platform == 'linux'",  # as in plan-gpu
             "kubeflow-trainer-api>=2.3",  # the schemas of JobSet and of Kubernetes' pods
             "libtpu==0.0.52; sys_platform == 'linux'",  # as in plan
             "matplotlib",
@@ -102,6 +108,7 @@ setup(
             "nbclient",
             "nbformat",
             "nltk>=3.9.1",
+            "nvidia-cuda-nvcc-cu12; sys_platform == 'linux'",
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "playwright",  # drives the chromium that the system has

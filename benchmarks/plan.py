@@ -1,10 +1,12 @@
 """The plans of the models at their full batches: the table of docs/benchmarks.md.
 
     pip install -e '.[plan]' && python benchmarks/plan.py configs/vit_b16.py:v5e:16x16
+    pip install -e '.[plan-gpu]' && python benchmarks/plan.py --gpus
 
 An argument is a config, a topology and, after commas, keys that differ, such as
 `configs/vit_b16.py:v5e:2x4,accumulate=16,chunk.image=0`. Without arguments the cases of `CASES` are
-compiled. A step takes minutes to compile. The figures are estimates of the compiler, not run.
+compiled, with --gpus those of `GPU_CASES`. A step takes minutes to compile. The figures are
+estimates of the compiler, not run.
 """
 
 from __future__ import annotations
@@ -25,6 +27,17 @@ CASES = tuple(
     f"configs/{model}.py:{slice_}"
     for slice_ in ("v5e:16x16", "v5p:4x4x4")
     for model in ("vit_b16", "vit_l14")
+)
+GPU_CASES = (
+    *(f"configs/vit_b16.py:{gpu}:8,batch_size=8192" for gpu in ("h100", "a100", "h200", "b200")),
+    "configs/vit_b16.py:h100:4x8",
+    "configs/vit_l14.py:h100:8,batch_size=8192",
+    "configs/vit_l14_336.py:h100:1,batch_size=2048,remat=full:2",
+    "configs/vit_l14_336.py:h100:1,batch_size=2048,accumulate=2",
+    "configs/vit_b32.py:rtx4090:1,batch_size=1024",
+    "configs/vit_b32.py:l4:1,batch_size=1024",
+    "configs/vit_b32.py:rtx3070:1,batch_size=256,remat=dots",
+    "configs/vit_b32.py:rtx3070:1,batch_size=256",
 )
 HEAD = ("case", "HBM GiB", "est ms", "links ms", "images/s/chip", "MFU", "compiled in s")
 
@@ -57,8 +70,10 @@ def main() -> None:
     """Prints a row for each case."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cases", nargs="*", default=CASES, metavar="CONFIG:TOPOLOGY[,KEY=VALUE]")
+    parser.add_argument("--gpus", action="store_true", help="the cases for GPUs")
+    args = parser.parse_args()
     print("|", " | ".join(HEAD), "|\n" + "|---" * len(HEAD) + "|")
-    for case in parser.parse_args().cases:
+    for case in GPU_CASES if args.gpus else args.cases:
         print("|", " | ".join(row(case, planned(case))), "|", flush=True)
 
 

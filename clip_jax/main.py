@@ -35,9 +35,11 @@ Evaluate a checkpoint by the protocols of the papers and write a report (docs/ev
   python -m clip_jax.main --config configs/vit_b32.py --mode=evaluate --checkpoint ViT-B-32.pt \\
       --workdir runs/b32 --sets=cifar10,mine=/data/mine --suite=zero_shot,linear_probe""",
     "plan": """\
-Plan: compile a training step for a TPU slice, without a TPU and without data (docs/plan.md). The
-exit code is 0 even if the step does not fit: scripts read "fits" in the output of --json.
-  python -m clip_jax.main --config configs/vit_l14.py --mode=plan --topology=v5e:16x16""",
+Plan: compile a training step for a TPU slice or GPUs that are not there, without data
+(docs/plan.md). The exit code is 0 even if the step does not fit: scripts read "fits" in the output
+of --json.
+  python -m clip_jax.main --config configs/vit_l14.py --mode=plan --topology=v5e:16x16
+  python -m clip_jax.main --config configs/vit_b16.py --mode=plan --topology=h100:8""",
 }
 MODES = tuple(_MODES_IN_WORDS)
 _KEYS = """\
@@ -135,7 +137,9 @@ def _add_evaluation_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_plan_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--topology", metavar="NAME", help="the devices: v5e:16x16, v5p:4x4x4, cpu:8, …"
+        "--topology",
+        metavar="NAME",
+        help="the devices: v5e:16x16, v5p:4x4x4, h100:8, a100:4x8 (hosts × GPUs), cpu:8, …",
     )
     group.add_argument(
         "--json", action="store_true", help="print the plan as JSON on the last line"
@@ -226,7 +230,7 @@ def _prepare_plan(args: argparse.Namespace) -> None:
 
     The environment must be set before JAX is imported.
     """
-    from clip_jax.plan import topology
+    from clip_jax.plan import gpus, topology
 
     if not args.topology:
         raise UserError(f"--mode=plan needs --topology, such as one of {topology.EXAMPLES}")
@@ -234,6 +238,8 @@ def _prepare_plan(args: argparse.Namespace) -> None:
         raise UserError("--dump keeps the output for one program: leave out --sweep")
     os.environ["JAX_PLATFORMS"] = "cpu"
     topology.set_libtpu_environment(os.environ)
+    with gpus.without_native_logs():
+        import jax  # noqa: F401  # with plan-gpu its extensions log that there is no driver
 
 
 def _train_or_evaluate(args: argparse.Namespace, config: Config) -> None:

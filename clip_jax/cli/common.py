@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import re
 import sys
 import threading
@@ -95,6 +96,10 @@ def add_multihost_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
+# What the driver of an NVIDIA GPU makes; the last one is that of Windows' subsystem for Linux.
+_NVIDIA_DRIVER = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
+
+
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits a command line into its flags and its config overrides.
 
@@ -123,6 +128,9 @@ def run_and_exit(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -
       argv: the arguments.
     """
     _silence_reported_errors()
+    if not any(map(os.path.exists, _NVIDIA_DRIVER)):
+        # With plan-gpu installed JAX would log a traceback: its plugin finds no CUDA to check.
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names can have unencodable characters
             stream.reconfigure(errors="backslashreplace")

@@ -24,9 +24,11 @@ from clip_jax.distributed import hardware, sharding
 from clip_jax.distributed.hardware import Chip
 from clip_jax.errors import UserError
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.plan import program
+from clip_jax.plan import gpus, program
+from clip_jax.plan.collectives import summaries
 from clip_jax.plan.program import Program
 from clip_jax.plan.result import Estimate
+from clip_jax.plan.roofline import Roofline
 from clip_jax.plan.topology import Topology, find_topology
 from clip_jax.training import class_labels, setup
 
@@ -78,16 +80,20 @@ def estimate_step(
     device = topology.devices[0]
     chip = hardware.chip_of_device(device)
     start = time.monotonic()
-    result = compile_lowered(recipe.lower(), device.platform, dump)
+    machine = _roofline(topology, recipe)
+    result = compile_lowered(recipe.lower(), device.platform, dump, machine)
     compile_seconds = time.monotonic() - start
     hbm, capacity = _memory_parts(result, recipe), _capacity(topology.name)
     model_flops = recipe.step_flops()
     product_flops = result.program.product_flops * len(topology.devices)
     times = _Times(None, None, "")
-    if result.executable is not None and device.platform == "tpu" and chip is not None:
+    if result.executable is not None and chip is not None:
         min_share = _min_product_share(recipe.architecture)
         flops_per_device = model_flops / len(topology.devices)
-        times = _estimate_times(result.program, chip, flops_per_device, min_share)
+        if topology.gpu is not None:
+            times = _gpu_times(result.program, chip, topology.gpu, flops_per_device, min_share)
+        else:
+            times = _estimate_times(result.program, chip, flops_per_device, min_share)
     return Estimate(
         topology=topology.name,
         overrides=dict(overrides or {}),
@@ -100,9 +106,11 @@ def estimate_step(
         estimated_seconds=times.compute,
         interconnect_seconds=times.interconnect,
         model_flops=model_flops,
-        collectives=result.program.collective_summaries()
+        collectives=summaries(result.program.collectives)
         if result.executable is not None
         else None,
+        between_hosts_bytes=times.between_hosts_bytes,
+        memory_fraction=None if topology.gpu is None else gpus.memory_fraction(),
         kernels=result.program.kernels,
         unread_loops=result.program.unread_loops,
         product_flops=product_flops,
@@ -116,11 +124,19 @@ def estimate_step(
 
 
 class _Times(NamedTuple):
-    """The seconds of a step for compute and interconnect; and why there is no compute time."""
+    """The seconds of a step for compute and interconnect.
+
+    Attributes:
+      compute: None if it is unknown.
+      interconnect: None if it is unknown.
+      unknown_reason: why there is no compute time; empty if there is, or if there can be none.
+      between_hosts_bytes: what a GPU sends to other hosts; None for others.
+    """
 
     compute: float | None
     interconnect: float | None
     unknown_reason: str
+    between_hosts_bytes: float | None = None
 
 
 def _estimate_times(
@@ -139,6 +155,29 @@ def _estimate_times(
         min_product_share,
     )
     return _Times(None if reason else compute, interconnect, reason)
+
+
+def _roofline(topology: Topology, recipe: setup.Recipe) -> Roofline | None:
+    """Returns what bounds the time on GPUs; None for other devices."""
+    if topology.gpu is None:
+        return None
+    devices = recipe.mesh.devices.flat
+    chip = hardware.chip_of_device(devices[0])
+    assert chip is not None
+    return Roofline(chip, topology.gpu.l2, [device.process_index for device in devices])
+
+
+def _gpu_times(
+    step: Program, chip: Chip, gpu: gpus.Gpu, flops_per_device: float, min_product_share: float
+) -> _Times:
+    """Returns lower bounds of the times of a step on GPUs."""
+    assert chip.nvlink is not None
+    between = sum(c.bytes_between_hosts for c in step.collectives)
+    inside = sum(c.bytes_sent for c in step.collectives if c.hosts == 1)
+    interconnect = max(inside / chip.nvlink, between / gpu.network if gpu.network else 0.0)
+    share = step.product_flops / flops_per_device
+    reason = _too_few_products(share) if share < min_product_share else ""
+    return _Times(None if reason else step.seconds, interconnect, reason, between)
 
 
 def _min_product_share(architecture: CLIPConfig) -> float:
@@ -171,10 +210,12 @@ def _implausible(
             f"{1e3 * peak_seconds:.3g} ms of the model's FLOPs at the chip's peak"
         )
     if product_share < min_product_share:
-        return (
-            f"the compiled program contains only {100 * product_share:.0f} % of the model's FLOPs"
-        )
+        return _too_few_products(product_share)
     return ""
+
+
+def _too_few_products(share: float) -> str:
+    return f"the compiled program contains only {100 * share:.0f} % of the model's FLOPs"
 
 
 class CompileResult(NamedTuple):
@@ -192,19 +233,25 @@ class CompileResult(NamedTuple):
 
 
 def compile_lowered(
-    lowered: jax.stages.Lowered, platform: str, dump: str | None = None
+    lowered: jax.stages.Lowered,
+    platform: str,
+    dump: str | None = None,
+    machine: Roofline | None = None,
 ) -> CompileResult:
     """Compiles and parses a lowered function.
 
     Args:
       lowered: the function.
-      platform: `tpu` or `cpu`.
+      platform: `tpu`, `gpu` or `cpu`.
       dump: a folder that keeps the output of the compiler; None: nothing is kept.
+      machine: the GPU; None for other devices.
 
     Raises:
       UserError: the compiler fails for another reason than memory, or the folder cannot be written.
     """
-    options: dict[str, str | bool] = {"xla_dump_hlo_as_text": True}
+    options: dict[str, Any] = {"xla_dump_hlo_as_text": True}
+    if platform == "gpu":
+        options |= gpus.COMPILER_OPTIONS
     if platform == "cpu":  # the estimate does not depend on LLVM's optimizations
         options["xla_backend_optimization_level"] = "0"
     with _dump_folder(dump) as folder, _compilation_cache_disabled():
@@ -216,7 +263,7 @@ def compile_lowered(
             message = " ".join(str(error).split())
             raise UserError(f"the compiler fails on this step: {message:.600}") from None
         text = _program_text(executable, Path(folder))
-        return CompileResult(executable, 0, program.parse(text))
+        return CompileResult(executable, 0, program.parse(text, machine))
 
 
 @contextlib.contextmanager
@@ -273,7 +320,10 @@ def _program_text(executable: jax.stages.Compiled, folder: Path) -> str:
 @functools.lru_cache
 def _capacity(topology_name: str) -> int:
     """Returns the bytes of a device that a program can use."""
-    devices = find_topology(topology_name).devices
+    topology = find_topology(topology_name)
+    devices = topology.devices
+    if topology.gpu is not None:
+        return int(topology.gpu.memory * gpus.memory_fraction())
     if devices[0].platform == "cpu":
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return memory // len(devices)

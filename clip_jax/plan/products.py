@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from clip_jax.plan.loops import Operation, Operations
+from clip_jax.plan.shapes import integers
 
 OPCODES = ("convolution", "dot")
 _DIMENSIONS = re.compile(r"\b[a-z]+\d*\w*\[([\d,]*)\]")
@@ -30,15 +31,23 @@ def product_flops(op: Operation, operations: Operations) -> int:
     shape = _DIMENSIONS.search(op.shape)
     if left is None or right is None or not shape:
         return 0
-    output = _integers(shape[1])
+    output = integers(shape[1])
     if op.opcode == "dot":
         contracting = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.text)
-        contracted = [left[i] for i in _integers(contracting[1])] if contracting else []
+        contracted = [left[i] for i in integers(contracting[1])] if contracting else []
         return 2 * math.prod(output) * math.prod(contracted)
-    return _convolution_flops(op.text, left, right, output)
+    return convolution_flops(op.text, left, right, output)
 
 
-def _convolution_flops(text: str, left: list[int], right: list[int], output: list[int]) -> int:
+def convolution_flops(text: str, left: list[int], right: list[int], output: list[int]) -> int:
+    """Returns the FLOPs of a convolution; 0 if it cannot be parsed.
+
+    Args:
+      text: its attributes, with the labels of the dimensions.
+      left: the dimensions of the input.
+      right: the dimensions of the kernel.
+      output: the dimensions of the result.
+    """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
     if not labels or [len(part) for part in labels.groups()] != [*map(len, (left, right, output))]:
         return 0
@@ -94,8 +103,4 @@ def _operand_dims(name: str, operations: Operations) -> list[int] | None:
     op = operations.get(name)
     shapes = _DIMENSIONS.findall(op.shape) if op else []
     index = int(indices[0]) if indices else 0
-    return _integers(shapes[index]) if len(indices) < 2 and index < len(shapes) else None
-
-
-def _integers(text: str) -> list[int]:
-    return [int(n) for n in text.split(",") if n]
+    return integers(shapes[index]) if len(indices) < 2 and index < len(shapes) else None

@@ -4,68 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Sequence
-from typing import TypedDict
 
+from clip_jax.plan import collectives
+from clip_jax.plan.collectives import Collective
 from clip_jax.plan.loops import Computations, Frame, Loop, Operation, Operations, Thunk
 from clip_jax.plan.products import product_flops
+from clip_jax.plan.roofline import TRITON, Roofline, custom_call_target, kernel_flops
+from clip_jax.plan.shapes import shape_bytes
 
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "all-to-all",
-    "collective-broadcast",
-    "collective-permute",
-    "ragged-all-to-all",
-    "reduce-scatter",
-)
-
-# Bytes that leave a chip for each byte of the result, at least, over all its links: an all-reduce
-# scatters and gathers, a permute uses one link of four.
-_SEND_FACTORS = {"all-reduce": 2, "collective-permute": 4}
-
-_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
 _HEAD = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
 _OPERATION = re.compile(r"^\s+(ROOT )?%?(\S+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _NO_ESTIMATE = 2**62  # the compiler writes about this or more if it has no estimate
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """A communication between chips.
-
-    Attributes:
-      kind: one of `COLLECTIVES`.
-      bytes: the size of the result on each chip.
-      executions: the number of executions in a step.
-      group_size: the number of chips that take part; 0 if the program does not say: all chips.
-    """
-
-    kind: str
-    bytes: int
-    executions: int
-    group_size: int
-
-    @property
-    def bytes_sent(self) -> int:
-        """A lower bound of the bytes that each chip sends in a step over all its links."""
-        if self.group_size == 1:
-            return 0
-        is_scatter = self.kind == "reduce-scatter"
-        factor = self.group_size if is_scatter else _SEND_FACTORS.get(self.kind, 1)
-        return factor * self.bytes * self.executions
-
-
-class CollectiveSummary(TypedDict):
-    """A `Collective` as a dictionary for JSON."""
-
-    kind: str
-    bytes: int
-    executions: int
-    group_size: int
 
 
 @dataclasses.dataclass
@@ -74,6 +26,7 @@ class Program:
 
     Attributes:
       cycles: the compiler's estimates, summed over all executions; without collectives and kernels.
+      seconds: a lower bound of the time of a GPU, summed over all executions; without collectives.
       collectives: the collectives, in the order of the program.
       kernels: custom kernels, which the compiler does not estimate, with their executions.
       unread_loops: loops with unknown trip counts, which are counted once.
@@ -81,51 +34,26 @@ class Program:
     """
 
     cycles: int = 0
+    seconds: float = 0.0
     collectives: list[Collective] = dataclasses.field(default_factory=list)
     kernels: dict[str, int] = dataclasses.field(default_factory=dict)
     unread_loops: list[str] = dataclasses.field(default_factory=list)
     product_flops: int = 0
 
-    def collective_summaries(self) -> list[CollectiveSummary]:
-        """Returns the collectives merged by kind, size and group, the largest senders first."""
-        executions: dict[tuple[str, int, int], int] = {}
-        for c in self.collectives:
-            key = c.kind, c.bytes, c.group_size
-            executions[key] = executions.get(key, 0) + c.executions
-        merged = [
-            Collective(kind, size, count, group_size)
-            for (kind, size, group_size), count in executions.items()
-        ]
-        return [
-            CollectiveSummary(
-                kind=c.kind, bytes=c.bytes, executions=c.executions, group_size=c.group_size
-            )
-            for c in sorted(merged, key=lambda c: -c.bytes_sent)
-        ]
 
-
-def parse(text: str) -> Program:
+def parse(text: str, machine: Roofline | None = None) -> Program:
     """Parses an `*after_codegen.txt`, or `compiled.as_text()`, which may lack cycles.
 
     Each operation counts as often as the loops around it iterate. A fusion counts as one operation.
+
+    Args:
+      text: the program.
+      machine: the GPU whose time is estimated; None: the program is not for GPUs.
     """
     lines, entry = _split_computations(text)
-    reader = _ProgramReader(lambda name: _parse_operations(lines.get(name, ())))
+    reader = _ProgramReader(lambda name: _parse_operations(lines.get(name, ())), machine)
     reader.follow(entry, 1, ())
     return reader.program
-
-
-def shape_bytes(shape: str) -> int:
-    """Returns the bytes of a shape such as `bf16[8,128]{1,0}`, or of a tuple of shapes.
-
-    Padding is not counted.
-    """
-    total = 0.0
-    for dtype, dims in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape):
-        bits = re.search(r"\d+", dtype)
-        itemsize = _BYTES.get(dtype, int(bits[0]) / 8 if bits else 4)
-        total += itemsize * math.prod(int(n) for n in dims.split(",") if n)
-    return round(total)
 
 
 def _split_computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -158,8 +86,9 @@ def _parse_operation(line: str) -> Operation | None:
 class _ProgramReader:
     """Follows the computations that a program executes, and sums their work in `program`."""
 
-    def __init__(self, computations: Computations) -> None:
+    def __init__(self, computations: Computations, machine: Roofline | None) -> None:
         self.computations = functools.cache(computations)
+        self.machine = machine
         self.program = Program()
 
     def follow(self, computation: str, executions: int, args: tuple[Thunk, ...]) -> None:
@@ -173,7 +102,7 @@ class _ProgramReader:
         frame = Frame(self.computations(computation), args, self.computations)
         for op in frame.operations.values():
             self._add_collective(op, executions)
-            self.program.product_flops += executions * product_flops(op, frame.operations)
+            self._add_work(op, frame.operations, executions)
             if op.opcode == "while":
                 self._follow_loop(op, frame, executions)
             elif op.opcode == "conditional":
@@ -189,6 +118,15 @@ class _ProgramReader:
             if op.cycles is not None and op.opcode not in ("while", "conditional", "call"):
                 self.program.cycles += executions * op.cycles
 
+    def _add_work(self, op: Operation, operations: Operations, executions: int) -> None:
+        """Adds the FLOPs of an operation outside fusions, and the time that a GPU takes for it."""
+        if self.machine is None:
+            self.program.product_flops += executions * product_flops(op, operations)
+            return
+        work = self.machine.work(op, operations, self.computations)
+        self.program.product_flops += executions * round(sum(work.flops.values()))
+        self.program.seconds += executions * self.machine.seconds(work)
+
     def _follow_loop(self, op: Operation, frame: Frame, executions: int) -> None:
         loop = Loop(op, frame)
         trips = loop.trip_count()
@@ -199,14 +137,14 @@ class _ProgramReader:
         )
 
     def _follow_costliest(self, branches: Sequence[str], executions: int) -> None:
-        """Follows the branch of a conditional that takes the most cycles."""
+        """Follows the branch of a conditional that takes longest."""
 
-        def cycles(branch: str) -> int:
-            reader = _ProgramReader(self.computations)
+        def cost(branch: str) -> tuple[int, float]:
+            reader = _ProgramReader(self.computations, self.machine)
             reader.follow(branch, 1, ())
-            return reader.program.cycles
+            return reader.program.cycles, reader.program.seconds
 
-        for branch in sorted(branches, key=cycles)[-1:]:
+        for branch in sorted(branches, key=cost)[-1:]:
             self.follow(branch, executions, ())
 
     def _read_fusion(self, computation: str, executions: int) -> None:
@@ -217,12 +155,13 @@ class _ProgramReader:
         operations = self.computations(computation)
         # an asynchronous collective is repeated in all fusions from its start to its end
         is_repeated = computation.startswith("async_collective_fusion") or any(
-            _custom_call_target(op) == "AsyncCollectiveDone" for op in operations.values()
+            custom_call_target(op) == "AsyncCollectiveDone" for op in operations.values()
         )
         is_scatter = "all-reduce-scatter" in computation
         scattered = next((op.shape for op in operations.values() if op.is_root), "")
         for op in operations.values():
-            self.program.product_flops += executions * product_flops(op, operations)
+            if self.machine is None:
+                self.program.product_flops += executions * product_flops(op, operations)
             if not is_repeated:
                 self._add_collective(op, executions, scattered if is_scatter else "")
             if op.opcode in ("fusion", "call", "async-start"):
@@ -233,35 +172,23 @@ class _ProgramReader:
 
     def _add_collective(self, op: Operation, executions: int, scattered: str = "") -> None:
         """Adds a collective; `scattered` is the shape that a fusion keeps of an all-reduce."""
-        kind, shape = op.opcode.removesuffix("-start"), op.shape
-        if kind not in COLLECTIVES:
+        kind = op.opcode.removesuffix("-start")
+        if kind not in collectives.KINDS:
             return
-        if op.opcode.endswith("-start"):  # (operand, result, …)
-            shapes = re.findall(r"\w+\[[\d,]*\]", shape)
-            shape = shapes[1] if kind != "all-reduce" and len(shapes) > 1 else shape
+        shape = collectives.result_shape(op.opcode, op.shape)
         if scattered:
             kind, shape = "reduce-scatter", scattered
-        collective = Collective(kind, shape_bytes(shape), executions, _group_size(op.text))
-        self.program.collectives.append(collective)
+        groups = collectives.parse_groups(op.text)
+        size = 0 if groups is None else groups.shape[1]
+        hosts = None
+        if self.machine:
+            hosts = collectives.count_hosts(groups, self.machine.hosts)
+        self.program.collectives.append(
+            Collective(kind, shape_bytes(shape), executions, size, hosts)
+        )
 
     def _add_kernel(self, op: Operation, executions: int) -> None:
-        if _custom_call_target(op) == "tpu_custom_call":
+        is_kernel = custom_call_target(op) in ("tpu_custom_call", TRITON)
+        if is_kernel and not kernel_flops(op):
             kernels = self.program.kernels
             kernels[op.name] = kernels.get(op.name, 0) + executions
-
-
-def _custom_call_target(op: Operation) -> str:
-    target = re.search(r'custom_call_target="([^"]*)"', op.text)
-    return target[1] if target else ""
-
-
-def _group_size(text: str) -> int:
-    """Returns the number of chips that take part in a collective; 0 if the text does not say."""
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        return math.prod(int(sizes[a]) for a in re.findall(r"'(\w+)'", mesh[2]) if a in sizes)
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
-        return int(iota[2])
-    if explicit := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
-        return explicit[1].count(",") + 1
-    return 0

@@ -12,6 +12,7 @@ from clip_jax.errors import counted
 from clip_jax.io.files import JsonObject
 from clip_jax.plan import search
 from clip_jax.plan.cost import make_recipe
+from clip_jax.plan.gpus import MEMORY_FRACTION_VARIABLE
 from clip_jax.plan.result import PARTS, Estimate
 from clip_jax.plan.search import Rejected
 
@@ -23,6 +24,14 @@ a large matrix product reaches 88-90 % of the peak. Differences below 10 % mean 
 dispatch and waiting for other chips are not included. Interconnect: a lower bound, as if all links
 were always busy. images/s, MFU and days use the longer of both times, as if it hid the other: no
 run is faster."""
+_GPU_EXPLANATION = """\
+Memory, and whether it fits: what the compiler allocates, compared to the {percent:.0f} % of a GPU's
+memory that JAX takes ({variable} sets the share); the rest is left to CUDA and
+its libraries. Tuning on a GPU can choose products with other scratch memory than here. Time: a
+roofline, which is a lower bound: of each kernel the longer of its FLOPs at the peak and its bytes
+at the memory's bandwidth; arrays that fit into the L2 cache count as free. No GPU reaches it.
+Interconnect: a lower bound, as if all links were always busy. images/s, MFU and days use the longer
+of both times, as if it hid the other: no run is faster."""
 _CPU_EXPLANATION = """\
 Memory: what XLA allocates, compared to this machine's memory divided by its devices. The CPU
 compiler estimates no time."""
@@ -98,13 +107,12 @@ def _format_number(value: float) -> str:
 
 
 def _plan_text(config_name: str, e: Estimate) -> str:
-    is_cpu = e.chips is None
-    devices = counted(e.devices, "CPU device") if e.chips is None else counted(e.chips, "chip")
+    devices = counted(e.devices, "CPU device") if e.chips is None else counted(e.chips, _unit(e))
     rows = e.batch_size // e.devices
     lines = [
         f"{config_name} on {e.topology}: {devices}, batch {e.batch_size:,} ({rows:,} per device)",
         *_memory_lines(e),
-        f"  model FLOPs     {e.model_flops:.4g} per step, all chips",
+        f"  model FLOPs     {e.model_flops:.4g} per step, all devices",
         *_time_lines(e),
     ]
     if e.kernels:
@@ -113,8 +121,19 @@ def _plan_text(config_name: str, e: Estimate) -> str:
     if e.unread_loops:
         loops, names = counted(len(e.unread_loops), "loop"), ", ".join(e.unread_loops[:3])
         lines.append(f"  {loops} with an unknown trip count, counted once: {names}")
-    explanation = _CPU_EXPLANATION if is_cpu else _EXPLANATION
-    return "\n".join([*lines, "", f"{NOTE[0].upper()}{NOTE[1:]}.", explanation])
+    return "\n".join([*lines, "", f"{NOTE[0].upper()}{NOTE[1:]}.", _explanation(e)])
+
+
+def _unit(e: Estimate) -> str:
+    return "chip" if e.memory_fraction is None else "GPU"
+
+
+def _explanation(e: Estimate) -> str:
+    if e.memory_fraction is not None:
+        return _GPU_EXPLANATION.format(
+            percent=100 * e.memory_fraction, variable=MEMORY_FRACTION_VARIABLE
+        )
+    return _CPU_EXPLANATION if e.chips is None else _EXPLANATION
 
 
 def _memory_lines(e: Estimate) -> list[str]:
@@ -136,18 +155,23 @@ def _time_lines(e: Estimate) -> list[str]:
     lines = []
     if e.estimated_seconds is not None:
         milliseconds = _format_number(1e3 * e.estimated_seconds)
-        lines.append(f"  compute         {milliseconds} ms per step, {NOTE}")
+        bound = "" if e.memory_fraction is None else "at least (roofline), "
+        lines.append(f"  compute         {milliseconds} ms per step, {bound}{NOTE}")
     if e.time_unknown:
         lines.append(f"  TIME UNKNOWN    {e.time_unknown}: please report it")
     if e.interconnect_seconds is not None:
         milliseconds = _format_number(1e3 * e.interconnect_seconds)
         lines.append(f"  interconnect    {milliseconds} ms per step, at least")
+    if e.between_hosts_bytes:
+        size = _format_bytes(round(e.between_hosts_bytes))
+        lines.append(f"  between hosts   {size} per step that each GPU sends, at least")
     lines += _collective_lines(e)
     if e.images_per_second_per_chip is not None and e.days is not None:
         mfu = "" if e.mfu is None else f", {100 * e.mfu:.1f} % MFU"
-        hours = "" if e.chip_hours is None else f", {_format_number(e.chip_hours)} chip-hours"
+        unit = _unit(e)
+        hours = "" if e.chip_hours is None else f", {_format_number(e.chip_hours)} {unit}-hours"
         speed = _format_number(e.images_per_second_per_chip)
-        lines.append(f"  speed           {speed} images/s/chip{mfu}, at most")
+        lines.append(f"  speed           {speed} images/s/{unit}{mfu}, at most")
         if e.steps:  # not known without data for a config of epochs
             lines.append(f"  {e.steps:,} steps  {_format_number(e.days)} days{hours}, at least")
     return lines
@@ -157,12 +181,16 @@ def _collective_lines(e: Estimate) -> list[str]:
     collectives = e.collectives or []
     lines = [
         f"    {c['kind']:<20}{c['bytes'] / 1e6:>10,.4g} MB × {c['executions']:<6,} "
-        f"over {c['group_size'] or e.devices}"
+        f"over {c['group_size'] or e.devices}{_hosts_text(c['hosts'])}"
         for c in collectives[:_MAX_COLLECTIVES]
     ]
     if len(collectives) > _MAX_COLLECTIVES:
         lines.append(f"    and {len(collectives) - _MAX_COLLECTIVES} smaller")
     return lines
+
+
+def _hosts_text(hosts: int | None) -> str:
+    return f" on {hosts} hosts" if hosts is not None and hosts > 1 else ""
 
 
 def _proposals_text(proposals: Sequence[Estimate]) -> str:

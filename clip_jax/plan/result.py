@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.io.files import JsonObject
-from clip_jax.plan.program import CollectiveSummary
+from clip_jax.plan.collectives import CollectiveSummary
 
 PARTS = ("parameters", "optimizer", "batch", "activations")
 DAY = 86_400  # seconds
@@ -27,11 +27,13 @@ class Estimate:
       hbm: its parts (`PARTS`); activations are everything that is not in the other parts.
       hbm_capacity_bytes: the memory of a device that programs can use.
       estimated_seconds: the time of all operations, one after the other, without collectives and
-        kernels.
+        kernels; on GPUs a lower bound of it.
       interconnect_seconds: the time of the collectives if all links are always busy, which is a
         lower bound.
       model_flops: model FLOPs of a step on all devices, see `clip_jax.training.flops`.
       collectives: the collectives of a step, merged by kind and size.
+      between_hosts_bytes: what a GPU sends to other hosts in a step, at least; None for others.
+      memory_fraction: the share of a GPU's memory that JAX takes; None for others.
       kernels: custom kernels, which the compiler does not estimate, with their executions per step.
       unread_loops: loops with unknown trip counts, which are counted once.
       product_flops: FLOPs of the matrix products and convolutions in the compiled step, on all
@@ -56,6 +58,8 @@ class Estimate:
     interconnect_seconds: float | None
     model_flops: int
     collectives: list[CollectiveSummary] | None
+    between_hosts_bytes: float | None
+    memory_fraction: float | None
     kernels: Mapping[str, int]
     unread_loops: list[str]
     product_flops: int

@@ -1,4 +1,4 @@
-"""The devices that a step is compiled for: TPU slices, which need not exist, or CPUs."""
+"""The devices that a step is compiled for: TPU slices and GPUs, which need not exist, or CPUs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from clip_jax.errors import UserError
+from clip_jax.plan import gpus
+from clip_jax.plan.gpus import Gpu
 
-EXAMPLES = "v5e:2x2, v5e:16x16, v5e-256, v4:2x2x2, v5p:4x4x4, v6e:8x8, cpu:8"
+EXAMPLES = "v5e:16x16, v5e-256, v4:2x2x2, v5p:4x4x4, v6e:8x8, h100:8, a100:4x8, rtx4090:1, cpu:8"
 
 # libtpu looks for its TPU, logs loudly that there is none, and allows one process at a time. Plans
 # execute nothing on a TPU, so these settings replace the search.
@@ -35,6 +37,7 @@ _AXES = {"v2": 2, "v3": 2, "v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6litepod": "v6e", "7x": "tpu7x", "v7x": "tpu7x"}
 # The name of a slice counts chips for v5e and v6e, and TensorCores for the other generations.
 _CORES = {"v2": 2, "v3": 2, "v4": 2, "v5p": 2, "tpu7x": 2}
+_MAX_GPUS_PER_HOST = 16
 _MEGACORE = ("v4", "v5p")  # both cores of a chip are one device
 
 
@@ -44,13 +47,16 @@ class Topology:
 
     Attributes:
       name: such as `v5e:16x16`.
-      devices: one for each chip; two for each chip of v2, v3 and 7x; or CPU devices.
-      chips: the number of chips to pay for; None for CPUs.
+      devices: one for each GPU and for each TPU chip; two for each chip of v2, v3 and 7x; or CPU
+        devices.
+      chips: the number of chips or GPUs to pay for; None for CPUs.
+      gpu: the kind of GPU; None for others.
     """
 
     name: str
     devices: Sequence[Any]
     chips: int | None
+    gpu: Gpu | None = None
 
 
 def set_libtpu_environment(environment: dict[str, str] | os._Environ[str]) -> None:
@@ -64,14 +70,17 @@ def find_topology(name: str) -> Topology:
 
     Args:
       name: a TPU generation and the chips along each axis, such as `v5e:16x16`; the name of a slice
-        in Google Cloud, such as `v5litepod-256`; or `cpu:N`, N devices of this machine's processor.
+        in Google Cloud, such as `v5litepod-256`; a kind of GPU and their number, or hosts × GPUs of
+        each, such as `h100:8` and `a100:4x8`; or `cpu:N`, N devices of this machine's processor.
 
     Raises:
-      UserError: there is no such topology, or libtpu is not installed.
+      UserError: there is no such topology, or its compiler is not installed.
     """
     generation, _, size = name.lower().replace("=", ":").partition(":")
     if generation == "cpu":
         return Topology(f"cpu:{size}", _cpu_devices(name, size), None)
+    if generation in gpus.GPUS:
+        return _gpu_topology(name, generation, size)
     if not size and (slice_name := re.fullmatch(r"(.+)-(\d{1,6})", generation)):
         generation = _ALIASES.get(slice_name[1], slice_name[1])
         size = _usual_shape(generation, int(slice_name[2]) // _CORES.get(generation, 1))
@@ -130,6 +139,32 @@ def _tpu_devices(name: str, generation: str, sides: list[int]) -> Sequence[Any]:
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"no topology {name} ({reason}); use one such as {EXAMPLES}") from None
+
+
+def _gpu_topology(name: str, kind: str, size: str) -> Topology:
+    match = re.fullmatch(r"(?:([1-9]\d{0,3})x)?([1-9]\d?)", size)
+    if not match or int(match[2]) > _MAX_GPUS_PER_HOST:
+        raise UserError(
+            f"unknown topology {name!r}: use {kind}:N for N GPUs of one host, at most "
+            f"{_MAX_GPUS_PER_HOST}, or {kind}:HOSTSxN for several hosts"
+        )
+    gpus.require_compiler(name)
+    hosts, count, gpu = int(match[1] or 1), int(match[2]), gpus.GPUS[kind]
+    gpus.load_compiler()
+    from jax.experimental import topologies
+
+    from clip_jax.distributed import hardware
+
+    chip = hardware.chip_of(gpu.kind)
+    assert chip is not None and chip.bandwidth is not None
+    with gpus.without_native_logs():
+        devices = topologies.get_topology_desc(
+            "",
+            "cuda",
+            target_config=gpus.target_config(gpu, chip.bandwidth),
+            topology=f"1x{hosts}x{count}",  # slices × hosts × GPUs
+        ).devices
+    return Topology(f"{kind}:{size}", devices, len(devices), gpu)
 
 
 def _cpu_devices(name: str, size: str) -> Sequence[Any]:

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax.distributed import hardware
 from clip_jax.plan import cost
+from clip_jax.plan.collectives import summaries
 from clip_jax.plan.topology import find_topology
 
 pytest.importorskip("libtpu")
@@ -131,7 +132,7 @@ def test_an_all_gather_in_a_loop_counts_in_each_iteration():
         name="v5e:2x2",
         specs=[P(None, "data"), P("data")],
     )
-    gathers = [c for c in program.collective_summaries() if c["kind"] == "all-gather"]
+    gathers = [c for c in summaries(program.collectives) if c["kind"] == "all-gather"]
     assert gathers == [
         {"kind": "all-gather", "bytes": 2 * 1024**2, "executions": 7, "group_size": 4}
     ]
@@ -149,8 +150,8 @@ def test_bytes_of_an_all_reduce_and_a_permute():
     )
     array = shape(4096, 256, dtype=jnp.float32)
     program = compile_program(local, array, name="v5e:2x2", specs=[P("data")])
-    summaries = program.collective_summaries()
-    assert {c["kind"]: (c["bytes"], c["executions"]) for c in summaries} == {
+    merged = summaries(program.collectives)
+    assert {c["kind"]: (c["bytes"], c["executions"]) for c in merged} == {
         "all-reduce": (1 << 20, 1),
         "collective-permute": (1 << 20, 1),
     }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_jax.plan import program
+from clip_jax.plan import collectives, program, shapes
 from clip_jax.plan.loops import evaluate_call
 
 CYCLES = 'backend_config={"window_config":{"estimated_cycles":"%d","x":[]}}'
@@ -219,7 +219,7 @@ def collective(name: str, text: str, shape: str = "bf16[64,32]{1,0:T(8,128)(2,1)
 
 
 def summaries(text: str) -> list[tuple[str, int, int, int]]:
-    return [tuple(c.values()) for c in program.parse(text).collective_summaries()]
+    return [tuple(c.values())[:4] for c in collectives.summaries(program.parse(text).collectives)]
 
 
 def test_a_collective_in_a_loop_counts_in_each_iteration():
@@ -287,21 +287,7 @@ def test_a_fusion_that_keeps_a_part_of_an_all_reduce_is_a_reduce_scatter():
     ],
 )
 def test_bytes_sent_by_a_collective(kind, group_size, bytes_sent):
-    assert program.Collective(kind, 10, 3, group_size).bytes_sent == bytes_sent
-
-
-@pytest.mark.parametrize(
-    ("text", "group_size"),
-    [
-        ("replica_groups=mesh['a'=16,'b'=2] {'a'}", 16),
-        ("replica_groups=mesh['a'=16,'b'=2] {'a','b'}", 32),
-        ("replica_groups=[2,8]<=[16]", 8),
-        ("replica_groups={{0,2},{1,3}}", 2),
-        ("replica_groups={}", 0),
-    ],
-)
-def test_group_size_of_a_collective(text, group_size):
-    assert program._group_size(text) == group_size
+    assert collectives.Collective(kind, 10, 3, group_size).bytes_sent == bytes_sent
 
 
 @pytest.mark.parametrize(
@@ -316,7 +302,7 @@ def test_group_size_of_a_collective(text, group_size):
     ],
 )
 def test_bytes_of_a_shape(shape, size):
-    assert program.shape_bytes(shape) == size
+    assert shapes.shape_bytes(shape) == size
 
 
 def test_the_costlier_branch_of_a_conditional_counts():

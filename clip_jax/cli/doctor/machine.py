@@ -92,8 +92,13 @@ def huge_pages() -> str:
 
 
 def environment() -> dict[str, str]:
-    """Returns the environment variables that JAX, its compiler and its drivers read."""
-    return {name: value for name, value in os.environ.items() if _VARIABLES.fullmatch(name)}
+    """Returns the environment variables that JAX, its compiler and its drivers read.
+
+    One is left out that `common.run_and_exit` sets.
+    """
+    read = {name: value for name, value in os.environ.items() if _VARIABLES.fullmatch(name)}
+    read.pop("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", None)
+    return read
 
 
 def folders() -> list[Folder]:

@@ -19,6 +19,7 @@ EXTRAS = {
     "cuda13": "NVIDIA GPUs, driver 580 or newer",
     "cuda12": "NVIDIA GPUs, driver 525 or newer",
     "plan": "--mode=plan for TPUs that are not here",
+    "plan-gpu": "--mode=plan for GPUs that are not here",
     "remote": "data at gs://, s3:// and https://",
     "tables": "data in CSV, JSON lines and Parquet",
     "tokenizers": "tokenizer.json of published models",
