@@ -36,7 +36,7 @@ GPU_CASES = (
     "configs/vit_l14_336.py:h100:1,batch_size=2048,accumulate=2",
     "configs/vit_b32.py:rtx4090:1,batch_size=1024",
     "configs/vit_b32.py:l4:1,batch_size=1024",
-    "configs/vit_b32.py:rtx3070:1,batch_size=256,remat=dots",
+    "configs/vit_b32.py:rtx3070:1,batch_size=256,remat=dots,optimizer.moments=bfloat16",
     "configs/vit_b32.py:rtx3070:1,batch_size=256",
 )
 HEAD = ("case", "HBM GiB", "est ms", "links ms", "images/s/chip", "MFU", "compiled in s")

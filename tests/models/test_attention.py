@@ -84,6 +84,22 @@ def test_outside_a_mesh_and_on_cpus_attention_is_that_of_jax():
     assert (attention.attend(q, k, v, causal=True) == expected).all()
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_programs_for_other_devices_are_those_of_jax(platform):
+    """Word for word: what GPUs get leaves CPUs and TPUs alone."""
+
+    def text(attend):
+        def f(q, k, v):
+            return jax.value_and_grad(lambda q: attend(q, k, v).astype(jnp.float32).sum())(q)
+
+        array = jax.ShapeDtypeStruct((8, 50, 2, 64), jnp.bfloat16)
+        mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.jit(f).trace(*[array] * 3).lower(lowering_platforms=(platform,)).as_text()
+
+    assert text(attention.attend) == text(jax.nn.dot_product_attention)
+
+
 def test_the_kernel_is_compared_with_xla_before_it_trains(monkeypatch):
     cpu = jax.devices()[0]
     attention.check_kernel("auto", cpu)
