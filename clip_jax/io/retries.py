@@ -21,6 +21,18 @@ class MissingError(UserError):
     """An error for a file that does not exist."""
 
 
+class FailedRequest(UserError):
+    """An error for a request that failed for good.
+
+    Attributes:
+      reason: why, in a few words.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{redacted(path)} cannot be read{reason}")
+        self.reason = reason.removeprefix(": ").removeprefix(" (").removesuffix(")")
+
+
 def reason(error: BaseException) -> str:
     """Describes in a few words why a request failed."""
     if isinstance(status := _status(error), int):
@@ -40,7 +52,7 @@ def _is_final(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return 400 <= status < 500 and status not in (408, 425, 429)
-    final = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+    final = (PermissionError, IsADirectoryError, NotADirectoryError)
     is_refused = "credential" in type(error).__name__.lower() or str(error).startswith("Forbidden")
     return is_refused or isinstance(error, (*final, NotImplementedError, ValueError, TypeError))
 
@@ -54,24 +66,24 @@ def retry(path: str, request: Callable[[], T]) -> T:
 
     Raises:
       MissingError: there is no such file.
-      UserError: the request fails with an error that a retry would repeat, or too often.
+      FailedRequest: it fails with an error that a retry would repeat, or too often.
+      UserError, FileExistsError: the request itself raised one.
     """
     end = time.monotonic() + PATIENCE
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return request()
-        except UserError:
+        except (UserError, FileExistsError):
             raise
         except Exception as error:
             if isinstance(error, FileNotFoundError) or _status(error) in (404, 410):
                 raise MissingError(f"no file {redacted(path)}") from None
             pause = FIRST_PAUSE * 2 ** (attempt - 1) * _jitter.uniform(0.5, 1)
             if _is_final(error):
-                raise UserError(f"{redacted(path)} cannot be read ({reason(error)})") from None
+                raise FailedRequest(path, f" ({reason(error)})") from None
             if attempt == ATTEMPTS or time.monotonic() + pause > end:
-                raise UserError(
-                    f"{redacted(path)} cannot be read: {reason(error)} at attempt {attempt}, "
-                    "the last"
+                raise FailedRequest(
+                    path, f": {reason(error)} at attempt {attempt}, the last"
                 ) from None
         time.sleep(pause)
     raise AssertionError
