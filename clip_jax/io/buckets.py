@@ -15,13 +15,13 @@ import io
 import os
 import stat as stat_lib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path, PosixPath
 from typing import Any, BinaryIO, TypeVar
 
 from clip_jax.errors import UserError
 from clip_jax.io.file_systems import is_remote, load_fsspec, system_of
-from clip_jax.io.retries import FailedRequest, MissingError, retry
+from clip_jax.io.retries import MissingError, RequestError, retry
 
 T = TypeVar("T")
 STORES = ("gs", "s3")
@@ -117,7 +117,7 @@ class BucketPath(PosixPath):
             return retry(address, lambda: request(system, address))
         except MissingError:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address) from None
-        except FailedRequest as error:
+        except RequestError as error:
             raise OSError(errno.EIO, error.reason, address) from None
 
     def _info(self) -> dict[str, Any] | None:
@@ -167,13 +167,13 @@ class BucketPath(PosixPath):
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing."""
 
-    def iterdir(self) -> Iterator[Any]:
+    def iterdir(self) -> Generator[Any, None, None]:
         """Yields the paths directly below this one."""
         entries = self._request(lambda system, address: system.ls(address, detail=False))
         names = {entry.rstrip("/").rpartition("/")[2] for entry in entries}
         yield from (self / name for name in sorted(names - {"", self.name}))
 
-    def glob(self, pattern: str, **_: Any) -> Iterator[Any]:
+    def glob(self, pattern: str, **_: Any) -> Generator[Any, None, None]:
         """Yields the paths below this one that a pattern without `**` matches."""
         first, _slash, rest = str(pattern).partition("/")
         names = [self / first]
@@ -270,10 +270,12 @@ class BucketPath(PosixPath):
     def rename(self, target: Any) -> Any:
         """Copies all objects below this path to another, and then removes them."""
         for name in self.files_below():
-            goal = str(target / name)
-            (self / name)._request(lambda system, address, goal=goal: system.cp_file(address, goal))
+            (self / name)._copy(target / name)
         self.remove_tree()
         return target
+
+    def _copy(self, target: Path) -> None:
+        self._request(lambda system, address: system.cp_file(address, str(target)))
 
 
 class _Object(io.RawIOBase):
@@ -305,3 +307,45 @@ class _Object(io.RawIOBase):
             into[:count] = content
             self._at += count
         return count
+
+
+class Mirror:
+    """A folder that is written by code that knows only files on disk.
+
+    On disk it is the folder itself. For a bucket it is a temporary folder whose files are uploaded.
+
+    Args:
+      folder: the folder.
+
+    Attributes:
+      path: the folder on disk.
+      is_copy: whether it is a temporary one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.is_copy = is_bucket(folder)
+        self._temporary = tempfile.TemporaryDirectory() if self.is_copy else None
+        self.path = Path(self._temporary.name) if self._temporary else folder
+        self._sizes: dict[str, int] = {}
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def upload(self) -> None:
+        """Uploads the files that have grown since they were uploaded.
+
+        Raises:
+          OSError: the bucket cannot be written.
+        """
+        for path in sorted(self.path.iterdir()) if self.is_copy else ():
+            content = path.read_bytes()
+            if len(content) != self._sizes.get(path.name):
+                (self._folder / path.name).write_bytes(content)
+                self._sizes[path.name] = len(content)
+
+    def close(self) -> None:
+        """Uploads what is left, and removes the temporary folder."""
+        try:
+            self.upload()
+        finally:
+            if self._temporary:
+                self._temporary.cleanup()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from clip_jax.errors import UserError
+from clip_jax.io.buckets import BucketPath
 
 MAX_JSON = 4 << 20  # bytes
 JsonObject: TypeAlias = dict[str, Any]
@@ -25,13 +26,17 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
     Missing folders are made. Until the block ends, and after an error, `path` is unchanged.
     """
+    if isinstance(path, BucketPath):
+        with path.writing() as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        with open(temporary, "wb") as opened:
+            yield opened
+            opened.flush()
+            os.fsync(opened.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -98,7 +103,7 @@ def read_small(path: Path, most: int, what: str) -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is no plain file")
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             content = file.read(most + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

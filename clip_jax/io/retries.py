@@ -21,7 +21,7 @@ class MissingError(UserError):
     """An error for a file that does not exist."""
 
 
-class FailedRequest(UserError):
+class RequestError(UserError):
     """An error for a request that failed for good.
 
     Attributes:
@@ -66,7 +66,7 @@ def retry(path: str, request: Callable[[], T]) -> T:
 
     Raises:
       MissingError: there is no such file.
-      FailedRequest: it fails with an error that a retry would repeat, or too often.
+      RequestError: it fails with an error that a retry would repeat, or too often.
       UserError, FileExistsError: the request itself raised one.
     """
     end = time.monotonic() + PATIENCE
@@ -80,9 +80,9 @@ def retry(path: str, request: Callable[[], T]) -> T:
                 raise MissingError(f"no file {redacted(path)}") from None
             pause = FIRST_PAUSE * 2 ** (attempt - 1) * _jitter.uniform(0.5, 1)
             if _is_final(error):
-                raise FailedRequest(path, f" ({reason(error)})") from None
+                raise RequestError(path, f" ({reason(error)})") from None
             if attempt == ATTEMPTS or time.monotonic() + pause > end:
-                raise FailedRequest(
+                raise RequestError(
                     path, f": {reason(error)} at attempt {attempt}, the last"
                 ) from None
         time.sleep(pause)

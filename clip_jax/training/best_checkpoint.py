@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clip_jax.errors import UserError
 from clip_jax.io import files
+from clip_jax.io.buckets import as_path
 from clip_jax.training import checkpointing
 from clip_jax.training.metric_writers import read_metrics
 
@@ -42,7 +43,7 @@ def read_best(workdir: str | Path) -> Best:
     Raises:
       UserError: the run keeps no best checkpoint, or the file is damaged.
     """
-    path = Path(workdir) / FILE
+    path = as_path(workdir) / FILE
     if not path.exists():
         checkpointing.read_config(workdir)  # a folder that holds no run has another message
         raise UserError(

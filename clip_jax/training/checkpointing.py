@@ -18,9 +18,11 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import save_decision_policy
 
 from clip_jax.errors import UserError
+from clip_jax.io.buckets import BucketPath, as_path, is_bucket
 from clip_jax.io.files import JsonObject, read_json
 from clip_jax.training import digests
-from clip_jax.training.orbax_parts import FOLDER, SealedFolder, make_handlers
+from clip_jax.training.orbax_buckets import COMMITTED, support_buckets
+from clip_jax.training.orbax_parts import FOLDER, folder_class, make_handlers
 from clip_jax.training.preservation import Preserve
 
 DAMAGED = "damaged"  # where a resuming run moves its damaged checkpoints
@@ -36,7 +38,7 @@ def read_config(workdir: str | Path) -> JsonObject:
     Raises:
       UserError: the folder holds no run.
     """
-    path = Path(workdir) / CONFIG
+    path = as_path(workdir) / CONFIG
     if not path.exists():
         raise UserError(
             f"{workdir} holds no run: there is no config.json in it. A folder of another library's "
@@ -48,7 +50,7 @@ def read_config(workdir: str | Path) -> JsonObject:
 def read_saved_config(workdir: str | Path, step: int) -> JsonObject | None:
     """Reads the config that a checkpoint was written with; returns None if it cannot be read."""
     try:
-        return read_json(Path(workdir) / FOLDER / str(step) / "config" / "metadata")
+        return read_json(as_path(workdir) / FOLDER / str(step) / "config" / "metadata")
     except UserError:
         return None
 
@@ -59,10 +61,13 @@ def steps(workdir: str | Path) -> list[int]:
     Raises:
       UserError: the path of their folder is not a folder.
     """
-    folder = Path(workdir) / FOLDER
+    folder = as_path(workdir) / FOLDER
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"{folder} is no folder, or a link to none: move it away")
-    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    if is_bucket(folder):  # where a checkpoint has its name before it is complete
+        names = [path.parent.name for path in folder.glob(f"*/{COMMITTED}")]
+    else:
+        names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     # the name of a checkpoint that is still being written is longer
     return sorted((int(n) for n in names if n.isdecimal() and str(int(n)) == n), reverse=True)
 
@@ -72,7 +77,7 @@ def find_damage(workdir: str | Path, step: int) -> str:
 
     The result is empty if the checkpoint is intact, or has no digests to verify.
     """
-    folder = Path(workdir) / FOLDER / str(step)
+    folder = as_path(workdir) / FOLDER / str(step)
     if is_checkable(folder):
         return digests.find_damage(folder, step)
     try:
@@ -86,7 +91,8 @@ def find_damage(workdir: str | Path, step: int) -> str:
 
 def is_checkable(folder: Path) -> bool:
     """Returns whether a step's folder has digests. Those of older versions do not."""
-    return os.path.lexists(folder / digests.NAME)
+    path = folder / digests.NAME
+    return path.exists() or path.is_symlink()
 
 
 def refuse_damage(workdir: str | Path, step: int, tell: Callable[[str], None]) -> None:
@@ -103,12 +109,12 @@ def refuse_damage(workdir: str | Path, step: int, tell: Callable[[str], None]) -
     if why := find_damage(workdir, step):
         others = [str(other) for other in steps(workdir) if other != step]
         instead = f"; there are also {', '.join(others[:5])}" if others else ""
-        raise UserError(f"{Path(workdir) / FOLDER / str(step)} is damaged: {why}{instead}")
+        raise UserError(f"{as_path(workdir) / FOLDER / str(step)} is damaged: {why}{instead}")
     _tell_unchecked(workdir, step, tell)
 
 
 def _tell_unchecked(workdir: str | Path, step: int, tell: Callable[[str], None]) -> None:
-    folder = Path(workdir) / FOLDER / str(step)
+    folder = as_path(workdir) / FOLDER / str(step)
     if not is_checkable(folder):
         tell(f"{folder} is of an older version, without digests: damage to it would not show")
 
@@ -127,14 +133,14 @@ def newest(workdir: str | Path, tell: Callable[[str], None]) -> int | None:
     damaged: dict[int, str] = {}
     while left := [step for step in steps(workdir) if step not in damaged]:
         why = find_damage(workdir, left[0])
-        if not (Path(workdir) / FOLDER / str(left[0])).is_dir():
+        if not (as_path(workdir) / FOLDER / str(left[0])).is_dir():
             continue  # the run may be at work, and deletes its oldest checkpoints
         if why:
             damaged[left[0]] = why
             continue
         for step, flaw in damaged.items():
             tell(
-                f"{Path(workdir) / FOLDER / str(step)} is damaged ({flaw}) and passed over for "
+                f"{as_path(workdir) / FOLDER / str(step)} is damaged ({flaw}) and passed over for "
                 f"that of step {left[0]}"
             )
         _tell_unchecked(workdir, left[0], tell)
@@ -142,8 +148,8 @@ def newest(workdir: str | Path, tell: Callable[[str], None]) -> int | None:
     if damaged:
         flaws = "; ".join(f"{step}: {why}" for step, why in damaged.items())
         raise UserError(
-            f"{Path(workdir) / FOLDER} holds no whole checkpoint ({flaws}): bring back a copy, or "
-            "move the folder away to begin anew"
+            f"{as_path(workdir) / FOLDER} holds no whole checkpoint ({flaws}): bring back a copy, "
+            "or move the folder away to begin anew"
         )
     return None
 
@@ -159,14 +165,14 @@ def set_aside(workdir: str | Path, after: int) -> None:
       UserError: they cannot be moved.
     """
     for step in [step for step in steps(workdir) if step > after]:
-        target = Path(workdir) / DAMAGED / str(step)
+        target = as_path(workdir) / DAMAGED / str(step)
         number = 1
         while target.exists():
             number += 1
             target = target.with_name(f"{step}_{number}")
         try:
             target.parent.mkdir(exist_ok=True)
-            (Path(workdir) / FOLDER / str(step)).rename(target)
+            (as_path(workdir) / FOLDER / str(step)).rename(target)
         except OSError as error:
             raise UserError(f"{target} cannot be written ({error.strerror})") from None
 
@@ -177,6 +183,12 @@ def _remove_unfinished(folder: Path) -> None:
     Orbax would remove them in a thread that nothing waits for. That thread prints a traceback if
     the process ends early, for example because of a mistake in the config.
     """
+    if isinstance(folder, BucketPath):
+        complete = {str(step) for step in steps(folder.parent)}
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.name.isdecimal() and path.name not in complete:
+                path.remove_tree()
+        return
     for path in folder.glob(f"*{_UNFINISHED}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -198,11 +210,11 @@ class Checkpoints:
         self, workdir: str | Path, *, every: int = 1, keep: int = 1, keep_every: int = 0
     ) -> None:
         self.preserve = Preserve(keep, keep_every)
-        self._folder = Path(workdir).absolute() / FOLDER
+        self._folder = as_path(workdir).absolute() / FOLDER
         if jax.process_index() == 0:
             _remove_unfinished(self._folder)
         self._manager = ocp.CheckpointManager(
-            self._folder,
+            epath.Path(self._folder),
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=save_decision_policy.AnySavePolicy(
                     [
@@ -212,7 +224,7 @@ class Checkpoints:
                 ),
                 preservation_policy=self.preserve,
                 enable_async_checkpointing=True,
-                temporary_path_class=SealedFolder,
+                temporary_path_class=folder_class(self._folder),
                 lightweight_initialize=True,  # do not read the metadata of damaged checkpoints
             ),
             handler_registry=make_handlers(),
@@ -277,12 +289,14 @@ def read_parts(workdir: str | Path, step: int, like: Mapping[str, Any]) -> JsonO
       UserError: the checkpoint is of another model, or damaged and without digests.
     """
     shapes = {name: tree for name, tree in like.items() if tree}
-    folder = Path(workdir).absolute() / FOLDER / str(step)
+    folder = as_path(workdir).absolute() / FOLDER / str(step)
+    if is_bucket(folder):
+        support_buckets()
     try:
         _check_shapes(folder / "state", shapes)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             state = reader.restore(
-                folder / "state", args=_restore_args(shapes, partial_restore=True)
+                epath.Path(folder / "state"), args=_restore_args(shapes, partial_restore=True)
             )
         return {name: state.get(name, {}) for name in like}
     except Exception as error:  # orbax and tensorstore raise errors of any kind

@@ -10,28 +10,38 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from clip_jax.errors import UserError
 from clip_jax.io import files
+from clip_jax.io.buckets import BucketPath, is_bucket
 from clip_jax.io.files import JsonObject
 
 NAME = "digests.json"
 _MAX_LIST = 64 << 20  # bytes of the file of digests
 _CHUNK = 4 << 20  # bytes read at a time
 _THREADS = 4
+_REQUESTS = 16  # threads that read from a bucket
 
 
-def write(folder: Path, step: int) -> None:
+def write(folder: Path, step: int, later: Mapping[str, bytes] = MappingProxyType({})) -> None:
     """Writes the digests of all files below a folder, and the checkpoint's step, into the folder.
+
+    Args:
+      folder: the folder.
+      step: the checkpoint's step.
+      later: the content of files that will be written into the folder afterwards.
 
     Raises:
       OSError: a file cannot be read, or the disk is full.
     """
     paths = sorted(_files(folder))
-    record = {"step": step, "files": dict(zip(paths, _digests(folder, paths), strict=True))}
+    digests = dict(zip(paths, _digests(folder, paths), strict=True))
+    digests |= {name: [len(content), zlib.crc32(content)] for name, content in later.items()}
+    record = {"step": step, "files": digests}
     with files.atomic_write(folder / NAME) as file:
         file.write(_serialized(record))
 
@@ -76,7 +86,8 @@ def _is_too_large(path: Path) -> bool:
 
 
 def _unreadable(error: OSError, folder: Path) -> str:
-    where = os.path.relpath(error.filename, folder) if error.filename else "a file"
+    name = str(error.filename or "")
+    where = os.path.relpath(name, folder) if name else "a file"
     return f"{where} cannot be read ({error.strerror})"
 
 
@@ -86,6 +97,9 @@ def _files(folder: Path) -> Iterator[str]:
     Raises:
       UserError: something is neither a plain file nor a folder.
     """
+    if isinstance(folder, BucketPath):
+        yield from (name for name in folder.files_below() if name != NAME)
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -103,13 +117,13 @@ def _is_litter(path: str) -> bool:
 
 def _digests(folder: Path, paths: Iterable[str]) -> Iterator[list[int]]:
     """Yields the size and checksum of each file, in order; several threads read."""
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(_REQUESTS if is_bucket(folder) else _THREADS) as pool:
         yield from pool.map(lambda path: _digest(folder / path), paths)
 
 
 def _digest(path: Path) -> list[int]:
     size, checksum, buffer = 0, 0, memoryview(bytearray(_CHUNK))
-    with open(path, "rb", buffering=0) as file:
+    with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             checksum = zlib.crc32(buffer[:count], checksum)  # releases the GIL
             size += count

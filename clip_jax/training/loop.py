@@ -21,6 +21,8 @@ from clip_jax.data.example import REASONS
 from clip_jax.distributed import hardware, multihost
 from clip_jax.errors import UserError
 from clip_jax.evaluation import results as results_lib
+from clip_jax.io import buckets
+from clip_jax.io.buckets import as_path
 from clip_jax.models.clip import Variables
 from clip_jax.training import checkpointing, metric_writers, trackers, workdir_lock
 from clip_jax.training import train_step as step_lib
@@ -33,6 +35,8 @@ from clip_jax.training.trainer import Sizes, Trainer
 
 
 def _check_room(state: Any, workdir: Path, c: Config) -> None:
+    if buckets.is_bucket(workdir):
+        return
     stat = os.statvfs(workdir)
     count = max(c.checkpoint.keep, 1) + bool(c.checkpoint.best) + 1
     free, need = stat.f_bavail * stat.f_frsize, count * checkpointing.bytes_of(state)
@@ -225,6 +229,7 @@ class Loop:
         prefix = f"{results_lib.EMA}/" if ema else ""
         metrics = {f"{prefix}{name}": value for name, value in results.metrics().items()}
         self.writer.write(step, metrics)
+        self.writer.flush()
         seconds = time.monotonic() - began
         if multihost.is_first():
             pictures = self.trainer.report(results, step, seconds, ema=ema)
@@ -246,6 +251,7 @@ class Loop:
         self.check_lock()
         if counted := self._counted():  # a run that resumes here starts its counts anew
             self.writer.write(step, counted)
+        self.writer.flush()
         position = self.data.get_state()
         values = config_lib.without_secrets(self.config.to_dict())
         self.checkpoints.save(step, self.state, position, values, force=force)
@@ -320,7 +326,7 @@ def train(config: Any, force: bool = False) -> None:
     """
     c = config_lib.typed(config)
     if c.workdir:
-        multihost.broadcast_from_first(lambda: workdir_lock.refuse_in_use(Path(c.workdir), force))
+        multihost.broadcast_from_first(lambda: _check_workdir(as_path(c.workdir), force))
     run = prepare(c)
     trainer = Trainer(run)
     with _locked(run.workdir, force) as lock:
@@ -341,6 +347,12 @@ def train(config: Any, force: bool = False) -> None:
             loop.close()
     if multihost.is_first():
         announce_end(run, step, loop.stopped_by, loop.best)
+
+
+def _check_workdir(workdir: Path, force: bool) -> None:
+    """Raises UserError early if a folder cannot be written, or another run is using it."""
+    buckets.check_writable(workdir)
+    workdir_lock.refuse_in_use(workdir, force)
 
 
 @contextmanager

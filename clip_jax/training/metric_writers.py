@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,29 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clip_jax.errors import UserError
-from clip_jax.io.files import JsonObject
+from clip_jax.io.buckets import as_path
+from clip_jax.training.metric_files import NAME, open_metrics, read_metrics
 from clip_jax.training.trackers import TensorBoard, Tracker
 
-
-def read_metrics(path: str | Path) -> list[JsonObject]:
-    """Reads a metrics.jsonl into one dictionary a line; an incomplete last line is ignored.
-
-    Raises:
-      UserError: another line is damaged.
-    """
-    if not Path(path).is_file():  # reading a device such as /dev/full would not end
-        return []
-    metrics = []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], 1):
-        try:
-            values = json.loads(line) if line else None
-            if values is not None:
-                values["step"] = int(values["step"])
-                metrics.append(values)
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            raise UserError(f"{path}: line {number} is damaged: remove it") from None
-    return metrics
+__all__ = ["Progress", "Unwritten", "Writer", "duration", "read_metrics"]
 
 
 class Writer:
@@ -54,23 +34,15 @@ class Writer:
         tensorboard: bool = True,
         trackers: Sequence[Tracker] = (),
     ) -> None:
-        folder = Path(folder)
+        folder = as_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
         self._written: dict[int, set[str]] = {}
-        for line in read_metrics(self._path):
+        for line in read_metrics(folder / NAME):
             self._written.setdefault(line["step"], set()).update(line)
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._remove_incomplete_line()
+        self._file = open_metrics(folder / NAME)
         self._trackers = list(trackers)
         if tensorboard:
             self._trackers.append(TensorBoard(folder / "tensorboard", resume_step))
-
-    def _remove_incomplete_line(self) -> None:
-        if os.path.isfile(self._path):
-            end = self._path.read_bytes().rfind(b"\n") + 1
-            if end < os.fstat(self._file).st_size:
-                os.ftruncate(self._file, end)
 
     def has_metric(self, step: int, name: str) -> bool:
         """Returns whether a metric of a step has been written already."""
@@ -86,22 +58,16 @@ class Writer:
         values = {k: v if isinstance(v, int) else float(v) for k, v in metrics.items()}
         new = {name: value for name, value in values.items() if name not in written}
         if new:
-            self._append({"step": step, **new})
+            self._file.append(json.dumps({"step": step, **new}).encode() + b"\n")
             written.update(new)
         for tracker in self._trackers:
             tracker.scalars(step, values)
 
-    def _append(self, values: Mapping[str, Any]) -> None:
-        line = json.dumps(values).encode() + b"\n"
-        before = os.fstat(self._file).st_size
-        try:
-            written = os.write(self._file, line)
-            if written < len(line):
-                os.write(self._file, line[written:])
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, before)
-            raise
+    def flush(self) -> None:
+        """Makes sure that a kill loses no line of metrics.jsonl, and that trackers show all."""
+        self._file.flush()
+        for tracker in self._trackers:
+            tracker.flush()
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Shows a PNG file of the run's folder in the trackers."""
@@ -119,7 +85,7 @@ class Writer:
             for tracker in self._trackers:
                 tracker.close()
         finally:
-            os.close(self._file)
+            self._file.close()
 
     def __enter__(self) -> Writer:
         return self
@@ -144,6 +110,9 @@ class Unwritten(Writer):
         return False
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
         """Does nothing."""
 
     def picture(self, step: int, name: str, path: Path) -> None:

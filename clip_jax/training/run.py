@@ -23,6 +23,7 @@ from clip_jax.evaluation.evaluators import load_evaluators
 from clip_jax.evaluation.suite import ModelParts, Suite
 from clip_jax.inference.model_source import ModelSource, open_model_source
 from clip_jax.inference.towers import open_towers
+from clip_jax.io.buckets import as_path
 from clip_jax.io.files import JsonObject
 from clip_jax.losses.objective import Objective
 from clip_jax.models import architectures
@@ -131,7 +132,7 @@ def prepare(config: Any) -> Run:
     pictures.extend(part.source for part in data.parts)
     c = with_steps(c, len(data))
     setup.check_groups(c, model)
-    workdir = Path(c.workdir)
+    workdir = as_path(c.workdir)
     return Run(
         *(c, model, objective, tokenizer, data, suite, workdir),
         weights=weights,

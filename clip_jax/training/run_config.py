@@ -11,6 +11,7 @@ from clip_jax.config.values import typed
 from clip_jax.distributed.param_spec import param_specs
 from clip_jax.errors import UserError
 from clip_jax.io import files
+from clip_jax.io.buckets import as_path
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import abstract_model, variables
 from clip_jax.models.model_config import DTYPES, SIDES, CLIPConfig
@@ -53,7 +54,7 @@ def read_model_config(workdir: str | Path, step: int) -> RunConfig:
     Raises:
       UserError: the folder holds no run, or a value that it needs is missing or wrong.
     """
-    values, path = checkpointing.read_config(workdir), Path(workdir) / checkpointing.CONFIG
+    values, path = checkpointing.read_config(workdir), as_path(workdir) / checkpointing.CONFIG
     for key in ("model", "dtype", "tokenizer"):
         if key not in values:
             raise UserError(f"{path} is no config of a run: {key} is missing")
@@ -88,7 +89,7 @@ def read_random_start(workdir: str | Path) -> tuple[str, ...]:
     Raises:
       UserError: the file is damaged.
     """
-    path = Path(workdir) / START
+    path = as_path(workdir) / START
     if not path.exists():
         return ()
     towers = files.read_json(path, what="start").get("random")
@@ -99,7 +100,7 @@ def read_random_start(workdir: str | Path) -> tuple[str, ...]:
 
 def write_random_start(workdir: str | Path, towers: tuple[str, ...]) -> None:
     """Writes the file that `read_random_start` reads, or removes it if there are no such towers."""
-    path = Path(workdir) / START
+    path = as_path(workdir) / START
     if not towers:
         path.unlink(missing_ok=True)
         return

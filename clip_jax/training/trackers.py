@@ -15,10 +15,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
+
 from clip_jax.config.schema import Config, Log
 from clip_jax.data.images.lettering import encodable
 from clip_jax.errors import UserError
-from clip_jax.io.files import JsonObject, atomic_write
+from clip_jax.io.buckets import Mirror, is_bucket
+from clip_jax.io.files import JsonObject, atomic_write, cache_folder
+
+_UPLOADED = 30.0  # seconds between two uploads of events into a bucket
+_LARGE = 8 << 20  # bytes of a file of events, after which another one is begun there
 
 
 class Tracker(Protocol):
@@ -32,6 +38,9 @@ class Tracker(Protocol):
 
     def report(self, step: int, name: str, path: Path) -> None:
         """Logs an HTML page."""
+
+    def flush(self) -> None:
+        """Makes sure that a kill loses nothing, as far as the tracker can."""
 
     def close(self) -> None:
         """Waits until everything is written."""
@@ -62,15 +71,21 @@ class TensorBoard:
 
     def __init__(self, folder: Path, resume_step: int) -> None:
         with _without_torch():
-            from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        folder.mkdir(parents=True, exist_ok=True)
+        self._mirror = Mirror(folder)
+        self._uploaded = time.monotonic()
         self._event = Event
-        self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        self._file = self._open()
         if resume_step:  # events of later steps will be written again
             log = SessionLog(status=SessionLog.START)
             self._file.write_event(Event(step=resume_step + 1, session_log=log))
+
+    def _open(self) -> Any:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._bytes = 0
+        return EventsWriter(str(self._mirror.path / "events"), f".{time.time_ns()}")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the metrics of a step."""
@@ -79,20 +94,33 @@ class TensorBoard:
         for name, value in values.items():
             self._write(step, scalar(encodable(name), value))
         self._file.flush()
+        if time.monotonic() - self._uploaded >= _UPLOADED:
+            with contextlib.suppress(OSError):  # the next attempt writes all
+                self.flush()
+
+    def flush(self) -> None:
+        """Uploads the files, if the run is in a bucket."""
+        self._file.flush()
+        self._mirror.upload()
+        self._uploaded = time.monotonic()
+        if self._mirror.is_copy and self._bytes > _LARGE:  # else ever more is uploaded again
+            self._file.close()
+            self._file = self._open()
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Writes a PNG file."""
         import numpy as np
-        from PIL import Image
         from tensorboardX.summary import image
 
-        with Image.open(path) as opened:
+        with path.open("rb") as file, Image.open(file) as opened:
             pixels = np.asarray(opened.convert("RGB"))
         self._write(step, image(name, pixels, dataformats="HWC"))
         self._file.flush()
 
     def _write(self, step: int, summary: Any) -> None:
-        self._file.write_event(self._event(step=step, wall_time=time.time(), summary=summary))
+        event = self._event(step=step, wall_time=time.time(), summary=summary)
+        self._bytes += event.ByteSize()
+        self._file.write_event(event)
 
     def report(self, step: int, name: str, path: Path) -> None:
         """Does nothing: TensorBoard cannot show HTML pages."""
@@ -100,6 +128,7 @@ class TensorBoard:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+        self._mirror.close()
 
 
 class WebTracker:
@@ -122,11 +151,15 @@ class WebTracker:
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Uploads a PNG file."""
-        self._log(step, {name: self._library.Image(str(path))})
+        image = Image.open(path.open("rb")) if is_bucket(path) else str(path)
+        self._log(step, {name: self._library.Image(image)})
 
     def report(self, step: int, name: str, path: Path) -> None:
         """Uploads an HTML page."""
         self._log(step, {name: self._library.Html(path.read_text(encoding="utf-8"))})
+
+    def flush(self) -> None:
+        """Does nothing: the package sends or writes values as they come."""
 
     def close(self) -> None:
         """Waits until everything is sent, or written to disk if there is no connection."""
@@ -168,7 +201,9 @@ def open_trackers(c: Config, workdir: Path, config: JsonObject) -> list[Tracker]
     common: dict[str, Any] = dict(name=workdir.absolute().name, config=config, resume="allow")
     if c.log.wandb:
         wandb = import_module("wandb")
-        run = wandb.init(project=c.log.wandb, id=_run_id(workdir), dir=str(workdir), **common)
+        place = cache_folder("wandb") if is_bucket(workdir) else workdir
+        place.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(project=c.log.wandb, id=_run_id(workdir), dir=str(place), **common)
         run.define_metric("*", step_metric="step")
         trackers.append(WandbTracker(wandb, run))
     if c.log.trackio:

@@ -9,10 +9,8 @@ once on the same host, and on another host once the counter has stopped.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
-import stat
 import subprocess
 import threading
 import time
@@ -22,19 +20,18 @@ from pathlib import Path
 
 from clip_jax.errors import UserError
 from clip_jax.io.files import JsonObject
+from clip_jax.training.lock_files import NAME, LockFile, lock_file
 
-NAME = "in_use.json"
 ADVICE = "end that run, or give another --workdir; --force takes it, and that run ends"
 BEAT = 5.0  # seconds between two increments of the counter
 STALE = 40.0  # seconds without an increment until a trainer of another host counts as dead
-_MAX_BYTES = 1 << 14
 
 
 class Lock:
     """The lock that this process has on a run's folder."""
 
     def __init__(self, workdir: Path, record: JsonObject) -> None:
-        self._path, self._record, self._beats = workdir / NAME, record, 0
+        self._file, self._record, self._beats = lock_file(workdir), record, 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -42,12 +39,12 @@ class Lock:
     def check(self) -> None:
         """Raises UserError if another trainer has taken the folder."""
         try:
-            record = _read_record(self._path)
+            record = self._file.read()
         except OSError:
             return  # the disk is unavailable for a moment; writes of the run itself report that
         if record is not None and record.get("token") != self._record["token"]:
             raise UserError(
-                f"{self._path.parent} was taken over by {_named(record)}: this run ends, and "
+                f"{self._file.path.parent} was taken over by {_named(record)}: this run ends, and "
                 "writes nothing more"
             )
 
@@ -55,24 +52,16 @@ class Lock:
         """Removes the lock file if it still belongs to this process."""
         self._over.set()
         self._thread.join()
-        record = _read_record(self._path)
+        record = self._file.read()
         if record is not None and record.get("token") == self._record["token"]:
-            self._path.unlink(missing_ok=True)
+            self._file.remove()
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
             self._beats += 1
             # a disk that is full or unavailable is reported by the run's own writes
             with contextlib.suppress(OSError):
-                self._write_beat()
-
-    def _write_beat(self) -> None:
-        """Writes the counter in place, unless the file is now another trainer's."""
-        with open(self._path, "r+b") as file:
-            record = _parsed(file.read(_MAX_BYTES))
-            if record and record.get("token") == self._record["token"]:
-                file.seek(0)
-                file.write(_serialized({**self._record, "beats": self._beats}))
+                self._file.count(self._record, self._beats)
 
 
 @contextlib.contextmanager
@@ -109,33 +98,27 @@ def refuse_in_use(workdir: Path, force: bool) -> None:
 
     This is an early check before a long start. `locked` decides all other cases.
     """
-    record = _read_record(workdir / NAME)
+    record = lock_file(workdir).read()
     if record and not force and _is_alive(record):
         raise _in_use(workdir, record, ADVICE)
 
 
 def _take(workdir: Path, force: bool, tell: Callable[[str], None], advice: str) -> JsonObject:
-    workdir.mkdir(parents=True, exist_ok=True)
     """Creates the lock file; returns its record."""
-    path, record = workdir / NAME, _own_record()
+    workdir.mkdir(parents=True, exist_ok=True)
+    file, record = lock_file(workdir), _own_record()
     previous = None
     while True:
-        if (other := _read_record(path)) is not None:
+        if (other := file.read()) is not None:
             if force:
                 previous = other
-            elif (user := _current_user(path, other, tell)) is not None:
+            elif (user := _current_user(file, other, tell)) is not None:
                 raise _in_use(workdir, user, advice)
-            path.unlink(missing_ok=True)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
+            file.remove()
+        if not file.create(record):
             continue  # another process was faster
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_serialized(record))
-            file.flush()
-            os.fsync(file.fileno())
         # on a mounted bucket two processes that start together may both have created the file
-        if (current := _read_record(path)) is not None and current.get("token") == record["token"]:
+        if (current := file.read()) is not None and current.get("token") == record["token"]:
             if previous is not None:
                 _await_end(workdir, previous, tell)
             return record
@@ -151,7 +134,9 @@ def _await_end(workdir: Path, previous: JsonObject, tell: Callable[[str], None])
         time.sleep(min(0.2, STALE / 10))
 
 
-def _current_user(path: Path, record: JsonObject, tell: Callable[[str], None]) -> JsonObject | None:
+def _current_user(
+    file: LockFile, record: JsonObject, tell: Callable[[str], None]
+) -> JsonObject | None:
     """Returns the record of the trainer that is using the folder; None if there is none.
 
     If the recorded process is on another host, this watches its counter for `STALE` seconds.
@@ -160,16 +145,16 @@ def _current_user(path: Path, record: JsonObject, tell: Callable[[str], None]) -
     if alive is not None:
         return record if alive else None
     tell(
-        f"{path.parent} was last in use by {_named(record)}, on another host: waiting {STALE:g} s "
-        "for a sign of life (--force takes it at once)"
+        f"{file.path.parent} was last in use by {_named(record)}, on another host: waiting "
+        f"{STALE:g} s for a sign of life (--force takes it at once)"
     )
-    end = time.monotonic() + STALE
+    end, beats = time.monotonic() + STALE, file.beats(record)
     while time.monotonic() < end:
         time.sleep(min(1.0, STALE / 10))
-        now = _read_record(path)
+        now = file.read()
         if now is None:
             return None
-        if now != record:
+        if now != record or file.beats(now) != beats:
             return now
     return None
 
@@ -228,31 +213,3 @@ def _is_alive(record: JsonObject) -> bool | None:
     if record.get("space") != _process_space() or type(pid) is not int or not started:
         return None
     return _started(pid) == started
-
-
-def _serialized(record: JsonObject) -> bytes:
-    """Returns the record as JSON, of the same length for any value of the counter."""
-    return json.dumps({**record, "beats": f"{record['beats']:012}"}).encode() + b"\n"
-
-
-def _parsed(raw: bytes) -> JsonObject | None:
-    try:
-        record = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _read_record(path: Path) -> JsonObject | None:
-    """Reads the record in a file.
-
-    The result is empty if the file is damaged or being written, and None if there is none.
-    """
-    try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):  # a dangling link, or a pipe that would block
-            raise UserError(f"{path} is no plain file: remove it")
-        with open(path, "rb") as file:
-            raw = file.read(_MAX_BYTES)
-    except FileNotFoundError:
-        return None
-    return _parsed(raw) or {}
