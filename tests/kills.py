@@ -1,19 +1,24 @@
 """Kills a run again and again, in any phase, and asks whether it ends as one that nobody killed.
 
 python tests/kills.py --count 100 --processes 2 --seed 1
+
+With `--store gs` or `s3` the runs are in a bucket of a server on this machine, see `buckets`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import tempfile
 import time
 from pathlib import Path
 
+import buckets
 import numpy as np
 
 import runs
+from clip_jax.io.buckets import as_path
 
 
 def killed_once(argv: list[str], processes: int, delay: float) -> bool:
@@ -41,25 +46,30 @@ def same(first: Path, second: Path) -> bool:
     )
 
 
-def kill(folder: Path, count: int, processes: int, seed: int) -> int:
-    """Kills, over as many runs as it takes; returns how many kills it was."""
+def kill(
+    folder: Path, count: int, processes: int, seed: int, place: Path | None = None
+) -> tuple[int, int]:
+    """Kills, over as many runs as it takes; returns how many kills and runs it was.
+
+    The runs are in `place`, if it is given, and the run that nobody kills is in `folder`.
+    """
     rng, kills, number = random.Random(seed), 0, 0
     config = runs.small_run(folder, 20)
-    uninterrupted = folder / "whole"
+    uninterrupted, place = folder / "whole", place or folder
     began = time.monotonic()
     for done in runs.together(runs.command(config, uninterrupted), processes):
         assert done.returncode == 0, done.stderr
     longest = time.monotonic() - began
     while kills < count:
         number += 1
-        argv = runs.command(config, folder / f"run{number}")
+        argv = runs.command(config, place / f"run{number}")
         for _ in range(rng.randint(1, 6)):
             kills += killed_once(argv, processes, rng.uniform(0.2, 1.1) * longest)
         for done in runs.together(argv, processes):
             assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-        assert same(folder / f"run{number}", uninterrupted), f"run{number}, seed {seed}"
+        assert same(place / f"run{number}", uninterrupted), f"run{number}, seed {seed}"
         print(f"{kills} kills, {number} runs: equal to the bit", flush=True)
-    return kills
+    return kills, number
 
 
 def main() -> None:
@@ -68,9 +78,12 @@ def main() -> None:
     p.add_argument("--count", type=int, default=100)
     p.add_argument("--processes", type=int, default=1)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--store", choices=buckets.STORES)
     args = p.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        kill(Path(folder), args.count, args.processes, args.seed)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        place = as_path(stack.enter_context(buckets.running(args.store))) if args.store else None
+        kill(folder, args.count, args.processes, args.seed, place)
 
 
 if __name__ == "__main__":

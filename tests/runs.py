@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.io.buckets import is_bucket
+from clip_jax.training.metric_files import read_metrics
 from support import QUICK, write_pairs
 
 ROOT = Path(__file__).parent.parent
@@ -174,6 +176,8 @@ def once_logged(workdir: Path, step: int, act: Meanwhile) -> Meanwhile:
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's metrics."""
+    if is_bucket(workdir):
+        return read_metrics(workdir / "metrics.jsonl")
     path = workdir / "metrics.jsonl"
     raw = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in raw]

@@ -10,13 +10,13 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from clip_jax.cli.common import CommandParser, guesses_as_notes
 from clip_jax.cli.labels import read_labels, read_templates
 from clip_jax.cli.loading import add_loading_flags, check_sizes
 from clip_jax.errors import UserError, megabytes
+from clip_jax.io.buckets import on_disk
 from clip_jax.models.model_config import DTYPES
 
 _SIDES = ("image", "text")
@@ -114,7 +114,7 @@ def run(argv: Sequence[str]) -> int:
 
     from clip_jax.inference import exported
 
-    folder = Path(args.dest).expanduser()
+    folder = on_disk(args.dest)
     earlier = exported.earlier_files(folder)
     if earlier and not args.overwrite:
         raise UserError(f"{folder} holds {', '.join(earlier)} already: --overwrite replaces them")

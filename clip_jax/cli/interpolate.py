@@ -10,12 +10,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.cli.common import CommandParser, split_overrides
 from clip_jax.cli.mixing import add_output_flags, open_config, print_note, write_mixture
 from clip_jax.errors import UserError
+from clip_jax.io.buckets import on_disk
 from clip_jax.weights.param_mapping import mapping_of
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
     from clip_jax.inference import mixtures
 
     models = mixtures.open_models([args.a, args.b], print_note)
-    folder = Path(args.out).expanduser()
+    folder = on_disk(args.out)
     if len(values) == 1:
         a, b = map(mixtures.read_variables, models)
         variables = mixtures.interpolate(a, b, values[0])
@@ -106,7 +106,7 @@ def _evaluate(
     from clip_jax.inference import mixtures
 
     began = time.monotonic()
-    folder = Path(args.out).expanduser()
+    folder = on_disk(args.out)
     evaluation = evaluated.MixtureEvaluation(config, models[0], folder, args.suite, args.sets)
     a, b = map(mixtures.read_variables, models)
     points = []

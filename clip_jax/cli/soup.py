@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_jax.cli.common import CommandParser, split_overrides
 from clip_jax.cli.mixing import add_output_flags, open_config, print_note, write_mixture
 from clip_jax.errors import UserError
+from clip_jax.io.buckets import on_disk
 from clip_jax.weights.param_mapping import mapping_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
         for model in models[1:]:
             average = average.with_one_more(mixtures.read_variables(model))
         variables = average.variables()
-    write_mixture(mixtures.as_source(models[0], variables, Path(args.out)), args)
+    write_mixture(mixtures.as_source(models[0], variables, on_disk(args.out)), args)
     return 0
 
 
@@ -79,7 +79,7 @@ def _greedy(args: argparse.Namespace, models: Sequence[ModelSource], config: Con
     from clip_jax.evaluation.mixtures import MixtureEvaluation
     from clip_jax.inference import mixtures
 
-    folder = Path(args.out).expanduser()
+    folder = on_disk(args.out)
     evaluation = MixtureEvaluation(config, models[0], folder, args.suite, args.sets)
     sign, name = (-1, args.metric[1:]) if args.metric.startswith("-") else (1, args.metric)
 

@@ -24,6 +24,7 @@ from clip_jax.evaluation.evaluators import load_evaluators
 from clip_jax.evaluation.features import Encoder
 from clip_jax.evaluation.suite import ModelParts, Suite
 from clip_jax.inference.model_source import ModelSource, open_run, open_weights, refuse_average
+from clip_jax.io.buckets import as_path
 from clip_jax.models import architectures
 from clip_jax.models.clip import abstract_model, parameter_count, variables
 from clip_jax.models.model_config import CLIPConfig
@@ -47,9 +48,9 @@ def find_model(
       UserError: there is no such checkpoint, it is of another architecture, or there is no folder
         for its report.
     """
-    path = Path(checkpoint or c.workdir).expanduser()
     if not checkpoint and not c.workdir:
         raise UserError("nothing to evaluate: --checkpoint=RUN or --workdir=RUN names a run")
+    path = as_path(checkpoint or c.workdir)
     if path.is_file() or (path.is_dir() and library.is_weights(path)):
         model = CLIPConfig.from_dict(c.model, trusted=True)
         refuse_average(path, ema)
@@ -57,10 +58,10 @@ def find_model(
         source = open_weights(path, name, library.config_activation(model, name))
         if not workdir:
             raise UserError(f"{path} is no run: --workdir=FOLDER says where its report goes")
-        return source, Path(workdir).expanduser()
+        return source, as_path(workdir)
     source = open_run(path, ema=ema)
     own = (source.workdir or path) / results_lib.EMA if ema else source.workdir or path
-    return source, Path((checkpoint and workdir) or own).expanduser()
+    return source, as_path((checkpoint and workdir) or own)
 
 
 def _open_training_data(c: Config) -> list[Source]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from clip_jax.distributed import multihost
 from clip_jax.evaluation.features import Encoded
 from clip_jax.evaluation.serialization import Thumbnail, from_json, thumbnails_in, to_json
 from clip_jax.io import files
+from clip_jax.io.buckets import is_bucket
 
 T = TypeVar("T")
 
@@ -151,9 +153,15 @@ class ResultCache:
 
 
 def _map_array(path: Path, rows: int) -> np.ndarray | None:
-    """Maps a matrix of so many rows into memory; None if the file is missing or is another."""
+    """Maps a matrix of so many rows into memory; None if the file is missing or is another.
+
+    Nothing in a bucket can be mapped: it is read.
+    """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        if is_bucket(path):
+            array = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        else:
+            array = np.lib.format.open_memmap(path, mode="r")
     except Exception:  # NumPy raises errors of many types for the files of others
         return None
     is_matrix = array.ndim == 2 and array.dtype.kind == "f"

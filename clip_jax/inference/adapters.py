@@ -16,6 +16,7 @@ import numpy as np
 
 from clip_jax.errors import UserError
 from clip_jax.inference.model_source import ModelSource
+from clip_jax.io.buckets import on_disk
 from clip_jax.models import lora
 from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
@@ -44,7 +45,7 @@ class Adapters:
 
 def file_of(dest: str | Path) -> Path:
     """Returns the path of an adapter file: `dest` itself, or `NAME` in the folder `dest`."""
-    path = Path(dest).expanduser()
+    path = on_disk(dest)
     return path if path.suffix == ".safetensors" else path / NAME
 
 

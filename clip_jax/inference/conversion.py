@@ -20,6 +20,7 @@ from clip_jax.inference.conversion_checks import (
     check_written,
 )
 from clip_jax.io import files
+from clip_jax.io.buckets import as_path
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.weights.param_mapping import Library, mapping_of, title_of
 
@@ -140,7 +141,7 @@ def _open_original(
 
     if isinstance(source, ModelSource):
         original = source
-    elif model is not None and is_run(Path(source).expanduser()):
+    elif model is not None and is_run(as_path(source)):
         raise UserError(f"{source} is a run, which says what it is: leave out --model")
     else:
         original = open_model_source(source, model, None, library, ema=ema)

@@ -20,6 +20,7 @@ from clip_jax.errors import UserError
 from clip_jax.inference import onnx, stablehlo
 from clip_jax.inference.programs import CLASSIFY, IMAGES, NAMES, Labels, Program, build_programs
 from clip_jax.io import files
+from clip_jax.io.buckets import on_disk
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import CLIP
 from clip_jax.version import __version__
@@ -264,7 +265,7 @@ def load_exported(folder: str | Path) -> ExportedModel:
     Raises:
       UserError: a file is missing or damaged, or ONNX Runtime is not installed.
     """
-    folder = Path(folder).expanduser()
+    folder = on_disk(folder)
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} holds no {MANIFEST}: `python -m clip_jax export` writes one")
     return ExportedModel(folder)

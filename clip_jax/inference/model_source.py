@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.distributed import multihost
 from clip_jax.errors import UserError
 from clip_jax.inference.run_variables import read_run, read_unmerged
+from clip_jax.io.buckets import as_path, is_bucket, is_folder
 from clip_jax.models import architectures
 from clip_jax.models.architectures import available, near_names
 from clip_jax.models.clip import Variables, abstract_model, variables
@@ -101,9 +101,8 @@ def _is_best(path: Path) -> bool:
 
 def _is_step(path: Path) -> bool:
     """Returns whether a path is the folder RUN/checkpoints/STEP."""
-    # not `path.is_dir()`, which fails for a name that no file can have
     named = path.name.isdigit() and path.parent.name == checkpointing.FOLDER
-    return named and os.path.isdir(path)
+    return named and is_folder(path)
 
 
 def is_run(path: Path) -> bool:
@@ -135,7 +134,7 @@ def open_model_source(
     Raises:
       UserError: there is neither a run nor weights, or they are of another model than `model`.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not path.exists() and not _is_best(path):
         raise UserError(f"{path} does not exist: give the folder of a run or a file of weights")
     if not is_run(path):
@@ -162,7 +161,7 @@ def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
     Raises:
       UserError: there is no checkpoint, it is damaged, or it has no averaged weights.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     remarks: list[str] = []
 
     def checkpoint() -> tuple[str, int]:
@@ -178,7 +177,7 @@ def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
         )
 
     def read_sharded(like: Any) -> Variables:
-        return read_run(Path(workdir), step, run, like, ema=ema)
+        return read_run(as_path(workdir), step, run, like, ema=ema)
 
     def on_one_device() -> Variables:
         where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -188,7 +187,7 @@ def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
         )
 
     def read_adapters() -> Params:
-        params, _ = read_unmerged(Path(workdir), step, run, on_one_device(), ema=ema)
+        params, _ = read_unmerged(as_path(workdir), step, run, on_one_device(), ema=ema)
         return adapters_in(params)
 
     has_adapters = run.finetuning.lora.rank > 0
@@ -201,7 +200,7 @@ def open_run(path: str | Path, *, ema: bool = False) -> ModelSource:
         tokenizer=run.tokenizer,
         read=lambda dtype: arrays.cast(read_sharded(on_one_device()), dtype),
         read_sharded=read_sharded,
-        workdir=Path(workdir),
+        workdir=as_path(workdir),
         step=step,
         dtype=run.dtype,
         remarks=tuple(remarks),
@@ -231,7 +230,7 @@ def find_checkpoint(path: Path, tell: Callable[[str], None]) -> tuple[Path, int]
         workdir, step = path.parent.parent, int(path.name)
         checkpointing.refuse_damage(workdir, step, tell)
         return workdir, step
-    if not os.path.isdir(path):  # a name may be one that no file can have
+    if not is_folder(path):  # a name may be one that no file can have
         raise UserError(
             f"there is no run or model at {path!s:.200}: give the --workdir of a run, a folder or "
             "file of another library's weights (none are downloaded), or with weights=FILE a name: "
@@ -255,6 +254,8 @@ def open_weights(
     Raises:
       UserError: there is none, or it is another model than `model`.
     """
+    if is_bucket(as_path(path)):
+        raise UserError(f"{path} is no run: weights of others are read from disk, copy them there")
     weights = find_weights(path, model, activation, library)
 
     def read_sharded(like: Any) -> Variables:
@@ -263,7 +264,7 @@ def open_weights(
         return placed
 
     return ModelSource(
-        path=Path(path).expanduser(),
+        path=as_path(path),
         library=title_of(weights.library),
         config=weights.config,
         preprocess=weights.preprocess,

@@ -26,6 +26,7 @@ from clip_jax.inference.model_source import (
 )
 from clip_jax.inference.zero_shot import Tokenize, ZeroShotClassifier
 from clip_jax.io import remote
+from clip_jax.io.buckets import BUCKETS, as_path, is_file, is_folder
 from clip_jax.models import architectures
 from clip_jax.models.clip import CLIP, abstract_model
 from clip_jax.models.fields import BOUNDS
@@ -184,10 +185,10 @@ def find_model_source(
             raise UserError(f"{file} is a run, which says what it is: load it without a name")
         refuse_average(file, ema)
         return open_weights(file, str(model), activation, library)
-    if os.path.isfile(path) or (os.path.isdir(path) and is_weights(path)):
+    if is_file(path) or (is_folder(path) and is_weights(path)):
         refuse_average(path, ema)
         return open_weights(path, None, activation, library)
-    if not os.path.exists(path) and _is_name(str(model)):
+    if not (is_file(path) or is_folder(path)) and _is_name(str(model)):
         raise UserError(
             f"{model} needs weights: clip_jax.load({str(model)!r}, weights=FILE) reads OpenAI's, "
             "open_clip's or transformers' files; none are downloaded"
@@ -226,15 +227,15 @@ def _check_kept(keep_positions: Any, context_length: int | None) -> None:
 
 
 def _local(key: str, path: Any) -> Path:
-    """Returns a path on this machine; raises UserError for an empty or remote one."""
+    """Returns a path on disk or in a bucket; raises UserError for an empty one, or another."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise UserError(
             f"{key}={path!r:.60} names nothing: give the folder of a run, or a folder or file of "
             "weights, or a model's name with weights=FILE"
         )
-    if remote.is_remote(str(path)):
+    if remote.is_remote(str(path)) and not str(path).startswith(BUCKETS):
         raise UserError(f"{key}={path!s:.200} is far away: copy it to this machine, then load it")
-    return Path(path).expanduser()
+    return as_path(path if isinstance(path, Path) else os.fspath(path))
 
 
 def _is_name(name: str) -> bool:

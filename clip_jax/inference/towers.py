@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from clip_jax.errors import UserError
 from clip_jax.inference.model_source import ModelSource, is_run, open_model_source
+from clip_jax.io.buckets import as_path, is_bucket
 from clip_jax.models.clip import Variables, abstract_model, variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.training.train_step import init_variables
@@ -61,7 +61,7 @@ def open_towers(
         return placed
 
     return ModelSource(
-        path=Path(next(iter(paths.values()))).expanduser(),
+        path=as_path(next(iter(paths.values()))),
         library="files of single towers",
         config=model,
         preprocess=preprocess_of(model),
@@ -79,10 +79,10 @@ def open_towers(
 
 def _open(name: str, side: str, model: CLIPConfig, resize: bool) -> ModelSource | SavedTower:
     """Opens the file of one tower, or a whole model whose tower is taken."""
-    path = Path(name).expanduser()
+    path = as_path(name)
     if not path.exists():
         raise UserError(f"config.weights.{side}={name:.200} does not exist: give a file or folder")
-    if not is_run(path):
+    if not is_run(path) and not is_bucket(path):
         tower = find_tower(snapshot(path), side, model)
         if tower is not None:
             return tower

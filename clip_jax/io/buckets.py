@@ -25,6 +25,7 @@ from clip_jax.io.retries import MissingError, RequestError, retry
 
 T = TypeVar("T")
 STORES = ("gs", "s3")
+BUCKETS = tuple(f"{store}://" for store in STORES)  # what addresses in buckets start with
 AHEAD = 8 << 20  # bytes that sequential reading of an object fetches at a time
 _LOG_IN = {
     "gs": "gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS=FILE",
@@ -57,9 +58,30 @@ def as_path(path: str | Path) -> Path:
     return BucketPath(text)
 
 
+def on_disk(path: str | Path) -> Path:
+    """Returns a path on disk, with `~` expanded.
+
+    Raises:
+      UserError: the path is in a bucket or on a server.
+    """
+    if is_remote(str(path)):
+        raise UserError(f"{path!s:.200}: give a path on disk, and copy what is in it")
+    return as_path(path)
+
+
 def is_bucket(path: Path) -> bool:
     """Returns whether a path is in a bucket, and not on disk."""
     return isinstance(path, BucketPath)
+
+
+def is_file(path: Path) -> bool:
+    """Returns whether there is a file; False, too, for a name that no file can have."""
+    return path.is_file() if is_bucket(path) else os.path.isfile(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Returns whether there is a folder; False, too, for a name that no folder can have."""
+    return path.is_dir() if is_bucket(path) else os.path.isdir(path)
 
 
 @functools.cache

@@ -14,10 +14,9 @@ from typing import Any
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from clip_jax.io.buckets import STORES, as_path
+from clip_jax.io.buckets import BUCKETS, as_path
 
 COMMITTED = "commit_success.txt"  # orbax's mark of a complete checkpoint
-_ADDRESSES = tuple(f"{store}://" for store in STORES)
 
 
 @functools.cache
@@ -29,13 +28,13 @@ def support_buckets() -> None:
     """
     replaced: dict[Any, dict[str, Any]] = {
         gcs_utils: {
-            "_GCS_PATH_PREFIX": _ADDRESSES,
+            "_GCS_PATH_PREFIX": BUCKETS,
             "get_kvstore_for_gcs": store_spec,
             "is_hierarchical_namespace_enabled": lambda path: False,
             "rmtree": _remove_tree,
         },
         tensorstore_utils: {
-            "_use_gcs_driver": lambda directory: directory.startswith(_ADDRESSES),
+            "_use_gcs_driver": lambda directory: directory.startswith(BUCKETS),
             "_normalize_path": _normalized,
         },
     }

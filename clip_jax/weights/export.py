@@ -8,6 +8,7 @@ from pathlib import Path
 from clip_jax.data.images.preprocess import Preprocess
 from clip_jax.errors import UserError
 from clip_jax.io import files
+from clip_jax.io.buckets import on_disk
 from clip_jax.models.clip import Variables
 from clip_jax.models.model_config import CLIPConfig
 from clip_jax.tokenizers import Tokenizer
@@ -74,7 +75,7 @@ def _leave_out_mask(path: Path) -> None:
 
 def weights_file(path: str | Path, library: Library) -> Path:
     """Returns where `write` puts the weights: `path` itself if it names a file, or a file in it."""
-    path = Path(path).expanduser()
+    path = on_disk(path)
     if path.suffix in (".safetensors", ".bin", ".pt"):
         return path
     return path / mapping_of(library).weights_file
