@@ -80,7 +80,8 @@ def environment(store: str, port: int) -> dict[str, str]:
     """The variables by which every client finds a server."""
     address = f"http://127.0.0.1:{port}"
     if store == "gs":
-        return {"STORAGE_EMULATOR_HOST": address, "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none"}
+        names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+        return {**dict.fromkeys(names, address), "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none"}
     return {
         "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "test",

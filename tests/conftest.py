@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import os
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import buckets
 import hypothesis
 import pytest
 
+from clip_jax.io.buckets import as_path
 from support import QUICK, TarFactory, encoded, picture, write_tar
 
 # Before any test module imports jax. The caches of other sessions must not matter.
@@ -42,6 +46,26 @@ def _release_programs() -> Iterator[None]:
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):  # not glibc
             ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(scope="session")
+def stores() -> Iterator[Callable[[str], Path]]:
+    """A function from `gs` or `s3` to an empty bucket of a server on this machine."""
+    with contextlib.ExitStack() as stack:
+        servers = functools.cache(lambda store: stack.enter_context(buckets.running(store)))
+        yield lambda store: as_path(servers(store)) / uuid.uuid4().hex[:8]
+
+
+@pytest.fixture(params=["gs", "s3"])
+def bucket(request: pytest.FixtureRequest, stores: Callable[[str], Path]) -> Path:
+    """An empty folder in a bucket."""
+    return stores(request.param)
+
+
+@pytest.fixture(params=["disk", "gs", "s3"])
+def folder(request: pytest.FixtureRequest, stores: Callable[[str], Path], tmp_path: Path) -> Path:
+    """An empty folder on disk or in a bucket."""
+    return tmp_path if request.param == "disk" else stores(request.param)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
-import functools
 import glob as glob_lib
 import io
 import os
@@ -84,7 +83,6 @@ def is_folder(path: Path) -> bool:
     return path.is_dir() if is_bucket(path) else os.path.isdir(path)
 
 
-@functools.cache
 def _set_up(store: str) -> None:
     """Makes all users of fsspec in this process, orbax and JAX among them, see fresh listings."""
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks for each bucket

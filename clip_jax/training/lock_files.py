@@ -46,6 +46,9 @@ class LockFile(Protocol):
     def remove(self) -> None:
         """Removes the file."""
 
+    def forget(self, record: JsonObject) -> None:
+        """Removes what the owner of a record wrote beside the file."""
+
 
 def lock_file(workdir: Path) -> LockFile:
     """Returns the lock of a run's folder."""
@@ -95,6 +98,9 @@ class _DiskLockFile:
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
 
+    def forget(self, record: JsonObject) -> None:
+        pass
+
 
 class _BucketLockFile:
     """An object that is created on condition that there is none, and never written again.
@@ -109,7 +115,8 @@ class _BucketLockFile:
 
     def read(self) -> JsonObject | None:
         try:
-            return _parsed(self._object.read_range(0, _MAX_BYTES)) or {}
+            with self._object.open("rb") as file:
+                return _parsed(file.read(_MAX_BYTES)) or {}
         except FileNotFoundError:
             return None
 
@@ -119,7 +126,7 @@ class _BucketLockFile:
 
     def beats(self, record: JsonObject) -> Any:
         try:
-            return self._counter(record).read_range(0, _MAX_BYTES)
+            return self._counter(record).read_bytes()
         except FileNotFoundError:
             return b""
 
@@ -136,8 +143,11 @@ class _BucketLockFile:
 
     def remove(self) -> None:
         if record := self.read():
-            self._counter(record).unlink(missing_ok=True)
+            self.forget(record)
         self._object.unlink(missing_ok=True)
+
+    def forget(self, record: JsonObject) -> None:
+        self._counter(record).unlink(missing_ok=True)
 
 
 def _serialized(record: JsonObject) -> bytes:

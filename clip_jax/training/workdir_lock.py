@@ -52,6 +52,7 @@ class Lock:
         """Removes the lock file if it still belongs to this process."""
         self._over.set()
         self._thread.join()
+        self._file.forget(self._record)
         record = self._file.read()
         if record is not None and record.get("token") == self._record["token"]:
             self._file.remove()

@@ -1,6 +1,5 @@
 """Two trainers never write into one folder; a killed one keeps nobody out."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import pytest
 
 import runs
 from clip_jax.errors import UserError
-from clip_jax.training import workdir_lock
+from clip_jax.training import lock_files, workdir_lock
 from support import refused, says
 
 
@@ -26,34 +25,34 @@ def take(workdir, force=False, tell=lambda line: None):
 
 
 def record_of(workdir):
-    return json.loads((workdir / workdir_lock.NAME).read_text())
+    return lock_files.lock_file(workdir).read()
 
 
 def put(workdir, **changes):
     """A file as another process left it."""
     record = {**workdir_lock._own_record(), "token": "other", **changes}
-    (workdir / workdir_lock.NAME).write_bytes(workdir_lock._serialized(record))
+    assert lock_files.lock_file(workdir).create(record)
 
 
-def test_a_second_trainer_is_told_who_the_first_is(tmp_path):
-    with take(tmp_path / "run"):
-        record = record_of(tmp_path / "run")
+def test_a_second_trainer_is_told_who_the_first_is(folder):
+    with take(folder / "run"):
+        record = record_of(folder / "run")
         who = ("in use by", record["host"], f"PID {os.getpid()} since", "--force")
-        refused(lambda: take(tmp_path / "run").__enter__(), tmp_path / "run", *who)
-        refused(lambda: workdir_lock.refuse_in_use(tmp_path / "run", False), *who)
-        workdir_lock.refuse_in_use(tmp_path / "run", True)
-    assert not list((tmp_path / "run").iterdir()), "nothing is left"
-    with take(tmp_path / "run"):
+        refused(lambda: take(folder / "run").__enter__(), folder / "run", *who)
+        refused(lambda: workdir_lock.refuse_in_use(folder / "run", False), *who)
+        workdir_lock.refuse_in_use(folder / "run", True)
+    assert not list((folder / "run").glob("*")), "nothing is left"
+    with take(folder / "run"):
         pass
 
 
-def test_only_one_of_many_gets_the_lock(tmp_path):
+def test_only_one_of_many_gets_the_lock(folder):
     won, lost, start = [], [], threading.Barrier(16)
 
     def trainer():
         start.wait()
         try:
-            manager = take(tmp_path)
+            manager = take(folder)
             won.append((manager, manager.__enter__()))
         except UserError as error:
             lost.append(error)
@@ -90,39 +89,39 @@ def test_a_killed_trainer_of_this_host_is_nobody(tmp_path):
         process.wait()
 
 
-def test_another_process_of_the_same_number_is_not_the_trainer(tmp_path):
-    put(tmp_path, started="1")
-    with take(tmp_path):
+def test_another_process_of_the_same_number_is_not_the_trainer(folder):
+    put(folder, started="1")
+    with take(folder):
         pass
 
 
 @pytest.mark.parametrize("space", ["another host", ""])
-def test_a_trainer_on_another_host_is_known_by_its_signs_of_life(tmp_path, space):
-    put(tmp_path, host="elsewhere", space=space)
+def test_a_trainer_on_another_host_is_known_by_its_signs_of_life(folder, space):
+    put(folder, host="elsewhere", space=space)
     messages = []
-    with take(tmp_path, tell=messages.append):
-        assert record_of(tmp_path)["token"] != "other"
+    with take(folder, tell=messages.append):
+        assert record_of(folder)["token"] != "other"
     assert len(messages) == 1 and "elsewhere" in messages[0] and "--force" in messages[0]
 
 
-def test_a_sign_of_life_of_another_host_keeps_the_folder(tmp_path):
-    with take(tmp_path) as lock:
+def test_a_sign_of_life_of_another_host_keeps_the_folder(folder):
+    with take(folder) as lock:
         lock._record["space"] = "another host"
-        refused(lambda: take(tmp_path).__enter__(), "in use by", os.getpid())
+        refused(lambda: take(folder).__enter__(), "in use by", os.getpid())
         lock.check()
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b"\xff" * 99, b'{"pid": []}'])
-def test_a_damaged_file_keeps_nobody_out_for_long(tmp_path, raw):
-    (tmp_path / workdir_lock.NAME).write_bytes(raw)
-    with take(tmp_path):
-        assert record_of(tmp_path)["pid"] == os.getpid()
+def test_a_damaged_file_keeps_nobody_out_for_long(folder, raw):
+    (folder / lock_files.NAME).write_bytes(raw)
+    with take(folder):
+        assert record_of(folder)["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing", "link to itself"])
 @pytest.mark.parametrize("force", [False, True])
 def test_a_special_file_is_refused_at_once(tmp_path, kind, force):
-    path = tmp_path / workdir_lock.NAME
+    path = tmp_path / lock_files.NAME
     make = {
         "folder": path.mkdir,
         "pipe": lambda: os.mkfifo(path),
@@ -134,26 +133,26 @@ def test_a_special_file_is_refused_at_once(tmp_path, kind, force):
     refused(lambda: workdir_lock.refuse_in_use(tmp_path, False), path, "no plain file")
 
 
-def test_a_disk_that_is_away_for_a_moment_ends_no_run(tmp_path, monkeypatch):
-    def away(_):
+def test_a_disk_that_is_away_for_a_moment_ends_no_run(folder, monkeypatch):
+    def away():
         raise OSError(5, "Input/output error")
 
-    with take(tmp_path) as lock:
+    with take(folder) as lock:
         with monkeypatch.context() as patch:
-            patch.setattr(workdir_lock, "_read_record", away)
+            patch.setattr(lock._file, "read", away)
             lock.check()
         lock.check()
-    assert not (tmp_path / workdir_lock.NAME).exists()
+    assert not (folder / lock_files.NAME).exists()
 
 
-def test_force_takes_it_and_the_other_learns(tmp_path):
-    with take(tmp_path) as first, take(tmp_path, force=True) as second:
+def test_force_takes_it_and_the_other_learns(folder):
+    with take(folder) as first, take(folder, force=True) as second:
         second.check()
-        refused(first.check, tmp_path, "taken over by", os.getpid(), "writes nothing")
-        first._write_beat()
-        assert record_of(tmp_path)["token"] == second._record["token"]
+        refused(first.check, folder, "taken over by", os.getpid(), "writes nothing")
+        first._file.count(first._record, 7)
+        assert record_of(folder)["token"] == second._record["token"]
         first.release()
-        assert (tmp_path / workdir_lock.NAME).exists(), "it is the second's"
+        assert (folder / lock_files.NAME).exists(), "it is the second's"
 
 
 @pytest.mark.slow
