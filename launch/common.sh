@@ -37,11 +37,6 @@ check_bucket() { # name, or nothing
 # The words after `--`: flags of clip_jax.main, or another command.
 check_words() {
   (($#)) || fail "nothing to run: give the training command's flags after --"
-  local word
-  for word; do
-    [[ $word != gs://* && $word != *=gs://* ]] ||
-      fail "$word: clip_jax reads and writes folders; mount the bucket, see docs/launch.md"
-  done
 }
 
 # Leaves in $command what the words after `--` stand for.

@@ -3,8 +3,8 @@
 #
 #   launch/gke.sh NAME --image IMAGE --tpu TYPE --topology AxB[xC] [options] -- FLAGS
 #   launch/gke.sh clip --image gcr.io/my-project/clip_jax --tpu v5e --topology 16x16 --spot \
-#       --bucket my-bucket -- --config configs/vit_b16.py --workdir /mnt/my-bucket/vit_b16 \
-#       --config.data.train='/mnt/my-bucket/pairs/{00000..41407}.tar'
+#       --service-account trainer -- --config configs/vit_b16.py --workdir gs://my-bucket/vit_b16 \
+#       --config.data.train='gs://my-bucket/pairs/{00000..41407}.tar'
 #
 # FLAGS are those of python -m clip_jax.main; a first word without a dash begins another command.
 # A lost node or a preempted slice starts all pods again, as often as it happens; a failure does,
@@ -16,8 +16,9 @@
 #   --topology AxB     the node pool's: 2x4, 16x16 (v5e, v6e), 4x4x4 (v4, v5p); gives the hosts
 #   --chips-per-host C 8 for a v5e or v6e 2x4 on machines of the kind -8t (default 4)
 #   --spot             on spot nodes
-#   --bucket BUCKET    mount it at /mnt/BUCKET, by the Cloud Storage FUSE driver
-#   --service-account  a Kubernetes account that may use the bucket
+#   --service-account  a Kubernetes account that may use the bucket (Workload Identity)
+#   --bucket BUCKET    mount it at /mnt/BUCKET, by the Cloud Storage FUSE driver, for programs that
+#                      need files
 #   --namespace NS     (default: the context's)
 #   --restarts K       after failures (default 3)
 #   --grace S          seconds to save in before a pod is killed (default 300; spot nodes give less)

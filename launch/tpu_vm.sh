@@ -2,16 +2,16 @@
 # Trains on a TPU VM pod: every worker runs the same command, under launch/local.sh.
 #
 #   launch/tpu_vm.sh ACTION NAME [options] [-- FLAGS]
-#   launch/tpu_vm.sh train clip --zone us-west4-a --type v5litepod-256 --spot --bucket my-bucket \
-#       -- --config configs/vit_b16.py --workdir /mnt/my-bucket/vit_b16 \
-#       --config.data.train='/mnt/my-bucket/pairs/{00000..41407}.tar'
+#   launch/tpu_vm.sh train clip --zone us-west4-a --type v5litepod-256 --spot \
+#       -- --config configs/vit_b16.py --workdir gs://my-bucket/vit_b16 \
+#       --config.data.train='gs://my-bucket/pairs/{00000..41407}.tar'
 #
 # Actions:
 #   train     all of it: create the pod where there is none, install, start, and look after it: one
 #             that was preempted is created anew and the same command started. Ends with the
 #             training. May itself be ended and started again; the pod goes on.
 #   create    ask for the pod and wait until it is there
-#   install   copy this checkout to every worker and install it; mount the bucket
+#   install   copy this checkout to every worker and install it; mount --bucket
 #   start     start FLAGS on every worker; they go on when this terminal is closed
 #   log       follow the log of a worker
 #   stop      SIGTERM to every worker, which save; returns when they have ended
@@ -19,12 +19,12 @@
 #   delete    give the pod back
 #
 # FLAGS are those of python -m clip_jax.main; a first word without a dash begins another command.
-# All workers must see the same workdir: a folder of the bucket, or of a disk that you mounted.
+# All workers must see the same workdir: gs://BUCKET/FOLDER, or a folder of a disk that you mounted.
 #
 #   --type TYPE        v4-32, v5litepod-16, v5p-32, v6e-16, ...
 #   --runtime VERSION  of the TPU software (default: by the type)
 #   --spot             cheaper, and taken away when others pay more
-#   --bucket BUCKET    mount it at /mnt/BUCKET on every worker
+#   --bucket BUCKET    mount it at /mnt/BUCKET on every worker, for programs that need files
 #   --zone, --project  (default: those of gcloud config)
 #   --create=OPTION    one more option of gcloud compute tpus queued-resources create, such as
 #                      --create=--reserved; may be repeated

@@ -20,7 +20,7 @@ install() {
   # it brings a Python of its own: that of the TPU images is too old
   command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
   uv venv --quiet --allow-existing --python 3.13 .venv
-  uv pip install --quiet --python .venv/bin/python -e '.[tpu]'
+  uv pip install --quiet --python .venv/bin/python -e '.[tpu,remote]'
 }
 
 mount_bucket() {

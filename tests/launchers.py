@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # what a shell, a YAML reader or Kubernetes might make something else of
 HARD_WORDS = [
     "--config.data.train=/data/{00000..00099}.tar",
+    "--workdir=gs://bucket/run",
     "two words",
     "a \"double\" and 'single' quote",
     "$HOME $(id) `id` $$ \\n",

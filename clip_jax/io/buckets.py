@@ -12,6 +12,7 @@ import fnmatch
 import glob as glob_lib
 import io
 import os
+import shlex
 import stat as stat_lib
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -73,6 +74,12 @@ def is_bucket(path: Path) -> bool:
     return isinstance(path, BucketPath)
 
 
+def copy_command(path: Path) -> str:
+    """Returns the command by which a user copies a file of a bucket into the current folder."""
+    tool = "gcloud storage" if str(path).startswith("gs://") else "aws s3"
+    return f"{tool} cp {shlex.quote(str(path))} ."
+
+
 def is_file(path: Path) -> bool:
     """Returns whether there is a file; False, too, for a name that no file can have."""
     return path.is_file() if is_bucket(path) else os.path.isfile(path)
@@ -104,6 +111,7 @@ def check_writable(path: Path) -> None:
     if not is_bucket(path):
         return
     store, bucket = str(path).partition("://")[0], path.parts[1]
+    system_of(str(path))  # whose package may be missing
     probe = path / f".can_be_written_{os.getpid()}"
     try:
         probe.write_bytes(b"")

@@ -16,6 +16,7 @@ from clip_jax.data import filters, mixture, pipeline
 from clip_jax.distributed import multihost
 from clip_jax.errors import counted
 from clip_jax.evaluation import results as results_lib
+from clip_jax.io.buckets import copy_command, is_bucket
 from clip_jax.io.paths import EMBEDDED
 from clip_jax.losses.registry import objective_names
 from clip_jax.models import classifier
@@ -223,8 +224,9 @@ def announce_end(run: Run, step: int, stopped_by: int, best: BestCheckpoint) -> 
     if flags is not None:
         suggestions.append(f"python -m clip_jax classify --checkpoint {used} IMAGE.png{flags}")
     if (page := run.workdir / results_lib.PAGE).exists():
-        suggestions.append(f"open {page} in a browser")
-    if (run.workdir / "tensorboard").is_dir():
+        copied = f"{copy_command(page)} && " if is_bucket(page) else ""
+        suggestions.append(f"{copied}open {page.name if copied else page} in a browser")
+    if not is_bucket(run.workdir) and (run.workdir / "tensorboard").is_dir():
         install = "" if find_spec("tensorboard") else "pip install tensorboard && "
         suggestions.append(f"{install}tensorboard --logdir {folder}")
     if run.config.data.train.startswith(EMBEDDED):

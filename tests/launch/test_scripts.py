@@ -67,10 +67,6 @@ def test_mistakes_are_one_line_errors(fails, script, args):
     assert "unknown option --dry; see" in fails(script, *args, "--dry")
     assert "--restarts -1: a whole number" in fails(script, *args, "--restarts=-1")
     assert "--restarts needs a value" in fails(script, *args, "--restarts", "--", "--config=x")
-    for words in (["--workdir", "gs://b/x"], ["--workdir=gs://b/x"]):
-        assert "gs://b/x: clip_jax reads and writes folders" in fails(
-            script, *args, "--dry-run", "--", "--config=x", *words
-        )
 
 
 @pytest.mark.parametrize(
