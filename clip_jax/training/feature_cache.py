@@ -34,6 +34,7 @@ from clip_jax.errors import UserError, counted
 from clip_jax.evaluation import features
 from clip_jax.evaluation.features import Encoder
 from clip_jax.io import files
+from clip_jax.io.buckets import on_disk
 from clip_jax.io.files import JsonObject
 from clip_jax.models.clip import Variables
 from clip_jax.models.model_config import CLIPConfig
@@ -180,8 +181,7 @@ class FeatureCache:
 
 def _base(data: Data) -> Path:
     """Returns the folder of the features of all towers and sources."""
-    base = Path(data.features) if data.features else files.cache_folder("features")
-    return base.expanduser()
+    return on_disk(data.features) if data.features else files.cache_folder("features")
 
 
 def check_folder(c: Config) -> None:

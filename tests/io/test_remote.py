@@ -19,7 +19,7 @@ from clip_jax.data.example import PairError
 from clip_jax.data.sources import open_source, tar_catalogue, tar_index, tars
 from clip_jax.data.sources.tars import TarSource
 from clip_jax.errors import UserError
-from clip_jax.io import file_systems, remote, retries
+from clip_jax.io import remote, retries
 from servers import PASSING, Server, serving
 from support import TarFactory, refused, says, write_tar
 
@@ -372,35 +372,19 @@ def test_processes_that_are_forked_or_spawned_read_on(server: Server) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_s3(tar_factory: TarFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    s3 = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    s3.start()
-    try:
-        host, port = s3.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        system = file_systems.system_of("s3://bucket")
-        system.mkdir("s3://bucket")
-        path = tar_factory(pairs=3)
-        for i in range(20):
-            system.pipe_file(f"s3://bucket/{i:02}.tar", path.read_bytes())
-        here, far = TarSource(str(path)), TarSource("s3://bucket/*.tar", "s3://bucket/indices")
-        assert len(far) == 60
-        assert [far[i][:2] for i in (0, 4, 59)] == [here[i % 3][:2] for i in (0, 4, 59)]
-        assert len(system.ls("s3://bucket/indices")) == 20
-        system.pipe_file("s3://bucket/00.tar", path.read_bytes()[512:])
-        refused(lambda: far[0], "s3://bucket/00.tar:000000.png", "changed since")
-        refused(lambda: TarSource("s3://bucket/20.tar"), "no file s3://bucket/20.tar")
-        refused(lambda: TarSource("s3://nowhere/20.tar"), "s3://nowhere/20.tar")
-    finally:
-        s3.stop()
+def test_tars_and_their_indices_in_buckets(tar_factory: TarFactory, bucket: Path) -> None:
+    path = tar_factory(pairs=3)
+    for i in range(20):
+        (bucket / f"{i:02}.tar").write_bytes(path.read_bytes())
+    here, far = TarSource(str(path)), TarSource(f"{bucket}/*.tar", f"{bucket}/indices")
+    assert len(far) == 60
+    assert [far[i][:2] for i in (0, 4, 59)] == [here[i % 3][:2] for i in (0, 4, 59)]
+    assert len((bucket / "indices").files_below()) == 20
+    (bucket / "00.tar").write_bytes(path.read_bytes()[512:])
+    refused(lambda: far[0], f"{bucket}/00.tar:000000.png", "changed since")
+    refused(lambda: TarSource(f"{bucket}/20.tar"), f"no file {bucket}/20.tar")
+    nowhere = str(bucket).replace("runs", "nowhere")
+    refused(lambda: TarSource(f"{nowhere}/20.tar"), f"{nowhere}/20.tar")
 
 
 def test_a_gap_between_picture_and_text_is_not_fetched(
