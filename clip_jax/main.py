@@ -81,7 +81,8 @@ def make_parser(mode: str = "") -> argparse.ArgumentParser:
         metavar="CONFIG",
         help="a file such as configs/quickstart.py, or a shipped config by name: quickstart",
     )
-    add("--workdir", metavar="FOLDER", help="the folder of the run (config.workdir)")
+    add("--workdir", metavar="FOLDER", help="the folder of the run, on disk "
+        "or in a bucket: gs://BUCKET/FOLDER, s3://BUCKET/FOLDER (config.workdir)")  # fmt: skip
     add("--mode", default="", help=f"one of {', '.join(MODES)} (default: train)")
     _add_evaluation_flags(parser.add_argument_group(f"{_GROUP_TITLE}evaluate"))
     group = parser.add_argument_group(f"{_GROUP_TITLE}train")
