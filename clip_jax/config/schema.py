@@ -164,8 +164,8 @@ class Config(Group):
 
     workdir: str = key(
         "",
-        "the run's folder, on disk or in a bucket (gs://…, s3://…); the same command resumes the run "
-        "that it holds",
+        "the run's folder, on disk or in a bucket (gs://…, s3://…); the same command resumes the "
+        "run that it holds",
         resume=True,
     )
     seed: int = key(0, "of all that is random", at_least=0, at_most=2**32 - 1)
