@@ -337,6 +337,8 @@ def test_a_folder_that_cannot_be_written_to_is_done_without(
 
 def test_protocols_that_are_not_installed_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for protocol in ("gs", "gcs"):  # another test may have imported it
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, protocol, raising=False)
     refused(lambda: open_source("gs://bucket/x.tar"), "gs://bucket/x.tar", "'clip_jax[remote]'")
     refused(lambda: open_source("nope://bucket/x.tar"), "nope://bucket/x.tar", "not known")
 
