@@ -165,7 +165,7 @@ def test_mistakes_in_a_call_are_named(folder, image, arguments, words):
         (lambda f: clip_jax.load(""), ["model=''", "names nothing"]),
         (lambda f: clip_jax.load(None), ["model=None", "names nothing"]),
         (lambda f: clip_jax.load("x" * 6000), ["no run or model at"]),
-        (lambda f: clip_jax.load("gs://bucket/run"), ["gs://bucket/run", "copy it"]),
+        (lambda f: clip_jax.load("az://box/run"), ["az://box/run", "copy it"]),
         (lambda f: clip_jax.load("RN50", "https://a.b/RN50.pt"), ["https://a.b/", "copy it"]),
         (lambda f: clip_jax.load("openai/clip-vit-base-patch32"), ["none are downloaded"]),
         (lambda f: clip_jax.load("siglip-b16", f / "model.safetensors"), ["siglip-b16"]),
