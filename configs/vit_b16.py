@@ -11,10 +11,11 @@ Time:     32 epochs of 400 M pairs. The paper gives 12 days on 256 V100 for ViT-
           On 256 v5e chips: 193 ms per step, at least 21 hours (5,361 chip-hours; planned).
           On 8 H100 with a batch of 8,192: at least 204 ms per step (planned).
 Memory:   Parameters and Adam's moments take 1.8 GB (12 bytes for each of 149,620,737 parameters),
-          divided by the devices; with activations 0.94 GiB of a v5e's 15.75, 7.03 of an H100's 59.3 (planned).
+          divided by the devices; with activations 0.94 GiB of a v5e's 15.75, 7.03 of the
+          59.3 of one of the H100s (planned).
 Score:    open_clip measures 68.3 % ImageNet zero-shot top-1 for the released weights.
-Measured here: the number of parameters. Planned means `--mode=plan --topology=v5e:16x16` (or h100:8,
-h100:1): compiled, not run.
+Measured here: the number of parameters. Planned means `--mode=plan --topology=v5e:16x16` (or
+h100:8, h100:1): compiled, not run.
 """
 
 from ml_collections import ConfigDict

@@ -15,8 +15,8 @@ Memory:   Parameters and Adam's moments take 5.1 GB (12 bytes for each of 427,94
           divided by the devices; with activations 4.52 GiB of a v5e's 15.75, 50.6 of an H100's
           59.3 (planned).
 Score:    open_clip measures 76.6 % ImageNet zero-shot top-1 for the released weights.
-Measured here: the number of parameters. Planned means `--mode=plan --topology=v5e:16x16` (or h100:8,
-h100:1): compiled, not run.
+Measured here: the number of parameters. Planned means `--mode=plan --topology=v5e:16x16` (or
+h100:8, h100:1): compiled, not run.
 """
 
 from ml_collections import ConfigDict
