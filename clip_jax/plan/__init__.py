@@ -30,9 +30,9 @@ def lower(config: ConfigDict, topology: str) -> jax.stages.Lowered:
       UserError: the config is wrong or does not fit the number of devices, the topology is unknown,
         or libtpu is not installed.
     """
-    from clip_jax.plan.cost import make_recipe
+    from clip_jax.plan import cost
 
-    return make_recipe(config, topology)[0].lower()
+    return cost.lower(*cost.make_recipe(config, topology))
 
 
 def estimate(config: ConfigDict, topology: str, dump: str | None = None) -> Estimate:

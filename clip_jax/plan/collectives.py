@@ -64,8 +64,12 @@ class Collective:
         sum, to the others once.
         """
         hosts = self.hosts or 1
+        if hosts == 1:
+            return 0.0
+        if self.kind == "collective-permute":
+            return float(self.bytes_sent)
         per_host = self.group_size / hosts
-        return self.bytes_sent * (hosts - 1) / hosts / per_host if hosts > 1 else 0.0
+        return self.bytes_sent * (hosts - 1) / hosts / per_host
 
 
 class CollectiveSummary(TypedDict):
@@ -151,15 +155,25 @@ def _mesh_groups(axes: str, device_ids: str | None, grouped: str) -> np.ndarray 
     return devices.transpose(order).reshape(-1, math.prod(sizes[name] for name in along))
 
 
-def count_hosts(groups: np.ndarray | None, hosts: Sequence[int]) -> int:
-    """Returns the largest number of hosts in a group.
+def group_and_hosts(text: str, hosts: Sequence[int]) -> tuple[int, int]:
+    """Returns the size of a collective's groups, and the largest number of hosts in one.
+
+    A permutation counts as one of two hosts if every pair of its devices is on two.
 
     Args:
-      groups: as `parse_groups` returns them.
+      text: operands and attributes of the operation.
       hosts: the number of the host of each device.
     """
+    if pairs := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text):
+        ends = [integers(pair) for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
+        return 2, 2 if ends and all(hosts[a] != hosts[b] for a, b in ends) else 1
+    groups = parse_groups(text)
     if groups is None:
-        return len(set(hosts))
+        return len(hosts), len(set(hosts))
+    return groups.shape[1], _most_hosts(groups, hosts)
+
+
+def _most_hosts(groups: np.ndarray, hosts: Sequence[int]) -> int:
     return max(len({hosts[device] for device in group}) for group in groups.tolist())
 
 

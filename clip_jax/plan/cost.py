@@ -81,7 +81,7 @@ def estimate_step(
     chip = hardware.chip_of_device(device)
     start = time.monotonic()
     machine = _roofline(topology, recipe)
-    result = compile_lowered(recipe.lower(), device.platform, dump, machine)
+    result = compile_lowered(lower(recipe, topology), device.platform, dump, machine)
     compile_seconds = time.monotonic() - start
     hbm, capacity = _memory_parts(result, recipe), _capacity(topology.name)
     model_flops = recipe.step_flops()
@@ -121,6 +121,23 @@ def estimate_step(
         peak=chip.peak if chip else None,
         compile_seconds=compile_seconds,
     )
+
+
+def lower(recipe: setup.Recipe, topology: Topology) -> jax.stages.Lowered:
+    """Traces the training step of a recipe.
+
+    Raises:
+      UserError: JAX has no kernels for the GPU while it is not there.
+    """
+    try:
+        return recipe.lower()
+    except RuntimeError as error:
+        if topology.gpu is None or "No supported GPU" not in str(error):
+            raise
+        raise UserError(
+            f"config.attention={recipe.config.attention}: this version of JAX compiles the kernel "
+            f"for an {topology.gpu.kind} only where it is: plan with config.attention=auto"
+        ) from None
 
 
 class _Times(NamedTuple):

@@ -178,11 +178,12 @@ class _ProgramReader:
         shape = collectives.result_shape(op.opcode, op.shape)
         if scattered:
             kind, shape = "reduce-scatter", scattered
-        groups = collectives.parse_groups(op.text)
-        size = 0 if groups is None else groups.shape[1]
         hosts = None
         if self.machine:
-            hosts = collectives.count_hosts(groups, self.machine.hosts)
+            size, hosts = collectives.group_and_hosts(op.text, self.machine.hosts)
+        else:
+            groups = collectives.parse_groups(op.text)
+            size = 0 if groups is None else groups.shape[1]
         self.program.collectives.append(
             Collective(kind, shape_bytes(shape), executions, size, hosts)
         )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_jax.plan.collectives import Collective, count_hosts, parse_groups
+from clip_jax.plan.collectives import Collective, group_and_hosts, parse_groups
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,19 @@ def test_groups_along_the_axes_of_a_mesh(sides, along, data):
     assert groups.shape[1] == np.prod([sides["abc".index(name)] for name in along])
 
 
-def test_hosts_of_a_group():
-    hosts = [0, 0, 1, 1]
-    assert count_hosts(np.array([[0, 1], [2, 3]]), hosts) == 1
-    assert count_hosts(np.array([[0, 2], [1, 3]]), hosts) == 2
-    assert count_hosts(None, hosts) == 2
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("replica_groups={{0,1},{2,3}}", (2, 1)),
+        ("replica_groups={{0,2},{1,3}}", (2, 2)),
+        ("replica_groups={}", (4, 2)),
+        ("source_target_pairs={{0,2},{2,0},{1,3},{3,1}}", (2, 2)),
+        ("source_target_pairs={{0,1},{1,2},{2,3},{3,0}}", (2, 1)),  # some stay in their host
+        ("source_target_pairs={}", (2, 1)),
+    ],
+)
+def test_hosts_of_a_group(text, expected):
+    assert group_and_hosts(f"%x), {text}, metadata={{}}", hosts=[0, 0, 1, 1]) == expected
 
 
 def test_the_bytes_between_hosts_are_those_of_a_hierarchical_collective():
@@ -63,5 +71,6 @@ def test_the_bytes_between_hosts_are_those_of_a_hierarchical_collective():
     assert Collective("all-reduce", 3200, 1, 32, 4).bytes_between_hosts == 2 * 3200 * 3 / 4 / 8
     scatter = Collective("reduce-scatter", 100, 1, 32, 4)
     assert scatter.bytes_between_hosts == 3200 * 3 / 4 / 8
+    assert Collective("collective-permute", 100, 3, 2, 2).bytes_between_hosts == 300
     for inside in (Collective("all-gather", 3200, 1, 8, 1), Collective("all-gather", 1, 1, 8)):
         assert inside.bytes_between_hosts == 0
