@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -287,6 +288,16 @@ def traced_gpu() -> hardware.Chip | None:
     mesh = _context()
     device = None if mesh is None else mesh.abstract_device
     return hardware.chip_of(device.device_kind) if device and device.platform == "gpu" else None
+
+
+def row_major_on_gpus(x: Array) -> Array:
+    """Returns `x`, whose last axis lies contiguous in the memory of a GPU.
+
+    XLA of jax 0.12 would choose other layouts for activations between layers, and transpose them.
+    """
+    if traced_gpu() is None:
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 def embed_tokens(table: Array, tokens: Array, dtype: Any) -> Array:

@@ -82,7 +82,8 @@ def _layer(graph: nnx.GraphDef, apply: Apply) -> Callable[..., tuple[Array, nnx.
 
     def layer(variables: Any, x: Array, *rest: Any) -> tuple[Array, nnx.State]:
         module = nnx.merge(graph, *variables)
-        return apply(module, x, *rest), nnx.state(module, nnx.BatchStat)
+        y = sharding.row_major_on_gpus(apply(module, sharding.row_major_on_gpus(x), *rest))
+        return y, nnx.state(module, nnx.BatchStat)
 
     return layer
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
-import re
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +20,7 @@ from clip_jax.distributed import hardware, sharding
 from clip_jax.distributed.hardware import Chip
 from clip_jax.errors import UserError
 from clip_jax.models.model_config import CLIPConfig
-from clip_jax.plan import gpus, program
+from clip_jax.plan import compiling, gpus
 from clip_jax.plan.collectives import summaries
 from clip_jax.plan.program import Program
 from clip_jax.plan.result import Estimate
@@ -32,12 +28,6 @@ from clip_jax.plan.roofline import Roofline
 from clip_jax.plan.topology import Topology, find_topology
 from clip_jax.training import class_labels, setup
 
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
-_AMOUNT = r"([\d.]+)([KMGTP]?)i?B?"
-_OUT_OF_MEMORY = (
-    re.compile(rf"memory required .*?\({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)"),
-    re.compile(rf"memory space hbm\. Used {_AMOUNT} of {_AMOUNT} hbm", re.IGNORECASE),
-)
 # The products of a step have at least this share of the model's FLOPs. The formula for these also
 # counts the gradient by the pixels, padding of convolutions, and (see `_min_product_share`) the
 # whole last layer of a tower.
@@ -81,7 +71,7 @@ def estimate_step(
     chip = hardware.chip_of_device(device)
     start = time.monotonic()
     machine = _roofline(topology, recipe)
-    result = compile_lowered(lower(recipe, topology), device.platform, dump, machine)
+    result = compiling.compile_lowered(lower(recipe, topology), device.platform, dump, machine)
     compile_seconds = time.monotonic() - start
     hbm, capacity = _memory_parts(result, recipe), _capacity(topology.name)
     model_flops = recipe.step_flops()
@@ -235,105 +225,6 @@ def _too_few_products(share: float) -> str:
     return f"the compiled program contains only {100 * share:.0f} % of the model's FLOPs"
 
 
-class CompileResult(NamedTuple):
-    """The result of a compilation.
-
-    Attributes:
-      executable: the compiled program; None if it does not fit into the memory of a device.
-      requested_bytes: the memory that the compiler asks for if it does not fit.
-      program: the parsed program.
-    """
-
-    executable: jax.stages.Compiled | None
-    requested_bytes: int
-    program: Program
-
-
-def compile_lowered(
-    lowered: jax.stages.Lowered,
-    platform: str,
-    dump: str | None = None,
-    machine: Roofline | None = None,
-) -> CompileResult:
-    """Compiles and parses a lowered function.
-
-    Args:
-      lowered: the function.
-      platform: `tpu`, `gpu` or `cpu`.
-      dump: a folder that keeps the output of the compiler; None: nothing is kept.
-      machine: the GPU; None for other devices.
-
-    Raises:
-      UserError: the compiler fails for another reason than memory, or the folder cannot be written.
-    """
-    options: dict[str, Any] = {"xla_dump_hlo_as_text": True}
-    if platform == "gpu":
-        options |= gpus.COMPILER_OPTIONS
-    if platform == "cpu":  # the estimate does not depend on LLVM's optimizations
-        options["xla_backend_optimization_level"] = "0"
-    with _dump_folder(dump) as folder, _compilation_cache_disabled():
-        try:
-            executable = lowered.compile(compiler_options={"xla_dump_to": folder, **options})
-        except jax.errors.JaxRuntimeError as error:
-            if amounts := _out_of_memory(str(error)):
-                return CompileResult(None, amounts.requested, Program())
-            message = " ".join(str(error).split())
-            raise UserError(f"the compiler fails on this step: {message:.600}") from None
-        text = _program_text(executable, Path(folder))
-        return CompileResult(executable, 0, program.parse(text, machine))
-
-
-@contextlib.contextmanager
-def _dump_folder(dump: str | None) -> Iterator[str]:
-    """The folder for the output of the compiler: the user's, or a temporary one."""
-    if dump is None:
-        with tempfile.TemporaryDirectory(prefix="clip_jax_plan_") as folder:
-            yield folder
-        return
-    try:
-        os.makedirs(dump, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--dump={dump}: {error.strerror}") from None
-    yield dump
-
-
-@contextlib.contextmanager
-def _compilation_cache_disabled() -> Iterator[None]:
-    """Forces a compilation: a program from JAX's cache would leave no text."""
-    before = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-
-
-class _Memory(NamedTuple):
-    """Bytes that a program requests, and bytes that are available."""
-
-    requested: int
-    available: int
-
-
-def _out_of_memory(message: str) -> _Memory | None:
-    """Parses the compiler's error for a program that needs too much memory."""
-    if "RESOURCE_EXHAUSTED" not in message:
-        return None
-    for pattern in _OUT_OF_MEMORY:
-        if match := pattern.search(message):
-            requested, unit, available, available_unit = match.groups()
-            return _Memory(
-                round(float(requested) * 2 ** _UNITS[unit]),
-                round(float(available) * 2 ** _UNITS[available_unit]),
-            )
-    return None
-
-
-def _program_text(executable: jax.stages.Compiled, folder: Path) -> str:
-    dumps = sorted(folder.glob("*after_codegen.txt"), key=lambda path: path.stat().st_size)
-    return dumps[-1].read_text() if dumps else executable.as_text() or ""
-
-
 @functools.lru_cache
 def _capacity(topology_name: str) -> int:
     """Returns the bytes of a device that a program can use."""
@@ -350,14 +241,14 @@ def _capacity(topology_name: str) -> int:
     try:
         jax.jit(lambda x: x + 1, in_shardings=replicated).lower(huge).compile()
     except jax.errors.JaxRuntimeError as error:
-        if amounts := _out_of_memory(str(error)):
+        if amounts := compiling.find_out_of_memory(str(error)):
             return amounts.available
     chip = hardware.chip_of_device(devices[0])
     assert chip is not None
     return chip.hbm
 
 
-def _memory_parts(result: CompileResult, recipe: setup.Recipe) -> dict[str, int]:
+def _memory_parts(result: compiling.CompileResult, recipe: setup.Recipe) -> dict[str, int]:
     """Returns the bytes of each of `PARTS` on a device; no padding if the step does not fit."""
     state = recipe.state_like
     batch = recipe.batch_like(recipe.architecture.text.context_length)

@@ -78,6 +78,8 @@ def _parse_operation(line: str) -> Operation | None:
     if not match:
         return None
     root, name, shape, opcode, text = match.groups()
+    if opcode == "fusion-start":  # asynchronous, of jax 0.12 on GPUs
+        opcode = "fusion"
     cycles = _CYCLES.search(text)
     estimate = int(cycles[1]) if cycles and int(cycles[1]) < _NO_ESTIMATE else None
     return Operation(name, opcode, shape, text, bool(root), estimate)

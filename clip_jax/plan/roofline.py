@@ -30,8 +30,8 @@ _CONVOLUTION = "__cudnn$conv"
 
 # Operations that run no kernel, or whose computations are followed.
 _FREE = {
-    "after-all", "async-done", "async-start", "async-update", "bitcast", "call", "conditional",
-    "constant", "copy-done", "domain", "get-tuple-element", "optimization-barrier", "parameter",
+    "after-all", "async-start", "async-update", "bitcast", "call", "conditional",
+    "constant", "domain", "get-tuple-element", "optimization-barrier", "parameter",
     "partition-id", "replica-id", "tuple", "while",
 }  # fmt: skip
 _SLICES = ("dynamic-slice", "gather", "slice")
@@ -89,7 +89,7 @@ class Roofline:
           computations: all computations of the program.
         """
         kind = op.opcode.removesuffix("-start").removesuffix("-done")
-        if op.opcode in _FREE or kind in collectives.KINDS:
+        if op.opcode in _FREE or op.opcode.endswith("-done") or kind in collectives.KINDS:
             return Work({}, 0)
         flops: dict[str, float] = {}
         for dtype, count in _flops(op, operations, computations):

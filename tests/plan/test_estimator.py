@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.distributed import hardware
-from clip_jax.plan import cost
+from clip_jax.plan import compiling, cost
 from clip_jax.plan.collectives import summaries
 from clip_jax.plan.topology import find_topology
 
@@ -32,7 +32,7 @@ def compile_program(function, *args, name="v5e:1x1", specs=None):
     mesh = mesh_of(name)
     shardings = [NamedSharding(mesh, spec) for spec in specs or [P()] * len(args)]
     lowered = jax.jit(function, in_shardings=shardings).lower(*args)
-    return cost.compile_lowered(lowered, "tpu").program
+    return compiling.compile_lowered(lowered, "tpu").program
 
 
 @pytest.mark.parametrize("name", ["v5e:1x1", "v5p:1x1x1"])
@@ -179,7 +179,7 @@ def test_a_program_that_does_not_fit_has_its_requested_bytes():
     lowered = jax.jit(lambda x: x + 1, in_shardings=NamedSharding(mesh_of("v5e:1x1"), P())).lower(
         shape(8, 2**30, dtype=jnp.float32)
     )
-    result = cost.compile_lowered(lowered, "tpu")
+    result = compiling.compile_lowered(lowered, "tpu")
     assert result.executable is None
     assert result.requested_bytes == pytest.approx(64 * 2**30, rel=0.01)
     assert cost._capacity("v5e:1x1") == int(15.75 * 2**30)
@@ -190,7 +190,7 @@ def test_bytes_of_arguments_include_the_padding_of_tiles():
     shapes.append(shape(130, 257, dtype=jnp.float32))
     sharding = NamedSharding(mesh_of("v5e:1x1"), P())
     lowered = jax.jit(lambda xs: sum(jnp.sum(x) for x in xs), in_shardings=sharding).lower(shapes)
-    executable = cost.compile_lowered(lowered, "tpu").executable
+    executable = compiling.compile_lowered(lowered, "tpu").executable
     (formats,), _ = executable.input_formats
     size = cost._shard_bytes(shapes, formats)
     assert size == executable.memory_analysis().argument_size_in_bytes

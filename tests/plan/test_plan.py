@@ -14,7 +14,7 @@ import runs
 from clip_jax import main
 from clip_jax.distributed import hardware
 from clip_jax.errors import UserError
-from clip_jax.plan import cost, loops, search
+from clip_jax.plan import compiling, cost, loops, search
 from clip_jax.plan.result import PARTS, Estimate
 from clip_jax.training import flops
 from clip_jax.training.run import Run
@@ -112,7 +112,7 @@ def test_implausible_times_have_a_reason():
 
 def test_the_plan_for_cpus_has_all_keys_and_no_time(path, tmp_path, capsys, monkeypatch):
     """The output of the compiler is kept in the folder of --dump, and nowhere else."""
-    monkeypatch.setattr(cost.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(compiling.tempfile, "tempdir", str(tmp_path))
     layers = ["--config.model.text.layers=1", "--config.model.vision.layers=1"]
     report, result = run_plan(path, "cpu:2", *layers, f"--dump={tmp_path / 'dump'}", capsys=capsys)
     assert result.keys() >= KEYS and result["fits"] is True
@@ -135,8 +135,11 @@ def test_the_plan_lowers_the_step_that_trains(config):
 
 
 def test_twice_the_batch_size_doubles_only_the_memory_of_the_batch(config):
+    nothing = compiling.CompileResult(None, 10**9, None)
     small, large = (
-        cost._memory_parts(cost.CompileResult(None, 10**9, None), cost.make_recipe(c, "cpu:4")[0])
+        cost._memory_parts(
+            compiling.CompileResult(None, 10**9, None), cost.make_recipe(c, "cpu:4")[0]
+        )
         for c in (config, search.with_overrides(config, {"batch_size": 32}))
     )
     assert large["batch"] == 2 * small["batch"]
