@@ -137,9 +137,7 @@ def test_the_plan_lowers_the_step_that_trains(config):
 def test_twice_the_batch_size_doubles_only_the_memory_of_the_batch(config):
     nothing = compiling.CompileResult(None, 10**9, None)
     small, large = (
-        cost._memory_parts(
-            compiling.CompileResult(None, 10**9, None), cost.make_recipe(c, "cpu:4")[0]
-        )
+        cost._memory_parts(nothing, cost.make_recipe(c, "cpu:4")[0])
         for c in (config, search.with_overrides(config, {"batch_size": 32}))
     )
     assert large["batch"] == 2 * small["batch"]
