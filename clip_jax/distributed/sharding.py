@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -47,6 +48,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "layers": (),
 }
 
+# Kinds of devices that JAX expects to be whole chips, both cores of each.
+_BY_CHIPS = ("TPU v4", "TPU v5", "TPU v5p")
+
 # Values in a row of a TPU tile; shorter rows are padded.
 LANES = 128
 
@@ -73,7 +77,36 @@ def make_mesh(shape: dict[str, int], devices: Sequence[jax.Device] | None = None
             f"config.mesh ({mesh_text}) does not cover {counted(len(devices), 'device')}: the "
             "three must multiply to that number, or one of them be -1"
         )
+    return _split_chips(sizes, devices) or _mesh(sizes, devices)
+
+
+def _mesh(sizes: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+
+
+def _split_chips(sizes: Sequence[int], devices: Sequence[jax.Device]) -> Mesh | None:
+    """Returns a mesh of the cores of v4 or v5p chips; None if each device is a whole chip.
+
+    JAX arranges such devices by chips only. The cores of a chip become neighbours along the
+    innermost axis that they fit on.
+    """
+    by_place = {
+        (*device.coords, device.core_on_chip): device
+        for device in devices
+        if device.device_kind in _BY_CHIPS
+    }
+    chips = [device for place, device in by_place.items() if place[-1] == 0]
+    if len(chips) == len(by_place):
+        return None
+    cores = len(by_place) // len(chips)
+    axis = max(i for i, size in enumerate(sizes) if size % cores == 0)
+    chip_sizes = [size // cores if i == axis else size for i, size in enumerate(sizes)]
+    mesh = _mesh(chip_sizes, chips)
+    by_core = [
+        [by_place[(*device.coords, core)] for device in mesh.devices.flat] for core in range(cores)
+    ]
+    arranged = np.stack([np.reshape(part, chip_sizes) for part in by_core], axis + 1)
+    return Mesh(arranged.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:

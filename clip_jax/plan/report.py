@@ -15,6 +15,7 @@ from clip_jax.plan.cost import make_recipe
 from clip_jax.plan.gpus import MEMORY_FRACTION_VARIABLE
 from clip_jax.plan.result import PARTS, Estimate
 from clip_jax.plan.search import Rejected
+from clip_jax.plan.topology import SPLIT_CHIPS, is_split
 
 NOTE = "compiler-estimated, not run"
 _EXPLANATION = """\
@@ -111,6 +112,7 @@ def _plan_text(config_name: str, e: Estimate) -> str:
     rows = e.batch_size // e.devices
     lines = [
         f"{config_name} on {e.topology}: {devices}, batch {e.batch_size:,} ({rows:,} per device)",
+        *_split_lines(e),
         *_memory_lines(e),
         f"  model FLOPs     {e.model_flops:.4g} per step, all devices",
         *_time_lines(e),
@@ -134,6 +136,12 @@ def _explanation(e: Estimate) -> str:
             percent=100 * e.memory_fraction, variable=MEMORY_FRACTION_VARIABLE
         )
     return _CPU_EXPLANATION if e.chips is None else _EXPLANATION
+
+
+def _split_lines(e: Estimate) -> list[str]:
+    if not is_split(e.topology):
+        return []
+    return [f"  each core of a chip is a device: train with {SPLIT_CHIPS} in the environment"]
 
 
 def _memory_lines(e: Estimate) -> list[str]:

@@ -16,7 +16,7 @@ from clip_jax.errors import UserError
 from clip_jax.plan import gpus
 from clip_jax.plan.gpus import Gpu
 
-EXAMPLES = "v5e:16x16, v5e-256, v4:2x2x2, v5p:4x4x4, v6e:8x8, h100:8, a100:4x8, rtx4090:1, cpu:8"
+EXAMPLES = "v5e:16x16, v5e-256, v4:2x2x2, v5p:4x4x4, v5p:4x4x4x2, v6e:8x8, h100:8, a100:4x8, cpu:8"
 
 # libtpu looks for its TPU, logs loudly that there is none, and allows one process at a time. Plans
 # execute nothing on a TPU, so these settings replace the search.
@@ -38,7 +38,9 @@ _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6litepod": "v6e", "7x": "tpu7
 # The name of a slice counts chips for v5e and v6e, and TensorCores for the other generations.
 _CORES = {"v2": 2, "v3": 2, "v4": 2, "v5p": 2, "tpu7x": 2}
 _MAX_GPUS_PER_HOST = 16
-_MEGACORE = ("v4", "v5p")  # both cores of a chip are one device
+_MEGACORE = ("v4", "v5p")  # by default both cores of a chip are one device
+# What makes each core of a chip of these a device of its own, in the environment of a training run.
+SPLIT_CHIPS = "LIBTPU_INIT_ARGS=--deepsea_chip_config_name=legacy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Topology:
 
     Attributes:
       name: such as `v5e:16x16`.
-      devices: one for each GPU and for each TPU chip; two for each chip of v2, v3 and 7x; or CPU
-        devices.
+      devices: one for each GPU and for each TPU chip; two for each chip of v2, v3 and 7x, and where
+        the name says so; or CPU devices.
       chips: the number of chips or GPUs to pay for; None for CPUs.
       gpu: the kind of GPU; None for others.
     """
@@ -57,6 +59,11 @@ class Topology:
     devices: Sequence[Any]
     chips: int | None
     gpu: Gpu | None = None
+
+
+def is_split(name: str) -> bool:
+    """Returns whether a `Topology.name` makes each core of a v4 or v5p chip a device."""
+    return name.startswith(_MEGACORE) and name.count("x") == 3
 
 
 def set_libtpu_environment(environment: dict[str, str] | os._Environ[str]) -> None:
@@ -69,9 +76,11 @@ def find_topology(name: str) -> Topology:
     """Returns the topology with the given name.
 
     Args:
-      name: a TPU generation and the chips along each axis, such as `v5e:16x16`; the name of a slice
-        in Google Cloud, such as `v5litepod-256`; a kind of GPU and their number, or hosts × GPUs of
-        each, such as `h100:8` and `a100:4x8`; or `cpu:N`, N devices of this machine's processor.
+      name: a TPU generation and the chips along each axis, such as `v5e:16x16`; for v4 and v5p also
+        with a last `x2`, such as `v5p:4x4x4x2`: each core of a chip is a device, see `SPLIT_CHIPS`;
+        the name of a slice in Google Cloud, such as `v5litepod-256`; a kind of GPU and their
+        number, or hosts × GPUs of each, such as `h100:8` and `a100:4x8`; or `cpu:N`, N devices of
+        this machine's processor.
 
     Raises:
       UserError: there is no such topology, or its compiler is not installed.
@@ -86,6 +95,8 @@ def find_topology(name: str) -> Topology:
         size = _usual_shape(generation, int(slice_name[2]) // _CORES.get(generation, 1))
     generation = _ALIASES.get(generation, generation)
     sides = [int(n) for n in size.split("x")] if re.fullmatch(r"\d{1,4}(x\d{1,4})*", size) else []
+    split = generation in _MEGACORE and sides[3:] == [2]
+    sides = sides[:3] if split else sides
     if generation not in _AXES or len(sides) != _AXES[generation] or 0 in sides:
         raise UserError(f"unknown topology {name!r}; use one such as {EXAMPLES}")
     chips = math.prod(sides)
@@ -93,7 +104,7 @@ def find_topology(name: str) -> Topology:
         raise UserError(
             f"topology {name!r}: a slice of {generation} has at most {_MAX_CHIPS[generation]} chips"
         )
-    return Topology(f"{generation}:{size}", _tpu_devices(name, generation, sides), chips)
+    return Topology(f"{generation}:{size}", _tpu_devices(name, generation, sides, split), chips)
 
 
 def _usual_shape(generation: str, chips: int) -> str:
@@ -115,7 +126,7 @@ def _usual_cuboid(chips: int) -> str:
     return "x".join(map(str, sides[::-1] if sides[0] == 1 else sides))
 
 
-def _tpu_devices(name: str, generation: str, sides: list[int]) -> Sequence[Any]:
+def _tpu_devices(name: str, generation: str, sides: list[int], split: bool) -> Sequence[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"--topology={name} needs the TPU compiler: pip install 'clip_jax[plan]' "
@@ -127,7 +138,7 @@ def _tpu_devices(name: str, generation: str, sides: list[int]) -> Sequence[Any]:
 
     options: dict[str, str | list[int]] = {}
     if generation in _MEGACORE:
-        options["chip_config_name"] = "megacore"
+        options["chip_config_name"] = "legacy" if split else "megacore"
     if any(n % 2 for n in sides[:2]):  # by default a host has 2×2 chips
         options["chips_per_host_bounds"] = [1, 1, 1]
     shape = f"{generation}:{'x'.join(map(str, sides))}"

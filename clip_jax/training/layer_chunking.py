@@ -11,8 +11,10 @@ from clip_jax.models.stack import is_full
 AUTO = -1
 
 # MB of the widest activation of a chunk, the hidden layer of the MLP, at the best of the sizes
-# that were compiled (docs/benchmarks.md). Chips that are not listed take all rows at once.
-_WIDEST = {"v5e": 20.5, "v5p": 78.0, "v6e": 20.5}
+# that were compiled (docs/benchmarks.md), by chip and cores of a device. Where two cores are one
+# device, products leave no large results on the chip, so that small chunks gain nothing. Chips that
+# are not listed take all rows at once.
+_WIDEST = {("v5e", 1): 20.5, ("v5p", 2): 78.0, ("v5p", 1): 20.5, ("v6e", 1): 20.5}
 # Of GPUs: the temporary values of a layer are few, while a chunk's products still fill the GPU.
 _WIDEST_ON_GPUS = 160.0
 # With fewer tokens attention is so small that chunks cost a TPU time: ViT-B/32 has 50.
@@ -56,4 +58,4 @@ def _widest(chip: Chip | None) -> float | None:
     """Returns the MB of the widest activation of a chunk; None: all rows at once."""
     if chip is None:
         return None
-    return _WIDEST_ON_GPUS if chip.bandwidth else _WIDEST.get(chip.name)
+    return _WIDEST_ON_GPUS if chip.bandwidth else _WIDEST.get((chip.name, chip.cores))

@@ -46,6 +46,15 @@ def test_a_large_matrix_product_is_estimated_near_the_peak(name):
     assert program.product_flops == 2 * n**3
 
 
+@pytest.mark.parametrize("operation", [jnp.matmul, lambda a, b: a * b + 1])
+def test_two_cores_take_half_the_time_of_one(operation):
+    """Also where memory is the limit, which the cores of a chip share."""
+    arguments = shape(4096, 4096), shape(4096, 4096)
+    both = compile_program(operation, *arguments, name="v5p:1x1x1").cycles
+    core = compile_program(operation, *arguments, name="v5p:1x1x1x2").cycles
+    assert both == pytest.approx(core / 2, rel=0.05)
+
+
 def two_products(x, w1, w2):
     """Two products, so that neither writes to the memory that it reads."""
     return jnp.tanh(x @ w1) @ w2

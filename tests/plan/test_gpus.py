@@ -54,7 +54,7 @@ def test_a_gpu_is_described_to_the_compiler(kind):
         ("h100:8x", "h100:N"),
         ("h100:4x32", "at most 16"),
         ("h100:2x2x2", "h100:N"),
-        ("gtx1080:1", "rtx4090:1"),
+        ("gtx1080:1", "h100:8"),
     ],
 )
 def test_the_error_for_unknown_gpus(name, words):

@@ -35,6 +35,12 @@ def test_chunks_that_suit_a_chip(model, chip, rows, expected):
     assert choose_chunks(AUTO, find_architecture(model), chip_named(chip), rows, "full") == expected
 
 
+@pytest.mark.parametrize(("model", "expected"), [("ViT-B/16", (16, 64)), ("ViT-L/14", (8, 32))])
+def test_a_core_of_its_own_takes_smaller_chunks(model, expected):
+    core = chip_named("v5p").of_cores(1)
+    assert choose_chunks(AUTO, find_architecture(model), core, 256, "full") == expected
+
+
 def test_fewer_tokens_make_larger_chunks():
     model = find_architecture("ViT-B/16")
     half = dataclasses.replace(model.vision, patch_dropout=0.5)
