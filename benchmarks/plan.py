@@ -25,7 +25,7 @@ from clip_jax.plan.result import Estimate
 
 CASES = tuple(
     f"configs/{model}.py:{slice_}"
-    for slice_ in ("v5e:16x16", "v5p:4x4x4")
+    for slice_ in ("v5e:16x16", "v5p:4x4x4", "v5p:4x4x4x2")
     for model in ("vit_b16", "vit_l14")
 )
 GPU_CASES = (
@@ -51,8 +51,9 @@ def planned(case: str) -> Estimate:
 
 
 def row(case: str, estimate: Estimate) -> list[str]:
-    """The line of the table for a plan."""
-    size = f"{estimate.hbm_bytes / 2**30:.2f}"
+    """The line of the table for a plan; memory of a chip, which may be two devices."""
+    devices_per_chip = estimate.devices / (estimate.chips or estimate.devices)
+    size = f"{devices_per_chip * estimate.hbm_bytes / 2**30:.2f}"
     if not estimate.fits or estimate.estimated_seconds is None:
         return [case, f"{size} wanted" if not estimate.fits else size, *[""] * 4, ""]
     return [

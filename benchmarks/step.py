@@ -11,7 +11,9 @@ that slows down slows both. The result is the median of the ratios of neighbouri
 As in training, clip_jax cuts off the columns after a batch's longest caption, which changes no
 result of a causal tower; open_clip has no such thing. `--captions full` leaves nothing to cut. Both
 run with the heap settings of `clip_jax.main`; with `--heap ours` open_clip runs without them.
-`--where` profiles one step of clip_jax instead and prints the times of its operations.
+With `--row 2` each side does two steps in a row and the second counts: after a pause, memory that a
+step allocates can be slow for the first time. `--where` profiles one step of clip_jax instead and
+prints the times of its operations.
 """
 
 from __future__ import annotations
@@ -206,6 +208,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=7, help="counted steps of each")
+    parser.add_argument(
+        "--row", type=int, default=1, help="steps of a side in a row, of which the last counts"
+    )
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--remat", default="none", choices=["none", "dots", "full"])
     parser.add_argument(
@@ -238,7 +243,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(args.steps):
         for name, side in sides.items():
-            seconds[name].append(side.step()["seconds"])
+            seconds[name].append([side.step()["seconds"] for _ in range(args.row)][-1])
         print("  ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items()))
     print(
         f"{MODEL}, batch {args.batch_size}, {args.dtype}, remat {args.remat}, "
