@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from clip_jax.errors import UserError
 from clip_jax.io.file_systems import is_remote, load_fsspec, system_of
+from clip_jax.io.range_file import RangeFile
 from clip_jax.io.retries import MissingError, RequestError, retry
 
 T = TypeVar("T")
@@ -226,7 +227,7 @@ class BucketPath(PosixPath):
         """Opens an object for reading bytes; `files.atomic_write` writes objects."""
         if mode != "rb":
             raise io.UnsupportedOperation(f"{self} can only be opened for reading bytes")
-        return io.BufferedReader(_Object(self), AHEAD)
+        return io.BufferedReader(_ranges(self), AHEAD)
 
     def read_range(self, start: int, end: int) -> bytes:
         """Returns some bytes of an object."""
@@ -306,35 +307,16 @@ class BucketPath(PosixPath):
         self._request(lambda system, address: system.cp_file(address, str(target)))
 
 
-class _Object(io.RawIOBase):
-    """An object of a bucket as a file that is read."""
+def _ranges(path: BucketPath) -> RangeFile:
+    """Returns an object of a bucket as a file that is read."""
 
-    def __init__(self, path: BucketPath) -> None:
-        self._path, self._size, self._at = path, path.stat().st_size, 0
+    def read(at: int, count: int) -> bytes:
+        content = path.read_range(at, at + count)
+        if len(content) != count:
+            raise OSError(errno.EIO, "the store gave too few bytes", str(path))
+        return content
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, into: Any) -> int:
-        count = max(0, min(len(into), self._size - self._at))
-        if count:
-            content = self._path.read_range(self._at, self._at + count)
-            if len(content) != count:
-                raise OSError(errno.EIO, "the store gave too few bytes", str(self._path))
-            into[:count] = content
-            self._at += count
-        return count
+    return RangeFile(path.stat().st_size, read)
 
 
 class Mirror:

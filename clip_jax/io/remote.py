@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from clip_jax.errors import UserError, redacted
 from clip_jax.io import files, retries
 from clip_jax.io.file_systems import is_http, is_remote, run, system_of
+from clip_jax.io.range_file import RangeFile
 from clip_jax.io.retries import MissingError, reason, retry
 
 __all__ = [
@@ -213,32 +214,11 @@ async def _http_whole(system: Any, path: str, most: int) -> bytes:
     return bytes(content)
 
 
-class _Ranges(io.RawIOBase):
-    """A remote file as a file object."""
-
-    def __init__(self, path: str) -> None:
-        self._path, self._state, self._at = path, state(path), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._state.size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, into: Any) -> int:
-        count = max(0, min(len(into), self._state.size - self._at))
-        tag = self._state.tag if is_http(self._path) else ""
-        into[:count] = read_range(self._path, self._at, count, tag)
-        self._at += count
-        return count
+def _ranges(path: str) -> RangeFile:
+    """Returns a remote file as a file object."""
+    found = state(path)
+    tag = found.tag if is_http(path) else ""
+    return RangeFile(found.size, lambda at, count: read_range(path, at, count, tag))
 
 
 def open_file(path: str) -> BinaryIO:
@@ -250,7 +230,7 @@ def open_file(path: str) -> BinaryIO:
     """
     if not is_remote(path):
         return open(path, "rb")
-    return io.BufferedReader(_Ranges(path), AHEAD)
+    return io.BufferedReader(_ranges(path), AHEAD)
 
 
 def write(path: str, content: bytes) -> None:
