@@ -143,7 +143,13 @@ def test_an_all_gather_in_a_loop_counts_in_each_iteration():
     )
     gathers = [c for c in summaries(program.collectives) if c["kind"] == "all-gather"]
     assert gathers == [
-        {"kind": "all-gather", "bytes": 2 * 1024**2, "executions": 7, "group_size": 4}
+        {
+            "kind": "all-gather",
+            "bytes": 2 * 1024**2,
+            "executions": 7,
+            "group_size": 4,
+            "hosts": None,
+        }
     ]
 
 

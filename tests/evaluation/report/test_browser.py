@@ -148,7 +148,7 @@ def test_a_theme_is_chosen_and_remembered(visit: Any, address: str) -> None:
     dark = page.evaluate(ground)
     assert dark != light
     page.goto(address)
-    assert page.evaluate(ground) == dark
+    page.wait_for_function(f"{ground} === '{dark}'")  # a busy browser can be late
     page.click("#theme")
     assert page.evaluate(ground) == light
 
